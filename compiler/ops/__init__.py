@@ -1,0 +1,45 @@
+"""The ops of the IR, one declaration each: type rule, NumPy reference, traits.
+
+`make(name, inputs, **attributes)` is the only way a node is built: it infers the type and so checks the
+inputs. `OPS` is the table; every other table keyed by op is tested complete against it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmc.compiler.graph import Node, Source, TensorType, Weight, dtype_name
+from llmc.compiler.ops import attention, elementwise, linear, reduction, shape
+from llmc.compiler.ops.declare import OPS, Op
+
+__all__ = ["OPS", "Op", "attention", "constant", "elementwise", "input_", "linear", "make", "reduction", "shape"]
+
+
+def make(op: str, inputs: tuple[Node, ...] | list[Node], source: Source | None = None, /, **attributes: Any) -> Node:
+    """A node of `op`; missing attributes take the op's defaults.
+
+    Raises:
+        LlmcError: no such op or attribute, or the type rule refuses the inputs.
+    """
+    declared = OPS[op]
+    full = declared.complete(attributes)
+    source = source or (inputs[0].source if inputs else Source())
+    result = declared.infer(tuple(i.type for i in inputs), full, source)
+    return Node(op, tuple(inputs), full, result, source)
+
+
+def input_(name: str, dtype: str, shape: tuple[Any, ...], **attributes: Any) -> Node:
+    """A graph input called `name`."""
+    kind = TensorType(dtype, shape)
+    return make("input", (), Source(name), name=name, dtype=dtype, shape=kind.shape, **attributes)
+
+
+def constant(value: Any, name: str = "", source: Source | None = None) -> Node:
+    """A constant node; `value` is a Weight, an array or a scalar (Python floats become float32)."""
+    import numpy as np
+
+    if not isinstance(value, Weight):
+        array = np.asarray(value)
+        value = Weight(array.astype(np.float32) if array.dtype == np.float64 else array, name)
+    dtype_name(value.array.dtype)
+    return make("constant", (), source or Source(value.name), value=value)

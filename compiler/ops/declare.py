@@ -1,0 +1,90 @@
+"""How an op is declared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from llmc.compiler.graph import Source, TensorType
+from llmc.errors import LlmcError
+
+TypeRule = Callable[..., TensorType]
+Reference = Callable[..., Any]
+
+OPS: dict[str, Op] = {}  # name -> declaration, filled by @op
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op.
+
+    Args:
+        name: as written in the text form.
+        rule: type rule, called with one TensorType for each input and the attributes by keyword.
+        reference: NumPy meaning, called with one array for each input, the attributes by keyword, and, if
+            `symbolic`, `sizes` (dim name -> int).
+        defaults: attribute -> default; `REQUIRED` where there is none.
+        elementwise: each output element depends on the input elements at its (broadcast) index only.
+        view: the output holds the input's elements in the same order, so no kernel is needed.
+        symbolic: attributes hold dims, so the reference needs their sizes.
+        commutative: the first two inputs may be swapped.
+        accuracy: "exact" results are compared bit for bit in tests, "close" ones with a tolerance.
+    """
+
+    name: str
+    rule: TypeRule
+    reference: Reference
+    defaults: Mapping[str, Any]
+    elementwise: bool = False
+    view: bool = False
+    symbolic: bool = False
+    commutative: bool = False
+    accuracy: str = "exact"
+
+    def complete(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`attributes` with defaults filled in, in declaration order."""
+        unknown = set(attributes) - set(self.defaults)
+        if unknown:
+            raise LlmcError(
+                f"{self.name}: no attribute {sorted(unknown)[0]!r}", hint=f"it has: {', '.join(self.defaults) or 'none'}"
+            )
+        full = {k: attributes.get(k, v) for k, v in self.defaults.items()}
+        missing = [k for k, v in full.items() if v is REQUIRED]
+        if missing:
+            raise LlmcError(f"{self.name}: attribute {missing[0]!r} is missing")
+        return MappingProxyType(full)
+
+    def infer(self, inputs: tuple[TensorType, ...], attributes: Mapping[str, Any], source: Source) -> TensorType:
+        """The output type; a refusal names the place and the input types."""
+        try:
+            return self.rule(*inputs, **attributes)
+        except LlmcError as error:
+            found = error.found or ", ".join(map(str, inputs))
+            raise LlmcError(
+                f"{self.name}: {error.problem}", at=error.at or str(source), found=found, hint=error.hint
+            ) from None
+        except TypeError as error:
+            raise LlmcError(
+                f"{self.name}: wrong number of inputs", at=str(source), found=", ".join(map(str, inputs))
+            ) from error
+
+
+class _Required:
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED: Any = _Required()
+
+
+def op(name: str, reference: Reference, *, traits: Mapping[str, Any] | None = None, **defaults: Any) -> Any:
+    """Declare the decorated type rule and the NumPy `reference` as the op `name`."""
+
+    def declare(rule: TypeRule) -> TypeRule:
+        assert name not in OPS, f"op {name} is declared twice"
+        OPS[name] = Op(name, rule, reference, MappingProxyType(defaults), **(traits or {}))
+        return rule
+
+    return declare
