@@ -1,0 +1,150 @@
+"""Transcendental functions as polynomials over vectors: the same bits on every CPU, no libm.
+
+Every multiply that feeds an add is an explicit fma, so nothing is left to contraction. Divisions and square
+roots are IEEE exact. All functions take and return a float32 vector (or scalar) expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import tirx
+
+from llmc.targets.kernels.emit import Emitter, Expr, f32, fma, lanes_of, splat, vector
+
+
+def polynomial(k: Emitter, x: Expr, coefficients: Sequence[float]) -> Expr:
+    """Horner's rule, highest power first."""
+    lanes = lanes_of(x)
+    value = splat(f32(coefficients[0]), lanes)
+    for c in coefficients[1:]:
+        value = k.let(fma(value, x, splat(f32(c), lanes)))
+    return value
+
+
+def exp(k: Emitter, x: Expr) -> Expr:
+    """e**x, 1 ulp or so; 0 below -87.3, where float32 turns subnormal (so exp(-inf) = 0), inf above 88.7.
+
+    Cody and Waite range reduction, x = n ln2 + r, with the degree-5 polynomial of Cephes' expf.
+    """
+    lanes = lanes_of(x)
+    top = k.let(tirx.max(tirx.min(x, splat(88.72, lanes)), splat(-88.0, lanes)))
+    n = k.let(tirx.floor(fma(top, splat(1.44269504088896341, lanes), splat(0.5, lanes))))
+    r = k.let(fma(n, splat(-0.693359375, lanes), top))
+    r = k.let(fma(n, splat(2.12194440e-4, lanes), r))
+    p = polynomial(
+        k, r, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+    )
+    y = k.let(fma(k.let(p * r), r, k.let(r + splat(1.0, lanes))))
+    # 2**n in two halves: n may be 128, one more than a float's exponent holds.
+    ints = k.let(tirx.Cast(vector("int32", lanes), n))
+    half = k.let(tirx.shift_right(ints, splat(tirx.const(1, "int32"), lanes)))
+    y = k.let(y * _power_of_two(half, lanes))
+    y = k.let(y * _power_of_two(k.let(ints - half), lanes))
+    y = k.let(tirx.Select(x < splat(-87.33654, lanes), splat(0.0, lanes), y))
+    return k.let(tirx.Select(x > splat(88.72283, lanes), splat(float("inf"), lanes), y))
+
+
+def _power_of_two(n: Expr, lanes: int) -> Expr:
+    """2**n for int32 n in -126..127, by writing the exponent field."""
+    bits = tirx.shift_left(n + splat(tirx.const(127, "int32"), lanes), splat(tirx.const(23, "int32"), lanes))
+    return tirx.reinterpret(vector("float32", lanes), bits)
+
+
+def tanh(k: Emitter, x: Expr) -> Expr:
+    """tanh(x) to 2 ulp or so: the 13/6 rational minimax approximation used by Eigen, exact +-1 beyond 7.9."""
+    lanes = lanes_of(x)
+    limit = 7.90531110763549805
+    t = k.let(tirx.max(tirx.min(x, splat(limit, lanes)), splat(-limit, lanes)))
+    u = k.let(t * t)
+    p = polynomial(
+        k,
+        u,
+        (
+            -2.76076847742355e-16,
+            2.00018790482477e-13,
+            -8.60467152213735e-11,
+            5.12229709037114e-08,
+            1.48572235717979e-05,
+            6.37261928875436e-04,
+            4.89352455891786e-03,
+        ),
+    )
+    q = polynomial(k, u, (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03))
+    return k.let(k.let(t * p) / q)
+
+
+def erf(k: Emitter, x: Expr) -> Expr:
+    """erf(x) to a few ulp: the rational minimax approximation used by Eigen and XLA, clamped at +-4."""
+    lanes = lanes_of(x)
+    t = k.let(tirx.max(tirx.min(x, splat(4.0, lanes)), splat(-4.0, lanes)))
+    u = k.let(t * t)
+    p = polynomial(
+        k,
+        u,
+        (
+            -2.72614225801306e-10,
+            2.77068142495902e-08,
+            -2.10102402082508e-06,
+            -5.69250639462346e-05,
+            -7.34990630326855e-04,
+            -2.95459980854025e-03,
+            -1.60960333262415e-02,
+        ),
+    )
+    q = polynomial(
+        k,
+        u,
+        (
+            -1.45660718464996e-05,
+            -2.13374055278905e-04,
+            -1.68282697438203e-03,
+            -7.37332916720468e-03,
+            -1.42647390514189e-02,
+        ),
+    )
+    return k.let(k.let(t * p) / q)
+
+
+def sigmoid(k: Emitter, x: Expr) -> Expr:
+    """1 / (1 + e**-x)"""
+    lanes = lanes_of(x)
+    one = splat(1.0, lanes)
+    return k.let(one / k.let(one + exp(k, k.let(splat(0.0, lanes) - x))))
+
+
+def silu(k: Emitter, x: Expr) -> Expr:
+    """x * sigmoid(x)"""
+    return k.let(x * sigmoid(k, x))
+
+
+def gelu(k: Emitter, x: Expr) -> Expr:
+    """x/2 * (1 + erf(x / sqrt 2))"""
+    lanes = lanes_of(x)
+    e = erf(k, k.let(x * splat(0.70710678118654752, lanes)))
+    half = k.let(x * splat(0.5, lanes))
+    return k.let(fma(half, e, half))
+
+
+def gelu_tanh(k: Emitter, x: Expr) -> Expr:
+    """x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x**3)))"""
+    lanes = lanes_of(x)
+    cube = k.let(k.let(x * x) * x)
+    inner = k.let(fma(cube, splat(0.044715, lanes), x) * splat(0.79788456080286536, lanes))
+    half = k.let(x * splat(0.5, lanes))
+    return k.let(fma(half, tanh(k, inner), half))
+
+
+def relu(k: Emitter, x: Expr) -> Expr:
+    """max(x, 0)"""
+    return k.let(tirx.max(x, splat(0.0, lanes_of(x))))
+
+
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": relu,
+    "tanh": tanh,
+    "silu": silu,
+    "sigmoid": sigmoid,
+}
