@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import sympy
+from sympy.printing.c import C99CodePrinter
 
 from llmc.errors import LlmcError
 
@@ -22,6 +23,26 @@ class Bounds(NamedTuple):
 
     low: int
     high: int
+
+
+class floordiv(sympy.Function):  # noqa: N801 - printed and parsed under this name
+    """a // b of positive integers, kept whole where it does not divide."""
+
+    nargs = 2
+    is_integer = True
+    is_nonnegative = True
+
+    @classmethod
+    def eval(cls, a: Any, b: Any) -> Any:
+        if b == 1:
+            return a
+        if a.is_Integer and b.is_Integer:
+            return a // b
+
+
+def ceil_div(a: Dim, b: int) -> Dim:
+    """The number of parts of size `b` that cover `a`."""
+    return dim(floordiv(sympy.sympify(a) + (b - 1), sympy.Integer(b)))
 
 
 @lru_cache(maxsize=None)
@@ -46,7 +67,7 @@ def parse_dim(text: str) -> Dim:
     Raises:
         LlmcError: the text is not an expression over names and integers.
     """
-    names = {"Max": sympy.Max, "Min": sympy.Min, "floor": sympy.floor}
+    names = {"Max": sympy.Max, "Min": sympy.Min, "floordiv": floordiv}
     try:
         tree = compile(text, "<dim>", "eval")
         symbols = {n: symbol(n) for n in tree.co_names if n not in names}
@@ -81,9 +102,36 @@ def upper_bound(value: Dim, bounds: Mapping[str, Bounds]) -> int:
     return evaluate(value, {name: b.high for name, b in bounds.items()})
 
 
+class _CPrinter(C99CodePrinter):  # type: ignore[misc]
+    """Integer C: divisions only by `floordiv`, minimum and maximum by the program's own helpers."""
+
+    def _print_floordiv(self, expr: Any) -> str:
+        a, b = (self._print(arg) for arg in expr.args)
+        return f"(({a})/({b}))"
+
+    def _print_Max(self, expr: Any) -> str:
+        return self._nested("llmc_max", expr.args)
+
+    def _print_Min(self, expr: Any) -> str:
+        return self._nested("llmc_min", expr.args)
+
+    def _nested(self, name: str, args: Any) -> str:
+        first, *rest = (self._print(arg) for arg in args)
+        return f"{name}({first}, {self._nested_text(name, rest)})" if rest else first
+
+    def _nested_text(self, name: str, args: list[str]) -> str:
+        first, *rest = args
+        return f"{name}({first}, {self._nested_text(name, rest)})" if rest else first
+
+    def _print_Pow(self, expr: Any) -> str:
+        base, power = expr.args
+        assert power.is_Integer and power > 0, f"not an integer expression: {expr}"
+        return "(" + "*".join([f"({self._print(base)})"] * int(power)) + ")"
+
+
 def dim_c(value: Dim) -> str:
     """`value` as a C expression over int64_t variables named like the dims."""
-    return str(sympy.ccode(value, user_functions={"Max": "llmc_max", "Min": "llmc_min", "floor": ""}))
+    return str(_CPrinter().doprint(sympy.sympify(value)))
 
 
 def product(dims: Any) -> Dim:
