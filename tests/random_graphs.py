@@ -1,6 +1,6 @@
 """Random well-behaved graphs for tests of passes and kernels.
 
-`random_graph(seed)` is deterministic. Every graph verifies, has symbolic `batch` and `seq`, 5 to 25 nodes, and
+`random_graph(seed)` is deterministic. Every graph verifies, has symbolic `batch` and `seq`, 5 to 25 nodes,
 values that stay finite and well conditioned: no step function of a float, no division by less than 1.
 """
 
