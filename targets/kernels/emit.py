@@ -90,6 +90,7 @@ class Emitter:
         self._scalars: list[Any] = []
         self._blocks: list[list[Any]] = [[]]
         self._count = 0
+        self.bound: dict[str, Any] = {}  # variable name -> the expression `let` gave it
         self._scratch: Any = None
         self.begin = tirx.Var("begin", "int64")
         self.end = tirx.Var("end", "int64")
@@ -154,8 +155,12 @@ class Emitter:
     def let(self, value: Expr, name: str = "t") -> Expr:
         """`value` computed once, here."""
         if not isinstance(value, tirx.Var) and hasattr(value, "ty"):
+            if dtype_of(value).startswith("boolx"):
+                # TVM's interval analysis fails on a variable bound to an integer vector comparison
+                value = tirx.bitwise_or(value, value)
             var = tirx.Var(self._name(name), value.ty)
             self.add(tirx.Bind(var, value))
+            self.bound[str(var.name)] = value
             return var
         return value
 
