@@ -18,7 +18,7 @@ from llmc.compiler.graph import Node, TensorType
 from llmc.compiler.ops import OPS
 from llmc.compiler.ops.elementwise import Step, chain_value
 from llmc.compiler.ops.rules import same_dim
-from llmc.targets.kernels.emit import LANES, STORAGE, Emitter, Expr, i64, splat
+from llmc.targets.kernels.emit import LANES, Emitter, Expr, i64, splat
 from llmc.targets.kernels.grid import CHUNK, ceil_div, chunk_count, nbytes, offset, strides, vectors, walk
 from llmc.targets.kernels.scalar_ops import COSTS, OPERATIONS, apply, from_storage, to_storage
 
