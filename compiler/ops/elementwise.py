@@ -50,20 +50,22 @@ def silu64(x: Array) -> Array:
 
 def relu(x: Array) -> Array:
     """max(x, 0); NaN stays."""
-    return np.maximum(x, np.zeros((), x.dtype))
+    return np.asarray(np.maximum(x, np.zeros((), x.dtype)))
 
 
 def _sign(x: Array) -> Array:
     """-1, 0 or 1; NaN gives 0, as in PyTorch."""
     zero = np.zeros((), x.dtype)
-    return np.subtract((x > zero).astype(x.dtype), (x < zero).astype(x.dtype))
+    result: Array = (x > zero).astype(x.dtype) - (x < zero).astype(x.dtype)
+    return result
 
 
 def _rounded(function: Function) -> Function:
     """`function` of float64 arrays, rounded once to the dtype of the first argument."""
 
     def reference(*arrays: Array) -> Array:
-        return np.asarray(function(*(a.astype(np.float64) for a in arrays))).astype(arrays[0].dtype)
+        result: Array = function(*(a.astype(np.float64) for a in arrays))
+        return np.asarray(result).astype(arrays[0].dtype)
 
     return reference
 
