@@ -189,7 +189,7 @@ class Emitter:
     def first(self, count: Expr, lanes: int = LANES) -> Expr:
         """A lane mask of the first min(count, lanes) lanes; `count` is an int64."""
         zero = tirx.const(0, "int32")
-        mask = tirx.get_active_lane_mask(f"uint1x{lanes}", zero, tirx.Cast("int32", tirx.min(count, i64(lanes))))
+        mask = tirx.get_active_lane_mask(f"boolx{lanes}", zero, tirx.Cast("int32", tirx.min(count, i64(lanes))))
         return self.let(mask, "mask")
 
     def registers(self, count: int, dtype: str = "float32x16") -> Buffer:
@@ -219,6 +219,9 @@ class Emitter:
         lanes, scalar = lanes_of(value), dtype_of(value).rpartition("x")[0]
         while lanes > 1:
             lanes //= 2
+            if lanes == 1:  # vectorlow would give a vector of one, which is no scalar to LLVM
+                low, high = (self.let(tirx.Shuffle([value], [IntImm("int32", i)])) for i in (0, 1))
+                return self.let(combine(low, high))
             low = self.let(tirx.vectorlow(vector(scalar, lanes), value))
             high = self.let(tirx.vectorhigh(vector(scalar, lanes), value))
             value = self.let(combine(low, high))

@@ -55,9 +55,9 @@ def walk(k: Emitter, extents: Sequence[Expr]) -> Iterator[list[Expr]]:
 
     The first item is decoded by division, the following by carrying, so an item costs no division.
     """
-    if len(extents) == 1:
+    if len(extents) < 2:
         with k.loop(k.begin, k.end) as item:
-            yield [item]
+            yield [item][: len(extents)]
         return
     with k.when(k.begin < k.end):
         at = k.registers(len(extents), "int64")
