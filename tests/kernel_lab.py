@@ -52,7 +52,9 @@ def check_no_contraction(function: Any) -> None:
         for operand in (node.a, node.b):
             while isinstance(operand, tirx.Var) and str(operand.name) in bound:
                 operand = bound[str(operand.name)]
-            assert not isinstance(operand, tirx.Mul), f"{function.attrs['global_symbol']}: a product feeds {node}"
+            assert not isinstance(operand, tirx.Mul), (
+                f"{function.attrs['global_symbol']}: a product feeds {node}"
+            )
 
 
 class Lab:
@@ -133,7 +135,9 @@ class Lab:
             assert_guard(scratch)
         assert [bytes_of(o) for o in operands] == before, "a kernel wrote to its input"
         assert_guard(output)
-        assert evaluate(call.cost, sizes) > 0 and evaluate(call.flops, sizes) >= 0 <= evaluate(call.bytes, sizes)
+        assert evaluate(call.cost, sizes) > 0 and evaluate(call.flops, sizes) >= 0 <= evaluate(
+            call.bytes, sizes
+        )
         values[written] = output
 
 

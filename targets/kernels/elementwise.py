@@ -125,11 +125,7 @@ def _chunk(
     k: Emitter, recipe: Recipe, sources: list[Any], bases: list[Expr], target: Any, base: Expr, left: Expr
 ) -> None:
     """min(left, CHUNK) elements from the base offsets."""
-    fixed = {
-        i: splat(k.load(source, bases[i]))
-        for i, source in enumerate(sources)
-        if not recipe.axes[-1][i]
-    }
+    fixed = {i: splat(k.load(source, bases[i])) for i, source in enumerate(sources) if not recipe.axes[-1][i]}
 
     def body(position: Expr, mask: Expr | None) -> None:
         inputs = []

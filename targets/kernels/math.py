@@ -39,7 +39,16 @@ def exp(k: Emitter, x: Expr) -> Expr:
     r = k.let(fma(n, splat(-0.693359375, lanes), top))
     r = k.let(fma(n, splat(2.12194440e-4, lanes), r))
     p = polynomial(
-        k, r, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+        k,
+        r,
+        (
+            1.9875691500e-4,
+            1.3981999507e-3,
+            8.3334519073e-3,
+            4.1665795894e-2,
+            1.6666665459e-1,
+            5.0000001201e-1,
+        ),
     )
     y = k.let(fma(k.let(p * r), r, k.let(r + splat(1.0, lanes))))
     # 2**n in two halves: n may be 128, one more than a float's exponent holds.

@@ -22,7 +22,12 @@ Axis = tuple[Dim, Dim]  # extent, stride of the input in elements
 
 
 def _call(
-    node: Node, key: tuple[Any, ...], emit: Callable[[Emitter], None], scalars: Sequence[Dim], items: Dim, cost: Dim
+    node: Node,
+    key: tuple[Any, ...],
+    emit: Callable[[Emitter], None],
+    scalars: Sequence[Dim],
+    items: Dim,
+    cost: Dim,
 ) -> Call:
     """The call of a kernel without arithmetic, of the family `move`."""
 
@@ -33,7 +38,16 @@ def _call(
 
     pointers = (*(i.dtype for i in node.inputs), node.dtype)
     kernel = Kernel("move", (*key, pointers), pointers, len(scalars), function)
-    return Call(kernel, (*node.inputs, node), tuple(scalars), dim(items), cost, 0, nbytes(*node.inputs, node), node.source)
+    return Call(
+        kernel,
+        (*node.inputs, node),
+        tuple(scalars),
+        dim(items),
+        cost,
+        0,
+        nbytes(*node.inputs, node),
+        node.source,
+    )
 
 
 def _row_cost(length: Dim) -> Dim:
@@ -84,7 +98,9 @@ def strided_copy(node: Node, axes: Sequence[Axis], start: Dim = 0) -> Call:
     scalars = (*(e for e, _ in axes), *(s for _, s in axes), start)
     items = product(e for e, _ in axes[:-1]) * ceil_div(inner, CHUNK)
     cost = _row_cost(inner) * (LANES if mode == "pick" else 1)
-    return _call(node, ("copy", len(axes), mode), lambda k: _strided(k, node, len(axes), mode), scalars, items, cost)
+    return _call(
+        node, ("copy", len(axes), mode), lambda k: _strided(k, node, len(axes), mode), scalars, items, cost
+    )
 
 
 def _strided(k: Emitter, node: Node, rank: int, mode: str) -> None:

@@ -184,7 +184,9 @@ class _Reducer:
         with walk(k, extents) as index:
             k.set(partial, 0, self.neutral())
             self.over(outer, offset(k, index, [self.steps[i] for i in kept]), add)
-            k.store(self.target, offset(k, index, out), self.finish(k.fold(k.let(k.get(partial)), self.combine)))
+            k.store(
+                self.target, offset(k, index, out), self.finish(k.fold(k.let(k.get(partial)), self.combine))
+            )
 
     def columns(self) -> None:
         """The last axis is kept: 16 neighbouring output elements at a time."""
@@ -323,7 +325,9 @@ def _along(node: Node, body: Callable[[Emitter, Any, Any, Expr, Expr, Expr, Expr
     kernel = Kernel("scan", (node.op, x.dtype), (x.dtype, node.dtype), 2, emit)
     items = dim(product(x.shape[:axis]) * inner)
     size = product(x.shape)
-    return Call(kernel, (x, node), (length, inner), items, dim(4 + 4 * length), size, nbytes(x, node), node.source)
+    return Call(
+        kernel, (x, node), (length, inner), items, dim(4 + 4 * length), size, nbytes(x, node), node.source
+    )
 
 
 def cumsum(node: Node) -> Call:

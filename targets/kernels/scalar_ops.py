@@ -277,14 +277,20 @@ COSTS: Mapping[str, int] = {
 
 
 def apply(
-    k: Emitter, op: str, dtypes: tuple[str, ...], result: str, arguments: list[Expr], attributes: Mapping[str, Any]
+    k: Emitter,
+    op: str,
+    dtypes: tuple[str, ...],
+    result: str,
+    arguments: list[Expr],
+    attributes: Mapping[str, Any],
 ) -> Expr:
     """`op` on `arguments` of `dtypes`, giving `result`."""
     if op == "cast":
         return k.let(cast(k, dtypes[0], result, arguments[0]))
     narrow = [d == "f16" for d in dtypes]
     arguments = [
-        k.let(cast(k, "f16", "f32", a)) if is_half else a for a, is_half in zip(arguments, narrow, strict=True)
+        k.let(cast(k, "f16", "f32", a)) if is_half else a
+        for a, is_half in zip(arguments, narrow, strict=True)
     ]
     compute = "f32" if dtypes[-1] == "f16" else dtypes[-1]
     value = k.let(OPERATIONS[op](k, compute, *arguments, **attributes))
