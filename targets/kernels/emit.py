@@ -70,6 +70,16 @@ def splat(value: Expr, lanes: int = LANES) -> Expr:
     return tirx.Broadcast(value, lanes) if lanes > 1 else value
 
 
+def div(a: Expr, b: Expr) -> Expr:
+    """a // b of int64 values that are not negative: one instruction, no sign handling."""
+    return tirx.truncdiv(a, i64(b) if isinstance(b, int) else b)
+
+
+def mod(a: Expr, b: Expr) -> Expr:
+    """a % b of int64 values that are not negative."""
+    return tirx.truncmod(a, i64(b) if isinstance(b, int) else b)
+
+
 def fma(a: Expr, b: Expr, c: Expr) -> Expr:
     """a * b + c rounded once, written out so that no code generator decides it."""
     return tirx.call_llvm_pure_intrin(dtype_of(a), "llvm.fma", a, b, c)
@@ -153,16 +163,24 @@ class Emitter:
     # Values.
 
     def let(self, value: Expr, name: str = "t") -> Expr:
-        """`value` computed once, here."""
-        if not isinstance(value, tirx.Var) and hasattr(value, "ty"):
-            if dtype_of(value).startswith("boolx"):
-                # TVM's interval analysis fails on a variable bound to an integer vector comparison
-                value = tirx.bitwise_or(value, value)
-            var = tirx.Var(self._name(name), value.ty)
-            self.add(tirx.Bind(var, value))
-            self.bound[str(var.name)] = value
-            return var
-        return value
+        """`value` computed once, here.
+
+        An index goes through a register: TVM's analyzer substitutes bound integers into every later
+        expression, whose size would then grow exponentially with the number of steps.
+        """
+        if isinstance(value, tirx.Var | IntImm | FloatImm) or not hasattr(value, "ty"):
+            return value
+        if dtype_of(value) == "int64":
+            held = self.registers(1, "int64")
+            self.set(held, 0, value)
+            return self.get(held, 0)
+        if dtype_of(value).startswith("boolx"):
+            # the analyzer fails on a variable bound to an integer vector comparison
+            value = tirx.bitwise_or(value, value)
+        var = tirx.Var(self._name(name), value.ty)
+        self.add(tirx.Bind(var, value))
+        self.bound[str(var.name)] = value
+        return var
 
     def load(self, buffer: Buffer, index: Expr, lanes: int = 1, mask: Expr | None = None) -> Expr:
         """`lanes` consecutive elements from `index`; lanes outside `mask` read as 0 and touch no memory."""

@@ -13,6 +13,10 @@ from tvm import tirx
 from llmc.targets.kernels.emit import Emitter, Expr, f32, fma, lanes_of, splat, vector
 
 
+# e**r = 1 + r + r**2 * (these), highest power first, |r| <= ln(2)/2: Cephes' expf
+_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+
+
 def polynomial(k: Emitter, x: Expr, coefficients: Sequence[float]) -> Expr:
     """Horner's rule, highest power first."""
     lanes = lanes_of(x)
@@ -58,6 +62,19 @@ def exp(k: Emitter, x: Expr) -> Expr:
     y = k.let(y * _power_of_two(k.let(ints - half), lanes))
     y = k.let(tirx.Select(x < splat(-87.33654, lanes), splat(0.0, lanes), y))
     return k.let(tirx.Select(x > splat(88.72283, lanes), splat(float("inf"), lanes), y))
+
+
+def exp_down(k: Emitter, x: Expr) -> Expr:
+    """e**x for x <= 1, as softmax needs it: the same polynomial without the care for large results."""
+    lanes = lanes_of(x)
+    low = splat(-87.33654, lanes)
+    top = k.let(tirx.max(x, low))
+    n = k.let(tirx.floor(fma(top, splat(1.44269504088896341, lanes), splat(0.5, lanes))))
+    r = k.let(fma(n, splat(-0.693359375, lanes), top))
+    r = k.let(fma(n, splat(2.12194440e-4, lanes), r))
+    y = k.let(fma(polynomial(k, r, _EXP), k.let(r * r), k.let(r + splat(1.0, lanes))))
+    y = k.let(y * _power_of_two(k.let(tirx.Cast(vector("int32", lanes), n)), lanes))
+    return k.let(tirx.Select(x < low, splat(0.0, lanes), y))
 
 
 def _power_of_two(n: Expr, lanes: int) -> Expr:
