@@ -100,6 +100,7 @@ class Emitter:
         self._scalars: list[Any] = []
         self._blocks: list[list[Any]] = [[]]
         self._count = 0
+        self.bound: dict[str, Any] = {}  # variable name -> the expression `let` gave it
         self._scratch: Any = None
         self.begin = tirx.Var("begin", "int64")
         self.end = tirx.Var("end", "int64")
@@ -173,8 +174,12 @@ class Emitter:
             held = self.registers(1, "int64")
             self.set(held, 0, value)
             return self.get(held, 0)
+        if dtype_of(value).startswith("boolx"):
+            # the analyzer fails on a variable bound to an integer vector comparison
+            value = tirx.bitwise_or(value, value)
         var = tirx.Var(self._name(name), value.ty)
         self.add(tirx.Bind(var, value))
+        self.bound[str(var.name)] = value
         return var
 
     def load(self, buffer: Buffer, index: Expr, lanes: int = 1, mask: Expr | None = None) -> Expr:
@@ -202,7 +207,7 @@ class Emitter:
     def first(self, count: Expr, lanes: int = LANES) -> Expr:
         """A lane mask of the first min(count, lanes) lanes; `count` is an int64."""
         zero = tirx.const(0, "int32")
-        mask = tirx.get_active_lane_mask(f"uint1x{lanes}", zero, tirx.Cast("int32", tirx.min(count, i64(lanes))))
+        mask = tirx.get_active_lane_mask(f"boolx{lanes}", zero, tirx.Cast("int32", tirx.min(count, i64(lanes))))
         return self.let(mask, "mask")
 
     def registers(self, count: int, dtype: str = "float32x16") -> Buffer:
@@ -232,6 +237,9 @@ class Emitter:
         lanes, scalar = lanes_of(value), dtype_of(value).rpartition("x")[0]
         while lanes > 1:
             lanes //= 2
+            if lanes == 1:  # vectorlow would give a vector of one, which is no scalar to LLVM
+                low, high = (self.let(tirx.Shuffle([value], [IntImm("int32", i)])) for i in (0, 1))
+                return self.let(combine(low, high))
             low = self.let(tirx.vectorlow(vector(scalar, lanes), value))
             high = self.let(tirx.vectorhigh(vector(scalar, lanes), value))
             value = self.let(combine(low, high))
