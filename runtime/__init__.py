@@ -1,7 +1,7 @@
 """Run compiled models: needs NumPy, and `tokenizers` when text is given.
 
-    model = load("model.llmc")
-    logits = model(input_ids=ids, attention_mask=mask)["logits"]
+model = load("model.llmc")
+logits = model(input_ids=ids, attention_mask=mask)["logits"]
 """
 
 from __future__ import annotations

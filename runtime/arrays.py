@@ -1,4 +1,4 @@
-"""Arrays in and out: what a caller gives becomes a dense array of the right dtype, without a copy where it is one."""
+"""Arrays in and out: what a caller gives becomes a dense array of the right dtype."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _CODES = {name: code for code, name in enumerate(native.DTYPE_NAMES)}
 def input_array(name: str, info: TensorInfo, value: Any) -> Array:
     """`value` as a C-contiguous array of the input's dtype: the same memory if it is one already.
 
-    Takes NumPy arrays, anything with `__dlpack__` on the CPU, numbers, and lists of ints or bools. Integers are
-    widened (i32 to i64, bool to any), floats too (f16 to f32); nothing is narrowed.
+    Takes NumPy arrays, anything with `__dlpack__` on the CPU, numbers, and lists of ints or bools. Integers
+    are widened (i32 to i64, bool to any), floats too (f16 to f32); nothing is narrowed.
 
     Raises:
         LlmcError: the value is no array, on another device, or of a dtype that would lose something.
@@ -28,8 +28,9 @@ def input_array(name: str, info: TensorInfo, value: Any) -> Array:
     array = value if isinstance(value, np.ndarray) else _foreign_array(name, info, value)
     wanted = info.numpy_dtype
     if array.dtype != wanted and not _widens(array.dtype, wanted, info.dtype):
+        bits = " (the bits of bf16)" if info.dtype == "bf16" else ""
         raise LlmcError(
-            f"input {name} is {array.dtype}, must be {wanted}" + (" (bf16 bits)" if info.dtype == "bf16" else ""),
+            f"input {name} is {array.dtype}, must be {wanted}{bits}",
             hint=f"convert it: np.asarray({name}, np.{wanted}), or .to(torch.{wanted}) for a torch tensor",
         )
     return np.require(array, wanted, ["C", "A"])
@@ -89,7 +90,7 @@ def _foreign_array(name: str, info: TensorInfo, value: Any) -> Array:
         raise LlmcError(
             f"input {name} is no array: {error}", hint="pad lists to equal length; move tensors to the CPU"
         ) from None
-    if array.dtype.kind == "f" and info.dtype != "f64" and not hasattr(value, "__array__"):
+    if array.dtype.kind == "f" and not hasattr(value, "__array__"):
         raise LlmcError(
             f"input {name} is a list or number of Python floats, which have 64 bits",
             hint=f"say what is wanted: np.asarray({name}, np.{info.numpy_dtype})",

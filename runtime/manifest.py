@@ -106,7 +106,9 @@ def read_manifest(folder: str | Path) -> Manifest:
     number = root["format"].integer(1, MAX_SIZE)
     if number != FORMAT:
         advice = "update llmc" if number > FORMAT else "compile the model again"
-        raise LlmcError(f"artifact format {number} is not supported, only {FORMAT}", at=str(path), hint=advice)
+        raise LlmcError(
+            f"artifact format {number} is not supported, only {FORMAT}", at=str(path), hint=advice
+        )
     _check_seal(root)
     return _manifest(root, path)
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 def load(path: str | os.PathLike[str], threads: int | None = None, variant: str | None = None) -> Model:
     """Open the artifact in folder `path`.
 
-    Every file but the weights is hashed before any of it is used; of the weights, size and header are checked.
+    Every file but the weights is hashed before any of it is used; of the weights, size and header are
+    checked.
 
     Args:
         threads: that work on one run; None: one for each usable core.
@@ -89,9 +90,9 @@ class Model:
         """Run once, without the GIL.
 
         Args:
-            inputs: name -> array, or anything with DLPack on the CPU (torch tensors), or lists of ints. An array
-                of the right dtype that is C-contiguous is used where it lies; nobody may write to it meanwhile.
-                Inputs with a default may be left out.
+            inputs: name -> array, or anything with DLPack on the CPU (torch tensors), or lists of ints.
+                An array of the right dtype that is C-contiguous is used where it lies; nobody may write to
+                it meanwhile. Inputs with a default may be left out.
             out: name -> array to write an output into; the others are allocated.
 
         Returns:
@@ -123,7 +124,8 @@ class Model:
     ) -> dict[str, Array]:
         """Tokenise and run: one text, one (text, pair), or a list of either, which makes one batch.
 
-        Longer texts are cut to the model's bound, unless `truncate` is False, shorter ones padded to the longest.
+        Longer texts are cut to the model's bound, unless `truncate` is False, shorter ones padded to the
+        longest.
 
         Raises:
             LlmcError: the artifact has no tokenizer, or a text is empty of tokens or too long.

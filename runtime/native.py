@@ -6,7 +6,7 @@ import ctypes
 import os
 from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_double, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from llmc.errors import LlmcError
 
@@ -15,37 +15,36 @@ MAX_RANK = 8
 MAX_DIMS = 16
 EXPRESSION = -(2**63)  # a size in TensorSpec.dims that the program computes
 DTYPE_NAMES = ("?", "f32", "f16", "bf16", "i8", "u8", "i32", "i64", "bool")
-_Fields = ClassVar[list[tuple[str, Any]]]
 
 
 class Error(Structure):
     """llmc_error"""
 
-    _fields_: _Fields = [("status", c_int), ("message", c_char * 512), ("hint", c_char * 256)]
+    _fields_ = (("status", c_int), ("message", c_char * 512), ("hint", c_char * 256))
 
 
 class Options(Structure):
     """llmc_options"""
 
-    _fields_: _Fields = [
+    _fields_ = (
         ("threads", c_int),
         ("pin", c_int),
         ("spin_us", c_int),
         ("check_weights", c_int),
         ("variant", c_char_p),
-    ]
+    )
 
 
 class DimInfo(Structure):
     """llmc_dim_info"""
 
-    _fields_: _Fields = [("name", c_char_p), ("low", c_int64), ("high", c_int64)]
+    _fields_ = (("name", c_char_p), ("low", c_int64), ("high", c_int64))
 
 
 class TensorSpec(Structure):
     """llmc_tensor_spec"""
 
-    _fields_: _Fields = [
+    _fields_ = (
         ("name", c_char_p),
         ("dtype", c_int),
         ("rank", c_int),
@@ -56,13 +55,13 @@ class TensorSpec(Structure):
         ("has_range", c_int),
         ("low", c_int64),
         ("high", c_int64),
-    ]
+    )
 
 
 class Info(Structure):
     """llmc_info"""
 
-    _fields_: _Fields = [
+    _fields_ = (
         ("name", c_char_p),
         ("build_id", c_char_p),
         ("variant", c_char_p),
@@ -76,57 +75,65 @@ class Info(Structure):
         ("outputs", POINTER(TensorSpec)),
         ("load_seconds", c_double),
         ("weights_bytes", c_uint64),
-    ]
+    )
 
 
 class Tensor(Structure):
     """llmc_tensor"""
 
-    _fields_: _Fields = [("data", c_void_p), ("dtype", c_int), ("rank", c_int), ("shape", c_int64 * MAX_RANK)]
+    _fields_ = (("data", c_void_p), ("dtype", c_int), ("rank", c_int), ("shape", c_int64 * MAX_RANK))
 
 
 class Summary(Structure):
     """llmc_summary; seconds"""
 
-    _fields_: _Fields = [("n", c_int64)] + [
-        (name, c_double)
-        for name in ("mean", "mean_low", "mean_high", "p50", "p90", "p95", "p99", "min", "max")
-    ]
+    _fields_ = (
+        ("n", c_int64),
+        ("mean", c_double),
+        ("mean_low", c_double),
+        ("mean_high", c_double),
+        ("p50", c_double),
+        ("p90", c_double),
+        ("p95", c_double),
+        ("p99", c_double),
+        ("min", c_double),
+        ("max", c_double),
+    )
 
 
 class Ratio(Structure):
     """llmc_ratio"""
 
-    _fields_: _Fields = [("n", c_int64), ("ratio", c_double), ("low", c_double), ("high", c_double)]
+    _fields_ = (("n", c_int64), ("ratio", c_double), ("low", c_double), ("high", c_double))
 
 
 class BenchmarkOptions(Structure):
     """llmc_benchmark_options"""
 
-    _fields_: _Fields = [
+    _fields_ = (
         ("seconds", c_double),
         ("max_runs", c_int64),
         ("warmup", c_int64),
         ("seed", c_uint64),
-    ]
+    )
 
 
 class StepReport(Structure):
     """llmc_step_report"""
 
-    _fields_: _Fields = [
+    _fields_ = (
         ("kernel", c_char_p),
         ("source", c_char_p),
         ("seconds", c_double),
         ("flops", c_double),
         ("bytes", c_double),
-    ]
+    )
 
 
 class Report(Structure):
     """llmc_benchmark_report"""
 
-    _fields_: _Fields = [
+    _fields_ = (
         ("sizes", c_int64 * MAX_DIMS),
         ("warmup_runs", c_int64),
         ("latency", Summary),
@@ -137,7 +144,7 @@ class Report(Structure):
         ("bytes", c_double),
         ("peak_flops_per_second", c_double),
         ("peak_bytes_per_second", c_double),
-    ]
+    )
 
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {

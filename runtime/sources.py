@@ -10,4 +10,4 @@ MODULE_SOURCES = tuple(
     FOLDER / f"{name}.c"
     for name in ("benchmark", "cpu", "error", "open", "peak", "pool", "run", "sha256", "stats", "workload")
 )
-BENCH_SOURCES = tuple(FOLDER / f"{name}.c" for name in ("bench_main",))
+BENCH_SOURCES = tuple(FOLDER / f"{name}.c" for name in ("bench_load", "bench_main", "bench_print", "sha256"))

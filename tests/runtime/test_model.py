@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import threading
-import time
-
 import numpy as np
 import pytest
 
-from llmc import LlmcError
 from llmc.runtime import TensorInfo, load
 
 
