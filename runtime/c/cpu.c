@@ -119,10 +119,10 @@ static int first_siblings(const cpu_set_t *mask, int *list, int capacity) {
     int cpu, count = 0;
     for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
         int sibling;
-        if (!CPU_ISSET(cpu, mask)) continue;
+        if (!CPU_ISSET((size_t)cpu, mask)) continue;
         snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
         sibling = first_number(path, cpu);
-        if (sibling >= 0 && sibling < cpu && CPU_ISSET(sibling, mask)) continue; /* its core is counted */
+        if (sibling >= 0 && sibling < cpu && CPU_ISSET((size_t)sibling, mask)) continue; /* its core is counted */
         if (list && count < capacity) list[count] = cpu;
         count++;
     }
@@ -145,7 +145,7 @@ int llmc_pin_thread(int index) {
     if (count > 256) count = 256;
     if (count < 1) return -1;
     CPU_ZERO(&one);
-    CPU_SET(list[index % count], &one);
+    CPU_SET((size_t)list[index % count], &one);
     return sched_setaffinity(0, sizeof one, &one);
 }
 

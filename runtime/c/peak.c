@@ -7,7 +7,9 @@
 
 #define TRIALS 7            /* the best one counts: nothing makes a machine faster than it is */
 #define ITEMS_PER_THREAD 16 /* a thread that starts late leaves its share to the others */
+#ifndef STREAM_FLOATS
 #define STREAM_FLOATS (4 << 20) /* in each of three arrays of 16 MB: beyond the caches of a core */
+#endif
 #define STREAM_ITEMS 256
 
 typedef struct fma_job {

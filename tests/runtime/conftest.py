@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from llmc.runtime.manifest import seal
+from llmc.runtime.selftest import write_selftest
 from llmc.runtime.sources import BENCH_SOURCES, FOLDER, HEADER, MODULE_SOURCES
 
 HERE = Path(__file__).parent
@@ -85,15 +86,38 @@ def manifest_fields(folder: Path) -> dict[str, Any]:
         "pipeline": "",
         "quantisation": "none",
         "files": files,
+        "selftest": {"rtol": 0, "atol": 1e-6},
         "labels": ["no", "yes"],
+        "tokenizer": {"file": "tokenizer.json", "max_length": 128, "pad_id": 0, "pad_token": "[PAD]"},
         "postprocess": {},
         "sizes": {"parameters": 30},
     }
 
 
-def write_manifest(folder: Path, **changes: Any) -> None:
-    fields = seal({**manifest_fields(folder), **changes})
+def write_manifest(folder: Path) -> None:
+    fields = manifest_fields(folder)
+    for name, field in (("selftest.bin", "selftest"), ("tokenizer.json", "tokenizer")):
+        if name not in fields["files"]:
+            del fields[field]
+    fields = seal(fields)
     (folder / "manifest.json").write_text(json.dumps(fields, indent=1))
+
+
+def compute(ids: Any, mask: Any = None) -> dict[str, np.ndarray]:
+    ids = np.asarray(ids)
+    hidden = TABLE[ids] * (np.ones(ids.shape) if mask is None else np.asarray(mask))[..., None]
+    outputs = {"hidden": hidden, "sums": hidden.sum(1), "ramp": np.arange(2 * ids.shape[1] + 1)}
+    return {name: array.astype(np.float32) for name, array in outputs.items()}
+
+
+def write_tokenizer(path: Path) -> None:
+    """Words a to h have ids 2 to 9; anything else is 1."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"[PAD]": 0, "[UNK]": 1, **{word: 2 + i for i, word in enumerate("abcdefgh")}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(path))
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +147,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compile_c(folder / "bench", f'-DLLMC_MODULE_SHA256="{digest}"', *map(str, BENCH_SOURCES), "-ldl", "-lm")
     shutil.copy(HEADER, folder)
     write_weights(folder / "weights.bin", weights_payload())
+    write_tokenizer(folder / "tokenizer.json")
+    ids, mask = np.array([[1, 2, 3]]), np.array([[1, 0, 1]])
+    cases = [({"input_ids": ids}, compute(ids)), ({"input_ids": ids, "attention_mask": mask}, compute(ids, mask))]
+    write_selftest(folder / "selftest.bin", BUILD_ID, cases)
     write_manifest(folder)
     return folder
 
@@ -135,13 +163,4 @@ def copy_of_tiny(tiny: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def expected() -> Callable[..., dict[str, np.ndarray]]:
     """What tiny should give."""
-
-    def compute(ids: Any, mask: Any = None) -> dict[str, np.ndarray]:
-        ids = np.asarray(ids)
-        hidden = TABLE[ids] * (np.ones(ids.shape) if mask is None else np.asarray(mask))[..., None]
-        ramp = np.arange(2 * ids.shape[1] + 1)
-        return {
-            k: v.astype(np.float32) for k, v in (("hidden", hidden), ("sums", hidden.sum(1)), ("ramp", ramp))
-        }
-
     return compute
