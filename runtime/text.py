@@ -54,7 +54,7 @@ class Tokenizer:
         return made
 
     def __call__(self, texts: Text | Sequence[Text], *, truncate: bool = True) -> dict[str, Array]:
-        """int64 arrays [batch, longest text] for those of input_ids, attention_mask, token_type_ids there are.
+        """int64 arrays [batch, longest text] for the inputs that the tokenizer can make.
 
         Raises:
             LlmcError: no texts, something else than texts, or a text that is too long and may not be cut.

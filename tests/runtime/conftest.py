@@ -149,7 +149,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_weights(folder / "weights.bin", weights_payload())
     write_tokenizer(folder / "tokenizer.json")
     ids, mask = np.array([[1, 2, 3]]), np.array([[1, 0, 1]])
-    cases = [({"input_ids": ids}, compute(ids)), ({"input_ids": ids, "attention_mask": mask}, compute(ids, mask))]
+    cases = [
+        ({"input_ids": ids}, compute(ids)),
+        ({"input_ids": ids, "attention_mask": mask}, compute(ids, mask)),
+    ]
     write_selftest(folder / "selftest.bin", BUILD_ID, cases)
     write_manifest(folder)
     return folder

@@ -1,7 +1,7 @@
 """Damage an artifact at random, again and again, and use it: run by test_damage.py in a process of its own.
 
-Usage: mutate.py FOLDER files|manifest COUNT. Prints the number of refusals and of right runs as JSON; any other
-outcome ends the process with a traceback or a signal.
+Usage: mutate.py FOLDER files|manifest COUNT. Prints the number of refusals and of right runs as JSON; any
+other outcome ends the process with a traceback or a signal.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 
 def places(value: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The path to everything in a JSON value but itself."""
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
     found = []
     for key, child in children:
         found += [(*here, key), *places(child, (*here, key))]
@@ -91,9 +93,7 @@ def use(folder: Path, expected: dict[str, np.ndarray], same_numbers: bool) -> st
             model.selftest()
             model.run_text("a b")
     except LlmcError as error:
-        assert error.problem
-        str(error).encode("utf-8", "replace")
-        return "refused"
+        return "refused" if len(str(error)) > 10 else "refused without a reason"
     return "ran"
 
 

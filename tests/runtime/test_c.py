@@ -36,7 +36,14 @@ def driver(tmp_path_factory, build):
         sources = [build.tiny_c.with_name("driver.c"), build.tiny_c, *MODULE_SOURCES]
         digest = f'-DWEIGHTS_SHA256="{build.sha256(build.weights_payload())}"'
         build.compile_c(
-            output, "-g", "-DSTREAM_FLOATS=65536", digest, *flags, *map(str, sources), "-lpthread", compiler=[tool("gcc")]
+            output,
+            "-g",
+            "-DSTREAM_FLOATS=65536",
+            digest,
+            *flags,
+            *map(str, sources),
+            "-lpthread",
+            compiler=[tool("gcc")],
         )
         return output
 
@@ -48,7 +55,9 @@ def driver(tmp_path_factory, build):
 )
 def test_header_is_strict(command, tmp_path):
     source = tmp_path / ("use.c" if command[0] == "gcc" else "use.cpp")
-    source.write_text('#include "llmc.h"\nint main(void) { llmc_options o = {0, 0, 0, 0, NULL}; return o.pin; }\n')
+    source.write_text(
+        '#include "llmc.h"\nint main(void) { llmc_options o = {0, 0, 0, 0, NULL}; return o.pin; }\n'
+    )
     run(tool(command[0]), *command[1:], *STRICT, f"-I{HEADER.parent}", "-c", source, "-o", tmp_path / "use.o")
 
 
@@ -68,7 +77,9 @@ def test_compiles_for_arm(build, tmp_path):
 def test_sanitizers(driver, tiny, sanitizer):
     program = driver(f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
     # thread sanitizer needs a fixed address layout on kernels with many random bits
-    result = run(*(["setarch", "-R"] if sanitizer == "thread" and shutil.which("setarch") else []), program, tiny)
+    result = run(
+        *(["setarch", "-R"] if sanitizer == "thread" and shutil.which("setarch") else []), program, tiny
+    )
     assert result.stdout == "done\n"
 
 
@@ -80,7 +91,9 @@ def test_valgrind(driver, tiny):
 
 @pytest.mark.slow
 def test_failing_allocations(driver, tiny):
-    program = driver("-DFAILURES", *(f"-Wl,--wrap={name}" for name in WRAPPED), "-fsanitize=address,undefined")
+    program = driver(
+        "-DFAILURES", *(f"-Wl,--wrap={name}" for name in WRAPPED), "-fsanitize=address,undefined"
+    )
     text = run(program, tiny, "failures").stdout
     assert int(re.match(r"(\d+) allocations failed", text)[1]) >= 15
 
@@ -94,6 +107,8 @@ def test_needs_the_system_only(tiny, name):
 
 def test_module_exports_the_interface_only(tiny):
     text = run(tool("readelf"), "--dyn-syms", "-W", tiny / "module.so").stdout
-    exported = {row.split()[-1] for row in text.splitlines() if " GLOBAL DEFAULT " in row and " UND " not in row}
+    exported = {
+        row.split()[-1] for row in text.splitlines() if " GLOBAL DEFAULT " in row and " UND " not in row
+    }
     declared = set(re.findall(r"LLMC_API [^;(]*?(llmc_\w+)\(", HEADER.read_text()))
     assert exported == declared

@@ -49,7 +49,11 @@ def change(folder, *place, to):
         (("outputs", 1, "name"), "hidden", "field outputs must be different names"),
         (("dims", "seq"), [5, 2], "field dims.seq[1] must be an integer within 5.."),
         (("dims", "seq"), [1, 600], "field dims does not describe module.so"),
-        (("files", "../x"), {"bytes": 0, "sha256": "0" * 64}, "field files.../x must be a plain file name as key"),
+        (
+            ("files", "../x"),
+            {"bytes": 0, "sha256": "0" * 64},
+            "field files.../x must be a plain file name as key",
+        ),
         (("files",), {}, "field files must be an entry for module.so"),
         (("files", "llmc.h", "bytes"), 3, "llmc.h is damaged or of another build"),
         (("files", "llmc.h", "sha256"), "0" * 64, "llmc.h is damaged or of another build"),
@@ -91,7 +95,7 @@ def test_text(tmp_path, text, message):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(LlmcError, match="cannot read manifest.json: No such file"):
+    with pytest.raises(LlmcError, match=r"cannot read manifest\.json: No such file"):
         load(tmp_path / "nothing.llmc")
 
 
