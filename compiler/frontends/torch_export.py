@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.frontends import aten_math, aten_nn, aten_shape
+from llmc.compiler.frontends import aten_math, aten_nn, aten_shape, inplace
 from llmc.compiler.frontends.aten import TABLE, Call, Symbols, UnsupportedError, dtype_of
 from llmc.compiler.frontends.report import Problem, report
 from llmc.compiler.graph import Graph, Node, Source
@@ -75,10 +75,8 @@ def to_graph(
 
 
 def _functional(program: ExportedProgram) -> ExportedProgram:
-    """The program without in-place ops; nothing is decomposed. `detach_` is harmless and stays."""
-    targets = {n.target for n in program.graph.nodes if n.op == "call_function"}
-    schemas = [t._schema for t in targets if hasattr(t, "_schema")]
-    if not any(s.is_mutable and s.name != "aten::detach_" for s in schemas):
+    """The program with no in-place op that matters; nothing is decomposed."""
+    if inplace.plain(program.graph):
         return program
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -168,6 +166,7 @@ class _Reader:
         if any(self.values.get(read) is None for read in node.all_input_nodes):
             return None  # what it reads has been reported
         name = str(node.target)
+        name = inplace.plain_name(name) if inplace.mutates(node) else name
         convert = TABLE.get(name.removeprefix("aten."))
         if convert is None:
             raise UnsupportedError("no such op in llmc", "replace it with other ops, or ask for it to be added")
