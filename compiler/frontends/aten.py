@@ -1,7 +1,7 @@
 """How one ATen call becomes IR nodes: the table of converters and what a converter is given.
 
-The converters themselves are in `aten_math.py`, `aten_shape.py` and `aten_nn.py`. Each is registered under the
-names of the overloads it takes and returns a node (or a tuple of nodes for an op with several results).
+The converters themselves are in `aten_math.py`, `aten_shape.py` and `aten_nn.py`. Each is registered under
+the names of the overloads it takes and returns a node, or a tuple of nodes for an op with several results.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def dtype_of(torch_dtype: Any) -> str:
     """llmc's name of a torch dtype."""
     if torch_dtype not in TORCH_DTYPES:
         raise UnsupportedError(
-            f"dtype {str(torch_dtype).removeprefix('torch.')}", "convert the model with .float() before export"
+            f"dtype {str(torch_dtype).removeprefix('torch.')}",
+            "convert the model with .float() before export",
         )
     return TORCH_DTYPES[torch_dtype]
 
@@ -76,7 +77,9 @@ class Symbols:
         """A size as torch has it (int, SymInt) as a dim of the IR."""
         if isinstance(value, torch.SymInt):
             expr = value.node.expr
-            expr = expr.replace(lambda e: type(e).__name__ == "FloorDiv", lambda e: sympy.floor(e.args[0] / e.args[1]))
+            expr = expr.replace(
+                lambda e: type(e).__name__ == "FloorDiv", lambda e: sympy.floor(e.args[0] / e.args[1])
+            )
             return dim(expr.xreplace(dict(self.names)))
         return dim(value)
 
@@ -88,8 +91,16 @@ class Call:
     those of the (first) result.
     """
 
-    def __init__(self, target: Any, arguments: Mapping[str, Any], meta: Any, source: Source, symbols: Symbols) -> None:
-        self.target, self.arguments, self.meta, self.source, self.symbols = target, arguments, meta, source, symbols
+    def __init__(
+        self, target: Any, arguments: Mapping[str, Any], meta: Any, source: Source, symbols: Symbols
+    ) -> None:
+        self.target, self.arguments, self.meta, self.source, self.symbols = (
+            target,
+            arguments,
+            meta,
+            source,
+            symbols,
+        )
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]

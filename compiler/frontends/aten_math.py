@@ -59,7 +59,14 @@ def _leaky_relu(call: Call) -> Node:
     return call.op("where", call.op("gt", x, zero), x, call.op("mul", x, slope))
 
 
-@aten("hardtanh.default", "clamp.default", "clamp.Tensor", "clamp_min.default", "clamp_max.default", "relu6.default")
+@aten(
+    "hardtanh.default",
+    "clamp.default",
+    "clamp.Tensor",
+    "clamp_min.default",
+    "clamp_max.default",
+    "relu6.default",
+)
 def _clamp(call: Call) -> Node:
     low = call.get("min", call.get("min_val"))
     high = call.get("max", call.get("max_val"))
@@ -118,7 +125,9 @@ def _div(call: Call) -> Node:
     """Plain division is in floats; rounding_mode="floor" keeps integers."""
     a, b = (call.cast(x, call.dtype) for x in call.tensors("self", "other"))
     mode = call.get("rounding_mode")
-    call.require(mode in (None, "floor"), f"division with rounding_mode={mode!r}", "use rounding_mode='floor'")
+    call.require(
+        mode in (None, "floor"), f"division with rounding_mode={mode!r}", "use rounding_mode='floor'"
+    )
     return call.op("floordiv" if mode == "floor" else "div", a, b)
 
 
@@ -143,7 +152,12 @@ def _pow(call: Call) -> Node:
 
 
 @aten(
-    *(f"{prefix}_{op}.{kind}" for prefix in ("bitwise",) for op in ("and", "or", "xor") for kind in ("Tensor", "Scalar")),
+    *(
+        f"{prefix}_{op}.{kind}"
+        for prefix in ("bitwise",)
+        for op in ("and", "or", "xor")
+        for kind in ("Tensor", "Scalar")
+    ),
     *(f"__{op}__.{kind}" for op in ("and", "or", "xor") for kind in ("Tensor", "Scalar")),
     *(f"logical_{op}.default" for op in ("and", "or", "xor")),
 )
@@ -161,7 +175,9 @@ def _logic(call: Call) -> Node:
 @aten("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
 def _where(call: Call) -> Node:
     a, b = call.tensors("self", "other")
-    return call.op("where", call.cast(call["condition"], "bool"), call.cast(a, call.dtype), call.cast(b, call.dtype))
+    return call.op(
+        "where", call.cast(call["condition"], "bool"), call.cast(a, call.dtype), call.cast(b, call.dtype)
+    )
 
 
 @aten("masked_fill.Scalar", "masked_fill.Tensor")
@@ -253,7 +269,14 @@ def _variance(call: Call) -> Node:
 
 
 @aten(
-    *("alias.default", "clone.default", "contiguous.default", "detach.default", "detach_.default", "lift_fresh.default"),
+    *(
+        "alias.default",
+        "clone.default",
+        "contiguous.default",
+        "detach.default",
+        "detach_.default",
+        "lift_fresh.default",
+    ),
     *("lift_fresh_copy.default", "positive.default"),
 )
 def _same(call: Call) -> Any:
@@ -269,4 +292,3 @@ def _dropout(call: Call) -> Any:
 @aten("to.device", "to.dtype", "to.dtype_layout", "to.other", "_to_copy.default", "type_as.default")
 def _to(call: Call) -> Node:
     return call.cast(call["self"], call.dtype)
-

@@ -65,12 +65,20 @@ def _rms_norm(call: Call) -> Node:
 @aten("scaled_dot_product_attention.default")
 def _attention(call: Call) -> Node:
     query, key, value, mask = call["query"], call["key"], call["value"], call.get("attn_mask")
-    call.require(not call.get("dropout_p", 0.0), "dropout in training mode", "call model.eval() before export")
-    call.require(query.type.rank == 4, f"attention on {query.type.rank} axes", "use [batch, heads, seq, width]")
+    call.require(
+        not call.get("dropout_p", 0.0), "dropout in training mode", "call model.eval() before export"
+    )
+    call.require(
+        query.type.rank == 4, f"attention on {query.type.rank} axes", "use [batch, heads, seq, width]"
+    )
     scale = call.get("scale", 1.0 / math.sqrt(query.shape[-1]))
     inputs = (query, key, value) if mask is None else (query, key, value, mask)
     return call.op(
-        "attention", *inputs, scale=scale, causal=bool(call.get("is_causal", False)), has_mask=mask is not None
+        "attention",
+        *inputs,
+        scale=scale,
+        causal=bool(call.get("is_causal", False)),
+        has_mask=mask is not None,
     )
 
 
@@ -81,7 +89,9 @@ def _conv1d(call: Call) -> Node:
     (stride,), (dilation,) = call.get("stride", [1]), call.get("dilation", [1])
     width = weight.shape[2]
     before, after = _padding(call, call.get("padding", [0]), (width - 1) * dilation)
-    call.require(call.get("groups", 1) == 1 and stride == 1, "conv1d with groups or stride", "use groups=1, stride=1")
+    call.require(
+        call.get("groups", 1) == 1 and stride == 1, "conv1d with groups or stride", "use groups=1, stride=1"
+    )
     call.require(weight.op == "constant", "conv1d with computed weights")
     rows = call.op("transpose", x, perm=(0, 2, 1))
     rows = call.op("pad", rows, before=(0, before, 0), after=(0, after, 0)) if before or after else rows

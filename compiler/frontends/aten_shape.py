@@ -13,7 +13,14 @@ from llmc.compiler.graph import Node
 
 @aten(
     *("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int"),
-    *("squeeze.default", "squeeze.dim", "squeeze.dims", "unsqueeze.default", "view_as.default", "reshape_as.default"),
+    *(
+        "squeeze.default",
+        "squeeze.dim",
+        "squeeze.dims",
+        "unsqueeze.default",
+        "view_as.default",
+        "reshape_as.default",
+    ),
 )
 def _reshape(call: Call) -> Node:
     """torch.export has worked out the new shape."""
@@ -127,8 +134,14 @@ def _concat(call: Call) -> Node:
 def _pad(call: Call) -> Node:
     """PyTorch lists (before, after) from the last axis on."""
     x, pads = call["self"], call["pad"]
-    call.require(call.get("mode", "constant") == "constant", f"padding mode {call.get('mode')!r}", "pad with a constant")
-    call.require(all(isinstance(p, int) and p >= 0 for p in pads), "negative or dynamic padding", "slice instead")
+    call.require(
+        call.get("mode", "constant") == "constant",
+        f"padding mode {call.get('mode')!r}",
+        "pad with a constant",
+    )
+    call.require(
+        all(isinstance(p, int) and p >= 0 for p in pads), "negative or dynamic padding", "slice instead"
+    )
     rank = x.type.rank
     before, after = [0] * rank, [0] * rank
     for position in range(len(pads) // 2):
@@ -138,13 +151,15 @@ def _pad(call: Call) -> Node:
 
 @aten("roll.default")
 def _roll(call: Call) -> Node:
-    x = call["self"]
+    x: Node = call["self"]
     for shift, axis in zip(call["shifts"], call["dims"], strict=True):
         axis = call.axis(axis)
         size = x.shape[axis]
         call.require(isinstance(size, int), "roll along an axis of dynamic size")
         cut = -shift % size
-        x = call.op("concat", _sliced(call, x, axis, cut, size - cut), _sliced(call, x, axis, 0, cut), axis=axis)
+        x = call.op(
+            "concat", _sliced(call, x, axis, cut, size - cut), _sliced(call, x, axis, 0, cut), axis=axis
+        )
     return x
 
 
@@ -215,7 +230,9 @@ def _arange(call: Call) -> Node:
     start, step = call.get("start", 0), call.get("step", 1)
     if isinstance(start, float) or isinstance(step, float):
         count = call.op("iota", length=call.shape[0], dtype=call.dtype)
-        return call.op("add", call.op("mul", count, call.scalar(step, call.dtype)), call.scalar(start, call.dtype))
+        return call.op(
+            "add", call.op("mul", count, call.scalar(step, call.dtype)), call.scalar(start, call.dtype)
+        )
     return call.op("iota", length=call.shape[0], start=dim(start), step=step, dtype=call.dtype)
 
 
@@ -244,5 +261,7 @@ def _triangle(call: Call) -> Node:
     rows, columns = x.shape[-2:]
     i = call.reshape(call.op("iota", length=rows), (rows, 1))
     away = call.op("sub", call.op("iota", length=columns), i)
-    keep = call.op("le" if "tril" in str(call.target) else "ge", away, call.scalar(call.get("diagonal", 0), "i64"))
+    keep = call.op(
+        "le" if "tril" in str(call.target) else "ge", away, call.scalar(call.get("diagonal", 0), "i64")
+    )
     return call.op("where", keep, x, call.scalar(0, x.dtype))

@@ -1,8 +1,8 @@
 """Relative-position buckets as tables.
 
-MPNet and DeBERTa put the distance of two tokens into logarithmic buckets: `ceil` or truncation of a logarithm,
-where one unit in the last place decides the bucket. Distances are bounded by the longest sequence, so the
-importer lets PyTorch compute all buckets once and looks them up: exact on every machine, and faster.
+MPNet and DeBERTa put the distance of two tokens into logarithmic buckets: a rounded logarithm, where one unit
+in the last place decides the bucket. Distances are bounded by the longest sequence, so the importer lets
+PyTorch compute all buckets once and looks them up: the same on every machine, and faster.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Summary:
     """A checked folder.
 
     Args:
-        path: the folder given; `root` is where the transformer is (a subfolder in some sentence-transformers).
+        path: the folder given; `root` is where the transformer is, in some sentence-transformers a subfolder.
         parameters: number of weights, None if they are in a pickle that has not been opened.
         dtypes: safetensors dtype -> number of weights.
         labels: names of the classes, empty if the task has none.
@@ -70,7 +70,9 @@ def inspect(path: str | Path, task: str = "auto") -> Summary:
     path = Path(path)
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing there"
-        raise LlmcError(f"no model folder {str(path)!r}", found=found, hint="give the folder that holds config.json")
+        raise LlmcError(
+            f"no model folder {str(path)!r}", found=found, hint="give the folder that holds config.json"
+        )
     sentence = read_modules(path)
     root = path / sentence.transformer if sentence else path
     config = read_config(root)
@@ -112,7 +114,9 @@ def read_config(root: Path) -> Mapping[str, Any]:
         raise LlmcError("config.json is not a JSON object", at=str(file), found=type(config).__name__)
     if config.get("quantization_config"):
         raise LlmcError(
-            "the checkpoint is already quantised", at=str(file), hint="give the float model; llmc quantises itself"
+            "the checkpoint is already quantised",
+            at=str(file),
+            hint="give the float model; llmc quantises itself",
         )
     return config
 
@@ -142,7 +146,9 @@ def _sharded(index: Path) -> Mapping[str, Tensor]:
     content = read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
-        raise LlmcError("the index of the weight files has no weight_map", at=str(index), hint="download it again")
+        raise LlmcError(
+            "the index of the weight files has no weight_map", at=str(index), hint="download it again"
+        )
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         if not (index.parent / name).exists() or Path(name).name != name:
@@ -189,7 +195,9 @@ def read_tokenizer(
     if not file.exists():
         return None
     if not isinstance(content := read_json(file), dict) or "model" not in content:
-        raise LlmcError("tokenizer.json is not a tokenizer", at=str(file), hint="save it with save_pretrained")
+        raise LlmcError(
+            "tokenizer.json is not a tokenizer", at=str(file), hint="save it with save_pretrained"
+        )
     settings = read_json(root / "tokenizer_config.json") if (root / "tokenizer_config.json").exists() else {}
     limits = [positions, settings.get("model_max_length"), sentence.max_length if sentence else None]
     pad = config.get("pad_token_id")
@@ -213,5 +221,3 @@ def require_tokenizer(summary: Summary) -> Tokenizer:
             hint="AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes it",
         )
     return summary.tokenizer
-
-

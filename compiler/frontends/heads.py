@@ -23,7 +23,9 @@ class Head(nn.Module):
         fixed: inputs that have one legal value.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], outputs: Sequence[str], fixed: Sequence[str]) -> None:
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], outputs: Sequence[str], fixed: Sequence[str]
+    ) -> None:
         super().__init__()
         self.model, self.names, self.outputs, self.fixed = model, tuple(names), tuple(outputs), tuple(fixed)
         self.register_buffer("zero", torch.zeros((1, 1), dtype=torch.long), persistent=False)
@@ -31,7 +33,9 @@ class Head(nn.Module):
     def run(self, values: Sequence[Any]) -> tuple[Mapping[str, Any], Any]:
         """The model's result."""
         given = dict(zip(self.names, values, strict=True))
-        result: Mapping[str, Any] = self.model(**given, **dict.fromkeys(self.fixed, self.zero), return_dict=True)
+        result: Mapping[str, Any] = self.model(
+            **given, **dict.fromkeys(self.fixed, self.zero), return_dict=True
+        )
         return result, given["attention_mask"]
 
     def forward(self, *values: Any) -> tuple[Any, ...]:
@@ -40,22 +44,35 @@ class Head(nn.Module):
 
 
 class SentenceHead(Head):
-    """Adds pooling, dense layers and normalisation as sentence-transformers does: `sentence_embedding` first."""
+    """Adds pooling, dense layers and normalisation as sentence-transformers does."""
 
     def __init__(self, head: Head, sentence: Sentence, dense: Sequence[nn.Module]) -> None:
         super().__init__(head.model, head.names, ("sentence_embedding", "last_hidden_state"), head.fixed)
-        self.pooling = sentence.pooling
+        self.pooling = Pooling(sentence.pooling)
         layers = iter(dense)
-        self.steps = nn.ModuleList([next(layers) if isinstance(s, Dense) else Normalize() for s in sentence.steps])
+        self.steps = nn.ModuleList(
+            [next(layers) if isinstance(s, Dense) else Normalize() for s in sentence.steps]
+        )
 
     def forward(self, *values: Any) -> tuple[Any, ...]:
         result, mask = self.run(values)
         hidden = result["last_hidden_state"]
-        pooled = [POOL[mode](hidden, mask[:, :, None].to(hidden.dtype)) for mode in self.pooling]
-        vector = pooled[0] if len(pooled) == 1 else torch.cat(pooled, -1)
+        vector = self.pooling(hidden, mask)
         for step in self.steps:
             vector = step(vector)
         return vector, hidden
+
+
+class Pooling(nn.Module):
+    """Token vectors f32 [batch, seq, width] and mask i64 [batch, seq] -> f32 [batch, width * modes]."""
+
+    def __init__(self, modes: Sequence[str]) -> None:
+        super().__init__()
+        self.modes = tuple(modes)
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        pooled = [POOL[mode](hidden, mask[:, :, None].to(hidden.dtype)) for mode in self.modes]
+        return pooled[0] if len(pooled) == 1 else torch.cat(pooled, -1)
 
 
 class Normalize(nn.Module):

@@ -1,8 +1,8 @@
 """A Hugging Face model folder -> Graph.
 
 The architecture is transformers' own code, traced by `torch.export` with dynamic batch and sequence; weights
-come from safetensors or, unpickled with `weights_only=True`, from pytorch_model.bin. Nothing is fetched and no
-code from the folder is run.
+come from safetensors, or from pytorch_model.bin unpickled with `weights_only=True`. Nothing is fetched and
+no code from the folder is run.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.frontends.folder import Summary, Tokenizer, inspect
+from llmc.compiler.frontends.pretrained import build, first_line
 from llmc.compiler.frontends.sentence import Dense, Sentence
-from llmc.compiler.frontends.tasks import FAMILIES
 from llmc.compiler.graph import Graph
 from llmc.errors import LlmcError
 
@@ -55,7 +55,9 @@ class Imported:
     sentence: Sentence | None
 
 
-def load(path: str | Path, task: str = "auto", max_batch: int = MAX_BATCH, max_seq: int | None = None) -> Imported:
+def load(
+    path: str | Path, task: str = "auto", max_batch: int = MAX_BATCH, max_seq: int | None = None
+) -> Imported:
     """Import a model folder.
 
     Args:
@@ -71,7 +73,7 @@ def load(path: str | Path, task: str = "auto", max_batch: int = MAX_BATCH, max_s
     summary = inspect(path, task)
     max_seq = _bounds(summary, max_batch, max_seq)
     with _quiet():
-        model, outputs = _model(summary)
+        model, outputs = build(summary)
         graph = _graph(summary, model, outputs, max_batch, max_seq)
     return Imported(
         graph=graph,
@@ -120,112 +122,6 @@ def _quiet() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
-# --- building the model
-
-
-def _model(summary: Summary) -> tuple[Any, tuple[str, ...]]:
-    """The model with all its weights in f32, and the outputs it has."""
-    import transformers
-
-    name = FAMILIES[summary.model_type].prefix + summary.task.suffix
-    kind = getattr(transformers, name, None)
-    if kind is None:
-        raise LlmcError(f"transformers has no {name}", hint="choose another task")
-    outputs = summary.task.outputs
-    can_pool = "add_pooling_layer" in signatures.signature(kind.__init__).parameters
-    if "pooler_output" not in outputs:
-        return _checked(summary, kind, {"add_pooling_layer": False} if can_pool else {}), outputs
-    if can_pool:
-        model, info = _loaded(summary, kind, {})
-        if not any("pooler." in key for key in info["missing_keys"]):
-            _check_weights(summary, model, info)
-            return model, outputs
-    # a pooler without trained weights must not be exported
-    return _checked(summary, kind, {"add_pooling_layer": False} if can_pool else {}), outputs[:1]
-
-
-def _checked(summary: Summary, kind: Any, options: Mapping[str, Any]) -> Any:
-    model, info = _loaded(summary, kind, options)
-    _check_weights(summary, model, info)
-    return model
-
-
-def _loaded(summary: Summary, kind: Any, options: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-    import torch
-
-    from llmc.compiler.frontends.masks import ADDED, WHOLE, register
-
-    register()
-    added = FAMILIES[summary.model_type].own_attention
-    try:
-        model, info = kind.from_pretrained(
-            str(summary.root),
-            local_files_only=True,
-            weights_only=True,
-            dtype=torch.float32,
-            attn_implementation=ADDED if added else WHOLE,
-            output_loading_info=True,
-            **options,
-        )
-    except pickle.UnpicklingError:
-        raise LlmcError(
-            "pytorch_model.bin holds more than weights and was not opened",
-            at=str(summary.root),
-            hint="save the model as safetensors where you trust it",
-        ) from None
-    except Exception as error:  # anything transformers and torch raise for a folder they cannot read
-        raise LlmcError(
-            f"transformers cannot load the model: {_first_line(error)}", at=str(summary.root), found=type(error).__name__
-        ) from error
-    return model.eval().requires_grad_(False), info
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _check_weights(summary: Summary, model: Any, info: Mapping[str, Any]) -> None:
-    """Every weight of the model must come from the files, and none of the trunk's may be left over."""
-    at = str(summary.root)
-    if missing := sorted(info["missing_keys"]):
-        raise LlmcError(
-            f"the checkpoint has no weights for {_some(missing)}",
-            at=at,
-            found=f"a {summary.architecture} checkpoint, wanted {type(model).__name__} for {summary.task.name}",
-            hint="choose the task the model was trained for, or fine-tune it first",
-        )
-    if info.get("mismatched_keys") or info.get("error_msgs"):
-        what = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get("mismatched_keys") or ())
-        raise LlmcError(
-            f"weights do not fit config.json: {_some(what or list(info['error_msgs']))}",
-            at=at,
-            hint="config.json and weights are of different models",
-        )
-    if left := _left_over(model, info["unexpected_keys"]):
-        raise LlmcError(
-            f"the checkpoint has weights that the model of config.json lacks: {_some(left)}",
-            at=at,
-            hint="config.json and weights are of different models",
-        )
-
-
-def _left_over(model: Any, unexpected: Sequence[str]) -> list[str]:
-    """Unused weights of the trunk; other heads and position buffers may be left over."""
-    trunk = {name.split(".")[0] for name, _ in model.base_model.named_parameters()} - {"pooler"}
-    prefix = f"{model.base_model_prefix}."
-    buffers = ("position_ids", "token_type_ids")
-    return sorted(k for k in unexpected if k.removeprefix(prefix).split(".")[0] in trunk and not k.endswith(buffers))
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
-# --- exporting it
-
-
 def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: int, max_seq: int) -> Graph:
     from llmc.compiler.frontends.heads import ROOT
     from llmc.compiler.frontends.torch_export import Declared, to_graph
@@ -253,7 +149,9 @@ def _inputs(model: Any) -> tuple[list[str], list[str]]:
     return names, ["token_type_ids"] if segments == 1 else []
 
 
-def _head(summary: Summary, model: Any, names: Sequence[str], fixed: Sequence[str], outputs: Sequence[str]) -> Any:
+def _head(
+    summary: Summary, model: Any, names: Sequence[str], fixed: Sequence[str], outputs: Sequence[str]
+) -> Any:
     from llmc.compiler.frontends.heads import Head, SentenceHead
 
     _whole_activations(model)
@@ -279,9 +177,11 @@ def _dense(step: Dense) -> Any:
             state = load_file(step.folder / SAFETENSORS)
         else:
             state = torch.load(step.folder / PICKLED, weights_only=True, map_location="cpu")
-        return DenseLayer(state["linear.weight"], state["linear.bias"] if step.bias else None, step.activation)
+        return DenseLayer(
+            state["linear.weight"], state["linear.bias"] if step.bias else None, step.activation
+        )
     except (KeyError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise LlmcError(f"cannot load the Dense layer: {_first_line(error)}", at=str(step.folder)) from None
+        raise LlmcError(f"cannot load the Dense layer: {first_line(error)}", at=str(step.folder)) from None
 
 
 def _whole_activations(model: Any) -> None:
@@ -311,7 +211,9 @@ def _export(head: Any, inputs: int, bounds: Mapping[str, tuple[int, int]]) -> An
     sample = tuple(torch.zeros(shape, dtype=torch.long) for _ in range(inputs))
     with torch.no_grad(), tabulated(bounds["seq"][1]):
         head(*sample)
-        return _traced(lambda: torch.export.export(head, sample, dynamic_shapes=(tuple(axes for _ in sample),)))
+        return _traced(
+            lambda: torch.export.export(head, sample, dynamic_shapes=(tuple(axes for _ in sample),))
+        )
 
 
 def _traced(export: Callable[[], Any]) -> Any:
@@ -322,7 +224,7 @@ def _traced(export: Callable[[], Any]) -> Any:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "transformers" in f.filename]
         at = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else None
         raise LlmcError(
-            f"torch.export cannot trace the model: {_first_line(error)}",
+            f"torch.export cannot trace the model: {first_line(error)}",
             at=at,
             found=type(error).__name__,
             hint="control flow on tensor values, or on sizes other than batch and seq, cannot be compiled",

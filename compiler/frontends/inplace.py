@@ -1,8 +1,8 @@
 """Telling when an in-place op may be read as a plain one.
 
-torch.export keeps `x.add_(y)`. It means `z = x + y` if nothing reads x's memory afterwards, or through a view
-taken of it; that is so for accumulators such as `scores += bias`. Functionalisation by torch settles every case
-but runs the whole model again, which takes many seconds for a large one.
+torch.export keeps `x.add_(y)`. It means `z = x + y` if nothing reads x's memory afterwards, be it through a
+view taken of it; that is so for accumulators such as `scores += bias`. Functionalisation by torch settles
+every case but runs the whole model again, which takes many seconds for a large one.
 """
 
 from __future__ import annotations

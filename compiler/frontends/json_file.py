@@ -20,4 +20,6 @@ def read_json(file: Path) -> Any:
     except OSError as error:
         raise LlmcError(f"cannot read {file.name}: {error.strerror}", at=str(file)) from None
     except ValueError as error:
-        raise LlmcError(f"{file.name} is not valid JSON: {error}", at=str(file), hint="download it again") from None
+        raise LlmcError(
+            f"{file.name} is not valid JSON: {error}", at=str(file), hint="download it again"
+        ) from None

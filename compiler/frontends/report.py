@@ -22,7 +22,7 @@ class Problem:
 
 
 def report(problems: Iterable[Problem]) -> LlmcError:
-    """One error for all problems; the same op at the same line of repeated layers is one entry with a count."""
+    """One error for all problems; an op at the same line of repeated layers is one entry with a count."""
     groups: dict[tuple[str, ...], list[Problem]] = {}
     for problem in problems:
         key = (problem.op, problem.reason, problem.source.line, _layer(problem.source.path))

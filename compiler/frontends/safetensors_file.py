@@ -51,7 +51,10 @@ def read_header(file: Path) -> Mapping[str, Tensor]:
 
 def _damaged(file: Path, found: str) -> LlmcError:
     return LlmcError(
-        f"{file.name} is corrupt or truncated", at=str(file), found=found, hint="download or save the weights again"
+        f"{file.name} is corrupt or truncated",
+        at=str(file),
+        found=found,
+        hint="download or save the weights again",
     )
 
 

@@ -67,7 +67,9 @@ def read_modules(path: Path) -> Sentence | None:
         raise LlmcError("modules.json is not a list of modules", at=str(file))
     kinds = [(_kind(entry, file), str(entry.get("path", ""))) for entry in entries]
     if kinds[0][0] != "Transformer":
-        raise LlmcError(f"the first sentence-transformers module is {kinds[0][0]}, not Transformer", at=str(file))
+        raise LlmcError(
+            f"the first sentence-transformers module is {kinds[0][0]}, not Transformer", at=str(file)
+        )
     pooling: tuple[str, ...] = ()
     steps: list[Dense | str] = []
     for kind, folder in kinds[1:]:
@@ -116,7 +118,9 @@ def _dense(folder: Path) -> Dense:
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if activation not in ACTIVATIONS:
         raise LlmcError(
-            f"activation {activation} is not supported", at=str(file), hint=f"supported: {', '.join(ACTIVATIONS)}"
+            f"activation {activation} is not supported",
+            at=str(file),
+            hint=f"supported: {', '.join(ACTIVATIONS)}",
         )
     return Dense(folder, bool(config.get("bias", True)), activation)
 

@@ -1,4 +1,4 @@
-"""Which model families and tasks can be imported, and how their classes and outputs are named. Imports no torch."""
+"""Which model families and tasks can be imported, and how their classes and outputs are named."""
 
 from __future__ import annotations
 
@@ -43,12 +43,16 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is for: the suffix of its class, the outputs in order, whether it has labels."""
+    """What a model is for: the suffix of its class, the outputs in order, whether it has labels.
+
+    `only` names the one class prefix that has such a head, if not all do.
+    """
 
     name: str
     suffix: str
     outputs: tuple[str, ...]
     labelled: bool = False
+    only: str = ""
 
 
 TASKS: Mapping[str, Task] = MappingProxyType(
@@ -61,7 +65,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             Task("token-classification", "ForTokenClassification", ("logits",), labelled=True),
             Task("question-answering", "ForQuestionAnswering", ("start_logits", "end_logits")),
             Task("fill-mask", "ForMaskedLM", ("logits",)),
-            Task("replaced-token-detection", "ForPreTraining", ("logits",)),
+            Task("replaced-token-detection", "ForPreTraining", ("logits",), only="Electra"),
         )
     }
 )
@@ -90,7 +94,9 @@ def family_of(config: Mapping[str, Any], at: str) -> Family:
         )
     if model_type not in FAMILIES:
         raise LlmcError(
-            f"model type {model_type!r} is not supported", at=at, hint=near(model_type, FAMILIES, "model types")
+            f"model type {model_type!r} is not supported",
+            at=at,
+            hint=near(model_type, FAMILIES, "model types"),
         )
     return FAMILIES[model_type]
 
@@ -102,25 +108,34 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 
 
 def task_of(config: Mapping[str, Any], task: str, sentence: bool, at: str) -> Task:
-    """The task asked for, or for "auto" that of the checkpoint's class; a sentence-transformers folder embeds.
+    """The task asked for; "auto" is that of the checkpoint's class, or the folder's sentence embedding.
 
     Raises:
         LlmcError: no such task, or the architecture is not one of the family's supported ones.
     """
+    family = family_of(config, at)
     if task != "auto":
-        if task not in TASKS:
-            raise LlmcError(f"no task {task!r}", hint=near(task, ["auto", *TASKS], "tasks"))
-        return TASKS[task]
+        return _explicit(task, family.prefix)
     if sentence:
         return TASKS["sentence-embedding"]
-    family, architecture = family_of(config, at), architecture_of(config)
+    architecture = architecture_of(config)
     suffix = architecture.removeprefix(family.prefix) or "Model"
     if suffix == "ForPreTraining" and family.prefix != "Electra":
         suffix = "ForMaskedLM"  # masked words are one of its two heads
-    found = {t.suffix: t for t in reversed(TASKS.values())}.get(suffix)
+    found = next((t for t in TASKS.values() if t.suffix == suffix), None)
     if found is None:
         known = [family.prefix + t.suffix for t in TASKS.values()]
         raise LlmcError(
-            f"architecture {architecture!r} is not supported", at=at, hint=near(architecture, set(known), "here")
+            f"architecture {architecture!r} is not supported",
+            at=at,
+            hint=near(architecture, set(known), "here"),
         )
     return found
+
+
+def _explicit(task: str, prefix: str) -> Task:
+    if task not in TASKS:
+        raise LlmcError(f"no task {task!r}", hint=near(task, ["auto", *TASKS], "tasks"))
+    if TASKS[task].only not in ("", prefix):
+        raise LlmcError(f"{prefix} models have no head for {task}", hint=f"only {TASKS[task].only} does that")
+    return TASKS[task]

@@ -80,7 +80,8 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
         return program
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return program.run_decompositions({})
+        functional: ExportedProgram = program.run_decompositions({})
+        return functional
 
 
 class _Reader:
@@ -149,7 +150,9 @@ class _Reader:
         high = declared.high if declared.high is not None else _rows_indexed(node)
         low = 0 if declared.low is None and high is not None else declared.low
         shape = tuple(self.symbols.dim(d) for d in meta.shape)
-        return input_(declared.name, dtype_of(meta.dtype), shape, default=declared.default, low=low, high=high)
+        return input_(
+            declared.name, dtype_of(meta.dtype), shape, default=declared.default, low=low, high=high
+        )
 
     def _weight(self, tensor: Any, name: str) -> Node:
         """One node for all names of the same memory; the array is a view of the tensor."""
@@ -169,7 +172,9 @@ class _Reader:
         name = inplace.plain_name(name) if inplace.mutates(node) else name
         convert = TABLE.get(name.removeprefix("aten."))
         if convert is None:
-            raise UnsupportedError("no such op in llmc", "replace it with other ops, or ask for it to be added")
+            raise UnsupportedError(
+                "no such op in llmc", "replace it with other ops, or ask for it to be added"
+            )
         call = Call(node.target, self._arguments(node), meta, self._source(node), self.symbols)
         result = convert(call)
         self._check(call, result)
@@ -199,13 +204,17 @@ class _Reader:
         results = result if isinstance(result, tuple) else [result]
         for meta, made in zip(metas, results, strict=True):
             foreseen = (dtype_of(meta.dtype), call.shape_of(meta))
-            assert (made.dtype, made.shape) == foreseen, f"{call.target}: made {made.type}, torch says {foreseen}"
+            assert (made.dtype, made.shape) == foreseen, (
+                f"{call.target}: made {made.type}, torch says {foreseen}"
+            )
 
     def _source(self, node: Any) -> Source:
         stack = node.meta.get("nn_module_stack") or {}
         path = list(stack.values())[-1][0] if stack else ""
         path = re.sub(r"\['?([^\]']*)'?\]", r".\1", path).removeprefix("L.self").strip(".")
-        return Source(f"{path}.".removeprefix(self.root).rstrip("."), _line(node.meta.get("stack_trace") or ""))
+        return Source(
+            f"{path}.".removeprefix(self.root).rstrip("."), _line(node.meta.get("stack_trace") or "")
+        )
 
 
 def _rows_indexed(node: Any) -> int | None:
