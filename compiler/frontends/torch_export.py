@@ -119,8 +119,20 @@ class _Reader:
             self._note(node, error.problem.split(": ", 1)[-1], error.hint or "")
 
     def _note(self, node: Any, reason: str, advice: str) -> None:
-        self.values[node] = None
+        self.values[node] = self._stand_in(node)
         self.problems.append(Problem(str(node.target), reason, advice, self._source(node)))
+
+    def _stand_in(self, node: Any) -> Any:
+        """Nodes of the foreseen type, so that what reads a failed call is still checked."""
+        metas = node.meta.get("val")
+        try:
+            made = [
+                input_("missing", dtype_of(m.dtype), tuple(self.symbols.dim(d) for d in m.shape))
+                for m in (metas if isinstance(metas, (tuple, list)) else [metas])
+            ]
+        except (UnsupportedError, AttributeError):
+            return None
+        return tuple(made) if isinstance(metas, (tuple, list)) else made[0]
 
     def _value(self, node: Any) -> Any:
         if node.op == "placeholder":
@@ -166,8 +178,6 @@ class _Reader:
         return self._weights[key]
 
     def _call(self, node: Any, meta: Any) -> Any:
-        if any(self.values.get(read) is None for read in node.all_input_nodes):
-            return None  # what it reads has been reported
         name = str(node.target)
         name = inplace.plain_name(name) if inplace.mutates(node) else name
         convert = TABLE.get(name.removeprefix("aten."))
@@ -175,6 +185,8 @@ class _Reader:
             raise UnsupportedError(
                 "no such op in llmc", "replace it with other ops, or ask for it to be added"
             )
+        if any(self.values.get(read) is None for read in node.all_input_nodes):
+            return None  # what it reads has been reported
         call = Call(node.target, self._arguments(node), meta, self._source(node), self.symbols)
         result = convert(call)
         self._check(call, result)

@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.frontends.tasks import FAMILIES, TASKS
 from llmc.compiler.interpret import run
 from llmc.compiler.verify import verify
 
 SHAPES = [(1, 1), (3, 17), (2, 64)]
-HEADS = [task for task in TASKS.values() if task.name not in ("sentence-embedding", "replaced-token-detection")]
-CASES = [(family, task) for family in (*FAMILIES, "deberta-v2-conv") for task in HEADS]
+HEADS = [
+    task for task in TASKS.values() if task.name not in ("sentence-embedding", "replaced-token-detection")
+]
+FEW = {"camembert": 1, "deberta-v2-conv": 1}  # RoBERTa's code again; DeBERTa with a convolution
+CASES = [(family, task) for family in (*FAMILIES, "deberta-v2-conv") for task in HEADS[: FEW.get(family)]]
 CASES.append(("electra", TASKS["replaced-token-detection"]))
 
 
@@ -42,7 +46,9 @@ def test_pooler_output_only_with_trained_weights(saved: Any) -> None:
 def test_inputs(saved: Any) -> None:
     graph = load(saved("bert", "Model")[0], max_batch=5, max_seq=30).graph
 
-    described = [(str(n.type), *(n.attributes[k] for k in ("name", "default", "low", "high"))) for n in graph.inputs]
+    described = [
+        (str(n.type), *(n.attributes[k] for k in ("name", "default", "low", "high"))) for n in graph.inputs
+    ]
     assert described == [
         ("i64[batch, seq]", "input_ids", None, 0, 99),
         ("i64[batch, seq]", "attention_mask", 1, 0, 1),
