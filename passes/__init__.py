@@ -7,9 +7,12 @@ from types import MappingProxyType
 
 from llmc.compiler.pipeline import Pass
 from llmc.passes.fold import Fold
+from llmc.passes.fuse import Fuse
+from llmc.passes.qkv import Qkv
 from llmc.passes.share import Cse, Tie
 from llmc.passes.simplify import Simplify
 
-PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in (Simplify, Fold, Cse, Tie)})
+PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in (Simplify, Fold, Cse, Tie, Fuse, Qkv)})
 
-LEVELS: tuple[str, ...] = ("", "tie,simplify,fold,simplify,cse")
+_EXACT = "tie,simplify,fold,simplify,cse"
+LEVELS: tuple[str, ...] = ("", _EXACT, f"{_EXACT},fuse,fold,cse", f"{_EXACT},fuse,qkv,fold,tie,cse")
