@@ -50,7 +50,7 @@ def silu64(x: Array) -> Array:
 
 def relu(x: Array) -> Array:
     """max(x, 0); NaN stays."""
-    return np.maximum(x, np.zeros((), x.dtype))
+    return np.asarray(np.maximum(x, np.zeros((), x.dtype)))
 
 
 def _sign(x: Array) -> Array:
@@ -63,7 +63,8 @@ def _rounded(function: Function) -> Function:
     """`function` of float64 arrays, rounded once to the dtype of the first argument."""
 
     def reference(*arrays: Array) -> Array:
-        return np.asarray(function(*(a.astype(np.float64) for a in arrays))).astype(arrays[0].dtype)
+        result: Array = function(*(a.astype(np.float64) for a in arrays))
+        return np.asarray(result).astype(arrays[0].dtype)
 
     return reference
 
