@@ -49,7 +49,8 @@ class PassRun:
 
     def __str__(self) -> str:
         rules = "  ".join(f"{rule} {count}" for rule, count in sorted(self.applied.items()))
-        return f"{self.name:<12} {self.seconds:7.3f} s  {self.nodes_before} -> {self.nodes_after} nodes  {rules}"
+        size = f"{self.nodes_before} -> {self.nodes_after} nodes"
+        return f"{self.name:<12} {self.seconds:7.3f} s  {size}  {rules}"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ class Pipeline:
     def __str__(self) -> str:
         return ",".join(map(str, self.steps))
 
-    def run(self, graph: Graph, *observers: Observer, print_after: Collection[str] = ()) -> tuple[Graph, Report]:
+    def run(
+        self, graph: Graph, *observers: Observer, print_after: Collection[str] = ()
+    ) -> tuple[Graph, Report]:
         """Run every pass on `graph`.
 
         Args:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.spec import Pass
+from llmc.compiler.text import same_type
 from llmc.errors import LlmcError
 
 Rule = Callable[..., Any]
@@ -206,7 +207,7 @@ def _call(bound: _Bound, node: Node, context: Context) -> Node | Decline | None:
         return found
     if not isinstance(found, Node):
         raise LlmcError(f"rule {name} returned no node", at=repr(node), found=repr(found))
-    if found.type != node.type:
+    if not same_type(found.type, node.type):
         raise LlmcError(f"rule {name} changes the type", at=repr(node), found=f"{node.type} -> {found.type}")
     return None if found is node else found
 

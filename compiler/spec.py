@@ -70,8 +70,9 @@ class Pass(ABC):
 
     def options_text(self) -> str:
         """`{option=value,...}` for the options that differ from their defaults, or nothing."""
-        changed = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
-        return "{" + ",".join(f"{k}={_value_text(v)}" for k, v in changed) + "}" if changed else ""
+        values = ((f, getattr(self, f.name)) for f in fields(self))
+        changed = [f"{f.name}={_value_text(value)}" for f, value in values if value != f.default]
+        return "{" + ",".join(changed) + "}" if changed else ""
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -214,7 +215,8 @@ def build(text: PassText, registry: Mapping[str, type[Pass]]) -> Pass:
     required = (f.name for f in known.values() if f.default is MISSING and f.default_factory is MISSING)
     for name in required:
         if name not in options:
-            raise LlmcError(f"pass {text.name} needs the option {name!r}", hint=f"write {text.name}{{{name}=...}}")
+            hint = f"write {text.name}{{{name}=...}}"
+            raise LlmcError(f"pass {text.name} needs the option {name!r}", hint=hint)
     return kind(**options)
 
 

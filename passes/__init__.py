@@ -12,7 +12,8 @@ from llmc.passes.qkv import Qkv
 from llmc.passes.share import Cse, Tie
 from llmc.passes.simplify import Simplify
 
-PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in (Simplify, Fold, Cse, Tie, Fuse, Qkv)})
+_ALL: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Fuse, Qkv)
+PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in _ALL})
 
 _EXACT = "tie,simplify,fold,simplify,cse"
 LEVELS: tuple[str, ...] = ("", _EXACT, f"{_EXACT},fuse,fold,cse", f"{_EXACT},fuse,qkv,fold,tie,cse")

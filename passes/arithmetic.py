@@ -21,7 +21,7 @@ def drop_neutral(node: Node) -> Node | None:
             return resized(x, node)
         case Node("mul", (one, x)) if is_scalar(one, 1):
             return resized(x, node)
-        case Node("add", (x, zero)) | Node("add", (zero, x)) if _is_neutral_zero(zero):
+        case Node("add", (x, zero)) if _is_neutral_zero(zero):
             return resized(x, node)
         case Node("add", (zero, x)) if _is_neutral_zero(zero):
             return resized(x, node)
@@ -101,8 +101,8 @@ def cast_of_cast(node: Node) -> Node | None:
 def compare_flag(node: Node) -> Node | None:
     """ne(cast(bool x), 0), eq(cast(bool x), 1) -> x; ne(cast(bool x), 1), eq(cast(bool x), 0) -> not x"""
     match node:
-        case Node("eq" | "ne" as op, (Node("cast", (x,)), number)) if x.dtype == "bool" and is_scalar(number, 0, 1):
-            same = (op == "eq") == bool(scalar(number))
+        case Node("eq" | "ne" as op, (Node("cast", (x,)), n)) if x.dtype == "bool" and is_scalar(n, 0, 1):
+            same = (op == "eq") == bool(scalar(n))
             return resized(x if same else make("not", (x,), node.source), node)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 
@@ -49,10 +50,10 @@ class Fold(Pass):
 def _names_dims(node: Node) -> bool:
     """Whether an attribute holds a symbolic dim though the shape does not, as in `dim(seq)`."""
     values = [node.attributes.get(k) for k in ("value", "start", "stop")]
-    return any(hasattr(v, "free_symbols") and v.free_symbols for v in values)
+    return any(getattr(v, "free_symbols", None) for v in values)
 
 
-def _value(node: Node) -> np.ndarray:  # type: ignore[type-arg]
+def _value(node: Node) -> np.ndarray[Any, Any]:
     declared = OPS[node.op]
     attributes = dict(node.attributes) | ({"sizes": {}} if declared.symbolic else {})
     arrays = [i.attributes["value"].array for i in node.inputs]
@@ -63,5 +64,6 @@ def _value(node: Node) -> np.ndarray:  # type: ignore[type-arg]
 def _name(node: Node) -> str:
     """The common folder of the operands' names and the op: `encoder.layer.0.attention.self.concat`."""
     names = [i.attributes["value"].name for i in node.inputs]
-    common = os.path.commonprefix([name.split(".") for name in names if name])
-    return ".".join([*common, node.op])
+    words = zip(*(name.split(".") for name in names if name), strict=False)
+    common = takewhile(lambda column: len(set(column)) == 1, words)
+    return ".".join([*(column[0] for column in common), node.op])

@@ -34,7 +34,8 @@ class Fuse(Pass):
     def __post_init__(self) -> None:
         if self.max_steps < 2 or self.max_inputs < 1:
             raise LlmcError(
-                "fuse: a chain takes at least 2 steps and 1 input", found=f"{self.max_steps}, {self.max_inputs}"
+                "fuse: a chain takes at least 2 steps and 1 input",
+                found=f"{self.max_steps}, {self.max_inputs}",
             )
 
     def run(self, graph: Graph) -> Graph:

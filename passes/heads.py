@@ -210,7 +210,9 @@ def _as_keys(mask: Node, batch: object, length: object) -> Node | None:
     if mask.shape[1:] != (1, 1, length) or mask.shape[0] not in (1, batch):
         return None
     flat = reshaped(mask, (mask.shape[0], length))
-    return flat if flat.shape == (batch, length) else make("expand", (flat,), mask.source, shape=(batch, length))
+    if flat.shape == (batch, length):
+        return flat
+    return make("expand", (flat,), mask.source, shape=(batch, length))
 
 
 def _split_bias(mask: Node, batch: object, length: object) -> Masks:
@@ -246,7 +248,8 @@ def _as_flags(term: Node) -> Node | None:
 def _two_valued(term: Node) -> Node | None:
     match term:
         case Node("reshape", (x,)) if (inner := _two_valued(x)) is not None:
-            return reshaped(inner, term.shape) if without_ones(inner.shape) == without_ones(term.shape) else None
+            same = without_ones(inner.shape) == without_ones(term.shape)
+            return reshaped(inner, term.shape) if same else None
         case Node("where", (c, zero, low)) if _is(zero, 0) and _is_low(low):
             return c
         case Node("where", (c, low, zero)) if _is(zero, 0) and _is_low(low):

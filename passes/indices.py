@@ -1,8 +1,8 @@
 """Index arithmetic that is known at compile time.
 
-An integer value is affine when element (i0, i1, ...) is `start + i0*step0 + i1*step1 + ...`. Position ids,
-and the index tensors of attention masks, are; then reading by them is a slice or a reshape, and comparing them
-may have one answer everywhere.
+An integer value is affine when element (i0, i1, ...) is `start + i0*step0 + i1*step1 + ...`. Position ids
+and the index tensors of attention masks are; then reading by them is a slice or a reshape, and comparing
+them may have one answer everywhere.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def _least(value: Affine, shape: tuple[Dim, ...]) -> Dim:
 def _always(value: Affine, shape: tuple[Dim, ...], least: int) -> bool:
     """Whether every element is at least `least`; dims are at least 1."""
     shifted = sympy.expand(sympy.sympify(_least(value, shape)) - least)
-    ones = {s: s + 1 for s in shifted.free_symbols if s.is_positive}
-    moved = sympy.expand(shifted.subs({s: sympy.Symbol(s.name, integer=True, nonnegative=True) + 1 for s in ones}))
-    return bool(moved.is_nonnegative)
+    dims = [s for s in shifted.free_symbols if s.is_positive]
+    above = {s: 1 + sympy.Symbol(s.name, integer=True, nonnegative=True) for s in dims}
+    return bool(sympy.expand(shifted.subs(above)).is_nonnegative)
 
 
 def decide_comparison(node: Node) -> Node | None:

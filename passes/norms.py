@@ -64,7 +64,7 @@ def _matrix_shape(shape: tuple[object, ...]) -> tuple[object, ...]:
 
 
 def add_norm(node: Node, context: Context) -> Node | Decline | None:
-    """layer_norm(x + r) -> add_norm(x, r), where neither is a product that could take the other as residual"""
+    """layer_norm(x + r) -> add_norm(x, r); a product has taken the other as its residual before this"""
     match node:
         case Node("layer_norm", (Node("add", (x, r)) as total, weight, bias)):
             if x.type != total.type or r.type != total.type:

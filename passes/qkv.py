@@ -39,7 +39,8 @@ def _alike(chosen: list[Node]) -> bool:
 
 
 def _merged(node: Node, places: tuple[int, ...], chosen: list[Node]) -> Node:
-    source = Source(".".join(str(chosen[0].source.path).split(".")[:-1]) or str(node.source), node.source.line)
+    folder = chosen[0].source.path.rpartition(".")[0]
+    source = Source(folder or node.source.path, node.source.line)
     columns = zip(*(c.inputs[1:] for c in chosen), strict=True)
     parts = [make("concat", column, source, axis=0) for column in columns]
     merged = make("linear", (chosen[0].inputs[0], *parts), source, epilogue=chosen[0].attributes["epilogue"])

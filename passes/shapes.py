@@ -68,11 +68,11 @@ def slice_of_slice(node: Node) -> Node | None:
 def slice_of_concat(node: Node) -> Node | None:
     """concat(x0, x1, ...)[start of xi : end of xi] -> xi"""
     match node:
-        case Node("slice", (Node("concat", parts, {"axis": axis}),), {"axis": cut, "start": start, "stop": stop}):
-            place = 0
+        case Node("slice", (Node("concat", parts, {"axis": axis}),), cut):
+            place, span = 0, (axis, cut["start"], cut["stop"])
             for part in parts:
                 end = dim(place + part.shape[axis])
-                if axis == cut and (place, end) == (start, stop):
+                if span == (cut["axis"], place, end):
                     return part if part.shape == node.shape else None
                 place = end
 
@@ -89,7 +89,9 @@ def read_uniform(node: Node) -> Node | None:
 def reshape_of_expand(node: Node) -> Node | None:
     """reshape(expand(x)) that only adds or drops axes of size 1 -> expand(reshape(x))"""
     match node:
-        case Node("reshape", (Node("expand", (x,)) as wide,)) if without_ones(wide.shape) == without_ones(node.shape):
+        case Node("reshape", (Node("expand", (x,)) as wide,)):
+            if without_ones(wide.shape) != without_ones(node.shape):
+                return None
             padded = (1,) * (len(wide.shape) - len(x.shape)) + x.shape
             kept = iter([d for d, w in zip(padded, wide.shape, strict=True) if w != 1])
             small = tuple(1 if w == 1 else next(kept) for w in node.shape)
