@@ -140,7 +140,7 @@ def _record(step: Step, seconds: float, graph: Graph, after: Graph, journal: Jou
         len(graph.nodes),
         len(after.nodes),
         dict(journal.applied),
-        tuple(journal.events),
+        (*journal.fired, *journal.declined),
         after is not graph,
     )
 

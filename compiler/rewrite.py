@@ -52,20 +52,23 @@ class Event:
 
 @dataclass
 class Journal:
-    """What the rules did while a pass ran: events in order, equal ones once."""
+    """What the rules did while a pass ran.
+
+    Args:
+        applied: rule -> how often it applied.
+        fired: where rules applied, in order, equal events once.
+        declined: where rules nearly applied and in the end did not.
+    """
 
     applied: Counter[str] = field(default_factory=Counter)
-    events: dict[Event, int] = field(default_factory=dict)
+    fired: dict[Event, None] = field(default_factory=dict)
+    declined: dict[Event, None] = field(default_factory=dict)
 
     def note(self, rule: Rule, node: Node, reason: str = "") -> None:
         event = Event(rule.__name__, f"{node.op} {node.type}", str(node.source), reason)
-        self.events[event] = self.events.get(event, 0) + 1
+        (self.declined if reason else self.fired)[event] = None
         if not reason:
             self.applied[rule.__name__] += 1
-
-    @property
-    def declined(self) -> list[Event]:
-        return [e for e in self.events if e.reason]
 
 
 _journal: ContextVar[Journal | None] = ContextVar("journal", default=None)
@@ -142,8 +145,10 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     """
     bound = [_Bound(r, len(inspect.signature(r).parameters) > 1) for r in rules]
     journal = _journal.get() or Journal()
+    earlier = journal.declined.copy()
     for _ in range(SWEEPS):
         before, applied = graph, journal.applied.copy()
+        journal.declined = earlier.copy()  # what declines in one sweep may apply in the next
         graph = _sweep(graph, bound, journal)
         if graph is before:
             return graph

@@ -126,7 +126,7 @@ def invert_comparison(node: Node) -> Node | None:
 
 def full_to_expand(node: Node) -> Node | None:
     """full(shape, v) -> expand(v, shape)"""
-    if node.op == "full" and node.shape:
+    if node.op == "full":
         value = np.asarray(node.attributes["value"]).astype(np.dtype(_NUMPY[node.dtype]))
         return resized(constant(value, source=node.source), node)
 

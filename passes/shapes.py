@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from llmc.compiler.dims import dim
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import OPS, constant, make
@@ -106,12 +108,21 @@ def broadcast_late(node: Node) -> Node | None:
     return resized(make(node.op, bare, node.source, **node.attributes), node)
 
 
+def view_late(node: Node) -> Node | None:
+    """f(reshape(x), scalars) -> reshape(f(x, scalars)): views meet and cancel, ops meet and fuse"""
+    if not OPS[node.op].elementwise:
+        return None
+    wide = [i for i in node.inputs if any(d != 1 for d in i.shape)]
+    if len(wide) != 1 or wide[0].op != "reshape" or wide[0].shape != node.shape:
+        return None
+    bare = [i.inputs[0] if i is wide[0] else reshaped(i, ()) for i in node.inputs]
+    return reshaped(make(node.op, bare, node.source, **node.attributes), node.shape)
+
+
 def fixed_dim(node: Node) -> Node | None:
     """dim(5) -> 5"""
     match node:
         case Node("dim", (), {"value": int(size)}):
-            import numpy as np
-
             return constant(np.int64(size), source=node.source)
 
 
@@ -126,5 +137,6 @@ RULES = (
     read_uniform,
     reshape_of_expand,
     broadcast_late,
+    view_late,
     fixed_dim,
 )
