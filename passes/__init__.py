@@ -15,5 +15,5 @@ from llmc.passes.simplify import Simplify
 _ALL: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Fuse, Qkv)
 PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in _ALL})
 
-_EXACT = "tie,simplify,fold,simplify,cse"
+_EXACT = "tie,simplify,fold,simplify,tie,cse"
 LEVELS: tuple[str, ...] = ("", _EXACT, f"{_EXACT},fuse,fold,cse", f"{_EXACT},fuse,qkv,fold,tie,cse")

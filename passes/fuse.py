@@ -42,4 +42,7 @@ class Fuse(Pass):
         """Patterns first, largest first; what is left of the element-wise ops goes into chains."""
         graph = rewrite(graph, (*shapes.RULES, *heads.RULES))
         graph = rewrite(graph, (*products.RULES, *norms.RULES))
-        return chains.fuse_chains(graph, self.max_steps, self.max_inputs) if self.chains else graph
+        if not self.chains:
+            return graph
+        graph = rewrite(graph, (shapes.view_early, shapes.reshape_of_reshape, shapes.drop_identity))
+        return chains.fuse_chains(graph, self.max_steps, self.max_inputs)

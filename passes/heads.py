@@ -7,49 +7,52 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmc.compiler.graph import Node
+from llmc.compiler.graph import Node, Source
 from llmc.compiler.ops import constant, make
 from llmc.compiler.rewrite import Decline
-from llmc.passes.match import reshaped, scalar, without_ones
+from llmc.passes.match import reshaped, resized, scalar, without_ones
 
 _NEVER = -1e30  # a score this low has weight exp(-1e30) = 0
 
 
 @dataclass(frozen=True)
 class Scores:
-    """`q @ transpose(kt) * scale + sum of masks`, four-dimensional."""
+    """`q @ kt * scale`, masked.
+
+    Args:
+        q, kt: `[..., s, d]` and `[..., d, t]`, leading axes either `b, h` or `b*h`.
+        scale: constant factor.
+        added: what is added to the product, `[b, h, s, t]` or broadcast to it.
+        kept: flags and the low score where they are False, outermost last.
+    """
 
     q: Node
     kt: Node
     scale: float
-    masks: tuple[Node, ...]
+    added: tuple[Node, ...]
+    kept: tuple[tuple[Node, Node], ...]
 
 
 def attention_from_softmax(node: Node) -> Node | Decline | None:
     """softmax(q @ k^T * scale + mask) @ v -> attention(q, k, v, mask)"""
     match node:
-        case Node("matmul", (probabilities, v)):
+        case Node("matmul", (probabilities, v)) if node.type.rank in (3, 4):
             softmax = _through_views(probabilities)
         case _:
             return None
     if softmax.op != "softmax" or softmax.type.rank != 4 or softmax.attributes["axis"] not in (-1, 3):
         return None
     b, h, s, t = softmax.shape
-    if node.type.rank not in (3, 4) or probabilities.shape[-2:] != (s, t):
-        return None
+    if probabilities.shape[-2:] != (s, t) or probabilities.shape[:-2] != v.shape[:-2]:
+        return Decline("queries and values have different heads")
     scores = _scores(softmax.inputs[0])
     if scores is None:
         return Decline("the softmax is not over a product of queries and keys")
     d, e = scores.q.shape[-1], v.shape[-1]
-    mask = _sum_of(scores.masks, node)
-    inputs = [reshaped(scores.q, (b, h, s, d)), _keys(scores.kt, (b, h, t, d)), reshaped(v, (b, h, t, e))]
-    fused = make(
-        "attention",
-        inputs + ([mask] if mask else []),
-        softmax.source,
-        scale=scores.scale,
-        has_mask=mask is not None,
-    )
+    mask = _mask_of(scores, node.source)
+    qkv = (reshaped(scores.q, (b, h, s, d)), _keys(scores.kt, (b, h, t, d)), reshaped(v, (b, h, t, e)))
+    inputs = qkv if mask is None else (*qkv, mask)
+    fused = make("attention", inputs, softmax.source, scale=scores.scale, has_mask=mask is not None)
     return reshaped(fused, node.shape)
 
 
@@ -65,44 +68,54 @@ def _keys(kt: Node, shape: tuple[object, ...]) -> Node:
 
 
 def _scores(node: Node) -> Scores | None:
-    """Peel masks and factors off `node` down to the product."""
-    masks: list[Node] = []
+    """Peel masks and factors off `node`, four-dimensional, down to the product."""
+    whole = node
+    added: list[Node] = []
+    kept: list[tuple[Node, Node]] = []
     while True:
         match node:
+            case Node("reshape", (x,)) if x.shape[-2:] == whole.shape[-2:]:
+                node = x
             case Node("add", (a, b)):
-                node, mask = (a, b) if _is_product(a) else (b, a)
-                masks.append(mask)
-            case Node("where", (c, a, low)) if scalar(low) is not None and scalar(low) <= _NEVER:
-                zero = constant(np.float32(0), source=node.source)
-                masks.append(make("where", (c, zero, low), node.source))
+                inner, mask = (a, b) if _is_product(a) else (b, a)
+                added.append(_as_4d(mask, node, whole))
+                node = inner
+            case Node("where", (c, a, low)) if _is_low(low):
+                kept.append((_as_4d(c, node, whole), low))
                 node = a
-            case Node("where", (c, low, a)) if scalar(low) is not None and scalar(low) <= _NEVER:
-                zero = constant(np.float32(0), source=node.source)
-                masks.append(make("where", (c, low, zero), node.source))
+            case Node("where", (c, low, a)) if _is_low(low):
+                kept.append((make("not", (_as_4d(c, node, whole),), node.source), low))
                 node = a
             case _:
-                return _scaled_product(node, tuple(masks))
+                return _product(node, tuple(added), tuple(reversed(kept)))
+
+
+def _as_4d(mask: Node, scores: Node, whole: Node) -> Node:
+    """A mask of `scores` as one of `whole`, which is `scores` in four dimensions."""
+    if scores.type.rank == 4:
+        return reshaped(mask, (1,) * (4 - mask.type.rank) + mask.shape)
+    return reshaped(resized(mask, scores), whole.shape)
 
 
 def _is_product(node: Node) -> bool:
-    """Whether a product of queries and keys lies below masks, factors and views."""
+    """Whether a matrix product lies below masks, factors and views."""
     while node.op in ("reshape", "mul", "div", "add", "where"):
-        node = node.inputs[1] if node.op == "where" else node.inputs[0]
+        values = node.inputs[1:] if node.op == "where" else node.inputs
+        node = next((i for i in values if scalar(i) is None), values[0])
     return node.op == "matmul"
 
 
-def _scaled_product(node: Node, masks: tuple[Node, ...]) -> Scores | None:
-    shape, (node, scale) = node.shape, _unscaled(node)
-    node, outer = _unscaled(_through_views(node))
+def _product(node: Node, added: tuple[Node, ...], kept: tuple[tuple[Node, Node], ...]) -> Scores | None:
+    rows, (node, scale) = node.shape[-2:], _unscaled(node)
     match node:
-        case Node("matmul", (q, kt)) if node.type.rank in (3, 4) and node.shape[-2:] == shape[-2:]:
+        case Node("matmul", (q, kt)) if node.type.rank in (3, 4) and node.shape[-2:] == rows:
             (q, of_q), (kt, of_k) = _unscaled(q), _unscaled(kt)
-            if len(shape) == 4 and q.shape[:-2] == kt.shape[:-2]:
-                return Scores(q, kt, scale * outer * of_q * of_k, masks)
+            if q.shape[:-2] == kt.shape[:-2]:
+                return Scores(q, kt, scale * of_q * of_k, added, kept)
 
 
 def _unscaled(node: Node) -> tuple[Node, float]:
-    """`x, c` of `x * c` or `x / (1/c)` with a constant factor."""
+    """`x, c` of `x * c` or `x / (1/c)` with a constant factor; views in between are dropped."""
     factor = 1.0
     while True:
         match node:
@@ -112,16 +125,30 @@ def _unscaled(node: Node) -> tuple[Node, float]:
                 node, factor = x, factor * float(scalar(c))
             case Node("div", (x, c)) if scalar(c) is not None and x.type == node.type:
                 node, factor = x, factor / float(scalar(c))
+            case Node("reshape", (x,)) if x.shape[-2:] == node.shape[-2:] and _unscaled(x)[0] is not x:
+                node = x
+            case Node("reshape", (Node("matmul") as x,)) if x.shape[-2:] == node.shape[-2:]:
+                node = x
             case _:
                 return node, factor
 
 
-def _sum_of(masks: tuple[Node, ...], node: Node) -> Node | None:
-    """The masks added up, padded to rank 4."""
+def _mask_of(scores: Scores, source: Source) -> Node | None:
+    """The masks as one float mask.
+
+    Flags that differ between queries replace what they mask, rather than adding a low score to it: that is
+    one operation less on the largest tensor, and rounds to the same.
+    """
     total: Node | None = None
-    for mask in reversed(masks):
-        wide = reshaped(mask, (1,) * (4 - mask.type.rank) + mask.shape)
-        total = wide if total is None else make("add", (total, wide), node.source)
+    for mask in reversed(scores.added):
+        total = mask if total is None else make("add", (total, mask), source)
+    for flags, low in scores.kept:
+        zero = constant(np.float32(0), source=source)
+        if total is None or flags.shape[1:3] == (1, 1):
+            term = make("where", (flags, zero, low), source)
+            total = term if total is None else make("add", (total, term), source)
+        else:
+            total = make("where", (flags, total, low), source)
     return total
 
 

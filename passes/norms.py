@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import make
 from llmc.compiler.rewrite import Context, Decline
-from llmc.passes.match import reshaped
+from llmc.passes.match import reshaped, scalar
 
 Pair = tuple[Node, Node]
 
@@ -42,7 +42,7 @@ def _addends(node: Node, context: Context) -> list[Node]:
 def _lookup(node: Node) -> Pair | None:
     """Table and index `[b, s]` or `[1, s]` of an embedding, or of rows cut out of a table."""
     match node:
-        case Node("expand", (x,)):
+        case Node("expand", (x,)) if x.shape[-1] == node.shape[-1]:
             return _lookup(x)
         case Node("embedding", (table, index)) if table.type.rank == 2 and table.dtype == "f32":
             return (table, _matrix(index)) if index.type.rank <= 2 else None
@@ -56,7 +56,16 @@ def _lookup(node: Node) -> Pair | None:
 
 
 def _matrix(index: Node) -> Node:
-    return reshaped(index, _matrix_shape(index.shape))
+    """An index as `[b, s]`, or `[1, s]` if it is the same for the whole batch."""
+    if index.op != "expand":
+        return reshaped(index, _matrix_shape(index.shape))
+    bare, length = index.inputs[0], index.shape[-1]
+    if bare.shape == () or bare.shape[-1] != length:
+        number = scalar(bare)
+        if number is None:
+            return index
+        bare = make("iota", (), index.source, length=length, start=int(number), step=0, dtype=index.dtype)
+    return reshaped(bare, _matrix_shape(bare.shape))
 
 
 def _matrix_shape(shape: tuple[object, ...]) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ import numpy as np
 from llmc.compiler.dims import dim
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import OPS, constant, make
+from llmc.compiler.rewrite import Context
 from llmc.passes.match import reshaped, resized, scalar, without_ones
 
 
@@ -109,14 +110,73 @@ def broadcast_late(node: Node) -> Node | None:
 
 
 def view_late(node: Node) -> Node | None:
-    """f(reshape(x), scalars) -> reshape(f(x, scalars)): views meet and cancel, ops meet and fuse"""
+    """f(reshape(x), reshape(y), scalars) -> reshape(f(x, y, scalars)): so views meet, and cancel"""
     if not OPS[node.op].elementwise:
         return None
     wide = [i for i in node.inputs if any(d != 1 for d in i.shape)]
-    if len(wide) != 1 or wide[0].op != "reshape" or wide[0].shape != node.shape:
+    if not wide or any(i.op != "reshape" or i.shape != node.shape for i in wide):
         return None
-    bare = [i.inputs[0] if i is wide[0] else reshaped(i, ()) for i in node.inputs]
+    if len({i.inputs[0].shape for i in wide}) > 1:
+        return None
+    bare = [i.inputs[0] if i in wide else reshaped(i, ()) for i in node.inputs]
     return reshaped(make(node.op, bare, node.source, **node.attributes), node.shape)
+
+
+def view_early(node: Node, context: Context) -> Node | None:
+    """reshape(f(x, y, scalars)) -> f(reshape(x), reshape(y), scalars): for chains, which views would cut"""
+    match node:
+        case Node("reshape", (inner,)) if OPS[inner.op].elementwise and context.single(inner):
+            if all(i.shape in (inner.shape, ()) for i in inner.inputs):
+                parts = [i if i.shape == () else reshaped(i, node.shape) for i in inner.inputs]
+                return make(inner.op, parts, inner.source, **inner.attributes)
+
+
+def drop_ones_of_repeat(node: Node) -> Node | None:
+    """reshape(expand(x)) where some axis is 1 before and after expand -> the same without that axis"""
+    match node:
+        case Node("reshape", (Node("expand", (x,)) as wide,)):
+            padded = (1,) * (wide.type.rank - x.type.rank) + x.shape
+            kept = [a for a, d in enumerate(wide.shape) if d != 1]
+            if len(kept) < wide.type.rank:
+                small = reshaped(x, tuple(padded[a] for a in kept))
+                return reshaped(
+                    make("expand", (small,), wide.source, shape=without_ones(wide.shape)), node.shape
+                )
+
+
+def transpose_of_merged(node: Node) -> Node | None:
+    """transpose(reshape(x[b, h, m, n], [b*h, m, n]), swap) -> reshape(transpose(x, swap))"""
+    match node:
+        case Node("transpose", (Node("reshape", (x,)) as merged,), {"perm": (0, 2, 1)}):
+            if x.type.rank == 4 and x.shape[2:] == merged.shape[1:]:
+                return reshaped(make("transpose", (x,), node.source, perm=(0, 1, 3, 2)), node.shape)
+
+
+def product_of_merged(node: Node) -> Node | None:
+    """matmul(reshape(x[b, h, m, k], [b*h, m, k]), reshape(y, ...)) -> reshape(matmul(x, y))"""
+    match node:
+        case Node("matmul", (Node("reshape", (x,)) as a, Node("reshape", (y,)) as b)) if node.type.rank == 3:
+            split = x.type.rank == y.type.rank == 4 and x.shape[:2] == y.shape[:2]
+            if split and x.shape[2:] == a.shape[1:] and y.shape[2:] == b.shape[1:]:
+                return reshaped(make("matmul", (x, y), node.source), node.shape)
+
+
+def product_broadcasts(node: Node) -> Node | None:
+    """matmul(x, expand(y)) -> matmul(x, y), where the product broadcasts y itself"""
+    match node:
+        case Node("matmul", (x, Node("expand", (y,)))) if (
+            y.type.rank > 1 and y.shape[-2:] == node.inputs[1].shape[-2:]
+        ):
+            made = make("matmul", (x, y), node.source)
+            return made if made.shape == node.shape else None
+
+
+def transpose_of_expand(node: Node) -> Node | None:
+    """transpose(expand(x)) -> expand(transpose(x))"""
+    match node:
+        case Node("transpose", (Node("expand", (x,)),), {"perm": perm}):
+            padded = reshaped(x, (1,) * (len(perm) - x.type.rank) + x.shape)
+            return resized(make("transpose", (padded,), node.source, perm=perm), node)
 
 
 def fixed_dim(node: Node) -> Node | None:
@@ -138,5 +198,10 @@ RULES = (
     reshape_of_expand,
     broadcast_late,
     view_late,
+    drop_ones_of_repeat,
+    transpose_of_merged,
+    transpose_of_expand,
+    product_of_merged,
+    product_broadcasts,
     fixed_dim,
 )
