@@ -51,7 +51,10 @@ def parse_dim(text: str) -> Dim:
         LlmcError: the text is not an expression over names and integers.
     """
     try:
-        return dim(_expression(ast.parse(text.strip(), mode="eval").body))
+        value = dim(_expression(ast.parse(text.strip(), mode="eval").body))
+        if not isinstance(value, int) and (not value.free_symbols or value.has(sympy.zoo, sympy.nan)):
+            raise ValueError  # 1/2, or a division by zero
+        return value
     except (SyntaxError, TypeError, KeyError, ValueError, RecursionError, ZeroDivisionError) as error:
         raise LlmcError(
             f"not a dimension: {text!r}", hint="write an int or an expression such as 2*seq + 1"

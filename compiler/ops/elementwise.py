@@ -56,7 +56,8 @@ def relu(x: Array) -> Array:
 def _sign(x: Array) -> Array:
     """-1, 0 or 1; NaN gives 0, as in PyTorch."""
     zero = np.zeros((), x.dtype)
-    return np.subtract((x > zero).astype(x.dtype), (x < zero).astype(x.dtype))
+    result: Array = (x > zero).astype(x.dtype) - (x < zero).astype(x.dtype)
+    return result
 
 
 def _rounded(function: Function) -> Function:
