@@ -16,4 +16,4 @@ _ALL: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Fuse, Qkv)
 PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in _ALL})
 
 _EXACT = "tie,simplify,fold,simplify,tie,cse"
-LEVELS: tuple[str, ...] = ("", _EXACT, f"{_EXACT},fuse,fold,cse", f"{_EXACT},fuse,qkv,fold,tie,cse")
+LEVELS: tuple[str, ...] = ("", _EXACT, f"{_EXACT},fuse,fold,cse", f"{_EXACT},fuse,fold,qkv,fold,tie,cse")
