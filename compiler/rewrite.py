@@ -175,17 +175,19 @@ def _sweep(graph: Graph, rules: Sequence[_Bound], journal: Journal) -> Graph:
 
 def _settle(node: Node, rules: Sequence[_Bound], context: Context, journal: Journal) -> Node:
     """Apply rules at one node until none applies."""
-    before = journal.applied.copy()
-    for _ in range(STEPS_PER_NODE):
-        after = _first(node, rules, context, journal)
-        if after is None:
-            return node
-        node = after
-    raise _endless(journal.applied - before, repr(node))
+    fired: list[str] = []
+    while (after := _first(node, rules, context, journal)) is not None:
+        name, node = after
+        fired.append(name)
+        if len(fired) == STEPS_PER_NODE:
+            raise _endless(Counter(fired), repr(node))
+    return node
 
 
-def _first(node: Node, rules: Sequence[_Bound], context: Context, journal: Journal) -> Node | None:
-    """The result of the first rule that applies."""
+def _first(
+    node: Node, rules: Sequence[_Bound], context: Context, journal: Journal
+) -> tuple[str, Node] | None:
+    """The first rule that applies and its result."""
     for bound in rules:
         found = _call(bound, node, context)
         if isinstance(found, Decline):
@@ -194,7 +196,7 @@ def _first(node: Node, rules: Sequence[_Bound], context: Context, journal: Journ
             after = found if context.knows(found) else _sourced(found, node)
             context.swapped(node, after)
             journal.note(bound.rule, node)
-            return after
+            return bound.rule.__name__, after
     return None
 
 

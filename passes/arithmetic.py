@@ -9,7 +9,7 @@ import numpy as np
 
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant, make
-from llmc.passes.match import is_scalar, resized, scalar, weight
+from llmc.passes.match import is_scalar, reshaped, resized, scalar, weight
 
 _UNIFORM_LIMIT = 1 << 20  # elements: longer constants are not searched
 
@@ -71,6 +71,8 @@ def where_of_not(node: Node) -> Node | None:
     match node:
         case Node("where", (Node("not", (c,)), a, b)):
             return make("where", (c, b, a), node.source)
+        case Node("where", (Node("reshape", (Node("not", (c,)),)) as view, a, b)):
+            return make("where", (reshaped(c, view.shape), b, a), node.source)
 
 
 def drop_cast(node: Node) -> Node | None:
