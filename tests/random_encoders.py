@@ -44,7 +44,9 @@ class Encoder:
         for number in range(int(self.rng.integers(1, 3))):
             self.place = f"layer.{number}"
             x = self.block(x)
-        return Graph((self.ids, self.mask), {"hidden": x, "pooled": self.pooler(x)}, {"batch": (1, 4), "seq": (1, 16)})
+        return Graph(
+            (self.ids, self.mask), {"hidden": x, "pooled": self.pooler(x)}, {"batch": (1, 4), "seq": (1, 16)}
+        )
 
     # --- building
 
@@ -57,14 +59,20 @@ class Encoder:
         return make(name, nodes, Source(f"{self.place}.{name}", ""), **attributes)
 
     def weight(self, *shape: int) -> Node:
-        return constant(self.rng.normal(size=shape).astype(np.float32) / math.sqrt(shape[-1]), f"{self.place}.w")
+        return constant(
+            self.rng.normal(size=shape).astype(np.float32) / math.sqrt(shape[-1]), f"{self.place}.w"
+        )
 
     def linear(self, x: Node, width: int) -> Node:
         """A product with bias, as `linear`, as `linear` and `add`, or as `matmul` and `add`."""
         way, k = self.way("linear", "whole", "add", "matmul"), int(x.shape[-1])
         if way == "whole":
             return self.op("linear", x, self.weight(width, k), self.weight(width), epilogue=("bias",))
-        y = self.op("linear", x, self.weight(width, k)) if way == "add" else self.op("matmul", x, self.weight(k, width))
+        y = (
+            self.op("linear", x, self.weight(width, k))
+            if way == "add"
+            else self.op("matmul", x, self.weight(k, width))
+        )
         return self.op("add", y, self.weight(width))
 
     def norm(self, x: Node) -> Node:
@@ -131,7 +139,9 @@ class Encoder:
         if way == "none":
             return y
         if way == "subtract":
-            return self.op("add", y, self.op("mul", self.op("sub", 1.0, self.op("cast", wide, dtype="f32")), LOW))
+            return self.op(
+                "add", y, self.op("mul", self.op("sub", 1.0, self.op("cast", wide, dtype="f32")), LOW)
+            )
         if way == "pairs":
             wide = self.op("mul", wide, self.op("reshape", self.mask, shape=(B, 1, S, 1)))
         flags = self.op("cast", wide, dtype="bool")
@@ -151,7 +161,9 @@ class Encoder:
         if way == "exp":
             return self.op("div", x, self.op("add", self.op("exp", self.op("neg", self.op("abs", x))), 1.0))
         if way == "erf":
-            return self.op("mul", self.half(x), self.op("add", self.op("erf", self.op("div", x, math.sqrt(2))), 1.0))
+            return self.op(
+                "mul", self.half(x), self.op("add", self.op("erf", self.op("div", x, math.sqrt(2))), 1.0)
+            )
         cubic = self.op("add", x, self.op("mul", self.op("pow", x, 3.0), 0.044715))
         tanh = self.op("tanh", self.op("mul", cubic, math.sqrt(2 / math.pi)))
         return self.op("mul", self.half(x), self.op("add", tanh, 1.0))

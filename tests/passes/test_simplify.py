@@ -92,7 +92,9 @@ CASES: dict[str, Callable[[], Node]] = {
         op("reshape", op("expand", constant(np.eye(2, dtype="f4")), shape=(B, 2, 2, 2)), shape=(2 * B, 2, 2)),
     ),
     "decide_comparison": lambda: op("ge", positions(1, S), I0),
-    "decide_comparison_false": lambda: op("lt", op("add", positions(1, S), op("dim", value=S)), positions(1, S)),
+    "decide_comparison_false": lambda: op(
+        "lt", op("add", positions(1, S), op("dim", value=S)), positions(1, S)
+    ),
     "decide_comparison_of_dims": lambda: op("gt", op("dim", value=S), op("add", op("dim", value=S), I1)),
     "read_in_order": lambda: op("embedding", FLAT, rows_in_order()),
     "read_range": lambda: op("embedding", FLAT, op("add", op("iota", length=2, step=2), I1)),
@@ -140,8 +142,6 @@ STAY: dict[str, Callable[[], Node]] = {
 def test_untouched(why):
     before = graph(STAY[why]())
     assert Simplify().run(before) is before
-
-
 
 
 def test_fold_computes_what_is_constant(golden, same_output):
