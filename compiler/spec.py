@@ -155,19 +155,23 @@ class _Reader:
 
     def pipeline(self) -> Iterator[PassText]:
         while self.kind != "end":
-            yield PassText(self.word("the name of a pass"), dict(self.options()))
+            yield PassText(self.word("the name of a pass"), self.options())
             if self.kind != "end":
                 self.expect(",")
 
-    def options(self) -> Iterator[tuple[str, Any]]:
+    def options(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         if not self.take("{"):
-            return
+            return found
         while not self.take("}"):
             name = self.word("an option")
+            if name in found:
+                raise LlmcError(f"option {name!r} is given twice", at=self.text)
             self.expect("=")
-            yield name, self.value()
+            found[name] = self.value()
             if not (self.kind == "mark" and self.token == "}"):
                 self.expect(",")
+        return found
 
     def value(self) -> Any:
         if self.take("["):

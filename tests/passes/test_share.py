@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops import constant, input_, make
 from llmc.passes.share import Cse, Tie
@@ -40,7 +41,7 @@ def test_tie_stores_equal_weights_once(golden, same_output):
     """As a head that shares the embedding's table, loaded twice."""
     values = np.arange(12, dtype=np.float32).reshape(3, 4)
     head, table = constant(values, "head.weight"), constant(values.copy(), "embeddings.weight")
-    rows = make("embedding", (table, make("iota", (), length="n")))
+    rows = make("embedding", (table, make("iota", (), length=symbol("n"))))
     golden(same_output(Tie(), graph(y=make("linear", (X, head)), z=make("add", (X, rows)))))
 
 
