@@ -7,7 +7,7 @@ import math
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import make
 from llmc.compiler.rewrite import Context, Decline
-from llmc.passes.match import is_scalar, reshaped
+from llmc.passes.match import is_scalar, reshaped, scalar
 
 _ACTIVATIONS = ("relu", "tanh", "silu", "sigmoid")
 
@@ -24,7 +24,7 @@ def linear_from_matmul(node: Node) -> Node | None:
 def fuse_bias(node: Node, context: Context) -> Node | None:
     """linear(x, w) + b -> linear{bias}(x, w, b)"""
     match node:
-        case Node("add", (y, b)) | Node("add", (b, y)) if _is_bias(y, b):
+        case Node("add", (y, b)) if _is_bias(y, b):
             pass
         case Node("add", (b, y)) if _is_bias(y, b):
             pass
@@ -71,7 +71,9 @@ def _extended(y: Node, step: str, *extra: Node) -> Node:
 def silu_from_sigmoid(node: Node) -> Node | None:
     """x * sigmoid(x) -> silu(x)"""
     match node:
-        case Node("mul", (x, Node("sigmoid", (y,)))) | Node("mul", (Node("sigmoid", (y,)), x)) if x is y:
+        case Node("mul", (x, Node("sigmoid", (y,)))) if x is y:
+            return make("silu", (x,), node.source)
+        case Node("mul", (Node("sigmoid", (y,)), x)) if x is y:
             return make("silu", (x,), node.source)
 
 
@@ -91,10 +93,11 @@ def gelu_from_tanh(node: Node) -> Node | None:
     if found is None:
         return None
     x, (argument, op) = found
-    match argument:
-        case Node("mul", (inner, c)) | Node("mul", (c, inner)) if inner.op == "add":
-            if op == "tanh" and _near(c, math.sqrt(2 / math.pi)) and _is_cubic(inner, x):
-                return make("gelu", (x,), node.source, approximate="tanh")
+    if op != "tanh" or argument.op != "mul":
+        return None
+    for inner, c in (argument.inputs, argument.inputs[::-1]):
+        if _near(c, math.sqrt(2 / math.pi)) and inner.op == "add" and _is_cubic(inner, x):
+            return make("gelu", (x,), node.source, approximate="tanh")
 
 
 def _half_times(node: Node) -> tuple[Node, tuple[Node, str]] | None:
@@ -124,8 +127,6 @@ def _one_plus(node: Node) -> tuple[Node, str] | None:
 
 
 def _near(node: Node, value: float) -> bool:
-    from llmc.passes.match import scalar
-
     found = scalar(node)
     return found is not None and math.isclose(float(found), value, rel_tol=1e-6)
 

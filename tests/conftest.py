@@ -36,7 +36,7 @@ def random_encoder() -> Callable[..., Any]:
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[object], None]:
-    """`golden(value)` compares `str(value)` with tests/golden/<test file>/<test>.txt; `pytest --bless` writes it."""
+    """`golden(value)` compares `str(value)` with tests/golden/FILE/TEST.txt; `pytest --bless` writes it."""
     name = request.node.name.replace("/", "_").replace("[", "-").rstrip("]")
     file = TESTS / "golden" / Path(request.node.path).stem.removeprefix("test_") / f"{name}.txt"
 
@@ -53,7 +53,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[[object], None]:
 
 @pytest.fixture
 def same_output() -> Callable[..., Graph]:
-    """`same_output(pass or pipeline, graph, inputs) -> graph after it`, held to what the pass says it keeps."""
+    """`same_output(pass or pipeline, graph, inputs)`: the graph after it, which keeps what the pass promises."""
     return _same_output
 
 

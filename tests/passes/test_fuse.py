@@ -1,4 +1,4 @@
-"""`fuse` and `qkv`: golden graphs of the patterns, encoders written in many ways, and what must stay apart."""
+"""`fuse` and `qkv`: golden graphs of the patterns, encoders written many ways, what must stay apart."""
 
 from __future__ import annotations
 
