@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, reduce
 from typing import Any, NamedTuple
 
 import sympy
@@ -116,8 +116,25 @@ def upper_bound(value: Dim, bounds: Mapping[str, Bounds]) -> int:
 
 
 def dim_c(value: Dim) -> str:
-    """`value` as a C expression over int64_t variables named like the dims."""
-    return str(sympy.ccode(value, user_functions={"Max": "llmc_max", "Min": "llmc_min", "floor": ""}))
+    """`value` as a C expression in integer arithmetic over int64_t variables named like the dims.
+
+    `llmc_max` and `llmc_min` take two arguments. Sizes are not negative, so C's `/` is floor.
+    """
+    if isinstance(value, (int, sympy.Integer, sympy.Symbol)):
+        return str(value)
+    parts = [dim_c(part) for part in value.args] if not isinstance(value, sympy.floor) else []
+    if isinstance(value, sympy.Add):
+        return f"({' + '.join(parts)})"
+    if isinstance(value, sympy.Mul):
+        return f"({' * '.join(parts)})"
+    if isinstance(value, sympy.Pow):
+        return f"({' * '.join([parts[0]] * int(value.exp))})"
+    if isinstance(value, (sympy.Max, sympy.Min)):
+        name = "llmc_max" if isinstance(value, sympy.Max) else "llmc_min"
+        return reduce(lambda a, b: f"{name}({a}, {b})", parts)
+    assert isinstance(value, sympy.floor), f"no C form of {value!r}"
+    numerator, denominator = sympy.fraction(sympy.together(value.args[0]))
+    return f"({dim_c(sympy.expand(numerator))} / {dim_c(denominator)})"
 
 
 def product(dims: Any) -> Dim:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -86,7 +87,7 @@ def _quoted(text: str) -> str:
 def _weight_text(weight: Weight) -> str:
     array = weight.array
     if array.size <= INLINE:
-        values = tuple(array.ravel().tolist())
+        values = tuple(math.nan if v != v else v for v in array.ravel().tolist())
         if _array(dtype_name(array.dtype), array.shape, values).tobytes() == array.tobytes():
             parts = (weight.name, dtype_name(array.dtype), array.shape, values)
             return f"tensor({', '.join(map(value_text, parts))})"

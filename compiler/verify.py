@@ -8,7 +8,7 @@ from typing import Any
 
 import sympy
 
-from llmc.compiler.dims import dim_names
+from llmc.compiler.dims import symbol
 from llmc.compiler.graph import DTYPES, Graph, Node, Weight
 from llmc.compiler.ops import OPS
 from llmc.compiler.text import same_type
@@ -30,6 +30,7 @@ def verify(graph: Graph) -> None:
     - Every node's type is the one its op infers from its inputs.
     - `Graph.inputs` are `input` nodes with distinct names, and every `input` node is listed there once.
     - An input's default lies within its `low` and `high`.
+    - Every symbol is one of `dims.symbol`, so that equal names mean equal dims.
     - Every dim in use has bounds with 1 <= low <= high, and a name the text form can hold.
     - Every dim in use is the whole size of an axis of a required input, so its run-time size is known.
 
@@ -46,6 +47,7 @@ def verify(graph: Graph) -> None:
     _check_inputs(graph)
     for node in graph.inputs:
         _check_default(node)
+    _check_symbols(graph)
     _check_bounds(graph)
     _check_dims_known(graph)
 
@@ -149,18 +151,18 @@ def _check_default(node: Node) -> None:
         raise _broken(f"the default {default} is not within {low}..{high}", node)
 
 
-def _dims_in(value: Any) -> frozenset[str]:
-    """The named dims in an attribute value or shape."""
+def _symbols_in(value: Any) -> frozenset[Any]:
+    """The sympy symbols in an attribute value or shape."""
     if isinstance(value, tuple):
-        return frozenset().union(*map(_dims_in, value))
-    return dim_names(value) if isinstance(value, sympy.Expr) else frozenset()
+        return frozenset().union(*map(_symbols_in, value))
+    return frozenset(value.free_symbols) if isinstance(value, sympy.Expr) else frozenset()
 
 
 def _used_dims(graph: Graph) -> dict[str, Node]:
     """dim name -> the first node that uses it."""
     used: dict[str, Node] = {}
     for node in graph.nodes:
-        for name in sorted(_dims_in((*node.shape, *node.attributes.values()))):
+        for name in sorted(s.name for s in _symbols_in((*node.shape, *node.attributes.values()))):
             used.setdefault(name, node)
     return used
 
@@ -176,6 +178,13 @@ def _check_bounds(graph: Graph) -> None:
             raise _broken(
                 f"dim {name!r} has bounds {low}..{high}", hint="bounds are integers, 1 <= low <= high"
             )
+
+
+def _check_symbols(graph: Graph) -> None:
+    for node in graph.nodes:
+        for found in _symbols_in((*node.shape, *node.attributes.values())):
+            if found != symbol(found.name):
+                raise _broken(f"the symbol {found.name!r} was not made by `dims.symbol`", node)
 
 
 def _check_dims_known(graph: Graph) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmc.compiler.dims import dim, dim_text, parse_dim, symbol
+from llmc.compiler.dims import dim, dim_c, dim_text, evaluate, parse_dim, symbol
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_, make
 from llmc.errors import LlmcError
@@ -84,6 +84,35 @@ def test_networkx_view_carries_positions():
 def test_dims_print_and_parse_back(text):
     assert dim_text(parse_dim(text)) == dim_text(parse_dim(dim_text(parse_dim(text))))
     assert dim(parse_dim(text) - parse_dim(dim_text(parse_dim(text)))) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seq",
+        "2*seq + 1",
+        "3*floor(seq/3 + 2/3) + 1",
+        "Max(1, batch, seq)",
+        "batch*seq**3",
+        "Min(seq, 4)",
+        "floor(seq**2/5)",
+    ],
+        "seq",
+        "2*seq + 1",
+        "3*floor(seq/3 + 2/3) + 1",
+        "Max(1, batch, seq)",
+        "batch*seq**3",
+        "Min(seq, 4)",
+        "floor(seq**2/5)",
+    ],
+)
+def test_c_form_has_the_value(text):
+    value = parse_dim(text)
+    names = {"llmc_max": max, "llmc_min": min}
+    for seq in range(1, 40):
+        sizes = {"seq": seq, "batch": 3}
+        # Python's // is C's / of non-negative integers
+        assert eval(dim_c(value).replace("/", "//"), {}, {**names, **sizes}) == evaluate(value, sizes)
 
 
 def test_dim_algebra_normalises():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -170,10 +172,8 @@ def test_damaged_text_never_crashes(data):
     at = data.draw(st.integers(0, len(text) - 1))
     length = data.draw(st.integers(0, 3))
     damaged = text[:at] + data.draw(st.text(max_size=3)) + text[at + length :]
-    try:
-        parse_graph(damaged, weights)
-    except LlmcError as error:
-        assert error.problem
+    with contextlib.suppress(LlmcError):
+        print_graph(parse_graph(damaged, weights))
 
 
 # --- equality

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sympy
 
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node, Source, TensorType, Weight
@@ -83,6 +84,7 @@ BREACHES: list[tuple[Callable[[], Graph], str]] = [
     (unlisted, "not listed"),
     (lambda: one(x(default=5, low=0, high=1)), "default 5 is not within 0..1"),
     (lambda: one(make("neg", (input_("x", "f32", ("other",)),))), "dim 'other' has no bounds"),
+    (lambda: one(input_("x", "f32", (sympy.Symbol("seq"),))), "not made by `dims.symbol`"),
     (lambda: one(x(), seq=(0, 4)), "bounds 0..4"),
     (lambda: one(x(), seq=(5, 4)), "bounds 5..4"),
     (lambda: one(x(), seq=(1.0, 4)), "bounds 1.0..4"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
+from inspect import signature
 from types import MappingProxyType
 from typing import Any
 
@@ -72,10 +73,17 @@ class Op:
             raise LlmcError(
                 f"{self.name}: {error.problem}", at=error.at or str(source), found=found, hint=error.hint
             ) from None
-        except TypeError as error:
-            raise LlmcError(
-                f"{self.name}: wrong number of inputs", at=str(source), found=", ".join(map(str, inputs))
-            ) from error
+        except (TypeError, ValueError, AttributeError) as error:
+            problem, found = self._mismatch(inputs, attributes)
+            raise LlmcError(f"{self.name}: {problem}", at=str(source), found=found) from error
+
+    def _mismatch(self, inputs: tuple[TensorType, ...], attributes: Mapping[str, Any]) -> tuple[str, str]:
+        """Why the rule could not even check `inputs` and `attributes`, and what was given."""
+        try:
+            signature(self.rule).bind(*inputs, **attributes)
+        except TypeError:
+            return "wrong number of inputs", ", ".join(map(str, inputs))
+        return "an attribute has a value of the wrong kind", str(dict(attributes))
 
 
 class _Required:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import sympy
 
 from llmc.compiler.dims import Dim, dim, dim_text
 from llmc.compiler.graph import TensorType
@@ -111,11 +112,18 @@ def want_axes(x: TensorType, axes: Any) -> tuple[int, ...]:
     return axes
 
 
+def want_dim(value: Any, what: str) -> Dim:
+    """`value` as a dim if it is an int or a sympy expression."""
+    if isinstance(value, bool) or not isinstance(value, (int, sympy.Expr)):
+        raise LlmcError(f"{what} holds {value!r}, not an integer or symbolic dim")
+    return dim(value)
+
+
 def want_dims(shape: Any, what: str = "shape") -> tuple[Dim, ...]:
     """A tuple of dims; known ones must not be negative."""
     if not isinstance(shape, tuple):
         raise LlmcError(f"{what} is {shape!r}, not a tuple")
-    dims = tuple(dim(d) for d in shape)
+    dims = tuple(want_dim(d, what) for d in shape)
     if any(isinstance(d, int) and d < 0 for d in dims):
         raise LlmcError(f"{what} {shape_text(dims)} has a negative dim")
     return dims

@@ -19,6 +19,7 @@ from llmc.compiler.ops.rules import (
     shape_text,
     want_axis,
     want_broadcastable,
+    want_dim,
     want_dims,
     want_dtype,
     want_int,
@@ -96,7 +97,7 @@ def _iota_reference(*, length: Dim, start: Dim, step: int, dtype: str, sizes: Si
 @op("iota", _iota_reference, traits=SYMBOLIC, length=REQUIRED, start=0, step=1, dtype="i64")
 def _iota(*, length: Dim, start: Dim, step: int, dtype: str) -> TensorType:
     want_int(step, "step")
-    dim(start)
+    want_dim(start, "start")
     result = TensorType(dtype, want_dims((length,), "length"))
     want_dtype(result, NUMBERS, "the result")
     return result
@@ -109,7 +110,7 @@ def _iota(*, length: Dim, start: Dim, step: int, dtype: str) -> TensorType:
     value=REQUIRED,
 )
 def _dim(*, value: Dim) -> TensorType:
-    dim(value)
+    want_dim(value, "value")
     return TensorType("i64", ())
 
 
@@ -159,7 +160,7 @@ def _slice_reference(x: Array, axis: int, start: Dim, stop: Dim, step: int, size
 def _slice(x: TensorType, axis: int, start: Dim, stop: Dim, step: int) -> TensorType:
     want_axis(x, axis)
     want_int(step, "step", 1)
-    start, stop = dim(start), dim(stop)
+    start, stop = want_dim(start, "start"), want_dim(stop, "stop")
     # what is not known at compile time is the caller's promise
     for low, high in ((0, start), (start, stop), (stop, x.shape[axis])):
         room = dim(high - low)
