@@ -101,9 +101,10 @@ def _array(dtype: str, shape: tuple[int, ...], values: tuple[Any, ...]) -> np.nd
 
 # --- parsing
 
-_STRING = r'"(?:[^"\\]|\\.)*"'
+_STRING = r'"(?:[^"\\]|\\["\\bfnrtu])*"'
 _LINE = re.compile(
-    rf"%(?P<name>\w+) = (?P<op>\w+)\((?P<inputs>[^()]*)\)(?: \{{(?P<attributes>(?:[^\"{{}}]|{_STRING})*)\}})?"
+    r"%(?P<name>\w+) = (?P<op>\w+)\((?P<inputs>[^()]*)\)"
+    rf"(?: \{{(?P<attributes>(?:[^\"'\\{{}}]|{_STRING})*)\}})?"
     r"(?: : (?P<type>\w+\[[^\]]*\]))?(?:  # (?P<source>.*))?"
 )
 _SOURCE = re.compile(r"(?P<path>.*?)(?: \((?P<line>[^()]*)\))?")
@@ -173,7 +174,7 @@ class _Parser:
             match = _OUTPUT.match(text, position)
             if not match:
                 _malformed("a list of outputs", '{"name": %node, ...}')
-            self.outputs[json.loads(match["name"])] = self._named(match["node"])
+            self.outputs[self._value(_syntax_tree(match["name"]))] = self._named(match["node"])
             position = match.end()
 
     def _node(self, line: str) -> None:
@@ -206,14 +207,16 @@ class _Parser:
 
     def _value(self, tree: ast.expr) -> Any:
         match tree:
-            case ast.Constant(value=value):
+            case ast.Constant(value=str() | int() | float() | None as value):
                 return value
             case ast.Tuple(elts=elements):
                 return tuple(map(self._value, elements))
             case ast.Name(id="inf" | "nan" as name):
                 return float(name)
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant() | ast.Name(id="inf" | "nan") as operand):
-                return -self._value(operand)
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+                return -number
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id="inf" | "nan" as name)):
+                return -float(name)
             case ast.Call(func=ast.Name(id="weight"), args=[name, digest]):
                 return self._weight(self._value(name), self._value(digest))
             case ast.Call(func=ast.Name(id="tensor"), args=[name, dtype, shape, values]):
