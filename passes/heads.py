@@ -10,7 +10,7 @@ from llmc.compiler.graph import Node, Source
 from llmc.compiler.ops import constant, make
 from llmc.compiler.rewrite import Decline
 from llmc.passes.masks import is_low, keys_and_bias
-from llmc.passes.match import reshaped, resized, scalar
+from llmc.passes.match import reshaped, resized, scalar, through_views
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def attention_from_softmax(node: Node) -> Node | Decline | None:
     """softmax(q @ k^T * scale + mask) @ v -> attention(q, k, v, mask)"""
     match node:
         case Node("matmul", (probabilities, v)) if node.type.rank in (3, 4):
-            softmax = _through_views(probabilities)
+            softmax = through_views(probabilities)
         case _:
             return None
     if softmax.op != "softmax" or softmax.type.rank != 4 or softmax.attributes["axis"] not in (-1, 3):
@@ -52,12 +52,6 @@ def attention_from_softmax(node: Node) -> Node | Decline | None:
     inputs = qkv if mask is None else (*qkv, mask)
     fused = make("attention", inputs, softmax.source, scale=scores.scale, has_mask=mask is not None)
     return reshaped(fused, node.shape)
-
-
-def _through_views(node: Node) -> Node:
-    while node.op == "reshape":
-        node = node.inputs[0]
-    return node
 
 
 def _keys(kt: Node, shape: tuple[object, ...]) -> Node:

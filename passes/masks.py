@@ -7,7 +7,7 @@ import math
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import make
 from llmc.compiler.rewrite import Decline
-from llmc.passes.match import reshaped, scalar, without_ones
+from llmc.passes.match import reshaped, scalar, through_views, without_ones
 
 _NEVER = -1e30  # a score this low has weight exp(-1e30) = 0
 
@@ -92,7 +92,7 @@ def _zero_one(node: Node, term: Node) -> Node | None:
 
 def _ones(mask: Node, term: Node) -> Node | None:
     """True where an integer mask, declared by its input to be 0 or 1, is 1."""
-    root = _through_views(mask)
+    root = through_views(mask)
     if root.op == "input" and (root.attributes["low"], root.attributes["high"]) == (0, 1):
         return make("cast", (mask,), term.source, dtype="bool")
 

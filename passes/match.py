@@ -41,6 +41,13 @@ def reshaped(node: Node, shape: tuple[Any, ...]) -> Node:
     return node if node.shape == shape else make("reshape", (node,), node.source, shape=shape)
 
 
+def through_views(node: Node) -> Node:
+    """What `node` is a reshape of."""
+    while node.op == "reshape":
+        node = node.inputs[0]
+    return node
+
+
 def without_ones(shape: tuple[Any, ...]) -> tuple[Any, ...]:
     """The dims that are not the number 1."""
     return tuple(d for d in shape if d != 1)

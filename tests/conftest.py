@@ -53,7 +53,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[[object], None]:
 
 @pytest.fixture
 def same_output() -> Callable[..., Graph]:
-    """`same_output(pass or pipeline, graph, inputs)`: the graph after it, which keeps what the pass promises."""
+    """`same_output(pass or pipeline, graph, inputs)`: the graph after it, held to what the pass promises."""
     return _same_output
 
 
