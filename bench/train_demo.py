@@ -1,0 +1,314 @@
+"""Train the sentiment classifier that `llmc demo` ships: all-MiniLM-L6-v2 fine-tuned, cut down, distilled.
+
+    python bench/train_demo.py [--minilm FOLDER] [--reviews SDIST] [--output FOLDER]
+
+1. A teacher: the six layers of MiniLM with mean pooling and a two-class head, fine-tuned on movie reviews.
+2. A student: MiniLM's most used word pieces, its first layer(s) with the strongest feed-forward units.
+3. The student learns the teacher's logits on the reviews, on spans of them and on unlabelled snippets.
+4. Weights are rounded to fp16, the folder is written, and the *written* model is scored on the test reviews.
+
+Everything is seeded and runs on one thread. Choices (epochs, sizes) were made on 800 development reviews that
+are held out of the training set; the 2,000 test reviews are scored once, at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import math
+import random
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+LABELS = ("negative", "positive")
+TEST, DEVELOPMENT = 2000, 800
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Size:
+    """The student's shape; `pieces` word pieces, all else as in BertConfig."""
+
+    pieces: int = 4600
+    layers: int = 1
+    intermediate: int = 512
+    positions: int = 256
+
+
+Review = tuple[str, int]
+
+
+# --- data -----------------------------------------------------------------------------------------------
+
+
+def read_texts(sdist: Path) -> dict[str, list[tuple[str, float]]]:
+    """(text, mean rating) of every rated file in the vaderSentiment sdist: movieReview, amazonReview, ..."""
+    inner_name = "hutto_ICWSM_2014.tar.gz"
+    if sdist.is_dir():
+        sdist = next(sdist.rglob(inner_name), sdist / inner_name)
+        return _rated(tarfile.open(sdist))
+    outer = tarfile.open(sdist)
+    if not any(name.endswith("GroundTruth.txt") for name in outer.getnames()):
+        member = next(m for m in outer.getmembers() if m.name.endswith(inner_name))
+        return _rated(tarfile.open(fileobj=outer.extractfile(member)))
+    return _rated(outer)
+
+
+def _rated(archive: tarfile.TarFile) -> dict[str, list[tuple[str, float]]]:
+    tables = {}
+    with archive:
+        for member in archive.getmembers():
+            stream = archive.extractfile(member)
+            if not member.name.endswith("_GroundTruth.txt") or stream is None:
+                continue
+            name = Path(member.name).name.removesuffix("_GroundTruth.txt").removesuffix("Snippets")
+            rows = stream.read().decode("utf-8", errors="replace").splitlines()
+            fields = [row.split("\t") for row in rows if row.count("\t") >= 2]
+            tables[name] = [(row[2].strip(), float(row[1])) for row in fields]
+    return tables
+
+
+def split(rated: list[tuple[str, float]]) -> tuple[list[Review], list[Review], list[Review]]:
+    """Training, development and test reviews: clear ratings only, in the order of the texts' sha1."""
+    clear = {text: int(mean > 0) for text, mean in rated if abs(mean) >= 0.5}
+    ordered = sorted(clear.items(), key=lambda item: hashlib.sha1(item[0].encode()).hexdigest())
+    test, rest = ordered[:TEST], ordered[TEST:]
+    return rest[DEVELOPMENT:], rest[:DEVELOPMENT], test
+
+
+def spans(texts: list[str], seed: int) -> list[str]:
+    """One random span of at least three words of each text: short phrases, so the student learns words too."""
+    rng, cut = random.Random(seed), []
+    for text in texts:
+        words = text.split()
+        if len(words) >= 6:
+            length = rng.randint(3, len(words) - 1)
+            start = rng.randint(0, len(words) - length)
+            cut.append(" ".join(words[start : start + length]))
+    return cut
+
+
+def batches(ids: list[list[int]], size: int, seed: int | None) -> Iterator[list[int]]:
+    """Index batches of texts of like length, so that little is padded; shuffled when a seed is given."""
+    rng = random.Random(seed)
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]) // 4 + (rng.random() if seed is not None else 0)))
+    groups = [order[i : i + size] for i in range(0, len(order), size)]
+    if seed is not None:
+        rng.shuffle(groups)
+    yield from groups
+
+
+def pad(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids i64[n, longest] padded with 0 and their mask."""
+    longest = max(len(row) for row in ids)
+    padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
+    return padded, mask
+
+
+# --- models ---------------------------------------------------------------------------------------------
+
+
+class Teacher(nn.Module):
+    """MiniLM, mean pooling over real tokens, one linear layer to two logits."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.bert = BertModel.from_pretrained(folder, add_pooling_layer=False)
+        self.head = nn.Linear(self.bert.config.hidden_size, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = self.bert(input_ids, attention_mask).last_hidden_state
+        weight = attention_mask[..., None] / attention_mask.sum(1)[:, None, None]
+        return self.head((hidden * weight).sum(1))
+
+
+def logits_of(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """f32[n, 2] from a Teacher or a transformers classifier."""
+    result = model(input_ids, attention_mask)
+    return result if isinstance(result, Tensor) else result.logits
+
+
+@torch.no_grad()
+def predict(model: nn.Module, ids: list[list[int]]) -> Tensor:
+    """Logits f32[n, 2], in the order of `ids`."""
+    model.eval()
+    logits = torch.empty(len(ids), 2)
+    for group in batches(ids, 64, None):
+        logits[group] = logits_of(model, *pad([ids[i] for i in group]))
+    return logits
+
+
+def accuracy(model: nn.Module, ids: list[list[int]], labels: list[int]) -> float:
+    """Share of right answers."""
+    return (predict(model, ids).argmax(1) == torch.tensor(labels)).float().mean().item()
+
+
+def cut_vocabulary(source: Tokenizer, counts: Counter[str], pieces: int) -> dict[str, int]:
+    """old pieces -> new ids: the special tokens, every ASCII character (also as ##), then the most counted."""
+    known = source.get_vocab()
+    characters = [c for c in map(chr, range(33, 127)) if c in known]
+    continued = [f"##{c}" for c in characters if f"##{c}" in known]
+    ranked = sorted(counts, key=lambda piece: (-counts[piece], piece))
+    kept = list(dict.fromkeys([*SPECIAL, *characters, *continued, *ranked]))[:pieces]
+    return {piece: index for index, piece in enumerate(kept)}
+
+
+def cut_tokenizer(source: Tokenizer, vocabulary: dict[str, int], positions: int) -> Tokenizer:
+    """`source` with only the pieces of `vocabulary`, truncating at `positions` tokens."""
+    table = json.loads(source.to_str())
+    table["model"]["vocab"] = vocabulary
+    for token in table["added_tokens"]:
+        token["id"] = vocabulary[token["content"]]
+    for name, token in table["post_processor"].get("special_tokens", {}).items():
+        token["ids"] = [vocabulary[name]]
+    for name in ("sep", "cls"):
+        if name in table["post_processor"]:
+            table["post_processor"][name][1] = vocabulary[table["post_processor"][name][0]]
+    table["padding"] = None
+    table["truncation"] = dict(max_length=positions, strategy="LongestFirst", stride=0, direction="Right")
+    return Tokenizer.from_str(json.dumps(table))
+
+
+def make_student(teacher: Teacher, source: Tokenizer, vocabulary: dict[str, int], size: Size) -> Any:
+    """A BertForSequenceClassification that starts from the fine-tuned teacher's embeddings and layers."""
+    big = teacher.bert
+    config = copy.deepcopy(big.config)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=config.hidden_size, num_hidden_layers=size.layers,
+        num_attention_heads=config.num_attention_heads, intermediate_size=size.intermediate,
+        max_position_embeddings=size.positions, layer_norm_eps=config.layer_norm_eps, pad_token_id=0,
+        id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)},
+    )  # fmt: skip
+    student = BertForSequenceClassification(config)
+    bert, rows = student.bert, torch.tensor([source.token_to_id(piece) for piece in vocabulary])
+    with torch.no_grad():
+        bert.embeddings.word_embeddings.weight.copy_(big.embeddings.word_embeddings.weight[rows])
+        bert.embeddings.position_embeddings.weight.copy_(
+            big.embeddings.position_embeddings.weight[: size.positions]
+        )
+        bert.embeddings.token_type_embeddings.load_state_dict(big.embeddings.token_type_embeddings.state_dict())
+        bert.embeddings.LayerNorm.load_state_dict(big.embeddings.LayerNorm.state_dict())
+        for mine, theirs in zip(bert.encoder.layer, big.encoder.layer, strict=False):
+            _copy_layer(mine, theirs, size.intermediate)
+    return student
+
+
+def _copy_layer(mine: Any, theirs: Any, units: int) -> None:
+    """Attention and norms as they are; of the feed-forward units the `units` with the largest |in| * |out|."""
+    mine.attention.load_state_dict(theirs.attention.state_dict())
+    mine.output.LayerNorm.load_state_dict(theirs.output.LayerNorm.state_dict())
+    strength = theirs.intermediate.dense.weight.norm(dim=1) * theirs.output.dense.weight.norm(dim=0)
+    kept = strength.topk(units).indices.sort().values
+    mine.intermediate.dense.weight.copy_(theirs.intermediate.dense.weight[kept])
+    mine.intermediate.dense.bias.copy_(theirs.intermediate.dense.bias[kept])
+    mine.output.dense.weight.copy_(theirs.output.dense.weight[:, kept])
+    mine.output.dense.bias.copy_(theirs.output.dense.bias)
+
+
+# --- training -------------------------------------------------------------------------------------------
+
+
+def schedule(optimizer: torch.optim.Optimizer, steps: int) -> Any:
+    """Linear warm-up over a tenth of the steps, then linear decay to zero."""
+    warm = max(1, steps // 10)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / (steps - warm)))
+    )
+
+
+def train(
+    model: nn.Module, ids: list[list[int]], targets: Tensor, epochs: int, rate: float, seed: int, loss: Any
+) -> None:
+    """AdamW over `epochs` passes of batches of 32; `loss(logits, targets)`."""
+    torch.manual_seed(seed)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.01)
+    steps = schedule(optimizer, epochs * math.ceil(len(ids) / 32))
+    for epoch in range(epochs):
+        model.train()
+        total, start = 0.0, time.perf_counter()
+        for group in batches(ids, 32, seed + epoch):
+            value = loss(logits_of(model, *pad([ids[i] for i in group])), targets[group])
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            steps.step()
+            total += value.item() * len(group)
+        print(f"  epoch {epoch + 1}: loss {total / len(ids):.4f}, {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def distillation(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy against the teacher's softened answer, temperature 2."""
+    return functional.kl_div(
+        functional.log_softmax(logits / 2, 1), functional.softmax(targets / 2, 1), reduction="batchmean"
+    ) * 4  # fmt: skip
+
+
+def train_teacher(folder: Path, ids: list[list[int]], labels: list[int], epochs: int = 2) -> Teacher:
+    """Fine-tune MiniLM; embeddings and the first two layers stay as they are."""
+    torch.manual_seed(0)
+    teacher = Teacher(folder)
+    for part in (teacher.bert.embeddings, *teacher.bert.encoder.layer[:2]):
+        part.requires_grad_(False)
+    train(teacher, ids, torch.tensor(labels), epochs, 1e-4, 1, functional.cross_entropy)
+    return teacher
+
+
+# --- the folder -----------------------------------------------------------------------------------------
+
+
+def write(student: Any, tokenizer: Tokenizer, folder: Path) -> None:
+    """A Hugging Face folder: fp16 weights that are meant to be loaded as fp32, tokenizer, labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    student.half().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    settings = {
+        "tokenizer_class": "BertTokenizer", "do_lower_case": True, "strip_accents": None,
+        "tokenize_chinese_chars": True, "model_max_length": student.config.max_position_embeddings,
+        "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]",
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def report(folder: Path, test: list[Review]) -> None:
+    """Load what was written and score it on the test reviews."""
+    model = BertForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = [e.ids for e in tokenizer.encode_batch([text for text, _ in test])]
+    share = accuracy(model, ids, [label for _, label in test])
+    half = 1.96 * math.sqrt(share * (1 - share) / len(test))
+    size = (folder / "model.safetensors").stat().st_size
+    print(f"weights {size / 1e6:.2f} MB, {sum(p.numel() for p in model.parameters()):,} parameters")
+    print(f"test accuracy {100 * share:.2f} % +- {100 * half:.2f} (95 %, n = {len(test)})")
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, unpadded."""
+    return [e.ids for e in tokenizer.encode_batch(texts)]
+
+
+def full_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's tokenizer without padding, truncating at 256 tokens."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(256)
+    return tokenizer
