@@ -43,8 +43,9 @@ ROOT = Path(__file__).resolve().parent.parent
 class Size:
     """The student's shape; `pieces` word pieces, all else as in BertConfig."""
 
-    pieces: int = 4600
-    layers: int = 1
+    pieces: int = 7000
+    width: int = 256
+    layers: int = 2
     intermediate: int = 512
     positions: int = 256
 
@@ -185,39 +186,54 @@ def cut_tokenizer(source: Tokenizer, vocabulary: dict[str, int], positions: int)
 
 
 def make_student(teacher: Teacher, source: Tokenizer, vocabulary: dict[str, int], size: Size) -> Any:
-    """A BertForSequenceClassification that starts from the fine-tuned teacher's embeddings and layers."""
+    """A BertForSequenceClassification that starts as the teacher's embeddings and first layers, projected.
+
+    With B (hidden, width) the leading principal axes of the word embeddings: embedding rows become e B, a
+    layer's matrix W becomes W B on the reading side and B^T W on the writing side.
+    """
     big = teacher.bert
-    config = copy.deepcopy(big.config)
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=config.hidden_size, num_hidden_layers=size.layers,
-        num_attention_heads=config.num_attention_heads, intermediate_size=size.intermediate,
-        max_position_embeddings=size.positions, layer_norm_eps=config.layer_norm_eps, pad_token_id=0,
+        vocab_size=len(vocabulary), hidden_size=size.width, num_hidden_layers=size.layers,
+        num_attention_heads=size.width // 32, intermediate_size=size.intermediate,
+        max_position_embeddings=size.positions, layer_norm_eps=1e-12, pad_token_id=0,
         id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)},
     )  # fmt: skip
     student = BertForSequenceClassification(config)
-    bert, rows = student.bert, torch.tensor([source.token_to_id(piece) for piece in vocabulary])
+    mine, theirs = student.bert.embeddings, big.embeddings
+    rows = torch.tensor([source.token_to_id(piece) for piece in vocabulary])
     with torch.no_grad():
-        bert.embeddings.word_embeddings.weight.copy_(big.embeddings.word_embeddings.weight[rows])
-        bert.embeddings.position_embeddings.weight.copy_(
-            big.embeddings.position_embeddings.weight[: size.positions]
-        )
-        bert.embeddings.token_type_embeddings.load_state_dict(big.embeddings.token_type_embeddings.state_dict())
-        bert.embeddings.LayerNorm.load_state_dict(big.embeddings.LayerNorm.state_dict())
-        for mine, theirs in zip(bert.encoder.layer, big.encoder.layer, strict=False):
-            _copy_layer(mine, theirs, size.intermediate)
+        words = theirs.word_embeddings.weight[rows]
+        axes = torch.linalg.svd(words, full_matrices=False).Vh[: size.width].T
+        mine.word_embeddings.weight.copy_(words @ axes)
+        mine.position_embeddings.weight.copy_(theirs.position_embeddings.weight[: size.positions] @ axes)
+        mine.token_type_embeddings.weight.copy_(theirs.token_type_embeddings.weight @ axes)
+        for layer, original in zip(student.bert.encoder.layer, big.encoder.layer, strict=False):
+            _project_layer(layer, original, axes)
     return student
 
 
-def _copy_layer(mine: Any, theirs: Any, units: int) -> None:
-    """Attention and norms as they are; of the feed-forward units the `units` with the largest |in| * |out|."""
-    mine.attention.load_state_dict(theirs.attention.state_dict())
-    mine.output.LayerNorm.load_state_dict(theirs.output.LayerNorm.state_dict())
+def _project_layer(mine: Any, theirs: Any, axes: Tensor) -> None:
+    """The first heads that fit the width, and the feed-forward units with the largest |in| * |out|."""
+    width = axes.shape[1]
+    for name in ("query", "key", "value"):
+        small, large = getattr(mine.attention.self, name), getattr(theirs.attention.self, name)
+        small.weight.copy_(large.weight[:width] @ axes)
+        small.bias.copy_(large.bias[:width])
+    mine.attention.output.dense.weight.copy_(axes.T @ theirs.attention.output.dense.weight[:, :width])
+    mine.attention.output.dense.bias.copy_(theirs.attention.output.dense.bias @ axes)
     strength = theirs.intermediate.dense.weight.norm(dim=1) * theirs.output.dense.weight.norm(dim=0)
-    kept = strength.topk(units).indices.sort().values
-    mine.intermediate.dense.weight.copy_(theirs.intermediate.dense.weight[kept])
+    kept = strength.topk(mine.intermediate.dense.out_features).indices.sort().values
+    mine.intermediate.dense.weight.copy_(theirs.intermediate.dense.weight[kept] @ axes)
     mine.intermediate.dense.bias.copy_(theirs.intermediate.dense.bias[kept])
-    mine.output.dense.weight.copy_(theirs.output.dense.weight[:, kept])
-    mine.output.dense.bias.copy_(theirs.output.dense.bias)
+    mine.output.dense.weight.copy_(axes.T @ theirs.output.dense.weight[:, kept])
+    mine.output.dense.bias.copy_(theirs.output.dense.bias @ axes)
+
+
+def hide(ids: Tensor, mask: Tensor, token: int, share: float) -> Tensor:
+    """`ids` with a random `share` of the tokens after the first replaced by `token`."""
+    chosen = (torch.rand(ids.shape) < share) & (mask == 1)
+    chosen[:, 0] = False
+    return torch.where(chosen, token, ids)
 
 
 # --- training -------------------------------------------------------------------------------------------
@@ -232,9 +248,10 @@ def schedule(optimizer: torch.optim.Optimizer, steps: int) -> Any:
 
 
 def train(
-    model: nn.Module, ids: list[list[int]], targets: Tensor, epochs: int, rate: float, seed: int, loss: Any
-) -> None:
-    """AdamW over `epochs` passes of batches of 32; `loss(logits, targets)`."""
+    model: nn.Module, ids: list[list[int]], targets: Tensor, epochs: int, rate: float, seed: int, loss: Any,
+    hidden: float = 0.0, mask_token: int = 0,
+) -> None:  # fmt: skip
+    """AdamW over `epochs` passes of batches of 32; `loss(logits, targets)`; a share `hidden` of tokens is masked."""
     torch.manual_seed(seed)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.01)
@@ -243,7 +260,9 @@ def train(
         model.train()
         total, start = 0.0, time.perf_counter()
         for group in batches(ids, 32, seed + epoch):
-            value = loss(logits_of(model, *pad([ids[i] for i in group])), targets[group])
+            tokens, mask = pad([ids[i] for i in group])
+            tokens = hide(tokens, mask, mask_token, hidden) if hidden else tokens
+            value = loss(logits_of(model, tokens, mask), targets[group])
             optimizer.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(weights, 1.0)
