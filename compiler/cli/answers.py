@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -29,35 +28,13 @@ def encode(model: Any, texts: list[str], pairs: list[str]) -> Encoded:
     """Tokenise with the artifact's tokenizer, padded to the longest text and cut at the `seq` bound.
 
     Raises:
-        LlmcError: the artifact has no tokenizer.
+        LlmcError: the artifact has no tokenizer, or a text has no tokens.
     """
-    from tokenizers import Tokenizer
+    from llmc.runtime.text import Tokenizer
 
-    file = Path(model.path) / "tokenizer.json"
-    if not file.is_file():
-        hint = "give arrays instead: --input input_ids=ids.npy --input attention_mask=mask.npy"
-        raise LlmcError("this artifact has no tokenizer", at=str(model.path), hint=hint)
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(int(model.dims["seq"][1]))
-    encodings = tokenizer.encode_batch(list(zip(texts, pairs, strict=True)) if pairs else texts)
-    return Encoded(texts, pairs, encodings, _arrays(model, tokenizer, encodings), tokenizer)
-
-
-def _arrays(model: Any, tokenizer: Any, encodings: list[Any]) -> dict[str, Array]:
-    """The inputs that the model has, filled from the encodings."""
-    shape = (len(encodings), max(len(e.ids) for e in encodings))
-    blank = next((i for i in map(tokenizer.token_to_id, ("[PAD]", "<pad>")) if i is not None), 0)
-    padded = {
-        "input_ids": np.full(shape, blank, np.int64),
-        "attention_mask": np.zeros(shape, np.int64),
-        "token_type_ids": np.zeros(shape, np.int64),
-    }
-    for row, e in enumerate(encodings):
-        padded["input_ids"][row, : len(e.ids)] = e.ids
-        padded["attention_mask"][row, : len(e.ids)] = 1
-        padded["token_type_ids"][row, : len(e.ids)] = e.type_ids
-    return {name: array for name, array in padded.items() if name in model.inputs}
+    tokenizer = Tokenizer.of(model)
+    batch = list(zip(texts, pairs, strict=True)) if pairs else list(texts)
+    return Encoded(texts, pairs, tokenizer.cut.encode_batch(batch), tokenizer(batch), tokenizer.cut)
 
 
 def softmax(logits: Array) -> Array:
@@ -80,9 +57,8 @@ def describe(model: Any, encoded: Encoded, outputs: Any) -> list[dict[str, Any]]
 
 
 def _label(model: Any, index: int) -> str:
-    labels = model.labels or {}
-    names = labels if isinstance(labels, dict) else dict(enumerate(labels))
-    return str(names.get(index, names.get(str(index), f"LABEL_{index}")))
+    labels = model.labels or ()
+    return str(labels[index]) if index < len(labels) else f"LABEL_{index}"
 
 
 def _embedding(model: Any, encoded: Encoded, outputs: Any, row: int) -> dict[str, Any]:

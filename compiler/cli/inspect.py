@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ Examples:
 def command(path: Path, as_json: bool) -> None:
     """Show what PATH, an artifact or a model folder, holds. Nothing is loaded or run."""
     require_folder(path, "a model or an artifact")
-    if not is_artifact(path) and not (path / "config.json").is_file():
+    if not any((path / name).is_file() for name in ("manifest.json", "config.json", "modules.json")):
         raise LlmcError(
             "neither a model nor an artifact",
             at=str(path),
@@ -42,16 +43,30 @@ def command(path: Path, as_json: bool) -> None:
 
 
 def _artifact(path: Path) -> dict[str, Any]:
-    from llmc.runtime import read_manifest
+    from llmc.runtime.manifest import read_manifest
 
-    return dict(read_manifest(path))
+    return dict(read_manifest(path).raw)
 
 
 def _model(path: Path) -> dict[str, Any]:
     from llmc.compiler.frontends import huggingface
 
-    facts = huggingface.inspect(path)
-    return dict(facts if isinstance(facts, Mapping) else facts.to_dict())
+    return _plain_fields(huggingface.inspect(path))
+
+
+def _plain_fields(summary: Any) -> dict[str, Any]:
+    """A summary of a model folder as JSON values; of its own config.json only the path is kept."""
+    facts: dict[str, Any] = {}
+    for field in dataclasses.fields(summary):
+        value = getattr(summary, field.name)
+        if field.name == "config":
+            continue
+        if field.name == "task":
+            value = getattr(value, "name", value)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = {k: v for k, v in dataclasses.asdict(value).items() if v is not None}
+        facts[field.name] = str(value) if isinstance(value, Path) else value
+    return facts
 
 
 # Shown as tables of their own, in this order, when the manifest has them.
@@ -63,8 +78,6 @@ def _show_artifact(path: Path, manifest: dict[str, Any]) -> None:
     for key in _TABLES:
         if manifest.get(key):
             _show_records(key, manifest[key])
-    sizes = [(f.name, size_text(f.stat().st_size)) for f in sorted(path.iterdir()) if f.is_file()]
-    print_table("sizes", ["file", ">size"], sizes)
 
 
 def _show(title: str, facts: Mapping[str, Any]) -> None:
@@ -75,7 +88,11 @@ def _show_records(title: str, records: Any) -> None:
     """A list of mappings, or a mapping of names to mappings or plain values, as a table."""
     rows = [{"name": n, **(r if isinstance(r, Mapping) else {"value": r})} for n, r in _named(records)]
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    print_table(title, columns, [[_text(row.get(column, "")) for column in columns] for row in rows])
+    print_table(title, columns, [[_cell(column, row.get(column, "")) for column in columns] for row in rows])
+
+
+def _cell(column: str, value: Any) -> str:
+    return size_text(value) if column == "bytes" else _text(value)
 
 
 def _named(records: Any) -> list[tuple[str, Any]]:

@@ -39,6 +39,8 @@ def command(
     time_passes: bool, output: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Import MODEL (a folder, or a graph's text file), run passes, and print the graph."""
+    if not model.is_file():
+        require_folder(model, "a model")
     from llmc.compiler.pipeline import Pipeline
     from llmc.passes import LEVELS, PASSES
 
@@ -71,7 +73,6 @@ def read_graph(model: Path, task: str) -> Any:
         except UnicodeDecodeError:
             hint = "give a model folder, or a graph written by `llmc opt -o`"
             raise LlmcError("not a graph's text", at=str(model), hint=hint) from None
-    require_folder(model, "a model")
     if is_artifact(model):
         raise LlmcError("this is an artifact; its graph is gone", at=str(model), hint="give the model's own folder")
     from llmc.compiler.frontends import huggingface

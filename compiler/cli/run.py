@@ -73,9 +73,17 @@ def _lines(text: str) -> list[str]:
 def _selftest(model: Any, as_json: bool) -> None:
     result = model.selftest()
     if as_json:
-        print_json({"selftest": result})
-    else:
-        click.echo(f"self-test passed: {result}" if result is not None else "self-test passed")
+        facts = {"passed": result.passed, "cases": result.cases, "largest_error": result.largest_error}
+        print_json({**facts, "failures": list(result.failures)})
+    elif result.passed:
+        click.echo(f"self-test passed: {result.cases} cases, largest difference {result.largest_error:.1e}")
+    if not result.passed:
+        raise LlmcError(
+            "the self-test failed",
+            at=str(model.path),
+            found="; ".join(result.failures),
+            hint="compile the model again; if it fails again, this is a bug in llmc",
+        )
 
 
 def _run_arrays(model: Any, inputs: tuple[str, ...], output: Path | None, as_json: bool) -> None:
