@@ -58,10 +58,8 @@ def output_array(name: str, shape: tuple[int, ...], info: TensorInfo, given: Arr
 
 def tensor_of(array: Array, dtype: str) -> native.Tensor:
     """The llmc_tensor of an array, which must outlive it."""
-    tensor = native.Tensor(data=array.ctypes.data, dtype=_CODES[dtype], rank=min(array.ndim, 2**15))
-    for axis, size in enumerate(array.shape[: native.MAX_RANK]):
-        tensor.shape[axis] = size
-    return tensor
+    shape = native.Shape(*array.shape[: native.MAX_RANK])
+    return native.Tensor(array.ctypes.data, _CODES[dtype], array.ndim, shape)
 
 
 def check_names(kind: str, given: Iterable[str], known: Mapping[str, Any]) -> None:

@@ -78,10 +78,13 @@ class Info(Structure):
     )
 
 
+Shape = c_int64 * MAX_RANK
+
+
 class Tensor(Structure):
     """llmc_tensor"""
 
-    _fields_ = (("data", c_void_p), ("dtype", c_int), ("rank", c_int), ("shape", c_int64 * MAX_RANK))
+    _fields_ = (("data", c_void_p), ("dtype", c_int), ("rank", c_int), ("shape", Shape))
 
 
 class Summary(Structure):

@@ -101,7 +101,7 @@ typedef struct llmc_tensor_spec {
     int rank;
     int64_t dims[LLMC_MAX_RANK];          /* a fixed size, -1-d for dim d, or INT64_MIN for an expression (outputs only) */
     const char *dims_text[LLMC_MAX_RANK]; /* "batch", "2*seq + 1", "384" */
-    int has_default;                      /* inputs: may be absent, is then filled with default_value */
+    int has_default;                      /* inputs: may be absent, is then filled with default_value (0 or 1 for f16 and bf16) */
     double default_value;
     int has_range; /* integer inputs: each value must lie in low..high */
     int64_t low, high;

@@ -50,7 +50,8 @@ void llmc_set_float_mode(uint64_t mode);
 double llmc_now(void);                  /* seconds of the monotonic clock */
 uint64_t llmc_peak_memory(void);        /* bytes, 0: unknown */
 
-/* pool.c: `threads` threads, the caller's included, each with scratch_bytes of its own. */
+/* pool.c: `threads` threads, the caller's included, each with scratch_bytes of its own; workers that
+ * find no work look for it for spin_us (negative: 0) before they sleep. */
 llmc_status llmc_pool_open(llmc_pool **pool, int threads, int spin_us, int pin, size_t scratch_bytes,
                            llmc_error *error);
 void llmc_pool_run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost);

@@ -4,6 +4,8 @@
  * Internal: users read llmc.h. The compiler writes one `module.c` that defines `llmc_program`; it is linked
  * with the runtime and the kernels into module.so. Everything the runtime needs to check a call is here as
  * read-only data, so a damaged manifest cannot mislead it.
+ *
+ * Link with -fvisibility=hidden -Wl,-Bsymbolic: several modules may live in one process.
  */
 #ifndef LLMC_MODULE_H
 #define LLMC_MODULE_H

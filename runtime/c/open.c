@@ -15,10 +15,27 @@
 #include "model.h"
 
 #define MAX_THREADS 1024
+#define SPIN_US 100       /* longer than the pause between two jobs of a run */
+#define CROWDED_SPIN_US 5 /* with more threads than cores, waiting keeps others from working */
 
-/* This is for whoever writes the code generator: a program that gets here was made by it. */
+static llmc_status check_input(const llmc_program *program, const llmc_tensor_spec *spec, llmc_error *error) {
+    double value = spec->default_value;
+    int axis, is_half = spec->dtype == LLMC_F16 || spec->dtype == LLMC_BF16;
+    if (is_half && value != 0 && value != 1)
+        return llmc_fail(error, LLMC_ERROR_MODULE, NULL, "the default of input %s must be 0 or 1 for its type",
+                         spec->name);
+    for (axis = 0; axis < spec->rank; axis++)
+        if (spec->dims[axis] < -(int64_t)program->n_dims)
+            return llmc_fail(error, LLMC_ERROR_MODULE, NULL,
+                             "axis %d of input %s is an expression; inputs have fixed sizes and dims only", axis,
+                             spec->name);
+    return LLMC_OK;
+}
+
+/* For whoever writes the code generator: a program that gets here was made by it. */
 static llmc_status check_program(const llmc_program *program, llmc_error *error) {
-    int i, axis;
+    llmc_status status = LLMC_OK;
+    int i;
     if (program->abi != LLMC_MODULE_ABI)
         return llmc_fail(error, LLMC_ERROR_MODULE, "compile the model again",
                          "module.so was generated for runtime %u, but linked with runtime %u", program->abi,
@@ -26,13 +43,9 @@ static llmc_status check_program(const llmc_program *program, llmc_error *error)
     if (program->n_dims > LLMC_MAX_DIMS)
         return llmc_fail(error, LLMC_ERROR_MODULE, NULL, "the program has %d dims, at most %d are possible",
                          program->n_dims, LLMC_MAX_DIMS);
-    for (i = 0; i < program->n_inputs; i++)
-        for (axis = 0; axis < program->inputs[i].rank; axis++)
-            if (program->inputs[i].dims[axis] < -(int64_t)program->n_dims)
-                return llmc_fail(error, LLMC_ERROR_MODULE, NULL,
-                                 "axis %d of input %s is an expression; inputs have fixed sizes and dims only", axis,
-                                 program->inputs[i].name);
-    return LLMC_OK;
+    for (i = 0; i < program->n_inputs && status == LLMC_OK; i++)
+        status = check_input(program, &program->inputs[i], error);
+    return status;
 }
 
 static llmc_status forced_variant(llmc_model *model, const char *name, llmc_error *error) {
@@ -166,14 +179,15 @@ static void describe(llmc_model *model) {
 
 static llmc_status start(llmc_model *model, const llmc_options *options, llmc_error *error) {
     const llmc_program *program = model->program;
-    int threads = options->threads ? options->threads : llmc_usable_cores();
+    int cores = llmc_usable_cores(), threads = options->threads ? options->threads : cores;
+    int spin_us = options->spin_us ? options->spin_us : threads > cores ? CROWDED_SPIN_US : SPIN_US;
     if (threads < 1 || threads > MAX_THREADS)
         return llmc_fail(error, LLMC_ERROR_ARGUMENT, "0 means one for each core",
                          "threads is %d, must be within 0..%d", threads, MAX_THREADS);
     model->inputs = (const void **)calloc((size_t)program->n_inputs + 1, sizeof *model->inputs);
     model->outputs = (void **)calloc((size_t)program->n_outputs + 1, sizeof *model->outputs);
     if (!model->inputs || !model->outputs) return llmc_fail_memory(error, sizeof(void *));
-    return llmc_pool_open(&model->pool, threads, options->spin_us, options->pin, program->scratch_bytes, error);
+    return llmc_pool_open(&model->pool, threads, spin_us, options->pin, program->scratch_bytes, error);
 }
 
 llmc_status llmc_open(const char *directory, const llmc_options *options, llmc_model **out, llmc_error *error) {

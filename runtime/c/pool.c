@@ -19,8 +19,6 @@
 #define SMALL_JOB 20000       /* cost below which waking others takes longer than the work */
 #define SMALL_CHUNK 10000     /* cost of a chunk at least */
 #define CHUNKS_PER_THREAD 8   /* the last chunk to end keeps the others waiting for 1/8 of a thread's share at most */
-#define SPIN_US 100           /* longer than the pause between two jobs of a run */
-#define CROWDED_SPIN_US 5     /* with more threads than cores, waiting keeps others from working */
 
 #define LOAD(field) __atomic_load_n(&(field), __ATOMIC_ACQUIRE)
 #define STORE(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELEASE)
@@ -174,12 +172,6 @@ static llmc_status start_workers(llmc_pool *pool, llmc_error *error) {
     return LLMC_OK;
 }
 
-static double spin_seconds(int spin_us, int threads) {
-    if (spin_us < 0) return 0;
-    if (spin_us == 0) spin_us = threads > llmc_usable_cores() ? CROWDED_SPIN_US : SPIN_US;
-    return 1e-6 * spin_us;
-}
-
 llmc_status llmc_pool_open(llmc_pool **out, int threads, int spin_us, int pin, size_t scratch_bytes,
                            llmc_error *error) {
     llmc_pool *pool = (llmc_pool *)calloc(1, sizeof *pool);
@@ -189,7 +181,7 @@ llmc_status llmc_pool_open(llmc_pool **out, int threads, int spin_us, int pin, s
     scratch_bytes = (scratch_bytes / 64 + 1) * 64; /* one line more, so that no two threads share one */
     pool->threads = threads;
     pool->pin = pin;
-    pool->spin = spin_seconds(spin_us, threads);
+    pool->spin = spin_us < 0 ? 0 : 1e-6 * spin_us;
     pool->scratch_bytes = scratch_bytes;
     pool->workers = (worker *)calloc((size_t)threads, sizeof *pool->workers);
     if (scratch_bytes > SIZE_MAX / (size_t)threads || !pool->workers ||

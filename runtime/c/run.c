@@ -81,15 +81,16 @@ static llmc_status bind_dims(const llmc_program *program, const llmc_tensor *inp
     return status;
 }
 
-/* Elements of an input whose axes are fixed or bound; its bytes fit in size_t because the caller holds as many, or
- * the bounds are small. 0: too many. */
+#define TOO_MANY (SIZE_MAX / 8 / 1024) /* elements: bytes of as many inputs as one likes still fit in size_t */
+
+/* Elements of an input whose axes are fixed or bound; at most TOO_MANY. */
 static size_t count(const llmc_tensor_spec *spec, const int64_t *sizes) {
-    size_t total = 1, most = SIZE_MAX / 8 / 64;
+    size_t total = 1;
     int axis;
     for (axis = 0; axis < spec->rank; axis++) {
         int64_t d = spec->dims[axis];
         size_t size = (size_t)(d < 0 ? sizes[-1 - d] : d);
-        if (size && total > most / size) return 0;
+        if (size && total > TOO_MANY / size) return TOO_MANY;
         total *= size;
     }
     return total;
@@ -212,7 +213,9 @@ static llmc_status place_inputs(llmc_model *model, const llmc_tensor *inputs, co
     for (i = 0; i < program->n_inputs; i++) {
         const llmc_tensor_spec *spec = &program->inputs[i];
         size_t n = count(spec, sizes);
-        if (!inputs[i].data) bytes += (n * llmc_dtype_size(spec->dtype) + 127) / 64 * 64; /* never empty */
+        if (inputs[i].data) continue;
+        if (n == TOO_MANY) return llmc_fail_memory(error, SIZE_MAX);
+        bytes += (n * llmc_dtype_size(spec->dtype) + 127) / 64 * 64; /* never empty */
     }
     status = grow(&model->defaults, &model->defaults_bytes, bytes, error);
     if (status != LLMC_OK) return status;

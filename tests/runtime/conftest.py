@@ -17,12 +17,23 @@ import pytest
 
 from llmc.runtime.manifest import seal
 from llmc.runtime.selftest import write_selftest
-from llmc.runtime.sources import BENCH_SOURCES, FOLDER, HEADER, MODULE_SOURCES
+from llmc.runtime.sources import (
+    BENCH_FLAGS,
+    BENCH_LIBRARIES,
+    BENCH_SOURCES,
+    FOLDER,
+    HEADER,
+    MODULE_FLAGS,
+    MODULE_LIBRARIES,
+    MODULE_SOURCES,
+    bench_definition,
+)
+from llmc.runtime.weights import weights_header
 
 HERE = Path(__file__).parent
 BUILD_ID = "0123456789abcdef" * 4
 ZIG = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu.2.17"]
-STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror"]
+STRICT = ["-std=c99", "-Wall", "-Wextra", "-Werror"]
 TABLE = (np.arange(30, dtype=np.float32) - 7).reshape(10, 3)
 
 
@@ -43,19 +54,14 @@ def compile_c(output: Path, *arguments: str, compiler: list[str] | None = None) 
 
 def compile_module(output: Path, *arguments: str, compiler: list[str] | None = None) -> Path:
     sources = map(str, (HERE / "tiny.c", *MODULE_SOURCES))
-    flags = [
-        "-shared",
-        "-fPIC",
-        "-fvisibility=hidden",
-        "-Wl,-Bsymbolic",
-        f'-DWEIGHTS_SHA256="{sha256(weights_payload())}"',
-    ]
-    return compile_c(output, *flags, *arguments, *sources, "-lm", "-lpthread", compiler=compiler)
+    digest = f'-DWEIGHTS_SHA256="{sha256(weights_payload())}"'
+    return compile_c(
+        output, *MODULE_FLAGS, digest, *arguments, *sources, *MODULE_LIBRARIES, compiler=compiler
+    )
 
 
 def write_weights(path: Path, payload: bytes, build_id: str = BUILD_ID) -> None:
-    header = b"LLMCWTS1" + build_id.encode() + len(payload).to_bytes(8, "little")
-    path.write_bytes(header.ljust(4096, b"\0") + payload)
+    path.write_bytes(weights_header(build_id, len(payload)) + payload)
 
 
 def manifest_fields(folder: Path) -> dict[str, Any]:
@@ -143,8 +149,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artifact") / "tiny.llmc"
     folder.mkdir()
     module = compile_module(folder / "module.so")
-    digest = sha256(module.read_bytes())
-    compile_c(folder / "bench", f'-DLLMC_MODULE_SHA256="{digest}"', *map(str, BENCH_SOURCES), "-ldl", "-lm")
+    own = bench_definition(sha256(module.read_bytes()))
+    compile_c(folder / "bench", *BENCH_FLAGS, own, *map(str, BENCH_SOURCES), *BENCH_LIBRARIES)
     shutil.copy(HEADER, folder)
     write_weights(folder / "weights.bin", weights_payload())
     write_tokenizer(folder / "tokenizer.json")

@@ -272,6 +272,22 @@ def test_imports_little(tiny):
     assert result.stdout == "[]\n", result.stderr
 
 
+def test_manifest_needs_no_numpy(tiny):
+    code = (
+        "import sys\nfrom llmc.runtime import read_manifest\n"
+        f"print(read_manifest({str(tiny)!r}).name, 'numpy' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "tiny False\n", result.stderr
+
+
+def test_public_names():
+    import llmc.runtime
+
+    for name in llmc.runtime.__all__:
+        assert getattr(llmc.runtime, name).__name__ == name
+
+
 def test_check(copy_of_tiny):
     assert check(copy_of_tiny).name == "tiny"
     with (copy_of_tiny / "weights.bin").open("r+b") as file:
