@@ -13,9 +13,6 @@ from pathlib import Path
 from llmc.compiler.plan import ALIGNMENT, Plan
 from llmc.errors import LlmcError
 
-_MAGIC = b"LLMCWTS1"
-_HEADER = 4096
-
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
@@ -72,11 +69,11 @@ def _os_error(problem: str, path: Path, error: OSError) -> LlmcError:
     return LlmcError(f"{problem}: {error.strerror or error}", at=str(path), hint=hints.get(error.errno or 0))
 
 
-def write_weights(path: Path, plan: Plan) -> str:
-    """Write the weights without their build id (`stamp_weights` adds it); the payload's sha256 in hex."""
+def write_weights(path: Path, plan: Plan, header_bytes: int) -> str:
+    """Write the weights after an empty header (`stamp_weights` fills it); the payload's sha256 in hex."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        file.write(bytes(_HEADER))
+        file.write(bytes(header_bytes))
         for stored in plan.weights:
             data = stored.array().tobytes()
             data += bytes(-len(data) % ALIGNMENT)
@@ -85,10 +82,10 @@ def write_weights(path: Path, plan: Plan) -> str:
     return digest.hexdigest()
 
 
-def stamp_weights(path: Path, build_id: str, weights_bytes: int) -> None:
+def stamp_weights(path: Path, header: bytes) -> None:
     """Write the header that ties the weights to their module."""
     with path.open("r+b") as file:
-        file.write(_MAGIC + build_id.encode() + weights_bytes.to_bytes(8, "little"))
+        file.write(header)
         file.flush()
         os.fsync(file.fileno())
 

@@ -14,39 +14,34 @@ from pathlib import Path
 
 from llmc.errors import LlmcError
 
-_FLAGS = ("-std=c99", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fno-sanitize=undefined", "-g0")
-_SHARED = ("-shared", "-Wl,-Bsymbolic", "-Wl,--gc-sections", "-Wl,-s")
-_PROGRAM = ("-Wl,--gc-sections", "-Wl,-s")
+_ALWAYS = ("-fno-sanitize=undefined", "-g0")  # zig cc checks for undefined behaviour unless told not to
 
 
 def compiler(zig_target: str, cc: str | None) -> list[str]:
     """The command of the C compiler."""
-    return shlex.split(cc) if cc else [sys.executable, "-m", "ziglang", "cc", "-target", zig_target]
+    return shlex.split(cc) if cc else [sys.executable, "-m", "ziglang", "cc", "-target", zig_target, *_ALWAYS]
 
 
-def link_module(output: Path, sources: Sequence[Path], include: Path, zig_target: str, cc: str | None = None) -> None:
-    """Compile C sources and link them with objects to a shared library that needs libc, libm and libpthread only.
-
-    Raises:
-        LlmcError: the compiler is missing or fails.
-    """
-    _run([*compiler(zig_target, cc), *_FLAGS, *_SHARED, f"-I{include}", *map(str, sources)], output)
-
-
-def link_program(
-    output: Path, sources: Sequence[Path], include: Path, defines: Sequence[str], zig_target: str, cc: str | None = None
+def build(
+    output: Path,
+    sources: Sequence[Path],
+    include: Path,
+    flags: Sequence[str],
+    libraries: Sequence[str],
+    zig_target: str,
+    cc: str | None = None,
 ) -> None:
-    """Compile C sources to an executable.
+    """Compile C sources and link them, with objects among them, to `output`.
 
     Raises:
         LlmcError: the compiler is missing or fails.
     """
-    macros = [f"-D{d}" for d in defines]
-    _run([*compiler(zig_target, cc), *_FLAGS, *_PROGRAM, f"-I{include}", *macros, *map(str, sources)], output)
+    files = [str(path) for path in sources]
+    _run([*compiler(zig_target, cc), *flags, f"-I{include}", *files, *libraries], output)
 
 
 def _run(command: Sequence[str], output: Path) -> None:
-    command = [*command, "-lm", "-lpthread", "-ldl", "-o", str(output)]
+    command = [*command, "-o", str(output)]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:

@@ -17,6 +17,7 @@ from tvm import tirx
 from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.dims import evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
+from llmc.compiler.ops import OPS
 from llmc.targets import AVX2, AVX512, Cpu
 from llmc.targets.build import compile_object
 
@@ -24,6 +25,7 @@ Array = np.ndarray[Any, Any]
 Lowerings = Mapping[str, Callable[[Node], Call]]
 TRIPLE = "x86_64-linux-gnu"
 GUARD = 64  # bytes after each buffer that no kernel may touch
+FREE = {"input", "constant"} | {name for name, op in OPS.items() if op.view}
 CUTS = ((1,), (3, 1), (2, 5, 1))  # sizes of consecutive begin..end ranges, repeated
 
 
@@ -34,27 +36,39 @@ def cpus() -> list[Cpu]:
 
 
 def libc() -> str:
-    """Path of libc: kernels may call memcpy and memset. libm is left out, so that a call into it fails to link."""
+    """Path of libc: kernels may call memcpy and memset. Without libm, a call into it fails to link."""
     maps = Path("/proc/self/maps").read_text().split()
     return next(word for word in maps if word.endswith("/libc.so.6"))
 
 
 def check_no_contraction(function: Any) -> None:
-    """Assert that no float Add or Sub of a PrimFunc has a product as an operand, directly or through variables."""
+    """Assert that no float Add or Sub of a PrimFunc has a product as an operand.
+
+    Variables are followed, and buffers that a product is stored to: registers are buffers.
+    """
     bound: dict[str, Any] = {}
     sums: list[Any] = []
-    tvm_ffi.structural_walk(function.body, (tirx.Bind, lambda b: bound.__setitem__(str(b.var.name), b.value)))
-    tvm_ffi.structural_walk(function.body, (tirx.Add, sums.append))
-    tvm_ffi.structural_walk(function.body, (tirx.Sub, sums.append))
-    for node in sums:
-        if not str(node.ty.dtype).startswith("float"):
-            continue
-        for operand in (node.a, node.b):
-            while isinstance(operand, tirx.Var) and str(operand.name) in bound:
-                operand = bound[str(operand.name)]
-            assert not isinstance(operand, tirx.Mul), (
-                f"{function.attrs['global_symbol']}: a product feeds {node}"
-            )
+    stores: list[Any] = []
+
+    def definition(value: Any) -> Any:
+        while isinstance(value, tirx.Var) and str(value.name) in bound:
+            value = bound[str(value.name)]
+        return value
+
+    def is_float(value: Any) -> bool:
+        return str(value.ty.dtype).startswith("float")
+
+    walk = tvm_ffi.structural_walk
+    walk(function.body, (tirx.Bind, lambda b: bound.__setitem__(str(b.var.name), b.value)))
+    walk(function.body, (tirx.BufferStore, stores.append))
+    walk(function.body, (tirx.Add, sums.append))
+    walk(function.body, (tirx.Sub, sums.append))
+    products = {str(s.buffer.name) for s in stores if isinstance(definition(s.value), tirx.Mul)}
+    for node in filter(is_float, sums):
+        for operand in map(definition, (node.a, node.b)):
+            stored = isinstance(operand, tirx.BufferLoad) and str(operand.buffer.name) in products
+            assert not stored, f"a product feeds {node} by way of {operand}"
+            assert not isinstance(operand, tirx.Mul), f"a product feeds {node}"
 
 
 class Lab:
@@ -86,6 +100,7 @@ class Lab:
         return ctypes.CDLL(str(path))
 
     def call_of(self, node: Node) -> Call:
+        assert node.op in self.lowerings, f"no kernel for {node.op}"
         return self.lowerings[node.op](node)
 
     def run(
@@ -96,17 +111,17 @@ class Lab:
         cpu: Cpu | None = None,
         cuts: Sequence[int] = (1 << 40,),
     ) -> dict[str, Array]:
-        """Outputs of `graph`; the work items of each call are cut into ranges of `cuts` sizes, run in random order."""
+        """Outputs of `graph`; work items are cut into ranges of the sizes `cuts`, run in random order."""
         sizes = sizes or infer_sizes(graph, inputs)
         values: dict[Node, Array] = {}
-        calls = {n: self.call_of(n) for n in graph.nodes if n.op not in ("input", "constant", "reshape")}
+        calls = {n: self.call_of(n) for n in graph.nodes if n.op not in FREE}
         self.functions([c.kernel for c in calls.values()], cpu or cpus()[0])
         for node in graph.nodes:
             if node.op == "input":
                 values[node] = guarded(inputs[node.attributes["name"]])
             elif node.op == "constant":
                 values[node] = guarded(node.attributes["value"].array)
-            elif node.op == "reshape":
+            elif OPS[node.op].view:
                 values[node] = values[node.inputs[0]].reshape([evaluate(d, sizes) for d in node.shape])
             else:
                 self._run_call(calls[node], values, sizes, cpu or cpus()[0], cuts)
@@ -135,9 +150,9 @@ class Lab:
             assert_guard(scratch)
         assert [bytes_of(o) for o in operands] == before, "a kernel wrote to its input"
         assert_guard(output)
-        assert evaluate(call.cost, sizes) > 0 and evaluate(call.flops, sizes) >= 0 <= evaluate(
-            call.bytes, sizes
-        )
+        assert evaluate(call.cost, sizes) > 0
+        assert evaluate(call.flops, sizes) >= 0
+        assert evaluate(call.bytes, sizes) > 0
         values[written] = output
 
 
@@ -152,7 +167,7 @@ def infer_sizes(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, int]:
 
 
 def guarded(array: Array, fill: int | None = None) -> Array:
-    """A copy of `array` with guard bytes after its end, 64-byte aligned; `fill` overwrites its bytes (garbage)."""
+    """A 64-byte aligned copy of `array` with guard bytes after its end; `fill` replaces its bytes by garbage."""
     size = array.nbytes
     memory = np.full(size + 2 * GUARD, 0x5A, np.uint8)
     start = -memory.ctypes.data % GUARD
@@ -197,7 +212,9 @@ def same_bits(a: Array, b: Array) -> bool:
     return bool(np.all((a.view(ints) == b.view(ints)) | (np.isnan(a) & np.isnan(b))))
 
 
-def run_all(lab: Lab, graph: Graph, inputs: Mapping[str, Array], sizes: Any = None) -> dict[str, Array]:
+def run_all(
+    lab: Lab, graph: Graph, inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None
+) -> dict[str, Array]:
     """Run on every CPU variant and with every cut, assert the same bits, return the outputs."""
     results = [lab.run(graph, inputs, sizes, cpu) for cpu in cpus()]
     results += [lab.run(graph, inputs, sizes, cpus()[-1], cuts) for cuts in CUTS]
@@ -205,3 +222,45 @@ def run_all(lab: Lab, graph: Graph, inputs: Mapping[str, Array], sizes: Any = No
         for name, value in results[0].items():
             assert same_bits(value, other[name]), f"{name}: the bits differ between CPU variants or cuts"
     return results[0]
+
+
+def check(lab: Lab, nodes: Mapping[str, Node], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run nodes, whose inputs are `input` nodes, on all variants and compare each with its op's reference."""
+    leaves = dict.fromkeys(i for node in nodes.values() for i in node.inputs if i.op == "input")
+    graph = Graph(tuple(leaves), nodes)
+    sizes = infer_sizes(graph, inputs)
+    results = run_all(lab, graph, inputs, sizes)
+    for name, node in nodes.items():
+        assert_as_reference(node, results[name], inputs, sizes)
+    return results
+
+
+def assert_as_reference(
+    node: Node, value: Array, inputs: Mapping[str, Array], sizes: Mapping[str, int]
+) -> None:
+    """Exact ops have the reference's bits but for the sign of zero.
+
+    Close ones are within 2e-6 of their value or of 1, reductions within 2e-6 of their largest value.
+    """
+    arrays = [
+        i.attributes["value"].array if i.op == "constant" else inputs[i.attributes["name"]]
+        for i in node.inputs
+    ]
+    op = OPS[node.op]
+    extra = {"sizes": sizes} if op.symbolic else {}
+    with np.errstate(all="ignore"):
+        expected = np.asarray(op.reference(*arrays, **node.attributes, **extra))
+    assert (value.shape, value.dtype) == (expected.shape, expected.dtype)
+    if op.accuracy == "exact" or value.dtype.kind != "f":
+        equal = (value == expected) | ((value != value) & (expected != expected))
+    else:
+        relative = 2e-6 if value.dtype == np.float32 else 2e-3
+        finite = np.abs(expected[np.isfinite(expected)].astype(np.float64))
+        scale = min(1.0 if op.elementwise else np.inf, finite.max(initial=0.0))
+        equal = np.isclose(
+            value.astype(np.float64), expected.astype(np.float64), relative, relative * scale, equal_nan=True
+        )
+    wrong = np.argwhere(~equal)[:3].tolist()
+    assert np.all(equal), (
+        f"{node!r} {dict(node.attributes)} differs at {wrong}: {value[~equal][:3]}, not {expected[~equal][:3]}"
+    )

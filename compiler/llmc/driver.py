@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from llmc.compiler.plan import Plan, make_plan
 from llmc.compiler.program import Tensor, Variant, signature, write_program
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
+from llmc.runtime import sources as c
 from llmc.runtime.manifest import FORMAT, MANIFEST, MODULE, WEIGHTS, seal
 from llmc.runtime.selftest import SELFTEST, write_selftest
-from llmc.runtime.sources import BENCH_SOURCES, FOLDER, HEADER, MODULE_SOURCES
+from llmc.runtime.weights import HEADER_BYTES, weights_header
 from llmc.targets import Cpu, Target, host, toolchain
 
 Progress = Callable[[str, float], None]
@@ -183,7 +184,7 @@ class _Build:
 
     def write(self, objects: Mapping[str, bytes]) -> None:
         weights = self.folder / WEIGHTS
-        digest = artifact.write_weights(weights, self.plan)
+        digest = artifact.write_weights(weights, self.plan, HEADER_BYTES)
         variants = [_variant(cpu) for cpu in self.target.cpus]
 
         def text(build_id: str) -> str:
@@ -191,25 +192,26 @@ class _Build:
 
         parts = [llmc.__version__.encode(), digest.encode(), text("").encode(), *objects.values()]
         self.build_id = hashlib.sha256(b"\0".join(parts)).hexdigest()
-        artifact.stamp_weights(weights, self.build_id, self.plan.weights_bytes)
+        artifact.stamp_weights(weights, weights_header(self.build_id, self.plan.weights_bytes))
         self.program = text(self.build_id)
         self._link(objects)
-        shutil.copyfile(HEADER, self.folder / "llmc.h")
+        shutil.copyfile(c.HEADER, self.folder / "llmc.h")
 
     def _link(self, objects: Mapping[str, bytes]) -> None:
         module = self.folder / MODULE
         with tempfile.TemporaryDirectory(prefix="llmc-") as place:
-            sources = [Path(place) / "module.c", *MODULE_SOURCES]
+            sources = [Path(place) / "module.c", *c.MODULE_SOURCES]
             sources[0].write_text(self.program)
             for name, code in objects.items():
                 sources.append(Path(place) / f"{name}.o")
                 sources[-1].write_bytes(code)
-            toolchain.link_module(module, sources, FOLDER, self.target.zig, self.cc)
-        digest = hashlib.sha256(module.read_bytes()).hexdigest()
-        define = f'LLMC_MODULE_SHA256="{digest}"'
-        toolchain.link_program(
-            self.folder / "bench", BENCH_SOURCES, FOLDER, [define], self.target.zig, self.cc
-        )
+            self._compile(module, sources, c.MODULE_FLAGS, c.MODULE_LIBRARIES)
+        definition = c.bench_definition(hashlib.sha256(module.read_bytes()).hexdigest())
+        flags = (*c.BENCH_FLAGS, definition)
+        self._compile(self.folder / "bench", c.BENCH_SOURCES, flags, c.BENCH_LIBRARIES)
+
+    def _compile(self, output: Path, sources: Sequence[Path], flags: Sequence[str], libraries: Sequence[str]) -> None:
+        toolchain.build(output, sources, c.FOLDER, flags, libraries, self.target.zig, self.cc)
 
 
 def _variant(cpu: Cpu) -> Variant:
@@ -272,7 +274,7 @@ def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, fold
         "outputs": [_tensor_entry(t) for t in outputs],
         "dims": {k: list(v) for k, v in build.graph.dims.items()},
         "target": build.target.name,
-        "variants": [{"name": c.name, "features": [c.needs]} for c in build.target.cpus],
+        "variants": [{"name": cpu.name, "features": [cpu.needs]} for cpu in build.target.cpus],
         "pipeline": pipeline,
         "quantisation": "none",
         "files": artifact.file_entries(folder),

@@ -1,6 +1,6 @@
 """Element-wise ops and fused chains of them: one generator.
 
-Axes along which every input moves (or stands still) alike are merged, so same-shape inputs make one flat loop.
+Axes along which every input moves (or stands still) alike are merged: same-shape inputs make one flat loop.
 Extents are run-time parameters: one kernel serves every size.
 """
 
@@ -65,7 +65,7 @@ def _steps(node: Node) -> tuple[Step, ...]:
 
 def _known_exponent(node: Node, step: Step) -> Step:
     """`pow` by a constant 1, 2, 3 or 4 is a product."""
-    op, refs, attributes = step
+    op, refs, _ = step
     if op == "pow" and refs[1] >= 0 and node.inputs[refs[1]].op == "constant":
         array = node.inputs[refs[1]].attributes["value"].array
         if array.size == 1 and array.item() in (1, 2, 3, 4):

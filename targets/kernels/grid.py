@@ -1,4 +1,4 @@
-"""Index arithmetic shared by the generic kernels: collapsed axes, chunks, and walking a range of work items."""
+"""Index arithmetic shared by the generic kernels: strides, chunks, and walking a range of work items."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from tvm import tirx
 
 from llmc.targets.kernels.emit import Emitter, Expr, f32, fma, lanes_of, splat, vector
 
-
 # e**r = 1 + r + r**2 * (these), highest power first, |r| <= ln(2)/2: Cephes' expf
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
@@ -33,7 +32,7 @@ def clamp(x: Expr, low: float, high: float) -> Expr:
 
 
 def exp(k: Emitter, x: Expr) -> Expr:
-    """e**x, 1 ulp or so; 0 below -87.3, where float32 turns subnormal (so exp(-inf) = 0), inf above 88.7; NaN stays.
+    """e**x, 1 ulp or so; 0 below -87.3, where float32 turns subnormal, inf above 88.7; NaN stays.
 
     Cody and Waite range reduction, x = n ln2 + r, with the degree-5 polynomial of Cephes' expf.
     """
@@ -149,7 +148,7 @@ def gelu(k: Emitter, x: Expr) -> Expr:
     """x/2 * (1 + erf(x / sqrt 2)); 0 at -inf."""
     lanes = lanes_of(x)
     root = splat(0.70710678118654752, lanes)
-    # One lower limit serves erf and the factor x/2 = t / sqrt 2: below it erf is -1 and the result 0, at -inf too.
+    # One lower limit serves erf and the factor x/2 = t / sqrt 2: below it erf is -1 and the result 0.
     t = k.let(tirx.max(splat(-4.0, lanes), x * root))
     half = k.let(t * root)
     return k.let(fma(half, _erf_clamped(k, k.let(tirx.min(splat(4.0, lanes), t))), half))

@@ -1,4 +1,4 @@
-"""log, pow, sin and cos of float32, computed in float64 and rounded once: rare in models, so accuracy comes first.
+"""log, pow, sin and cos of float32, computed in float64: rare in models, so accuracy comes first.
 
 As in `math`, every multiply that feeds an add is an explicit fma and nothing calls libm.
 """
@@ -106,7 +106,7 @@ def cos(k: Emitter, x: Expr) -> Expr:
 
 
 def _sine(k: Emitter, x: Expr, quarter: int) -> Expr:
-    """sin(x + quarter pi/2): x = n pi/2 + r with |r| <= pi/4 in float64, then Cephes' sinf and cosf polynomials."""
+    """sin(x + quarter pi/2): x = n pi/2 + r, |r| <= pi/4, in float64, then Cephes' sinf and cosf polynomials."""
     lanes = lanes_of(x)
     wide = _wide(k, x)
     n = k.let(tirx.floor(fma(wide, _f64(0.6366197723675814, lanes), _f64(0.5, lanes))))
@@ -145,10 +145,10 @@ def difference(k: Emitter, a: Expr, b: Expr) -> Expr:
 
 
 def fmod(k: Emitter, a: Expr, b: Expr) -> Expr:
-    """The exact remainder of a / b truncated, with the sign of a; NaN for b = 0 or infinite a; a for infinite b.
+    """The exact remainder of a / b truncated, signed as a; NaN for b = 0 or infinite a, a for infinite b.
 
-    Long division with digits of 24 bits: r - q b is exact in float64 when q has at most 24 bits. Twelve digits
-    cover the largest quotient of two float32, 2**277.
+    Long division with digits of 24 bits: r - q b is exact in float64 when q has at most 24 bits.
+    Twelve digits cover the largest quotient of two float32, 2**277.
     """
     lanes = lanes_of(a)
     wide, divisor = _wide(k, a), _wide(k, b)

@@ -1,6 +1,6 @@
 """Ops that move or make elements: copies along strides, selection by index, constants.
 
-`transpose`, `expand` and `slice` are one kernel: a dense output is filled from an input walked with any strides.
+`transpose`, `expand` and `slice` are one kernel: a dense output, an input walked with any strides.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reductions over any axes: sums, extremes, softmax, and scans along one axis.
 
-Neighbouring axes that are both kept or both reduced are merged. If the last axis is reduced, the 16 lanes of one
-register hold 16 partial results, element i going to lane i mod 16, combined by `Emitter.fold` at the end. If the last
-axis is kept, vectors run along it and each element is accumulated in index order.
+Neighbouring axes that are both kept or both reduced are merged. If the last axis is reduced, the 16 lanes of
+one register hold 16 partial results, element i going to lane i mod 16, combined by `Emitter.fold` at the end.
+If the last axis is kept, vectors run along it and each element is accumulated in index order.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def merge_kept(shape: tuple[Dim, ...], axes: tuple[int, ...]) -> list[tuple[Dim,
 
 
 def reduce_(node: Node) -> Call:
-    """sum, mean, max, min, any, all. One item is one output element, or 16 of the last axis if that is kept."""
+    """sum, mean, max, min, any, all. One item is one output element, or 16 if the last axis is kept."""
     x = node.inputs[0]
     merged = merge_kept(x.shape, node.attributes["axes"])
     spec = Reduction(node.op, node.dtype, tuple(kept for _, kept in merged))

@@ -1,7 +1,7 @@
 """Every element-wise op of the IR on TIR vectors.
 
-`apply` takes and returns vectors of the op's own dtypes; bool values are TIR conditions. f16 is computed in f32 and
-rounded after each op, as NumPy does. NaN and signed zeros follow the NumPy references.
+`apply` takes and returns vectors of the op's own dtypes; bool values are TIR conditions. f16 is computed in f32
+and rounded after each op, as NumPy does. NaN follows the NumPy references.
 """
 
 from __future__ import annotations
@@ -190,7 +190,8 @@ def _pow(k: Emitter, dtype: str, x: Expr, y: Expr, exponent: int | None = None) 
     if exponent is None:
         return math64.pow(k, x, y)
     square = k.let(x * x)
-    return {1: lambda: x, 2: lambda: square, 3: lambda: square * x, 4: lambda: square * square}[exponent]()
+    products = {1: x, 2: square, 3: square * x, 4: square * square}
+    return products[exponent]
 
 
 # --- comparisons and logic
