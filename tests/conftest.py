@@ -30,7 +30,6 @@ def random_graph() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-<<<<<<< HEAD
 def minilm() -> Path:
     """The folder of all-MiniLM-L6-v2, which `python bench/models.py minilm` fetches."""
     folder = os.environ.get("LLMC_MINILM")
@@ -81,7 +80,9 @@ def _same_output(change: Pass | Pipeline, graph: Graph, inputs: dict[str, Any] |
         limit = tolerance * float(np.abs(value).max(initial=0)) if value.dtype.kind == "f" else 0.0
         np.testing.assert_allclose(got[name], value, rtol=0, atol=limit, err_msg=f"{pipeline}: {name}")
     return after
-=======
+
+
+@pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A `kernel_lab.Lab` with every lowering: kernels are compiled once for the whole session."""
     from kernel_lab import Lab
@@ -96,4 +97,3 @@ def run_kernels(kernels: Any) -> Callable[..., Any]:
     """`run_kernels(graph, inputs, sizes=None, cpu=None, cuts=...)` -> outputs by name; see kernel_lab.py."""
     run: Callable[..., Any] = kernels.run
     return run
->>>>>>> kernels
