@@ -136,6 +136,7 @@ STAY: dict[str, Callable[[], Node]] = {
     "x == x is false for NaN": lambda: op("eq", X, X),
     "not(a < b) is true for NaN": lambda: op("not", op("lt", X, ROW)),
     "the inner cast rounds": lambda: op("cast", op("cast", X, dtype="i64"), dtype="f32"),
+    "f32 does not hold i64": lambda: op("cast", op("cast", IDS, dtype="f32"), dtype="i64"),
     "i32 does not hold i64": lambda: op("cast", op("cast", IDS, dtype="i32"), dtype="i64"),
     "the inner expand is part of the result": lambda: op("reshape", WIDE, shape=(B * S, 4)),
     "positions may be above 3": lambda: op("lt", op("iota", length=S), constant(np.int64(3))),
