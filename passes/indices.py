@@ -8,7 +8,6 @@ them may have one answer everywhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import sympy
@@ -208,9 +207,9 @@ def read_range(node: Node) -> Node | None:
 
 
 def _inside(start: Dim, step: int, length: Dim, rows: Dim) -> bool:
-    """Whether the range can be seen to lie inside the rows, or, with symbolic dims, may."""
-    room: Any = dim(rows - (start + step * (length - 1)) - 1)
-    return not (isinstance(start, int) and start < 0) and not (isinstance(room, int) and room < 0)
+    """Whether the range lies inside the rows at all sizes; an embedding clamps, a slice does not."""
+    last = start + step * (length - 1)
+    return _always(Affine(dim(start), ()), (), 0) and _always(Affine(dim(rows - 1 - last), ()), (), 0)
 
 
 def _sliced(node: Node, table: Node, span: tuple[Dim, int, Dim]) -> Node:

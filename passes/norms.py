@@ -15,10 +15,11 @@ def embed_norm(node: Node, context: Context) -> Node | Decline | None:
     if node.op != "layer_norm" or len(node.inputs) != 3 or node.type.rank != 3:
         return None
     leaves = _addends(node.inputs[0], context)
-    pairs = [_lookup(leaf) for leaf in leaves]
-    found = [p for p in pairs if p is not None]
-    if not found:
+    looked_up = [_lookup(leaf) for leaf in leaves]
+    if not any(looked_up):
         return None
+    pairs = [pair or _one_row(leaf, node) for pair, leaf in zip(looked_up, leaves, strict=True)]
+    found = [p for p in pairs if p is not None]
     if len(found) < len(pairs):
         return Decline("not every addend is an embedding read once")
     flat = [n for table, index in found for n in (table, index)]
@@ -53,6 +54,14 @@ def _lookup(node: Node) -> Pair | None:
             if table.type.rank == 2:
                 index = make("iota", (), node.source, length=node.shape[0], start=start, step=step)
                 return table, _matrix(index)
+
+
+def _one_row(leaf: Node, like: Node) -> Pair | None:
+    """A constant row, as a table of one row read at every place: what one segment's embedding folds to."""
+    row = leaf.inputs[0] if leaf.op == "expand" else leaf
+    if row.op == "constant" and row.shape == (1,) * (row.type.rank - 1) + like.shape[-1:]:
+        index = make("iota", (), leaf.source, length=like.shape[1], step=0)
+        return reshaped(row, (1, like.shape[-1])), _matrix(index)
 
 
 def _matrix(index: Node) -> Node:

@@ -135,9 +135,12 @@ class Encoder:
 
     def masked(self, y: Node) -> Node:
         wide = self.op("reshape", self.mask, shape=(B, 1, 1, S))
-        way = self.way("mask", "where", "fill", "subtract", "pairs", "none")
+        way = self.way("mask", "where", "fill", "subtract", "excluded", "pairs", "none")
         if way == "none":
             return y
+        if way == "excluded":
+            absent = make("eq", (wide, constant(np.int64(0))), wide.source)
+            return self.op("add", y, self.op("where", absent, LOW, 0.0))
         if way == "subtract":
             return self.op(
                 "add", y, self.op("mul", self.op("sub", 1.0, self.op("cast", wide, dtype="f32")), LOW)

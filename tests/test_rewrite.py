@@ -86,6 +86,23 @@ def test_use_counts_follow_rewrites():
     assert single[-2:] == [False, True]
 
 
+def test_a_replaced_reader_no_longer_counts():
+    def drop_exp(node):
+        """exp(x) -> cos(the input)"""
+        if node.op == "exp":
+            return op("cos", X)
+
+    def look(node, context):
+        """nothing"""
+        if node.op == "tanh":
+            single.append(context.single(shared))
+
+    single: list[bool] = []
+    shared = op("sin", X)
+    rewrite(graph(op("exp", shared), op("tanh", shared)), [drop_exp, look])
+    assert single == [True, True]
+
+
 def test_declines_are_noted_with_place_and_reason():
     def never(node):
         """exp(x) -> nothing"""

@@ -46,7 +46,7 @@ WAYS = [
         "attention": ("whole",),
         "positions": ("iota", "slice", "none"),
         "scale": ("mul", "query"),
-        "mask": ("where", "subtract", "pairs", "none"),
+        "mask": ("where", "subtract", "excluded", "pairs", "none"),
         "bias": ("yes",),
         "activation": ("tanh", "erf", "cubic", "relu", "silu", "sigmoid"),
     }.items()
@@ -193,6 +193,21 @@ def test_one_product_for_all_is_read_by_offsets(same_output):
     assert count(after) == {"linear": 1, "mha": 1}
     (mha,) = (n for n in after.nodes if n.op == "mha")
     assert (mha.attributes["offsets"], mha.attributes["causal"]) == ((0, 8, 16), True)
+
+
+def test_grouped_heads_stay_an_attention(same_output):
+    """`mha` has one key for each query head."""
+    q, k, v = (
+        op(
+            "transpose",
+            op("reshape", op("linear", X, weight(4 * h, 8)), shape=(B, S, h, 4)),
+            perm=(0, 2, 1, 3),
+        )
+        for h in (4, 2, 2)
+    )
+    core = op("attention", q, k, v, scale=0.5)
+    before = graph(z=op("reshape", op("transpose", core, perm=(0, 2, 1, 3)), shape=(B, S, 16)))
+    assert Fuse().run(before) is before
 
 
 def test_qkv_without_mha_is_untouched():
