@@ -88,7 +88,7 @@ def inspect(path: str | Path, task: str = "auto") -> Summary:
         model_type=config["model_type"],
         architecture=architecture_of(config) or family.prefix + "Model",
         task=chosen,
-        parameters=None if tensors is None else sum(math.prod(t.shape) for t in tensors.values()),
+        parameters=None if tensors is None else _count(tensors),
         dtypes=_dtypes(tensors),
         labels=labels(config) if chosen.labelled else (),
         tokenizer=read_tokenizer(root, config, positions, sentence),
@@ -157,6 +157,11 @@ def _sharded(index: Path) -> Mapping[str, Tensor]:
 def _listing(root: Path) -> str:
     names = sorted(p.name for p in root.iterdir())
     return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "an empty folder"
+
+
+def _count(tensors: Mapping[str, Tensor]) -> int:
+    """How many weights there are; integers are position buffers."""
+    return sum(math.prod(t.shape) for t in tensors.values() if "F" in t.dtype)
 
 
 def _dtypes(tensors: Mapping[str, Tensor] | None) -> Mapping[str, int]:

@@ -12,6 +12,7 @@ import torch
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.frontends.tasks import FAMILIES, TASKS
 from llmc.compiler.interpret import run
+from llmc.compiler.text import parse_graph, print_graph, weights_of
 from llmc.compiler.verify import verify
 
 SHAPES = [(1, 1), (3, 17), (2, 64)]
@@ -94,6 +95,14 @@ def test_bert_arrives_whole(saved: Any) -> None:
     }
     masks = {str(node.inputs[3].type) for node in graph.nodes if node.op == "attention"}
     assert masks == {"bool[batch, 1, 1, seq]"}
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v2"])
+def test_text_form_reads_back(family: str, saved: Any) -> None:
+    graph = load(saved(family, "Model")[0]).graph
+
+    text = print_graph(graph)
+    assert print_graph(parse_graph(text, weights_of(graph))) == text
 
 
 def test_sources(saved: Any) -> None:

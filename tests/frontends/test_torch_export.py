@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from llmc.compiler.frontends import inplace
 from llmc.compiler.frontends.aten import TABLE
-from llmc.compiler.frontends.torch_export import Declared, to_graph
+from llmc.compiler.frontends.torch_export import Declared, to_graph, trace
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
 from llmc.compiler.verify import verify
@@ -39,7 +39,7 @@ def exported(module: nn.Module) -> Any:
     axes = {0: torch.export.Dim("batch", min=1, max=8), 1: torch.export.Dim("seq", min=1, max=32)}
     x, i = torch.zeros(2, 7, 6), torch.zeros(2, 7, dtype=torch.long)
     with torch.no_grad():
-        return torch.export.export(module.eval(), (x, i), dynamic_shapes=(axes, axes))
+        return trace(module.eval(), (x, i), (axes, axes))
 
 
 def imported(module: nn.Module, outputs: int = 1) -> Graph:
@@ -309,7 +309,32 @@ def test_everything_unsupported_is_reported_at_once() -> None:
 def test_unsupported_forms_of_supported_ops_say_why() -> None:
     with pytest.raises(LlmcError, match=r"layer_norm over several axes"):
         imported(Function(lambda x, i: F.layer_norm(x.unflatten(2, (2, 3)), (2, 3))))
+    with pytest.raises(LlmcError, match=r"roll along an axis of dynamic size"):
+        imported(Function(lambda x, i: x.roll(1, 1)))
     with pytest.raises(LlmcError, match=r"dtype float64"):
         imported(Function(lambda x, i: x.double() + 1))
     with pytest.raises(LlmcError, match=r"bit operations on integers"):
         imported(Function(lambda x, i: i & 3))
+
+
+def test_control_flow_on_values_names_the_line(capfd: pytest.CaptureFixture[str]) -> None:
+    def function(x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+    with pytest.raises(LlmcError, match="cannot trace") as caught:
+        exported(Function(function))
+    assert (caught.value.at or "").startswith("test_torch_export.py:")
+    assert "def forward" not in "".join(capfd.readouterr())
+    assert len(str(caught.value)) < 600
+
+
+def test_a_size_that_depends_on_values() -> None:
+    with pytest.raises(LlmcError, match=r"a size that depends on values") as caught:
+        imported(Function(lambda x, i: x.nonzero()))
+    assert "aten.nonzero.default" in caught.value.problem
+    assert "built-in" not in str(caught.value)
+
+
+def test_a_dynamic_size_that_must_be_even() -> None:
+    with pytest.raises(LlmcError, match="cannot trace"):
+        imported(Function(lambda x, i: x.reshape(x.shape[0], x.shape[1] // 2, 12)))
