@@ -300,6 +300,7 @@ def write(student: Any, tokenizer: Tokenizer, folder: Path) -> None:
     config["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    (folder / "model.safetensors").chmod(0o644)
     settings = {
         "tokenizer_class": "BertTokenizer", "do_lower_case": True, "strip_accents": None,
         "tokenize_chinese_chars": True, "model_max_length": student.config.max_position_embeddings,
@@ -344,7 +345,7 @@ def count_pieces(tokenizer: Tokenizer, ids: list[list[int]], reviews: int) -> Co
 
 def distil(teacher: Teacher, source: Tokenizer, reviews: list[str], others: list[str], size: Size) -> Any:
     """The trained student and its tokenizer."""
-    texts = [*reviews, *(cut for seed in (1, 2, 3) for cut in spans(reviews, seed)), *others]
+    texts = [*reviews, *spans(reviews, 1), *others]
     ids = encode(source, texts)
     print(f"teacher labels {len(ids)} texts", flush=True)
     targets = predict(teacher, ids)
@@ -354,7 +355,7 @@ def distil(teacher: Teacher, source: Tokenizer, reviews: list[str], others: list
     student = make_student(teacher, source, vocabulary, size)
     print("student", flush=True)
     ids = encode(tokenizer, texts)
-    train(student, ids, targets, 4, 7e-4, 3, distillation, hidden=0.1, mask_token=vocabulary["[MASK]"])
+    train(student, ids, targets, 3, 7e-4, 3, distillation, hidden=0.1, mask_token=vocabulary["[MASK]"])
     return student, tokenizer
 
 
