@@ -14,7 +14,6 @@ are held out of the training set; the 2,000 test reviews are scored once, at the
 from __future__ import annotations
 
 import argparse
-import copy
 import hashlib
 import json
 import math
@@ -106,7 +105,9 @@ def spans(texts: list[str], seed: int) -> list[str]:
 def batches(ids: list[list[int]], size: int, seed: int | None) -> Iterator[list[int]]:
     """Index batches of texts of like length, so that little is padded; shuffled when a seed is given."""
     rng = random.Random(seed)
-    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]) // 4 + (rng.random() if seed is not None else 0)))
+    order = sorted(
+        range(len(ids)), key=lambda i: len(ids[i]) // 4 + (rng.random() if seed is not None else 0)
+    )
     groups = [order[i : i + size] for i in range(0, len(order), size)]
     if seed is not None:
         rng.shuffle(groups)
@@ -193,11 +194,17 @@ def make_student(teacher: Teacher, source: Tokenizer, vocabulary: dict[str, int]
     """
     big = teacher.bert
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=size.width, num_hidden_layers=size.layers,
-        num_attention_heads=size.width // 32, intermediate_size=size.intermediate,
-        max_position_embeddings=size.positions, layer_norm_eps=1e-12, pad_token_id=0,
-        id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)},
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        hidden_size=size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.width // 32,
+        intermediate_size=size.intermediate,
+        max_position_embeddings=size.positions,
+        layer_norm_eps=1e-12,
+        pad_token_id=0,
+        id2label=dict(enumerate(LABELS)),
+        label2id={name: i for i, name in enumerate(LABELS)},
+    )
     student = BertForSequenceClassification(config)
     mine, theirs = student.bert.embeddings, big.embeddings
     rows = torch.tensor([source.token_to_id(piece) for piece in vocabulary])
@@ -248,9 +255,16 @@ def schedule(optimizer: torch.optim.Optimizer, steps: int) -> Any:
 
 
 def train(
-    model: nn.Module, ids: list[list[int]], targets: Tensor, epochs: int, rate: float, seed: int, loss: Any,
-    hidden: float = 0.0, mask_token: int = 0,
-) -> None:  # fmt: skip
+    model: nn.Module,
+    ids: list[list[int]],
+    targets: Tensor,
+    epochs: int,
+    rate: float,
+    seed: int,
+    loss: Any,
+    hidden: float = 0.0,
+    mask_token: int = 0,
+) -> None:
     """AdamW over `epochs` passes of batches of 32; `loss(logits, targets)`; a share `hidden` of tokens is masked."""
     torch.manual_seed(seed)
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -269,14 +283,20 @@ def train(
             optimizer.step()
             steps.step()
             total += value.item() * len(group)
-        print(f"  epoch {epoch + 1}: loss {total / len(ids):.4f}, {time.perf_counter() - start:.0f} s", flush=True)
+        print(
+            f"  epoch {epoch + 1}: loss {total / len(ids):.4f}, {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
 
 
 def distillation(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy against the teacher's softened answer, temperature 2."""
-    return functional.kl_div(
-        functional.log_softmax(logits / 2, 1), functional.softmax(targets / 2, 1), reduction="batchmean"
-    ) * 4  # fmt: skip
+    return (
+        functional.kl_div(
+            functional.log_softmax(logits / 2, 1), functional.softmax(targets / 2, 1), reduction="batchmean"
+        )
+        * 4
+    )
 
 
 def train_teacher(folder: Path, ids: list[list[int]], labels: list[int], epochs: int = 2) -> Teacher:
@@ -302,10 +322,17 @@ def write(student: Any, tokenizer: Tokenizer, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     (folder / "model.safetensors").chmod(0o644)
     settings = {
-        "tokenizer_class": "BertTokenizer", "do_lower_case": True, "strip_accents": None,
-        "tokenize_chinese_chars": True, "model_max_length": student.config.max_position_embeddings,
-        "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]",
-    }  # fmt: skip
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "strip_accents": None,
+        "tokenize_chinese_chars": True,
+        "model_max_length": student.config.max_position_embeddings,
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "mask_token": "[MASK]",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -381,7 +408,9 @@ def inputs(options: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minilm", type=Path, help="the all-MiniLM-L6-v2 folder")
     parser.add_argument("--reviews", type=Path, help="the vaderSentiment 3.3.2 sdist, packed or unpacked")
     parser.add_argument("--output", type=Path, default=ROOT / "compiler" / "demo" / "model")

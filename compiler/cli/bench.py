@@ -31,12 +31,21 @@ than most improvements do. The artifact's own `bench` executable measures the sa
 @click.option("--duration", type=Seconds(), default="3s", show_default=True, help="How long to measure.")
 @click.option("--variant", help="Use this code variant rather than the best for the CPU.")
 @click.option("--profile", is_flag=True, help="Time every kernel and compare it with the machine's peak.")
-@click.option("--vs", metavar="OTHER", type=click.Path(path_type=Path), help="A second artifact, run in turns.")
+@click.option(
+    "--vs", metavar="OTHER", type=click.Path(path_type=Path), help="A second artifact, run in turns."
+)
 @json_option
 def command(
-    artifact: Path, batch: int, seq: int, threads: int | None, duration: float, variant: str | None,
-    profile: bool, vs: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+    artifact: Path,
+    batch: int,
+    seq: int,
+    threads: int | None,
+    duration: float,
+    variant: str | None,
+    profile: bool,
+    vs: Path | None,
+    as_json: bool,
+) -> None:
     """Measure the latency of ARTIFACT on random input of one shape."""
     if vs is not None and profile:
         raise click.UsageError("--profile measures one artifact; use it without --vs.")

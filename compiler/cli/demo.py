@@ -31,9 +31,15 @@ No network is used and, without --keep, nothing stays behind.
 
 
 @click.command("demo", epilog=_EPILOG, short_help="See llmc work on a model that ships with it.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="For llmc and PyTorch.")
-@click.option("--duration", type=click.FloatRange(min=0.1), default=1.5, show_default=True, help="Seconds a shape.")
-@click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep the artifact in this folder.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="For llmc and PyTorch."
+)
+@click.option(
+    "--duration", type=click.FloatRange(min=0.1), default=1.5, show_default=True, help="Seconds a shape."
+)
+@click.option(
+    "--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep the artifact in this folder."
+)
 @json_option
 def command(threads: int, duration: float, keep: Path | None, as_json: bool) -> None:
     """Compile a small sentiment classifier, check it against PyTorch, run it and race it."""
@@ -42,7 +48,9 @@ def command(threads: int, duration: float, keep: Path | None, as_json: bool) -> 
     folder = require_folder(demo.model_folder(), "the demo model")
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-    where: AbstractContextManager[Any] = nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="llmc-demo-")
+    where: AbstractContextManager[Any] = (
+        nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="llmc-demo-")
+    )
     with where as place:
         result = _run(folder, Path(place) / "demo.llmc", threads, duration, quiet=as_json)
     if as_json:
@@ -82,7 +90,9 @@ def _run(folder: Path, artifact: Path, threads: int, duration: float, quiet: boo
         steps.line(f"largest difference of the logits: {result['difference']:.1e}")
         steps.title("3. run", "")
         steps.answers(result["answers"])
-        steps.title("4. race", f"PyTorch eager and llmc in turns, fp32, {threads} thread{'s' * (threads > 1)} each")
+        steps.title(
+            "4. race", f"PyTorch eager and llmc in turns, fp32, {threads} thread{'s' * (threads > 1)} each"
+        )
         with Progress("race") as progress:
             result["race"] = _race(model, reference, threads, duration, progress)
         steps.race(result["race"])
@@ -109,7 +119,9 @@ def _answers(model: Any, reference: Any) -> tuple[list[dict[str, Any]], float]:
     return answers.describe(model, encoded, outputs), float(np.abs(outputs["logits"] - expected).max())
 
 
-def _race(model: Any, reference: Any, threads: int, duration: float, progress: Progress) -> list[dict[str, Any]]:
+def _race(
+    model: Any, reference: Any, threads: int, duration: float, progress: Progress
+) -> list[dict[str, Any]]:
     import numpy as np
     import torch
 
@@ -125,7 +137,9 @@ def _race(model: Any, reference: Any, threads: int, duration: float, progress: P
         times = race(calls, duration, threads)
         value, low, high = ratio(times["pytorch"], times["llmc"])
         medians = {name: float(np.median(t)) for name, t in times.items()}
-        rows.append({"batch": batch, "seq": seq, "seconds": medians, "speedup": value, "interval": [low, high]})
+        rows.append(
+            {"batch": batch, "seq": seq, "seconds": medians, "speedup": value, "interval": [low, high]}
+        )
     return rows
 
 

@@ -84,7 +84,9 @@ def test_inspect_names_inputs_and_files(artifact):
 
 def test_opt_verifies_each_pass_and_prints_the_graph(tmp_path):
     graph = tmp_path / "graph.txt"
-    done = llmc("opt", demo.model_folder(), "--verify-each", "--time-passes", "--print-after", "cse", "-o", graph)
+    done = llmc(
+        "opt", demo.model_folder(), "--verify-each", "--time-passes", "--print-after", "cse", "-o", graph
+    )
     assert done.returncode == 0, done.stderr
     assert graph.read_text().startswith("dims batch=1..")
     assert "# after cse" in done.stderr
