@@ -2,9 +2,9 @@
 
     python bench/peers.py [--model FOLDER] [--artifact M.llmc] [--threads 1] [--shapes 1x128,8x64] [--json]
 
-All peers live in one process, are checked against PyTorch's outputs first, and run in turns; the ratios are of
-paired medians with 95 % bootstrap intervals. Below 1 llmc is the faster. Absolute times depend on the machine:
-quote the ratios. Needs the extra `bench` (pip install -e ".[bench]").
+All peers live in one process, are checked against PyTorch's outputs first, and run in turns; the ratios are
+of paired medians with 95 % bootstrap intervals. Below 1 llmc is the faster. Absolute times depend on the
+machine: quote the ratios. Needs the extra `bench` (pip install -e ".[bench]").
 """
 
 from __future__ import annotations

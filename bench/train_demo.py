@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import math
 import random
@@ -57,20 +58,18 @@ Review = tuple[str, int]
 
 def read_texts(sdist: Path) -> dict[str, list[tuple[str, float]]]:
     """(text, mean rating) of every rated file in the vaderSentiment sdist: movieReview, amazonReview, ..."""
-    inner_name = "hutto_ICWSM_2014.tar.gz"
+    name = "hutto_ICWSM_2014.tar.gz"
     if sdist.is_dir():
-        sdist = next(sdist.rglob(inner_name), sdist / inner_name)
-        return _rated(tarfile.open(sdist))
-    outer = tarfile.open(sdist)
-    if not any(name.endswith("GroundTruth.txt") for name in outer.getnames()):
-        member = next(m for m in outer.getmembers() if m.name.endswith(inner_name))
-        return _rated(tarfile.open(fileobj=outer.extractfile(member)))
-    return _rated(outer)
+        return _rated(next(sdist.rglob(name), sdist / name).read_bytes())
+    with tarfile.open(sdist) as outer:
+        member = outer.extractfile(next(m for m in outer.getmembers() if m.name.endswith(name)))
+        assert member is not None, "the archive is a plain file"
+        return _rated(member.read())
 
 
-def _rated(archive: tarfile.TarFile) -> dict[str, list[tuple[str, float]]]:
+def _rated(packed: bytes) -> dict[str, list[tuple[str, float]]]:
     tables = {}
-    with archive:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         for member in archive.getmembers():
             stream = archive.extractfile(member)
             if not member.name.endswith("_GroundTruth.txt") or stream is None:
@@ -91,7 +90,7 @@ def split(rated: list[tuple[str, float]]) -> tuple[list[Review], list[Review], l
 
 
 def spans(texts: list[str], seed: int) -> list[str]:
-    """One random span of at least three words of each text: short phrases, so the student learns words too."""
+    """One random span of at least three words of each longer text: from phrases, words are learnt."""
     rng, cut = random.Random(seed), []
     for text in texts:
         words = text.split()
@@ -161,7 +160,7 @@ def accuracy(model: nn.Module, ids: list[list[int]], labels: list[int]) -> float
 
 
 def cut_vocabulary(source: Tokenizer, counts: Counter[str], pieces: int) -> dict[str, int]:
-    """old pieces -> new ids: the special tokens, every ASCII character (also as ##), then the most counted."""
+    """Kept pieces -> ids: special tokens, every ASCII character (also as ##), then the most counted."""
     known = source.get_vocab()
     characters = [c for c in map(chr, range(33, 127)) if c in known]
     continued = [f"##{c}" for c in characters if f"##{c}" in known]
@@ -265,7 +264,7 @@ def train(
     hidden: float = 0.0,
     mask_token: int = 0,
 ) -> None:
-    """AdamW over `epochs` passes of batches of 32; `loss(logits, targets)`; a share `hidden` of tokens is masked."""
+    """AdamW on batches of 32, `loss(logits, targets)`; a random share `hidden` of the tokens is masked."""
     torch.manual_seed(seed)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.01)

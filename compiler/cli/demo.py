@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +135,7 @@ def _race(
     for i, (batch, seq) in enumerate(demo.SHAPES):
         progress(f"batch {batch}, {seq} tokens", i / len(demo.SHAPES))
         arrays = demo.sample(reference.config.vocab_size, batch, seq)
-        calls = {"pytorch": demo.torch_call(reference, arrays), "llmc": lambda a=arrays: model(**a)}
+        calls = {"pytorch": demo.torch_call(reference, arrays), "llmc": partial(model, **arrays)}
         times = race(calls, duration, threads)
         value, low, high = ratio(times["pytorch"], times["llmc"])
         medians = {name: float(np.median(t)) for name, t in times.items()}
@@ -157,7 +159,7 @@ class Steps:
         if not self.quiet:
             click.echo(f"\n{click.style(title, bold=True)}" + (f"  {text}" if text else ""))
 
-    def table(self, columns: list[str], rows: list[tuple[str, ...]]) -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         if not self.quiet:
             print_table("", columns, rows)
 

@@ -88,11 +88,10 @@ def _show_artifact(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def _show(title: str, facts: Mapping[str, Any]) -> None:
-    print_table(
-        title,
-        ["", ""],
-        [(name, _text(value)) for name, value in facts.items() if value not in (None, "", [], {})],
-    )
+    said = {
+        name: value for name, value in facts.items() if value is not None and value not in ("", (), [], {})
+    }
+    print_table(title, ["", ""], [(name, _text(value)) for name, value in said.items()])
 
 
 def _show_records(title: str, records: Any) -> None:
