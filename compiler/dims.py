@@ -6,8 +6,10 @@ compiled for other bounds. The algebra is sympy's; this file only prints, parses
 
 from __future__ import annotations
 
+import ast
+import operator
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, reduce
 from typing import Any, NamedTuple
 
 import sympy
@@ -24,7 +26,7 @@ class Bounds(NamedTuple):
     high: int
 
 
-@lru_cache(maxsize=None)
+@cache
 def symbol(name: str) -> sympy.Symbol:
     """The dim called `name`, a positive integer."""
     return sympy.Symbol(name, integer=True, positive=True)
@@ -32,6 +34,8 @@ def symbol(name: str) -> sympy.Symbol:
 
 def dim(value: Any) -> Dim:
     """`value` as an int if it is one, as a sympy expression if not; a str is parsed."""
+    if type(value) is int or isinstance(value, sympy.Symbol):
+        return value
     if isinstance(value, str):
         return parse_dim(value)
     if isinstance(value, sympy.Expr):
@@ -46,13 +50,43 @@ def parse_dim(text: str) -> Dim:
     Raises:
         LlmcError: the text is not an expression over names and integers.
     """
-    names = {"Max": sympy.Max, "Min": sympy.Min, "floor": sympy.floor}
     try:
-        tree = compile(text, "<dim>", "eval")
-        symbols = {n: symbol(n) for n in tree.co_names if n not in names}
-        return dim(eval(tree, {"__builtins__": {}}, {**names, **symbols, "Integer": sympy.Integer}))
-    except (SyntaxError, TypeError, NameError, AttributeError, ValueError) as error:
-        raise LlmcError(f"not a dimension: {text!r}", hint="write an int or an expression such as 2*seq + 1") from error
+        value = dim(_expression(ast.parse(text.strip(), mode="eval").body))
+        if not isinstance(value, int) and (not value.free_symbols or value.has(sympy.zoo, sympy.nan)):
+            raise ValueError  # 1/2, or a division by zero
+        return value
+    except (SyntaxError, TypeError, KeyError, ValueError, RecursionError, ZeroDivisionError) as error:
+        raise LlmcError(
+            f"not a dimension: {text!r}", hint="write an int or an expression such as 2*seq + 1"
+        ) from error
+
+
+_FUNCTIONS = {"Max": sympy.Max, "Min": sympy.Min, "floor": sympy.floor}
+_OPERATORS: dict[type, Any] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.USub: operator.neg,
+}
+
+
+def _expression(tree: ast.expr) -> Any:
+    """The sympy expression of a Python syntax tree. The text may come from anywhere: nothing is evaluated."""
+    match tree:
+        case ast.Constant(value=int(value)) if not isinstance(value, bool):
+            return sympy.Integer(value)
+        case ast.Name(id=name):
+            return symbol(name)
+        case ast.UnaryOp(op=op, operand=x):
+            return _OPERATORS[type(op)](_expression(x))
+        case ast.BinOp(left=x, op=ast.Pow(), right=ast.Constant(value=int(power))) if 0 < power < 16:
+            return _expression(x) ** power
+        case ast.BinOp(left=x, op=op, right=y) if not isinstance(op, ast.Pow):
+            return _OPERATORS[type(op)](_expression(x), _expression(y))
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
+            return _FUNCTIONS[name](*map(_expression, arguments))
+    raise ValueError
 
 
 def dim_text(value: Dim) -> str:
@@ -82,8 +116,25 @@ def upper_bound(value: Dim, bounds: Mapping[str, Bounds]) -> int:
 
 
 def dim_c(value: Dim) -> str:
-    """`value` as a C expression over int64_t variables named like the dims."""
-    return str(sympy.ccode(value, user_functions={"Max": "llmc_max", "Min": "llmc_min", "floor": ""}))
+    """`value` as a C expression in integer arithmetic over int64_t variables named like the dims.
+
+    `llmc_max` and `llmc_min` take two arguments. Sizes are not negative, so C's `/` is floor.
+    """
+    if isinstance(value, (int, sympy.Integer, sympy.Symbol)):
+        return str(value)
+    parts = [dim_c(part) for part in value.args] if not isinstance(value, sympy.floor) else []
+    if isinstance(value, sympy.Add):
+        return f"({' + '.join(parts)})"
+    if isinstance(value, sympy.Mul):
+        return f"({' * '.join(parts)})"
+    if isinstance(value, sympy.Pow):
+        return f"({' * '.join([parts[0]] * int(value.exp))})"
+    if isinstance(value, (sympy.Max, sympy.Min)):
+        name = "llmc_max" if isinstance(value, sympy.Max) else "llmc_min"
+        return reduce(lambda a, b: f"{name}({a}, {b})", parts)
+    assert isinstance(value, sympy.floor), f"no C form of {value!r}"
+    numerator, denominator = sympy.fraction(sympy.together(value.args[0]))
+    return f"({dim_c(sympy.expand(numerator))} / {dim_c(denominator)})"
 
 
 def product(dims: Any) -> Dim:

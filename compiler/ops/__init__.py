@@ -11,17 +11,35 @@ from typing import Any
 from llmc.compiler.graph import Node, Source, TensorType, Weight, dtype_name
 from llmc.compiler.ops import attention, elementwise, linear, reduction, shape
 from llmc.compiler.ops.declare import OPS, Op
+from llmc.errors import LlmcError
 
-__all__ = ["OPS", "Op", "attention", "constant", "elementwise", "input_", "linear", "make", "reduction", "shape"]
+__all__ = [
+    "OPS",
+    "Op",
+    "attention",
+    "constant",
+    "elementwise",
+    "input_",
+    "linear",
+    "make",
+    "reduction",
+    "shape",
+]
 
 
-def make(op: str, inputs: tuple[Node, ...] | list[Node], source: Source | None = None, /, **attributes: Any) -> Node:
+def make(
+    op: str, inputs: tuple[Node, ...] | list[Node], source: Source | None = None, /, **attributes: Any
+) -> Node:
     """A node of `op`; missing attributes take the op's defaults.
 
     Raises:
         LlmcError: no such op or attribute, or the type rule refuses the inputs.
     """
-    declared = OPS[op]
+    declared = OPS.get(op)
+    if declared is None:
+        raise LlmcError(
+            f"there is no op {op!r}", at=str(source or "") or None, hint="docs/ir.md lists the ops"
+        )
     full = declared.complete(attributes)
     source = source or (inputs[0].source if inputs else Source())
     result = declared.infer(tuple(i.type for i in inputs), full, source)

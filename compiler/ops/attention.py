@@ -1,1 +1,166 @@
-"""placeholder."""
+"""Attention. References compute in float64 and round once.
+
+A query with every key masked out (all scores -inf) gives zeros, where a plain softmax would give NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.graph import TensorType
+from llmc.compiler.ops.declare import REQUIRED, op
+from llmc.compiler.ops.reduction import F32
+from llmc.compiler.ops.rules import (
+    Array,
+    same_dim,
+    want_broadcastable,
+    want_count,
+    want_dtype,
+    want_flags,
+    want_int,
+    want_number,
+    want_rank,
+    want_shape,
+)
+from llmc.errors import LlmcError
+
+
+def attention64(q: Array, k: Array, v: Array, mask: Array | None, scale: float, causal: bool) -> Array:
+    """softmax(q k^T * scale + mask) v in float64.
+
+    Args:
+        q, k, v: `[b, h, s, d]`, `[b, h2, t, d]`, `[b, h2, t, e]`, h a multiple of h2.
+        mask: bool (True attends) or float (added), broadcastable to `[b, h, s, t]`.
+        scale: factor on the products.
+        causal: query i sees keys 0..i only.
+    """
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    groups = q.shape[1] // k.shape[1]
+    k, v = np.repeat(k, groups, axis=1), np.repeat(v, groups, axis=1)
+    scores = q @ np.swapaxes(k, -1, -2) * scale
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf) if mask.dtype == np.bool_ else scores + mask
+    if causal:
+        scores = np.where(np.tri(*scores.shape[-2:], dtype=np.bool_), scores, -np.inf)
+    top = scores.max(-1, keepdims=True)
+    weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
+    total = weights.sum(-1, keepdims=True)
+    return np.asarray(weights / np.where(total == 0, 1.0, total) @ v)
+
+
+def _attention_reference(
+    q: Array, k: Array, v: Array, *mask: Array, scale: float, causal: bool, has_mask: bool
+) -> Array:
+    return attention64(q, k, v, mask[0] if has_mask else None, scale, causal).astype(q.dtype)
+
+
+@op(
+    "attention",
+    _attention_reference,
+    traits={"accuracy": "close"},
+    scale=REQUIRED,
+    causal=False,
+    has_mask=False,
+)
+def _attention(*inputs: TensorType, scale: float, causal: bool, has_mask: bool) -> TensorType:
+    want_flags(causal=causal, has_mask=has_mask)
+    want_number(scale, "scale")
+    want_count(inputs, 3 + has_mask)
+    q, k, v = inputs[:3]
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        want_dtype(x, F32, name)
+        want_rank(x, 4, what=name)
+    batch, heads, queries, width = q.shape
+    groups, keys = k.shape[1], k.shape[2]
+    want_shape(k, (batch, groups, keys, width), "k")
+    want_shape(v, (batch, groups, keys, v.shape[3]), "v")
+    if not isinstance(heads, int) or not isinstance(groups, int) or groups < 1 or heads % groups:
+        raise LlmcError(f"the number of heads, {heads}, is not a multiple of k's, {groups}")
+    if has_mask:
+        want_dtype(inputs[3], {"bool", "f32"}, "mask")
+        want_broadcastable(inputs[3], (batch, heads, queries, keys), "mask")
+    return TensorType("f32", (batch, heads, queries, v.shape[3]))
+
+
+# --- made by fusion only
+
+
+def _split(x: Array, offset: int, heads: int, head_dim: int) -> Array:
+    """`[b, s, *]` -> `[b, heads, s, head_dim]`."""
+    columns = x[:, :, offset : offset + heads * head_dim]
+    return columns.reshape(*x.shape[:2], heads, head_dim).transpose(0, 2, 1, 3)
+
+
+def _mha_reference(
+    *inputs: Array,
+    heads: int,
+    head_dim: int,
+    scale: float,
+    causal: bool,
+    offsets: tuple[int, int, int],
+    has_keys: bool,
+    has_bias: bool,
+) -> Array:
+    q, k, v = (_split(x, o, heads, head_dim) for x, o in zip(inputs[:3], offsets, strict=True))
+    mask = inputs[-1].astype(np.float64) if has_bias else np.zeros((1, 1, 1, 1))
+    if has_keys:
+        mask = np.where(inputs[3][:, None, None, :], mask, -np.inf)
+    result = attention64(q, k, v, mask, scale, causal).transpose(0, 2, 1, 3)
+    return result.reshape(*result.shape[:2], heads * head_dim).astype(np.float32)
+
+
+@op(
+    "mha",
+    _mha_reference,
+    traits={"accuracy": "close"},
+    heads=REQUIRED,
+    head_dim=REQUIRED,
+    scale=REQUIRED,
+    causal=False,
+    offsets=(0, 0, 0),
+    has_keys=False,
+    has_bias=False,
+)
+def _mha(
+    *inputs: TensorType,
+    heads: int,
+    head_dim: int,
+    scale: float,
+    causal: bool,
+    offsets: Any,
+    has_keys: bool,
+    has_bias: bool,
+) -> TensorType:
+    want_flags(causal=causal, has_keys=has_keys, has_bias=has_bias)
+    want_number(scale, "scale")
+    want_int(heads, "heads", 1)
+    want_int(head_dim, "head_dim", 1)
+    want_count(inputs, 3 + has_keys + has_bias)
+    _check_projections(inputs[:3], offsets, heads * head_dim)
+    q, k = inputs[:2]
+    if has_keys:
+        want_dtype(inputs[3], {"bool"}, "keys")
+        want_shape(inputs[3], k.shape[:2], "keys")
+    if has_bias:
+        want_dtype(inputs[-1], F32, "bias")
+        want_rank(inputs[-1], 4, what="bias")
+        want_broadcastable(inputs[-1], (q.shape[0], heads, q.shape[1], k.shape[1]), "bias")
+    return TensorType("f32", (*q.shape[:2], heads * head_dim))
+
+
+def _check_projections(projections: tuple[TensorType, ...], offsets: Any, width: int) -> None:
+    """q, k and v are `[b, s, *]` with `width` columns from their offset on; k and v are equally long."""
+    if not isinstance(offsets, tuple) or len(offsets) != 3:
+        raise LlmcError(f"offsets is {offsets!r}, not three integers")
+    q, k, _ = projections
+    for name, x, offset in zip("qkv", projections, offsets, strict=True):
+        want_dtype(x, F32, name)
+        want_rank(x, 3, what=name)
+        want_int(offset, "an offset", 0)
+        want_shape(x, (q.shape[0], q.shape[1] if name == "q" else k.shape[1], x.shape[2]), name)
+        if not isinstance(x.shape[2], int) or offset + width > x.shape[2]:
+            raise LlmcError(f"{name} has no columns {offset} to {offset + width}")
+    if not same_dim(q.shape[0], k.shape[0]):
+        raise LlmcError("q and k have different batches")

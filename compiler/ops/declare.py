@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
+from inspect import signature
 from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from llmc.compiler.graph import Source, TensorType
 from llmc.errors import LlmcError
@@ -24,7 +28,8 @@ class Op:
         name: as written in the text form.
         rule: type rule, called with one TensorType for each input and the attributes by keyword.
         reference: NumPy meaning, called with one array for each input, the attributes by keyword, and, if
-            `symbolic`, `sizes` (dim name -> int).
+            `symbolic`, `sizes` (dim name -> int). Returns an array, which may share memory with an input;
+            never warns.
         defaults: attribute -> default; `REQUIRED` where there is none.
         elementwise: each output element depends on the input elements at its (broadcast) index only.
         view: the output holds the input's elements in the same order, so no kernel is needed.
@@ -48,7 +53,8 @@ class Op:
         unknown = set(attributes) - set(self.defaults)
         if unknown:
             raise LlmcError(
-                f"{self.name}: no attribute {sorted(unknown)[0]!r}", hint=f"it has: {', '.join(self.defaults) or 'none'}"
+                f"{self.name}: no attribute {sorted(unknown)[0]!r}",
+                hint=f"it has: {', '.join(self.defaults) or 'none'}",
             )
         full = {k: attributes.get(k, v) for k, v in self.defaults.items()}
         missing = [k for k, v in full.items() if v is REQUIRED]
@@ -56,7 +62,9 @@ class Op:
             raise LlmcError(f"{self.name}: attribute {missing[0]!r} is missing")
         return MappingProxyType(full)
 
-    def infer(self, inputs: tuple[TensorType, ...], attributes: Mapping[str, Any], source: Source) -> TensorType:
+    def infer(
+        self, inputs: tuple[TensorType, ...], attributes: Mapping[str, Any], source: Source
+    ) -> TensorType:
         """The output type; a refusal names the place and the input types."""
         try:
             return self.rule(*inputs, **attributes)
@@ -65,10 +73,17 @@ class Op:
             raise LlmcError(
                 f"{self.name}: {error.problem}", at=error.at or str(source), found=found, hint=error.hint
             ) from None
-        except TypeError as error:
-            raise LlmcError(
-                f"{self.name}: wrong number of inputs", at=str(source), found=", ".join(map(str, inputs))
-            ) from error
+        except (TypeError, ValueError, AttributeError) as error:
+            problem, found = self._mismatch(inputs, attributes)
+            raise LlmcError(f"{self.name}: {problem}", at=str(source), found=found) from error
+
+    def _mismatch(self, inputs: tuple[TensorType, ...], attributes: Mapping[str, Any]) -> tuple[str, str]:
+        """Why the rule could not even check `inputs` and `attributes`, and what was given."""
+        try:
+            signature(self.rule).bind(*inputs, **attributes)
+        except TypeError:
+            return "wrong number of inputs", ", ".join(map(str, inputs))
+        return "an attribute has a value of the wrong kind", str(dict(attributes))
 
 
 class _Required:
@@ -79,12 +94,25 @@ class _Required:
 REQUIRED: Any = _Required()
 
 
-def op(name: str, reference: Reference, *, traits: Mapping[str, Any] | None = None, **defaults: Any) -> Any:
+def _quiet(reference: Reference) -> Reference:
+    """`reference` without NumPy's warnings, 0-d results as arrays: inf, NaN and wrapping are meant."""
+
+    @wraps(reference)
+    def run(*arrays: Any, **attributes: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return np.asarray(reference(*arrays, **attributes))
+
+    return run
+
+
+def op(
+    name: str, reference: Reference, /, *, traits: Mapping[str, Any] | None = None, **defaults: Any
+) -> Callable[[TypeRule], TypeRule]:
     """Declare the decorated type rule and the NumPy `reference` as the op `name`."""
 
     def declare(rule: TypeRule) -> TypeRule:
         assert name not in OPS, f"op {name} is declared twice"
-        OPS[name] = Op(name, rule, reference, MappingProxyType(defaults), **(traits or {}))
+        OPS[name] = Op(name, rule, _quiet(reference), MappingProxyType(defaults), **(traits or {}))
         return rule
 
     return declare

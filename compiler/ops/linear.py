@@ -1,1 +1,118 @@
-"""placeholder."""
+"""Matrix products and embeddings with a norm. References compute in float64 and round once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.graph import TensorType
+from llmc.compiler.ops.declare import OPS, REQUIRED, op
+from llmc.compiler.ops.elementwise import gelu64, gelu_tanh64, relu, sigmoid64, silu64
+from llmc.compiler.ops.reduction import F32, layer_norm64, want_norm
+from llmc.compiler.ops.rules import (
+    FLOATS,
+    Array,
+    broadcast,
+    same_dim,
+    shape_text,
+    want_count,
+    want_dtype,
+    want_int,
+    want_rank,
+    want_same_dtype,
+    want_shape,
+)
+from llmc.errors import LlmcError
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
+    {
+        "gelu": gelu64,
+        "gelu_tanh": gelu_tanh64,
+        "relu": relu,
+        "tanh": np.tanh,
+        "silu": silu64,
+        "sigmoid": sigmoid64,
+    }
+)
+EXTRAS = frozenset({"bias", "residual"})  # epilogue steps that read an extra input
+
+
+def _linear_reference(x: Array, w: Array, *extras: Array, epilogue: tuple[str, ...]) -> Array:
+    result = x.astype(np.float64) @ w.astype(np.float64).T
+    pending = iter(extras)
+    for step in epilogue:
+        result = result + next(pending) if step in EXTRAS else ACTIVATIONS[step](result)
+    return np.asarray(result).astype(x.dtype)
+
+
+@op("linear", _linear_reference, traits={"accuracy": "close"}, epilogue=())
+def _linear(x: TensorType, w: TensorType, *extras: TensorType, epilogue: Any) -> TensorType:
+    want_dtype(x, F32)
+    want_dtype(w, F32, "the weight")
+    want_rank(w, 2, what="the weight")
+    if not x.rank or not same_dim(x.shape[-1], w.shape[1]):
+        raise LlmcError(f"x has last dim {shape_text(x.shape[-1:])}, the weight {shape_text(w.shape[1:])}")
+    result = TensorType("f32", (*x.shape[:-1], w.shape[0]))
+    _check_epilogue(result, extras, epilogue)
+    return result
+
+
+def _check_epilogue(result: TensorType, extras: tuple[TensorType, ...], epilogue: Any) -> None:
+    if not isinstance(epilogue, tuple):
+        raise LlmcError(f"epilogue is {epilogue!r}, not a tuple")
+    for step in epilogue:
+        if step not in EXTRAS and step not in ACTIVATIONS:
+            raise LlmcError(
+                f"no epilogue step {step!r}", hint=f"use {', '.join([*sorted(EXTRAS), *ACTIVATIONS])}"
+            )
+    reading = [step for step in epilogue if step in EXTRAS]
+    if len(reading) != len(extras):
+        raise LlmcError(f"the epilogue {epilogue} reads {len(reading)} extra inputs, given are {len(extras)}")
+    for step, extra in zip(reading, extras, strict=True):
+        want_dtype(extra, F32, step)
+        want_shape(extra, result.shape[-1:] if step == "bias" else result.shape, step)
+
+
+def _matmul_reference(a: Array, b: Array) -> Array:
+    return np.asarray(a.astype(np.float64) @ b.astype(np.float64)).astype(a.dtype)
+
+
+@op("matmul", _matmul_reference, traits={"accuracy": "close"})
+def _matmul(a: TensorType, b: TensorType) -> TensorType:
+    want_same_dtype(a, b)
+    want_dtype(a, FLOATS)
+    if a.rank < 2 or b.rank < 2:
+        raise LlmcError("an input has fewer than 2 axes", hint="reshape a vector to a matrix")
+    if not same_dim(a.shape[-1], b.shape[-2]):
+        raise LlmcError(f"inner dims differ: {shape_text(a.shape[-1:])} and {shape_text(b.shape[-2:-1])}")
+    return TensorType(a.dtype, (*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
+
+
+# --- made by fusion only
+
+
+def _embed_norm_reference(*arrays: Array, eps: float, tables: int) -> Array:
+    *pairs, weight, bias = arrays
+    rows = [
+        OPS["embedding"].reference(table, index).astype(np.float64)
+        for table, index in zip(pairs[::2], pairs[1::2], strict=True)
+    ]
+    return layer_norm64(np.asarray(sum(rows[1:], start=rows[0])), weight, bias, eps).astype(np.float32)
+
+
+@op("embed_norm", _embed_norm_reference, traits={"accuracy": "close"}, eps=REQUIRED, tables=REQUIRED)
+def _embed_norm(*inputs: TensorType, eps: float, tables: int) -> TensorType:
+    want_int(tables, "tables", 1)
+    want_count(inputs, 2 * tables + 2)
+    *pairs, weight, bias = inputs
+    for number, table in enumerate(pairs[::2]):
+        want_rank(table, 2, what=f"table {number}")
+        want_shape(table, (table.shape[0], pairs[0].shape[1]), f"table {number}")
+        want_dtype(table, F32, f"table {number}")
+    rows = [OPS["embedding"].rule(t, i) for t, i in zip(pairs[::2], pairs[1::2], strict=True)]
+    result = TensorType("f32", broadcast(*(r.shape for r in rows)))
+    want_norm(result, eps, weight=weight, bias=bias)
+    return result

@@ -1,1 +1,231 @@
-"""placeholder."""
+"""Ops that make, move or select elements without arithmetic, and the leaves `input` and `constant`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import sympy
+
+from llmc.compiler.dims import Dim, dim, dim_text, evaluate, product
+from llmc.compiler.graph import DTYPES, TensorType, Weight, dtype_name
+from llmc.compiler.ops.declare import REQUIRED, op
+from llmc.compiler.ops.rules import (
+    INDICES,
+    NUMBERS,
+    Array,
+    same_dim,
+    shape_text,
+    want_axis,
+    want_broadcastable,
+    want_dim,
+    want_dims,
+    want_dtype,
+    want_int,
+    want_number,
+    want_rank,
+    want_same_dtype,
+    want_shape,
+)
+from llmc.errors import LlmcError
+
+Sizes = Mapping[str, int]
+SYMBOLIC = {"symbolic": True}
+
+
+def _actual(shape: tuple[Dim, ...], sizes: Sizes) -> tuple[int, ...]:
+    return tuple(evaluate(d, sizes) for d in shape)
+
+
+# --- leaves
+
+
+def _input_reference(
+    *, name: str, dtype: str, shape: Any, default: Any, low: Any, high: Any, sizes: Sizes
+) -> Array:
+    """The value of an absent input; the interpreter binds the others itself."""
+    if default is None:
+        raise LlmcError(f"input {name!r} is missing")
+    return np.full(_actual(shape, sizes), default, DTYPES[dtype])
+
+
+@op(
+    "input",
+    _input_reference,
+    traits=SYMBOLIC,
+    name=REQUIRED,
+    dtype=REQUIRED,
+    shape=REQUIRED,
+    default=None,
+    low=None,
+    high=None,
+)
+def _input(*, name: str, dtype: str, shape: Any, default: Any, low: Any, high: Any) -> TensorType:
+    if not isinstance(name, str) or not name:
+        raise LlmcError(f"the name {name!r} is not a non-empty string")
+    for what, value in (("default", default), ("low", low), ("high", high)):
+        if value is not None:
+            want_number(value, what)
+    if low is not None and high is not None and low > high:
+        raise LlmcError(f"low {low} is above high {high}")
+    return TensorType(dtype, want_dims(shape))
+
+
+@op("constant", lambda value: value.array, value=REQUIRED)
+def _constant(*, value: Any) -> TensorType:
+    if not isinstance(value, Weight):
+        raise LlmcError(f"value is a {type(value).__name__}, not a Weight")
+    return TensorType(dtype_name(value.array.dtype), value.array.shape)
+
+
+def _full_reference(*, shape: Any, value: Any, dtype: str, sizes: Sizes) -> Array:
+    return np.full(_actual(shape, sizes), value, DTYPES[dtype])
+
+
+@op("full", _full_reference, traits=SYMBOLIC, shape=REQUIRED, value=REQUIRED, dtype=REQUIRED)
+def _full(*, shape: Any, value: Any, dtype: str) -> TensorType:
+    want_number(value, "value")
+    return TensorType(dtype, want_dims(shape))
+
+
+def _iota_reference(*, length: Dim, start: Dim, step: int, dtype: str, sizes: Sizes) -> Array:
+    count = np.arange(evaluate(dim(length), sizes), dtype=np.int64)
+    return (evaluate(dim(start), sizes) + count * step).astype(DTYPES[dtype])
+
+
+@op("iota", _iota_reference, traits=SYMBOLIC, length=REQUIRED, start=0, step=1, dtype="i64")
+def _iota(*, length: Dim, start: Dim, step: int, dtype: str) -> TensorType:
+    want_int(step, "step")
+    want_dim(start, "start")
+    result = TensorType(dtype, want_dims((length,), "length"))
+    want_dtype(result, NUMBERS, "the result")
+    return result
+
+
+@op(
+    "dim",
+    lambda *, value, sizes: np.asarray(evaluate(dim(value), sizes), np.int64),
+    traits=SYMBOLIC,
+    value=REQUIRED,
+)
+def _dim(*, value: Dim) -> TensorType:
+    want_dim(value, "value")
+    return TensorType("i64", ())
+
+
+# --- views and copies
+
+
+def _reshape_reference(x: Array, shape: Any, sizes: Sizes) -> Array:
+    return x.reshape(_actual(shape, sizes))
+
+
+@op("reshape", _reshape_reference, traits={"symbolic": True, "view": True}, shape=REQUIRED)
+def _reshape(x: TensorType, shape: Any) -> TensorType:
+    dims = want_dims(shape)
+    if not same_dim(product(x.shape), product(dims)):
+        has, needs = dim_text(product(x.shape)), dim_text(product(dims))
+        raise LlmcError(
+            f"the input has {has} elements, {shape_text(dims)} needs {needs}",
+        )
+    return TensorType(x.dtype, dims)
+
+
+@op("transpose", lambda x, perm: np.transpose(x, perm), perm=REQUIRED)
+def _transpose(x: TensorType, perm: Any) -> TensorType:
+    if not isinstance(perm, tuple) or sorted(perm) != list(range(x.rank)):
+        raise LlmcError(f"perm {perm!r} is not an order of the axes 0..{x.rank - 1}")
+    return TensorType(x.dtype, tuple(x.shape[p] for p in perm))
+
+
+@op(
+    "expand",
+    lambda x, shape, sizes: np.broadcast_to(x, _actual(shape, sizes)),
+    traits=SYMBOLIC,
+    shape=REQUIRED,
+)
+def _expand(x: TensorType, shape: Any) -> TensorType:
+    dims = want_dims(shape)
+    want_broadcastable(x, dims, "the input")
+    return TensorType(x.dtype, dims)
+
+
+def _slice_reference(x: Array, axis: int, start: Dim, stop: Dim, step: int, sizes: Sizes) -> Array:
+    part = slice(evaluate(dim(start), sizes), evaluate(dim(stop), sizes), step)
+    return x[(slice(None),) * axis + (part,)]
+
+
+@op("slice", _slice_reference, traits=SYMBOLIC, axis=REQUIRED, start=REQUIRED, stop=REQUIRED, step=1)
+def _slice(x: TensorType, axis: int, start: Dim, stop: Dim, step: int) -> TensorType:
+    want_axis(x, axis)
+    want_int(step, "step", 1)
+    start, stop = want_dim(start, "start"), want_dim(stop, "stop")
+    # what is not known at compile time is the caller's promise
+    for low, high in ((0, start), (start, stop), (stop, x.shape[axis])):
+        room = dim(high - low)
+        if isinstance(room, int) and room < 0:
+            raise LlmcError(
+                f"{dim_text(start)}:{dim_text(stop)} is not within 0:{dim_text(x.shape[axis])} on axis {axis}"
+            )
+    length = dim(stop - start + step - 1)
+    if step > 1:
+        length = length // step if isinstance(length, int) else dim(sympy.floor(length / step))
+    return TensorType(x.dtype, (*x.shape[:axis], length, *x.shape[axis + 1 :]))
+
+
+@op("concat", lambda *arrays, axis: np.concatenate(arrays, axis), axis=REQUIRED)
+def _concat(*inputs: TensorType, axis: int) -> TensorType:
+    if not inputs:
+        raise LlmcError("it takes at least one input")
+    first = inputs[0]
+    want_same_dtype(*inputs)
+    want_axis(first, axis)
+    for number, other in enumerate(inputs[1:], 1):
+        want_rank(other, first.rank, what=f"input {number}")
+        want_shape(
+            other, (*first.shape[:axis], other.shape[axis], *first.shape[axis + 1 :]), f"input {number}"
+        )
+    total = dim(sum(t.shape[axis] for t in inputs))
+    return TensorType(first.dtype, (*first.shape[:axis], total, *first.shape[axis + 1 :]))
+
+
+def _pad_reference(x: Array, before: Any, after: Any, value: Any) -> Array:
+    return np.pad(
+        x, tuple(zip(before, after, strict=True)), constant_values=np.asarray(value).astype(x.dtype)
+    )
+
+
+@op("pad", _pad_reference, before=REQUIRED, after=REQUIRED, value=0)
+def _pad(x: TensorType, before: Any, after: Any, value: Any) -> TensorType:
+    want_number(value, "value")
+    for what, counts in (("before", before), ("after", after)):
+        if not isinstance(counts, tuple) or len(counts) != x.rank:
+            raise LlmcError(f"{what} is {counts!r}, not one number for each of {x.rank} axes")
+        for count in counts:
+            want_int(count, what, 0)
+    return TensorType(x.dtype, tuple(dim(b + d + a) for b, d, a in zip(before, x.shape, after, strict=True)))
+
+
+# --- selection by index; the references clamp indices, as kernels do
+
+
+def _gather_reference(x: Array, index: Array, axis: int) -> Array:
+    return np.take_along_axis(x, np.clip(index, 0, max(x.shape[axis] - 1, 0)), axis)
+
+
+@op("gather", _gather_reference, axis=REQUIRED)
+def _gather(x: TensorType, index: TensorType, axis: int) -> TensorType:
+    want_dtype(index, INDICES, "the index")
+    want_axis(x, axis)
+    want_rank(index, x.rank, what="the index")
+    want_shape(index, (*x.shape[:axis], index.shape[axis], *x.shape[axis + 1 :]), "the index")
+    return TensorType(x.dtype, index.shape)
+
+
+@op("embedding", lambda table, index: np.take(table, index, axis=0, mode="clip"))
+def _embedding(table: TensorType, index: TensorType) -> TensorType:
+    want_dtype(index, INDICES, "the index")
+    if not table.rank:
+        raise LlmcError("the table is a scalar")
+    return TensorType(table.dtype, (*index.shape, *table.shape[1:]))

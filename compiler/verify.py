@@ -1,0 +1,195 @@
+"""The verifier: what every graph must satisfy, checked after import and after each pass."""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Iterator
+from typing import Any
+
+import sympy
+
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import DTYPES, Graph, Node, Weight
+from llmc.compiler.ops import OPS
+from llmc.compiler.text import same_type
+from llmc.errors import LlmcError
+
+RESERVED = frozenset({"inf", "nan", "weight", "tensor", "Max", "Min", "floor"})  # words of the text form
+SCALARS = (str, bool, int, float, type(None), Weight)
+
+
+def verify(graph: Graph) -> None:
+    """Check `graph`. The invariants, in the order they are checked:
+
+    - There is at least one output; outputs are nodes, their names non-empty strings.
+    - No node reads its own result, directly or through others.
+    - Every op is declared.
+    - Every node has exactly the attributes of its op; each is a str, bool, int, float, None, dim, Weight or a
+      tuple of these, so it is hashable and can be printed.
+    - A constant's array has the dtype and shape of its type.
+    - Every node's type is the one its op infers from its inputs.
+    - `Graph.inputs` are `input` nodes with distinct names, and every `input` node is listed there once.
+    - An input's default lies within its `low` and `high`.
+    - Every symbol is one of `dims.symbol`, so that equal names mean equal dims.
+    - Every dim in use has bounds with 1 <= low <= high, and a name the text form can hold.
+    - Every dim in use is the whole size of an axis of a required input, so its run-time size is known.
+
+    Raises:
+        LlmcError: an invariant is broken; the message names the node and its source.
+    """
+    _check_outputs(graph)
+    _check_acyclic(graph)
+    for node in graph.nodes:
+        _check_op(node)
+        _check_attributes(node)
+        _check_constant(node)
+        _check_type(node)
+    _check_inputs(graph)
+    for node in graph.inputs:
+        _check_default(node)
+    _check_symbols(graph)
+    _check_bounds(graph)
+    _check_dims_known(graph)
+
+
+def _broken(problem: str, node: Node | None = None, **details: Any) -> LlmcError:
+    at = f"{node.op} {node.type} {node.source}".rstrip() if node else None
+    return LlmcError(f"invalid graph: {problem}", at=at, **details)
+
+
+def _check_outputs(graph: Graph) -> None:
+    if not graph.outputs:
+        raise _broken("it has no outputs")
+    for name, node in graph.outputs.items():
+        if not isinstance(name, str) or not name:
+            raise _broken(f"the output name {name!r} is not a non-empty string")
+        if not isinstance(node, Node):
+            raise _broken(f"output {name!r} is a {type(node).__name__}, not a node")
+
+
+def _check_acyclic(graph: Graph) -> None:
+    """Depth-first search without recursion; a node met again while it is open closes a cycle."""
+    open_nodes: set[Node] = set()
+    done: set[Node] = set()
+    for root in (*graph.inputs, *graph.outputs.values()):
+        stack: list[tuple[Node, Iterator[Node]]] = [(root, iter(root.inputs))] if root not in done else []
+        open_nodes.update([root] if stack else [])
+        while stack:
+            node, pending = stack[-1]
+            following = next((i for i in pending if i not in done), None)
+            if following is None:
+                stack.pop()
+                open_nodes.discard(node)
+                done.add(node)
+            elif following in open_nodes:
+                raise _broken("a node reads its own result", following)
+            else:
+                open_nodes.add(following)
+                stack.append((following, iter(following.inputs)))
+
+
+def _check_op(node: Node) -> None:
+    if node.op not in OPS:
+        raise _broken(f"there is no op {node.op!r}", node)
+
+
+def _check_attributes(node: Node) -> None:
+    expected = OPS[node.op].defaults.keys()
+    if node.attributes.keys() != expected:
+        difference = ", ".join(sorted(node.attributes.keys() ^ expected))
+        raise _broken(f"missing or unknown attributes: {difference}", node)
+    for name, value in node.attributes.items():
+        if not _is_value(value):
+            raise _broken(
+                f"attribute {name} has no allowed value", node, found=f"{type(value).__name__} {value!r}"
+            )
+
+
+def _is_value(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_value, value))
+    # exact types: a NumPy scalar would print and compare in its own way
+    return type(value) in SCALARS or isinstance(value, sympy.Expr)
+
+
+def _check_constant(node: Node) -> None:
+    if node.op != "constant":
+        return
+    array = node.attributes["value"].array
+    if array.dtype != DTYPES[node.dtype] or array.shape != node.shape:
+        raise _broken(
+            "the constant's array differs from its type", node, found=f"{array.dtype}{list(array.shape)}"
+        )
+
+
+def _check_type(node: Node) -> None:
+    inferred = OPS[node.op].infer(tuple(i.type for i in node.inputs), node.attributes, node.source)
+    if not same_type(inferred, node.type):
+        raise _broken(f"the type is {node.type}, the op gives {inferred}", node)
+
+
+def _check_inputs(graph: Graph) -> None:
+    names: set[str] = set()
+    for node in graph.inputs:
+        if node.op != "input":
+            raise _broken("a graph input is not an `input` node", node)
+        name = node.attributes["name"]
+        if name in names:
+            raise _broken(f"two inputs are called {name!r}", node)
+        names.add(name)
+    listed = set(graph.inputs)
+    for node in graph.nodes:
+        if node.op == "input" and node not in listed:
+            raise _broken(f"input {node.attributes['name']!r} is used and not listed in Graph.inputs", node)
+
+
+def _check_default(node: Node) -> None:
+    default, low, high = (node.attributes[k] for k in ("default", "low", "high"))
+    if default is None:
+        return
+    if (low is not None and default < low) or (high is not None and default > high):
+        raise _broken(f"the default {default} is not within {low}..{high}", node)
+
+
+def _symbols_in(value: Any) -> frozenset[Any]:
+    """The sympy symbols in an attribute value or shape."""
+    if isinstance(value, tuple):
+        return frozenset().union(*map(_symbols_in, value))
+    return frozenset(value.free_symbols) if isinstance(value, sympy.Expr) else frozenset()
+
+
+def _used_dims(graph: Graph) -> dict[str, Node]:
+    """dim name -> the first node that uses it."""
+    used: dict[str, Node] = {}
+    for node in graph.nodes:
+        for name in sorted(s.name for s in _symbols_in((*node.shape, *node.attributes.values()))):
+            used.setdefault(name, node)
+    return used
+
+
+def _check_bounds(graph: Graph) -> None:
+    for name, node in _used_dims(graph).items():
+        if name not in graph.dims:
+            raise _broken(f"dim {name!r} has no bounds", node)
+    for name, (low, high) in graph.dims.items():
+        if not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
+            raise _broken(f"{name!r} cannot be the name of a dim")
+        if type(low) is not int or type(high) is not int or not 1 <= low <= high:
+            raise _broken(
+                f"dim {name!r} has bounds {low}..{high}", hint="bounds are integers, 1 <= low <= high"
+            )
+
+
+def _check_symbols(graph: Graph) -> None:
+    for node in graph.nodes:
+        for found in _symbols_in((*node.shape, *node.attributes.values())):
+            if found != symbol(found.name):
+                raise _broken(f"the symbol {found.name!r} was not made by `dims.symbol`", node)
+
+
+def _check_dims_known(graph: Graph) -> None:
+    required = [node for node in graph.inputs if node.attributes["default"] is None]
+    known = {str(d) for node in required for d in node.shape if isinstance(d, sympy.Symbol)}
+    for name, node in _used_dims(graph).items():
+        if name not in known:
+            raise _broken(f"no required input has an axis of size {name!r}", node)

@@ -1,0 +1,297 @@
+"""Every op's NumPy reference against an independent formulation, PyTorch's where it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import DTYPES, Graph, Weight
+from llmc.compiler.interpret import run
+from llmc.compiler.ops import OPS, constant, input_, make
+
+torch.set_num_threads(1)
+RNG = np.random.default_rng(7)
+Array = np.ndarray[Any, Any]
+
+
+def floats(*shape: int) -> Array:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def integers(*shape: int, low: int = -9, high: int = 9, dtype: str = "i64") -> Array:
+    return RNG.integers(low, high, shape).astype(DTYPES[dtype])
+
+
+def bools(*shape: int) -> Array:
+    return RNG.random(shape) < 0.5
+
+
+def apply(op: str, *arrays: Array, **attributes: Any) -> Array:
+    """One op on constants, through the interpreter, which checks dtype and shape against the type rule."""
+    node = make(op, tuple(constant(Weight(a)) for a in arrays), **attributes)
+    return run(Graph((), {"y": node}), {})["y"]
+
+
+SPECIAL = np.array([0.0, -0.0, 1.5, -2.5, 2.5, np.inf, -np.inf, np.nan], np.float32)
+X, Y = floats(3, 4, 5), floats(4, 1)
+N, M = integers(3, 4), integers(4, low=1)
+B, C = bools(3, 4), bools(4)
+TABLE = floats(11, 6)
+IDS = integers(2, 3, low=0, high=11)
+W, BIAS, RES = floats(7, 5), floats(7), floats(3, 4, 7)
+Q, K, V = floats(2, 4, 3, 8), floats(2, 2, 5, 8), floats(2, 2, 5, 6)
+KEEP, ADD = bools(2, 1, 1, 5) | (np.arange(5) == 0), floats(1, 4, 3, 5)
+P, R = floats(2, 3, 30), floats(2, 5, 40)
+KEYS, PB = bools(2, 5) | (np.arange(5) == 1), floats(1, 3, 3, 5)
+
+
+def sdpa(q: Any, k: Any, v: Any, mask: Any = None, causal: bool = False, scale: float = 0.3) -> Any:
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=True)
+
+
+def mha(q: Any, k: Any, v: Any, keys: Any, bias: Any) -> Any:
+    """Three heads of four columns from columns 2, 3 and 20 on."""
+    split = [x[..., o : o + 12].unflatten(-1, (3, 4)).transpose(1, 2) for x, o in ((q, 2), (k, 3), (v, 20))]
+    mask = bias.masked_fill(~keys[:, None, None, :], -torch.inf)
+    return sdpa(*split, mask).transpose(1, 2).flatten(2)
+
+
+def norm(x: Any, *rest: Any, eps: float = 1e-3) -> Any:
+    return F.layer_norm(x, x.shape[-1:], *rest, eps=eps)
+
+
+CHAIN = (("mul", (0, 1), ()), ("gelu", (-1,), (("approximate", "tanh"),)), ("add", (-2, 0), ()))
+
+# op, inputs, attributes, PyTorch
+Case = tuple[str, tuple[Array, ...], dict[str, Any], Callable[..., Any]]
+CASES: list[Case] = [
+    *[(n, (a,), {}, getattr(torch, n)) for n in ("neg", "abs", "sign") for a in (X, SPECIAL, N)],
+    *[(n, (a,), {}, getattr(torch, n)) for n in ("floor", "ceil") for a in (3 * X, SPECIAL)],
+    *[(n, (3 * X,), {}, getattr(torch, n)) for n in ("exp", "sin", "cos", "tanh", "sigmoid", "erf")],
+    *[(n, (abs(X),), {}, getattr(torch, n)) for n in ("log", "sqrt", "rsqrt")],
+    *[(n, (SPECIAL,), {}, getattr(torch, n)) for n in ("exp", "log", "sqrt", "tanh", "sigmoid", "erf")],
+    ("relu", (SPECIAL,), {}, torch.relu),
+    ("relu", (N,), {}, torch.relu),
+    ("silu", (X,), {}, F.silu),
+    ("gelu", (3 * X,), {}, F.gelu),
+    ("gelu", (3 * X,), {"approximate": "tanh"}, lambda x: F.gelu(x, approximate="tanh")),
+    ("not", (B,), {}, torch.logical_not),
+    ("cast", (5 * X,), {"dtype": "i32"}, lambda x: x.to(torch.int32)),
+    ("cast", (SPECIAL,), {"dtype": "bool"}, lambda x: x.bool()),
+    ("cast", (B,), {"dtype": "f32"}, lambda x: x.float()),
+    ("cast", (X,), {"dtype": "f16"}, lambda x: x.half()),
+    ("cast", (N,), {"dtype": "u8"}, lambda x: x.to(torch.uint8)),
+    *[(n, (X, Y), {}, getattr(torch, n)) for n in ("add", "sub", "mul", "div", "maximum", "minimum")],
+    *[(n, (N, M), {}, getattr(torch, n)) for n in ("add", "sub", "mul", "maximum", "minimum")],
+    *[(n, (SPECIAL, SPECIAL[::-1].copy()), {}, getattr(torch, n)) for n in ("add", "mul", "div", "maximum")],
+    ("add", (integers(9, low=90, high=127, dtype="i8"),) * 2, {}, torch.add),
+    ("pow", (abs(X), Y), {}, torch.pow),
+    ("floordiv", (N, M), {}, torch.floor_divide),
+    ("floordiv", (5 * X, Y), {}, torch.floor_divide),
+    ("mod", (N, M), {}, torch.remainder),
+    ("mod", (5 * X, Y), {}, torch.remainder),
+    *[(n, (N, M), {}, getattr(torch, n)) for n in ("eq", "ne", "lt", "le", "gt", "ge")],
+    *[(n, (SPECIAL, SPECIAL), {}, getattr(torch, n)) for n in ("eq", "ne", "lt", "le", "gt", "ge")],
+    *[(n, (B, C), {}, getattr(torch, f"logical_{n}")) for n in ("and", "or", "xor")],
+    ("where", (B, floats(4), floats(3, 1)), {}, torch.where),
+    ("chain", (X, Y), {"body": CHAIN}, lambda x, y: F.gelu(x * y, approximate="tanh") + x),
+    ("chain", (X, Y), {"body": CHAIN[:2]}, lambda x, y: F.gelu(x * y, approximate="tanh")),
+    ("reshape", (X,), {"shape": (5, 12)}, lambda x: x.reshape(5, 12)),
+    ("transpose", (X,), {"perm": (2, 0, 1)}, lambda x: x.permute(2, 0, 1)),
+    ("expand", (Y,), {"shape": (3, 4, 5)}, lambda y: y.expand(3, 4, 5)),
+    ("slice", (X,), {"axis": 2, "start": 1, "stop": 4, "step": 2}, lambda x: x[:, :, 1:4:2]),
+    ("slice", (X,), {"axis": 1, "start": 2, "stop": 2}, lambda x: x[:, 2:2]),
+    ("concat", (X, floats(3, 2, 5)), {"axis": 1}, lambda *a: torch.cat(a, 1)),
+    (
+        "pad",
+        (X,),
+        {"before": (0, 1, 2), "after": (0, 0, 3), "value": -1.5},
+        lambda x: F.pad(x, (2, 3, 1, 0), value=-1.5),
+    ),
+    ("gather", (X, integers(3, 4, 8, low=0, high=5)), {"axis": 2}, lambda x, i: torch.gather(x, 2, i)),
+    ("embedding", (TABLE, IDS), {}, lambda t, i: F.embedding(i, t)),
+    ("iota", (), {"length": 6, "start": 3, "step": -2}, lambda: torch.arange(3, -9, -2)),
+    ("iota", (), {"length": 4, "dtype": "f32"}, lambda: torch.arange(4.0)),
+    ("full", (), {"shape": (2, 3), "value": 1.5, "dtype": "f32"}, lambda: torch.full((2, 3), 1.5)),
+    ("dim", (), {"value": 5}, lambda: torch.tensor(5)),
+    ("constant", (), {"value": Weight(X)}, lambda: torch.from_numpy(X)),
+    *[
+        (n, (X,), {"axes": (0, 2), "keepdims": k}, lambda x, f=f, k=k: f(x, dim=(0, 2), keepdim=k))
+        for n, f in (("sum", torch.sum), ("mean", torch.mean), ("max", torch.amax), ("min", torch.amin))
+        for k in (True, False)
+    ],
+    ("sum", (N,), {"axes": (1,)}, lambda x: x.sum(1)),
+    ("max", (SPECIAL,), {"axes": (0,)}, lambda x: x.amax(0)),
+    ("any", (B,), {"axes": (1,)}, lambda x: x.any(1)),
+    ("all", (B,), {"axes": (0,), "keepdims": True}, lambda x: x.all(0, keepdim=True)),
+    ("argmax", (X,), {"axis": 1}, lambda x: x.argmax(1)),
+    ("argmax", (np.array([[1, 7, 7, 2]]),), {"axis": 1, "keepdims": True}, lambda x: torch.tensor([[1]])),
+    ("cumsum", (X,), {"axis": 1}, lambda x: x.cumsum(1)),
+    ("cumsum", (N,), {"axis": 0}, lambda x: x.cumsum(0)),
+    ("softmax", (5 * X,), {"axis": 1}, lambda x: x.softmax(1)),
+    ("softmax", (np.full((2, 3), -np.inf, np.float32),), {"axis": 1}, lambda x: x.softmax(1)),
+    ("log_softmax", (5 * X,), {"axis": 2}, lambda x: x.log_softmax(2)),
+    ("layer_norm", (X, floats(5), floats(5)), {"eps": 1e-3}, norm),
+    ("layer_norm", (X, BIAS[:5]), {"eps": 1e-3, "has_bias": False}, norm),
+    ("layer_norm", (X, BIAS[:5]), {"eps": 1e-3, "has_weight": False}, lambda x, b: norm(x, None, b)),
+    ("layer_norm", (X,), {"eps": 1e-3, "has_weight": False, "has_bias": False}, norm),
+    ("rms_norm", (X, floats(5)), {"eps": 1e-3}, lambda x, w: F.rms_norm(x, (5,), w, 1e-3)),
+    ("linear", (X, W), {}, F.linear),
+    ("linear", (X, W, BIAS), {"epilogue": ("bias",)}, F.linear),
+    *[
+        ("linear", (X, W, BIAS), {"epilogue": ("bias", n)}, lambda *a, f=f: f(F.linear(*a)))
+        for n, f in (
+            ("gelu", F.gelu),
+            ("gelu_tanh", lambda x: F.gelu(x, approximate="tanh")),
+            ("relu", F.relu),
+            ("tanh", torch.tanh),
+            ("silu", F.silu),
+            ("sigmoid", torch.sigmoid),
+        )
+    ],
+    (
+        "linear",
+        (X, W, RES, BIAS),
+        {"epilogue": ("residual", "relu", "bias")},
+        lambda x, w, r, b: F.relu(F.linear(x, w) + r) + b,
+    ),
+    ("matmul", (floats(2, 1, 3, 4), floats(5, 4, 6)), {}, torch.matmul),
+    ("attention", (Q, K, V), {"scale": 0.3}, sdpa),
+    ("attention", (Q, K, V), {"scale": 0.3, "causal": True}, lambda q, k, v: sdpa(q, k, v, causal=True)),
+    ("attention", (Q, K, V, KEEP), {"scale": 0.3, "has_mask": True}, sdpa),
+    ("attention", (Q, K, V, ADD), {"scale": 0.3, "has_mask": True}, sdpa),
+    (
+        "mha",
+        (P, R, R, KEYS, PB),
+        {"heads": 3, "head_dim": 4, "scale": 0.3, "offsets": (2, 3, 20), "has_keys": True, "has_bias": True},
+        mha,
+    ),
+    (
+        "mha",
+        (P, P, P),
+        {"heads": 2, "head_dim": 5, "scale": 0.3, "causal": True, "offsets": (0, 10, 20)},
+        lambda q, k, v: (
+            sdpa(
+                *(
+                    x[..., o : o + 10].unflatten(-1, (2, 5)).transpose(1, 2)
+                    for x, o in ((q, 0), (k, 10), (v, 20))
+                ),
+                causal=True,
+            )
+            .transpose(1, 2)
+            .flatten(2)
+        ),
+    ),
+    ("add_norm", (X, floats(3, 4, 5), floats(5), floats(5)), {"eps": 1e-3}, lambda x, r, *p: norm(x + r, *p)),
+    (
+        "embed_norm",
+        (TABLE, IDS, floats(4, 6), integers(1, 3, low=0, high=4), floats(6), floats(6)),
+        {"eps": 1e-3, "tables": 2},
+        lambda t, i, u, j, *p: norm(F.embedding(i, t) + F.embedding(j, u), *p),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c[0])
+def test_reference_agrees_with_torch(case: Case):
+    op, arrays, attributes, formulation = case
+    found = apply(op, *arrays, **attributes)
+    expected = formulation(*(torch.from_numpy(a) for a in arrays)).numpy()
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    if OPS[op].accuracy == "exact":
+        np.testing.assert_array_equal(found, expected)
+    else:
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_every_op_is_compared():
+    assert {c[0] for c in CASES} | {"input"} == set(OPS)
+
+
+@pytest.mark.parametrize("op", sorted(n for n, o in OPS.items() if o.commutative))
+def test_commutative_ops_commute(op: str):
+    dtype = "bool" if op in ("and", "or", "xor") else "f32"
+    a, b = (make("cast", (constant(x),), dtype=dtype) for x in (floats(4), integers(4, low=0, high=2)))
+    graph = Graph((), {"ab": make(op, (a, b)), "ba": make(op, (b, a))})
+    result = run(graph, {})
+    np.testing.assert_array_equal(result["ab"], result["ba"])
+
+
+def test_half_precision_stays_half():
+    x = floats(8).astype(np.float16)
+    for op in ("exp", "tanh", "erf", "sqrt", "silu", "neg"):
+        assert apply(op, abs(x)).dtype == np.float16
+
+
+def test_inexact_references_are_rounded_once():
+    x = np.linspace(-4, 4, 4001, dtype=np.float32)
+    exact = torch.from_numpy(x.astype(np.float64))
+    np.testing.assert_array_equal(apply("erf", x), torch.erf(exact).float().numpy())
+    np.testing.assert_allclose(apply("gelu", x), F.gelu(exact).float().numpy(), rtol=1e-6, atol=1e-9)
+    np.testing.assert_array_equal(apply("exp", x), np.exp(x.astype(np.float64)).astype(np.float32))
+
+
+@pytest.mark.parametrize("op", ["gelu", "silu"])
+def test_limits_at_minus_infinity(op: str):
+    np.testing.assert_array_equal(apply(op, np.array([-np.inf, np.inf], np.float32)), [0.0, np.inf])
+
+
+@pytest.mark.parametrize(
+    "mask", [np.zeros((2, 1, 3, 5), np.bool_), np.full((2, 1, 1, 5), -np.inf, np.float32)]
+)
+def test_fully_masked_query_gives_zeros(mask: Array):
+    mask = mask.copy()
+    mask[1] = 1
+    found = apply("attention", Q, K, V, mask, scale=0.3, has_mask=True)
+    assert (found[0] == 0).all()
+    np.testing.assert_allclose(found[1], apply("attention", Q, K, V, scale=0.3)[1], rtol=1e-6)
+
+
+def test_fully_masked_row_of_mha_gives_zeros():
+    keys = np.array([[False] * 5, [True] * 5])
+    found = apply("mha", P, R, R, keys, heads=3, head_dim=4, scale=0.3, has_keys=True)
+    assert (found[0] == 0).all()
+    assert (found[1] != 0).any()
+
+
+@pytest.mark.parametrize("op", ["gather", "embedding"])
+def test_indices_are_clamped(op: str):
+    index = np.array([-5, 0, 3, 99])
+    x = floats(4)
+    attributes = {"axis": 0} if op == "gather" else {}
+    np.testing.assert_array_equal(apply(op, x, index, **attributes), x[[0, 0, 3, 3]])
+
+
+def test_symbolic_attributes_take_their_sizes():
+    seq = symbol("seq")
+    x = input_("x", "f32", (seq, 2))
+    outputs = {
+        "iota": make("iota", (), length=seq, start=seq + 1),
+        "dim": make("dim", (), value=2 * seq),
+        "full": make("full", (), shape=(seq,), value=3, dtype="i32"),
+        "slice": make("slice", (x,), axis=0, start=1, stop=seq, step=2),
+        "reshape": make("reshape", (x,), shape=(2 * seq,)),
+        "expand": make("expand", (constant(1.0),), shape=(seq, 2)),
+    }
+    value = np.arange(10, dtype=np.float32).reshape(5, 2)
+    found = run(Graph((x,), outputs, {"seq": (2, 9)}), {"x": value})
+    np.testing.assert_array_equal(found["iota"], np.arange(6, 11))
+    assert found["dim"] == 10
+    np.testing.assert_array_equal(found["full"], np.full(5, 3, np.int32))
+    np.testing.assert_array_equal(found["slice"], value[1::2])
+    np.testing.assert_array_equal(found["reshape"], value.ravel())
+    np.testing.assert_array_equal(found["expand"], np.ones((5, 2)))
+
+
+def test_layer_norm_of_large_offset_is_stable():
+    x = (floats(2, 64) + 1000).astype(np.float32)
+    expected = F.layer_norm(torch.from_numpy(x).double(), (64,), eps=1e-12).numpy()
+    found = apply("layer_norm", x, eps=1e-12, has_weight=False, has_bias=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)

@@ -1,0 +1,216 @@
+"""Type rules: symbolic shapes that are accepted, and refusals with a clear message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler.dims import dim_text, symbol
+from llmc.compiler.graph import Node, Source, TensorType, Weight
+from llmc.compiler.ops import OPS, constant, input_, make
+from llmc.errors import LlmcError
+
+B, S, T = symbol("batch"), symbol("seq"), symbol("keys")
+
+
+def t(*shape: Any, dtype: str = "f32") -> Node:
+    """A node of this type."""
+    return input_("x", dtype, shape)
+
+
+def n(*shape: Any) -> Node:
+    return t(*shape, dtype="i64")
+
+
+def b(*shape: Any) -> Node:
+    return t(*shape, dtype="bool")
+
+
+MHA = {"heads": 2, "head_dim": 4, "scale": 0.5}
+
+ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
+    ("add", (t(B, S, 8), t(8)), {}, "f32[batch, seq, 8]"),
+    ("add", (t(B, 1, 8), t(1, S, 1)), {}, "f32[batch, seq, 8]"),
+    ("add", (t(S + S), t(2 * S)), {}, "f32[2*seq]"),
+    ("eq", (n(B, 1), n(S)), {}, "bool[batch, seq]"),
+    ("where", (b(B, 1, 1), t(S, 4), t()), {}, "f32[batch, seq, 4]"),
+    ("cast", (n(B),), {"dtype": "f16"}, "f16[batch]"),
+    ("chain", (t(B, 4), t(4)), {"body": (("gt", (0, 1), ()), ("not", (-1,), ()))}, "bool[batch, 4]"),
+    ("reshape", (t(B, S, 8),), {"shape": (B * S, 8)}, "f32[batch*seq, 8]"),
+    ("reshape", (t(B, S, 8),), {"shape": (S, 2, 4 * B)}, "f32[seq, 2, 4*batch]"),
+    ("reshape", (t(B, S + 1),), {"shape": (B * S + B,)}, "f32[batch*seq + batch]"),
+    ("reshape", (t(1, 1),), {"shape": ()}, "f32[]"),
+    ("transpose", (t(B, S, 8),), {"perm": (2, 0, 1)}, "f32[8, batch, seq]"),
+    ("expand", (t(1, 8),), {"shape": (B, S, 8)}, "f32[batch, seq, 8]"),
+    ("slice", (t(B, S),), {"axis": 1, "start": 1, "stop": S}, "f32[batch, seq - 1]"),
+    ("slice", (t(9),), {"axis": 0, "start": 1, "stop": 8, "step": 3}, "f32[3]"),
+    ("concat", (t(B, S), t(B, 1)), {"axis": 1}, "f32[batch, seq + 1]"),
+    ("pad", (t(B, S),), {"before": (0, 1), "after": (0, 2)}, "f32[batch, seq + 3]"),
+    ("gather", (t(B, 9), n(B, S)), {"axis": 1}, "f32[batch, seq]"),
+    ("embedding", (t(30, 8), n(B, S)), {}, "f32[batch, seq, 8]"),
+    ("iota", (), {"length": S + 1}, "i64[seq + 1]"),
+    ("full", (), {"shape": (B, S), "value": 0.0, "dtype": "f32"}, "f32[batch, seq]"),
+    ("dim", (), {"value": 2 * S}, "i64[]"),
+    ("sum", (t(B, S, 8),), {"axes": (0, 2)}, "f32[seq]"),
+    ("mean", (t(B, S, 8),), {"axes": (1,), "keepdims": True}, "f32[batch, 1, 8]"),
+    ("argmax", (t(B, S),), {"axis": 1}, "i64[batch]"),
+    ("linear", (t(B, S, 8), t(3, 8)), {}, "f32[batch, seq, 3]"),
+    (
+        "linear",
+        (t(B, S, 8), t(3, 8), t(3), t(B, S, 3)),
+        {"epilogue": ("bias", "gelu", "residual")},
+        "f32[batch, seq, 3]",
+    ),
+    ("matmul", (t(B, 1, S, 4), t(3, 4, T)), {}, "f32[batch, 3, seq, keys]"),
+    ("attention", (t(B, 4, S, 8), t(B, 2, T, 8), t(B, 2, T, 6)), {"scale": 1.0}, "f32[batch, 4, seq, 6]"),
+    ("mha", (t(B, S, 24), t(B, T, 8), t(B, T, 8)), {**MHA, "offsets": (16, 0, 0)}, "f32[batch, seq, 8]"),
+    (
+        "mha",
+        (t(B, S, 8),) * 3 + (b(B, S), t(1, 2, S, S)),
+        {**MHA, "has_keys": True, "has_bias": True},
+        "f32[batch, seq, 8]",
+    ),
+    ("add_norm", (t(B, 8), t(B, 8), t(8), t(8)), {"eps": 1e-5}, "f32[batch, 8]"),
+    (
+        "embed_norm",
+        (t(9, 8), n(B, S), t(5, 8), n(1, S), t(8), t(8)),
+        {"eps": 1e-5, "tables": 2},
+        "f32[batch, seq, 8]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("op", "inputs", "attributes", "expected"), ACCEPTED)
+def test_inferred_type(op: str, inputs: tuple[Node, ...], attributes: dict[str, Any], expected: str):
+    assert str(make(op, inputs, **attributes).type) == expected
+
+
+REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
+    ("neg", (b(2),), {}, "dtype bool"),
+    ("exp", (n(2),), {}, "dtype i64"),
+    ("gelu", (t(2, dtype="f16"),), {}, "dtype f16"),
+    ("gelu", (t(2),), {"approximate": "fast"}, "'fast'"),
+    ("not", (t(2),), {}, "dtype f32"),
+    ("cast", (t(2),), {"dtype": "f64"}, "'f64' is not supported"),
+    ("add", (t(2), n(2)), {}, "different dtypes"),
+    ("add", (t(S), t(B)), {}, "seq and batch do not broadcast"),
+    ("add", (t(S), t(2)), {}, "seq and 2 do not broadcast"),
+    ("add", (t(S), t(S + 1)), {}, "do not broadcast"),
+    ("add", (t(2),), {}, "wrong number of inputs"),
+    ("div", (n(2), n(2)), {}, "dtype i64"),
+    ("and", (n(2), n(2)), {}, "dtype i64"),
+    ("where", (n(2), t(2), t(2)), {}, "the condition"),
+    ("where", (b(2), t(2), n(2)), {}, "different dtypes"),
+    ("chain", (t(2),), {"body": ()}, "at least one step"),
+    ("chain", (t(2),), {"body": (("softmax", (0,), (("axis", 0),)),)}, "not a simple element-wise op"),
+    ("chain", (t(2),), {"body": (("neg", (1,), ()),)}, "reads 1"),
+    ("chain", (t(2),), {"body": (("neg", (-1,), ()),)}, "reads -1"),
+    ("chain", (t(2),), {"body": (("not", (0,), ()),)}, "dtype f32"),
+    ("reshape", (t(B, S, 8),), {"shape": (B, S, 9)}, "needs 9*batch*seq"),
+    ("reshape", (t(4),), {"shape": (-1,)}, "negative dim"),
+    ("reshape", (t(4),), {"shape": [4]}, "not a tuple"),
+    ("reshape", (t(4),), {"shape": ("seq",)}, "holds 'seq'"),
+    ("reshape", (t(4),), {"shape": (4.0,)}, "holds 4.0"),
+    ("dim", (), {"value": True}, "holds True"),
+    ("transpose", (t(4),), {"perm": (None, "a")}, "value of the wrong kind"),
+    ("chain", (t(4),), {"body": (("neg",),)}, "value of the wrong kind"),
+    ("transpose", (t(B, S),), {"perm": (0, 0)}, "not an order"),
+    ("expand", (t(2),), {"shape": (S,)}, "does not broadcast"),
+    ("expand", (t(2, 2),), {"shape": (2,)}, "does not broadcast"),
+    ("slice", (t(4),), {"axis": 1, "start": 0, "stop": 1}, "axis 1 is not in 0..0"),
+    ("slice", (t(4),), {"axis": 0, "start": 0, "stop": 5}, "not within 0:4"),
+    ("slice", (t(S),), {"axis": 0, "start": 0, "stop": S + 1}, "not within 0:seq"),
+    ("slice", (t(4),), {"axis": 0, "start": 3, "stop": 2}, "not within"),
+    ("slice", (t(4),), {"axis": 0, "start": 0, "stop": 2, "step": 0}, "step is 0"),
+    ("concat", (), {"axis": 0}, "at least one input"),
+    ("concat", (t(B, 2), t(S, 2)), {"axis": 1}, "input 1 has shape"),
+    ("concat", (t(2), t(2, 2)), {"axis": 0}, "rank 2"),
+    ("pad", (t(2),), {"before": (0, 0), "after": (0,)}, "one number for each"),
+    ("pad", (t(2),), {"before": (-1,), "after": (0,)}, "at least 0"),
+    ("gather", (t(2), t(2)), {"axis": 0}, "the index has dtype f32"),
+    ("gather", (t(2, 3), n(3, 3)), {"axis": 1}, "the index has shape"),
+    ("embedding", (t(), n(2)), {}, "a scalar"),
+    ("iota", (), {"length": -1}, "negative"),
+    ("iota", (), {"length": 2, "dtype": "bool"}, "dtype bool"),
+    ("full", (), {"shape": (2,), "value": "x", "dtype": "f32"}, "not a number"),
+    ("constant", (), {"value": np.ones(2)}, "not a Weight"),
+    ("constant", (), {"value": Weight(np.ones(2))}, "float64 is not supported"),
+    ("input", (), {"name": "", "dtype": "f32", "shape": ()}, "non-empty"),
+    ("input", (), {"name": "x", "dtype": "f32", "shape": (), "low": 2, "high": 1}, "low 2 is above high 1"),
+    ("sum", (t(2),), {"axes": (-1,)}, "counted from 0"),
+    ("sum", (t(2, 2),), {"axes": (1, 0)}, "ascending"),
+    ("sum", (t(2),), {"axes": ()}, "at least one axis"),
+    ("sum", (t(2),), {"axes": (0,), "keepdims": 1}, "not true or false"),
+    ("sum", (b(2),), {"axes": (0,)}, "dtype bool"),
+    ("any", (t(2),), {"axes": (0,)}, "dtype f32"),
+    ("softmax", (t(2, 2),), {"axis": 2}, "axis 2"),
+    ("softmax", (n(2),), {"axis": 0}, "dtype i64"),
+    ("layer_norm", (t(2, 4), t(4)), {"eps": 1e-5}, "takes 3 inputs, not 2"),
+    ("layer_norm", (t(2, 4), t(2), t(4)), {"eps": 1e-5}, "weight has shape"),
+    ("layer_norm", (t(2, 4), t(4), t(4)), {"eps": -1.0}, "not positive"),
+    ("rms_norm", (t(), t(1)), {"eps": 1e-5}, "scalar"),
+    ("linear", (t(2, 8), t(3, 9)), {}, "last dim"),
+    ("linear", (t(2, 8), t(3, 8)), {"epilogue": ("bias",)}, "reads 1 extra inputs, given are 0"),
+    ("linear", (t(2, 8), t(3, 8), t(8)), {"epilogue": ("bias",)}, "bias has shape"),
+    ("linear", (t(2, 8), t(3, 8), t(3)), {"epilogue": ("residual",)}, "residual has shape"),
+    ("linear", (t(2, 8), t(3, 8)), {"epilogue": ("swish",)}, "no epilogue step"),
+    ("matmul", (t(2, 3), t(4, 5)), {}, "inner dims differ"),
+    ("matmul", (t(3), t(3, 5)), {}, "fewer than 2 axes"),
+    ("attention", (t(B, 3, S, 8), t(B, 2, S, 8), t(B, 2, S, 8)), {"scale": 1.0}, "not a multiple"),
+    ("attention", (t(B, 2, S, 8), t(B, 2, T, 8), t(B, 2, S, 8)), {"scale": 1.0}, "v has shape"),
+    ("attention", (t(B, 2, S, 8),) * 3 + (b(B, S, S),), {"scale": 1.0, "has_mask": True}, "mask of shape"),
+    ("mha", (t(B, S, 8),) * 3, {**MHA, "offsets": (0, 0, 1)}, "v has no columns 1 to 9"),
+    ("mha", (t(B, S, 8),) * 3 + (b(S, B),), {**MHA, "has_keys": True}, "keys has shape"),
+    ("add_norm", (t(B, 8), t(8), t(8), t(8)), {"eps": 1e-5}, "residual has shape"),
+    ("embed_norm", (t(9, 8), n(B, S), t(8)), {"eps": 1e-5, "tables": 1}, "takes 4 inputs"),
+]
+
+
+@pytest.mark.parametrize(("op", "inputs", "attributes", "message"), REFUSED)
+def test_refusal(op: str, inputs: tuple[Node, ...], attributes: dict[str, Any], message: str):
+    with pytest.raises(LlmcError) as caught:
+        make(op, inputs, Source("encoder.0", "model.py:7"), **attributes)
+    assert message in str(caught.value)
+    assert caught.value.problem.startswith(f"{op}: ")
+    assert caught.value.at == "encoder.0 (model.py:7)"
+
+
+def test_refusal_names_the_types():
+    with pytest.raises(LlmcError) as caught:
+        make("add", (t(B, S), t(B, 3)))
+    assert caught.value.found == "f32[batch, seq], f32[batch, 3]"
+
+
+def test_unknown_names():
+    with pytest.raises(LlmcError, match="no op 'conv'"):
+        make("conv", ())
+    with pytest.raises(LlmcError, match="no attribute 'dim'"):
+        make("softmax", (t(2),), dim=0)
+    with pytest.raises(LlmcError, match="'axis' is missing"):
+        make("softmax", (t(2),))
+
+
+def test_every_op_has_an_accepted_or_binary_case():
+    unary_or_leaf = {n for n, o in OPS.items() if o.elementwise} | {"input", "constant"}
+    like_others = {"max", "min", "any", "all", "cumsum", "softmax", "log_softmax", "layer_norm", "rms_norm"}
+    assert {a[0] for a in ACCEPTED} | unary_or_leaf | like_others == set(OPS)
+
+
+def test_with_inputs_infers_again_and_keeps_the_source():
+    node = make("linear", (t(B, 8), constant(np.ones((3, 8)))), Source("head"))
+    wider = node.with_inputs((t(B, S, 8), node.inputs[1]))
+    assert str(wider.type) == "f32[batch, seq, 3]"
+    assert wider.source == Source("head")
+
+
+def test_types_normalise_dims():
+    assert TensorType("f32", (S * 2 - S, "seq + 1", np.int64(3))).shape == (S, S + 1, 3)
+    assert dim_text(TensorType("f32", ((B + 1) * S,)).shape[0]) == "batch*seq + seq"
+
+
+def test_constants_of_python_numbers():
+    assert constant(1.5).type == TensorType("f32", ())
+    assert constant(3).type == TensorType("i64", ())
+    assert constant(True).type == TensorType("bool", ())
