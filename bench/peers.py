@@ -225,10 +225,9 @@ def parse_shapes(text: str) -> list[tuple[int, int]]:
 
 def default_model() -> Path:
     """The all-MiniLM-L6-v2 folder, fetched once by bench/models.py."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from models import minilm
+    from models import fetch
 
-    return Path(minilm())
+    return fetch("minilm")
 
 
 def read_options() -> argparse.Namespace:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -135,7 +135,10 @@ def _race(
     for i, (batch, seq) in enumerate(demo.SHAPES):
         progress(f"batch {batch}, {seq} tokens", i / len(demo.SHAPES))
         arrays = demo.sample(reference.config.vocab_size, batch, seq)
-        calls = {"pytorch": demo.torch_call(reference, arrays), "llmc": partial(model, **arrays)}
+        calls: dict[str, Callable[[], object]] = {
+            "pytorch": demo.torch_call(reference, arrays),
+            "llmc": partial(model, **arrays),
+        }
         times = race(calls, duration, threads)
         value, low, high = ratio(times["pytorch"], times["llmc"])
         medians = {name: float(np.median(t)) for name, t in times.items()}

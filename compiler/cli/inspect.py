@@ -56,9 +56,9 @@ def _artifact(path: Path) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
-    from llmc.compiler.frontends import huggingface
+    from llmc.compiler.frontends import folder
 
-    return _plain_fields(huggingface.inspect(path))
+    return _plain_fields(folder.inspect(path))
 
 
 def _plain_fields(summary: Any) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def require_artifact(path: Path) -> Path:
 
 
 class Progress:
-    """Stages on stderr: a bar on a terminal, one line for each stage elsewhere. Call it: (stage, fraction)."""
+    """Stages on stderr: a bar on a terminal, one line for each stage elsewhere. Call it with both."""
 
     def __init__(self, label: str) -> None:
         self._label = label
