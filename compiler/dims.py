@@ -137,6 +137,11 @@ def dim_c(value: Dim) -> str:
     return f"({dim_c(sympy.expand(numerator))} / {dim_c(denominator)})"
 
 
+def ceil_div(a: Dim, b: int) -> Dim:
+    """The number of parts of size `b` that cover `a`."""
+    return -(-a // b) if isinstance(a, int) else dim(sympy.floor((a + (b - 1)) / sympy.Integer(b)))
+
+
 def product(dims: Any) -> Dim:
     """The product of some dims, 1 for none."""
     total: Dim = 1

@@ -1,0 +1,62 @@
+"""Where a graph can run: targets as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """One instruction set that kernels are compiled for.
+
+    Args:
+        name: as written in the manifest and in `llmc_variant.name`.
+        mcpu: LLVM's name; it fixes the instructions used.
+        attributes: LLVM features beyond `mcpu`.
+        features: LLMC_CPU_* bits of runtime/c/module.h it needs.
+        needs: the same in words.
+        vectors: number of vector registers.
+        lanes: float32 lanes of one register.
+    """
+
+    name: str
+    mcpu: str
+    attributes: tuple[str, ...]
+    features: int
+    needs: str
+    vectors: int
+    lanes: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """What `--target NAME` means.
+
+    Args:
+        triple: LLVM target triple.
+        zig: target triple of the linker, with the oldest libc the artifact runs on.
+        cpus: code is made for each; the best that fits is chosen when the artifact is opened. Best first.
+    """
+
+    name: str
+    description: str
+    triple: str
+    zig: str
+    cpus: tuple[Cpu, ...]
+
+
+# prefer-256-bit would split the 16-lane vectors that kernels are written in.
+AVX512 = Cpu("avx512", "x86-64-v4", ("-prefer-256-bit",), 0b011, "AVX-512 F, BW, CD, DQ and VL", 32, 16)
+AVX2 = Cpu("avx2", "x86-64-v3", (), 0b001, "AVX2 and FMA", 16, 8)
+
+_LINUX = ("x86_64-linux-gnu", "x86_64-linux-gnu.2.17")
+
+TARGETS: Mapping[str, Target] = MappingProxyType(
+    {
+        "x86": Target("x86", "any x86-64 with AVX2, AVX-512 used where present", *_LINUX, (AVX512, AVX2)),
+        "x86-avx512": Target("x86-avx512", "x86-64 with AVX-512", *_LINUX, (AVX512,)),
+        "x86-avx2": Target("x86-avx2", "x86-64 with AVX2 and FMA", *_LINUX, (AVX2,)),
+    }
+)

@@ -1,0 +1,86 @@
+"""What lowering makes of a graph: a list of kernel calls.
+
+A `Kernel` is one function, shared by every call with the same `key`; a `Call` says on which values, for which
+scalars and for how many work items it runs. The program writer knows no more of a kernel than this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.dims import Dim
+from llmc.compiler.graph import Node, Source, Weight
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel function.
+
+    Args:
+        family: which file of kernels made it: "linear".
+        key: everything its code depends on; (family, key) identifies it.
+        pointers: dtype of each pointer parameter, the written one last.
+        scalars: how many int64 parameters follow.
+        emit: (symbol, cpu) -> TIR PrimFunc.
+        scratch: bytes of scratch memory for each thread, passed before begin and end if not 0.
+    """
+
+    family: str
+    key: Hashable
+    pointers: tuple[str, ...]
+    scalars: int
+    emit: Callable[[str, Any], Any] = field(compare=False)
+    scratch: int = 0
+
+    @property
+    def symbol(self) -> str:
+        """The C name: family and a hash of the key."""
+        return f"{self.family}_{hashlib.sha256(repr(self.key).encode()).hexdigest()[:10]}"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight in a kernel's own layout, stored instead of the original.
+
+    Args:
+        weight: the values as the model has them.
+        layout: names the layout; equal (weight, layout) are stored once.
+        pack: array -> packed array.
+    """
+
+    weight: Weight
+    layout: str
+    pack: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] = field(compare=False)
+
+
+Operand = Node | Packed
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a kernel.
+
+    Args:
+        kernel: which.
+        operands: one for each pointer; a `constant` node is read from the weights file as it is. The last is
+            the node whose value the call writes.
+        scalars: one for each scalar parameter.
+        items: how many work items.
+        cost: work of one item, in vector operations or 64-byte lines moved: chunks are cut by it.
+        flops, bytes: of the whole call, for the profile.
+        source: for messages and profiles.
+    """
+
+    kernel: Kernel
+    operands: tuple[Operand, ...]
+    scalars: tuple[Dim, ...]
+    items: Dim
+    cost: Dim
+    flops: Dim
+    bytes: Dim
+    source: Source = field(default_factory=Source)

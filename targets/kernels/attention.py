@@ -1,0 +1,396 @@
+"""Scaled-dot-product attention without a score matrix: online softmax over blocks of keys.
+
+Sixteen queries share a vector, one a lane, so that softmax needs no sums across lanes and a masked key is
+skipped, not computed: a row of a padded batch costs, and equals bit for bit, what it does alone. For 64
+queries of one head at a time (Milakov and Gimelshein 2018; Dao et al. 2022), with m, l, o the running
+maximum, sum and output:
+
+    s = K q          m' = max(m, scale * max s)      p = exp(scale * s - m')
+    a = exp(m - m')  l' = a l + sum p                o' = a o + V^T p          out = o / l
+
+Blocks of keys are counted from key 0, and within one the sums run in key order, so the bits depend on
+neither threads nor vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import sympy
+from tvm import tirx
+
+from llmc.compiler.calls import Call, Kernel
+from llmc.compiler.dims import Dim, ceil_div, product
+from llmc.compiler.graph import Node
+from llmc.errors import LlmcError
+from llmc.targets import Cpu
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, mod, splat
+from llmc.targets.kernels.linear import tiles
+from llmc.targets.kernels.math import exp_down
+from llmc.targets.kernels.transpose import load_transposed, store_transposed
+
+QUERIES = 64  # of one work item
+VECTORS = QUERIES // LANES
+KEYS = 64  # of one block
+LOWEST = -1e30  # below every score; finite, so that exp(LOWEST - LOWEST) is 1 and not NaN
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where element (batch, head, token, feature) of an operand lies.
+
+    Args:
+        tokens: True for [batch, token, width] with the head's features side by side, False for [batch, head,
+            token, feature].
+        width: elements from a token to the next.
+        offset: column of head 0, feature 0.
+        size: features of a head.
+    """
+
+    tokens: bool
+    width: int
+    offset: int
+    size: int
+
+    def start(self, batch: Expr, head: Expr, heads: int, length: Expr) -> Expr:
+        """Element index of token 0 of a head."""
+        if self.tokens:
+            return batch * length * self.width + head * self.size + self.offset
+        return (batch * heads + head) * length * self.width
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an attention kernel's code depends on: the key of its `Kernel`.
+
+    Args:
+        mask: dtype ("bool" or "f32") and, for each of batch, head and query, whether the mask varies along it.
+        keys: a bool [batch, key] mask is given too.
+    """
+
+    heads: int
+    kv_heads: int
+    q: Layout
+    k: Layout
+    v: Layout
+    out: Layout
+    scale: float
+    causal: bool
+    keys: bool
+    mask: tuple[str, bool, bool, bool] | None
+
+
+def lower_mha(node: Node) -> Call:
+    """`mha`: heads lie side by side in the tokens' rows."""
+    a = node.attributes
+    size, heads = a["head_dim"], a["heads"]
+    q, k, v, *rest = node.inputs
+    layouts = [
+        Layout(True, int(operand.shape[-1]), offset, size)
+        for operand, offset in zip((q, k, v), a["offsets"], strict=True)
+    ]
+    out = Layout(True, heads * size, 0, size)
+    mask = _mask(rest[-1]) if a["has_bias"] else None
+    shape = Shape(heads, heads, *layouts, out, float(a["scale"]), a["causal"], a["has_keys"], mask)
+    return _call(node, shape, q.shape[0], q.shape[1], k.shape[1])
+
+
+def lower_attention(node: Node) -> Call:
+    """`attention`: heads are an axis of their own."""
+    a = node.attributes
+    q, k, v, *rest = node.inputs
+    (batch, heads, s, d), (_, kv_heads, t, _), e = q.shape, k.shape, v.shape[-1]
+    if not all(isinstance(x, int) for x in (heads, kv_heads, d, e)):
+        raise LlmcError(f"attention: heads and head sizes must be fixed, found {q.type}, {k.type}")
+    layouts = [Layout(False, size, 0, size) for size in (d, d, e, e)]
+    mask = _mask(rest[0]) if a["has_mask"] else None
+    shape = Shape(heads, kv_heads, *layouts, float(a["scale"]), a["causal"], False, mask)
+    return _call(node, shape, batch, s, t)
+
+
+def _mask(node: Node) -> tuple[str, bool, bool, bool]:
+    shape = (1,) * (4 - len(node.shape)) + node.shape
+    return node.dtype, shape[0] != 1, shape[1] != 1, shape[2] != 1
+
+
+def _call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call:
+    if any(i.dtype != "f32" for i in node.inputs[:3]):
+        raise LlmcError(f"{node.op}: no kernel for {node.inputs[0].dtype}")
+    pointers = [i.dtype for i in node.inputs] + ["f32"]
+    d, e = shape.q.size, shape.v.size
+    scratch = 4 * QUERIES * (d + KEYS + e)
+    kernel = Kernel("attention", shape, tuple(pointers), 2, partial(emit_attention, shape=shape), scratch)
+    return Call(
+        kernel,
+        (*node.inputs, node),
+        (s, t),
+        batch * shape.heads * ceil_div(s, QUERIES),
+        sympy.Min(s, QUERIES) * t * (d + e + 20) // LANES if isinstance(s * t, int) else t * VECTORS * (d + e + 20),
+        2 * batch * shape.heads * s * t * (d + e),
+        4 * product(node.shape) + sum(4 * product(i.shape) for i in node.inputs),
+        node.source,
+    )
+
+
+class _Head:
+    """The state of one work item: up to 64 queries of one head, and the code of each step."""
+
+    def __init__(self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr) -> None:
+        self.e, self.shape, self.at, self.s, self.t = e, shape, pointers, s, t
+        self.wide = cpu.vectors >= 32
+        memory = e.scratch()
+        self.memory = memory
+        self.scores = QUERIES * shape.q.size  # offsets into scratch: queries first, then scores, then output
+        self.output = self.scores + QUERIES * KEYS
+        self.highest, self.total, self.fade = (e.registers(VECTORS) for _ in range(3))
+        self.kept = e.registers(KEYS, "int64")
+        self.count = e.registers(1, "int64")
+
+    def locate(self, item: Expr) -> None:
+        e, heads = self.e, self.shape.heads
+        blocks = e.let(div(self.s + (QUERIES - 1), QUERIES))
+        pair = e.let(div(item, blocks))
+        self.first = e.let((item - pair * blocks) * QUERIES)
+        self.batch = e.let(div(pair, heads))
+        self.head = e.let(mod(pair, heads))
+        self.queries = e.let(tirx.min(i64(QUERIES), self.s - self.first))
+        self.vectors = e.let(div(self.queries + (LANES - 1), LANES))
+        kv_head = e.let(div(self.head, heads // self.shape.kv_heads))
+        starts = {}
+        for name, length, head in (("q", self.s, self.head), ("k", self.t, kv_head), ("v", self.t, kv_head)):
+            layout: Layout = getattr(self.shape, name)
+            count = heads if name == "q" else self.shape.kv_heads
+            starts[name] = e.let(layout.start(self.batch, head, count, length))
+        starts["out"] = e.let(self.shape.out.start(self.batch, self.head, heads, self.s))
+        self.start = starts
+
+    def begin(self) -> None:
+        """Queries transposed into scratch, [feature][query]; nothing seen yet."""
+        e, layout = self.e, self.shape.q
+        with e.loop(0, self.vectors, "v") as v:
+            rows = e.let(self.first + v * LANES)
+            for feature in range(0, layout.size, LANES):
+                here = min(LANES, layout.size - feature)
+                at = [
+                    e.let(self.start["q"] + tirx.min(rows + i, self.s - 1) * layout.width + feature)
+                    for i in range(LANES)
+                ]
+                for i, value in enumerate(load_transposed(e, self.at["q"], at, here)):
+                    e.store(self.memory, (feature + i) * QUERIES + v * LANES, value)
+        for v in range(VECTORS):
+            e.set(self.highest, v, splat(f32(LOWEST)))
+            e.set(self.total, v, splat(f32(0.0)))
+        with e.loop(0, self.shape.v.size * VECTORS, "z") as z:
+            e.store(self.memory, self.output + z * LANES, splat(f32(0.0)))
+
+    def select(self, block: Expr) -> Expr:
+        """List the keys of the block that may be attended; their number."""
+        e = self.e
+        size = e.let(tirx.min(i64(KEYS), self.t - block))
+        if self.shape.causal:  # keys after the last query are seen by none
+            size = e.let(tirx.max(tirx.min(size, self.first + self.queries - block), i64(0)))
+        e.set(self.count, 0, i64(0))
+        with e.loop(0, size, "j") as j:
+            e.set(self.kept, e.get(self.count), block + j)
+            if self.shape.keys:
+                flag = e.load(self.at["keys"], self.batch * self.t + block + j)
+                e.set(self.count, 0, e.get(self.count) + tirx.Cast("int64", flag))
+            else:
+                e.set(self.count, 0, e.get(self.count) + 1)
+        return e.let(e.get(self.count))
+
+    def by_vectors(self, body: Callable[[Expr, int], None]) -> None:
+        """body(first vector, how many): all four at once where registers allow and most are used."""
+        e = self.e
+        if not self.wide:
+            with e.loop(0, self.vectors, "v") as v:
+                body(v, 1)
+            return
+        with e.when(self.vectors > 2):
+            body(i64(0), VECTORS)
+        with e.when(self.vectors <= 2), e.loop(0, self.vectors, "v") as v:
+            body(v, 1)
+
+    def tile_rows(self, vectors: int) -> int:
+        return 6 if vectors == VECTORS or not self.wide else 12
+
+    def score(self, keys: Expr) -> None:
+        """scores[key][query] = K q"""
+        e, layout = self.e, self.shape.k
+
+        def product_of(vector: Expr, vectors: int) -> None:
+            def tile(row: Expr, height: int) -> None:
+                at = [e.let(self.start["k"] + e.get(self.kept, row + i) * layout.width) for i in range(height)]
+                acc = e.registers(height * vectors)
+                for i in range(height * vectors):
+                    e.set(acc, i, splat(f32(0.0)))
+                with e.loop(0, layout.size, "d") as d:
+                    column = e.let(d * QUERIES + vector * LANES)
+                    q = [e.load(self.memory, column + v * LANES, LANES) for v in range(vectors)]
+                    for i in range(height):
+                        k = e.let(splat(e.load(self.at["k"], at[i] + d)))
+                        for v in range(vectors):
+                            e.set(acc, i * vectors + v, fma(k, q[v], e.get(acc, i * vectors + v)))
+                for i in range(height):
+                    line = e.let(self.scores + (row + i) * QUERIES + vector * LANES)
+                    for v in range(vectors):
+                        e.store(self.memory, line + v * LANES, e.get(acc, i * vectors + v))
+
+            tiles(e, i64(0), keys, self.tile_rows(vectors), tile)
+
+        self.by_vectors(product_of)
+
+    def mask(self, keys: Expr) -> None:
+        """Mask or bias the scores, where the kernel has either."""
+        if self.shape.mask is None and not self.shape.causal:
+            return
+        e = self.e
+        with e.loop(0, keys, "j") as j, e.loop(0, self.vectors, "v") as v:
+            at = e.let(self.scores + j * QUERIES + v * LANES)
+            key = e.let(e.get(self.kept, j))
+            e.store(self.memory, at, self.masked(e.load(self.memory, at, LANES), key, v))
+
+    def masked(self, score: Expr, key: Expr, vector: Expr) -> Expr:
+        """The score of 16 queries and a key after mask or bias; scaled already if there is a bias."""
+        e, mask = self.e, self.shape.mask
+        if mask is not None and mask[0] == "f32":
+            score = e.let(fma(score, splat(f32(self.shape.scale)), self.mask_lanes(key, vector)))
+        elif mask is not None:
+            attend = self.mask_lanes(key, vector)
+            score = e.let(tirx.Select(attend != splat(f32(0.0)), score, splat(f32(float("-inf")))))
+        if self.shape.causal:
+            lane = tirx.Ramp(tirx.Cast("int32", self.first + vector * LANES), tirx.const(1, "int32"), LANES)
+            seen = lane >= splat(tirx.Cast("int32", key))
+            score = e.let(tirx.Select(seen, score, splat(f32(float("-inf")))))
+        return score
+
+    def mask_lanes(self, key: Expr, vector: Expr) -> Expr:
+        """mask[batch, head, 16 queries, key] as f32, of a mask that may lack any of these axes."""
+        assert self.shape.mask is not None
+        e = self.e
+        _, by_batch, by_head, by_query = self.shape.mask
+
+        def read(index: Expr) -> Expr:
+            return tirx.Cast("float32", e.load(self.at["mask"], index))
+
+        row = self.batch * (self.shape.heads if by_head else 1) if by_batch else i64(0)
+        row = e.let(row + self.head if by_head else row)
+        if not by_query:
+            return e.let(splat(read(row * self.t + key)))
+        lanes = e.registers(LANES, "float32")
+        with e.loop(0, LANES, "lane") as lane:
+            query = tirx.min(self.first + vector * LANES + lane, self.s - 1)
+            e.set(lanes, lane, read((row * self.s + query) * self.t + key))
+        return e.load(lanes, i64(0), LANES)
+
+    def soften(self, keys: Expr) -> None:
+        """scores -> exp(score - maximum); the running maximum and sum move on."""
+        e = self.e
+        scaled = self.shape.mask is not None and self.shape.mask[0] == "f32"
+        scale = splat(f32(1.0 if scaled else self.shape.scale))
+
+        def of(vector: Expr, vectors: int) -> None:
+            line = e.let(self.scores + vector * LANES)
+            top, total = e.registers(vectors), e.registers(vectors)
+            for v in range(vectors):
+                e.set(top, v, splat(f32(float("-inf"))))
+                e.set(total, v, splat(f32(0.0)))
+            with e.loop(0, keys, "j") as j:
+                at = e.let(line + j * QUERIES)
+                for v in range(vectors):
+                    e.set(top, v, tirx.max(e.get(top, v), e.load(self.memory, at + v * LANES, LANES)))
+            for v in range(vectors):
+                old = e.let(e.get(self.highest, vector + v))
+                new = e.let(tirx.max(old, e.get(top, v) * scale))
+                e.set(self.highest, vector + v, new)
+                e.set(self.fade, vector + v, exp_down(e, e.let(old - new)))
+                e.set(top, v, splat(f32(0.0)) - new)
+            with e.loop(0, keys, "j") as j:
+                at = e.let(line + j * QUERIES)
+                for v in range(vectors):
+                    score = e.load(self.memory, at + v * LANES, LANES)
+                    p = exp_down(e, e.let(fma(score, scale, e.get(top, v))))
+                    e.store(self.memory, at + v * LANES, p)
+                    e.set(total, v, e.get(total, v) + p)
+            for v in range(vectors):
+                fade = e.get(self.fade, vector + v)
+                e.set(self.total, vector + v, fma(e.get(self.total, vector + v), fade, e.get(total, v)))
+
+        self.by_vectors(of)
+
+    def mix(self, keys: Expr) -> None:
+        """output[feature][query] = fade * output + V^T p"""
+        e, layout = self.e, self.shape.v
+
+        def of(vector: Expr, vectors: int) -> None:
+            height = self.tile_rows(vectors)
+            groups = -(-layout.size // height)
+            cuts = [g * layout.size // groups for g in range(groups + 1)]
+            for low, high in zip(cuts, cuts[1:], strict=False):
+                rows = high - low
+                acc = e.registers(rows * vectors)
+                line = e.let(self.output + vector * LANES + low * QUERIES)
+                for i in range(rows):
+                    for v in range(vectors):
+                        held = e.load(self.memory, line + (i * QUERIES + v * LANES), LANES)
+                        e.set(acc, i * vectors + v, held * e.get(self.fade, vector + v))
+                with e.loop(0, keys, "j") as j:
+                    at = e.let(self.start["v"] + e.get(self.kept, j) * layout.width + low)
+                    column = e.let(self.scores + j * QUERIES + vector * LANES)
+                    p = [e.load(self.memory, column + v * LANES, LANES) for v in range(vectors)]
+                    for i in range(rows):
+                        value = e.let(splat(e.load(self.at["v"], at + i)))
+                        for v in range(vectors):
+                            e.set(acc, i * vectors + v, fma(value, p[v], e.get(acc, i * vectors + v)))
+                for i in range(rows):
+                    for v in range(vectors):
+                        e.store(self.memory, line + (i * QUERIES + v * LANES), e.get(acc, i * vectors + v))
+
+        self.by_vectors(of)
+
+    def finish(self) -> None:
+        """out = output / sum, transposed back; a query with no key gives 0"""
+        e, layout = self.e, self.shape.out
+        with e.loop(0, self.vectors, "v") as v:
+            total = e.let(e.get(self.total, v))
+            zero = splat(f32(0.0))
+            factor = e.let(tirx.Select(total > zero, splat(f32(1.0)) / total, zero))
+            rows = e.let(self.first + v * LANES)
+            for feature in range(0, layout.size, LANES):
+                here = min(LANES, layout.size - feature)
+                values = [
+                    e.let(e.load(self.memory, self.output + (feature + i) * QUERIES + v * LANES, LANES) * factor)
+                    for i in range(here)
+                ]
+                at = [e.let(self.start["out"] + (rows + i) * layout.width + feature) for i in range(LANES)]
+                store_transposed(e, self.at["out"], at, values, self.s - rows)
+
+
+def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape) -> Any:
+    """Items are blocks of 64 queries; those of one head lie next to each other and share its keys in cache."""
+    e = Emitter(symbol)
+    pointers = {name: e.pointer(name, "f32") for name in ("q", "k", "v")}
+    if shape.keys:
+        pointers["keys"] = e.pointer("keys", "bool")
+    if shape.mask is not None:
+        pointers["mask"] = e.pointer("mask", shape.mask[0])
+    pointers["out"] = e.pointer("out", "f32")
+    head = _Head(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
+    with e.loop(e.begin, e.end, "item") as item:
+        head.locate(item)
+        head.begin()
+        with e.loop(0, div(head.t + (KEYS - 1), KEYS), "block") as block:
+            keys = head.select(e.let(block * KEYS))
+            with e.when(keys > 0):
+                head.score(keys)
+                head.mask(keys)
+                head.soften(keys)
+                head.mix(keys)
+        head.finish()
+    return e.function()
+
+
+LOWERINGS: Mapping[str, Callable[[Node], Call]] = {"mha": lower_mha, "attention": lower_attention}

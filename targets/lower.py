@@ -1,0 +1,47 @@
+"""Graph to kernel calls: one table, op -> lowering, tested complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from llmc.compiler.calls import Call
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.ops import OPS
+from llmc.errors import LlmcError
+from llmc.targets.kernels import attention, elementwise, linear, matmul, movement, norm, reduction
+
+Lowering = Callable[[Node], Call]
+
+LOWERINGS: Mapping[str, Lowering] = {
+    **elementwise.LOWERINGS,
+    **movement.LOWERINGS,
+    **reduction.LOWERINGS,
+    **linear.LOWERINGS,
+    **matmul.LOWERINGS,
+    **attention.LOWERINGS,
+    **norm.LOWERINGS,
+}
+
+# These hold no value of their own to compute: inputs and constants are there, views share their input's memory.
+FREE = frozenset({"input", "constant"} | {name for name, op in OPS.items() if op.view})
+
+
+def lower(graph: Graph) -> tuple[Call, ...]:
+    """The calls that compute `graph`, in an order that respects its edges.
+
+    Raises:
+        LlmcError: an op has no kernel for its dtypes; every such node is listed.
+    """
+    calls, refused = [], []
+    for node in graph.nodes:
+        if node.op in FREE:
+            continue
+        try:
+            calls.append(LOWERINGS[node.op](node))
+        except LlmcError as error:
+            refused.append(f"{node.source}: {error.problem}")
+    if refused:
+        raise LlmcError(
+            f"{len(refused)} operations have no kernel on this target", found="\n         ".join(sorted(set(refused)))
+        )
+    return tuple(calls)

@@ -1,0 +1,207 @@
+"""Compile the kernels of a graph and run them one by one on NumPy buffers, without runtime or artifact."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+from tvm import tirx
+
+from llmc.compiler.calls import Call, Kernel, Packed
+from llmc.compiler.dims import evaluate
+from llmc.compiler.graph import DTYPES, Graph, Node
+from llmc.targets import AVX2, AVX512, Cpu
+from llmc.targets.build import compile_object
+
+Array = np.ndarray[Any, Any]
+Lowerings = Mapping[str, Callable[[Node], Call]]
+TRIPLE = "x86_64-linux-gnu"
+GUARD = 64  # bytes after each buffer that no kernel may touch
+CUTS = ((1,), (3, 1), (2, 5, 1))  # sizes of consecutive begin..end ranges, repeated
+
+
+def cpus() -> list[Cpu]:
+    """The variants this machine can run."""
+    flags = Path("/proc/cpuinfo").read_text()
+    return [cpu for cpu, flag in ((AVX512, "avx512vl"), (AVX2, "avx2")) if flag in flags]
+
+
+def libc() -> str:
+    """Path of libc: kernels may call memcpy and memset. libm is left out, so that a call into it fails to link."""
+    maps = Path("/proc/self/maps").read_text().split()
+    return next(word for word in maps if word.endswith("/libc.so.6"))
+
+
+def check_no_contraction(function: Any) -> None:
+    """Assert that no float Add or Sub of a PrimFunc has a product as an operand, directly or through variables."""
+    bound: dict[str, Any] = {}
+    sums: list[Any] = []
+    tvm_ffi.structural_walk(function.body, (tirx.Bind, lambda b: bound.__setitem__(str(b.var.name), b.value)))
+    tvm_ffi.structural_walk(function.body, (tirx.Add, sums.append))
+    tvm_ffi.structural_walk(function.body, (tirx.Sub, sums.append))
+    for node in sums:
+        if not str(node.ty.dtype).startswith("float"):
+            continue
+        for operand in (node.a, node.b):
+            while isinstance(operand, tirx.Var) and str(operand.name) in bound:
+                operand = bound[str(operand.name)]
+            assert not isinstance(operand, tirx.Mul), (
+                f"{function.attrs['global_symbol']}: a product feeds {node}"
+            )
+
+
+class Lab:
+    """Compiles each kernel once for each CPU and keeps it."""
+
+    def __init__(self, folder: Path, lowerings: Lowerings) -> None:
+        self.folder = folder
+        self.lowerings = lowerings
+        self._loaded: dict[tuple[str, Kernel], Any] = {}
+        self._libraries = 0
+
+    def functions(self, kernels: Sequence[Kernel], cpu: Cpu) -> list[Any]:
+        """C functions of `kernels`."""
+        missing = [k for k in dict.fromkeys(kernels) if (cpu.name, k) not in self._loaded]
+        if missing:
+            made = {k.symbol: k.emit(k.symbol, cpu) for k in missing}
+            for function in made.values():
+                check_no_contraction(function)
+            library = self._link(compile_object(made, TRIPLE, cpu))
+            self._loaded.update({(cpu.name, k): getattr(library, k.symbol) for k in missing})
+        return [self._loaded[cpu.name, k] for k in kernels]
+
+    def _link(self, code: bytes) -> ctypes.CDLL:
+        self._libraries += 1
+        path = self.folder / f"kernels{self._libraries}.so"
+        path.with_suffix(".o").write_bytes(code)
+        command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "--no-undefined", "-o", str(path)]
+        subprocess.run([*command, str(path.with_suffix(".o")), libc()], check=True)
+        return ctypes.CDLL(str(path))
+
+    def call_of(self, node: Node) -> Call:
+        return self.lowerings[node.op](node)
+
+    def run(
+        self,
+        graph: Graph,
+        inputs: Mapping[str, Array],
+        sizes: Mapping[str, int] | None = None,
+        cpu: Cpu | None = None,
+        cuts: Sequence[int] = (1 << 40,),
+    ) -> dict[str, Array]:
+        """Outputs of `graph`; the work items of each call are cut into ranges of `cuts` sizes, run in random order."""
+        sizes = sizes or infer_sizes(graph, inputs)
+        values: dict[Node, Array] = {}
+        calls = {n: self.call_of(n) for n in graph.nodes if n.op not in ("input", "constant", "reshape")}
+        self.functions([c.kernel for c in calls.values()], cpu or cpus()[0])
+        for node in graph.nodes:
+            if node.op == "input":
+                values[node] = guarded(inputs[node.attributes["name"]])
+            elif node.op == "constant":
+                values[node] = guarded(node.attributes["value"].array)
+            elif node.op == "reshape":
+                values[node] = values[node.inputs[0]].reshape([evaluate(d, sizes) for d in node.shape])
+            else:
+                self._run_call(calls[node], values, sizes, cpu or cpus()[0], cuts)
+        return {name: values[node].copy() for name, node in graph.outputs.items()}
+
+    def _run_call(
+        self, call: Call, values: dict[Node, Array], sizes: Mapping[str, int], cpu: Cpu, cuts: Sequence[int]
+    ) -> None:
+        (function,) = self.functions([call.kernel], cpu)
+        *read, written = call.operands
+        assert isinstance(written, Node)
+        assert len(call.operands) == len(call.kernel.pointers)
+        assert len(call.scalars) == call.kernel.scalars
+        shape = [evaluate(d, sizes) for d in written.shape]
+        output = guarded(np.full(shape, 0, DTYPES[written.dtype]), fill=0xA5)
+        operands = [guarded(r.pack(r.weight.array)) if isinstance(r, Packed) else values[r] for r in read]
+        before = [bytes_of(o) for o in operands]
+        arguments = [ctypes.c_void_p(a.ctypes.data) for a in (*operands, output)]
+        arguments += [ctypes.c_int64(evaluate(s, sizes)) for s in call.scalars]
+        if call.kernel.scratch:
+            scratch = guarded(np.zeros(call.kernel.scratch, np.uint8), fill=0xA5)
+            arguments.append(ctypes.c_void_p(scratch.ctypes.data))
+        for begin, end in ranges(evaluate(call.items, sizes), cuts):
+            assert function(*arguments, ctypes.c_int64(begin), ctypes.c_int64(end)) == 0
+        if call.kernel.scratch:
+            assert_guard(scratch)
+        assert [bytes_of(o) for o in operands] == before, "a kernel wrote to its input"
+        assert_guard(output)
+        assert evaluate(call.cost, sizes) > 0 and evaluate(call.flops, sizes) >= 0 <= evaluate(
+            call.bytes, sizes
+        )
+        values[written] = output
+
+
+def infer_sizes(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, int]:
+    """Sizes of the named dims, from the shapes of the inputs."""
+    sizes: dict[str, int] = {}
+    for node in graph.inputs:
+        for d, size in zip(node.shape, inputs[node.attributes["name"]].shape, strict=True):
+            if not isinstance(d, int) and d.is_Symbol:
+                sizes[str(d)] = size
+    return sizes
+
+
+def guarded(array: Array, fill: int | None = None) -> Array:
+    """A copy of `array` with guard bytes after its end, 64-byte aligned; `fill` overwrites its bytes (garbage)."""
+    size = array.nbytes
+    memory = np.full(size + 2 * GUARD, 0x5A, np.uint8)
+    start = -memory.ctypes.data % GUARD
+    body = memory[start : start + size]
+    if fill is None:
+        body[:] = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+    else:
+        body[:] = fill
+    return body.view(array.dtype).reshape(array.shape)
+
+
+def assert_guard(array: Array) -> None:
+    base = array
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    end = array.ctypes.data - base.ctypes.data + array.nbytes
+    assert np.all(base[end:] == 0x5A), "a kernel wrote past the end of its output"
+
+
+def bytes_of(array: Array) -> bytes:
+    return bytes(array.tobytes())
+
+
+def ranges(items: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
+    """0..items cut into consecutive ranges of the sizes `cuts`, repeated, in a fixed random order."""
+    result, begin, turn = [(0, 0)], 0, 0
+    while begin < items:
+        end = min(items, begin + cuts[turn % len(cuts)])
+        result.append((begin, end))
+        begin, turn = end, turn + 1
+    random.Random(items).shuffle(result)
+    return result
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Equal shape, dtype and bits; any NaN equals any other."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.dtype.kind != "f":
+        return bool(np.array_equal(a, b))
+    ints = np.dtype(f"i{a.dtype.itemsize}")
+    return bool(np.all((a.view(ints) == b.view(ints)) | (np.isnan(a) & np.isnan(b))))
+
+
+def run_all(lab: Lab, graph: Graph, inputs: Mapping[str, Array], sizes: Any = None) -> dict[str, Array]:
+    """Run on every CPU variant and with every cut, assert the same bits, return the outputs."""
+    results = [lab.run(graph, inputs, sizes, cpu) for cpu in cpus()]
+    results += [lab.run(graph, inputs, sizes, cpus()[-1], cuts) for cuts in CUTS]
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert same_bits(value, other[name]), f"{name}: the bits differ between CPU variants or cuts"
+    return results[0]
