@@ -44,6 +44,7 @@ output appears under its name only when it is whole: a failed compile leaves an 
 @click.option("--max-batch", type=click.IntRange(min=1), help="Largest batch.  [default: the compiler's]")
 @click.option("--max-seq", type=click.IntRange(min=1), help="Longest sequence.  [default: the model's]")
 @click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep intermediate files there.")
+@click.option("--cc", metavar="COMMAND", help="C compiler.  [default: the ziglang package's]")
 @click.option("--name", help="Name in the manifest.  [default: the folder's]")
 @json_option
 def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> None:
