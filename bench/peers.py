@@ -2,9 +2,9 @@
 
     python bench/peers.py [--model FOLDER] [--artifact M.llmc] [--threads 1] [--shapes 1x128,8x64] [--json]
 
-All peers live in one process, are checked against PyTorch's outputs first, and run in turns; the ratios are of
-paired medians with 95 % bootstrap intervals. Below 1 llmc is the faster. Absolute times depend on the machine:
-quote the ratios. Needs the extra `bench` (pip install -e ".[bench]").
+All peers live in one process, are checked against PyTorch's outputs first, and run in turns; the ratios are
+of paired medians with 95 % bootstrap intervals. Below 1 llmc is the faster. Absolute times depend on the
+machine: quote the ratios. Needs the extra `bench` (pip install -e ".[bench]").
 """
 
 from __future__ import annotations
@@ -79,10 +79,15 @@ def export_onnx(model: Any, output: str, path: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            Positional().eval(), (ids, torch.ones_like(ids)), str(path), input_names=names, output_names=[output],
+            Positional().eval(),
+            (ids, torch.ones_like(ids)),
+            str(path),
+            input_names=names,
+            output_names=[output],
             dynamic_axes={**axes, output: {0: "batch"} if output == "logits" else {0: "batch", 1: "seq"}},
-            opset_version=17, dynamo=False,
-        )  # fmt: skip
+            opset_version=17,
+            dynamo=False,
+        )
 
 
 def optimise_onnx(model: Any, source: Path, target: Path) -> dict[str, int]:
@@ -165,11 +170,15 @@ def agree(peers: Mapping[str, Peer], output: str, arrays: Arrays) -> dict[str, f
     apart = {name: float(np.abs(call(arrays)[output] - expected).max()) for name, call in peers.items()}
     for name, value in apart.items():
         if not value <= TOLERANCE:
-            raise LlmcError(f"{name} and pytorch disagree", at=output, found=f"largest difference {value:.2e}")
+            raise LlmcError(
+                f"{name} and pytorch disagree", at=output, found=f"largest difference {value:.2e}"
+            )
     return apart
 
 
-def measure(peers: Mapping[str, Peer], output: str, arrays: Arrays, seconds: float, threads: int) -> dict[str, Any]:
+def measure(
+    peers: Mapping[str, Peer], output: str, arrays: Arrays, seconds: float, threads: int
+) -> dict[str, Any]:
     """Differences, median seconds, and llmc's time over each peer's with its interval."""
     apart = agree(peers, output, arrays)
     times = race({name: (lambda call=call: call(arrays)) for name, call in peers.items()}, seconds, threads)
@@ -180,7 +189,9 @@ def measure(peers: Mapping[str, Peer], output: str, arrays: Arrays, seconds: flo
         "rounds": len(times["pytorch"]),
         "difference": apart,
         "median_seconds": {name: float(np.median(t)) for name, t in times.items()},
-        "llmc_over": {n: ratio(times["llmc"], t) for n, t in times.items() if n != "llmc" and "llmc" in times},
+        "llmc_over": {
+            n: ratio(times["llmc"], t) for n, t in times.items() if n != "llmc" and "llmc" in times
+        },
     }
 
 
@@ -188,7 +199,12 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """One line for each shape: medians, then llmc's ratio to each peer."""
     names = list(rows[0]["median_seconds"])
     others = list(rows[0]["llmc_over"])
-    columns = ["batch x seq", *(f">{n}" for n in names), *(f">llmc / {n}" for n in others), ">worst difference"]
+    columns = [
+        "batch x seq",
+        *(f">{n}" for n in names),
+        *(f">llmc / {n}" for n in others),
+        ">worst difference",
+    ]
     cells = []
     for row in rows:
         medians = [time_text(row["median_seconds"][name]) for name in names]
@@ -209,26 +225,31 @@ def parse_shapes(text: str) -> list[tuple[int, int]]:
 
 def default_model() -> Path:
     """The all-MiniLM-L6-v2 folder, fetched once by bench/models.py."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from models import minilm
+    from models import fetch
 
-    return Path(minilm())
+    return fetch("minilm")
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, help="Hugging Face folder (default: all-MiniLM-L6-v2)")
     parser.add_argument("--artifact", type=Path, help="compiled already (default: compile the model now)")
     parser.add_argument("--task", choices=list(OUTPUTS), help="default: by the model's architecture")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shapes", type=parse_shapes, default=parse_shapes(SHAPES))
     parser.add_argument("--seconds", type=float, default=4.0, help="for each shape")
-    parser.add_argument("--skip", nargs="*", default=[], help="peers to leave out, such as llmc or onnxruntime")
+    parser.add_argument(
+        "--skip", nargs="*", default=[], help="peers to leave out, such as llmc or onnxruntime"
+    )
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 
-def make_peers(options: argparse.Namespace, folder: Path, task: str, place: Path) -> tuple[dict[str, Peer], Any]:
+def make_peers(
+    options: argparse.Namespace, folder: Path, task: str, place: Path
+) -> tuple[dict[str, Peer], Any]:
     """PyTorch, ONNX Runtime as exported and as fused, and llmc; and PyTorch's model."""
     output, reference = OUTPUTS[task], load_torch(folder, task)
     peers = {"pytorch": torch_peer(reference, output)}

@@ -1,6 +1,6 @@
 """Train the sentiment classifier that `llmc demo` ships: all-MiniLM-L6-v2 fine-tuned, cut down, distilled.
 
-    python bench/train_demo.py [--minilm FOLDER] [--reviews SDIST] [--output FOLDER]
+    python bench/train_demo.py [--minilm FOLDER] [--reviews FILE] [--output FOLDER]
 
 1. A teacher: the six layers of MiniLM with mean pooling and a two-class head, fine-tuned on movie reviews.
 2. A student: MiniLM's most used word pieces, its first layer(s) with the strongest feed-forward units.
@@ -14,27 +14,34 @@ are held out of the training set; the 2,000 test reviews are scored once, at the
 from __future__ import annotations
 
 import argparse
-import copy
-import hashlib
 import json
 import math
-import random
-import tarfile
-import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from models import fetch
+from sentiment import (
+    Review,
+    Teacher,
+    accuracy,
+    encode,
+    fine_tuned,
+    full_tokenizer,
+    predict,
+    read_texts,
+    spans,
+    split,
+    train,
+)
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import BertConfig, BertForSequenceClassification
 
 LABELS = ("negative", "positive")
-TEST, DEVELOPMENT = 2000, 800
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,117 +57,8 @@ class Size:
     positions: int = 256
 
 
-Review = tuple[str, int]
-
-
-# --- data -----------------------------------------------------------------------------------------------
-
-
-def read_texts(sdist: Path) -> dict[str, list[tuple[str, float]]]:
-    """(text, mean rating) of every rated file in the vaderSentiment sdist: movieReview, amazonReview, ..."""
-    inner_name = "hutto_ICWSM_2014.tar.gz"
-    if sdist.is_dir():
-        sdist = next(sdist.rglob(inner_name), sdist / inner_name)
-        return _rated(tarfile.open(sdist))
-    outer = tarfile.open(sdist)
-    if not any(name.endswith("GroundTruth.txt") for name in outer.getnames()):
-        member = next(m for m in outer.getmembers() if m.name.endswith(inner_name))
-        return _rated(tarfile.open(fileobj=outer.extractfile(member)))
-    return _rated(outer)
-
-
-def _rated(archive: tarfile.TarFile) -> dict[str, list[tuple[str, float]]]:
-    tables = {}
-    with archive:
-        for member in archive.getmembers():
-            stream = archive.extractfile(member)
-            if not member.name.endswith("_GroundTruth.txt") or stream is None:
-                continue
-            name = Path(member.name).name.removesuffix("_GroundTruth.txt").removesuffix("Snippets")
-            rows = stream.read().decode("utf-8", errors="replace").splitlines()
-            fields = [row.split("\t") for row in rows if row.count("\t") >= 2]
-            tables[name] = [(row[2].strip(), float(row[1])) for row in fields]
-    return tables
-
-
-def split(rated: list[tuple[str, float]]) -> tuple[list[Review], list[Review], list[Review]]:
-    """Training, development and test reviews: clear ratings only, in the order of the texts' sha1."""
-    clear = {text: int(mean > 0) for text, mean in rated if abs(mean) >= 0.5}
-    ordered = sorted(clear.items(), key=lambda item: hashlib.sha1(item[0].encode()).hexdigest())
-    test, rest = ordered[:TEST], ordered[TEST:]
-    return rest[DEVELOPMENT:], rest[:DEVELOPMENT], test
-
-
-def spans(texts: list[str], seed: int) -> list[str]:
-    """One random span of at least three words of each text: short phrases, so the student learns words too."""
-    rng, cut = random.Random(seed), []
-    for text in texts:
-        words = text.split()
-        if len(words) >= 6:
-            length = rng.randint(3, len(words) - 1)
-            start = rng.randint(0, len(words) - length)
-            cut.append(" ".join(words[start : start + length]))
-    return cut
-
-
-def batches(ids: list[list[int]], size: int, seed: int | None) -> Iterator[list[int]]:
-    """Index batches of texts of like length, so that little is padded; shuffled when a seed is given."""
-    rng = random.Random(seed)
-    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]) // 4 + (rng.random() if seed is not None else 0)))
-    groups = [order[i : i + size] for i in range(0, len(order), size)]
-    if seed is not None:
-        rng.shuffle(groups)
-    yield from groups
-
-
-def pad(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids i64[n, longest] padded with 0 and their mask."""
-    longest = max(len(row) for row in ids)
-    padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
-    return padded, mask
-
-
-# --- models ---------------------------------------------------------------------------------------------
-
-
-class Teacher(nn.Module):
-    """MiniLM, mean pooling over real tokens, one linear layer to two logits."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.bert = BertModel.from_pretrained(folder, add_pooling_layer=False)
-        self.head = nn.Linear(self.bert.config.hidden_size, 2)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.bert(input_ids, attention_mask).last_hidden_state
-        weight = attention_mask[..., None] / attention_mask.sum(1)[:, None, None]
-        return self.head((hidden * weight).sum(1))
-
-
-def logits_of(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """f32[n, 2] from a Teacher or a transformers classifier."""
-    result = model(input_ids, attention_mask)
-    return result if isinstance(result, Tensor) else result.logits
-
-
-@torch.no_grad()
-def predict(model: nn.Module, ids: list[list[int]]) -> Tensor:
-    """Logits f32[n, 2], in the order of `ids`."""
-    model.eval()
-    logits = torch.empty(len(ids), 2)
-    for group in batches(ids, 64, None):
-        logits[group] = logits_of(model, *pad([ids[i] for i in group]))
-    return logits
-
-
-def accuracy(model: nn.Module, ids: list[list[int]], labels: list[int]) -> float:
-    """Share of right answers."""
-    return (predict(model, ids).argmax(1) == torch.tensor(labels)).float().mean().item()
-
-
 def cut_vocabulary(source: Tokenizer, counts: Counter[str], pieces: int) -> dict[str, int]:
-    """old pieces -> new ids: the special tokens, every ASCII character (also as ##), then the most counted."""
+    """Kept pieces -> ids: special tokens, every ASCII character (also as ##), then the most counted."""
     known = source.get_vocab()
     characters = [c for c in map(chr, range(33, 127)) if c in known]
     continued = [f"##{c}" for c in characters if f"##{c}" in known]
@@ -193,11 +91,17 @@ def make_student(teacher: Teacher, source: Tokenizer, vocabulary: dict[str, int]
     """
     big = teacher.bert
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=size.width, num_hidden_layers=size.layers,
-        num_attention_heads=size.width // 32, intermediate_size=size.intermediate,
-        max_position_embeddings=size.positions, layer_norm_eps=1e-12, pad_token_id=0,
-        id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)},
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        hidden_size=size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.width // 32,
+        intermediate_size=size.intermediate,
+        max_position_embeddings=size.positions,
+        layer_norm_eps=1e-12,
+        pad_token_id=0,
+        id2label=dict(enumerate(LABELS)),
+        label2id={name: i for i, name in enumerate(LABELS)},
+    )
     student = BertForSequenceClassification(config)
     mine, theirs = student.bert.embeddings, big.embeddings
     rows = torch.tensor([source.token_to_id(piece) for piece in vocabulary])
@@ -229,67 +133,14 @@ def _project_layer(mine: Any, theirs: Any, axes: Tensor) -> None:
     mine.output.dense.bias.copy_(theirs.output.dense.bias @ axes)
 
 
-def hide(ids: Tensor, mask: Tensor, token: int, share: float) -> Tensor:
-    """`ids` with a random `share` of the tokens after the first replaced by `token`."""
-    chosen = (torch.rand(ids.shape) < share) & (mask == 1)
-    chosen[:, 0] = False
-    return torch.where(chosen, token, ids)
-
-
-# --- training -------------------------------------------------------------------------------------------
-
-
-def schedule(optimizer: torch.optim.Optimizer, steps: int) -> Any:
-    """Linear warm-up over a tenth of the steps, then linear decay to zero."""
-    warm = max(1, steps // 10)
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / (steps - warm)))
-    )
-
-
-def train(
-    model: nn.Module, ids: list[list[int]], targets: Tensor, epochs: int, rate: float, seed: int, loss: Any,
-    hidden: float = 0.0, mask_token: int = 0,
-) -> None:  # fmt: skip
-    """AdamW over `epochs` passes of batches of 32; `loss(logits, targets)`; a share `hidden` of tokens is masked."""
-    torch.manual_seed(seed)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.01)
-    steps = schedule(optimizer, epochs * math.ceil(len(ids) / 32))
-    for epoch in range(epochs):
-        model.train()
-        total, start = 0.0, time.perf_counter()
-        for group in batches(ids, 32, seed + epoch):
-            tokens, mask = pad([ids[i] for i in group])
-            tokens = hide(tokens, mask, mask_token, hidden) if hidden else tokens
-            value = loss(logits_of(model, tokens, mask), targets[group])
-            optimizer.zero_grad()
-            value.backward()
-            nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            steps.step()
-            total += value.item() * len(group)
-        print(f"  epoch {epoch + 1}: loss {total / len(ids):.4f}, {time.perf_counter() - start:.0f} s", flush=True)
-
-
 def distillation(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy against the teacher's softened answer, temperature 2."""
-    return functional.kl_div(
-        functional.log_softmax(logits / 2, 1), functional.softmax(targets / 2, 1), reduction="batchmean"
-    ) * 4  # fmt: skip
-
-
-def train_teacher(folder: Path, ids: list[list[int]], labels: list[int], epochs: int = 2) -> Teacher:
-    """Fine-tune MiniLM; embeddings and the first two layers stay as they are."""
-    torch.manual_seed(0)
-    teacher = Teacher(folder)
-    for part in (teacher.bert.embeddings, *teacher.bert.encoder.layer[:2]):
-        part.requires_grad_(False)
-    train(teacher, ids, torch.tensor(labels), epochs, 1e-4, 1, functional.cross_entropy)
-    return teacher
-
-
-# --- the folder -----------------------------------------------------------------------------------------
+    return (
+        functional.kl_div(
+            functional.log_softmax(logits / 2, 1), functional.softmax(targets / 2, 1), reduction="batchmean"
+        )
+        * 4
+    )
 
 
 def write(student: Any, tokenizer: Tokenizer, folder: Path) -> None:
@@ -300,11 +151,19 @@ def write(student: Any, tokenizer: Tokenizer, folder: Path) -> None:
     config["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    (folder / "model.safetensors").chmod(0o644)
     settings = {
-        "tokenizer_class": "BertTokenizer", "do_lower_case": True, "strip_accents": None,
-        "tokenize_chinese_chars": True, "model_max_length": student.config.max_position_embeddings,
-        "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]",
-    }  # fmt: skip
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "strip_accents": None,
+        "tokenize_chinese_chars": True,
+        "model_max_length": student.config.max_position_embeddings,
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "mask_token": "[MASK]",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -320,19 +179,6 @@ def report(folder: Path, test: list[Review]) -> None:
     print(f"test accuracy {100 * share:.2f} % +- {100 * half:.2f} (95 %, n = {len(test)})")
 
 
-def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, unpadded."""
-    return [e.ids for e in tokenizer.encode_batch(texts)]
-
-
-def full_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's tokenizer without padding, truncating at 256 tokens."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(256)
-    return tokenizer
-
-
 def count_pieces(tokenizer: Tokenizer, ids: list[list[int]], reviews: int) -> Counter[str]:
     """How often each piece occurs; the first `reviews` texts count three times."""
     counts: Counter[int] = Counter()
@@ -344,7 +190,7 @@ def count_pieces(tokenizer: Tokenizer, ids: list[list[int]], reviews: int) -> Co
 
 def distil(teacher: Teacher, source: Tokenizer, reviews: list[str], others: list[str], size: Size) -> Any:
     """The trained student and its tokenizer."""
-    texts = [*reviews, *(cut for seed in (1, 2, 3) for cut in spans(reviews, seed)), *others]
+    texts = [*reviews, *spans(reviews, 1), *others]
     ids = encode(source, texts)
     print(f"teacher labels {len(ids)} texts", flush=True)
     targets = predict(teacher, ids)
@@ -354,41 +200,27 @@ def distil(teacher: Teacher, source: Tokenizer, reviews: list[str], others: list
     student = make_student(teacher, source, vocabulary, size)
     print("student", flush=True)
     ids = encode(tokenizer, texts)
-    train(student, ids, targets, 4, 7e-4, 3, distillation, hidden=0.1, mask_token=vocabulary["[MASK]"])
+    train(student, ids, targets, 3, 7e-4, 3, distillation, hidden=0.1, mask_token=vocabulary["[MASK]"])
     return student, tokenizer
 
 
-def fine_tuned(folder: Path, ids: list[list[int]], labels: list[int], cache: Path | None) -> Teacher:
-    """The teacher, from `cache` if it is there."""
-    if cache is not None and cache.exists():
-        teacher = Teacher(folder)
-        teacher.load_state_dict(torch.load(cache, weights_only=True))
-        return teacher
-    teacher = train_teacher(folder, ids, labels)
-    if cache is not None:
-        torch.save(teacher.state_dict(), cache)
-    return teacher
-
-
-def inputs(options: argparse.Namespace) -> tuple[Path, Path]:
-    """MiniLM's folder and the reviews, fetched by bench/models.py where no path is given."""
-    if options.minilm and options.reviews:
-        return options.minilm, options.reviews
-    from models import minilm, reviews
-
-    return options.minilm or Path(minilm()), options.reviews or Path(reviews())
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minilm", type=Path, help="the all-MiniLM-L6-v2 folder (default: fetched)")
+    parser.add_argument("--reviews", type=Path, help="movieReviewSnippets_GroundTruth.txt")
+    parser.add_argument("--output", type=Path, default=ROOT / "compiler" / "demo" / "model")
+    parser.add_argument("--teacher", type=Path, help="file that keeps the teacher between runs")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minilm", type=Path, help="the all-MiniLM-L6-v2 folder")
-    parser.add_argument("--reviews", type=Path, help="the vaderSentiment 3.3.2 sdist, packed or unpacked")
-    parser.add_argument("--output", type=Path, default=ROOT / "compiler" / "demo" / "model")
-    parser.add_argument("--teacher", type=Path, help="file that keeps the teacher between runs")
-    options = parser.parse_args()
+    """Fetch, train, write, score."""
+    options = read_options()
     torch.set_num_threads(1)
-    folder, sdist = inputs(options)
-    tables = read_texts(sdist)
+    folder = options.minilm or fetch("minilm")
+    tables = read_texts((options.reviews or fetch("reviews")).parent)
     training, development, test = split(tables["movieReview"])
     print(f"{len(training)} training, {len(development)} development, {len(test)} test reviews")
 

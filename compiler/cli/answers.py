@@ -82,7 +82,9 @@ def _tokens(model: Any, encoded: Encoded, outputs: Any, row: int) -> dict[str, A
             continue
         best = int(chances[i].argmax())
         label, chance = _label(model, best), float(chances[i, best])
-        found.append({"token": e.tokens[i], "start": start, "end": end, "label": label, "probability": chance})
+        found.append(
+            {"token": e.tokens[i], "start": start, "end": end, "label": label, "probability": chance}
+        )
     return {"tokens": found}
 
 
@@ -108,7 +110,9 @@ def _fill(model: Any, encoded: Encoded, outputs: Any, row: int) -> dict[str, Any
     mask = next((i for i in map(tokenizer.token_to_id, ("[MASK]", "<mask>")) if i is not None), None)
     if mask not in e.ids:
         token = tokenizer.id_to_token(mask) if mask is not None else "[MASK]"
-        raise LlmcError("this text has no mask to fill", found=encoded.texts[row], hint=f"write {token} in its place")
+        raise LlmcError(
+            "this text has no mask to fill", found=encoded.texts[row], hint=f"write {token} in its place"
+        )
     masks = []
     for position in (i for i, token in enumerate(e.ids) if token == mask):
         chances = softmax(outputs["logits"][row, position])

@@ -25,21 +25,31 @@ than most improvements do. The artifact's own `bench` executable measures the sa
 
 @click.command("bench", epilog=_EPILOG, short_help="Measure an artifact's latency, per kernel if asked.")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Rows in a call.")
-@click.option("--seq", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens in a row.")
+@click.option("--batch", type=click.IntRange(min=1), help="Rows in a call.  [default: 1]")
+@click.option("--seq", type=click.IntRange(min=1), help="Tokens in a row.  [default: 128, or the bound]")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the runtime's]")
 @click.option("--duration", type=Seconds(), default="3s", show_default=True, help="How long to measure.")
 @click.option("--variant", help="Use this code variant rather than the best for the CPU.")
 @click.option("--profile", is_flag=True, help="Time every kernel and compare it with the machine's peak.")
-@click.option("--vs", metavar="OTHER", type=click.Path(path_type=Path), help="A second artifact, run in turns.")
+@click.option(
+    "--vs", metavar="OTHER", type=click.Path(path_type=Path), help="A second artifact, run in turns."
+)
 @json_option
 def command(
-    artifact: Path, batch: int, seq: int, threads: int | None, duration: float, variant: str | None,
-    profile: bool, vs: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+    artifact: Path,
+    batch: int | None,
+    seq: int | None,
+    threads: int | None,
+    duration: float,
+    variant: str | None,
+    profile: bool,
+    vs: Path | None,
+    as_json: bool,
+) -> None:
     """Measure the latency of ARTIFACT on random input of one shape."""
     if vs is not None and profile:
         raise click.UsageError("--profile measures one artifact; use it without --vs.")
+    sizes = {name: size for name, size in (("batch", batch), ("seq", seq)) if size is not None}
     paths = [require_artifact(path) for path in (artifact, vs) if path is not None]
 
     import llmc
@@ -47,11 +57,11 @@ def command(
     models = [llmc.load(path, threads=threads, variant=variant) for path in paths]
     report: Any
     if vs is None:
-        report = models[0].benchmark(batch=batch, seq=seq, duration=duration, profile=profile)
+        report = models[0].benchmark(**sizes, duration=duration, profile=profile)
     else:
         from llmc.runtime import compare
 
-        report = compare(models[0], models[1], batch=batch, seq=seq, duration=duration)
+        report = compare(models[0], models[1], **sizes, duration=duration)
     if as_json:
         print_json(report.to_dict())
     else:

@@ -26,14 +26,25 @@ output appears under its name only when it is whole: a failed compile leaves an 
 
 @click.command("compile", epilog=_EPILOG, short_help="Compile a model folder into a native artifact.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: NAME.llmc]")
-@click.option("--target", default="native", show_default=True, help="Where it will run; `llmc targets` lists them.")
-@click.option("--task", default="auto", show_default=True, help="What to compute, such as text-classification.")
-@click.option("-O", "level", type=click.IntRange(0, 3), default=3, show_default=True, help="Optimisation level.")
-@click.option("--passes", metavar="PIPELINE", help="A pipeline instead of a level; `llmc passes` lists the passes.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: NAME.llmc]"
+)
+@click.option(
+    "--target", default="native", show_default=True, help="Where it will run; `llmc targets` lists them."
+)
+@click.option(
+    "--task", default="auto", show_default=True, help="What to compute, such as text-classification."
+)
+@click.option(
+    "-O", "level", type=click.IntRange(0, 3), default=3, show_default=True, help="Optimisation level."
+)
+@click.option(
+    "--passes", metavar="PIPELINE", help="A pipeline instead of a level; `llmc passes` lists the passes."
+)
 @click.option("--max-batch", type=click.IntRange(min=1), help="Largest batch.  [default: the compiler's]")
 @click.option("--max-seq", type=click.IntRange(min=1), help="Longest sequence.  [default: the model's]")
 @click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep intermediate files there.")
+@click.option("--cc", metavar="COMMAND", help="C compiler.  [default: the ziglang package's]")
 @click.option("--name", help="Name in the manifest.  [default: the folder's]")
 @json_option
 def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> None:

@@ -13,8 +13,8 @@ Examples:
 """
 
 _INSTALL = {
-    "bash": "add this line to ~/.bashrc:  eval \"$(llmc completion bash)\"",
-    "zsh": "add this line to ~/.zshrc:  eval \"$(llmc completion zsh)\"",
+    "bash": 'add this line to ~/.bashrc:  eval "$(llmc completion bash)"',
+    "zsh": 'add this line to ~/.zshrc:  eval "$(llmc completion zsh)"',
     "fish": "llmc completion fish > ~/.config/fish/completions/llmc.fish",
 }
 

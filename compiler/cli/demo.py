@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,15 @@ No network is used and, without --keep, nothing stays behind.
 
 
 @click.command("demo", epilog=_EPILOG, short_help="See llmc work on a model that ships with it.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="For llmc and PyTorch.")
-@click.option("--duration", type=click.FloatRange(min=0.1), default=1.5, show_default=True, help="Seconds a shape.")
-@click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep the artifact in this folder.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="For llmc and PyTorch."
+)
+@click.option(
+    "--duration", type=click.FloatRange(min=0.1), default=1.5, show_default=True, help="Seconds a shape."
+)
+@click.option(
+    "--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep the artifact in this folder."
+)
 @json_option
 def command(threads: int, duration: float, keep: Path | None, as_json: bool) -> None:
     """Compile a small sentiment classifier, check it against PyTorch, run it and race it."""
@@ -42,7 +50,9 @@ def command(threads: int, duration: float, keep: Path | None, as_json: bool) -> 
     folder = require_folder(demo.model_folder(), "the demo model")
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-    where: AbstractContextManager[Any] = nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="llmc-demo-")
+    where: AbstractContextManager[Any] = (
+        nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="llmc-demo-")
+    )
     with where as place:
         result = _run(folder, Path(place) / "demo.llmc", threads, duration, quiet=as_json)
     if as_json:
@@ -82,7 +92,9 @@ def _run(folder: Path, artifact: Path, threads: int, duration: float, quiet: boo
         steps.line(f"largest difference of the logits: {result['difference']:.1e}")
         steps.title("3. run", "")
         steps.answers(result["answers"])
-        steps.title("4. race", f"PyTorch eager and llmc in turns, fp32, {threads} thread{'s' * (threads > 1)} each")
+        steps.title(
+            "4. race", f"PyTorch eager and llmc in turns, fp32, {threads} thread{'s' * (threads > 1)} each"
+        )
         with Progress("race") as progress:
             result["race"] = _race(model, reference, threads, duration, progress)
         steps.race(result["race"])
@@ -109,7 +121,9 @@ def _answers(model: Any, reference: Any) -> tuple[list[dict[str, Any]], float]:
     return answers.describe(model, encoded, outputs), float(np.abs(outputs["logits"] - expected).max())
 
 
-def _race(model: Any, reference: Any, threads: int, duration: float, progress: Progress) -> list[dict[str, Any]]:
+def _race(
+    model: Any, reference: Any, threads: int, duration: float, progress: Progress
+) -> list[dict[str, Any]]:
     import numpy as np
     import torch
 
@@ -121,11 +135,16 @@ def _race(model: Any, reference: Any, threads: int, duration: float, progress: P
     for i, (batch, seq) in enumerate(demo.SHAPES):
         progress(f"batch {batch}, {seq} tokens", i / len(demo.SHAPES))
         arrays = demo.sample(reference.config.vocab_size, batch, seq)
-        calls = {"pytorch": demo.torch_call(reference, arrays), "llmc": lambda a=arrays: model(**a)}
+        calls: dict[str, Callable[[], object]] = {
+            "pytorch": demo.torch_call(reference, arrays),
+            "llmc": partial(model, **arrays),
+        }
         times = race(calls, duration, threads)
         value, low, high = ratio(times["pytorch"], times["llmc"])
         medians = {name: float(np.median(t)) for name, t in times.items()}
-        rows.append({"batch": batch, "seq": seq, "seconds": medians, "speedup": value, "interval": [low, high]})
+        rows.append(
+            {"batch": batch, "seq": seq, "seconds": medians, "speedup": value, "interval": [low, high]}
+        )
     return rows
 
 
@@ -143,7 +162,7 @@ class Steps:
         if not self.quiet:
             click.echo(f"\n{click.style(title, bold=True)}" + (f"  {text}" if text else ""))
 
-    def table(self, columns: list[str], rows: list[tuple[str, ...]]) -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         if not self.quiet:
             print_table("", columns, rows)
 

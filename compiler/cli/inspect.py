@@ -9,7 +9,14 @@ from typing import Any
 
 import click
 
-from llmc.compiler.cli.output import is_artifact, json_option, print_json, print_table, require_folder, size_text
+from llmc.compiler.cli.output import (
+    is_artifact,
+    json_option,
+    print_json,
+    print_table,
+    require_folder,
+    size_text,
+)
 from llmc.errors import LlmcError
 
 _EPILOG = """\b
@@ -49,9 +56,9 @@ def _artifact(path: Path) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
-    from llmc.compiler.frontends import huggingface
+    from llmc.compiler.frontends import folder
 
-    return _plain_fields(huggingface.inspect(path))
+    return _plain_fields(folder.inspect(path))
 
 
 def _plain_fields(summary: Any) -> dict[str, Any]:
@@ -81,7 +88,10 @@ def _show_artifact(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def _show(title: str, facts: Mapping[str, Any]) -> None:
-    print_table(title, ["", ""], [(name, _text(value)) for name, value in facts.items() if value not in (None, "", [], {})])
+    said = {
+        name: value for name, value in facts.items() if value is not None and value not in ("", (), [], {})
+    }
+    print_table(title, ["", ""], [(name, _text(value)) for name, value in said.items()])
 
 
 def _show_records(title: str, records: Any) -> None:
@@ -98,8 +108,10 @@ def _cell(column: str, value: Any) -> str:
 def _named(records: Any) -> list[tuple[str, Any]]:
     if isinstance(records, Mapping):
         return list(records.items())
-    plain = (({k: v for k, v in r.items() if k != "name"}, r.get("name", i)) if isinstance(r, Mapping) else (r, i)
-             for i, r in enumerate(records))  # fmt: skip
+    plain = (
+        ({k: v for k, v in r.items() if k != "name"}, r.get("name", i)) if isinstance(r, Mapping) else (r, i)
+        for i, r in enumerate(records)
+    )
     return [(str(name), record) for record, name in plain]
 
 
@@ -113,4 +125,6 @@ def _text(value: Any) -> str:
     text = str(value)
     if len(text) == 64 and all(c in "0123456789abcdef" for c in text):
         return text[:12]
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000 else text
+    return (
+        f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000 else text
+    )

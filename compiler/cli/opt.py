@@ -27,17 +27,32 @@ The manager checks the graph after every pass. Graphs print to stdout, everythin
 @click.command("opt", epilog=_EPILOG, short_help="Run passes on a model and print the graph.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--passes", metavar="PIPELINE", help="Passes to run, joined by commas.")
-@click.option("-O", "level", type=click.IntRange(0, 3), default=3, show_default=True, help="A level's pipeline.")
-@click.option("--task", default="auto", show_default=True, help="What to compute, such as text-classification.")
-@click.option("--print-after", metavar="NAME|all", help="Print the graph after the pass NAME, or after every pass.")
-@click.option("--verify-each", is_flag=True, help="Also run the graph before and after each pass and compare.")
+@click.option(
+    "-O", "level", type=click.IntRange(0, 3), default=3, show_default=True, help="A level's pipeline."
+)
+@click.option(
+    "--task", default="auto", show_default=True, help="What to compute, such as text-classification."
+)
+@click.option(
+    "--print-after", metavar="NAME|all", help="Print the graph after the pass NAME, or after every pass."
+)
+@click.option(
+    "--verify-each", is_flag=True, help="Also run the graph before and after each pass and compare."
+)
 @click.option("--time-passes", is_flag=True, help="Print each pass's time and what it changed.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the final graph there.")
 @json_option
 def command(
-    model: Path, passes: str | None, level: int, task: str, print_after: str | None, verify_each: bool,
-    time_passes: bool, output: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+    model: Path,
+    passes: str | None,
+    level: int,
+    task: str,
+    print_after: str | None,
+    verify_each: bool,
+    time_passes: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
     """Import MODEL (a folder, or a graph's text file), run passes, and print the graph."""
     if not model.is_file():
         require_folder(model, "a model")
@@ -74,7 +89,9 @@ def read_graph(model: Path, task: str) -> Any:
             hint = "give a model folder, or a graph written by `llmc opt -o`"
             raise LlmcError("not a graph's text", at=str(model), hint=hint) from None
     if is_artifact(model):
-        raise LlmcError("this is an artifact; its graph is gone", at=str(model), hint="give the model's own folder")
+        raise LlmcError(
+            "this is an artifact; its graph is gone", at=str(model), hint="give the model's own folder"
+        )
     from llmc.compiler.frontends import huggingface
 
     return huggingface.load(model, task=task).graph

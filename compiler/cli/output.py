@@ -32,20 +32,33 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on stdout; columns named with a leading `>` are aligned right."""
+    """A table on stdout; columns named with a leading `>` are aligned right. Without names, no header."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_header=any(columns),
+    )
     for name in columns:
-        table.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+        table.add_column(
+            name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    # Elsewhere than on a terminal nothing may be folded: 80 columns would be rich's guess.
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(table)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    # Elsewhere than on a terminal rich would guess 80 columns and pad every line to its end.
+    console = Console(width=160, highlight=False, no_color=True)
+    with console.capture() as captured:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def size_text(count: float) -> str:
@@ -116,7 +129,7 @@ def require_artifact(path: Path) -> Path:
 
 
 class Progress:
-    """Stages on stderr: a bar on a terminal, one line for each stage elsewhere. Call it with (stage, fraction)."""
+    """Stages on stderr: a bar on a terminal, one line for each stage elsewhere. Call it with both."""
 
     def __init__(self, label: str) -> None:
         self._label = label

@@ -45,7 +45,12 @@ def describe(name: str, kind: type[Any]) -> dict[str, Any]:
         default = option.default_factory() if option.default_factory is not MISSING else option.default
         options[option.name] = None if default is MISSING else default
     summary = (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " ")
-    return {"name": name, "options": options, "keeps": str(getattr(kind, "keeps", "exact")), "summary": summary}
+    return {
+        "name": name,
+        "options": options,
+        "keeps": str(getattr(kind, "keeps", "exact")),
+        "summary": summary,
+    }
 
 
 def _options_text(options: dict[str, Any]) -> str:

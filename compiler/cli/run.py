@@ -28,18 +28,31 @@ span, or the words that fit the mask. --json and --output give everything.
 
 @click.command("run", epilog=_EPILOG, short_help="Run an artifact on texts or arrays.")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--text", "texts", multiple=True, help="A text; repeat it for a batch; - reads lines from stdin.")
-@click.option("--pair", "pairs", multiple=True, help="The second text of each --text (the context of a question).")
+@click.option(
+    "--text", "texts", multiple=True, help="A text; repeat it for a batch; - reads lines from stdin."
+)
+@click.option(
+    "--pair", "pairs", multiple=True, help="The second text of each --text (the context of a question)."
+)
 @click.option("--input", "inputs", metavar="NAME=FILE.npy", multiple=True, help="An input array; repeatable.")
-@click.option("--output", metavar="FILE.npz", type=click.Path(path_type=Path), help="Write the outputs there.")
+@click.option(
+    "--output", metavar="FILE.npz", type=click.Path(path_type=Path), help="Write the outputs there."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the runtime's]")
 @click.option("--variant", help="Use this code variant rather than the best for the CPU.")
 @click.option("--selftest", is_flag=True, help="Compare with the outputs recorded when it was compiled.")
 @json_option
 def command(
-    artifact: Path, texts: tuple[str, ...], pairs: tuple[str, ...], inputs: tuple[str, ...], output: Path | None,
-    threads: int | None, variant: str | None, selftest: bool, as_json: bool,
-) -> None:  # fmt: skip
+    artifact: Path,
+    texts: tuple[str, ...],
+    pairs: tuple[str, ...],
+    inputs: tuple[str, ...],
+    output: Path | None,
+    threads: int | None,
+    variant: str | None,
+    selftest: bool,
+    as_json: bool,
+) -> None:
     """Run ARTIFACT on texts, on NumPy arrays, or on its own recorded samples."""
     if sum((bool(texts), bool(inputs), selftest)) != 1:
         raise click.UsageError("Give one of --text, --input or --selftest.")
@@ -111,7 +124,9 @@ def _read_input(text: str) -> tuple[str, Any]:
         raise LlmcError("input file was not found", at=f"--input {name}", found=file) from error
     except (ValueError, EOFError, OSError) as error:
         hint = "save it with numpy.save(file, array)"
-        raise LlmcError("not a .npy file that can be read", at=f"--input {name}", found=str(error), hint=hint) from error
+        raise LlmcError(
+            "not a .npy file that can be read", at=f"--input {name}", found=str(error), hint=hint
+        ) from error
     if not isinstance(array, np.ndarray):
         raise LlmcError("an input is one array in a .npy file", at=f"--input {name}", found="a .npz archive")
     return name, array

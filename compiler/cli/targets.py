@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import click
 
 from llmc.compiler.cli.output import json_option, print_json, print_table
+from llmc.errors import LlmcError
 
 _EPILOG = """\b
 Examples:
@@ -23,19 +23,29 @@ def command(as_json: bool) -> None:
     """List the targets: name, CPU features needed, and what each is for."""
     from llmc.targets import TARGETS
 
-    rows = [describe(name, target) for name, target in TARGETS.items()]
+    rows = [_native(), *map(describe, TARGETS.values())]
     if as_json:
         print_json({"targets": rows})
         return
-    cells = [(r["name"], " ".join(r["features"]), r["summary"]) for r in rows]
-    print_table("", ["target", "needs", "what it is"], cells)
+    cells = [(r["name"], r["description"], "; ".join(r["needs"])) for r in rows]
+    print_table("", ["target", "what it is", "needs one of, best first"], cells)
 
 
-def describe(name: str, target: Any) -> dict[str, Any]:
-    """Name, features and one line of description of a target."""
-    summary = getattr(target, "summary", "") or getattr(target, "doc", "") or inspect.getdoc(target) or ""
+def describe(target: Any) -> dict[str, Any]:
+    """Name, description, LLVM triple and the CPU features that each variant of the code needs."""
     return {
-        "name": name,
-        "features": [str(feature) for feature in getattr(target, "features", ())],
-        "summary": str(summary).split("\n\n")[0].replace("\n", " "),
+        "name": target.name,
+        "description": target.description,
+        "triple": target.triple,
+        "needs": [cpu.needs for cpu in target.cpus],
     }
+
+
+def _native() -> dict[str, Any]:
+    """What `native` means here; on a machine that llmc cannot compile for, why not."""
+    from llmc.targets import host
+
+    try:
+        return describe(host.find_target("native"))
+    except LlmcError as error:
+        return {"name": "native", "description": f"this machine: {error.problem}", "triple": "", "needs": []}

@@ -15,7 +15,7 @@ Array = np.ndarray[Any, Any]
 SENTENCES = (
     "A warm, funny and beautifully acted film that stays with you.",
     "The plot is a mess and the jokes fall flat.",
-    "It starts slowly, but the ending is worth the wait.",
+    "I love this phone, the battery lasts forever.",
 )
 SHAPES = ((1, 16), (1, 128), (8, 64))
 

@@ -1,4 +1,4 @@
-"""Time several implementations of one thing in turns, so that a slow second of the machine hits all of them."""
+"""Time several implementations of one thing in turns: a slow second of the machine hits all of them."""
 
 from __future__ import annotations
 

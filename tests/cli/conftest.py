@@ -78,6 +78,9 @@ def fake_artifact(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "manifest.json").write_text("{}")
     monkeypatch.setattr(
-        llmc, "load", lambda path, threads=None, variant=None: FakeModel(path, threads, variant), raising=False
+        llmc,
+        "load",
+        lambda path, threads=None, variant=None: FakeModel(path, threads, variant),
+        raising=False,
     )
     return folder

@@ -46,7 +46,9 @@ def test_completion_completes_commands(runner):
 
 
 def test_bench_passes_its_options_on(cli, fake_artifact):
-    result = cli("bench", fake_artifact, "--batch", 4, "--seq", 7, "--threads", 3, "--duration", "500ms", "--json")
+    result = cli(
+        "bench", fake_artifact, "--batch", 4, "--seq", 7, "--threads", 3, "--duration", "500ms", "--json"
+    )
     assert result.code == 0, result.err
     expected = {"threads": 3, "batch": 4, "seq": 7, "duration": 0.5, "profile": False}
     assert json.loads(result.out) == expected

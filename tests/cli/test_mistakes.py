@@ -125,8 +125,12 @@ def test_bad_input_files(cli, fake_artifact, tmp_path):
     text, archive = tmp_path / "x.npy", tmp_path / "x.npz"
     text.write_text("1 2 3")
     np.savez(archive, a=np.zeros(1))
-    for given, words in (("x", "is not NAME=FILE.npy"), ("x=nowhere.npy", "was not found"),
-                         (f"x={text}", "not a .npy file"), (f"x={archive}", "one array")):  # fmt: skip
+    for given, words in (
+        ("x", "is not NAME=FILE.npy"),
+        ("x=nowhere.npy", "was not found"),
+        (f"x={text}", "not a .npy file"),
+        (f"x={archive}", "one array"),
+    ):
         result = cli("run", fake_artifact, "--input", given)
         assert result.code == (2 if given == "x" else 1)
         assert words in result.err
@@ -141,7 +145,9 @@ def test_a_pickle_is_not_loaded(cli, fake_artifact, tmp_path):
 
 
 def test_no_text_on_standard_input(fake_artifact):
-    done = subprocess.run([*RUN, "run", str(fake_artifact), "--text", "-"], input="\n", capture_output=True, text=True)
+    done = subprocess.run(
+        [*RUN, "run", str(fake_artifact), "--text", "-"], input="\n", capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert "no text on standard input" in done.stderr
 

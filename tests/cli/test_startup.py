@@ -19,7 +19,10 @@ print("\\n" + json.dumps([code, sorted(m for m in sys.modules if "." not in m)])
 def run(*arguments):
     """Exit code and top-level modules after `llmc ARGUMENTS` in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE.format(arguments=list(arguments))], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROBE.format(arguments=list(arguments))],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     code, modules = json.loads(done.stdout.splitlines()[-1])
     return code, set(modules), done
@@ -27,7 +30,14 @@ def run(*arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["bench", "--help"], ["inspect", "--help"], ["demo", "--help"], ["completion", "zsh"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["bench", "--help"],
+        ["inspect", "--help"],
+        ["demo", "--help"],
+        ["completion", "zsh"],
+    ],
     ids=" ".join,
 )
 def test_help_imports_nothing_heavy(arguments):
@@ -53,7 +63,12 @@ def test_bench_of_nothing_imports_nothing_heavy(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["inspect", "--help"], ["bench", "--help"]], ids=" ".join)
 def test_first_line_within_half_a_second(arguments):
-    command = [sys.executable, "-c", "import sys; from llmc.compiler.cli import main; sys.exit(main())", *arguments]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from llmc.compiler.cli import main; sys.exit(main())",
+        *arguments,
+    ]
 
     def first_line():
         start = time.perf_counter()
