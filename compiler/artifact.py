@@ -45,7 +45,9 @@ def _check_replaceable(output: Path) -> None:
         ours = output.is_dir() and ((output / "manifest.json").is_file() or not any(output.iterdir()))
         if not ours:
             raise LlmcError(
-                "the output exists and is not an artifact", at=str(output), hint="choose another name, or remove it"
+                "the output exists and is not an artifact",
+                at=str(output),
+                hint="choose another name, or remove it",
             )
 
 
@@ -65,7 +67,11 @@ def _replace(output: Path, part: Path) -> None:
 
 
 def _os_error(problem: str, path: Path, error: OSError) -> LlmcError:
-    hints = {28: "free some space", 13: "choose a folder you may write to", 30: "choose a folder you may write to"}
+    hints = {
+        28: "free some space",
+        13: "choose a folder you may write to",
+        30: "choose a folder you may write to",
+    }
     return LlmcError(f"{problem}: {error.strerror or error}", at=str(path), hint=hints.get(error.errno or 0))
 
 

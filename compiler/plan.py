@@ -138,7 +138,9 @@ class _Slots:
             return len(self.sizes) - 1
         wanted = _typical(size)
         # Growing a small slot costs what it lacks, using a large one costs nothing but keeps it from larger values.
-        best = min(self._free, key=lambda i: (max(0, wanted - _typical(self.sizes[i])), _typical(self.sizes[i]), i))
+        best = min(
+            self._free, key=lambda i: (max(0, wanted - _typical(self.sizes[i])), _typical(self.sizes[i]), i)
+        )
         self._free.remove(best)
         self.sizes[best] = _larger(self.sizes[best], size)
         return best

@@ -43,7 +43,11 @@ class Tensor:
 def signature(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs and outputs, in the order of the C interface."""
     inputs = [
-        Tensor(*(n.attributes[k] for k in ("name",)), n.type, *(n.attributes[k] for k in ("default", "low", "high")))
+        Tensor(
+            *(n.attributes[k] for k in ("name",)),
+            n.type,
+            *(n.attributes[k] for k in ("default", "low", "high")),
+        )
         for n in graph.inputs
     ]
     return inputs, [Tensor(name, node.type) for name, node in graph.outputs.items()]
@@ -83,9 +87,14 @@ def write_program(
 def c_string(text: str) -> str:
     """A C string literal; anything but plain ASCII as octal escapes."""
     plain = {ord(c) for c in " !#$%&'()*+,-./:;<=>@[]^_`{|}~"}
-    return '"' + "".join(
-        chr(b) if chr(b).isascii() and (chr(b).isalnum() or b in plain) else f"\\{b:03o}" for b in text.encode()
-    ) + '"'
+    return (
+        '"'
+        + "".join(
+            chr(b) if chr(b).isascii() and (chr(b).isalnum() or b in plain) else f"\\{b:03o}"
+            for b in text.encode()
+        )
+        + '"'
+    )
 
 
 def _size(value: Dim) -> str:

@@ -42,6 +42,7 @@ def lower(graph: Graph) -> tuple[Call, ...]:
             refused.append(f"{node.source}: {error.problem}")
     if refused:
         raise LlmcError(
-            f"{len(refused)} operations have no kernel on this target", found="\n         ".join(sorted(set(refused)))
+            f"{len(refused)} operations have no kernel on this target",
+            found="\n         ".join(sorted(set(refused))),
         )
     return tuple(calls)

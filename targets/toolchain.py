@@ -46,7 +46,9 @@ def _run(command: Sequence[str], output: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
         raise LlmcError(
-            f"cannot start the C compiler: {error.strerror or error}", at=command[0], hint="check the --cc option"
+            f"cannot start the C compiler: {error.strerror or error}",
+            at=command[0],
+            hint="check the --cc option",
         ) from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]

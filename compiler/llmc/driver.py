@@ -177,8 +177,17 @@ def _kernels(graph: Graph, target: Target) -> tuple[tuple[Call, ...], dict[str, 
 class _Build:
     """The native part of an artifact: weights.bin, module.so, llmc.h and bench."""
 
-    def __init__(self, folder: Path, graph: Graph, plan: Plan, target: Target, name: str, cc: str | None) -> None:
-        self.folder, self.graph, self.plan, self.target, self.name, self.cc = folder, graph, plan, target, name, cc
+    def __init__(
+        self, folder: Path, graph: Graph, plan: Plan, target: Target, name: str, cc: str | None
+    ) -> None:
+        self.folder, self.graph, self.plan, self.target, self.name, self.cc = (
+            folder,
+            graph,
+            plan,
+            target,
+            name,
+            cc,
+        )
         self.build_id = ""
         self.program = ""
 
@@ -210,7 +219,9 @@ class _Build:
         flags = (*c.BENCH_FLAGS, definition)
         self._compile(self.folder / "bench", c.BENCH_SOURCES, flags, c.BENCH_LIBRARIES)
 
-    def _compile(self, output: Path, sources: Sequence[Path], flags: Sequence[str], libraries: Sequence[str]) -> None:
+    def _compile(
+        self, output: Path, sources: Sequence[Path], flags: Sequence[str], libraries: Sequence[str]
+    ) -> None:
         toolchain.build(output, sources, c.FOLDER, flags, libraries, self.target.zig, self.cc)
 
 
@@ -234,7 +245,9 @@ def _write_selftest(folder: Path, graph: Graph, build_id: str) -> None:
     """Two runs of the interpreter on the graph as imported: no pass and no kernel had a part in them."""
     cases = []
     for batch, seq in ((1, 1), (2, _SELFTEST_SEQ)):
-        sizes = {k: min(v, graph.dims[k].high) for k, v in (("batch", batch), ("seq", seq)) if k in graph.dims}
+        sizes = {
+            k: min(v, graph.dims[k].high) for k, v in (("batch", batch), ("seq", seq)) if k in graph.dims
+        }
         inputs = _sample(graph, sizes)
         cases.append((inputs, interpret.run(graph, inputs)))
     write_selftest(folder / SELFTEST, build_id, cases)
@@ -281,7 +294,9 @@ def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, fold
         "selftest": _SELFTEST,
         "postprocess": {},
         "sizes": {
-            "parameters": sum(w.attributes["value"].array.size for w in imported.graph.nodes if w.op == "constant"),
+            "parameters": sum(
+                w.attributes["value"].array.size for w in imported.graph.nodes if w.op == "constant"
+            ),
             "code_bytes": sum((folder / f).stat().st_size for f in (MODULE, "bench")),
             "weights_bytes": build.plan.weights_bytes,
             "kernels": len({s.kernel.symbol for s in build.plan.steps if isinstance(s, Call)}),
@@ -317,7 +332,9 @@ def _tokenizer_entry(tokenizer: Any, graph: Graph) -> dict[str, Any]:
     import tokenizers
 
     token = tokenizers.Tokenizer.from_file(str(tokenizer.file)).id_to_token(tokenizer.pad_id)
-    longest = min(tokenizer.max_length, graph.dims["seq"].high if "seq" in graph.dims else tokenizer.max_length)
+    longest = min(
+        tokenizer.max_length, graph.dims["seq"].high if "seq" in graph.dims else tokenizer.max_length
+    )
     return {
         "file": "tokenizer.json",
         "max_length": longest,

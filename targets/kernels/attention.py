@@ -14,6 +14,7 @@ neither threads nor vector width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -128,7 +129,9 @@ def _call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call:
         (*node.inputs, node),
         (s, t),
         batch * shape.heads * ceil_div(s, QUERIES),
-        sympy.Min(s, QUERIES) * t * (d + e + 20) // LANES if isinstance(s * t, int) else t * VECTORS * (d + e + 20),
+        sympy.Min(s, QUERIES) * t * (d + e + 20) // LANES
+        if isinstance(s * t, int)
+        else t * VECTORS * (d + e + 20),
         2 * batch * shape.heads * s * t * (d + e),
         4 * product(node.shape) + sum(4 * product(i.shape) for i in node.inputs),
         node.source,
@@ -138,7 +141,9 @@ def _call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call:
 class _Head:
     """The state of one work item: up to 64 queries of one head, and the code of each step."""
 
-    def __init__(self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr) -> None:
+    def __init__(
+        self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr
+    ) -> None:
         self.e, self.shape, self.at, self.s, self.t = e, shape, pointers, s, t
         self.wide = cpu.vectors >= 32
         memory = e.scratch()
@@ -223,7 +228,9 @@ class _Head:
 
         def product_of(vector: Expr, vectors: int) -> None:
             def tile(row: Expr, height: int) -> None:
-                at = [e.let(self.start["k"] + e.get(self.kept, row + i) * layout.width) for i in range(height)]
+                at = [
+                    e.let(self.start["k"] + e.get(self.kept, row + i) * layout.width) for i in range(height)
+                ]
                 acc = e.registers(height * vectors)
                 for i in range(height * vectors):
                     e.set(acc, i, splat(f32(0.0)))
@@ -329,7 +336,7 @@ class _Head:
             height = self.tile_rows(vectors)
             groups = -(-layout.size // height)
             cuts = [g * layout.size // groups for g in range(groups + 1)]
-            for low, high in zip(cuts, cuts[1:], strict=False):
+            for low, high in itertools.pairwise(cuts):
                 rows = high - low
                 acc = e.registers(rows * vectors)
                 line = e.let(self.output + vector * LANES + low * QUERIES)
@@ -362,7 +369,9 @@ class _Head:
             for feature in range(0, layout.size, LANES):
                 here = min(LANES, layout.size - feature)
                 values = [
-                    e.let(e.load(self.memory, self.output + (feature + i) * QUERIES + v * LANES, LANES) * factor)
+                    e.let(
+                        e.load(self.memory, self.output + (feature + i) * QUERIES + v * LANES, LANES) * factor
+                    )
                     for i in range(here)
                 ]
                 at = [e.let(self.start["out"] + (rows + i) * layout.width + feature) for i in range(LANES)]

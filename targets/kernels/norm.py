@@ -29,9 +29,11 @@ def _row_length(node: Node) -> int:
     return length
 
 
-def _call(node: Node, family: str, key: tuple[Any, ...], scalars: tuple[Any, ...], emit: Callable[..., Any]) -> Call:
+def _call(
+    node: Node, family: str, key: tuple[Any, ...], scalars: tuple[Any, ...], emit: Callable[..., Any]
+) -> Call:
     rows, n = product(node.shape[:-1]), int(node.shape[-1])
-    pointers = tuple(i.dtype for i in node.inputs) + ("f32",)
+    pointers = (*tuple(i.dtype for i in node.inputs), "f32")
     kernel = Kernel(family, key, pointers, len(scalars), emit)
     moved = sum(4 * product(i.shape) for i in node.inputs if i.op != "constant")
     return Call(
@@ -115,7 +117,9 @@ def emit_norm(
     return e.function()
 
 
-def emit_embed_norm(symbol: str, cpu: Cpu, *, n: int, eps: float, tables: tuple[tuple[int, str, bool], ...]) -> Any:
+def emit_embed_norm(
+    symbol: str, cpu: Cpu, *, n: int, eps: float, tables: tuple[tuple[int, str, bool], ...]
+) -> Any:
     """layer_norm(sum of table rows); `tables` holds (rows, index dtype, index shared by the batch)."""
     e = Emitter(symbol)
     pairs = [(e.pointer("table", "f32"), e.pointer("index", dtype)) for _, dtype, _ in tables]
@@ -162,7 +166,9 @@ def normalise(
 ) -> None:
     """out row = (x row - mean) / sqrt(variance + eps) * weight + bias"""
     sums = e.registers(1)
-    tail = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), LANES) < splat(tirx.const(n % LANES, "int32"))
+    tail = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), LANES) < splat(
+        tirx.const(n % LANES, "int32")
+    )
     zero, size = splat(f32(0.0)), f32(float(n))
 
     def centred(at: Expr, mask: Expr | None) -> Expr:
