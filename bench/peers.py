@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -216,11 +217,10 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def parse_shapes(text: str) -> list[tuple[int, int]]:
     """`1x128,8x64` as pairs of batch and sequence."""
-    try:
-        pairs = [tuple(map(int, shape.split("x"))) for shape in text.split(",")]
-        return [(batch, seq) for batch, seq in pairs if batch > 0 and seq > 0]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 1x128,8x64") from None
+    pairs = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", shape.strip()) for shape in text.split(",")]
+    if None in pairs:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 1x128,8x64")
+    return [(int(pair[1]), int(pair[2])) for pair in pairs if pair]
 
 
 def default_model() -> Path:
