@@ -1,0 +1,49 @@
+"""Run compiled models: needs NumPy, and `tokenizers` when text is given.
+
+    model = load("model.llmc")
+    logits = model(input_ids=ids, attention_mask=mask)["logits"]
+
+Names are imported when first used: reading a manifest needs no NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmc.runtime.benchmark import BenchmarkReport, CompareReport, compare
+    from llmc.runtime.manifest import Manifest, read_manifest
+    from llmc.runtime.model import Model, check, load
+    from llmc.runtime.signature import TensorInfo
+
+__all__ = [
+    "BenchmarkReport",
+    "CompareReport",
+    "Manifest",
+    "Model",
+    "TensorInfo",
+    "check",
+    "compare",
+    "load",
+    "read_manifest",
+]
+
+_HOME = {
+    "BenchmarkReport": "benchmark",
+    "CompareReport": "benchmark",
+    "Manifest": "manifest",
+    "Model": "model",
+    "TensorInfo": "signature",
+    "check": "model",
+    "compare": "benchmark",
+    "load": "model",
+    "read_manifest": "manifest",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'llmc.runtime' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"llmc.runtime.{_HOME[name]}"), name)

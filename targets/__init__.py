@@ -48,8 +48,8 @@ class Target:
 
 
 # prefer-256-bit would split the 16-lane vectors that kernels are written in.
-AVX512 = Cpu("avx512", "skylake-avx512", ("-prefer-256-bit",), 0b011, "AVX-512 F, BW, DQ and VL", 32, 16)
-AVX2 = Cpu("avx2", "haswell", (), 0b001, "AVX2 and FMA", 16, 8)
+AVX512 = Cpu("avx512", "x86-64-v4", ("-prefer-256-bit",), 0b011, "AVX-512 F, BW, CD, DQ and VL", 32, 16)
+AVX2 = Cpu("avx2", "x86-64-v3", (), 0b001, "AVX2 and FMA", 16, 8)
 
 _LINUX = ("x86_64-linux-gnu", "x86_64-linux-gnu.2.17")
 

@@ -8,7 +8,7 @@ from llmc.compiler.calls import Call
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS
 from llmc.errors import LlmcError
-from llmc.targets.kernels import attention, elementwise, linear, movement, norm, reduction
+from llmc.targets.kernels import attention, elementwise, linear, matmul, movement, norm, reduction
 
 Lowering = Callable[[Node], Call]
 
@@ -17,6 +17,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     **movement.LOWERINGS,
     **reduction.LOWERINGS,
     **linear.LOWERINGS,
+    **matmul.LOWERINGS,
     **attention.LOWERINGS,
     **norm.LOWERINGS,
 }
@@ -41,6 +42,7 @@ def lower(graph: Graph) -> tuple[Call, ...]:
             refused.append(f"{node.source}: {error.problem}")
     if refused:
         raise LlmcError(
-            f"{len(refused)} operations have no kernel on this target", found="\n         ".join(sorted(set(refused)))
+            f"{len(refused)} operations have no kernel on this target",
+            found="\n         ".join(sorted(set(refused))),
         )
     return tuple(calls)

@@ -2,17 +2,84 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import random_encoders
 import random_graphs
+
+from llmc.compiler import interpret
+from llmc.compiler.graph import Graph
+from llmc.compiler.pipeline import Pass, Pipeline
+
+TESTS = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--bless", action="store_true", help="rewrite the expected texts in tests/golden")
 
 
 @pytest.fixture(scope="session")
 def random_graph() -> Callable[..., Any]:
     """`random_graph(seed) -> (Graph, inputs)`: see random_graphs.py."""
     return random_graphs.random_graph
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2, which `python bench/models.py minilm` fetches."""
+    folder = os.environ.get("LLMC_MINILM")
+    if not folder:
+        pytest.skip("LLMC_MINILM is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def random_encoder() -> Callable[..., Any]:
+    """`random_encoder(seed) -> (Graph, inputs)`: see random_encoders.py."""
+    return random_encoders.random_encoder
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[object], None]:
+    """`golden(value)` compares `str(value)` with tests/golden/FILE/TEST.txt; `pytest --bless` writes it."""
+    name = request.node.name.replace("/", "_").replace("[", "-").rstrip("]")
+    file = TESTS / "golden" / Path(request.node.path).stem.removeprefix("test_") / f"{name}.txt"
+
+    def check(value: object) -> None:
+        text = str(value).rstrip("\n") + "\n"
+        if request.config.getoption("--bless"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        assert file.exists(), f"{file} is missing: run pytest --bless and review it"
+        assert text == file.read_text(), "not the expected text: review, then run pytest --bless"
+
+    return check
+
+
+@pytest.fixture
+def same_output() -> Callable[..., Graph]:
+    """`same_output(pass or pipeline, graph, inputs)`: the graph after it, held to what the pass promises."""
+    return _same_output
+
+
+def _same_output(change: Pass | Pipeline, graph: Graph, inputs: dict[str, Any] | None = None) -> Graph:
+    pipeline = change if isinstance(change, Pipeline) else Pipeline.of(change)
+    after, _ = pipeline.run(graph)
+    if after is graph:
+        return graph
+    sizes = {name: min(3 + i, bounds.high) for i, (name, bounds) in enumerate(graph.dims.items())}
+    given = random_graphs.random_inputs(graph, 0, sizes) if inputs is None else inputs
+    expected, got = interpret.run(graph, given), interpret.run(after, given)
+    tolerance = max((step.change.keeps.tolerance for step in pipeline.steps), default=0.0)
+    for name, value in expected.items():
+        limit = tolerance * float(np.abs(value).max(initial=0)) if value.dtype.kind == "f" else 0.0
+        np.testing.assert_allclose(got[name], value, rtol=0, atol=limit, err_msg=f"{pipeline}: {name}")
+    return after
 
 
 @pytest.fixture(scope="session")

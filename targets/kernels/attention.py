@@ -14,6 +14,7 @@ neither threads nor vector width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -128,7 +129,9 @@ def _call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call:
         (*node.inputs, node),
         (s, t),
         batch * shape.heads * ceil_div(s, QUERIES),
-        sympy.Min(s, QUERIES) * t * (d + e + 20) // LANES if isinstance(s * t, int) else t * VECTORS * (d + e + 20),
+        sympy.Min(s, QUERIES) * t * (d + e + 20) // LANES
+        if isinstance(s * t, int)
+        else t * VECTORS * (d + e + 20),
         2 * batch * shape.heads * s * t * (d + e),
         4 * product(node.shape) + sum(4 * product(i.shape) for i in node.inputs),
         node.source,
@@ -138,7 +141,9 @@ def _call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call:
 class _Head:
     """The state of one work item: up to 64 queries of one head, and the code of each step."""
 
-    def __init__(self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr) -> None:
+    def __init__(
+        self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr
+    ) -> None:
         self.e, self.shape, self.at, self.s, self.t = e, shape, pointers, s, t
         self.wide = cpu.vectors >= 32
         memory = e.scratch()
@@ -223,8 +228,9 @@ class _Head:
 
         def product_of(vector: Expr, vectors: int) -> None:
             def tile(row: Expr, height: int) -> None:
-                index = [e.let(e.get(self.kept, row + i)) for i in range(height)]
-                at = [e.let(self.start["k"] + j * layout.width) for j in index]
+                at = [
+                    e.let(self.start["k"] + e.get(self.kept, row + i) * layout.width) for i in range(height)
+                ]
                 acc = e.registers(height * vectors)
                 for i in range(height * vectors):
                     e.set(acc, i, splat(f32(0.0)))
@@ -238,12 +244,21 @@ class _Head:
                 for i in range(height):
                     line = e.let(self.scores + (row + i) * QUERIES + vector * LANES)
                     for v in range(vectors):
-                        value = self.masked(e.let(e.get(acc, i * vectors + v)), index[i], vector + v)
-                        e.store(self.memory, line + v * LANES, value)
+                        e.store(self.memory, line + v * LANES, e.get(acc, i * vectors + v))
 
             tiles(e, i64(0), keys, self.tile_rows(vectors), tile)
 
         self.by_vectors(product_of)
+
+    def mask(self, keys: Expr) -> None:
+        """Mask or bias the scores, where the kernel has either."""
+        if self.shape.mask is None and not self.shape.causal:
+            return
+        e = self.e
+        with e.loop(0, keys, "j") as j, e.loop(0, self.vectors, "v") as v:
+            at = e.let(self.scores + j * QUERIES + v * LANES)
+            key = e.let(e.get(self.kept, j))
+            e.store(self.memory, at, self.masked(e.load(self.memory, at, LANES), key, v))
 
     def masked(self, score: Expr, key: Expr, vector: Expr) -> Expr:
         """The score of 16 queries and a key after mask or bias; scaled already if there is a bias."""
@@ -252,8 +267,7 @@ class _Head:
             score = e.let(fma(score, splat(f32(self.shape.scale)), self.mask_lanes(key, vector)))
         elif mask is not None:
             attend = self.mask_lanes(key, vector)
-            zero = splat(tirx.const(0, "uint8"))
-            score = e.let(tirx.Select(attend != zero, score, splat(f32(float("-inf")))))
+            score = e.let(tirx.Select(attend != splat(f32(0.0)), score, splat(f32(float("-inf")))))
         if self.shape.causal:
             lane = tirx.Ramp(tirx.Cast("int32", self.first + vector * LANES), tirx.const(1, "int32"), LANES)
             seen = lane >= splat(tirx.Cast("int32", key))
@@ -261,18 +275,22 @@ class _Head:
         return score
 
     def mask_lanes(self, key: Expr, vector: Expr) -> Expr:
-        """mask[batch, head, 16 queries, key] of a mask that may lack any of these axes."""
+        """mask[batch, head, 16 queries, key] as f32, of a mask that may lack any of these axes."""
         assert self.shape.mask is not None
         e = self.e
-        dtype, by_batch, by_head, by_query = self.shape.mask
+        _, by_batch, by_head, by_query = self.shape.mask
+
+        def read(index: Expr) -> Expr:
+            return tirx.Cast("float32", e.load(self.at["mask"], index))
+
         row = self.batch * (self.shape.heads if by_head else 1) if by_batch else i64(0)
         row = e.let(row + self.head if by_head else row)
         if not by_query:
-            return e.let(splat(e.load(self.at["mask"], row * self.t + key)))
-        lanes = e.registers(LANES, "float32" if dtype == "f32" else "uint8")
+            return e.let(splat(read(row * self.t + key)))
+        lanes = e.registers(LANES, "float32")
         with e.loop(0, LANES, "lane") as lane:
             query = tirx.min(self.first + vector * LANES + lane, self.s - 1)
-            e.set(lanes, lane, e.load(self.at["mask"], (row * self.s + query) * self.t + key))
+            e.set(lanes, lane, read((row * self.s + query) * self.t + key))
         return e.load(lanes, i64(0), LANES)
 
     def soften(self, keys: Expr) -> None:
@@ -318,7 +336,7 @@ class _Head:
             height = self.tile_rows(vectors)
             groups = -(-layout.size // height)
             cuts = [g * layout.size // groups for g in range(groups + 1)]
-            for low, high in zip(cuts, cuts[1:], strict=False):
+            for low, high in itertools.pairwise(cuts):
                 rows = high - low
                 acc = e.registers(rows * vectors)
                 line = e.let(self.output + vector * LANES + low * QUERIES)
@@ -351,7 +369,9 @@ class _Head:
             for feature in range(0, layout.size, LANES):
                 here = min(LANES, layout.size - feature)
                 values = [
-                    e.let(e.load(self.memory, self.output + (feature + i) * QUERIES + v * LANES, LANES) * factor)
+                    e.let(
+                        e.load(self.memory, self.output + (feature + i) * QUERIES + v * LANES, LANES) * factor
+                    )
                     for i in range(here)
                 ]
                 at = [e.let(self.start["out"] + (rows + i) * layout.width + feature) for i in range(LANES)]
@@ -375,6 +395,7 @@ def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape) -> Any:
             keys = head.select(e.let(block * KEYS))
             with e.when(keys > 0):
                 head.score(keys)
+                head.mask(keys)
                 head.soften(keys)
                 head.mix(keys)
         head.finish()

@@ -49,7 +49,7 @@ def f32(value: float) -> Expr:
 
 
 def dtype_of(value: Expr) -> str:
-    """"float32", "float32x16", "int64" ..."""
+    """ "float32", "float32x16", "int64" ..."""
     return str(value.ty.dtype)
 
 
@@ -59,7 +59,7 @@ def lanes_of(value: Expr) -> int:
 
 
 def vector(dtype: str, lanes: int) -> str:
-    """"float32", 16 -> "float32x16"."""
+    """ "float32", 16 -> "float32x16"."""
     return f"{dtype}x{lanes}" if lanes > 1 else dtype
 
 
@@ -135,7 +135,9 @@ class Emitter:
 
     def view(self, name: str, storage: str, data: Any) -> Buffer:
         size = max(1, int("".join(c for c in storage if c.isdigit()) or 8) // 8)
-        buffer = tirx.decl_buffer((i64(_UNBOUNDED),), storage, name=self._name(name), data=data, data_alignment=size)
+        buffer = tirx.decl_buffer(
+            (i64(_UNBOUNDED),), storage, name=self._name(name), data=data, data_alignment=size
+        )
         self.add(tirx.DeclBuffer(buffer, data=data))
         return buffer
 
@@ -207,7 +209,9 @@ class Emitter:
     def first(self, count: Expr, lanes: int = LANES) -> Expr:
         """A lane mask of the first min(count, lanes) lanes; `count` is an int64."""
         zero = tirx.const(0, "int32")
-        mask = tirx.get_active_lane_mask(f"boolx{lanes}", zero, tirx.Cast("int32", tirx.min(count, i64(lanes))))
+        mask = tirx.get_active_lane_mask(
+            f"boolx{lanes}", zero, tirx.Cast("int32", tirx.min(count, i64(lanes)))
+        )
         return self.let(mask, "mask")
 
     def registers(self, count: int, dtype: str = "float32x16") -> Buffer:

@@ -59,7 +59,9 @@ def lower_linear(node: Node) -> Call:
     """One call for `linear`: items are (panel, block of rows), the rows of a panel next to each other."""
     x, w, *extras = node.inputs
     if w.op != "constant":
-        raise LlmcError("linear: the weight is computed at run time", hint="use matmul for two computed operands")
+        raise LlmcError(
+            "linear: the weight is computed at run time", hint="use matmul for two computed operands"
+        )
     if {i.dtype for i in node.inputs} != {"f32"}:
         raise LlmcError(f"linear: no kernel for {x.dtype} x {w.dtype}")
     n, k = (int(d) for d in w.shape)
@@ -73,7 +75,9 @@ def lower_linear(node: Node) -> Call:
             bias = next(pending)
             if bias.op != "constant":
                 raise LlmcError("linear: the bias is computed at run time")
-            operands.append(Packed(bias.attributes["value"], f"pad{width}", partial(pad_columns, width=width)))
+            operands.append(
+                Packed(bias.attributes["value"], f"pad{width}", partial(pad_columns, width=width))
+            )
         elif step == "residual":
             operands.append(next(pending))
     rows = product(x.shape[:-1])
@@ -140,7 +144,16 @@ def tiles(e: Emitter, first: Expr, count: Expr, height: int, body: Callable[[Exp
 
 
 def _multiply(
-    e: Emitter, x: Buffer, w: Buffer, row: Expr, panel: Expr, offset: int, rows: int, vectors: int, k: int, width: int
+    e: Emitter,
+    x: Buffer,
+    w: Buffer,
+    row: Expr,
+    panel: Expr,
+    offset: int,
+    rows: int,
+    vectors: int,
+    k: int,
+    width: int,
 ) -> Buffer:
     """acc[i, j] = sum over k of x[row + i, k] * w[panel, k, offset + 16 j ...], k in order"""
     acc = e.registers(rows * vectors)

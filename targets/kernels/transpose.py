@@ -34,7 +34,9 @@ def load_transposed(e: Emitter, buffer: Buffer, at: Sequence[Expr], columns: int
     return transpose(e, [e.load(buffer, index, LANES, mask) for index in at])[:columns]
 
 
-def store_transposed(e: Emitter, buffer: Buffer, at: Sequence[Expr], values: Sequence[Expr], rows: Expr) -> None:
+def store_transposed(
+    e: Emitter, buffer: Buffer, at: Sequence[Expr], values: Sequence[Expr], rows: Expr
+) -> None:
     """The inverse: lane r of every vector goes to row r, which starts at `at[r]`; only rows 0..rows are written."""
     columns = len(values)
     mask = e.first(i64(columns)) if columns < LANES else None

@@ -1,0 +1,108 @@
+"""Writing an artifact: a folder that appears whole under its name, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmc.compiler.plan import ALIGNMENT, Plan
+from llmc.errors import LlmcError
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output`, renamed to it when the block ends well and removed when it does not.
+
+    An artifact that was there before is replaced in the last step only.
+
+    Raises:
+        LlmcError: the place cannot be written, or holds something that is not an artifact.
+    """
+    _check_replaceable(output)
+    part = output.parent / f".{output.name}.{secrets.token_hex(4)}.part"
+    try:
+        part.mkdir()
+    except OSError as error:
+        raise _os_error("cannot write the artifact", output, error) from None
+    try:
+        yield part
+        _replace(output, part)
+    except OSError as error:
+        raise _os_error("cannot write the artifact", output, error) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _check_replaceable(output: Path) -> None:
+    if not output.parent.is_dir():
+        raise LlmcError("the output's folder does not exist", at=str(output.parent), hint="make it first")
+    if output.is_symlink() or output.exists():
+        ours = output.is_dir() and ((output / "manifest.json").is_file() or not any(output.iterdir()))
+        if not ours:
+            raise LlmcError(
+                "the output exists and is not an artifact",
+                at=str(output),
+                hint="choose another name, or remove it",
+            )
+
+
+def _replace(output: Path, part: Path) -> None:
+    """Rename, the old artifact moved aside and put back should the rename fail."""
+    if not output.exists():
+        part.rename(output)
+        return
+    old = output.parent / f".{output.name}.{secrets.token_hex(4)}.old"
+    output.rename(old)
+    try:
+        part.rename(output)
+    except OSError:
+        old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _os_error(problem: str, path: Path, error: OSError) -> LlmcError:
+    hints = {
+        28: "free some space",
+        13: "choose a folder you may write to",
+        30: "choose a folder you may write to",
+    }
+    return LlmcError(f"{problem}: {error.strerror or error}", at=str(path), hint=hints.get(error.errno or 0))
+
+
+def write_weights(path: Path, plan: Plan, header_bytes: int) -> str:
+    """Write the weights after an empty header (`stamp_weights` fills it); the payload's sha256 in hex."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        file.write(bytes(header_bytes))
+        for stored in plan.weights:
+            data = stored.array().tobytes()
+            data += bytes(-len(data) % ALIGNMENT)
+            digest.update(data)
+            file.write(data)
+    return digest.hexdigest()
+
+
+def stamp_weights(path: Path, header: bytes) -> None:
+    """Write the header that ties the weights to their module."""
+    with path.open("r+b") as file:
+        file.write(header)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def file_entries(folder: Path) -> dict[str, dict[str, object]]:
+    """Size and sha256 of every file, for the manifest."""
+    entries: dict[str, dict[str, object]] = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            entries[path.name] = {
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
+    return entries

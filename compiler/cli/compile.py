@@ -1,0 +1,73 @@
+"""`llmc compile`: a model folder -> an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmc.compiler.cli.output import Progress, json_option, print_json, print_table, size_text, time_text
+
+_EPILOG = """\b
+Examples:
+  llmc compile ./my-model -o my-model.llmc
+  llmc compile ./my-model --target x86 --max-seq 256 -o my-model.llmc
+  llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
+  llmc compile ./my-model --passes "fold,dce,cse" -o plain.llmc
+  llmc compile ./my-model --keep build -o m.llmc       leaves graphs and generated code in build/
+
+\b
+MODEL is a Hugging Face folder: config.json, *.safetensors, tokenizer.json. Nothing is downloaded and no
+code of the model is run. One artifact serves every batch size and sequence length up to the bounds. The
+output appears under its name only when it is whole: a failed compile leaves an older artifact as it was.
+"""
+
+
+@click.command("compile", epilog=_EPILOG, short_help="Compile a model folder into a native artifact.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: NAME.llmc]"
+)
+@click.option(
+    "--target", default="native", show_default=True, help="Where it will run; `llmc targets` lists them."
+)
+@click.option(
+    "--task", default="auto", show_default=True, help="What to compute, such as text-classification."
+)
+@click.option(
+    "-O", "level", type=click.IntRange(0, 3), default=3, show_default=True, help="Optimisation level."
+)
+@click.option(
+    "--passes", metavar="PIPELINE", help="A pipeline instead of a level; `llmc passes` lists the passes."
+)
+@click.option("--max-batch", type=click.IntRange(min=1), help="Largest batch.  [default: the compiler's]")
+@click.option("--max-seq", type=click.IntRange(min=1), help="Longest sequence.  [default: the model's]")
+@click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep intermediate files there.")
+@click.option("--cc", metavar="COMMAND", help="C compiler.  [default: the ziglang package's]")
+@click.option("--name", help="Name in the manifest.  [default: the folder's]")
+@json_option
+def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> None:
+    """Compile MODEL into an artifact: native code, weights, a C header, a benchmarker, no other library."""
+    output = output or Path(f"{model.resolve().name}.llmc")
+    report = run_compile(model, output, **options)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print_report(report)
+
+
+def run_compile(model: Path, output: Path, **options: Any) -> Any:
+    """`llmc.driver.compile` with progress on stderr; returns its report."""
+    with Progress("compile") as progress:
+        progress("loading the compiler", 0.0)
+        from llmc import driver
+
+        return driver.compile(model, output, progress=progress, **options)
+
+
+def print_report(report: Any) -> None:
+    """Times by stage, sizes by file, and what to type next."""
+    print_table("", ["stage", ">time"], [(k, time_text(v)) for k, v in dict(report.seconds).items()])
+    print_table("", ["file", ">size"], [(k, size_text(v)) for k, v in dict(report.sizes).items()])
+    click.echo(f"wrote {report.path}\n\nnext:  llmc bench {report.path}\n       llmc inspect {report.path}")

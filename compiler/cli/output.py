@@ -1,0 +1,177 @@
+"""What every command prints with: JSON, tables, numbers with units, progress. rich is imported when used."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import click
+
+from llmc.errors import LlmcError
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+
+
+def print_json(value: Any) -> None:
+    """`value` as indented JSON; NumPy numbers and arrays become numbers and lists."""
+    click.echo(json.dumps(value, indent=2, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return str(value)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout; columns named with a leading `>` are aligned right. Without names, no header."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_header=any(columns),
+    )
+    for name in columns:
+        table.add_column(
+            name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    # Elsewhere than on a terminal rich would guess 80 columns and pad every line to its end.
+    console = Console(width=160, highlight=False, no_color=True)
+    with console.capture() as captured:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def size_text(count: float) -> str:
+    """Bytes as 512 B, 3.1 kB, 5.9 MB (powers of ten)."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds as 12 us, 3.45 ms, 1.20 s."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
+    return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+class Seconds(click.ParamType[float]):
+    """A duration such as `3`, `3s`, `500ms` or `2m`, as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|)", str(value).strip())
+        if not found or float(found[1]) <= 0:
+            self.fail(f"{value!r} is not a duration; write 3s, 500ms or 2m", param, ctx)
+        return float(found[1]) * {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0}[found[2]]
+
+
+def require_folder(path: Path, what: str) -> Path:
+    """`path` if it is a folder.
+
+    Raises:
+        LlmcError: it is missing or a file.
+    """
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise LlmcError(f"{what} is a folder, this is a file", at=str(path))
+    nearest = next((p for p in path.parents if p.is_dir()), None)
+    hint = f"{nearest} exists; what follows it does not" if nearest else None
+    raise LlmcError(f"{what} was not found", at=str(path), hint=hint)
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether `path` is a folder that llmc wrote."""
+    return (path / "manifest.json").is_file()
+
+
+def require_artifact(path: Path) -> Path:
+    """`path` if it is an artifact.
+
+    Raises:
+        LlmcError: it is missing, a file or another kind of folder.
+    """
+    require_folder(path, "an artifact")
+    if is_artifact(path):
+        return path
+    if (path / "config.json").is_file():
+        raise LlmcError(
+            "this is a model folder, not an artifact",
+            at=str(path),
+            found="config.json, no manifest.json",
+            hint=f"compile it first: llmc compile {path} -o {path.resolve().name}.llmc",
+        )
+    raise LlmcError("this folder is not an artifact", at=str(path), found="no manifest.json")
+
+
+class Progress:
+    """Stages on stderr: a bar on a terminal, one line for each stage elsewhere. Call it with both."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._start = time.perf_counter()
+        self._stage = ""
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            self._open_bar()
+        return self
+
+    def _open_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(self._label, total=1.0)
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        """`stage` is under way and `fraction` of the whole, 0 to 1, is done."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"{self._label}: {stage}", completed=fraction)
+        elif stage != self._stage:
+            seconds = time.perf_counter() - self._start
+            click.echo(f"{self._label}: {fraction:4.0%} {seconds:6.1f} s  {stage}", err=True)
+        self._stage = stage
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

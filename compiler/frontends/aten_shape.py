@@ -1,0 +1,267 @@
+"""ATen's ops that make, move or select elements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmc.compiler.dims import dim, product
+from llmc.compiler.frontends.aten import Call, aten
+from llmc.compiler.graph import Node
+
+# --- same elements, another shape
+
+
+@aten(
+    *("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int"),
+    *(
+        "squeeze.default",
+        "squeeze.dim",
+        "squeeze.dims",
+        "unsqueeze.default",
+        "view_as.default",
+        "reshape_as.default",
+    ),
+)
+def _reshape(call: Call) -> Node:
+    """torch.export has worked out the new shape."""
+    return call.reshape(call["input"] if "input" in call.arguments else call["self"], call.shape)
+
+
+def _transposed(call: Call, x: Node, perm: tuple[int, ...]) -> Node:
+    return x if perm == tuple(range(len(perm))) else call.op("transpose", x, perm=perm)
+
+
+def _swapped(rank: int, a: int, b: int) -> tuple[int, ...]:
+    perm = list(range(rank))
+    perm[a], perm[b] = perm[b], perm[a]
+    return tuple(perm)
+
+
+@aten("transpose.int", "swapaxes.default")
+def _transpose(call: Call) -> Node:
+    a, b = call.get("dim0", call.get("axis0", 0)), call.get("dim1", call.get("axis1", 0))
+    return _transposed(call, call["self"], _swapped(len(call.shape), call.axis(a), call.axis(b)))
+
+
+@aten("t.default", "numpy_T.default", "mT.default")
+def _t(call: Call) -> Node:
+    rank = len(call.shape)
+    return _transposed(call, call["self"], _swapped(rank, rank - 2, rank - 1) if rank > 1 else (0,) * rank)
+
+
+@aten("permute.default")
+def _permute(call: Call) -> Node:
+    return _transposed(call, call["self"], tuple(call.axis(a) for a in call["dims"]))
+
+
+@aten("expand.default", "expand_as.default", "broadcast_to.default")
+def _expand(call: Call) -> Node:
+    x = call["self"]
+    return x if x.shape == call.shape else call.op("expand", x, shape=call.shape)
+
+
+@aten("repeat.default")
+def _repeat(call: Call) -> Node:
+    """Each axis n becomes [1, n], is expanded to [times, n] and merged again."""
+    x = call["self"]
+    times = [dim(t) for t in call["repeats"]]
+    shape = (1,) * (len(times) - x.type.rank) + x.shape
+    split = tuple(d for n in shape for d in (1, n))
+    tiled = tuple(d for t, n in zip(times, shape, strict=True) for d in (t, n))
+    return call.reshape(call.op("expand", call.reshape(x, split), shape=tiled), call.shape)
+
+
+# --- parts
+
+
+def _sliced(call: Call, x: Node, axis: int, start: Any, length: Any, step: int = 1) -> Node:
+    """`length` elements from `start` on; all of them is x itself."""
+    if (start, length, step) == (0, x.shape[axis], 1):
+        return x
+    return call.op("slice", x, axis=axis, start=start, stop=dim(start + (length - 1) * step + 1), step=step)
+
+
+def _from_start(index: Any, size: Any) -> Any:
+    """A possibly negative index counted from the start."""
+    return dim(index + size) if isinstance(index, int) and index < 0 else dim(index)
+
+
+@aten("slice.Tensor")
+def _slice(call: Call) -> Node:
+    x, axis = call["self"], call.axis(call["dim"])
+    start = _from_start(call.get("start", 0), x.shape[axis])
+    length = call.shape[axis]
+    return _sliced(call, x, axis, 0 if length == 0 else start, length, call.get("step", 1))
+
+
+@aten("narrow.default")
+def _narrow(call: Call) -> Node:
+    x, axis = call["self"], call.axis(call["dim"])
+    return _sliced(call, x, axis, _from_start(call["start"], x.shape[axis]), call.shape[axis])
+
+
+@aten("select.int")
+def _select(call: Call) -> Node:
+    x = call["self"]
+    axis = call.axis(call["dim"], x.type.rank)
+    part = _sliced(call, x, axis, _from_start(call["index"], x.shape[axis]), 1)
+    return call.reshape(part, call.shape)
+
+
+@aten("split.Tensor", "split_with_sizes.default", "chunk.default", "unbind.int", "split.sizes")
+def _split(call: Call) -> tuple[Node, ...]:
+    """Consecutive parts along an axis; unbind drops the axis of size 1."""
+    x = call["self"]
+    axis, start, parts = call.axis(call.get("dim", 0), x.type.rank), dim(0), []
+    for meta in call.meta:
+        shape = call.shape_of(meta)
+        length = shape[axis] if len(shape) == x.type.rank else 1
+        parts.append(call.reshape(_sliced(call, x, axis, start, length), shape))
+        start = dim(start + length)
+    return tuple(parts)
+
+
+@aten("cat.default", "stack.default")
+def _concat(call: Call) -> Node:
+    axis = call.axis(call.get("dim", 0))
+    parts = [call.cast(t, call.dtype) for t in call["tensors"]]
+    if "stack" in str(call.target):
+        parts = [call.reshape(t, (*t.shape[:axis], 1, *t.shape[axis:])) for t in parts]
+    return parts[0] if len(parts) == 1 else call.op("concat", *parts, axis=axis)
+
+
+@aten("constant_pad_nd.default", "pad.default")
+def _pad(call: Call) -> Node:
+    """PyTorch lists (before, after) from the last axis on."""
+    x, pads = call["self"], call["pad"]
+    call.require(
+        call.get("mode", "constant") == "constant",
+        f"padding mode {call.get('mode')!r}",
+        "pad with a constant",
+    )
+    call.require(
+        all(isinstance(p, int) and p >= 0 for p in pads), "negative or dynamic padding", "slice instead"
+    )
+    rank = x.type.rank
+    before, after = [0] * rank, [0] * rank
+    for position in range(len(pads) // 2):
+        before[rank - 1 - position], after[rank - 1 - position] = pads[2 * position : 2 * position + 2]
+    return call.op("pad", x, before=tuple(before), after=tuple(after), value=call.get("value", 0))
+
+
+@aten("roll.default")
+def _roll(call: Call) -> Node:
+    x: Node = call["self"]
+    for shift, axis in zip(call["shifts"], call["dims"], strict=True):
+        axis = call.axis(axis)
+        size = x.shape[axis]
+        call.require(isinstance(size, int), "roll along an axis of dynamic size")
+        cut = -shift % size
+        x = call.op(
+            "concat", _sliced(call, x, axis, cut, size - cut), _sliced(call, x, axis, 0, cut), axis=axis
+        )
+    return x
+
+
+# --- selection by index
+
+
+@aten("gather.default")
+def _gather(call: Call) -> Node:
+    """aten.gather may index fewer rows than x has; the IR wants them equal."""
+    x, index, axis = call["self"], call["index"], call.axis(call["dim"])
+    for other in range(x.type.rank):
+        if other != axis:
+            x = _sliced(call, x, other, 0, index.shape[other])
+    return call.op("gather", x, index, axis=axis)
+
+
+def _wrapped(call: Call, index: Node, size: Any) -> Node:
+    """Negative indices count from the end."""
+    if index.op == "constant" and bool((index.attributes["value"].array >= 0).all()):
+        return index
+    negative = call.op("lt", index, call.scalar(0, index.dtype))
+    return call.op("where", negative, call.op("add", index, call.scalar(size, index.dtype)), index)
+
+
+def _take(call: Call, x: Node, index: Node, axis: int) -> Node:
+    """x[..., index, ...] with the index at `axis`: the axis goes to the front and back."""
+    rank = x.type.rank
+    front = _transposed(call, x, (axis, *(a for a in range(rank) if a != axis)))
+    rows = call.op("embedding", front, index)
+    taken = tuple(range(index.type.rank))
+    rest = tuple(range(index.type.rank, index.type.rank + rank - 1))
+    return _transposed(call, rows, (*rest[:axis], *taken, *rest[axis:]))
+
+
+@aten("index_select.default")
+def _index_select(call: Call) -> Node:
+    return _take(call, call["self"], call["index"], call.axis(call["dim"]))
+
+
+@aten("index.Tensor")
+def _index(call: Call) -> Node:
+    """x[i], x[:, i], x[i, j]: several leading indices are merged into one over the merged axes."""
+    x, indices = call["self"], list(call["indices"])
+    used = [a for a, i in enumerate(indices) if i is not None]
+    call.require(all(indices[a].dtype != "bool" for a in used), "indexing by a bool mask", "use torch.where")
+    index = _wrapped(call, indices[used[0]], x.shape[used[0]])
+    if len(used) == 1:
+        return _take(call, x, index, used[0])
+    call.require(used == list(range(len(used))), "index lists on axes that are not the first ones")
+    for axis in used[1:]:
+        size = x.shape[axis]
+        index = call.op("mul", index, call.scalar(size, index.dtype))
+        index = call.op("add", index, call.cast(_wrapped(call, indices[axis], size), index.dtype))
+    merged = call.reshape(x, (product(x.shape[: len(used)]), *x.shape[len(used) :]))
+    return call.op("embedding", merged, index)
+
+
+@aten("embedding.default")
+def _embedding(call: Call) -> Node:
+    return call.op("embedding", call["weight"], call["indices"])
+
+
+# --- new tensors
+
+
+@aten("arange.default", "arange.start", "arange.start_step")
+def _arange(call: Call) -> Node:
+    start, step = call.get("start", 0), call.get("step", 1)
+    if isinstance(start, float) or isinstance(step, float):
+        count = call.op("iota", length=call.shape[0], dtype=call.dtype)
+        return call.op(
+            "add", call.op("mul", count, call.scalar(step, call.dtype)), call.scalar(start, call.dtype)
+        )
+    return call.op("iota", length=call.shape[0], start=dim(start), step=step, dtype=call.dtype)
+
+
+_FILLS = {"ones": 1, "zeros": 0, "ones_like": 1, "zeros_like": 0, "new_ones": 1, "new_zeros": 0}
+
+
+@aten(*(f"{name}.default" for name in _FILLS))
+def _fill(call: Call) -> Node:
+    value = _FILLS[str(call.target).split(".")[1]]
+    return call.op("full", shape=call.shape, value=value, dtype=call.dtype)
+
+
+@aten("full.default", "full_like.default", "new_full.default", "scalar_tensor.default")
+def _full(call: Call) -> Node:
+    value = call.get("fill_value", call.get("s"))
+    if isinstance(value, (bool, int, float)):
+        return call.op("full", shape=call.shape, value=value, dtype=call.dtype)
+    node = call.scalar(value, call.dtype)
+    return call.op("expand", node, shape=call.shape) if call.shape else node
+
+
+@aten("tril.default", "triu.default")
+def _triangle(call: Call) -> Node:
+    """Keeps j - i <= diagonal (tril) or >= diagonal (triu), zero elsewhere."""
+    x = call["self"]
+    rows, columns = x.shape[-2:]
+    i = call.reshape(call.op("iota", length=rows), (rows, 1))
+    away = call.op("sub", call.op("iota", length=columns), i)
+    keep = call.op(
+        "le" if "tril" in str(call.target) else "ge", away, call.scalar(call.get("diagonal", 0), "i64")
+    )
+    return call.op("where", keep, x, call.scalar(0, x.dtype))

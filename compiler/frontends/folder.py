@@ -1,0 +1,227 @@
+"""What a Hugging Face folder holds, read and checked without importing torch or transformers.
+
+`inspect` is for people and for failing early; it reads config.json, headers of weight files and tokenizer
+settings only. Nothing is ever unpickled here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmc.compiler.frontends.json_file import read_object
+from llmc.compiler.frontends.safetensors_file import Tensor, read_header
+from llmc.compiler.frontends.sentence import Sentence, read_modules
+from llmc.compiler.frontends.tasks import Task, architecture_of, family_of, task_of
+from llmc.errors import LlmcError
+
+SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The folder's tokenizer.json, the most tokens a text may have, and the id that pads."""
+
+    file: Path
+    max_length: int
+    pad_id: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A checked folder.
+
+    Args:
+        path: the folder given; `root` is where the transformer is, in some sentence-transformers a subfolder.
+        parameters: number of weights, None if they are in a pickle that has not been opened.
+        dtypes: safetensors dtype -> number of weights.
+        labels: names of the classes, empty if the task has none.
+        max_positions: the longest sequence the position embeddings allow.
+    """
+
+    path: Path
+    root: Path
+    config: Mapping[str, Any]
+    model_type: str
+    architecture: str
+    task: Task
+    parameters: int | None
+    dtypes: Mapping[str, int]
+    labels: tuple[str, ...]
+    tokenizer: Tokenizer | None
+    sentence: Sentence | None
+    max_positions: int
+
+
+def inspect(path: str | Path, task: str = "auto") -> Summary:
+    """Read and check a model folder; takes milliseconds.
+
+    Args:
+        path: the folder.
+        task: "auto" or a name in `tasks.TASKS`.
+
+    Raises:
+        LlmcError: what is missing, broken or not supported.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        found = "a file" if path.exists() else "nothing there"
+        raise LlmcError(
+            f"no model folder {str(path)!r}", found=found, hint="give the folder that holds config.json"
+        )
+    sentence = read_modules(path)
+    root = path / sentence.transformer if sentence else path
+    config = read_config(root)
+    at = str(root / "config.json")
+    family = family_of(config, at)
+    chosen = task_of(config, task, sentence is not None, at)
+    tensors = read_weights(root)
+    positions = _number(config, "max_position_embeddings", at, 512) - family.reserved
+    return Summary(
+        path=path,
+        root=root,
+        config=config,
+        model_type=config["model_type"],
+        architecture=architecture_of(config) or family.prefix + "Model",
+        task=chosen,
+        parameters=None if tensors is None else _count(tensors),
+        dtypes=_dtypes(tensors),
+        labels=labels(config) if chosen.labelled else (),
+        tokenizer=read_tokenizer(root, config, positions, sentence),
+        sentence=sentence if chosen.name == "sentence-embedding" else None,
+        max_positions=positions,
+    )
+
+
+def read_config(root: Path) -> Mapping[str, Any]:
+    """config.json as a dict."""
+    file = root / "config.json"
+    if not file.exists():
+        adapter = (root / "adapter_config.json").exists()
+        hint = "merge the adapter first: model.merge_and_unload().save_pretrained(...)" if adapter else None
+        raise LlmcError(
+            "the folder has no config.json",
+            at=str(root),
+            found="a PEFT adapter without its base model" if adapter else _listing(root),
+            hint=hint or "give the folder written by save_pretrained",
+        )
+    config = read_object(file)
+    if config.get("quantization_config"):
+        raise LlmcError(
+            "the checkpoint is already quantised",
+            at=str(file),
+            hint="give the float model; llmc quantises itself",
+        )
+    return config
+
+
+def read_weights(root: Path) -> Mapping[str, Tensor] | None:
+    """Names, dtypes and shapes of all weights; None if they are pickled.
+
+    Raises:
+        LlmcError: no weights, or a file that is damaged.
+    """
+    if (root / SAFETENSORS).exists():
+        return read_header(root / SAFETENSORS)
+    index = root / f"{SAFETENSORS}.index.json"
+    if index.exists():
+        return _sharded(index)
+    if (root / PICKLED).exists() or (root / f"{PICKLED}.index.json").exists():
+        return None
+    raise LlmcError(
+        "the folder has no weights",
+        at=str(root),
+        found=_listing(root),
+        hint=f"llmc reads {SAFETENSORS} and {PICKLED}; save the model with save_pretrained",
+    )
+
+
+def _sharded(index: Path) -> Mapping[str, Tensor]:
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+        raise LlmcError(
+            "the index of the weight files has no weight_map", at=str(index), hint="download it again"
+        )
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        if not (index.parent / name).exists() or Path(name).name != name:
+            raise LlmcError(f"weight file {name} is missing", at=str(index.parent), hint="download it again")
+        tensors.update(read_header(index.parent / name))
+    return tensors
+
+
+def _listing(root: Path) -> str:
+    names = sorted(p.name for p in root.iterdir())
+    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "an empty folder"
+
+
+def _count(tensors: Mapping[str, Tensor]) -> int:
+    """How many weights there are; integers are position buffers."""
+    return sum(math.prod(t.shape) for t in tensors.values() if "F" in t.dtype)
+
+
+def _dtypes(tensors: Mapping[str, Tensor] | None) -> Mapping[str, int]:
+    count: Counter[str] = Counter()
+    for tensor in (tensors or {}).values():
+        count[tensor.dtype] += math.prod(tensor.shape)
+    return dict(count)
+
+
+def _number(config: Mapping[str, Any], key: str, at: str, default: int) -> int:
+    value = config.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise LlmcError(f"{key} is not a positive number", at=at, found=repr(value))
+    return value
+
+
+def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Class names in order of their ids; transformers' LABEL_0, LABEL_1 where the config has none."""
+    names = config.get("id2label")
+    if not isinstance(names, dict) or not all(str(k).isdecimal() for k in names):
+        count = config.get("num_labels")
+        return tuple(f"LABEL_{i}" for i in range(count if isinstance(count, int) else 2))
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def read_tokenizer(
+    root: Path, config: Mapping[str, Any], positions: int, sentence: Sentence | None
+) -> Tokenizer | None:
+    """The tokenizer, None if the folder has no tokenizer.json.
+
+    Its limit is the smallest of what the tokenizer, sentence-transformers and the positions allow.
+    """
+    file = root / "tokenizer.json"
+    if not file.exists():
+        return None
+    if "model" not in read_object(file):
+        raise LlmcError(
+            "tokenizer.json is not a tokenizer", at=str(file), hint="save it with save_pretrained"
+        )
+    extra = root / "tokenizer_config.json"
+    settings = read_object(extra) if extra.exists() else {}
+    limits = [positions, settings.get("model_max_length"), sentence.max_length if sentence else None]
+    pad = config.get("pad_token_id")
+    return Tokenizer(
+        file,
+        min(int(n) for n in limits if isinstance(n, (int, float)) and n >= 1),
+        pad if isinstance(pad, int) else 0,
+    )
+
+
+def require_tokenizer(summary: Summary) -> Tokenizer:
+    """The tokenizer of a folder that must have one.
+
+    Raises:
+        LlmcError: there is none that needs no Python code.
+    """
+    if summary.tokenizer is None:
+        raise LlmcError(
+            "the folder has no tokenizer.json, so the model cannot take text",
+            at=str(summary.root),
+            hint="AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes it",
+        )
+    return summary.tokenizer

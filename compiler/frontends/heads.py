@@ -1,0 +1,121 @@
+"""A transformers model with its task's outputs, as one module to export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmc.compiler.frontends.sentence import Dense, Sentence
+
+ROOT = "model."  # where the wrapped model sits, to be left out of module paths
+
+
+class Head(nn.Module):
+    """`forward(input_ids, attention_mask, ...)` -> the named outputs of the model, in order.
+
+    Args:
+        model: a transformers model in eval mode.
+        names: its inputs, in order.
+        outputs: names of the outputs.
+        fixed: inputs that have one legal value.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], outputs: Sequence[str], fixed: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.model, self.names, self.outputs, self.fixed = model, tuple(names), tuple(outputs), tuple(fixed)
+        self.register_buffer("zero", torch.zeros((1, 1), dtype=torch.long), persistent=False)
+
+    def run(self, values: Sequence[Any]) -> tuple[Mapping[str, Any], Any]:
+        """The model's result."""
+        given = dict(zip(self.names, values, strict=True))
+        result: Mapping[str, Any] = self.model(
+            **given, **dict.fromkeys(self.fixed, self.zero), return_dict=True
+        )
+        return result, given["attention_mask"]
+
+    def forward(self, *values: Any) -> tuple[Any, ...]:
+        result, _ = self.run(values)
+        return tuple(result[name] for name in self.outputs)
+
+
+class SentenceHead(Head):
+    """Adds pooling, dense layers and normalisation as sentence-transformers does."""
+
+    def __init__(self, head: Head, sentence: Sentence, dense: Sequence[nn.Module]) -> None:
+        super().__init__(head.model, head.names, ("sentence_embedding", "last_hidden_state"), head.fixed)
+        self.pooling = Pooling(sentence.pooling)
+        layers = iter(dense)
+        self.steps = nn.ModuleList(
+            [next(layers) if isinstance(s, Dense) else Normalize() for s in sentence.steps]
+        )
+
+    def forward(self, *values: Any) -> tuple[Any, ...]:
+        result, mask = self.run(values)
+        hidden = result["last_hidden_state"]
+        vector = self.pooling(hidden, mask)
+        for step in self.steps:
+            vector = step(vector)
+        return vector, hidden
+
+
+class Pooling(nn.Module):
+    """Token vectors f32 [batch, seq, width] and mask i64 [batch, seq] -> f32 [batch, width * modes]."""
+
+    def __init__(self, modes: Sequence[str]) -> None:
+        super().__init__()
+        self.modes = tuple(modes)
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        pooled = [POOL[mode](hidden, mask[:, :, None].to(hidden.dtype)) for mode in self.modes]
+        return pooled[0] if len(pooled) == 1 else torch.cat(pooled, -1)
+
+
+class Normalize(nn.Module):
+    """x / max(|x|, 1e-12)"""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(x, p=2.0, dim=1)
+
+
+class DenseLayer(nn.Module):
+    """sentence-transformers' Dense: a linear and an activation."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+        self.linear.weight = nn.Parameter(weight.float())
+        if bias is not None:
+            self.linear.bias = nn.Parameter(bias.float())
+        self.activation = getattr(nn, activation)()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.linear(x))  # type: ignore[no-any-return]  # an nn.Module call is Any
+
+
+def _mean(hidden: Any, mask: Any) -> Any:
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+
+
+def _mean_sqrt_len(hidden: Any, mask: Any) -> Any:
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9).sqrt()
+
+
+def _weighted_mean(hidden: Any, mask: Any) -> Any:
+    """Token i counts i + 1 times."""
+    weights = mask * torch.arange(1, hidden.shape[1] + 1, dtype=hidden.dtype)[None, :, None]
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+
+
+# mode -> function of hidden f32 [batch, seq, width] and mask f32 [batch, seq, 1]
+POOL = {
+    "cls": lambda hidden, mask: hidden[:, 0],
+    "max": lambda hidden, mask: hidden.masked_fill(mask == 0, -1e9).amax(1),
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_sqrt_len,
+    "weightedmean": _weighted_mean,
+}

@@ -1,0 +1,225 @@
+"""A Hugging Face model folder -> Graph.
+
+The architecture is transformers' own code, traced by `torch.export` with dynamic batch and sequence; weights
+come from safetensors, or from pytorch_model.bin unpickled with `weights_only=True`. Nothing is fetched and
+no code from the folder is run.
+"""
+
+from __future__ import annotations
+
+import inspect as signatures
+import logging
+import os
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmc.compiler.frontends.folder import Summary, Tokenizer, inspect
+from llmc.compiler.frontends.pretrained import build, first_line
+from llmc.compiler.frontends.sentence import Dense, Sentence
+from llmc.compiler.frontends.tasks import FAMILIES
+from llmc.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.compiler.graph import Graph
+
+__all__ = ["Imported", "inspect", "load"]
+
+MAX_BATCH = 1024
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model ready for the passes, and what its package needs to know.
+
+    Args:
+        graph: inputs `input_ids`, `attention_mask` (default 1) and, where the model tells segments apart,
+            `token_type_ids` (default 0), all i64 [batch, seq]; outputs named as transformers names them.
+        task: a name in `tasks.TASKS`.
+        architecture: transformers' class.
+        labels: class names, empty if the task has none.
+        tokenizer: None if the folder has no tokenizer.json.
+        sentence: pooling and normalisation, computed in the graph; None for other tasks.
+    """
+
+    graph: Graph
+    name: str
+    task: str
+    model_type: str
+    architecture: str
+    labels: tuple[str, ...]
+    tokenizer: Tokenizer | None
+    sentence: Sentence | None
+
+
+def load(
+    path: str | Path, task: str = "auto", max_batch: int = MAX_BATCH, max_seq: int | None = None
+) -> Imported:
+    """Import a model folder.
+
+    Args:
+        path: folder with config.json and weights.
+        task: "auto" takes it from config.json and modules.json; see `tasks.TASKS`. "feature-extraction" gives
+            `last_hidden_state`, and `pooler_output` if the checkpoint holds the pooler's weights.
+            "sentence-embedding" gives `sentence_embedding` and `last_hidden_state`.
+        max_batch, max_seq: upper bounds of the dims; the default of max_seq is what the positions allow.
+
+    Raises:
+        LlmcError: the folder, the weights, the architecture or an op of the model is not usable.
+    """
+    summary = inspect(path, task)
+    max_seq = _bounds(summary, max_batch, max_seq)
+    with _quiet():
+        model, outputs = build(summary)
+        graph = _graph(summary, model, outputs, max_batch, max_seq)
+    return Imported(
+        graph=graph,
+        name=summary.path.resolve().name,
+        task=summary.task.name,
+        model_type=summary.model_type,
+        architecture=type(model).__name__,
+        labels=summary.labels,
+        tokenizer=summary.tokenizer,
+        sentence=summary.sentence,
+    )
+
+
+def _bounds(summary: Summary, max_batch: int, max_seq: int | None) -> int:
+    for name, value in (("max_batch", max_batch), ("max_seq", max_seq)):
+        if value is not None and value < 1:
+            raise LlmcError(f"{name} is {value}", hint="give a number from 1 on")
+    if max_seq is not None and max_seq > summary.max_positions:
+        raise LlmcError(
+            f"max_seq {max_seq} is more than the model's {summary.max_positions} positions",
+            at=str(summary.root / "config.json"),
+            hint=f"use at most {summary.max_positions}",
+        )
+    return max_seq or summary.max_positions
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither warnings nor progress bars of the libraries; their settings are put back."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers.utils import logging as library
+
+        level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+        disabled = logging.root.manager.disable
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+            library.set_verbosity(level)
+            if bars:
+                library.enable_progress_bar()
+
+
+def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: int, max_seq: int) -> Graph:
+    from llmc.compiler.frontends.heads import ROOT
+    from llmc.compiler.frontends.torch_export import Declared, to_graph
+
+    names, fixed = _inputs(model)
+    head = _head(summary, model, names, fixed, outputs)
+    bounds = {"batch": (1, max_batch), "seq": (1, max_seq)}
+    program = _export(head, FAMILIES[summary.model_type].own_attention, len(names), bounds)
+    ranges: Mapping[str, Mapping[str, int]] = {
+        "attention_mask": {"default": 1, "low": 0, "high": 1},
+        "token_type_ids": {"default": 0},
+    }
+    declared = [Declared(name, ("batch", "seq"), **ranges.get(name, {})) for name in names]
+    return to_graph(program, declared, outputs, bounds, ROOT)
+
+
+def _inputs(model: Any) -> tuple[list[str], list[str]]:
+    """Inputs of the graph, and those with one legal value: segments where the model has only one."""
+    accepted = signatures.signature(model.forward).parameters
+    names = [name for name in INPUTS if name in accepted]
+    segments = getattr(model.config, "type_vocab_size", 0)
+    if segments > 1 or "token_type_ids" not in names:
+        return names, []
+    names.remove("token_type_ids")
+    return names, ["token_type_ids"] if segments == 1 else []
+
+
+def _head(
+    summary: Summary, model: Any, names: Sequence[str], fixed: Sequence[str], outputs: Sequence[str]
+) -> Any:
+    from llmc.compiler.frontends.heads import Head, SentenceHead
+
+    _whole_activations(model)
+    head = Head(model, names, outputs, fixed)
+    if summary.task.name != "sentence-embedding":
+        return head.eval()
+    sentence = summary.sentence or Sentence()
+    layers = [_dense(step) for step in sentence.steps if isinstance(step, Dense)]
+    return SentenceHead(head, sentence, layers).eval()
+
+
+def _dense(step: Dense) -> Any:
+    """The Dense module with its weights."""
+    import torch
+    from safetensors.torch import load_file
+
+    from llmc.compiler.frontends.folder import PICKLED, SAFETENSORS, read_weights
+    from llmc.compiler.frontends.heads import DenseLayer
+
+    known = read_weights(step.folder)
+    try:
+        if known is not None:
+            state = load_file(step.folder / SAFETENSORS)
+        else:
+            state = torch.load(step.folder / PICKLED, weights_only=True, map_location="cpu")
+        return DenseLayer(
+            state["linear.weight"], state["linear.bias"] if step.bias else None, step.activation
+        )
+    except (KeyError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise LlmcError(f"cannot load the Dense layer: {first_line(error)}", at=str(step.folder)) from None
+
+
+def _whole_activations(model: Any) -> None:
+    """gelu's tanh form written out in Python -> torch's gelu, which the graph keeps whole."""
+    import torch
+    from transformers import activations
+
+    spelled = (activations.NewGELUActivation, activations.FastGELUActivation)
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, spelled):
+                setattr(module, name, torch.nn.GELU("tanh"))
+
+
+def _export(head: Any, own_attention: bool, inputs: int, bounds: Mapping[str, tuple[int, int]]) -> Any:
+    """torch.export with dynamic axes; a dim whose bound is 1 is static."""
+    import torch
+
+    from llmc.compiler.frontends.torch_export import trace
+
+    shape = tuple(min(high, sample) for sample, (_, high) in zip((2, 7), bounds.values(), strict=True))
+    axes = {
+        axis: torch.export.Dim(name, min=low, max=high)
+        for axis, (name, (low, high)) in enumerate(bounds.items())
+        if high > 1
+    }
+    sample = tuple(torch.zeros(shape, dtype=torch.long) for _ in range(inputs))
+    with torch.no_grad(), _tables(own_attention, bounds["seq"][1]):
+        head(*sample)  # makes the tables
+        return trace(head, sample, tuple(axes for _ in sample))
+
+
+def _tables(own_attention: bool, max_seq: int) -> AbstractContextManager[None]:
+    """Relative-position buckets as tables, for the families that have them."""
+    if not own_attention:
+        return nullcontext()
+    from llmc.compiler.frontends.buckets import tabulated
+
+    return tabulated(max_seq)

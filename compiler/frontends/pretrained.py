@@ -1,0 +1,125 @@
+"""A folder's transformers model with every weight from its files.
+
+transformers would initialise a head that the checkpoint does not hold at random; here that is an error.
+"""
+
+from __future__ import annotations
+
+import inspect as signatures
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmc.compiler.frontends.folder import Summary
+from llmc.compiler.frontends.tasks import FAMILIES
+from llmc.errors import LlmcError
+
+
+def build(summary: Summary) -> tuple[Any, tuple[str, ...]]:
+    """The model in eval mode with all its weights in f32, and the names of the outputs it has.
+
+    Raises:
+        LlmcError: the weights are not those of the model, or cannot be read.
+    """
+    import transformers
+
+    kind = getattr(transformers, FAMILIES[summary.model_type].prefix + summary.task.suffix)
+    outputs = summary.task.outputs
+    can_pool = "add_pooling_layer" in signatures.signature(kind.__init__).parameters
+    if "pooler_output" not in outputs:
+        return _checked(summary, kind, {"add_pooling_layer": False} if can_pool else {}), outputs
+    if can_pool:
+        model, info = _loaded(summary, kind, {})
+        if not any("pooler." in key for key in info["missing_keys"]):
+            _check_weights(summary, model, info)
+            return model, outputs
+    # a pooler without trained weights must not be exported
+    return _checked(summary, kind, {"add_pooling_layer": False} if can_pool else {}), outputs[:1]
+
+
+def _checked(summary: Summary, kind: Any, options: Mapping[str, Any]) -> Any:
+    model, info = _loaded(summary, kind, options)
+    _check_weights(summary, model, info)
+    return model
+
+
+def _loaded(summary: Summary, kind: Any, options: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    import torch
+
+    from llmc.compiler.frontends.masks import ADDED, WHOLE, register
+
+    register()
+    added = FAMILIES[summary.model_type].own_attention
+    try:
+        model, info = kind.from_pretrained(
+            str(summary.root),
+            local_files_only=True,
+            weights_only=True,
+            dtype=torch.float32,
+            attn_implementation=ADDED if added else WHOLE,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported by name below
+            **options,
+        )
+    except pickle.UnpicklingError:
+        raise LlmcError(
+            "pytorch_model.bin holds more than weights and was not opened",
+            at=str(summary.root),
+            hint="save the model as safetensors where you trust it",
+        ) from None
+    except Exception as error:  # anything transformers and torch raise for a folder they cannot read
+        raise LlmcError(
+            f"transformers cannot load the model: {first_line(error)}",
+            at=str(summary.root),
+            found=type(error).__name__,
+            hint="is config.json the one saved with these weights?",
+        ) from error
+    return model.eval().requires_grad_(False), info
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, or its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _check_weights(summary: Summary, model: Any, info: Mapping[str, Any]) -> None:
+    """Every weight of the model must come from the files, and none of the trunk's may be left over."""
+    at = str(summary.root)
+    if misfits := sorted(info["mismatched_keys"]):
+        shapes = [f"{name} is {list(has)}, wanted {list(wants)}" for name, has, wants in misfits]
+        raise LlmcError(
+            f"weights do not fit config.json: {_some([name for name, *_ in misfits])}",
+            at=at,
+            found=_some(shapes),
+            hint="config.json and weights are of different models",
+        )
+    wanted = f"{type(model).__name__} for {summary.task.name}"
+    if missing := sorted(info["missing_keys"]):
+        raise LlmcError(
+            f"the checkpoint has no weights for {_some(missing)}",
+            at=at,
+            found=f"a {summary.architecture} checkpoint, wanted {wanted}",
+            hint="choose the task the model was trained for, or fine-tune it first",
+        )
+    if left := _left_over(model, info["unexpected_keys"]):
+        raise LlmcError(
+            f"the checkpoint has weights that the model of config.json lacks: {_some(left)}",
+            at=at,
+            hint="config.json and weights are of different models",
+        )
+
+
+def _left_over(model: Any, unexpected: Sequence[str]) -> list[str]:
+    """Unused weights of the trunk; other heads and position buffers may be left over."""
+    trunk = {name.split(".")[0] for name, _ in model.base_model.named_parameters()} - {"pooler"}
+    prefix = f"{model.base_model_prefix}."
+    buffers = ("position_ids", "token_type_ids")
+    return sorted(
+        k for k in unexpected if k.removeprefix(prefix).split(".")[0] in trunk and not k.endswith(buffers)
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

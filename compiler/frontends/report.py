@@ -1,0 +1,50 @@
+"""Everything a program uses that cannot be imported, as one error."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llmc.compiler.graph import Source
+from llmc.errors import LlmcError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call that cannot be imported."""
+
+    op: str
+    reason: str
+    advice: str
+    source: Source
+
+
+def report(problems: Iterable[Problem]) -> LlmcError:
+    """One error for all problems; an op at the same line of repeated layers is one entry with a count."""
+    groups: dict[tuple[str, ...], list[Problem]] = {}
+    for problem in problems:
+        key = (problem.op, problem.reason, problem.source.line, _layer(problem.source.path))
+        groups.setdefault(key, []).append(problem)
+    counts = Counter(group[0].op for group in groups.values())
+    entries = "".join(f"\n    {_entry(group)}" for group in groups.values())
+    return LlmcError(
+        f"{len(counts)} op{'s' * (len(counts) > 1)} of the model cannot be imported: {', '.join(counts)}",
+        found=entries.lstrip("\n").strip(),
+        hint="change these parts of the model, or add converters to compiler/frontends/aten_*.py",
+    )
+
+
+def _layer(path: str) -> str:
+    """`encoder.layer.3.attention` -> `encoder.layer.*.attention`"""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
+
+
+def _entry(group: list[Problem]) -> str:
+    first = group[0]
+    paths = {p.source.path for p in group}
+    path = first.source.path if len(paths) == 1 else _layer(first.source.path)
+    place = Source(path or "the top module", first.source.line)
+    advice = f"; {first.advice}" if first.advice else ""
+    return f"{first.op} x{len(group)} at {place}: {first.reason}{advice}"

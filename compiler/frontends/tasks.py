@@ -1,0 +1,141 @@
+"""Which model families and tasks can be imported, and how their classes and outputs are named."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from llmc.errors import LlmcError
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `model_type` of transformers.
+
+    Args:
+        prefix: of its classes, as in `BertForMaskedLM`.
+        own_attention: the model computes scores itself and adds the mask to them.
+        reserved: position embeddings that no token uses because positions start after the padding index.
+    """
+
+    prefix: str
+    own_attention: bool = False
+    reserved: int = 0
+
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "albert": Family("Albert"),
+        "bert": Family("Bert"),
+        "camembert": Family("Camembert", reserved=2),
+        "deberta-v2": Family("DebertaV2", own_attention=True),
+        "distilbert": Family("DistilBert"),
+        "electra": Family("Electra"),
+        "mpnet": Family("MPNet", own_attention=True, reserved=2),
+        "roberta": Family("Roberta", reserved=2),
+        "xlm-roberta": Family("XLMRoberta", reserved=2),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is for: the suffix of its class, the outputs in order, whether it has labels.
+
+    `only` names the one class prefix that has such a head, if not all do.
+    """
+
+    name: str
+    suffix: str
+    outputs: tuple[str, ...]
+    labelled: bool = False
+    only: str = ""
+
+
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {
+        task.name: task
+        for task in (
+            Task("feature-extraction", "Model", ("last_hidden_state", "pooler_output")),
+            Task("sentence-embedding", "Model", ("sentence_embedding", "last_hidden_state")),
+            Task("text-classification", "ForSequenceClassification", ("logits",), labelled=True),
+            Task("token-classification", "ForTokenClassification", ("logits",), labelled=True),
+            Task("question-answering", "ForQuestionAnswering", ("start_logits", "end_logits")),
+            Task("fill-mask", "ForMaskedLM", ("logits",)),
+            Task("replaced-token-detection", "ForPreTraining", ("logits",), only="Electra"),
+        )
+    }
+)
+
+
+def near(word: str, known: Iterable[str], what: str) -> str:
+    """A hint: what is supported, the nearest names first."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=2, cutoff=0.5)
+    guess = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"{guess}supported {what}: {', '.join(names)}"
+
+
+def family_of(config: Mapping[str, Any], at: str) -> Family:
+    """The family of a `config.json`.
+
+    Raises:
+        LlmcError: the model_type is absent or not supported.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise LlmcError(
+            "config.json has no model_type",
+            at=at,
+            hint=f"is this a transformers model? supported model types: {', '.join(FAMILIES)}",
+        )
+    if model_type not in FAMILIES:
+        raise LlmcError(
+            f"model type {model_type!r} is not supported",
+            at=at,
+            hint=near(model_type, FAMILIES, "model types"),
+        )
+    return FAMILIES[model_type]
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The class that wrote the checkpoint, such as `BertForMaskedLM`; empty if unknown."""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def task_of(config: Mapping[str, Any], task: str, sentence: bool, at: str) -> Task:
+    """The task asked for; "auto" is that of the checkpoint's class, or the folder's sentence embedding.
+
+    Raises:
+        LlmcError: no such task, or the architecture is not one of the family's supported ones.
+    """
+    family = family_of(config, at)
+    if task != "auto":
+        return _explicit(task, family.prefix)
+    if sentence:
+        return TASKS["sentence-embedding"]
+    architecture = architecture_of(config)
+    suffix = architecture.removeprefix(family.prefix) or "Model"
+    if suffix == "ForPreTraining" and family.prefix != "Electra":
+        suffix = "ForMaskedLM"  # masked words are one of its two heads
+    found = next((t for t in TASKS.values() if t.suffix == suffix), None)
+    if found is None:
+        known = [family.prefix + t.suffix for t in TASKS.values()]
+        raise LlmcError(
+            f"architecture {architecture!r} is not supported",
+            at=at,
+            hint=near(architecture, set(known), "here"),
+        )
+    return found
+
+
+def _explicit(task: str, prefix: str) -> Task:
+    if task not in TASKS:
+        raise LlmcError(f"no task {task!r}", hint=near(task, ["auto", *TASKS], "tasks"))
+    if TASKS[task].only not in ("", prefix):
+        raise LlmcError(f"{prefix} models have no head for {task}", hint=f"only {TASKS[task].only} does that")
+    return TASKS[task]

@@ -1,0 +1,287 @@
+"""`torch.export.ExportedProgram` -> Graph.
+
+Programs are taken as torch.export makes them, before any decomposition, so `linear`, `layer_norm`,
+`scaled_dot_product_attention`, `gelu`, `softmax`, `embedding` and `rms_norm` arrive whole; only programs with
+in-place ops are functionalised first. Sizes need no nodes: torch knows each as an expression.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import re
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from llmc.compiler.dims import symbol
+from llmc.compiler.frontends import aten_math, aten_nn, aten_shape, inplace
+from llmc.compiler.frontends.aten import TABLE, Call, Symbols, UnsupportedError, dtype_of
+from llmc.compiler.frontends.report import Problem, report
+from llmc.compiler.graph import Graph, Node, Source
+from llmc.compiler.ops import constant, input_
+from llmc.errors import LlmcError
+
+__all__ = ["Declared", "aten_math", "aten_nn", "aten_shape", "to_graph", "trace"]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What the caller knows of a program's input: its name, the names of its dynamic axes, default and range.
+
+    An int in `axes` stands for an axis of fixed size; `high=None` is found from the table the input indexes.
+    """
+
+    name: str
+    axes: tuple[str | int, ...]
+    default: int | None = None
+    low: int | None = None
+    high: int | None = None
+
+
+def trace(module: torch.nn.Module, sample: tuple[Any, ...], axes: tuple[Any, ...]) -> ExportedProgram:
+    """`torch.export` of a module.
+
+    Args:
+        module: in eval mode.
+        sample: one tensor for each input.
+        axes: for each input, position of a dynamic axis -> `torch.export.Dim`.
+
+    Raises:
+        LlmcError: the module does something the tracer cannot follow, with the line that does it.
+    """
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints the failed graph
+            return torch.export.export(module, sample, dynamic_shapes=(axes,) if _variadic(module) else axes)
+    except Exception as error:  # torch.export raises many kinds, all about the module's code
+        frames = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
+        theirs = [f for f in frames if not f.startswith((_TORCH, _OURS, "<"))]
+        message = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise LlmcError(
+            f"torch.export cannot trace the model: {message[0] if message else type(error).__name__}",
+            at=PurePath(theirs[-1]).name if theirs else None,
+            found=type(error).__name__,
+            hint="control flow on tensor values, or on sizes beyond the dynamic ones, cannot be compiled",
+        ) from error
+
+
+def _variadic(module: torch.nn.Module) -> bool:
+    """Whether forward is `forward(self, *values)`: then torch wants the axes as one entry."""
+    return any(p.kind == p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
+
+
+def to_graph(
+    program: ExportedProgram,
+    inputs: Sequence[Declared],
+    outputs: Sequence[str],
+    dims: Mapping[str, tuple[int, int]],
+    root: str = "",
+) -> Graph:
+    """Import an exported program.
+
+    Args:
+        program: from `torch.export.export` or `torch.export.load`.
+        inputs: one for each user input, in order.
+        outputs: names of the user outputs, in order.
+        dims: bounds of the named dims.
+        root: module path prefix to leave out of sources and weight names.
+
+    Raises:
+        LlmcError: ops, dtypes or patterns that are not supported, all of them in one error.
+    """
+    program = _functional(program)
+    reader = _Reader(program, inputs, root)
+    for node in program.graph.nodes:
+        reader.read(node)
+    if reader.problems:
+        raise report(reader.problems)
+    specs = [s for s in program.graph_signature.output_specs if s.kind == OutputKind.USER_OUTPUT]
+    nodes = [reader.values[reader.by_name[s.arg.name]] for s in specs]
+    return Graph(tuple(reader.inputs), dict(zip(outputs, nodes, strict=True)), dims)  # type: ignore[arg-type]  # Bounds
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """The program with no in-place op that matters; nothing is decomposed."""
+    if inplace.plain(program.graph):
+        return program
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        functional: ExportedProgram = program.run_decompositions({})
+        return functional
+
+
+class _Reader:
+    """Walks the program's nodes once; `values` maps each to what it became (None: could not be imported)."""
+
+    def __init__(self, program: ExportedProgram, inputs: Sequence[Declared], root: str) -> None:
+        self.program, self.root = program, root
+        self.values: dict[Any, Any] = {}
+        self.by_name: dict[str, Any] = {n.name: n for n in program.graph.nodes}
+        self.specs = {s.arg.name: s for s in program.graph_signature.input_specs}
+        self.inputs: list[Node] = []
+        self.problems: list[Problem] = []
+        self._weights: dict[Any, Node] = {}
+        user = [s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
+        self.declared = dict(zip(user, inputs, strict=True))
+        self.symbols = Symbols(self._names())
+
+    def _names(self) -> dict[Any, Any]:
+        """torch's symbol of each dynamic axis -> our name for it."""
+        names = {}
+        for placeholder, declared in self.declared.items():
+            shape = self.by_name[placeholder].meta["val"].shape
+            for size, name in zip(shape, declared.axes, strict=True):
+                if isinstance(name, str) and isinstance(size, torch.SymInt):
+                    names[size.node.expr] = symbol(name)
+        return names
+
+    def read(self, node: Any) -> None:
+        """Import one node of the program."""
+        try:
+            self.values[node] = self._value(node)
+        except UnsupportedError as problem:
+            self._note(node, problem.reason, problem.advice)
+        except LlmcError as error:
+            self._note(node, error.problem.split(": ", 1)[-1], error.hint or "")
+
+    def _note(self, node: Any, reason: str, advice: str) -> None:
+        self.values[node] = self._stand_in(node)
+        self.problems.append(Problem(str(node.target), reason, advice, self._source(node)))
+
+    def _stand_in(self, node: Any) -> Any:
+        """Nodes of the foreseen type, so that what reads a failed call is still checked."""
+        metas = node.meta.get("val")
+        try:
+            made = [
+                input_("missing", dtype_of(m.dtype), tuple(self.symbols.dim(d) for d in m.shape))
+                for m in (metas if isinstance(metas, (tuple, list)) else [metas])
+            ]
+        except (UnsupportedError, AttributeError):
+            return None
+        return tuple(made) if isinstance(metas, (tuple, list)) else made[0]
+
+    def _value(self, node: Any) -> Any:
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        if node.op != "call_function":
+            return None  # output; submodules of control flow, whose call is reported
+        meta = node.meta.get("val")
+        if isinstance(meta, (int, torch.SymInt)) and not isinstance(meta, bool):
+            return self.symbols.dim(meta)
+        if getattr(node.target, "__name__", "") == "getitem":
+            parts = self.values[node.args[0]]
+            return None if parts is None else parts[node.args[1]]
+        if isinstance(meta, (bool, torch.SymBool)):
+            return None  # read by the checks below
+        if meta is None and any(word in str(node.target) for word in ("assert", "sym_constrain")):
+            return None  # checks that torch has made at export
+        return self._call(node, meta)
+
+    def _placeholder(self, node: Any) -> Node | None:
+        spec = self.specs[node.name]
+        if spec.kind == InputKind.USER_INPUT:
+            self.inputs.append(self._input(node))
+            return self.inputs[-1]
+        table = self.program.constants if spec.target in self.program.constants else self.program.state_dict
+        return self._weight(table[spec.target], spec.target) if node.users else None
+
+    def _input(self, node: Any) -> Node:
+        declared, meta = self.declared[node.name], node.meta["val"]
+        high = declared.high if declared.high is not None else _rows_indexed(node)
+        low = 0 if declared.low is None and high is not None else declared.low
+        shape = tuple(self.symbols.dim(d) for d in meta.shape)
+        return input_(
+            declared.name, dtype_of(meta.dtype), shape, default=declared.default, low=low, high=high
+        )
+
+    def _weight(self, tensor: Any, name: str) -> Node:
+        """One node for all names of the same memory; the array is a view of the tensor."""
+        tensor = tensor.detach()
+        memory = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
+        key = (*memory, tensor.dtype)
+        if key not in self._weights:
+            dtype_of(tensor.dtype)
+            path = name.removeprefix(self.root)
+            self._weights[key] = constant(tensor.numpy(), path, Source(path.rpartition(".")[0]))
+        return self._weights[key]
+
+    def _call(self, node: Any, meta: Any) -> Any:
+        name = str(node.target)
+        name = inplace.plain_name(name) if inplace.mutates(node) else name
+        convert = TABLE.get(name.removeprefix("aten."))
+        if convert is None:
+            raise UnsupportedError("no such op in llmc", "replace it by supported ops")
+        if any(self.values.get(read) is None for read in node.all_input_nodes):
+            if not self.problems:
+                raise UnsupportedError(
+                    "a truth value or float computed from sizes", "compute it from tensors"
+                )
+            return None  # what it reads has been reported
+        call = Call(node.target, self._arguments(node), meta, self._source(node), self.symbols)
+        result = convert(call)
+        self._check(call, result)
+        return result
+
+    def _arguments(self, node: Any) -> dict[str, Any]:
+        """Arguments by schema name, defaults filled in."""
+        arguments = {}
+        for position, declared in enumerate(node.target._schema.arguments):
+            if position < len(node.args):
+                value = node.args[position]
+            else:
+                value = node.kwargs.get(declared.name, getattr(declared, "default_value", None))
+            arguments[declared.name] = self._argument(value)
+        return arguments
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, torch.fx.Node):
+            return self.values[value]
+        if isinstance(value, (list, tuple)):
+            return [self._argument(v) for v in value]
+        return self.symbols.dim(value) if isinstance(value, torch.SymInt) else value
+
+    def _check(self, call: Call, result: Any) -> None:
+        """A converter must produce the type torch foresaw."""
+        metas = call.meta if isinstance(call.meta, (tuple, list)) else [call.meta]
+        results = result if isinstance(result, tuple) else [result]
+        for meta, made in zip(metas, results, strict=True):
+            foreseen = (dtype_of(meta.dtype), call.shape_of(meta))
+            assert (made.dtype, made.shape) == foreseen, (
+                f"{call.target}: made {made.type}, torch says {foreseen}"
+            )
+
+    def _source(self, node: Any) -> Source:
+        stack = node.meta.get("nn_module_stack") or {}
+        path = list(stack.values())[-1][0] if stack else ""
+        path = re.sub(r"\['?([^\]']*)'?\]", r".\1", path).removeprefix("L.self").strip(".")
+        return Source(
+            f"{path}.".removeprefix(self.root).rstrip("."), _line(node.meta.get("stack_trace") or "")
+        )
+
+
+def _rows_indexed(node: Any) -> int | None:
+    """The highest legal index if this input looks up embedding tables directly."""
+    rows = [
+        user.args[0].meta["val"].shape[0]
+        for user in node.users
+        if str(user.target) == "aten.embedding.default" and user.args[1] is node
+    ]
+    return int(min(rows)) - 1 if rows else None
+
+
+_TORCH, _OURS = (str(PurePath(inspect.getfile(m)).parent) for m in (torch, inplace))
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def _line(trace: str) -> str:
+    """`file:line` of the innermost frame that is neither torch nor llmc."""
+    frames = [f for f in _FRAME.findall(trace) if not f[0].startswith((_TORCH, _OURS))]
+    return f"{PurePath(frames[-1][0]).name}:{frames[-1][1]}" if frames else ""

@@ -1,0 +1,361 @@
+"""From a model to an artifact: the road of design.md from end to end, in one file that reads like it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import llmc
+from llmc.compiler import artifact, interpret
+from llmc.compiler.calls import Call
+from llmc.compiler.frontends import huggingface
+from llmc.compiler.graph import Graph
+from llmc.compiler.pipeline import Pipeline
+from llmc.compiler.plan import Plan, make_plan
+from llmc.compiler.program import Tensor, Variant, signature, write_program
+from llmc.errors import LlmcError
+from llmc.passes import LEVELS, PASSES
+from llmc.runtime import sources as c
+from llmc.runtime.manifest import FORMAT, MANIFEST, MODULE, WEIGHTS, seal
+from llmc.runtime.selftest import SELFTEST, write_selftest
+from llmc.runtime.weights import HEADER_BYTES, weights_header
+from llmc.targets import Cpu, Target, host, toolchain
+
+Progress = Callable[[str, float], None]
+
+# Largest difference between the artifact and the interpreter, relative and absolute, that a self-test accepts.
+_SELFTEST = {"rtol": 1e-3, "atol": 5e-4}
+_SELFTEST_SEQ = 9
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """What a compile did.
+
+    Args:
+        path: the artifact.
+        seconds: wall time of each stage.
+        sizes: bytes of each file of the artifact.
+        target, pipeline: what it was compiled for, and the passes that ran.
+        nodes: size of the graph after the passes; `kernels` distinct kernels make `steps` calls.
+    """
+
+    path: Path
+    seconds: Mapping[str, float]
+    sizes: Mapping[str, int]
+    target: str
+    pipeline: str
+    nodes: int
+    kernels: int
+    steps: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "path": str(self.path),
+            "seconds": dict(self.seconds),
+            "sizes": dict(self.sizes),
+            "target": self.target,
+            "pipeline": self.pipeline,
+            "nodes": self.nodes,
+            "kernels": self.kernels,
+            "steps": self.steps,
+        }
+
+
+@dataclass
+class _Stages:
+    """Times the stages and tells the caller of each."""
+
+    progress: Progress | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    _name: str = ""
+    _since: float = 0.0
+
+    def enter(self, name: str, fraction: float) -> None:
+        self.leave()
+        self._name, self._since = name, time.perf_counter()
+        if self.progress is not None:
+            self.progress(name, fraction)
+
+    def leave(self) -> None:
+        if self._name:
+            self.seconds[self._name] = time.perf_counter() - self._since
+        self._name = ""
+
+
+def compile(  # `llmc.compile`: the builtin of this name is not used here
+    model: str | Path,
+    output: str | Path,
+    *,
+    target: str = "native",
+    task: str = "auto",
+    level: int = 3,
+    passes: str | None = None,
+    max_batch: int | None = None,
+    max_seq: int | None = None,
+    keep: str | Path | None = None,
+    cc: str | None = None,
+    progress: Progress | None = None,
+    name: str | None = None,
+) -> CompileReport:
+    """Compile a Hugging Face folder into an artifact.
+
+    Args:
+        model: folder with config.json and weights.
+        output: the artifact to write; one that is there is replaced once the new one is whole.
+        target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
+        task: what to compute, "auto" takes it from the folder.
+        level: 0 to 3, which pipeline of `llmc.passes.LEVELS` runs; `passes` is a pipeline text instead.
+        max_batch, max_seq: upper bounds of the dims.
+        keep: folder that gets the graphs and the generated C.
+        cc: C compiler command instead of the `ziglang` package's.
+        progress: called with (stage, fraction done) as each stage begins.
+        name: model name in the manifest.
+
+    Raises:
+        LlmcError: the model, an option, the place of the output or the toolchain is not usable. Nothing is left
+            behind then, and an artifact of that name stays as it was.
+    """
+    stages, output = _Stages(progress), Path(output)
+    chosen = host.find_target(target)
+    pipeline = Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
+    with artifact.new_folder(output) as folder:
+        stages.enter("import the model", 0.02)
+        bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
+        imported = huggingface.load(model, task=task, **bounds)
+        stages.enter("optimise the graph", 0.4)
+        graph, _ = pipeline.run(imported.graph)
+        stages.enter("make kernels", 0.5)
+        calls, objects = _kernels(graph, chosen)
+        stages.enter("write weights", 0.65)
+        plan = make_plan(graph, calls)
+        build = _Build(folder, graph, plan, chosen, name or imported.name, cc)
+        build.write(objects)
+        if keep is not None:
+            _keep(Path(keep), imported.graph, graph, build.program)
+        stages.enter("self-test", 0.9)
+        _write_selftest(folder, imported.graph, build.build_id)
+        if imported.tokenizer is not None:
+            shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
+        fields = _manifest(imported, build, str(pipeline), folder)
+        (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
+        _check(folder, chosen)
+        stages.leave()
+    sizes = {p.name: p.stat().st_size for p in sorted(output.iterdir())}
+    kernels = {c.kernel.symbol for c in calls}
+    return CompileReport(
+        output, stages.seconds, sizes, target, str(pipeline), len(graph.nodes), len(kernels), len(plan.steps)
+    )
+
+
+def _kernels(graph: Graph, target: Target) -> tuple[tuple[Call, ...], dict[str, bytes]]:
+    """The calls of a graph, and one object file for each instruction set."""
+    from llmc.targets.build import compile_object
+    from llmc.targets.kernels.peak import emit_peak
+    from llmc.targets.lower import lower
+
+    calls = lower(graph)
+    kernels = {call.kernel.symbol: call.kernel for call in calls}
+    objects = {}
+    for cpu in target.cpus:
+        functions = {f"{s}_{cpu.name}": k.emit(f"{s}_{cpu.name}", cpu) for s, k in kernels.items()}
+        functions[f"fma_loop_{cpu.name}"] = emit_peak(f"fma_loop_{cpu.name}", cpu)
+        objects[cpu.name] = compile_object(functions, target.triple, cpu)
+    return calls, objects
+
+
+class _Build:
+    """The native part of an artifact: weights.bin, module.so, llmc.h and bench."""
+
+    def __init__(
+        self, folder: Path, graph: Graph, plan: Plan, target: Target, name: str, cc: str | None
+    ) -> None:
+        self.folder, self.graph, self.plan, self.target, self.name, self.cc = (
+            folder,
+            graph,
+            plan,
+            target,
+            name,
+            cc,
+        )
+        self.build_id = ""
+        self.program = ""
+
+    def write(self, objects: Mapping[str, bytes]) -> None:
+        weights = self.folder / WEIGHTS
+        digest = artifact.write_weights(weights, self.plan, HEADER_BYTES)
+        variants = [_variant(cpu) for cpu in self.target.cpus]
+
+        def text(build_id: str) -> str:
+            return write_program(self.graph, self.plan, variants, self.name, build_id, digest)
+
+        parts = [llmc.__version__.encode(), digest.encode(), text("").encode(), *objects.values()]
+        self.build_id = hashlib.sha256(b"\0".join(parts)).hexdigest()
+        artifact.stamp_weights(weights, weights_header(self.build_id, self.plan.weights_bytes))
+        self.program = text(self.build_id)
+        self._link(objects)
+        shutil.copyfile(c.HEADER, self.folder / "llmc.h")
+
+    def _link(self, objects: Mapping[str, bytes]) -> None:
+        module = self.folder / MODULE
+        with tempfile.TemporaryDirectory(prefix="llmc-") as place:
+            sources = [Path(place) / "module.c", *c.MODULE_SOURCES]
+            sources[0].write_text(self.program)
+            for name, code in objects.items():
+                sources.append(Path(place) / f"{name}.o")
+                sources[-1].write_bytes(code)
+            self._compile(module, sources, c.MODULE_FLAGS, c.MODULE_LIBRARIES)
+        definition = c.bench_definition(hashlib.sha256(module.read_bytes()).hexdigest())
+        flags = (*c.BENCH_FLAGS, definition)
+        self._compile(self.folder / "bench", c.BENCH_SOURCES, flags, c.BENCH_LIBRARIES)
+
+    def _compile(
+        self, output: Path, sources: Sequence[Path], flags: Sequence[str], libraries: Sequence[str]
+    ) -> None:
+        toolchain.build(output, sources, c.FOLDER, flags, libraries, self.target.zig, self.cc)
+
+
+def _variant(cpu: Cpu) -> Variant:
+    from llmc.targets.kernels.peak import peak_flops
+
+    return Variant(cpu.name, cpu.features, peak_flops(cpu))
+
+
+def _keep(folder: Path, imported: Graph, graph: Graph, program: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "imported.txt").write_text(str(imported))
+        (folder / "optimised.txt").write_text(str(graph))
+        (folder / "module.c").write_text(program)
+    except OSError as error:
+        raise LlmcError(f"cannot keep files: {error.strerror or error}", at=str(folder)) from None
+
+
+def _write_selftest(folder: Path, graph: Graph, build_id: str) -> None:
+    """Two runs of the interpreter on the graph as imported: no pass and no kernel had a part in them."""
+    cases = []
+    for batch, seq in ((1, 1), (2, _SELFTEST_SEQ)):
+        sizes = {
+            k: min(v, graph.dims[k].high) for k, v in (("batch", batch), ("seq", seq)) if k in graph.dims
+        }
+        inputs = _sample(graph, sizes)
+        cases.append((inputs, interpret.run(graph, inputs)))
+    write_selftest(folder / SELFTEST, build_id, cases)
+
+
+def _sample(graph: Graph, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Legal inputs drawn with a fixed seed; of an input with a default, the second row ends in zeros (padding)."""
+    from llmc.compiler.dims import evaluate
+    from llmc.compiler.graph import DTYPES
+
+    rng, values = np.random.default_rng(0), {}
+    for node in graph.inputs:
+        a = node.attributes
+        shape, dtype = tuple(evaluate(d, sizes) for d in node.shape), DTYPES[node.dtype]
+        if a["default"] is not None:
+            value = np.full(shape, a["default"], dtype)
+            if value.ndim == 2 and value.shape[1] > 4:
+                value[1:, -4:] = 0
+        elif dtype.kind == "f":
+            value = rng.standard_normal(shape).astype(dtype)
+        else:
+            low, high = a["low"] or 0, 1 if a["high"] is None else a["high"]
+            value = rng.integers(low, high + 1, shape).astype(dtype)
+        values[a["name"]] = value
+    return values
+
+
+def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, folder: Path) -> dict[str, Any]:
+    inputs, outputs = signature(build.graph)
+    fields: dict[str, Any] = {
+        "format": FORMAT,
+        "llmc": llmc.__version__,
+        "name": build.name,
+        "build_id": build.build_id,
+        "task": imported.task,
+        "inputs": [_tensor_entry(t) for t in inputs],
+        "outputs": [_tensor_entry(t) for t in outputs],
+        "dims": {k: list(v) for k, v in build.graph.dims.items()},
+        "target": build.target.name,
+        "variants": [{"name": cpu.name, "features": [cpu.needs]} for cpu in build.target.cpus],
+        "pipeline": pipeline,
+        "quantisation": "none",
+        "files": artifact.file_entries(folder),
+        "selftest": _SELFTEST,
+        "postprocess": {},
+        "sizes": {
+            "parameters": sum(
+                w.attributes["value"].array.size for w in imported.graph.nodes if w.op == "constant"
+            ),
+            "code_bytes": sum((folder / f).stat().st_size for f in (MODULE, "bench")),
+            "weights_bytes": build.plan.weights_bytes,
+            "kernels": len({s.kernel.symbol for s in build.plan.steps if isinstance(s, Call)}),
+            "steps": len(build.plan.steps),
+        },
+    }
+    if imported.labels:
+        fields["labels"] = list(imported.labels)
+    if imported.sentence is not None:
+        fields["postprocess"] = {
+            "pooling": "+".join(imported.sentence.pooling),
+            "normalize": "normalize" in imported.sentence.steps,
+        }
+    if imported.tokenizer is not None:
+        fields["tokenizer"] = _tokenizer_entry(imported.tokenizer, build.graph)
+    return fields
+
+
+def _tensor_entry(tensor: Tensor) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": tensor.name,
+        "dtype": tensor.type.dtype,
+        "shape": [d if isinstance(d, int) else str(d) for d in tensor.type.shape],
+    }
+    if tensor.default is not None:
+        entry["default"] = tensor.default
+    if tensor.low is not None:
+        entry["range"] = [tensor.low, tensor.high]
+    return entry
+
+
+def _tokenizer_entry(tokenizer: Any, graph: Graph) -> dict[str, Any]:
+    import tokenizers
+
+    token = tokenizers.Tokenizer.from_file(str(tokenizer.file)).id_to_token(tokenizer.pad_id)
+    longest = min(
+        tokenizer.max_length, graph.dims["seq"].high if "seq" in graph.dims else tokenizer.max_length
+    )
+    return {
+        "file": "tokenizer.json",
+        "max_length": longest,
+        "pad_id": tokenizer.pad_id,
+        "pad_token": token if token is not None else "[PAD]",
+    }
+
+
+def _check(folder: Path, target: Target) -> None:
+    """Run the self-test where this machine can run the code."""
+    if not any(host.runs_here(cpu) for cpu in target.cpus):
+        return
+    for cpu in target.cpus:
+        if not host.runs_here(cpu):
+            continue
+        with llmc.load(folder, variant=cpu.name) as model:
+            result = model.selftest()
+        if not result.passed:
+            raise LlmcError(
+                "the compiled model does not compute what the source model does",
+                at=f"variant {cpu.name}",
+                found=result.failures[0],
+                hint="this is a fault of llmc: please report it with the model's config.json",
+            )

@@ -1,0 +1,246 @@
+"""A pipeline: passes run in order over a graph, each verified, timed, printed and reported.
+
+None of this is a pass's business. The environment variables LLMC_DEBUG (1: times, 2: changed graphs,
+3: every rule that fired or declined) and LLMC_DUMP (a folder for the graph after each pass) work everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmc.compiler.graph import Graph
+from llmc.compiler.rewrite import Event, Journal, recording
+from llmc.compiler.spec import EXACT, LOSSY, Keeps, Pass, build, close, near, parse_texts
+from llmc.compiler.verify import verify
+from llmc.errors import LlmcError
+
+__all__ = ["EXACT", "LOSSY", "Keeps", "Observer", "Pass", "PassRun", "Pipeline", "Report", "close", "near"]
+
+
+@dataclass(frozen=True)
+class PassRun:
+    """How one pass went.
+
+    Args:
+        name: the pass's text, options included.
+        seconds: wall time, verification not included.
+        nodes_before, nodes_after: sizes of the graph.
+        applied: rule -> how often it applied.
+        events: rules that applied or declined, with place and reason.
+        changed: whether the pass returned another graph.
+    """
+
+    name: str
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+    applied: Mapping[str, int] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+    changed: bool = True
+
+    @property
+    def declined(self) -> tuple[Event, ...]:
+        return tuple(e for e in self.events if e.reason)
+
+    def __str__(self) -> str:
+        rules = "  ".join(f"{rule} {count}" for rule, count in sorted(self.applied.items()))
+        size = f"{self.nodes_before} -> {self.nodes_after} nodes"
+        return f"{self.name:<12} {self.seconds:7.3f} s  {size}  {rules}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The runs of a pipeline's passes, in order."""
+
+    runs: tuple[PassRun, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(str(run).rstrip() for run in self.runs)
+
+
+Observer = Callable[[PassRun, Graph], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A pass and the name it goes by in the pipeline's text (`file.py:Name` for a pass from a file)."""
+
+    label: str
+    change: Pass
+
+    def __str__(self) -> str:
+        return self.label + self.change.options_text()
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in order; `str()` gives a text that `parse` reads back."""
+
+    steps: tuple[Step, ...]
+
+    @staticmethod
+    def of(*passes: Pass) -> Pipeline:
+        """A pipeline of pass objects."""
+        return Pipeline(tuple(Step(p.name, p) for p in passes))
+
+    @staticmethod
+    def parse(text: str, registry: Mapping[str, type[Pass]]) -> Pipeline:
+        """The pipeline written as `name{option=value,...},name,...`; a name may also be `file.py:Class`.
+
+        Raises:
+            LlmcError: the text is malformed, or names a pass or option that does not exist.
+        """
+        return Pipeline(tuple(Step(t.name, build(t, registry)) for t in parse_texts(text)))
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.steps))
+
+    def run(
+        self, graph: Graph, *observers: Observer, print_after: Collection[str] = ()
+    ) -> tuple[Graph, Report]:
+        """Run every pass on `graph`.
+
+        Args:
+            observers: called after each pass with its run and the graph it returned.
+            print_after: names of passes whose result is printed to stderr, or "all".
+
+        Raises:
+            LlmcError: a pass failed or returned an invalid graph; `at` names the node.
+        """
+        watching = (*observers, *_environment(graph), *_printing(print_after, self))
+        runs: list[PassRun] = []
+        for step in self.steps:
+            before = [run.name for run in runs]
+            run, graph = _run(step, graph, before)
+            runs.append(run)
+            for observe in watching:
+                observe(run, graph)
+        return graph, Report(tuple(runs))
+
+
+def _run(step: Step, graph: Graph, before: list[str]) -> tuple[PassRun, Graph]:
+    start = time.perf_counter()
+    with recording() as journal:
+        after = _guarded(step, graph, before)
+    seconds = time.perf_counter() - start
+    if after is not graph:
+        _checked(step, graph, after)
+    return _record(step, seconds, graph, after, journal), after
+
+
+def _record(step: Step, seconds: float, graph: Graph, after: Graph, journal: Journal) -> PassRun:
+    return PassRun(
+        str(step),
+        seconds,
+        len(graph.nodes),
+        len(after.nodes),
+        dict(journal.applied),
+        (*journal.fired, *journal.declined),
+        after is not graph,
+    )
+
+
+def _guarded(step: Step, graph: Graph, before: list[str]) -> Graph:
+    """The pass's result; what it raises is reported with its name and the passes already run."""
+    try:
+        after = step.change.run(graph)
+    except LlmcError as error:
+        problem = f"pass {step}: {error.problem}"
+        raise LlmcError(problem, at=error.at, found=error.found, hint=error.hint) from error
+    except Exception as error:
+        raise LlmcError(
+            f"pass {step} failed: {type(error).__name__}: {error}",
+            found=f"passes already run: {', '.join(before) or 'none'}",
+            hint="a fault of the pass; set LLMC_DUMP=folder to keep the graph it was given",
+        ) from error
+    if not isinstance(after, Graph):
+        raise LlmcError(f"pass {step} returned no graph", found=repr(after))
+    return after
+
+
+def _checked(step: Step, graph: Graph, after: Graph) -> None:
+    """Hold the pass to a valid graph of the same signature."""
+    try:
+        verify(after)
+    except LlmcError as error:
+        problem = f"pass {step} made an invalid graph: {error.problem}"
+        raise LlmcError(problem, at=error.at, found=error.found, hint=error.hint) from error
+    old, new = _signature(graph), _signature(after)
+    if old != new:
+        changed = next(f"{a} -> {b}" for a, b in zip([*old, None], [*new, None], strict=False) if a != b)
+        raise LlmcError(f"pass {step} changed the inputs or outputs of the graph", found=changed)
+
+
+def _signature(graph: Graph) -> list[str]:
+    inputs = [f"input {n.attributes['name']} {n.type}" for n in graph.inputs]
+    return inputs + [f"output {name} {node.type}" for name, node in graph.outputs.items()]
+
+
+def _printing(names: Collection[str], pipeline: Pipeline) -> tuple[Observer, ...]:
+    """An observer that prints the graph after the named passes.
+
+    Raises:
+        LlmcError: no pass of the pipeline has that name.
+    """
+    known = {step.label for step in pipeline.steps} | {"all"}
+    for name in names:
+        if name not in known:
+            raise LlmcError(f"--print-after: the pipeline has no pass {name!r}", hint=near(name, known))
+
+    def show(run: PassRun, graph: Graph) -> None:
+        if "all" in names or run.name.split("{")[0] in names:
+            print(f"# after {run.name}\n{graph}", file=sys.stderr)
+
+    return (show,) if names else ()
+
+
+def _environment(graph: Graph) -> tuple[Observer, ...]:
+    """The observers that LLMC_DEBUG and LLMC_DUMP ask for.
+
+    Raises:
+        LlmcError: LLMC_DEBUG is not a number.
+    """
+    level, folder = os.environ.get("LLMC_DEBUG", "0"), os.environ.get("LLMC_DUMP")
+    if not level.isdigit():
+        raise LlmcError("LLMC_DEBUG must be a number from 0 to 4", found=level)
+    ladder: tuple[Observer, ...] = (_show_time, _show_changed, _show_events)
+    return ladder[: int(level)] + ((_Dump(Path(folder), graph),) if folder else ())
+
+
+def _show_time(run: PassRun, graph: Graph) -> None:
+    print(run, file=sys.stderr)
+
+
+def _show_changed(run: PassRun, graph: Graph) -> None:
+    if run.changed:
+        print(f"# after {run.name}\n{graph}", file=sys.stderr)
+
+
+def _show_events(run: PassRun, graph: Graph) -> None:
+    for event in run.events:
+        outcome = f"declined: {event.reason}" if event.reason else "applied"
+        print(f"#   {event.rule}: {event.node} {event.source}: {outcome}", file=sys.stderr)
+
+
+class _Dump:
+    """Writes `00_input.txt`, then `03_fuse.txt` for the third pass, and so on."""
+
+    def __init__(self, folder: Path, graph: Graph) -> None:
+        self.folder, self.count = folder, 0
+        self.write("input", graph)
+
+    def __call__(self, run: PassRun, graph: Graph) -> None:
+        self.count += 1
+        self.write(run.name.split("{")[0].rsplit(":", 1)[-1], graph)
+
+    def write(self, name: str, graph: Graph) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / f"{self.count:02}_{name}.txt").write_text(str(graph))
+        except OSError as error:
+            raise LlmcError(f"LLMC_DUMP: cannot write: {error.strerror}", at=str(self.folder)) from error

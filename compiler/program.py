@@ -1,0 +1,172 @@
+"""The straight-line program of an artifact, as C: `module.c` from a plan.
+
+One function calls the kernels in order on arena offsets worked out from the actual dims: no interpreter, no
+graph, no allocation while it runs. The text is kept by `llmc compile --keep DIR` and meant to be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from llmc.compiler.calls import Call, Kernel
+from llmc.compiler.dims import Bounds, Dim, dim, dim_c, dim_text
+from llmc.compiler.graph import Graph, Node, TensorType
+from llmc.compiler.plan import ALIGNMENT, Copy, Place, Plan, nbytes
+
+LANES = 16  # multiply-adds in the unit of `Call.cost`
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Code for one instruction set: name, LLMC_CPU_* bits, FLOP of one round of its `fma_loop`."""
+
+    name: str
+    features: int
+    peak_flops: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output of the signature."""
+
+    name: str
+    type: TensorType
+    default: float | None = None
+    low: int | None = None
+    high: int | None = None
+
+
+def signature(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
+    """Inputs and outputs, in the order of the C interface."""
+    inputs = [
+        Tensor(
+            *(n.attributes[k] for k in ("name",)),
+            n.type,
+            *(n.attributes[k] for k in ("default", "low", "high")),
+        )
+        for n in graph.inputs
+    ]
+    return inputs, [Tensor(name, node.type) for name, node in graph.outputs.items()]
+
+
+def write_program(
+    graph: Graph, plan: Plan, variants: Sequence[Variant], name: str, build_id: str, weights_sha256: str
+) -> str:
+    """The text of module.c."""
+    inputs, outputs = signature(graph)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("llmc.compiler", "."),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    kernels = list({s.kernel.symbol: s.kernel for s in plan.steps if isinstance(s, Call)}.values())
+    return environment.get_template("module.c.jinja").render(
+        name=c_string(name),
+        build_id=build_id,
+        weights_bytes=plan.weights_bytes,
+        weights_sha256=weights_sha256,
+        dims=[(n, b.low, b.high) for n, b in graph.dims.items()],
+        inputs=[_tensor(t, graph.dims) for t in inputs],
+        outputs=[_tensor(t, graph.dims) for t in outputs],
+        output_shapes=[[_size(d) for d in t.type.shape] for t in outputs],
+        kernels=[_kernel(k) for k in kernels],
+        variants=variants,
+        steps=[_step(i, s, plan) for i, s in enumerate(plan.steps)],
+        slots=[_size(size) for size in plan.slots],
+        alignment=ALIGNMENT,
+        scratch=max([k.scratch for k in kernels], default=0),
+    )
+
+
+def c_string(text: str) -> str:
+    """A C string literal; anything but plain ASCII as octal escapes."""
+    plain = {ord(c) for c in " !#$%&'()*+,-./:;<=>@[]^_`{|}~"}
+    return (
+        '"'
+        + "".join(
+            chr(b) if chr(b).isascii() and (chr(b).isalnum() or b in plain) else f"\\{b:03o}"
+            for b in text.encode()
+        )
+        + '"'
+    )
+
+
+def _size(value: Dim) -> str:
+    return dim_c(dim(value))
+
+
+def _tensor(tensor: Tensor, dims: Mapping[str, Bounds]) -> dict[str, Any]:
+    names = list(dims)
+
+    def code(d: Dim) -> str:
+        if isinstance(d, int):
+            return str(d)
+        return str(-1 - names.index(str(d))) if str(d) in names else "INT64_MIN"
+
+    return {
+        "name": c_string(tensor.name),
+        "dtype": f"LLMC_{tensor.type.dtype.upper()}",
+        "rank": tensor.type.rank,
+        "dims": [code(d) for d in tensor.type.shape],
+        "texts": [c_string(dim_text(d)) for d in tensor.type.shape],
+        "default": tensor.default,
+        "low": tensor.low,
+        "high": tensor.high,
+    }
+
+
+def _kernel(kernel: Kernel) -> dict[str, Any]:
+    return {
+        "symbol": kernel.symbol,
+        "reads": range(len(kernel.pointers) - 1),
+        "scalars": range(kernel.scalars),
+        "scratch": kernel.scratch > 0,
+    }
+
+
+def _step(number: int, step: Call | Copy, plan: Plan) -> dict[str, Any]:
+    if isinstance(step, Copy):
+        size = _size(nbytes(step.node))
+        return {
+            "number": number,
+            "kernel": None,
+            "family": "copy",
+            "source": c_string(str(step.node.source)),
+            "from": _pointer(plan.place(step.node), plan),
+            "to": _pointer(Place("output", step.output), plan),
+            "size": size,
+            "flops": "0",
+            "bytes": f"2 * {size}",
+        }
+    *reads, written = step.operands
+    assert isinstance(written, Node)
+    return {
+        "number": number,
+        "kernel": step.kernel.symbol,
+        "family": step.kernel.family,
+        "source": c_string(step.source.path or step.source.line),
+        "reads": [_pointer(plan.place(o), plan) for o in reads],
+        "writes": _pointer(plan.place(written), plan),
+        "scalars": [_size(s) for s in step.scalars],
+        "items": _size(step.items),
+        "cost": _size(step.cost * LANES),
+        "flops": _size(step.flops),
+        "bytes": _size(step.bytes),
+    }
+
+
+def _pointer(place: Place, plan: Plan) -> str:
+    match place.kind:
+        case "weight":
+            return f"f->weights + {plan.weights[place.index].offset}"
+        case "slot":
+            return f"f->arena + at[{place.index}]"
+        case "input":
+            return f"f->inputs[{place.index}]"
+    return f"f->outputs[{place.index}]"

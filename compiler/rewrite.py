@@ -1,0 +1,236 @@
+"""Rules tried on every node until none applies.
+
+A rule is a function `Node -> Node | Decline | None` whose docstring says `before -> after`. It sees a node
+whose inputs are already rewritten, and returns a node of the same type, `Decline(reason)` when it nearly
+applied, or None. A rule with a second parameter also gets the `Context`, which knows use counts.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.spec import Pass
+from llmc.compiler.text import same_type
+from llmc.errors import LlmcError
+
+Rule = Callable[..., Any]
+
+SWEEPS = 60  # real models settle in fewer than 15
+STEPS_PER_NODE = 60
+
+
+@dataclass(frozen=True)
+class Decline:
+    """Why a rule that matched does not apply."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """One rule at one node: applied if `reason` is empty, else declined.
+
+    Args:
+        rule: the rule's name.
+        node: op and type of the node before.
+        source: the node's place in the model.
+        reason: why the rule declined.
+    """
+
+    rule: str
+    node: str
+    source: str
+    reason: str = ""
+
+
+@dataclass
+class Journal:
+    """What the rules did while a pass ran.
+
+    Args:
+        applied: rule -> how often it applied.
+        fired: where rules applied, in order, equal events once.
+        declined: where rules nearly applied and in the end did not.
+    """
+
+    applied: Counter[str] = field(default_factory=Counter)
+    fired: dict[Event, None] = field(default_factory=dict)
+    declined: dict[Event, None] = field(default_factory=dict)
+
+    def note(self, rule: Rule, node: Node, reason: str = "") -> None:
+        event = Event(rule.__name__, f"{node.op} {node.type}", str(node.source), reason)
+        (self.declined if reason else self.fired)[event] = None
+        if not reason:
+            self.applied[rule.__name__] += 1
+
+
+_journal: ContextVar[Journal | None] = ContextVar("journal", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[Journal]:
+    """Everything that rules do inside the block is noted in the journal it gives."""
+    journal = Journal()
+    token = _journal.set(journal)
+    try:
+        yield journal
+    finally:
+        _journal.reset(token)
+
+
+class Context:
+    """What a rule may ask beyond its node: how often a value is read."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._uses = Counter({node: len(users) for node, users in graph.users.items()})
+        self._uses.update(graph.outputs.values())
+
+    def uses(self, node: Node) -> int:
+        """Reads of `node`; being a graph output counts as one."""
+        return self._uses[node]
+
+    def single(self, node: Node) -> bool:
+        """Whether `node` has one reader only."""
+        return self._uses[node] == 1
+
+    def knows(self, node: Node) -> bool:
+        """Whether `node` is part of the graph, not just made by a rule."""
+        return node in self._uses
+
+    def moved(self, before: Node, after: Node) -> None:
+        """Who read `before` reads `after` now."""
+        if after is not before:
+            self._uses[after] += self._uses[before]
+
+    def swapped(self, before: Node, after: Node) -> None:
+        """A rule turned `before` into `after`: drop the reads of `before`, count those of the nodes made."""
+        self._uses.subtract(before.inputs)
+        made = {} if self.knows(after) else {after: None}
+        pending = list(made)
+        while pending:
+            unknown = [i for i in pending.pop().inputs if not self.knows(i) and i not in made]
+            made.update(dict.fromkeys(unknown))
+            pending += unknown
+        for node in made:
+            self._uses.update(node.inputs)
+        self._uses[after] += self._uses[before]
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A rule and whether it wants the context."""
+
+    rule: Rule
+    wants_context: bool
+
+    def __call__(self, node: Node, context: Context) -> Any:
+        return self.rule(node, context) if self.wants_context else self.rule(node)
+
+
+def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
+    """Apply `rules` to every node, in the order given, until none applies.
+
+    Returns:
+        `graph` itself if no rule applied.
+
+    Raises:
+        LlmcError: a rule changes a type or raises, or the rules undo each other for ever.
+    """
+    bound = [_Bound(r, len(inspect.signature(r).parameters) > 1) for r in rules]
+    journal = _journal.get() or Journal()
+    earlier = journal.declined.copy()
+    for _ in range(SWEEPS):
+        before, applied = graph, journal.applied.copy()
+        journal.declined = earlier.copy()  # what declines in one sweep may apply in the next
+        graph = _sweep(graph, bound, journal)
+        if graph is before:
+            return graph
+    raise _endless(journal.applied - applied, f"{SWEEPS} sweeps over the graph")
+
+
+def _endless(applied: Counter[str], where: str) -> LlmcError:
+    names = ", ".join(sorted(applied))
+    return LlmcError(f"the rules do not come to an end: {names}", at=where, hint="one of them undoes another")
+
+
+def _sweep(graph: Graph, rules: Sequence[_Bound], journal: Journal) -> Graph:
+    """One walk from the inputs to the outputs."""
+    context = Context(graph)
+    order = iter(graph.nodes)
+
+    def change(node: Node) -> Node:
+        original = next(order)
+        context.moved(original, node)
+        return node if node.op == "input" else _settle(node, rules, context, journal)
+
+    return graph.replace(change)
+
+
+def _settle(node: Node, rules: Sequence[_Bound], context: Context, journal: Journal) -> Node:
+    """Apply rules at one node until none applies."""
+    fired: list[str] = []
+    while (after := _first(node, rules, context, journal)) is not None:
+        name, node = after
+        fired.append(name)
+        if len(fired) == STEPS_PER_NODE:
+            raise _endless(Counter(fired), repr(node))
+    return node
+
+
+def _first(
+    node: Node, rules: Sequence[_Bound], context: Context, journal: Journal
+) -> tuple[str, Node] | None:
+    """The first rule that applies and its result."""
+    for bound in rules:
+        found = _call(bound, node, context)
+        if isinstance(found, Decline):
+            journal.note(bound.rule, node, found.reason)
+        elif found is not None:
+            after = found if context.knows(found) else _sourced(found, node)
+            context.swapped(node, after)
+            journal.note(bound.rule, node)
+            return bound.rule.__name__, after
+    return None
+
+
+def _call(bound: _Bound, node: Node, context: Context) -> Node | Decline | None:
+    name = bound.rule.__name__
+    try:
+        found = bound(node, context)
+    except LlmcError as error:
+        raise LlmcError(
+            f"rule {name}: {error.problem}", at=repr(node), found=error.found, hint=error.hint
+        ) from error
+    except Exception as error:
+        raise LlmcError(f"rule {name} failed: {type(error).__name__}: {error}", at=repr(node)) from error
+    if found is None or isinstance(found, Decline):
+        return found
+    if not isinstance(found, Node):
+        raise LlmcError(f"rule {name} returned no node", at=repr(node), found=repr(found))
+    if not same_type(found.type, node.type):
+        raise LlmcError(f"rule {name} changes the type", at=repr(node), found=f"{node.type} -> {found.type}")
+    return None if found is node else found
+
+
+def _sourced(after: Node, before: Node) -> Node:
+    """The new node `after` with the source of `before`, unless the rule gave it one of its own."""
+    borrowed = bool(after.inputs) and after.source is after.inputs[0].source
+    return replace(after, source=before.source) if borrowed or not str(after.source) else after
+
+
+@dataclass(frozen=True)
+class RewritePass(Pass):
+    """A pass that is nothing but rules."""
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    def run(self, graph: Graph) -> Graph:
+        """Apply the rules until none applies."""
+        return rewrite(graph, self.rules)

@@ -1,0 +1,95 @@
+"""Fusion into layer norms: a sum of two rows, or of embeddings, normalised in one walk over the row."""
+
+from __future__ import annotations
+
+from llmc.compiler.graph import Node
+from llmc.compiler.ops import make
+from llmc.compiler.rewrite import Context, Decline
+from llmc.passes.match import reshaped, scalar
+
+Pair = tuple[Node, Node]
+
+
+def embed_norm(node: Node, context: Context) -> Node | Decline | None:
+    """layer_norm(embedding(t0, i0) + embedding(t1, i1) + ...) -> embed_norm(t0, i0, t1, i1, ...)"""
+    if node.op != "layer_norm" or len(node.inputs) != 3 or node.type.rank != 3:
+        return None
+    leaves = _addends(node.inputs[0], context)
+    looked_up = [_lookup(leaf) for leaf in leaves]
+    if not any(looked_up):
+        return None
+    pairs = [pair or _one_row(leaf, node) for pair, leaf in zip(looked_up, leaves, strict=True)]
+    found = [p for p in pairs if p is not None]
+    if len(found) < len(pairs):
+        return Decline("not every addend is an embedding read once")
+    flat = [n for table, index in found for n in (table, index)]
+    fused = make(
+        "embed_norm",
+        (*flat, *node.inputs[1:]),
+        node.source,
+        eps=node.attributes["eps"],
+        tables=len(found),
+    )
+    return fused if fused.type == node.type else Decline("the embeddings are broadcast")
+
+
+def _addends(node: Node, context: Context) -> list[Node]:
+    """The leaves of a tree of sums that nothing else reads, left to right."""
+    if node.op == "add" and context.single(node):
+        return [leaf for i in node.inputs for leaf in _addends(i, context)]
+    return [node]
+
+
+def _lookup(node: Node) -> Pair | None:
+    """Table and index `[b, s]` or `[1, s]` of an embedding, or of rows cut out of a table."""
+    match node:
+        case Node("expand", (x,)) if x.shape[-1] == node.shape[-1]:
+            return _lookup(x)
+        case Node("embedding", (table, index)) if table.type.rank == 2 and table.dtype == "f32":
+            return (table, _matrix(index)) if index.type.rank <= 2 else None
+        case Node("reshape", (Node("slice" | "embedding") as x,)) if node.shape[-1] == x.shape[-1]:
+            inner = _lookup(x)
+            return inner and (inner[0], reshaped(inner[1], _matrix_shape(node.shape[:-1])))
+        case Node("slice", (table,), {"axis": 0, "start": start, "step": step}) if table.op == "constant":
+            if table.type.rank == 2:
+                index = make("iota", (), node.source, length=node.shape[0], start=start, step=step)
+                return table, _matrix(index)
+
+
+def _one_row(leaf: Node, like: Node) -> Pair | None:
+    """A constant row, as a table of one row read at every place: what one segment's embedding folds to."""
+    row = leaf.inputs[0] if leaf.op == "expand" else leaf
+    if row.op == "constant" and row.shape == (1,) * (row.type.rank - 1) + like.shape[-1:]:
+        index = make("iota", (), leaf.source, length=like.shape[1], step=0)
+        return reshaped(row, (1, like.shape[-1])), _matrix(index)
+
+
+def _matrix(index: Node) -> Node:
+    """An index as `[b, s]`, or `[1, s]` if it is the same for the whole batch."""
+    if index.op != "expand":
+        return reshaped(index, _matrix_shape(index.shape))
+    bare, length = index.inputs[0], index.shape[-1]
+    if bare.shape == () or bare.shape[-1] != length:
+        number = scalar(bare)
+        if number is None:
+            return index
+        bare = make("iota", (), index.source, length=length, start=int(number), step=0, dtype=index.dtype)
+    return reshaped(bare, _matrix_shape(bare.shape))
+
+
+def _matrix_shape(shape: tuple[object, ...]) -> tuple[object, ...]:
+    return (1,) * (2 - len(shape)) + shape
+
+
+def add_norm(node: Node, context: Context) -> Node | Decline | None:
+    """layer_norm(x + r) -> add_norm(x, r); a product has taken the other as its residual before this"""
+    match node:
+        case Node("layer_norm", (Node("add", (x, r)) as total, weight, bias)):
+            if x.type != total.type or r.type != total.type:
+                return Decline("the sum broadcasts")
+            if not context.single(total):
+                return Decline("the sum is read elsewhere too")
+            return make("add_norm", (x, r, weight, bias), node.source, eps=node.attributes["eps"])
+
+
+RULES = (embed_norm, add_norm)

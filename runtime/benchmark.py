@@ -1,0 +1,299 @@
+"""Latency of a model, and of two side by side. C takes the samples; this file asks and prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ctypes import byref, c_int64
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmc.errors import LlmcError
+from llmc.runtime import native
+from llmc.runtime.arrays import check_names
+
+if TYPE_CHECKING:
+    from llmc.runtime.model import Model
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of one run over n samples; mean_low to mean_high is the mean's 95 % bootstrap interval."""
+
+    n: int
+    mean: float
+    mean_low: float
+    mean_high: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    min: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call of a run: mean seconds, FLOP and bytes of it."""
+
+    kernel: str
+    source: str
+    seconds: float
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """What `Model.benchmark` found. `str()` of it is a table, `to_dict()` what `bench --json` prints.
+
+    Attributes:
+        sizes: dim -> size, as run.
+        warmup_runs: discarded before sampling.
+        runs_per_second: of runs in sequence.
+        load_seconds: what opening took in C.
+        peak_memory_bytes: of the process so far; 0: unknown.
+        flops, bytes: of one run.
+        peak_flops_per_second, peak_bytes_per_second: what this machine does at most with the model's
+            threads, measured for a profile; 0: unknown.
+        steps: the profile, or None.
+    """
+
+    artifact: str
+    name: str
+    build_id: str
+    variant: str
+    threads: int
+    sizes: Mapping[str, int]
+    warmup_runs: int
+    latency: Latency
+    runs_per_second: float
+    load_seconds: float
+    peak_memory_bytes: int
+    flops: float
+    bytes: float
+    peak_flops_per_second: float
+    peak_bytes_per_second: float
+    steps: tuple[Step, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; times in seconds."""
+        fields = asdict(self)
+        if self.steps is None:
+            del fields["steps"]
+        return fields
+
+    def __str__(self) -> str:
+        rate = _ratio(self.flops, self.latency.p50) / 1e9
+        memory = self.peak_memory_bytes / 1e6
+        sizes = "".join(f" {name} {size}," for name, size in self.sizes.items())
+        lines = [
+            f"{self.name}:{sizes} {self.threads} thread{'s' * (self.threads != 1)}, {self.variant}",
+            *_latency_lines(self.latency),
+            f"  speed    {self.runs_per_second:.4g} runs/s, {rate:.4g} GFLOP/s",
+            f"  samples  {self.latency.n} after {self.warmup_runs} warm-up runs",
+            f"  load     {duration_text(self.load_seconds)}   peak memory {memory:.1f} MB",
+        ]
+        return "\n".join(lines + self._profile_lines())
+
+    def _profile_lines(self) -> list[str]:
+        if self.steps is None:
+            return []
+        total = sum(step.seconds for step in self.steps)
+        head = f"{'time':>12} {'share':>8}  {'arithmetic':>13} {'of peak':>7}  {'traffic':>12} {'of peak':>7}"
+        return [
+            f"  peak     {self.peak_flops_per_second / 1e9:.1f} GFLOP/s by fma, "
+            f"{self.peak_bytes_per_second / 1e9:.1f} GB/s from memory (0: not known); "
+            "shares below are of these",
+            "",
+            f"{head}  kernel, source",
+            *(self._step_line(step, total) for step in self.steps),
+        ]
+
+    def _step_line(self, step: Step, total: float) -> str:
+        flops, traffic = _ratio(step.flops, step.seconds), _ratio(step.bytes, step.seconds)
+        return (
+            f"  {duration_text(step.seconds):>10} {100 * _ratio(step.seconds, total):6.1f} %"
+            f"  {flops / 1e9:8.1f} GF/s {100 * _ratio(flops, self.peak_flops_per_second):5.0f} %"
+            f"  {traffic / 1e9:7.1f} GB/s {100 * _ratio(traffic, self.peak_bytes_per_second):5.0f} %"
+            f"  {step.kernel}  {step.source}"
+        )
+
+
+@dataclass(frozen=True)
+class CompareReport:
+    """Two models timed in turns: the ratio of the medians a / b and its 95 % bootstrap interval."""
+
+    names: tuple[str, str]
+    a: Latency
+    b: Latency
+    ratio: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; times in seconds."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"A {self.names[0]}",
+                *_latency_lines(self.a),
+                f"B {self.names[1]}",
+                *_latency_lines(self.b),
+                f"A / B      {self.ratio:.4f}, 95 % interval {self.low:.4f} to {self.high:.4f}, "
+                f"of the medians of {self.a.n} interleaved pairs",
+            ]
+        )
+
+
+def run_benchmark(
+    model: Model,
+    *,
+    duration: float = 3.0,
+    profile: bool = False,
+    warmup: int | None = None,
+    max_runs: int = 10_000,
+    seed: int = 0,
+    threads: int | None = None,
+    **sizes: int,
+) -> BenchmarkReport:
+    """Time `model` on random valid inputs.
+
+    Args:
+        duration: seconds of samples.
+        profile: also time each kernel and measure the machine's peaks.
+        warmup: runs to discard; None: until the running median is steady.
+        max_runs: samples at most.
+        seed: of the inputs.
+        threads: another number than the model was loaded with.
+        sizes: of the dims, such as batch=1, seq=128; by default 1 for batch, and 128 or the nearest bound.
+
+    Raises:
+        LlmcError: a size is unknown or out of bounds, or an option makes no sense.
+    """
+    if threads is not None and threads != model.threads:
+        from llmc.runtime.model import load
+
+        with load(model.path, threads, model.variant) as other:
+            return run_benchmark(
+                other,
+                duration=duration,
+                profile=profile,
+                warmup=warmup,
+                max_runs=max_runs,
+                seed=seed,
+                **sizes,
+            )
+    handle = model._open_handle()
+    report, error = native.Report(), native.Error()
+    steps = (native.StepReport * (handle.info.n_steps + 1))() if profile else None
+    options = _options(duration, warmup, max_runs, seed)
+    status = handle.library.benchmark(
+        handle.pointer, _sizes(model, sizes), byref(options), byref(report), steps, byref(error)
+    )
+    handle.library.check(status, error, str(model.path))
+    return _report(model, report, None if steps is None else tuple(map(_step, steps[: handle.info.n_steps])))
+
+
+def compare(
+    model_a: Model,
+    model_b: Model,
+    *,
+    duration: float = 3.0,
+    warmup: int | None = None,
+    max_runs: int = 10_000,
+    seed: int = 0,
+    **sizes: int,
+) -> CompareReport:
+    """Time two models in turns, A B, B A, ..., so that what disturbs the machine disturbs both.
+
+    Arguments as for `run_benchmark`; a size holds for each model that has a dim of that name.
+
+    Raises:
+        LlmcError: neither model has a dim of a size's name, or a size is out of bounds.
+    """
+    check_names("dim", sizes, {**model_a.dims, **model_b.dims})
+    handles = model_a._open_handle(), model_b._open_handle()
+    summaries, ratio, error = (native.Summary(), native.Summary()), native.Ratio(), native.Error()
+    options = _options(duration, warmup, max_runs, seed)
+    sides: list[Any] = []
+    for model, handle in zip((model_a, model_b), handles, strict=True):
+        own = {name: size for name, size in sizes.items() if name in model.dims}
+        sides += [handle.library.api, handle.pointer, _sizes(model, own)]
+    status = handles[0].library.compare(
+        *sides, byref(options), byref(summaries[0]), byref(summaries[1]), byref(ratio), byref(error)
+    )
+    handles[0].library.check(status, error, str(model_a.path))
+    a, b = map(_latency, summaries)
+    return CompareReport((model_a.name, model_b.name), a, b, ratio.ratio, ratio.low, ratio.high)
+
+
+def duration_text(seconds: float) -> str:
+    """Such as "1.23 ms": three digits and a unit that fits."""
+    scale, unit = (1e6, "us") if seconds < 1e-3 else (1e3, "ms") if seconds < 1 else (1.0, "s")
+    value = seconds * scale
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+
+
+def _options(duration: float, warmup: int | None, max_runs: int, seed: int) -> native.BenchmarkOptions:
+    if not 0 < duration < 1e6:
+        raise LlmcError(f"duration is {duration}, must be seconds above 0")
+    if warmup is not None and not 0 <= warmup < 2**31:
+        raise LlmcError(f"warmup is {warmup}, must be a number of runs, or None")
+    if not 1 <= max_runs <= 10_000_000:
+        raise LlmcError(f"max_runs is {max_runs}, must be within 1..10000000")
+    runs = 0 if warmup is None else warmup or -1
+    return native.BenchmarkOptions(seconds=duration, max_runs=max_runs, warmup=runs, seed=seed % 2**64)
+
+
+def _sizes(model: Model, sizes: Mapping[str, int]) -> Any:
+    check_names("dim", sizes, model.dims)
+    array = (c_int64 * native.MAX_DIMS)()
+    for i, name in enumerate(model.dims):
+        size = sizes.get(name, 0)
+        if name in sizes and (type(size) is not int or not 1 <= size < 2**62):
+            raise LlmcError(f"{name} is {size!r}, must be an int above 0")
+        array[i] = size
+    return array
+
+
+def _report(model: Model, report: native.Report, steps: tuple[Step, ...] | None) -> BenchmarkReport:
+    return BenchmarkReport(
+        artifact=str(model.path),
+        name=model.name,
+        build_id=model.manifest.build_id,
+        variant=model.variant,
+        threads=model.threads,
+        sizes=dict(zip(model.dims, report.sizes, strict=False)),
+        warmup_runs=report.warmup_runs,
+        latency=_latency(report.latency),
+        runs_per_second=report.runs_per_second,
+        load_seconds=report.load_seconds,
+        peak_memory_bytes=report.peak_memory_bytes,
+        flops=report.flops,
+        bytes=report.bytes,
+        peak_flops_per_second=report.peak_flops_per_second,
+        peak_bytes_per_second=report.peak_bytes_per_second,
+        steps=steps,
+    )
+
+
+def _latency(summary: native.Summary) -> Latency:
+    return Latency(**{name: getattr(summary, name) for name in Latency.__dataclass_fields__})
+
+
+def _step(step: native.StepReport) -> Step:
+    return Step(step.kernel.decode(), step.source.decode(), step.seconds, step.flops, step.bytes)
+
+
+def _latency_lines(latency: Latency) -> list[str]:
+    texts = {name: duration_text(value) for name, value in asdict(latency).items()}
+    return [
+        "  latency  p50 {p50}   p90 {p90}   p95 {p95}   p99 {p99}".format(**texts),
+        "  mean     {mean}, 95 % interval {mean_low} to {mean_high}   min {min}   max {max}".format(**texts),
+    ]
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b > 0 else 0.0

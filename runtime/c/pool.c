@@ -1,0 +1,224 @@
+/*
+ * pool.c - threads that share the work items of one task at a time.
+ *
+ * A job is cut into chunks of equal length. `ticket` holds the job's number in its upper half and the next free
+ * chunk in its lower half; a thread takes a chunk by counting the ticket up with compare-and-swap. It reads the
+ * job before that: if the swap succeeds, the job still had a free chunk, hence was not finished, hence nobody had
+ * begun to write the next one over it. So a job waits only for threads that hold a chunk; one that the system has
+ * put aside between jobs delays nobody.
+ */
+#define _GNU_SOURCE
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "model.h"
+
+#define SMALL_JOB 20000       /* cost below which waking others takes longer than the work */
+#define SMALL_CHUNK 10000     /* cost of a chunk at least */
+#define CHUNKS_PER_THREAD 8   /* the last chunk to end keeps the others waiting for 1/8 of a thread's share at most */
+
+#define LOAD(field) __atomic_load_n(&(field), __ATOMIC_ACQUIRE)
+#define STORE(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELEASE)
+
+typedef struct worker {
+    struct llmc_pool *pool;
+    pthread_t thread;
+    int index;
+} worker;
+
+struct llmc_pool {
+    uint64_t ticket; /* job number << 32 | next free chunk */
+    char gap1[56];   /* the words that all threads write get a cache line each */
+    uint32_t done;   /* chunks of this job that are finished */
+    char gap2[60];
+    llmc_task task;  /* the job; written while no chunk is free */
+    const void *arguments;
+    int64_t items, chunk;
+    uint32_t chunks;
+
+    int threads, started; /* with the caller; workers that run */
+    int pin;
+    double spin; /* seconds */
+    size_t scratch_bytes;
+    unsigned char *scratch;
+    worker *workers; /* [0] is the caller and has no thread */
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    int sleepers, stop; /* changed with the lock held */
+};
+
+static void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Take a free chunk of the current job and run it. False: there is none; `*job` is the number of that job. */
+static int run_chunk(llmc_pool *pool, int thread, uint32_t *job) {
+    uint64_t ticket = LOAD(pool->ticket);
+    for (;;) {
+        llmc_task task = LOAD(pool->task);
+        const void *arguments = LOAD(pool->arguments);
+        int64_t chunk = LOAD(pool->chunk), begin = (int64_t)(uint32_t)ticket * chunk, end = begin + chunk;
+        int64_t items = LOAD(pool->items);
+        *job = (uint32_t)(ticket >> 32);
+        if ((uint32_t)ticket >= LOAD(pool->chunks)) return 0;
+        if (!__atomic_compare_exchange_n(&pool->ticket, &ticket, ticket + 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            continue;
+        task(arguments, begin, end < items ? end : items, pool->scratch + (size_t)thread * pool->scratch_bytes);
+        __atomic_add_fetch(&pool->done, 1, __ATOMIC_RELEASE);
+        return 1;
+    }
+}
+
+static int changed(llmc_pool *pool, uint32_t job) {
+    return (uint32_t)(__atomic_load_n(&pool->ticket, __ATOMIC_SEQ_CST) >> 32) != job || LOAD(pool->stop);
+}
+
+/* Wait, first awake and then asleep, for another job than `job` or for the end. */
+static void wait_for_job(llmc_pool *pool, uint32_t job) {
+    double until = llmc_now() + pool->spin;
+    do {
+        int i;
+        for (i = 0; i < 64; i++) {
+            if (changed(pool, job)) return;
+            relax();
+        }
+    } while (llmc_now() < until);
+    pthread_mutex_lock(&pool->lock);
+    /* Either the publisher sees this count, or we see its ticket: both are sequentially consistent. */
+    __atomic_add_fetch(&pool->sleepers, 1, __ATOMIC_SEQ_CST);
+    while (!changed(pool, job)) pthread_cond_wait(&pool->wake, &pool->lock);
+    __atomic_sub_fetch(&pool->sleepers, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+static void *work(void *argument) {
+    worker *self = (worker *)argument;
+    llmc_pool *pool = self->pool;
+    uint32_t job;
+    if (pool->pin) llmc_pin_thread(self->index); /* a wish: running elsewhere is slower, not wrong */
+    llmc_float_mode();
+    while (!LOAD(pool->stop))
+        if (!run_chunk(pool, self->index, &job)) wait_for_job(pool, job);
+    return NULL;
+}
+
+/* The chunks left are in other threads' hands: wait awake, then let them have this core. */
+static void wait_for_chunks(llmc_pool *pool) {
+    const struct timespec nap = {0, 20000};
+    int round;
+    for (round = 0; LOAD(pool->done) != pool->chunks; round++) {
+        if (round < 2000)
+            relax();
+        else if (round < 2100)
+            sched_yield();
+        else
+            nanosleep(&nap, NULL);
+    }
+}
+
+/* Items in a chunk: enough work each, and a few chunks for each thread. */
+static int64_t chunk_length(int64_t items, int64_t cost, int threads) {
+    int64_t by_count = items / ((int64_t)threads * CHUNKS_PER_THREAD), by_cost = SMALL_CHUNK / cost;
+    int64_t length = by_count > by_cost ? by_count : by_cost;
+    int64_t least = (items - 1) / INT32_MAX + 1; /* the chunk number has 32 bits */
+    return length > least ? length : least;
+}
+
+void llmc_pool_run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost) {
+    uint32_t job = (uint32_t)(LOAD(pool->ticket) >> 32) + 1;
+    int64_t chunk;
+    if (items <= 0) return;
+    if (cost < 1) cost = 1;
+    if (pool->started == 0 || items == 1 || items < SMALL_JOB / cost) {
+        task(arguments, 0, items, pool->scratch);
+        return;
+    }
+    chunk = chunk_length(items, cost, pool->threads);
+    STORE(pool->task, task);
+    STORE(pool->arguments, arguments);
+    STORE(pool->items, items);
+    STORE(pool->chunk, chunk);
+    STORE(pool->chunks, (uint32_t)((items + chunk - 1) / chunk));
+    STORE(pool->done, 0);
+    __atomic_store_n(&pool->ticket, (uint64_t)job << 32, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&pool->sleepers, __ATOMIC_SEQ_CST)) {
+        pthread_mutex_lock(&pool->lock);
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->lock);
+    }
+    while (run_chunk(pool, 0, &job)) {
+    }
+    wait_for_chunks(pool);
+}
+
+static llmc_status start_workers(llmc_pool *pool, llmc_error *error) {
+    int i;
+    for (i = 1; i < pool->threads; i++) {
+        worker *w = &pool->workers[i];
+        w->pool = pool;
+        w->index = i;
+        if (pthread_create(&w->thread, NULL, work, w) != 0)
+            return llmc_fail(error, LLMC_ERROR_MEMORY, "ask for fewer threads", "cannot start thread %d of %d", i + 1,
+                             pool->threads);
+        pool->started++;
+    }
+    return LLMC_OK;
+}
+
+llmc_status llmc_pool_open(llmc_pool **out, int threads, int spin_us, int pin, size_t scratch_bytes,
+                           llmc_error *error) {
+    llmc_pool *pool = (llmc_pool *)calloc(1, sizeof *pool);
+    llmc_status status;
+    void *scratch = NULL;
+    if (!pool) return llmc_fail_memory(error, sizeof *pool);
+    scratch_bytes = (scratch_bytes / 64 + 1) * 64; /* one line more, so that no two threads share one */
+    pool->threads = threads;
+    pool->pin = pin;
+    pool->spin = spin_us < 0 ? 0 : 1e-6 * spin_us;
+    pool->scratch_bytes = scratch_bytes;
+    pool->workers = (worker *)calloc((size_t)threads, sizeof *pool->workers);
+    if (scratch_bytes > SIZE_MAX / (size_t)threads || !pool->workers ||
+        posix_memalign(&scratch, 64, scratch_bytes * (size_t)threads) != 0) {
+        free(pool->workers);
+        free(pool);
+        return llmc_fail_memory(error, scratch_bytes);
+    }
+    pool->scratch = (unsigned char *)scratch;
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    status = start_workers(pool, error);
+    if (status != LLMC_OK)
+        llmc_pool_close(pool);
+    else
+        *out = pool;
+    return status;
+}
+
+int llmc_pool_threads(const llmc_pool *pool) {
+    return pool->threads;
+}
+
+void llmc_pool_abandon(llmc_pool *pool) {
+    free(pool->scratch);
+    free(pool->workers);
+    free(pool);
+}
+
+void llmc_pool_close(llmc_pool *pool) {
+    int i;
+    pthread_mutex_lock(&pool->lock);
+    STORE(pool->stop, 1);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->lock);
+    for (i = 1; i <= pool->started; i++) pthread_join(pool->workers[i].thread, NULL);
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->lock);
+    llmc_pool_abandon(pool);
+}

@@ -1,0 +1,229 @@
+"""A compiled model: open it, look at it, run it.
+
+A `Model` owns a `Handle`; every call in progress holds a reference to that, so `close()` and the garbage
+collector may come at any time: the C model goes when the last call has returned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from ctypes import byref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmc.errors import LlmcError
+from llmc.runtime import native
+from llmc.runtime.arrays import Array, check_names, input_array, output_array, tensor_of
+from llmc.runtime.manifest import MODULE, WEIGHTS, Manifest, read_manifest
+from llmc.runtime.signature import TensorInfo, check_same, read_signature
+
+if TYPE_CHECKING:
+    from llmc.runtime.benchmark import BenchmarkReport
+    from llmc.runtime.selftest import SelftestResult
+
+
+def load(path: str | os.PathLike[str], threads: int | None = None, variant: str | None = None) -> Model:
+    """Open the artifact in folder `path`.
+
+    Every file but the weights is hashed before any of it is used; of the weights, size and header are
+    checked.
+
+    Args:
+        threads: that work on one run; None: one for each usable core.
+        variant: the code to run, such as "avx2"; None: the best that this CPU can.
+
+    Raises:
+        LlmcError: a file is missing, damaged or of another build, or this CPU cannot run it.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest, hash_weights=False)
+    return Model(folder, manifest, _options(threads, variant))
+
+
+def check(path: str | os.PathLike[str]) -> Manifest:
+    """Check every file of an artifact, the weights too, without loading any code.
+
+    Raises:
+        LlmcError: a file is missing or damaged.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest, hash_weights=True)
+    return manifest
+
+
+class Model:
+    """A loaded model. Thread-safe; calls on one model take turns. Also a context manager.
+
+    Attributes:
+        inputs, outputs: name -> TensorInfo, in order.
+        dims: name -> inclusive bounds.
+        labels: names of the classes, where the model has them.
+        task: such as "text-classification".
+        manifest: all that is known about the artifact.
+        threads, variant: what it runs with.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, options: native.Options) -> None:
+        library = native.Library(folder / MODULE)
+        handle = native.Handle(library, folder, options)
+        signature = read_signature(handle.info)
+        check_same(manifest, handle.info, signature)
+        self._handle: native.Handle | None = handle
+        self.path, self.manifest = folder, manifest
+        self.inputs, self.outputs, self.dims = signature.inputs, signature.outputs, signature.dims
+        self.labels, self.task, self.name = manifest.labels, manifest.task, manifest.name
+        self.threads: int = handle.info.threads
+        self.variant: str = handle.info.variant.decode()
+        self.load_seconds: float = handle.info.load_seconds
+
+    def __call__(self, *, out: Mapping[str, Array] | None = None, **inputs: Any) -> dict[str, Array]:
+        """Run once; see `run`."""
+        return self.run(inputs, out)
+
+    def run(self, inputs: Mapping[str, Any], out: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Run once, without the GIL.
+
+        Args:
+            inputs: name -> array, or anything with DLPack on the CPU (torch tensors), or lists of ints.
+                An array of the right dtype that is C-contiguous is used where it lies; nobody may write to
+                it meanwhile. Inputs with a default may be left out.
+            out: name -> array to write an output into; the others are allocated.
+
+        Returns:
+            name -> array, for every output.
+
+        Raises:
+            LlmcError: an input is missing, unknown, of wrong dtype or shape, or a value is out of its range.
+        """
+        handle, out = self._open_handle(), out or {}
+        check_names("input", inputs, self.inputs)
+        check_names("output", out, self.outputs)
+        arrays = {n: input_array(n, self.inputs[n], v) for n, v in inputs.items()}
+        given = (native.Tensor * (len(self.inputs) + 1))()
+        for i, (name, info) in enumerate(self.inputs.items()):
+            if name in arrays:
+                given[i] = tensor_of(arrays[name], info.dtype)
+        results = self._outputs(handle, given, out)
+        _check_apart(arrays, out)
+        taken = (native.Tensor * (len(results) + 1))()
+        for i, (name, info) in enumerate(self.outputs.items()):
+            taken[i] = tensor_of(results[name], info.dtype)
+        error = native.Error()
+        status = handle.library.run(handle.pointer, given, taken, byref(error))
+        handle.library.check(status, error, str(self.path))
+        return results
+
+    def run_text(
+        self, texts: str | tuple[str, str] | Sequence[str | tuple[str, str]], *, truncate: bool = True
+    ) -> dict[str, Array]:
+        """Tokenise and run: one text, one (text, pair), or a list of either, which makes one batch.
+
+        Longer texts are cut to the model's bound, unless `truncate` is False, shorter ones padded to the
+        longest.
+
+        Raises:
+            LlmcError: the artifact has no tokenizer, or a text is empty of tokens or too long.
+        """
+        from llmc.runtime.text import Tokenizer
+
+        self._open_handle()
+        return self.run(Tokenizer.of(self)(texts, truncate=truncate))
+
+    def benchmark(self, *, duration: float = 3.0, profile: bool = False, **options: Any) -> BenchmarkReport:
+        """Time the model on random valid inputs; see `llmc.runtime.benchmark.run_benchmark`."""
+        from llmc.runtime.benchmark import run_benchmark
+
+        return run_benchmark(self, duration=duration, profile=profile, **options)
+
+    def selftest(self) -> SelftestResult:
+        """Run the samples that the artifact carries; see `llmc.runtime.selftest.run_selftest`."""
+        from llmc.runtime.selftest import run_selftest
+
+        return run_selftest(self)
+
+    def close(self) -> None:
+        """Give everything back as soon as the calls in progress have returned. Closing twice is fine."""
+        self._handle = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        takes = ", ".join(f"{n}: {t}" for n, t in self.inputs.items())
+        gives = ", ".join(f"{n}: {t}" for n, t in self.outputs.items())
+        return f"<llmc.Model {self.name} ({takes}) -> ({gives})>"
+
+    def _open_handle(self) -> native.Handle:
+        handle = self._handle
+        if handle is None:
+            raise LlmcError("the model is closed", at=str(self.path), hint="load it again")
+        return handle
+
+    def _outputs(self, handle: native.Handle, given: Any, out: Mapping[str, Array]) -> dict[str, Array]:
+        shapes, error = (native.Tensor * (len(self.outputs) + 1))(), native.Error()
+        status = handle.library.output_shapes(handle.pointer, given, shapes, byref(error))
+        handle.library.check(status, error, str(self.path))
+        results = {}
+        for tensor, (name, info) in zip(shapes, self.outputs.items(), strict=False):
+            try:
+                results[name] = output_array(name, tuple(tensor.shape[: tensor.rank]), info, out.get(name))
+            except MemoryError:
+                raise LlmcError(f"no memory for output {name}", hint="use a smaller batch") from None
+        return results
+
+
+def _options(threads: int | None, variant: str | None) -> native.Options:
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
+        raise LlmcError(f"threads is {threads!r}, must be an int within 1..1024, or None")
+    if variant is not None and not isinstance(variant, str):
+        raise LlmcError(f"variant is {variant!r}, must be a name or None")
+    return native.Options(threads=threads or 0, variant=variant.encode() if variant else None)
+
+
+def _check_files(folder: Path, manifest: Manifest, hash_weights: bool) -> None:
+    for name, entry in manifest.files.items():
+        path = folder / name
+        hashed = hash_weights or name != WEIGHTS
+        try:
+            size, digest = path.stat().st_size, ""
+            if hashed and size == entry.bytes:
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise LlmcError(
+                f"cannot read {name}: {error.strerror or error}", at=str(path), hint="copy the whole artifact"
+            ) from None
+        if size != entry.bytes:
+            found = f"{size} bytes, the manifest says {entry.bytes}"
+        elif hashed and digest != entry.sha256:
+            found = f"sha256 {digest[:12]}..., the manifest says {entry.sha256[:12]}..."
+        else:
+            continue
+        raise LlmcError(
+            f"{name} is damaged or of another build",
+            at=str(path),
+            found=found,
+            hint="copy the artifact again, or compile the model again",
+        )
+
+
+def _check_apart(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    """An output that overlaps an input or another output would be read after it is written."""
+    arrays = [(f"input {n}", a) for n, a in inputs.items()] + [(f"out[{n!r}]", a) for n, a in outputs.items()]
+    for i in range(len(inputs), len(arrays)):
+        name, array = arrays[i]
+        for other, earlier in arrays[:i]:
+            if np.may_share_memory(earlier, array):
+                raise LlmcError(f"{name} overlaps {other}", hint="give it memory of its own")
+
+
+__all__ = ["Model", "TensorInfo", "check", "load"]

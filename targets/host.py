@@ -1,0 +1,65 @@
+"""What this machine's processor can run."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from llmc.errors import LlmcError
+from llmc.targets import TARGETS, Cpu, Target
+
+# Linux's names of the features behind each instruction set.
+_FLAGS = {
+    "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "avx2": {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"},
+}
+
+
+def host_flags() -> frozenset[str]:
+    """Feature names of /proc/cpuinfo; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    lines = (line.partition(":") for line in text.splitlines())
+    return frozenset(next((value.split() for key, _, value in lines if key.strip() == "flags"), []))
+
+
+def runs_here(cpu: Cpu) -> bool:
+    """Whether this processor has what `cpu` needs."""
+    needed = set().union(*(_FLAGS[name] for name in _FLAGS if name in (cpu.name, "avx2")))
+    return platform.machine() in ("x86_64", "AMD64") and needed <= host_flags()
+
+
+def find_target(name: str) -> Target:
+    """The target called `name`; "native" is x86 with the one best instruction set of this machine.
+
+    Raises:
+        LlmcError: no such target, or no code can be made for this machine.
+    """
+    if name != "native":
+        return _named(name)
+    whole = TARGETS["x86"]
+    best = next((cpu for cpu in whole.cpus if runs_here(cpu)), None)
+    if best is None:
+        raise LlmcError(
+            "llmc has no code for this machine's processor",
+            at="--target native",
+            found=platform.machine(),
+            hint="an x86-64 processor with AVX2 and FMA is needed; --target x86 compiles for another machine",
+        )
+    return Target("native", f"this machine: {best.name}", whole.triple, whole.zig, (best,))
+
+
+def _named(name: str) -> Target:
+    if name in TARGETS:
+        return TARGETS[name]
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, TARGETS, 1)
+    known = ", ".join(["native", *TARGETS])
+    raise LlmcError(
+        f"unknown target {name!r}",
+        at="--target",
+        hint=f"did you mean {near[0]}? known: {known}" if near else f"known: {known}",
+    )

@@ -1,0 +1,216 @@
+"""Normalisation over the last axis: one row is one work item, read from cache after the first pass.
+
+Mean and variance are taken in two passes over 16 partial sums (lane = column mod 16) joined by a fixed tree.
+`add_norm` and `embed_norm` first write the sum they normalise into the output row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from tvm import tirx
+
+from llmc.compiler.calls import Call, Kernel
+from llmc.compiler.dims import product
+from llmc.compiler.graph import Node
+from llmc.errors import LlmcError
+from llmc.targets import Cpu
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, f32, fma, i64, mod, splat
+
+
+def _row_length(node: Node) -> int:
+    length = node.shape[-1]
+    if not isinstance(length, int):
+        raise LlmcError(f"{node.op}: the last axis must have a fixed size, found {node.type}")
+    if node.dtype != "f32":
+        raise LlmcError(f"{node.op}: no kernel for {node.dtype}")
+    return length
+
+
+def _call(
+    node: Node, family: str, key: tuple[Any, ...], scalars: tuple[Any, ...], emit: Callable[..., Any]
+) -> Call:
+    rows, n = product(node.shape[:-1]), int(node.shape[-1])
+    pointers = (*tuple(i.dtype for i in node.inputs), "f32")
+    kernel = Kernel(family, key, pointers, len(scalars), emit)
+    moved = sum(4 * product(i.shape) for i in node.inputs if i.op != "constant")
+    return Call(
+        kernel,
+        (*node.inputs, node),
+        scalars,
+        rows,
+        4 * -(-n // LANES),
+        8 * rows * n,
+        4 * rows * n + moved,
+        node.source,
+    )
+
+
+def lower_layer_norm(node: Node) -> Call:
+    """layer_norm(x, weight?, bias?)"""
+    n, a = _row_length(node), node.attributes
+    key = (n, float(a["eps"]), bool(a["has_weight"]), bool(a["has_bias"]))
+    emit = partial(emit_norm, n=n, eps=key[1], has_weight=key[2], has_bias=key[3])
+    return _call(node, "layer_norm", key, (), emit)
+
+
+def lower_rms_norm(node: Node) -> Call:
+    """rms_norm(x, weight)"""
+    n, eps = _row_length(node), float(node.attributes["eps"])
+    emit = partial(emit_norm, n=n, eps=eps, has_weight=True, has_bias=False, centre=False)
+    return _call(node, "rms_norm", (n, eps), (), emit)
+
+
+def lower_add_norm(node: Node) -> Call:
+    """layer_norm(x + residual)"""
+    n, eps = _row_length(node), float(node.attributes["eps"])
+    if node.inputs[0].shape != node.inputs[1].shape:
+        raise LlmcError("add_norm: both operands must have the same shape")
+    emit = partial(emit_norm, n=n, eps=eps, has_weight=True, has_bias=True, added=True)
+    return _call(node, "add_norm", (n, eps), (), emit)
+
+
+def lower_embed_norm(node: Node) -> Call:
+    """layer_norm of a sum of table rows; an index of [1, s] is shared by the batch."""
+    n, eps = _row_length(node), float(node.attributes["eps"])
+    count = node.attributes["tables"]
+    pairs = [(node.inputs[2 * i], node.inputs[2 * i + 1]) for i in range(count)]
+    if any(table.dtype != "f32" or index.dtype not in ("i64", "i32") for table, index in pairs):
+        raise LlmcError("embed_norm: no kernel for these dtypes")
+    tables = tuple(
+        (int(table.shape[0]), index.dtype, index.shape != node.shape[:-1]) for table, index in pairs
+    )
+    emit = partial(emit_embed_norm, n=n, eps=eps, tables=tables)
+    return _call(node, "embed_norm", (n, eps, tables), (node.shape[-2],), emit)
+
+
+def emit_norm(
+    symbol: str,
+    cpu: Cpu,
+    *,
+    n: int,
+    eps: float,
+    has_weight: bool,
+    has_bias: bool,
+    centre: bool = True,
+    added: bool = False,
+) -> Any:
+    """layer_norm, add_norm (`added`) and rms_norm (not `centre`) of rows of n."""
+    e = Emitter(symbol)
+    x = e.pointer("x", "f32")
+    residual = e.pointer("residual", "f32") if added else None
+    weight = e.pointer("weight", "f32") if has_weight else None
+    bias = e.pointer("bias", "f32") if has_bias else None
+    out = e.pointer("out", "f32")
+    with e.loop(e.begin, e.end, "row") as row:
+        start = e.let(row * n)
+        if residual is not None:
+
+            def add(at: Expr, mask: Expr | None, residual: Buffer = residual) -> None:
+                total = e.let(e.load(x, start + at, LANES, mask) + e.load(residual, start + at, LANES, mask))
+                e.store(out, start + at, total, mask)
+
+            _columns(e, n, add)
+        normalise(e, out if added else x, start, weight, bias, out, n=n, eps=eps, centre=centre)
+    return e.function()
+
+
+def emit_embed_norm(
+    symbol: str, cpu: Cpu, *, n: int, eps: float, tables: tuple[tuple[int, str, bool], ...]
+) -> Any:
+    """layer_norm(sum of table rows); `tables` holds (rows, index dtype, index shared by the batch)."""
+    e = Emitter(symbol)
+    pairs = [(e.pointer("table", "f32"), e.pointer("index", dtype)) for _, dtype, _ in tables]
+    weight, bias, out = e.pointer("weight", "f32"), e.pointer("bias", "f32"), e.pointer("out", "f32")
+    seq = e.scalar("seq")
+    with e.loop(e.begin, e.end, "row") as row:
+        start = e.let(row * n)
+        starts = []
+        for (_, index), (size, _, shared) in zip(pairs, tables, strict=True):
+            picked = tirx.Cast("int64", e.load(index, mod(row, seq) if shared else row))
+            # Out of range never reads out of bounds; the runtime has refused such ids already.
+            starts.append(e.let(tirx.max(tirx.min(picked, i64(size - 1)), i64(0)) * n))
+
+        def add(at: Expr, mask: Expr | None, starts: list[Expr] = starts, start: Expr = start) -> None:
+            total = e.load(pairs[0][0], starts[0] + at, LANES, mask)
+            for (table, _), first in zip(pairs[1:], starts[1:], strict=True):
+                total = e.let(total + e.load(table, first + at, LANES, mask))
+            e.store(out, start + at, total, mask)
+
+        _columns(e, n, add)
+        normalise(e, out, start, weight, bias, out, n=n, eps=eps)
+    return e.function()
+
+
+def _columns(e: Emitter, n: int, body: Callable[[Expr, Expr | None], None]) -> None:
+    """body(column, mask) for every 16 columns of n; the mask is None but for a tail."""
+    with e.loop(0, n // LANES, "c") as c:
+        body(e.let(c * LANES), None)
+    if n % LANES:
+        body(i64(n - n % LANES), e.first(i64(n % LANES)))
+
+
+def normalise(
+    e: Emitter,
+    x: Buffer,
+    start: Expr,
+    weight: Buffer | None,
+    bias: Buffer | None,
+    out: Buffer,
+    *,
+    n: int,
+    eps: float,
+    centre: bool = True,
+) -> None:
+    """out row = (x row - mean) / sqrt(variance + eps) * weight + bias"""
+    sums = e.registers(1)
+    tail = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), LANES) < splat(
+        tirx.const(n % LANES, "int32")
+    )
+    zero, size = splat(f32(0.0)), f32(float(n))
+
+    def centred(at: Expr, mask: Expr | None) -> Expr:
+        value = e.load(x, start + at, LANES, mask)
+        if not centre:
+            return value
+        value = e.let(value - splat(mean))
+        return value if mask is None else e.let(tirx.Select(tail, value, zero))
+
+    def add(at: Expr, mask: Expr | None) -> None:
+        e.set(sums, 0, e.get(sums) + e.load(x, start + at, LANES, mask))
+
+    def add_square(at: Expr, mask: Expr | None) -> None:
+        d = centred(at, mask)
+        e.set(sums, 0, fma(d, d, e.get(sums)))
+
+    mean: Any = None
+    if centre:
+        e.set(sums, 0, zero)
+        _columns(e, n, add)
+        mean = e.let(e.fold(e.let(e.get(sums)), lambda a, b: a + b) / size)
+    e.set(sums, 0, zero)
+    _columns(e, n, add_square)
+    variance = e.let(e.fold(e.let(e.get(sums)), lambda a, b: a + b) / size)
+    inverse = e.let(splat(e.let(f32(1.0) / tirx.sqrt(e.let(variance + f32(eps))))))
+
+    def write(at: Expr, mask: Expr | None) -> None:
+        value = e.let(centred(at, mask) * inverse)
+        if weight is not None and bias is not None:
+            value = fma(value, e.load(weight, at, LANES, mask), e.load(bias, at, LANES, mask))
+        elif weight is not None:
+            value = value * e.load(weight, at, LANES, mask)
+        elif bias is not None:
+            value = fma(value, splat(f32(1.0)), e.load(bias, at, LANES, mask))
+        e.store(out, start + at, value, mask)
+
+    _columns(e, n, write)
+
+
+LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
+    "layer_norm": lower_layer_norm,
+    "rms_norm": lower_rms_norm,
+    "add_norm": lower_add_norm,
+    "embed_norm": lower_embed_norm,
+}

@@ -1,0 +1,60 @@
+"""C to machine code: the only file that calls a compiler or linker.
+
+The compiler is clang out of the `ziglang` package, which holds the libc of every target, so an artifact built
+on a new system runs on an old one; `cc` names another instead.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmc.errors import LlmcError
+
+_ALWAYS = ("-fno-sanitize=undefined", "-g0")  # zig cc checks for undefined behaviour unless told not to
+
+
+def compiler(zig_target: str, cc: str | None) -> list[str]:
+    """The command of the C compiler."""
+    return shlex.split(cc) if cc else [sys.executable, "-m", "ziglang", "cc", "-target", zig_target, *_ALWAYS]
+
+
+def build(
+    output: Path,
+    sources: Sequence[Path],
+    include: Path,
+    flags: Sequence[str],
+    libraries: Sequence[str],
+    zig_target: str,
+    cc: str | None = None,
+) -> None:
+    """Compile C sources and link them, with objects among them, to `output`.
+
+    Raises:
+        LlmcError: the compiler is missing or fails.
+    """
+    files = [str(path) for path in sources]
+    _run([*compiler(zig_target, cc), *flags, f"-I{include}", *files, *libraries], output)
+
+
+def _run(command: Sequence[str], output: Path) -> None:
+    command = [*command, "-o", str(output)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise LlmcError(
+            f"cannot start the C compiler: {error.strerror or error}",
+            at=command[0],
+            hint="check the --cc option",
+        ) from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise LlmcError(
+            f"the C compiler failed on {output.name}",
+            at=shlex.join(command[:6]) + " ...",
+            found="\n         ".join(lines[:5]) or f"exit code {done.returncode}",
+            hint="is the disk full, or does --cc name a compiler for another machine?",
+        )

@@ -1,0 +1,91 @@
+"""Commands in this process, against stand-ins for the compiler and the runtime."""
+
+import json
+
+import numpy as np
+import pytest
+
+from llmc.compiler.cli import _COMMANDS, llmc
+from llmc.compiler.cli.output import Progress, Seconds, size_text, time_text
+
+
+def test_help_lists_every_command_with_a_summary(cli):
+    out = cli("--help").out
+    for name in _COMMANDS:
+        assert any(line.split()[:1] == [name] and len(line.split()) > 2 for line in out.splitlines()), name
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_every_help_teaches_by_examples(cli, name):
+    result = cli(name, "--help")
+    assert result.code == 0
+    assert "Examples:" in result.out
+    assert f"llmc {name}" in result.out.split("Examples:")[1]
+
+
+@pytest.mark.parametrize("name", [c for c in _COMMANDS if c != "completion"])
+def test_every_command_that_reports_has_json(name):
+    options = {o for p in llmc.get_command(None, name).params for o in p.opts}
+    assert "--json" in options
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_says_how_to_install_it(cli, shell):
+    result = cli("completion", shell)
+    assert result.code == 0
+    first, *script = result.out.splitlines()
+    assert first.startswith("#")
+    assert f"llmc completion {shell}" in first
+    assert any("_LLMC_COMPLETE" in line for line in script)
+
+
+def test_completion_completes_commands(runner):
+    words = {"_LLMC_COMPLETE": "bash_complete", "COMP_WORDS": "llmc com", "COMP_CWORD": "1"}
+    result = runner.invoke(llmc, env=words, prog_name="llmc")
+    assert result.output.split() == ["plain,compile", "plain,completion"]
+
+
+def test_bench_passes_its_options_on(cli, fake_artifact):
+    result = cli(
+        "bench", fake_artifact, "--batch", 4, "--seq", 7, "--threads", 3, "--duration", "500ms", "--json"
+    )
+    assert result.code == 0, result.err
+    expected = {"threads": 3, "batch": 4, "seq": 7, "duration": 0.5, "profile": False}
+    assert json.loads(result.out) == expected
+
+
+def test_bench_prints_the_report(cli, fake_artifact):
+    assert cli("bench", fake_artifact).out == "p50 1.00 ms\n"
+
+
+def test_run_with_arrays(cli, fake_artifact, tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(3, dtype=np.float32))
+    out = tmp_path / "y.npz"
+    result = cli("run", fake_artifact, "--input", f"x={tmp_path / 'x.npy'}", "--output", out, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out) == {"y": [1.0, 2.0, 3.0]}
+    np.testing.assert_array_equal(np.load(out)["y"], np.arange(3, dtype=np.float32) + 1)
+    assert not out.with_name("y.npz.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("3s", 3.0), ("3", 3.0), ("500ms", 0.5), ("2m", 120.0), ("0.25 s", 0.25)]
+)
+def test_durations(text, seconds):
+    assert Seconds()(text) == seconds
+
+
+def test_sizes_and_times_have_units():
+    assert [size_text(n) for n in (12, 3100, 5_960_000, 2.5e9)] == ["12 B", "3.1 kB", "6.0 MB", "2.50 GB"]
+    assert [time_text(s) for s in (12e-6, 0.00345, 1.2)] == ["12 us", "3.45 ms", "1.20 s"]
+
+
+def test_progress_prints_one_line_a_stage(capsys):
+    with Progress("compile") as progress:
+        for i in range(4):
+            progress("import", i / 10)
+        progress("build", 0.5)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split()[-1] for line in err.splitlines()] == ["import", "build"]
+    assert "50%" in err.splitlines()[1]

@@ -1,0 +1,158 @@
+"""Every mistake gets one clear sentence and the right exit code; a traceback never shows."""
+
+import errno
+import subprocess
+import sys
+
+import click
+import numpy as np
+import pytest
+
+import llmc.compiler.cli as front
+from llmc.errors import LlmcError
+
+RUN = [sys.executable, "-c", "import sys; from llmc.compiler.cli import main; sys.exit(main())"]
+
+
+@pytest.fixture
+def raising(monkeypatch):
+    """Make `llmc targets` raise."""
+
+    def arrange(error):
+        @click.command("targets")
+        def command():
+            raise error
+
+        monkeypatch.setattr(front._Commands, "get_command", lambda self, ctx, name: command)
+
+    return arrange
+
+
+def test_a_user_error_is_printed_whole(cli, raising):
+    raising(LlmcError("no such target 'z80'", at="--target", found="z80", hint="use x86"))
+    result = cli("targets")
+    assert result.code == 1
+    assert result.out == ""
+    assert result.err.splitlines() == [
+        "error: no such target 'z80'",
+        "  at:    --target",
+        "  found: z80",
+        "  hint:  use x86",
+    ]
+
+
+def test_a_bug_says_how_to_report_it(cli, raising, monkeypatch):
+    monkeypatch.delenv("LLMC_DEBUG", raising=False)
+    raising(ZeroDivisionError("division by zero"))
+    result = cli("targets")
+    assert result.code == 1
+    assert result.err.startswith("internal error: ZeroDivisionError: division by zero\n")
+    assert "LLMC_DEBUG=1" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_bug_shows_its_traceback_on_request(cli, raising, monkeypatch):
+    monkeypatch.setenv("LLMC_DEBUG", "1")
+    raising(ZeroDivisionError("division by zero"))
+    assert "Traceback" in cli("targets").err
+
+
+def test_an_interrupt_is_130(cli, raising):
+    raising(KeyboardInterrupt())
+    result = cli("targets")
+    assert result.code == 130
+    assert result.err.strip() == "interrupted"
+
+
+def test_a_full_disk_is_the_systems_sentence(cli, raising):
+    raising(OSError(errno.ENOSPC, "No space left on device", "m.llmc/weights.bin"))
+    result = cli("targets")
+    assert result.code == 1
+    assert result.err == "error: no space left on device\n  at:    m.llmc/weights.bin\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compil"], "Did you mean 'compile'"),
+        (["bench"], "Missing argument"),
+        (["bench", "x", "--batch", "0"], "x>=1"),
+        (["bench", "x", "--duration", "soon"], "write 3s, 500ms or 2m"),
+        (["bench", "x", "--vs", "y", "--profile"], "without --vs"),
+        (["run", "x"], "one of --text, --input or --selftest"),
+        (["run", "x", "--text", "a", "--selftest"], "one of --text, --input or --selftest"),
+        (["run", "x", "--text", "a", "--pair", "b", "--pair", "c"], "2 --pair for 1 --text"),
+        (["compile", "x", "-O", "4"], "0<=x<=3"),
+        (["completion", "tcsh"], "'bash', 'zsh', 'fish'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_2(cli, arguments, words):
+    result = cli(*arguments)
+    assert result.code == 2
+    assert words in " ".join(result.err.split())
+    assert result.out == ""
+
+
+@pytest.mark.parametrize("command", [["run", "--text", "a"], ["bench"], ["inspect"], ["opt"]], ids=" ".join)
+def test_a_missing_path_names_what_exists(cli, tmp_path, command):
+    result = cli(*command, tmp_path / "nowhere" / "m.llmc")
+    assert result.code == 1
+    assert result.err.startswith("error: ")
+    assert "was not found" in result.err
+    assert f"{tmp_path} exists" in result.err
+
+
+@pytest.mark.parametrize("command", [["run", "--text", "a"], ["bench"]], ids=" ".join)
+def test_a_model_folder_is_no_artifact(cli, demo_folder, command):
+    result = cli(*command, demo_folder)
+    assert result.code == 1
+    assert "not an artifact" in result.err
+    assert f"llmc compile {demo_folder}" in result.err
+
+
+@pytest.mark.parametrize("command", [["run", "--text", "a"], ["bench"], ["inspect"]], ids=" ".join)
+def test_other_folders_and_files_are_refused(cli, tmp_path, command):
+    file = tmp_path / "file"
+    file.write_text("x")
+    for path in (tmp_path, file):
+        result = cli(*command, path)
+        assert result.code == 1
+        assert str(path) in result.err
+
+
+def test_bad_input_files(cli, fake_artifact, tmp_path):
+    text, archive = tmp_path / "x.npy", tmp_path / "x.npz"
+    text.write_text("1 2 3")
+    np.savez(archive, a=np.zeros(1))
+    for given, words in (
+        ("x", "is not NAME=FILE.npy"),
+        ("x=nowhere.npy", "was not found"),
+        (f"x={text}", "not a .npy file"),
+        (f"x={archive}", "one array"),
+    ):
+        result = cli("run", fake_artifact, "--input", given)
+        assert result.code == (2 if given == "x" else 1)
+        assert words in result.err
+
+
+def test_a_pickle_is_not_loaded(cli, fake_artifact, tmp_path):
+    file = tmp_path / "evil.npy"
+    np.save(file, np.array([object()], dtype=object), allow_pickle=True)
+    result = cli("run", fake_artifact, "--input", f"x={file}")
+    assert result.code == 1
+    assert "not a .npy file that can be read" in result.err
+
+
+def test_no_text_on_standard_input(fake_artifact):
+    done = subprocess.run(
+        [*RUN, "run", str(fake_artifact), "--text", "-"], input="\n", capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "no text on standard input" in done.stderr
+
+
+def test_a_closed_pipe_is_quiet():
+    with subprocess.Popen([*RUN, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""

@@ -1,0 +1,160 @@
+"""Every family with every head against PyTorch, and what the imported graphs look like."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llmc.compiler.frontends.huggingface import load
+from llmc.compiler.frontends.tasks import FAMILIES, TASKS
+from llmc.compiler.interpret import run
+from llmc.compiler.text import parse_graph, print_graph, weights_of
+from llmc.compiler.verify import verify
+
+SHAPES = [(1, 1), (3, 17), (2, 64)]
+HEADS = [
+    task for task in TASKS.values() if task.name not in ("sentence-embedding", "replaced-token-detection")
+]
+FEW = {"camembert": 1, "deberta-v2-conv": 1}  # RoBERTa's code again; DeBERTa with a convolution
+CASES = [(family, task) for family in (*FAMILIES, "deberta-v2-conv") for task in HEADS[: FEW.get(family)]]
+CASES.append(("electra", TASKS["replaced-token-detection"]))
+
+
+@pytest.mark.parametrize(("family", "task"), CASES, ids=[f"{f}-{t.name}" for f, t in CASES])
+def test_family_and_head(family: str, task: Any, saved: Any, difference: Any) -> None:
+    folder, model = saved(family, task.suffix)
+
+    imported = load(folder, max_batch=8)
+
+    verify(imported.graph)
+    assert imported.task == task.name
+    assert set(imported.graph.outputs) <= set(task.outputs)
+    assert difference(model, imported.graph, SHAPES) < 1e-5
+
+
+def test_pooler_output_only_with_trained_weights(saved: Any) -> None:
+    folder, _ = saved("bert", "Model")
+    assert tuple(load(folder).graph.outputs) == ("last_hidden_state", "pooler_output")
+
+    folder, _ = saved("bert", "ForTokenClassification")
+    assert tuple(load(folder, task="feature-extraction").graph.outputs) == ("last_hidden_state",)
+
+
+def test_inputs(saved: Any) -> None:
+    graph = load(saved("bert", "Model")[0], max_batch=5, max_seq=30).graph
+
+    described = [
+        (str(n.type), *(n.attributes[k] for k in ("name", "default", "low", "high"))) for n in graph.inputs
+    ]
+    assert described == [
+        ("i64[batch, seq]", "input_ids", None, 0, 99),
+        ("i64[batch, seq]", "attention_mask", 1, 0, 1),
+        ("i64[batch, seq]", "token_type_ids", 0, 0, 1),
+    ]
+    assert dict(graph.dims) == {"batch": (1, 5), "seq": (1, 30)}
+
+
+def test_one_segment_needs_no_input(saved: Any) -> None:
+    graph = load(saved("roberta", "Model")[0]).graph
+
+    assert [n.attributes["name"] for n in graph.inputs] == ["input_ids", "attention_mask"]
+    assert graph.dims["seq"] == (1, 64)  # 66 positions, of which 2 are reserved
+
+
+def test_absent_inputs_take_transformers_defaults(saved: Any) -> None:
+    folder, model = saved("bert", "ForSequenceClassification")
+    ids = np.arange(2, 12).reshape(2, 5)
+
+    result = run(load(folder).graph, {"input_ids": ids})
+
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_allclose(result["logits"], expected, rtol=0, atol=1e-5)
+
+
+def test_bert_arrives_whole(saved: Any) -> None:
+    """Nothing but the ops a reader of the model expects, and a mask over keys only."""
+    graph = load(saved("bert", "ForMaskedLM")[0]).graph
+
+    count = Counter(node.op for node in graph.nodes if node.op not in ("constant", "input"))
+    assert count == {
+        "embedding": 3,
+        "slice": 1,
+        "add": 6,
+        "layer_norm": 6,
+        "linear": 14,
+        "reshape": 10,
+        "transpose": 8,
+        "cast": 1,
+        "attention": 2,
+        "gelu": 3,
+    }
+    masks = {str(node.inputs[3].type) for node in graph.nodes if node.op == "attention"}
+    assert masks == {"bool[batch, 1, 1, seq]"}
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v2"])
+def test_text_form_reads_back(family: str, saved: Any) -> None:
+    graph = load(saved(family, "Model")[0]).graph
+
+    text = print_graph(graph)
+    assert print_graph(parse_graph(text, weights_of(graph))) == text
+
+
+def test_sources(saved: Any) -> None:
+    graph = load(saved("bert", "Model")[0]).graph
+
+    attention = next(node for node in graph.nodes if node.op == "attention")
+    assert attention.source.path == "encoder.layer.0.attention.self"
+    assert attention.source.line.startswith("modeling_bert.py:")
+    weights = {node.attributes["value"].name for node in graph.nodes if node.op == "constant"}
+    assert "encoder.layer.1.output.dense.weight" in weights
+
+
+def test_tied_weights_are_one_node(saved: Any) -> None:
+    """ALBERT's layers share all weights, BERT's decoder is its word embedding."""
+    albert = load(saved("albert", "Model")[0]).graph
+    assert len({node.inputs[1] for node in albert.nodes if node.op == "linear"}) == 8  # of 14
+
+    bert = load(saved("bert", "ForMaskedLM")[0]).graph
+    tables = [node.inputs[0] for node in bert.nodes if node.op == "embedding"]
+    assert bert.outputs["logits"].inputs[1] in tables
+
+
+def test_buckets_are_tables(saved: Any) -> None:
+    """A logarithm next to a rounding would decide buckets by its last bit."""
+    for family in ("mpnet", "deberta-v2"):
+        graph = load(saved(family, "Model")[0]).graph
+        assert not {"log", "ceil"} & {node.op for node in graph.nodes}
+
+
+def test_half_precision_checkpoint_becomes_f32(saved: Any, tmp_path: Any, difference: Any) -> None:
+    model = saved("bert", "Model")[1].bfloat16()
+    model.save_pretrained(tmp_path / "half")
+
+    graph = load(tmp_path / "half").graph
+
+    assert {node.dtype for node in graph.nodes} == {"f32", "i64", "bool"}
+    assert difference(model.float(), graph, [(2, 9)]) < 1e-5
+
+
+def test_tanh_gelu_stays_whole(saved: Any, difference: Any) -> None:
+    folder, model = saved("bert", "Model", hidden_act="gelu_new")
+
+    graph = load(folder).graph
+
+    assert [n.attributes["approximate"] for n in graph.nodes if n.op == "gelu"] == ["tanh", "tanh"]
+    assert difference(model, graph, [(2, 9)]) < 1e-5
+
+
+@pytest.mark.parametrize(("max_batch", "max_seq"), [(1, 64), (4, 1), (1, 1)])
+def test_a_bound_of_one(max_batch: int, max_seq: int, saved: Any, difference: Any) -> None:
+    folder, model = saved("deberta-v2", "Model")
+
+    graph = load(folder, max_batch=max_batch, max_seq=max_seq).graph
+
+    assert difference(model, graph, [(max_batch, max_seq)]) < 1e-5

@@ -1,0 +1,175 @@
+"""The artifact `tiny`: tests/runtime/tiny.c compiled and packaged, for the tests of the runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.runtime.manifest import seal
+from llmc.runtime.selftest import write_selftest
+from llmc.runtime.sources import (
+    BENCH_FLAGS,
+    BENCH_LIBRARIES,
+    BENCH_SOURCES,
+    FOLDER,
+    HEADER,
+    MODULE_FLAGS,
+    MODULE_LIBRARIES,
+    MODULE_SOURCES,
+    bench_definition,
+)
+from llmc.runtime.weights import weights_header
+
+HERE = Path(__file__).parent
+BUILD_ID = "0123456789abcdef" * 4
+ZIG = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu.2.17"]
+STRICT = ["-std=c99", "-Wall", "-Wextra", "-Werror"]
+TABLE = (np.arange(30, dtype=np.float32) - 7).reshape(10, 3)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def weights_payload() -> bytes:
+    return TABLE.tobytes().ljust(128, b"\0")
+
+
+def compile_c(output: Path, *arguments: str, compiler: list[str] | None = None) -> Path:
+    command = [*(compiler or ZIG), *STRICT, f"-I{FOLDER}", *arguments, "-o", str(output)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+def compile_module(output: Path, *arguments: str, compiler: list[str] | None = None) -> Path:
+    sources = map(str, (HERE / "tiny.c", *MODULE_SOURCES))
+    digest = f'-DWEIGHTS_SHA256="{sha256(weights_payload())}"'
+    return compile_c(
+        output, *MODULE_FLAGS, digest, *arguments, *sources, *MODULE_LIBRARIES, compiler=compiler
+    )
+
+
+def write_weights(path: Path, payload: bytes, build_id: str = BUILD_ID) -> None:
+    path.write_bytes(weights_header(build_id, len(payload)) + payload)
+
+
+def manifest_fields(folder: Path) -> dict[str, Any]:
+    """All fields but the seal, for the files that `folder` holds."""
+    files = {
+        p.name: {"bytes": p.stat().st_size, "sha256": sha256(p.read_bytes())}
+        for p in sorted(folder.iterdir())
+        if p.name != "manifest.json"
+    }
+    return {
+        "format": 1,
+        "llmc": "0.1.0",
+        "name": "tiny",
+        "build_id": BUILD_ID,
+        "task": "sentence-embedding",
+        "inputs": [
+            {"name": "input_ids", "dtype": "i64", "shape": ["batch", "seq"], "range": [0, 9]},
+            {"name": "attention_mask", "dtype": "i64", "shape": ["batch", "seq"], "default": 1},
+        ],
+        "outputs": [
+            {"name": "hidden", "dtype": "f32", "shape": ["batch", "seq", 3]},
+            {"name": "sums", "dtype": "f32", "shape": ["batch", 3]},
+            {"name": "ramp", "dtype": "f32", "shape": ["2*seq + 1"]},
+        ],
+        "dims": {"batch": [1, 64], "seq": [1, 512]},
+        "target": "x86",
+        "variants": [{"name": "avx2", "features": ["avx2", "fma"]}, {"name": "base", "features": []}],
+        "pipeline": "",
+        "quantisation": "none",
+        "files": files,
+        "selftest": {"rtol": 0, "atol": 1e-6},
+        "labels": ["no", "yes"],
+        "tokenizer": {"file": "tokenizer.json", "max_length": 128, "pad_id": 0, "pad_token": "[PAD]"},
+        "postprocess": {},
+        "sizes": {"parameters": 30},
+    }
+
+
+def write_manifest(folder: Path) -> None:
+    fields = manifest_fields(folder)
+    for name, field in (("selftest.bin", "selftest"), ("tokenizer.json", "tokenizer")):
+        if name not in fields["files"]:
+            del fields[field]
+    fields = seal(fields)
+    (folder / "manifest.json").write_text(json.dumps(fields, indent=1))
+
+
+def compute(ids: Any, mask: Any = None) -> dict[str, np.ndarray]:
+    ids = np.asarray(ids)
+    hidden = TABLE[ids] * (np.ones(ids.shape) if mask is None else np.asarray(mask))[..., None]
+    outputs = {"hidden": hidden, "sums": hidden.sum(1), "ramp": np.arange(2 * ids.shape[1] + 1)}
+    return {name: array.astype(np.float32) for name, array in outputs.items()}
+
+
+def write_tokenizer(path: Path) -> None:
+    """Words a to h have ids 2 to 9; anything else is 1."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"[PAD]": 0, "[UNK]": 1, **{word: 2 + i for i, word in enumerate("abcdefgh")}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(path))
+
+
+@pytest.fixture(scope="session")
+def build() -> SimpleNamespace:
+    """The functions of this file, which tests cannot import."""
+    return SimpleNamespace(
+        compile_c=compile_c,
+        compile_module=compile_module,
+        write_weights=write_weights,
+        weights_payload=weights_payload,
+        write_manifest=write_manifest,
+        manifest_fields=manifest_fields,
+        sha256=sha256,
+        tiny_c=HERE / "tiny.c",
+        table=TABLE,
+        build_id=BUILD_ID,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole artifact; do not change it (see `copy_of_tiny`)."""
+    folder = tmp_path_factory.mktemp("artifact") / "tiny.llmc"
+    folder.mkdir()
+    module = compile_module(folder / "module.so")
+    own = bench_definition(sha256(module.read_bytes()))
+    compile_c(folder / "bench", *BENCH_FLAGS, own, *map(str, BENCH_SOURCES), *BENCH_LIBRARIES)
+    shutil.copy(HEADER, folder)
+    write_weights(folder / "weights.bin", weights_payload())
+    write_tokenizer(folder / "tokenizer.json")
+    ids, mask = np.array([[1, 2, 3]]), np.array([[1, 0, 1]])
+    cases = [
+        ({"input_ids": ids}, compute(ids)),
+        ({"input_ids": ids, "attention_mask": mask}, compute(ids, mask)),
+    ]
+    write_selftest(folder / "selftest.bin", BUILD_ID, cases)
+    write_manifest(folder)
+    return folder
+
+
+@pytest.fixture
+def copy_of_tiny(tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "copy.llmc"))
+
+
+@pytest.fixture
+def expected() -> Callable[..., dict[str, np.ndarray]]:
+    """What tiny should give."""
+    return compute

@@ -1,0 +1,114 @@
+"""The C runtime by itself: strict compilers, sanitizers, valgrind, failing allocations, what it links."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from llmc.runtime.sources import BENCH_SOURCES, HEADER, MODULE_SOURCES
+
+STRICT = ["-Wall", "-Wextra", "-pedantic", "-Werror"]
+WRAPPED = ("malloc", "calloc", "posix_memalign", "mmap", "pthread_create")
+
+
+def tool(name):
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def run(*command, **options):
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, **options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory, build):
+    """Compile the driver together with the runtime: flags -> executable."""
+
+    def compile_driver(*flags):
+        output = tmp_path_factory.mktemp("driver") / "driver"
+        sources = [build.tiny_c.with_name("driver.c"), build.tiny_c, *MODULE_SOURCES]
+        digest = f'-DWEIGHTS_SHA256="{build.sha256(build.weights_payload())}"'
+        build.compile_c(
+            output,
+            "-g",
+            "-DSTREAM_FLOATS=65536",
+            digest,
+            *flags,
+            *map(str, sources),
+            "-lpthread",
+            compiler=[tool("gcc")],
+        )
+        return output
+
+    return compile_driver
+
+
+@pytest.mark.parametrize(
+    "command", [["gcc", "-std=c99"], ["g++", "-std=c++11"], ["gcc", "-std=c11"], ["g++", "-std=c++20"]]
+)
+def test_header_is_strict(command, tmp_path):
+    source = tmp_path / ("use.c" if command[0] == "gcc" else "use.cpp")
+    source.write_text(
+        '#include "llmc.h"\nint main(void) { llmc_options o = {0, 0, 0, 0, NULL}; return o.pin; }\n'
+    )
+    run(tool(command[0]), *command[1:], *STRICT, f"-I{HEADER.parent}", "-c", source, "-o", tmp_path / "use.o")
+
+
+@pytest.mark.parametrize("source", sorted({*MODULE_SOURCES, *BENCH_SOURCES}), ids=lambda p: p.stem)
+def test_sources_are_strict(source, tmp_path):
+    run(tool("gcc"), "-std=c99", "-O2", *STRICT, "-Wconversion", "-c", source, "-o", tmp_path / "x.o")
+
+
+@pytest.mark.slow
+def test_compiles_for_arm(build, tmp_path):
+    zig = ["-target", "aarch64-linux-gnu.2.17"]
+    build.compile_module(tmp_path / "module.so", *zig)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_sanitizers(driver, tiny, sanitizer):
+    program = driver(f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+    # thread sanitizer needs a fixed address layout on kernels with many random bits
+    result = run(
+        *(["setarch", "-R"] if sanitizer == "thread" and shutil.which("setarch") else []), program, tiny
+    )
+    assert result.stdout == "done\n"
+
+
+@pytest.mark.slow
+def test_valgrind(driver, tiny):
+    valgrind = [tool("valgrind"), "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=all", "-q"]
+    assert run(*valgrind, driver(), tiny).stdout == "done\n"
+
+
+@pytest.mark.slow
+def test_failing_allocations(driver, tiny):
+    program = driver(
+        "-DFAILURES", *(f"-Wl,--wrap={name}" for name in WRAPPED), "-fsanitize=address,undefined"
+    )
+    text = run(program, tiny, "failures").stdout
+    assert int(re.match(r"(\d+) allocations failed", text)[1]) >= 15
+
+
+@pytest.mark.parametrize("name", ["module.so", "bench"])
+def test_needs_the_system_only(tiny, name):
+    needed = re.findall(r"NEEDED.*\[(.*)\]", run(tool("readelf"), "-d", tiny / name).stdout)
+    assert needed
+    assert set(needed) <= {"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "ld-linux-x86-64.so.2"}
+
+
+def test_module_exports_the_interface_only(tiny):
+    text = run(tool("readelf"), "--dyn-syms", "-W", tiny / "module.so").stdout
+    exported = {
+        row.split()[-1] for row in text.splitlines() if " GLOBAL DEFAULT " in row and " UND " not in row
+    }
+    declared = set(re.findall(r"LLMC_API [^;(]*?(llmc_\w+)\(", HEADER.read_text()))
+    assert exported == declared
