@@ -80,8 +80,23 @@ class Symbols:
             expr = expr.replace(
                 lambda e: type(e).__name__ == "FloorDiv", lambda e: sympy.floor(e.args[0] / e.args[1])
             )
-            return dim(expr.xreplace(dict(self.names)))
+            expr = expr.xreplace(dict(self.names))
+            self._check(expr)
+            return dim(expr)
         return dim(value)
+
+    def _check(self, expr: Any) -> None:
+        """Only named dims, and functions that dims can print and compute."""
+        if unknown := expr.free_symbols - set(self.names.values()):
+            raise UnsupportedError(
+                f"a size that depends on values ({min(map(str, unknown))})",
+                "use shapes that follow from the inputs'",
+            )
+        strange = {type(f).__name__ for f in expr.atoms(sympy.Function)} - {"floor", "Max", "Min"}
+        if strange:
+            raise UnsupportedError(
+                f"a size computed by {min(strange)}", "use sums, products and floor division of sizes"
+            )
 
 
 class Call:

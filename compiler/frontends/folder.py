@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.compiler.frontends.json_file import read_json
+from llmc.compiler.frontends.json_file import read_object
 from llmc.compiler.frontends.safetensors_file import Tensor, read_header
 from llmc.compiler.frontends.sentence import Sentence, read_modules
 from llmc.compiler.frontends.tasks import Task, architecture_of, family_of, task_of
@@ -88,7 +88,7 @@ def inspect(path: str | Path, task: str = "auto") -> Summary:
         model_type=config["model_type"],
         architecture=architecture_of(config) or family.prefix + "Model",
         task=chosen,
-        parameters=None if tensors is None else sum(math.prod(t.shape) for t in tensors.values()),
+        parameters=None if tensors is None else _count(tensors),
         dtypes=_dtypes(tensors),
         labels=labels(config) if chosen.labelled else (),
         tokenizer=read_tokenizer(root, config, positions, sentence),
@@ -109,9 +109,7 @@ def read_config(root: Path) -> Mapping[str, Any]:
             found="a PEFT adapter without its base model" if adapter else _listing(root),
             hint=hint or "give the folder written by save_pretrained",
         )
-    config = read_json(file)
-    if not isinstance(config, dict):
-        raise LlmcError("config.json is not a JSON object", at=str(file), found=type(config).__name__)
+    config = read_object(file)
     if config.get("quantization_config"):
         raise LlmcError(
             "the checkpoint is already quantised",
@@ -143,8 +141,7 @@ def read_weights(root: Path) -> Mapping[str, Tensor] | None:
 
 
 def _sharded(index: Path) -> Mapping[str, Tensor]:
-    content = read_json(index)
-    places = content.get("weight_map") if isinstance(content, dict) else None
+    places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
         raise LlmcError(
             "the index of the weight files has no weight_map", at=str(index), hint="download it again"
@@ -160,6 +157,11 @@ def _sharded(index: Path) -> Mapping[str, Tensor]:
 def _listing(root: Path) -> str:
     names = sorted(p.name for p in root.iterdir())
     return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "an empty folder"
+
+
+def _count(tensors: Mapping[str, Tensor]) -> int:
+    """How many weights there are; integers are position buffers."""
+    return sum(math.prod(t.shape) for t in tensors.values() if "F" in t.dtype)
 
 
 def _dtypes(tensors: Mapping[str, Tensor] | None) -> Mapping[str, int]:
@@ -180,7 +182,8 @@ def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Class names in order of their ids; transformers' LABEL_0, LABEL_1 where the config has none."""
     names = config.get("id2label")
     if not isinstance(names, dict) or not all(str(k).isdecimal() for k in names):
-        return tuple(f"LABEL_{i}" for i in range(config.get("num_labels", 2)))
+        count = config.get("num_labels")
+        return tuple(f"LABEL_{i}" for i in range(count if isinstance(count, int) else 2))
     return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
@@ -194,11 +197,12 @@ def read_tokenizer(
     file = root / "tokenizer.json"
     if not file.exists():
         return None
-    if not isinstance(content := read_json(file), dict) or "model" not in content:
+    if "model" not in read_object(file):
         raise LlmcError(
             "tokenizer.json is not a tokenizer", at=str(file), hint="save it with save_pretrained"
         )
-    settings = read_json(root / "tokenizer_config.json") if (root / "tokenizer_config.json").exists() else {}
+    extra = root / "tokenizer_config.json"
+    settings = read_object(extra) if extra.exists() else {}
     limits = [positions, settings.get("model_max_length"), sentence.max_length if sentence else None]
     pad = config.get("pad_token_id")
     return Tokenizer(

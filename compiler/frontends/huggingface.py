@@ -11,19 +11,21 @@ import inspect as signatures
 import logging
 import os
 import pickle
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends.folder import Summary, Tokenizer, inspect
 from llmc.compiler.frontends.pretrained import build, first_line
 from llmc.compiler.frontends.sentence import Dense, Sentence
-from llmc.compiler.graph import Graph
+from llmc.compiler.frontends.tasks import FAMILIES
 from llmc.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.compiler.graph import Graph
 
 __all__ = ["Imported", "inspect", "load"]
 
@@ -129,7 +131,7 @@ def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: in
     names, fixed = _inputs(model)
     head = _head(summary, model, names, fixed, outputs)
     bounds = {"batch": (1, max_batch), "seq": (1, max_seq)}
-    program = _export(head, len(names), bounds)
+    program = _export(head, FAMILIES[summary.model_type].own_attention, len(names), bounds)
     ranges: Mapping[str, Mapping[str, int]] = {
         "attention_mask": {"default": 1, "low": 0, "high": 1},
         "token_type_ids": {"default": 0},
@@ -196,11 +198,11 @@ def _whole_activations(model: Any) -> None:
                 setattr(module, name, torch.nn.GELU("tanh"))
 
 
-def _export(head: Any, inputs: int, bounds: Mapping[str, tuple[int, int]]) -> Any:
+def _export(head: Any, own_attention: bool, inputs: int, bounds: Mapping[str, tuple[int, int]]) -> Any:
     """torch.export with dynamic axes; a dim whose bound is 1 is static."""
     import torch
 
-    from llmc.compiler.frontends.buckets import tabulated
+    from llmc.compiler.frontends.torch_export import trace
 
     shape = tuple(min(high, sample) for sample, (_, high) in zip((2, 7), bounds.values(), strict=True))
     axes = {
@@ -209,23 +211,15 @@ def _export(head: Any, inputs: int, bounds: Mapping[str, tuple[int, int]]) -> An
         if high > 1
     }
     sample = tuple(torch.zeros(shape, dtype=torch.long) for _ in range(inputs))
-    with torch.no_grad(), tabulated(bounds["seq"][1]):
-        head(*sample)
-        return _traced(
-            lambda: torch.export.export(head, sample, dynamic_shapes=(tuple(axes for _ in sample),))
-        )
+    with torch.no_grad(), _tables(own_attention, bounds["seq"][1]):
+        head(*sample)  # makes the tables
+        return trace(head, sample, tuple(axes for _ in sample))
 
 
-def _traced(export: Callable[[], Any]) -> Any:
-    """The exported program; what the tracer cannot follow becomes one error with the model's line."""
-    try:
-        return export()
-    except Exception as error:  # torch.export raises many kinds, all about the model's code
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "transformers" in f.filename]
-        at = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else None
-        raise LlmcError(
-            f"torch.export cannot trace the model: {first_line(error)}",
-            at=at,
-            found=type(error).__name__,
-            hint="control flow on tensor values, or on sizes other than batch and seq, cannot be compiled",
-        ) from error
+def _tables(own_attention: bool, max_seq: int) -> AbstractContextManager[None]:
+    """Relative-position buckets as tables, for the families that have them."""
+    if not own_attention:
+        return nullcontext()
+    from llmc.compiler.frontends.buckets import tabulated
+
+    return tabulated(max_seq)

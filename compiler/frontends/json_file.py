@@ -23,3 +23,15 @@ def read_json(file: Path) -> Any:
         raise LlmcError(
             f"{file.name} is not valid JSON: {error}", at=str(file), hint="download it again"
         ) from None
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        LlmcError: it cannot be read or parsed, or is something else.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise LlmcError(f"{file.name} is not a JSON object", at=str(file), found=type(content).__name__)
+    return content

@@ -58,6 +58,7 @@ def _loaded(summary: Summary, kind: Any, options: Mapping[str, Any]) -> tuple[An
             dtype=torch.float32,
             attn_implementation=ADDED if added else WHOLE,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported by name below
             **options,
         )
     except pickle.UnpicklingError:
@@ -71,6 +72,7 @@ def _loaded(summary: Summary, kind: Any, options: Mapping[str, Any]) -> tuple[An
             f"transformers cannot load the model: {first_line(error)}",
             at=str(summary.root),
             found=type(error).__name__,
+            hint="is config.json the one saved with these weights?",
         ) from error
     return model.eval().requires_grad_(False), info
 
@@ -84,6 +86,14 @@ def first_line(error: BaseException) -> str:
 def _check_weights(summary: Summary, model: Any, info: Mapping[str, Any]) -> None:
     """Every weight of the model must come from the files, and none of the trunk's may be left over."""
     at = str(summary.root)
+    if misfits := sorted(info["mismatched_keys"]):
+        shapes = [f"{name} is {list(has)}, wanted {list(wants)}" for name, has, wants in misfits]
+        raise LlmcError(
+            f"weights do not fit config.json: {_some([name for name, *_ in misfits])}",
+            at=at,
+            found=_some(shapes),
+            hint="config.json and weights are of different models",
+        )
     wanted = f"{type(model).__name__} for {summary.task.name}"
     if missing := sorted(info["missing_keys"]):
         raise LlmcError(
@@ -91,13 +101,6 @@ def _check_weights(summary: Summary, model: Any, info: Mapping[str, Any]) -> Non
             at=at,
             found=f"a {summary.architecture} checkpoint, wanted {wanted}",
             hint="choose the task the model was trained for, or fine-tune it first",
-        )
-    if info.get("mismatched_keys") or info.get("error_msgs"):
-        what = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get("mismatched_keys") or ())
-        raise LlmcError(
-            f"weights do not fit config.json: {_some(what or list(info['error_msgs']))}",
-            at=at,
-            hint="config.json and weights are of different models",
         )
     if left := _left_over(model, info["unexpected_keys"]):
         raise LlmcError(

@@ -29,11 +29,10 @@ def report(problems: Iterable[Problem]) -> LlmcError:
         groups.setdefault(key, []).append(problem)
     counts = Counter(group[0].op for group in groups.values())
     entries = "".join(f"\n    {_entry(group)}" for group in groups.values())
-    advice = list(dict.fromkeys(g[0].advice for g in groups.values() if g[0].advice))
     return LlmcError(
         f"{len(counts)} op{'s' * (len(counts) > 1)} of the model cannot be imported: {', '.join(counts)}",
         found=entries.lstrip("\n").strip(),
-        hint="\n    ".join(advice),
+        hint="change these parts of the model, or add converters to compiler/frontends/aten_*.py",
     )
 
 
@@ -46,5 +45,6 @@ def _entry(group: list[Problem]) -> str:
     first = group[0]
     paths = {p.source.path for p in group}
     path = first.source.path if len(paths) == 1 else _layer(first.source.path)
-    place = str(Source(path, first.source.line)) or "the top module"
-    return f"{first.op} x{len(group)} at {place}: {first.reason}"
+    place = Source(path or "the top module", first.source.line)
+    advice = f"; {first.advice}" if first.advice else ""
+    return f"{first.op} x{len(group)} at {place}: {first.reason}{advice}"

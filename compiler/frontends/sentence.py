@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.compiler.frontends.json_file import read_json
+from llmc.compiler.frontends.json_file import read_json, read_object
 from llmc.errors import LlmcError
 
 # key in 1_Pooling/config.json -> mode, in the order sentence-transformers concatenates them
@@ -97,7 +97,7 @@ def _kind(entry: Any, file: Path) -> str:
 
 
 def _pooling(file: Path) -> tuple[str, ...]:
-    config = read_json(file)
+    config = read_object(file)
     named = config.get("pooling_mode")
     modes = tuple(mode for key, mode in POOLING.items() if config.get(key))
     if named:
@@ -114,7 +114,7 @@ def _pooling(file: Path) -> tuple[str, ...]:
 
 def _dense(folder: Path) -> Dense:
     file = folder / "config.json"
-    config = read_json(file)
+    config = read_object(file)
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if activation not in ACTIVATIONS:
         raise LlmcError(
@@ -127,5 +127,5 @@ def _dense(folder: Path) -> Dense:
 
 def _max_length(path: Path, transformer: str) -> int | None:
     file = path / transformer / "sentence_bert_config.json"
-    value = read_json(file).get("max_seq_length") if file.exists() else None
+    value = read_object(file).get("max_seq_length") if file.exists() else None
     return value if isinstance(value, int) and value > 0 else None

@@ -8,9 +8,12 @@ in-place ops are functionalised first. Sizes need no nodes: torch knows each as 
 from __future__ import annotations
 
 import inspect
+import io
 import re
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -27,7 +30,7 @@ from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_
 from llmc.errors import LlmcError
 
-__all__ = ["Declared", "aten_math", "aten_nn", "aten_shape", "to_graph"]
+__all__ = ["Declared", "aten_math", "aten_nn", "aten_shape", "to_graph", "trace"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,37 @@ class Declared:
     default: int | None = None
     low: int | None = None
     high: int | None = None
+
+
+def trace(module: torch.nn.Module, sample: tuple[Any, ...], axes: tuple[Any, ...]) -> ExportedProgram:
+    """`torch.export` of a module.
+
+    Args:
+        module: in eval mode.
+        sample: one tensor for each input.
+        axes: for each input, position of a dynamic axis -> `torch.export.Dim`.
+
+    Raises:
+        LlmcError: the module does something the tracer cannot follow, with the line that does it.
+    """
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints the failed graph
+            return torch.export.export(module, sample, dynamic_shapes=(axes,) if _variadic(module) else axes)
+    except Exception as error:  # torch.export raises many kinds, all about the module's code
+        frames = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
+        theirs = [f for f in frames if not f.startswith((_TORCH, _OURS, "<"))]
+        message = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise LlmcError(
+            f"torch.export cannot trace the model: {message[0] if message else type(error).__name__}",
+            at=PurePath(theirs[-1]).name if theirs else None,
+            found=type(error).__name__,
+            hint="control flow on tensor values, or on sizes beyond the dynamic ones, cannot be compiled",
+        ) from error
+
+
+def _variadic(module: torch.nn.Module) -> bool:
+    """Whether forward is `forward(self, *values)`: then torch wants the axes as one entry."""
+    return any(p.kind == p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
 
 
 def to_graph(
@@ -119,8 +153,20 @@ class _Reader:
             self._note(node, error.problem.split(": ", 1)[-1], error.hint or "")
 
     def _note(self, node: Any, reason: str, advice: str) -> None:
-        self.values[node] = None
+        self.values[node] = self._stand_in(node)
         self.problems.append(Problem(str(node.target), reason, advice, self._source(node)))
+
+    def _stand_in(self, node: Any) -> Any:
+        """Nodes of the foreseen type, so that what reads a failed call is still checked."""
+        metas = node.meta.get("val")
+        try:
+            made = [
+                input_("missing", dtype_of(m.dtype), tuple(self.symbols.dim(d) for d in m.shape))
+                for m in (metas if isinstance(metas, (tuple, list)) else [metas])
+            ]
+        except (UnsupportedError, AttributeError):
+            return None
+        return tuple(made) if isinstance(metas, (tuple, list)) else made[0]
 
     def _value(self, node: Any) -> Any:
         if node.op == "placeholder":
@@ -133,8 +179,10 @@ class _Reader:
         if getattr(node.target, "__name__", "") == "getitem":
             parts = self.values[node.args[0]]
             return None if parts is None else parts[node.args[1]]
-        if meta is None and "assert" in str(node.target):
-            return None
+        if isinstance(meta, (bool, torch.SymBool)):
+            return None  # read by the checks below
+        if meta is None and any(word in str(node.target) for word in ("assert", "sym_constrain")):
+            return None  # checks that torch has made at export
         return self._call(node, meta)
 
     def _placeholder(self, node: Any) -> Node | None:
@@ -166,15 +214,17 @@ class _Reader:
         return self._weights[key]
 
     def _call(self, node: Any, meta: Any) -> Any:
-        if any(self.values.get(read) is None for read in node.all_input_nodes):
-            return None  # what it reads has been reported
         name = str(node.target)
         name = inplace.plain_name(name) if inplace.mutates(node) else name
         convert = TABLE.get(name.removeprefix("aten."))
         if convert is None:
-            raise UnsupportedError(
-                "no such op in llmc", "replace it with other ops, or ask for it to be added"
-            )
+            raise UnsupportedError("no such op in llmc", "replace it by supported ops")
+        if any(self.values.get(read) is None for read in node.all_input_nodes):
+            if not self.problems:
+                raise UnsupportedError(
+                    "a truth value or float computed from sizes", "compute it from tensors"
+                )
+            return None  # what it reads has been reported
         call = Call(node.target, self._arguments(node), meta, self._source(node), self.symbols)
         result = convert(call)
         self._check(call, result)
@@ -227,12 +277,11 @@ def _rows_indexed(node: Any) -> int | None:
     return int(min(rows)) - 1 if rows else None
 
 
-_TORCH = str(PurePath(inspect.getfile(torch)).parent)
+_TORCH, _OURS = (str(PurePath(inspect.getfile(m)).parent) for m in (torch, inplace))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def _line(trace: str) -> str:
     """`file:line` of the innermost frame that is neither torch nor llmc."""
-    ours = str(PurePath(__file__).parent)
-    frames = [f for f in _FRAME.findall(trace) if not f[0].startswith((_TORCH, ours))]
+    frames = [f for f in _FRAME.findall(trace) if not f[0].startswith((_TORCH, _OURS))]
     return f"{PurePath(frames[-1][0]).name}:{frames[-1][1]}" if frames else ""

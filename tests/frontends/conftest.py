@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
 
@@ -58,7 +59,7 @@ def one_thread() -> None:
 
 
 def random_model(family: str, suffix: str, **changes: Any) -> Any:
-    """A model of the family with weights of about unit gain, so that every part of it shows in the outputs."""
+    """A model of the family whose weights are large enough for every part to show in the outputs."""
     model_type = family.removesuffix("-conv")
     config = transformers.AutoConfig.for_model(model_type, **{**COMMON, **SPECIAL[family], **changes})
     prefix = type(config).__name__.removesuffix("Config")
@@ -112,7 +113,7 @@ def reference(model: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def largest_difference(model: Any, graph: Graph, shapes: list[tuple[int, int]]) -> float:
-    """Over shapes and outputs, the largest difference to PyTorch as a fraction of the output's largest value."""
+    """The largest difference to PyTorch as a fraction of the output's largest value."""
     worst = 0.0
     for batch, seq in shapes:
         inputs = sample(graph, batch, seq)

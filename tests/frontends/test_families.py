@@ -8,14 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.frontends.tasks import FAMILIES, TASKS
 from llmc.compiler.interpret import run
+from llmc.compiler.text import parse_graph, print_graph, weights_of
 from llmc.compiler.verify import verify
 
 SHAPES = [(1, 1), (3, 17), (2, 64)]
-HEADS = [task for task in TASKS.values() if task.name not in ("sentence-embedding", "replaced-token-detection")]
-CASES = [(family, task) for family in (*FAMILIES, "deberta-v2-conv") for task in HEADS]
+HEADS = [
+    task for task in TASKS.values() if task.name not in ("sentence-embedding", "replaced-token-detection")
+]
+FEW = {"camembert": 1, "deberta-v2-conv": 1}  # RoBERTa's code again; DeBERTa with a convolution
+CASES = [(family, task) for family in (*FAMILIES, "deberta-v2-conv") for task in HEADS[: FEW.get(family)]]
 CASES.append(("electra", TASKS["replaced-token-detection"]))
 
 
@@ -42,7 +47,9 @@ def test_pooler_output_only_with_trained_weights(saved: Any) -> None:
 def test_inputs(saved: Any) -> None:
     graph = load(saved("bert", "Model")[0], max_batch=5, max_seq=30).graph
 
-    described = [(str(n.type), *(n.attributes[k] for k in ("name", "default", "low", "high"))) for n in graph.inputs]
+    described = [
+        (str(n.type), *(n.attributes[k] for k in ("name", "default", "low", "high"))) for n in graph.inputs
+    ]
     assert described == [
         ("i64[batch, seq]", "input_ids", None, 0, 99),
         ("i64[batch, seq]", "attention_mask", 1, 0, 1),
@@ -88,6 +95,14 @@ def test_bert_arrives_whole(saved: Any) -> None:
     }
     masks = {str(node.inputs[3].type) for node in graph.nodes if node.op == "attention"}
     assert masks == {"bool[batch, 1, 1, seq]"}
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v2"])
+def test_text_form_reads_back(family: str, saved: Any) -> None:
+    graph = load(saved(family, "Model")[0]).graph
+
+    text = print_graph(graph)
+    assert print_graph(parse_graph(text, weights_of(graph))) == text
 
 
 def test_sources(saved: Any) -> None:

