@@ -95,11 +95,9 @@ def lower_mha(node: Node) -> Call:
     a = node.attributes
     size, heads = a["head_dim"], a["heads"]
     q, k, v, *rest = node.inputs
-    places = [
-        Layout(True, int(operand.shape[-1]), offset, size)
-        for operand, offset in zip((q, k, v), a["offsets"], strict=True)
-    ]
-    layouts = Layouts(*places, Layout(True, heads * size, 0, size))
+    widths = [int(operand.shape[-1]) for operand in (q, k, v)]
+    at = [Layout(True, width, offset, size) for width, offset in zip(widths, a["offsets"], strict=True)]
+    layouts = Layouts(at[0], at[1], at[2], Layout(True, heads * size, 0, size))
     mask = _mask(rest[-1]) if a["has_bias"] else None
     shape = Shape(heads, heads, layouts, float(a["scale"]), a["causal"], a["has_keys"], mask)
     return _call(node, shape, q.shape[0], q.shape[1], k.shape[1])
