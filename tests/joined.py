@@ -14,7 +14,9 @@ def join(graphs: Mapping[str, Graph], shared: bool) -> Graph:
     inputs: dict[str, Node] = {}
     outputs: dict[str, Node] = {}
     for label, graph in graphs.items():
-        joined = graph.replace(lambda node, label=label: _renamed(node, inputs, "" if shared else f"{label}."))
+        joined = graph.replace(
+            lambda node, label=label: _renamed(node, inputs, "" if shared else f"{label}.")
+        )
         outputs |= {f"{label}.{name}": node for name, node in joined.outputs.items()}
     dims = [graph.dims for graph in graphs.values()]
     assert all(d == dims[0] for d in dims)

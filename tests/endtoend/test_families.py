@@ -106,7 +106,9 @@ def test_family_and_head(group: str, label: str, built: Any) -> None:
     assert max(differences.values()) <= 1e-4, differences
 
 
-@pytest.mark.parametrize("group", [pytest.param(g, marks=pytest.mark.xdist_group(f"families-{g}")) for g in GROUPS])
+@pytest.mark.parametrize(
+    "group", [pytest.param(g, marks=pytest.mark.xdist_group(f"families-{g}")) for g in GROUPS]
+)
 def test_same_bits_at_every_thread_count_and_variant(group: str, built: Any, bits_agree: Any) -> None:
     made = built(group)
     for shape in SHAPES:
