@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tvm_ffi
 from tvm import tirx
+from tvm.ir.expr import TensorLoad
 
 from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.dims import evaluate
@@ -66,7 +67,7 @@ def check_no_contraction(function: Any) -> None:
     products = {str(s.buffer.name) for s in stores if isinstance(definition(s.value), tirx.Mul)}
     for node in filter(is_float, sums):
         for operand in map(definition, (node.a, node.b)):
-            stored = isinstance(operand, tirx.BufferLoad) and str(operand.buffer.name) in products
+            stored = isinstance(operand, TensorLoad) and str(operand.source.name) in products
             assert not stored, f"a product feeds {node} by way of {operand}"
             assert not isinstance(operand, tirx.Mul), f"a product feeds {node}"
 
@@ -167,7 +168,7 @@ def infer_sizes(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, int]:
 
 
 def guarded(array: Array, fill: int | None = None) -> Array:
-    """A 64-byte aligned copy of `array` with guard bytes after its end; `fill` replaces its bytes by garbage."""
+    """A 64-byte aligned copy of `array` guard bytes after its end; `fill` replaces its bytes."""
     size = array.nbytes
     memory = np.full(size + 2 * GUARD, 0x5A, np.uint8)
     start = -memory.ctypes.data % GUARD
@@ -262,5 +263,5 @@ def assert_as_reference(
         )
     wrong = np.argwhere(~equal)[:3].tolist()
     assert np.all(equal), (
-        f"{node!r} {dict(node.attributes)} differs at {wrong}: {value[~equal][:3]}, not {expected[~equal][:3]}"
+        f"{node!r} {dict(node.attributes)} at {wrong}: {value[~equal][:3]}, not {expected[~equal][:3]}"
     )

@@ -106,7 +106,7 @@ def cos(k: Emitter, x: Expr) -> Expr:
 
 
 def _sine(k: Emitter, x: Expr, quarter: int) -> Expr:
-    """sin(x + quarter pi/2): x = n pi/2 + r, |r| <= pi/4, in float64, then Cephes' sinf and cosf polynomials."""
+    """sin(x + quarter pi/2): x = n pi/2 + r, |r| <= pi/4, in float64; Cephes' sinf and cosf polynomials."""
     lanes = lanes_of(x)
     wide = _wide(k, x)
     n = k.let(tirx.floor(fma(wide, _f64(0.6366197723675814, lanes), _f64(0.5, lanes))))

@@ -1,6 +1,6 @@
 """Every element-wise op of the IR on TIR vectors.
 
-`apply` takes and returns vectors of the op's own dtypes; bool values are TIR conditions. f16 is computed in f32
+`apply` takes and returns vectors of the dtypes of the op; a bool is a TIR condition. f16 is computed in f32
 and rounded after each op, as NumPy does. NaN follows the NumPy references.
 """
 
