@@ -14,10 +14,10 @@ _EPILOG = """\b
 Examples:
   llmc opt ./my-model                                   the imported graph after -O3
   llmc opt ./my-model -O0                               as imported
-  llmc opt ./my-model --passes "fold,dce" --time-passes
+  llmc opt ./my-model --passes "fold,cse" --time-passes
   llmc opt ./my-model --passes "./my_pass.py:MyPass" --print-after all
   llmc opt ./my-model --passes "fuse" -o fused.txt      the graph's text goes to a file
-  llmc opt fused.txt --passes "dce"                     and can be read again
+  llmc opt fused.txt --passes "cse"                     and can be read again
 
 \b
 The manager checks the graph after every pass. Graphs print to stdout, everything else to stderr.
