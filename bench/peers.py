@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +183,7 @@ def measure(
 ) -> dict[str, Any]:
     """Differences, median seconds, and llmc's time over each peer's with its interval."""
     apart = agree(peers, output, arrays)
-    times = race({name: (lambda call=call: call(arrays)) for name, call in peers.items()}, seconds, threads)
+    times = race({name: partial(call, arrays) for name, call in peers.items()}, seconds, threads)
     batch, seq = arrays["input_ids"].shape
     return {
         "batch": batch,
@@ -216,11 +218,10 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def parse_shapes(text: str) -> list[tuple[int, int]]:
     """`1x128,8x64` as pairs of batch and sequence."""
-    try:
-        pairs = [tuple(map(int, shape.split("x"))) for shape in text.split(",")]
-        return [(batch, seq) for batch, seq in pairs if batch > 0 and seq > 0]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 1x128,8x64") from None
+    pairs = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", shape.strip()) for shape in text.split(",")]
+    if None in pairs:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 1x128,8x64")
+    return [(int(pair[1]), int(pair[2])) for pair in pairs if pair]
 
 
 def default_model() -> Path:

@@ -25,6 +25,7 @@ from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, fm
 from llmc.targets.kernels.math import ACTIVATIONS
 
 ROWS_PER_ITEM = 48  # a multiple of the full tile heights 6, 8 and 12
+AHEAD = 48  # rows of a panel that are asked for before they are needed
 WIDTHS = (48, 64, 32, 16)  # panel widths, best first
 
 
@@ -164,6 +165,8 @@ def _multiply(
     with e.loop(0, k, "k") as at:
         column = e.let(start + at * width)
         b = [e.load(w, column + j * LANES, LANES) for j in range(vectors)]
+        for j in range(vectors):
+            e.prefetch(w, column + AHEAD * width + j * LANES)
         for i in range(rows):
             a = e.let(splat(e.load(x, bases[i] + at)))
             for j in range(vectors):

@@ -1,6 +1,7 @@
 """Every mistake gets one clear sentence and the right exit code; a traceback never shows."""
 
 import errno
+import signal
 import subprocess
 import sys
 
@@ -156,3 +157,24 @@ def test_a_closed_pipe_is_quiet():
     with subprocess.Popen([*RUN, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_standard_output_on_a_full_disk(demo_folder):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*RUN, "inspect", str(demo_folder)], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: no space left on device\n"
+
+
+def test_control_c_while_reading_standard_input(fake_artifact):
+    ready = "import sys; from llmc.compiler.cli import main; print('ready', flush=True); sys.exit(main())"
+    arguments = [sys.executable, "-c", ready, "run", str(fake_artifact), "--text", "-"]
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    with subprocess.Popen(arguments, text=True, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+        assert process.returncode == 130
+        assert process.stderr.read().strip() == "interrupted"
