@@ -6,22 +6,19 @@ import re
 
 import pytest
 from function_errors import FUNCTIONS, errors
-from kernel_lab import Lab, cpus
-
-from llmc.targets.lower import LOWERINGS
+from kernel_lab import cpus
 
 STEP = 65537
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    return Lab(tmp_path_factory.mktemp("kernels"), LOWERINGS)
-
-
-@pytest.fixture(scope="module")
 def stated(root):
     """Function -> (ulp, error over all x), as the document states them."""
-    rows = re.findall(r"^\| ([\w, ]+) \| .* \| ([\d.]+) \| ([\d.e-]+) \|$", (root / "docs" / "numerics.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([\w, ]+) \| .* \| ([\d.]+) \| ([\d.e-]+) \|$",
+        (root / "docs" / "numerics.md").read_text(),
+        re.MULTILINE,
+    )
     return {name: (float(ulp), float(share)) for name, ulp, share in rows}
 
 
@@ -31,7 +28,7 @@ def test_every_function_is_stated(stated):
 
 @pytest.mark.skipif(not cpus(), reason="this machine runs no variant")
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_errors_are_as_stated(lab, stated, name):
-    ulp, share = errors(lab, FUNCTIONS[name], STEP)
+def test_errors_are_as_stated(kernels, stated, name):
+    ulp, share = errors(kernels, FUNCTIONS[name], STEP)
     assert ulp <= stated[name][0]
     assert share <= stated[name][1]

@@ -49,7 +49,17 @@ def test_wrong_options(imported, shell, classifier_folder, options, message):
 
 
 def test_the_promise_holds_and_a_false_one_is_caught(my_pass, imported, shell, classifier_folder):
-    command = ("opt", imported, "--weights", classifier_folder, "--passes", PASS, "--verify-each", "-o", "after.txt")
+    command = (
+        "opt",
+        imported,
+        "--weights",
+        classifier_folder,
+        "--passes",
+        PASS,
+        "--verify-each",
+        "-o",
+        "after.txt",
+    )
     result = shell(*command)
     assert result.returncode == 0, result.stderr
     assert "promised close(0.01)" in result.stderr
@@ -78,6 +88,8 @@ def test_text_of_a_model_needs_its_weights(imported, shell):
 
 def test_use_from_python(my_pass, block, tmp_path):
     code = block("passes", "use_it.py")
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout == block("passes", "use_it.out")
