@@ -18,6 +18,7 @@ from onnx import NodeProto
 
 from llmc.compiler.dims import Dim, symbol
 from llmc.compiler.frontends import onnx_index, onnx_math, onnx_nn, onnx_shape
+from llmc.compiler.frontends.axes import SEGMENTS, AxisNames
 from llmc.compiler.frontends.onnx_call import TABLE, Call, Value
 from llmc.compiler.frontends.onnx_file import DTYPES, OnnxFile, dtype_name, values
 from llmc.compiler.frontends.onnx_sizes import on_sizes
@@ -37,8 +38,6 @@ ADVICE: Mapping[str, str] = {
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"), _QUANTISED),
     **dict.fromkeys(("MatMulInteger", "QLinearMatMul", "ConvInteger", "QLinearConv"), _QUANTISED),
 }
-_SEGMENTS = ("token_type_ids", "segment_ids")
-_TEXT = ("input_ids", "attention_mask", "position_ids", *_SEGMENTS)
 
 
 def to_graph(file: OnnxFile, bounds: Mapping[str, tuple[int, int]]) -> Graph:
@@ -125,11 +124,11 @@ def _inputs(file: OnnxFile, cleaned: Any) -> list[Node]:
     weights = {t.name for t in file.model.graph.initializer}
     protos = [p for p in file.model.graph.input if p.name not in weights]
     rows = _rows(cleaned)
-    names = _Names()
+    names = AxisNames()
     return [_input(file, proto, names, rows.get(proto.name)) for proto in protos]
 
 
-def _input(file: OnnxFile, proto: Any, names: _Names, high: int | None) -> Node:
+def _input(file: OnnxFile, proto: Any, names: AxisNames, high: int | None) -> Node:
     kind = proto.type.tensor_type
     if not proto.type.HasField("tensor_type") or kind.elem_type not in DTYPES:
         found = dtype_name(kind.elem_type) if proto.type.HasField("tensor_type") else "not a tensor"
@@ -143,35 +142,19 @@ def _input(file: OnnxFile, proto: Any, names: _Names, high: int | None) -> Node:
         raise LlmcError(
             f"input {proto.name!r} has no shape", at=str(file.path), hint="export with shapes or dynamic axes"
         )
-    dtype, shape = DTYPES[kind.elem_type], names.shape(proto.name, kind.shape.dim)
+    dtype, shape = DTYPES[kind.elem_type], _shape(proto.name, kind.shape.dim, names)
     if proto.name == "attention_mask" and dtype != "f32":
         return input_(proto.name, dtype, shape, default=1, low=0, high=1)
-    default = 0 if proto.name in _SEGMENTS else None
+    default = 0 if proto.name in SEGMENTS else None
     return input_(proto.name, dtype, shape, default=default, low=None if high is None else 0, high=high)
 
 
-class _Names:
-    """Names of dynamic axes: `batch` and `seq` for the first two of text inputs, else what the file says."""
-
-    def __init__(self) -> None:
-        self._given: dict[str, str] = {}
-
-    def shape(self, tensor: str, dims: Sequence[Any]) -> tuple[Dim, ...]:
-        return tuple(self._dim(tensor, axis, len(dims), d) for axis, d in enumerate(dims))
-
-    def _dim(self, tensor: str, axis: int, rank: int, d: Any) -> Dim:
-        if d.HasField("dim_value") and d.dim_value > 0:
-            return int(d.dim_value)
-        text, usual = d.dim_param, {0: "batch", 1: "seq"}.get(axis, f"size{axis}")
-        if (tensor in _TEXT and axis < 2) or not text or text.startswith(f"{tensor}_dynamic_axes"):
-            if text:
-                self._given.setdefault(text, usual)
-            return symbol(usual)
-        if text not in self._given:
-            free = usual not in self._given.values() and (axis == 0 or (axis == 1 and rank == 2))
-            plain = re.sub(r"\W", "_", text)
-            self._given[text] = usual if free else f"dim_{plain}" if not plain[:1].isalpha() else plain
-        return symbol(self._given[text])
+def _shape(tensor: str, dims: Sequence[Any], names: AxisNames) -> tuple[Dim, ...]:
+    known = [int(d.dim_value) if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims]
+    return tuple(
+        symbol(names.name(tensor, axis, len(dims), d.dim_param)) if size is None else size
+        for axis, (d, size) in enumerate(zip(dims, known, strict=True))
+    )
 
 
 def _rows(cleaned: Any) -> dict[str, int]:
