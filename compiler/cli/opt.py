@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from llmc.compiler.cli.output import is_artifact, json_option, print_json, require_folder
-from llmc.compiler.frontends.dispatch import is_model_file
 from llmc.errors import LlmcError
 
 _EPILOG = """\b

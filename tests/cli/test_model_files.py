@@ -92,7 +92,9 @@ def test_minilm_by_every_road(kind: str, minilm: Path, tmp_path: Path) -> None:
     for path, task in ((file, "auto"), (minilm, "feature-extraction")):
         after, _ = O3.run(load(path, task=task).graph)
         ops = Counter(n.op for n in after.nodes)
-        counts.append([ops[op] for op in ("mha", "layer_norm", "embed_norm", "matmul", "softmax", "gelu", "chain")])
+        counts.append(
+            [ops[op] for op in ("mha", "layer_norm", "embed_norm", "matmul", "softmax", "gelu", "chain")]
+        )
         assert ops["linear"] - ("pooler_output" in after.outputs) == 24
     assert counts[0] == counts[1] == [6, 12, 1, 0, 0, 0, 0]
 
