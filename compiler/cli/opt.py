@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from llmc.compiler.cli.output import is_artifact, json_option, print_json, require_folder
+from llmc.compiler.frontends.dispatch import is_model_file
 from llmc.errors import LlmcError
 
 _EPILOG = """\b
@@ -86,7 +87,7 @@ def read_graph(model: Path, task: str, weights: Path | None = None) -> Any:
     Raises:
         LlmcError: nothing there, it is neither, or a weight of the text is not in `weights`.
     """
-    if model.is_file():
+    if model.is_file() and not is_model_file(model):
         return _read_text(model, task, weights)
     if is_artifact(model):
         raise LlmcError(
