@@ -85,10 +85,7 @@ class Quantize(Pass):
         def change(node: Node) -> Node:
             original = next(order)
             if original in wanted:
-                x, w, *extras = node.inputs
-                scale = scales.get(original.inputs[0])
-                x = x if self.mode == "fp16" else made.activation(x, scale)
-                return make("linear", (x, made.table(w), *extras), node.source, **node.attributes)
+                return self._product(node, scales.get(original.inputs[0]), made)
             if node.op in ("embedding", "embed_norm") and not self._skipped(node):
                 inputs = [made.table(i) if _is_table(node, at) else i for at, i in enumerate(node.inputs)]
                 same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
@@ -96,6 +93,14 @@ class Quantize(Pass):
             return node
 
         return graph.replace(change)
+
+    def _product(self, node: Node, scale: float | None, made: _Made) -> Node:
+        x, w, *extras = node.inputs
+        narrow = made.table(w)
+        if narrow is w:
+            return node
+        x = x if self.mode == "fp16" else made.activation(x, scale)
+        return make("linear", (x, narrow, *extras), node.source, **node.attributes)
 
     def _scales(self, graph: Graph) -> Mapping[Node, float]:
         if self.mode != "int8-static":
