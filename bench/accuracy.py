@@ -116,7 +116,9 @@ def embeddings(folder: Path, count: int) -> bool:
         artifact = folder / f"minilm-{quant}.llmc"
         llmc.compile(base, artifact, quant=quant)
         with llmc.load(artifact) as model:
-            output = next(iter(model(input_ids=np.array([ids[0]]), attention_mask=np.ones((1, len(ids[0])), int))))
+            output = next(
+                iter(model(input_ids=np.array([ids[0]]), attention_mask=np.ones((1, len(ids[0])), int)))
+            )
         vectors[quant], sizes[quant] = run(artifact, ids, output), bytes_of(artifact)
     a, b = (v.reshape(len(v), -1, v.shape[-1]).mean(1) for v in vectors.values())
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)

@@ -12,7 +12,7 @@ import numpy as np
 
 from llmc.compiler.graph import Graph, Node, Weight
 from llmc.compiler.ops import OPS, constant, make
-from llmc.compiler.ops.quantise import LEVELS, LONGEST
+from llmc.compiler.ops.quantise import LONGEST
 from llmc.compiler.ops.rows import pack_rows
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.compiler.rewrite import Decline, RewritePass
@@ -144,10 +144,7 @@ class _Made:
         """x -> dequantize(quantize(x, s), s)"""
 
         def build(x: Node) -> Node:
-            if scale is None:
-                s = make("row_scale", (x,), x.source)
-            else:
-                s = constant(np.float32(scale), source=x.source)
+            s = make("row_scale", (x,)) if scale is None else constant(np.float32(scale), source=x.source)
             return make("dequantize", (make("quantize", (x, s), x.source), s), x.source)
 
         return self.once(x, build)
@@ -271,7 +268,6 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
     {
         "none": "",
         "int8": "quantize,qfuse,cse",
-        "int8-static": 'quantize{mode="int8-static",scales=SCALES},qfuse,cse',
         "fp16": 'quantize{mode="fp16"},qfuse,cse',
     }
 )

@@ -78,7 +78,9 @@ _LINUX = ("x86_64-linux-gnu", "x86_64-linux-gnu.2.17")
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
-        "x86": Target("x86", "any x86-64 with AVX2, AVX-512 used where present", *_LINUX, (AVX512VNNI, AVX512, AVX2)),
+        "x86": Target(
+            "x86", "any x86-64 with AVX2, AVX-512 used where present", *_LINUX, (AVX512VNNI, AVX512, AVX2)
+        ),
         "x86-avx512": Target("x86-avx512", "x86-64 with AVX-512", *_LINUX, (AVX512VNNI, AVX512)),
         "x86-avx2": Target("x86-avx2", "x86-64 with AVX2 and FMA", *_LINUX, (AVX2,)),
     }

@@ -196,7 +196,12 @@ REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ("qlinear", (t(2, 32, dtype="i8"), t(3, 16, dtype="i8"), t(3)), {}, "the packed row has dtype i8"),
     ("qlinear", (t(2, 32, dtype="u8"), t(3, 16, dtype="i8"), t(3, 1)), {}, "scale has shape"),
     ("qlinear", (t(2, 2**18, dtype="u8"), t(3, 2**18 - 16, dtype="i8"), t(3)), {}, "int32 sums"),
-    ("embed_norm", (t(9, 8, dtype="u8"), n(B, S), t(8), t(8)), {"eps": 1e-5, "tables": 1}, "table 0 has shape"),
+    (
+        "embed_norm",
+        (t(9, 8, dtype="u8"), n(B, S), t(8), t(8)),
+        {"eps": 1e-5, "tables": 1},
+        "table 0 has shape",
+    ),
     ("embed_norm", (t(9, 8), n(B, S), t(8)), {"eps": 1e-5, "tables": 1}, "takes 4 inputs"),
 ]
 

@@ -32,7 +32,12 @@ def network(rows: int = 900) -> Graph:
     ids = input_("ids", "i64", (B, 4), low=0, high=rows - 1)
     table = constant(weights(rows, 20))
     x = make("embedding", (table, ids), Source("embed"))
-    a = make("linear", (x, constant(weights(32, 20)), constant(weights(32))), Source("a"), epilogue=("bias", "gelu"))
+    a = make(
+        "linear",
+        (x, constant(weights(32, 20)), constant(weights(32))),
+        Source("a"),
+        epilogue=("bias", "gelu"),
+    )
     b = make("linear", (x, constant(weights(32, 20)), a), Source("b"), epilogue=("residual",))
     tied = make("linear", (make("slice", (b,), axis=2, start=0, stop=20), table), Source("tied"))
     head = make("linear", (b, constant(weights(2, 32))), Source("head"))
@@ -121,7 +126,10 @@ def test_static_scales_in_order() -> None:
     assert len(Quantize(mode="int8-static").sites(graph)) == 2
     fused = quantised(graph, 'quantize{mode="int8-static",scales=[0.02,0.03]},qfuse,cse')
     rows = [n for n in fused.nodes if n.op == "quantize_rows"]
-    assert [n.inputs[1].attributes["value"].array.item() for n in rows] == [np.float32(0.02), np.float32(0.03)]
+    assert [n.inputs[1].attributes["value"].array.item() for n in rows] == [
+        np.float32(0.02),
+        np.float32(0.03),
+    ]
     for name, value in run(graph, IDS).items():
         assert np.abs(run(fused, IDS)[name] - value).max() <= 0.1 * np.abs(value).max()
 
@@ -131,7 +139,10 @@ def test_declines_say_why() -> None:
     wd = make("dequantize", (constant(np.ones((16, 20), np.int8)), constant(np.ones((16, 1), np.float32))))
     other = make("dequantize", (make("quantize", (x, s)), t))
     rows = make("dequantize", (make("quantize", (x, t)), t))
-    for activation, reason in ((other, "not quantised by the scale"), (rows, "neither its row's nor one number")):
+    for activation, reason in (
+        (other, "not quantised by the scale"),
+        (rows, "neither its row's nor one number"),
+    ):
         graph = Graph((x, s, t), {"y": make("linear", (activation, wd))}, {"batch": (1, 8)})
         after, report = Pipeline.of(Qfuse()).run(graph)
         assert after is graph
