@@ -44,10 +44,18 @@ output appears under its name only when it is whole: a failed compile leaves an 
 )
 @click.option(
     "--quant",
-    type=click.Choice(["none", "int8", "fp16"]),
+    type=click.Choice(["none", "int8", "int8-static", "fp16"]),
     default="none",
     show_default=True,
-    help="int8: weights, tables and products; fp16: weights and tables.",
+    help="int8: products and tables; int8-static: with calibrated ranges; fp16: weights and tables.",
+)
+@click.option("--calib", metavar="FILE|auto", help="Samples for int8-static: .txt, .jsonl, .csv or .npz.")
+@click.option(
+    "--calib-method",
+    type=click.Choice(["minmax", "percentile", "entropy"]),
+    default="percentile",
+    show_default=True,
+    help="How int8-static chooses ranges.",
 )
 @click.option("--max-batch", type=click.IntRange(min=1), help="Largest batch.  [default: the compiler's]")
 @click.option("--max-seq", type=click.IntRange(min=1), help="Longest sequence.  [default: the model's]")

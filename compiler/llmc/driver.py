@@ -99,7 +99,7 @@ class _Options:
     cc: str | None
     progress: Progress | None
     name: str | None
-    quant: Quantisation = Quantisation()
+    quant: Quantisation
 
 
 def compile(  # `llmc.compile`: the builtin of this name is not used here
@@ -111,6 +111,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     level: int = 3,
     passes: str | None = None,
     quant: str = "none",
+    calib: str | Path | None = None,
+    calib_method: str = "percentile",
     max_batch: int | None = None,
     max_seq: int | None = None,
     keep: str | Path | None = None,
@@ -126,7 +128,9 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
         task: what to compute, "auto" takes it from the folder.
         level: 0 to 3, which pipeline of `llmc.passes.LEVELS` runs; `passes` is a pipeline text instead.
-        quant: "none", "int8" or "fp16"; what it means is in docs/quantisation.md.
+        quant: "none", "int8", "int8-static" or "fp16": see docs/quantisation.md.
+        calib: calibration data of int8-static, a .txt, .jsonl, .csv or .npz file, or "auto".
+        calib_method: "minmax", "percentile" or "entropy".
         max_batch, max_seq: upper bounds of the dims.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
@@ -145,7 +149,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         cc,
         progress,
         name,
-        Quantisation(quant),
+        Quantisation(quant, calib, calib_method),
     )
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
     return _compile(lambda: huggingface.load(model, task=task, **bounds), options)
@@ -165,7 +169,14 @@ def compile_graph(
 ) -> CompileReport:
     """Compile a graph into an artifact without tokenizer or labels; arguments and errors as of `compile`."""
     options = _Options(
-        Path(output), host.find_target(target), _pipeline(level, passes), keep, cc, progress, name
+        Path(output),
+        host.find_target(target),
+        _pipeline(level, passes),
+        keep,
+        cc,
+        progress,
+        name,
+        Quantisation(),
     )
     imported = huggingface.Imported(graph, name, "graph", "", "", (), None, None)
     return _compile(lambda: imported, options)
@@ -187,7 +198,9 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
         imported = load()
         stages.enter("optimise the graph", 0.4)
         graph, _ = options.pipeline.run(imported.graph)
-        graph, added = options.quant.run(graph)
+        if options.quant.calib is not None:
+            stages.enter("calibrate", 0.42)
+        graph, added = options.quant.run(graph, imported.tokenizer, compile_graph)
         pipeline = Pipeline((*options.pipeline.steps, *added.steps))
         stages.enter("make kernels", 0.5)
         calls = lower(graph)
