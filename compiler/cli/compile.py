@@ -14,6 +14,7 @@ Examples:
   llmc compile ./my-model -o my-model.llmc
   llmc compile ./my-model --target x86 --max-seq 256 -o my-model.llmc
   llmc compile model.onnx -o my-model.llmc             also .pt2, written by torch.export.save
+  llmc compile ./my-model --quant int8 -o small.llmc
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
   llmc compile ./my-model --passes "fold,cse" -o plain.llmc
   llmc compile ./my-model --keep build -o m.llmc       leaves graphs and generated code in build/
@@ -42,6 +43,21 @@ older artifact as it was.
 )
 @click.option(
     "--passes", metavar="PIPELINE", help="A pipeline instead of a level; `llmc passes` lists the passes."
+)
+@click.option(
+    "--quant",
+    type=click.Choice(["none", "int8", "int8-static", "fp16"]),
+    default="none",
+    show_default=True,
+    help="int8: products and tables; int8-static: with calibrated ranges; fp16: weights and tables.",
+)
+@click.option("--calib", metavar="FILE|auto", help="Samples for int8-static: .txt, .jsonl, .csv or .npz.")
+@click.option(
+    "--calib-method",
+    type=click.Choice(["minmax", "percentile", "entropy"]),
+    default="percentile",
+    show_default=True,
+    help="How int8-static chooses ranges.",
 )
 @click.option("--max-batch", type=click.IntRange(min=1), help="Largest batch.  [default: the compiler's]")
 @click.option("--max-seq", type=click.IntRange(min=1), help="Longest sequence.  [default: the model's]")
