@@ -15,7 +15,8 @@ from typing import Any
 import llmc
 from llmc.compiler import artifact
 from llmc.compiler.calls import Call
-from llmc.compiler.frontends import huggingface
+from llmc.compiler.frontends import dispatch
+from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import Plan, make_plan
@@ -120,13 +121,13 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     progress: Progress | None = None,
     name: str | None = None,
 ) -> CompileReport:
-    """Compile a Hugging Face folder into an artifact.
+    """Compile a model into an artifact.
 
     Args:
-        model: folder with config.json and weights.
+        model: Hugging Face folder, .onnx file or .pt2 file.
         output: the artifact to write; one that is there is replaced once the new one is whole.
         target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
-        task: what to compute, "auto" takes it from the folder.
+        task: what to compute, "auto" takes it from the folder; of a file, arrays in and arrays out.
         level: 0 to 3, which pipeline of `llmc.passes.LEVELS` runs; `passes` is a pipeline text instead.
         quant: "none", "int8", "int8-static" or "fp16": see docs/quantisation.md.
         calib: calibration data of int8-static, a .txt, .jsonl, .csv or .npz file, or "auto".
@@ -152,7 +153,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         Quantisation(quant, calib, calib_method),
     )
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
-    return _compile(lambda: huggingface.load(model, task=task, **bounds), options)
+    return _compile(lambda: dispatch.load(model, task=task, **bounds), options)
 
 
 def compile_graph(
@@ -181,7 +182,7 @@ def compile_graph(
         name,
         Quantisation(quant, calib, calib_method),
     )
-    imported = huggingface.Imported(graph, name, "graph", "", "", (), None, None)
+    imported = Imported(graph, name, "graph", "", "", (), None, None)
     return _compile(lambda: imported, options)
 
 
@@ -191,7 +192,7 @@ def _pipeline(level: int, passes: str | None) -> Pipeline:
     return Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
 
 
-def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> CompileReport:
+def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
     """The stages in order; `load` is the first."""
     from llmc.targets.lower import lower
 
@@ -320,7 +321,7 @@ def _keep(folder: Path, imported: Graph, graph: Graph, program: str) -> None:
         raise LlmcError(f"cannot keep files: {error.strerror or error}", at=str(folder)) from None
 
 
-def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, folder: Path) -> dict[str, Any]:
+def _manifest(imported: Imported, build: _Build, pipeline: str, folder: Path) -> dict[str, Any]:
     inputs, outputs = signature(build.graph)
     fields: dict[str, Any] = {
         "format": FORMAT,
