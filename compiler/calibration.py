@@ -67,7 +67,9 @@ def read_samples(source: str | Path, graph: Graph, encode: Encode | None) -> Ite
         LlmcError: the file cannot be read, is of another kind, or a sample does not fit; `at` names the line.
     """
     if str(source) == "auto":
-        yield from _texts(((f"line {i}", t) for i, t in enumerate(CALIBRATION_TEXT.splitlines(), 1)), encode, "auto")
+        yield from _texts(
+            ((f"line {i}", t) for i, t in enumerate(CALIBRATION_TEXT.splitlines(), 1)), encode, "auto"
+        )
         return
     path = Path(source)
     reader = _READERS.get(path.suffix.lower())
@@ -93,7 +95,9 @@ Read = Iterator[tuple[str, Sample]]
 def _refused(
     problem: str, path: Path | str, place: str = "", found: str | None = None, hint: str | None = None
 ) -> LlmcError:
-    return LlmcError(f"calibration: {problem}", at=f"{path}, {place}" if place else str(path), found=found, hint=hint)
+    return LlmcError(
+        f"calibration: {problem}", at=f"{path}, {place}" if place else str(path), found=found, hint=hint
+    )
 
 
 def _texts(lines: Iterable[tuple[str, str]], encode: Encode | None, path: Path | str) -> Iterator[Sample]:

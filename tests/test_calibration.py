@@ -171,7 +171,12 @@ DAMAGED: list[tuple[str, Callable[[Path], Any], str, str]] = [
     ("a.npz", text("PK not a zip"), "not an .npz file", ""),
     ("a.npz", text(""), "not an .npz file", ""),
     ("a.npz", npz(ids=np.ones((2, 2), np.int64)), "no input 'ids'", "input_ids"),
-    ("a.npz", npz(input_ids=np.ones((2, 2), np.int64), attention_mask=np.ones((3, 2), int)), "different", "3"),
+    (
+        "a.npz",
+        npz(input_ids=np.ones((2, 2), np.int64), attention_mask=np.ones((3, 2), int)),
+        "different",
+        "3",
+    ),
     ("a.npz", npz(input_ids=np.array([["a"]])), "dtype <U1", ""),
     ("a.npz", npz(input_ids=np.array([None, {}], dtype=object)), "not an .npz file", ""),
     ("a.npz", npz(input_ids=np.ones((2, 2, 2), np.int64)), "3 axes", "sample 0"),
