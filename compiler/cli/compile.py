@@ -21,8 +21,9 @@ Examples:
 
 \b
 MODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json), an .onnx file or a .pt2 file.
-Nothing is downloaded and no code of the model is run. One artifact serves every batch size and sequence length up to the bounds. The
-output appears under its name only when it is whole: a failed compile leaves an older artifact as it was.
+Nothing is downloaded and no code of the model is run. One artifact serves every batch size and sequence
+length up to the bounds. The output appears under its name only when it is whole: a failed compile leaves an
+older artifact as it was.
 """
 
 
