@@ -163,6 +163,9 @@ def compile_graph(
     target: str = "native",
     level: int = 3,
     passes: str | None = None,
+    quant: str = "none",
+    calib: str | Path | None = None,
+    calib_method: str = "percentile",
     keep: str | Path | None = None,
     cc: str | None = None,
     progress: Progress | None = None,
@@ -177,7 +180,7 @@ def compile_graph(
         cc,
         progress,
         name,
-        Quantisation(),
+        Quantisation(quant, calib, calib_method),
     )
     imported = Imported(graph, name, "graph", "", "", (), None, None)
     return _compile(lambda: imported, options)
