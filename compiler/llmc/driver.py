@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import llmc
-from llmc.compiler import artifact, interpret
+from llmc.compiler import artifact, embed, interpret
 from llmc.compiler.calls import Call
 from llmc.compiler.frontends import huggingface
 from llmc.compiler.graph import Graph
@@ -105,6 +105,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     max_seq: int | None = None,
     keep: str | Path | None = None,
     cc: str | None = None,
+    emit: str = "shared",
+    prefix: str = "",
     progress: Progress | None = None,
     name: str | None = None,
 ) -> CompileReport:
@@ -119,6 +121,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         max_batch, max_seq: upper bounds of the dims.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
+        emit: a form of the model beside module.so, one of `llmc.compiler.embed.FORMS`.
+        prefix: goes before every symbol of a static library.
         progress: called with (stage, fraction done) as each stage begins.
         name: model name in the manifest.
 
@@ -128,6 +132,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     """
     stages, output = _Stages(progress), Path(output)
     chosen = host.find_target(target)
+    embed.check_form(emit, prefix)
     pipeline = Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
     with artifact.new_folder(output) as folder:
         stages.enter("import the model", 0.02)
@@ -141,6 +146,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         plan = make_plan(graph, calls)
         build = _Build(folder, graph, plan, chosen, name or imported.name, cc)
         build.write(objects)
+        embed.write_form(emit, folder, build.program, objects, chosen, prefix=prefix, cc=cc)
         if keep is not None:
             _keep(Path(keep), imported.graph, graph, build.program)
         stages.enter("self-test", 0.9)
@@ -287,6 +293,7 @@ def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, fold
         "outputs": [_tensor_entry(t) for t in outputs],
         "dims": {k: list(v) for k, v in build.graph.dims.items()},
         "target": build.target.name,
+        "machine": build.target.machine,
         "variants": [{"name": cpu.name, "features": [cpu.needs]} for cpu in build.target.cpus],
         "pipeline": pipeline,
         "quantisation": "none",
