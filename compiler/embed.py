@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmc.errors import LlmcError
@@ -18,44 +19,47 @@ FORMS = ("shared", "static", "executable")
 LIBRARY, PROGRAM = "libmodel.a", "run"
 
 
-def check_form(form: str, prefix: str) -> None:
-    """Whether `--emit` and `--prefix` make sense.
+@dataclass(frozen=True)
+class Form:
+    """What goes into an artifact beside module.so: a name of `FORMS`; "shared" is nothing more.
+
+    `prefix` goes before every symbol of a static library.
+    """
+
+    name: str
+    prefix: str
+
+
+def form(name: str, prefix: str) -> Form:
+    """The form that `--emit` and `--prefix` ask for.
 
     Raises:
-        LlmcError: they do not.
+        LlmcError: they make no sense.
     """
-    if form not in FORMS:
-        raise LlmcError(f"there is no form {form!r}", at="--emit", hint=f"known: {', '.join(FORMS)}")
-    if prefix and form != "static":
+    if name not in FORMS:
+        raise LlmcError(f"there is no form {name!r}", at="--emit", hint=f"known: {', '.join(FORMS)}")
+    if prefix and name != "static":
         raise LlmcError("a prefix is for static libraries only", at="--prefix", hint="add --emit static")
     if prefix and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", prefix):
         raise LlmcError("the prefix is not the beginning of a C name", at="--prefix", found=repr(prefix))
+    return Form(name, prefix)
 
 
 def write_form(
-    form: str,
-    folder: Path,
-    program: str,
-    kernels: Mapping[str, bytes],
-    target: Target,
-    *,
-    prefix: str = "",
-    cc: str | None = None,
+    form: Form, folder: Path, program: str, kernels: Mapping[str, bytes], target: Target, cc: str | None = None
 ) -> None:
     """Add a form to an artifact that is being written.
 
     Args:
-        form: one of `FORMS`; "shared" adds nothing, as module.so is always there.
         folder: the artifact.
         program: text of module.c.
         kernels: name -> object file.
-        prefix: goes before every symbol of a static library.
         cc: C compiler command instead of the `ziglang` package's.
 
     Raises:
         LlmcError: the compiler is missing or fails.
     """
-    if form == "shared":
+    if form.name == "shared":
         return
     with tempfile.TemporaryDirectory(prefix="llmc-") as name:
         place = Path(name)
@@ -64,8 +68,10 @@ def write_form(
         for kernel, code in kernels.items():
             objects.append(place / f"kernels_{kernel}.o")
             objects[-1].write_bytes(code)
-        write = _static if form == "static" else _executable
-        write(folder, place, objects, target, prefix, cc)
+        if form.name == "static":
+            _static(folder, place, objects, target, form.prefix, cc)
+        else:
+            _executable(folder, place, objects, target, cc)
 
 
 def _static(
@@ -90,9 +96,7 @@ def _header(prefix: str) -> str:
     )
 
 
-def _executable(
-    folder: Path, place: Path, objects: list[Path], target: Target, prefix: str, cc: str | None
-) -> None:
+def _executable(folder: Path, place: Path, objects: list[Path], target: Target, cc: str | None) -> None:
     """`run`, linked with musl's libc and all: it needs a kernel of Linux and weights.bin."""
     sources = [place / "module.c", *c.RUN_SOURCES, *objects]
     musl = f"{target.machine}-linux-musl"

@@ -1,6 +1,6 @@
 """The errors of the kernels' own functions against float64, as docs/numerics.md states them.
 
-    python tests/function_errors.py [STEP]      every STEP-th float32, default 1031: the table of the document
+python tests/function_errors.py [STEP]      every STEP-th float32, default 1031: the table of the document
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def run_kernel(lab: Lab, op: str, x: Array) -> Array:
     value = input_("x", "f32", (symbol("n"),))
     graph = Graph((value,), {"y": make(name, (value,), **attributes)}, {"n": (1, 2**31)})
     results = [lab.run(graph, {"x": x}, {"n": len(x)}, cpu)["y"] for cpu in cpus()]
-    assert all(same_bits(results[0], other) for other in results[1:]), f"{op}: the bits differ between variants"
+    assert all(same_bits(results[0], other) for other in results[1:]), (
+        f"{op}: the bits differ between variants"
+    )
     return results[0]
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 
 import llmc
+from llmc.compiler.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,12 +62,15 @@ def classifier(classifier_folder: Path) -> Path:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Callable[..., Any]:
-    """Run `llmc ARGUMENTS` in `tmp_path` as a user would."""
+def shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., SimpleNamespace]:
+    """Run `llmc ARGUMENTS` in `tmp_path`, in this process: `returncode`, `stdout`, `stderr`."""
+    monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: object) -> Any:
-        code = "import sys; from llmc.compiler.cli import main; sys.exit(main())"
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    def run(*arguments: object) -> SimpleNamespace:
+        code = main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
 
     return run

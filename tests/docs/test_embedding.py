@@ -56,7 +56,9 @@ def test_classify_gives_what_python_gives(classify, classifier):
 
 
 def test_classify_reads_standard_input(classify, classifier):
-    assert run(classify, classifier, "-", input="5 6\n7 42\n").stdout == run(classify, classifier, *IDS).stdout
+    assert (
+        run(classify, classifier, "-", input="5 6\n7 42\n").stdout == run(classify, classifier, *IDS).stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,10 @@ def test_describe_loads_an_artifact_by_name(build, classifier):
 def test_module_exports_the_interface_only(classifier):
     if shutil.which("nm") is None:
         pytest.skip("nm is not installed")
-    names = [line.split()[-1] for line in run("nm", "-D", "--defined-only", classifier / "module.so").stdout.splitlines()]
+    names = [
+        line.split()[-1]
+        for line in run("nm", "-D", "--defined-only", classifier / "module.so").stdout.splitlines()
+    ]
     assert names
     assert [name for name in names if not name.startswith("llmc_")] == []
 
