@@ -46,7 +46,12 @@ def form(name: str, prefix: str) -> Form:
 
 
 def write_form(
-    form: Form, folder: Path, program: str, kernels: Mapping[str, bytes], target: Target, cc: str | None = None
+    form: Form,
+    folder: Path,
+    program: str,
+    kernels: Mapping[str, bytes],
+    target: Target,
+    cc: str | None = None,
 ) -> None:
     """Add a form to an artifact that is being written.
 
@@ -82,7 +87,9 @@ def _static(
     toolchain.compile_objects(place, sources, c.FOLDER, c.OBJECT_FLAGS, target.zig, cc)
     objects = [*objects, *(place / f"{s.stem}.o" for s in sources)]
     if prefix:
-        for path, code in zip(objects, elf.add_prefix([p.read_bytes() for p in objects], prefix), strict=True):
+        for path, code in zip(
+            objects, elf.add_prefix([p.read_bytes() for p in objects], prefix), strict=True
+        ):
             path.write_bytes(code)
         (folder / f"{prefix}.h").write_text(_header(prefix))
     toolchain.archive(folder / LIBRARY, objects)

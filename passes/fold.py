@@ -37,7 +37,8 @@ class Fold(Pass):
 
     def fold_constants(self, node: Node) -> Node | Decline | None:
         """f(constants) -> constant"""
-        if node.op in ("constant", "input", "expand", "full") or any(i.op != "constant" for i in node.inputs):
+        # dequantize: folding would undo what `quantize` wrote out
+        if node.op in ("constant", "input", "expand", "full", "dequantize") or any(i.op != "constant" for i in node.inputs):
             return None
         if not all(isinstance(d, int) for d in node.shape) or _names_dims(node):
             return None

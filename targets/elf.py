@@ -10,7 +10,9 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-_SECTION = struct.Struct("<IIQQQQIIQQ")  # name, type, flags, address, offset, size, link, info, align, entry size
+_SECTION = struct.Struct(
+    "<IIQQQQIIQQ"
+)  # name, type, flags, address, offset, size, link, info, align, entry size
 _SYMBOL = struct.Struct("<IBBHQQ")  # name, info, other, section, value, size
 _SECTIONS_AT, _SECTION_COUNT_AT = 40, 60  # in the file's header
 _SYMTAB, _LOCAL = 2, 0

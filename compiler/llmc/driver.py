@@ -17,15 +17,16 @@ from llmc.compiler import artifact, embed
 from llmc.compiler.calls import Call
 from llmc.compiler.frontends import huggingface
 from llmc.compiler.graph import Graph
-from llmc.compiler.pipeline import Pipeline
+from llmc.compiler.pipeline import Pipeline, near
 from llmc.compiler.plan import Plan, make_plan
 from llmc.compiler.program import Tensor, Variant, signature, write_program
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
+from llmc.passes.quantise import QUANTISATIONS
 from llmc.runtime import sources as c
 from llmc.runtime.manifest import FORMAT, MANIFEST, MODULE, WEIGHTS, seal
 from llmc.runtime.weights import HEADER_BYTES, weights_header
-from llmc.selfcheck import TOLERANCE, check, record
+from llmc.selfcheck import check, record, tolerance
 from llmc.targets import Cpu, Target, host, toolchain
 
 Progress = Callable[[str, float], None]
@@ -66,6 +67,17 @@ class CompileReport:
         }
 
 
+def quantisation(quant: str) -> Pipeline:
+    """The passes that `--quant` appends.
+
+    Raises:
+        LlmcError: there is no such quantisation.
+    """
+    if quant not in QUANTISATIONS:
+        raise LlmcError(f"unknown quantisation {quant!r}", at="--quant", hint=near(quant, QUANTISATIONS))
+    return Pipeline.parse(QUANTISATIONS[quant], PASSES)
+
+
 @dataclass
 class _Stages:
     """Times the stages and tells the caller of each."""
@@ -99,6 +111,7 @@ class _Options:
     progress: Progress | None
     name: str | None
     form: embed.Form
+    quant: str
 
 
 def compile(  # `llmc.compile`: the builtin of this name is not used here
@@ -109,6 +122,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     task: str = "auto",
     level: int = 3,
     passes: str | None = None,
+    quant: str = "none",
     max_batch: int | None = None,
     max_seq: int | None = None,
     keep: str | Path | None = None,
@@ -126,6 +140,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
         task: what to compute, "auto" takes it from the folder.
         level: 0 to 3, which pipeline of `llmc.passes.LEVELS` runs; `passes` is a pipeline text instead.
+        quant: "none", "int8" or "fp16": see docs/quantisation.md.
         max_batch, max_seq: upper bounds of the dims.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
@@ -139,8 +154,15 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
             behind then, and an artifact of that name stays as it was.
     """
     options = _Options(
-        Path(output), host.find_target(target), _pipeline(level, passes), keep, cc, progress, name,
+        Path(output),
+        host.find_target(target),
+        _pipeline(level, passes, quant),
+        keep,
+        cc,
+        progress,
+        name,
         embed.form(emit, prefix),
+        quant,
     )
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
     return _compile(lambda: huggingface.load(model, task=task, **bounds), options)
@@ -152,6 +174,7 @@ def compile_graph(
     *,
     target: str = "native",
     level: int = 3,
+    quant: str = "none",
     passes: str | None = None,
     keep: str | Path | None = None,
     cc: str | None = None,
@@ -162,17 +185,29 @@ def compile_graph(
 ) -> CompileReport:
     """Compile a graph into an artifact without tokenizer or labels; arguments and errors as of `compile`."""
     options = _Options(
-        Path(output), host.find_target(target), _pipeline(level, passes), keep, cc, progress, name,
+        Path(output),
+        host.find_target(target),
+        _pipeline(level, passes, quant),
+        keep,
+        cc,
+        progress,
+        name,
         embed.form(emit, prefix),
+        quant,
     )
     imported = huggingface.Imported(graph, name, "graph", "", "", (), None, None)
     return _compile(lambda: imported, options)
 
 
-def _pipeline(level: int, passes: str | None) -> Pipeline:
+def _pipeline(level: int, passes: str | None, quant: str) -> Pipeline:
     if passes is None and level not in range(len(LEVELS)):
         raise LlmcError(f"there is no optimisation level {level!r}", hint=f"use 0 to {len(LEVELS) - 1}")
-    return Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
+    pipeline = Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
+    return Pipeline((*pipeline.steps, *quantisation(quant).steps))
+
+
+def _lossy(pipeline: Pipeline) -> bool:
+    return any(step.change.keeps.kind == "lossy" for step in pipeline.steps)
 
 
 def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> CompileReport:
@@ -184,7 +219,9 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
         stages.enter("optimise the graph", 0.4)
         graph, _ = options.pipeline.run(imported.graph)
         stages.enter("make kernels", 0.5)
-        calls, objects = _kernels(graph, chosen)
+        calls = lower(graph)
+        chosen = chosen.serving(call.kernel.family for call in calls)
+        objects = _objects(calls, chosen)
         stages.enter("write weights", 0.65)
         plan = make_plan(graph, calls)
         build = _Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
@@ -193,10 +230,11 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
         if options.keep is not None:
             _keep(Path(options.keep), imported.graph, graph, build.program)
         stages.enter("self-test", 0.9)
-        record(folder, imported.graph, build.build_id)
+        record(folder, graph if _lossy(options.pipeline) else imported.graph, build.build_id)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
         fields = _manifest(imported, build, str(options.pipeline), folder)
+        fields |= {"quantisation": options.quant, "selftest": tolerance(_lossy(options.pipeline))}
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
         check(folder, chosen)
         stages.leave()
@@ -214,20 +252,18 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
     )
 
 
-def _kernels(graph: Graph, target: Target) -> tuple[tuple[Call, ...], dict[str, bytes]]:
-    """The calls of a graph, and one object file for each instruction set."""
+def _objects(calls: Sequence[Call], target: Target) -> dict[str, bytes]:
+    """One object file of the calls' kernels for each instruction set."""
     from llmc.targets.build import compile_object
     from llmc.targets.kernels.peak import emit_peak
-    from llmc.targets.lower import lower
 
-    calls = lower(graph)
     kernels = {call.kernel.symbol: call.kernel for call in calls}
     objects = {}
     for cpu in target.cpus:
         functions = {f"{s}_{cpu.name}": k.emit(f"{s}_{cpu.name}", cpu) for s, k in kernels.items()}
         functions[f"fma_loop_{cpu.name}"] = emit_peak(f"fma_loop_{cpu.name}", cpu)
         objects[cpu.name] = compile_object(functions, target.triple, cpu)
-    return calls, objects
+    return objects
 
 
 class _Build:
@@ -312,9 +348,7 @@ def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, fold
         "machine": build.target.machine,
         "variants": [{"name": cpu.name, "features": [cpu.needs]} for cpu in build.target.cpus],
         "pipeline": pipeline,
-        "quantisation": "none",
         "files": artifact.file_entries(folder),
-        "selftest": TOLERANCE,
         "postprocess": {},
         "sizes": {
             "parameters": sum(
