@@ -7,11 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 import llmc
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import Graph
+from llmc.compiler.ops import constant, input_, make
+from llmc.driver import compile_graph
 
 ROOT = Path(__file__).resolve().parents[2]
 STRICT = ["cc", "-std=c99", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pedantic"]
@@ -57,12 +62,14 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prefixed(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two classifiers, of 3 and 5 classes, with the prefixes `a_` and `b_`."""
+    """Two models, x [batch, 4] -> y [batch, 3] and [batch, 5], with the prefixes `a_` and `b_`."""
     folder, artifacts = tmp_path_factory.mktemp("prefixed"), []
-    for prefix, labels in (("a_", 3), ("b_", 5)):
-        model = classifier(folder / f"model{labels}", labels)
+    x = input_("x", "f32", (symbol("batch"), 4))
+    for prefix, size in (("a_", 3), ("b_", 5)):
+        weight = constant(np.arange(4 * size, dtype=np.float32).reshape(size, 4))
+        graph = Graph((x,), {"y": make("linear", (x, weight))}, {"batch": (1, 8)})
         artifacts.append(folder / f"{prefix}.llmc")
-        llmc.compile(model, artifacts[-1], target="x86-avx2", emit="static", prefix=prefix)
+        compile_graph(graph, artifacts[-1], target="x86-avx2", emit="static", prefix=prefix)
     return artifacts
 
 

@@ -95,24 +95,23 @@ TWO = """
 #include "a_.h"
 #include "b_.h"
 
-static int classes(const llmc_api *api, const char *folder) {
+static float last(const llmc_api *api, const char *folder) {
     llmc_model *model;
     llmc_error error;
-    int64_t ids[] = {5, 6, 7};
-    float logits[8];
-    llmc_tensor in[3] = {{0}}, out[1] = {{0}};
-    in[0].data = ids, in[0].dtype = LLMC_I64, in[0].rank = 2, in[0].shape[0] = 1, in[0].shape[1] = 3;
+    float x[] = {1, 0, 0, 1}, y[8];
+    llmc_tensor in[1] = {{0}}, out[1] = {{0}};
+    in[0].data = x, in[0].dtype = LLMC_F32, in[0].rank = 2, in[0].shape[0] = 1, in[0].shape[1] = 4;
     if (api->open(folder, NULL, &model, &error) != LLMC_OK) return -1;
     if (api->output_shapes(model, in, out, &error) != LLMC_OK) return -2;
-    out[0].data = logits;
+    out[0].data = y;
     if (api->run(model, in, out, &error) != LLMC_OK) return -3;
     api->close(model);
-    return (int)out[0].shape[1];
+    return y[out[0].shape[1] - 1];
 }
 
 int main(int argc, char **argv) {
     if (argc != 3) return 2;
-    printf("%d %d\\n", classes(a_llmc_get_api(), argv[1]), classes(b_llmc_get_api(), argv[2]));
+    printf("%g %g\\n", (double)last(a_llmc_get_api(), argv[1]), (double)last(b_llmc_get_api(), argv[2]));
     return 0;
 }
 """
@@ -123,7 +122,7 @@ def test_two_models_in_one_program(prefixed, link, tmp_path, shell):
     parts = [flag for folder in prefixed for flag in (f"-I{folder}", folder / "libmodel.a")]
     program = link("two", [tmp_path / "two.c"], *SANITIZERS, *parts, "-lm", "-lpthread")
     result = shell(program, *prefixed)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "3 5\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "19 35\n", "")
 
 
 def test_a_prefixed_library_has_no_other_names(prefixed, shell):

@@ -92,7 +92,7 @@ def test_mistakes_get_a_sentence(start, arguments, code, message):
         (IDS.astype(">i8"), "element type"),
         (IDS.astype(np.int64)[:0], "batch is 0"),
         (IDS.astype(np.float32), "f32"),
-        (IDS[0], "rank"),
+        (IDS[0], "has 1 axes"),
         (np.full((1, 65), 1), "65"),
         (np.zeros((1,) * 9, np.int64), "too many axes"),
     ],
