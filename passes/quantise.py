@@ -12,14 +12,15 @@ import numpy as np
 
 from llmc.compiler.graph import Graph, Node, Weight
 from llmc.compiler.ops import OPS, constant, make
-from llmc.compiler.ops.quantise import LEVELS, LONGEST
+from llmc.compiler.ops.quantise import LONGEST
 from llmc.compiler.ops.rows import pack_rows
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.compiler.rewrite import Decline, RewritePass
 from llmc.errors import LlmcError
 from llmc.passes.match import weight
 
-MODES = ("int8", "int8-static", "fp16")
+STATIC = "int8-static"
+MODES = ("int8", STATIC, "fp16")
 SMALL_TABLE = 65536  # bytes; a smaller embedding table stays as it is
 _HALF_MAX = 65504.0
 
@@ -53,7 +54,7 @@ class Quantize(Pass):
             raise LlmcError(f"quantize: no mode {self.mode!r}", hint=f"use {', '.join(MODES)}")
         if self.min_columns < 1:
             raise LlmcError("quantize: min_columns must be positive", found=str(self.min_columns))
-        if self.scales and self.mode != "int8-static":
+        if self.scales and self.mode != STATIC:
             raise LlmcError("quantize: scales are for mode int8-static", found=self.mode)
         if any(not 0 < s < float("inf") for s in self.scales):
             raise LlmcError("quantize: a scale is not a positive number")
@@ -85,10 +86,7 @@ class Quantize(Pass):
         def change(node: Node) -> Node:
             original = next(order)
             if original in wanted:
-                x, w, *extras = node.inputs
-                scale = scales.get(original.inputs[0])
-                x = x if self.mode == "fp16" else made.activation(x, scale)
-                return make("linear", (x, made.table(w), *extras), node.source, **node.attributes)
+                return self._product(node, scales.get(original.inputs[0]), made)
             if node.op in ("embedding", "embed_norm") and not self._skipped(node):
                 inputs = [made.table(i) if _is_table(node, at) else i for at, i in enumerate(node.inputs)]
                 same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
@@ -97,8 +95,16 @@ class Quantize(Pass):
 
         return graph.replace(change)
 
+    def _product(self, node: Node, scale: float | None, made: _Made) -> Node:
+        x, w, *extras = node.inputs
+        narrow = made.table(w)
+        if narrow is w:
+            return node
+        x = x if self.mode == "fp16" else made.activation(x, scale)
+        return make("linear", (x, narrow, *extras), node.source, **node.attributes)
+
     def _scales(self, graph: Graph) -> Mapping[Node, float]:
-        if self.mode != "int8-static":
+        if self.mode != STATIC:
             return {}
         sites = self.sites(graph)
         if len(sites) != len(self.scales):
@@ -139,10 +145,7 @@ class _Made:
         """x -> dequantize(quantize(x, s), s)"""
 
         def build(x: Node) -> Node:
-            if scale is None:
-                s = make("row_scale", (x,), x.source)
-            else:
-                s = constant(np.float32(scale), source=x.source)
+            s = make("row_scale", (x,)) if scale is None else constant(np.float32(scale), source=x.source)
             return make("dequantize", (make("quantize", (x, s), x.source), s), x.source)
 
         return self.once(x, build)
@@ -266,7 +269,7 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
     {
         "none": "",
         "int8": "quantize,qfuse,cse",
-        "int8-static": 'quantize{mode="int8-static",scales=SCALES},qfuse,cse',
+        STATIC: 'quantize{mode="int8-static"},qfuse,cse',  # and the scales that calibration finds
         "fp16": 'quantize{mode="fp16"},qfuse,cse',
     }
 )

@@ -33,7 +33,11 @@ CUTS = ((1,), (3, 1), (2, 5, 1))  # sizes of consecutive begin..end ranges, repe
 def cpus() -> list[Cpu]:
     """The variants this machine can run."""
     flags = Path("/proc/cpuinfo").read_text()
-    return [cpu for cpu, flag in ((AVX512VNNI, "avx512_vnni"), (AVX512, "avx512vl"), (AVX2, "avx2")) if flag in flags]
+    return [
+        cpu
+        for cpu, flag in ((AVX512VNNI, "avx512_vnni"), (AVX512, "avx512vl"), (AVX2, "avx2"))
+        if flag in flags
+    ]
 
 
 def libc() -> str:

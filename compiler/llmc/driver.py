@@ -15,18 +15,19 @@ from typing import Any
 import llmc
 from llmc.compiler import artifact, embed
 from llmc.compiler.calls import Call
-from llmc.compiler.frontends import huggingface
+from llmc.compiler.frontends import dispatch
+from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.graph import Graph
-from llmc.compiler.pipeline import Pipeline, near
+from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import Plan, make_plan
 from llmc.compiler.program import Tensor, Variant, signature, write_program
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
-from llmc.passes.quantise import QUANTISATIONS
+from llmc.quantisation import Quantisation
 from llmc.runtime import sources as c
 from llmc.runtime.manifest import FORMAT, MANIFEST, MODULE, WEIGHTS, seal
 from llmc.runtime.weights import HEADER_BYTES, weights_header
-from llmc.selfcheck import check, record, tolerance
+from llmc.selfcheck import TOLERANCE, TOLERANCE_LOSSY, check, record
 from llmc.targets import Cpu, Target, host, toolchain
 
 Progress = Callable[[str, float], None]
@@ -67,17 +68,6 @@ class CompileReport:
         }
 
 
-def quantisation(quant: str) -> Pipeline:
-    """The passes that `--quant` appends.
-
-    Raises:
-        LlmcError: there is no such quantisation.
-    """
-    if quant not in QUANTISATIONS:
-        raise LlmcError(f"unknown quantisation {quant!r}", at="--quant", hint=near(quant, QUANTISATIONS))
-    return Pipeline.parse(QUANTISATIONS[quant], PASSES)
-
-
 @dataclass
 class _Stages:
     """Times the stages and tells the caller of each."""
@@ -110,8 +100,8 @@ class _Options:
     cc: str | None
     progress: Progress | None
     name: str | None
+    quant: Quantisation
     form: embed.Form
-    quant: str
 
 
 def compile(  # `llmc.compile`: the builtin of this name is not used here
@@ -123,6 +113,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     level: int = 3,
     passes: str | None = None,
     quant: str = "none",
+    calib: str | Path | None = None,
+    calib_method: str = "percentile",
     max_batch: int | None = None,
     max_seq: int | None = None,
     keep: str | Path | None = None,
@@ -132,15 +124,17 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     progress: Progress | None = None,
     name: str | None = None,
 ) -> CompileReport:
-    """Compile a Hugging Face folder into an artifact.
+    """Compile a model into an artifact.
 
     Args:
-        model: folder with config.json and weights.
+        model: Hugging Face folder, .onnx file or .pt2 file.
         output: the artifact to write; one that is there is replaced once the new one is whole.
         target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
-        task: what to compute, "auto" takes it from the folder.
+        task: what to compute, "auto" takes it from the folder; of a file, arrays in and arrays out.
         level: 0 to 3, which pipeline of `llmc.passes.LEVELS` runs; `passes` is a pipeline text instead.
-        quant: "none", "int8" or "fp16": see docs/quantisation.md.
+        quant: "none", "int8", "int8-static" or "fp16": see docs/quantisation.md.
+        calib: calibration data of int8-static, a .txt, .jsonl, .csv or .npz file, or "auto".
+        calib_method: "minmax", "percentile" or "entropy".
         max_batch, max_seq: upper bounds of the dims.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
@@ -156,16 +150,16 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     options = _Options(
         Path(output),
         host.find_target(target),
-        _pipeline(level, passes, quant),
+        _pipeline(level, passes),
         keep,
         cc,
         progress,
         name,
+        Quantisation(quant, calib, calib_method),
         embed.form(emit, prefix),
-        quant,
     )
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
-    return _compile(lambda: huggingface.load(model, task=task, **bounds), options)
+    return _compile(lambda: dispatch.load(model, task=task, **bounds), options)
 
 
 def compile_graph(
@@ -187,30 +181,25 @@ def compile_graph(
     options = _Options(
         Path(output),
         host.find_target(target),
-        _pipeline(level, passes, quant),
+        _pipeline(level, passes),
         keep,
         cc,
         progress,
         name,
+        Quantisation(quant),
         embed.form(emit, prefix),
-        quant,
     )
-    imported = huggingface.Imported(graph, name, "graph", "", "", (), None, None)
+    imported = Imported(graph, name, "graph", "", "", (), None, None)
     return _compile(lambda: imported, options)
 
 
-def _pipeline(level: int, passes: str | None, quant: str) -> Pipeline:
+def _pipeline(level: int, passes: str | None) -> Pipeline:
     if passes is None and level not in range(len(LEVELS)):
         raise LlmcError(f"there is no optimisation level {level!r}", hint=f"use 0 to {len(LEVELS) - 1}")
-    pipeline = Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
-    return Pipeline((*pipeline.steps, *quantisation(quant).steps))
+    return Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
 
 
-def _lossy(pipeline: Pipeline) -> bool:
-    return any(step.change.keeps.kind == "lossy" for step in pipeline.steps)
-
-
-def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> CompileReport:
+def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
     """The stages in order; `load` is the first."""
     from llmc.targets.lower import lower
 
@@ -220,6 +209,10 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
         imported = load()
         stages.enter("optimise the graph", 0.4)
         graph, _ = options.pipeline.run(imported.graph)
+        if options.quant.calib is not None:
+            stages.enter("calibrate", 0.42)
+        graph, added = options.quant.run(graph, imported.tokenizer, compile_graph)
+        pipeline = Pipeline((*options.pipeline.steps, *added.steps))
         stages.enter("make kernels", 0.5)
         calls = lower(graph)
         chosen = chosen.serving(call.kernel.family for call in calls)
@@ -232,11 +225,12 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
         if options.keep is not None:
             _keep(Path(options.keep), imported.graph, graph, build.program)
         stages.enter("self-test", 0.9)
-        record(folder, graph if _lossy(options.pipeline) else imported.graph, build.build_id)
+        lossy = any(step.change.keeps.kind == "lossy" for step in pipeline.steps)
+        record(folder, graph if lossy else imported.graph, build.build_id)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
-        fields = _manifest(imported, build, str(options.pipeline), folder)
-        fields |= {"quantisation": options.quant, "selftest": tolerance(_lossy(options.pipeline))}
+        fields = _manifest(imported, build, str(pipeline), folder)
+        fields |= {"quantisation": options.quant.mode, "selftest": TOLERANCE_LOSSY if lossy else TOLERANCE}
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
         check(folder, chosen)
         stages.leave()
@@ -247,7 +241,7 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
         stages.seconds,
         sizes,
         chosen.name,
-        str(options.pipeline),
+        str(pipeline),
         len(graph.nodes),
         len(kernels),
         len(plan.steps),
@@ -335,7 +329,7 @@ def _keep(folder: Path, imported: Graph, graph: Graph, program: str) -> None:
         raise LlmcError(f"cannot keep files: {error.strerror or error}", at=str(folder)) from None
 
 
-def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, folder: Path) -> dict[str, Any]:
+def _manifest(imported: Imported, build: _Build, pipeline: str, folder: Path) -> dict[str, Any]:
     inputs, outputs = signature(build.graph)
     fields: dict[str, Any] = {
         "format": FORMAT,

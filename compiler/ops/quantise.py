@@ -38,6 +38,7 @@ TINY = 2.0**-120  # a smaller scale has no finite reciprocal to speak of: such r
 LONGEST = 1 << 17  # 127 * 127 * LONGEST still fits an int32
 
 
+@np.errstate(all="ignore")
 def fma32(a: Array, b: Array, c: Array) -> Array:
     """a * b + c of f32 arrays rounded once, as a fused multiply-add does.
 
@@ -131,7 +132,7 @@ def _dequantize_rows(rows: TensorType, size: Any) -> TensorType:
 
 
 def _want_rows(rows: TensorType, k: int) -> None:
-    want_dtype(rows, {"u8"}, "the rows")
+    want_dtype(rows, {"u8"}, "the packed row")
     if not rows.rank or not same_dim(rows.shape[-1], row_stride(k)):
         raise LlmcError(
             f"rows of {shape_text(rows.shape[-1:])} bytes do not hold {k} values", hint=f"{row_stride(k)} do"

@@ -127,7 +127,9 @@ def emit_embed_norm(
     e = Emitter(symbol)
     pairs = [(e.pointer("table", dtype), e.pointer("index", kind)) for _, dtype, kind, _ in tables]
     weight, bias, out = e.pointer("weight", "f32"), e.pointer("bias", "f32"), e.pointer("out", "f32")
-    readers = [_TABLES[dtype](e, table, n) for (table, _), (_, dtype, _, _) in zip(pairs, tables, strict=True)]
+    readers = [
+        _TABLES[dtype](e, table, n) for (table, _), (_, dtype, _, _) in zip(pairs, tables, strict=True)
+    ]
     seq = e.scalar("seq")
     with e.loop(e.begin, e.end, "row") as row:
         start = e.let(row * n)
@@ -148,7 +150,9 @@ def emit_embed_norm(
     return e.function()
 
 
-_Row = Callable[[Expr, Expr | None, Expr | None], Expr]  # (column, mask, total) -> total + the row's 16 values
+_Row = Callable[
+    [Expr, Expr | None, Expr | None], Expr
+]  # (column, mask, total) -> total + the row's 16 values
 _Reader = Callable[[Expr], _Row]  # row number -> its values
 
 

@@ -218,9 +218,7 @@ def lower_qlinear(node: Node) -> Call:
     for step, extra in zip([s for s in epilogue if s not in ACTIVATIONS], extras, strict=True):
         if step == "bias" and extra.op != "constant":
             raise LlmcError("qlinear: the bias is computed at run time")
-        operands.append(
-            Packed(extra.attributes["value"], f"pad{width}", pad) if step == "bias" else extra
-        )
+        operands.append(Packed(extra.attributes["value"], f"pad{width}", pad) if step == "bias" else extra)
     rows = product(node.shape[:-1])
     pointers = ("u8", "i8", "i32", *("f32",) * (len(operands) - 2))
     emit = partial(emit_qlinear, n=n, k=k, width=width, epilogue=epilogue)
@@ -268,7 +266,11 @@ class _Product:
         self.starts, self.w_scale = e.pointer("starts", "i32"), e.pointer("w_scale", "f32")
         self.extras = [e.pointer(step, "f32") for step in epilogue if step not in ACTIVATIONS]
         self.out = e.pointer("out", "f32")
-        self.rows, self.row_floats, self.w = e.alias(rows, "int32"), e.alias(rows, "float32"), e.alias(w, "int32")
+        self.rows, self.row_floats, self.w = (
+            e.alias(rows, "int32"),
+            e.alias(rows, "float32"),
+            e.alias(w, "int32"),
+        )
 
     def tile(self, row: Expr, panel: Expr, part: int, rows: int, vectors: int) -> None:
         """Rows row..row+rows, `vectors` vectors of columns from `part` of the panel on."""
@@ -374,7 +376,10 @@ def _vnni(e: Emitter, lanes: int, b: list[Expr]) -> Dots:
 
 def _widened(e: Emitter, lanes: int, b: list[Expr]) -> Dots:
     """The same by bytes 0 and 2, then 1 and 3, widened to 16 bits: products of 9 by 8 bits, summed in 32."""
-    half, name = f"int16x{2 * lanes}", "llvm.x86.avx512.pmaddw.d.512" if lanes == 16 else "llvm.x86.avx2.pmadd.wd"
+    half, name = (
+        f"int16x{2 * lanes}",
+        "llvm.x86.avx512.pmaddw.d.512" if lanes == 16 else "llvm.x86.avx2.pmadd.wd",
+    )
     eight, low = splat(tirx.const(8, "int16"), 2 * lanes), splat(tirx.const(0x00FF00FF, "int32"), lanes)
     words = [e.let(tirx.reinterpret(half, w)) for w in b]
     odd = [e.let(tirx.shift_right(w, eight)) for w in words]

@@ -51,7 +51,19 @@ def given(graph: Graph, k: int, m: int, seed: int) -> dict[str, Array]:
     return values
 
 
-SHAPES = [(48, 16), (48, 4), (1, 1), (17, 3), (33, 5), (64, 64), (65, 130), (96, 33), (50, 384), (16, 7), (32, 12)]
+SHAPES = [
+    (48, 16),
+    (48, 4),
+    (1, 1),
+    (17, 3),
+    (33, 5),
+    (64, 64),
+    (65, 130),
+    (96, 33),
+    (50, 384),
+    (16, 7),
+    (32, 12),
+]
 
 
 @pytest.mark.parametrize(("n", "k"), SHAPES)
@@ -139,7 +151,9 @@ def test_nan_reaches_the_answer(kernels: Lab) -> None:
     assert np.isfinite(result[[0, 2]]).all()
 
 
-@pytest.mark.parametrize(("cpu", "used"), [(AVX512VNNI, "vpdpbusd"), (AVX512, "vpmaddwd"), (AVX2, "vpmaddwd")])
+@pytest.mark.parametrize(
+    ("cpu", "used"), [(AVX512VNNI, "vpdpbusd"), (AVX512, "vpmaddwd"), (AVX2, "vpmaddwd")]
+)
 def test_instructions(cpu: Any, used: str) -> None:
     """Sums stay in registers, and the instruction that saturates is not used."""
     import tvm
@@ -149,7 +163,10 @@ def test_instructions(cpu: Any, used: str) -> None:
 
     _, node = product(96, 64, 0)
     function = lower_qlinear(node).kernel.emit("f", cpu)
-    passes = [tirx.transform.BindTarget(llvm_target("x86_64-linux-gnu", cpu)), tirx.transform.LowerTVMBuiltin()]
+    passes = [
+        tirx.transform.BindTarget(llvm_target("x86_64-linux-gnu", cpu)),
+        tirx.transform.LowerTVMBuiltin(),
+    ]
     module = tvm.ir.transform.Sequential(passes)(tvm.IRModule({"f": function}))
     target = llvm_target("x86_64-linux-gnu", cpu)
     text = tvm.get_global_func("target.build.llvm")(module, target).inspect_source("asm")
