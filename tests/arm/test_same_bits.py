@@ -23,8 +23,7 @@ def samples(count: int) -> Iterator[dict[str, Any]]:
         yield {
             "ids": rng.integers(0, 23, (batch, seq)),
             "mask": (np.arange(seq) < rng.integers(1, seq + 1, (batch, 1))).astype(np.int64),
-            "x": rng.normal(size=(batch, seq, 70)).astype(np.float32)
-            * np.float32(10.0) ** rng.integers(-3, 3),
+            "x": (rng.normal(size=(batch, seq, 70)) * 10.0 ** rng.integers(-3, 3)).astype(np.float32),
         }
 
 
