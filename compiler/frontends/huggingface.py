@@ -130,6 +130,7 @@ def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: in
 
     names, fixed = _inputs(model)
     head = _head(summary, model, names, fixed, outputs)
+    _one_pass(model.config, max_seq)
     bounds = {"batch": (1, max_batch), "seq": (1, max_seq)}
     program = _export(head, FAMILIES[summary.model_type].own_attention, len(names), bounds)
     ranges: Mapping[str, Mapping[str, int]] = {
@@ -138,6 +139,14 @@ def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: in
     }
     declared = [Declared(name, ("batch", "seq"), **ranges.get(name, {})) for name in names]
     return to_graph(program, declared, outputs, bounds, ROOT)
+
+
+def _one_pass(config: Any, max_seq: int) -> None:
+    """No cache of keys and values; no sliding window where it is at least as wide as the longest sequence."""
+    config.use_cache = False
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window >= max_seq:
+        config.sliding_window = None
 
 
 def _inputs(model: Any) -> tuple[list[str], list[str]]:

@@ -269,11 +269,13 @@ class _Reader:
 
 def _rows_indexed(node: Any) -> int | None:
     """The highest legal index if this input looks up embedding tables directly."""
-    rows = [
-        user.args[0].meta["val"].shape[0]
-        for user in node.users
-        if str(user.target) == "aten.embedding.default" and user.args[1] is node
-    ]
+    names, rows = [node], []
+    for name in names:
+        for user in name.users:
+            if str(user.target) == "aten.embedding.default" and user.args[1] is name:
+                rows.append(user.args[0].meta["val"].shape[0])
+            elif str(user.target) in ("aten.view.default", "aten.reshape.default"):
+                names.append(user)
     return int(min(rows)) - 1 if rows else None
 
 
