@@ -92,40 +92,4 @@ def add_norm(node: Node, context: Context) -> Node | Decline | None:
             return make("add_norm", (x, r, weight, bias), node.source, eps=node.attributes["eps"])
 
 
-def rms_norm(node: Node) -> Node | None:
-    """weight * (x * rsqrt(mean(x * x) + eps)) -> rms_norm(x, weight)"""
-    match node:
-        case Node("mul", (weight, Node("mul") as scaled)) if weight.op == "constant":
-            pass
-        case Node("mul", (Node("mul") as scaled, weight)) if weight.op == "constant":
-            pass
-        case _:
-            return None
-    for x, factor in (scaled.inputs, scaled.inputs[::-1]):
-        eps = _rms_eps(factor, x)
-        if eps is not None and weight.shape == x.shape[-1:] and node.type == x.type:
-            return make("rms_norm", (x, weight), node.source, eps=eps)
-
-
-def _rms_eps(node: Node, x: Node) -> float | None:
-    """eps of rsqrt(mean(x * x) + eps), or of 1 / sqrt of it"""
-    match node:
-        case Node("rsqrt", (Node("add", (mean, eps)),)):
-            pass
-        case Node("div", (one, Node("sqrt", (Node("add", (mean, eps)),)))) if scalar(one) == 1:
-            pass
-        case _:
-            return None
-    match mean:
-        case Node("mean", (square,), {"axes": axes, "keepdims": True}) if axes == (x.type.rank - 1,):
-            if scalar(eps) is not None and _is_square(square, x):
-                return float(scalar(eps))
-
-
-def _is_square(node: Node, x: Node) -> bool:
-    if node.op == "pow":
-        return node.inputs[0] is x and scalar(node.inputs[1]) == 2
-    return node.op == "mul" and node.inputs[0] is node.inputs[1] is x
-
-
-RULES = (embed_norm, add_norm, rms_norm)
+RULES = (embed_norm, add_norm)

@@ -14,10 +14,11 @@ import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.frontends import images
 from llmc.compiler.frontends.folder import Summary, Tokenizer, inspect
 from llmc.compiler.frontends.pretrained import build, first_line
 from llmc.compiler.frontends.sentence import Dense, Sentence
@@ -45,6 +46,7 @@ class Imported:
         labels: class names, empty if the task has none.
         tokenizer: None if the folder has no tokenizer.json.
         sentence: pooling and normalisation, computed in the graph; None for other tasks.
+        preprocess: how images become `pixel_values`, f32 [batch, channels, height, width]; see `images`.
     """
 
     graph: Graph
@@ -55,6 +57,7 @@ class Imported:
     labels: tuple[str, ...]
     tokenizer: Tokenizer | None
     sentence: Sentence | None
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load(
@@ -86,7 +89,12 @@ def load(
         labels=summary.labels,
         tokenizer=summary.tokenizer,
         sentence=summary.sentence,
+        preprocess=images.preprocessing(summary.root) if _is_vision(summary) else {},
     )
+
+
+def _is_vision(summary: Summary) -> bool:
+    return FAMILIES[summary.model_type].kind == "vision"
 
 
 def _bounds(summary: Summary, max_batch: int, max_seq: int | None) -> int:
@@ -128,6 +136,8 @@ def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: in
     from llmc.compiler.frontends.heads import ROOT
     from llmc.compiler.frontends.torch_export import Declared, to_graph
 
+    if _is_vision(summary):
+        return images.graph(summary, model, outputs, max_batch)
     names, fixed = _inputs(model)
     head = _head(summary, model, names, fixed, outputs)
     _one_pass(model.config, max_seq)
