@@ -93,9 +93,13 @@ def main() -> int:
     with torch.no_grad():
         theirs, other = timed(lambda: model(torch.from_numpy(pixels)).numpy())
     scale = np.abs(theirs).max()
-    print(f"top-1        {(ours.argmax(1) == labels).sum()} of {len(labels)}, PyTorch {(theirs.argmax(1) == labels).sum()}")
+    print(
+        f"top-1        {(ours.argmax(1) == labels).sum()} of {len(labels)}, PyTorch {(theirs.argmax(1) == labels).sum()}"
+    )
     print(f"difference   {np.abs(ours - theirs).max() / scale:.1e} of the largest logit")
-    print(f"one thread   {seconds / len(labels) * 1e3:.1f} ms an image, PyTorch {other / len(labels) * 1e3:.1f} ms")
+    print(
+        f"one thread   {seconds / len(labels) * 1e3:.1f} ms an image, PyTorch {other / len(labels) * 1e3:.1f} ms"
+    )
     return 0
 
 

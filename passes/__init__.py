@@ -17,4 +17,9 @@ _ALL: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, Fuse, Qkv)
 PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in _ALL})
 
 _EXACT = "tie,simplify,fold,simplify,tie,cse"
-LEVELS: tuple[str, ...] = ("", _EXACT, f"{_EXACT},tabulate,fuse,fold,cse", f"{_EXACT},tabulate,fuse,fold,qkv,fold,tie,cse")
+LEVELS: tuple[str, ...] = (
+    "",
+    _EXACT,
+    f"{_EXACT},tabulate,fuse,fold,cse",
+    f"{_EXACT},tabulate,fuse,fold,qkv,fold,tie,cse",
+)

@@ -220,9 +220,9 @@ def keep_grouped(node: Node) -> Node | None:
     """attention(q, repeated k, repeated v) -> attention(q, k, v): query heads share keys by themselves"""
     match node:
         case Node("attention", (q, k, v, *mask)):
-            bare = [_ungrouped(x) for x in (k, v)]
-            if bare[0] is not None and bare[1] is not None and bare[0].shape[1] == bare[1].shape[1]:
-                return make("attention", (q, *bare, *mask), node.source, **node.attributes)
+            keys, values = _ungrouped(k), _ungrouped(v)
+            if keys is not None and values is not None and keys.shape[1] == values.shape[1]:
+                return make("attention", (q, keys, values, *mask), node.source, **node.attributes)
 
 
 def _ungrouped(node: Node) -> Node | None:

@@ -36,7 +36,9 @@ def rotate_rows(node: Node) -> Node | None:
 def _is_half_turn(node: Node, x: Node) -> bool:
     """concat(-x[..., d/2:], x[..., :d/2])"""
     match node:
-        case Node("concat", (Node("neg", (Node("slice", (y,), high),)), Node("slice", (z,), low)), {"axis": 3}):
+        case Node(
+            "concat", (Node("neg", (Node("slice", (y,), high),)), Node("slice", (z,), low)), {"axis": 3}
+        ):
             half, width = low["stop"], x.shape[3]
             spans = (high["start"], high["stop"], low["start"]) == (half, width, 0)
             steps = {high["step"], low["step"]} == {1} and {high["axis"], low["axis"]} == {3}
@@ -45,7 +47,10 @@ def _is_half_turn(node: Node, x: Node) -> bool:
 
 
 def _half_turn(x: Node, like: Node) -> Node:
-    parts = [make("slice", (x,), like.source, **cut.attributes) for cut in (like.inputs[0].inputs[0], like.inputs[1])]
+    parts = [
+        make("slice", (x,), like.source, **cut.attributes)
+        for cut in (like.inputs[0].inputs[0], like.inputs[1])
+    ]
     return make("concat", (make("neg", (parts[0],), like.source), parts[1]), like.source, axis=3)
 
 

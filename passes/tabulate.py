@@ -79,8 +79,7 @@ def _keeps_place(node: Node, known: Mapping[Node, str]) -> bool:
         return True
     if node.op in ("reshape", "expand", "transpose"):  # rows stay whole: one axis is as long as the dim
         return node.op == "transpose" or _fixed(node) == _fixed(node.inputs[0])
-    axis = node.attributes.get("axis")
-    return node.op in ("concat", "slice") and isinstance(node.shape[axis], int)
+    return node.op in ("concat", "slice") and isinstance(node.shape[node.attributes["axis"]], int)
 
 
 def _fixed(node: Node) -> list[object]:

@@ -35,8 +35,17 @@ VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "int
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "gpt2": GPT2,
     "llama": TEXT,
-    "llama3": {**TEXT, "rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0,
-        "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}},
+    "llama3": {
+        **TEXT,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
     "mistral": {**TEXT, "tie_word_embeddings": False, "sliding_window": 64},
     "mistral-window": {**TEXT, "sliding_window": 5},
     "qwen2": TEXT,
@@ -52,7 +61,9 @@ def random_model(name: str) -> Any:
     kind = name.partition("-")[0].replace("llama3", "llama")
     config = transformers.AutoConfig.for_model(kind, **CONFIGS[name])
     factory = (
-        transformers.AutoModelForCausalLM if name in DECODERS else transformers.AutoModelForImageClassification
+        transformers.AutoModelForCausalLM
+        if name in DECODERS
+        else transformers.AutoModelForImageClassification
     )
     model = factory.from_config(config).eval()
     generator = torch.Generator().manual_seed(0)

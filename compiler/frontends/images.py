@@ -57,7 +57,9 @@ def image_shape(config: Mapping[str, Any], at: str) -> tuple[int, int, int]:
     pair = size if isinstance(size, list) else [size, size]
     numbers = [channels, *pair]
     if len(numbers) != 3 or not all(type(n) is int and n > 0 for n in numbers):
-        raise LlmcError("image_size or num_channels is not a positive number", at=at, found=f"{size}, {channels}")
+        raise LlmcError(
+            "image_size or num_channels is not a positive number", at=at, found=f"{size}, {channels}"
+        )
     return numbers[0], numbers[1], numbers[2]
 
 

@@ -63,9 +63,7 @@ def attention(
     """transformers' attention function; a decoder's with masked keys alone becomes one op."""
     by_key = attention_mask is not None and attention_mask.shape[2] == 1
     if not by_key or not getattr(module, "is_causal", False):
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **options
-        )
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return causal_attention(query, key, value, attention_mask, scale).transpose(1, 2), None
 

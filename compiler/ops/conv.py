@@ -34,9 +34,7 @@ def _windows(
 ) -> Iterator[tuple[int, int, Array]]:
     """For each tap (row, column) the elements `[b, c, oh, ow]` under it, in float64."""
     top, left, bottom, right = padding
-    wide = np.pad(
-        x.astype(np.float64), ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill
-    )
+    wide = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
     sizes = [
         out_size(d, k, s, 0, step)
         for d, k, s, step in zip(wide.shape[2:], kernel, stride, dilation, strict=True)
@@ -157,7 +155,7 @@ def _result(
 def _max_pool_reference(x: Array, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Array:
     taps = [part for _, _, part in _windows(x, kernel, stride, padding, dilation, -np.inf)]
     with np.errstate(invalid="ignore"):
-        return np.maximum.reduce(taps).astype(x.dtype)
+        return np.asarray(np.maximum.reduce(taps)).astype(x.dtype)
 
 
 @op(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from llmc.compiler.calls import Call, Kernel, Packed
+from llmc.compiler.calls import Call, Kernel, Operand, Packed
 from llmc.compiler.dims import Dim, ceil_div, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
@@ -83,12 +83,16 @@ def lower_conv2d(node: Node) -> Call:
     tile = 1 if o == groups else CHANNELS
     layout = f"channels{groups}x{tile}"
     packed = Packed(w.attributes["value"], layout, partial(pack_channels, groups=groups, tile=tile))
-    operands = (x, packed, *extras, node)
+    operands: tuple[Operand, ...] = (x, packed, *extras, node)
     panels = -(-o // groups // tile)
     flops, moved = 2 * product(node.shape) * per_group * kh * kw, _bytes(node) + 4 * product(w.shape)
     if flat:
         kernel = Kernel(
-            "pointwise", a["epilogue"], ("f32",) * len(operands), 3, partial(emit_flat, epilogue=a["epilogue"])
+            "pointwise",
+            a["epilogue"],
+            ("f32",) * len(operands),
+            3,
+            partial(emit_flat, epilogue=a["epilogue"]),
         )
         pixels = sizes[0] * sizes[1]
         items = x.shape[0] * ceil_div(pixels, PIXELS) * panels
@@ -178,7 +182,9 @@ def _finish(
                     if step == "bias":
                         value = e.let(value + splat(e.load(next(pending["bias"]), channel)))
                     elif step == "residual":
-                        value = e.let(value + e.load(next(pending["residual"]), line + v * LANES, LANES, mask))
+                        value = e.let(
+                            value + e.load(next(pending["residual"]), line + v * LANES, LANES, mask)
+                        )
                     else:
                         value = STEPS[step](e, value)
                 e.store(target, line + v * LANES, value, mask)
@@ -292,7 +298,9 @@ class _Rows:
             base = e.let(line * self.line + column)
 
             def tap(j: Any) -> None:
-                shift = mod(i64(0) + j * dilation, step) * self.sizes["pitch"] + div(i64(0) + j * dilation, step)
+                shift = mod(i64(0) + j * dilation, step) * self.sizes["pitch"] + div(
+                    i64(0) + j * dilation, step
+                )
                 at = e.let(base + shift)
                 values = [e.load(self.memory, at + v * LANES, LANES) for v in range(vectors)]
                 body(e.let(line * kw + j), values)

@@ -102,7 +102,12 @@ def test_convolutions_take_what_follows(made: Any) -> None:
 def test_preprocessing_is_read(made: Any, tmp_path: Path) -> None:
     folder, _, imported, _ = made("vit")
     assert imported.preprocess == {}
-    settings = {"do_resize": True, "size": {"height": 32, "width": 32}, "do_normalize": False, "image_mean": [0.5]}
+    settings = {
+        "do_resize": True,
+        "size": {"height": 32, "width": 32},
+        "do_normalize": False,
+        "image_mean": [0.5],
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     assert load(folder, max_batch=2).preprocess == {"size": {"height": 32, "width": 32}}
 
