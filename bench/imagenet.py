@@ -2,7 +2,7 @@
 
     python bench/imagenet.py [--target native] [-o efficientnet.llmc]
 
-Images are read with Pillow; each is cropped to 224x224 and becomes `(x - 127) / 128`, the weights' own preprocessing: with
+Images are read with Pillow, cropped to 224x224 and become `(x - 127) / 128`, the weights' own preprocessing: with
 the usual mean and deviation three answers change. Twenty images are a smoke test, no measure of accuracy.
 """
 
@@ -93,9 +93,8 @@ def main() -> int:
     with torch.no_grad():
         theirs, other = timed(lambda: model(torch.from_numpy(pixels)).numpy())
     scale = np.abs(theirs).max()
-    print(
-        f"top-1        {(ours.argmax(1) == labels).sum()} of {len(labels)}, PyTorch {(theirs.argmax(1) == labels).sum()}"
-    )
+    right, other_right = ((logits.argmax(1) == labels).sum() for logits in (ours, theirs))
+    print(f"top-1        {right} of {len(labels)}, PyTorch {other_right}")
     print(f"difference   {np.abs(ours - theirs).max() / scale:.1e} of the largest logit")
     print(
         f"one thread   {seconds / len(labels) * 1e3:.1f} ms an image, PyTorch {other / len(labels) * 1e3:.1f} ms"

@@ -169,7 +169,7 @@ def mha_from_attention(node: Node) -> Node | Decline | None:
             pass
         case _:
             return None
-    b, h, s, e = core.shape
+    h, e = core.shape[1], core.shape[3]
     if node.shape[-1] != h * e:
         return None
     parts = [_split_heads(i) for i in core.inputs[:3]]

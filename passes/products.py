@@ -26,9 +26,9 @@ def linear_of_rows(node: Node, context: Context) -> Node | None:
     match node:
         case Node("reshape", (Node("linear", (Node("reshape", (x,)), *rest)) as y,)):
             rows = x.shape[:-1] == node.shape[:-1] and x.shape[-1] == y.inputs[0].shape[-1]
-            if rows and y.shape[-1] == node.shape[-1] and "residual" not in y.attributes["epilogue"]:
-                if context.single(y):
-                    return make("linear", (x, *rest), y.source, **y.attributes)
+            plain = y.shape[-1] == node.shape[-1] and "residual" not in y.attributes["epilogue"]
+            if rows and plain and context.single(y):
+                return make("linear", (x, *rest), y.source, **y.attributes)
 
 
 def fuse_bias(node: Node, context: Context) -> Node | None:

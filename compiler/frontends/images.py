@@ -35,7 +35,7 @@ _SWITCHES = {
 
 
 def preprocessing(root: Path) -> Mapping[str, Any]:
-    """The steps of preprocessor_config.json in their order: resize, crop, rescale, (x - mean) / std; empty without it."""
+    """The steps of preprocessor_config.json in their order: resize, crop, rescale, (x - mean) / std."""
     file = root / "preprocessor_config.json"
     if not file.exists():
         return {}
