@@ -154,6 +154,13 @@ def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: in
 def _one_pass(config: Any, max_seq: int) -> None:
     """No cache of keys and values; no sliding window where it is at least as wide as the longest sequence."""
     config.use_cache = False
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        raise LlmcError(
+            f"rotary scaling of type {rope!r} is not supported",
+            at="config.json: rope_parameters",
+            hint="its frequencies depend on the length of the sequence; default, linear, yarn and llama3 do not",
+        )
     window = getattr(config, "sliding_window", None)
     if window is not None and window >= max_seq:
         config.sliding_window = None

@@ -124,6 +124,16 @@ def test_other_heads_are_refused(name: str, task: str, message: str, made: Any) 
         load(made(name)[0], task=task)
 
 
+def test_length_dependent_rotary_is_refused(made: Any, tmp_path: Path) -> None:
+    folder, _, _, _ = made("llama")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    config["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LlmcError, match="'dynamic' is not supported"):
+        load(tmp_path)
+
+
 def test_a_wrong_image_size_is_refused(made: Any, tmp_path: Path) -> None:
     folder, _, _, _ = made("mobilenet_v2")
     config = json.loads((folder / "config.json").read_text())
