@@ -15,17 +15,19 @@ from typing import Any
 import llmc
 from llmc.compiler import artifact
 from llmc.compiler.calls import Call
-from llmc.compiler.frontends import huggingface
+from llmc.compiler.frontends import dispatch
+from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import Plan, make_plan
 from llmc.compiler.program import Tensor, Variant, signature, write_program
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
+from llmc.quantisation import Quantisation
 from llmc.runtime import sources as c
 from llmc.runtime.manifest import FORMAT, MANIFEST, MODULE, WEIGHTS, seal
 from llmc.runtime.weights import HEADER_BYTES, weights_header
-from llmc.selfcheck import TOLERANCE, check, record
+from llmc.selfcheck import TOLERANCE, TOLERANCE_LOSSY, check, record
 from llmc.targets import Cpu, Target, host, toolchain
 
 Progress = Callable[[str, float], None]
@@ -98,6 +100,7 @@ class _Options:
     cc: str | None
     progress: Progress | None
     name: str | None
+    quant: Quantisation
 
 
 def compile(  # `llmc.compile`: the builtin of this name is not used here
@@ -108,6 +111,9 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     task: str = "auto",
     level: int = 3,
     passes: str | None = None,
+    quant: str = "none",
+    calib: str | Path | None = None,
+    calib_method: str = "percentile",
     max_batch: int | None = None,
     max_seq: int | None = None,
     keep: str | Path | None = None,
@@ -115,14 +121,17 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     progress: Progress | None = None,
     name: str | None = None,
 ) -> CompileReport:
-    """Compile a Hugging Face folder into an artifact.
+    """Compile a model into an artifact.
 
     Args:
-        model: folder with config.json and weights.
+        model: Hugging Face folder, .onnx file or .pt2 file.
         output: the artifact to write; one that is there is replaced once the new one is whole.
         target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
-        task: what to compute, "auto" takes it from the folder.
+        task: what to compute, "auto" takes it from the folder; of a file, arrays in and arrays out.
         level: 0 to 3, which pipeline of `llmc.passes.LEVELS` runs; `passes` is a pipeline text instead.
+        quant: "none", "int8", "int8-static" or "fp16": see docs/quantisation.md.
+        calib: calibration data of int8-static, a .txt, .jsonl, .csv or .npz file, or "auto".
+        calib_method: "minmax", "percentile" or "entropy".
         max_batch, max_seq: upper bounds of the dims.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
@@ -134,10 +143,17 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
             behind then, and an artifact of that name stays as it was.
     """
     options = _Options(
-        Path(output), host.find_target(target), _pipeline(level, passes), keep, cc, progress, name
+        Path(output),
+        host.find_target(target),
+        _pipeline(level, passes),
+        keep,
+        cc,
+        progress,
+        name,
+        Quantisation(quant, calib, calib_method),
     )
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
-    return _compile(lambda: huggingface.load(model, task=task, **bounds), options)
+    return _compile(lambda: dispatch.load(model, task=task, **bounds), options)
 
 
 def compile_graph(
@@ -154,9 +170,16 @@ def compile_graph(
 ) -> CompileReport:
     """Compile a graph into an artifact without tokenizer or labels; arguments and errors as of `compile`."""
     options = _Options(
-        Path(output), host.find_target(target), _pipeline(level, passes), keep, cc, progress, name
+        Path(output),
+        host.find_target(target),
+        _pipeline(level, passes),
+        keep,
+        cc,
+        progress,
+        name,
+        Quantisation(),
     )
-    imported = huggingface.Imported(graph, name, "graph", "", "", (), None, None)
+    imported = Imported(graph, name, "graph", "", "", (), None, None)
     return _compile(lambda: imported, options)
 
 
@@ -194,11 +217,11 @@ def compile_module(
         Path(output), host.find_target(target), _pipeline(level, passes), keep, cc, progress, name
     )
 
-    def load() -> huggingface.Imported:
+    def load() -> Imported:
         from llmc.compiler.frontends.module import graph
 
-        made = graph(module, sample, outputs, max_batch or huggingface.MAX_BATCH)
-        return huggingface.Imported(
+        made = graph(module, sample, outputs, max_batch or MAX_BATCH)
+        return Imported(
             made, name, "module", "", type(module).__name__, tuple(labels), None, None, preprocess or {}
         )
 
@@ -211,16 +234,24 @@ def _pipeline(level: int, passes: str | None) -> Pipeline:
     return Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
 
 
-def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> CompileReport:
+def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
     """The stages in order; `load` is the first."""
+    from llmc.targets.lower import lower
+
     stages, output, chosen = _Stages(options.progress), options.output, options.target
     with artifact.new_folder(output) as folder:
         stages.enter("import the model", 0.02)
         imported = load()
         stages.enter("optimise the graph", 0.4)
         graph, _ = options.pipeline.run(imported.graph)
+        if options.quant.calib is not None:
+            stages.enter("calibrate", 0.42)
+        graph, added = options.quant.run(graph, imported.tokenizer, compile_graph)
+        pipeline = Pipeline((*options.pipeline.steps, *added.steps))
         stages.enter("make kernels", 0.5)
-        calls, objects = _kernels(graph, chosen)
+        calls = lower(graph)
+        chosen = chosen.serving(call.kernel.family for call in calls)
+        objects = _objects(calls, chosen)
         stages.enter("write weights", 0.65)
         plan = make_plan(graph, calls)
         build = _Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
@@ -228,10 +259,12 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
         if options.keep is not None:
             _keep(Path(options.keep), imported.graph, graph, build.program)
         stages.enter("self-test", 0.9)
-        record(folder, imported.graph, build.build_id)
+        lossy = any(step.change.keeps.kind == "lossy" for step in pipeline.steps)
+        record(folder, graph if lossy else imported.graph, build.build_id)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
-        fields = _manifest(imported, build, str(options.pipeline), folder)
+        fields = _manifest(imported, build, str(pipeline), folder)
+        fields |= {"quantisation": options.quant.mode, "selftest": TOLERANCE_LOSSY if lossy else TOLERANCE}
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
         check(folder, chosen)
         stages.leave()
@@ -242,27 +275,25 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
         stages.seconds,
         sizes,
         chosen.name,
-        str(options.pipeline),
+        str(pipeline),
         len(graph.nodes),
         len(kernels),
         len(plan.steps),
     )
 
 
-def _kernels(graph: Graph, target: Target) -> tuple[tuple[Call, ...], dict[str, bytes]]:
-    """The calls of a graph, and one object file for each instruction set."""
+def _objects(calls: Sequence[Call], target: Target) -> dict[str, bytes]:
+    """One object file of the calls' kernels for each instruction set."""
     from llmc.targets.build import compile_object
     from llmc.targets.kernels.peak import emit_peak
-    from llmc.targets.lower import lower
 
-    calls = lower(graph)
     kernels = {call.kernel.symbol: call.kernel for call in calls}
     objects = {}
     for cpu in target.cpus:
         functions = {f"{s}_{cpu.name}": k.emit(f"{s}_{cpu.name}", cpu) for s, k in kernels.items()}
         functions[f"fma_loop_{cpu.name}"] = emit_peak(f"fma_loop_{cpu.name}", cpu)
         objects[cpu.name] = compile_object(functions, target.triple, cpu)
-    return calls, objects
+    return objects
 
 
 class _Build:
@@ -332,7 +363,7 @@ def _keep(folder: Path, imported: Graph, graph: Graph, program: str) -> None:
         raise LlmcError(f"cannot keep files: {error.strerror or error}", at=str(folder)) from None
 
 
-def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, folder: Path) -> dict[str, Any]:
+def _manifest(imported: Imported, build: _Build, pipeline: str, folder: Path) -> dict[str, Any]:
     inputs, outputs = signature(build.graph)
     fields: dict[str, Any] = {
         "format": FORMAT,
@@ -346,9 +377,7 @@ def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, fold
         "target": build.target.name,
         "variants": [{"name": cpu.name, "features": [cpu.needs]} for cpu in build.target.cpus],
         "pipeline": pipeline,
-        "quantisation": "none",
         "files": artifact.file_entries(folder),
-        "selftest": TOLERANCE,
         "postprocess": {},
         "sizes": {
             "parameters": sum(
