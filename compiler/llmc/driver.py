@@ -16,7 +16,7 @@ import llmc
 from llmc.compiler import artifact, embed
 from llmc.compiler.calls import Call
 from llmc.compiler.frontends import dispatch
-from llmc.compiler.frontends.imported import Imported
+from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import Plan, make_plan
@@ -195,6 +195,51 @@ def compile_graph(
     return _compile(lambda: imported, options)
 
 
+def compile_module(
+    module: Any,
+    sample: Mapping[str, Any],
+    output: str | Path,
+    *,
+    outputs: Sequence[str] = ("output",),
+    labels: Sequence[str] = (),
+    preprocess: Mapping[str, Any] | None = None,
+    max_batch: int | None = None,
+    target: str = "native",
+    level: int = 3,
+    passes: str | None = None,
+    keep: str | Path | None = None,
+    cc: str | None = None,
+    progress: Progress | None = None,
+    name: str = "module",
+) -> CompileReport:
+    """Compile a PyTorch module by way of `torch.export`; the other arguments are those of `compile`.
+
+    Args:
+        module: a `torch.nn.Module` in eval mode that takes tensors and returns a tensor or a tuple of them.
+        sample: input name -> example tensor, in the order of `forward`. The first axis is the batch, which is
+            dynamic; the other axes keep the example's sizes.
+        outputs: their names.
+        labels: class names, for the manifest.
+        preprocess: what the manifest says of how inputs are made, such as mean and std.
+
+    Raises:
+        LlmcError: as `compile`; or the module cannot be traced or holds ops that are not supported.
+    """
+    options = _Options(
+        Path(output), host.find_target(target), _pipeline(level, passes), keep, cc, progress, name
+    )
+
+    def load() -> Imported:
+        from llmc.compiler.frontends.module import graph
+
+        made = graph(module, sample, outputs, max_batch or MAX_BATCH)
+        return Imported(
+            made, name, "module", "", type(module).__name__, tuple(labels), None, None, preprocess or {}
+        )
+
+    return _compile(load, options)
+
+
 def _pipeline(level: int, passes: str | None) -> Pipeline:
     if passes is None and level not in range(len(LEVELS)):
         raise LlmcError(f"there is no optimisation level {level!r}", hint=f"use 0 to {len(LEVELS) - 1}")
@@ -358,6 +403,8 @@ def _manifest(imported: Imported, build: _Build, pipeline: str, folder: Path) ->
             "steps": len(build.plan.steps),
         },
     }
+    if imported.preprocess:
+        fields["preprocess"] = dict(imported.preprocess)
     if imported.labels:
         fields["labels"] = list(imported.labels)
     if imported.sentence is not None:

@@ -101,7 +101,8 @@ def lower_mha(node: Node) -> Call:
     at = [Layout(True, width, offset, size) for width, offset in zip(widths, a["offsets"], strict=True)]
     layouts = Layouts(at[0], at[1], at[2], Layout(True, heads * size, 0, size))
     mask = _mask(rest[-1]) if a["has_bias"] else None
-    shape = Shape(heads, heads, layouts, float(a["scale"]), a["causal"], a["has_keys"], mask)
+    kv_heads = a["kv_heads"] or heads
+    shape = Shape(heads, kv_heads, layouts, float(a["scale"]), a["causal"], a["has_keys"], mask)
     return _call(node, shape, q.shape[0], q.shape[1], k.shape[1])
 
 
