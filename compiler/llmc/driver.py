@@ -226,7 +226,15 @@ def compile_module(
         LlmcError: as `compile`; or the module cannot be traced or holds ops that are not supported.
     """
     options = _Options(
-        Path(output), host.find_target(target), _pipeline(level, passes), keep, cc, progress, name
+        Path(output),
+        host.find_target(target),
+        _pipeline(level, passes),
+        keep,
+        cc,
+        progress,
+        name,
+        Quantisation(),
+        embed.form("shared", ""),
     )
 
     def load() -> Imported:
