@@ -14,7 +14,7 @@ from llmc.passes import chains, heads, norms, products, shapes
 
 @dataclass(frozen=True)
 class Fuse(Pass):
-    """Fuse norms and attention written out, epilogues of products, embeddings and sums with their norm, element-wise chains.
+    """Fuse attention, norms, epilogues of products, embeddings and sums with their norm, element-wise chains.
 
     Rounding changes where a scale moves from a factor into the attention. Queries whose keys are all masked
     out give zeros, whatever they gave before.

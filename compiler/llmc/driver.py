@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import llmc
-from llmc.compiler import artifact
+from llmc.compiler import artifact, embed
 from llmc.compiler.calls import Call
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import Imported
@@ -101,6 +101,7 @@ class _Options:
     progress: Progress | None
     name: str | None
     quant: Quantisation
+    form: embed.Form
 
 
 def compile(  # `llmc.compile`: the builtin of this name is not used here
@@ -118,6 +119,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     max_seq: int | None = None,
     keep: str | Path | None = None,
     cc: str | None = None,
+    emit: str = "shared",
+    prefix: str = "",
     progress: Progress | None = None,
     name: str | None = None,
 ) -> CompileReport:
@@ -135,6 +138,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         max_batch, max_seq: upper bounds of the dims.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
+        emit: a form of the model beside module.so, one of `llmc.compiler.embed.FORMS`.
+        prefix: goes before every symbol of a static library.
         progress: called with (stage, fraction done) as each stage begins.
         name: model name in the manifest.
 
@@ -151,6 +156,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         progress,
         name,
         Quantisation(quant, calib, calib_method),
+        embed.form(emit, prefix),
     )
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
     return _compile(lambda: dispatch.load(model, task=task, **bounds), options)
@@ -168,6 +174,8 @@ def compile_graph(
     calib_method: str = "percentile",
     keep: str | Path | None = None,
     cc: str | None = None,
+    emit: str = "shared",
+    prefix: str = "",
     progress: Progress | None = None,
     name: str = "graph",
 ) -> CompileReport:
@@ -181,6 +189,7 @@ def compile_graph(
         progress,
         name,
         Quantisation(quant, calib, calib_method),
+        embed.form(emit, prefix),
     )
     imported = Imported(graph, name, "graph", "", "", (), None, None)
     return _compile(lambda: imported, options)
@@ -214,6 +223,7 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
         plan = make_plan(graph, calls)
         build = _Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
         build.write(objects)
+        embed.write_form(options.form, folder, build.program, objects, chosen, options.cc)
         if options.keep is not None:
             _keep(Path(options.keep), imported.graph, graph, build.program)
         stages.enter("self-test", 0.9)
@@ -333,6 +343,7 @@ def _manifest(imported: Imported, build: _Build, pipeline: str, folder: Path) ->
         "outputs": [_tensor_entry(t) for t in outputs],
         "dims": {k: list(v) for k, v in build.graph.dims.items()},
         "target": build.target.name,
+        "machine": build.target.machine,
         "variants": [{"name": cpu.name, "features": [cpu.needs]} for cpu in build.target.cpus],
         "pipeline": pipeline,
         "files": artifact.file_entries(folder),

@@ -151,7 +151,7 @@ class _Head:
         self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr
     ) -> None:
         self.e, self.shape, self.at, self.s, self.t = e, shape, pointers, s, t
-        self.wide = cpu.vectors >= 32
+        self.wide = cpu.wide
         memory = e.scratch()
         self.memory = memory
         self.scores = (
