@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import llmc
-from llmc.compiler import artifact, embed
+from llmc import embed
+from llmc.compiler import artifact
 from llmc.compiler.calls import Call
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
@@ -138,7 +139,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         max_batch, max_seq: upper bounds of the dims.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
-        emit: a form of the model beside module.so, one of `llmc.compiler.embed.FORMS`.
+        emit: a form of the model beside module.so, one of `llmc.embed.FORMS`.
         prefix: goes before every symbol of a static library.
         progress: called with (stage, fraction done) as each stage begins.
         name: model name in the manifest.
