@@ -58,14 +58,26 @@ static void relax(void) {
 #endif
 }
 
+#ifndef LLMC_POOL_WINDOW
+#define LLMC_POOL_WINDOW() /* a test makes the moments between ticket and fields long */
+#endif
+
+#define CLOSED 0xffffffffu /* as the chunk number of a ticket: nothing may be taken */
+
 /* Take a free chunk of the current job and run it. False: there is none; `*job` is the number of that job. */
 static int run_chunk(llmc_pool *pool, int thread, uint32_t *job) {
     uint64_t ticket = LOAD(pool->ticket);
     for (;;) {
-        llmc_task task = LOAD(pool->task);
-        const void *arguments = LOAD(pool->arguments);
-        int64_t chunk = LOAD(pool->chunk), begin = (int64_t)(uint32_t)ticket * chunk, end = begin + chunk;
-        int64_t items = LOAD(pool->items);
+        llmc_task task;
+        const void *arguments;
+        int64_t chunk, begin, end, items;
+        LLMC_POOL_WINDOW();
+        task = LOAD(pool->task);
+        arguments = LOAD(pool->arguments);
+        chunk = LOAD(pool->chunk);
+        begin = (int64_t)(uint32_t)ticket * chunk;
+        end = begin + chunk;
+        items = LOAD(pool->items);
         *job = (uint32_t)(ticket >> 32);
         if ((uint32_t)ticket >= LOAD(pool->chunks)) return 0;
         if (!__atomic_compare_exchange_n(&pool->ticket, &ticket, ticket + 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
@@ -141,12 +153,16 @@ void llmc_pool_run(llmc_pool *pool, llmc_task task, const void *arguments, int64
         return;
     }
     chunk = chunk_length(items, cost, pool->threads);
+    /* A worker may hold the last job's ticket still: were it to read the new job's fields beside it, the old
+     * ticket could pass for a free chunk. Closing it first makes the exchange of such a worker fail. */
+    STORE(pool->ticket, (uint64_t)(job - 1) << 32 | CLOSED);
     STORE(pool->task, task);
     STORE(pool->arguments, arguments);
     STORE(pool->items, items);
     STORE(pool->chunk, chunk);
     STORE(pool->chunks, (uint32_t)((items + chunk - 1) / chunk));
     STORE(pool->done, 0);
+    LLMC_POOL_WINDOW();
     __atomic_store_n(&pool->ticket, (uint64_t)job << 32, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&pool->sleepers, __ATOMIC_SEQ_CST)) {
         pthread_mutex_lock(&pool->lock);
