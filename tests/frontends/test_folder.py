@@ -60,7 +60,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda p: (p / "model.safetensors").unlink(), "no weights"),
     "no model type": (lambda p: edit(p, model_type=None), "no model_type"),
     "unknown model type": (lambda p: edit(p, model_type="berd"), "'berd' is not supported"),
-    "causal model type": (lambda p: edit(p, model_type="llama"), "'llama' is not supported"),
+    "causal model type": (lambda p: edit(p, model_type="bloom"), "'bloom' is not supported"),
     "unknown architecture": (
         lambda p: edit(p, architectures=["BertForFun"]),
         "'BertForFun' is not supported",
