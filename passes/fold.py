@@ -11,9 +11,12 @@ import numpy as np
 
 from llmc.compiler.graph import DTYPES, Graph, Node, Weight
 from llmc.compiler.ops import OPS, constant
+from llmc.compiler.ops.storage import DECODERS
 from llmc.compiler.pipeline import Pass
 from llmc.compiler.rewrite import Decline, rewrite
 from llmc.errors import LlmcError
+
+KEPT = DECODERS | {"constant", "input", "expand", "full"}  # values kept small on purpose
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Fold(Pass):
 
     def fold_constants(self, node: Node) -> Node | Decline | None:
         """f(constants) -> constant"""
-        if node.op in ("constant", "input", "expand", "full") or any(i.op != "constant" for i in node.inputs):
+        if node.op in KEPT or any(i.op != "constant" for i in node.inputs):
             return None
         if not all(isinstance(d, int) for d in node.shape) or _names_dims(node):
             return None
