@@ -121,9 +121,9 @@ def emit_linear(symbol: str, cpu: Cpu, *, n: int, k: int, width: int, epilogue: 
 
             def tile(row: Expr, height: int, part: int = part, panel: Expr = panel) -> None:
                 here = min(vectors, width // LANES - part)
-                acc = _multiply(e, x, w, row, panel, part * LANES, height, here, k, width)
+                acc = multiply(e, x, w, row, panel, part * LANES, height, here, k, width)
                 column = e.let(panel * width + part * LANES)
-                _finish(e, acc, row, column, height, here, n, width, epilogue, extras, out)
+                finish(e, acc, row, column, height, here, n, width, epilogue, extras, out)
 
             tiles(e, first, count, rows, tile)
     return e.function()
@@ -144,7 +144,7 @@ def tiles(e: Emitter, first: Expr, count: Expr, height: int, body: Callable[[Exp
                 body(row, h)
 
 
-def _multiply(
+def multiply(
     e: Emitter,
     x: Buffer,
     w: Buffer,
@@ -174,7 +174,7 @@ def _multiply(
     return acc
 
 
-def _finish(
+def finish(
     e: Emitter,
     acc: Buffer,
     row: Expr,
