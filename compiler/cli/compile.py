@@ -15,6 +15,8 @@ Examples:
   llmc compile ./my-model --target x86 --max-seq 256 -o my-model.llmc
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
   llmc compile ./my-model --passes "fold,dce,cse" -o plain.llmc
+  llmc compile ./my-model --prune 0.3 --share 256 -o small.llmc        measure it: llmc eval --help
+  llmc compile ./my-model --prune heads:0.25 --prune neurons:0.25 -o fast.llmc
   llmc compile ./my-model --keep build -o m.llmc       leaves graphs and generated code in build/
 
 \b
@@ -41,6 +43,15 @@ output appears under its name only when it is whole: a failed compile leaves an 
 @click.option(
     "--passes", metavar="PIPELINE", help="A pipeline instead of a level; `llmc passes` lists the passes."
 )
+@click.option(
+    "--prune",
+    metavar="SPEC",
+    multiple=True,
+    help="Zeros or smaller matrices: 0.3, 2:4, heads:0.25, neurons:0.25 or options; repeatable.",
+)
+@click.option("--share", metavar="SPEC", help="Cluster weights to 16 or 256 values, or options of the pass.")
+@click.option("--factorize", metavar="SPEC", help="Two thin products for one: a rank, or energy=0.9.")
+@click.option("--verify-each", is_flag=True, help="Hold each pass to its promise by the interpreter; slow.")
 @click.option("--max-batch", type=click.IntRange(min=1), help="Largest batch.  [default: the compiler's]")
 @click.option("--max-seq", type=click.IntRange(min=1), help="Longest sequence.  [default: the model's]")
 @click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep intermediate files there.")

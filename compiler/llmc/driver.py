@@ -21,9 +21,10 @@ from llmc.compiler.frontends import huggingface
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import Plan, make_plan
+from llmc.compiler.promises import run_verified
 from llmc.compiler.program import Tensor, Variant, signature, write_program
 from llmc.errors import LlmcError
-from llmc.passes import LEVELS, PASSES
+from llmc.passes import LEVELS, PASSES, shortcuts
 from llmc.runtime import sources as c
 from llmc.runtime.manifest import FORMAT, MANIFEST, MODULE, WEIGHTS, seal
 from llmc.runtime.selftest import SELFTEST, write_selftest
@@ -101,6 +102,10 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     task: str = "auto",
     level: int = 3,
     passes: str | None = None,
+    prune: str | Sequence[str] = (),
+    share: str | None = None,
+    factorize: str | None = None,
+    verify_each: bool = False,
     max_batch: int | None = None,
     max_seq: int | None = None,
     keep: str | Path | None = None,
@@ -116,6 +121,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
         task: what to compute, "auto" takes it from the folder.
         level: 0 to 3, which pipeline of `llmc.passes.LEVELS` runs; `passes` is a pipeline text instead.
+        prune, share, factorize: compression as `--prune 0.3` writes it (docs/compression.md); it runs last.
+        verify_each: hold each pass to its promise by the interpreter, which takes long.
         max_batch, max_seq: upper bounds of the dims.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
@@ -128,13 +135,16 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     """
     stages, output = _Stages(progress), Path(output)
     chosen = host.find_target(target)
-    pipeline = Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
+    compression = shortcuts.compression((prune,) if isinstance(prune, str) else prune, share, factorize)
+    text = shortcuts.joined(LEVELS[level] if passes is None else passes, compression)
+    pipeline = Pipeline.parse(text, PASSES)
     with artifact.new_folder(output) as folder:
         stages.enter("import the model", 0.02)
         bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
         imported = huggingface.load(model, task=task, **bounds)
         stages.enter("optimise the graph", 0.4)
-        graph, _ = pipeline.run(imported.graph)
+        run = run_verified if verify_each else Pipeline.run
+        graph, _ = run(pipeline, imported.graph)
         stages.enter("make kernels", 0.5)
         calls, objects = _kernels(graph, chosen)
         stages.enter("write weights", 0.65)
@@ -144,7 +154,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         if keep is not None:
             _keep(Path(keep), imported.graph, graph, build.program)
         stages.enter("self-test", 0.9)
-        _write_selftest(folder, imported.graph, build.build_id)
+        # A lossy pass is meant to change the answers: the artifact then answers for the graph after it.
+        _write_selftest(folder, graph if pipeline.lossy else imported.graph, build.build_id)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
         fields = _manifest(imported, build, str(pipeline), folder)
@@ -242,7 +253,7 @@ def _keep(folder: Path, imported: Graph, graph: Graph, program: str) -> None:
 
 
 def _write_selftest(folder: Path, graph: Graph, build_id: str) -> None:
-    """Two runs of the interpreter on the graph as imported: no pass and no kernel had a part in them."""
+    """Two runs of the interpreter, on the graph as imported where that is what the artifact computes."""
     cases = []
     for batch, seq in ((1, 1), (2, _SELFTEST_SEQ)):
         sizes = {
