@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,8 @@ def _is_named(weight: Weight) -> bool:
     return weight.array.size > INLINE or weight.array.dtype.kind == "f"
 
 
-def read_text(path: Path) -> tuple[Graph, str | None]:
-    """A graph's text with the weights beside it, and the pipeline it names.
+def read_text(path: Path, weights: Mapping[str, Weight]) -> tuple[Graph, str | None]:
+    """A graph's text with `weights` and those beside it, and the pipeline it names.
 
     Raises:
         LlmcError: the text is malformed, or a weight is missing.
@@ -52,7 +53,7 @@ def read_text(path: Path) -> tuple[Graph, str | None]:
     text = path.read_text()
     lines = (line for line in text.splitlines() if line.startswith(_PIPELINE))
     pipeline = next((line.removeprefix(_PIPELINE) for line in lines), None)
-    return parse_graph(text, _weights(path.with_suffix(".npz"))), pipeline
+    return parse_graph(text, {**weights, **_weights(path.with_suffix(".npz"))}), pipeline
 
 
 def _weights(path: Path) -> dict[str, Weight]:

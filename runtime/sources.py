@@ -12,7 +12,20 @@ MODULE_SOURCES = tuple(
     for name in ("benchmark", "cpu", "error", "open", "peak", "pool", "run", "sha256", "stats", "workload")
 )
 # -Bsymbolic: several modules in one process must each use their own functions.
-MODULE_FLAGS = ("-std=c99", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-Bsymbolic", "-s")
+_EXPORTS = (
+    "-Xlinker",
+    f"--version-script={FOLDER / 'module.map'}",
+)  # kernels are objects: no flag hides them
+MODULE_FLAGS = (
+    "-std=c99",
+    "-O2",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-Wl,-Bsymbolic",
+    *_EXPORTS,
+    "-s",
+)
 MODULE_LIBRARIES = ("-lm", "-lpthread")
 
 BENCH_SOURCES = tuple(FOLDER / f"{name}.c" for name in ("bench_load", "bench_main", "bench_print", "sha256"))

@@ -14,7 +14,7 @@ Examples:
   llmc compile ./my-model -o my-model.llmc
   llmc compile ./my-model --target x86 --max-seq 256 -o my-model.llmc
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
-  llmc compile ./my-model --passes "fold,dce,cse" -o plain.llmc
+  llmc compile ./my-model --passes "fold,cse" -o plain.llmc
   llmc compile ./my-model --prune 0.3 --share 256 -o small.llmc        measure it: llmc eval --help
   llmc compile ./my-model --prune heads:0.25 --prune neurons:0.25 -o fast.llmc
   llmc compile ./my-model --keep build -o m.llmc       leaves graphs and generated code in build/

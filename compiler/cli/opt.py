@@ -15,14 +15,15 @@ _EPILOG = """\b
 Examples:
   llmc opt ./my-model                                   the imported graph after -O3
   llmc opt ./my-model -O0                               as imported
-  llmc opt ./my-model --passes "fold,dce" --time-passes
+  llmc opt ./my-model --passes "fold,cse" --time-passes
   llmc opt ./my-model --passes "./my_pass.py:MyPass" --print-after all
   llmc opt ./my-model --passes "fuse" -o fused.txt      the graph's text goes to a file
-  llmc opt fused.txt --passes "dce"                     and can be read again
+  llmc opt fused.txt --weights ./my-model --passes "cse"   and can be read again with the model's weights
 
 \b
 The manager checks the graph after every pass. With --verify-each a pass that breaks its promise is traced to
-a rewrite and a node, and a file is written that `llmc opt FILE --verify-each` runs again. Graphs print to stdout, everything else to stderr.
+a rewrite and a node, and a file is written that `llmc opt FILE --verify-each` runs again. Graphs print to
+stdout, everything else to stderr.
 """
 
 
@@ -34,6 +35,9 @@ a rewrite and a node, and a file is written that `llmc opt FILE --verify-each` r
 )
 @click.option(
     "--task", default="auto", show_default=True, help="What to compute, such as text-classification."
+)
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="The model that a graph's text was made from."
 )
 @click.option(
     "--print-after", metavar="NAME|all", help="Print the graph after the pass NAME, or after every pass."
@@ -49,6 +53,7 @@ def command(
     passes: str | None,
     level: int,
     task: str,
+    weights: Path | None,
     print_after: str | None,
     verify_each: bool,
     time_passes: bool,
@@ -62,7 +67,7 @@ def command(
     from llmc.compiler.promises import run_verified
     from llmc.passes import LEVELS, PASSES
 
-    graph, own = read_graph(model, task)
+    graph, own = read_graph(model, task, weights)
     passes = own if passes is None else passes  # a reproducer names its pipeline
     pipeline = Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
     shown = [print_after] if print_after else []
@@ -80,20 +85,16 @@ def command(
         click.echo(str(graph), nl=False)
 
 
-def read_graph(model: Path, task: str) -> tuple[Any, str | None]:
+def read_graph(model: Path, task: str, weights: Path | None = None) -> tuple[Any, str | None]:
     """The graph of a model folder, or of a text file that `llmc opt -o` or a test wrote, and its own pipeline.
 
+    Small constants are written out in the text; `weights` is the model folder that holds the others.
+
     Raises:
-        LlmcError: nothing there, or it is neither.
+        LlmcError: nothing there, it is neither, or a weight of the text is not in `weights`.
     """
     if model.is_file():
-        from llmc.compiler.reproducer import read_text
-
-        try:
-            return read_text(model)
-        except UnicodeDecodeError:
-            hint = "give a model folder, or a graph written by `llmc opt -o`"
-            raise LlmcError("not a graph's text", at=str(model), hint=hint) from None
+        return _read_text(model, task, weights)
     if is_artifact(model):
         raise LlmcError(
             "this is an artifact; its graph is gone", at=str(model), hint="give the model's own folder"
@@ -101,6 +102,23 @@ def read_graph(model: Path, task: str) -> tuple[Any, str | None]:
     from llmc.compiler.frontends import huggingface
 
     return huggingface.load(model, task=task).graph, None
+
+
+def _read_text(file: Path, task: str, weights: Path | None) -> tuple[Any, str | None]:
+    from llmc.compiler.reproducer import read_text
+    from llmc.compiler.text import weights_of
+
+    known = weights_of(read_graph(require_folder(weights, "a model"), task)[0]) if weights is not None else {}
+    try:
+        return read_text(file, known)
+    except UnicodeDecodeError:
+        hint = "give a model folder, or a graph written by `llmc opt -o`"
+        raise LlmcError("not a graph's text", at=str(file), hint=hint) from None
+    except LlmcError as error:
+        if not error.problem.startswith("no weight"):
+            raise
+        hint = "--weights FOLDER names the model it was made from; weights made by passes are not in there"
+        raise LlmcError(error.problem, at=error.at, found=error.found, hint=hint) from None
 
 
 def write_text(path: Path, text: str) -> None:

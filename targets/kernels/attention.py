@@ -36,7 +36,9 @@ from llmc.targets.kernels.transpose import load_transposed, store_transposed
 QUERIES = 64  # of one work item
 VECTORS = QUERIES // LANES
 KEYS = 64  # of one block
-LOWEST = -1e30  # below every score; finite, so that exp(LOWEST - LOWEST) is 1 and not NaN
+# No score but -inf is below it: models mask by adding float32's minimum, and a query with only such keys weighs
+# them equally. Finite, so that exp(LOWEST - LOWEST) is 1 and not NaN.
+LOWEST = -3.4028234663852886e38
 
 
 @dataclass(frozen=True)
