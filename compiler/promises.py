@@ -161,7 +161,9 @@ class PromiseCheck:
             interpret.run(good, sample, note)
             parted: list[Node] = []
 
-            def compare(node: Node, value: Array, known: Any = known, seen: Any = seen, parted: Any = parted) -> None:
+            def compare(
+                node: Node, value: Array, known: Any = known, seen: Any = seen, parted: Any = parted
+            ) -> None:
                 twins = known.get((str(node.source), value.shape), [])
                 if twins and node not in seen and all(_apart(t, value) > limit for t in twins):
                     parted.append(node)

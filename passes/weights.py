@@ -134,7 +134,9 @@ def _always(node: Node) -> Make:
 def taken(weight: Node, index: Array, axis: int = 0) -> Node:
     """The rows (or columns) `index` of a constant, under its name."""
     value = weight.attributes["value"]
-    return constant(Weight(np.ascontiguousarray(np.take(value.array, index, axis)), value.name), "", weight.source)
+    return constant(
+        Weight(np.ascontiguousarray(np.take(value.array, index, axis)), value.name), "", weight.source
+    )
 
 
 def stored(array: Array, like: Node, suffix: str = "") -> Node:

@@ -19,8 +19,8 @@ from llmc.compiler.frontends import huggingface
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import Plan, make_plan
-from llmc.compiler.promises import run_verified
 from llmc.compiler.program import Tensor, Variant, signature, write_program
+from llmc.compiler.promises import run_verified
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES, shortcuts
 from llmc.runtime import sources as c

@@ -279,7 +279,9 @@ def lower_bitmask(node: Node) -> Call:
         raise LlmcError("bitmask: the weight is computed at run time")
     columns = node.attributes["columns"]
     held: Weight = mask.attributes["value"]
-    kernel = Kernel("bitmask", (columns,), ("u8", "i64", "f32", "f32"), 0, partial(emit_bitmask, columns=columns))
+    kernel = Kernel(
+        "bitmask", (columns,), ("u8", "i64", "f32", "f32"), 0, partial(emit_bitmask, columns=columns)
+    )
     starts = Packed(held, f"starts of {columns}", partial(row_starts, columns=columns))
     return _rows(node, kernel, (mask, starts, values, node), columns * 5)
 
