@@ -89,6 +89,37 @@ def load(
     )
 
 
+@dataclass(frozen=True)
+class TorchModel:
+    """The folder's model in PyTorch, called as its artifact is.
+
+    Args:
+        names: inputs it takes, i64 `[batch, seq]`.
+        outputs: their names, in order.
+        run: one tensor for each input -> one for each output.
+        tokenizer: None if the folder has no tokenizer.json.
+    """
+
+    names: tuple[str, ...]
+    outputs: tuple[str, ...]
+    run: Any
+    tokenizer: Tokenizer | None
+
+
+def load_torch(path: str | Path, task: str = "auto") -> TorchModel:
+    """A model folder as PyTorch runs it, to compare with.
+
+    Raises:
+        LlmcError: as `load`.
+    """
+    summary = inspect(path, task)
+    with _quiet():
+        model, outputs = build(summary)
+        names, fixed = _inputs(model)
+        head = _head(summary, model, names, fixed, outputs)
+    return TorchModel(tuple(names), tuple(outputs), head, summary.tokenizer)
+
+
 def _bounds(summary: Summary, max_batch: int, max_seq: int | None) -> int:
     for name, value in (("max_batch", max_batch), ("max_seq", max_seq)):
         if value is not None and value < 1:
