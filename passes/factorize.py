@@ -14,6 +14,8 @@ from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError
 from llmc.passes.weights import Array, Make, Product, products, rebuild, stored
 
+DEFAULT = 0.9  # of the energy
+
 
 @dataclass(frozen=True)
 class Factorize(Pass):
@@ -23,7 +25,7 @@ class Factorize(Pass):
 
     Args:
         rank: r of every product; or
-        energy: the smallest r that keeps this share of the squared singular values, 0 to 1.
+        energy: the smallest r that keeps this share of the squared singular values, above 0 to 1; default 0.9.
         skip: patterns of modules to leave out.
         least: products with fewer weights are left out.
     """
@@ -35,8 +37,8 @@ class Factorize(Pass):
     least: int = 4096
 
     def __post_init__(self) -> None:
-        if (self.rank is None) == (self.energy is None):
-            raise LlmcError("factorize takes rank or energy, one of them", hint="factorize{energy=0.9}")
+        if self.rank is not None and self.energy is not None:
+            raise LlmcError("factorize takes rank or energy, not both", hint="factorize{energy=0.9}")
         if self.rank is not None and self.rank < 1:
             raise LlmcError("factorize: rank must be at least 1", found=str(self.rank))
         if self.energy is not None and not 0 < self.energy <= 1:
@@ -65,7 +67,7 @@ class Factorize(Pass):
         if self.rank is not None and self.rank * (n + k) >= n * k:
             return None
         u, s, vt = np.linalg.svd(product.array.astype(np.float64), full_matrices=False)
-        rank = self.rank or _rank_of(s, self.energy or 1.0)
+        rank = self.rank or _rank_of(s, self.energy or DEFAULT)
         if rank * (n + k) >= n * k:
             return None
         root = np.sqrt(s[:rank])
