@@ -3,8 +3,8 @@
     python bench/compression.py                        trains the model the first time (train_classifier.py)
     python bench/compression.py --model FOLDER --data test.tsv --only dense "prune 30 %"
 
-Accuracy and agreement are over the 2,000 test reviews, paired with PyTorch fp32 on the same texts; "drop" is in
-points, with the 95 % half width of the paired difference. Size is the whole artifact. Latency is one text of 128
+Accuracy and agreement are over the 2,000 test reviews. Dense is paired with PyTorch fp32 on the same texts, the
+others with dense; "drop" is in points, with the 95 % half width of the paired difference. Size is the whole artifact. Latency is one text of 128
 tokens on one thread: the ratio to dense of interleaved runs, with its 95 % interval. Nothing is retrained.
 """
 
@@ -60,7 +60,8 @@ def measure(
     name: str, artifact: Path, dense: Path, source: Path, data: Path, rows: int | None, seconds: float
 ) -> dict[str, Any]:
     """One line of the table."""
-    found = evaluate(artifact, data, source, threads=1, limit=rows)
+    baseline = source if artifact == dense else dense
+    found = evaluate(artifact, data, baseline, threads=1, limit=rows)
     size, whole = (sum(f.stat().st_size for f in p.iterdir()) for p in (artifact, dense))
     result = {"variant": name, "megabytes": size / 1e6, "of_dense": size / whole, **found.to_dict()}
     if artifact == dense:

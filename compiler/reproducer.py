@@ -60,7 +60,7 @@ def _weights(path: Path) -> dict[str, Weight]:
     if not path.is_file():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = [Weight(arrays[name]) for name in arrays.files]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise LlmcError(f"not weights that can be read: {error}", at=str(path)) from error

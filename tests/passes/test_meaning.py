@@ -7,7 +7,6 @@ import pytest
 from llmc.compiler.pipeline import Pipeline
 from llmc.passes import LEVELS, PASSES
 
-
 KEEPING = [name for name, kind in PASSES.items() if kind.keeps.kind != "lossy"]
 
 
