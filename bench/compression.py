@@ -4,8 +4,9 @@
     python bench/compression.py --model FOLDER --data test.tsv --only dense "prune 30 %"
 
 Accuracy and agreement are over the 2,000 test reviews. Dense is paired with PyTorch fp32 on the same texts, the
-others with dense; "drop" is in points, with the 95 % half width of the paired difference. Size is the whole artifact. Latency is one text of 128
-tokens on one thread: the ratio to dense of interleaved runs, with its 95 % interval. Nothing is retrained.
+others with dense; "drop" is in points, with the 95 % half width of the paired difference. Size is the whole
+artifact. Latency is one text of 128 tokens on one thread: the ratio to dense of interleaved runs, with its 95 %
+interval. Nothing is retrained.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`prune`, `prune-heads`, `prune-neurons`, `factorize`, `share`: what they change, what they leave, what they refuse."""
+"""The compression passes: what they change, what they leave, what they refuse."""
 
 from __future__ import annotations
 
