@@ -22,7 +22,7 @@ _CASES = ((1, 1), (2, 9))  # size of the dim `batch`, of all others
 
 
 def record(folder: Path, graph: Graph, build_id: str) -> None:
-    """Two runs of the interpreter on the graph as imported: no pass and no kernel had a part in them."""
+    """Two runs of the interpreter on `graph`: as imported, or as a lossy pass left it; no kernel had a part in them."""
     cases = []
     for batch, other in _CASES:
         wanted = {name: batch if name == "batch" else other for name in graph.dims}
