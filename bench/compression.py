@@ -112,7 +112,8 @@ def main() -> int:
         for name in options.only:
             artifact = dense
             if name != "dense":
-                artifact = folder / "variant.llmc"
+                # a name of its own: a process keeps the code it has loaded from a path
+                artifact = folder / f"{len(rows) + 1}.llmc"
                 llmc.compile(options.model, artifact, **VARIANTS[name])
             row = measure(name, artifact, dense, options.model, data, options.rows, options.seconds)
             rows.append(row)
