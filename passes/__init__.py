@@ -14,13 +14,21 @@ from llmc.passes.prune import Prune
 from llmc.passes.prune_heads import PruneHeads
 from llmc.passes.prune_neurons import PruneNeurons
 from llmc.passes.qkv import Qkv
+from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.share import Cse, Tie
 from llmc.passes.simplify import Simplify
+from llmc.passes.tabulate import Tabulate
 
-_EXACT_OR_CLOSE: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Fuse, Qkv)
+_EXACT_OR_CLOSE: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, Fuse, Qkv)
 _COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share)
-_ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION)
+_QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse)
+_ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION)
 PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in _ALL})
 
 _EXACT = "tie,simplify,fold,simplify,tie,cse"
-LEVELS: tuple[str, ...] = ("", _EXACT, f"{_EXACT},fuse,fold,cse", f"{_EXACT},fuse,fold,qkv,fold,tie,cse")
+LEVELS: tuple[str, ...] = (
+    "",
+    _EXACT,
+    f"{_EXACT},tabulate,fuse,fold,cse",
+    f"{_EXACT},tabulate,fuse,fold,qkv,fold,tie,cse",
+)

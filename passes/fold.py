@@ -16,7 +16,8 @@ from llmc.compiler.pipeline import Pass
 from llmc.compiler.rewrite import Decline, rewrite
 from llmc.errors import LlmcError
 
-KEPT = DECODERS | {"constant", "input", "expand", "full"}  # values kept small on purpose
+# A number repeated needs no memory; a weight once compressed or quantised stays so.
+KEPT = DECODERS | {"constant", "input", "expand", "full", "dequantize"}
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 
@@ -19,6 +19,9 @@ class Cpu:
         needs: the same in words.
         vectors: number of vector registers.
         lanes: float32 lanes of one register.
+        machine: architecture, as `uname -m` says it.
+        dots: whether one instruction sums four products of bytes. A variant that has no more than this over
+            the next serves programs with integer products only.
     """
 
     name: str
@@ -28,6 +31,13 @@ class Cpu:
     needs: str
     vectors: int
     lanes: int
+    machine: str = "x86_64"
+    dots: bool = False
+
+    @property
+    def wide(self) -> bool:
+        """Whether the registers hold a tile of several 16-lane vectors for each of several rows."""
+        return self.vectors * self.lanes >= 512
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class Target:
         triple: LLVM target triple.
         zig: target triple of the linker, with the oldest libc the artifact runs on.
         cpus: code is made for each; the best that fits is chosen when the artifact is opened. Best first.
+        best_only: make code for the first that serves, as for one known machine.
     """
 
     name: str
@@ -45,18 +56,62 @@ class Target:
     triple: str
     zig: str
     cpus: tuple[Cpu, ...]
+    best_only: bool = False
 
+    @property
+    def machine(self) -> str:
+        """Architecture, as `uname -m` says it."""
+        return self.triple.partition("-")[0]
+
+    def serving(self, families: Iterable[str]) -> Target:
+        """This target with the instruction sets worth having for kernels of these families."""
+        integer = not INTEGER.isdisjoint(families)
+        cpus = tuple(cpu for cpu in self.cpus if integer or not cpu.dots) or self.cpus
+        return replace(self, cpus=cpus[:1] if self.best_only else cpus)
+
+
+INTEGER = frozenset({"qlinear"})  # families of kernels that multiply integers
 
 # prefer-256-bit would split the 16-lane vectors that kernels are written in.
 AVX512 = Cpu("avx512", "x86-64-v4", ("-prefer-256-bit",), 0b011, "AVX-512 F, BW, CD, DQ and VL", 32, 16)
+AVX512VNNI = Cpu(
+    "avx512vnni",
+    "x86-64-v4",
+    ("+avx512vnni", "-prefer-256-bit"),
+    0b111,
+    "AVX-512 F, BW, CD, DQ, VL and VNNI",
+    32,
+    16,
+    dots=True,
+)
 AVX2 = Cpu("avx2", "x86-64-v3", (), 0b001, "AVX2 and FMA", 16, 8)
 
+# LLMC_CPU_NEON, _DOTPROD, _FP16 and _I8MM are bits 8 to 11.
+_DOT = "NEON and dot product"
+NEON = Cpu("neon", "generic", ("+neon",), 0x100, "NEON", 32, 4, "aarch64")
+DOTPROD = Cpu("dotprod", "generic", ("+neon", "+dotprod"), 0x300, _DOT, 32, 4, "aarch64", dots=True)
+A72 = Cpu("a72", "cortex-a72", (), 0x100, "NEON", 32, 4, "aarch64")
+A76 = Cpu("a76", "cortex-a76", (), 0x700, f"{_DOT}, FP16", 32, 4, "aarch64", dots=True)
+N1 = Cpu("n1", "neoverse-n1", (), 0x700, f"{_DOT}, FP16", 32, 4, "aarch64", dots=True)
+# SVE is left out: kernels are written for vectors of a fixed length.
+V1 = Cpu("v1", "neoverse-v1", ("-sve",), 0xF00, f"{_DOT}, FP16, I8MM", 32, 4, "aarch64", dots=True)
+
 _LINUX = ("x86_64-linux-gnu", "x86_64-linux-gnu.2.17")
+_ARM = ("aarch64-linux-gnu", "aarch64-linux-gnu.2.17")
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
-        "x86": Target("x86", "any x86-64 with AVX2, AVX-512 used where present", *_LINUX, (AVX512, AVX2)),
-        "x86-avx512": Target("x86-avx512", "x86-64 with AVX-512", *_LINUX, (AVX512,)),
+        "x86": Target(
+            "x86", "any x86-64 with AVX2, AVX-512 used where present", *_LINUX, (AVX512VNNI, AVX512, AVX2)
+        ),
+        "x86-avx512": Target("x86-avx512", "x86-64 with AVX-512", *_LINUX, (AVX512VNNI, AVX512)),
         "x86-avx2": Target("x86-avx2", "x86-64 with AVX2 and FMA", *_LINUX, (AVX2,)),
+        "arm": Target("arm", "any 64-bit ARM, dot product used where present", *_ARM, (DOTPROD, NEON)),
+        "arm-neon": Target("arm-neon", "any 64-bit ARM", *_ARM, (NEON,)),
+        "arm-dotprod": Target("arm-dotprod", "64-bit ARM with dot product (from v8.2)", *_ARM, (DOTPROD,)),
+        "rpi4": Target("rpi4", "Raspberry Pi 4 (Cortex-A72)", *_ARM, (A72,)),
+        "rpi5": Target("rpi5", "Raspberry Pi 5 (Cortex-A76)", *_ARM, (A76,)),
+        "graviton2": Target("graviton2", "AWS Graviton2, Ampere Altra (Neoverse N1)", *_ARM, (N1,)),
+        "graviton3": Target("graviton3", "AWS Graviton3 (Neoverse V1, without SVE)", *_ARM, (V1,)),
     }
 )

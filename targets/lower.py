@@ -8,7 +8,18 @@ from llmc.compiler.calls import Call
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS
 from llmc.errors import LlmcError
-from llmc.targets.kernels import attention, decoded, elementwise, linear, matmul, movement, norm, reduction
+from llmc.targets.kernels import (
+    attention,
+    conv,
+    decoded,
+    elementwise,
+    linear,
+    matmul,
+    movement,
+    norm,
+    quantised,
+    reduction,
+)
 
 Lowering = Callable[[Node], Call]
 
@@ -20,6 +31,8 @@ LOWERINGS: Mapping[str, Lowering] = {
     **matmul.LOWERINGS,
     **attention.LOWERINGS,
     **norm.LOWERINGS,
+    **conv.LOWERINGS,
+    **quantised.LOWERINGS,
 }
 
 # These hold no value of their own to compute: inputs and constants are there, views share their input's memory.

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from llmc.compiler.cli.output import is_artifact, json_option, print_json, require_folder
+from llmc.compiler.frontends.dispatch import is_model_file
 from llmc.errors import LlmcError
 
 _EPILOG = """\b
@@ -60,7 +61,7 @@ def command(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Import MODEL (a folder, or a graph's text file), run passes, and print the graph."""
+    """Import MODEL (a folder, an .onnx or .pt2 file, or a graph's text file), run passes, and print the graph."""
     if not model.is_file():
         require_folder(model, "a model")
     from llmc.compiler.pipeline import Pipeline
@@ -86,22 +87,22 @@ def command(
 
 
 def read_graph(model: Path, task: str, weights: Path | None = None) -> tuple[Any, str | None]:
-    """The graph of a model folder, or of a text file that `llmc opt -o` or a test wrote, and its own pipeline.
+    """The graph of a model folder or file, or of a text that `llmc opt -o` or a test wrote, and its own pipeline.
 
     Small constants are written out in the text; `weights` is the model folder that holds the others.
 
     Raises:
         LlmcError: nothing there, it is neither, or a weight of the text is not in `weights`.
     """
-    if model.is_file():
+    if model.is_file() and not is_model_file(model):
         return _read_text(model, task, weights)
     if is_artifact(model):
         raise LlmcError(
             "this is an artifact; its graph is gone", at=str(model), hint="give the model's own folder"
         )
-    from llmc.compiler.frontends import huggingface
+    from llmc.compiler.frontends import dispatch
 
-    return huggingface.load(model, task=task).graph, None
+    return dispatch.load(model, task=task).graph, None
 
 
 def _read_text(file: Path, task: str, weights: Path | None) -> tuple[Any, str | None]:
@@ -112,7 +113,7 @@ def _read_text(file: Path, task: str, weights: Path | None) -> tuple[Any, str | 
     try:
         return read_text(file, known)
     except UnicodeDecodeError:
-        hint = "give a model folder, or a graph written by `llmc opt -o`"
+        hint = "give a model folder, an .onnx or .pt2 file, or a graph written by `llmc opt -o`"
         raise LlmcError("not a graph's text", at=str(file), hint=hint) from None
     except LlmcError as error:
         if not error.problem.startswith("no weight"):

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.frontends import images
 from llmc.compiler.frontends.folder import Summary, Tokenizer, inspect
+from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.frontends.pretrained import build, first_line
 from llmc.compiler.frontends.sentence import Dense, Sentence
 from llmc.compiler.frontends.tasks import FAMILIES
@@ -29,32 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Imported", "inspect", "load"]
 
-MAX_BATCH = 1024
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
-
-@dataclass(frozen=True)
-class Imported:
-    """A model ready for the passes, and what its package needs to know.
-
-    Args:
-        graph: inputs `input_ids`, `attention_mask` (default 1) and, where the model tells segments apart,
-            `token_type_ids` (default 0), all i64 [batch, seq]; outputs named as transformers names them.
-        task: a name in `tasks.TASKS`.
-        architecture: transformers' class.
-        labels: class names, empty if the task has none.
-        tokenizer: None if the folder has no tokenizer.json.
-        sentence: pooling and normalisation, computed in the graph; None for other tasks.
-    """
-
-    graph: Graph
-    name: str
-    task: str
-    model_type: str
-    architecture: str
-    labels: tuple[str, ...]
-    tokenizer: Tokenizer | None
-    sentence: Sentence | None
 
 
 def load(
@@ -86,6 +63,7 @@ def load(
         labels=summary.labels,
         tokenizer=summary.tokenizer,
         sentence=summary.sentence,
+        preprocess=images.preprocessing(summary.root) if _is_vision(summary) else {},
     )
 
 
@@ -118,6 +96,10 @@ def load_torch(path: str | Path, task: str = "auto") -> TorchModel:
         names, fixed = _inputs(model)
         head = _head(summary, model, names, fixed, outputs)
     return TorchModel(tuple(names), tuple(outputs), head, summary.tokenizer)
+
+
+def _is_vision(summary: Summary) -> bool:
+    return FAMILIES[summary.model_type].kind == "vision"
 
 
 def _bounds(summary: Summary, max_batch: int, max_seq: int | None) -> int:
@@ -159,8 +141,11 @@ def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: in
     from llmc.compiler.frontends.heads import ROOT
     from llmc.compiler.frontends.torch_export import Declared, to_graph
 
+    if _is_vision(summary):
+        return images.graph(summary, model, outputs, max_batch)
     names, fixed = _inputs(model)
     head = _head(summary, model, names, fixed, outputs)
+    _one_pass(model.config, max_seq)
     bounds = {"batch": (1, max_batch), "seq": (1, max_seq)}
     program = _export(head, FAMILIES[summary.model_type].own_attention, len(names), bounds)
     ranges: Mapping[str, Mapping[str, int]] = {
@@ -169,6 +154,21 @@ def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: in
     }
     declared = [Declared(name, ("batch", "seq"), **ranges.get(name, {})) for name in names]
     return to_graph(program, declared, outputs, bounds, ROOT)
+
+
+def _one_pass(config: Any, max_seq: int) -> None:
+    """No cache of keys and values; no sliding window where it is at least as wide as the longest sequence."""
+    config.use_cache = False
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        raise LlmcError(
+            f"rotary scaling of type {rope!r} is not supported",
+            at="config.json: rope_parameters",
+            hint="its frequencies depend on the length of the sequence; default, linear, yarn and llama3 do not",
+        )
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window >= max_seq:
+        config.sliding_window = None
 
 
 def _inputs(model: Any) -> tuple[list[str], list[str]]:

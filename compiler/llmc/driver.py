@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import llmc
-from llmc.compiler import artifact
+from llmc.compiler import artifact, embed
 from llmc.compiler.calls import Call
-from llmc.compiler.frontends import huggingface
+from llmc.compiler.frontends import dispatch
+from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import Plan, make_plan
@@ -23,10 +24,11 @@ from llmc.compiler.program import Tensor, Variant, signature, write_program
 from llmc.compiler.promises import run_verified
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES, shortcuts
+from llmc.quantisation import Quantisation
 from llmc.runtime import sources as c
 from llmc.runtime.manifest import FORMAT, MANIFEST, MODULE, WEIGHTS, seal
 from llmc.runtime.weights import HEADER_BYTES, weights_header
-from llmc.selfcheck import TOLERANCE, check, record
+from llmc.selfcheck import check, record, tolerance
 from llmc.targets import Cpu, Target, host, toolchain
 
 Progress = Callable[[str, float], None]
@@ -99,6 +101,8 @@ class _Options:
     cc: str | None
     progress: Progress | None
     name: str | None
+    quant: Quantisation
+    form: embed.Form
     verify_each: bool = False
 
 
@@ -114,26 +118,36 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     share: str | None = None,
     factorize: str | None = None,
     verify_each: bool = False,
+    quant: str = "none",
+    calib: str | Path | None = None,
+    calib_method: str = "percentile",
     max_batch: int | None = None,
     max_seq: int | None = None,
     keep: str | Path | None = None,
     cc: str | None = None,
+    emit: str = "shared",
+    prefix: str = "",
     progress: Progress | None = None,
     name: str | None = None,
 ) -> CompileReport:
-    """Compile a Hugging Face folder into an artifact.
+    """Compile a model into an artifact.
 
     Args:
-        model: folder with config.json and weights.
+        model: Hugging Face folder, .onnx file or .pt2 file.
         output: the artifact to write; one that is there is replaced once the new one is whole.
         target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
-        task: what to compute, "auto" takes it from the folder.
+        task: what to compute, "auto" takes it from the folder; of a file, arrays in and arrays out.
         level: 0 to 3, which pipeline of `llmc.passes.LEVELS` runs; `passes` is a pipeline text instead.
         prune, share, factorize: compression as `--prune 0.3` writes it (docs/compression.md); it runs last.
         verify_each: hold each pass to its promise by the interpreter, which takes long.
+        quant: "none", "int8", "int8-static" or "fp16": see docs/quantisation.md.
+        calib: calibration data of int8-static, a .txt, .jsonl, .csv or .npz file, or "auto".
+        calib_method: "minmax", "percentile" or "entropy".
         max_batch, max_seq: upper bounds of the dims.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
+        emit: a form of the model beside module.so, one of `llmc.compiler.embed.FORMS`.
+        prefix: goes before every symbol of a static library.
         progress: called with (stage, fraction done) as each stage begins.
         name: model name in the manifest.
 
@@ -144,10 +158,19 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     compression = shortcuts.compression((prune,) if isinstance(prune, str) else prune, share, factorize)
     pipeline = _pipeline(level, passes, compression)
     options = _Options(
-        Path(output), host.find_target(target), pipeline, keep, cc, progress, name, verify_each
+        Path(output),
+        host.find_target(target),
+        pipeline,
+        keep,
+        cc,
+        progress,
+        name,
+        Quantisation(quant, calib, calib_method),
+        embed.form(emit, prefix),
+        verify_each,
     )
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
-    return _compile(lambda: huggingface.load(model, task=task, **bounds), options)
+    return _compile(lambda: dispatch.load(model, task=task, **bounds), options)
 
 
 def compile_graph(
@@ -157,17 +180,83 @@ def compile_graph(
     target: str = "native",
     level: int = 3,
     passes: str | None = None,
+    quant: str = "none",
+    calib: str | Path | None = None,
+    calib_method: str = "percentile",
     keep: str | Path | None = None,
     cc: str | None = None,
+    emit: str = "shared",
+    prefix: str = "",
     progress: Progress | None = None,
     name: str = "graph",
 ) -> CompileReport:
     """Compile a graph into an artifact without tokenizer or labels; arguments and errors as of `compile`."""
     options = _Options(
-        Path(output), host.find_target(target), _pipeline(level, passes), keep, cc, progress, name
+        Path(output),
+        host.find_target(target),
+        _pipeline(level, passes),
+        keep,
+        cc,
+        progress,
+        name,
+        Quantisation(quant, calib, calib_method),
+        embed.form(emit, prefix),
     )
-    imported = huggingface.Imported(graph, name, "graph", "", "", (), None, None)
+    imported = Imported(graph, name, "graph", "", "", (), None, None)
     return _compile(lambda: imported, options)
+
+
+def compile_module(
+    module: Any,
+    sample: Mapping[str, Any],
+    output: str | Path,
+    *,
+    outputs: Sequence[str] = ("output",),
+    labels: Sequence[str] = (),
+    preprocess: Mapping[str, Any] | None = None,
+    max_batch: int | None = None,
+    target: str = "native",
+    level: int = 3,
+    passes: str | None = None,
+    keep: str | Path | None = None,
+    cc: str | None = None,
+    progress: Progress | None = None,
+    name: str = "module",
+) -> CompileReport:
+    """Compile a PyTorch module by way of `torch.export`; the other arguments are those of `compile`.
+
+    Args:
+        module: a `torch.nn.Module` in eval mode that takes tensors and returns a tensor or a tuple of them.
+        sample: input name -> example tensor, in the order of `forward`. The first axis is the batch, which is
+            dynamic; the other axes keep the example's sizes.
+        outputs: their names.
+        labels: class names, for the manifest.
+        preprocess: what the manifest says of how inputs are made, such as mean and std.
+
+    Raises:
+        LlmcError: as `compile`; or the module cannot be traced or holds ops that are not supported.
+    """
+    options = _Options(
+        Path(output),
+        host.find_target(target),
+        _pipeline(level, passes),
+        keep,
+        cc,
+        progress,
+        name,
+        Quantisation(),
+        embed.form("shared", ""),
+    )
+
+    def load() -> Imported:
+        from llmc.compiler.frontends.module import graph
+
+        made = graph(module, sample, outputs, max_batch or MAX_BATCH)
+        return Imported(
+            made, name, "module", "", type(module).__name__, tuple(labels), None, None, preprocess or {}
+        )
+
+    return _compile(load, options)
 
 
 def _pipeline(level: int, passes: str | None, more: str = "") -> Pipeline:
@@ -177,8 +266,10 @@ def _pipeline(level: int, passes: str | None, more: str = "") -> Pipeline:
     return Pipeline.parse(text, PASSES)
 
 
-def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> CompileReport:
+def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
     """The stages in order; `load` is the first."""
+    from llmc.targets.lower import lower
+
     stages, output, chosen = _Stages(options.progress), options.output, options.target
     with artifact.new_folder(output) as folder:
         stages.enter("import the model", 0.02)
@@ -186,20 +277,28 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
         stages.enter("optimise the graph", 0.4)
         run = run_verified if options.verify_each else Pipeline.run
         graph, _ = run(options.pipeline, imported.graph)
+        if options.quant.calib is not None:
+            stages.enter("calibrate", 0.42)
+        graph, added = options.quant.run(graph, imported.tokenizer, compile_graph, run)
+        pipeline = Pipeline((*options.pipeline.steps, *added.steps))
         stages.enter("make kernels", 0.5)
-        calls, objects = _kernels(graph, chosen)
+        calls = lower(graph)
+        chosen = chosen.serving(call.kernel.family for call in calls)
+        objects = _objects(calls, chosen)
         stages.enter("write weights", 0.65)
         plan = make_plan(graph, calls)
         build = _Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
         build.write(objects)
+        embed.write_form(options.form, folder, build.program, objects, chosen, options.cc)
         if options.keep is not None:
             _keep(Path(options.keep), imported.graph, graph, build.program)
         stages.enter("self-test", 0.9)
         # A lossy pass is meant to change the answers: the artifact then answers for the graph after it.
-        record(folder, graph if options.pipeline.lossy else imported.graph, build.build_id)
+        record(folder, graph if pipeline.lossy else imported.graph, build.build_id)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
-        fields = _manifest(imported, build, str(options.pipeline), folder)
+        fields = _manifest(imported, build, str(pipeline), folder)
+        fields |= {"quantisation": options.quant.mode, "selftest": tolerance(graph)}
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
         check(folder, chosen)
         stages.leave()
@@ -210,27 +309,25 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
         stages.seconds,
         sizes,
         chosen.name,
-        str(options.pipeline),
+        str(pipeline),
         len(graph.nodes),
         len(kernels),
         len(plan.steps),
     )
 
 
-def _kernels(graph: Graph, target: Target) -> tuple[tuple[Call, ...], dict[str, bytes]]:
-    """The calls of a graph, and one object file for each instruction set."""
+def _objects(calls: Sequence[Call], target: Target) -> dict[str, bytes]:
+    """One object file of the calls' kernels for each instruction set."""
     from llmc.targets.build import compile_object
     from llmc.targets.kernels.peak import emit_peak
-    from llmc.targets.lower import lower
 
-    calls = lower(graph)
     kernels = {call.kernel.symbol: call.kernel for call in calls}
     objects = {}
     for cpu in target.cpus:
         functions = {f"{s}_{cpu.name}": k.emit(f"{s}_{cpu.name}", cpu) for s, k in kernels.items()}
         functions[f"fma_loop_{cpu.name}"] = emit_peak(f"fma_loop_{cpu.name}", cpu)
         objects[cpu.name] = compile_object(functions, target.triple, cpu)
-    return calls, objects
+    return objects
 
 
 class _Build:
@@ -300,7 +397,7 @@ def _keep(folder: Path, imported: Graph, graph: Graph, program: str) -> None:
         raise LlmcError(f"cannot keep files: {error.strerror or error}", at=str(folder)) from None
 
 
-def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, folder: Path) -> dict[str, Any]:
+def _manifest(imported: Imported, build: _Build, pipeline: str, folder: Path) -> dict[str, Any]:
     inputs, outputs = signature(build.graph)
     fields: dict[str, Any] = {
         "format": FORMAT,
@@ -312,11 +409,10 @@ def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, fold
         "outputs": [_tensor_entry(t) for t in outputs],
         "dims": {k: list(v) for k, v in build.graph.dims.items()},
         "target": build.target.name,
+        "machine": build.target.machine,
         "variants": [{"name": cpu.name, "features": [cpu.needs]} for cpu in build.target.cpus],
         "pipeline": pipeline,
-        "quantisation": "none",
         "files": artifact.file_entries(folder),
-        "selftest": TOLERANCE,
         "postprocess": {},
         "sizes": {
             "parameters": sum(
@@ -328,6 +424,8 @@ def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, fold
             "steps": len(build.plan.steps),
         },
     }
+    if imported.preprocess:
+        fields["preprocess"] = dict(imported.preprocess)
     if imported.labels:
         fields["labels"] = list(imported.labels)
     if imported.sentence is not None:
