@@ -102,7 +102,9 @@ ROWS = packed(torch.from_numpy(Q8), torch.from_numpy(S8)).numpy()
 
 
 def qlinear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
-    return F.linear(torch.from_numpy(Q8 * S8), w * ws[:, None], *extras)
+    """In float64: where large sums cancel, float32 would keep few digits."""
+    x = torch.from_numpy(Q8.astype(np.float64) * S8)
+    return F.linear(x, w.double() * ws.double()[:, None], *(e.double() for e in extras)).float()
 
 
 CHAIN = (("mul", (0, 1), ()), ("gelu", (-1,), (("approximate", "tanh"),)), ("add", (-2, 0), ()))
