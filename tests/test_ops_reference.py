@@ -265,6 +265,24 @@ CASES: list[Case] = [
     ),
     ("codebook", (BYTES, floats(200)), {"columns": 5}, lambda i, v: v[i.long().clamp(max=199)]),
     ("codebook", (BYTES, floats(16)), {"columns": 9, "bits": 4}, lambda i, v: v[halves(i)[..., :9]]),
+    (
+        "conv2d",
+        (floats(2, 4, 7, 6), floats(6, 2, 3, 2), floats(6)),
+        {"stride": (2, 1), "padding": (1, 0, 2, 1), "dilation": (1, 2), "groups": 2, "epilogue": ("bias",)},
+        lambda x, w, b: F.conv2d(F.pad(x, (0, 1, 1, 2)), w, b, (2, 1), 0, (1, 2), 2),
+    ),
+    (
+        "max_pool2d",
+        (floats(2, 4, 7, 6),),
+        {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 0, 0, 1), "dilation": (1, 2)},
+        lambda x: F.max_pool2d(F.pad(x, (0, 1, 1, 0), value=-torch.inf), (3, 2), (2, 1), 0, (1, 2)),
+    ),
+    (
+        "avg_pool2d",
+        (floats(2, 4, 7, 6),),
+        {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 0, 0, 1)},
+        lambda x: F.avg_pool2d(F.pad(x, (0, 1, 1, 0)), (3, 2), (2, 1)),
+    ),
     ("bitmask", (BYTES[0], floats(int(MASK[:, :37].sum()))), {"columns": 37}, spread),
 ]
 

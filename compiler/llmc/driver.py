@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import llmc
-from llmc.compiler import artifact, embed
+from llmc import embed
+from llmc.compiler import artifact
 from llmc.compiler.calls import Call
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
@@ -138,7 +139,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
         task: what to compute, "auto" takes it from the folder; of a file, arrays in and arrays out.
         level: 0 to 3, which pipeline of `llmc.passes.LEVELS` runs; `passes` is a pipeline text instead.
-        prune, share, factorize: compression as `--prune 0.3` writes it (docs/compression.md); it runs last.
+        prune, share, factorize: compression as `--prune 0.3` writes it (docs/compression.md), before `quant`.
         verify_each: hold each pass to its promise by the interpreter, which takes long.
         quant: "none", "int8", "int8-static" or "fp16": see docs/quantisation.md.
         calib: calibration data of int8-static, a .txt, .jsonl, .csv or .npz file, or "auto".
@@ -146,7 +147,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         max_batch, max_seq: upper bounds of the dims.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
-        emit: a form of the model beside module.so, one of `llmc.compiler.embed.FORMS`.
+        emit: a form of the model beside module.so, one of `llmc.embed.FORMS`.
         prefix: goes before every symbol of a static library.
         progress: called with (stage, fraction done) as each stage begins.
         name: model name in the manifest.
