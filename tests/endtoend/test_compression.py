@@ -14,7 +14,7 @@ from llmc.evaluate import evaluate
 
 
 def compiled(model: Path, output: Path, **options: object) -> llmc.Model:
-    llmc.compile(model, output, target="x86", max_batch=8, **options)
+    llmc.compile(model, output, **{"target": "x86", "max_batch": 8} | options)
     return llmc.load(output)
 
 
@@ -29,7 +29,7 @@ def test_artifacts_shrink_and_replay(small_model: Path, small: Path, tmp_path: P
     compiled(small_model, own, **options)  # runs the self-test of both variants
     assert (own / "weights.bin").stat().st_size < (small / "weights.bin").stat().st_size
     pipeline = json.loads((own / "manifest.json").read_text())["pipeline"]
-    compiled(small_model, again, passes=pipeline)
+    compiled(small_model, again, passes=pipeline, target="native")
     assert (own / "weights.bin").read_bytes()[64:] == (again / "weights.bin").read_bytes()[64:]
     ids = np.arange(1, 9).reshape(2, 4)
     answers = []
