@@ -76,7 +76,7 @@ def test_a_file_that_is_no_model(cli: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["script.onnx", "script-11.onnx", "dynamo.onnx", "pt2"])
+@pytest.mark.parametrize("kind", ["script.onnx", "dynamo.onnx", "pt2"])
 def test_minilm_by_every_road(kind: str, minilm: Path, tmp_path: Path) -> None:
     """The file compiles to the same blocks as the folder, and the artifact answers as PyTorch does."""
     import transformers
