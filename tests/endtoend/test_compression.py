@@ -11,6 +11,7 @@ import pytest
 import llmc
 from llmc.errors import LlmcError
 from llmc.evaluate import evaluate
+from llmc.runtime.weights import HEADER_BYTES
 
 
 def compiled(model: Path, output: Path, **options: object) -> llmc.Model:
@@ -30,7 +31,8 @@ def test_artifacts_shrink_and_replay(small_model: Path, small: Path, tmp_path: P
     assert (own / "weights.bin").stat().st_size < (small / "weights.bin").stat().st_size
     pipeline = json.loads((own / "manifest.json").read_text())["pipeline"]
     compiled(small_model, again, passes=pipeline, target="native")
-    assert (own / "weights.bin").read_bytes()[64:] == (again / "weights.bin").read_bytes()[64:]
+    first, second = ((path / "weights.bin").read_bytes() for path in (own, again))
+    assert first[HEADER_BYTES:] == second[HEADER_BYTES:]
     ids = np.arange(1, 9).reshape(2, 4)
     answers = []
     for path, variant in ((own, "avx2"), (again, None)):
