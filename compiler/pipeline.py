@@ -100,6 +100,11 @@ class Pipeline:
     def __str__(self) -> str:
         return ",".join(map(str, self.steps))
 
+    @property
+    def lossy(self) -> bool:
+        """Whether a pass may change what the graph computes."""
+        return any(step.change.keeps.kind == "lossy" for step in self.steps)
+
     def run(
         self, graph: Graph, *observers: Observer, print_after: Collection[str] = ()
     ) -> tuple[Graph, Report]:

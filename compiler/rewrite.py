@@ -58,26 +58,36 @@ class Journal:
         applied: rule -> how often it applied.
         fired: where rules applied, in order, equal events once.
         declined: where rules nearly applied and in the end did not.
+        limit: no rule applies any more once so many have; a search for the wrong one sets it.
+        last: the rule that applied last.
     """
 
     applied: Counter[str] = field(default_factory=Counter)
     fired: dict[Event, None] = field(default_factory=dict)
     declined: dict[Event, None] = field(default_factory=dict)
+    limit: int | None = None
+    last: Event | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether as many rules have applied as may."""
+        return self.limit is not None and self.applied.total() >= self.limit
 
     def note(self, rule: Rule, node: Node, reason: str = "") -> None:
         event = Event(rule.__name__, f"{node.op} {node.type}", str(node.source), reason)
         (self.declined if reason else self.fired)[event] = None
         if not reason:
             self.applied[rule.__name__] += 1
+            self.last = event
 
 
 _journal: ContextVar[Journal | None] = ContextVar("journal", default=None)
 
 
 @contextmanager
-def recording() -> Iterator[Journal]:
-    """Everything that rules do inside the block is noted in the journal it gives."""
-    journal = Journal()
+def recording(limit: int | None = None) -> Iterator[Journal]:
+    """Everything that rules do inside the block, at most `limit` times, is noted in the journal it gives."""
+    journal = Journal(limit=limit)
     token = _journal.set(journal)
     try:
         yield journal
@@ -188,6 +198,8 @@ def _first(
     node: Node, rules: Sequence[_Bound], context: Context, journal: Journal
 ) -> tuple[str, Node] | None:
     """The first rule that applies and its result."""
+    if journal.exhausted:
+        return None
     for bound in rules:
         found = _call(bound, node, context)
         if isinstance(found, Decline):

@@ -6,15 +6,23 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from llmc.compiler.pipeline import Pass
+from llmc.passes.cluster import Share
+from llmc.passes.factorize import Factorize
 from llmc.passes.fold import Fold
 from llmc.passes.fuse import Fuse
+from llmc.passes.prune import Prune
+from llmc.passes.prune_heads import PruneHeads
+from llmc.passes.prune_neurons import PruneNeurons
 from llmc.passes.qkv import Qkv
 from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.share import Cse, Tie
 from llmc.passes.simplify import Simplify
 from llmc.passes.tabulate import Tabulate
 
-_ALL: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, Fuse, Qkv, Quantize, Qfuse)
+_EXACT_OR_CLOSE: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, Fuse, Qkv)
+_COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share)
+_QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse)
+_ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION)
 PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in _ALL})
 
 _EXACT = "tie,simplify,fold,simplify,tie,cse"

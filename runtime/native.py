@@ -182,12 +182,27 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
+_SEEN: dict[str, list[tuple[int, int]]] = {}  # path -> device and inode of each file that was loaded from it
+
+
+def _spelling(path: Path) -> str:
+    """`path` as written for this file alone: dlopen takes the same text for the library it has already.
+
+    An artifact replaced by a new one keeps its path. Loaded files stay mapped, so no inode comes back.
+    """
+    info = path.stat()
+    seen = _SEEN.setdefault(os.fspath(path), [])
+    if (key := (info.st_dev, info.st_ino)) not in seen:
+        seen.append(key)
+    return f"{path.parent}{'/.' * seen.index(key)}/{path.name}"
+
+
 class Library:
     """A loaded module.so. It stays loaded until the process ends, so no model can outlive its code."""
 
     def __init__(self, path: Path) -> None:
         try:
-            self._library = ctypes.CDLL(os.fspath(path.resolve()))
+            self._library = ctypes.CDLL(_spelling(path.resolve()))
             for name, (result, arguments) in _SIGNATURES.items():
                 function = getattr(self._library, name)
                 function.restype, function.argtypes = result, arguments

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 from pathlib import Path
 
 from llmc.errors import LlmcError
 from llmc.targets import TARGETS, Cpu, Target
+
+ENTRY_POINTS = "llmc.targets"
 
 # Linux's names of the features behind each instruction set.
 _FLAGS = {
@@ -67,13 +70,40 @@ def find_target(name: str) -> Target:
     return Target("native", f"this machine: {best.name}", whole.triple, whole.zig, fitting, best_only=True)
 
 
+def all_targets() -> dict[str, Target]:
+    """llmc's targets and those of installed packages: entry points in the group `llmc.targets`.
+
+    Raises:
+        LlmcError: an entry point fails, or is not a Target.
+    """
+    found = dict(TARGETS)
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            target = point.load()
+        except Exception as error:
+            problem = f"the target {point.name!r} of another package fails: {type(error).__name__}: {error}"
+            raise LlmcError(problem, at=point.value) from error
+        if not isinstance(target, Target):
+            raise LlmcError(
+                f"{point.name!r} is not a target",
+                at=point.value,
+                found=repr(target),
+                hint="make it an object of llmc.targets.Target",
+            )
+        found.setdefault(point.name, target)
+    return found
+
+
 def _named(name: str) -> Target:
     if name in TARGETS:
         return TARGETS[name]
+    targets = all_targets()
+    if name in targets:
+        return targets[name]
     from difflib import get_close_matches
 
-    near = get_close_matches(name, TARGETS, 1)
-    known = ", ".join(["native", *TARGETS])
+    near = get_close_matches(name, targets, 1)
+    known = ", ".join(["native", *targets])
     raise LlmcError(
         f"unknown target {name!r}",
         at="--target",

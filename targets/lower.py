@@ -11,6 +11,7 @@ from llmc.errors import LlmcError
 from llmc.targets.kernels import (
     attention,
     conv,
+    decoded,
     elementwise,
     linear,
     matmul,
@@ -26,7 +27,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     **elementwise.LOWERINGS,
     **movement.LOWERINGS,
     **reduction.LOWERINGS,
-    **linear.LOWERINGS,
+    **{**linear.LOWERINGS, **decoded.LOWERINGS},
     **matmul.LOWERINGS,
     **attention.LOWERINGS,
     **norm.LOWERINGS,
@@ -44,9 +45,9 @@ def lower(graph: Graph) -> tuple[Call, ...]:
     Raises:
         LlmcError: an op has no kernel for its dtypes; every such node is listed.
     """
-    calls, refused = [], []
+    calls, refused, kept = [], [], set(graph.outputs.values())
     for node in graph.nodes:
-        if node.op in FREE:
+        if node.op in FREE or (node not in kept and decoded.decoded_by_readers(node, graph.users[node])):
             continue
         try:
             calls.append(LOWERINGS[node.op](node))

@@ -51,6 +51,18 @@ Q, K, V = floats(2, 4, 3, 8), floats(2, 2, 5, 8), floats(2, 2, 5, 6)
 KEEP, ADD = bools(2, 1, 1, 5) | (np.arange(5) == 0), floats(1, 4, 3, 5)
 P, R = floats(2, 3, 30), floats(2, 5, 40)
 KEYS, PB = bools(2, 5) | (np.arange(5) == 1), floats(1, 3, 3, 5)
+BYTES = integers(2, 3, 5, low=0, high=256, dtype="u8")
+MASK = (BYTES[0][:, :, None] >> np.arange(8, dtype=np.uint8) & 1).reshape(3, 40).astype(bool)
+
+
+def halves(packed: torch.Tensor) -> torch.Tensor:
+    """The two 4-bit numbers of each byte, the low one first."""
+    return torch.stack([packed % 16, packed // 16], -1).flatten(-2).long()
+
+
+def spread(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The values where a bit is set, in order."""
+    return torch.zeros(3, 37).masked_scatter_(torch.from_numpy(MASK[:, :37]), values)
 
 
 def sdpa(q: Any, k: Any, v: Any, mask: Any = None, causal: bool = False, scale: float = 0.3) -> Any:
@@ -90,7 +102,9 @@ ROWS = packed(torch.from_numpy(Q8), torch.from_numpy(S8)).numpy()
 
 
 def qlinear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
-    return F.linear(torch.from_numpy(Q8 * S8), w * ws[:, None], *extras)
+    """In float64: where large sums cancel, float32 would keep few digits."""
+    x = torch.from_numpy(Q8.astype(np.float64) * S8)
+    return F.linear(x, w.double() * ws.double()[:, None], *(e.double() for e in extras)).float()
 
 
 CHAIN = (("mul", (0, 1), ()), ("gelu", (-1,), (("approximate", "tanh"),)), ("add", (-2, 0), ()))
@@ -249,6 +263,27 @@ CASES: list[Case] = [
         {"eps": 1e-3, "tables": 2},
         lambda t, i, u, j, *p: norm(F.embedding(i, t) + F.embedding(j, u), *p),
     ),
+    ("codebook", (BYTES, floats(200)), {"columns": 5}, lambda i, v: v[i.long().clamp(max=199)]),
+    ("codebook", (BYTES, floats(16)), {"columns": 9, "bits": 4}, lambda i, v: v[halves(i)[..., :9]]),
+    (
+        "conv2d",
+        (floats(2, 4, 7, 6), floats(6, 2, 3, 2), floats(6)),
+        {"stride": (2, 1), "padding": (1, 0, 2, 1), "dilation": (1, 2), "groups": 2, "epilogue": ("bias",)},
+        lambda x, w, b: F.conv2d(F.pad(x, (0, 1, 1, 2)), w, b, (2, 1), 0, (1, 2), 2),
+    ),
+    (
+        "max_pool2d",
+        (floats(2, 4, 7, 6),),
+        {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 0, 0, 1), "dilation": (1, 2)},
+        lambda x: F.max_pool2d(F.pad(x, (0, 1, 1, 0), value=-torch.inf), (3, 2), (2, 1), 0, (1, 2)),
+    ),
+    (
+        "avg_pool2d",
+        (floats(2, 4, 7, 6),),
+        {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 0, 0, 1)},
+        lambda x: F.avg_pool2d(F.pad(x, (0, 1, 1, 0)), (3, 2), (2, 1)),
+    ),
+    ("bitmask", (BYTES[0], floats(int(MASK[:, :37].sum()))), {"columns": 37}, spread),
 ]
 
 

@@ -98,6 +98,9 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         {"eps": 1e-5, "tables": 2},
         "f32[batch, seq, 8]",
     ),
+    ("codebook", (t(B, 3, dtype="u8"), t(256)), {"columns": 3}, "f32[batch, 3]"),
+    ("codebook", (t(B, S, 2, dtype="u8"), t(16)), {"columns": 3, "bits": 4}, "f32[batch, seq, 3]"),
+    ("bitmask", (t(5, 2, dtype="u8"), t(40)), {"columns": 9}, "f32[5, 9]"),
     (
         "embed_norm",
         (t(9, 32, dtype="u8"), n(B, S), t(5, 8, dtype="f16"), n(1, S), t(8), t(8)),
@@ -222,6 +225,12 @@ REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         "table 0 has shape",
     ),
     ("embed_norm", (t(9, 8), n(B, S), t(8)), {"eps": 1e-5, "tables": 1}, "takes 4 inputs"),
+    ("codebook", (t(2, 3, dtype="i8"), t(9)), {"columns": 3}, "the indices has dtype i8"),
+    ("codebook", (t(2, 3, dtype="u8"), t(17)), {"columns": 6, "bits": 4}, "17 values for indices of 4 bits"),
+    ("codebook", (t(2, 3, dtype="u8"), t(9)), {"columns": 3, "bits": 5}, "bits is 5"),
+    ("codebook", (t(2, 3, dtype="u8"), t(9)), {"columns": 4}, "where a row takes 4 bytes"),
+    ("bitmask", (t(2, 3, dtype="u8"), t(9)), {"columns": 30}, "where a row takes 4 bytes"),
+    ("bitmask", (t(2, 3, 1, dtype="u8"), t(9)), {"columns": 8}, "the mask has rank 3"),
 ]
 
 

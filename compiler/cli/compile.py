@@ -17,6 +17,8 @@ Examples:
   llmc compile ./my-model --quant int8 -o small.llmc
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
   llmc compile ./my-model --passes "fold,cse" -o plain.llmc
+  llmc compile ./my-model --prune 0.3 --share 256 -o small.llmc        measure it: llmc eval --help
+  llmc compile ./my-model --prune heads:0.25 --prune neurons:0.25 -o fast.llmc
   llmc compile ./my-model --target rpi5 --emit executable -o m.llmc
   llmc compile ./my-model --keep build -o m.llmc       leaves graphs and generated code in build/
 
@@ -45,6 +47,15 @@ older artifact as it was.
 @click.option(
     "--passes", metavar="PIPELINE", help="A pipeline instead of a level; `llmc passes` lists the passes."
 )
+@click.option(
+    "--prune",
+    metavar="SPEC",
+    multiple=True,
+    help="Zeros or smaller matrices: 0.3, 2:4, heads:0.25, neurons:0.25 or options; repeatable.",
+)
+@click.option("--share", metavar="SPEC", help="Cluster weights to 16 or 256 values, or options of the pass.")
+@click.option("--factorize", metavar="SPEC", help="Two thin products for one: a rank, or energy=0.9.")
+@click.option("--verify-each", is_flag=True, help="Hold each pass to its promise by the interpreter; slow.")
 @click.option(
     "--quant",
     type=click.Choice(["none", "int8", "int8-static", "fp16"]),

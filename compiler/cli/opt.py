@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ Examples:
   llmc opt fused.txt --weights ./my-model --passes "cse"   and can be read again with the model's weights
 
 \b
-The manager checks the graph after every pass. Graphs print to stdout, everything else to stderr.
+The manager checks the graph after every pass. With --verify-each a pass that breaks its promise is traced to
+a rewrite and a node, and a file is written that `llmc opt FILE --verify-each` runs again. Graphs print to
+stdout, everything else to stderr.
 """
 
 
@@ -41,7 +44,7 @@ The manager checks the graph after every pass. Graphs print to stdout, everythin
     "--print-after", metavar="NAME|all", help="Print the graph after the pass NAME, or after every pass."
 )
 @click.option(
-    "--verify-each", is_flag=True, help="Also run the graph before and after each pass and compare."
+    "--verify-each", is_flag=True, help="Hold each pass to its promise by running the graph before and after."
 )
 @click.option("--time-passes", is_flag=True, help="Print each pass's time and what it changed.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the final graph there.")
@@ -62,13 +65,17 @@ def command(
     if not model.is_file():
         require_folder(model, "a model")
     from llmc.compiler.pipeline import Pipeline
+    from llmc.compiler.promises import run_verified
     from llmc.passes import LEVELS, PASSES
 
-    text = LEVELS[level] if passes is None else passes
-    pipeline = Pipeline.parse(text, PASSES)
-    graph = read_graph(model, task, weights)
-    observers = [_Verify(graph, pipeline)] if verify_each else []
-    graph, report = pipeline.run(graph, *observers, print_after=[print_after] if print_after else [])
+    graph, own = read_graph(model, task, weights)
+    passes = own if passes is None else passes  # a reproducer names its pipeline
+    pipeline = Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
+    shown = [print_after] if print_after else []
+    if verify_each:
+        graph, report = run_verified(pipeline, graph, print_after=shown, say=partial(click.echo, err=True))
+    else:
+        graph, report = pipeline.run(graph, print_after=shown)
     if time_passes and not as_json:
         click.echo(str(report), err=True)
     if output is not None:
@@ -79,8 +86,8 @@ def command(
         click.echo(str(graph), nl=False)
 
 
-def read_graph(model: Path, task: str, weights: Path | None = None) -> Any:
-    """The graph of a model folder or file, or of a text file that `llmc opt -o` or a test wrote.
+def read_graph(model: Path, task: str, weights: Path | None = None) -> tuple[Any, str | None]:
+    """The graph of a model folder or file, or of a text that `llmc opt -o` or a test wrote, and its own pipeline.
 
     Small constants are written out in the text; `weights` is the model folder that holds the others.
 
@@ -95,20 +102,19 @@ def read_graph(model: Path, task: str, weights: Path | None = None) -> Any:
         )
     from llmc.compiler.frontends import dispatch
 
-    return dispatch.load(model, task=task).graph
+    return dispatch.load(model, task=task).graph, None
 
 
-def _read_text(file: Path, task: str, weights: Path | None) -> Any:
-    from llmc.compiler.text import parse_graph, weights_of
+def _read_text(file: Path, task: str, weights: Path | None) -> tuple[Any, str | None]:
+    from llmc.compiler.reproducer import read_text
+    from llmc.compiler.text import weights_of
 
+    known = weights_of(read_graph(require_folder(weights, "a model"), task)[0]) if weights is not None else {}
     try:
-        text = file.read_text()
+        return read_text(file, known)
     except UnicodeDecodeError:
         hint = "give a model folder, an .onnx or .pt2 file, or a graph written by `llmc opt -o`"
         raise LlmcError("not a graph's text", at=str(file), hint=hint) from None
-    known = weights_of(read_graph(require_folder(weights, "a model"), task)) if weights is not None else {}
-    try:
-        return parse_graph(text, known)
     except LlmcError as error:
         if not error.problem.startswith("no weight"):
             raise
@@ -139,64 +145,3 @@ def _as_dict(pipeline: str, graph: Any, report: Any) -> dict[str, Any]:
         for run in report.runs
     ]
     return {"pipeline": pipeline, "passes": runs, "graph": str(graph)}
-
-
-class _Verify:
-    """Holds each pass to its word: runs the interpreter on one random input before and after it."""
-
-    def __init__(self, graph: Any, pipeline: Any) -> None:
-        from llmc.compiler import interpret
-
-        self._run = interpret.run
-        self._inputs = sample_inputs(graph)
-        self._before = interpret.run(graph, self._inputs)
-        self._promises = iter([step.change.keeps for step in pipeline.steps])
-
-    def __call__(self, run: Any, graph: Any) -> None:
-        keeps = next(self._promises)
-        if not run.changed:
-            return
-        after = self._run(graph, self._inputs)
-        for name, old in self._before.items():
-            _hold(run.name, keeps, name, _apart(old, after[name]))
-        self._before = after
-
-
-def _apart(a: Any, b: Any) -> float:
-    """Largest difference as a share of `a`'s largest magnitude; inf where only one of them is a number."""
-    import numpy as np
-
-    if np.array_equal(a, b, equal_nan=True):
-        return 0.0
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    apart = float(np.abs(a - b).max() / (np.abs(a).max() or 1.0))
-    return float("inf") if apart != apart else apart
-
-
-def _hold(text: str, keeps: Any, name: str, apart: float) -> None:
-    """Report the difference that a pass made and refuse more than it declares."""
-    click.echo(f"{text}: {name} differs by {apart:.1e} of its scale, promised {keeps}", err=True)
-    allowed = {"exact": 0.0, "close": keeps.tolerance}.get(keeps.kind, float("inf"))
-    if apart > allowed:
-        found = f"largest difference {apart:.3g} of the output's scale"
-        raise LlmcError(f"pass {text} promises {keeps} and breaks it", at=f"output {name}", found=found)
-
-
-def sample_inputs(graph: Any) -> dict[str, Any]:
-    """Random legal values for every input, each dim at 5 or its nearest bound; seeded."""
-    import numpy as np
-
-    from llmc.compiler.dims import evaluate
-    from llmc.compiler.graph import DTYPES
-
-    sizes = {name: min(max(5, low), high) for name, (low, high) in graph.dims.items()}
-    rng, values = np.random.default_rng(0), {}
-    for node in graph.inputs:
-        shape, kind = tuple(evaluate(d, sizes) for d in node.shape), DTYPES[node.dtype]
-        if kind.kind == "f":
-            values[node.attributes["name"]] = rng.standard_normal(shape).astype(kind)
-            continue
-        low, high = node.attributes.get("low"), node.attributes.get("high")
-        low, high = (0 if low is None else low), (1 if high is None else high)
-        values[node.attributes["name"]] = rng.integers(low, high + 1, shape).astype(kind)
-    return values

@@ -21,9 +21,9 @@ Examples:
 @json_option
 def command(as_json: bool) -> None:
     """List the targets: name, CPU features needed, and what each is for."""
-    from llmc.targets import TARGETS
+    from llmc.targets.host import all_targets
 
-    rows = [_native(), *map(describe, TARGETS.values())]
+    rows = [_native(), *map(describe, all_targets().values())]
     if as_json:
         print_json({"targets": rows})
         return

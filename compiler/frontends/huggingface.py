@@ -14,11 +14,12 @@ import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends import images
-from llmc.compiler.frontends.folder import Summary, inspect
+from llmc.compiler.frontends.folder import Summary, Tokenizer, inspect
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.frontends.pretrained import build, first_line
 from llmc.compiler.frontends.sentence import Dense, Sentence
@@ -64,6 +65,37 @@ def load(
         sentence=summary.sentence,
         preprocess=images.preprocessing(summary.root) if _is_vision(summary) else {},
     )
+
+
+@dataclass(frozen=True)
+class TorchModel:
+    """The folder's model in PyTorch, called as its artifact is.
+
+    Args:
+        names: inputs it takes, i64 `[batch, seq]`.
+        outputs: their names, in order.
+        run: one tensor for each input -> one for each output.
+        tokenizer: None if the folder has no tokenizer.json.
+    """
+
+    names: tuple[str, ...]
+    outputs: tuple[str, ...]
+    run: Any
+    tokenizer: Tokenizer | None
+
+
+def load_torch(path: str | Path, task: str = "auto") -> TorchModel:
+    """A model folder as PyTorch runs it, to compare with.
+
+    Raises:
+        LlmcError: as `load`.
+    """
+    summary = inspect(path, task)
+    with _quiet():
+        model, outputs = build(summary)
+        names, fixed = _inputs(model)
+        head = _head(summary, model, names, fixed, outputs)
+    return TorchModel(tuple(names), tuple(outputs), head, summary.tokenizer)
 
 
 def _is_vision(summary: Summary) -> bool:

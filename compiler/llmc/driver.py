@@ -22,13 +22,14 @@ from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import Plan, make_plan
 from llmc.compiler.program import Tensor, Variant, signature, write_program
+from llmc.compiler.promises import run_verified
 from llmc.errors import LlmcError
-from llmc.passes import LEVELS, PASSES
+from llmc.passes import LEVELS, PASSES, shortcuts
 from llmc.quantisation import Quantisation
 from llmc.runtime import sources as c
 from llmc.runtime.manifest import FORMAT, MANIFEST, MODULE, WEIGHTS, seal
 from llmc.runtime.weights import HEADER_BYTES, weights_header
-from llmc.selfcheck import TOLERANCE, TOLERANCE_LOSSY, check, record
+from llmc.selfcheck import check, record, tolerance
 from llmc.targets import Cpu, Target, host, toolchain
 
 Progress = Callable[[str, float], None]
@@ -103,6 +104,7 @@ class _Options:
     name: str | None
     quant: Quantisation
     form: embed.Form
+    verify_each: bool = False
 
 
 def compile(  # `llmc.compile`: the builtin of this name is not used here
@@ -113,6 +115,10 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     task: str = "auto",
     level: int = 3,
     passes: str | None = None,
+    prune: str | Sequence[str] = (),
+    share: str | None = None,
+    factorize: str | None = None,
+    verify_each: bool = False,
     quant: str = "none",
     calib: str | Path | None = None,
     calib_method: str = "percentile",
@@ -133,6 +139,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
         task: what to compute, "auto" takes it from the folder; of a file, arrays in and arrays out.
         level: 0 to 3, which pipeline of `llmc.passes.LEVELS` runs; `passes` is a pipeline text instead.
+        prune, share, factorize: compression as `--prune 0.3` writes it (docs/compression.md), before `quant`.
+        verify_each: hold each pass to its promise by the interpreter, which takes long.
         quant: "none", "int8", "int8-static" or "fp16": see docs/quantisation.md.
         calib: calibration data of int8-static, a .txt, .jsonl, .csv or .npz file, or "auto".
         calib_method: "minmax", "percentile" or "entropy".
@@ -148,16 +156,19 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         LlmcError: the model, an option, the place of the output or the toolchain is not usable. Nothing is left
             behind then, and an artifact of that name stays as it was.
     """
+    compression = shortcuts.compression((prune,) if isinstance(prune, str) else prune, share, factorize)
+    pipeline = _pipeline(level, passes, compression)
     options = _Options(
         Path(output),
         host.find_target(target),
-        _pipeline(level, passes),
+        pipeline,
         keep,
         cc,
         progress,
         name,
         Quantisation(quant, calib, calib_method),
         embed.form(emit, prefix),
+        verify_each,
     )
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
     return _compile(lambda: dispatch.load(model, task=task, **bounds), options)
@@ -249,10 +260,11 @@ def compile_module(
     return _compile(load, options)
 
 
-def _pipeline(level: int, passes: str | None) -> Pipeline:
+def _pipeline(level: int, passes: str | None, more: str = "") -> Pipeline:
     if passes is None and level not in range(len(LEVELS)):
         raise LlmcError(f"there is no optimisation level {level!r}", hint=f"use 0 to {len(LEVELS) - 1}")
-    return Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
+    text = shortcuts.joined(LEVELS[level] if passes is None else passes, more)
+    return Pipeline.parse(text, PASSES)
 
 
 def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
@@ -264,10 +276,11 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
         stages.enter("import the model", 0.02)
         imported = load()
         stages.enter("optimise the graph", 0.4)
-        graph, _ = options.pipeline.run(imported.graph)
+        run = run_verified if options.verify_each else Pipeline.run
+        graph, _ = run(options.pipeline, imported.graph)
         if options.quant.calib is not None:
             stages.enter("calibrate", 0.42)
-        graph, added = options.quant.run(graph, imported.tokenizer, compile_graph)
+        graph, added = options.quant.run(graph, imported.tokenizer, compile_graph, run)
         pipeline = Pipeline((*options.pipeline.steps, *added.steps))
         stages.enter("make kernels", 0.5)
         calls = lower(graph)
@@ -281,12 +294,12 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
         if options.keep is not None:
             _keep(Path(options.keep), imported.graph, graph, build.program)
         stages.enter("self-test", 0.9)
-        lossy = any(step.change.keeps.kind == "lossy" for step in pipeline.steps)
-        record(folder, graph if lossy else imported.graph, build.build_id)
+        # A lossy pass is meant to change the answers: the artifact then answers for the graph after it.
+        record(folder, graph if pipeline.lossy else imported.graph, build.build_id)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
         fields = _manifest(imported, build, str(pipeline), folder)
-        fields |= {"quantisation": options.quant.mode, "selftest": TOLERANCE_LOSSY if lossy else TOLERANCE}
+        fields |= {"quantisation": options.quant.mode, "selftest": tolerance(graph)}
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
         check(folder, chosen)
         stages.leave()

@@ -23,6 +23,7 @@ from llmc.passes.quantise import QUANTISATIONS, STATIC, Quantize
 from llmc.targets import TARGETS, host
 
 CompileGraph = Callable[..., Any]  # as llmc.driver.compile_graph
+RunPipeline = Callable[[Pipeline, Graph], tuple[Graph, Any]]
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,15 @@ class Quantisation:
         if self.calib not in (None, "auto") and not Path(str(self.calib)).is_file():
             raise LlmcError("there is no such calibration file", at=str(self.calib))
 
-    def run(self, graph: Graph, tokenizer: Any, compile_graph: CompileGraph) -> tuple[Graph, Pipeline]:
+    def run(
+        self, graph: Graph, tokenizer: Any, compile_graph: CompileGraph, run: RunPipeline = Pipeline.run
+    ) -> tuple[Graph, Pipeline]:
         """The quantised graph and the passes that made it.
 
         Args:
             tokenizer: the model's `frontends.folder.Tokenizer`, or None.
             compile_graph: makes the native code that calibration runs.
+            run: `Pipeline.run`, or one that checks more.
 
         Raises:
             LlmcError: the calibration data is of no use.
@@ -70,7 +74,7 @@ class Quantisation:
             assert isinstance(first.change, Quantize)
             found = replace(first.change, scales=self._scales(graph, first.change, tokenizer, compile_graph))
             pipeline = Pipeline.of(found, *(step.change for step in rest))
-        after, _ = pipeline.run(graph)
+        after, _ = run(pipeline, graph)
         return after, pipeline
 
     def _scales(

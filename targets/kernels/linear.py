@@ -123,9 +123,9 @@ def emit_linear(
 
             def tile(row: Expr, height: int, part: int = part, panel: Expr = panel) -> None:
                 here = min(vectors, width // LANES - part)
-                acc = _multiply(e, x, w, row, panel, part * LANES, height, here, k, width)
+                acc = multiply(e, x, w, row, panel, part * LANES, height, here, k, width)
                 column = e.let(panel * width + part * LANES)
-                _finish(e, acc, row, column, height, here, n, width, epilogue, extras, out)
+                finish(e, acc, row, column, height, here, n, width, epilogue, extras, out)
 
             tiles(e, first, count, rows, tile)
     return e.function()
@@ -146,7 +146,7 @@ def tiles(e: Emitter, first: Expr, count: Expr, height: int, body: Callable[[Exp
                 body(row, h)
 
 
-def _multiply(
+def multiply(
     e: Emitter,
     x: Buffer,
     w: Buffer,
@@ -180,7 +180,7 @@ def _widened(e: Emitter, values: Expr) -> Expr:
     return values if dtype_of(values) == "float32x16" else e.let(tirx.Cast("float32x16", values))
 
 
-def _finish(
+def finish(
     e: Emitter,
     acc: Buffer,
     row: Expr,

@@ -100,8 +100,8 @@ def manifest_fields(folder: Path) -> dict[str, Any]:
     }
 
 
-def write_manifest(folder: Path) -> None:
-    fields = manifest_fields(folder)
+def write_manifest(folder: Path, **changed: Any) -> None:
+    fields = manifest_fields(folder) | changed
     for name, field in (("selftest.bin", "selftest"), ("tokenizer.json", "tokenizer")):
         if name not in fields["files"]:
             del fields[field]

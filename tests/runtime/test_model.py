@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -321,3 +322,22 @@ def _bytes_read() -> int:
     """What this process has read by system calls so far."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("rchar")).split()[1])
+
+
+def test_an_artifact_that_replaced_another_is_loaded_anew(copy_of_tiny, build, expected):
+    """Though the path is the one dlopen knows; the old model goes on by its own code."""
+    with load(copy_of_tiny, threads=1) as old:
+        own, new = "f" * 64, copy_of_tiny.with_name("new.llmc")
+        shutil.copytree(copy_of_tiny, new)
+        (new / "module.so").unlink()
+        build.compile_module(new / "module.so", f'-DBUILD_ID="{own}"')
+        build.write_weights(new / "weights.bin", build.weights_payload(), build_id=own)
+        (new / "selftest.bin").unlink()
+        build.write_manifest(new, build_id=own)
+        copy_of_tiny.rename(copy_of_tiny.with_name("old.llmc"))
+        new.rename(copy_of_tiny)
+        for _ in range(2):
+            with load(copy_of_tiny, threads=1) as model:
+                assert model.manifest.build_id == own
+                same(model(input_ids=IDS), expected(IDS))
+        same(old(input_ids=IDS), expected(IDS))

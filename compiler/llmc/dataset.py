@@ -1,0 +1,149 @@
+"""Labelled texts from .jsonl, .csv and .tsv files, one row at a time; .txt has a text on each line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from llmc.errors import LlmcError
+
+TEXT = ("text", "sentence", "review", "content", "question", "premise", "sentence1", "query")
+PAIR = ("context", "hypothesis", "sentence2")
+LABEL = ("label", "labels", "class", "category", "target", "sentiment")
+KINDS = (".jsonl", ".csv", ".tsv", ".txt")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text, where it stands, and its label as written."""
+
+    line: int
+    text: str
+    pair: str | None = None
+    label: Any = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns; None where there is none."""
+
+    text: str
+    pair: str | None = None
+    label: str | None = None
+
+
+def read_rows(
+    path: Path, text: str | None = None, pair: str | None = None, label: str | None = None
+) -> Iterator[Row]:
+    """The rows of a file, which is never held whole.
+
+    Args:
+        text, pair, label: columns; guessed by name where they are not given. A column that only may be there
+            (pair, label) is left out when nothing fits.
+
+    Raises:
+        LlmcError: no such file or kind of file, no rows, a column that is missing, a line that is broken.
+    """
+    if path.suffix not in KINDS:
+        raise LlmcError("data of this kind cannot be read", at=str(path), hint=f"use {', '.join(KINDS)}")
+    empty = True
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in _rows(path, file, (text, pair, label)):
+                empty = False
+                yield row
+    except OSError as error:
+        raise LlmcError(f"cannot read the data: {error.strerror or error}", at=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise LlmcError("the data is not UTF-8 text", at=str(path), found=str(error)) from error
+    if empty:
+        raise LlmcError("the data is empty", at=str(path), hint="it needs at least one row")
+
+
+def _rows(path: Path, file: TextIO, given: tuple[str | None, str | None, str | None]) -> Iterator[Row]:
+    if path.suffix == ".txt":
+        lines = ((n, line.strip()) for n, line in enumerate(file, 1))
+        yield from (Row(n, line) for n, line in lines if line)
+        return
+    columns: Columns | None = None
+    for line, record in _records(path, file):
+        columns = columns or _columns(f"{path}, line {line}", list(record), given)
+        yield _row(f"{path}, line {line}", line, record, columns)
+
+
+def _records(path: Path, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Line number and fields of each record."""
+    if path.suffix == ".jsonl":
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, _object(f"{path}, line {number}", line)
+        return
+    reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    try:
+        for record in reader:
+            yield reader.line_num, {k: v for k, v in record.items() if k is not None}
+    except csv.Error as error:
+        raise LlmcError(f"broken row: {error}", at=f"{path}, line {reader.line_num}") from error
+
+
+def _object(at: str, line: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise LlmcError(f"broken JSON: {error}", at=at) from error
+    if not isinstance(found, dict):
+        raise LlmcError(
+            "not a JSON object", at=at, found=line.strip()[:60], hint='{"text": "...", "label": 1}'
+        )
+    return found
+
+
+def _columns(at: str, names: Sequence[str], given: tuple[str | None, str | None, str | None]) -> Columns:
+    for name in filter(None, given):
+        if name not in names:
+            raise LlmcError(f"there is no column {name!r}", at=at, found=f"columns {', '.join(names)}")
+    text, pair, label = (
+        name or next((n for n in known if n in names), None)
+        for name, known in zip(given, (TEXT, PAIR, LABEL), strict=True)
+    )
+    if text is None:
+        raise LlmcError(
+            "no column looks like the text",
+            at=at,
+            found=f"columns {', '.join(names) or 'none'}",
+            hint="name it: --text-column NAME",
+        )
+    return Columns(text, pair if pair != text else None, label)
+
+
+def _row(at: str, line: int, record: Mapping[str, Any], columns: Columns) -> Row:
+    values = {name: record.get(name) for name in (columns.text, columns.pair, columns.label) if name}
+    missing = next((name for name, value in values.items() if value is None), None)
+    if missing is not None:
+        raise LlmcError(f"the column {missing!r} is missing", at=at, found=f"columns {', '.join(record)}")
+    for name in (columns.text, columns.pair):
+        if name is not None and not isinstance(values[name], str):
+            raise LlmcError(f"the column {name!r} holds no text", at=at, found=repr(values[name])[:60])
+    pair = values[columns.pair] if columns.pair else None
+    return Row(line, str(values[columns.text]), pair, values[columns.label] if columns.label else None)
+
+
+def label_index(at: str, value: Any, labels: Sequence[str], count: int) -> int:
+    """The class that a label names: by its name, by its number, or as LABEL_3.
+
+    Raises:
+        LlmcError: the model has no such class.
+    """
+    word = str(value).strip()
+    lower = [name.lower() for name in labels]
+    if word.lower() in lower:
+        return lower.index(word.lower())
+    number = word.upper().removeprefix("LABEL_").removesuffix(".0")
+    if number.isdigit() and int(number) < count:
+        return int(number)
+    known = ", ".join(labels) or f"0 to {count - 1}"
+    raise LlmcError(f"unknown label {word!r}", at=at, hint=f"the model has {known}; numbers count from 0")

@@ -1,0 +1,276 @@
+"""How good an artifact is on data: accuracy, agreement with a baseline, and the paired difference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmc.dataset import Row, label_index, read_rows
+from llmc.errors import LlmcError
+
+Array = np.ndarray[Any, Any]
+Predict = Callable[[list[Any]], Array]
+BATCH, BUFFER = 16, 256  # rows of a run; rows that are sorted by length together
+OUTPUTS = {"text-classification": "logits", "sentence-embedding": "sentence_embedding"}
+
+
+@dataclass
+class Evaluation:
+    """What was counted. `baseline_*` and what follows is None without a baseline, accuracies without labels.
+
+    Args:
+        accuracy, baseline_accuracy: shares of right answers.
+        agreement: share of equal answers.
+        difference: accuracy minus the baseline's, on the same rows, with its 95 % interval.
+        p_value: of the exact McNemar test: how likely are the rows where one alone is right, were both as good?
+        cosine_mean, cosine_min: between the embeddings.
+    """
+
+    task: str
+    rows: int = 0
+    accuracy: float | None = None
+    baseline_accuracy: float | None = None
+    agreement: float | None = None
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    cosine_mean: float | None = None
+    cosine_min: float | None = None
+    broken: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON values; None where there is none."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What must hold. `max_drop` is a share (0.01: one point), held against the difference itself."""
+
+    max_drop: float | None = None
+    min_accuracy: float | None = None
+    min_agreement: float | None = None
+    min_cosine: float | None = None
+
+
+def evaluate(
+    artifact: str | Path,
+    data: str | Path,
+    baseline: str | Path | None = None,
+    *,
+    text: str | None = None,
+    pair: str | None = None,
+    label: str | None = None,
+    limits: Limits | None = None,
+    threads: int | None = None,
+    limit: int | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Evaluation:
+    """Run an artifact, and a baseline on the same rows, over a file of texts in constant memory.
+
+    Args:
+        data: .jsonl, .csv, .tsv or .txt; `text`, `pair`, `label` name its columns, guessed otherwise.
+        baseline: another artifact, or a Hugging Face folder, which PyTorch runs.
+        limits: thresholds; those that are broken are listed in `Evaluation.broken`.
+        limit: rows to stop after.
+        progress: called with the number of rows done.
+
+    Raises:
+        LlmcError: the data, a label, the artifact or the baseline is not usable, or a limit has no figure.
+    """
+    import llmc
+
+    with llmc.load(artifact, threads=threads) as model:
+        if model.task not in OUTPUTS:
+            raise LlmcError(
+                f"eval knows no measure for the task {model.task}",
+                at=str(artifact),
+                hint=f"it measures {' and '.join(OUTPUTS)}",
+            )
+        rows = islice(read_rows(Path(data), text, pair, label), limit)
+        counts = _Counts(model.task, model.labels or (), str(data))
+        other = None if baseline is None else _baseline(baseline, model, threads)
+        own = _artifact(model)
+        for batch in _batches(rows):
+            counts.add(batch, own(_texts(batch)), None if other is None else other(_texts(batch)))
+            progress(counts.rows)
+    return _judged(counts.result(), limits or Limits())
+
+
+def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Batches of texts of like length, so that little is padded."""
+    while buffer := list(islice(rows, BUFFER)):
+        buffer.sort(key=lambda r: len(r.text) + len(r.pair or ""))
+        yield from (buffer[i : i + BATCH] for i in range(0, len(buffer), BATCH))
+
+
+def _texts(batch: Sequence[Row]) -> list[Any]:
+    return [r.text if r.pair is None else (r.text, r.pair) for r in batch]
+
+
+# --- models
+
+
+def _artifact(model: Any) -> Predict:
+    name = OUTPUTS[model.task]
+
+    def predict(texts: list[Any]) -> Array:
+        return np.asarray(model.run_text(texts)[name])
+
+    return predict
+
+
+def _baseline(path: str | Path, model: Any, threads: int | None) -> Predict:
+    import llmc
+
+    if (Path(path) / "manifest.json").is_file():
+        other = llmc.load(path, threads=threads)
+        if other.task != model.task:
+            raise LlmcError(f"the baseline's task is {other.task}, not {model.task}", at=str(path))
+        return _artifact(other)
+    return _torch(Path(path), model, threads)
+
+
+def _torch(path: Path, model: Any, threads: int | None) -> Predict:
+    """The folder in PyTorch, its own tokenizer cut at the artifact's longest sequence."""
+    import tokenizers
+    import torch
+
+    from llmc.compiler.frontends import huggingface
+    from llmc.runtime.text import Tokenizer
+
+    source = huggingface.load_torch(path, model.task)
+    if source.tokenizer is None:
+        raise LlmcError("the baseline has no tokenizer.json", at=str(path))
+    encoder = tokenizers.Tokenizer.from_file(str(source.tokenizer.file))
+    encoder.enable_padding(pad_id=source.tokenizer.pad_id)
+    encoder.enable_truncation(min(source.tokenizer.max_length, Tokenizer.of(model).longest))
+    fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+    place = source.outputs.index(OUTPUTS[model.task])
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+    @torch.no_grad()
+    def predict(texts: list[Any]) -> Array:
+        encoded = encoder.encode_batch(texts)
+        given = [torch.tensor([getattr(e, fields[n]) for e in encoded]) for n in source.names]
+        result = source.run(*given)
+        chosen = result[place] if isinstance(result, tuple | list) else result
+        return np.asarray(chosen.numpy())
+
+    return predict
+
+
+# --- counting
+
+
+class _Counts:
+    """Running sums over the batches."""
+
+    def __init__(self, task: str, labels: Sequence[str], data: str) -> None:
+        self.task, self.labels, self.data = task, labels, data
+        self.rows = self.right = self.other_right = self.only = self.other_only = self.equal = 0
+        self.cosines, self.lowest, self.labelled, self.compared = 0.0, 1.0, False, False
+
+    def add(self, batch: Sequence[Row], own: Array, other: Array | None) -> None:
+        """Count one batch of outputs."""
+        self.rows += len(batch)
+        self.compared = other is not None
+        if other is not None and own.shape != other.shape:
+            shapes = f"{list(other.shape[1:])}, not {list(own.shape[1:])}"
+            raise LlmcError("the baseline's outputs have another size", found=shapes)
+        if self.task == "sentence-embedding":
+            self._add_cosines(own, other)
+            return
+        answers = own.argmax(-1)
+        others = None if other is None else other.argmax(-1)
+        if others is not None:
+            self.equal += int((answers == others).sum())
+        if batch[0].label is not None:
+            self._add_labels(batch, answers, others, own.shape[-1])
+
+    def _add_labels(self, batch: Sequence[Row], answers: Array, others: Array | None, count: int) -> None:
+        truth = [label_index(f"{self.data}, line {r.line}", r.label, self.labels, count) for r in batch]
+        right, self.labelled = answers == truth, True
+        self.right += int(right.sum())
+        if others is not None:
+            other = others == truth
+            self.other_right += int(other.sum())
+            self.only += int((right & ~other).sum())
+            self.other_only += int((other & ~right).sum())
+
+    def _add_cosines(self, own: Array, other: Array | None) -> None:
+        if other is None:
+            return
+        a, b = own.astype(np.float64), other.astype(np.float64)
+        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+        cosines = (a * b).sum(-1) / np.maximum(norms, np.finfo(np.float64).tiny)
+        self.cosines += float(cosines.sum())
+        self.lowest = min(self.lowest, float(cosines.min()))
+
+    def result(self) -> Evaluation:
+        """The figures."""
+        found, n = Evaluation(self.task, self.rows), self.rows
+        if self.task == "sentence-embedding":
+            if self.compared:
+                found.cosine_mean, found.cosine_min = self.cosines / n, self.lowest
+            return found
+        found.accuracy = self.right / n if self.labelled else None
+        if not self.compared:
+            return found
+        found.agreement = self.equal / n
+        if self.labelled:
+            found.baseline_accuracy = self.other_right / n
+            found.difference, found.interval = paired(self.only, self.other_only, n)
+            found.p_value = mcnemar(self.only, self.other_only)
+        return found
+
+
+def paired(only: int, other_only: int, n: int) -> tuple[float, tuple[float, float]]:
+    """The difference of two accuracies on the same n rows and its 95 % interval (Wald, paired).
+
+    Args:
+        only, other_only: rows that the first alone, and the second alone, has right.
+    """
+    difference = (only - other_only) / n
+    deviation = math.sqrt(max(0.0, (only + other_only) / n - difference**2) / n)
+    return difference, (difference - 1.96 * deviation, difference + 1.96 * deviation)
+
+
+def mcnemar(only: int, other_only: int) -> float:
+    """Exact two-sided p of McNemar's test: a fair coin on each row that just one has right."""
+    n, k = only + other_only, min(only, other_only)
+    tail = (
+        math.exp(math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2))
+        for i in range(k + 1)
+    )
+    return min(1.0, 2 * sum(tail))
+
+
+def _judged(found: Evaluation, limits: Limits) -> Evaluation:
+    """List the limits that do not hold."""
+    drop = None if found.difference is None else -found.difference
+    checks: Mapping[str, tuple[float | None, float | None, bool]] = {
+        "drop in accuracy": (drop, limits.max_drop, True),
+        "accuracy": (found.accuracy, limits.min_accuracy, False),
+        "agreement": (found.agreement, limits.min_agreement, False),
+        "mean cosine": (found.cosine_mean, limits.min_cosine, False),
+    }
+    for name, (value, limit, upper) in checks.items():
+        if limit is None:
+            continue
+        if value is None:
+            raise LlmcError(
+                f"there is no {name} to hold to a limit",
+                found=f"task {found.task}, {'labels' if found.accuracy is not None else 'no labels'}",
+                hint="accuracy needs labels, agreement and cosine need a --baseline",
+            )
+        if (value > limit + 1e-12) if upper else (value < limit - 1e-12):
+            found.broken.append(f"{name} is {value:.4g}, the limit {limit:g}")
+    return found

@@ -1,0 +1,83 @@
+"""Weights stored compressed: `codebook` and `bitmask` say how their values are read back, exactly.
+
+A product whose weight is one of them decodes it on the way into its registers (targets/kernels/decoded.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.graph import TensorType
+from llmc.compiler.ops.declare import REQUIRED, op
+from llmc.compiler.ops.reduction import F32
+from llmc.compiler.ops.rules import Array, want_dtype, want_int, want_rank
+from llmc.errors import LlmcError
+
+# A weight is kept as one of these on purpose: no pass may compute them ahead of time.
+DECODERS = frozenset({"codebook", "bitmask"})
+
+
+def packed_bytes(columns: int, bits: int) -> int:
+    """Bytes of a row of `columns` numbers of `bits` bits."""
+    return -(-columns * bits // 8)
+
+
+def pack_indices(indices: Array, bits: int) -> Array:
+    """Indices u8 `[..., columns]` as u8 `[..., packed_bytes]`; of 4 bits, the even column in the low half."""
+    if bits == 8:
+        return indices
+    if indices.shape[-1] % 2:
+        indices = np.concatenate([indices, np.zeros_like(indices[..., :1])], -1)
+    return np.ascontiguousarray(indices[..., ::2] | (indices[..., 1::2] << 4))
+
+
+def unpack_indices(packed: Array, columns: int, bits: int) -> Array:
+    """The inverse of `pack_indices`."""
+    if bits == 8:
+        return packed
+    halves = np.stack([packed & 15, packed >> 4], -1)
+    return halves.reshape(*packed.shape[:-1], -1)[..., :columns]
+
+
+def _codebook_reference(indices: Array, values: Array, columns: int, bits: int) -> Array:
+    return np.asarray(np.take(values, unpack_indices(indices, columns, bits), mode="clip"))
+
+
+@op("codebook", _codebook_reference, columns=REQUIRED, bits=8)
+def _codebook(indices: TensorType, values: TensorType, columns: Any, bits: Any) -> TensorType:
+    """indices u8 `[..., packed_bytes(columns, bits)]`, values f32 `[v]` -> f32 `[..., columns]`"""
+    want_dtype(indices, {"u8"}, "the indices")
+    want_dtype(values, F32, "the values")
+    want_rank(values, 1, what="the values")
+    if bits not in (4, 8) or isinstance(bits, bool):
+        raise LlmcError(f"bits is {bits!r}, not 4 or 8")
+    if not isinstance(values.shape[0], int) or not 1 <= values.shape[0] <= 1 << bits:
+        raise LlmcError(f"{values.shape[0]} values for indices of {bits} bits")
+    _want_columns(indices, "the indices", packed_bytes(want_int(columns, "columns", 1), bits))
+    return TensorType("f32", (*indices.shape[:-1], columns))
+
+
+def _bitmask_reference(mask: Array, values: Array, columns: int) -> Array:
+    kept = np.unpackbits(mask, axis=-1, count=columns, bitorder="little").astype(bool)
+    result = np.zeros(kept.shape, np.float32)
+    order = np.cumsum(kept.reshape(-1)).reshape(kept.shape) - 1
+    result[kept] = np.take(values, order[kept], mode="clip") if values.size else 0
+    return result
+
+
+@op("bitmask", _bitmask_reference, columns=REQUIRED)
+def _bitmask(mask: TensorType, values: TensorType, columns: Any) -> TensorType:
+    """mask u8 `[r, ceil(columns / 8)]`, values f32 `[v]` in the order of the set bits -> f32 `[r, columns]`"""
+    want_dtype(mask, {"u8"}, "the mask")
+    want_dtype(values, F32, "the values")
+    want_rank(mask, 2, what="the mask")
+    want_rank(values, 1, what="the values")
+    _want_columns(mask, "the mask", packed_bytes(want_int(columns, "columns", 1), 1))
+    return TensorType("f32", (mask.shape[0], columns))
+
+
+def _want_columns(x: TensorType, what: str, count: int) -> None:
+    if not x.rank or x.shape[-1] != count:
+        raise LlmcError(f"{what} has {x} where a row takes {count} bytes")

@@ -1,0 +1,53 @@
+"""`--prune 0.3`, `--share 16`, `--factorize 64` as pipeline text: what they write runs, and replays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from llmc.errors import LlmcError
+
+_NUMBER = r"\d*\.?\d+"
+_FORMS = {
+    "prune": '0.3, 2:4, heads:0.25, neurons:0.25, or options such as sparsity=0.3,scope="layer"',
+    "share": "16, 256, or options such as clusters=16,tables=false",
+    "factorize": "a rank such as 64, energy=0.9, or other options of the pass",
+}
+
+
+def compression(prune: Sequence[str] = (), share: str | None = None, factorize: str | None = None) -> str:
+    """The passes that the shortcuts name, in the order that suits: matrices shrink, then lose values.
+
+    Raises:
+        LlmcError: a shortcut is not of one of the known forms.
+    """
+    parts = [_prune(text) for text in prune]
+    structured = [p for p in parts if p.startswith("prune-")]
+    if factorize is not None:
+        structured.append(_plain("factorize", "rank", r"\d+", factorize))
+    structured += [p for p in parts if not p.startswith("prune-")]
+    if share is not None:
+        structured.append(_plain("share", "clusters", r"\d+", share))
+    return ",".join(structured)
+
+
+def joined(*texts: str) -> str:
+    """Pipeline texts one after the other."""
+    return ",".join(t for t in texts if t.strip())
+
+
+def _prune(text: str) -> str:
+    if text.strip() == "2:4":
+        return 'prune{pattern="2:4"}'
+    if found := re.fullmatch(rf"(heads|neurons):({_NUMBER})", text.strip()):
+        return f"prune-{found[1]}{{fraction={found[2]}}}"
+    return _plain("prune", "sparsity", _NUMBER, text)
+
+
+def _plain(name: str, option: str, number: str, text: str) -> str:
+    text = text.strip()
+    if re.fullmatch(number, text):
+        return f"{name}{{{option}={text}}}"
+    if not re.match(r"[\w-]+\s*=", text):
+        raise LlmcError(f"--{name} {text!r} is not understood", hint=f"write {_FORMS[name]}")
+    return f"{name}{{{text}}}"
