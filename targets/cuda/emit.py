@@ -1,0 +1,108 @@
+"""Write a GPU kernel statement by statement: `Emitter` for a grid of thread blocks.
+
+A kernel is `void name(pointers..., int64_t scalars...)` for one block of `threads` threads; every argument
+takes eight bytes. It runs on `blocks` blocks in a row (gridDim.x), which the program computes from the dims. Registers
+are local arrays with constant indices, which nvcc keeps in registers.
+
+Scalar code of the CPU kernels (`scalar_ops`, `math`) runs here with one lane: `build.legalise` translates the
+few LLVM intrinsics in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx import IntImm
+
+from llmc.targets.kernels.emit import Buffer, Emitter, Expr, div, dtype_of, i64, mod
+
+WARP = 32
+_ALL = 0xFFFFFFFF  # every thread of the warp takes part
+_SHUFFLED = {"uint8": "int32", "int8": "int32", "float16": "float32"}  # dtypes that go by way of another
+
+
+class GridEmitter(Emitter):
+    """Builds the code of one block; `block` and `thread` are its number and the thread's within it, int64."""
+
+    def __init__(self, symbol: str, threads: int) -> None:
+        super().__init__(symbol)
+        self.threads = threads
+        self._block, self._thread = tirx.Var("block", "int32"), tirx.Var("thread", "int32")
+        self.block = self.let(tirx.Cast("int64", self._block))
+        self.thread = self.let(tirx.Cast("int64", self._thread))
+
+    def registers(self, count: int, dtype: str = "float32") -> Buffer:
+        """`count` mutable registers of this thread; zero is not implied."""
+        return self._memory(count, dtype, "local")
+
+    def shared(self, count: int, dtype: str = "float32") -> Buffer:
+        """`count` elements that all threads of the block see; `sync` orders the accesses."""
+        return self._memory(count, dtype, "shared")
+
+    def _memory(self, count: int, dtype: str, scope: str) -> Buffer:
+        buffer = tirx.decl_buffer((i64(count),), dtype, name=self._name(scope), scope=scope)
+        self.add(tirx.AllocBuffer(buffer))
+        return buffer
+
+    def sync(self) -> None:
+        """Wait for all threads of the block; every one of them must come here."""
+        self.add(tirx.Evaluate(tirx.call_intrin("int32", "tirx.tvm_storage_sync", "shared")))
+
+    def extern(self, dtype: str, name: str, *arguments: Expr) -> Expr:
+        """A call of a CUDA function."""
+        return self.let(tirx.call_pure_extern(dtype, name, *arguments))
+
+    def across(self, value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+        """`value` of the 32 threads of the warp combined in a fixed tree, in every one of them.
+
+        All threads of the block must come here.
+        """
+        dtype = dtype_of(value)
+        carried = _SHUFFLED.get(dtype, dtype)
+        for distance in (16, 8, 4, 2, 1):
+            other = self.extern(
+                carried,
+                "__shfl_xor_sync",
+                IntImm("uint32", _ALL),
+                tirx.Cast(carried, value),
+                IntImm("int32", distance),
+            )
+            value = self.let(combine(value, tirx.Cast(dtype, other)))
+        return value
+
+    @contextmanager
+    def each(self, total: Expr) -> Iterator[Expr]:
+        """One item a thread: the body runs for `block * threads + thread` if that is below `total`."""
+        item = self.let(self.block * self.threads + self.thread)
+        with self.when(item < total):
+            yield item
+
+    def decode(self, item: Expr, extents: Sequence[Expr]) -> list[Expr]:
+        """The index along each extent of number `item` of a row-major grid."""
+        index: list[Expr] = []
+        for extent in reversed(extents[1:]):
+            index.append(self.let(mod(item, extent)))
+            item = self.let(div(item, extent))
+        return [item, *reversed(index)][: len(extents)]
+
+    def total(self, extents: Sequence[Expr]) -> Expr:
+        """The product of some extents."""
+        product: Expr = i64(1)
+        for extent in extents:
+            product = self.let(product * extent)
+        return product
+
+    def function(self) -> Any:
+        """The finished PrimFunc: a kernel of a GPU module."""
+        assert len(self._blocks) == 1, "function() inside a loop"
+        body = tirx.SeqStmt(self._blocks[0])
+        for var, tag, extent in ((self._thread, "threadIdx.x", self.threads), (self._block, "blockIdx.x", 1)):
+            # The extent of the grid is the launch's business; TVM wants a number here and ignores it.
+            axis = tirx.IterVar(None, var, tirx.IterVar.ThreadIndex, tag)
+            body = tirx.AttrStmt(axis, "thread_extent", IntImm("int32", extent), body)
+        attributes = {"global_symbol": self.symbol, "calling_conv": 2, "tirx.noalias": True}
+        params = [*self._pointers, *self._scalars]
+        return tirx.PrimFunc(params, body, ret_type=None).with_attr(attributes)
