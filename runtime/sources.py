@@ -11,9 +11,11 @@ MODULE_SOURCES = tuple(
     FOLDER / f"{name}.c"
     for name in ("benchmark", "cpu", "error", "open", "peak", "pool", "run", "sha256", "stats", "workload")
 )
+CUDA_SOURCES = (*MODULE_SOURCES, FOLDER / "cuda.c")
 # -Bsymbolic: several modules in one process must each use their own functions.
 MODULE_FLAGS = ("-std=c99", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-Bsymbolic", "-s")
 MODULE_LIBRARIES = ("-lm", "-lpthread")
+CUDA_LIBRARIES = (*MODULE_LIBRARIES, "-ldl")
 
 BENCH_SOURCES = tuple(FOLDER / f"{name}.c" for name in ("bench_load", "bench_main", "bench_print", "sha256"))
 BENCH_FLAGS = ("-std=c99", "-O2", "-s")

@@ -38,6 +38,7 @@ class Target:
         triple: LLVM target triple.
         zig: target triple of the linker, with the oldest libc the artifact runs on.
         cpus: code is made for each; the best that fits is chosen when the artifact is opened. Best first.
+        gpus: NVIDIA architectures ("sm_80") that kernels are made for instead, oldest first; then `cpus` is empty.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Target:
     triple: str
     zig: str
     cpus: tuple[Cpu, ...]
+    gpus: tuple[str, ...] = ()
 
 
 # prefer-256-bit would split the 16-lane vectors that kernels are written in.
@@ -53,10 +55,28 @@ AVX2 = Cpu("avx2", "x86-64-v3", (), 0b001, "AVX2 and FMA", 16, 8)
 
 _LINUX = ("x86_64-linux-gnu", "x86_64-linux-gnu.2.17")
 
+# Those that nvcc 12 and 13 both know.
+GPUS: Mapping[str, str] = MappingProxyType(
+    {
+        "sm_75": "Turing: T4, RTX 20",
+        "sm_80": "Ampere: A100, A30",
+        "sm_86": "Ampere: A10, A40, RTX 30",
+        "sm_87": "Ampere: Jetson Orin",
+        "sm_89": "Ada: L4, L40, RTX 40",
+        "sm_90": "Hopper: H100, H200",
+    }
+)
+_SERVERS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90")
+
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "x86": Target("x86", "any x86-64 with AVX2, AVX-512 used where present", *_LINUX, (AVX512, AVX2)),
         "x86-avx512": Target("x86-avx512", "x86-64 with AVX-512", *_LINUX, (AVX512,)),
         "x86-avx2": Target("x86-avx2", "x86-64 with AVX2 and FMA", *_LINUX, (AVX2,)),
+        "cuda": Target("cuda", "NVIDIA GPUs from Turing on, x86-64 host", *_LINUX, (), _SERVERS),
+        **{
+            f"cuda-{sm}": Target(f"cuda-{sm}", f"NVIDIA {what}, x86-64 host", *_LINUX, (), (sm,))
+            for sm, what in GPUS.items()
+        },
     }
 )

@@ -35,6 +35,7 @@ Progress = Callable[[str, float], None]
 # Largest difference between the artifact and the interpreter, relative and absolute, that a self-test accepts.
 _SELFTEST = {"rtol": 1e-3, "atol": 5e-4}
 _SELFTEST_SEQ = 9
+_FATBIN = "llmc_fatbin"  # the symbol that module.c knows it by
 
 
 @dataclass(frozen=True)
@@ -136,13 +137,13 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         stages.enter("optimise the graph", 0.4)
         graph, _ = pipeline.run(imported.graph)
         stages.enter("make kernels", 0.5)
-        calls, objects = _kernels(graph, chosen)
+        calls, objects, source = _gpu_kernels(graph, chosen) if chosen.gpus else _kernels(graph, chosen)
         stages.enter("write weights", 0.65)
         plan = make_plan(graph, calls)
         build = _Build(folder, graph, plan, chosen, name or imported.name, cc)
         build.write(objects)
         if keep is not None:
-            _keep(Path(keep), imported.graph, graph, build.program)
+            _keep(Path(keep), imported.graph, graph, {"module.c": build.program, **source})
         stages.enter("self-test", 0.9)
         _write_selftest(folder, imported.graph, build.build_id)
         if imported.tokenizer is not None:
@@ -158,8 +159,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     )
 
 
-def _kernels(graph: Graph, target: Target) -> tuple[tuple[Call, ...], dict[str, bytes]]:
-    """The calls of a graph, and one object file for each instruction set."""
+def _kernels(graph: Graph, target: Target) -> tuple[tuple[Call, ...], dict[str, bytes], dict[str, str]]:
+    """The calls of a graph, one object file for each instruction set, and no source text."""
     from llmc.targets.build import compile_object
     from llmc.targets.kernels.peak import emit_peak
     from llmc.targets.lower import lower
@@ -171,7 +172,19 @@ def _kernels(graph: Graph, target: Target) -> tuple[tuple[Call, ...], dict[str, 
         functions = {f"{s}_{cpu.name}": k.emit(f"{s}_{cpu.name}", cpu) for s, k in kernels.items()}
         functions[f"fma_loop_{cpu.name}"] = emit_peak(f"fma_loop_{cpu.name}", cpu)
         objects[cpu.name] = compile_object(functions, target.triple, cpu)
-    return calls, objects
+    return calls, objects, {}
+
+
+def _gpu_kernels(graph: Graph, target: Target) -> tuple[tuple[Call, ...], dict[str, bytes], dict[str, str]]:
+    """The calls of a graph, the fatbin of their kernels, and its source."""
+    from llmc.targets.cuda.build import cuda_source, fatbin, find_nvcc
+    from llmc.targets.cuda.lower import lower
+
+    find_nvcc()
+    calls = lower(graph)
+    kernels = {call.kernel.symbol: call.kernel for call in calls}
+    source = cuda_source({symbol: k.emit(symbol, None) for symbol, k in kernels.items()})
+    return calls, {_FATBIN: fatbin(source, target.gpus)}, {"kernels.cu": source}
 
 
 class _Build:
@@ -194,10 +207,11 @@ class _Build:
     def write(self, objects: Mapping[str, bytes]) -> None:
         weights = self.folder / WEIGHTS
         digest = artifact.write_weights(weights, self.plan, HEADER_BYTES)
-        variants = [_variant(cpu) for cpu in self.target.cpus]
+        variants = [_variant(cpu) for cpu in self.target.cpus] or [Variant("cuda", 0, 0)]
 
         def text(build_id: str) -> str:
-            return write_program(self.graph, self.plan, variants, self.name, build_id, digest)
+            gpus = self.target.gpus
+            return write_program(self.graph, self.plan, variants, self.name, build_id, digest, gpus)
 
         parts = [llmc.__version__.encode(), digest.encode(), text("").encode(), *objects.values()]
         self.build_id = hashlib.sha256(b"\0".join(parts)).hexdigest()
@@ -209,12 +223,17 @@ class _Build:
     def _link(self, objects: Mapping[str, bytes]) -> None:
         module = self.folder / MODULE
         with tempfile.TemporaryDirectory(prefix="llmc-") as place:
-            sources = [Path(place) / "module.c", *c.MODULE_SOURCES]
+            runtime = c.CUDA_SOURCES if self.target.gpus else c.MODULE_SOURCES
+            sources = [Path(place) / "module.c", *runtime]
             sources[0].write_text(self.program)
             for name, code in objects.items():
+                if name == _FATBIN:
+                    sources.append(toolchain.embed(Path(place), name, code))
+                    continue
                 sources.append(Path(place) / f"{name}.o")
                 sources[-1].write_bytes(code)
-            self._compile(module, sources, c.MODULE_FLAGS, c.MODULE_LIBRARIES)
+            libraries = c.CUDA_LIBRARIES if self.target.gpus else c.MODULE_LIBRARIES
+            self._compile(module, sources, c.MODULE_FLAGS, libraries)
         definition = c.bench_definition(hashlib.sha256(module.read_bytes()).hexdigest())
         flags = (*c.BENCH_FLAGS, definition)
         self._compile(self.folder / "bench", c.BENCH_SOURCES, flags, c.BENCH_LIBRARIES)
@@ -231,12 +250,13 @@ def _variant(cpu: Cpu) -> Variant:
     return Variant(cpu.name, cpu.features, peak_flops(cpu))
 
 
-def _keep(folder: Path, imported: Graph, graph: Graph, program: str) -> None:
+def _keep(folder: Path, imported: Graph, graph: Graph, sources: Mapping[str, str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "imported.txt").write_text(str(imported))
         (folder / "optimised.txt").write_text(str(graph))
-        (folder / "module.c").write_text(program)
+        for name, text in sources.items():
+            (folder / name).write_text(text)
     except OSError as error:
         raise LlmcError(f"cannot keep files: {error.strerror or error}", at=str(folder)) from None
 
@@ -287,7 +307,7 @@ def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, fold
         "outputs": [_tensor_entry(t) for t in outputs],
         "dims": {k: list(v) for k, v in build.graph.dims.items()},
         "target": build.target.name,
-        "variants": [{"name": cpu.name, "features": [cpu.needs]} for cpu in build.target.cpus],
+        "variants": _variant_entries(build.target),
         "pipeline": pipeline,
         "quantisation": "none",
         "files": artifact.file_entries(folder),
@@ -313,6 +333,12 @@ def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, fold
     if imported.tokenizer is not None:
         fields["tokenizer"] = _tokenizer_entry(imported.tokenizer, build.graph)
     return fields
+
+
+def _variant_entries(target: Target) -> list[dict[str, Any]]:
+    if target.gpus:
+        return [{"name": "cuda", "features": [f"an NVIDIA GPU: {', '.join(target.gpus)} or later"]}]
+    return [{"name": cpu.name, "features": [cpu.needs]} for cpu in target.cpus]
 
 
 def _tensor_entry(tensor: Tensor) -> dict[str, Any]:
