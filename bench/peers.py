@@ -17,6 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ def measure(
 ) -> dict[str, Any]:
     """Differences, median seconds, and llmc's time over each peer's with its interval."""
     apart = agree(peers, output, arrays)
-    times = race({name: (lambda call=call: call(arrays)) for name, call in peers.items()}, seconds, threads)
+    times = race({name: partial(call, arrays) for name, call in peers.items()}, seconds, threads)
     batch, seq = arrays["input_ids"].shape
     return {
         "batch": batch,

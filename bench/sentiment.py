@@ -105,7 +105,8 @@ class Teacher(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.bert(input_ids, attention_mask).last_hidden_state
         weight = attention_mask[..., None] / attention_mask.sum(1)[:, None, None]
-        return self.head((hidden * weight).sum(1))
+        logits: Tensor = self.head((hidden * weight).sum(1))
+        return logits
 
 
 def logits_of(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

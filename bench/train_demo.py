@@ -40,6 +40,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification
+from transformers.utils import logging
 
 LABELS = ("negative", "positive")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -185,7 +186,7 @@ def count_pieces(tokenizer: Tokenizer, ids: list[list[int]], reviews: int) -> Co
     for number, row in enumerate(ids):
         for piece in row:
             counts[piece] += 3 if number < reviews else 1
-    return Counter({tokenizer.id_to_token(piece): count for piece, count in counts.items()})
+    return Counter({str(tokenizer.id_to_token(piece)): count for piece, count in counts.items()})
 
 
 def distil(teacher: Teacher, source: Tokenizer, reviews: list[str], others: list[str], size: Size) -> Any:
@@ -219,6 +220,8 @@ def main() -> None:
     """Fetch, train, write, score."""
     options = read_options()
     torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     folder = options.minilm or fetch("minilm")
     tables = read_texts((options.reviews or fetch("reviews")).parent)
     training, development, test = split(tables["movieReview"])

@@ -18,14 +18,16 @@ from llmc.errors import LlmcError
 def new_folder(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output`, renamed to it when the block ends well and removed when it does not.
 
-    An artifact that was there before is replaced in the last step only.
+    An artifact that was there before is replaced in the last step only; where `output` is a link to one, the one
+    it points to.
 
     Raises:
         LlmcError: the place cannot be written, or holds something that is not an artifact.
     """
-    _check_replaceable(output)
-    part = output.parent / f".{output.name}.{secrets.token_hex(4)}.part"
     try:
+        _check_replaceable(output)
+        output = output.resolve() if output.is_symlink() else output
+        part = output.parent / f".{output.name}.{secrets.token_hex(4)}.part"
         part.mkdir()
     except OSError as error:
         raise _os_error("cannot write the artifact", output, error) from None
@@ -52,18 +54,20 @@ def _check_replaceable(output: Path) -> None:
 
 
 def _replace(output: Path, part: Path) -> None:
-    """Rename, the old artifact moved aside and put back should the rename fail."""
+    """Rename, the old artifact moved aside and put back should anything come between, an interrupt too."""
     if not output.exists():
         part.rename(output)
         return
     old = output.parent / f".{output.name}.{secrets.token_hex(4)}.old"
-    output.rename(old)
     try:
+        output.rename(old)
         part.rename(output)
-    except OSError:
-        old.rename(output)
+    except BaseException:
+        if old.exists() and not output.exists():
+            old.rename(output)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _os_error(problem: str, path: Path, error: OSError) -> LlmcError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import sympy
@@ -37,7 +38,7 @@ class Stored:
     offset: int
     operand: Operand
 
-    def array(self) -> np.ndarray:  # type: ignore[type-arg]  # any dtype
+    def array(self) -> np.ndarray[Any, Any]:
         """The bytes to write, dense."""
         if isinstance(self.operand, Packed):
             return np.ascontiguousarray(self.operand.pack(self.operand.weight.array))

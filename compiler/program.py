@@ -42,14 +42,10 @@ class Tensor:
 
 def signature(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs and outputs, in the order of the C interface."""
-    inputs = [
-        Tensor(
-            *(n.attributes[k] for k in ("name",)),
-            n.type,
-            *(n.attributes[k] for k in ("default", "low", "high")),
-        )
-        for n in graph.inputs
-    ]
+    inputs = []
+    for node in graph.inputs:
+        a = node.attributes
+        inputs.append(Tensor(a["name"], node.type, a["default"], a["low"], a["high"]))
     return inputs, [Tensor(name, node.type) for name, node in graph.outputs.items()]
 
 

@@ -13,7 +13,20 @@ MODULE_SOURCES = tuple(
 )
 CUDA_SOURCES = (*MODULE_SOURCES, FOLDER / "cuda.c")
 # -Bsymbolic: several modules in one process must each use their own functions.
-MODULE_FLAGS = ("-std=c99", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-Bsymbolic", "-s")
+_EXPORTS = (
+    "-Xlinker",
+    f"--version-script={FOLDER / 'module.map'}",
+)  # kernels are objects: no flag hides them
+MODULE_FLAGS = (
+    "-std=c99",
+    "-O2",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-Wl,-Bsymbolic",
+    *_EXPORTS,
+    "-s",
+)
 MODULE_LIBRARIES = ("-lm", "-lpthread")
 CUDA_LIBRARIES = (*MODULE_LIBRARIES, "-ldl")
 

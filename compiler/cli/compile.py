@@ -14,7 +14,7 @@ Examples:
   llmc compile ./my-model -o my-model.llmc
   llmc compile ./my-model --target x86 --max-seq 256 -o my-model.llmc
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
-  llmc compile ./my-model --passes "fold,dce,cse" -o plain.llmc
+  llmc compile ./my-model --passes "fold,cse" -o plain.llmc
   llmc compile ./my-model --keep build -o m.llmc       leaves graphs and generated code in build/
 
 \b

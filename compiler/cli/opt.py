@@ -14,10 +14,10 @@ _EPILOG = """\b
 Examples:
   llmc opt ./my-model                                   the imported graph after -O3
   llmc opt ./my-model -O0                               as imported
-  llmc opt ./my-model --passes "fold,dce" --time-passes
+  llmc opt ./my-model --passes "fold,cse" --time-passes
   llmc opt ./my-model --passes "./my_pass.py:MyPass" --print-after all
   llmc opt ./my-model --passes "fuse" -o fused.txt      the graph's text goes to a file
-  llmc opt fused.txt --passes "dce"                     and can be read again
+  llmc opt fused.txt --weights ./my-model --passes "cse"   and can be read again with the model's weights
 
 \b
 The manager checks the graph after every pass. Graphs print to stdout, everything else to stderr.
@@ -34,6 +34,9 @@ The manager checks the graph after every pass. Graphs print to stdout, everythin
     "--task", default="auto", show_default=True, help="What to compute, such as text-classification."
 )
 @click.option(
+    "--weights", type=click.Path(path_type=Path), help="The model that a graph's text was made from."
+)
+@click.option(
     "--print-after", metavar="NAME|all", help="Print the graph after the pass NAME, or after every pass."
 )
 @click.option(
@@ -47,6 +50,7 @@ def command(
     passes: str | None,
     level: int,
     task: str,
+    weights: Path | None,
     print_after: str | None,
     verify_each: bool,
     time_passes: bool,
@@ -61,7 +65,7 @@ def command(
 
     text = LEVELS[level] if passes is None else passes
     pipeline = Pipeline.parse(text, PASSES)
-    graph = read_graph(model, task)
+    graph = read_graph(model, task, weights)
     observers = [_Verify(graph, pipeline)] if verify_each else []
     graph, report = pipeline.run(graph, *observers, print_after=[print_after] if print_after else [])
     if time_passes and not as_json:
@@ -74,20 +78,16 @@ def command(
         click.echo(str(graph), nl=False)
 
 
-def read_graph(model: Path, task: str) -> Any:
+def read_graph(model: Path, task: str, weights: Path | None = None) -> Any:
     """The graph of a model folder, or of a text file that `llmc opt -o` or a test wrote.
 
+    Small constants are written out in the text; `weights` is the model folder that holds the others.
+
     Raises:
-        LlmcError: nothing there, or it is neither.
+        LlmcError: nothing there, it is neither, or a weight of the text is not in `weights`.
     """
     if model.is_file():
-        from llmc.compiler.text import parse_graph
-
-        try:
-            return parse_graph(model.read_text())
-        except UnicodeDecodeError:
-            hint = "give a model folder, or a graph written by `llmc opt -o`"
-            raise LlmcError("not a graph's text", at=str(model), hint=hint) from None
+        return _read_text(model, task, weights)
     if is_artifact(model):
         raise LlmcError(
             "this is an artifact; its graph is gone", at=str(model), hint="give the model's own folder"
@@ -95,6 +95,24 @@ def read_graph(model: Path, task: str) -> Any:
     from llmc.compiler.frontends import huggingface
 
     return huggingface.load(model, task=task).graph
+
+
+def _read_text(file: Path, task: str, weights: Path | None) -> Any:
+    from llmc.compiler.text import parse_graph, weights_of
+
+    try:
+        text = file.read_text()
+    except UnicodeDecodeError:
+        hint = "give a model folder, or a graph written by `llmc opt -o`"
+        raise LlmcError("not a graph's text", at=str(file), hint=hint) from None
+    known = weights_of(read_graph(require_folder(weights, "a model"), task)) if weights is not None else {}
+    try:
+        return parse_graph(text, known)
+    except LlmcError as error:
+        if not error.problem.startswith("no weight"):
+            raise
+        hint = "--weights FOLDER names the model it was made from; weights made by passes are not in there"
+        raise LlmcError(error.problem, at=error.at, found=error.found, hint=hint) from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,8 +13,8 @@ from llmc.compiler.cli.output import json_option, print_json, print_table
 _EPILOG = """\b
 Examples:
   llmc passes
-  llmc compile ./my-model --passes "fold,simplify,fuse,dce" -o m.llmc
-  llmc opt ./my-model --passes "./my_pass.py:MyPass,dce"
+  llmc compile ./my-model --passes "fold,simplify,fuse" -o m.llmc
+  llmc opt ./my-model --passes "./my_pass.py:MyPass,fuse"
 
 \b
 A pass's options go in braces: name{option=value,other=1}. -O0 to -O3 are pipelines, shown below the table.

@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import llmc
-from llmc.compiler import artifact, interpret
+from llmc.compiler import artifact
 from llmc.compiler.calls import Call
 from llmc.compiler.frontends import huggingface
 from llmc.compiler.graph import Graph
@@ -26,17 +24,20 @@ from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
 from llmc.runtime import sources as c
 from llmc.runtime.manifest import FORMAT, MANIFEST, MODULE, WEIGHTS, seal
-from llmc.runtime.selftest import SELFTEST, write_selftest
 from llmc.runtime.weights import HEADER_BYTES, weights_header
+from llmc.selfcheck import TOLERANCE, check, record
 from llmc.targets import Cpu, Target, host, toolchain
 
 Progress = Callable[[str, float], None]
 
+<<<<<<< HEAD
 # Largest difference between the artifact and the interpreter, relative and absolute, that a self-test accepts.
 _SELFTEST = {"rtol": 1e-3, "atol": 5e-4}
 _SELFTEST_SEQ = 9
 _FATBIN = "llmc_fatbin"  # the symbol that module.c knows it by
 
+=======
+>>>>>>> main
 
 @dataclass(frozen=True)
 class CompileReport:
@@ -94,6 +95,19 @@ class _Stages:
         self._name = ""
 
 
+@dataclass(frozen=True)
+class _Options:
+    """What `compile` and `compile_graph` share; see there."""
+
+    output: Path
+    target: Target
+    pipeline: Pipeline
+    keep: str | Path | None
+    cc: str | None
+    progress: Progress | None
+    name: str | None
+
+
 def compile(  # `llmc.compile`: the builtin of this name is not used here
     model: str | Path,
     output: str | Path,
@@ -127,35 +141,79 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         LlmcError: the model, an option, the place of the output or the toolchain is not usable. Nothing is left
             behind then, and an artifact of that name stays as it was.
     """
-    stages, output = _Stages(progress), Path(output)
-    chosen = host.find_target(target)
-    pipeline = Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
+    options = _Options(
+        Path(output), host.find_target(target), _pipeline(level, passes), keep, cc, progress, name
+    )
+    bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
+    return _compile(lambda: huggingface.load(model, task=task, **bounds), options)
+
+
+def compile_graph(
+    graph: Graph,
+    output: str | Path,
+    *,
+    target: str = "native",
+    level: int = 3,
+    passes: str | None = None,
+    keep: str | Path | None = None,
+    cc: str | None = None,
+    progress: Progress | None = None,
+    name: str = "graph",
+) -> CompileReport:
+    """Compile a graph into an artifact without tokenizer or labels; arguments and errors as of `compile`."""
+    options = _Options(
+        Path(output), host.find_target(target), _pipeline(level, passes), keep, cc, progress, name
+    )
+    imported = huggingface.Imported(graph, name, "graph", "", "", (), None, None)
+    return _compile(lambda: imported, options)
+
+
+def _pipeline(level: int, passes: str | None) -> Pipeline:
+    if passes is None and level not in range(len(LEVELS)):
+        raise LlmcError(f"there is no optimisation level {level!r}", hint=f"use 0 to {len(LEVELS) - 1}")
+    return Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
+
+
+def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> CompileReport:
+    """The stages in order; `load` is the first."""
+    stages, output, chosen = _Stages(options.progress), options.output, options.target
     with artifact.new_folder(output) as folder:
         stages.enter("import the model", 0.02)
-        bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
-        imported = huggingface.load(model, task=task, **bounds)
+        imported = load()
         stages.enter("optimise the graph", 0.4)
-        graph, _ = pipeline.run(imported.graph)
+        graph, _ = options.pipeline.run(imported.graph)
         stages.enter("make kernels", 0.5)
         calls, objects, source = _gpu_kernels(graph, chosen) if chosen.gpus else _kernels(graph, chosen)
         stages.enter("write weights", 0.65)
         plan = make_plan(graph, calls)
-        build = _Build(folder, graph, plan, chosen, name or imported.name, cc)
+        build = _Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
         build.write(objects)
+<<<<<<< HEAD
         if keep is not None:
             _keep(Path(keep), imported.graph, graph, {"module.c": build.program, **source})
+=======
+        if options.keep is not None:
+            _keep(Path(options.keep), imported.graph, graph, build.program)
+>>>>>>> main
         stages.enter("self-test", 0.9)
-        _write_selftest(folder, imported.graph, build.build_id)
+        record(folder, imported.graph, build.build_id)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
-        fields = _manifest(imported, build, str(pipeline), folder)
+        fields = _manifest(imported, build, str(options.pipeline), folder)
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
-        _check(folder, chosen)
+        check(folder, chosen)
         stages.leave()
     sizes = {p.name: p.stat().st_size for p in sorted(output.iterdir())}
     kernels = {c.kernel.symbol for c in calls}
     return CompileReport(
-        output, stages.seconds, sizes, target, str(pipeline), len(graph.nodes), len(kernels), len(plan.steps)
+        output,
+        stages.seconds,
+        sizes,
+        chosen.name,
+        str(options.pipeline),
+        len(graph.nodes),
+        len(kernels),
+        len(plan.steps),
     )
 
 
@@ -261,40 +319,6 @@ def _keep(folder: Path, imported: Graph, graph: Graph, sources: Mapping[str, str
         raise LlmcError(f"cannot keep files: {error.strerror or error}", at=str(folder)) from None
 
 
-def _write_selftest(folder: Path, graph: Graph, build_id: str) -> None:
-    """Two runs of the interpreter on the graph as imported: no pass and no kernel had a part in them."""
-    cases = []
-    for batch, seq in ((1, 1), (2, _SELFTEST_SEQ)):
-        sizes = {
-            k: min(v, graph.dims[k].high) for k, v in (("batch", batch), ("seq", seq)) if k in graph.dims
-        }
-        inputs = _sample(graph, sizes)
-        cases.append((inputs, interpret.run(graph, inputs)))
-    write_selftest(folder / SELFTEST, build_id, cases)
-
-
-def _sample(graph: Graph, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Legal inputs drawn with a fixed seed; of an input with a default, the second row ends in zeros (padding)."""
-    from llmc.compiler.dims import evaluate
-    from llmc.compiler.graph import DTYPES
-
-    rng, values = np.random.default_rng(0), {}
-    for node in graph.inputs:
-        a = node.attributes
-        shape, dtype = tuple(evaluate(d, sizes) for d in node.shape), DTYPES[node.dtype]
-        if a["default"] is not None:
-            value = np.full(shape, a["default"], dtype)
-            if value.ndim == 2 and value.shape[1] > 4:
-                value[1:, -4:] = 0
-        elif dtype.kind == "f":
-            value = rng.standard_normal(shape).astype(dtype)
-        else:
-            low, high = a["low"] or 0, 1 if a["high"] is None else a["high"]
-            value = rng.integers(low, high + 1, shape).astype(dtype)
-        values[a["name"]] = value
-    return values
-
-
 def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, folder: Path) -> dict[str, Any]:
     inputs, outputs = signature(build.graph)
     fields: dict[str, Any] = {
@@ -311,7 +335,7 @@ def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, fold
         "pipeline": pipeline,
         "quantisation": "none",
         "files": artifact.file_entries(folder),
-        "selftest": _SELFTEST,
+        "selftest": TOLERANCE,
         "postprocess": {},
         "sizes": {
             "parameters": sum(
@@ -367,21 +391,3 @@ def _tokenizer_entry(tokenizer: Any, graph: Graph) -> dict[str, Any]:
         "pad_id": tokenizer.pad_id,
         "pad_token": token if token is not None else "[PAD]",
     }
-
-
-def _check(folder: Path, target: Target) -> None:
-    """Run the self-test where this machine can run the code."""
-    if not any(host.runs_here(cpu) for cpu in target.cpus):
-        return
-    for cpu in target.cpus:
-        if not host.runs_here(cpu):
-            continue
-        with llmc.load(folder, variant=cpu.name) as model:
-            result = model.selftest()
-        if not result.passed:
-            raise LlmcError(
-                "the compiled model does not compute what the source model does",
-                at=f"variant {cpu.name}",
-                found=result.failures[0],
-                hint="this is a fault of llmc: please report it with the model's config.json",
-            )

@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 from tvm import tirx
@@ -36,7 +36,9 @@ from llmc.targets.kernels.transpose import load_transposed, store_transposed
 QUERIES = 64  # of one work item
 VECTORS = QUERIES // LANES
 KEYS = 64  # of one block
-LOWEST = -1e30  # below every score; finite, so that exp(LOWEST - LOWEST) is 1 and not NaN
+# No score but -inf is below it: models mask by adding float32's minimum, and a query with only such keys weighs
+# them equally. Finite, so that exp(LOWEST - LOWEST) is 1 and not NaN.
+LOWEST = -3.4028234663852886e38
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,15 @@ class Layout:
         return (batch * heads + head) * length * self.width
 
 
+class Layouts(NamedTuple):
+    """Of queries, keys, values and the result."""
+
+    q: Layout
+    k: Layout
+    v: Layout
+    out: Layout
+
+
 @dataclass(frozen=True)
 class Shape:
     """What an attention kernel's code depends on: the key of its `Kernel`.
@@ -74,10 +85,7 @@ class Shape:
 
     heads: int
     kv_heads: int
-    q: Layout
-    k: Layout
-    v: Layout
-    out: Layout
+    layouts: Layouts
     scale: float
     causal: bool
     keys: bool
@@ -89,13 +97,11 @@ def lower_mha(node: Node) -> Call:
     a = node.attributes
     size, heads = a["head_dim"], a["heads"]
     q, k, v, *rest = node.inputs
-    layouts = [
-        Layout(True, int(operand.shape[-1]), offset, size)
-        for operand, offset in zip((q, k, v), a["offsets"], strict=True)
-    ]
-    out = Layout(True, heads * size, 0, size)
+    widths = [int(operand.shape[-1]) for operand in (q, k, v)]
+    at = [Layout(True, width, offset, size) for width, offset in zip(widths, a["offsets"], strict=True)]
+    layouts = Layouts(at[0], at[1], at[2], Layout(True, heads * size, 0, size))
     mask = _mask(rest[-1]) if a["has_bias"] else None
-    shape = Shape(heads, heads, *layouts, out, float(a["scale"]), a["causal"], a["has_keys"], mask)
+    shape = Shape(heads, heads, layouts, float(a["scale"]), a["causal"], a["has_keys"], mask)
     return _call(node, shape, q.shape[0], q.shape[1], k.shape[1])
 
 
@@ -106,9 +112,9 @@ def lower_attention(node: Node) -> Call:
     (batch, heads, s, d), (_, kv_heads, t, _), e = q.shape, k.shape, v.shape[-1]
     if not all(isinstance(x, int) for x in (heads, kv_heads, d, e)):
         raise LlmcError(f"attention: heads and head sizes must be fixed, found {q.type}, {k.type}")
-    layouts = [Layout(False, size, 0, size) for size in (d, d, e, e)]
+    layouts = Layouts(*(Layout(False, size, 0, size) for size in (d, d, e, e)))
     mask = _mask(rest[0]) if a["has_mask"] else None
-    shape = Shape(heads, kv_heads, *layouts, float(a["scale"]), a["causal"], False, mask)
+    shape = Shape(heads, kv_heads, layouts, float(a["scale"]), a["causal"], False, mask)
     return _call(node, shape, batch, s, t)
 
 
@@ -121,7 +127,7 @@ def _call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call:
     if any(i.dtype != "f32" for i in node.inputs[:3]):
         raise LlmcError(f"{node.op}: no kernel for {node.inputs[0].dtype}")
     pointers = [i.dtype for i in node.inputs] + ["f32"]
-    d, e = shape.q.size, shape.v.size
+    d, e = shape.layouts.q.size, shape.layouts.v.size
     scratch = 4 * QUERIES * (d + KEYS + e)
     kernel = Kernel("attention", shape, tuple(pointers), 2, partial(emit_attention, shape=shape), scratch)
     return Call(
@@ -148,7 +154,9 @@ class _Head:
         self.wide = cpu.vectors >= 32
         memory = e.scratch()
         self.memory = memory
-        self.scores = QUERIES * shape.q.size  # offsets into scratch: queries first, then scores, then output
+        self.scores = (
+            QUERIES * shape.layouts.q.size
+        )  # offsets into scratch: queries first, then scores, then output
         self.output = self.scores + QUERIES * KEYS
         self.highest, self.total, self.fade = (e.registers(VECTORS) for _ in range(3))
         self.kept = e.registers(KEYS, "int64")
@@ -166,15 +174,15 @@ class _Head:
         kv_head = e.let(div(self.head, heads // self.shape.kv_heads))
         starts = {}
         for name, length, head in (("q", self.s, self.head), ("k", self.t, kv_head), ("v", self.t, kv_head)):
-            layout: Layout = getattr(self.shape, name)
+            layout: Layout = getattr(self.shape.layouts, name)
             count = heads if name == "q" else self.shape.kv_heads
             starts[name] = e.let(layout.start(self.batch, head, count, length))
-        starts["out"] = e.let(self.shape.out.start(self.batch, self.head, heads, self.s))
+        starts["out"] = e.let(self.shape.layouts.out.start(self.batch, self.head, heads, self.s))
         self.start = starts
 
     def begin(self) -> None:
         """Queries transposed into scratch, [feature][query]; nothing seen yet."""
-        e, layout = self.e, self.shape.q
+        e, layout = self.e, self.shape.layouts.q
         with e.loop(0, self.vectors, "v") as v:
             rows = e.let(self.first + v * LANES)
             for feature in range(0, layout.size, LANES):
@@ -188,7 +196,7 @@ class _Head:
         for v in range(VECTORS):
             e.set(self.highest, v, splat(f32(LOWEST)))
             e.set(self.total, v, splat(f32(0.0)))
-        with e.loop(0, self.shape.v.size * VECTORS, "z") as z:
+        with e.loop(0, self.shape.layouts.v.size * VECTORS, "z") as z:
             e.store(self.memory, self.output + z * LANES, splat(f32(0.0)))
 
     def select(self, block: Expr) -> Expr:
@@ -224,7 +232,7 @@ class _Head:
 
     def score(self, keys: Expr) -> None:
         """scores[key][query] = K q"""
-        e, layout = self.e, self.shape.k
+        e, layout = self.e, self.shape.layouts.k
 
         def product_of(vector: Expr, vectors: int) -> None:
             def tile(row: Expr, height: int) -> None:
@@ -330,7 +338,7 @@ class _Head:
 
     def mix(self, keys: Expr) -> None:
         """output[feature][query] = fade * output + V^T p"""
-        e, layout = self.e, self.shape.v
+        e, layout = self.e, self.shape.layouts.v
 
         def of(vector: Expr, vectors: int) -> None:
             height = self.tile_rows(vectors)
@@ -360,7 +368,7 @@ class _Head:
 
     def finish(self) -> None:
         """out = output / sum, transposed back; a query with no key gives 0"""
-        e, layout = self.e, self.shape.out
+        e, layout = self.e, self.shape.layouts.out
         with e.loop(0, self.vectors, "v") as v:
             total = e.let(e.get(self.total, v))
             zero = splat(f32(0.0))

@@ -1,9 +1,13 @@
 """Every mistake gets one clear sentence and the right exit code; a traceback never shows."""
 
 import errno
+import fcntl
 import signal
 import subprocess
 import sys
+import termios
+import time
+from typing import Any
 
 import click
 import numpy as np
@@ -168,12 +172,22 @@ def test_standard_output_on_a_full_disk(demo_folder):
     assert done.stderr == "error: no space left on device\n"
 
 
+def _wait_until_read(pipe: Any) -> None:
+    """Return when the other side has taken all that was written, and so waits for more."""
+    deadline = time.monotonic() + 20
+    while int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), "little"):
+        assert time.monotonic() < deadline, "nothing was read"
+        time.sleep(0.01)
+
+
 def test_control_c_while_reading_standard_input(fake_artifact):
-    ready = "import sys; from llmc.compiler.cli import main; print('ready', flush=True); sys.exit(main())"
-    arguments = [sys.executable, "-c", ready, "run", str(fake_artifact), "--text", "-"]
+    start = "import sys; from llmc.compiler.cli import main; sys.exit(main())"
+    arguments = [sys.executable, "-c", start, "run", str(fake_artifact), "--text", "-"]
     pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
     with subprocess.Popen(arguments, text=True, **pipes) as process:
-        assert process.stdout.readline() == "ready\n"
+        process.stdin.write("a line\n")
+        process.stdin.flush()
+        _wait_until_read(process.stdin)
         process.send_signal(signal.SIGINT)
         process.wait(20)
         assert process.returncode == 130

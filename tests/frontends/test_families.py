@@ -8,20 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from random_families import cases
 
 from llmc.compiler.frontends.huggingface import load
-from llmc.compiler.frontends.tasks import FAMILIES, TASKS
 from llmc.compiler.interpret import run
 from llmc.compiler.text import parse_graph, print_graph, weights_of
 from llmc.compiler.verify import verify
 
 SHAPES = [(1, 1), (3, 17), (2, 64)]
-HEADS = [
-    task for task in TASKS.values() if task.name not in ("sentence-embedding", "replaced-token-detection")
-]
-FEW = {"camembert": 1, "deberta-v2-conv": 1}  # RoBERTa's code again; DeBERTa with a convolution
-CASES = [(family, task) for family in (*FAMILIES, "deberta-v2-conv") for task in HEADS[: FEW.get(family)]]
-CASES.append(("electra", TASKS["replaced-token-detection"]))
+CASES = cases()
 
 
 @pytest.mark.parametrize(("family", "task"), CASES, ids=[f"{f}-{t.name}" for f, t in CASES])

@@ -1,0 +1,71 @@
+"""The self-test of an artifact: recorded by the interpreter, run on the finished code before it gets its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import llmc
+from llmc.compiler import interpret
+from llmc.compiler.dims import evaluate
+from llmc.compiler.graph import DTYPES, Graph
+from llmc.errors import LlmcError
+from llmc.runtime.selftest import SELFTEST, write_selftest
+from llmc.targets import Target, host
+
+# Largest difference between the artifact and the interpreter, relative and absolute, that a self-test accepts.
+TOLERANCE = {"rtol": 1e-3, "atol": 5e-4}
+_CASES = ((1, 1), (2, 9))  # size of the dim `batch`, of all others
+
+
+def record(folder: Path, graph: Graph, build_id: str) -> None:
+    """Two runs of the interpreter on the graph as imported: no pass and no kernel had a part in them."""
+    cases = []
+    for batch, other in _CASES:
+        wanted = {name: batch if name == "batch" else other for name in graph.dims}
+        sizes = {name: min(max(wanted[name], low), high) for name, (low, high) in graph.dims.items()}
+        inputs = _sample(graph, sizes)
+        cases.append((inputs, interpret.run(graph, inputs)))
+    write_selftest(folder / SELFTEST, build_id, cases)
+
+
+def _sample(graph: Graph, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Legal inputs drawn with a fixed seed; of an input with a default, the second row ends in zeros (padding)."""
+    rng, values = np.random.default_rng(0), {}
+    for node in graph.inputs:
+        a = node.attributes
+        shape, dtype = tuple(evaluate(d, sizes) for d in node.shape), DTYPES[node.dtype]
+        if a["default"] is not None:
+            value = np.full(shape, a["default"], dtype)
+            if value.ndim == 2 and value.shape[1] > 4:
+                value[1:, -4:] = 0
+        elif dtype.kind == "f":
+            value = rng.standard_normal(shape).astype(dtype)
+        else:
+            low, high = a["low"] or 0, 1 if a["high"] is None else a["high"]
+            value = rng.integers(low, high + 1, shape).astype(dtype)
+        values[a["name"]] = value
+    return values
+
+
+def check(folder: Path, target: Target) -> None:
+    """Run the self-test of every variant that this machine can run.
+
+    Raises:
+        LlmcError: an output differs.
+    """
+    for cpu in target.cpus:
+        if not host.runs_here(cpu):
+            continue
+        with llmc.load(folder, variant=cpu.name) as model:
+            result = model.selftest()
+        if not result.passed:
+            raise LlmcError(
+                "the compiled model does not compute what the source model does",
+                at=f"variant {cpu.name}",
+                found=result.failures[0],
+                hint="this is a fault of llmc: please report it with the model's config.json",
+            )

@@ -1,0 +1,95 @@
+"""docs/passes.md: the pass it teaches, run as it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PASS = "./my_pass.py:TanhGelu"
+
+
+@pytest.fixture
+def my_pass(block, tmp_path):
+    """The tutorial's file, in the folder where `shell` runs."""
+    file = tmp_path / "my_pass.py"
+    file.write_text(block("passes", "my_pass.py"))
+    return file
+
+
+@pytest.fixture
+def imported(my_pass, shell, classifier_folder, tmp_path):
+    """The classifier's graph as text, so that a command need not import the model again."""
+    assert shell("opt", classifier_folder, "-O0", "-o", "imported.txt").returncode == 0
+    return tmp_path / "imported.txt"
+
+
+def test_the_pass_runs_and_fuse_follows(my_pass, shell, classifier_folder, tmp_path):
+    pipeline = f"{PASS}{{min_width=64}},fuse"
+    result = shell("opt", classifier_folder, "--passes", pipeline, "--time-passes", "-o", "after.txt")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines()[0].startswith(f"{PASS}{{min_width=64}}")
+    assert result.stderr.splitlines()[0].endswith("by_tanh 1")
+    assert '"gelu_tanh"' in (tmp_path / "after.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{width=1}", "did you mean min_width?"),
+        ("{min_width=wide}", "takes int"),
+        ("{min_width=-1}", "min_width must not be negative"),
+    ],
+)
+def test_wrong_options(imported, shell, classifier_folder, options, message):
+    result = shell("opt", imported, "--weights", classifier_folder, "--passes", PASS + options)
+    assert result.returncode == 1
+    assert message in result.stderr
+
+
+def test_the_promise_holds_and_a_false_one_is_caught(my_pass, imported, shell, classifier_folder):
+    command = (
+        "opt",
+        imported,
+        "--weights",
+        classifier_folder,
+        "--passes",
+        PASS,
+        "--verify-each",
+        "-o",
+        "after.txt",
+    )
+    result = shell(*command)
+    assert result.returncode == 0, result.stderr
+    assert "promised close(0.01)" in result.stderr
+    my_pass.write_text(my_pass.read_text().replace("close(1e-2)", "close(1e-7)"))
+    result = shell(*command)
+    assert result.returncode == 1
+    assert "promises close(1e-07) and breaks it" in result.stderr
+
+
+def test_what_the_tables_say_of_printing(imported, shell, classifier_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("LLMC_DEBUG", "3")
+    monkeypatch.setenv("LLMC_DUMP", str(tmp_path / "dump"))
+    options = ("--weights", classifier_folder, "--print-after", PASS, "-o", "after.txt")
+    result = shell("opt", imported, "--passes", PASS + "{min_width=4096}", *options)
+    assert result.returncode == 0, result.stderr
+    assert "declined: only 64 columns" in result.stderr
+    assert f"# after {PASS}" in result.stderr
+    assert sorted(p.name for p in (tmp_path / "dump").iterdir()) == ["00_input.txt", "01_TanhGelu.txt"]
+
+
+def test_text_of_a_model_needs_its_weights(imported, shell):
+    result = shell("opt", imported, "--passes", "cse")
+    assert result.returncode == 1
+    assert "--weights FOLDER" in result.stderr
+
+
+def test_use_from_python(my_pass, block, tmp_path):
+    code = block("passes", "use_it.py")
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == block("passes", "use_it.out")
