@@ -30,14 +30,8 @@ from llmc.targets import Cpu, Target, host, toolchain
 
 Progress = Callable[[str, float], None]
 
-<<<<<<< HEAD
-# Largest difference between the artifact and the interpreter, relative and absolute, that a self-test accepts.
-_SELFTEST = {"rtol": 1e-3, "atol": 5e-4}
-_SELFTEST_SEQ = 9
 _FATBIN = "llmc_fatbin"  # the symbol that module.c knows it by
 
-=======
->>>>>>> main
 
 @dataclass(frozen=True)
 class CompileReport:
@@ -188,13 +182,8 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
         plan = make_plan(graph, calls)
         build = _Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
         build.write(objects)
-<<<<<<< HEAD
-        if keep is not None:
-            _keep(Path(keep), imported.graph, graph, {"module.c": build.program, **source})
-=======
         if options.keep is not None:
-            _keep(Path(options.keep), imported.graph, graph, build.program)
->>>>>>> main
+            _keep(Path(options.keep), imported.graph, graph, {"module.c": build.program, **source})
         stages.enter("self-test", 0.9)
         record(folder, imported.graph, build.build_id)
         if imported.tokenizer is not None:

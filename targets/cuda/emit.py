@@ -34,6 +34,14 @@ class GridEmitter(Emitter):
         self.block = self.let(tirx.Cast("int64", self._block))
         self.thread = self.let(tirx.Cast("int64", self._thread))
 
+    def let(self, value: Expr, name: str = "t") -> Expr:
+        """`value` computed once, here; a choice by way of a register, as TVM would substitute it into every later one."""
+        if isinstance(value, tirx.Select | tirx.Max | tirx.Min):
+            held = self.registers(1, dtype_of(value))
+            self.set(held, 0, value)
+            value = self.get(held)
+        return super().let(value, name)
+
     def registers(self, count: int, dtype: str = "float32") -> Buffer:
         """`count` mutable registers of this thread; zero is not implied."""
         return self._memory(count, dtype, "local")

@@ -3,7 +3,7 @@
  *
  * The threads of a block are fibers that take turns: each runs until it waits, and goes on when all have come to the same
  * place. Every other round goes backwards, so that a missing barrier shows. A barrier that not all threads
- * reach ends the process. `__shared__` is static: there is one block at a time.
+ * reach ends the process. gpu_lab.py makes `__shared__` static: there is one block at a time.
  */
 #pragma once
 
@@ -17,7 +17,6 @@
 
 #define __global__
 #define __launch_bounds__(threads)
-#define __shared__ static
 #define CUDART_INF_F __builtin_inff()
 #define CUDART_NAN_F __builtin_nanf("")
 #define CUDART_INF __builtin_inf()

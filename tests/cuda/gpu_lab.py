@@ -26,9 +26,9 @@ Array = np.ndarray[Any, Any]
 HERE = Path(__file__).parent
 GUARD = 64  # bytes after each buffer that no kernel may touch
 ARGUMENTS = 48
-_HEAD = re.compile(r'extern "C" __global__ void __launch_bounds__\((\d+)\) (\w+)\((.*?)\) \{(.*?)\n\}\n', re.S)
+_HEAD = re.compile(r'extern "C" __global__ void __launch_bounds__\((\d+)\) (\w+)\(([^()]*)\) \{(.*?)\n\}\n', re.S)
 _WAITS = ("__syncthreads", "__shfl", "wmma")
-_FLAGS = ("-O2", "-shared", "-fPIC", "-g0", "-fno-sanitize=undefined", "-s")
+_FLAGS = ("-O1", "-shared", "-fPIC", "-g0", "-fno-sanitize=undefined", "-s")
 _KERNEL_FLAGS = ("-std=c++17", "-fno-exceptions", "-ffp-contract=off", "-fno-strict-aliasing", "-mavx2", "-mfma")
 
 
@@ -50,7 +50,8 @@ def emulated(source: str, folder: Path, name: str = "kernels") -> Path:
     assert len(entries) == source.count("__launch_bounds__") // 2
     table = "\nextern const emu_kernel emu_kernels[] = {\n" + "\n".join(entries) + "\n    {0}\n};\n"
     path = folder / f"{name}.cpp"
-    path.write_text('#include "emulate.h"\n' + source[len(PREAMBLE) :] + table)
+    body = source[len(PREAMBLE) :].replace("__shared__ alignas(64)", "alignas(64) static")
+    path.write_text('#include "emulate.h"\n' + body + table)
     _compile(folder / f"{name}.so", path, *_KERNEL_FLAGS, "-mf16c", f"-I{HERE}")
     return folder / f"{name}.so"
 
