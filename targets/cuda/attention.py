@@ -22,12 +22,13 @@ from llmc.compiler.ops.rules import same_dim
 from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import launch
-from llmc.targets.kernels.attention import LOWEST, Layout
+from llmc.targets.kernels.attention import Layout
 from llmc.targets.kernels.emit import Buffer, Expr, div, f32, fma, i64, mod
 from llmc.targets.kernels.math import exp_down
 
 QUERIES = 64  # of a block, one a thread
 TOGETHER = 8  # keys between two updates of the maximum
+MASKED = float("-inf")  # the score of a key that is not attended; a bias of -3e38 is not one
 _SHARED = 48 * 1024  # bytes every GPU gives a block
 
 
@@ -146,7 +147,7 @@ class _Head:
             k.set(self.own, i, k.load(self.q, at + i))
         with k.loop(0, shape.v.size, unroll=True) as i:
             k.set(self.sum, i, f32(0.0))
-        k.set(self.highest, 0, f32(LOWEST))
+        k.set(self.highest, 0, f32(MASKED))
         k.set(self.total, 0, f32(0.0))
         blocks = k.let(div(self.end + (shape.staged - 1), shape.staged))
         with k.loop(0, blocks, "block") as block:
@@ -181,20 +182,21 @@ class _Head:
             k.set(self.highest, 0, k.let(tirx.max(k.let(k.get(self.highest)), k.get(self.scores, j))))
         new = k.let(k.get(self.highest))
         fade = exp_down(k, k.let(old - new))
+        fade = k.let(tirx.Select(old > f32(MASKED), fade, f32(0.0)))  # nothing was seen: -inf - -inf is NaN
         k.set(self.total, 0, k.let(k.get(self.total)) * fade)
         with k.loop(0, shape.v.size, unroll=True) as i:
             k.set(self.sum, i, k.let(k.get(self.sum, i)) * fade)
         with k.loop(0, TOGETHER, unroll=True) as j:
             score = k.let(k.get(self.scores, j))
             p = exp_down(k, k.let(score - new))
-            p = k.let(tirx.Select(score <= f32(LOWEST), f32(0.0), p))  # a masked key, even if all are
+            p = k.let(tirx.Select(score > f32(MASKED), p, f32(0.0)))
             k.set(self.total, 0, k.let(k.get(self.total)) + p)
             line = k.let((near + j) * shape.v.size)
             with k.loop(0, shape.v.size, unroll=True) as i:
                 k.set(self.sum, i, fma(p, k.load(self.near_values, line + i), k.get(self.sum, i)))
 
     def score(self, key: Expr, near: Expr) -> Expr:
-        """scale * q . k + bias, LOWEST where the key is masked."""
+        """scale * q . k + bias, MASKED where the key is masked."""
         k, shape = self.k, self.shape
         dot = k.registers(1)
         k.set(dot, 0, f32(0.0))
@@ -202,26 +204,26 @@ class _Head:
         with k.loop(0, shape.k.size, unroll=True) as i:
             k.set(dot, 0, fma(k.get(self.own, i), k.load(self.near_keys, line + i), k.get(dot)))
         value, seen = k.let(k.get(dot)), k.let(key < self.end)
-        k.set(dot, 0, f32(LOWEST))
+        k.set(dot, 0, f32(MASKED))
         with k.when(seen):
             k.set(dot, 0, self.masked(k.let(value * f32(shape.scale)), value, key))
         return k.let(k.get(dot))
 
     def masked(self, scaled: Expr, value: Expr, key: Expr) -> Expr:
         k, shape = self.k, self.shape
-        lowest = f32(LOWEST)
+        masked = f32(MASKED)
         score = scaled
         if shape.mask and self.bias is not None:
             dtype, varies = shape.mask
             entry = k.load(self.bias, self.entry(varies, key))
             if dtype == "bool":
-                score = k.let(tirx.Select(tirx.NE(entry, tirx.const(0, "uint8")), scaled, lowest))
+                score = k.let(tirx.Select(tirx.NE(entry, tirx.const(0, "uint8")), scaled, masked))
             else:
                 score = k.let(fma(value, f32(shape.scale), entry))
         if self.flags is not None:
             flag = k.load(self.flags, self.batch * self.t + key)
-            score = k.let(tirx.Select(tirx.NE(flag, tirx.const(0, "uint8")), score, lowest))
-        return k.let(tirx.Select(key <= self.query, score, lowest)) if shape.causal else score
+            score = k.let(tirx.Select(tirx.NE(flag, tirx.const(0, "uint8")), score, masked))
+        return k.let(tirx.Select(key <= self.query, score, masked)) if shape.causal else score
 
     def entry(self, varies: tuple[bool, ...], key: Expr) -> Expr:
         """Element of the mask for this query and `key`."""
