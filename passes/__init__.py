@@ -9,10 +9,11 @@ from llmc.compiler.pipeline import Pass
 from llmc.passes.fold import Fold
 from llmc.passes.fuse import Fuse
 from llmc.passes.qkv import Qkv
+from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.share import Cse, Tie
 from llmc.passes.simplify import Simplify
 
-_ALL: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Fuse, Qkv)
+_ALL: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Fuse, Qkv, Quantize, Qfuse)
 PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in _ALL})
 
 _EXACT = "tie,simplify,fold,simplify,tie,cse"

@@ -15,6 +15,9 @@ from llmc.compiler.pipeline import Pass
 from llmc.compiler.rewrite import Decline, rewrite
 from llmc.errors import LlmcError
 
+# A number repeated needs no memory; a weight once quantised stays so.
+_KEPT = frozenset({"constant", "input", "expand", "full", "dequantize"})
+
 
 @dataclass(frozen=True)
 class Fold(Pass):
@@ -37,7 +40,7 @@ class Fold(Pass):
 
     def fold_constants(self, node: Node) -> Node | Decline | None:
         """f(constants) -> constant"""
-        if node.op in ("constant", "input", "expand", "full") or any(i.op != "constant" for i in node.inputs):
+        if node.op in _KEPT or any(i.op != "constant" for i in node.inputs):
             return None
         if not all(isinstance(d, int) for d in node.shape) or _names_dims(node):
             return None

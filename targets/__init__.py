@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 
@@ -19,6 +19,8 @@ class Cpu:
         needs: the same in words.
         vectors: number of vector registers.
         lanes: float32 lanes of one register.
+        dots: whether it multiplies u8 by s8 and sums four products in one instruction. A variant that has no
+            more than this over the next serves programs with integer products only.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Cpu:
     needs: str
     vectors: int
     lanes: int
+    dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Target:
         zig: target triple of the linker, with the oldest libc the artifact runs on.
         cpus: code is made for each; the best that fits is chosen when the artifact is opened. Best first.
         gpus: NVIDIA architectures ("sm_80") that kernels are made for instead, oldest first; then `cpus` is empty.
+        best_only: make code for the first that serves, as for one known machine.
     """
 
     name: str
@@ -47,10 +51,29 @@ class Target:
     zig: str
     cpus: tuple[Cpu, ...]
     gpus: tuple[str, ...] = ()
+    best_only: bool = False
 
+    def serving(self, families: Iterable[str]) -> Target:
+        """This target with the instruction sets worth having for kernels of these families."""
+        integer = not INTEGER.isdisjoint(families)
+        cpus = tuple(cpu for cpu in self.cpus if integer or not cpu.dots)
+        return replace(self, cpus=cpus[:1] if self.best_only else cpus)
+
+
+INTEGER = frozenset({"qlinear"})  # families of kernels that multiply integers
 
 # prefer-256-bit would split the 16-lane vectors that kernels are written in.
 AVX512 = Cpu("avx512", "x86-64-v4", ("-prefer-256-bit",), 0b011, "AVX-512 F, BW, CD, DQ and VL", 32, 16)
+AVX512VNNI = Cpu(
+    "avx512vnni",
+    "x86-64-v4",
+    ("+avx512vnni", "-prefer-256-bit"),
+    0b111,
+    "AVX-512 F, BW, CD, DQ, VL and VNNI",
+    32,
+    16,
+    dots=True,
+)
 AVX2 = Cpu("avx2", "x86-64-v3", (), 0b001, "AVX2 and FMA", 16, 8)
 
 _LINUX = ("x86_64-linux-gnu", "x86_64-linux-gnu.2.17")
@@ -70,8 +93,10 @@ _SERVERS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90")
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
-        "x86": Target("x86", "any x86-64 with AVX2, AVX-512 used where present", *_LINUX, (AVX512, AVX2)),
-        "x86-avx512": Target("x86-avx512", "x86-64 with AVX-512", *_LINUX, (AVX512,)),
+        "x86": Target(
+            "x86", "any x86-64 with AVX2, AVX-512 used where present", *_LINUX, (AVX512VNNI, AVX512, AVX2)
+        ),
+        "x86-avx512": Target("x86-avx512", "x86-64 with AVX-512", *_LINUX, (AVX512VNNI, AVX512)),
         "x86-avx2": Target("x86-avx2", "x86-64 with AVX2 and FMA", *_LINUX, (AVX2,)),
         "cuda": Target("cuda", "NVIDIA GPUs from Turing on, x86-64 host", *_LINUX, (), _SERVERS),
         **{

@@ -10,6 +10,7 @@ from llmc.targets import TARGETS, Cpu, Target
 
 # Linux's names of the features behind each instruction set.
 _FLAGS = {
+    "avx512vnni": {"avx512_vnni"},
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
     "avx2": {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"},
 }
@@ -27,7 +28,7 @@ def host_flags() -> frozenset[str]:
 
 def runs_here(cpu: Cpu) -> bool:
     """Whether this processor has what `cpu` needs."""
-    needed = set().union(*(_FLAGS[name] for name in _FLAGS if name in (cpu.name, "avx2")))
+    needed = set().union(*(_FLAGS[name] for name in _FLAGS if cpu.name.startswith(name) or name == "avx2"))
     return platform.machine() in ("x86_64", "AMD64") and needed <= host_flags()
 
 
@@ -40,15 +41,16 @@ def find_target(name: str) -> Target:
     if name != "native":
         return _named(name)
     whole = TARGETS["x86"]
-    best = next((cpu for cpu in whole.cpus if runs_here(cpu)), None)
-    if best is None:
+    fitting = tuple(cpu for cpu in whole.cpus if runs_here(cpu))
+    if not fitting:
         raise LlmcError(
             "llmc has no code for this machine's processor",
             at="--target native",
             found=platform.machine(),
             hint="an x86-64 processor with AVX2 and FMA is needed; --target x86 compiles for another machine",
         )
-    return Target("native", f"this machine: {best.name}", whole.triple, whole.zig, (best,))
+    best = next(cpu for cpu in fitting if not cpu.dots)
+    return Target("native", f"this machine: {best.name}", whole.triple, whole.zig, fitting, best_only=True)
 
 
 def _named(name: str) -> Target:

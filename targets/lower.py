@@ -8,7 +8,7 @@ from llmc.compiler.calls import Call
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS
 from llmc.errors import LlmcError
-from llmc.targets.kernels import attention, elementwise, linear, matmul, movement, norm, reduction
+from llmc.targets.kernels import attention, elementwise, linear, matmul, movement, norm, quantised, reduction
 
 Lowering = Callable[[Node], Call]
 
@@ -20,6 +20,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     **matmul.LOWERINGS,
     **attention.LOWERINGS,
     **norm.LOWERINGS,
+    **quantised.LOWERINGS,
 }
 
 # These hold no value of their own to compute: inputs and constants are there, views share their input's memory.

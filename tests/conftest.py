@@ -76,6 +76,8 @@ def _same_output(change: Pass | Pipeline, graph: Graph, inputs: dict[str, Any] |
     given = random_graphs.random_inputs(graph, 0, sizes) if inputs is None else inputs
     expected, got = interpret.run(graph, given), interpret.run(after, given)
     tolerance = max((step.change.keeps.tolerance for step in pipeline.steps), default=0.0)
+    if any(step.change.keeps.kind == "lossy" for step in pipeline.steps):
+        tolerance = 0.5  # no promise: the answers are of the right shape and size, and finite
     for name, value in expected.items():
         limit = tolerance * float(np.abs(value).max(initial=0)) if value.dtype.kind == "f" else 0.0
         np.testing.assert_allclose(got[name], value, rtol=0, atol=limit, err_msg=f"{pipeline}: {name}")

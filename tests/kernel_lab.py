@@ -19,7 +19,7 @@ from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.dims import evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.ops import OPS
-from llmc.targets import AVX2, AVX512, Cpu
+from llmc.targets import AVX2, AVX512, AVX512VNNI, Cpu
 from llmc.targets.build import compile_object
 
 Array = np.ndarray[Any, Any]
@@ -33,7 +33,11 @@ CUTS = ((1,), (3, 1), (2, 5, 1))  # sizes of consecutive begin..end ranges, repe
 def cpus() -> list[Cpu]:
     """The variants this machine can run."""
     flags = Path("/proc/cpuinfo").read_text()
-    return [cpu for cpu, flag in ((AVX512, "avx512vl"), (AVX2, "avx2")) if flag in flags]
+    return [
+        cpu
+        for cpu, flag in ((AVX512VNNI, "avx512_vnni"), (AVX512, "avx512vl"), (AVX2, "avx2"))
+        if flag in flags
+    ]
 
 
 def libc() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from llmc.compiler.dims import symbol
 from llmc.compiler.graph import DTYPES, Graph, Weight
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import OPS, constant, input_, make
+from llmc.compiler.ops.quantise import fma32
 
 torch.set_num_threads(1)
 RNG = np.random.default_rng(7)
@@ -64,6 +66,31 @@ def mha(q: Any, k: Any, v: Any, keys: Any, bias: Any) -> Any:
 
 def norm(x: Any, *rest: Any, eps: float = 1e-3) -> Any:
     return F.layer_norm(x, x.shape[-1:], *rest, eps=eps)
+
+
+Q8, S8 = integers(3, 4, 5, low=-127, high=128, dtype="i8"), abs(floats(3, 4, 1)) + np.float32(0.01)
+W8, WS = integers(7, 5, low=-127, high=128, dtype="i8"), abs(floats(7))
+
+
+def packed(q: Any, scale: Any) -> Any:
+    """Rows of 5 values: 16 bytes of them, 128 standing for 0, then the scale and 12 zeros."""
+    low = F.pad((q.int() + 128).to(torch.uint8), (0, 11), value=128)
+    return torch.cat([low, F.pad(scale.expand(3, 4, 1).contiguous().view(torch.uint8), (0, 12))], -1)
+
+
+def round_by(x: Any, scale: Any) -> Any:
+    return torch.clamp(torch.round(x * (1 / scale)), -127, 127).to(torch.int8)
+
+
+def row_scale(x: Any) -> Any:
+    return x.abs().amax(-1, keepdim=True) / 127
+
+
+ROWS = packed(torch.from_numpy(Q8), torch.from_numpy(S8)).numpy()
+
+
+def qlinear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
+    return F.linear(torch.from_numpy(Q8 * S8), w * ws[:, None], *extras)
 
 
 CHAIN = (("mul", (0, 1), ()), ("gelu", (-1,), (("approximate", "tanh"),)), ("add", (-2, 0), ()))
@@ -160,6 +187,33 @@ CASES: list[Case] = [
         (X, W, RES, BIAS),
         {"epilogue": ("residual", "relu", "bias")},
         lambda x, w, r, b: F.relu(F.linear(x, w) + r) + b,
+    ),
+    ("linear", (X, W.astype(np.float16)), {}, lambda x, w: F.linear(x, w.float())),
+    ("row_scale", (X,), {}, row_scale),
+    ("row_scale", (np.zeros((2, 3), np.float32),), {}, lambda x: torch.ones(2, 1)),
+    *[("quantize", (99 * X, s), {}, round_by) for s in (S8, np.float32([0.5]), abs(floats(5)))],
+    ("dequantize", (Q8, S8), {}, lambda q, s: q * s),
+    ("quantize_rows", (X,), {}, lambda x: packed(round_by(x, row_scale(x)), row_scale(x))),
+    (
+        "quantize_rows",
+        (99 * X, np.array(0.5, np.float32)),
+        {"has_scale": True},
+        lambda x, s: packed(round_by(x, s), s.reshape(1)),
+    ),
+    ("dequantize_rows", (ROWS,), {"size": 5}, lambda rows: torch.from_numpy(Q8 * S8)),
+    ("qlinear", (ROWS, W8, WS), {}, qlinear),
+    ("qlinear", (ROWS, W8, WS, BIAS), {"epilogue": ("bias",)}, qlinear),
+    (
+        "qlinear",
+        (ROWS, W8, WS, RES, BIAS),
+        {"epilogue": ("residual", "gelu", "bias")},
+        lambda rows, w, ws, r, b: F.gelu(qlinear(rows, w, ws) + r) + b,
+    ),
+    (
+        "embed_norm",
+        (ROWS[0], integers(2, 3, low=0, high=4), floats(5), floats(5)),
+        {"eps": 1e-3, "tables": 1},
+        lambda t, i, *p: norm(F.embedding(i, torch.from_numpy(Q8[0] * S8[0])), *p),
     ),
     ("matmul", (floats(2, 1, 3, 4), floats(5, 4, 6)), {}, torch.matmul),
     ("attention", (Q, K, V), {"scale": 0.3}, sdpa),
@@ -288,6 +342,26 @@ def test_symbolic_attributes_take_their_sizes():
     np.testing.assert_array_equal(found["slice"], value[1::2])
     np.testing.assert_array_equal(found["reshape"], value.ravel())
     np.testing.assert_array_equal(found["expand"], np.ones((5, 2)))
+
+
+def test_fused_multiply_add_is_rounded_once():
+    """Against the same in rationals: sums that cancel, ties, results that are subnormal or overflow."""
+    rng = np.random.default_rng(3)
+    a, b = (rng.normal(size=400).astype(np.float32) for _ in range(2))
+    close = (-a * b * (1 + rng.normal(size=400) * 2.0 ** -rng.integers(0, 40, 400))).astype(np.float32)
+    tiny = np.float32(2.0) ** -rng.integers(60, 75, 400).astype(np.float32)
+    for x, y, z in ((a, b, close), (a * tiny, b * tiny, close * tiny * tiny), (a, b, np.float32(1e30) * a)):
+        found = fma32(x, y, z)
+        for one, *terms in zip(found.tolist(), x.tolist(), y.tolist(), z.tolist(), strict=True):
+            exact = Fraction(terms[0]) * Fraction(terms[1]) + Fraction(terms[2])
+            below, above = (float(np.nextafter(np.float32(one), np.float32(s))) for s in (-np.inf, np.inf))
+            error = abs(Fraction(one) - exact)
+            assert error <= abs(Fraction(below) - exact)
+            assert error <= abs(Fraction(above) - exact)
+    big = np.float32(3e38)
+    np.testing.assert_array_equal(fma32(big, big, big), np.inf)
+    np.testing.assert_array_equal(fma32(big, np.float32(2), -big), big)
+    assert np.isnan(fma32(np.float32(np.inf), np.float32(0), big))
 
 
 def test_layer_norm_of_large_offset_is_stable():

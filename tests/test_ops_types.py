@@ -79,6 +79,25 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         {"eps": 1e-5, "tables": 2},
         "f32[batch, seq, 8]",
     ),
+    (
+        "embed_norm",
+        (t(9, 32, dtype="u8"), n(B, S), t(5, 8, dtype="f16"), n(1, S), t(8), t(8)),
+        {"eps": 1e-5, "tables": 2},
+        "f32[batch, seq, 8]",
+    ),
+    ("linear", (t(B, 8), t(3, 8, dtype="f16")), {}, "f32[batch, 3]"),
+    ("row_scale", (t(B, S, 8),), {}, "f32[batch, seq, 1]"),
+    ("quantize", (t(B, S, 8), t(B, S, 1)), {}, "i8[batch, seq, 8]"),
+    ("dequantize", (t(B, S, dtype="i8"), t()), {}, "f32[batch, seq]"),
+    ("quantize_rows", (t(B, S, 17),), {}, "u8[batch, seq, 48]"),
+    ("quantize_rows", (t(B, 16), t()), {"has_scale": True}, "u8[batch, 32]"),
+    ("dequantize_rows", (t(B, 32, dtype="u8"),), {"size": 9}, "f32[batch, 9]"),
+    (
+        "qlinear",
+        (t(B, S, 32, dtype="u8"), t(3, 16, dtype="i8"), t(3), t(B, S, 3)),
+        {"epilogue": ("gelu", "residual")},
+        "f32[batch, seq, 3]",
+    ),
 ]
 
 
@@ -164,6 +183,25 @@ REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ("mha", (t(B, S, 8),) * 3, {**MHA, "offsets": (0, 0, 1)}, "v has no columns 1 to 9"),
     ("mha", (t(B, S, 8),) * 3 + (b(S, B),), {**MHA, "has_keys": True}, "keys has shape"),
     ("add_norm", (t(B, 8), t(8), t(8), t(8)), {"eps": 1e-5}, "residual has shape"),
+    ("linear", (t(2, 8), t(3, 8, dtype="i8")), {}, "the weight has dtype i8"),
+    ("quantize", (t(2, 8), t(2, 2, 1)), {}, "does not fit values"),
+    ("quantize", (t(2, 8), t(2, 8, dtype="f16")), {}, "the scale has dtype f16"),
+    ("dequantize", (t(2, 8), t()), {}, "dtype f32"),
+    ("row_scale", (t(),), {}, "a scalar"),
+    ("quantize_rows", (t(2, S),), {}, "fixed size"),
+    ("quantize_rows", (t(2, 8),), {"has_scale": True}, "0 scales"),
+    ("quantize_rows", (t(2, 8), t(1)), {"has_scale": True}, "the scale has shape"),
+    ("dequantize_rows", (t(2, 32, dtype="u8"),), {"size": 17}, "do not hold 17 values"),
+    ("qlinear", (t(2, 32, dtype="u8"), t(3, 17, dtype="i8"), t(3)), {}, "do not hold 17 values"),
+    ("qlinear", (t(2, 32, dtype="i8"), t(3, 16, dtype="i8"), t(3)), {}, "the packed row has dtype i8"),
+    ("qlinear", (t(2, 32, dtype="u8"), t(3, 16, dtype="i8"), t(3, 1)), {}, "scale has shape"),
+    ("qlinear", (t(2, 2**18, dtype="u8"), t(3, 2**18 - 16, dtype="i8"), t(3)), {}, "int32 sums"),
+    (
+        "embed_norm",
+        (t(9, 8, dtype="u8"), n(B, S), t(8), t(8)),
+        {"eps": 1e-5, "tables": 1},
+        "table 0 has shape",
+    ),
     ("embed_norm", (t(9, 8), n(B, S), t(8)), {"eps": 1e-5, "tables": 1}, "takes 4 inputs"),
 ]
 

@@ -13,6 +13,7 @@ _EPILOG = """\b
 Examples:
   llmc compile ./my-model -o my-model.llmc
   llmc compile ./my-model --target x86 --max-seq 256 -o my-model.llmc
+  llmc compile ./my-model --quant int8 -o small.llmc
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
   llmc compile ./my-model --passes "fold,cse" -o plain.llmc
   llmc compile ./my-model --keep build -o m.llmc       leaves graphs and generated code in build/
@@ -40,6 +41,13 @@ output appears under its name only when it is whole: a failed compile leaves an 
 )
 @click.option(
     "--passes", metavar="PIPELINE", help="A pipeline instead of a level; `llmc passes` lists the passes."
+)
+@click.option(
+    "--quant",
+    type=click.Choice(["none", "int8", "fp16"]),
+    default="none",
+    show_default=True,
+    help="int8: weights, tables and products; fp16: weights and tables.",
 )
 @click.option("--max-batch", type=click.IntRange(min=1), help="Largest batch.  [default: the compiler's]")
 @click.option("--max-seq", type=click.IntRange(min=1), help="Longest sequence.  [default: the model's]")

@@ -22,10 +22,11 @@ from llmc.compiler.plan import Plan, make_plan
 from llmc.compiler.program import Tensor, Variant, signature, write_program
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
+from llmc.quantisation import Quantisation
 from llmc.runtime import sources as c
 from llmc.runtime.manifest import FORMAT, MANIFEST, MODULE, WEIGHTS, seal
 from llmc.runtime.weights import HEADER_BYTES, weights_header
-from llmc.selfcheck import TOLERANCE, check, record
+from llmc.selfcheck import TOLERANCE, TOLERANCE_LOSSY, check, record
 from llmc.targets import Cpu, Target, host, toolchain
 
 Progress = Callable[[str, float], None]
@@ -100,6 +101,7 @@ class _Options:
     cc: str | None
     progress: Progress | None
     name: str | None
+    quant: Quantisation = Quantisation()
 
 
 def compile(  # `llmc.compile`: the builtin of this name is not used here
@@ -110,6 +112,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     task: str = "auto",
     level: int = 3,
     passes: str | None = None,
+    quant: str = "none",
     max_batch: int | None = None,
     max_seq: int | None = None,
     keep: str | Path | None = None,
@@ -125,6 +128,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
         task: what to compute, "auto" takes it from the folder.
         level: 0 to 3, which pipeline of `llmc.passes.LEVELS` runs; `passes` is a pipeline text instead.
+        quant: "none", "int8" or "fp16"; what it means is in docs/quantisation.md.
         max_batch, max_seq: upper bounds of the dims.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
@@ -136,7 +140,14 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
             behind then, and an artifact of that name stays as it was.
     """
     options = _Options(
-        Path(output), host.find_target(target), _pipeline(level, passes), keep, cc, progress, name
+        Path(output),
+        host.find_target(target),
+        _pipeline(level, passes),
+        keep,
+        cc,
+        progress,
+        name,
+        Quantisation(quant),
     )
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
     return _compile(lambda: huggingface.load(model, task=task, **bounds), options)
@@ -170,14 +181,20 @@ def _pipeline(level: int, passes: str | None) -> Pipeline:
 
 def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> CompileReport:
     """The stages in order; `load` is the first."""
+    from llmc.targets.lower import lower
+
     stages, output, chosen = _Stages(options.progress), options.output, options.target
     with artifact.new_folder(output) as folder:
         stages.enter("import the model", 0.02)
         imported = load()
         stages.enter("optimise the graph", 0.4)
         graph, _ = options.pipeline.run(imported.graph)
+        graph, added = options.quant.run(graph)
+        pipeline = Pipeline((*options.pipeline.steps, *added.steps))
         stages.enter("make kernels", 0.5)
-        calls, objects, source = _gpu_kernels(graph, chosen) if chosen.gpus else _kernels(graph, chosen)
+        calls = _lowered(graph, chosen)
+        chosen = chosen.serving(call.kernel.family for call in calls)
+        objects, source = _fatbin(calls, chosen) if chosen.gpus else (_objects(calls, chosen), {})
         stages.enter("write weights", 0.65)
         plan = make_plan(graph, calls)
         build = _Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
@@ -185,10 +202,12 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
         if options.keep is not None:
             _keep(Path(options.keep), imported.graph, graph, {"module.c": build.program, **source})
         stages.enter("self-test", 0.9)
-        record(folder, imported.graph, build.build_id)
+        lossy = any(step.change.keeps.kind == "lossy" for step in pipeline.steps)
+        record(folder, graph if lossy else imported.graph, build.build_id)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
-        fields = _manifest(imported, build, str(options.pipeline), folder)
+        fields = _manifest(imported, build, str(pipeline), folder)
+        fields |= {"quantisation": options.quant.mode, "selftest": TOLERANCE_LOSSY if lossy else TOLERANCE}
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
         check(folder, chosen)
         stages.leave()
@@ -199,39 +218,47 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
         stages.seconds,
         sizes,
         chosen.name,
-        str(options.pipeline),
+        str(pipeline),
         len(graph.nodes),
         len(kernels),
         len(plan.steps),
     )
 
 
-def _kernels(graph: Graph, target: Target) -> tuple[tuple[Call, ...], dict[str, bytes], dict[str, str]]:
-    """The calls of a graph, one object file for each instruction set, and no source text."""
-    from llmc.targets.build import compile_object
-    from llmc.targets.kernels.peak import emit_peak
+def _lowered(graph: Graph, target: Target) -> tuple[Call, ...]:
+    """The calls of a graph."""
+    if target.gpus:
+        from llmc.targets.cuda.build import find_nvcc
+        from llmc.targets.cuda.lower import lower as lower_for_gpu
+
+        find_nvcc()
+        return lower_for_gpu(graph)
     from llmc.targets.lower import lower
 
-    calls = lower(graph)
+    return lower(graph)
+
+
+def _objects(calls: Sequence[Call], target: Target) -> dict[str, bytes]:
+    """One object file of the calls' kernels for each instruction set."""
+    from llmc.targets.build import compile_object
+    from llmc.targets.kernels.peak import emit_peak
+
     kernels = {call.kernel.symbol: call.kernel for call in calls}
     objects = {}
     for cpu in target.cpus:
         functions = {f"{s}_{cpu.name}": k.emit(f"{s}_{cpu.name}", cpu) for s, k in kernels.items()}
         functions[f"fma_loop_{cpu.name}"] = emit_peak(f"fma_loop_{cpu.name}", cpu)
         objects[cpu.name] = compile_object(functions, target.triple, cpu)
-    return calls, objects, {}
+    return objects
 
 
-def _gpu_kernels(graph: Graph, target: Target) -> tuple[tuple[Call, ...], dict[str, bytes], dict[str, str]]:
-    """The calls of a graph, the fatbin of their kernels, and its source."""
-    from llmc.targets.cuda.build import cuda_source, fatbin, find_nvcc
-    from llmc.targets.cuda.lower import lower
+def _fatbin(calls: Sequence[Call], target: Target) -> tuple[dict[str, bytes], dict[str, str]]:
+    """The fatbin of the calls' kernels, and its source."""
+    from llmc.targets.cuda.build import cuda_source, fatbin
 
-    find_nvcc()
-    calls = lower(graph)
     kernels = {call.kernel.symbol: call.kernel for call in calls}
     source = cuda_source({symbol: k.emit(symbol, None) for symbol, k in kernels.items()})
-    return calls, {_FATBIN: fatbin(source, target.gpus)}, {"kernels.cu": source}
+    return {_FATBIN: fatbin(source, target.gpus)}, {"kernels.cu": source}
 
 
 class _Build:
@@ -322,9 +349,7 @@ def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, fold
         "target": build.target.name,
         "variants": _variant_entries(build.target),
         "pipeline": pipeline,
-        "quantisation": "none",
         "files": artifact.file_entries(folder),
-        "selftest": TOLERANCE,
         "postprocess": {},
         "sizes": {
             "parameters": sum(

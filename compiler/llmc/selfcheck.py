@@ -18,11 +18,16 @@ from llmc.targets import Target, host
 
 # Largest difference between the artifact and the interpreter, relative and absolute, that a self-test accepts.
 TOLERANCE = {"rtol": 1e-3, "atol": 5e-4}
+# A value between two int8 levels falls to either side by the last bit of what came before.
+TOLERANCE_LOSSY = {"rtol": 2e-2, "atol": 2e-2}
 _CASES = ((1, 1), (2, 9))  # size of the dim `batch`, of all others
 
 
 def record(folder: Path, graph: Graph, build_id: str) -> None:
-    """Two runs of the interpreter on the graph as imported: no pass and no kernel had a part in them."""
+    """Two runs of the interpreter on `graph`: as imported, no pass and no kernel had a part in them.
+
+    After a lossy pass it is the graph which that made, and only the kernels are judged.
+    """
     cases = []
     for batch, other in _CASES:
         wanted = {name: batch if name == "batch" else other for name in graph.dims}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmc.compiler.graph import Node, Source, TensorType, Weight, dtype_name
-from llmc.compiler.ops import attention, elementwise, linear, reduction, shape
+from llmc.compiler.ops import attention, elementwise, linear, quantise, reduction, shape
 from llmc.compiler.ops.declare import OPS, Op
 from llmc.errors import LlmcError
 
@@ -22,6 +22,7 @@ __all__ = [
     "input_",
     "linear",
     "make",
+    "quantise",
     "reduction",
     "shape",
 ]

@@ -12,6 +12,7 @@ from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import OPS, REQUIRED, op
 from llmc.compiler.ops.elementwise import gelu64, gelu_tanh64, relu, sigmoid64, silu64
 from llmc.compiler.ops.reduction import F32, layer_norm64, want_norm
+from llmc.compiler.ops.rows import row_stride, unpack_rows
 from llmc.compiler.ops.rules import (
     FLOATS,
     Array,
@@ -37,6 +38,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
         "sigmoid": sigmoid64,
     }
 )
+TABLES = frozenset({"f32", "f16", "u8"})  # u8: packed rows (rows.py)
 EXTRAS = frozenset({"bias", "residual"})  # epilogue steps that read an extra input
 
 
@@ -51,16 +53,17 @@ def _linear_reference(x: Array, w: Array, *extras: Array, epilogue: tuple[str, .
 @op("linear", _linear_reference, traits={"accuracy": "close"}, epilogue=())
 def _linear(x: TensorType, w: TensorType, *extras: TensorType, epilogue: Any) -> TensorType:
     want_dtype(x, F32)
-    want_dtype(w, F32, "the weight")
+    want_dtype(w, FLOATS, "the weight")
     want_rank(w, 2, what="the weight")
     if not x.rank or not same_dim(x.shape[-1], w.shape[1]):
         raise LlmcError(f"x has last dim {shape_text(x.shape[-1:])}, the weight {shape_text(w.shape[1:])}")
     result = TensorType("f32", (*x.shape[:-1], w.shape[0]))
-    _check_epilogue(result, extras, epilogue)
+    check_epilogue(result, extras, epilogue)
     return result
 
 
-def _check_epilogue(result: TensorType, extras: tuple[TensorType, ...], epilogue: Any) -> None:
+def check_epilogue(result: TensorType, extras: tuple[TensorType, ...], epilogue: Any) -> None:
+    """Refuse an epilogue with unknown steps, or extras that do not fit a product of type `result`."""
     if not isinstance(epilogue, tuple):
         raise LlmcError(f"epilogue is {epilogue!r}, not a tuple")
     for step in epilogue:
@@ -97,10 +100,18 @@ def _matmul(a: TensorType, b: TensorType) -> TensorType:
 def _embed_norm_reference(*arrays: Array, eps: float, tables: int) -> Array:
     *pairs, weight, bias = arrays
     rows = [
-        OPS["embedding"].reference(table, index).astype(np.float64)
+        _rows64(OPS["embedding"].reference(table, index), len(weight))
         for table, index in zip(pairs[::2], pairs[1::2], strict=True)
     ]
     return layer_norm64(np.asarray(sum(rows[1:], start=rows[0])), weight, bias, eps).astype(np.float32)
+
+
+def _rows64(rows: Array, size: int) -> Array:
+    """Table rows as float64; u8 ones are packed."""
+    if rows.dtype != np.uint8:
+        return rows.astype(np.float64)
+    q, scale = unpack_rows(rows, size)
+    return np.asarray(q * scale.astype(np.float64))
 
 
 @op("embed_norm", _embed_norm_reference, traits={"accuracy": "close"}, eps=REQUIRED, tables=REQUIRED)
@@ -108,11 +119,14 @@ def _embed_norm(*inputs: TensorType, eps: float, tables: int) -> TensorType:
     want_int(tables, "tables", 1)
     want_count(inputs, 2 * tables + 2)
     *pairs, weight, bias = inputs
+    want_rank(weight, 1, what="weight")
+    size = weight.shape[0]
     for number, table in enumerate(pairs[::2]):
         want_rank(table, 2, what=f"table {number}")
-        want_shape(table, (table.shape[0], pairs[0].shape[1]), f"table {number}")
-        want_dtype(table, F32, f"table {number}")
+        width = row_stride(int(size)) if table.dtype == "u8" else size
+        want_shape(table, (table.shape[0], width), f"table {number}")
+        want_dtype(table, TABLES, f"table {number}")
     rows = [OPS["embedding"].rule(t, i) for t, i in zip(pairs[::2], pairs[1::2], strict=True)]
-    result = TensorType("f32", broadcast(*(r.shape for r in rows)))
+    result = TensorType("f32", (*broadcast(*(r.shape[:-1] for r in rows)), size))
     want_norm(result, eps, weight=weight, bias=bias)
     return result

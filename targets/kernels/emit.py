@@ -133,6 +133,10 @@ class Emitter:
             self._scratch = tirx.Var("scratch", PointerType(PrimType("float32")))
         return self.view("scratch_at", dtype, self._scratch)
 
+    def alias(self, buffer: Buffer, storage: str) -> Buffer:
+        """The memory of `buffer` as elements of TIR dtype `storage`."""
+        return self.view("alias", storage, buffer.data)
+
     def view(self, name: str, storage: str, data: Any) -> Buffer:
         size = max(1, int("".join(c for c in storage if c.isdigit()) or 8) // 8)
         buffer = tirx.decl_buffer(

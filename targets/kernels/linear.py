@@ -18,10 +18,10 @@ from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.dims import ceil_div, product
-from llmc.compiler.graph import Node, Weight
+from llmc.compiler.graph import DTYPES, Node, Weight
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, splat
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, fma, i64, splat
 from llmc.targets.kernels.math import ACTIVATIONS
 
 ROWS_PER_ITEM = 48  # a multiple of the full tile heights 6, 8 and 12
@@ -63,7 +63,7 @@ def lower_linear(node: Node) -> Call:
         raise LlmcError(
             "linear: the weight is computed at run time", hint="use matmul for two computed operands"
         )
-    if {i.dtype for i in node.inputs} != {"f32"}:
+    if w.dtype not in ("f32", "f16") or {i.dtype for i in (x, *extras)} != {"f32"}:
         raise LlmcError(f"linear: no kernel for {x.dtype} x {w.dtype}")
     n, k = (int(d) for d in w.shape)
     width = panel_width(n)
@@ -86,10 +86,10 @@ def lower_linear(node: Node) -> Call:
     panels = -(-n // width)
     kernel = Kernel(
         "linear",
-        (n, k, width, epilogue),
-        ("f32",) * (len(operands) + 1),
+        (n, k, width, epilogue, w.dtype),
+        ("f32", w.dtype, *("f32",) * (len(operands) - 1)),
         1,
-        partial(emit_linear, n=n, k=k, width=width, epilogue=epilogue),
+        partial(emit_linear, n=n, k=k, width=width, epilogue=epilogue, dtype=w.dtype),
     )
     cost = k * (width // LANES) * sympy.Min(rows, ROWS_PER_ITEM)
     return Call(
@@ -99,15 +99,17 @@ def lower_linear(node: Node) -> Call:
         panels * blocks,
         cost,
         2 * rows * n * k,
-        4 * (rows * (k + n) + n * k),
+        4 * rows * (k + n) + n * k * DTYPES[w.dtype].itemsize,
         node.source,
     )
 
 
-def emit_linear(symbol: str, cpu: Cpu, *, n: int, k: int, width: int, epilogue: tuple[str, ...]) -> Any:
-    """out[m, n] = epilogue(x[m, k] . w[n, k]^T)"""
+def emit_linear(
+    symbol: str, cpu: Cpu, *, n: int, k: int, width: int, epilogue: tuple[str, ...], dtype: str = "f32"
+) -> Any:
+    """out[m, n] = epilogue(x[m, k] . w[n, k]^T); weights of another `dtype` are widened in registers"""
     e = Emitter(symbol)
-    x, w = e.pointer("x", "f32"), e.pointer("w", "f32")
+    x, w = e.pointer("x", "f32"), e.pointer("w", dtype)
     extras = [e.pointer(step, "f32") for step in epilogue if step in ("bias", "residual")]
     out = e.pointer("out", "f32")
     m = e.scalar("m")
@@ -164,7 +166,7 @@ def _multiply(
     bases = [e.let((row + i) * k) for i in range(rows)]
     with e.loop(0, k, "k") as at:
         column = e.let(start + at * width)
-        b = [e.load(w, column + j * LANES, LANES) for j in range(vectors)]
+        b = [_widened(e, e.load(w, column + j * LANES, LANES)) for j in range(vectors)]
         for j in range(vectors):
             e.prefetch(w, column + AHEAD * width + j * LANES)
         for i in range(rows):
@@ -172,6 +174,10 @@ def _multiply(
             for j in range(vectors):
                 e.set(acc, i * vectors + j, fma(a, b[j], e.get(acc, i * vectors + j)))
     return acc
+
+
+def _widened(e: Emitter, values: Expr) -> Expr:
+    return values if dtype_of(values) == "float32x16" else e.let(tirx.Cast("float32x16", values))
 
 
 def _finish(

@@ -139,9 +139,11 @@ def sigmoid(k: Emitter, x: Expr) -> Expr:
 
 
 def silu(k: Emitter, x: Expr) -> Expr:
-    """x * sigmoid(x); 0 at -inf."""
-    # sigmoid is 0 below -88.7 already: the limit only keeps -inf * 0 away
-    return k.let(k.let(tirx.max(splat(-1e30, lanes_of(x)), x)) * sigmoid(k, x))
+    """x / (1 + e**-x), a quotient so that no product feeds a sum that follows; 0 at -inf."""
+    lanes = lanes_of(x)
+    # beyond -88.7 the divisor is inf: the limit only keeps -inf / inf away
+    top = k.let(tirx.max(splat(-1e30, lanes), x))
+    return k.let(top / k.let(splat(1.0, lanes) + exp(k, k.let(x * splat(-1.0, lanes)))))
 
 
 def gelu(k: Emitter, x: Expr) -> Expr:
@@ -168,6 +170,16 @@ def relu(k: Emitter, x: Expr) -> Expr:
     """max(x, 0); NaN stays, -0 becomes 0."""
     zero = splat(0.0, lanes_of(x))
     return k.let(tirx.Select(x <= zero, zero, x))
+
+
+def to_level(k: Emitter, x: Expr, inverse: Expr) -> Expr:
+    """x * inverse as int32, rounded half to even, limited to -127..127; NaN gives 127."""
+    lanes = lanes_of(x)
+    # a comparison with NaN is false and picks the second operand
+    scaled = k.let(tirx.min(k.let(x * inverse), splat(127.0, lanes)))
+    scaled = k.let(tirx.max(scaled, splat(-127.0, lanes)))
+    rounded = tirx.call_llvm_pure_intrin(vector("float32", lanes), "llvm.roundeven", scaled)
+    return k.let(tirx.Cast(vector("int32", lanes), rounded))
 
 
 ACTIVATIONS = {

@@ -15,9 +15,11 @@ from tvm import tirx
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
+from llmc.compiler.ops.rows import row_stride
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, f32, fma, i64, mod, splat
+from llmc.targets.kernels import quantised
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, dtype_of, f32, fma, i64, mod, splat
 
 
 def _row_length(node: Node) -> int:
@@ -77,10 +79,11 @@ def lower_embed_norm(node: Node) -> Call:
     n, eps = _row_length(node), float(node.attributes["eps"])
     count = node.attributes["tables"]
     pairs = [(node.inputs[2 * i], node.inputs[2 * i + 1]) for i in range(count)]
-    if any(table.dtype != "f32" or index.dtype not in ("i64", "i32") for table, index in pairs):
+    if any(index.dtype not in ("i64", "i32") for _, index in pairs):
         raise LlmcError("embed_norm: no kernel for these dtypes")
     tables = tuple(
-        (int(table.shape[0]), index.dtype, index.shape != node.shape[:-1]) for table, index in pairs
+        (int(table.shape[0]), table.dtype, index.dtype, index.shape != node.shape[:-1])
+        for table, index in pairs
     )
     emit = partial(emit_embed_norm, n=n, eps=eps, tables=tables)
     return _call(node, "embed_norm", (n, eps, tables), (node.shape[-2],), emit)
@@ -118,30 +121,75 @@ def emit_norm(
 
 
 def emit_embed_norm(
-    symbol: str, cpu: Cpu, *, n: int, eps: float, tables: tuple[tuple[int, str, bool], ...]
+    symbol: str, cpu: Cpu, *, n: int, eps: float, tables: tuple[tuple[int, str, str, bool], ...]
 ) -> Any:
-    """layer_norm(sum of table rows); `tables` holds (rows, index dtype, index shared by the batch)."""
+    """layer_norm(sum of table rows); `tables` holds (rows, dtype, index dtype, index shared by the batch)."""
     e = Emitter(symbol)
-    pairs = [(e.pointer("table", "f32"), e.pointer("index", dtype)) for _, dtype, _ in tables]
+    pairs = [(e.pointer("table", dtype), e.pointer("index", kind)) for _, dtype, kind, _ in tables]
     weight, bias, out = e.pointer("weight", "f32"), e.pointer("bias", "f32"), e.pointer("out", "f32")
+    readers = [
+        _TABLES[dtype](e, table, n) for (table, _), (_, dtype, _, _) in zip(pairs, tables, strict=True)
+    ]
     seq = e.scalar("seq")
     with e.loop(e.begin, e.end, "row") as row:
         start = e.let(row * n)
-        starts = []
-        for (_, index), (size, _, shared) in zip(pairs, tables, strict=True):
+        rows = []
+        for (_, index), (size, _, _, shared), reader in zip(pairs, tables, readers, strict=True):
             picked = tirx.Cast("int64", e.load(index, mod(row, seq) if shared else row))
             # Out of range never reads out of bounds; the runtime has refused such ids already.
-            starts.append(e.let(tirx.max(tirx.min(picked, i64(size - 1)), i64(0)) * n))
+            rows.append(reader(e.let(tirx.max(tirx.min(picked, i64(size - 1)), i64(0)))))
 
-        def add(at: Expr, mask: Expr | None, starts: list[Expr] = starts, start: Expr = start) -> None:
-            total = e.load(pairs[0][0], starts[0] + at, LANES, mask)
-            for (table, _), first in zip(pairs[1:], starts[1:], strict=True):
-                total = e.let(total + e.load(table, first + at, LANES, mask))
+        def add(at: Expr, mask: Expr | None, rows: list[_Row] = rows, start: Expr = start) -> None:
+            total = None
+            for plus in rows:
+                total = e.let(plus(at, mask, total))
             e.store(out, start + at, total, mask)
 
         _columns(e, n, add)
         normalise(e, out, start, weight, bias, out, n=n, eps=eps)
     return e.function()
+
+
+_Row = Callable[
+    [Expr, Expr | None, Expr | None], Expr
+]  # (column, mask, total) -> total + the row's 16 values
+_Reader = Callable[[Expr], _Row]  # row number -> its values
+
+
+def _plain_table(e: Emitter, table: Buffer, n: int) -> _Reader:
+    def read(row: Expr) -> _Row:
+        start = e.let(row * n)
+
+        def plus(at: Expr, mask: Expr | None, total: Expr | None) -> Expr:
+            values = e.load(table, start + at, LANES, mask)
+            values = e.let(tirx.Cast("float32x16", values)) if dtype_of(values) != "float32x16" else values
+            return values if total is None else total + values
+
+        return plus
+
+    return read
+
+
+def _packed_table(e: Emitter, table: Buffer, n: int) -> _Reader:
+    words = e.alias(table, "float32")
+
+    def read(row: Expr) -> _Row:
+        start, scale = e.let(row * row_stride(n)), splat(quantised.row_scale(e, words, row, n))
+
+        def plus(at: Expr, mask: Expr | None, total: Expr | None) -> Expr:
+            values = quantised.level_of(e, table, e.let(start + at))
+            return fma(values, scale, splat(f32(0.0)) if total is None else total)
+
+        return plus
+
+    return read
+
+
+_TABLES: Mapping[str, Callable[[Emitter, Buffer, int], _Reader]] = {
+    "f32": _plain_table,
+    "f16": _plain_table,
+    "u8": _packed_table,
+}
 
 
 def _columns(e: Emitter, n: int, body: Callable[[Expr, Expr | None], None]) -> None:

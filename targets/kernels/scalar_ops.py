@@ -230,6 +230,16 @@ def _gelu(k: Emitter, dtype: str, x: Expr, approximate: str = "none") -> Expr:
     return math.gelu(k, x) if approximate == "none" else math.gelu_tanh(k, x)
 
 
+def _quantize(k: Emitter, x: Expr, scale: Expr) -> Expr:
+    lanes = lanes_of(x)
+    level = math.to_level(k, x, k.let(splat(1.0, lanes) / scale))
+    return tirx.Cast(vector("int8", lanes), level)
+
+
+def _dequantize(k: Emitter, q: Expr, scale: Expr) -> Expr:
+    return tirx.Cast(vector("float32", lanes_of(q)), q) * scale
+
+
 OPERATIONS: Mapping[str, Operation] = {
     "neg": _neg,
     "abs": _abs,
@@ -268,12 +278,14 @@ OPERATIONS: Mapping[str, Operation] = {
     "or": _plain(tirx.bitwise_or),
     "xor": _plain(tirx.bitwise_xor),
     "where": _plain(tirx.Select),
+    "quantize": _float(_quantize),
+    "dequantize": _float(_dequantize),
 }
 
 # Work of one op in vector operations, where it is not about one.
 COSTS: Mapping[str, int] = {
     "exp": 16, "tanh": 18, "sigmoid": 20, "erf": 18, "silu": 20, "gelu": 22, "log": 60, "sin": 50, "cos": 50,
-    "pow": 120, "floordiv": 60, "mod": 60, "div": 4, "sqrt": 4, "rsqrt": 8,
+    "pow": 120, "floordiv": 60, "mod": 60, "div": 4, "sqrt": 4, "rsqrt": 8, "quantize": 8,
 }  # fmt: skip
 
 

@@ -1,0 +1,175 @@
+"""Quantised values and integer products. Every float step of a reference is the kernels' own, to the last bit.
+
+Quantisation is symmetric: value = q * scale, q an integer in -127..127. In the graph it is first explicit
+(`row_scale`, `quantize`, `dequantize`, the ONNX convention), then fused into `qlinear` on packed rows.
+
+A packed row holds k values and their scale in one piece, `row_stride(k)` bytes u8: q + 128 for each value,
+128 up to a multiple of 16, then the scale as 4 little-endian bytes of f32, then 12 zeros. Unsigned bytes are
+what x86's `vpdpbusd` wants of one operand.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.graph import TensorType
+from llmc.compiler.ops.declare import REQUIRED, op
+from llmc.compiler.ops.linear import ACTIVATIONS, EXTRAS, check_epilogue
+from llmc.compiler.ops.reduction import F32
+from llmc.compiler.ops.rows import pack_rows, row_stride, unpack_rows
+from llmc.compiler.ops.rules import (
+    Array,
+    broadcast,
+    same_dim,
+    same_shape,
+    shape_text,
+    want_dtype,
+    want_flags,
+    want_int,
+    want_rank,
+    want_shape,
+)
+from llmc.errors import LlmcError
+
+LEVELS = 127  # the largest quantised value
+TINY = 2.0**-120  # a smaller scale has no finite reciprocal to speak of: such rows count as zero
+LONGEST = 1 << 17  # 127 * 127 * LONGEST still fits an int32
+
+
+@np.errstate(all="ignore")
+def fma32(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c of f32 arrays rounded once, as a fused multiply-add does.
+
+    The product of two f32 is exact in f64. Its sum with c is rounded to odd there (Boldo and Melquiond 2008:
+    innocuous before a second rounding to a format of at least two bits less), by Knuth's exact error term.
+    """
+    a, b, c = (np.asarray(v, np.float32).astype(np.float64) for v in (a, b, c))
+    product, c = np.broadcast_arrays(a * b, c)
+    total = np.array(product + c)
+    back = total - product
+    error = (product - (total - back)) + (c - back)
+    bits = total.view(np.int64)
+    inexact = np.isfinite(total) & np.isfinite(error) & (error != 0) & (bits & 1 == 0)
+    bits[inexact] += np.where((error > 0) == (total > 0), 1, -1)[inexact]
+    return np.asarray(total.astype(np.float32))
+
+
+# --- explicit form
+
+
+def _row_scale_reference(x: Array) -> Array:
+    scale = np.abs(x).max(-1, keepdims=True, initial=0.0) / np.float32(LEVELS)
+    return np.where(scale < TINY, np.float32(1), scale).astype(np.float32)
+
+
+@op("row_scale", _row_scale_reference)
+def _row_scale(x: TensorType) -> TensorType:
+    want_dtype(x, F32)
+    if not x.rank:
+        raise LlmcError("the input is a scalar")
+    return TensorType("f32", (*x.shape[:-1], 1))
+
+
+def _quantize_reference(x: Array, scale: Array) -> Array:
+    scaled = x * (np.float32(1) / scale)
+    low = np.where(scaled < LEVELS, scaled, np.float32(LEVELS))  # NaN becomes 127, as in the kernels
+    return np.asarray(np.rint(np.maximum(low, np.float32(-LEVELS))).astype(np.int8))
+
+
+@op("quantize", _quantize_reference, traits={"elementwise": True})
+def _quantize(x: TensorType, scale: TensorType) -> TensorType:
+    want_dtype(x, F32)
+    return TensorType("i8", _want_scale(x, scale))
+
+
+@op("dequantize", lambda q, scale: q.astype(np.float32) * scale, traits={"elementwise": True})
+def _dequantize(q: TensorType, scale: TensorType) -> TensorType:
+    want_dtype(q, {"i8"})
+    return TensorType("f32", _want_scale(q, scale))
+
+
+def _want_scale(x: TensorType, scale: TensorType) -> tuple[Any, ...]:
+    want_dtype(scale, F32, "the scale")
+    shape = broadcast(x.shape, scale.shape)
+    if not same_shape(shape, x.shape):
+        raise LlmcError(f"a scale of {shape_text(scale.shape)} does not fit values of {shape_text(x.shape)}")
+    return shape
+
+
+# --- packed rows, made by fusion only
+
+
+def _quantize_rows_reference(x: Array, *given: Array, has_scale: bool) -> Array:
+    scale = given[0].reshape(1) if has_scale else _row_scale_reference(x)
+    return pack_rows(_quantize_reference(x, scale), np.broadcast_to(scale, (*x.shape[:-1], 1)))
+
+
+@op("quantize_rows", _quantize_rows_reference, has_scale=False)
+def _quantize_rows(x: TensorType, *given: TensorType, has_scale: Any) -> TensorType:
+    want_flags(has_scale=has_scale)
+    want_dtype(x, F32)
+    if len(given) != int(has_scale):
+        raise LlmcError(f"{len(given)} scales are given, has_scale is {has_scale}")
+    for scale in given:
+        want_dtype(scale, F32, "the scale")
+        want_shape(scale, (), "the scale")
+    if not x.rank or not isinstance(x.shape[-1], int):
+        raise LlmcError("the last axis must have a fixed size")
+    return TensorType("u8", (*x.shape[:-1], row_stride(x.shape[-1])))
+
+
+def _dequantize_rows_reference(rows: Array, size: int) -> Array:
+    q, scale = unpack_rows(rows, size)
+    return np.asarray(q.astype(np.float32) * scale)
+
+
+@op("dequantize_rows", _dequantize_rows_reference, size=REQUIRED)
+def _dequantize_rows(rows: TensorType, size: Any) -> TensorType:
+    _want_rows(rows, want_int(size, "size", 1))
+    return TensorType("f32", (*rows.shape[:-1], size))
+
+
+def _want_rows(rows: TensorType, k: int) -> None:
+    want_dtype(rows, {"u8"}, "the packed row")
+    if not rows.rank or not same_dim(rows.shape[-1], row_stride(k)):
+        raise LlmcError(
+            f"rows of {shape_text(rows.shape[-1:])} bytes do not hold {k} values", hint=f"{row_stride(k)} do"
+        )
+
+
+def _qlinear_reference(
+    rows: Array, w: Array, w_scale: Array, *extras: Array, epilogue: tuple[str, ...]
+) -> Array:
+    q, x_scale = unpack_rows(rows, w.shape[1])
+    # float64 holds the integer sums exactly; float32 rounds them once, as the conversion of an int32 does
+    sums = (q.astype(np.float64) @ w.T.astype(np.float64)).astype(np.float32)
+    scale, pending, steps = x_scale * w_scale, iter(extras), epilogue
+    if steps and steps[0] in EXTRAS:
+        value, steps = fma32(sums, scale, next(pending)), steps[1:]
+    else:
+        value = sums * scale
+    for step in steps:
+        after = value + next(pending) if step in EXTRAS else ACTIVATIONS[step](value.astype(np.float64))
+        value = np.asarray(after).astype(np.float32)
+    return value
+
+
+@op("qlinear", _qlinear_reference, traits={"accuracy": "close"}, epilogue=())
+def _qlinear(
+    rows: TensorType, w: TensorType, w_scale: TensorType, *extras: TensorType, epilogue: Any
+) -> TensorType:
+    """The sums are exact in int32; `float(sum) * (row scale * column scale)` takes a first bias or residual
+    in one fused multiply-add. Bit for bit as the kernels but for activations."""
+    want_dtype(w, {"i8"}, "the weight")
+    want_rank(w, 2, what="the weight")
+    n, k = w.shape
+    if not isinstance(k, int) or not 0 < k < LONGEST:
+        raise LlmcError(f"the weight has {shape_text((k,))} columns: int32 sums hold up to {LONGEST}")
+    _want_rows(rows, k)
+    want_dtype(w_scale, F32, "the weight's scale")
+    want_shape(w_scale, (n,), "the weight's scale")
+    result = TensorType("f32", (*rows.shape[:-1], n))
+    check_epilogue(result, extras, epilogue)
+    return result

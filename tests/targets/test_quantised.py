@@ -1,0 +1,181 @@
+"""Integer kernels against the references: every bit, on every CPU variant, at tile edges and odd sizes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_lab import Lab, check, cpus, run_all, same_bits
+
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.interpret import run
+from llmc.compiler.ops import OPS, constant, input_, make
+from llmc.compiler.ops.rows import pack_rows, row_stride
+from llmc.targets import AVX2, AVX512, AVX512VNNI
+from llmc.targets.kernels.quantised import lower_qlinear, tile_of
+
+Array = np.ndarray[Any, Any]
+M = symbol("rows")
+SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
+
+
+def product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = ()) -> tuple[Graph, Node]:
+    """qlinear of packed rows `[rows, ...]` with extreme weights among random ones."""
+    rng = np.random.default_rng([n, k, seed])
+    w = rng.integers(-127, 128, (n, k), np.int8)
+    w[:, : min(k, 5)] = rng.choice(np.array([-127, 127], np.int8), (n, min(k, 5)))
+    rows = input_("rows", "u8", (M, row_stride(k)))
+    extras = []
+    for step in epilogue:
+        if step == "bias":
+            extras.append(constant(rng.normal(size=n).astype(np.float32)))
+        elif step == "residual":
+            extras.append(input_("residual", "f32", (M, n)))
+    scale = constant(rng.uniform(1e-3, 1e-2, n).astype(np.float32))
+    node = make("qlinear", (rows, constant(w), scale, *extras), epilogue=epilogue)
+    inputs = (rows, *(e for e in extras if e.op == "input"))
+    return Graph(inputs, {"y": node}, {"rows": (0, 1000)}), node
+
+
+def given(graph: Graph, k: int, m: int, seed: int) -> dict[str, Array]:
+    rng = np.random.default_rng([m, seed])
+    q = rng.integers(-127, 128, (m, k), np.int8)
+    q[: m // 2, : k // 2] = 127
+    scale = rng.uniform(1e-3, 1.0, (m, 1)).astype(np.float32)
+    values = {"rows": pack_rows(q, scale)}
+    for node in graph.inputs[1:]:
+        values["residual"] = rng.normal(size=(m, node.shape[1])).astype(np.float32)
+    return values
+
+
+SHAPES = [
+    (48, 16),
+    (48, 4),
+    (1, 1),
+    (17, 3),
+    (33, 5),
+    (64, 64),
+    (65, 130),
+    (96, 33),
+    (50, 384),
+    (16, 7),
+    (32, 12),
+]
+
+
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_products_have_the_bits_of_the_reference(kernels: Lab, n: int, k: int) -> None:
+    graph, _ = product(n, k, 0, ("bias",))
+    for m in (1, 2, 5, 8, 9, 47, 48, 49, 100):
+        inputs = given(graph, k, m, 0)
+        assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"])
+
+
+def test_a_hundred_random_inputs(kernels: Lab) -> None:
+    """Interpreter, VNNI, AVX-512 and AVX2 agree in every bit."""
+    graph, _ = product(72, 100, 1, ("bias", "residual"))
+    for seed in range(100):
+        inputs = given(graph, 100, 3 + seed % 11, seed)
+        expected = run(graph, inputs)["y"]
+        for cpu in cpus():
+            assert same_bits(kernels.run(graph, inputs, cpu=cpu)["y"], expected), (cpu.name, seed)
+
+
+EPILOGUES = [(), ("residual",), ("residual", "bias"), ("bias", "relu", "residual"), ("relu",)]
+
+
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+def test_exact_epilogues(kernels: Lab, epilogue: tuple[str, ...]) -> None:
+    graph, _ = product(50, 20, 2, epilogue)
+    for m in (1, 7, 50):
+        inputs = given(graph, 20, m, 2)
+        assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"])
+
+
+@pytest.mark.parametrize("step", ["gelu", "gelu_tanh", "tanh", "silu", "sigmoid"])
+def test_activations(kernels: Lab, step: str) -> None:
+    graph, node = product(50, 20, 3, ("bias", step, "residual"))
+    check(kernels, {"y": node}, given(graph, 20, 11, 3))
+
+
+@pytest.mark.parametrize("k", [1, 4, 15, 16, 17, 100])
+def test_rows(kernels: Lab, k: int) -> None:
+    x, scale = input_("x", "f32", (M, k)), input_("scale", "f32", ())
+    nodes = {
+        "scale": make("row_scale", (x,)),
+        "own": make("quantize_rows", (x,)),
+        "given": make("quantize_rows", (x, scale), has_scale=True),
+    }
+    nodes["back"] = make("dequantize_rows", (nodes["own"],), size=k)
+    graph = Graph((x, scale), nodes, {"rows": (1, 100)})
+    rng = np.random.default_rng(k)
+    values = (rng.normal(size=(23, k)) * 10.0 ** rng.integers(-44, 38, (23, 1))).astype(np.float32)
+    values[3:12, k // 2] = SPECIAL
+    values[12] = 0
+    values[13] = np.arange(k) + 0.5  # halves, at the scale of 1 given
+    inputs = {"x": values, "scale": np.float32(1.0)}
+    results = run_all(kernels, graph, inputs)
+    for name, expected in run(graph, inputs).items():
+        if expected.dtype == np.uint8:  # the scale's bytes of a NaN may differ
+            expected, results[name] = expected[:, :k], results[name][:, :k]
+        assert same_bits(results[name], expected), name
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7, 1), (20,), (7, 20)])
+def test_explicit_form(kernels: Lab, shape: tuple[int, ...]) -> None:
+    x, q, scale = input_("x", "f32", (7, 20)), input_("q", "i8", (7, 20)), input_("scale", "f32", shape)
+    rng = np.random.default_rng(5)
+    values = rng.normal(size=(7, 20)).astype(np.float32)
+    values[2, :9] = SPECIAL
+    inputs = {
+        "x": values,
+        "q": rng.integers(-127, 128, (7, 20), np.int8),
+        "scale": rng.uniform(1e-3, 0.1, shape).astype(np.float32),
+    }
+    check(kernels, {"q": make("quantize", (x, scale)), "x": make("dequantize", (q, scale))}, inputs)
+
+
+def test_nan_reaches_the_answer(kernels: Lab) -> None:
+    """A row with a NaN or an infinity gives no number; the rows beside it are not touched."""
+    rng = np.random.default_rng(6)
+    x = input_("x", "f32", (M, 12))
+    w = constant(rng.integers(-127, 128, (20, 12), np.int8))
+    y = make("qlinear", (make("quantize_rows", (x,)), w, constant(np.ones(20, np.float32))))
+    values = rng.normal(size=(3, 12)).astype(np.float32)
+    values[1, 4] = np.nan
+    result = run_all(kernels, Graph((x,), {"y": y}, {"rows": (1, 9)}), {"x": values})["y"]
+    assert np.isnan(result[1]).all()
+    assert np.isfinite(result[[0, 2]]).all()
+
+
+@pytest.mark.parametrize(
+    ("cpu", "used"), [(AVX512VNNI, "vpdpbusd"), (AVX512, "vpmaddwd"), (AVX2, "vpmaddwd")]
+)
+def test_instructions(cpu: Any, used: str) -> None:
+    """Sums stay in registers, and the instruction that saturates is not used."""
+    import tvm
+    from tvm import tirx
+
+    from llmc.targets.build import llvm_target
+
+    _, node = product(96, 64, 0)
+    function = lower_qlinear(node).kernel.emit("f", cpu)
+    passes = [
+        tirx.transform.BindTarget(llvm_target("x86_64-linux-gnu", cpu)),
+        tirx.transform.LowerTVMBuiltin(),
+    ]
+    module = tvm.ir.transform.Sequential(passes)(tvm.IRModule({"f": function}))
+    target = llvm_target("x86_64-linux-gnu", cpu)
+    text = tvm.get_global_func("target.build.llvm")(module, target).inspect_source("asm")
+    tile = tile_of(cpu, 48)
+    needed = tile.rows * tile.vectors * (1 if cpu.dots else 2)
+    assert len(re.findall(rf"\b{used}\b", text)) >= needed
+    assert "vpmaddubsw" not in text
+
+
+def test_every_quantised_op_is_declared_exact_or_close() -> None:
+    exact = {"row_scale", "quantize", "dequantize", "quantize_rows", "dequantize_rows"}
+    assert {name for name in exact if OPS[name].accuracy == "exact"} == exact
