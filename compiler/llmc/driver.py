@@ -181,8 +181,6 @@ def _pipeline(level: int, passes: str | None) -> Pipeline:
 
 def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> CompileReport:
     """The stages in order; `load` is the first."""
-    from llmc.targets.lower import lower
-
     stages, output, chosen = _Stages(options.progress), options.output, options.target
     with artifact.new_folder(output) as folder:
         stages.enter("import the model", 0.02)

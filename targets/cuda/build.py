@@ -56,17 +56,21 @@ def cuda_source(functions: Mapping[str, Any]) -> str:
 def legalise(function: Any) -> Any:
     """`function` with what only LLVM or x86 means written for CUDA.
 
-    - `llvm.fma` becomes `fmaf` or `fma`.
+    - `llvm.fma` becomes `fmaf` or `fma`, `llvm.roundeven` `rintf` (the mode is to nearest even, always).
     - A float `max(a, b)` is `a > b ? a : b`, which is b if either is NaN; CUDA's would be the other one.
     """
-    fma_id = tvm.target.codegen.llvm_lookup_intrinsic_id("llvm.fma")
+    lookup = tvm.target.codegen.llvm_lookup_intrinsic_id
+    names = {
+        (lookup("llvm.fma"), "float32"): "fmaf",
+        (lookup("llvm.fma"), "float64"): "fma",
+        (lookup("llvm.roundeven"), "float32"): "rintf",
+    }
 
     def call(node: Any) -> Any:
         if getattr(node.op, "name", "") != "tirx.call_llvm_pure_intrin":
             return node
-        assert int(node.args[0].value) == fma_id, f"no CUDA form of {node}"
         dtype = str(node.ty.dtype)
-        return tirx.call_pure_extern(dtype, "fma" if dtype == "float64" else "fmaf", *node.args[1:])
+        return tirx.call_pure_extern(dtype, names[int(node.args[0].value), dtype], *node.args[1:])
 
     def pick(compare: Any) -> Any:
         def choose(node: Any) -> Any:

@@ -15,11 +15,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from tvm import tirx
+from tvm.ir.expr import StringImm
 from tvm.tirx import IntImm
 
-from llmc.targets.kernels.emit import Buffer, Emitter, Expr, div, dtype_of, i64, mod
+from llmc.targets.kernels.emit import Buffer, Emitter, Expr, div, dtype_of, f32, i64, mod
 
 WARP = 32
+FRAGMENT = 16
+_SHAPE = (FRAGMENT, FRAGMENT, FRAGMENT)
 _ALL = 0xFFFFFFFF  # every thread of the warp takes part
 _SHUFFLED = {"uint8": "int32", "int8": "int32", "float16": "float32"}  # dtypes that go by way of another
 
@@ -30,6 +33,7 @@ class GridEmitter(Emitter):
     def __init__(self, symbol: str, threads: int) -> None:
         super().__init__(symbol)
         self.threads = threads
+        self._fragments: list[tuple[Buffer, str]] = []
         self._block, self._thread = tirx.Var("block", "int32"), tirx.Var("thread", "int32")
         self.block = self.let(tirx.Cast("int64", self._block))
         self.thread = self.let(tirx.Cast("int64", self._thread))
@@ -81,6 +85,38 @@ class GridEmitter(Emitter):
             value = self.let(combine(value, tirx.Cast(dtype, other)))
         return value
 
+    # Tensor cores: 16 x 16 fragments that the 32 threads of a warp hold together, rows first.
+
+    def fragments(self, kind: str, count: int, dtype: str) -> Buffer:
+        """`count` fragments: "matrix_a", "matrix_b" or "accumulator"."""
+        fragments = self._memory(count * FRAGMENT * FRAGMENT, dtype, f"wmma.{kind}")
+        self._fragments.append((fragments, kind))
+        return fragments
+
+    def fragment_fill(self, fragments: Buffer, index: int) -> None:
+        """Set one to zero."""
+        self._wmma("tvm_fill_fragment", fragments.data, *_SHAPE, index, f32(0.0))
+
+    def fragment_load(self, fragments: Buffer, index: int, source: Buffer, at: Expr, stride: int) -> None:
+        """Read one from rows of `stride` elements."""
+        address = tirx.address_of(tirx.BufferLoad(source, [at]))
+        self._wmma("tvm_load_matrix_sync", fragments.data, *_SHAPE, index, address, stride, "row_major")
+
+    def fragment_store(self, fragments: Buffer, index: int, target: Buffer, at: Expr, stride: int) -> None:
+        """Write one to rows of `stride` elements."""
+        address = tirx.address_of(tirx.BufferLoad(target, [at]))
+        self._wmma("tvm_store_matrix_sync", fragments.data, *_SHAPE, index, address, stride, "row_major")
+
+    def fragment_multiply(
+        self, sums: Buffer, index: int, left: Buffer, left_index: int, right: Buffer, right_index: int
+    ) -> None:
+        """sums[index] += left[left_index] . right[right_index]"""
+        operands = ((sums, index), (left, left_index), (right, right_index), (sums, index))
+        self._wmma("tvm_mma_sync", *(x for buffer, i in operands for x in (buffer.data, i)))
+
+    def _wmma(self, name: str, *arguments: Any) -> None:
+        self.add(tirx.Evaluate(tirx.call_intrin("handle", f"tirx.{name}", *arguments)))
+
     @contextmanager
     def each(self, total: Expr) -> Iterator[Expr]:
         """One item a thread: the body runs for `block * threads + thread` if that is below `total`."""
@@ -111,6 +147,10 @@ class GridEmitter(Emitter):
             # The extent of the grid is the launch's business; TVM wants a number here and ignores it.
             axis = tirx.IterVar(None, var, tirx.IterVar.ThreadIndex, tag)
             body = tirx.AttrStmt(axis, "thread_extent", IntImm("int32", extent), body)
+        for fragments, kind in self._fragments:
+            notes = {"fragment_shape": "16, 16, 16"} | ({} if kind == "accumulator" else {"fragment_layout": "row_major"})
+            for key, text in notes.items():
+                body = tirx.AttrStmt(fragments.data, key, StringImm(text), body)
         attributes = {"global_symbol": self.symbol, "calling_conv": 2, "tirx.noalias": True}
         params = [*self._pointers, *self._scalars]
         return tirx.PrimFunc(params, body, ret_type=None).with_attr(attributes)

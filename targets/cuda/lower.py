@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from llmc.compiler.calls import Call
 from llmc.compiler.graph import Graph, Node
 from llmc.targets import lower as on_cpu
-from llmc.targets.cuda import attention, elementwise, movement, product, rows
+from llmc.targets.cuda import attention, elementwise, movement, product, quantised, rows
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
     **elementwise.LOWERINGS,
@@ -15,6 +15,7 @@ LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
     **rows.LOWERINGS,
     **product.LOWERINGS,
     **attention.LOWERINGS,
+    **quantised.LOWERINGS,
 }
 
 

@@ -13,6 +13,7 @@ from llmc.compiler.calls import Call, Packed
 from llmc.compiler.dims import ceil_div, dim, product
 from llmc.compiler.graph import Node, Weight
 from llmc.errors import LlmcError
+from llmc.targets.cuda import half
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import launch
 from llmc.targets.cuda.tile import COLUMNS, DEPTH, ROWS, THREADS, Tile
@@ -65,6 +66,8 @@ def apply_epilogue(
 def linear(node: Node) -> Call:
     """out[m, n] = epilogue(x[m, k] . w[n, k]^T); one block for each tile, the columns of a row of tiles first."""
     x, w, *extras = node.inputs
+    if w.dtype == "f16":
+        return half.linear(node)
     weight = weight_of(node)
     if {i.dtype for i in node.inputs} != {"f32"}:
         raise LlmcError(f"linear: no kernel for {x.dtype} x {w.dtype}")
@@ -113,9 +116,11 @@ def tile_place(k: GridEmitter, across: Expr | int, rows: int = ROWS, columns: in
     return k.let(div(k.block, across) * rows), k.let(mod(k.block, across) * columns)
 
 
-def row_quad(k: GridEmitter, x: Buffer, row: Expr, quad: Expr, depth: int) -> list[Expr] | Expr:
-    """Elements 4 quad ... of a row of `depth` floats, zeros beyond its end."""
-    if depth % DEPTH == 0:
+def row_quad(
+    k: GridEmitter, x: Buffer, row: Expr, quad: Expr, depth: int, stage: int = DEPTH
+) -> list[Expr] | Expr:
+    """Elements 4 quad ... of a row of `depth` floats, read in stages of `stage`: zeros beyond its end."""
+    if depth % stage == 0:
         return k.load(x, (row * (depth // 4) + quad) * 4, 4)
     held = k.registers(4)
     for i in range(4):

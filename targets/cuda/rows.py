@@ -14,6 +14,7 @@ from tvm import tirx
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import Dim, ceil_div, dim, product
 from llmc.compiler.graph import Node
+from llmc.compiler.ops.rows import ZERO, row_stride, scale_offset
 from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import WARP, GridEmitter
 from llmc.targets.cuda.launch import flat, launch
@@ -311,29 +312,56 @@ def embed_norm(node: Node) -> Call:
     n, rows, eps = _row_length(node), product(node.shape[:-1]), float(node.attributes["eps"])
     count = node.attributes["tables"]
     pairs = [(node.inputs[2 * i], node.inputs[2 * i + 1]) for i in range(count)]
-    if any(table.dtype != "f32" or index.dtype not in ("i64", "i32") for table, index in pairs):
+    if any(t.dtype not in ("f32", "f16", "u8") or i.dtype not in ("i64", "i32") for t, i in pairs):
         raise LlmcError("embed_norm: no kernel for these dtypes")
-    spec = tuple((int(t.shape[0]), i.dtype, i.shape != node.shape[:-1]) for t, i in pairs)
+    spec = tuple((int(t.shape[0]), t.dtype, i.dtype, i.shape != node.shape[:-1]) for t, i in pairs)
 
     def emit(k: GridEmitter) -> None:
-        buffers = [(k.pointer("table", "f32"), k.pointer("index", dtype)) for _, dtype, _ in spec]
+        buffers = [(k.pointer("table", dtype), k.pointer("index", kind)) for _, dtype, kind, _ in spec]
         weight, bias, out = (k.pointer(name, "f32") for name in ("weight", "bias", "out"))
         seq, total = k.scalar("seq"), k.scalar("rows")
         row = Row(k, total)
-        starts = []
-        for (_, index), (size, _, shared) in zip(buffers, spec, strict=True):
+        parts = []
+        for (table, index), (size, dtype, _, shared) in zip(buffers, spec, strict=True):
             place = k.let(mod(row.at, seq)) if shared else row.at
-            starts.append(k.let(clamped(k, k.load(index, place), i64(size)) * n))
+            picked = clamped(k, k.load(index, place), i64(size))
+            parts.append(packed_row(k, table, picked, n) if dtype == "u8" else plain_row(k, table, picked, n))
 
         def value(column: Expr) -> Expr:
-            total = k.load(buffers[0][0], starts[0] + column)
-            for (table, _), first in zip(buffers[1:], starts[1:], strict=True):
-                total = k.let(total + k.load(table, first + column))
+            total = f32(0.0)
+            for part in parts:
+                total = part(column, total)
             return total
 
         _normalise(row, n, eps, value, weight, bias, out, k.let(row.at * n), True)
 
     return rows_call(node, "norm", ("embed", n, eps, spec), emit, (node.shape[-2], rows), rows, 8 * rows * n)
+
+
+Part = Callable[[Expr, Expr], Expr]  # (column, total) -> total + the row's value there
+
+
+def plain_row(k: GridEmitter, table: Buffer, row: Expr, n: int) -> Part:
+    """A row of a table of floats."""
+    start = k.let(row * n)
+    return lambda column, total: k.let(total + tirx.Cast("float32", k.load(table, start + column)))
+
+
+def packed_row(k: GridEmitter, rows: Buffer, row: Expr, n: int) -> Part:
+    """A packed row of int8 values (compiler/ops/rows.py)."""
+    start, scale = k.let(row * row_stride(n)), packed_scale(k, rows, row, n)
+    return lambda column, total: k.let(fma(level(k, rows, start + column), scale, total))
+
+
+def packed_scale(k: GridEmitter, rows: Buffer, row: Expr, n: int) -> Expr:
+    """The scale of packed row number `row`."""
+    words = k.alias(rows, "float32")
+    return k.load(words, row * (row_stride(n) // 4) + scale_offset(n) // 4)
+
+
+def level(k: GridEmitter, rows: Buffer, at: Expr) -> Expr:
+    """A quantised value of a packed row as float32."""
+    return k.let(tirx.Cast("float32", tirx.Cast("int32", k.load(rows, at)) - tirx.const(ZERO, "int32")))
 
 
 def _row_length(node: Node) -> int:

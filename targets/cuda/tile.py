@@ -1,8 +1,10 @@
-"""The tile of an fp32 product: 64 x 64 results of a block in registers, operands staged through shared memory.
+"""The tile of a product: 64 x 64 results of a block in registers, operands staged through shared memory.
 
 Each of 256 threads holds 4 x 4 results. Sixteen steps of k at a time go through one of two shared buffers: while one
 is multiplied, the next is on its way from global memory, so there is one barrier for each sixteen steps. Every
 result is accumulated over k in order by fused multiply-adds, the same bits as the CPU kernels'.
+
+An int8 product is the same tile of words: four values of k in each, multiplied by `dp4a` into exact int32 sums.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from llmc.targets.cuda.emit import GridEmitter
-from llmc.targets.kernels.emit import Buffer, Expr, div, f32, fma, i64, mod
+from llmc.targets.kernels.emit import Buffer, Expr, div, fma, i64, mod
 
 ROWS, COLUMNS, DEPTH = 64, 64, 16
 THREADS = 256
@@ -39,15 +41,27 @@ class Tile:
     column: Expr
     left: Load
     right: Load
+    words: bool = False  # of four int8 values instead of floats; "k" counts words then
+
+    @property
+    def dtype(self) -> str:
+        return "int32" if self.words else "float32"
+
+    def add_product(self, a: Expr, b: Expr, total: Expr) -> Expr:
+        """total + a b"""
+        if self.words:
+            return tirx.call_pure_extern("int32", "__dp4a", a, b, total)
+        return fma(a, b, total)
 
     def multiply(self, depth: Expr) -> Buffer:
         """The sum over `depth` steps of k: 16 registers, [own row][own column]."""
         k = self.k
-        acc, self.next = k.registers(OWN * OWN), k.registers(2 * _PER_THREAD)
-        self.a = k.shared(2 * DEPTH * (ROWS + PAD))
-        self.b = k.shared(2 * DEPTH * COLUMNS)
+        acc = k.registers(OWN * OWN, self.dtype)
+        self.next = k.registers(2 * _PER_THREAD, self.dtype)
+        self.a = k.shared(2 * DEPTH * (ROWS + PAD), self.dtype)
+        self.b = k.shared(2 * DEPTH * COLUMNS, self.dtype)
         with k.loop(0, OWN * OWN, unroll=True) as i:
-            k.set(acc, i, f32(0.0))
+            k.set(acc, i, tirx.const(0, self.dtype))
         steps = k.let(div(depth + i64(DEPTH - 1), DEPTH))
         self._fetch(i64(0))
         self._put(i64(0))
@@ -89,13 +103,13 @@ class Tile:
         k = self.k
         with k.loop(0, DEPTH, "at", unroll=True) as inner:
             line = k.let(half * DEPTH + inner)
-            pair = k.registers(2 * OWN)
+            pair = k.registers(2 * OWN, self.dtype)
             k.store(pair, 0, k.load(self.a, line * (ROWS + PAD) + div(k.thread, 16) * OWN, OWN))
             k.store(pair, OWN, k.load(self.b, line * COLUMNS + mod(k.thread, 16) * OWN, OWN))
             for i in range(OWN):
                 for j in range(OWN):
                     at = i * OWN + j
-                    k.set(acc, at, fma(k.get(pair, i), k.get(pair, OWN + j), k.get(acc, at)))
+                    k.set(acc, at, self.add_product(k.get(pair, i), k.get(pair, OWN + j), k.get(acc, at)))
 
     def finish(self, acc: Buffer, rows: Expr, columns: Expr, body: Callable[[Expr, Expr, Expr], None]) -> None:
         """`body(row, column, value)` for this thread's results within `rows` x `columns`."""
