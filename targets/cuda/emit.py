@@ -150,7 +150,7 @@ class GridEmitter(Emitter):
         for fragments, kind in self._fragments:
             notes = {"fragment_shape": "16, 16, 16"} | ({} if kind == "accumulator" else {"fragment_layout": "row_major"})
             for key, text in notes.items():
-                body = tirx.AttrStmt(fragments.data, key, StringImm(text), body)
+                body = tirx.AttrStmt(fragments, key, StringImm(text), body)
         attributes = {"global_symbol": self.symbol, "calling_conv": 2, "tirx.noalias": True}
         params = [*self._pointers, *self._scalars]
         return tirx.PrimFunc(params, body, ret_type=None).with_attr(attributes)
