@@ -1,8 +1,8 @@
 """Scaled-dot-product attention on the GPU without a score matrix: one thread a query, online softmax.
 
 A block holds 64 queries of one head, one a thread, query and output in registers. Keys and values pass through
-shared memory, 32 at a time, where all threads read the same key at the same moment (a broadcast). With m, l, o the running
-maximum, sum and output, for eight keys at once (Milakov and Gimelshein 2018; Dao et al. 2022):
+shared memory, 32 at a time, where all threads read the same key at the same moment (a broadcast). With m, l, o
+the running maximum, sum and output, for eight keys at once (Milakov and Gimelshein 2018; Dao et al. 2022):
 
     m' = max(m, max s)    p = exp(s - m')    a = exp(m - m')    l' = a l + sum p    o' = a o + p v    out = o / l
 """
@@ -131,7 +131,9 @@ class _Head:
         self.end = k.let(tirx.min(self.t, first + QUERIES)) if shape.causal else self.t
 
     def start(self, layout: Layout, heads: int, length: Expr) -> Expr:
-        head = self.head if heads == self.shape.heads else self.k.let(div(self.head, self.shape.heads // heads))
+        head = (
+            self.head if heads == self.shape.heads else self.k.let(div(self.head, self.shape.heads // heads))
+        )
         return self.k.let(layout.start(self.batch, head, heads, length))
 
     def emit(self) -> None:

@@ -39,7 +39,7 @@ class GridEmitter(Emitter):
         self.thread = self.let(tirx.Cast("int64", self._thread))
 
     def let(self, value: Expr, name: str = "t") -> Expr:
-        """`value` computed once, here; a choice by way of a register, as TVM would substitute it into every later one."""
+        """`value` computed once, here; a choice goes through a register: TVM would substitute it into later ones."""
         if isinstance(value, tirx.Select | tirx.Max | tirx.Min):
             held = self.registers(1, dtype_of(value))
             self.set(held, 0, value)
@@ -148,7 +148,9 @@ class GridEmitter(Emitter):
             axis = tirx.IterVar(None, var, tirx.IterVar.ThreadIndex, tag)
             body = tirx.AttrStmt(axis, "thread_extent", IntImm("int32", extent), body)
         for fragments, kind in self._fragments:
-            notes = {"fragment_shape": "16, 16, 16"} | ({} if kind == "accumulator" else {"fragment_layout": "row_major"})
+            notes = {"fragment_shape": "16, 16, 16"} | (
+                {} if kind == "accumulator" else {"fragment_layout": "row_major"}
+            )
             for key, text in notes.items():
                 body = tirx.AttrStmt(fragments, key, StringImm(text), body)
         attributes = {"global_symbol": self.symbol, "calling_conv": 2, "tirx.noalias": True}

@@ -38,7 +38,10 @@ class HalfTile:
         self.b_words = k.alias(self.b, "int32")
         self.out = k.shared(ROWS * OUT)
         warp = k.let(div(k.thread, WARP))
-        self.warp_row, self.warp_column = k.let(div(warp, 2) * (ROWS // 2)), k.let(mod(warp, 2) * (COLUMNS // 2))
+        self.warp_row, self.warp_column = (
+            k.let(div(warp, 2) * (ROWS // 2)),
+            k.let(mod(warp, 2) * (COLUMNS // 2)),
+        )
 
     def multiply(self, depth: int) -> Buffer:
         """The 64 x 64 sums over k in shared memory, rows of `OUT` floats."""

@@ -111,7 +111,9 @@ def linear(node: Node) -> Call:
     )
 
 
-def tile_place(k: GridEmitter, across: Expr | int, rows: int = ROWS, columns: int = COLUMNS) -> tuple[Expr, Expr]:
+def tile_place(
+    k: GridEmitter, across: Expr | int, rows: int = ROWS, columns: int = COLUMNS
+) -> tuple[Expr, Expr]:
     """First row and column of this block's tile, with `across` tiles side by side."""
     return k.let(div(k.block, across) * rows), k.let(mod(k.block, across) * columns)
 

@@ -1,4 +1,4 @@
-"""Quantisation of rows and integer products on the GPU: exact int32 sums by `dp4a`, then the CPU kernels' float steps."""
+"""Quantisation of rows and integer products on the GPU: exact sums by `dp4a`, then the CPU kernels' float steps."""
 
 from __future__ import annotations
 
@@ -123,7 +123,11 @@ def qlinear(node: Node) -> Call:
     rows = product(node.shape[:-1])
 
     def emit(k: GridEmitter) -> None:
-        packed, right, column_scale = k.pointer("rows", "u8"), k.pointer("w", "i8"), k.pointer("w_scale", "f32")
+        packed, right, column_scale = (
+            k.pointer("rows", "u8"),
+            k.pointer("w", "i8"),
+            k.pointer("w_scale", "f32"),
+        )
         added = [k.pointer(step, "f32") for step in epilogue_inputs(epilogue)]
         out, m = k.pointer("out", "f32"), k.scalar("m")
         words, weights = k.alias(packed, "int32"), k.alias(right, "int32")

@@ -111,7 +111,9 @@ class Tile:
                     at = i * OWN + j
                     k.set(acc, at, self.add_product(k.get(pair, i), k.get(pair, OWN + j), k.get(acc, at)))
 
-    def finish(self, acc: Buffer, rows: Expr, columns: Expr, body: Callable[[Expr, Expr, Expr], None]) -> None:
+    def finish(
+        self, acc: Buffer, rows: Expr, columns: Expr, body: Callable[[Expr, Expr, Expr], None]
+    ) -> None:
         """`body(row, column, value)` for this thread's results within `rows` x `columns`."""
         k = self.k
         first_row = k.let(self.row + div(k.thread, 16) * OWN)
@@ -121,4 +123,3 @@ class Tile:
             value = k.let(k.get(acc, i * OWN + j))
             with k.when(tirx.And(row < rows, column < columns)):
                 body(row, column, value)
-

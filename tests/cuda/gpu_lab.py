@@ -1,4 +1,4 @@
-"""Run generated CUDA source on the CPU: kernels one by one on NumPy buffers, or a whole artifact with a stand-in driver."""
+"""Run generated CUDA source on the CPU: single kernels on NumPy buffers, or an artifact with a stand-in driver."""
 
 from __future__ import annotations
 
@@ -26,10 +26,19 @@ Array = np.ndarray[Any, Any]
 HERE = Path(__file__).parent
 GUARD = 64  # bytes after each buffer that no kernel may touch
 ARGUMENTS = 48
-_HEAD = re.compile(r'extern "C" __global__ void __launch_bounds__\((\d+)\) (\w+)\(([^()]*)\) \{(.*?)\n\}\n', re.S)
+_HEAD = re.compile(
+    r'extern "C" __global__ void __launch_bounds__\((\d+)\) (\w+)\(([^()]*)\) \{(.*?)\n\}\n', re.S
+)
 _WAITS = ("__syncthreads", "__shfl", "wmma")
 _FLAGS = ("-O1", "-shared", "-fPIC", "-g0", "-fno-sanitize=undefined", "-s")
-_KERNEL_FLAGS = ("-std=c++17", "-fno-exceptions", "-ffp-contract=off", "-fno-strict-aliasing", "-mavx2", "-mfma")
+_KERNEL_FLAGS = (
+    "-std=c++17",
+    "-fno-exceptions",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-mavx2",
+    "-mfma",
+)
 
 
 def _compile(output: Path, source: Path, *flags: str) -> None:
@@ -126,7 +135,8 @@ class GpuLab:
         shape = [evaluate(d, sizes) for d in node.shape]
         output = _guarded(np.zeros(shape, DTYPES[node.dtype]), fill=0xA5)
         reads = [
-            _guarded(o.pack(o.weight.array)) if isinstance(o, Packed) else values[o] for o in call.operands[:-1]
+            _guarded(o.pack(o.weight.array)) if isinstance(o, Packed) else values[o]
+            for o in call.operands[:-1]
         ]
         assert len(reads) + 1 == len(call.kernel.pointers)
         assert len(call.scalars) == call.kernel.scalars
