@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from llmc.compiler.plan import ALIGNMENT, Plan
 from llmc.errors import LlmcError
+
+_ROOM = 2_000_000  # bytes: a disk with less is full
 
 
 @contextmanager
@@ -71,10 +75,12 @@ def _replace(output: Path, part: Path) -> None:
 
 
 def _os_error(problem: str, path: Path, error: OSError) -> LlmcError:
+    if error.errno == errno.ENOSPC and shutil.disk_usage(path.parent).free > _ROOM:
+        path = Path(tempfile.gettempdir())  # the other place that is written to
     hints = {
-        28: "free some space",
-        13: "choose a folder you may write to",
-        30: "choose a folder you may write to",
+        errno.ENOSPC: "free some space",
+        errno.EACCES: "choose a folder you may write to",
+        errno.EROFS: "choose a folder you may write to",
     }
     return LlmcError(f"{problem}: {error.strerror or error}", at=str(path), hint=hints.get(error.errno or 0))
 

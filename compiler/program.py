@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from llmc.compiler.calls import Call, Kernel
-from llmc.compiler.dims import Bounds, Dim, dim, dim_c, dim_text
+from llmc.compiler.dims import Bounds, Dim, dim, dim_c, dim_text, symbol
 from llmc.compiler.graph import Graph, Node, TensorType
 from llmc.compiler.plan import ALIGNMENT, Copy, Place, Plan, nbytes
 
@@ -104,7 +104,15 @@ def c_string(text: str) -> str:
 
 
 def _size(value: Dim) -> str:
-    return dim_c(dim(value))
+    """C for a size; the dim `batch` is the variable `size_batch`, so that no name of a dim is a word of C."""
+    value = dim(value)
+    return dim_c(
+        value if isinstance(value, int) else value.xreplace({s: _variable(s) for s in value.free_symbols})
+    )
+
+
+def _variable(name: Any) -> Dim:
+    return symbol(f"size_{name}")
 
 
 def _tensor(tensor: Tensor, dims: Mapping[str, Bounds]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from llmc.passes import chains, heads, norms, products, shapes
 
 @dataclass(frozen=True)
 class Fuse(Pass):
-    """Fuse attention, epilogues of products, embeddings and sums with their norm, element-wise chains.
+    """Fuse norms and attention written out, epilogues of products, embeddings and sums with their norm, element-wise chains.
 
     Rounding changes where a scale moves from a factor into the attention. Queries whose keys are all masked
     out give zeros, whatever they gave before.
@@ -40,7 +40,7 @@ class Fuse(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """Patterns first, largest first; what is left of the element-wise ops goes into chains."""
-        graph = rewrite(graph, (*shapes.RULES, *heads.RULES))
+        graph = rewrite(graph, (*shapes.RULES, *norms.PARTS, *heads.RULES))
         graph = rewrite(graph, (*products.RULES, *norms.RULES))
         if not self.chains:
             return graph

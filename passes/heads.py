@@ -10,7 +10,7 @@ from llmc.compiler.graph import Node, Source
 from llmc.compiler.ops import constant, make
 from llmc.compiler.rewrite import Decline
 from llmc.passes.masks import is_low, keys_and_bias
-from llmc.passes.match import reshaped, resized, scalar, through_views
+from llmc.passes.match import is_scalar, reshaped, resized, scalar, through_views
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,13 @@ class Scores:
 
 
 def attention_from_softmax(node: Node) -> Node | Decline | None:
-    """softmax(q @ k^T * scale + mask) @ v -> attention(q, k, v, mask)"""
+    """softmax(q @ k^T * scale + mask) @ v -> attention(q, k, v, mask)
+
+    `where(p != p, 0, p)` around the softmax, which exporters add for rows without keys, is what `attention` does.
+    """
     match node:
         case Node("matmul", (probabilities, v)) if node.type.rank in (3, 4):
-            softmax = through_views(probabilities)
+            softmax = through_views(_without_nan(through_views(probabilities)))
         case _:
             return None
     if softmax.op != "softmax" or softmax.type.rank != 4 or softmax.attributes["axis"] not in (-1, 3):
@@ -52,6 +55,14 @@ def attention_from_softmax(node: Node) -> Node | Decline | None:
     inputs = qkv if mask is None else (*qkv, mask)
     fused = make("attention", inputs, softmax.source, scale=scores.scale, has_mask=mask is not None)
     return reshaped(fused, node.shape)
+
+
+def _without_nan(node: Node) -> Node:
+    """p of where(p != p, 0, p)"""
+    match node:
+        case Node("where", (Node("ne", (p, q)), zero, r)) if p is q and q is r and is_scalar(zero, 0):
+            return p
+    return node
 
 
 def _keys(kt: Node, shape: tuple[object, ...]) -> Node:

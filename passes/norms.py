@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import make
 from llmc.compiler.rewrite import Context, Decline
-from llmc.passes.match import reshaped, scalar
+from llmc.passes.match import is_scalar, reshaped, scalar
 
 Pair = tuple[Node, Node]
 
@@ -92,4 +92,100 @@ def add_norm(node: Node, context: Context) -> Node | Decline | None:
             return make("add_norm", (x, r, weight, bias), node.source, eps=node.attributes["eps"])
 
 
+def norm_from_parts(node: Node) -> Node | None:
+    """(x - mean(x)) / sqrt(mean((x - mean(x))**2) + eps) -> layer_norm(x)"""
+    found = _quotient(node)
+    if found is None:
+        return None
+    centred, variance = found
+    match variance:
+        case Node("add", (Node("mean", (square,), {"axes": axes, "keepdims": True}), eps)):
+            pass
+        case Node("add", (eps, Node("mean", (square,), {"axes": axes, "keepdims": True}))):
+            pass
+        case _:
+            return None
+    x = _of_centred(centred)
+    if x is None or axes != (x.type.rank - 1,) or not _is_square(square, centred) or scalar(eps) is None:
+        return None
+    if x.dtype == "f32" and float(scalar(eps)) >= 0 and x.type == node.type:
+        return make("layer_norm", (x,), node.source, eps=float(scalar(eps)), has_weight=False, has_bias=False)
+
+
+def _quotient(node: Node) -> Pair | None:
+    """a and v of a / sqrt(v), a * rsqrt(v), a * (1 / sqrt(v))"""
+    match node:
+        case Node("div", (a, Node("sqrt", (v,)))):
+            return a, v
+        case Node("mul", (a, b)):
+            for x, root in ((a, b), (b, a)):
+                match root:
+                    case Node("rsqrt", (v,)):
+                        return x, v
+                    case Node("div", (one, Node("sqrt", (v,)))) if is_scalar(one, 1):
+                        return x, v
+
+
+def _of_centred(node: Node) -> Node | None:
+    """x of x - mean(x) over the last axis"""
+    match node:
+        case Node("sub", (x, Node("mean", (y,), {"axes": axes, "keepdims": True}))):
+            return x if x is y and axes == (x.type.rank - 1,) else None
+
+
+def _is_square(node: Node, x: Node) -> bool:
+    """Whether `node` is x**2, of x itself or of x computed a second time"""
+    match node:
+        case Node("mul", (a, b)):
+            base = a if a is b else None
+        case Node("pow", (a, two)):
+            base = a if is_scalar(two, 2) else None
+        case _:
+            base = None
+    if base is None:
+        return False
+    return base is x or (_of_centred(base) is not None and _of_centred(base) is _of_centred(x))
+
+
+def norm_weight(node: Node, context: Context) -> Node | Decline | None:
+    """layer_norm(x) * w -> layer_norm(x, w), w constant"""
+    match node:
+        case Node("mul", (Node("layer_norm") as y, w)) if _is_parameter(y, w):
+            pass
+        case Node("mul", (w, Node("layer_norm") as y)) if _is_parameter(y, w):
+            pass
+        case _:
+            return None
+    if len(y.inputs) > 1:
+        return None
+    if not context.single(y):
+        return Decline("the norm is read elsewhere too")
+    inputs = (y.inputs[0], reshaped(w, w.shape[-1:]))
+    return make("layer_norm", inputs, node.source, eps=y.attributes["eps"], has_weight=True, has_bias=False)
+
+
+def norm_bias(node: Node, context: Context) -> Node | Decline | None:
+    """layer_norm(x, w) + b -> layer_norm(x, w, b), b constant"""
+    match node:
+        case Node("add", (Node("layer_norm") as y, b)) if _is_parameter(y, b):
+            pass
+        case Node("add", (b, Node("layer_norm") as y)) if _is_parameter(y, b):
+            pass
+        case _:
+            return None
+    if y.attributes["has_bias"] or not y.attributes["has_weight"]:
+        return None
+    if not context.single(y):
+        return Decline("the norm is read elsewhere too")
+    inputs = (*y.inputs, reshaped(b, b.shape[-1:]))
+    return make("layer_norm", inputs, node.source, eps=y.attributes["eps"], has_weight=True, has_bias=True)
+
+
+def _is_parameter(y: Node, p: Node) -> bool:
+    """A constant with one number for each column."""
+    return p.op == "constant" and p.shape == (1,) * (p.type.rank - 1) + y.shape[-1:] and p.type.rank <= y.type.rank
+
+
+# Norms written out in elementary ops; they come first, so that what follows sees whole norms.
+PARTS = (norm_from_parts, norm_weight, norm_bias)
 RULES = (embed_norm, add_norm)

@@ -19,7 +19,8 @@ from llmc.compiler.rewrite import Decline, RewritePass
 from llmc.errors import LlmcError
 from llmc.passes.match import weight
 
-MODES = ("int8", "int8-static", "fp16")
+STATIC = "int8-static"
+MODES = ("int8", STATIC, "fp16")
 SMALL_TABLE = 65536  # bytes; a smaller embedding table stays as it is
 _HALF_MAX = 65504.0
 
@@ -53,7 +54,7 @@ class Quantize(Pass):
             raise LlmcError(f"quantize: no mode {self.mode!r}", hint=f"use {', '.join(MODES)}")
         if self.min_columns < 1:
             raise LlmcError("quantize: min_columns must be positive", found=str(self.min_columns))
-        if self.scales and self.mode != "int8-static":
+        if self.scales and self.mode != STATIC:
             raise LlmcError("quantize: scales are for mode int8-static", found=self.mode)
         if any(not 0 < s < float("inf") for s in self.scales):
             raise LlmcError("quantize: a scale is not a positive number")
@@ -103,7 +104,7 @@ class Quantize(Pass):
         return make("linear", (x, narrow, *extras), node.source, **node.attributes)
 
     def _scales(self, graph: Graph) -> Mapping[Node, float]:
-        if self.mode != "int8-static":
+        if self.mode != STATIC:
             return {}
         sites = self.sites(graph)
         if len(sites) != len(self.scales):
@@ -268,6 +269,7 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
     {
         "none": "",
         "int8": "quantize,qfuse,cse",
+        STATIC: 'quantize{mode="int8-static"},qfuse,cse',  # and the scales that calibration finds
         "fp16": 'quantize{mode="fp16"},qfuse,cse',
     }
 )

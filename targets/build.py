@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,20 @@ def compile_object(functions: Mapping[str, Any], triple: str, cpu: Cpu) -> bytes
     ]
     module = tvm.ir.transform.Sequential(passes)(tvm.IRModule(dict(functions)))
     library = tvm.get_global_func("target.build.llvm")(module, target)
-    with tempfile.TemporaryDirectory(prefix="llmc-") as folder:
-        path = Path(folder) / "kernels.o"
+    with _memory_file() as path:
         library.write_to_file(str(path), "o")
         return path.read_bytes()
+
+
+@contextmanager
+def _memory_file() -> Iterator[Path]:
+    """The path of a file in memory where the system has such, for LLVM aborts the process when a disk is full."""
+    if not hasattr(os, "memfd_create"):
+        with tempfile.TemporaryDirectory(prefix="llmc-") as folder:
+            yield Path(folder) / "kernels.o"
+        return
+    descriptor = os.memfd_create("kernels.o")
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)

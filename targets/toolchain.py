@@ -7,14 +7,18 @@ on a new system runs on an old one; `cc` names another instead.
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from llmc.errors import LlmcError
 
 _ALWAYS = ("-fno-sanitize=undefined", "-g0")  # zig cc checks for undefined behaviour unless told not to
+
+_ROOM = 2_000_000  # bytes: less than what compiling and linking write
 
 
 def compiler(zig_target: str, cc: str | None) -> list[str]:
@@ -68,6 +72,7 @@ def _run(command: Sequence[str], output: Path) -> None:
             hint="check the --cc option",
         ) from None
     if done.returncode:
+        _check_space(output.parent, Path(tempfile.gettempdir()))
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise LlmcError(
             f"the C compiler failed on {output.name}",
@@ -75,3 +80,12 @@ def _run(command: Sequence[str], output: Path) -> None:
             found="\n         ".join(lines[:5]) or f"exit code {done.returncode}",
             hint="is the disk full, or does --cc name a compiler for another machine?",
         )
+
+
+def _check_space(*folders: Path) -> None:
+    """A compiler on a full disk says anything but that."""
+    for folder in folders:
+        if shutil.disk_usage(folder).free < _ROOM:
+            raise LlmcError(
+                "no space left on the disk", at=str(folder), hint="free some space, or set TMPDIR"
+            )

@@ -1,4 +1,4 @@
-"""`llmc compile`: a model folder -> an artifact."""
+"""`llmc compile`: a model -> an artifact."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ _EPILOG = """\b
 Examples:
   llmc compile ./my-model -o my-model.llmc
   llmc compile ./my-model --target x86 --max-seq 256 -o my-model.llmc
+  llmc compile model.onnx -o my-model.llmc             also .pt2, written by torch.export.save
   llmc compile ./my-model --quant int8 -o small.llmc
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
   llmc compile ./my-model --passes "fold,cse" -o plain.llmc
   llmc compile ./my-model --keep build -o m.llmc       leaves graphs and generated code in build/
 
 \b
-MODEL is a Hugging Face folder: config.json, *.safetensors, tokenizer.json. Nothing is downloaded and no
-code of the model is run. One artifact serves every batch size and sequence length up to the bounds. The
+MODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json), an .onnx file or a .pt2 file.
+Nothing is downloaded and no code of the model is run. One artifact serves every batch size and sequence length up to the bounds. The
 output appears under its name only when it is whole: a failed compile leaves an older artifact as it was.
 """
 
 
-@click.command("compile", epilog=_EPILOG, short_help="Compile a model folder into a native artifact.")
+@click.command("compile", epilog=_EPILOG, short_help="Compile a model into a native artifact.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: NAME.llmc]"
@@ -44,10 +45,18 @@ output appears under its name only when it is whole: a failed compile leaves an 
 )
 @click.option(
     "--quant",
-    type=click.Choice(["none", "int8", "fp16"]),
+    type=click.Choice(["none", "int8", "int8-static", "fp16"]),
     default="none",
     show_default=True,
-    help="int8: weights, tables and products; fp16: weights and tables.",
+    help="int8: products and tables; int8-static: with calibrated ranges; fp16: weights and tables.",
+)
+@click.option("--calib", metavar="FILE|auto", help="Samples for int8-static: .txt, .jsonl, .csv or .npz.")
+@click.option(
+    "--calib-method",
+    type=click.Choice(["minmax", "percentile", "entropy"]),
+    default="percentile",
+    show_default=True,
+    help="How int8-static chooses ranges.",
 )
 @click.option("--max-batch", type=click.IntRange(min=1), help="Largest batch.  [default: the compiler's]")
 @click.option("--max-seq", type=click.IntRange(min=1), help="Longest sequence.  [default: the model's]")
@@ -57,7 +66,7 @@ output appears under its name only when it is whole: a failed compile leaves an 
 @json_option
 def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> None:
     """Compile MODEL into an artifact: native code, weights, a C header, a benchmarker, no other library."""
-    output = output or Path(f"{model.resolve().name}.llmc")
+    output = output or Path(f"{model.resolve().stem if model.is_file() else model.resolve().name}.llmc")
     report = run_compile(model, output, **options)
     if as_json:
         print_json(report.to_dict())

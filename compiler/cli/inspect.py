@@ -1,8 +1,9 @@
-"""`llmc inspect`: what is in an artifact or a model folder, without loading either."""
+"""`llmc inspect`: what is in an artifact or a model; only model files are imported for it."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from llmc.compiler.cli.output import (
     require_folder,
     size_text,
 )
+from llmc.compiler.frontends.dispatch import is_model_file
 from llmc.errors import LlmcError
 
 _EPILOG = """\b
 Examples:
   llmc inspect my-model.llmc            signature, sizes, code variants, pipeline, kernels
   llmc inspect ./my-model               architecture, task, parameters, and whether llmc can compile it
+  llmc inspect model.onnx               inputs, outputs, bounds, ops; says at once what cannot be compiled
   llmc inspect my-model.llmc --json     the whole manifest
 """
 
@@ -31,7 +34,10 @@ Examples:
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def command(path: Path, as_json: bool) -> None:
-    """Show what PATH, an artifact or a model folder, holds. Nothing is loaded or run."""
+    """Show what PATH, an artifact or a model, holds. Nothing of it is run."""
+    if is_model_file(path):
+        _show_file(path, _file(path), as_json)
+        return
     require_folder(path, "a model or an artifact")
     if not any((path / name).is_file() for name in ("manifest.json", "config.json", "modules.json")):
         raise LlmcError(
@@ -59,6 +65,37 @@ def _model(path: Path) -> dict[str, Any]:
     from llmc.compiler.frontends import folder
 
     return _plain_fields(folder.inspect(path))
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """What an .onnx or .pt2 file holds, as llmc imports it."""
+    from llmc.compiler.frontends import dispatch
+    from llmc.compiler.program import signature
+
+    imported = dispatch.load(path)
+    graph = imported.graph
+    tables = [n.attributes["value"].array for n in graph.nodes if n.op == "constant"]
+    ops = Counter(n.op for n in graph.nodes if n.op not in ("input", "constant"))
+    inputs, outputs = signature(graph)
+    return {
+        "path": str(path),
+        "written_by": imported.architecture,
+        "parameters": sum(int(t.size) for t in tables if t.dtype.kind == "f"),
+        "tokenizer": str(imported.tokenizer.file) if imported.tokenizer else None,
+        "ops": dict(ops.most_common()),
+        "inputs": [{"name": t.name, "type": str(t.type)} for t in inputs],
+        "outputs": [{"name": t.name, "type": str(t.type)} for t in outputs],
+        "dims": {name: list(bounds) for name, bounds in graph.dims.items()},
+    }
+
+
+def _show_file(path: Path, facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+        return
+    _show(f"model {path}", {k: v for k, v in facts.items() if k not in _TABLES})
+    for key in ("inputs", "outputs", "dims"):
+        _show_records(key, facts[key])
 
 
 def _plain_fields(summary: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from llmc.compiler.cli.output import is_artifact, json_option, print_json, require_folder
+from llmc.compiler.frontends.dispatch import is_model_file
 from llmc.errors import LlmcError
 
 _EPILOG = """\b
@@ -57,7 +58,7 @@ def command(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Import MODEL (a folder, or a graph's text file), run passes, and print the graph."""
+    """Import MODEL (a folder, an .onnx or .pt2 file, or a graph's text file), run passes, and print the graph."""
     if not model.is_file():
         require_folder(model, "a model")
     from llmc.compiler.pipeline import Pipeline
@@ -79,7 +80,7 @@ def command(
 
 
 def read_graph(model: Path, task: str, weights: Path | None = None) -> Any:
-    """The graph of a model folder, or of a text file that `llmc opt -o` or a test wrote.
+    """The graph of a model folder or file, or of a text file that `llmc opt -o` or a test wrote.
 
     Small constants are written out in the text; `weights` is the model folder that holds the others.
 
@@ -92,9 +93,9 @@ def read_graph(model: Path, task: str, weights: Path | None = None) -> Any:
         raise LlmcError(
             "this is an artifact; its graph is gone", at=str(model), hint="give the model's own folder"
         )
-    from llmc.compiler.frontends import huggingface
+    from llmc.compiler.frontends import dispatch
 
-    return huggingface.load(model, task=task).graph
+    return dispatch.load(model, task=task).graph
 
 
 def _read_text(file: Path, task: str, weights: Path | None) -> Any:
@@ -103,7 +104,7 @@ def _read_text(file: Path, task: str, weights: Path | None) -> Any:
     try:
         text = file.read_text()
     except UnicodeDecodeError:
-        hint = "give a model folder, or a graph written by `llmc opt -o`"
+        hint = "give a model folder, an .onnx or .pt2 file, or a graph written by `llmc opt -o`"
         raise LlmcError("not a graph's text", at=str(file), hint=hint) from None
     known = weights_of(read_graph(require_folder(weights, "a model"), task)) if weights is not None else {}
     try:

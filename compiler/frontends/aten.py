@@ -17,6 +17,7 @@ import sympy
 import torch
 
 from llmc.compiler.dims import Dim, dim
+from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import DTYPES, Node, Source
 from llmc.compiler.ops import constant, make
 
@@ -35,14 +36,6 @@ TORCH_DTYPES: Mapping[Any, str] = MappingProxyType(
 Result = Node | tuple[Node, ...]
 Converter = Callable[["Call"], Result]
 TABLE: dict[str, Converter] = {}  # ATen overload such as "add.Tensor" -> converter
-
-
-class UnsupportedError(Exception):
-    """This call cannot be imported; `advice` tells the user a way out."""
-
-    def __init__(self, reason: str, advice: str = "") -> None:
-        self.reason, self.advice = reason, advice
-        super().__init__(reason)
 
 
 def aten(*overloads: str) -> Callable[[Converter], Converter]:

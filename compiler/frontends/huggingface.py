@@ -14,11 +14,11 @@ import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.frontends.folder import Summary, Tokenizer, inspect
+from llmc.compiler.frontends.folder import Summary, inspect
+from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.frontends.pretrained import build, first_line
 from llmc.compiler.frontends.sentence import Dense, Sentence
 from llmc.compiler.frontends.tasks import FAMILIES
@@ -29,32 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Imported", "inspect", "load"]
 
-MAX_BATCH = 1024
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
-
-@dataclass(frozen=True)
-class Imported:
-    """A model ready for the passes, and what its package needs to know.
-
-    Args:
-        graph: inputs `input_ids`, `attention_mask` (default 1) and, where the model tells segments apart,
-            `token_type_ids` (default 0), all i64 [batch, seq]; outputs named as transformers names them.
-        task: a name in `tasks.TASKS`.
-        architecture: transformers' class.
-        labels: class names, empty if the task has none.
-        tokenizer: None if the folder has no tokenizer.json.
-        sentence: pooling and normalisation, computed in the graph; None for other tasks.
-    """
-
-    graph: Graph
-    name: str
-    task: str
-    model_type: str
-    architecture: str
-    labels: tuple[str, ...]
-    tokenizer: Tokenizer | None
-    sentence: Sentence | None
 
 
 def load(

@@ -11,6 +11,14 @@ from llmc.compiler.graph import Source
 from llmc.errors import LlmcError
 
 
+class UnsupportedError(Exception):
+    """This call cannot be imported; `advice` tells the user a way out."""
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        self.reason, self.advice = reason, advice
+        super().__init__(reason)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One call that cannot be imported."""
@@ -21,7 +29,10 @@ class Problem:
     source: Source
 
 
-def report(problems: Iterable[Problem]) -> LlmcError:
+def report(
+    problems: Iterable[Problem],
+    hint: str = "change these parts of the model, or add converters to compiler/frontends/aten_*.py",
+) -> LlmcError:
     """One error for all problems; an op at the same line of repeated layers is one entry with a count."""
     groups: dict[tuple[str, ...], list[Problem]] = {}
     for problem in problems:
@@ -32,7 +43,7 @@ def report(problems: Iterable[Problem]) -> LlmcError:
     return LlmcError(
         f"{len(counts)} op{'s' * (len(counts) > 1)} of the model cannot be imported: {', '.join(counts)}",
         found=entries.lstrip("\n").strip(),
-        hint="change these parts of the model, or add converters to compiler/frontends/aten_*.py",
+        hint=hint,
     )
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import llmc
 from llmc.compiler import artifact
 from llmc.compiler.calls import Call
-from llmc.compiler.frontends import huggingface
+from llmc.compiler.frontends import dispatch
+from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import Plan, make_plan
@@ -101,7 +102,7 @@ class _Options:
     cc: str | None
     progress: Progress | None
     name: str | None
-    quant: Quantisation = Quantisation()
+    quant: Quantisation
 
 
 def compile(  # `llmc.compile`: the builtin of this name is not used here
@@ -113,6 +114,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     level: int = 3,
     passes: str | None = None,
     quant: str = "none",
+    calib: str | Path | None = None,
+    calib_method: str = "percentile",
     max_batch: int | None = None,
     max_seq: int | None = None,
     keep: str | Path | None = None,
@@ -120,15 +123,17 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     progress: Progress | None = None,
     name: str | None = None,
 ) -> CompileReport:
-    """Compile a Hugging Face folder into an artifact.
+    """Compile a model into an artifact.
 
     Args:
-        model: folder with config.json and weights.
+        model: Hugging Face folder, .onnx file or .pt2 file.
         output: the artifact to write; one that is there is replaced once the new one is whole.
         target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
-        task: what to compute, "auto" takes it from the folder.
+        task: what to compute, "auto" takes it from the folder; of a file, arrays in and arrays out.
         level: 0 to 3, which pipeline of `llmc.passes.LEVELS` runs; `passes` is a pipeline text instead.
-        quant: "none", "int8" or "fp16"; what it means is in docs/quantisation.md.
+        quant: "none", "int8", "int8-static" or "fp16": see docs/quantisation.md.
+        calib: calibration data of int8-static, a .txt, .jsonl, .csv or .npz file, or "auto".
+        calib_method: "minmax", "percentile" or "entropy".
         max_batch, max_seq: upper bounds of the dims.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
@@ -147,10 +152,10 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         cc,
         progress,
         name,
-        Quantisation(quant),
+        Quantisation(quant, calib, calib_method),
     )
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
-    return _compile(lambda: huggingface.load(model, task=task, **bounds), options)
+    return _compile(lambda: dispatch.load(model, task=task, **bounds), options)
 
 
 def compile_graph(
@@ -167,9 +172,16 @@ def compile_graph(
 ) -> CompileReport:
     """Compile a graph into an artifact without tokenizer or labels; arguments and errors as of `compile`."""
     options = _Options(
-        Path(output), host.find_target(target), _pipeline(level, passes), keep, cc, progress, name
+        Path(output),
+        host.find_target(target),
+        _pipeline(level, passes),
+        keep,
+        cc,
+        progress,
+        name,
+        Quantisation(),
     )
-    imported = huggingface.Imported(graph, name, "graph", "", "", (), None, None)
+    imported = Imported(graph, name, "graph", "", "", (), None, None)
     return _compile(lambda: imported, options)
 
 
@@ -179,7 +191,7 @@ def _pipeline(level: int, passes: str | None) -> Pipeline:
     return Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
 
 
-def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> CompileReport:
+def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
     """The stages in order; `load` is the first."""
     stages, output, chosen = _Stages(options.progress), options.output, options.target
     with artifact.new_folder(output) as folder:
@@ -187,7 +199,9 @@ def _compile(load: Callable[[], huggingface.Imported], options: _Options) -> Com
         imported = load()
         stages.enter("optimise the graph", 0.4)
         graph, _ = options.pipeline.run(imported.graph)
-        graph, added = options.quant.run(graph)
+        if options.quant.calib is not None:
+            stages.enter("calibrate", 0.42)
+        graph, added = options.quant.run(graph, imported.tokenizer, compile_graph)
         pipeline = Pipeline((*options.pipeline.steps, *added.steps))
         stages.enter("make kernels", 0.5)
         calls = _lowered(graph, chosen)
@@ -333,7 +347,7 @@ def _keep(folder: Path, imported: Graph, graph: Graph, sources: Mapping[str, str
         raise LlmcError(f"cannot keep files: {error.strerror or error}", at=str(folder)) from None
 
 
-def _manifest(imported: huggingface.Imported, build: _Build, pipeline: str, folder: Path) -> dict[str, Any]:
+def _manifest(imported: Imported, build: _Build, pipeline: str, folder: Path) -> dict[str, Any]:
     inputs, outputs = signature(build.graph)
     fields: dict[str, Any] = {
         "format": FORMAT,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -45,9 +46,12 @@ def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=100, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=64, num_labels=2, pad_token_id=0,
     )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = transformers.BertForSequenceClassification(config).eval()
+    model = transformers.BertForSequenceClassification(config).eval()
+    rng = np.random.default_rng(0)  # not PyTorch's: its numbers depend on the CPU
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            drawn = torch.from_numpy(rng.normal(0, 0.2, parameter.shape).astype(np.float32))
+            parameter.copy_(drawn + 1 if name.endswith("LayerNorm.weight") else drawn)
     folder = tmp_path_factory.mktemp("models") / "classifier"
     model.save_pretrained(folder)
     return folder

@@ -55,6 +55,11 @@ def test_classify_gives_what_python_gives(classify, classifier):
     np.testing.assert_allclose(probabilities(result.stdout), np.exp(logits) / np.exp(logits).sum(), atol=1e-6)
 
 
+def test_outputs_are_pasted_from_a_real_run(classify, build, classifier, block):
+    assert run(classify, classifier, "5", "6", "7").stdout == block("embedding", "classify.out")
+    assert run(build("describe"), classifier).stdout == block("embedding", "describe.out")
+
+
 def test_classify_reads_standard_input(classify, classifier):
     assert (
         run(classify, classifier, "-", input="5 6\n7 42\n").stdout == run(classify, classifier, *IDS).stdout

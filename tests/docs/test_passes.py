@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -93,3 +94,19 @@ def test_use_from_python(my_pass, block, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == block("passes", "use_it.out")
+
+
+def test_the_pass_of_the_folders_readme(root, shell, tmp_path):
+    found = re.search(r"```python\n(.*?)```", (root / "passes" / "README.md").read_text(), re.DOTALL)
+    assert found is not None
+    (tmp_path / "my_pass.py").write_text(found[1])
+    graph = """dims
+%0 = input() {name="x", dtype="f32", shape=(2,)} : f32[2]  # x
+%1 = abs(%0) : f32[2]  # x
+%2 = abs(%1) : f32[2]  # x
+return {"y": %2}
+"""
+    (tmp_path / "graph.txt").write_text(graph)
+    result = shell("opt", "graph.txt", "--passes", "./my_pass.py:DropAbs")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("abs(") == 1

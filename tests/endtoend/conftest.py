@@ -103,10 +103,10 @@ def python() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def start_cli() -> Callable[..., Any]:
-    """`start_cli(*arguments)`: `llmc ARGUMENTS` as a process group of its own."""
+    """`start_cli(*arguments, **environment)`: `llmc ARGUMENTS` as a process group of its own."""
 
-    def start(*arguments: object) -> Any:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    def start(*arguments: object, **variables: object) -> Any:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", **{k: str(v) for k, v in variables.items()}}
         return subprocess.Popen(
             [*CLI, *map(str, arguments)],
             stdout=subprocess.PIPE,

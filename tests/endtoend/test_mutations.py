@@ -52,5 +52,5 @@ def test_the_command_line_on_damaged_files(
         assert "Traceback" not in result.err
         file.unlink()
         file.write_bytes(data)
-    assert codes.count(1) > 5
+    assert codes.count(1) > 5 or name == "inspect"  # which reads the manifest only
     assert cli(name, copy_of_small, *options).code == 0

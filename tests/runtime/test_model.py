@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,16 +307,17 @@ def test_weights_of_another_build(copy_of_tiny, build):
         load(copy_of_tiny)
 
 
-def test_opens_fast_with_large_weights(tmp_path, build):
-    """90 MB of weights are mapped, not read."""
+def test_large_weights_are_mapped_not_read(tmp_path, build):
     size = 90_000_000
     build.compile_module(tmp_path / "module.so", f"-DWEIGHTS_BYTES={size}")
     build.write_weights(tmp_path / "weights.bin", build.weights_payload() + bytes(size - 128))
     build.write_manifest(tmp_path)
+    before = _bytes_read()
     load(tmp_path).close()
-    times = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        load(tmp_path).close()
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 0.020, times
+    assert _bytes_read() - before < 2_000_000
+
+
+def _bytes_read() -> int:
+    """What this process has read by system calls so far."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("rchar")).split()[1])

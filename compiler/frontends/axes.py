@@ -1,0 +1,33 @@
+"""Names of dynamic axes: `batch` and `seq` where the model is about texts, else what its file says."""
+
+from __future__ import annotations
+
+import re
+
+SEGMENTS = ("token_type_ids", "segment_ids")
+TEXT = ("input_ids", "attention_mask", "position_ids", *SEGMENTS)
+
+
+class AxisNames:
+    """Gives every dynamic axis of a file's inputs its name; equal texts of the file get equal names."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, str] = {}
+
+    def name(self, tensor: str, axis: int, rank: int, text: str) -> str:
+        """The name of an axis.
+
+        Args:
+            tensor: the input's name.
+            axis, rank: which axis of how many.
+            text: what the file calls it; empty if it does not.
+        """
+        usual = {0: "batch", 1: "seq"}.get(axis, f"size{axis}")
+        if (tensor in TEXT and axis < 2) or not text or text.startswith(f"{tensor}_dynamic_axes"):
+            return self._given.setdefault(text, usual) if text else usual
+        if text not in self._given:
+            free = usual not in self._given.values() and (axis == 0 or (axis == 1 and rank == 2))
+            plain = re.sub(r"\W", "_", text)
+            own = plain if plain[:1].isalpha() else f"dim_{plain}"
+            self._given[text] = usual if free else own
+        return self._given[text]

@@ -1,0 +1,40 @@
+"""What every frontend returns: a graph, and what its package needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmc.compiler.frontends.folder import Tokenizer
+from llmc.compiler.frontends.sentence import Sentence
+
+if TYPE_CHECKING:
+    from llmc.compiler.graph import Graph
+
+MAX_BATCH = 1024
+GENERIC = "generic"  # the task of a model that is arrays in, arrays out
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model ready for the passes, and what its package needs to know.
+
+    Args:
+        graph: of a folder: inputs `input_ids`, `attention_mask` (default 1) and, where the model tells segments
+            apart, `token_type_ids` (default 0), all i64 [batch, seq]; outputs named as transformers names them.
+            Of a file: the file's own inputs and outputs.
+        task: a name in `tasks.TASKS`, or "generic".
+        architecture: transformers' class; of a file, what wrote it.
+        labels: class names, empty if the task has none.
+        tokenizer: None if the folder has no tokenizer.json.
+        sentence: pooling and normalisation, computed in the graph; None for other tasks.
+    """
+
+    graph: Graph
+    name: str
+    task: str
+    model_type: str
+    architecture: str
+    labels: tuple[str, ...]
+    tokenizer: Tokenizer | None
+    sentence: Sentence | None

@@ -1,0 +1,31 @@
+"""An ONNX file -> Imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmc.compiler.frontends import beside
+from llmc.compiler.frontends.imported import MAX_BATCH, Imported
+from llmc.compiler.frontends.onnx_file import read
+from llmc.compiler.frontends.onnx_graph import to_graph
+
+
+def load(
+    path: str | Path, task: str = "auto", max_batch: int = MAX_BATCH, max_seq: int | None = None
+) -> Imported:
+    """Import an .onnx file, as exported by `torch.onnx` or optimum.
+
+    Args:
+        path: the file; external data must lie in its folder.
+        task: "auto" leaves arrays in and arrays out; a name in `tasks.TASKS` says what the outputs mean.
+        max_batch, max_seq: upper bounds of the dynamic dims; the default of max_seq is what the model's tables
+            of positions allow.
+
+    Raises:
+        LlmcError: the file is damaged, or ops, dtypes or shapes of it are not supported.
+    """
+    path = Path(path)
+    extras = beside.read(path, task)
+    file = read(path)
+    graph = to_graph(file, beside.first_bounds(max_batch))
+    return beside.imported(path, beside.bounded(graph, extras, max_seq, path), extras, file.producer)

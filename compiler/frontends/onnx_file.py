@@ -1,0 +1,215 @@
+"""An .onnx file, read and checked: protobuf, opset, external data, dtypes. Nothing of it is run.
+
+Weights are views of the parsed file or memory-mapped from the files beside it. A file can name any path as
+its external data; only files inside the model's own folder are opened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, numpy_helper
+
+from llmc.errors import LlmcError
+
+OPSETS = range(11, 24)  # versions of the default domain whose ops the converters know
+
+# Floats of any width are computed as f32: half checkpoints gain, doubles are constants that exporters left.
+DTYPES: Mapping[int, str] = {
+    TensorProto.FLOAT: "f32",
+    TensorProto.FLOAT16: "f32",
+    TensorProto.BFLOAT16: "f32",
+    TensorProto.DOUBLE: "f32",
+    TensorProto.INT8: "i8",
+    TensorProto.UINT8: "u8",
+    TensorProto.INT32: "i32",
+    TensorProto.INT64: "i64",
+    TensorProto.BOOL: "bool",
+}
+_RAW: Mapping[int, Any] = {
+    TensorProto.FLOAT: np.dtype("<f4"),
+    TensorProto.FLOAT16: np.dtype("<f2"),
+    TensorProto.DOUBLE: np.dtype("<f8"),
+    TensorProto.INT8: np.dtype("i1"),
+    TensorProto.UINT8: np.dtype("u1"),
+    TensorProto.INT32: np.dtype("<i4"),
+    TensorProto.INT64: np.dtype("<i8"),
+    TensorProto.BOOL: np.dtype("?"),
+}
+
+
+def dtype_name(number: int) -> str:
+    """ONNX's name of an element type."""
+    known = dict(zip(TensorProto.DataType.values(), TensorProto.DataType.keys(), strict=True))
+    return known.get(number, f"number {number}")
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A parsed file.
+
+    Args:
+        path: where it is.
+        model: with local functions inlined; tensors hold no external data.
+        opset: version of the default domain.
+    """
+
+    path: Path
+    model: onnx.ModelProto
+    opset: int
+
+    @property
+    def producer(self) -> str:
+        """What wrote the file, such as `pytorch 2.13.0`."""
+        return f"{self.model.producer_name} {self.model.producer_version}".strip() or "unknown"
+
+
+def read(path: Path) -> OnnxFile:
+    """Parse and check a file.
+
+    Raises:
+        LlmcError: it is not ONNX, damaged, of an opset llmc does not know, or its external data is not usable.
+    """
+    model = _parse(path)
+    opset = _opset(model, path)
+    for tensor in model.graph.initializer:
+        _check(tensor, path)
+    if model.functions:
+        from onnx import inliner
+
+        model = inliner.inline_local_functions(model)
+    return OnnxFile(path, model, opset)
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load_model(str(path), format="protobuf", load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise LlmcError(
+            "the file is not an ONNX model, or it is damaged",
+            at=str(path),
+            found=f"{path.stat().st_size} bytes that do not parse",
+            hint="export or download it again",
+        ) from error
+    except OSError as error:
+        raise LlmcError(f"cannot read the model: {error.strerror or error}", at=str(path)) from None
+    if not model.graph.node or not model.graph.output:
+        raise LlmcError(
+            "the file holds no ONNX graph",
+            at=str(path),
+            found=f"{path.stat().st_size} bytes, {len(model.graph.node)} nodes",
+            hint="export or download it again",
+        )
+    return model
+
+
+def _opset(model: onnx.ModelProto, path: Path) -> int:
+    versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    if len(set(versions)) != 1 or versions[0] not in OPSETS:
+        found = ", ".join(map(str, versions)) or "no version of ONNX's own ops"
+        raise LlmcError(
+            f"opset {found} is not supported",
+            at=str(path),
+            hint=f"export with opset_version from {OPSETS[0]} to {OPSETS[-1]}, best 17 or later",
+        )
+    return int(versions[0])
+
+
+# --- tensors
+
+
+def _check(tensor: TensorProto, path: Path) -> None:
+    if tensor.data_type not in DTYPES:
+        raise LlmcError(
+            f"weight {tensor.name!r} has dtype {dtype_name(tensor.data_type)}",
+            at=str(path),
+            hint="llmc reads float, half, integer and bool weights; export the float model: llmc quantises itself",
+        )
+    if is_external(tensor):
+        _external(tensor, path)
+
+
+def is_external(tensor: TensorProto) -> bool:
+    """Whether the values are in another file."""
+    return bool(tensor.data_location == TensorProto.EXTERNAL)
+
+
+def _external(tensor: TensorProto, path: Path) -> tuple[Path, int, int]:
+    """File, offset and bytes of external data, checked: the file is inside the model's folder and long enough."""
+    entries = {e.key: e.value for e in tensor.external_data}
+    location, folder = entries.get("location", ""), path.parent.resolve()
+    file = (folder / location).resolve()
+    if not location or not file.is_relative_to(folder):
+        raise LlmcError(
+            f"the data of weight {tensor.name!r} is outside the model's folder",
+            at=str(path),
+            found=location or "no location",
+            hint="external data must be beside the model",
+        )
+    if not file.is_file():
+        raise LlmcError(
+            f"the file {location!r} with the weights is missing",
+            at=str(path.parent),
+            hint="a model with external data is two files: copy or download both",
+        )
+    wanted, room = _bytes(tensor), file.stat().st_size
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", wanted))
+    except ValueError:
+        offset, length = -1, -1
+    if offset < 0 or length != wanted or offset + length > room:
+        raise LlmcError(
+            f"the data of weight {tensor.name!r} does not fit its file",
+            at=str(file),
+            found=f"{entries.get('length', wanted)} bytes from {offset} on for {wanted}, in a file of {room}",
+            hint="the file is cut off or of another model: download both again",
+        )
+    return file, offset, length
+
+
+def _bytes(tensor: TensorProto) -> int:
+    size = 2 if tensor.data_type == TensorProto.BFLOAT16 else _RAW[tensor.data_type].itemsize
+    if any(d < 0 for d in tensor.dims):
+        return -1
+    return int(math.prod(tensor.dims) * size)
+
+
+def values(tensor: TensorProto, path: Path) -> np.ndarray[Any, Any]:
+    """The values of a tensor in llmc's dtype for it; a view of the file where no conversion is needed.
+
+    Raises:
+        LlmcError: the dtype is not supported or the data is damaged.
+    """
+    _check(tensor, path)
+    try:
+        array = _array(tensor, path)
+    except (ValueError, TypeError) as error:
+        raise LlmcError(
+            f"the data of weight {tensor.name!r} does not fit its shape",
+            at=str(path),
+            found=f"{list(tensor.dims)} of {dtype_name(tensor.data_type)}",
+            hint="the file is damaged: export or download it again",
+        ) from error
+    wide = {"f32": np.dtype(np.float32)}.get(DTYPES[tensor.data_type], array.dtype)
+    return np.asarray(array.astype(wide, copy=False))
+
+
+def _array(tensor: TensorProto, path: Path) -> np.ndarray[Any, Any]:
+    shape = tuple(tensor.dims)
+    raw: Any = tensor.raw_data
+    if is_external(tensor):
+        file, offset, length = _external(tensor, path)
+        raw = np.memmap(file, np.uint8, "r", offset, (length,)) if length else b""
+    elif not tensor.HasField("raw_data"):
+        return np.asarray(numpy_helper.to_array(tensor))
+    if tensor.data_type == TensorProto.BFLOAT16:
+        # bfloat16 is the upper half of a float32
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
+    return np.frombuffer(raw, _RAW[tensor.data_type]).reshape(shape)

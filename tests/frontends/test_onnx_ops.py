@@ -1,0 +1,176 @@
+"""Every ONNX op that llmc reads, against onnx's reference evaluator, at two sizes of the dynamic dims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto as T
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from llmc.compiler.frontends.dispatch import load
+from llmc.compiler.frontends.onnx_call import TABLE
+from llmc.compiler.interpret import run
+
+F, I, B = np.float32, np.int64, np.bool_
+X = ("x", T.FLOAT, ["n", "m", 6])
+Y = ("y", T.FLOAT, ["n", "m", 6])
+M = ("m2", T.BOOL, ["n", "m", 6])
+K = ("k", T.INT64, ["n", "m", 6])
+A = np.arange
+
+
+def model(nodes: list[Any], inputs: list[Any], weights: dict[str, Any], opset: int) -> Any:
+    """A model whose output `out` is what the last node makes."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(*i) for i in inputs],
+        [helper.make_tensor_value_info("out", T.UNDEFINED, None)],
+        [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def given(inputs: list[Any], n: int, m: int) -> dict[str, Any]:
+    rng = np.random.default_rng(n + m)
+    values = {}
+    for name, kind, shape in inputs:
+        sizes = [{"n": n, "m": m}.get(d, d) for d in shape]
+        made = rng.normal(size=sizes) * 2
+        made = abs(made) if name == "rows" else made
+        values[name] = {T.FLOAT: lambda v: v.astype(F), T.BOOL: lambda v: v > 0, T.INT64: lambda v: v.astype(I)}[kind](made)
+    return values
+
+
+def case(op: str, *inputs: Any, opset: int = 18, outputs: int = 1, **attributes: Any) -> Any:
+    """A node whose inputs are graph inputs (tuples), weights (arrays), or absent ("")."""
+    names, live, weights = [], [], {}
+    for position, i in enumerate(inputs):
+        if isinstance(i, tuple):
+            live += [i] if i not in live else []
+            names.append(i[0])
+        elif isinstance(i, str):
+            names.append("")
+        else:
+            names.append(f"w{position}")
+            weights[names[-1]] = i
+    made = ["out"] if outputs == 1 else [f"p{i}" for i in range(outputs)]
+    nodes = [helper.make_node(op, names, made, **attributes)]
+    nodes += [helper.make_node("Concat", made[::-1], ["out"], axis=0)] if outputs > 1 else []
+    return pytest.param(nodes, live or [X], weights, opset, id=f"{op}-{opset}-{len(attributes)}-{len(inputs)}")
+
+
+CASES = [
+    *(case(op, X) for op in ("Neg Abs Sign Floor Ceil Exp Sin Cos Tanh Sigmoid Erf Relu Reciprocal".split())),
+    *(case(op, X) for op in ("Softplus Softsign HardSwish Elu LeakyRelu HardSigmoid Identity Dropout IsNaN".split())),
+    case("Log", ("x", T.FLOAT, ["n", 6])),
+    case("Sqrt", ("x", T.FLOAT, ["n", 6])),
+    case("Not", M),
+    *(case(op, X, Y) for op in ("Add Sub Mul Div Less LessOrEqual Greater GreaterOrEqual Max Min Sum Mean".split())),
+    *(case(op, M, M) for op in ("And", "Or", "Xor", "Equal")),
+    case("Equal", K, np.array(1, I)),
+    case("Div", K, np.array([-2, 2, 3, -3, 1, 5], I)),
+    case("Mod", K, np.array([2, 2, 3, 3, 1, 5], I)),
+    *(case("Pow", X, np.array(e, F)) for e in (2.0, 3.0)),
+    case("Clip", X, np.array(-1, F), np.array(1, F)),
+    case("Clip", X, "", np.array(1, F)),
+    case("PRelu", X, A(6, dtype=F)),
+    case("Gelu", X, opset=20),
+    case("Gelu", X, opset=20, approximate="tanh"),
+    case("Where", M, X, np.array(0, F)),
+    case("Cast", X, to=T.INT64),
+    case("Cast", M, to=T.FLOAT),
+    case("CastLike", K, X, opset=19),
+    *(case(op, X, np.array([-1], I)) for op in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSumSquare")),
+    *(case(op, X, np.array([0, 2], I), keepdims=0) for op in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceLogSumExp")),
+    case("ReduceMean", X, opset=13, axes=[-1]),
+    case("ReduceSum", X),
+    case("ReduceSum", X, "", noop_with_empty_axes=1),
+    case("ArgMax", X, axis=-1, keepdims=0),
+    case("ArgMin", X, axis=1),
+    case("CumSum", K, np.array(1, I)),
+    case("CumSum", K, np.array(-1, I), exclusive=1),
+    case("Softmax", X, axis=1),
+    case("LogSoftmax", X),
+    case("MatMul", X, A(30, dtype=F).reshape(6, 5)),
+    case("MatMul", X, A(6, dtype=F)),
+    case("MatMul", A(6, dtype=F), ("x", T.FLOAT, ["n", 6, "m"])),
+    case("Gemm", ("x", T.FLOAT, ["n", 6]), A(30, dtype=F).reshape(5, 6), A(5, dtype=F), transB=1),
+    case("Gemm", ("x", T.FLOAT, [6, "n"]), A(30, dtype=F).reshape(6, 5), A(5, dtype=F), transA=1, alpha=0.5, beta=2.0),
+    case("LayerNormalization", X, A(6, dtype=F), A(6, dtype=F), epsilon=1e-3),
+    case("LayerNormalization", X, A(6, dtype=F)),
+    case("RMSNormalization", X, A(6, dtype=F), opset=23),
+    case("Shape", X),
+    case("Shape", X, start=1, end=-1),
+    case("Size", X),
+    case("ConstantOfShape", np.array([2, 3], I), value=onnx.numpy_helper.from_array(np.array([7], I))),
+    case("Constant", value_floats=[1.0, 2.0]),
+    case("Range", np.array(2, I), np.array(9, I), np.array(3, I)),
+    case("Trilu", X),
+    case("Trilu", X, np.array(-1, I), upper=0),
+    case("Reshape", X, np.array([0, -1], I)),
+    case("Reshape", X, np.array([-1, 0, 2, 3], I)),
+    case("Flatten", X, axis=2),
+    case("Flatten", X, axis=-3),
+    case("Squeeze", ("x", T.FLOAT, ["n", 1, 6]), np.array([1], I)),
+    case("Squeeze", ("x", T.FLOAT, [3, 1, 6])),
+    case("Unsqueeze", X, np.array([0, -1], I)),
+    case("Unsqueeze", X, opset=11, axes=[0, 4]),
+    case("Transpose", X),
+    case("Transpose", X, perm=[1, 0, 2]),
+    case("Expand", ("x", T.FLOAT, ["n", 1, 6]), np.array([1, 4, 1], I)),
+    case("Tile", X, np.array([2, 1, 3], I)),
+    case("Slice", X, np.array([1, -2], I), np.array([99, 1 << 62], I), np.array([2, 2], I)),
+    case("Slice", X, np.array([0], I), np.array([-1], I), np.array([2], I), np.array([2], I)),
+    case("Slice", X, np.array([0], I), np.array([1], I), np.array([1], I)),
+    case("Slice", A(6, dtype=F), np.array([-1], I), np.array([-99], I), np.array([0], I), np.array([-1], I)),
+    case("Split", X, axis=2, outputs=2, num_outputs=2),
+    case("Split", X, np.array([3, 3], I), axis=2, outputs=2),
+    case("Split", X, axis=2, outputs=2, split=[3, 3], opset=11),
+    case("Concat", X, Y, axis=-1),
+    case("Pad", X, np.array([0, 1, 2, 0, 0, 3], I), np.array(5, F)),
+    case("Pad", X, np.array([1, 2], I), "", np.array([1], I)),
+    case("Gather", X, np.array([[0, 2], [-1, 1]], I), axis=2),
+    case("Gather", X, np.array(-1, I), axis=1),
+    case("Gather", A(48, dtype=F).reshape(8, 6), ("rows", T.INT64, ["n", "m"])),
+    case("GatherElements", ("x", T.FLOAT, [1, 2, 6]), np.array([[[5, -1], [0, 2]]], I), axis=2),
+    case("GatherND", ("x", T.FLOAT, [4, 3, "n"]), np.array([[0, 1], [-1, 2]], I)),
+]
+
+
+@pytest.mark.parametrize(("nodes", "inputs", "weights", "opset"), CASES)
+def test_op(nodes: Any, inputs: Any, weights: Any, opset: int, tmp_path: Path) -> None:
+    made = model(nodes, inputs, weights, opset)
+    onnx.save(made, tmp_path / "m.onnx")
+
+    graph = load(tmp_path / "m.onnx").graph
+
+    for n, m in ((1, 1), (2, 3)):
+        values = given(inputs, n, m)
+        with np.errstate(all="ignore"):
+            (expected,) = ReferenceEvaluator(made).run(None, values)
+        got = run(graph, values)["out"]
+        np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-6)
+        assert got.dtype == expected.dtype
+
+
+def test_every_op_has_a_case() -> None:
+    tried = {node.op_type for case in CASES for node in case.values[0]}
+    aliases = {"SimplifiedLayerNormalization"}  # ONNX Runtime's old name of RMSNormalization
+    assert set(TABLE) - aliases == tried
+
+
+def test_softmax_before_opset_13_is_over_all_axes_behind(tmp_path: Path) -> None:
+    made = model([helper.make_node("Softmax", ["x"], ["out"], axis=1)], [X], {}, 11)
+    onnx.save(made, tmp_path / "m.onnx")
+    x = given([X], 2, 3)["x"]
+
+    got = run(load(tmp_path / "m.onnx").graph, {"x": x})["out"]
+
+    weights = np.exp(x.reshape(2, -1))
+    np.testing.assert_allclose(got, (weights / weights.sum(1, keepdims=True)).reshape(x.shape), rtol=1e-5)
