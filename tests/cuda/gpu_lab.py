@@ -155,7 +155,7 @@ class GpuLab:
 
 def _guarded(array: Array, fill: int | None = None) -> Array:
     """A 64-byte aligned copy followed by guard bytes."""
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")
     memory = np.full(array.nbytes + GUARD + 64, 0xA5, np.uint8)
     start = -memory.ctypes.data % 64
     body = memory[start : start + array.nbytes]
