@@ -84,12 +84,10 @@ GPUS: Mapping[str, str] = MappingProxyType(
         "sm_75": "Turing: T4, RTX 20",
         "sm_80": "Ampere: A100, A30",
         "sm_86": "Ampere: A10, A40, RTX 30",
-        "sm_87": "Ampere: Jetson Orin",
         "sm_89": "Ada: L4, L40, RTX 40",
         "sm_90": "Hopper: H100, H200",
     }
 )
-_SERVERS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90")
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
@@ -98,7 +96,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         ),
         "x86-avx512": Target("x86-avx512", "x86-64 with AVX-512", *_LINUX, (AVX512VNNI, AVX512)),
         "x86-avx2": Target("x86-avx2", "x86-64 with AVX2 and FMA", *_LINUX, (AVX2,)),
-        "cuda": Target("cuda", "NVIDIA GPUs from Turing on, x86-64 host", *_LINUX, (), _SERVERS),
+        "cuda": Target("cuda", "NVIDIA GPUs from Turing on, x86-64 host", *_LINUX, (), tuple(GPUS)),
         **{
             f"cuda-{sm}": Target(f"cuda-{sm}", f"NVIDIA {what}, x86-64 host", *_LINUX, (), (sm,))
             for sm, what in GPUS.items()

@@ -64,13 +64,13 @@ def mha(node: Node) -> Call:
     a = node.attributes
     size, heads = a["head_dim"], a["heads"]
     q, k, v, *rest = node.inputs
-    layouts = [
+    q_at, k_at, v_at = (
         Layout(True, int(operand.shape[-1]), offset, size)
         for operand, offset in zip((q, k, v), a["offsets"], strict=True)
-    ]
+    )
     out = Layout(True, heads * size, 0, size)
     mask = _mask(rest[-1], k.shape[1]) if a["has_bias"] else None
-    shape = Shape(heads, heads, *layouts, out, float(a["scale"]), a["causal"], a["has_keys"], mask)
+    shape = Shape(heads, heads, q_at, k_at, v_at, out, float(a["scale"]), a["causal"], a["has_keys"], mask)
     return _call(node, shape, q.shape[0], q.shape[1], k.shape[1])
 
 
@@ -81,9 +81,10 @@ def attention(node: Node) -> Call:
     (batch, heads, s, d), (_, kv_heads, t, _), e = q.shape, k.shape, v.shape[-1]
     if not all(isinstance(x, int) for x in (heads, kv_heads, d, e)):
         raise LlmcError(f"attention: heads and head sizes must be fixed, found {q.type}, {k.type}")
-    layouts = [Layout(False, size, 0, size) for size in (d, d, e, e)]
+    query, key, value, out = (Layout(False, size, 0, size) for size in (d, d, e, e))
     mask = _mask(rest[0], t) if a["has_mask"] else None
-    shape = Shape(heads, kv_heads, *layouts, float(a["scale"]), a["causal"], False, mask)
+    scale, causal = float(a["scale"]), a["causal"]
+    shape = Shape(heads, kv_heads, query, key, value, out, scale, causal, False, mask)
     return _call(node, shape, batch, s, t)
 
 

@@ -49,7 +49,7 @@ def cuda_source(functions: Mapping[str, Any]) -> str:
     module = tvm.IRModule({name: legalise(f) for name, f in functions.items()})
     passes = [tirx.transform.BindTarget(target), tirx.transform.LowerIntrin()]
     module = tvm.ir.transform.Sequential(passes)(module)
-    text = tvm.get_global_func("target.build.cuda")(module, target).inspect_source()
+    text = str(tvm.get_global_func("target.build.cuda")(module, target).inspect_source())
     return PREAMBLE + "\n" + text[text.index(_KERNEL) :]
 
 
