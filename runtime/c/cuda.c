@@ -141,14 +141,14 @@ static llmc_status load_code(state *s, const llmc_program *program, llmc_error *
     return result == 0 ? LLMC_OK : fail(s, result, "find a kernel", error);
 }
 
-/* Make `region` hold at least `bytes`; what it held is lost. */
-static int grow(state *s, region *region, size_t bytes) {
+/* Make `memory` hold at least `bytes`; what it held is lost. */
+static int grow(state *s, region *memory, size_t bytes) {
     int result = 0;
-    if (bytes <= region->bytes) return 0;
-    if (region->bytes) result = s->cuda.release_memory(region->at);
-    region->bytes = 0;
-    if (result == 0) result = s->cuda.allocate(&region->at, bytes);
-    if (result == 0) region->bytes = bytes;
+    if (bytes <= memory->bytes) return 0;
+    if (memory->bytes) result = s->cuda.release_memory(memory->at);
+    memory->bytes = 0;
+    if (result == 0) result = s->cuda.allocate(&memory->at, bytes);
+    if (result == 0) memory->bytes = bytes;
     return result;
 }
 
@@ -180,8 +180,8 @@ static llmc_status open_device(llmc_model *model, llmc_error *error) {
     return status;
 }
 
-static void free_region(state *s, region *region) {
-    if (region->bytes) (void)s->cuda.release_memory(region->at);
+static void free_region(state *s, region *memory) {
+    if (memory->bytes) (void)s->cuda.release_memory(memory->at);
 }
 
 /* What cannot be given back is lost with the context: there is no one to tell. */

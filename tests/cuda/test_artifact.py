@@ -22,6 +22,7 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
 from llmc.passes.quantise import QUANTISATIONS
+from llmc.runtime.sources import CUDA_SOURCES
 from llmc.targets import GPUS
 from llmc.targets.cuda import build
 
@@ -101,6 +102,15 @@ def test_failures_are_sentences(
     text = failure(compiled(small_bert), **environment)
     assert re.search(sentence, text), text
     assert bool(text) == bool(sentence)
+
+
+@pytest.mark.parametrize("source", [CUDA_SOURCES[-1], Path(__file__).parent / "libcuda.c"])
+def test_strict_c(tmp_path: Path, source: Path) -> None:
+    cc = shutil.which("cc")
+    if cc is None:
+        pytest.skip("cc is not installed")
+    strict = ("-std=c99", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-pedantic", "-Werror", "-O2")
+    subprocess.run([cc, *strict, "-c", str(source), "-o", str(tmp_path / "x.o")], check=True)
 
 
 @pytest.mark.slow
