@@ -8,8 +8,10 @@ from typing import Any
 from llmc.compiler.calls import Call, Kernel, Operand, Packed
 from llmc.compiler.dims import Dim, ceil_div, dim, product
 from llmc.compiler.graph import DTYPES, Node
+from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
 
+MOST_ARGUMENTS = 48  # of a kernel, as in runtime/c/cuda.c
 FLAT = 256  # threads of a block whose threads work on their own
 
 
@@ -31,6 +33,9 @@ def launch(
     Args:
         key: with `family` and the dtypes, everything the code depends on.
         operands: what it reads, the node's inputs if None; `dtypes` are theirs as stored.
+
+    Raises:
+        LlmcError: the kernel would take too many arguments.
     """
     reads = tuple(node.inputs if operands is None else operands)
     stored = tuple(_dtype(o) for o in reads) if dtypes is None else tuple(dtypes)
@@ -41,6 +46,8 @@ def launch(
         return k.function()
 
     pointers = (*stored, node.dtype)
+    if len(pointers) + len(scalars) > MOST_ARGUMENTS:
+        raise LlmcError(f"{node.op}: {len(node.inputs)} inputs are too many for a GPU kernel")
     kernel = Kernel(family, ("cuda", key, pointers), pointers, len(scalars), function, threads=threads)
     moved = sum(product(n.shape) * DTYPES[n.dtype].itemsize for n in (*node.inputs, node))
     return Call(

@@ -144,10 +144,12 @@ def test_an_unknown_architecture(small_bert: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_minilm(compiled: Callable[..., Any], minilm: Path) -> None:
-    made, graph = compiled(minilm), reference(minilm, "none")
+@pytest.mark.parametrize(("quant", "limit"), [("none", 1e-4), ("fp16", 5e-3), ("int8", 2e-2)])
+def test_minilm(compiled: Callable[..., Any], minilm: Path, quant: str, limit: float) -> None:
+    """int8: the products are exact, but a row sum's last bit may move an activation to the next level."""
+    made, graph = compiled(minilm, quant), reference(minilm, quant)
     rng = np.random.default_rng(2)
     case = {"input_ids": rng.integers(1000, 20000, (2, 12)), "attention_mask": np.ones((2, 12), np.int64)}
     (got,) = made.run([case])
     for name, expected in interpret.run(graph, case).items():
-        assert np.abs(got[name] - expected).max() <= 1e-4 * np.abs(expected).max()
+        assert np.abs(got[name] - expected).max() <= limit * np.abs(expected).max(), name
