@@ -125,7 +125,7 @@ def test_the_wheel_holds_everything(tmp_path: Path) -> None:
     }
     expected = {f"{name.replace('.', '/')}.py" for name, file in modules() if file.stem != "__init__"}
     expected |= {f"{package.replace('.', '/')}/__init__.py" for package in SETTINGS["packages"]}
-    sources = [f for f in (ROOT / "runtime" / "c").iterdir() if f.suffix in (".c", ".h")]
+    sources = [f for f in (ROOT / "runtime" / "c").iterdir() if f.suffix in (".c", ".h", ".map")]
     expected |= {f"llmc/runtime/c/{f.name}" for f in sources}
     expected |= {f"llmc/compiler/demo/model/{f.name}" for f in (ROOT / "compiler/demo/model").iterdir()}
     expected |= {"llmc/compiler/module.c.jinja", "llmc/py.typed"}

@@ -196,7 +196,8 @@ def test_full_disk_of_temporary_files(
     before = content(place)
     (full_disk / "filler").write_bytes(bytes(180_000))
     process = start_cli("compile", small_model, "-o", place / "m.llmc", TMPDIR=full_disk)
-    out, err = process.communicate(timeout=120)
+    with process:
+        out, err = process.communicate()
     refused(SimpleNamespace(code=process.returncode, out=out, err=err), "o space left", str(full_disk))
     assert content(place) == before
     assert os.listdir(place) == ["m.llmc"]
