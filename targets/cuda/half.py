@@ -18,6 +18,14 @@ from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import WARP, GridEmitter
 from llmc.targets.cuda.launch import launch
+from llmc.targets.cuda.operands import (
+    apply_epilogue,
+    epilogue_inputs,
+    pack_steps,
+    row_quad,
+    tile_place,
+    weight_of,
+)
 from llmc.targets.kernels.emit import Buffer, Expr, div, i64, mod
 
 ROWS, COLUMNS, DEPTH = 64, 64, 32
@@ -102,15 +110,6 @@ class HalfTile:
 
 def linear(node: Node) -> Call:
     """out[m, n] = epilogue(half(x[m, k]) . w[n, k]^T)"""
-    from llmc.targets.cuda.product import (
-        apply_epilogue,
-        epilogue_inputs,
-        pack_steps,
-        row_quad,
-        tile_place,
-        weight_of,
-    )
-
     x, w, *extras = node.inputs
     weight = weight_of(node)
     n, depth = (int(d) for d in w.shape)

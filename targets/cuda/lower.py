@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from llmc.compiler.calls import Call
 from llmc.compiler.graph import Graph, Node
 from llmc.targets import lower as on_cpu
-from llmc.targets.cuda import attention, elementwise, movement, product, quantised, rows
+from llmc.targets.cuda import attention, elementwise, movement, norm, product, quantised, rows
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
     **elementwise.LOWERINGS,
     **movement.LOWERINGS,
     **rows.LOWERINGS,
+    **norm.LOWERINGS,
     **product.LOWERINGS,
     **attention.LOWERINGS,
     **quantised.LOWERINGS,

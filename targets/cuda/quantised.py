@@ -16,8 +16,9 @@ from llmc.compiler.ops.rows import ZERO, row_stride, scale_offset
 from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import launch
-from llmc.targets.cuda.product import epilogue_inputs, tile_place, weight_of
-from llmc.targets.cuda.rows import Row, level, packed_scale, rows_call
+from llmc.targets.cuda.norm import level, packed_scale
+from llmc.targets.cuda.operands import epilogue_inputs, tile_place, weight_of
+from llmc.targets.cuda.rows import Row, rows_call
 from llmc.targets.cuda.tile import COLUMNS, DEPTH, ROWS, THREADS, Tile
 from llmc.targets.kernels.emit import Buffer, Expr, f32, fma, i64
 from llmc.targets.kernels.math import ACTIVATIONS, to_level
