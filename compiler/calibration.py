@@ -38,19 +38,26 @@ def scales(names: Sequence[str], samples: Iterable[Sample], run: Run, method: st
     seen = [Magnitudes() for _ in names]
     count = 0
     for count, sample in enumerate(samples, 1):
-        for name, magnitudes, value in zip(names, seen, run(sample), strict=True):
-            if not np.isfinite(value).all():
-                raise LlmcError(
-                    "calibration: an activation is not finite",
-                    at=name,
-                    found=f"{'NaN' if np.isnan(value).any() else 'infinity'} in sample {count}",
-                    hint="does the model give numbers for this sample without quantisation?",
-                )
+        values = run(sample)
+        want_finite(names, values, count)
+        for magnitudes, value in zip(seen, values, strict=True):
             magnitudes.add(value)
     if not count:
         raise LlmcError("calibration: there are no samples", hint="give some, or use --calib auto")
     limits = [METHODS[method](magnitudes) for magnitudes in seen]
     return tuple(float(f"{limit / 127:.6g}") if limit else 1.0 for limit in limits)
+
+
+def want_finite(names: Sequence[str], values: Sequence[Array], number: int) -> None:
+    """Refuse values of sample `number` that are not finite, with the name of the first such site."""
+    for name, value in zip(names, values, strict=True):
+        if not np.isfinite(value).all():
+            raise LlmcError(
+                "calibration: an activation is not finite",
+                at=name,
+                found=f"{'NaN' if np.isnan(value).any() else 'infinity'} in sample {number}",
+                hint="does the model give numbers for this sample without quantisation?",
+            )
 
 
 def read_samples(source: str | Path, graph: Graph, encode: Encode | None) -> Iterator[Sample]:
@@ -67,7 +74,9 @@ def read_samples(source: str | Path, graph: Graph, encode: Encode | None) -> Ite
         LlmcError: the file cannot be read, is of another kind, or a sample does not fit; `at` names the line.
     """
     if str(source) == "auto":
-        yield from _texts(((f"line {i}", t) for i, t in enumerate(CALIBRATION_TEXT.splitlines(), 1)), encode, "auto")
+        yield from _texts(
+            ((f"line {i}", t) for i, t in enumerate(CALIBRATION_TEXT.splitlines(), 1)), encode, "auto"
+        )
         return
     path = Path(source)
     reader = _READERS.get(path.suffix.lower())
@@ -93,7 +102,9 @@ Read = Iterator[tuple[str, Sample]]
 def _refused(
     problem: str, path: Path | str, place: str = "", found: str | None = None, hint: str | None = None
 ) -> LlmcError:
-    return LlmcError(f"calibration: {problem}", at=f"{path}, {place}" if place else str(path), found=found, hint=hint)
+    return LlmcError(
+        f"calibration: {problem}", at=f"{path}, {place}" if place else str(path), found=found, hint=hint
+    )
 
 
 def _texts(lines: Iterable[tuple[str, str]], encode: Encode | None, path: Path | str) -> Iterator[Sample]:

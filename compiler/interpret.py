@@ -48,6 +48,14 @@ def run(graph: Graph, inputs: Mapping[str, Array], watch: Watch | None = None) -
     return {name: np.array(values[node]) for name, node in graph.outputs.items()}
 
 
+def run_at(node: Node, sizes: Mapping[str, int]) -> Array:
+    """The value of a node that depends on no input, for given sizes of the dims."""
+    values: dict[Node, Array] = {}
+    for step in Graph((), {"value": node}).nodes:
+        values[step] = _value(step, [values[i] for i in step.inputs], {}, sizes)
+    return values[node]
+
+
 def _value(
     node: Node, arguments: list[Array], inputs: Mapping[str, Array], sizes: Mapping[str, int]
 ) -> Array:

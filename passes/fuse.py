@@ -9,12 +9,12 @@ from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Keeps, Pass, close
 from llmc.compiler.rewrite import rewrite
 from llmc.errors import LlmcError
-from llmc.passes import chains, heads, norms, products, shapes
+from llmc.passes import chains, convolutions, heads, norms, products, rms_norm, shapes
 
 
 @dataclass(frozen=True)
 class Fuse(Pass):
-    """Fuse norms and attention written out, epilogues of products, embeddings and sums with their norm, element-wise chains.
+    """Fuse attention, norms, epilogues of products, embeddings and sums with their norm, element-wise chains.
 
     Rounding changes where a scale moves from a factor into the attention. Queries whose keys are all masked
     out give zeros, whatever they gave before.
@@ -41,7 +41,7 @@ class Fuse(Pass):
     def run(self, graph: Graph) -> Graph:
         """Patterns first, largest first; what is left of the element-wise ops goes into chains."""
         graph = rewrite(graph, (*shapes.RULES, *norms.PARTS, *heads.RULES))
-        graph = rewrite(graph, (*products.RULES, *norms.RULES))
+        graph = rewrite(graph, (*products.RULES, *norms.RULES, *rms_norm.RULES, *convolutions.RULES))
         if not self.chains:
             return graph
         graph = rewrite(graph, (shapes.view_early, shapes.reshape_of_reshape, shapes.drop_identity))

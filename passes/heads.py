@@ -11,6 +11,7 @@ from llmc.compiler.ops import constant, make
 from llmc.compiler.rewrite import Decline
 from llmc.passes.masks import is_low, keys_and_bias
 from llmc.passes.match import is_scalar, reshaped, resized, scalar, through_views
+from llmc.passes.rotary import rotate_rows
 
 
 @dataclass(frozen=True)
@@ -179,21 +180,22 @@ def mha_from_attention(node: Node) -> Node | Decline | None:
             pass
         case _:
             return None
-    b, h, s, e = core.shape
-    if node.shape != (b, s, h * e):
+    h, e = core.shape[1], core.shape[3]
+    if node.shape[-1] != h * e:
         return None
     parts = [_split_heads(i) for i in core.inputs[:3]]
     if any(p is None for p in parts):
         return Decline("a query, key or value is not split from [batch, seq, width]")
-    if not all(i.shape[1] == h and i.shape[3] == e for i in core.inputs[:3]):
-        return Decline("queries, keys and values have different heads")
+    groups = core.inputs[1].shape[1]
+    if not all(i.shape[3] == e for i in core.inputs[:3]):
+        return Decline("queries, keys and values have heads of different size")
     masks = keys_and_bias(core)
     if isinstance(masks, Decline):
         return masks
     keys, bias = masks
     columns = [p for p in parts if p is not None]
     extras = [m for m in (keys, bias) if m is not None]
-    return make(
+    merged = make(
         "mha",
         (*(x for x, _ in columns), *extras),
         core.source,
@@ -204,7 +206,9 @@ def mha_from_attention(node: Node) -> Node | Decline | None:
         offsets=tuple(offset for _, offset in columns),
         has_keys=keys is not None,
         has_bias=bias is not None,
+        kv_heads=None if groups == h else groups,
     )
+    return reshaped(merged, node.shape)
 
 
 def _split_heads(node: Node) -> tuple[Node, int] | None:
@@ -218,6 +222,27 @@ def _split_heads(node: Node) -> tuple[Node, int] | None:
                 case Node("slice", (whole,), {"axis": 2, "start": int(start), "step": 1}):
                     return whole, start
             return x, 0
+        case Node("transpose", (x,), {"perm": (0, 2, 1, 3)}):
+            b, s, h, d = x.shape
+            return reshaped(x, (b, s, h * d)), 0
 
 
-RULES = (attention_from_softmax, mask_broadcasts, mask_of_true, mha_from_attention)
+def keep_grouped(node: Node) -> Node | None:
+    """attention(q, repeated k, repeated v) -> attention(q, k, v): query heads share keys by themselves"""
+    match node:
+        case Node("attention", (q, k, v, *mask)):
+            keys, values = _ungrouped(k), _ungrouped(v)
+            if keys is not None and values is not None and keys.shape[1] == values.shape[1]:
+                return make("attention", (q, keys, values, *mask), node.source, **node.attributes)
+
+
+def _ungrouped(node: Node) -> Node | None:
+    """x `[b, g, t, d]` of reshape(expand(x[:, :, None], [b, g, n, t, d]), [b, g*n, t, d])"""
+    match node:
+        case Node("reshape", (Node("expand", (x,)) as wide,)) if wide.type.rank == 5 and node.type.rank == 4:
+            b, g, n, t, d = wide.shape
+            if node.shape == (b, g * n, t, d) and x.shape == (b, g, 1, t, d):
+                return reshaped(x, (b, g, t, d))
+
+
+RULES = (attention_from_softmax, keep_grouped, mask_broadcasts, mask_of_true, rotate_rows, mha_from_attention)

@@ -183,7 +183,11 @@ def norm_bias(node: Node, context: Context) -> Node | Decline | None:
 
 def _is_parameter(y: Node, p: Node) -> bool:
     """A constant with one number for each column."""
-    return p.op == "constant" and p.shape == (1,) * (p.type.rank - 1) + y.shape[-1:] and p.type.rank <= y.type.rank
+    return (
+        p.op == "constant"
+        and p.shape == (1,) * (p.type.rank - 1) + y.shape[-1:]
+        and p.type.rank <= y.type.rank
+    )
 
 
 # Norms written out in elementary ops; they come first, so that what follows sees whole norms.

@@ -21,6 +21,16 @@ def linear_from_matmul(node: Node) -> Node | None:
             return make("linear", (x, w), node.source) if node.dtype == "f32" else None
 
 
+def linear_of_rows(node: Node, context: Context) -> Node | None:
+    """reshape(linear(reshape(x[b, s, k], [b*s, k])), [b, s, n]) -> linear(x)"""
+    match node:
+        case Node("reshape", (Node("linear", (Node("reshape", (x,)), *rest)) as y,)):
+            rows = x.shape[:-1] == node.shape[:-1] and x.shape[-1] == y.inputs[0].shape[-1]
+            plain = y.shape[-1] == node.shape[-1] and "residual" not in y.attributes["epilogue"]
+            if rows and plain and context.single(y):
+                return make("linear", (x, *rest), y.source, **y.attributes)
+
+
 def fuse_bias(node: Node, context: Context) -> Node | None:
     """linear(x, w) + b -> linear{bias}(x, w, b)"""
     match node:
@@ -155,6 +165,7 @@ def _is_cubic(node: Node, x: Node) -> bool:
 
 RULES = (
     linear_from_matmul,
+    linear_of_rows,
     silu_from_sigmoid,
     gelu_from_erf,
     gelu_from_tanh,

@@ -126,9 +126,17 @@ def view_early(node: Node, context: Context) -> Node | None:
     """reshape(f(x, y, scalars)) -> f(reshape(x), reshape(y), scalars): for chains, which views would cut"""
     match node:
         case Node("reshape", (inner,)) if OPS[inner.op].elementwise and context.single(inner):
-            if all(i.shape in (inner.shape, ()) for i in inner.inputs):
+            if _no_broadcast(inner, context):
                 parts = [i if i.shape == () else reshaped(i, node.shape) for i in inner.inputs]
                 return make(inner.op, parts, inner.source, **inner.attributes)
+
+
+def _no_broadcast(node: Node, context: Context) -> bool:
+    """Whether a view can move up to the leaves of the chain that ends here."""
+    if not OPS[node.op].elementwise or not context.single(node):
+        return True
+    same = all(i.shape in (node.shape, ()) for i in node.inputs)
+    return same and all(_no_broadcast(i, context) for i in node.inputs)
 
 
 def drop_ones_of_repeat(node: Node) -> Node | None:

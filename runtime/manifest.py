@@ -73,6 +73,7 @@ class Manifest:
     outputs: tuple[TensorEntry, ...]
     dims: Mapping[str, tuple[int, int]]
     target: str
+    machine: str
     variants: tuple[Variant, ...]
     pipeline: str
     quantisation: str
@@ -168,6 +169,7 @@ def _manifest(root: Field, path: Path) -> Manifest:
         outputs=_tensors(root["outputs"]),
         dims=dims,
         target=root["target"].text(),
+        machine=root["machine"].text() if "machine" in root else "x86_64",
         variants=tuple(
             Variant(v["name"].text(), tuple(f.text() for f in v["features"].items()))
             for v in root["variants"].items()

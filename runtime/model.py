@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from ctypes import byref
 from pathlib import Path
@@ -41,6 +42,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None, variant: str 
     """
     folder = Path(path)
     manifest = read_manifest(folder)
+    _check_machine(manifest)
     _check_files(folder, manifest, hash_weights=False)
     return Model(folder, manifest, _options(threads, variant))
 
@@ -179,6 +181,19 @@ class Model:
             except MemoryError:
                 raise LlmcError(f"no memory for output {name}", hint="use a smaller batch") from None
         return results
+
+
+def _check_machine(manifest: Manifest) -> None:
+    """The linker's own words for a module of another architecture are no help."""
+    here = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    if manifest.machine == here:
+        return
+    raise LlmcError(
+        f"the artifact is for {manifest.machine} and this machine is {here}",
+        at=str(manifest.path.parent),
+        found=f"compiled with --target {manifest.target}",
+        hint="compile the model for this machine, or run the artifact on the one it is for",
+    )
 
 
 def _options(threads: int | None, variant: str | None) -> native.Options:

@@ -38,3 +38,20 @@ BENCH_LIBRARIES = ("-ldl",)
 def bench_definition(module_sha256: str) -> str:
     """The flag that makes `bench` refuse every module.so but the one with this hash."""
     return f'-DLLMC_MODULE_SHA256="{module_sha256}"'
+
+
+# `run`, the model as one program: the runtime and the kernels are linked in, so it needs no module.so.
+RUN_SOURCES = (*MODULE_SOURCES, *(FOLDER / f"{name}.c" for name in ("npy", "run_main")))
+# musl gives threads the main thread's stack size as linked, 128 kB by default.
+RUN_FLAGS = ("-std=c99", "-O2", "-static", "-fvisibility=hidden", "-Wl,-z,stack-size=1048576", "-s")
+
+# libmodel.a: a section for each function, so that a program takes only what it uses.
+OBJECT_FLAGS = (
+    "-std=c99",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-c",
+)

@@ -19,8 +19,9 @@ class Cpu:
         needs: the same in words.
         vectors: number of vector registers.
         lanes: float32 lanes of one register.
-        dots: whether it multiplies u8 by s8 and sums four products in one instruction. A variant that has no
-            more than this over the next serves programs with integer products only.
+        machine: architecture, as `uname -m` says it.
+        dots: whether one instruction sums four products of bytes. A variant that has no more than this over
+            the next serves programs with integer products only.
     """
 
     name: str
@@ -30,7 +31,13 @@ class Cpu:
     needs: str
     vectors: int
     lanes: int
+    machine: str = "x86_64"
     dots: bool = False
+
+    @property
+    def wide(self) -> bool:
+        """Whether the registers hold a tile of several 16-lane vectors for each of several rows."""
+        return self.vectors * self.lanes >= 512
 
 
 @dataclass(frozen=True)
@@ -53,10 +60,15 @@ class Target:
     gpus: tuple[str, ...] = ()
     best_only: bool = False
 
+    @property
+    def machine(self) -> str:
+        """Architecture, as `uname -m` says it."""
+        return self.triple.partition("-")[0]
+
     def serving(self, families: Iterable[str]) -> Target:
         """This target with the instruction sets worth having for kernels of these families."""
         integer = not INTEGER.isdisjoint(families)
-        cpus = tuple(cpu for cpu in self.cpus if integer or not cpu.dots)
+        cpus = tuple(cpu for cpu in self.cpus if integer or not cpu.dots) or self.cpus
         return replace(self, cpus=cpus[:1] if self.best_only else cpus)
 
 
@@ -76,7 +88,18 @@ AVX512VNNI = Cpu(
 )
 AVX2 = Cpu("avx2", "x86-64-v3", (), 0b001, "AVX2 and FMA", 16, 8)
 
+# LLMC_CPU_NEON, _DOTPROD, _FP16 and _I8MM are bits 8 to 11.
+_DOT = "NEON and dot product"
+NEON = Cpu("neon", "generic", ("+neon",), 0x100, "NEON", 32, 4, "aarch64")
+DOTPROD = Cpu("dotprod", "generic", ("+neon", "+dotprod"), 0x300, _DOT, 32, 4, "aarch64", dots=True)
+A72 = Cpu("a72", "cortex-a72", (), 0x100, "NEON", 32, 4, "aarch64")
+A76 = Cpu("a76", "cortex-a76", (), 0x700, f"{_DOT}, FP16", 32, 4, "aarch64", dots=True)
+N1 = Cpu("n1", "neoverse-n1", (), 0x700, f"{_DOT}, FP16", 32, 4, "aarch64", dots=True)
+# SVE is left out: kernels are written for vectors of a fixed length.
+V1 = Cpu("v1", "neoverse-v1", ("-sve",), 0xF00, f"{_DOT}, FP16, I8MM", 32, 4, "aarch64", dots=True)
+
 _LINUX = ("x86_64-linux-gnu", "x86_64-linux-gnu.2.17")
+_ARM = ("aarch64-linux-gnu", "aarch64-linux-gnu.2.17")
 
 # Those that nvcc 12 and 13 both know.
 GPUS: Mapping[str, str] = MappingProxyType(
@@ -101,5 +124,12 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             f"cuda-{sm}": Target(f"cuda-{sm}", f"NVIDIA {what}, x86-64 host", *_LINUX, (), (sm,))
             for sm, what in GPUS.items()
         },
+        "arm": Target("arm", "any 64-bit ARM, dot product used where present", *_ARM, (DOTPROD, NEON)),
+        "arm-neon": Target("arm-neon", "any 64-bit ARM", *_ARM, (NEON,)),
+        "arm-dotprod": Target("arm-dotprod", "64-bit ARM with dot product (from v8.2)", *_ARM, (DOTPROD,)),
+        "rpi4": Target("rpi4", "Raspberry Pi 4 (Cortex-A72)", *_ARM, (A72,)),
+        "rpi5": Target("rpi5", "Raspberry Pi 5 (Cortex-A76)", *_ARM, (A76,)),
+        "graviton2": Target("graviton2", "AWS Graviton2, Ampere Altra (Neoverse N1)", *_ARM, (N1,)),
+        "graviton3": Target("graviton3", "AWS Graviton3 (Neoverse V1, without SVE)", *_ARM, (V1,)),
     }
 )

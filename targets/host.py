@@ -14,6 +14,7 @@ _FLAGS = {
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
     "avx2": {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"},
 }
+_ARM_FLAGS = {0x100: "asimd", 0x200: "asimddp", 0x400: "asimdhp", 0x800: "i8mm"}  # by LLMC_CPU_* bit
 
 
 def host_flags() -> frozenset[str]:
@@ -23,31 +24,44 @@ def host_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     lines = (line.partition(":") for line in text.splitlines())
-    return frozenset(next((value.split() for key, _, value in lines if key.strip() == "flags"), []))
+    names = ("flags", "Features")  # as x86 and ARM call them
+    return frozenset(next((value.split() for key, _, value in lines if key.strip() in names), []))
 
 
 def runs_here(cpu: Cpu) -> bool:
     """Whether this processor has what `cpu` needs."""
-    needed = set().union(*(_FLAGS[name] for name in _FLAGS if cpu.name.startswith(name) or name == "avx2"))
-    return platform.machine() in ("x86_64", "AMD64") and needed <= host_flags()
+    if cpu.machine != machine():
+        return False
+    if cpu.machine == "aarch64":
+        needed = {flag for bit, flag in _ARM_FLAGS.items() if cpu.features & bit}
+    else:
+        needed = set().union(
+            *(_FLAGS[name] for name in _FLAGS if cpu.name.startswith(name) or name == "avx2")
+        )
+    return needed <= host_flags()
+
+
+def machine() -> str:
+    """This machine's architecture as `Target.machine` writes it."""
+    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 
 def find_target(name: str) -> Target:
-    """The target called `name`; "native" is x86 with the one best instruction set of this machine.
+    """The target called `name`; "native" has the one best instruction set of this machine.
 
     Raises:
         LlmcError: no such target, or no code can be made for this machine.
     """
     if name != "native":
         return _named(name)
-    whole = TARGETS["x86"]
+    whole = TARGETS["arm" if machine() == "aarch64" else "x86"]
     fitting = tuple(cpu for cpu in whole.cpus if runs_here(cpu))
     if not fitting:
         raise LlmcError(
             "llmc has no code for this machine's processor",
             at="--target native",
             found=platform.machine(),
-            hint="an x86-64 processor with AVX2 and FMA is needed; --target x86 compiles for another machine",
+            hint="x86-64 with AVX2 and FMA, or 64-bit ARM is needed; --target x86 compiles for another machine",
         )
     best = next(cpu for cpu in fitting if not cpu.dots)
     return Target("native", f"this machine: {best.name}", whole.triple, whole.zig, fitting, best_only=True)

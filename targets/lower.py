@@ -8,7 +8,17 @@ from llmc.compiler.calls import Call
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS
 from llmc.errors import LlmcError
-from llmc.targets.kernels import attention, elementwise, linear, matmul, movement, norm, quantised, reduction
+from llmc.targets.kernels import (
+    attention,
+    conv,
+    elementwise,
+    linear,
+    matmul,
+    movement,
+    norm,
+    quantised,
+    reduction,
+)
 
 Lowering = Callable[[Node], Call]
 
@@ -20,6 +30,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     **matmul.LOWERINGS,
     **attention.LOWERINGS,
     **norm.LOWERINGS,
+    **conv.LOWERINGS,
     **quantised.LOWERINGS,
 }
 

@@ -61,8 +61,38 @@ def embed(folder: Path, symbol: str, data: bytes) -> Path:
     return path
 
 
+def compile_objects(
+    folder: Path,
+    sources: Sequence[Path],
+    include: Path,
+    flags: Sequence[str],
+    zig_target: str,
+    cc: str | None = None,
+) -> None:
+    """Compile each of the C sources to an object file of its name in `folder`; `flags` hold -c.
+
+    Raises:
+        LlmcError: the compiler is missing or fails.
+    """
+    for source in sources:
+        output = folder / f"{source.stem}.o"
+        build(output, [source], include, flags, [], zig_target, cc)
+
+
+def archive(output: Path, objects: Sequence[Path]) -> None:
+    """Make a static library.
+
+    Raises:
+        LlmcError: the archiver is missing or fails.
+    """
+    _start([sys.executable, "-m", "ziglang", "ar", "rcsD", str(output), *map(str, objects)], output)
+
+
 def _run(command: Sequence[str], output: Path) -> None:
-    command = [*command, "-o", str(output)]
+    _start([*command, "-o", str(output)], output)
+
+
+def _start(command: Sequence[str], output: Path) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:

@@ -37,7 +37,12 @@ def quiet() -> Iterator[None]:
     """The exporters print and warn a lot."""
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()), torch.no_grad():
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(StringIO()),
+            redirect_stderr(StringIO()),
+            torch.no_grad(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -72,7 +72,26 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         {**MHA, "has_keys": True, "has_bias": True},
         "f32[batch, seq, 8]",
     ),
+    (
+        "mha",
+        (t(B, S, 8), t(B, T, 4), t(B, T, 4)),
+        {**MHA, "heads": 4, "head_dim": 2, "kv_heads": 2},
+        "f32[batch, seq, 8]",
+    ),
     ("add_norm", (t(B, 8), t(B, 8), t(8), t(8)), {"eps": 1e-5}, "f32[batch, 8]"),
+    (
+        "conv2d",
+        (t(B, 4, 9, 8), t(6, 2, 3, 3), t(6)),
+        {"stride": (2, 1), "padding": (1, 0, 1, 2), "groups": 2, "epilogue": ("bias", "relu6")},
+        "f32[batch, 6, 5, 8]",
+    ),
+    (
+        "max_pool2d",
+        (t(B, 4, 9, 8),),
+        {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 0, 1, 0)},
+        "f32[batch, 4, 5, 4]",
+    ),
+    ("avg_pool2d", (t(B, 4, 9, 8),), {"kernel": (3, 2), "stride": (3, 2)}, "f32[batch, 4, 3, 4]"),
     (
         "embed_norm",
         (t(9, 8), n(B, S), t(5, 8), n(1, S), t(8), t(8)),

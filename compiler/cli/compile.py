@@ -17,12 +17,14 @@ Examples:
   llmc compile ./my-model --quant int8 -o small.llmc
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
   llmc compile ./my-model --passes "fold,cse" -o plain.llmc
+  llmc compile ./my-model --target rpi5 --emit executable -o m.llmc
   llmc compile ./my-model --keep build -o m.llmc       leaves graphs and generated code in build/
 
 \b
 MODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json), an .onnx file or a .pt2 file.
-Nothing is downloaded and no code of the model is run. One artifact serves every batch size and sequence length up to the bounds. The
-output appears under its name only when it is whole: a failed compile leaves an older artifact as it was.
+Nothing is downloaded and no code of the model is run. One artifact serves every batch size and sequence
+length up to the bounds. The output appears under its name only when it is whole: a failed compile leaves an
+older artifact as it was.
 """
 
 
@@ -61,6 +63,14 @@ output appears under its name only when it is whole: a failed compile leaves an 
 @click.option("--max-batch", type=click.IntRange(min=1), help="Largest batch.  [default: the compiler's]")
 @click.option("--max-seq", type=click.IntRange(min=1), help="Longest sequence.  [default: the model's]")
 @click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep intermediate files there.")
+@click.option(
+    "--emit",
+    type=click.Choice(["shared", "static", "executable"]),
+    default="shared",
+    show_default=True,
+    help="Beside module.so: libmodel.a, or a program `run`.",
+)
+@click.option("--prefix", default="", metavar="NAME", help="Before every symbol of libmodel.a.")
 @click.option("--cc", metavar="COMMAND", help="C compiler.  [default: the ziglang package's]")
 @click.option("--name", help="Name in the manifest.  [default: the folder's]")
 @json_option

@@ -87,7 +87,7 @@ def read_graph(model: Path, task: str, weights: Path | None = None) -> Any:
     Raises:
         LlmcError: nothing there, it is neither, or a weight of the text is not in `weights`.
     """
-    if model.is_file():
+    if model.is_file() and not is_model_file(model):
         return _read_text(model, task, weights)
     if is_artifact(model):
         raise LlmcError(

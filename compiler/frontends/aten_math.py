@@ -286,7 +286,7 @@ def _same(call: Call) -> Any:
 @aten("dropout.default", "feature_dropout.default")
 def _dropout(call: Call) -> Any:
     call.require(not call["train"], "dropout in training mode", "call model.eval() before export")
-    return call["input"]
+    return call.get("input", call.get("self"))
 
 
 @aten("to.device", "to.dtype", "to.dtype_layout", "to.other", "_to_copy.default", "type_as.default")

@@ -82,6 +82,13 @@ def _attention(call: Call) -> Node:
     )
 
 
+@aten("llmc.causal_attention.default")
+def _causal_attention(call: Call) -> Node:
+    """Of a decoder; see `masks.causal_attention`."""
+    inputs = (call["q"], call["k"], call["v"], call.cast(call["keys"], "bool"))
+    return call.op("attention", *inputs, scale=call["scale"], causal=True, has_mask=True)
+
+
 @aten("conv1d.default", "conv1d.padding")
 def _conv1d(call: Call) -> Node:
     """x [b, c, t] -> windows [b, t', k*c] times weight [o, k*c]: k shifted slices and one linear."""

@@ -117,7 +117,9 @@ def imported(path: Path, graph: Graph, extras: Extras, producer: str) -> Importe
         model_type=str(extras.config.get("model_type", "")),
         architecture=producer,
         labels=extras.labels,
-        tokenizer=extras.tokenizer if any(n.attributes["name"] == "input_ids" for n in graph.inputs) else None,
+        tokenizer=extras.tokenizer
+        if any(n.attributes["name"] == "input_ids" for n in graph.inputs)
+        else None,
         sentence=None,
     )
 

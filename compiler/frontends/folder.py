@@ -80,7 +80,7 @@ def inspect(path: str | Path, task: str = "auto") -> Summary:
     family = family_of(config, at)
     chosen = task_of(config, task, sentence is not None, at)
     tensors = read_weights(root)
-    positions = _number(config, "max_position_embeddings", at, 512) - family.reserved
+    positions = _number(config, family.positions, at, 512) - family.reserved
     return Summary(
         path=path,
         root=root,

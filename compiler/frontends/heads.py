@@ -43,6 +43,18 @@ class Head(nn.Module):
         return tuple(result[name] for name in self.outputs)
 
 
+class ImageHead(nn.Module):
+    """`forward(pixel_values)` -> the named outputs of a vision model, in order."""
+
+    def __init__(self, model: nn.Module, outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.outputs = model, tuple(outputs)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[Any, ...]:
+        result = self.model(pixel_values, return_dict=True)
+        return tuple(result[name] for name in self.outputs)
+
+
 class SentenceHead(Head):
     """Adds pooling, dense layers and normalisation as sentence-transformers does."""
 

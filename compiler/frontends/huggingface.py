@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.frontends import images
 from llmc.compiler.frontends.folder import Summary, inspect
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.frontends.pretrained import build, first_line
@@ -61,7 +62,12 @@ def load(
         labels=summary.labels,
         tokenizer=summary.tokenizer,
         sentence=summary.sentence,
+        preprocess=images.preprocessing(summary.root) if _is_vision(summary) else {},
     )
+
+
+def _is_vision(summary: Summary) -> bool:
+    return FAMILIES[summary.model_type].kind == "vision"
 
 
 def _bounds(summary: Summary, max_batch: int, max_seq: int | None) -> int:
@@ -103,8 +109,11 @@ def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: in
     from llmc.compiler.frontends.heads import ROOT
     from llmc.compiler.frontends.torch_export import Declared, to_graph
 
+    if _is_vision(summary):
+        return images.graph(summary, model, outputs, max_batch)
     names, fixed = _inputs(model)
     head = _head(summary, model, names, fixed, outputs)
+    _one_pass(model.config, max_seq)
     bounds = {"batch": (1, max_batch), "seq": (1, max_seq)}
     program = _export(head, FAMILIES[summary.model_type].own_attention, len(names), bounds)
     ranges: Mapping[str, Mapping[str, int]] = {
@@ -113,6 +122,21 @@ def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: in
     }
     declared = [Declared(name, ("batch", "seq"), **ranges.get(name, {})) for name in names]
     return to_graph(program, declared, outputs, bounds, ROOT)
+
+
+def _one_pass(config: Any, max_seq: int) -> None:
+    """No cache of keys and values; no sliding window where it is at least as wide as the longest sequence."""
+    config.use_cache = False
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        raise LlmcError(
+            f"rotary scaling of type {rope!r} is not supported",
+            at="config.json: rope_parameters",
+            hint="its frequencies depend on the length of the sequence; default, linear, yarn and llama3 do not",
+        )
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window >= max_seq:
+        config.sliding_window = None
 
 
 def _inputs(model: Any) -> tuple[list[str], list[str]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends.folder import Tokenizer
 from llmc.compiler.frontends.sentence import Sentence
@@ -28,6 +29,7 @@ class Imported:
         labels: class names, empty if the task has none.
         tokenizer: None if the folder has no tokenizer.json.
         sentence: pooling and normalisation, computed in the graph; None for other tasks.
+        preprocess: how images become `pixel_values`, f32 [batch, channels, height, width]; see `images`.
     """
 
     graph: Graph
@@ -38,3 +40,4 @@ class Imported:
     labels: tuple[str, ...]
     tokenizer: Tokenizer | None
     sentence: Sentence | None
+    preprocess: Mapping[str, Any] = field(default_factory=dict)

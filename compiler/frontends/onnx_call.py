@@ -19,7 +19,9 @@ from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import DTYPES, Node, Source
 from llmc.compiler.ops import OPS, constant, make
 
-FOLD_LIMIT = 65536  # elements of a constant that is computed at import; larger ones are left to the pass `fold`
+FOLD_LIMIT = (
+    65536  # elements of a constant that is computed at import; larger ones are left to the pass `fold`
+)
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,9 @@ def folded(node: Node) -> Node:
         return node
     declared = OPS[node.op]
     arrays = [i.attributes["value"].array for i in node.inputs]
-    extra = {"sizes": {}} if declared.symbolic else {}
+    extra: dict[str, Any] = {"sizes": {}} if declared.symbolic else {}
     array = np.asarray(declared.reference(*arrays, **node.attributes, **extra), DTYPES[node.dtype])
     names = {i.attributes["value"].name for i in node.inputs}
-    return constant(np.ascontiguousarray(array).reshape(node.shape), names.pop() if len(names) == 1 else "", node.source)
+    return constant(
+        np.ascontiguousarray(array).reshape(node.shape), names.pop() if len(names) == 1 else "", node.source
+    )

@@ -47,7 +47,7 @@ _RAW: Mapping[int, Any] = {
 
 def dtype_name(number: int) -> str:
     """ONNX's name of an element type."""
-    known = dict(zip(TensorProto.DataType.values(), TensorProto.DataType.keys(), strict=True))
+    known: dict[int, str] = {v: k for k, v in TensorProto.DataType.items()}
     return known.get(number, f"number {number}")
 
 

@@ -32,7 +32,9 @@ __all__ = ["onnx_index", "onnx_math", "onnx_nn", "onnx_shape", "to_graph"]
 _HINT = "change these parts of the model and export it again; docs/onnx.md lists the ops llmc reads"
 _QUANTISED = "give the float model: llmc quantises itself"
 ADVICE: Mapping[str, str] = {
-    **dict.fromkeys(("If", "Loop", "Scan", "SequenceMap"), "control flow cannot be compiled: export without it"),
+    **dict.fromkeys(
+        ("If", "Loop", "Scan", "SequenceMap"), "control flow cannot be compiled: export without it"
+    ),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "recurrent layers are not supported"),
     **dict.fromkeys(("NonZero", "Unique", "Compress"), "its shape depends on values: use masks and Where"),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"), _QUANTISED),
@@ -73,7 +75,9 @@ def _cleaned(file: OnnxFile) -> Any:
     try:
         graph = gs.import_onnx(file.model)
         return graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    except Exception as error:  # graphsurgeon raises its own and Python's errors for graphs that make no sense
+    except (
+        Exception
+    ) as error:  # graphsurgeon raises its own and Python's errors for graphs that make no sense
         lines = str(error).strip().splitlines()
         raise LlmcError(
             f"the graph of the file makes no sense: {lines[0] if lines else type(error).__name__}",
@@ -166,7 +170,11 @@ def _rows(cleaned: Any) -> dict[str, int]:
             node = pending.pop()
             if node.op in ("Cast", "Identity"):
                 pending += [r for t in node.outputs for r in t.outputs]
-            elif node.op == "Gather" and node.attrs.get("axis", 0) == 0 and isinstance(node.inputs[0], gs.Constant):
+            elif (
+                node.op == "Gather"
+                and node.attrs.get("axis", 0) == 0
+                and isinstance(node.inputs[0], gs.Constant)
+            ):
                 readers.append(int(node.inputs[0].shape[0]))
         if readers:
             rows[tensor.name] = min(readers) - 1
@@ -204,8 +212,8 @@ class _Reader:
         source = self.places.get(node.outputs[0].name, Source(node.name))
         try:
             call = Call(node.op, tuple(given), _attributes(node), used, self.file.opset, source)
-            made = on_sizes(call)
-            made = TABLE[node.op](call) if made is None else made
+            sizes = on_sizes(call)
+            made = TABLE[node.op](call) if sizes is None else sizes
         except UnsupportedError as problem:
             self._note(node, problem.reason, problem.advice)
         except LlmcError as error:
@@ -242,4 +250,3 @@ def _attributes(node: Any) -> dict[str, Any]:
 def _plain(array: Any) -> np.ndarray[Any, Any]:
     wide = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
     return np.asarray(array.astype(np.float32) if wide else array)
-

@@ -73,9 +73,9 @@ def _gather_nd(call: Call) -> Node:
 def _coordinate(call: Call, indices: Node, k: int, size: Dim) -> Node:
     """Coordinate k of all indices; a concat of coordinates is looked through."""
     shape = indices.shape[:-1]
-    if indices.op == "concat" and indices.attributes["axis"] == len(shape):
-        if all(part.shape[-1] == 1 for part in indices.inputs):
-            return _wrapped(call, call.reshape(indices.inputs[k], shape), size)
+    apart = indices.op == "concat" and indices.attributes["axis"] == len(shape)
+    if apart and all(part.shape[-1] == 1 for part in indices.inputs):
+        return _wrapped(call, call.reshape(indices.inputs[k], shape), size)
     part = call.sliced(indices, len(shape), k, k + 1)
     return _wrapped(call, call.reshape(part, shape), size)
 

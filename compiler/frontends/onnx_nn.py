@@ -50,7 +50,13 @@ def _layer_norm(call: Call) -> Node:
     call.require(call.axis(x.type.rank, -1) == x.type.rank - 1, "LayerNormalization over several axes")
     rest = [call.node(2)] if call.has(2) else []
     return call.op(
-        "layer_norm", x, scale, *rest, eps=call.attribute("epsilon", 1e-5), has_weight=True, has_bias=bool(rest)
+        "layer_norm",
+        x,
+        scale,
+        *rest,
+        eps=call.attribute("epsilon", 1e-5),
+        has_weight=True,
+        has_bias=bool(rest),
     )
 
 

@@ -20,7 +20,9 @@ from llmc.compiler.ops.rules import broadcast
 @onnx_op("Shape")
 def _shape(call: Call) -> Value:
     shape = call.node(0).shape
-    return as_value(np.array(shape, object)[call.attribute("start", 0) : call.attributes.get("end")], "i64", call.source)
+    return as_value(
+        np.array(shape, object)[call.attribute("start", 0) : call.attributes.get("end")], "i64", call.source
+    )
 
 
 @onnx_op("Size")
@@ -34,7 +36,9 @@ def _size(call: Call) -> Value:
 @onnx_op("Constant")
 def _constant(call: Call) -> Node:
     (name, value), *_ = call.attributes.items()
-    call.require(name in ("value", "value_int", "value_ints", "value_float", "value_floats"), f"a constant {name}")
+    call.require(
+        name in ("value", "value_int", "value_ints", "value_float", "value_floats"), f"a constant {name}"
+    )
     if name == "value":
         return constant(value, source=call.source)
     return constant(np.asarray(value, np.float32 if "float" in name else np.int64), source=call.source)
@@ -153,7 +157,9 @@ def _slice(call: Call) -> Node:
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         axis %= x.type.rank
         size = x.shape[axis]
-        call.require(isinstance(step, int) and step > 0, "a slice that runs backwards", "flip constants at export")
+        call.require(
+            isinstance(step, int) and step > 0, "a slice that runs backwards", "flip constants at export"
+        )
         first = _place(start, size)
         x = call.sliced(x, axis, first, _after(first, _place(end, size)), step)
     return x
@@ -224,4 +230,8 @@ def _pad(call: Call) -> Node:
     fill = known(call.value(2)) if call.has(2) else np.zeros(1, DTYPES[x.dtype])
     call.require(fill is not None and fill.size == 1, "padding with a computed value")
     assert fill is not None
-    return call.op("pad", x, before=tuple(before), after=tuple(after), value=fill.reshape(()).item()) if any(pads) else x
+    return (
+        call.op("pad", x, before=tuple(before), after=tuple(after), value=fill.reshape(()).item())
+        if any(pads)
+        else x
+    )

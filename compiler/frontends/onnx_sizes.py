@@ -193,5 +193,3 @@ _TABLE: Mapping[str, Callable[..., Any]] = {
     "Shape": lambda call, x: np.array(x.shape, object),
     "Size": lambda call, x: np.array(x.size, object),
 }
-
-

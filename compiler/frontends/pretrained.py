@@ -23,7 +23,7 @@ def build(summary: Summary) -> tuple[Any, tuple[str, ...]]:
     """
     import transformers
 
-    kind = getattr(transformers, FAMILIES[summary.model_type].prefix + summary.task.suffix)
+    kind = getattr(transformers, FAMILIES[summary.model_type].class_of(summary.task))
     outputs = summary.task.outputs
     can_pool = "add_pooling_layer" in signatures.signature(kind.__init__).parameters
     if "pooler_output" not in outputs:

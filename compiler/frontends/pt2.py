@@ -56,8 +56,10 @@ def _ranges(name: str) -> Mapping[str, Any]:
 def _sizes(program: Any, name: str, path: Path) -> list[Any]:
     node = next((n for n in program.graph.nodes if n.op == "placeholder" and n.name == name), None)
     value = node.meta.get("val") if node is not None else None
-    if not hasattr(value, "shape"):
-        raise LlmcError(f"input {name!r} is not a tensor", at=str(path), hint="export with tensor inputs only")
+    if value is None or not hasattr(value, "shape"):
+        raise LlmcError(
+            f"input {name!r} is not a tensor", at=str(path), hint="export with tensor inputs only"
+        )
     return list(value.shape)
 
 

@@ -27,12 +27,36 @@ _CALLS = re.compile(
     r"|math\.(ceil|floor|trunc)|torch\.sym_(max|min|not|int|float|ite)"
 )
 _FUNCTIONS = frozenset(
-    "Symbol Integer Rational Add Mul Pow Max Min Mod floor ceiling FloorDiv CleanDiv CeilDiv PythonMod PowByNatural"
-    " Identity Eq Equality Ne Unequality Lt StrictLessThan Le LessThan Gt StrictGreaterThan Ge GreaterThan"
-    " And Or Not IntTrueDiv ToFloat TruncToInt CeilToInt FloorToInt Where".split()
+    (
+        *("Symbol", "Integer", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Mod", "floor", "ceiling"),
+        *(
+            "FloorDiv",
+            "CleanDiv",
+            "CeilDiv",
+            "PythonMod",
+            "PowByNatural",
+            "Identity",
+            "IntTrueDiv",
+            "ToFloat",
+        ),
+        *("TruncToInt", "CeilToInt", "FloorToInt", "Where", "Eq", "Equality", "Ne", "Unequality", "Lt", "Le"),
+        *("StrictLessThan", "LessThan", "Gt", "Ge", "StrictGreaterThan", "GreaterThan", "And", "Or", "Not"),
+    )
 )
-_NODES = (ast.Expression, ast.Call, ast.Name, ast.Load, ast.keyword, ast.Constant, ast.BinOp, ast.UnaryOp)
-_NODES += (ast.Add, ast.Sub, ast.Mult, ast.USub, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+_NODES: tuple[type[ast.AST], ...] = (
+    *(
+        ast.Expression,
+        ast.Call,
+        ast.Name,
+        ast.Load,
+        ast.keyword,
+        ast.Constant,
+        ast.BinOp,
+        ast.UnaryOp,
+        ast.Add,
+    ),
+    *(ast.Sub, ast.Mult, ast.USub, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE),
+)
 _METADATA = ("stack_trace", "nn_module_stack", "torch_fn")
 _TUPLE = "builtins.tuple"
 
@@ -72,7 +96,9 @@ def read(path: Path) -> Pt2File:
         raise LlmcError(f"cannot read the model: {error.strerror or error}", at=str(path)) from None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    return Pt2File(_program(model, weights, constants, path), inputs, outputs, str(model.get("torch_version", "")))
+    return Pt2File(
+        _program(model, weights, constants, path), inputs, outputs, str(model.get("torch_version", ""))
+    )
 
 
 def _damaged(path: Path, found: str) -> LlmcError:
@@ -171,7 +197,9 @@ def _checked(model: dict[str, Any], path: Path) -> tuple[tuple[str, ...], tuple[
     results = [s for s in module["signature"]["output_specs"] if "user_output" in s]
     entry = module["module_call_graph"][0]
     outputs = _output_names(json.loads(entry["signature"]["out_spec"]), len(results))
-    entry["signature"]["in_spec"] = _spec([_tuple(len(inputs)), {**_tuple(0), "type": "builtins.dict", "context": "[]"}])
+    entry["signature"]["in_spec"] = _spec(
+        [_tuple(len(inputs)), {**_tuple(0), "type": "builtins.dict", "context": "[]"}]
+    )
     entry["signature"]["out_spec"] = json.dumps([1, _tuple(len(results))])
     module["module_call_graph"], module["treespec_namedtuple_fields"] = [entry], {}
     model["guards_code"], model["verifiers"] = [], ["TRAINING"]
@@ -179,7 +207,7 @@ def _checked(model: dict[str, Any], path: Path) -> tuple[tuple[str, ...], tuple[
 
 
 def _tuple(count: int) -> dict[str, Any]:
-    leaf = {"type": None, "context": None, "children_spec": []}
+    leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
     return {"type": _TUPLE, "context": "null", "children_spec": [leaf] * count}
 
 
@@ -222,10 +250,16 @@ def _is_arithmetic(text: str) -> bool:
         if not isinstance(node, _NODES):
             return False
         if isinstance(node, ast.Name):
-            wanted = node.id in _FUNCTIONS if id(node) in functions else re.fullmatch(r"[su]\d+|int_oo", node.id)
+            wanted = (
+                node.id in _FUNCTIONS if id(node) in functions else re.fullmatch(r"[su]\d+|int_oo", node.id)
+            )
             if not wanted:
                 return False
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and not re.fullmatch(r"\w+", node.value):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and not re.fullmatch(r"\w+", node.value)
+        ):
             return False
         if isinstance(node, ast.Call) and not isinstance(node.func, ast.Name):
             return False
@@ -238,8 +272,11 @@ def _program(model: Any, weights: Mapping[str, Any], constants: Mapping[str, Any
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            described = serialize._dict_to_dataclass(schema.ExportedProgram, model)
-            return serialize.ExportedProgramDeserializer().deserialize(described, dict(weights), dict(constants))
+            read_schema: Any = serialize._dict_to_dataclass
+            described = read_schema(schema.ExportedProgram, model)
+            return serialize.ExportedProgramDeserializer().deserialize(
+                described, dict(weights), dict(constants)
+            )
     except Exception as error:  # torch's deserialiser raises many kinds for a program that makes no sense
         lines = str(error).strip().splitlines()
         raise _damaged(path, f"{type(error).__name__}: {lines[0] if lines else ''}") from error

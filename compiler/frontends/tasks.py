@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -19,11 +19,25 @@ class Family:
         prefix: of its classes, as in `BertForMaskedLM`.
         own_attention: the model computes scores itself and adds the mask to them.
         reserved: position embeddings that no token uses because positions start after the padding index.
+        kind: what it reads and how: "encoder", "decoder" (text, each token sees those before it), "vision".
+        positions: the key of config.json that says how many positions there are.
+        suffixes: task -> suffix of its class where that is not the task's own.
     """
 
     prefix: str
     own_attention: bool = False
     reserved: int = 0
+    kind: str = "encoder"
+    positions: str = "max_position_embeddings"
+    suffixes: Mapping[str, str] = field(default_factory=dict)
+
+    def class_of(self, task: Task) -> str:
+        """transformers' class for a task."""
+        return self.prefix + self.suffixes.get(task.name, task.suffix)
+
+    def tasks(self) -> list[Task]:
+        """What models of the family can be compiled for."""
+        return [t for t in TASKS.values() if self.kind in t.kinds and t.only in ("", self.prefix)]
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -34,8 +48,16 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "deberta-v2": Family("DebertaV2", own_attention=True),
         "distilbert": Family("DistilBert"),
         "electra": Family("Electra"),
+        "gpt2": Family(
+            "GPT2", kind="decoder", positions="n_positions", suffixes={"text-generation": "LMHeadModel"}
+        ),
+        "llama": Family("Llama", kind="decoder"),
+        "mistral": Family("Mistral", kind="decoder"),
+        "mobilenet_v2": Family("MobileNetV2", kind="vision"),
         "mpnet": Family("MPNet", own_attention=True, reserved=2),
+        "qwen2": Family("Qwen2", kind="decoder"),
         "roberta": Family("Roberta", reserved=2),
+        "vit": Family("ViT", kind="vision"),
         "xlm-roberta": Family("XLMRoberta", reserved=2),
     }
 )
@@ -45,7 +67,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 class Task:
     """What a model is for: the suffix of its class, the outputs in order, whether it has labels.
 
-    `only` names the one class prefix that has such a head, if not all do.
+    `kinds` are the kinds of family that have such a head; `only` names the one class prefix, if not all do.
     """
 
     name: str
@@ -53,6 +75,7 @@ class Task:
     outputs: tuple[str, ...]
     labelled: bool = False
     only: str = ""
+    kinds: tuple[str, ...] = ("encoder",)
 
 
 TASKS: Mapping[str, Task] = MappingProxyType(
@@ -66,6 +89,14 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             Task("question-answering", "ForQuestionAnswering", ("start_logits", "end_logits")),
             Task("fill-mask", "ForMaskedLM", ("logits",)),
             Task("replaced-token-detection", "ForPreTraining", ("logits",), only="Electra"),
+            Task("text-generation", "ForCausalLM", ("logits",), kinds=("decoder",)),
+            Task(
+                "image-classification",
+                "ForImageClassification",
+                ("logits",),
+                labelled=True,
+                kinds=("vision",),
+            ),
         )
     }
 )
@@ -115,27 +146,31 @@ def task_of(config: Mapping[str, Any], task: str, sentence: bool, at: str) -> Ta
     """
     family = family_of(config, at)
     if task != "auto":
-        return _explicit(task, family.prefix)
+        return _explicit(task, family)
     if sentence:
         return TASKS["sentence-embedding"]
     architecture = architecture_of(config)
-    suffix = architecture.removeprefix(family.prefix) or "Model"
-    if suffix == "ForPreTraining" and family.prefix != "Electra":
-        suffix = "ForMaskedLM"  # masked words are one of its two heads
-    found = next((t for t in TASKS.values() if t.suffix == suffix), None)
+    known = {family.class_of(t): t for t in reversed(family.tasks())}
+    found = known.get(architecture or f"{family.prefix}Model")
+    if architecture == f"{family.prefix}ForPreTraining" and family.kind == "encoder":
+        found = found or TASKS["fill-mask"]  # masked words are one of its two heads
     if found is None:
-        known = [family.prefix + t.suffix for t in TASKS.values()]
         raise LlmcError(
             f"architecture {architecture!r} is not supported",
             at=at,
-            hint=near(architecture, set(known), "here"),
+            hint=near(architecture, known, "here"),
         )
     return found
 
 
-def _explicit(task: str, prefix: str) -> Task:
+def _explicit(task: str, family: Family) -> Task:
     if task not in TASKS:
         raise LlmcError(f"no task {task!r}", hint=near(task, ["auto", *TASKS], "tasks"))
-    if TASKS[task].only not in ("", prefix):
-        raise LlmcError(f"{prefix} models have no head for {task}", hint=f"only {TASKS[task].only} does that")
+    if TASKS[task].only not in ("", family.prefix):
+        raise LlmcError(
+            f"{family.prefix} models have no head for {task}", hint=f"only {TASKS[task].only} does that"
+        )
+    if TASKS[task] not in family.tasks():
+        able = ", ".join(t.name for t in family.tasks())
+        raise LlmcError(f"{family.prefix} models have no head for {task}", hint=f"they can do {able}")
     return TASKS[task]

@@ -23,14 +23,14 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.frontends import aten_math, aten_nn, aten_shape, inplace
+from llmc.compiler.frontends import aten_image, aten_math, aten_nn, aten_shape, inplace
 from llmc.compiler.frontends.aten import TABLE, Call, Symbols, dtype_of
 from llmc.compiler.frontends.report import Problem, UnsupportedError, report
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_
 from llmc.errors import LlmcError
 
-__all__ = ["Declared", "aten_math", "aten_nn", "aten_shape", "to_graph", "trace"]
+__all__ = ["Declared", "aten_image", "aten_math", "aten_nn", "aten_shape", "to_graph", "trace"]
 
 
 @dataclass(frozen=True)
@@ -269,11 +269,13 @@ class _Reader:
 
 def _rows_indexed(node: Any) -> int | None:
     """The highest legal index if this input looks up embedding tables directly."""
-    rows = [
-        user.args[0].meta["val"].shape[0]
-        for user in node.users
-        if str(user.target) == "aten.embedding.default" and user.args[1] is node
-    ]
+    names, rows = [node], []
+    for name in names:
+        for user in name.users:
+            if str(user.target) == "aten.embedding.default" and user.args[1] is name:
+                rows.append(user.args[0].meta["val"].shape[0])
+            elif str(user.target) in ("aten.view.default", "aten.reshape.default"):
+                names.append(user)
     return int(min(rows)) - 1 if rows else None
 
 

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from llmc.driver import compile
+    from llmc.driver import compile, compile_module
     from llmc.errors import LlmcError
     from llmc.runtime import Model, load
 
-__all__ = ["LlmcError", "Model", "__version__", "compile", "load"]
+__all__ = ["LlmcError", "Model", "__version__", "compile", "compile_module", "load"]
 
 _HOME = {
     "LlmcError": "llmc.errors",
     "Model": "llmc.runtime",
     "compile": "llmc.driver",
+    "compile_module": "llmc.driver",
     "load": "llmc.runtime",
 }
 

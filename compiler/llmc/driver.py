@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import llmc
-from llmc.compiler import artifact
+from llmc.compiler import artifact, embed
 from llmc.compiler.calls import Call
 from llmc.compiler.frontends import dispatch
-from llmc.compiler.frontends.imported import Imported
+from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import Plan, make_plan
@@ -103,6 +103,7 @@ class _Options:
     progress: Progress | None
     name: str | None
     quant: Quantisation
+    form: embed.Form
 
 
 def compile(  # `llmc.compile`: the builtin of this name is not used here
@@ -120,6 +121,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     max_seq: int | None = None,
     keep: str | Path | None = None,
     cc: str | None = None,
+    emit: str = "shared",
+    prefix: str = "",
     progress: Progress | None = None,
     name: str | None = None,
 ) -> CompileReport:
@@ -137,6 +140,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         max_batch, max_seq: upper bounds of the dims.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
+        emit: a form of the model beside module.so, one of `llmc.compiler.embed.FORMS`.
+        prefix: goes before every symbol of a static library.
         progress: called with (stage, fraction done) as each stage begins.
         name: model name in the manifest.
 
@@ -153,6 +158,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         progress,
         name,
         Quantisation(quant, calib, calib_method),
+        embed.form(emit, prefix),
     )
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
     return _compile(lambda: dispatch.load(model, task=task, **bounds), options)
@@ -165,8 +171,13 @@ def compile_graph(
     target: str = "native",
     level: int = 3,
     passes: str | None = None,
+    quant: str = "none",
+    calib: str | Path | None = None,
+    calib_method: str = "percentile",
     keep: str | Path | None = None,
     cc: str | None = None,
+    emit: str = "shared",
+    prefix: str = "",
     progress: Progress | None = None,
     name: str = "graph",
 ) -> CompileReport:
@@ -179,10 +190,64 @@ def compile_graph(
         cc,
         progress,
         name,
-        Quantisation(),
+        Quantisation(quant, calib, calib_method),
+        embed.form(emit, prefix),
     )
     imported = Imported(graph, name, "graph", "", "", (), None, None)
     return _compile(lambda: imported, options)
+
+
+def compile_module(
+    module: Any,
+    sample: Mapping[str, Any],
+    output: str | Path,
+    *,
+    outputs: Sequence[str] = ("output",),
+    labels: Sequence[str] = (),
+    preprocess: Mapping[str, Any] | None = None,
+    max_batch: int | None = None,
+    target: str = "native",
+    level: int = 3,
+    passes: str | None = None,
+    keep: str | Path | None = None,
+    cc: str | None = None,
+    progress: Progress | None = None,
+    name: str = "module",
+) -> CompileReport:
+    """Compile a PyTorch module by way of `torch.export`; the other arguments are those of `compile`.
+
+    Args:
+        module: a `torch.nn.Module` in eval mode that takes tensors and returns a tensor or a tuple of them.
+        sample: input name -> example tensor, in the order of `forward`. The first axis is the batch, which is
+            dynamic; the other axes keep the example's sizes.
+        outputs: their names.
+        labels: class names, for the manifest.
+        preprocess: what the manifest says of how inputs are made, such as mean and std.
+
+    Raises:
+        LlmcError: as `compile`; or the module cannot be traced or holds ops that are not supported.
+    """
+    options = _Options(
+        Path(output),
+        host.find_target(target),
+        _pipeline(level, passes),
+        keep,
+        cc,
+        progress,
+        name,
+        Quantisation(),
+        embed.form("shared", ""),
+    )
+
+    def load() -> Imported:
+        from llmc.compiler.frontends.module import graph
+
+        made = graph(module, sample, outputs, max_batch or MAX_BATCH)
+        return Imported(
+            made, name, "module", "", type(module).__name__, tuple(labels), None, None, preprocess or {}
+        )
+
+    return _compile(load, options)
 
 
 def _pipeline(level: int, passes: str | None) -> Pipeline:
@@ -194,6 +259,8 @@ def _pipeline(level: int, passes: str | None) -> Pipeline:
 def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
     """The stages in order; `load` is the first."""
     stages, output, chosen = _Stages(options.progress), options.output, options.target
+    if chosen.gpus and options.form.name != "shared":
+        raise LlmcError("a CUDA artifact has no other form than module.so", at=f"--emit {options.form.name}")
     with artifact.new_folder(output) as folder:
         stages.enter("import the model", 0.02)
         imported = load()
@@ -211,6 +278,7 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
         plan = make_plan(graph, calls)
         build = _Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
         build.write(objects)
+        embed.write_form(options.form, folder, build.program, objects, chosen, options.cc)
         if options.keep is not None:
             _keep(Path(options.keep), imported.graph, graph, {"module.c": build.program, **source})
         stages.enter("self-test", 0.9)
@@ -359,6 +427,7 @@ def _manifest(imported: Imported, build: _Build, pipeline: str, folder: Path) ->
         "outputs": [_tensor_entry(t) for t in outputs],
         "dims": {k: list(v) for k, v in build.graph.dims.items()},
         "target": build.target.name,
+        "machine": build.target.machine,
         "variants": _variant_entries(build.target),
         "pipeline": pipeline,
         "files": artifact.file_entries(folder),
@@ -373,6 +442,8 @@ def _manifest(imported: Imported, build: _Build, pipeline: str, folder: Path) ->
             "steps": len(build.plan.steps),
         },
     }
+    if imported.preprocess:
+        fields["preprocess"] = dict(imported.preprocess)
     if imported.labels:
         fields["labels"] = list(imported.labels)
     if imported.sentence is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,12 @@ class Quantisation:
         assert self.calib is not None
         encode = None if tokenizer is None else _encoder(tokenizer, graph)
         samples = calibration.read_samples(self.calib, graph, encode)
-        with _observer(graph, sites, compile_graph) as run:
-            return calibration.scales(named, samples, run, self.method)
+        first = list(islice(samples, 1))
+        watched = Graph(graph.inputs, {f"site{i}": site for i, site in enumerate(sites)}, graph.dims)
+        for sample in first:  # mistakes show before native code is made
+            calibration.want_finite(named, list(interpret.run(watched, sample).values()), 1)
+        with _observer(watched, compile_graph) if first else nullcontext(_nothing) as run:
+            return calibration.scales(named, chain(first, samples), run, self.method)
 
 
 def _sources(graph: Graph, change: Quantize) -> list[str]:
@@ -111,10 +116,13 @@ def _encoder(tokenizer: Any, graph: Graph) -> calibration.Encode:
     return encode
 
 
+def _nothing(sample: calibration.Sample) -> list[Any]:
+    return []
+
+
 @contextmanager
-def _observer(graph: Graph, sites: Sequence[Node], compile_graph: CompileGraph) -> Iterator[calibration.Run]:
-    """Gives the values of `sites` for a sample: by native code where this machine can run it."""
-    watched = Graph(graph.inputs, {f"site{i}": site for i, site in enumerate(sites)}, graph.dims)
+def _observer(watched: Graph, compile_graph: CompileGraph) -> Iterator[calibration.Run]:
+    """Gives the outputs of `watched` for a sample: by native code where this machine can run it."""
     if not any(host.runs_here(cpu) for cpu in TARGETS["x86"].cpus):
         yield lambda sample: list(interpret.run(watched, sample).values())
         return
@@ -123,7 +131,7 @@ def _observer(graph: Graph, sites: Sequence[Node], compile_graph: CompileGraph) 
         with llmc.load(Path(place) / "watched.llmc") as model:
 
             def run(sample: calibration.Sample) -> list[Any]:
-                values = model(**sample)
+                values = model.run(sample)
                 return [values[name] for name in watched.outputs]
 
             yield run

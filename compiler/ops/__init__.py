@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmc.compiler.graph import Node, Source, TensorType, Weight, dtype_name
-from llmc.compiler.ops import attention, elementwise, linear, quantise, reduction, shape
+from llmc.compiler.ops import attention, conv, elementwise, linear, quantise, reduction, shape
 from llmc.compiler.ops.declare import OPS, Op
 from llmc.errors import LlmcError
 
@@ -18,6 +18,7 @@ __all__ = [
     "Op",
     "attention",
     "constant",
+    "conv",
     "elementwise",
     "input_",
     "linear",

@@ -102,8 +102,10 @@ def _mha_reference(
     offsets: tuple[int, int, int],
     has_keys: bool,
     has_bias: bool,
+    kv_heads: int | None,
 ) -> Array:
-    q, k, v = (_split(x, o, heads, head_dim) for x, o in zip(inputs[:3], offsets, strict=True))
+    counts = (heads, kv_heads or heads, kv_heads or heads)
+    q, k, v = (_split(x, o, n, head_dim) for x, o, n in zip(inputs[:3], offsets, counts, strict=True))
     mask = inputs[-1].astype(np.float64) if has_bias else np.zeros((1, 1, 1, 1))
     if has_keys:
         mask = np.where(inputs[3][:, None, None, :], mask, -np.inf)
@@ -122,6 +124,7 @@ def _mha_reference(
     offsets=(0, 0, 0),
     has_keys=False,
     has_bias=False,
+    kv_heads=None,
 )
 def _mha(
     *inputs: TensorType,
@@ -132,13 +135,17 @@ def _mha(
     offsets: Any,
     has_keys: bool,
     has_bias: bool,
+    kv_heads: Any,
 ) -> TensorType:
     want_flags(causal=causal, has_keys=has_keys, has_bias=has_bias)
     want_number(scale, "scale")
     want_int(heads, "heads", 1)
     want_int(head_dim, "head_dim", 1)
+    groups = heads if kv_heads is None else want_int(kv_heads, "kv_heads", 1)
+    if heads % groups:
+        raise LlmcError(f"the number of heads, {heads}, is not a multiple of kv_heads, {groups}")
     want_count(inputs, 3 + has_keys + has_bias)
-    _check_projections(inputs[:3], offsets, heads * head_dim)
+    _check_projections(inputs[:3], offsets, (heads * head_dim, groups * head_dim, groups * head_dim))
     q, k = inputs[:2]
     if has_keys:
         want_dtype(inputs[3], {"bool"}, "keys")
@@ -150,12 +157,14 @@ def _mha(
     return TensorType("f32", (*q.shape[:2], heads * head_dim))
 
 
-def _check_projections(projections: tuple[TensorType, ...], offsets: Any, width: int) -> None:
-    """q, k and v are `[b, s, *]` with `width` columns from their offset on; k and v are equally long."""
+def _check_projections(
+    projections: tuple[TensorType, ...], offsets: Any, widths: tuple[int, int, int]
+) -> None:
+    """q, k and v are `[b, s, *]` with so many columns from their offset on; k and v are equally long."""
     if not isinstance(offsets, tuple) or len(offsets) != 3:
         raise LlmcError(f"offsets is {offsets!r}, not three integers")
     q, k, _ = projections
-    for name, x, offset in zip("qkv", projections, offsets, strict=True):
+    for name, x, offset, width in zip("qkv", projections, offsets, widths, strict=True):
         want_dtype(x, F32, name)
         want_rank(x, 3, what=name)
         want_int(offset, "an offset", 0)

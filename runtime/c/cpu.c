@@ -48,13 +48,19 @@ void llmc_set_float_mode(uint64_t mode) {
     __builtin_ia32_ldmxcsr((unsigned)mode);
 }
 
-#else
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 
+/* Linux's bits of AT_HWCAP and AT_HWCAP2, written out: old headers lack the newer ones. */
 unsigned llmc_cpu_features(void) {
-    return 0;
+    const unsigned long asimd = 1ul << 1, asimdhp = 1ul << 10, asimddp = 1ul << 20, i8mm = 1ul << 13;
+    unsigned long have = getauxval(AT_HWCAP), more = getauxval(26 /* AT_HWCAP2 */);
+    if (!(have & asimd)) return 0;
+    return LLMC_CPU_NEON | (have & asimddp ? LLMC_CPU_DOTPROD : 0) | (have & asimdhp ? LLMC_CPU_FP16 : 0) |
+           (more & i8mm ? LLMC_CPU_I8MM : 0);
 }
 
-#if defined(__aarch64__)
+/* FPCR: the same as MXCSR above. */
 uint64_t llmc_float_mode(void) {
     uint64_t mode;
     __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
@@ -65,7 +71,13 @@ uint64_t llmc_float_mode(void) {
 void llmc_set_float_mode(uint64_t mode) {
     __asm__ volatile("msr fpcr, %0" : : "r"(mode));
 }
+
 #else
+
+unsigned llmc_cpu_features(void) {
+    return 0;
+}
+
 uint64_t llmc_float_mode(void) {
     return 0;
 }
@@ -74,18 +86,19 @@ void llmc_set_float_mode(uint64_t mode) {
     (void)mode;
 }
 #endif
-#endif
 
 void llmc_cpu_feature_names(unsigned features, char *text, size_t size) {
-    static const char *const names[] = {"AVX2 with FMA and F16C", "AVX-512 F/BW/DQ/VL", "AVX-512 VNNI"};
+    static const char *const names[32] = {"AVX2 with FMA and F16C", "AVX-512 F/BW/DQ/VL", "AVX-512 VNNI",
+                                          NULL, NULL, NULL, NULL, NULL,
+                                          "NEON", "dot product", "half-precision arithmetic", "I8MM"};
     size_t used = 0;
     unsigned i;
     if (size) text[0] = 0;
     for (i = 0; i < 32; i++) {
         int n;
         if (!(features >> i & 1) || used >= size) continue;
-        n = i < 3 ? snprintf(text + used, size - used, "%s%s", used ? ", " : "", names[i])
-                  : snprintf(text + used, size - used, "%sfeature %u", used ? ", " : "", i);
+        n = names[i] ? snprintf(text + used, size - used, "%s%s", used ? ", " : "", names[i])
+                     : snprintf(text + used, size - used, "%sfeature %u", used ? ", " : "", i);
         if (n > 0) used += (size_t)n;
     }
 }

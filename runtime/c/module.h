@@ -16,6 +16,10 @@
 #define LLMC_CPU_AVX2 1u       /* AVX2, FMA and F16C */
 #define LLMC_CPU_AVX512 2u     /* AVX-512 F, BW, DQ, VL */
 #define LLMC_CPU_AVX512VNNI 4u /* AVX-512 VNNI */
+#define LLMC_CPU_NEON 0x100u   /* 64-bit ARM with Advanced SIMD */
+#define LLMC_CPU_DOTPROD 0x200u /* sdot, udot */
+#define LLMC_CPU_FP16 0x400u   /* arithmetic on half-precision vectors */
+#define LLMC_CPU_I8MM 0x800u   /* products of int8 matrices */
 
 /* One call of one kernel. `task` runs the work items begin..end of it on the calling thread. */
 typedef void (*llmc_task)(const void *arguments, int64_t begin, int64_t end, void *scratch);

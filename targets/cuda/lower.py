@@ -19,6 +19,9 @@ LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
     **quantised.LOWERINGS,
 }
 
+# Ops of image models: no kernels yet.
+MISSING = frozenset({"conv2d", "max_pool2d", "avg_pool2d"})
+
 
 def lower(graph: Graph) -> tuple[Call, ...]:
     """The calls that compute `graph` on a GPU, in an order that respects its edges.

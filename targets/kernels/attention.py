@@ -101,7 +101,8 @@ def lower_mha(node: Node) -> Call:
     at = [Layout(True, width, offset, size) for width, offset in zip(widths, a["offsets"], strict=True)]
     layouts = Layouts(at[0], at[1], at[2], Layout(True, heads * size, 0, size))
     mask = _mask(rest[-1]) if a["has_bias"] else None
-    shape = Shape(heads, heads, layouts, float(a["scale"]), a["causal"], a["has_keys"], mask)
+    kv_heads = a["kv_heads"] or heads
+    shape = Shape(heads, kv_heads, layouts, float(a["scale"]), a["causal"], a["has_keys"], mask)
     return _call(node, shape, q.shape[0], q.shape[1], k.shape[1])
 
 
@@ -151,7 +152,7 @@ class _Head:
         self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr
     ) -> None:
         self.e, self.shape, self.at, self.s, self.t = e, shape, pointers, s, t
-        self.wide = cpu.vectors >= 32
+        self.wide = cpu.wide
         memory = e.scratch()
         self.memory = memory
         self.scores = (

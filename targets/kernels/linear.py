@@ -51,7 +51,7 @@ def pad_columns(array: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]
 def tile_shape(cpu: Cpu, width: int) -> tuple[int, int]:
     """Rows and 16-lane vectors of a register tile: accumulators, one row of weights and one broadcast must fit."""
     pieces = LANES // cpu.lanes  # registers that make one 16-lane vector
-    vectors = width // LANES if cpu.vectors >= 32 else 1
+    vectors = width // LANES if cpu.wide else 1
     rows = (cpu.vectors - 1) // pieces // vectors - 1
     return max(1, min(rows, {1: 12, 2: 12, 3: 8, 4: 6}[vectors])), vectors
 

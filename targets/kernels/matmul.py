@@ -63,7 +63,7 @@ def emit_matmul(symbol: str, cpu: Cpu, *, moves: tuple[tuple[bool, bool], ...]) 
     a, b, out = (e.pointer(name, "f32") for name in ("a", "b", "out"))
     m, k, n = (e.scalar(name) for name in "mkn")
     sizes = [e.scalar(f"size{i}") for i in range(len(moves))]
-    wide = cpu.vectors >= 32
+    wide = cpu.wide
     blocks = e.let(div(m + (ROWS_PER_ITEM - 1), ROWS_PER_ITEM))
     with e.loop(e.begin, e.end, "item") as item:
         matrix = e.let(div(item, blocks))

@@ -24,6 +24,7 @@ from llmc.compiler.ops.quantise import LEVELS, TINY
 from llmc.compiler.ops.rows import ZERO, row_stride, scale_offset
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
+from llmc.targets.kernels import neon
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, splat, vector
 from llmc.targets.kernels.linear import ROWS_PER_ITEM, pad_columns, panel_width, tiles
 from llmc.targets.kernels.math import ACTIVATIONS, to_level
@@ -189,6 +190,8 @@ class Tile:
 
 def tile_of(cpu: Cpu, width: int) -> Tile:
     """The tile whose accumulators, weights and one row's bytes fit the registers."""
+    if cpu.machine == "aarch64":
+        return Tile(neon.DOT_ROWS if cpu.dots else neon.WIDE_ROWS, neon.QUADS, 4)
     if cpu.vectors < 32:
         return Tile(4, 2, cpu.lanes)
     vectors = width // LANES
@@ -257,7 +260,7 @@ class _Product:
 
     def __init__(self, e: Emitter, cpu: Cpu, n: int, k: int, width: int, epilogue: tuple[str, ...]) -> None:
         self.e, self.n, self.k, self.width, self.epilogue = e, n, k, width, epilogue
-        self.lanes = tile_of(cpu, width).lanes
+        self.cpu, self.lanes = cpu, tile_of(cpu, width).lanes
         self.dot = _vnni if cpu.dots else _widened
         rows, w = e.pointer("rows", "u8"), e.pointer("w", "i8")
         self.starts, self.w_scale = e.pointer("starts", "i32"), e.pointer("w_scale", "f32")
@@ -278,13 +281,15 @@ class _Product:
     def _sums(self, row: Expr, panel: Expr, part: int, rows: int, vectors: int, column: Expr) -> Buffer:
         """acc[i, j] = exact sums of 4-byte groups, in any order."""
         e, lanes, groups = self.e, self.lanes, -(-self.k // 4)
+        panel_start = e.let(panel * (groups * self.width) + part)
+        bases = [e.let((row + i) * (row_stride(self.k) // 4)) for i in range(rows)]
+        if self.cpu.machine == "aarch64":
+            return neon.sums(e, self.cpu, self.rows, bases, self.w, panel_start, groups, self.width)
         acc = e.registers(rows * vectors, vector("int32", lanes))
         for j in range(vectors):
             start = e.load(self.starts, column + j * lanes, lanes)
             for i in range(rows):
                 e.set(acc, i * vectors + j, start)
-        panel_start = e.let(panel * (groups * self.width) + part)
-        bases = [e.let((row + i) * (row_stride(self.k) // 4)) for i in range(rows)]
         with e.loop(0, groups, "k") as at:
             here = e.let(panel_start + at * self.width)
             b = [e.load(self.w, here + j * lanes, lanes) for j in range(vectors)]

@@ -71,7 +71,7 @@ def test_a_file_that_is_no_model(cli: Any, tmp_path: Path) -> None:
     for command in (("inspect",), ("opt",), ("compile", "-o", str(tmp_path / "m.llmc"))):
         done = cli(command[0], str(tmp_path / "m.onnx"), *command[1:])
         assert done.code == 1
-        assert done.err.startswith("error: the file")
+        assert "error: the file" in done.err
     assert not (tmp_path / "m.llmc").exists()
 
 
@@ -92,7 +92,9 @@ def test_minilm_by_every_road(kind: str, minilm: Path, tmp_path: Path) -> None:
     for path, task in ((file, "auto"), (minilm, "feature-extraction")):
         after, _ = O3.run(load(path, task=task).graph)
         ops = Counter(n.op for n in after.nodes)
-        counts.append([ops[op] for op in ("mha", "layer_norm", "embed_norm", "matmul", "softmax", "gelu", "chain")])
+        counts.append(
+            [ops[op] for op in ("mha", "layer_norm", "embed_norm", "matmul", "softmax", "gelu", "chain")]
+        )
         assert ops["linear"] - ("pooler_output" in after.outputs) == 24
     assert counts[0] == counts[1] == [6, 12, 1, 0, 0, 0, 0]
 

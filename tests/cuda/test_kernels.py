@@ -19,16 +19,16 @@ from llmc.compiler.ops import OPS, constant, input_, make
 from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
-from llmc.targets.cuda.lower import LOWERINGS, lower
+from llmc.targets.cuda.lower import LOWERINGS, MISSING, lower
 from llmc.targets.lower import FREE
 
 B, S = symbol("batch"), symbol("seq")
 RNG = np.random.default_rng(5)
 
 
-def test_every_op_has_a_kernel() -> None:
-    assert set(LOWERINGS) | FREE == set(OPS)
-    assert not set(LOWERINGS) & FREE
+def test_every_op_has_a_kernel_or_is_known_to_miss_one() -> None:
+    assert set(LOWERINGS) | FREE | MISSING == set(OPS)
+    assert not set(LOWERINGS) & (FREE | MISSING)
 
 
 def test_missing_kernels_are_listed_together() -> None:

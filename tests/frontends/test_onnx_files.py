@@ -178,7 +178,9 @@ def test_what_lies_beside(tmp_path: Path) -> None:
 
     (tmp_path / "onnx").mkdir()
     file = positions(tmp_path / "onnx" / "m.onnx", 0)
-    Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(
+        str(tmp_path / "tokenizer.json")
+    )
     config = {"max_position_embeddings": 18, "id2label": {"0": "bad", "1": "good"}, "pad_token_id": 0}
     (tmp_path / "config.json").write_text(json.dumps(config))
 
@@ -288,7 +290,10 @@ def test_every_unsupported_op_is_listed_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda data: data[: len(data) // 2], "not an ONNX model, or it is damaged|holds no ONNX graph|does not fit"),
+        (
+            lambda data: data[: len(data) // 2],
+            "not an ONNX model, or it is damaged|holds no ONNX graph|does not fit",
+        ),
         (lambda data: b"", "holds no ONNX graph"),
         (lambda data: b"PK\x03\x04 not a protobuf at all", "not an ONNX model|holds no ONNX graph"),
     ],
@@ -317,7 +322,11 @@ def test_dtypes_that_are_not_known(tmp_path: Path) -> None:
 
 
 def test_nodes_that_make_no_sense(tmp_path: Path) -> None:
-    for nodes in ([NODE("MatMul", ["x"], ["out"])], [NODE("Cast", ["x"], ["out"])], [NODE("Concat", ["x", "x"], ["out"])]):
+    for nodes in (
+        [NODE("MatMul", ["x"], ["out"])],
+        [NODE("Cast", ["x"], ["out"])],
+        [NODE("Concat", ["x", "x"], ["out"])],
+    ):
         with pytest.raises(LlmcError, match="cannot be imported"):
             load(saved(tmp_path / "m.onnx", nodes, [X], {}))
 

@@ -16,7 +16,7 @@ from llmc.compiler.frontends.dispatch import load
 from llmc.compiler.frontends.onnx_call import TABLE
 from llmc.compiler.interpret import run
 
-F, I, B = np.float32, np.int64, np.bool_
+F, L = np.float32, np.int64
 X = ("x", T.FLOAT, ["n", "m", 6])
 Y = ("y", T.FLOAT, ["n", "m", 6])
 M = ("m2", T.BOOL, ["n", "m", 6])
@@ -43,7 +43,11 @@ def given(inputs: list[Any], n: int, m: int) -> dict[str, Any]:
         sizes = [{"n": n, "m": m}.get(d, d) for d in shape]
         made = rng.normal(size=sizes) * 2
         made = abs(made) if name == "rows" else made
-        values[name] = {T.FLOAT: lambda v: v.astype(F), T.BOOL: lambda v: v > 0, T.INT64: lambda v: v.astype(I)}[kind](made)
+        values[name] = {
+            T.FLOAT: lambda v: v.astype(F),
+            T.BOOL: lambda v: v > 0,
+            T.INT64: lambda v: v.astype(L),
+        }[kind](made)
     return values
 
 
@@ -62,20 +66,40 @@ def case(op: str, *inputs: Any, opset: int = 18, outputs: int = 1, **attributes:
     made = ["out"] if outputs == 1 else [f"p{i}" for i in range(outputs)]
     nodes = [helper.make_node(op, names, made, **attributes)]
     nodes += [helper.make_node("Concat", made[::-1], ["out"], axis=0)] if outputs > 1 else []
-    return pytest.param(nodes, live or [X], weights, opset, id=f"{op}-{opset}-{len(attributes)}-{len(inputs)}")
+    return pytest.param(
+        nodes, live or [X], weights, opset, id=f"{op}-{opset}-{len(attributes)}-{len(inputs)}"
+    )
 
 
 CASES = [
-    *(case(op, X) for op in ("Neg Abs Sign Floor Ceil Exp Sin Cos Tanh Sigmoid Erf Relu Reciprocal".split())),
-    *(case(op, X) for op in ("Softplus Softsign HardSwish Elu LeakyRelu HardSigmoid Identity Dropout IsNaN".split())),
+    *(
+        case(op, X)
+        for op in (
+            *("Neg", "Abs", "Sign", "Floor", "Ceil", "Exp"),
+            *("Sin", "Cos", "Tanh", "Sigmoid", "Erf", "Relu", "Reciprocal"),
+        )
+    ),
+    *(
+        case(op, X)
+        for op in (
+            *("Softplus", "Softsign", "HardSwish", "Elu"),
+            *("LeakyRelu", "HardSigmoid", "Identity", "Dropout", "IsNaN"),
+        )
+    ),
     case("Log", ("x", T.FLOAT, ["n", 6])),
     case("Sqrt", ("x", T.FLOAT, ["n", 6])),
     case("Not", M),
-    *(case(op, X, Y) for op in ("Add Sub Mul Div Less LessOrEqual Greater GreaterOrEqual Max Min Sum Mean".split())),
+    *(
+        case(op, X, Y)
+        for op in (
+            *("Add", "Sub", "Mul", "Div", "Less", "LessOrEqual"),
+            *("Greater", "GreaterOrEqual", "Max", "Min", "Sum", "Mean"),
+        )
+    ),
     *(case(op, M, M) for op in ("And", "Or", "Xor", "Equal")),
-    case("Equal", K, np.array(1, I)),
-    case("Div", K, np.array([-2, 2, 3, -3, 1, 5], I)),
-    case("Mod", K, np.array([2, 2, 3, 3, 1, 5], I)),
+    case("Equal", K, np.array(1, L)),
+    case("Div", K, np.array([-2, 2, 3, -3, 1, 5], L)),
+    case("Mod", K, np.array([2, 2, 3, 3, 1, 5], L)),
     *(case("Pow", X, np.array(e, F)) for e in (2.0, 3.0)),
     case("Clip", X, np.array(-1, F), np.array(1, F)),
     case("Clip", X, "", np.array(1, F)),
@@ -86,60 +110,71 @@ CASES = [
     case("Cast", X, to=T.INT64),
     case("Cast", M, to=T.FLOAT),
     case("CastLike", K, X, opset=19),
-    *(case(op, X, np.array([-1], I)) for op in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSumSquare")),
-    *(case(op, X, np.array([0, 2], I), keepdims=0) for op in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceLogSumExp")),
+    *(case(op, X, np.array([-1], L)) for op in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSumSquare")),
+    *(
+        case(op, X, np.array([0, 2], L), keepdims=0)
+        for op in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceLogSumExp")
+    ),
     case("ReduceMean", X, opset=13, axes=[-1]),
     case("ReduceSum", X),
     case("ReduceSum", X, "", noop_with_empty_axes=1),
     case("ArgMax", X, axis=-1, keepdims=0),
     case("ArgMin", X, axis=1),
-    case("CumSum", K, np.array(1, I)),
-    case("CumSum", K, np.array(-1, I), exclusive=1),
+    case("CumSum", K, np.array(1, L)),
+    case("CumSum", K, np.array(-1, L), exclusive=1),
     case("Softmax", X, axis=1),
     case("LogSoftmax", X),
     case("MatMul", X, A(30, dtype=F).reshape(6, 5)),
     case("MatMul", X, A(6, dtype=F)),
     case("MatMul", A(6, dtype=F), ("x", T.FLOAT, ["n", 6, "m"])),
     case("Gemm", ("x", T.FLOAT, ["n", 6]), A(30, dtype=F).reshape(5, 6), A(5, dtype=F), transB=1),
-    case("Gemm", ("x", T.FLOAT, [6, "n"]), A(30, dtype=F).reshape(6, 5), A(5, dtype=F), transA=1, alpha=0.5, beta=2.0),
+    case(
+        "Gemm",
+        ("x", T.FLOAT, [6, "n"]),
+        A(30, dtype=F).reshape(6, 5),
+        A(5, dtype=F),
+        transA=1,
+        alpha=0.5,
+        beta=2.0,
+    ),
     case("LayerNormalization", X, A(6, dtype=F), A(6, dtype=F), epsilon=1e-3),
     case("LayerNormalization", X, A(6, dtype=F)),
     case("RMSNormalization", X, A(6, dtype=F), opset=23),
     case("Shape", X),
     case("Shape", X, start=1, end=-1),
     case("Size", X),
-    case("ConstantOfShape", np.array([2, 3], I), value=onnx.numpy_helper.from_array(np.array([7], I))),
+    case("ConstantOfShape", np.array([2, 3], L), value=onnx.numpy_helper.from_array(np.array([7], L))),
     case("Constant", value_floats=[1.0, 2.0]),
-    case("Range", np.array(2, I), np.array(9, I), np.array(3, I)),
+    case("Range", np.array(2, L), np.array(9, L), np.array(3, L)),
     case("Trilu", X),
-    case("Trilu", X, np.array(-1, I), upper=0),
-    case("Reshape", X, np.array([0, -1], I)),
-    case("Reshape", X, np.array([-1, 0, 2, 3], I)),
+    case("Trilu", X, np.array(-1, L), upper=0),
+    case("Reshape", X, np.array([0, -1], L)),
+    case("Reshape", X, np.array([-1, 0, 2, 3], L)),
     case("Flatten", X, axis=2),
     case("Flatten", X, axis=-3),
-    case("Squeeze", ("x", T.FLOAT, ["n", 1, 6]), np.array([1], I)),
+    case("Squeeze", ("x", T.FLOAT, ["n", 1, 6]), np.array([1], L)),
     case("Squeeze", ("x", T.FLOAT, [3, 1, 6])),
-    case("Unsqueeze", X, np.array([0, -1], I)),
+    case("Unsqueeze", X, np.array([0, -1], L)),
     case("Unsqueeze", X, opset=11, axes=[0, 4]),
     case("Transpose", X),
     case("Transpose", X, perm=[1, 0, 2]),
-    case("Expand", ("x", T.FLOAT, ["n", 1, 6]), np.array([1, 4, 1], I)),
-    case("Tile", X, np.array([2, 1, 3], I)),
-    case("Slice", X, np.array([1, -2], I), np.array([99, 1 << 62], I), np.array([2, 2], I)),
-    case("Slice", X, np.array([0], I), np.array([-1], I), np.array([2], I), np.array([2], I)),
-    case("Slice", X, np.array([0], I), np.array([1], I), np.array([1], I)),
-    case("Slice", A(6, dtype=F), np.array([-1], I), np.array([-99], I), np.array([0], I), np.array([-1], I)),
+    case("Expand", ("x", T.FLOAT, ["n", 1, 6]), np.array([1, 4, 1], L)),
+    case("Tile", X, np.array([2, 1, 3], L)),
+    case("Slice", X, np.array([1, -2], L), np.array([99, 1 << 62], L), np.array([2, 2], L)),
+    case("Slice", X, np.array([0], L), np.array([-1], L), np.array([2], L), np.array([2], L)),
+    case("Slice", X, np.array([0], L), np.array([1], L), np.array([1], L)),
+    case("Slice", A(6, dtype=F), np.array([-1], L), np.array([-99], L), np.array([0], L), np.array([-1], L)),
     case("Split", X, axis=2, outputs=2, num_outputs=2),
-    case("Split", X, np.array([3, 3], I), axis=2, outputs=2),
+    case("Split", X, np.array([3, 3], L), axis=2, outputs=2),
     case("Split", X, axis=2, outputs=2, split=[3, 3], opset=11),
     case("Concat", X, Y, axis=-1),
-    case("Pad", X, np.array([0, 1, 2, 0, 0, 3], I), np.array(5, F)),
-    case("Pad", X, np.array([1, 2], I), "", np.array([1], I)),
-    case("Gather", X, np.array([[0, 2], [-1, 1]], I), axis=2),
-    case("Gather", X, np.array(-1, I), axis=1),
+    case("Pad", X, np.array([0, 1, 2, 0, 0, 3], L), np.array(5, F)),
+    case("Pad", X, np.array([1, 2], L), "", np.array([1], L)),
+    case("Gather", X, np.array([[0, 2], [-1, 1]], L), axis=2),
+    case("Gather", X, np.array(-1, L), axis=1),
     case("Gather", A(48, dtype=F).reshape(8, 6), ("rows", T.INT64, ["n", "m"])),
-    case("GatherElements", ("x", T.FLOAT, [1, 2, 6]), np.array([[[5, -1], [0, 2]]], I), axis=2),
-    case("GatherND", ("x", T.FLOAT, [4, 3, "n"]), np.array([[0, 1], [-1, 2]], I)),
+    case("GatherElements", ("x", T.FLOAT, [1, 2, 6]), np.array([[[5, -1], [0, 2]]], L), axis=2),
+    case("GatherND", ("x", T.FLOAT, [4, 3, "n"]), np.array([[0, 1], [-1, 2]], L)),
 ]
 
 

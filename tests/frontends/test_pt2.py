@@ -121,7 +121,9 @@ def call(model: Any, target: str) -> None:
     model["graph_module"]["graph"]["nodes"][0]["target"] = target
 
 
-@pytest.mark.parametrize("target", ["torch.load", "_operator.methodcaller", "os.system", "torch.ops.my.evil.default"])
+@pytest.mark.parametrize(
+    "target", ["torch.load", "_operator.methodcaller", "os.system", "torch.ops.my.evil.default"]
+)
 def test_calls_are_aten(target: str, bert: Any, tmp_path: Path) -> None:
     file = changed(bert[0], tmp_path / "m.pt2", "models/model.json", lambda m: call(m, target))
     with pytest.raises(LlmcError, match="holds code or pickles") as caught:
@@ -155,7 +157,7 @@ def forget(model: Any) -> None:
     ],
 )
 def test_damage_inside(member: str, change: Any, bert: Any, tmp_path: Path) -> None:
-    with pytest.raises(LlmcError, match="not a program of torch.export, or it is damaged"):
+    with pytest.raises(LlmcError, match=r"not a program of torch\.export, or it is damaged"):
         load(changed(bert[0], tmp_path / "m.pt2", member, change))
 
 
@@ -163,10 +165,10 @@ def test_other_files(bert: Any, tmp_path: Path) -> None:
     data = bert[0].read_bytes()
     for text in (b"", data[: len(data) // 2], b"PK\x03\x04"):
         (tmp_path / "m.pt2").write_bytes(text)
-        with pytest.raises(LlmcError, match="not a program of torch.export, or it is damaged"):
+        with pytest.raises(LlmcError, match=r"not a program of torch\.export, or it is damaged"):
             load(tmp_path / "m.pt2")
     torch.save({"a": torch.zeros(2)}, tmp_path / "m.pt2")
-    with pytest.raises(LlmcError, match="not a program of torch.export, or it is damaged"):
+    with pytest.raises(LlmcError, match=r"not a program of torch\.export, or it is damaged"):
         load(tmp_path / "m.pt2")
 
 
@@ -177,5 +179,7 @@ def test_unsupported_ops_are_listed(tmp_path: Path) -> None:
 
     with quiet():
         torch.export.save(torch.export.export(Model(), (torch.eye(3),)), tmp_path / "m.pt2")
-    with pytest.raises(LlmcError, match=r"2 ops of the model cannot be imported: aten\.linalg_inv.* aten\.erfinv"):
+    with pytest.raises(
+        LlmcError, match=r"2 ops of the model cannot be imported: aten\.linalg_inv.* aten\.erfinv"
+    ):
         load(tmp_path / "m.pt2")

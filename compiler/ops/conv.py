@@ -1,0 +1,191 @@
+"""Convolution and pooling over images `[batch, channels, height, width]`. References compute in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import sympy
+
+from llmc.compiler.dims import Dim, dim
+from llmc.compiler.graph import TensorType
+from llmc.compiler.ops.declare import REQUIRED, op
+from llmc.compiler.ops.linear import ACTIVATIONS, EXTRAS
+from llmc.compiler.ops.reduction import F32
+from llmc.compiler.ops.rules import Array, want_dtype, want_int, want_rank, want_shape
+from llmc.errors import LlmcError
+
+STEPS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
+    {**ACTIVATIONS, "relu6": lambda x: np.minimum(np.maximum(x, 0.0), 6.0)}
+)
+NO_PADDING = (0, 0, 0, 0)
+
+
+def out_size(size: Dim, kernel: int, stride: int, pads: int, dilation: int) -> Dim:
+    """How many windows of `kernel` taps, `dilation` apart, fit every `stride` elements."""
+    room = dim(size + pads - dilation * (kernel - 1) - 1)
+    return room // stride + 1 if isinstance(room, int) else dim(sympy.floor(room / stride) + 1)
+
+
+def _windows(
+    x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: Any, dilation: Any, fill: float
+) -> Iterator[tuple[int, int, Array]]:
+    """For each tap (row, column) the elements `[b, c, oh, ow]` under it, in float64."""
+    top, left, bottom, right = padding
+    wide = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
+    sizes = [
+        out_size(d, k, s, 0, step)
+        for d, k, s, step in zip(wide.shape[2:], kernel, stride, dilation, strict=True)
+    ]
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            y, z = i * dilation[0], j * dilation[1]
+            rows = slice(y, y + (sizes[0] - 1) * stride[0] + 1, stride[0])
+            columns = slice(z, z + (sizes[1] - 1) * stride[1] + 1, stride[1])
+            yield i, j, wide[:, :, rows, columns]
+
+
+def _conv2d_reference(
+    x: Array,
+    w: Array,
+    *extras: Array,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    epilogue: tuple[str, ...],
+) -> Array:
+    o, per_group, kh, kw = w.shape
+    weights = w.astype(np.float64).reshape(groups, o // groups, per_group, kh, kw)
+    total: Any = 0.0
+    for i, j, taps in _windows(x, (kh, kw), stride, padding, dilation, 0.0):
+        b, _, oh, ow = taps.shape
+        rows = taps.reshape(b, groups, per_group, oh * ow)
+        part = weights[..., i, j]
+        term = part[None] * rows if per_group == 1 else part[None] @ rows
+        total = total + term
+    total = total.reshape(b, o, oh, ow)
+    pending = iter(extras)
+    for step in epilogue:
+        if step in EXTRAS:
+            extra = next(pending)
+            total = total + (extra[:, None, None] if step == "bias" else extra)
+        else:
+            total = STEPS[step](total)
+    return np.asarray(total).astype(np.float32)
+
+
+@op(
+    "conv2d",
+    _conv2d_reference,
+    traits={"accuracy": "close"},
+    stride=(1, 1),
+    padding=NO_PADDING,
+    dilation=(1, 1),
+    groups=1,
+    epilogue=(),
+)
+def _conv2d(
+    x: TensorType,
+    w: TensorType,
+    *extras: TensorType,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    epilogue: Any,
+) -> TensorType:
+    for what, value in (("x", x), ("the weight", w)):
+        want_dtype(value, F32, what)
+        want_rank(value, 4, what=what)
+    want_int(groups, "groups", 1)
+    o, per_group, kh, kw = w.shape
+    if not all(isinstance(d, int) and d > 0 for d in w.shape):
+        raise LlmcError("the weight's sizes must be fixed and positive")
+    want_shape(x, (x.shape[0], per_group * groups, *x.shape[2:]), "x")
+    if o % groups:
+        raise LlmcError(f"{o} output channels are not a multiple of {groups} groups")
+    result = _result(x, o, (kh, kw), stride, padding, dilation)
+    _check_epilogue(result, extras, epilogue)
+    return result
+
+
+def _check_epilogue(result: TensorType, extras: tuple[TensorType, ...], epilogue: Any) -> None:
+    if not isinstance(epilogue, tuple):
+        raise LlmcError(f"epilogue is {epilogue!r}, not a tuple")
+    for step in epilogue:
+        if step not in EXTRAS and step not in STEPS:
+            raise LlmcError(f"no epilogue step {step!r}", hint=f"use {', '.join([*sorted(EXTRAS), *STEPS])}")
+    reading = [step for step in epilogue if step in EXTRAS]
+    if len(reading) != len(extras):
+        raise LlmcError(f"the epilogue {epilogue} reads {len(reading)} extra inputs, given are {len(extras)}")
+    for step, extra in zip(reading, extras, strict=True):
+        want_dtype(extra, F32, step)
+        want_shape(extra, result.shape[1:2] if step == "bias" else result.shape, step)
+
+
+def _result(
+    x: TensorType, channels: Dim, kernel: Any, stride: Any, padding: Any, dilation: Any
+) -> TensorType:
+    """`[b, channels, oh, ow]` after checking the window."""
+    for what, value, count, low in (
+        ("kernel", kernel, 2, 1),
+        ("stride", stride, 2, 1),
+        ("padding", padding, 4, 0),
+        ("dilation", dilation, 2, 1),
+    ):
+        if not isinstance(value, tuple) or len(value) != count:
+            raise LlmcError(f"{what} is {value!r}, not {count} integers")
+        for number in value:
+            want_int(number, what, low)
+    pads = (padding[0] + padding[2], padding[1] + padding[3])
+    sizes = tuple(
+        out_size(*arguments) for arguments in zip(x.shape[2:], kernel, stride, pads, dilation, strict=True)
+    )
+    if any(isinstance(s, int) and s < 1 for s in sizes):
+        raise LlmcError(f"a window of {kernel[0]}x{kernel[1]} does not fit into the padded image")
+    return TensorType(x.dtype, (x.shape[0], channels, *sizes))
+
+
+# --- pooling
+
+
+def _max_pool_reference(x: Array, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Array:
+    taps = [part for _, _, part in _windows(x, kernel, stride, padding, dilation, -np.inf)]
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.maximum.reduce(taps)).astype(x.dtype)
+
+
+@op(
+    "max_pool2d",
+    _max_pool_reference,
+    kernel=REQUIRED,
+    stride=REQUIRED,
+    padding=NO_PADDING,
+    dilation=(1, 1),
+)
+def _max_pool2d(x: TensorType, kernel: Any, stride: Any, padding: Any, dilation: Any) -> TensorType:
+    want_dtype(x, F32)
+    want_rank(x, 4)
+    return _result(x, x.shape[1], kernel, stride, padding, dilation)
+
+
+def _avg_pool_reference(x: Array, kernel: Any, stride: Any, padding: Any) -> Array:
+    taps = [part for _, _, part in _windows(x, kernel, stride, padding, (1, 1), 0.0)]
+    return np.asarray(sum(taps[1:], start=taps[0]) / len(taps)).astype(x.dtype)
+
+
+@op(
+    "avg_pool2d",
+    _avg_pool_reference,
+    traits={"accuracy": "close"},
+    kernel=REQUIRED,
+    stride=REQUIRED,
+    padding=NO_PADDING,
+)
+def _avg_pool2d(x: TensorType, kernel: Any, stride: Any, padding: Any) -> TensorType:
+    want_dtype(x, F32)
+    want_rank(x, 4)
+    return _result(x, x.shape[1], kernel, stride, padding, (1, 1))

@@ -1,0 +1,192 @@
+/*
+ * run_main.c - the `run` executable: one model linked in, arrays in from files, arrays out to files.
+ */
+#define _GNU_SOURCE
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "npy.h"
+
+#define MAX_PATH 4096
+#define MAX_TENSORS 64
+
+static const char help[] =
+    "usage: run [options] INPUT=FILE.npy ... [INPUT:2x16=FILE ...]\n"
+    "\n"
+    "Run this artifact's model once. An input that has a default may be left out; the second form reads a file of bare\n"
+    "elements. Each output goes to OUTPUT.npy. Without arguments: what the model takes and gives.\n"
+    "\n"
+    "  -o DIR         where outputs go, a folder that exists (default: the current one)\n"
+    "  --threads N    threads that work on the run (default: one for each usable core)\n"
+    "  --variant V    run this code instead of the best for this CPU\n"
+    "  --model DIR    folder of weights.bin (default: this program's own)\n"
+    "  --help\n"
+    "\n"
+    "Exit codes: 0 done, 1 failed, 2 wrong usage.\n";
+
+typedef struct arguments {
+    const char *model, *folder;
+    const char *inputs[MAX_TENSORS];
+    int n_inputs;
+    llmc_options options;
+} arguments;
+
+static int complain(const char *problem, const char *at, const char *hint) {
+    fprintf(stderr, "error: %s\n", problem);
+    if (at && *at) fprintf(stderr, "  at:    %s\n", at);
+    if (hint && *hint) fprintf(stderr, "  hint:  %s\n", hint);
+    return 1;
+}
+
+static int usage(const char *problem, const char *what) {
+    return complain(problem, what, "run --help"), 2;
+}
+
+static int set_option(arguments *a, const char *option, const char *value) {
+    if (!value) return usage("no such option, or its value is missing", option);
+    if (!strcmp(option, "-o"))
+        a->folder = value;
+    else if (!strcmp(option, "--model"))
+        a->model = value;
+    else if (!strcmp(option, "--variant"))
+        a->options.variant = value;
+    else if (!strcmp(option, "--threads")) {
+        char *end;
+        long n = strtol(value, &end, 10);
+        if (end == value || *end || n < 1 || n > 1024) return usage("not a number of threads", value);
+        a->options.threads = (int)n;
+    } else
+        return usage("no such option", option);
+    return 0;
+}
+
+static int parse(arguments *a, int argc, char **argv) {
+    int i, status;
+    for (i = 1; i < argc; i++) {
+        if (argv[i][0] == '-') {
+            status = set_option(a, argv[i], i + 1 < argc ? argv[i + 1] : NULL);
+            if (status) return status;
+            i++;
+        } else if (!strchr(argv[i], '=')) {
+            return usage("not INPUT=FILE", argv[i]);
+        } else if (a->n_inputs == MAX_TENSORS) {
+            return usage("too many inputs", argv[i]);
+        } else {
+            a->inputs[a->n_inputs++] = argv[i];
+        }
+    }
+    return 0;
+}
+
+/* "2x16" up to '='; 0 if it is not that. */
+static int parse_shape(const char *text, llmc_tensor *tensor) {
+    for (tensor->rank = 0; tensor->rank < LLMC_MAX_RANK; text++) {
+        char *end;
+        tensor->shape[tensor->rank++] = strtoll(text, &end, 10);
+        if (end == text || (*end != 'x' && *end != '=')) return 0;
+        text = end;
+        if (*text == '=') return 1;
+    }
+    return 0;
+}
+
+/* Read what INPUT=FILE or INPUT:SHAPE=FILE names. */
+static int read_input(const llmc_info *info, const char *argument, llmc_tensor *inputs) {
+    const char *file = strchr(argument, '=') + 1, *problem;
+    size_t name = strcspn(argument, ":=");
+    int i;
+    for (i = 0; i < info->n_inputs; i++)
+        if (strlen(info->inputs[i].name) == name && !strncmp(info->inputs[i].name, argument, name)) break;
+    if (i == info->n_inputs) return usage("the model has no such input", argument);
+    if (inputs[i].data) return usage("the input is given twice", argument);
+    if (argument[name] == ':') {
+        inputs[i].dtype = info->inputs[i].dtype;
+        if (!parse_shape(argument + name + 1, &inputs[i])) return usage("not INPUT:2x16=FILE", argument);
+        problem = npy_read_raw(file, &inputs[i]);
+    } else {
+        problem = npy_read(file, &inputs[i]);
+    }
+    if (problem) return fprintf(stderr, "error: cannot use %s: %s\n", file, problem), 1;
+    return 0;
+}
+
+static int write_output(const char *folder, const char *name, const llmc_tensor *tensor) {
+    char path[MAX_PATH];
+    const char *problem;
+    if (snprintf(path, sizeof path, "%s/%s.npy", folder, name) >= MAX_PATH) return complain("path too long", name, NULL);
+    problem = npy_write(path, tensor);
+    return problem ? fprintf(stderr, "error: cannot use %s: %s\n", path, problem), 1 : 0;
+}
+
+static int run(llmc_model *model, const arguments *a, llmc_tensor *inputs, llmc_tensor *outputs) {
+    const llmc_info *info = llmc_describe(model);
+    llmc_error error;
+    int i, status = 0;
+    for (i = 0; i < a->n_inputs && !status; i++) status = read_input(info, a->inputs[i], inputs);
+    if (status) return status;
+    if (llmc_output_shapes(model, inputs, outputs, &error) != LLMC_OK) return complain(error.message, NULL, error.hint);
+    for (i = 0; i < info->n_outputs; i++) {
+        outputs[i].data = malloc(npy_bytes(&outputs[i]) + 1);
+        if (!outputs[i].data) return complain("no memory for an output", info->outputs[i].name, "use a smaller batch");
+    }
+    if (llmc_run(model, inputs, outputs, &error) != LLMC_OK) return complain(error.message, NULL, error.hint);
+    for (i = 0; i < info->n_outputs && !status; i++)
+        status = write_output(a->folder, info->outputs[i].name, &outputs[i]);
+    return status;
+}
+
+static void print_tensor(const char *kind, const llmc_tensor_spec *spec) {
+    int i;
+    printf("%s %s %s [", kind, spec->name, llmc_dtype_name(spec->dtype));
+    for (i = 0; i < spec->rank; i++) printf("%s%s", i ? ", " : "", spec->dims_text[i]);
+    printf("]%s\n", spec->has_default ? " optional" : "");
+}
+
+static void describe(const llmc_info *info) {
+    int i;
+    printf("%s, code for %s\n", info->name, info->variant);
+    for (i = 0; i < info->n_dims; i++)
+        printf("size %s within %lld..%lld\n", info->dims[i].name, (long long)info->dims[i].low,
+               (long long)info->dims[i].high);
+    for (i = 0; i < info->n_inputs; i++) print_tensor("input", &info->inputs[i]);
+    for (i = 0; i < info->n_outputs; i++) print_tensor("output", &info->outputs[i]);
+}
+
+/* The folder this program lies in. */
+static int own_folder(char *folder) {
+    ssize_t n = readlink("/proc/self/exe", folder, MAX_PATH - 1);
+    if (n <= 0) return complain("cannot tell where this program lies", NULL, "give the artifact by --model");
+    folder[n] = 0;
+    *strrchr(folder, '/') = 0;
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    static llmc_tensor inputs[MAX_TENSORS], outputs[MAX_TENSORS];
+    static arguments a;
+    char own[MAX_PATH];
+    llmc_model *model;
+    llmc_error error;
+    int i, status;
+    for (i = 1; i < argc; i++)
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return fputs(help, stdout) < 0;
+    a.folder = ".";
+    status = parse(&a, argc, argv);
+    if (!status && !a.model) status = own_folder(own);
+    if (status) return status;
+    if (llmc_open(a.model ? a.model : own, &a.options, &model, &error) != LLMC_OK)
+        return complain(error.message, NULL, error.hint);
+    if (llmc_describe(model)->n_inputs > MAX_TENSORS || llmc_describe(model)->n_outputs > MAX_TENSORS)
+        status = complain("the model has too many inputs or outputs for this program", NULL, "use llmc.h");
+    else if (argc == 1)
+        describe(llmc_describe(model));
+    else
+        status = run(model, &a, inputs, outputs);
+    for (i = 0; i < MAX_TENSORS; i++) free(inputs[i].data), free(outputs[i].data);
+    llmc_close(model);
+    if (fflush(stdout) != 0 && !status) status = 1;
+    return status;
+}

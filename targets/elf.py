@@ -1,0 +1,68 @@
+"""Symbols of relocatable object files (ELF, 64 bits, little-endian), renamed without a compiler or objcopy.
+
+Kernels and runtime have the same names in every model, so two static libraries fit into one program only if
+each gives its symbols a prefix of its own.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+_SECTION = struct.Struct(
+    "<IIQQQQIIQQ"
+)  # name, type, flags, address, offset, size, link, info, align, entry size
+_SYMBOL = struct.Struct("<IBBHQQ")  # name, info, other, section, value, size
+_SECTIONS_AT, _SECTION_COUNT_AT = 40, 60  # in the file's header
+_SYMTAB, _LOCAL = 2, 0
+
+
+class _Symbol(NamedTuple):
+    at: int  # file offset of its entry
+    name: bytes
+    defined: bool
+
+
+def defined_symbols(code: bytes) -> frozenset[bytes]:
+    """Names of the global symbols that an object file defines."""
+    return frozenset(symbol.name for symbol in _globals(code) if symbol.defined)
+
+
+def add_prefix(objects: Sequence[bytes], prefix: str) -> list[bytes]:
+    """Object files with `prefix` before every global symbol that one of them defines, wherever it is used."""
+    ours = frozenset[bytes]().union(*map(defined_symbols, objects))
+    return [_rename(code, ours, prefix.encode()) for code in objects]
+
+
+def _sections(code: bytes) -> list[tuple[int, ...]]:
+    assert code[:6] == b"\x7fELF\x02\x01", "not a 64-bit little-endian ELF file"
+    (start,) = struct.unpack_from("<Q", code, _SECTIONS_AT)
+    (count,) = struct.unpack_from("<H", code, _SECTION_COUNT_AT)
+    return [_SECTION.unpack_from(code, start + i * _SECTION.size) for i in range(count)]
+
+
+def _globals(code: bytes) -> Iterator[_Symbol]:
+    sections = _sections(code)
+    table = next(s for s in sections if s[1] == _SYMTAB)
+    names = sections[table[6]]
+    for at in range(table[4], table[4] + table[5], _SYMBOL.size):
+        name, info, _, section, _, _ = _SYMBOL.unpack_from(code, at)
+        if info >> 4 != _LOCAL:
+            start = names[4] + name
+            yield _Symbol(at, code[start : code.index(b"\0", start)], section != 0)
+
+
+def _rename(code: bytes, names: frozenset[bytes], prefix: bytes) -> bytes:
+    """The string table moves to the end of the file, where it can grow; nothing else changes its place."""
+    sections = _sections(code)
+    table = next(s for s in sections if s[1] == _SYMTAB)
+    _, _, _, _, offset, size, *_ = sections[table[6]]
+    result, strings = bytearray(code), bytearray(code[offset : offset + size])
+    for symbol in _globals(code):
+        if symbol.name in names:
+            struct.pack_into("<I", result, symbol.at, len(strings))
+            strings += prefix + symbol.name + b"\0"
+    (start,) = struct.unpack_from("<Q", code, _SECTIONS_AT)
+    struct.pack_into("<QQ", result, start + table[6] * _SECTION.size + 24, len(result), len(strings))
+    return bytes(result + strings)

@@ -1,0 +1,98 @@
+"""The same graphs as artifacts for ARM and for x86, and a way to run the former."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from joined import join
+
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.ops import constant, input_, make
+from llmc.driver import compile_graph
+
+Array = np.ndarray[Any, Any]
+QEMU = "qemu-aarch64"
+DIMS = {"batch": (1, 4), "seq": (1, 16)}
+WIDTH = 70  # of the perceptron's rows: four blocks of sdot, a group of 4, 2 bytes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if shutil.which(QEMU) is not None:
+        return
+    for item in items:
+        if item.get_closest_marker("qemu"):
+            item.add_marker(pytest.mark.skip(reason=f"{QEMU} is not installed"))
+
+
+def perceptron() -> Graph:
+    """x [batch, seq, 70] -> 45 with bias and GELU -> 70 -> plus x -> 3: every tail of the product kernels."""
+    rng = np.random.default_rng(3)
+
+    def product(x: Node, size: int) -> Node:
+        k = int(x.shape[-1])
+        w = constant((rng.normal(size=(size, k)) / np.sqrt(k)).astype(np.float32))
+        bias = constant(rng.normal(size=size).astype(np.float32))
+        return make("add", (make("linear", (x, w)), bias))
+
+    x = input_("x", "f32", (symbol("batch"), symbol("seq"), WIDTH))
+    hidden = make("gelu", (product(x, 45),))
+    y = product(make("add", (product(hidden, WIDTH), x)), 3)
+    return Graph((x,), {"y": y}, DIMS)
+
+
+@pytest.fixture(scope="session")
+def networks(random_encoder: Callable[..., Any]) -> Graph:
+    """Two encoders and a perceptron; inputs ids, mask and x."""
+    return join({"a": random_encoder(1)[0], "b": random_encoder(2)[0], "mlp": perceptron()}, shared=True)
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`build(graph, target, ...)`: an artifact, for ARM with the program `run`."""
+
+    def compile_one(graph: Graph, target: str, **options: Any) -> Path:
+        path = tmp_path_factory.mktemp("artifacts") / f"{target}.llmc"
+        form = "shared" if target.startswith("x86") else "executable"
+        compile_graph(graph, path, target=target, emit=form, **options)
+        return path
+
+    return compile_one
+
+
+@pytest.fixture(scope="session")
+def float_pair(networks: Graph, build: Callable[..., Path]) -> tuple[Path, Path]:
+    """`networks` for x86 and for ARM."""
+    return build(networks, "x86"), build(networks, "arm")
+
+
+@pytest.fixture(scope="session")
+def int8_pair(networks: Graph, build: Callable[..., Path]) -> tuple[Path, Path]:
+    """The same quantised."""
+    return build(networks, "x86", quant="int8"), build(networks, "arm", quant="int8")
+
+
+@pytest.fixture
+def emulate(tmp_path: Path) -> Callable[..., dict[str, Array]]:
+    """`emulate(artifact, inputs, "--variant", "neon")`: the outputs of `run` under qemu."""
+
+    def run(artifact: Path, inputs: dict[str, Array], *options: str) -> dict[str, Array]:
+        arguments = []
+        for name, value in inputs.items():
+            np.save(tmp_path / f"in_{name}.npy", value)
+            arguments.append(f"{name}={tmp_path}/in_{name}.npy")
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        command = [QEMU, str(artifact / "run"), *options, "-o", str(out), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        return {path.stem: np.load(path) for path in out.iterdir()}
+
+    return run

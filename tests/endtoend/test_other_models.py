@@ -1,0 +1,52 @@
+"""Decoders and vision models compiled and run, against PyTorch: one artifact for each kind, as of the encoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from joined import join, part
+from random_others import VISION, difference, random_model, sample
+
+import llmc
+from llmc.compiler.frontends import huggingface
+from llmc.driver import compile_graph
+
+SHAPES = [(1, 1), (3, 17), (2, 64)]
+GROUPS = {"decoders": ("gpt2", "llama", "mistral-window"), "vision": VISION}
+
+
+@pytest.mark.parametrize("group", [pytest.param(g, marks=pytest.mark.xdist_group(g)) for g in GROUPS])
+def test_against_pytorch(group: str, tmp_path: Path, variants: Any, bits_agree: Any) -> None:
+    models, graphs = {}, {}
+    for name in GROUPS[group]:
+        models[name] = random_model(name)
+        models[name].save_pretrained(tmp_path / name)
+        graphs[name] = huggingface.load(tmp_path / name, max_batch=8).graph
+    path = tmp_path / "all.llmc"
+    compile_graph(join(graphs, shared=True), path, target="x86")
+
+    for shape in SHAPES:
+        inputs, runs = sample(GROUPS[group][0], *shape), []
+        for variant in variants(path):
+            for threads in (1, 3):
+                with llmc.load(path, threads=threads, variant=variant) as model:
+                    runs.append(model(**inputs))
+        assert bits_agree(runs), shape
+        for name, model in models.items():
+            assert difference(model, inputs, part(runs[0], name)["logits"]) <= 1e-4, (name, shape)
+
+
+def test_padding_changes_no_bit(tmp_path: Path) -> None:
+    """A row padded to the length of another is what it is alone."""
+    random_model("llama").save_pretrained(tmp_path / "llama")
+    llmc.compile(tmp_path / "llama", tmp_path / "llama.llmc", max_batch=4)
+    inputs = sample("llama", 3, 17)
+    with llmc.load(tmp_path / "llama.llmc") as model:
+        whole = model(**inputs)["logits"]
+        for row, mask in enumerate(inputs["attention_mask"]):
+            count = int(mask.sum())
+            alone = model(input_ids=inputs["input_ids"][row : row + 1, :count])["logits"]
+            np.testing.assert_array_equal(alone[0], whole[row, :count])

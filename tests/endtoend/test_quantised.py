@@ -1,0 +1,174 @@
+"""Quantised artifacts of the demo model and of every family: near the float answers, the same bits everywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from joined import join
+from random_families import cases, random_model
+
+import llmc
+from llmc.compiler import demo, interpret
+from llmc.compiler.frontends import huggingface
+from llmc.compiler.pipeline import Pipeline
+from llmc.driver import compile_graph
+from llmc.errors import LlmcError
+from llmc.passes import PASSES
+
+SHAPES = [(1, 1), (3, 17), (2, 64)]
+# quantisation -> (options, largest difference of a logit, share of the float artifact's weights)
+ASKED: dict[str, tuple[dict[str, Any], float, float]] = {
+    "int8": ({"quant": "int8"}, 0.5, 0.28),
+    "fp16": ({"quant": "fp16"}, 0.0, 0.52),  # the demo's weights have half precision from the start
+    "int8-static": ({"quant": "int8-static", "calib": "auto", "calib_method": "minmax"}, 2.0, 0.28),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`made(quant)`: the demo model's artifact with the code of every processor, compiled once."""
+    folder, done = tmp_path_factory.mktemp("quantised"), {}
+
+    def of(quant: str) -> Path:
+        if quant not in done:
+            done[quant] = folder / f"{quant}.llmc"
+            options = ASKED[quant][0] if quant in ASKED else {}
+            llmc.compile(demo.model_folder(), done[quant], target="x86", **options)
+        return done[quant]
+
+    return of
+
+
+def inputs_of(batch: int, seq: int) -> dict[str, Any]:
+    inputs = demo.sample(7000, batch, seq)
+    inputs["attention_mask"][1:, seq // 2 :] = 0
+    return inputs
+
+
+@pytest.mark.xdist_group("quantised")
+@pytest.mark.parametrize("quant", ASKED)
+def test_near_the_float_answers(quant: str, made: Any) -> None:
+    _, limit, share = ASKED[quant]
+    with llmc.load(made("none")) as plain, llmc.load(made(quant)) as model:
+        assert model.manifest.quantisation == quant
+        assert f'mode="{quant}"' in model.manifest.pipeline or quant == "int8"
+        assert model.selftest().passed
+        for shape in SHAPES:
+            given = inputs_of(*shape)
+            difference = np.abs(model(**given)["logits"] - plain(**given)["logits"]).max()
+            assert difference <= limit, shape
+            assert (difference == 0) == (quant == "fp16"), shape
+        sizes = [m.manifest.sizes["weights_bytes"] for m in (model, plain)]
+    assert sizes[0] <= share * sizes[1]
+
+
+@pytest.mark.xdist_group("quantised")
+@pytest.mark.parametrize("quant", ASKED)
+def test_same_bits_at_every_thread_count_and_variant(
+    quant: str, made: Any, bits_agree: Any, variants: Any
+) -> None:
+    path = made(quant)
+    names = variants(path)
+    assert ("avx512vnni" in {v.name for v in llmc.runtime.check(path).variants}) == (quant != "fp16")
+    for shape in SHAPES:
+        runs = []
+        for name in names:
+            for threads in (1, 2, 3):
+                with llmc.load(path, threads=threads, variant=name) as model:
+                    runs.append(model(**inputs_of(*shape)))
+        assert bits_agree(runs), shape
+
+
+@pytest.mark.xdist_group("quantised")
+@pytest.mark.parametrize("quant", ASKED)
+def test_a_row_is_the_same_alone_and_in_a_padded_batch(quant: str, made: Any) -> None:
+    inputs = inputs_of(3, 20)
+    with llmc.load(made(quant)) as model:
+        together = model(**inputs)["logits"]
+        for row in range(3):
+            length = int(inputs["attention_mask"][row].sum())
+            alone = model(**{name: a[row : row + 1, :length] for name, a in inputs.items()})["logits"]
+            np.testing.assert_array_equal(alone[0], together[row])
+
+
+@pytest.mark.xdist_group("quantised")
+def test_the_recorded_pipeline_builds_it_again(made: Any) -> None:
+    """Calibrated scales are in the pipeline's text: the interpreter on that graph gives the artifact's answers."""
+    graph = huggingface.load(demo.model_folder()).graph
+    given = inputs_of(2, 9)
+    with llmc.load(made("int8-static")) as model:
+        after, _ = Pipeline.parse(model.manifest.pipeline, PASSES).run(graph)
+        expected = interpret.run(after, {k: given[k] for k in ("input_ids", "attention_mask")})
+        assert np.abs(model(**given)["logits"] - expected["logits"]).max() <= 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["int8", "fp16"])
+def test_every_family(quant: str, tmp_path: Path, bits_agree: Any, variants: Any) -> None:
+    """One head of each family in one graph: random weights, so near means a tenth of the answers' size."""
+    picked = {family: task for family, task in reversed(cases())}
+    graphs = {}
+    for seed, (family, task) in enumerate(sorted(picked.items(), key=lambda item: item[0])):
+        random_model(family, task.suffix, seed=seed).save_pretrained(tmp_path / family)
+        graphs[family] = huggingface.load(tmp_path / family, max_batch=8).graph
+    whole = join(graphs, shared=True)
+    compile_graph(whole, tmp_path / "all.llmc", target="x86", quant=quant)
+    given = {
+        node.attributes["name"]: np.ones((2, 9), np.int64) for node in whole.inputs
+    } | {"input_ids": np.random.default_rng(0).integers(2, 100, (2, 9))}  # fmt: skip
+    given = {k: v for k, v in given.items() if k in {n.attributes["name"] for n in whole.inputs}}
+    expected, runs = interpret.run(whole, given), []
+    for name in variants(tmp_path / "all.llmc"):
+        with llmc.load(tmp_path / "all.llmc", variant=name) as model:
+            runs.append(model(**given))
+    assert bits_agree(runs)
+    for name, value in expected.items():
+        assert np.abs(runs[0][name] - value).mean() <= 0.1 * np.abs(value).max(), name
+
+
+def mistakes(tmp_path: Path) -> list[tuple[dict[str, Any], str]]:
+    empty, fields, weird = (tmp_path / name for name in ("empty.txt", "fields.jsonl", "weird.xml"))
+    empty.write_text("\n\n")
+    fields.write_text('{"review": "good"}\n')
+    weird.write_text("<a/>")
+    static = {"quant": "int8-static"}
+    return [
+        ({"quant": "int9"}, "unknown quantisation 'int9'"),
+        (static, "needs calibration data"),
+        ({"quant": "int8", "calib": "auto"}, "of use to int8-static only"),
+        ({**static, "calib": "auto", "calib_method": "best"}, "unknown calibration method"),
+        ({**static, "calib": tmp_path / "none.txt"}, "no such calibration file"),
+        ({**static, "calib": empty}, "no samples"),
+        ({**static, "calib": fields}, 'no field "text"'),
+        ({**static, "calib": weird}, "what kind"),
+    ]
+
+
+def test_mistakes_leave_nothing(tmp_path: Path, small_model: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    for options, words in mistakes(tmp_path):
+        with pytest.raises(LlmcError) as caught:
+            llmc.compile(small_model, place / "m.llmc", **options)
+        assert words in str(caught.value)
+        assert os.listdir(place) == []
+
+
+def test_nan_activations_name_the_layer(tmp_path: Path, cli: Any) -> None:
+    """A model whose second layer gives NaN: calibration says where, and nothing is written."""
+    model = random_model("bert", "ForSequenceClassification")
+    model.bert.encoder.layer[0].output.LayerNorm.bias.data[:] = float("nan")
+    model.save_pretrained(tmp_path / "nan")
+    np.savez(tmp_path / "a.npz", input_ids=np.full((2, 5), 3))
+    options = ("--quant", "int8-static", "--calib", tmp_path / "a.npz")
+    result: SimpleNamespace = cli("compile", tmp_path / "nan", "-o", tmp_path / "m.llmc", *options)
+    assert result.code == 1
+    assert "an activation is not finite" in result.err
+    assert "layer.1" in result.err
+    assert not (tmp_path / "m.llmc").exists()

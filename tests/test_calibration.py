@@ -1,0 +1,210 @@
+"""Calibration: ranges from streams, samples from files, and every way those can be wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler import calibration
+from llmc.compiler.calibration_text import CALIBRATION_TEXT
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import Graph
+from llmc.compiler.ops import input_, make
+from llmc.compiler.ranges import BINS, METHODS, Magnitudes
+from llmc.errors import LlmcError
+
+Array = np.ndarray[Any, Any]
+B, S = symbol("batch"), symbol("seq")
+RNG = np.random.default_rng(4)
+
+
+def seen(*parts: Array) -> Magnitudes:
+    magnitudes = Magnitudes()
+    for part in parts:
+        magnitudes.add(np.asarray(part, np.float32))
+    return magnitudes
+
+
+# --- ranges
+
+
+def test_nothing_is_lost_as_the_range_grows() -> None:
+    parts = [RNG.normal(size=1000) * 3.0**i for i in range(-4, 8)]
+    magnitudes = seen(*parts)
+    values = np.abs(np.concatenate(parts))
+    assert magnitudes.counts.sum() == values.size
+    assert magnitudes.top == pytest.approx(values.max())
+    width = magnitudes.limit / BINS
+    for share in (0.5, 0.9, 0.999):
+        at = int(np.searchsorted(np.cumsum(magnitudes.counts), share * values.size)) + 1
+        assert abs(at * width - np.quantile(values, share)) <= 2 * width
+
+
+def test_order_does_not_matter_for_the_largest() -> None:
+    parts = [RNG.normal(size=100) for _ in range(9)]
+    assert METHODS["minmax"](seen(*parts)) == METHODS["minmax"](seen(*parts[::-1]))
+
+
+def test_methods_on_a_long_tail() -> None:
+    """A few values far out: the largest follows them, the others do not."""
+    values = np.concatenate([RNG.normal(size=200_000), np.full(5, 40.0)])
+    limits = {name: method(seen(values)) for name, method in METHODS.items()}
+    assert limits["minmax"] == 40.0
+    assert 3.7 < limits["percentile"] < 4.3
+    assert 2.0 < limits["entropy"] < 8.0
+
+
+def test_a_uniform_distribution_is_kept_whole() -> None:
+    values = RNG.uniform(-1, 1, 200_000)
+    assert METHODS["entropy"](seen(values)) > 0.9
+    assert METHODS["percentile"](seen(values)) > 0.99
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_zeros_and_single_values(method: str) -> None:
+    assert METHODS[method](seen(np.zeros(10))) == 0.0
+    assert METHODS[method](seen(np.zeros(10), [2.5])) == pytest.approx(2.5, rel=0.1)
+    assert METHODS[method](seen(np.zeros(0), [1e-30])) == pytest.approx(1e-30, rel=0.1)
+
+
+def test_memory_is_constant() -> None:
+    magnitudes = seen(*(RNG.normal(size=50) * 10.0**i for i in range(-20, 20)))
+    assert magnitudes.counts.nbytes == 8 * BINS
+
+
+# --- scales
+
+
+def test_scales() -> None:
+    samples = [{"x": np.full((1, 3), v, np.float32)} for v in (1.0, -127.0, 3.0)]
+    found = calibration.scales(["a", "b"], samples, lambda s: [s["x"], 0 * s["x"]], "minmax")
+    assert found == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (-np.inf, "infinity")])
+def test_activations_that_are_not_finite_are_named(value: float, kind: str) -> None:
+    samples = [{"x": np.ones((1, 3), np.float32)}, {"x": np.array([[1, value, 2]], np.float32)}]
+    with pytest.raises(LlmcError) as caught:
+        calibration.scales(["a", "layer.1"], samples, lambda s: [np.ones(3), s["x"]], "minmax")
+    assert (caught.value.at, caught.value.found) == ("layer.1", f"{kind} in sample 2")
+
+
+def test_no_samples() -> None:
+    with pytest.raises(LlmcError, match="no samples"):
+        calibration.scales(["a"], [], lambda s: [], "minmax")
+
+
+# --- files
+
+
+def texts() -> Graph:
+    ids = input_("input_ids", "i64", (B, S), low=0, high=99)
+    mask = input_("attention_mask", "i64", (B, S), default=1, low=0, high=1)
+    return Graph((ids, mask), {"y": make("add", (ids, mask))}, {"batch": (1, 8), "seq": (1, 6)})
+
+
+def encode(text: str, pair: str | None) -> dict[str, Array]:
+    words = text.split() + (pair or "").split()
+    return {"input_ids": np.array([[len(w) for w in words[:6]]], np.int64)}
+
+
+def read(path: Path, encode: Any = encode) -> list[list[int]]:
+    return [s["input_ids"][0].tolist() for s in calibration.read_samples(path, texts(), encode)]
+
+
+def test_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one two\n\n  \nthree\n")
+    assert read(tmp_path / "a.txt") == [[3, 3], [5]]
+    (tmp_path / "a.csv").write_text('\ufefflabel,text\n1,"a, bb"\n0,ccc\n', encoding="utf-8")
+    assert read(tmp_path / "a.csv") == [[2, 2], [3]]
+    lines = [{"sentence": "one"}, {"text": "one", "text_pair": "three", "label": 1}, {"input_ids": [4, 5]}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    assert read(tmp_path / "a.jsonl") == [[3], [3, 5], [4, 5]]
+
+
+def test_arrays(tmp_path: Path) -> None:
+    ids = np.arange(6, dtype=np.int32).reshape(3, 2)
+    np.savez(tmp_path / "a.npz", input_ids=ids, attention_mask=np.ones((3, 2), np.int64))
+    assert read(tmp_path / "a.npz", None) == ids.tolist()
+
+
+def test_the_text_that_ships() -> None:
+    lines = CALIBRATION_TEXT.splitlines()
+    assert len(lines) >= 190
+    assert len(set(lines)) == len(lines)
+    assert len(list(calibration.read_samples("auto", texts(), encode))) == len(lines)
+
+
+def npz(**arrays: Any) -> Callable[[Path], Any]:
+    return lambda path: np.savez(path, **arrays)
+
+
+def text(content: str | bytes) -> Callable[[Path], Any]:
+    raw = content.encode() if isinstance(content, str) else content
+    return lambda path: path.write_bytes(raw)
+
+
+DAMAGED: list[tuple[str, Callable[[Path], Any], str, str]] = [
+    ("a.json", text("{}"), "what kind", ".jsonl"),
+    ("a", text("x"), "what kind", "auto"),
+    ("a.txt", text(b"\xff\xfe\x00"), "not UTF-8", ""),
+    ("a.jsonl", text('{"text": "a"}\n{"text": '), "not JSON", "line 2"),
+    ("a.jsonl", text("[1, 2]\n"), "not a JSON object", "line 1"),
+    ("a.jsonl", text("[" * 100_000), "not JSON", "line 1"),
+    ("a.jsonl", text('{"label": 1, "review": "a"}\n'), 'no field "text"', "label, review"),
+    ("a.jsonl", text('{"text": 3}\n'), "not a string", "3"),
+    ("a.jsonl", text('{"text": "a", "text_pair": 3}\n'), "not a string", "3"),
+    ("a.jsonl", text('{"input_ids": [[1], [1, 2]]}\n'), "ragged", "line 1"),
+    ("a.jsonl", text('{"input_ids": ["a"]}\n'), "dtype", "line 1"),
+    ("a.jsonl", text('{"input_ids": [1.5]}\n'), "dtype float64", "line 1"),
+    ("a.jsonl", text('{"input_ids": [1, 100]}\n'), "holds 100", "line 1"),
+    ("a.jsonl", text('{"input_ids": [1, 1, 1, 1, 1, 1, 1]}\n'), "seq = 7", "line 1"),
+    ("a.jsonl", text('{"attention_mask": [1]}\n'), "'input_ids' is missing", "line 1"),
+    ("a.csv", text("label,review\n1,good\n"), 'no field "text"', "label, review"),
+    ("a.csv", text("text\n" + '"' + "a" * 200_000 + '"\n'), "not a CSV file", "line"),
+    ("a.csv", text(b"text\n\xff\n"), "not UTF-8", ""),
+    ("a.npz", text("PK not a zip"), "not an .npz file", ""),
+    ("a.npz", text(""), "not an .npz file", ""),
+    ("a.npz", npz(ids=np.ones((2, 2), np.int64)), "no input 'ids'", "input_ids"),
+    (
+        "a.npz",
+        npz(input_ids=np.ones((2, 2), np.int64), attention_mask=np.ones((3, 2), int)),
+        "different",
+        "3",
+    ),
+    ("a.npz", npz(input_ids=np.array([["a"]])), "dtype <U1", ""),
+    ("a.npz", npz(input_ids=np.array([None, {}], dtype=object)), "not an .npz file", ""),
+    ("a.npz", npz(input_ids=np.ones((2, 2, 2), np.int64)), "3 axes", "sample 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "write", "problem", "detail"), DAMAGED, ids=[d[0] + d[2] for d in DAMAGED])
+def test_damaged_files(
+    tmp_path: Path, name: str, write: Callable[[Path], Any], problem: str, detail: str
+) -> None:
+    write(tmp_path / name)
+    with pytest.raises(LlmcError) as caught:
+        read(tmp_path / name)
+    assert problem in caught.value.problem
+    assert detail in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value.at)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(LlmcError, match="cannot read"):
+        read(tmp_path / "none.txt")
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(LlmcError, match="cannot read"):
+        read(tmp_path / "folder.txt")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl"])
+def test_texts_need_a_tokenizer(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text({"a.txt": "a\n", "a.csv": "text\na\n", "a.jsonl": '{"text": "a"}\n'}[name])
+    with pytest.raises(LlmcError, match="no tokenizer"):
+        read(tmp_path / name, None)
