@@ -28,6 +28,7 @@ class Kernel:
         scalars: how many int64 parameters follow.
         emit: (symbol, cpu) -> TIR PrimFunc.
         scratch: bytes of scratch memory for each thread, passed before begin and end if not 0.
+        threads: of a block of a GPU kernel, which has no begin, end and scratch; 0 for a CPU.
     """
 
     family: str
@@ -36,6 +37,7 @@ class Kernel:
     scalars: int
     emit: Callable[[str, Any], Any] = field(compare=False)
     scratch: int = 0
+    threads: int = 0
 
     @property
     def symbol(self) -> str:
@@ -70,7 +72,7 @@ class Call:
         operands: one for each pointer; a `constant` node is read from the weights file as it is. The last is
             the node whose value the call writes.
         scalars: one for each scalar parameter.
-        items: how many work items.
+        items: how many work items; on a GPU, how many blocks.
         cost: work of one item, in vector operations or 64-byte lines moved: chunks are cut by it.
         flops, bytes: of the whole call, for the profile.
         source: for messages and profiles.

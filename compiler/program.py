@@ -50,9 +50,15 @@ def signature(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def write_program(
-    graph: Graph, plan: Plan, variants: Sequence[Variant], name: str, build_id: str, weights_sha256: str
+    graph: Graph,
+    plan: Plan,
+    variants: Sequence[Variant],
+    name: str,
+    build_id: str,
+    weights_sha256: str,
+    architectures: Sequence[str] = (),
 ) -> str:
-    """The text of module.c."""
+    """The text of module.c; `architectures` are those of its GPU kernels, if it has such."""
     inputs, outputs = signature(graph)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("llmc.compiler", "."),
@@ -73,10 +79,14 @@ def write_program(
         output_shapes=[[_size(d) for d in t.type.shape] for t in outputs],
         kernels=[_kernel(k) for k in kernels],
         variants=variants,
-        steps=[_step(i, s, plan) for i, s in enumerate(plan.steps)],
+        steps=[
+            {**_step(i, s, plan), "index": kernels.index(s.kernel) if isinstance(s, Call) else None}
+            for i, s in enumerate(plan.steps)
+        ],
         slots=[_size(size) for size in plan.slots],
         alignment=ALIGNMENT,
         scratch=max([k.scratch for k in kernels], default=0),
+        gpu=c_string(", ".join(architectures)) if architectures else "",
     )
 
 
@@ -131,6 +141,7 @@ def _kernel(kernel: Kernel) -> dict[str, Any]:
         "reads": range(len(kernel.pointers) - 1),
         "scalars": range(kernel.scalars),
         "scratch": kernel.scratch > 0,
+        "threads": kernel.threads,
     }
 
 

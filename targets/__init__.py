@@ -48,6 +48,7 @@ class Target:
         triple: LLVM target triple.
         zig: target triple of the linker, with the oldest libc the artifact runs on.
         cpus: code is made for each; the best that fits is chosen when the artifact is opened. Best first.
+        gpus: NVIDIA architectures ("sm_80") that kernels are made for instead, oldest first; then `cpus` is empty.
         best_only: make code for the first that serves, as for one known machine.
     """
 
@@ -56,6 +57,7 @@ class Target:
     triple: str
     zig: str
     cpus: tuple[Cpu, ...]
+    gpus: tuple[str, ...] = ()
     best_only: bool = False
 
     @property
@@ -99,6 +101,17 @@ V1 = Cpu("v1", "neoverse-v1", ("-sve",), 0xF00, f"{_DOT}, FP16, I8MM", 32, 4, "a
 _LINUX = ("x86_64-linux-gnu", "x86_64-linux-gnu.2.17")
 _ARM = ("aarch64-linux-gnu", "aarch64-linux-gnu.2.17")
 
+# Those that nvcc 12 and 13 both know.
+GPUS: Mapping[str, str] = MappingProxyType(
+    {
+        "sm_75": "Turing: T4, RTX 20",
+        "sm_80": "Ampere: A100, A30",
+        "sm_86": "Ampere: A10, A40, RTX 30",
+        "sm_89": "Ada: L4, L40, RTX 40",
+        "sm_90": "Hopper: H100, H200",
+    }
+)
+
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "x86": Target(
@@ -106,6 +119,11 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         ),
         "x86-avx512": Target("x86-avx512", "x86-64 with AVX-512", *_LINUX, (AVX512VNNI, AVX512)),
         "x86-avx2": Target("x86-avx2", "x86-64 with AVX2 and FMA", *_LINUX, (AVX2,)),
+        "cuda": Target("cuda", "NVIDIA GPUs from Turing on, x86-64 host", *_LINUX, (), tuple(GPUS)),
+        **{
+            f"cuda-{sm}": Target(f"cuda-{sm}", f"NVIDIA {what}, x86-64 host", *_LINUX, (), (sm,))
+            for sm, what in GPUS.items()
+        },
         "arm": Target("arm", "any 64-bit ARM, dot product used where present", *_ARM, (DOTPROD, NEON)),
         "arm-neon": Target("arm-neon", "any 64-bit ARM", *_ARM, (NEON,)),
         "arm-dotprod": Target("arm-dotprod", "64-bit ARM with dot product (from v8.2)", *_ARM, (DOTPROD,)),

@@ -39,8 +39,8 @@ LOWERINGS: Mapping[str, Lowering] = {
 FREE = frozenset({"input", "constant"} | {name for name, op in OPS.items() if op.view})
 
 
-def lower(graph: Graph) -> tuple[Call, ...]:
-    """The calls that compute `graph`, in an order that respects its edges.
+def lower(graph: Graph, table: Mapping[str, Lowering] = LOWERINGS) -> tuple[Call, ...]:
+    """The calls that compute `graph` by the kernels of `table`, in an order that respects its edges.
 
     Raises:
         LlmcError: an op has no kernel for its dtypes; every such node is listed.
@@ -49,8 +49,11 @@ def lower(graph: Graph) -> tuple[Call, ...]:
     for node in graph.nodes:
         if node.op in FREE or (node not in kept and decoded.decoded_by_readers(node, graph.users[node])):
             continue
+        if node.op not in table:
+            refused.append(f"{node.source}: {node.op}")
+            continue
         try:
-            calls.append(LOWERINGS[node.op](node))
+            calls.append(table[node.op](node))
         except LlmcError as error:
             refused.append(f"{node.source}: {error.problem}")
     if refused:

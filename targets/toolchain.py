@@ -44,6 +44,23 @@ def build(
     _run([*compiler(zig_target, cc), *flags, f"-I{include}", *files, *libraries], output)
 
 
+def embed(folder: Path, symbol: str, data: bytes) -> Path:
+    """An assembler file in `folder` that defines `symbol` as `data`, read-only and 64-byte aligned."""
+    (folder / f"{symbol}.bin").write_bytes(data)
+    lines = (
+        '.section .rodata,"a",%progbits',
+        f".globl {symbol}",
+        f".hidden {symbol}",
+        ".balign 64",
+        f"{symbol}:",
+        f'.incbin "{folder / symbol}.bin"',
+        '.section .note.GNU-stack,"",%progbits',
+    )
+    path = folder / f"{symbol}.s"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 def compile_objects(
     folder: Path,
     sources: Sequence[Path],

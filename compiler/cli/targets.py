@@ -37,7 +37,7 @@ def describe(target: Any) -> dict[str, Any]:
         "name": target.name,
         "description": target.description,
         "triple": target.triple,
-        "needs": [cpu.needs for cpu in target.cpus],
+        "needs": [cpu.needs for cpu in target.cpus] or [", ".join(target.gpus)],
     }
 
 

@@ -34,6 +34,8 @@ from llmc.targets import Cpu, Target, host, toolchain
 
 Progress = Callable[[str, float], None]
 
+_FATBIN = "llmc_fatbin"  # the symbol that module.c knows it by
+
 
 @dataclass(frozen=True)
 class CompileReport:
@@ -269,9 +271,9 @@ def _pipeline(level: int, passes: str | None, more: str = "") -> Pipeline:
 
 def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
     """The stages in order; `load` is the first."""
-    from llmc.targets.lower import lower
-
     stages, output, chosen = _Stages(options.progress), options.output, options.target
+    if chosen.gpus and options.form.name != "shared":
+        raise LlmcError("a CUDA artifact has no other form than module.so", at=f"--emit {options.form.name}")
     with artifact.new_folder(output) as folder:
         stages.enter("import the model", 0.02)
         imported = load()
@@ -283,16 +285,16 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
         graph, added = options.quant.run(graph, imported.tokenizer, compile_graph, run)
         pipeline = Pipeline((*options.pipeline.steps, *added.steps))
         stages.enter("make kernels", 0.5)
-        calls = lower(graph)
+        calls = _lowered(graph, chosen)
         chosen = chosen.serving(call.kernel.family for call in calls)
-        objects = _objects(calls, chosen)
+        objects, source = _fatbin(calls, chosen) if chosen.gpus else (_objects(calls, chosen), {})
         stages.enter("write weights", 0.65)
         plan = make_plan(graph, calls)
         build = _Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
         build.write(objects)
         embed.write_form(options.form, folder, build.program, objects, chosen, options.cc)
         if options.keep is not None:
-            _keep(Path(options.keep), imported.graph, graph, build.program)
+            _keep(Path(options.keep), imported.graph, graph, {"module.c": build.program, **source})
         stages.enter("self-test", 0.9)
         # A lossy pass is meant to change the answers: the artifact then answers for the graph after it.
         record(folder, graph if pipeline.lossy else imported.graph, build.build_id)
@@ -317,6 +319,19 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
     )
 
 
+def _lowered(graph: Graph, target: Target) -> tuple[Call, ...]:
+    """The calls of a graph."""
+    if target.gpus:
+        from llmc.targets.cuda.build import find_nvcc
+        from llmc.targets.cuda.lower import lower as lower_for_gpu
+
+        find_nvcc()
+        return lower_for_gpu(graph)
+    from llmc.targets.lower import lower
+
+    return lower(graph)
+
+
 def _objects(calls: Sequence[Call], target: Target) -> dict[str, bytes]:
     """One object file of the calls' kernels for each instruction set."""
     from llmc.targets.build import compile_object
@@ -329,6 +344,15 @@ def _objects(calls: Sequence[Call], target: Target) -> dict[str, bytes]:
         functions[f"fma_loop_{cpu.name}"] = emit_peak(f"fma_loop_{cpu.name}", cpu)
         objects[cpu.name] = compile_object(functions, target.triple, cpu)
     return objects
+
+
+def _fatbin(calls: Sequence[Call], target: Target) -> tuple[dict[str, bytes], dict[str, str]]:
+    """The fatbin of the calls' kernels, and its source."""
+    from llmc.targets.cuda.build import cuda_source, fatbin
+
+    kernels = {call.kernel.symbol: call.kernel for call in calls}
+    source = cuda_source({symbol: k.emit(symbol, None) for symbol, k in kernels.items()})
+    return {_FATBIN: fatbin(source, target.gpus)}, {"kernels.cu": source}
 
 
 class _Build:
@@ -351,10 +375,11 @@ class _Build:
     def write(self, objects: Mapping[str, bytes]) -> None:
         weights = self.folder / WEIGHTS
         digest = artifact.write_weights(weights, self.plan, HEADER_BYTES)
-        variants = [_variant(cpu) for cpu in self.target.cpus]
+        variants = [_variant(cpu) for cpu in self.target.cpus] or [Variant("cuda", 0, 0)]
 
         def text(build_id: str) -> str:
-            return write_program(self.graph, self.plan, variants, self.name, build_id, digest)
+            gpus = self.target.gpus
+            return write_program(self.graph, self.plan, variants, self.name, build_id, digest, gpus)
 
         parts = [llmc.__version__.encode(), digest.encode(), text("").encode(), *objects.values()]
         self.build_id = hashlib.sha256(b"\0".join(parts)).hexdigest()
@@ -366,12 +391,17 @@ class _Build:
     def _link(self, objects: Mapping[str, bytes]) -> None:
         module = self.folder / MODULE
         with tempfile.TemporaryDirectory(prefix="llmc-") as place:
-            sources = [Path(place) / "module.c", *c.MODULE_SOURCES]
+            runtime = c.CUDA_SOURCES if self.target.gpus else c.MODULE_SOURCES
+            sources = [Path(place) / "module.c", *runtime]
             sources[0].write_text(self.program)
             for name, code in objects.items():
+                if name == _FATBIN:
+                    sources.append(toolchain.embed(Path(place), name, code))
+                    continue
                 sources.append(Path(place) / f"{name}.o")
                 sources[-1].write_bytes(code)
-            self._compile(module, sources, c.MODULE_FLAGS, c.MODULE_LIBRARIES)
+            libraries = c.CUDA_LIBRARIES if self.target.gpus else c.MODULE_LIBRARIES
+            self._compile(module, sources, c.MODULE_FLAGS, libraries)
         definition = c.bench_definition(hashlib.sha256(module.read_bytes()).hexdigest())
         flags = (*c.BENCH_FLAGS, definition)
         self._compile(self.folder / "bench", c.BENCH_SOURCES, flags, c.BENCH_LIBRARIES)
@@ -388,12 +418,13 @@ def _variant(cpu: Cpu) -> Variant:
     return Variant(cpu.name, cpu.features, peak_flops(cpu))
 
 
-def _keep(folder: Path, imported: Graph, graph: Graph, program: str) -> None:
+def _keep(folder: Path, imported: Graph, graph: Graph, sources: Mapping[str, str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "imported.txt").write_text(str(imported))
         (folder / "optimised.txt").write_text(str(graph))
-        (folder / "module.c").write_text(program)
+        for name, text in sources.items():
+            (folder / name).write_text(text)
     except OSError as error:
         raise LlmcError(f"cannot keep files: {error.strerror or error}", at=str(folder)) from None
 
@@ -411,7 +442,7 @@ def _manifest(imported: Imported, build: _Build, pipeline: str, folder: Path) ->
         "dims": {k: list(v) for k, v in build.graph.dims.items()},
         "target": build.target.name,
         "machine": build.target.machine,
-        "variants": [{"name": cpu.name, "features": [cpu.needs]} for cpu in build.target.cpus],
+        "variants": _variant_entries(build.target),
         "pipeline": pipeline,
         "files": artifact.file_entries(folder),
         "postprocess": {},
@@ -437,6 +468,12 @@ def _manifest(imported: Imported, build: _Build, pipeline: str, folder: Path) ->
     if imported.tokenizer is not None:
         fields["tokenizer"] = _tokenizer_entry(imported.tokenizer, build.graph)
     return fields
+
+
+def _variant_entries(target: Target) -> list[dict[str, Any]]:
+    if target.gpus:
+        return [{"name": "cuda", "features": [f"an NVIDIA GPU: {', '.join(target.gpus)} or later"]}]
+    return [{"name": cpu.name, "features": [cpu.needs]} for cpu in target.cpus]
 
 
 def _tensor_entry(tensor: Tensor) -> dict[str, Any]:

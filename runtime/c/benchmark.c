@@ -152,7 +152,7 @@ llmc_status llmc_benchmark(llmc_model *model, const int64_t *sizes, const llmc_b
     memcpy(report->sizes, w.sizes, sizeof report->sizes);
     add_costs(&w, report, steps);
     llmc_workload_close(&w);
-    if (status == LLMC_OK && steps) add_peaks(model, report);
+    if (status == LLMC_OK && steps && !model->program->device) add_peaks(model, report); /* they are the CPU's */
     report->runs_per_second = report->latency.mean > 0 ? 1 / report->latency.mean : 0;
     report->load_seconds = model->info.load_seconds;
     return status;

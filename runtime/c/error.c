@@ -21,6 +21,7 @@ const char *llmc_status_text(llmc_status status) {
     case LLMC_ERROR_SHAPE: return "wrong shape";
     case LLMC_ERROR_RANGE: return "value out of range";
     case LLMC_ERROR_FORK: return "model belongs to the parent process";
+    case LLMC_ERROR_DEVICE: return "unusable GPU";
     }
     return "unknown status";
 }

@@ -61,7 +61,8 @@ typedef enum llmc_status {
     LLMC_ERROR_DTYPE,    /* a tensor's element type is not the one expected */
     LLMC_ERROR_SHAPE,    /* a tensor's rank or size does not fit, or a size is out of bounds */
     LLMC_ERROR_RANGE,    /* a value lies outside its range, such as a token id beyond the vocabulary */
-    LLMC_ERROR_FORK      /* the model was opened by the parent process */
+    LLMC_ERROR_FORK,     /* the model was opened by the parent process */
+    LLMC_ERROR_DEVICE    /* there is no GPU or no driver for it, or it failed */
 } llmc_status;
 
 /* A few words for each status, such as "wrong shape". */

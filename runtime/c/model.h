@@ -14,6 +14,16 @@
 
 typedef struct llmc_pool llmc_pool;
 
+typedef struct llmc_device_state llmc_device_state;
+
+/* A device with memory of its own; cuda.c has one. The model's lock is held during `run`. */
+struct llmc_device {
+    llmc_status (*open)(llmc_model *model, llmc_error *error); /* after the weights are mapped */
+    void (*close)(llmc_model *model, int forked);              /* also after a failed open */
+    llmc_status (*run)(llmc_model *model, const llmc_tensor *outputs, const int64_t *sizes,
+                       llmc_error *error); /* model->inputs are the host's; the program may overwrite them */
+};
+
 struct llmc_model {
     const llmc_program *program;
     const llmc_variant *variant;
@@ -30,6 +40,7 @@ struct llmc_model {
     const void **inputs; /* of the run in progress */
     void **outputs;
     double *step_seconds; /* n_steps sums, or NULL: no profile wanted */
+    llmc_device_state *device; /* the device's own, or NULL */
 };
 
 /* error.c: fill `error` (may be NULL) and return `status`. */

@@ -31,7 +31,8 @@ typedef struct llmc_step_spec {
 
 typedef struct llmc_frame llmc_frame;
 
-/* What a running program sees. Inputs and outputs are the caller's: aligned to their element's size, no more. */
+/* What a running program sees. All addresses but `dims` are of the memory its kernels work on, which on a GPU the
+ * program cannot read. Inputs and outputs are aligned to their element's size, no more. */
 struct llmc_frame {
     const int64_t *dims;          /* sizes of the named dims, in llmc_program.dims order */
     const unsigned char *weights; /* start of the mapped weights, 64-byte aligned */
@@ -47,12 +48,32 @@ struct llmc_frame {
  * the profile; one step may run several tasks. */
 void llmc_run_step(llmc_frame *frame, int step, llmc_task task, const void *arguments, int64_t items, int64_t cost);
 
+/* On a GPU: launch kernel number `kernel` of llmc_program.gpu on `blocks` blocks. Every one of the `n` arguments takes
+ * eight bytes, an address or an int64_t. Launches and copies run in the order of their calls. */
+void llmc_launch(llmc_frame *frame, int step, int kernel, const uint64_t *arguments, int n, int64_t blocks);
+void llmc_copy(llmc_frame *frame, int step, void *to, const void *from, size_t bytes);
+
 typedef struct llmc_variant {
     const char *name;    /* "avx512" */
     unsigned features;   /* LLMC_CPU_* it needs */
     const void *kernels; /* table of function pointers, known to the program only */
     double (*fma_loop)(int64_t rounds); /* independent fmas on registers, returns the FLOP done; NULL if absent */
 } llmc_variant;
+
+/* Code for GPUs. */
+typedef struct llmc_gpu_kernel {
+    const char *name;
+    int threads; /* of a block */
+} llmc_gpu_kernel;
+
+typedef struct llmc_gpu_code {
+    const void *image;         /* a fatbin */
+    const char *architectures; /* it was made for: "sm_80, sm_90" */
+    int n_kernels;
+    const llmc_gpu_kernel *kernels;
+} llmc_gpu_code;
+
+typedef struct llmc_device llmc_device;
 
 typedef struct llmc_program {
     uint32_t abi;               /* LLMC_MODULE_ABI */
@@ -72,7 +93,12 @@ typedef struct llmc_program {
     void (*output_shape)(const int64_t *dims, int output, int64_t *shape);
     void (*step_cost)(const int64_t *dims, int step, double *flops, double *bytes);
     void (*run)(llmc_frame *frame, const void *kernels);
+
+    const llmc_device *device; /* whose memory and kernels it uses; NULL: the CPU's */
+    const llmc_gpu_code *gpu;  /* for the device */
 } llmc_program;
+
+extern const llmc_device llmc_cuda; /* cuda.c, linked where a program names it */
 
 #define LLMC_MODULE_ABI 1u
 

@@ -179,7 +179,7 @@ static void describe(llmc_model *model) {
 
 static llmc_status start(llmc_model *model, const llmc_options *options, llmc_error *error) {
     const llmc_program *program = model->program;
-    int cores = llmc_usable_cores(), threads = options->threads ? options->threads : cores;
+    int cores = llmc_usable_cores(), threads = options->threads ? options->threads : program->device ? 1 : cores;
     int spin_us = options->spin_us ? options->spin_us : threads > cores ? CROWDED_SPIN_US : SPIN_US;
     if (threads < 1 || threads > MAX_THREADS)
         return llmc_fail(error, LLMC_ERROR_ARGUMENT, "0 means one for each core",
@@ -207,6 +207,7 @@ llmc_status llmc_open(const char *directory, const llmc_options *options, llmc_m
     if (status == LLMC_OK) status = pick_variant(model, options->variant, error);
     if (status == LLMC_OK) status = map_weights(model, directory, options->check_weights, error);
     if (status == LLMC_OK) status = start(model, options, error);
+    if (status == LLMC_OK && model->program->device) status = model->program->device->open(model, error);
     if (status != LLMC_OK) {
         llmc_close(model);
         return status;
@@ -219,6 +220,7 @@ llmc_status llmc_open(const char *directory, const llmc_options *options, llmc_m
 
 void llmc_close(llmc_model *model) {
     if (!model) return;
+    if (model->program->device) model->program->device->close(model, model->owner != getpid());
     if (model->pool) (model->owner == getpid() ? llmc_pool_close : llmc_pool_abandon)(model->pool);
     if (model->map) munmap(model->map, model->map_bytes);
     if (model->owner == getpid()) pthread_mutex_destroy(&model->lock);

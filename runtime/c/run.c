@@ -238,6 +238,7 @@ static llmc_status run_locked(llmc_model *model, const llmc_tensor *inputs, cons
     llmc_frame frame;
     uint64_t mode;
     int i;
+    if (status == LLMC_OK && program->device) return program->device->run(model, outputs, sizes, error);
     if (status == LLMC_OK) status = grow(&model->arena, &model->arena_bytes, program->arena_bytes(sizes) + 64, error);
     if (status != LLMC_OK) return status;
     for (i = 0; i < program->n_outputs; i++) model->outputs[i] = outputs[i].data;

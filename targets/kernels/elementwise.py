@@ -55,7 +55,8 @@ def merge_axes(shape: tuple[Dim, ...], inputs: list[tuple[Dim, ...]]) -> list[tu
     return merged or [(1, (True,) * len(inputs))]
 
 
-def _steps(node: Node) -> tuple[Step, ...]:
+def body_of(node: Node) -> tuple[Step, ...]:
+    """The steps of an element-wise node as a chain's body."""
     if node.op == "chain":
         body: tuple[Step, ...] = node.attributes["body"]
         return tuple(_known_exponent(node, step) for step in body)
@@ -80,7 +81,7 @@ def _step_cost(step: Step) -> int:
 def lower(node: Node) -> Call:
     """The call for one element-wise node."""
     axes = merge_axes(node.shape, [i.shape for i in node.inputs])
-    body = _steps(node)
+    body = body_of(node)
     dtypes = tuple(i.dtype for i in node.inputs)
     recipe = Recipe(body, dtypes, node.dtype, tuple(has for _, has in axes))
     extents = tuple(extent for extent, _ in axes)

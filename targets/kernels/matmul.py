@@ -26,7 +26,7 @@ def lower_matmul(node: Node) -> Call:
     if {a.dtype, b.dtype} != {"f32"}:
         raise LlmcError(f"matmul: no kernel for {a.dtype} x {b.dtype}")
     (m, k), n = a.shape[-2:], b.shape[-1]
-    groups = _groups(node.shape[:-2], a.shape[:-2], b.shape[:-2])
+    groups = matrix_groups(node.shape[:-2], a.shape[:-2], b.shape[:-2])
     moves = tuple((in_a, in_b) for _, in_a, in_b in groups)
     sizes = tuple(size for size, _, _ in groups)
     kernel = Kernel("matmul", moves, ("f32",) * 3, 3 + len(moves), partial(emit_matmul, moves=moves))
@@ -43,7 +43,7 @@ def lower_matmul(node: Node) -> Call:
     )
 
 
-def _groups(out: Sequence[Dim], a: Sequence[Dim], b: Sequence[Dim]) -> list[tuple[Dim, bool, bool]]:
+def matrix_groups(out: Sequence[Dim], a: Sequence[Dim], b: Sequence[Dim]) -> list[tuple[Dim, bool, bool]]:
     """Leading axes as (size, moves in a, moves in b), neighbours that move alike joined; outermost first."""
     groups: list[tuple[Dim, bool, bool]] = []
     for i, size in enumerate(out):
@@ -68,7 +68,7 @@ def emit_matmul(symbol: str, cpu: Cpu, *, moves: tuple[tuple[bool, bool], ...]) 
     with e.loop(e.begin, e.end, "item") as item:
         matrix = e.let(div(item, blocks))
         first = e.let((item - matrix * blocks) * ROWS_PER_ITEM)
-        from_a, from_b = (_offset(e, matrix, sizes, [move[side] for move in moves]) for side in (0, 1))
+        from_a, from_b = (matrix_offset(e, matrix, sizes, [move[side] for move in moves]) for side in (0, 1))
         a0, b0, c0 = e.let(from_a * m * k), e.let(from_b * k * n), e.let(matrix * m * n)
         rows = e.let(tirx.min(i64(ROWS_PER_ITEM), m - first))
 
@@ -107,7 +107,7 @@ def emit_matmul(symbol: str, cpu: Cpu, *, moves: tuple[tuple[bool, bool], ...]) 
     return e.function()
 
 
-def _offset(e: Emitter, matrix: Expr, sizes: list[Expr], moving: list[bool]) -> Expr:
+def matrix_offset(e: Emitter, matrix: Expr, sizes: list[Expr], moving: list[bool]) -> Expr:
     """Which matrix of an operand goes with matrix number `matrix` of the result."""
     offset, stride, rest = i64(0), i64(1), matrix
     for size, moves in zip(reversed(sizes), reversed(moving), strict=True):

@@ -19,6 +19,7 @@ from llmc.targets.kernels.grid import CHUNK, ceil_div, chunk_count, nbytes, offs
 from llmc.targets.kernels.scalar_ops import constant
 
 Axis = tuple[Dim, Dim]  # extent, stride of the input in elements
+Strides = tuple[list[Axis], Dim]  # the axes, and the element the walk starts at
 
 
 def _call(
@@ -126,30 +127,38 @@ def _strided(k: Emitter, node: Node, rank: int, mode: str) -> None:
                 k.store(target, base + i, k.load(source, k.let(at + i * steps[-1])))
 
 
-def transpose(node: Node) -> Call:
+def transpose(node: Node) -> Strides:
     """Axes in another order; axes that stay neighbours are copied as one."""
     x, perm = node.inputs[0], node.attributes["perm"]
     steps = _dense(x.shape)
-    return strided_copy(node, [(x.shape[p], steps[p]) for p in perm])
+    return [(x.shape[p], steps[p]) for p in perm], 0
 
 
-def expand(node: Node) -> Call:
+def expand(node: Node) -> Strides:
     """Broadcast axes are walked with stride 0."""
     x = node.inputs[0]
     missing = len(node.shape) - len(x.shape)
     steps: list[Dim] = [0] * missing + _dense(x.shape)
     repeated = [i < missing or same_dim(x.shape[i - missing], 1) for i in range(len(node.shape))]
-    axes = [(e, 0 if r else s) for e, r, s in zip(node.shape, repeated, steps, strict=True)]
-    return strided_copy(node, axes)
+    return [(e, 0 if r else s) for e, r, s in zip(node.shape, repeated, steps, strict=True)], 0
 
 
-def slice_(node: Node) -> Call:
+def slice_(node: Node) -> Strides:
     """A part of one axis."""
     x, axis = node.inputs[0], node.attributes["axis"]
     steps = _dense(x.shape)
     start = dim(dim(node.attributes["start"]) * steps[axis])
     steps[axis] = dim(steps[axis] * node.attributes["step"])
-    return strided_copy(node, list(zip(node.shape, steps, strict=True)), start)
+    return list(zip(node.shape, steps, strict=True)), start
+
+
+# How the input of an op is walked, for every target.
+STRIDES: dict[str, Callable[[Node], Strides]] = {"transpose": transpose, "expand": expand, "slice": slice_}
+
+
+def strided(node: Node) -> Call:
+    """The call for an op of `STRIDES`."""
+    return strided_copy(node, *STRIDES[node.op](node))
 
 
 # --- joining and padding
@@ -336,9 +345,7 @@ def dim_(node: Node) -> Call:
 
 
 LOWERINGS: dict[str, Callable[[Node], Call]] = {
-    "transpose": transpose,
-    "expand": expand,
-    "slice": slice_,
+    **dict.fromkeys(STRIDES, strided),
     "concat": concat,
     "pad": pad,
     "embedding": embedding,

@@ -1,0 +1,177 @@
+"""Ops that move or make elements, on the GPU: one thread an element of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tvm import tirx
+
+from llmc.compiler.calls import Call
+from llmc.compiler.dims import dim, product
+from llmc.compiler.graph import Node
+from llmc.targets.cuda.emit import GridEmitter
+from llmc.targets.cuda.launch import flat
+from llmc.targets.kernels.emit import STORAGE, Expr, i64
+from llmc.targets.kernels.grid import offset
+from llmc.targets.kernels.movement import STRIDES, merge_strides, pad_axes
+from llmc.targets.kernels.scalar_ops import constant
+
+
+def strided(node: Node) -> Call:
+    """transpose, expand, slice: a dense output, an input walked with any strides."""
+    axes, start = STRIDES[node.op](node)
+    axes = merge_strides(axes)
+
+    def emit(k: GridEmitter) -> None:
+        source, target = k.pointer("x", node.dtype), k.pointer("y", node.dtype)
+        extents = [k.scalar(f"extent{i}") for i in range(len(axes))]
+        steps = [k.scalar(f"stride{i}") for i in range(len(axes))]
+        first = k.scalar("start")
+        with k.each(k.total(extents)) as item:
+            at = offset(k, k.decode(item, extents), steps)
+            k.store(target, item, k.load(source, first + at))
+
+    scalars = (*(e for e, _ in axes), *(s for _, s in axes), start)
+    return flat(node, "move", ("copy", len(axes)), emit, scalars, product(node.shape))
+
+
+def concat(node: Node) -> Call:
+    """Which input an element is from follows from its place in the row of all inputs."""
+    axis = node.attributes["axis"]
+    inner = product(node.shape[axis + 1 :])
+    lengths = [dim(i.shape[axis] * inner) for i in node.inputs]
+
+    def emit(k: GridEmitter) -> None:
+        sources = [k.pointer(f"x{i}", node.dtype) for i in range(len(lengths))]
+        target = k.pointer("y", node.dtype)
+        rows, size = [k.scalar(f"length{i}") for i in range(len(lengths))], k.scalar("size")
+        whole: Expr = i64(0)
+        for row in rows:
+            whole = k.let(whole + row)
+        with k.each(size) as item:
+            outer, place = k.decode(item, [i64(1), whole])
+            before: Expr = i64(0)
+            for source, row in zip(sources, rows, strict=True):
+                here = k.let(place - before)
+                with k.when(tirx.And(here >= i64(0), here < row)):
+                    k.store(target, item, k.load(source, outer * row + here))
+                before = k.let(before + row)
+
+    scalars = (*lengths, product(node.shape))
+    return flat(node, "move", ("concat", len(lengths)), emit, scalars, product(node.shape))
+
+
+def pad(node: Node) -> Call:
+    """The input's element, or the filling outside of it."""
+    axes, value = pad_axes(node), node.attributes["value"]
+
+    def emit(k: GridEmitter) -> None:
+        source, target = k.pointer("x", node.dtype), k.pointer("y", node.dtype)
+        has, gets, left = (
+            [k.scalar(f"{name}{i}") for i in range(len(axes))] for name in ("has", "gets", "left")
+        )
+        with k.each(k.total(gets)) as item:
+            read, inside = i64(0), tirx.const(True, "bool")
+            for i, size, skip in zip(k.decode(item, gets), has, left, strict=True):
+                at = k.let(i - skip)
+                inside = k.let(tirx.And(inside, tirx.And(at >= i64(0), at < size)))
+                read = k.let(read * size + at)
+            k.store(target, item, constant(node.dtype, value, 1))
+            with k.when(inside):
+                k.store(target, item, k.load(source, read))
+
+    scalars = [axis[part] for part in range(3) for axis in axes]
+    return flat(node, "move", ("pad", len(axes), repr(value)), emit, scalars, product(node.shape))
+
+
+def clamped(k: GridEmitter, index: Expr, size: Expr) -> Expr:
+    """`index` as int64 within 0..size-1: an index from outside must not reach memory it does not own."""
+    wide = k.let(tirx.Cast("int64", index))
+    return k.let(tirx.max(tirx.min(wide, size - i64(1)), i64(0)))
+
+
+def embedding(node: Node) -> Call:
+    """Rows of a table."""
+    table, index = node.inputs
+    width = product(table.shape[1:])
+
+    def emit(k: GridEmitter) -> None:
+        rows, indices = k.pointer("table", table.dtype), k.pointer("index", index.dtype)
+        target = k.pointer("y", node.dtype)
+        count, length, size = k.scalar("count"), k.scalar("width"), k.scalar("size")
+        with k.each(size) as item:
+            place, column = k.decode(item, [i64(1), length])
+            row = clamped(k, k.load(indices, place), count)
+            k.store(target, item, k.load(rows, row * length + column))
+
+    scalars = (table.shape[0], width, product(node.shape))
+    return flat(node, "move", ("embedding",), emit, scalars, product(node.shape))
+
+
+def gather(node: Node) -> Call:
+    """x[outer, n, inner] at index[outer, m, inner]"""
+    x, index = node.inputs
+    axis = node.attributes["axis"]
+
+    def emit(k: GridEmitter) -> None:
+        source, indices = k.pointer("x", x.dtype), k.pointer("index", index.dtype)
+        target = k.pointer("y", node.dtype)
+        n, m, width, size = (k.scalar(name) for name in ("n", "m", "inner", "size"))
+        with k.each(size) as item:
+            outer, _, inner = k.decode(item, [i64(1), m, width])
+            at = clamped(k, k.load(indices, item), n)
+            k.store(target, item, k.load(source, (outer * n + at) * width + inner))
+
+    scalars = (x.shape[axis], index.shape[axis], product(x.shape[axis + 1 :]), product(node.shape))
+    return flat(node, "move", ("gather",), emit, scalars, product(node.shape))
+
+
+def iota(node: Node) -> Call:
+    """start + i * step, computed in int64."""
+
+    def emit(k: GridEmitter) -> None:
+        target = k.pointer("y", node.dtype)
+        length, first, step = (k.scalar(name) for name in ("length", "start", "step"))
+        with k.each(length) as item:
+            value = k.let(first + item * step)
+            k.store(target, item, tirx.Cast(STORAGE[node.dtype], value))
+
+    length = node.shape[0]
+    scalars = (length, dim(node.attributes["start"]), node.attributes["step"])
+    return flat(node, "move", ("iota",), emit, scalars, length)
+
+
+def full(node: Node) -> Call:
+    """Every element the same."""
+    value = node.attributes["value"]
+
+    def emit(k: GridEmitter) -> None:
+        target, length = k.pointer("y", node.dtype), k.scalar("length")
+        with k.each(length) as item:
+            k.store(target, item, constant(node.dtype, value, 1))
+
+    length = product(node.shape)
+    return flat(node, "move", ("full", repr(value)), emit, (length,), length)
+
+
+def dim_(node: Node) -> Call:
+    """The size of a named dim."""
+
+    def emit(k: GridEmitter) -> None:
+        target, value = k.pointer("y", node.dtype), k.scalar("value")
+        with k.each(i64(1)) as item:
+            k.store(target, item, value)
+
+    return flat(node, "move", ("dim",), emit, (dim(node.attributes["value"]),), 1)
+
+
+LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
+    **dict.fromkeys(STRIDES, strided),
+    "concat": concat,
+    "pad": pad,
+    "embedding": embedding,
+    "gather": gather,
+    "iota": iota,
+    "full": full,
+    "dim": dim_,
+}

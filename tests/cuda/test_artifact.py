@@ -1,0 +1,155 @@
+"""CUDA artifacts from end to end without a GPU: nvcc assembles them, a stand-in driver runs them on the CPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llmc
+from llmc.compiler import interpret
+from llmc.compiler.frontends import huggingface
+from llmc.compiler.graph import Graph
+from llmc.compiler.pipeline import Pipeline
+from llmc.errors import LlmcError
+from llmc.passes import LEVELS, PASSES
+from llmc.passes.quantise import QUANTISATIONS
+from llmc.runtime.sources import CUDA_SOURCES
+from llmc.targets import GPUS
+from llmc.targets.cuda import build
+
+
+def reference(model: Path, quant: str) -> Graph:
+    """The graph an artifact was compiled from, after its lossy passes."""
+    graph = huggingface.load(model, max_seq=64).graph
+    return Pipeline.parse(",".join(p for p in (LEVELS[3], QUANTISATIONS[quant]) if p), PASSES).run(graph)[0]
+
+
+@pytest.mark.parametrize(("quant", "limit"), [("none", 1e-4), ("fp16", 5e-3), ("int8", 1e-4)])
+def test_answers(
+    compiled: Callable[..., Any],
+    small_bert: Path,
+    token_cases: list[dict[str, Any]],
+    quant: str,
+    limit: float,
+) -> None:
+    graph = reference(small_bert, quant)
+    for case, got in zip(token_cases, compiled(small_bert, quant).run(token_cases), strict=True):
+        for name, expected in interpret.run(graph, case).items():
+            assert np.abs(got[name] - expected).max() <= limit * np.abs(expected).max(), (
+                name,
+                expected.shape,
+            )
+
+
+def test_distilbert(
+    compiled: Callable[..., Any], small_distilbert: Path, token_cases: list[dict[str, Any]]
+) -> None:
+    graph = reference(small_distilbert, "none")
+    for case, got in zip(token_cases, compiled(small_distilbert).run(token_cases), strict=True):
+        for name, expected in interpret.run(graph, case).items():
+            assert np.abs(got[name] - expected).max() <= 1e-4 * np.abs(expected).max(), name
+
+
+def failure(made: Any, **environment: str) -> str:
+    """What loading and running an artifact prints when it fails."""
+    code = (
+        "import sys, llmc, numpy as np\n"
+        "try:\n"
+        "    model = llmc.load(sys.argv[1])\n"
+        "    for n in (3, 40):\n"
+        "        model(input_ids=np.ones((1, n), np.int64))\n"
+        "except llmc.LlmcError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(made.artifact)],
+        env={**os.environ, **made.environment, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"LD_LIBRARY_PATH": ""}, "no NVIDIA driver found: libcuda.so.1"),
+        ({"LLMC_EMULATED_NONE": "1"}, "the driver sees no NVIDIA GPU"),
+        ({"LLMC_EMULATED_FAIL": "cuInit:100"}, r"could not start: .*CUDA error 100"),
+        ({"LLMC_EMULATED_FAIL": "cuModuleLoadData:209"}, "has code for sm_80, but Stand-in is sm_61"),
+        ({"LLMC_EMULATED_FAIL": "cuMemAlloc_v2:2"}, "take the weights: out of memory"),
+        ({"LLMC_EMULATED_FAIL": "cuLaunchKernel:700"}, "launch a kernel: an illegal memory access"),
+        ({"LLMC_EMULATED_FAIL": "cuMemcpyDtoHAsync_v2:700"}, "give an output"),
+        ({"LLMC_EMULATED_FAIL": "cuStreamSynchronize:700"}, "illegal memory access"),
+        ({}, ""),
+    ],
+)
+def test_failures_are_sentences(
+    compiled: Callable[..., Any], small_bert: Path, environment: dict[str, str], sentence: str
+) -> None:
+    if shutil.which("nvidia-smi") and "LD_LIBRARY_PATH" in environment:
+        pytest.skip("this machine has a driver")
+    text = failure(compiled(small_bert), **environment)
+    assert re.search(sentence, text), text
+    assert bool(text) == bool(sentence)
+
+
+@pytest.mark.parametrize("source", [CUDA_SOURCES[-1], Path(__file__).parent / "libcuda.c"])
+def test_strict_c(tmp_path: Path, source: Path) -> None:
+    cc = shutil.which("cc")
+    if cc is None:
+        pytest.skip("cc is not installed")
+    strict = ("-std=c99", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-pedantic", "-Werror", "-O2")
+    subprocess.run([cc, *strict, "-c", str(source), "-o", str(tmp_path / "x.o")], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["none", "fp16", "int8"])
+def test_every_architecture_is_assembled(compiled: Callable[..., Any], small_bert: Path, quant: str) -> None:
+    source = compiled(small_bert, quant).source
+    assert len(build.fatbin(source, tuple(GPUS))) > 10_000
+
+
+@pytest.mark.parametrize(("quant", "instruction"), [("fp16", r"wmma\.mma|mma\.sync"), ("int8", "dp4a")])
+def test_products_use_the_right_instructions(
+    compiled: Callable[..., Any], small_bert: Path, tmp_path: Path, quant: str, instruction: str
+) -> None:
+    (tmp_path / "k.cu").write_text(compiled(small_bert, quant).source)
+    command = [build.find_nvcc(), *build.FLAGS, "-ptx", "-arch=sm_80", "-o", "k.ptx", "k.cu"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert re.search(instruction, (tmp_path / "k.ptx").read_text())
+
+
+def test_without_nvcc(monkeypatch: pytest.MonkeyPatch, small_bert: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(LlmcError, match="nvcc is not on the PATH"):
+        llmc.compile(small_bert, tmp_path / "x.llmc", target="cuda")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_architecture(small_bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(LlmcError, match="unknown target 'cuda-sm_81'") as error:
+        llmc.compile(small_bert, tmp_path / "x.llmc", target="cuda-sm_81")
+    assert "did you mean cuda-sm_8" in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("quant", "limit"), [("none", 1e-4), ("fp16", 5e-3), ("int8", 2e-2)])
+def test_minilm(compiled: Callable[..., Any], minilm: Path, quant: str, limit: float) -> None:
+    """int8: the products are exact, but a row sum's last bit may move an activation to the next level."""
+    made, graph = compiled(minilm, quant), reference(minilm, quant)
+    rng = np.random.default_rng(2)
+    case = {"input_ids": rng.integers(1000, 20000, (2, 12)), "attention_mask": np.ones((2, 12), np.int64)}
+    (got,) = made.run([case])
+    for name, expected in interpret.run(graph, case).items():
+        assert np.abs(got[name] - expected).max() <= limit * np.abs(expected).max(), name

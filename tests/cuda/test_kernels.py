@@ -1,0 +1,179 @@
+"""Every GPU kernel, run on the CPU by the emulating header, against the interpreter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_lab import infer_sizes
+from random_encoders import random_encoder
+from random_graphs import random_graph
+
+from llmc.compiler import interpret
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.ops import OPS, constant, input_, make
+from llmc.compiler.pipeline import Pipeline
+from llmc.errors import LlmcError
+from llmc.passes import LEVELS, PASSES
+from llmc.targets.cuda.lower import LOWERINGS, MISSING, lower
+from llmc.targets.lower import FREE
+
+B, S = symbol("batch"), symbol("seq")
+RNG = np.random.default_rng(5)
+
+
+def test_every_op_has_a_kernel_or_is_known_to_miss_one() -> None:
+    assert set(LOWERINGS) | FREE | MISSING == set(OPS)
+    assert not set(LOWERINGS) & (FREE | MISSING)
+
+
+def test_missing_kernels_are_listed_together() -> None:
+    a, b = input_("a", "f16", (4, 4)), input_("b", "f16", (4, 4))
+    graph = Graph((a, b), {"p": make("matmul", (a, b)), "q": make("matmul", (b, a))})
+    with pytest.raises(LlmcError, match="have no kernel"):
+        lower(graph)
+
+
+def f32(*shape: int) -> Node:
+    return constant((RNG.normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32))
+
+
+def products() -> Graph:
+    """linear, matmul and attention at sizes on both sides of the tiles' edges."""
+    x = input_("x", "f32", (B, S, 70))
+    heads = make("transpose", (make("reshape", (x,), shape=(B, S, 2, 35)),), perm=(0, 2, 1, 3))
+    turned = make("transpose", (heads,), perm=(0, 1, 3, 2))
+    wide = make("linear", (x, f32(130, 70), f32(130)), epilogue=("bias", "gelu"))
+    back = make("linear", (wide, f32(70, 130), f32(70), x), epilogue=("bias", "residual", "tanh"))
+    even = make("linear", (make("slice", (x,), axis=2, start=3, stop=67), f32(64, 64)))
+    scores = make("matmul", (heads, turned))
+    causal = make("attention", (heads, heads, heads), scale=0.2, causal=True)
+    low = make("where", (make("lt", (scores, constant(np.float32(0)))), constant(np.float32(-3e38)), scores))
+    biased = make("attention", (heads, heads, heads, low), scale=0.1, has_mask=True)
+    outputs = {"back": back, "even": even, "scores": scores, "causal": causal, "biased": biased}
+    return Graph((x,), outputs, {"batch": (1, 4), "seq": (1, 80)})
+
+
+def reductions() -> Graph:
+    x = input_("x", "f32", (B, S, 37))
+    outputs = {}
+    for op in ("sum", "mean", "max", "min"):
+        for axes in ((0,), (1,), (2,), (0, 2), (0, 1, 2)):
+            outputs[f"{op}{axes}"] = make(op, (x,), axes=axes, keepdims=False)
+    for axis in (0, 1, 2):
+        outputs[f"softmax{axis}"] = make("softmax", (x,), axis=axis)
+        outputs[f"log_softmax{axis}"] = make("log_softmax", (x,), axis=axis)
+        outputs[f"cumsum{axis}"] = make("cumsum", (x,), axis=axis)
+        outputs[f"argmax{axis}"] = make("argmax", (x,), axis=axis, keepdims=False)
+    some = make("lt", (x, constant(np.float32(1.5))))
+    outputs |= {op: make(op, (some,), axes=(2,), keepdims=True) for op in ("any", "all")}
+    outputs["rms"] = make("rms_norm", (x, f32(37)), eps=1e-5)
+    outputs["plain"] = make("layer_norm", (x,), eps=1e-5, has_weight=False, has_bias=False)
+    return Graph((x,), outputs, {"batch": (1, 4), "seq": (1, 80)})
+
+
+def movement() -> Graph:
+    x, index = input_("x", "f32", (B, S, 6)), input_("index", "i64", (B, S, 6), low=0, high=0)
+    outputs = {
+        "padded": make("pad", (x,), before=(0, 1, 2), after=(1, 0, 3), value=0.5),
+        "joined": make("concat", (x, x, make("neg", (x,))), axis=1),
+        "picked": make("gather", (x, index), axis=1),
+        "rows": make("embedding", (f32(3, 4), index)),
+        "wide": make("expand", (make("reshape", (x,), shape=(B, 1, S, 6)),), shape=(B, 3, S, 6)),
+        "steps": make("slice", (x,), axis=2, start=1, stop=6, step=2),
+        "iota": make("iota", (), length=S, start=2, step=3),
+        "full": make("full", (), shape=(S, 2), value=7, dtype="i32"),
+        "size": make("dim", (), value=B * S),
+    }
+    return Graph((x, index), outputs, {"batch": (1, 4), "seq": (1, 80)})
+
+
+def optimised(graph: Graph, more: str = "") -> Graph:
+    return Pipeline.parse(LEVELS[3] + more, PASSES).run(graph)[0]
+
+
+def graphs() -> dict[str, tuple[Graph, dict[str, Any]]]:
+    """name -> graph, inputs"""
+    found = {}
+    for build in (products, reductions, movement):
+        graph = build()
+        for batch, seq in ((1, 1), (2, 5), (3, 66)):
+            inputs = {}
+            for node in graph.inputs:
+                shape = (batch, seq, int(node.shape[2]))
+                whole = node.dtype != "f32"
+                inputs[node.attributes["name"]] = (
+                    np.zeros(shape, np.int64) if whole else RNG.normal(size=shape).astype(np.float32)
+                )
+            found[f"{build.__name__}-{batch}x{seq}"] = (graph, inputs)
+    for seed in range(6):
+        for make_one in (random_encoder, random_graph):
+            graph, inputs = make_one(seed)
+            found[f"{make_one.__name__}-{seed}"] = (graph, inputs)
+            found[f"{make_one.__name__}-{seed}-optimised"] = (optimised(graph), inputs)
+        graph, inputs = random_encoder(seed)
+        for mode in ("int8", "fp16"):
+            text = f',quantize{{mode="{mode}",min_columns=1}},qfuse,cse'
+            found[f"encoder-{seed}-{mode}"] = (optimised(graph, text), inputs)
+    return found
+
+
+GRAPHS = graphs()
+
+
+@pytest.fixture(scope="module")
+def lab(gpu_lab: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return gpu_lab.GpuLab(tmp_path_factory.mktemp("gpu"), [graph for graph, _ in GRAPHS.values()])
+
+
+# int8: one activation that falls to the other side moves what follows; fp16: activations are rounded to half
+TOLERANCES = {"int8": 2e-2, "fp16": 5e-3}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_answers(lab: Any, name: str) -> None:
+    graph, inputs = GRAPHS[name]
+    results = lab.run(graph, inputs, infer_sizes(graph, inputs))
+    limit = TOLERANCES.get(name.rpartition("-")[2], 2e-5)
+    for output, expected in interpret.run(graph, inputs).items():
+        value = results[output]
+        assert value.shape == expected.shape
+        if expected.dtype.kind != "f":
+            assert np.array_equal(value, expected), output
+            continue
+        scale = max(1.0, float(np.abs(expected).max(initial=0)))
+        assert np.abs(value - expected).max(initial=0) <= limit * scale, output
+
+
+def test_integer_products_are_exact(gpu_lab: ModuleType, tmp_path: Path) -> None:
+    """Rows, their scales and products with one fused step have the interpreter's bits."""
+    x = input_("x", "f32", (B, 133))
+    w = constant(RNG.integers(-127, 128, (70, 133)).astype(np.int8))
+    scale = constant(RNG.uniform(0.001, 0.1, 70).astype(np.float32))
+    rows, own = make("quantize_rows", (x,)), make("row_scale", (x,))
+    static = make("quantize_rows", (x, constant(np.float32(0.03))), has_scale=True)
+    graph = Graph(
+        (x,),
+        {
+            "rows": rows,
+            "static": static,
+            "scale": own,
+            "levels": make("quantize", (x, own)),
+            "values": make("dequantize", (make("quantize", (x, own)), own)),
+            "floats": make("dequantize_rows", (rows,), size=133),
+            "plain": make("qlinear", (rows, w, scale)),
+            "bias": make("qlinear", (static, w, scale, f32(70)), epilogue=("bias",)),
+        },
+        {"batch": (1, 100)},
+    )
+    made = gpu_lab.GpuLab(tmp_path, [graph])
+    for batch in (1, 7, 64, 65):
+        value = RNG.normal(size=(batch, 133)).astype(np.float32)
+        value[batch // 2] = 0
+        results = made.run(graph, {"x": value}, {"batch": batch})
+        for name, expected in interpret.run(graph, {"x": value}).items():
+            assert np.array_equal(results[name], expected), (name, batch)
