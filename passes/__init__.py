@@ -18,8 +18,9 @@ from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.share import Cse, Tie
 from llmc.passes.simplify import Simplify
 from llmc.passes.tabulate import Tabulate
+from llmc.passes.unpack import Unpack
 
-_EXACT_OR_CLOSE: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, Fuse, Qkv)
+_EXACT_OR_CLOSE: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, Fuse, Qkv, Unpack)
 _COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share)
 _QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse)
 _ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION)

@@ -279,11 +279,12 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
         imported = load()
         stages.enter("optimise the graph", 0.4)
         run = run_verified if options.verify_each else Pipeline.run
-        graph, _ = run(options.pipeline, imported.graph)
+        steps = (*options.pipeline.steps, *((PASSES["unpack"](),) if chosen.gpus else ()))
+        graph, _ = run(Pipeline(steps), imported.graph)
         if options.quant.calib is not None:
             stages.enter("calibrate", 0.42)
         graph, added = options.quant.run(graph, imported.tokenizer, compile_graph, run)
-        pipeline = Pipeline((*options.pipeline.steps, *added.steps))
+        pipeline = Pipeline((*steps, *added.steps))
         stages.enter("make kernels", 0.5)
         calls = _lowered(graph, chosen)
         chosen = chosen.serving(call.kernel.family for call in calls)

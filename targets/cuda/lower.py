@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from llmc.compiler.calls import Call
 from llmc.compiler.graph import Graph, Node
+from llmc.compiler.ops.storage import DECODERS
 from llmc.targets import lower as on_cpu
 from llmc.targets.cuda import attention, elementwise, movement, norm, product, quantised, rows
 
@@ -19,8 +20,8 @@ LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
     **quantised.LOWERINGS,
 }
 
-# Ops of image models: no kernels yet.
-MISSING = frozenset({"conv2d", "max_pool2d", "avg_pool2d"})
+# Ops of image models have no kernels yet; compressed weights are gone after the pass `unpack`.
+MISSING = frozenset({"conv2d", "max_pool2d", "avg_pool2d"}) | DECODERS
 
 
 def lower(graph: Graph) -> tuple[Call, ...]:

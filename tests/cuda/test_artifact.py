@@ -50,6 +50,14 @@ def test_answers(
             )
 
 
+@pytest.mark.parametrize("option", [{"share": "256"}, {"prune": "0.3"}])
+def test_compressed_weights_are_stored_whole(
+    option: dict[str, str], small_distilbert: Path, tmp_path: Path, needs_nvcc: None
+) -> None:
+    report = llmc.compile(small_distilbert, tmp_path / "m.llmc", target="cuda-sm_80", max_seq=64, **option)
+    assert report.pipeline.endswith(",unpack")
+
+
 def test_distilbert(
     compiled: Callable[..., Any], small_distilbert: Path, token_cases: list[dict[str, Any]]
 ) -> None:

@@ -15,7 +15,9 @@ from llmc.compiler.interpret import run
 from llmc.compiler.pipeline import Pipeline
 from llmc.passes import LEVELS, PASSES
 
-FAMILIES = sorted({family for family, _ in cases()})
+FAMILIES = sorted(
+    {family for family, _ in cases()} - {"deberta-v2-conv"}
+)  # its convolution is a chain of ops
 O3 = Pipeline.parse(LEVELS[3], PASSES)
 LAYERS = 2
 DISENTANGLED = {  # positions relative to content and content to positions, which are a bias of the attention
@@ -36,7 +38,7 @@ def test_blocks_are_fused(family: str, saved: Any, sample_inputs: Any) -> None:
     after, _ = O3.run(before)
     ops = count(after)
 
-    disentangled = DISENTANGLED if family.startswith("deberta-v2") else {}
+    disentangled = DISENTANGLED if family == "deberta-v2" else {}
     assert (ops["embed_norm"], ops["mha"], ops["layer_norm"]) == (1, LAYERS, 2 * LAYERS)
     for op in ("matmul", "gather", "transpose"):
         assert ops[op] == disentangled.get(op, 0) + (op == "transpose" and family == "mpnet")

@@ -12,6 +12,7 @@ from llmc.compiler import interpret
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.ops.storage import DECODERS
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.text import parse_graph, weights_of
 from llmc.compiler.verify import verify
@@ -105,6 +106,17 @@ def test_untouched_where_nothing_applies(name):
     """Small weights, and no heads or feed-forward blocks: by default nothing is worth it."""
     before = product(8, 8)
     assert PASSES[name]().run(before) is before
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_unpack_stores_the_same_values_whole(name):
+    before = run(SPECS[name], encoder())
+    after = run("unpack", before)
+    assert not DECODERS & {n.op for n in after.nodes}
+    assert (after is before) == (not DECODERS & {n.op for n in before.nodes})
+    given = inputs_of(before)
+    old, new = interpret.run(before, given), interpret.run(after, given)
+    assert all(np.array_equal(new[k], old[k]) for k in old)
 
 
 # --- prune
