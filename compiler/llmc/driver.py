@@ -35,6 +35,7 @@ from llmc.targets import Cpu, Target, host, toolchain
 Progress = Callable[[str, float], None]
 
 _FATBIN = "llmc_fatbin"  # the symbol that module.c knows it by
+_UNPACK = Pipeline.parse("unpack", PASSES)  # GPU kernels read plain weights
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
         imported = load()
         stages.enter("optimise the graph", 0.4)
         run = run_verified if options.verify_each else Pipeline.run
-        steps = (*options.pipeline.steps, *((PASSES["unpack"](),) if chosen.gpus else ()))
+        steps = (*options.pipeline.steps, *(_UNPACK.steps if chosen.gpus else ()))
         graph, _ = run(Pipeline(steps), imported.graph)
         if options.quant.calib is not None:
             stages.enter("calibrate", 0.42)
