@@ -22,6 +22,7 @@ class Cpu:
         machine: architecture, as `uname -m` says it.
         dots: whether one instruction sums four products of bytes. A variant that has no more than this over
             the next serves programs with integer products only.
+        tiles: whether it multiplies tiles of bytes (AMX); such a variant has `dots` too.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Cpu:
     lanes: int
     machine: str = "x86_64"
     dots: bool = False
+    tiles: bool = False
 
     @property
     def wide(self) -> bool:
@@ -86,6 +88,14 @@ AVX512VNNI = Cpu(
     16,
     dots=True,
 )
+AVX512AMX = replace(
+    AVX512VNNI,
+    name="avx512amx",
+    attributes=("+avx512vnni", "+amx-tile", "+amx-int8", "-prefer-256-bit"),
+    features=0b1111,
+    needs=f"{AVX512VNNI.needs}, AMX with INT8",
+    tiles=True,
+)
 AVX2 = Cpu("avx2", "x86-64-v3", (), 0b001, "AVX2 and FMA", 16, 8)
 
 # LLMC_CPU_NEON, _DOTPROD, _FP16 and _I8MM are bits 8 to 11.
@@ -115,9 +125,9 @@ GPUS: Mapping[str, str] = MappingProxyType(
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "x86": Target(
-            "x86", "any x86-64 with AVX2, AVX-512 used where present", *_LINUX, (AVX512VNNI, AVX512, AVX2)
+            "x86", "any x86-64 with AVX2, AVX-512 used where present", *_LINUX, (AVX512AMX, AVX512VNNI, AVX512, AVX2)
         ),
-        "x86-avx512": Target("x86-avx512", "x86-64 with AVX-512", *_LINUX, (AVX512VNNI, AVX512)),
+        "x86-avx512": Target("x86-avx512", "x86-64 with AVX-512", *_LINUX, (AVX512AMX, AVX512VNNI, AVX512)),
         "x86-avx2": Target("x86-avx2", "x86-64 with AVX2 and FMA", *_LINUX, (AVX2,)),
         "cuda": Target("cuda", "NVIDIA GPUs from Turing on, x86-64 host", *_LINUX, (), tuple(GPUS)),
         **{

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import platform
 from pathlib import Path
@@ -13,6 +14,7 @@ ENTRY_POINTS = "llmc.targets"
 
 # Linux's names of the features behind each instruction set.
 _FLAGS = {
+    "avx512amx": {"amx_tile", "amx_int8", "avx512_vnni"},
     "avx512vnni": {"avx512_vnni"},
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
     "avx2": {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"},
@@ -41,7 +43,13 @@ def runs_here(cpu: Cpu) -> bool:
         needed = set().union(
             *(_FLAGS[name] for name in _FLAGS if cpu.name.startswith(name) or name == "avx2")
         )
-    return needed <= host_flags()
+    return needed <= host_flags() and (not cpu.tiles or may_use_tiles())
+
+
+def may_use_tiles() -> bool:
+    """Whether Linux lets this process use AMX's registers; asking is what gives the leave."""
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
 
 def machine() -> str:

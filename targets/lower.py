@@ -17,6 +17,7 @@ from llmc.targets.kernels import (
     matmul,
     movement,
     norm,
+    qlinear,
     quantised,
     reduction,
 )
@@ -33,6 +34,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     **norm.LOWERINGS,
     **conv.LOWERINGS,
     **quantised.LOWERINGS,
+    **qlinear.LOWERINGS,
 }
 
 # These hold no value of their own to compute: inputs and constants are there, views share their input's memory.

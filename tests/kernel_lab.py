@@ -19,8 +19,9 @@ from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.dims import evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.ops import OPS
-from llmc.targets import AVX2, AVX512, AVX512VNNI, Cpu
+from llmc.targets import TARGETS, Cpu
 from llmc.targets.build import compile_object
+from llmc.targets.host import runs_here
 
 Array = np.ndarray[Any, Any]
 Lowerings = Mapping[str, Callable[[Node], Call]]
@@ -31,13 +32,8 @@ CUTS = ((1,), (3, 1), (2, 5, 1))  # sizes of consecutive begin..end ranges, repe
 
 
 def cpus() -> list[Cpu]:
-    """The variants this machine can run."""
-    flags = Path("/proc/cpuinfo").read_text()
-    return [
-        cpu
-        for cpu, flag in ((AVX512VNNI, "avx512_vnni"), (AVX512, "avx512vl"), (AVX2, "avx2"))
-        if flag in flags
-    ]
+    """The variants this machine can run, best first."""
+    return [cpu for cpu in TARGETS["x86"].cpus if runs_here(cpu)]
 
 
 def libc() -> str:

@@ -6,7 +6,9 @@
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "model.h"
 
@@ -20,7 +22,19 @@ static uint64_t saved_state(void) {
     return (uint64_t)high << 32 | low;
 }
 
+/* Whether this process may use tile registers: Linux gives their 8 KB of state to those that ask, once for all threads. */
+static int may_use_tiles(uint64_t saved) {
+#if defined(__linux__) && defined(__x86_64__)
+    const long request_permission = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM; the bit of XCR0 */
+    return (saved & 0x60000) == 0x60000 && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    (void)saved;
+    return 0;
+#endif
+}
+
 unsigned llmc_cpu_features(void) {
+    const unsigned tiles = 1u << 24 | 1u << 25;                                            /* leaf 7, edx */
     const unsigned fma = 1u << 12, osxsave = 1u << 27, f16c = 1u << 29;                    /* leaf 1, ecx */
     const unsigned avx2 = 1u << 5;                                                        /* leaf 7, ebx */
     const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, vnni = 1u << 11;     /* F DQ BW VL; ecx */
@@ -33,6 +47,7 @@ unsigned llmc_cpu_features(void) {
     if ((saved & 0xe0) == 0xe0 && (b & avx512) == avx512) {
         features |= LLMC_CPU_AVX512;
         if (c & vnni) features |= LLMC_CPU_AVX512VNNI;
+        if ((c & vnni) && (d & tiles) == tiles && may_use_tiles(saved)) features |= LLMC_CPU_AMX;
     }
     return features;
 }
@@ -89,7 +104,7 @@ void llmc_set_float_mode(uint64_t mode) {
 
 void llmc_cpu_feature_names(unsigned features, char *text, size_t size) {
     static const char *const names[32] = {"AVX2 with FMA and F16C", "AVX-512 F/BW/DQ/VL", "AVX-512 VNNI",
-                                          NULL, NULL, NULL, NULL, NULL,
+                                          "AMX with INT8", NULL, NULL, NULL,
                                           "NEON", "dot product", "half-precision arithmetic", "I8MM"};
     size_t used = 0;
     unsigned i;

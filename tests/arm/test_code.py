@@ -10,7 +10,7 @@ import pytest
 from llmc.targets import DOTPROD, NEON, TARGETS
 from llmc.targets.build import compile_object
 from llmc.targets.kernels.linear import emit_linear
-from llmc.targets.kernels.quantised import emit_qlinear
+from llmc.targets.kernels.qlinear import emit_qlinear
 
 Words = np.ndarray[Any, Any]
 

@@ -15,7 +15,8 @@ from llmc.compiler.interpret import run
 from llmc.compiler.ops import OPS, constant, input_, make
 from llmc.compiler.ops.rows import pack_rows, row_stride
 from llmc.targets import AVX2, AVX512, AVX512VNNI
-from llmc.targets.kernels.quantised import lower_qlinear, tile_of
+from llmc.targets.kernels.dots import tile_of
+from llmc.targets.kernels.qlinear import lower_qlinear
 
 Array = np.ndarray[Any, Any]
 M = symbol("rows")

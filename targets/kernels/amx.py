@@ -1,0 +1,172 @@
+"""Integer products by AMX: two by two tiles of 16 x 16 sums, 64 bytes of k at a time.
+
+`tdpbusd` multiplies u8 rows by s8 weights as `vpdpbusd` does, so packed rows, packed weights and the sums' starts
+serve both. Tiles are configured once for a call, as loading a configuration takes as long as 50 tile products: all
+have the same height, and the last tile of a block begins early enough to end with the block. Rows that two tiles
+share are computed twice, to the same bits.
+
+The tile unit works beside the vector units: while one step's products run, the float steps of the one before it
+are done on the sums it left in scratch memory, a few rows for each 64 bytes of k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from llmc.compiler.ops.rows import row_stride
+from llmc.targets.kernels.dots import vnni
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, i64, splat
+from llmc.targets.kernels.integer import ROWS_PER_ITEM, Item, Product
+
+ROWS = 16  # of a tile at most
+DEPTH = 64  # bytes of k in a row of a tile
+SUMS = 2 * ROWS * 2 * LANES  # of a step
+CONFIG = 64  # bytes
+SCRATCH = CONFIG + 2 * 4 * SUMS  # the configuration, and the sums of two steps
+
+_A, _B = 4, 6  # the first tile of rows and of weights; sums are 0 to 3
+
+
+def emit(p: Product, scratch: Buffer) -> None:
+    """The work items of a product kernel."""
+    e = p.e
+    with e.when(e.begin < e.end):
+        largest = e.let(div(p.m + (p.blocks - 1), p.blocks))
+        tiles = e.let(div(largest + (ROWS - 1), ROWS))
+        height = e.let(div(largest + (tiles - 1), tiles))
+        kernel = _Kernel(p, scratch, height)
+        kernel.configure()
+        with p.items() as item:
+            kernel.item(item)
+        with e.loop(0, kernel.held.rows_left(e), "row") as row:
+            kernel.finish(row)
+        _tile(e, "tilerelease")
+
+
+def _tile(e: Emitter, name: str, *arguments: Expr | int) -> None:
+    """One instruction; ints are numbers of tiles."""
+    numbers = [tirx.const(a, "int8") if isinstance(a, int) else a for a in arguments]
+    e.add(tirx.Evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *numbers)))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The step whose sums wait in scratch memory, as registers: its rows are first, first + 1, ... but for a jump."""
+
+    registers: Buffer
+
+    FIRST, COLUMN, ROWS, JUMP, PLACE = range(5)
+
+    def rows_left(self, e: Emitter) -> Expr:
+        return e.get(self.registers, self.ROWS)
+
+
+class _Kernel:
+    def __init__(self, p: Product, scratch: Buffer, height: Expr) -> None:
+        e = p.e
+        self.p, self.e, self.scratch, self.height = p, e, scratch, height
+        self.strips = 2 if p.width % 32 == 0 else 1  # of 16 columns, in a step
+        self.depth = p.k // DEPTH
+        self.held = _Held(e.registers(5, "int64"))
+        self.ahead = e.registers(1, "int64")
+        for i in range(5):
+            e.set(self.held.registers, i, i64(CONFIG // 4 if i == _Held.PLACE else 0))
+
+    def configure(self) -> None:
+        """Palette 1: bytes of a row from 16 on, u16 each; rows from 48 on, u8 each."""
+        e = self.e
+        height = tirx.Cast("int32", self.height) * tirx.const(0x01010101, "int32")
+        sixteen = tirx.const(0x10101010, "int32")
+        weights = tirx.const(0x10100000, "int32")
+        heights = [height, tirx.bitwise_or(tirx.bitwise_and(height, tirx.const(0xFFFF, "int32")), weights)]
+        del sixteen
+        for word in range(CONFIG // 4):
+            value = tirx.const(1 if word == 0 else 0x00400040 if 4 <= word < 8 else 0, "int32")
+            e.store(self.scratch, i64(word), heights[word - 12] if 12 <= word < 14 else value)
+        _tile(e, "ldtilecfg", self._at(self.scratch, i64(0)))
+
+    def _at(self, buffer: Buffer, index: Expr) -> Expr:
+        return tirx.address_of(tirx.BufferLoad(buffer, [index]))
+
+    def item(self, item: Item) -> None:
+        """The steps of an item: pairs of strips, and for each the pairs of tiles of rows."""
+        e, p = self.e, self.p
+        tiles = e.let(div(item.count + (self.height - 1), self.height))
+        pairs = e.let(div(tiles + 1, 2))
+        last = e.let(item.count - self.height)
+        steps = p.width // (LANES * self.strips) * self.depth
+        lines = e.let(div(item.share + 63, 64))
+        per = e.let(div(lines + (pairs * steps - 1), pairs * steps))
+        e.set(self.ahead, 0, item.ahead)
+        with e.loop(0, p.width // (LANES * self.strips), "strips") as strips:
+            column = e.let(item.panel * p.width + strips * (LANES * self.strips))
+            weights = e.let(item.panel * p.panel_bytes + strips * (DEPTH * self.strips))
+            with e.loop(0, pairs, "pair") as pair:
+                rows = [e.let(item.first + tirx.min((2 * pair + i) * self.height, last)) for i in range(2)]
+                both = e.let(2 * pair + 1 < tiles)
+                with e.when(both):
+                    self.step(rows, column, weights, per)
+                with e.when(tirx.Not(both)):
+                    self.step(rows[:1], column, weights, per)
+
+    def step(self, rows: list[Expr], column: Expr, weights: Expr, per: Expr) -> None:
+        """The sums of one or two tiles of rows by one or two strips of columns, to scratch memory."""
+        e, held = self.e, self.held.registers
+        sums = [(i, j) for i in range(len(rows)) for j in range(self.strips)]
+        for i, j in sums:
+            _tile(e, "tilezero", 2 * i + j)
+        left = e.let(self.held.rows_left(e))
+        with e.loop(0, self.depth, "k") as at:
+            self._multiply(rows, weights, at, sums)
+            with e.loop(div(at * left, self.depth), div((at + 1) * left, self.depth), "row") as row:
+                self.finish(row)
+            soon = e.let(e.get(self.ahead))
+            with e.loop(0, per, "line") as line:
+                e.prefetch(self.p.w, soon + line * 64, locality=2)
+            e.set(self.ahead, 0, soon + per * 64)
+        place = e.let(2 * (CONFIG // 4) + SUMS - e.get(held, _Held.PLACE))
+        width = LANES * self.strips
+        for i, j in sums:
+            at = e.let(place + i * self.height * width + j * LANES)
+            _tile(e, "tilestored64", 2 * i + j, self._at(self.scratch, at), i64(4 * width))
+        jump = rows[-1] - rows[0] - self.height if len(rows) == 2 else i64(0)
+        for i, value in enumerate((rows[0], column, self.height * len(rows), jump, place)):
+            e.set(held, i, value)
+
+    def _multiply(self, rows: list[Expr], weights: Expr, at: Expr, sums: list[tuple[int, int]]) -> None:
+        """sums += 64 bytes of each row times 16 groups of each column"""
+        e, p = self.e, self.p
+        stride = row_stride(p.k)
+        line = e.let(weights + at * (ROWS * 4 * p.width))
+        for j in range(self.strips):
+            _tile(e, "tileloadd64", _B + j, self._at(p.w, e.let(line + j * DEPTH)), i64(4 * p.width))
+        for i, row in enumerate(rows):
+            here = e.let(row * stride + at * DEPTH)
+            _tile(e, "tileloadd64", _A + i, self._at(p.rows, here), i64(stride))
+        for i, j in sums:
+            _tile(e, "tdpbusd", 2 * i + j, _A + i, _B + j)
+
+    def finish(self, at: Expr) -> None:
+        """The float steps of row `at` of the step whose sums are held."""
+        e, p = self.e, self.p
+        first, column, _, jump, place = (e.let(e.get(self.held.registers, i)) for i in range(5))
+        row = e.let(first + at + tirx.Select(at < self.height, i64(0), jump))
+        here = e.let(place + at * (LANES * self.strips))
+        sums = [
+            e.let(e.load(self.scratch, here + j * LANES, LANES) + p.start(column + j * LANES))
+            for j in range(self.strips)
+        ]
+        p.store(row, column, self._tail(sums, row, column))
+
+    def _tail(self, sums: list[Expr], row: Expr, column: Expr) -> list[Expr]:
+        """Add the products of the last k % 64 bytes, by vectors."""
+        e, p = self.e, self.p
+        base, panel = p.row_base(row), e.let(div(column, p.width))
+        start = e.let(panel * (p.groups * p.width) + (column - panel * p.width))
+        for group in range(self.depth * DEPTH // 4, p.groups):
+            a = e.let(splat(e.load(p.row_words, base + group)))
+            b = [e.load(p.w_words, start + group * p.width + j * LANES, LANES) for j in range(self.strips)]
+            sums = [e.let(total) for total in vnni(e, LANES, b)(a, sums)]
+        return sums

@@ -1,0 +1,120 @@
+"""What the kernels of integer products share: operands, work items, and the float steps after the exact sums.
+
+Weights are packed once for all CPUs as `[ceil(n / width)][ceil(k / 4)][width][4]` int8, so that 4 bytes of a row
+meet 4 bytes of each of 16 columns. Activations are stored as q + 128, unsigned, as `vpdpbusd` and `tdpbusd` want
+one operand: sums start at -128 times the column's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from llmc.compiler.ops.rows import row_stride
+from llmc.targets import Cpu
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, splat, vector
+from llmc.targets.kernels.math import ACTIVATIONS
+from llmc.targets.kernels.quantised import row_scale
+
+ROWS_PER_ITEM = 128  # a panel in the cache is used for so many rows before the next one is
+
+
+@dataclass(frozen=True)
+class Item:
+    """One work item: a panel of columns and a block of rows."""
+
+    panel: Expr
+    first: Expr  # row
+    count: Expr
+    ahead: Expr  # byte of `w` from which on this item asks for its share of the next panel
+    share: Expr  # bytes of that
+
+
+class Product:
+    """The operands of a kernel `qlinear` of `n` columns and `k` products each, and what follows the sums."""
+
+    def __init__(self, e: Emitter, cpu: Cpu, n: int, k: int, width: int, epilogue: tuple[str, ...]) -> None:
+        self.e, self.cpu, self.n, self.k, self.width, self.epilogue = e, cpu, n, k, width, epilogue
+        self.groups = -(-k // 4)
+        self.panel_bytes = self.groups * 4 * width
+        self.rows, self.w = e.pointer("rows", "u8"), e.pointer("w", "i8")
+        self.starts, self.w_scale = e.pointer("starts", "i32"), e.pointer("w_scale", "f32")
+        self.extras = [e.pointer(step, "f32") for step in epilogue if step not in ACTIVATIONS]
+        self.out = e.pointer("out", "f32")
+        self.m = e.scalar("m")
+        self.row_words, self.row_floats = e.alias(self.rows, "int32"), e.alias(self.rows, "float32")
+        self.w_words = e.alias(self.w, "int32")
+        self.blocks = e.let(tirx.max(div(self.m + (ROWS_PER_ITEM - 1), ROWS_PER_ITEM), i64(1)))
+
+    @contextmanager
+    def items(self) -> Iterator[Item]:
+        """The work items begin..end: the blocks of rows of a panel one after the other, as equal as can be."""
+        e = self.e
+        with e.loop(e.begin, e.end, "item") as item:
+            panel = e.let(div(item, self.blocks))
+            block = e.let(item - panel * self.blocks)
+            first = e.let(div(block * self.m, self.blocks))
+            count = e.let(div((block + 1) * self.m, self.blocks) - first)
+            share = e.let(div(i64(self.panel_bytes), self.blocks))
+            yield Item(panel, first, count, e.let((panel + 1) * self.panel_bytes + block * share), share)
+
+    def store(self, row: Expr, column: Expr, sums: list[Expr], lanes: int = LANES) -> None:
+        """Columns column, column + lanes, ... of one row: float(sum) * (row scale * column scale), the epilogue.
+
+        Padded columns stay unwritten.
+        """
+        e = self.e
+        base = e.let(row * self.n + column)
+        x_scale = e.let(splat(row_scale(e, self.row_floats, row, self.k), lanes))
+        for j, total in enumerate(sums):
+            here, at = e.let(column + j * lanes), e.let(base + j * lanes)
+            mask = None
+            if self.n % self.width:
+                mask = e.first(e.let(tirx.max(i64(self.n) - here, i64(0))), lanes)
+            value = e.let(tirx.Cast(vector("float32", lanes), total))
+            scale = e.let(x_scale * e.load(self.w_scale, here, lanes))
+            e.store(self.out, at, self._epilogue(value, scale, self._loader(here, at, lanes, mask)), mask)
+
+    def _loader(self, column: Expr, at: Expr, lanes: int, mask: Expr | None) -> Callable[[int, str], Expr]:
+        def load(number: int, step: str) -> Expr:
+            if step == "bias":
+                return self.e.load(self.extras[number], column, lanes)
+            return self.e.load(self.extras[number], at, lanes, mask)
+
+        return load
+
+    def _epilogue(self, value: Expr, scale: Expr, extra: Callable[[int, str], Expr]) -> Expr:
+        """The steps on value * scale; a first bias or residual is added by one fused multiply-add."""
+        e, steps, number = self.e, self.epilogue, 0
+        if steps and steps[0] not in ACTIVATIONS:
+            value, steps, number = e.let(fma(value, scale, extra(0, steps[0]))), steps[1:], 1
+        else:
+            value = e.let(value * scale)
+        for step in steps:
+            if step in ACTIVATIONS:
+                value = ACTIVATIONS[step](e, value)
+            else:
+                value, number = e.let(value + extra(number, step)), number + 1
+        return value
+
+    @property
+    def long(self) -> bool:
+        """Whether the epilogue has an activation, whose code is long."""
+        return any(step in ACTIVATIONS for step in self.epilogue)
+
+    def start(self, column: Expr, lanes: int = LANES) -> Expr:
+        """What the sums of `lanes` columns start from."""
+        return self.e.load(self.starts, column, lanes)
+
+    def row_base(self, row: Expr) -> Any:
+        """Index of the first 4 bytes of a row in `row_words`."""
+        return self.e.let(row * (row_stride(self.k) // 4))
+
+
+def accumulators(e: Emitter, count: int, lanes: int) -> Buffer:
+    """`count` registers of int32 sums."""
+    return e.registers(count, vector("int32", lanes))
