@@ -18,7 +18,7 @@ def scale_offset(k: int) -> int:
 
 def row_stride(k: int) -> int:
     """Bytes of a packed row of k values."""
-    return scale_offset(k) + _UNIT
+    return -(-(scale_offset(k) + _UNIT) // 64) * 64
 
 
 def pack_rows(q: Array, scale: Array) -> Array:
