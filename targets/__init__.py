@@ -125,7 +125,10 @@ GPUS: Mapping[str, str] = MappingProxyType(
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "x86": Target(
-            "x86", "any x86-64 with AVX2, AVX-512 used where present", *_LINUX, (AVX512AMX, AVX512VNNI, AVX512, AVX2)
+            "x86",
+            "any x86-64 with AVX2, AVX-512 used where present",
+            *_LINUX,
+            (AVX512AMX, AVX512VNNI, AVX512, AVX2),
         ),
         "x86-avx512": Target("x86-avx512", "x86-64 with AVX-512", *_LINUX, (AVX512AMX, AVX512VNNI, AVX512)),
         "x86-avx2": Target("x86-avx2", "x86-64 with AVX2 and FMA", *_LINUX, (AVX2,)),

@@ -18,7 +18,7 @@ from tvm import tirx
 from llmc.compiler.ops.rows import row_stride
 from llmc.targets.kernels.dots import vnni
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, i64, splat
-from llmc.targets.kernels.integer import ROWS_PER_ITEM, Item, Product
+from llmc.targets.kernels.integer import Item, Product
 
 ROWS = 16  # of a tile at most
 DEPTH = 64  # bytes of k in a row of a tile

@@ -50,7 +50,9 @@ def emit(product: Product) -> None:
                 start = e.let(div(t * item.count, number))
                 height = e.let(div((t + 1) * item.count, number) - start)
                 row = e.let(item.first + start)
-                step = e.let(div(item.share, number * product.groups))  # bytes of the next panel for each step
+                step = e.let(
+                    div(item.share, number * product.groups)
+                )  # bytes of the next panel for each step
                 ahead = e.let(item.ahead + t * (step * product.groups))
                 for h in range(tile.rows, 0, -1):
                     with e.when(height == i64(h)):
@@ -69,7 +71,9 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int, ahead: Expr,
         acc = _sums(p, tile, bases, panel, column, ahead, step)
     if not p.long:
         for i in range(tile.rows):
-            p.store(e.let(row + i), column, [e.get(acc, i * tile.vectors + j) for j in range(tile.vectors)], lanes)
+            p.store(
+                e.let(row + i), column, [e.get(acc, i * tile.vectors + j) for j in range(tile.vectors)], lanes
+            )
         return
     # An activation is long: writing it out for every register of every tile would cost code.
     held = accumulators(e, tile.rows * tile.vectors, lanes)
@@ -80,7 +84,9 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int, ahead: Expr,
         p.store(e.let(row + at), column, sums, lanes)
 
 
-def _sums(p: Product, tile: Tile, bases: list[Expr], panel: Expr, column: Expr, ahead: Expr, step: Expr) -> Buffer:
+def _sums(
+    p: Product, tile: Tile, bases: list[Expr], panel: Expr, column: Expr, ahead: Expr, step: Expr
+) -> Buffer:
     """acc[i, j] = exact sums of 4-byte groups, in any order; meanwhile the next panel comes nearer."""
     e, lanes, vectors = p.e, tile.lanes, tile.vectors
     acc = accumulators(e, tile.rows * vectors, lanes)

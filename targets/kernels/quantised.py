@@ -18,6 +18,7 @@ from llmc.targets import Cpu
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, f32, i64, splat
 from llmc.targets.kernels.math import to_level
 
+
 def lower_row_scale(node: Node) -> Call:
     """One item is one row."""
     (x,) = node.inputs

@@ -1,0 +1,44 @@
+"""Graphs of one integer product, and inputs for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.ops.rows import pack_rows, row_stride
+
+Array = np.ndarray[Any, Any]
+M = symbol("rows")
+
+
+def product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = ()) -> tuple[Graph, Node]:
+    """qlinear of packed rows `[rows, ...]` with extreme weights among random ones."""
+    rng = np.random.default_rng([n, k, seed])
+    w = rng.integers(-127, 128, (n, k), np.int8)
+    w[:, : min(k, 5)] = rng.choice(np.array([-127, 127], np.int8), (n, min(k, 5)))
+    rows = input_("rows", "u8", (M, row_stride(k)))
+    extras = []
+    for step in epilogue:
+        if step == "bias":
+            extras.append(constant(rng.normal(size=n).astype(np.float32)))
+        elif step == "residual":
+            extras.append(input_("residual", "f32", (M, n)))
+    scale = constant(rng.uniform(1e-3, 1e-2, n).astype(np.float32))
+    node = make("qlinear", (rows, constant(w), scale, *extras), epilogue=epilogue)
+    inputs = (rows, *(e for e in extras if e.op == "input"))
+    return Graph(inputs, {"y": node}, {"rows": (0, 1000)}), node
+
+
+def given(graph: Graph, k: int, m: int, seed: int) -> dict[str, Array]:
+    rng = np.random.default_rng([m, seed])
+    q = rng.integers(-127, 128, (m, k), np.int8)
+    q[: m // 2, : k // 2] = 127
+    scale = rng.uniform(1e-3, 1.0, (m, 1)).astype(np.float32)
+    values = {"rows": pack_rows(q, scale)}
+    for node in graph.inputs[1:]:
+        values["residual"] = rng.normal(size=(m, node.shape[1])).astype(np.float32)
+    return values
