@@ -13,7 +13,7 @@ import numpy as np
 from llmc.compiler.graph import Graph, Node, Weight
 from llmc.compiler.ops import OPS, constant, make
 from llmc.compiler.ops.quantise import LONGEST
-from llmc.compiler.ops.rows import pack_rows
+from llmc.compiler.ops.rows import pack_rows, row_stride
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.compiler.rewrite import Decline, RewritePass
 from llmc.errors import LlmcError
@@ -221,7 +221,9 @@ def _narrow(table: Node) -> Node | None:
     """The constant that `table` is made of: packed rows, or half precision."""
     match table:
         case Node("dequantize", (q, s)) if q.op == s.op == "constant" and s.shape == (*q.shape[:-1], 1):
-            rows = pack_rows(q.attributes["value"].array, s.attributes["value"].array)
+            rows = pack_rows(
+                q.attributes["value"].array, s.attributes["value"].array, row_stride(q.shape[-1])
+            )
             name = f"{q.attributes['value'].name}.rows"
             return constant(Weight(rows, name), source=table.source)
         case Node("cast", (half,)) if half.op == "constant" and half.dtype == "f16":

@@ -9,7 +9,7 @@ import numpy as np
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import constant, input_, make
-from llmc.compiler.ops.rows import pack_rows, row_stride
+from llmc.compiler.ops.rows import line_stride, pack_rows
 
 Array = np.ndarray[Any, Any]
 M = symbol("rows")
@@ -20,7 +20,7 @@ def product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = ()) -> tuple[
     rng = np.random.default_rng([n, k, seed])
     w = rng.integers(-127, 128, (n, k), np.int8)
     w[:, : min(k, 5)] = rng.choice(np.array([-127, 127], np.int8), (n, min(k, 5)))
-    rows = input_("rows", "u8", (M, row_stride(k)))
+    rows = input_("rows", "u8", (M, line_stride(k)))
     extras = []
     for step in epilogue:
         if step == "bias":
@@ -38,7 +38,7 @@ def given(graph: Graph, k: int, m: int, seed: int) -> dict[str, Array]:
     q = rng.integers(-127, 128, (m, k), np.int8)
     q[: m // 2, : k // 2] = 127
     scale = rng.uniform(1e-3, 1.0, (m, 1)).astype(np.float32)
-    values = {"rows": pack_rows(q, scale)}
+    values = {"rows": pack_rows(q, scale, line_stride(k))}
     for node in graph.inputs[1:]:
         values["residual"] = rng.normal(size=(m, node.shape[1])).astype(np.float32)
     return values

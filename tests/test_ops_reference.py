@@ -85,9 +85,9 @@ W8, WS = integers(7, 5, low=-127, high=128, dtype="i8"), abs(floats(7))
 
 
 def packed(q: Any, scale: Any) -> Any:
-    """Rows of 5 values: 16 bytes of them, 128 standing for 0, then the scale and 12 zeros."""
+    """Rows of 5 values: 16 bytes of them, 128 standing for 0, then the scale and 44 zeros."""
     low = F.pad((q.int() + 128).to(torch.uint8), (0, 11), value=128)
-    return torch.cat([low, F.pad(scale.expand(3, 4, 1).contiguous().view(torch.uint8), (0, 12))], -1)
+    return torch.cat([low, F.pad(scale.expand(3, 4, 1).contiguous().view(torch.uint8), (0, 44))], -1)
 
 
 def round_by(x: Any, scale: Any) -> Any:

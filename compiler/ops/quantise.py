@@ -3,9 +3,10 @@
 Quantisation is symmetric: value = q * scale, q an integer in -127..127. In the graph it is first explicit
 (`row_scale`, `quantize`, `dequantize`, the ONNX convention), then fused into `qlinear` on packed rows.
 
-A packed row holds k values and their scale in one piece, `row_stride(k)` bytes u8: q + 128 for each value,
-128 up to a multiple of 16, then the scale as 4 little-endian bytes of f32, then 12 zeros. Unsigned bytes are
-what x86's `vpdpbusd` wants of one operand.
+A packed row holds k values and their scale in one piece, u8: q + 128 for each value, 128 up to a multiple of 16,
+then the scale as 4 little-endian bytes of f32, then zeros: 12 in a table (`row_stride`), up to a multiple of 64 in
+what a product reads (`line_stride`), so that every row starts a cache line. Unsigned bytes are what x86's
+`vpdpbusd` and `tdpbusd` want of one operand.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import REQUIRED, op
 from llmc.compiler.ops.linear import ACTIVATIONS, EXTRAS, check_epilogue
 from llmc.compiler.ops.reduction import F32
-from llmc.compiler.ops.rows import pack_rows, row_stride, unpack_rows
+from llmc.compiler.ops.rows import line_stride, pack_rows, row_stride, unpack_rows
 from llmc.compiler.ops.rules import (
     Array,
     broadcast,
@@ -103,7 +104,9 @@ def _want_scale(x: TensorType, scale: TensorType) -> tuple[Any, ...]:
 
 def _quantize_rows_reference(x: Array, *given: Array, has_scale: bool) -> Array:
     scale = given[0].reshape(1) if has_scale else _row_scale_reference(x)
-    return pack_rows(_quantize_reference(x, scale), np.broadcast_to(scale, (*x.shape[:-1], 1)))
+    return pack_rows(
+        _quantize_reference(x, scale), np.broadcast_to(scale, (*x.shape[:-1], 1)), line_stride(x.shape[-1])
+    )
 
 
 @op("quantize_rows", _quantize_rows_reference, has_scale=False)
@@ -117,7 +120,7 @@ def _quantize_rows(x: TensorType, *given: TensorType, has_scale: Any) -> TensorT
         want_shape(scale, (), "the scale")
     if not x.rank or not isinstance(x.shape[-1], int):
         raise LlmcError("the last axis must have a fixed size")
-    return TensorType("u8", (*x.shape[:-1], row_stride(x.shape[-1])))
+    return TensorType("u8", (*x.shape[:-1], line_stride(x.shape[-1])))
 
 
 def _dequantize_rows_reference(rows: Array, size: int) -> Array:
@@ -127,15 +130,17 @@ def _dequantize_rows_reference(rows: Array, size: int) -> Array:
 
 @op("dequantize_rows", _dequantize_rows_reference, size=REQUIRED)
 def _dequantize_rows(rows: TensorType, size: Any) -> TensorType:
-    _want_rows(rows, want_int(size, "size", 1))
+    want_int(size, "size", 1)
+    table = bool(rows.rank) and same_dim(rows.shape[-1], row_stride(size))
+    _want_rows(rows, row_stride(size) if table else line_stride(size), size)
     return TensorType("f32", (*rows.shape[:-1], size))
 
 
-def _want_rows(rows: TensorType, k: int) -> None:
+def _want_rows(rows: TensorType, stride: int, k: int) -> None:
     want_dtype(rows, {"u8"}, "the packed row")
-    if not rows.rank or not same_dim(rows.shape[-1], row_stride(k)):
+    if not rows.rank or not same_dim(rows.shape[-1], stride):
         raise LlmcError(
-            f"rows of {shape_text(rows.shape[-1:])} bytes do not hold {k} values", hint=f"{row_stride(k)} do"
+            f"rows of {shape_text(rows.shape[-1:])} bytes do not hold {k} values", hint=f"{stride} do"
         )
 
 
@@ -167,7 +172,7 @@ def _qlinear(
     n, k = w.shape
     if not isinstance(k, int) or not 0 < k < LONGEST:
         raise LlmcError(f"the weight has {shape_text((k,))} columns: int32 sums hold up to {LONGEST}")
-    _want_rows(rows, k)
+    _want_rows(rows, line_stride(k), k)
     want_dtype(w_scale, F32, "the weight's scale")
     want_shape(w_scale, (n,), "the weight's scale")
     result = TensorType("f32", (*rows.shape[:-1], n))

@@ -89,14 +89,14 @@ def plain_row(k: GridEmitter, table: Buffer, row: Expr, n: int) -> Part:
 
 def packed_row(k: GridEmitter, rows: Buffer, row: Expr, n: int) -> Part:
     """A packed row of int8 values (compiler/ops/rows.py)."""
-    start, scale = k.let(row * row_stride(n)), packed_scale(k, rows, row, n)
+    start, scale = k.let(row * row_stride(n)), packed_scale(k, rows, row, n, row_stride(n))
     return lambda column, total: k.let(fma(level(k, rows, start + column), scale, total))
 
 
-def packed_scale(k: GridEmitter, rows: Buffer, row: Expr, n: int) -> Expr:
-    """The scale of packed row number `row`."""
+def packed_scale(k: GridEmitter, rows: Buffer, row: Expr, n: int, stride: int) -> Expr:
+    """The scale of packed row number `row` of n values in `stride` bytes."""
     words = k.alias(rows, "float32")
-    return k.load(words, row * (row_stride(n) // 4) + scale_offset(n) // 4)
+    return k.load(words, row * (stride // 4) + scale_offset(n) // 4)
 
 
 def level(k: GridEmitter, rows: Buffer, at: Expr) -> Expr:

@@ -12,7 +12,7 @@ from llmc.compiler.calls import Call, Packed
 from llmc.compiler.dims import ceil_div, dim, product
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.quantise import LEVELS, TINY
-from llmc.compiler.ops.rows import ZERO, row_stride, scale_offset
+from llmc.compiler.ops.rows import ZERO, line_stride, scale_offset
 from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import launch
@@ -74,7 +74,7 @@ def quantize_rows(node: Node) -> Call:
         out = k.pointer("out", "u8")
         words = k.alias(out, "float32")
         row = Row(k, k.scalar("rows"))
-        start, target = k.let(row.at * n), k.let(row.at * row_stride(n))
+        start, target = k.let(row.at * n), k.let(row.at * line_stride(n))
         scale = _scale_of(row, source, start, n) if given is None else k.load(given, i64(0))
         inverse = k.let(f32(1.0) / scale)
 
@@ -87,8 +87,8 @@ def quantize_rows(node: Node) -> Call:
             return k.let(tirx.Cast("uint8", byte))
 
         row.write(scale_offset(n), out, target, convert)
-        tail = k.let(row.at * (row_stride(n) // 4) + scale_offset(n) // 4)
-        with k.when(tirx.And(row.live, row.lane < i64(4))):
+        tail = k.let(row.at * (line_stride(n) // 4) + scale_offset(n) // 4)
+        with k.when(tirx.And(row.live, row.lane < i64((line_stride(n) - scale_offset(n)) // 4))):
             k.store(words, tail + row.lane, tirx.Select(tirx.EQ(row.lane, i64(0)), scale, f32(0.0)))
 
     return rows_call(node, "quantize_rows", (n, has_scale), emit, (rows,), rows, 4 * rows * n)
@@ -97,15 +97,16 @@ def quantize_rows(node: Node) -> Call:
 def dequantize_rows(node: Node) -> Call:
     """out[row, i] = q[row, i] * scale[row]"""
     n, rows = int(node.attributes["size"]), product(node.shape[:-1])
+    stride = int(node.inputs[0].shape[-1])
 
     def emit(k: GridEmitter) -> None:
         packed, out = k.pointer("packed", "u8"), k.pointer("out", "f32")
         row = Row(k, k.scalar("rows"))
-        scale = packed_scale(k, packed, row.at, n)
-        start = k.let(row.at * row_stride(n))
+        scale = packed_scale(k, packed, row.at, n, stride)
+        start = k.let(row.at * stride)
         row.write(n, out, k.let(row.at * n), lambda c: k.let(level(k, packed, start + c) * scale))
 
-    return rows_call(node, "dequantize_rows", (n,), emit, (rows,), rows, rows * n)
+    return rows_call(node, "dequantize_rows", (n, stride), emit, (rows,), rows, rows * n)
 
 
 def pack_words(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -136,8 +137,8 @@ def qlinear(node: Node) -> Call:
 
         def load_left(at: Expr, quad: Expr) -> Expr:
             # a row ends at a multiple of four words; what lies past it meets weights of zero
-            last = i64(row_stride(depth) // 16 - 1)
-            start = k.let(tirx.min(at, m - i64(1)) * (row_stride(depth) // 16) + tirx.min(quad, last))
+            last = i64(line_stride(depth) // 16 - 1)
+            start = k.let(tirx.min(at, m - i64(1)) * (line_stride(depth) // 16) + tirx.min(quad, last))
             flip = tirx.Broadcast(tirx.const(_FLIP, "int32"), 4)
             return k.let(tirx.bitwise_xor(k.load(words, start * 4, 4), flip))
 
@@ -149,7 +150,9 @@ def qlinear(node: Node) -> Call:
 
         def write(at_row: Expr, at_column: Expr, total: Expr) -> None:
             at = k.let(at_row * n + at_column)
-            scale = k.let(packed_scale(k, packed, at_row, depth) * k.load(column_scale, at_column))
+            scale = k.let(
+                packed_scale(k, packed, at_row, depth, line_stride(depth)) * k.load(column_scale, at_column)
+            )
             value = k.let(tirx.Cast("float32", total))
             k.store(out, at, _epilogue(k, epilogue, added, value, scale, at_column, at))
 

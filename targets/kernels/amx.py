@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from llmc.compiler.ops.rows import row_stride
+from llmc.compiler.ops.rows import line_stride
 from llmc.targets.kernels.dots import vnni
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, i64, splat
 from llmc.targets.kernels.integer import Item, Product
@@ -138,7 +138,7 @@ class _Kernel:
     def _multiply(self, rows: list[Expr], weights: Expr, at: Expr, sums: list[tuple[int, int]]) -> None:
         """sums += 64 bytes of each row times 16 groups of each column"""
         e, p = self.e, self.p
-        stride = row_stride(p.k)
+        stride = line_stride(p.k)
         line = e.let(weights + at * (ROWS * 4 * p.width))
         for j in range(self.strips):
             _tile(e, "tileloadd64", _B + j, self._at(p.w, e.let(line + j * DEPTH)), i64(4 * p.width))

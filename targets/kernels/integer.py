@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm import tirx
 
-from llmc.compiler.ops.rows import row_stride
+from llmc.compiler.ops.rows import line_stride
 from llmc.targets import Cpu
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, splat, vector
 from llmc.targets.kernels.math import ACTIVATIONS
@@ -69,7 +69,7 @@ class Product:
         """
         e = self.e
         base = e.let(row * self.n + column)
-        x_scale = e.let(splat(row_scale(e, self.row_floats, row, self.k), lanes))
+        x_scale = e.let(splat(row_scale(e, self.row_floats, row, self.k, line_stride(self.k)), lanes))
         for j, total in enumerate(sums):
             here, at = e.let(column + j * lanes), e.let(base + j * lanes)
             mask = None
@@ -112,7 +112,7 @@ class Product:
 
     def row_base(self, row: Expr) -> Any:
         """Index of the first 4 bytes of a row in `row_words`."""
-        return self.e.let(row * (row_stride(self.k) // 4))
+        return self.e.let(row * (line_stride(self.k) // 4))
 
 
 def accumulators(e: Emitter, count: int, lanes: int) -> Buffer:

@@ -172,6 +172,19 @@ def relu(k: Emitter, x: Expr) -> Expr:
     return k.let(tirx.Select(x <= zero, zero, x))
 
 
+def to_byte(k: Emitter, x: Expr, inverse: Expr, zero: int) -> Expr:
+    """`to_level` + zero as uint8, for zero in 0..128.
+
+    1.5 * 2**23 + zero has an ulp of 1, so adding it rounds half to even as `roundeven` does, and leaves the sum's last
+    8 bits in those of the significand.
+    """
+    lanes = lanes_of(x)
+    scaled = k.let(tirx.min(k.let(x * inverse), splat(127.0, lanes)))
+    scaled = k.let(tirx.max(scaled, splat(-127.0, lanes)))
+    shifted = k.let(scaled + splat(1.5 * 2.0**23 + zero, lanes))
+    return k.let(tirx.Cast(vector("uint8", lanes), tirx.reinterpret(vector("int32", lanes), shifted)))
+
+
 def to_level(k: Emitter, x: Expr, inverse: Expr) -> Expr:
     """x * inverse as int32, rounded half to even, limited to -127..127; NaN gives 127."""
     lanes = lanes_of(x)

@@ -174,7 +174,7 @@ def _packed_table(e: Emitter, table: Buffer, n: int) -> _Reader:
     words = e.alias(table, "float32")
 
     def read(row: Expr) -> _Row:
-        start, scale = e.let(row * row_stride(n)), splat(quantised.row_scale(e, words, row, n))
+        start, scale = e.let(row * row_stride(n)), splat(quantised.row_scale(e, words, row, n, row_stride(n)))
 
         def plus(at: Expr, mask: Expr | None, total: Expr | None) -> Expr:
             values = quantised.level_of(e, table, e.let(start + at))

@@ -15,7 +15,7 @@ import sympy
 from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import Node, Weight
-from llmc.compiler.ops.rows import ZERO, row_stride
+from llmc.compiler.ops.rows import ZERO, line_stride
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.kernels import amx, dots
@@ -78,7 +78,7 @@ def lower_qlinear(node: Node) -> Call:
         -(-n // width) * ceil_div(rows, ROWS_PER_ITEM),
         -(-k // 4) * (width // LANES) * sympy.Min(rows, ROWS_PER_ITEM),
         2 * rows * n * k,
-        rows * (row_stride(k) + 4 * n) + n * k,
+        rows * (line_stride(k) + 4 * n) + n * k,
         node.source,
     )
 

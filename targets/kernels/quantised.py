@@ -12,11 +12,11 @@ from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.quantise import LEVELS, TINY
-from llmc.compiler.ops.rows import ZERO, row_stride, scale_offset
+from llmc.compiler.ops.rows import ZERO, line_stride, scale_offset
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, f32, i64, splat
-from llmc.targets.kernels.math import to_level
+from llmc.targets.kernels.math import to_byte
 
 
 def lower_row_scale(node: Node) -> Call:
@@ -39,7 +39,9 @@ def lower_quantize_rows(node: Node) -> Call:
 def lower_dequantize_rows(node: Node) -> Call:
     """One item is one row."""
     k = int(node.attributes["size"])
-    kernel = Kernel("dequantize_rows", k, ("u8", "f32"), 0, partial(emit_dequantize_rows, k=k))
+    stride = int(node.inputs[0].shape[-1])
+    emit = partial(emit_dequantize_rows, k=k, stride=stride)
+    kernel = Kernel("dequantize_rows", (k, stride), ("u8", "f32"), 0, emit)
     return _row_call(node, kernel, node, k)
 
 
@@ -74,31 +76,29 @@ def emit_quantize_rows(symbol: str, cpu: Cpu, *, k: int, has_scale: bool) -> Any
     out = e.pointer("out", "u8")
     words = e.alias(out, "float32")
     with e.loop(e.begin, e.end, "row") as row:
-        start, target = e.let(row * k), e.let(row * row_stride(k))
+        start, target = e.let(row * k), e.let(row * line_stride(k))
         scale = _scale_of(e, x, start, k) if given is None else e.load(given, i64(0))
         inverse = e.let(splat(e.let(f32(1.0) / scale)))
 
         def convert(at: Expr, mask: Expr | None) -> None:
             # past the end a load gives 0, which is the padding wanted
-            level = to_level(e, e.load(x, start + at, LANES, mask), inverse)
-            byte = tirx.Cast("uint8x16", level + splat(tirx.const(ZERO, "int32")))
-            e.store(out, target + at, byte)
+            e.store(out, target + at, to_byte(e, e.load(x, start + at, LANES, mask), inverse, ZERO))
 
         _columns(e, k, convert)
-        tail = e.let(row * (row_stride(k) // 4) + scale_offset(k) // 4)
-        for i, word in enumerate((scale, f32(0.0), f32(0.0), f32(0.0))):
-            e.store(words, tail + i, word)
+        tail = e.let(row * (line_stride(k) // 4) + scale_offset(k) // 4)
+        for i in range((line_stride(k) - scale_offset(k)) // 4):
+            e.store(words, tail + i, f32(0.0) if i else scale)
     return e.function()
 
 
-def emit_dequantize_rows(symbol: str, cpu: Cpu, *, k: int) -> Any:
+def emit_dequantize_rows(symbol: str, cpu: Cpu, *, k: int, stride: int) -> Any:
     """out[row, i] = q[row, i] * scale[row]"""
     e = Emitter(symbol)
     rows, out = e.pointer("rows", "u8"), e.pointer("out", "f32")
     words = e.alias(rows, "float32")
     with e.loop(e.begin, e.end, "row") as row:
-        start, target = e.let(row * row_stride(k)), e.let(row * k)
-        scale = splat(row_scale(e, words, row, k))
+        start, target = e.let(row * stride), e.let(row * k)
+        scale = splat(row_scale(e, words, row, k, stride))
 
         def widen(at: Expr, mask: Expr | None) -> None:
             e.store(out, target + at, level_of(e, rows, start + at) * scale, mask)
@@ -107,9 +107,9 @@ def emit_dequantize_rows(symbol: str, cpu: Cpu, *, k: int) -> Any:
     return e.function()
 
 
-def row_scale(e: Emitter, words: Buffer, row: Expr, k: int) -> Expr:
-    """The scale of a packed row of k values; `words` is the rows' memory as float32."""
-    return e.load(words, e.let(row * (row_stride(k) // 4) + scale_offset(k) // 4))
+def row_scale(e: Emitter, words: Buffer, row: Expr, k: int, stride: int) -> Expr:
+    """The scale of a packed row of k values in `stride` bytes; `words` is the rows' memory as float32."""
+    return e.load(words, e.let(row * (stride // 4) + scale_offset(k) // 4))
 
 
 def level_of(e: Emitter, rows: Buffer, at: Expr) -> Expr:
