@@ -21,13 +21,13 @@ _DIGEST = 32
 
 
 def folder() -> Path | None:
-    """Where objects are kept: `$LLMC_CACHE`, else `llmc` in the user's cache folder; None if it is "off"."""
+    """`kernels` in `$LLMC_CACHE`, else in `llmc` in the user's cache folder; None if that is "off"."""
     named = os.environ.get(VARIABLE, "")
     if named:
-        return None if named == "off" else Path(named)
+        return None if named == "off" else Path(named) / "kernels"
     base = os.environ.get("XDG_CACHE_HOME", "")
     with contextlib.suppress(RuntimeError):  # no home folder
-        return (Path(base) if base else Path.home() / ".cache") / "llmc"
+        return (Path(base) if base else Path.home() / ".cache") / "llmc" / "kernels"
     return None
 
 

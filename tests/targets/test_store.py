@@ -71,10 +71,10 @@ def test_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(store.VARIABLE, "off")
     assert store.folder() is None
     monkeypatch.setenv(store.VARIABLE, str(tmp_path))
-    assert store.folder() == tmp_path
+    assert store.folder() == tmp_path / "kernels"
     monkeypatch.delenv(store.VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert store.folder() == tmp_path / "llmc"
+    assert store.folder() == tmp_path / "llmc" / "kernels"
 
 
 def test_an_artifact_of_kept_kernels_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
