@@ -19,7 +19,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-import llmc
+from llmc import __version__
 from llmc.compiler.calls import Call
 from llmc.targets import Cpu, Target, store
 from llmc.targets.kernels.peak import emit_peak
@@ -52,7 +52,7 @@ def compile_calls(calls: Sequence[Call], target: Target, kept: store.Store) -> d
     return objects
 
 
-_VERSIONS = f"llmc {llmc.__version__} tvm {tvm.__version__} object 1"
+_VERSIONS = f"llmc {__version__} tvm {tvm.__version__} object 1"
 
 
 def _content(function: Any) -> str:
