@@ -68,7 +68,9 @@ def command(
     from llmc.compiler.promises import run_verified
     from llmc.passes import LEVELS, PASSES
 
-    pipeline = Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)  # a slip shows before the import
+    pipeline = Pipeline.parse(
+        LEVELS[level] if passes is None else passes, PASSES
+    )  # a slip shows before the import
     graph, own = read_graph(model, task, weights)
     if passes is None and own is not None:  # a reproducer names its pipeline
         pipeline = Pipeline.parse(own, PASSES)
