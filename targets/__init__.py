@@ -93,7 +93,7 @@ AVX512AMX = replace(
     name="avx512amx",
     attributes=("+avx512vnni", "+amx-tile", "+amx-int8", "-prefer-256-bit"),
     features=0b1111,
-    needs=f"{AVX512VNNI.needs}, AMX with INT8",
+    needs="AVX-512 with VNNI and AMX",
     tiles=True,
 )
 AVX2 = Cpu("avx2", "x86-64-v3", (), 0b001, "AVX2 and FMA", 16, 8)
