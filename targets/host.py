@@ -49,7 +49,7 @@ def runs_here(cpu: Cpu) -> bool:
 def may_use_tiles() -> bool:
     """Whether Linux lets this process use AMX's registers; asking is what gives the leave."""
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18
-    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+    return int(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data)) == 0
 
 
 def machine() -> str:

@@ -11,8 +11,6 @@ are done on the sums it left in scratch memory, a few rows for each 64 bytes of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tvm import tirx
 
 from llmc.compiler.ops.rows import line_stride
@@ -40,7 +38,7 @@ def emit(p: Product, scratch: Buffer) -> None:
         kernel.configure()
         with p.items() as item:
             kernel.item(item)
-        with e.loop(0, kernel.held.rows_left(e), "row") as row:
+        with e.loop(0, e.let(e.get(kernel.held, _COUNT)), "row") as row:
             kernel.finish(row)
         _tile(e, "tilerelease")
 
@@ -51,40 +49,34 @@ def _tile(e: Emitter, name: str, *arguments: Expr | int) -> None:
     e.add(tirx.Evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *numbers)))
 
 
-@dataclass(frozen=True)
-class _Held:
-    """The step whose sums wait in scratch memory, as registers: its rows are first, first + 1, ... but for a jump."""
-
-    registers: Buffer
-
-    FIRST, COLUMN, ROWS, JUMP, PLACE = range(5)
-
-    def rows_left(self, e: Emitter) -> Expr:
-        return e.get(self.registers, self.ROWS)
+# What is known of the step whose sums wait in scratch memory, as registers: its first row and column, how many rows,
+# by how much row numbers jump from the first tile to the second, and where the sums are.
+_FIRST, _COLUMN, _COUNT, _JUMP, _PLACE = range(5)
 
 
 class _Kernel:
+    """Writes the steps of one kernel."""
+
     def __init__(self, p: Product, scratch: Buffer, height: Expr) -> None:
         e = p.e
         self.p, self.e, self.scratch, self.height = p, e, scratch, height
         self.strips = 2 if p.width % 32 == 0 else 1  # of 16 columns, in a step
         self.depth = p.k // DEPTH
-        self.held = _Held(e.registers(5, "int64"))
+        self.held = e.registers(5, "int64")
         self.ahead = e.registers(1, "int64")
         for i in range(5):
-            e.set(self.held.registers, i, i64(CONFIG // 4 if i == _Held.PLACE else 0))
+            e.set(self.held, i, i64(CONFIG // 4 if i == _PLACE else 0))
 
     def configure(self) -> None:
-        """Palette 1: bytes of a row from 16 on, u16 each; rows from 48 on, u8 each."""
+        """Palette 1, 64 bytes to a row: u16 for each tile from byte 16 on; rows of each: u8 from byte 48 on."""
         e = self.e
-        height = tirx.Cast("int32", self.height) * tirx.const(0x01010101, "int32")
-        sixteen = tirx.const(0x10101010, "int32")
-        weights = tirx.const(0x10100000, "int32")
-        heights = [height, tirx.bitwise_or(tirx.bitwise_and(height, tirx.const(0xFFFF, "int32")), weights)]
-        del sixteen
-        for word in range(CONFIG // 4):
-            value = tirx.const(1 if word == 0 else 0x00400040 if 4 <= word < 8 else 0, "int32")
-            e.store(self.scratch, i64(word), heights[word - 12] if 12 <= word < 14 else value)
+        height = tirx.Cast("int32", self.height)
+        sums, rows_and_weights = (tirx.const(word, "int32") for word in (0x01010101, 0x0101))
+        words: dict[int, Expr] = {at: tirx.const(0x00400040, "int32") for at in range(4, 8)}
+        words |= {0: tirx.const(1, "int32"), 12: height * sums}
+        words[13] = height * rows_and_weights + tirx.const(0x10100000, "int32")
+        for at in range(CONFIG // 4):
+            e.store(self.scratch, i64(at), words.get(at, tirx.const(0, "int32")))
         _tile(e, "ldtilecfg", self._at(self.scratch, i64(0)))
 
     def _at(self, buffer: Buffer, index: Expr) -> Expr:
@@ -102,7 +94,7 @@ class _Kernel:
         e.set(self.ahead, 0, item.ahead)
         with e.loop(0, p.width // (LANES * self.strips), "strips") as strips:
             column = e.let(item.panel * p.width + strips * (LANES * self.strips))
-            weights = e.let(item.panel * p.panel_bytes + strips * (DEPTH * self.strips))
+            weights = e.let(item.panel * p.panel_bytes + strips * (4 * LANES * self.strips))
             with e.loop(0, pairs, "pair") as pair:
                 rows = [e.let(item.first + tirx.min((2 * pair + i) * self.height, last)) for i in range(2)]
                 both = e.let(2 * pair + 1 < tiles)
@@ -113,11 +105,11 @@ class _Kernel:
 
     def step(self, rows: list[Expr], column: Expr, weights: Expr, per: Expr) -> None:
         """The sums of one or two tiles of rows by one or two strips of columns, to scratch memory."""
-        e, held = self.e, self.held.registers
+        e, held = self.e, self.held
         sums = [(i, j) for i in range(len(rows)) for j in range(self.strips)]
         for i, j in sums:
             _tile(e, "tilezero", 2 * i + j)
-        left = e.let(self.held.rows_left(e))
+        left = e.let(e.get(self.held, _COUNT))
         with e.loop(0, self.depth, "k") as at:
             self._multiply(rows, weights, at, sums)
             with e.loop(div(at * left, self.depth), div((at + 1) * left, self.depth), "row") as row:
@@ -126,7 +118,7 @@ class _Kernel:
             with e.loop(0, per, "line") as line:
                 e.prefetch(self.p.w, soon + line * 64, locality=2)
             e.set(self.ahead, 0, soon + per * 64)
-        place = e.let(2 * (CONFIG // 4) + SUMS - e.get(held, _Held.PLACE))
+        place = e.let(2 * (CONFIG // 4) + SUMS - e.get(held, _PLACE))  # the other one of two
         width = LANES * self.strips
         for i, j in sums:
             at = e.let(place + i * self.height * width + j * LANES)
@@ -139,9 +131,9 @@ class _Kernel:
         """sums += 64 bytes of each row times 16 groups of each column"""
         e, p = self.e, self.p
         stride = line_stride(p.k)
-        line = e.let(weights + at * (ROWS * 4 * p.width))
+        line = e.let(weights + at * (DEPTH * p.width))
         for j in range(self.strips):
-            _tile(e, "tileloadd64", _B + j, self._at(p.w, e.let(line + j * DEPTH)), i64(4 * p.width))
+            _tile(e, "tileloadd64", _B + j, self._at(p.w, e.let(line + j * 4 * LANES)), i64(4 * p.width))
         for i, row in enumerate(rows):
             here = e.let(row * stride + at * DEPTH)
             _tile(e, "tileloadd64", _A + i, self._at(p.rows, here), i64(stride))
@@ -151,7 +143,7 @@ class _Kernel:
     def finish(self, at: Expr) -> None:
         """The float steps of row `at` of the step whose sums are held."""
         e, p = self.e, self.p
-        first, column, _, jump, place = (e.let(e.get(self.held.registers, i)) for i in range(5))
+        first, column, _, jump, place = (e.let(e.get(self.held, i)) for i in range(5))
         row = e.let(first + at + tirx.Select(at < self.height, i64(0), jump))
         here = e.let(place + at * (LANES * self.strips))
         sums = [
