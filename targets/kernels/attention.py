@@ -190,6 +190,12 @@ class _Head:
     def begin(self) -> None:
         """Queries transposed into scratch, [feature][query]; nothing seen yet."""
         e, layout = self.e, self.shape.layouts.q
+        with e.loop(0, self.queries, "i") as i:  # rows lie far apart: no hardware foresees them
+            for name in ("q", "out"):
+                far: Layout = getattr(self.shape.layouts, name)
+                row = e.let(self.start[name] + (self.first + i) * far.width)
+                for feature in range(0, far.size, LANES):
+                    e.prefetch(self.at[name], row + feature)
         with e.loop(0, self.vectors, "v") as v:
             rows = e.let(self.first + v * LANES)
             for feature in range(0, layout.size, LANES):
@@ -243,13 +249,13 @@ class _Head:
             with e.loop(0, self.vectors, "v") as v:
                 body(v, 1)
             return
-        with e.when(self.vectors > 2):
+        with e.when(self.vectors > VECTORS // 2):
             body(i64(0), VECTORS)
-        with e.when(self.vectors <= 2), e.loop(0, self.vectors, "v") as v:
+        with e.when(self.vectors <= VECTORS // 2), e.loop(0, self.vectors, "v") as v:
             body(v, 1)
 
     def tile_rows(self, vectors: int) -> int:
-        return 6 if vectors == VECTORS or not self.wide else 12
+        return 24 // max(vectors, 2) if self.wide else 6
 
     def score(self, keys: Expr) -> None:
         """scores[key][query] = K q"""
