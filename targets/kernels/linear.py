@@ -192,8 +192,9 @@ class _Panel:
         return (self.height + 1) // 2
 
     def _rows_that_fit(self, vectors: int) -> int:
-        """Rows of 16-lane sums that fit the registers beside a row of weights, in passing, and one broadcast."""
-        return max(1, (self.cpu.vectors - 3) * self.cpu.lanes // LANES // vectors)
+        """Rows of sums that fit the registers beside a row of weights and one broadcast."""
+        pieces = LANES // self.cpu.lanes
+        return max(1, (self.cpu.vectors - 1) // pieces // vectors - 1)
 
     def _blocks(self, first: Expr, count: Expr, start: Expr, column: Expr, few: bool, least: int) -> None:
         """All tiles over one block of k, then over the next."""
