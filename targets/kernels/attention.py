@@ -129,7 +129,7 @@ def _call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call:
         raise LlmcError(f"{node.op}: no kernel for {node.inputs[0].dtype}")
     pointers = [i.dtype for i in node.inputs] + ["f32"]
     d, e = shape.layouts.q.size, shape.layouts.v.size
-    scratch = 4 * QUERIES * (d + KEYS + e)
+    scratch = 4 * (QUERIES * (d + KEYS + e) + KEYS * padded(e))
     kernel = Kernel("attention", shape, tuple(pointers), 2, partial(emit_attention, shape=shape), scratch)
     return Call(
         kernel,
@@ -143,6 +143,11 @@ def _call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call:
         4 * product(node.shape) + sum(4 * product(i.shape) for i in node.inputs),
         node.source,
     )
+
+
+def padded(size: int) -> int:
+    """The next multiple of `LANES`."""
+    return -(-size // LANES) * LANES
 
 
 class _Head:
@@ -159,6 +164,7 @@ class _Head:
             QUERIES * shape.layouts.q.size
         )  # offsets into scratch: queries first, then scores, then output
         self.output = self.scores + QUERIES * KEYS
+        self.values = self.output + QUERIES * shape.layouts.v.size
         self.highest, self.total, self.fade = (e.registers(VECTORS) for _ in range(3))
         self.kept = e.registers(KEYS, "int64")
         self.count = e.registers(1, "int64")
@@ -184,6 +190,12 @@ class _Head:
     def begin(self) -> None:
         """Queries transposed into scratch, [feature][query]; nothing seen yet."""
         e, layout = self.e, self.shape.layouts.q
+        with e.loop(0, self.queries, "i") as i:  # rows lie far apart: no hardware foresees them
+            for name in ("q", "out"):
+                far: Layout = getattr(self.shape.layouts, name)
+                row = e.let(self.start[name] + (self.first + i) * far.width)
+                for feature in range(0, far.size, LANES):
+                    e.prefetch(self.at[name], row + feature)
         with e.loop(0, self.vectors, "v") as v:
             rows = e.let(self.first + v * LANES)
             for feature in range(0, layout.size, LANES):
@@ -216,6 +228,20 @@ class _Head:
                 e.set(self.count, 0, e.get(self.count) + 1)
         return e.let(e.get(self.count))
 
+    def gather(self, keys: Expr) -> None:
+        """Copy the values of the keys, which `mix` reads many times, next to each other; ask for the keys."""
+        e, k, v = self.e, self.shape.layouts.k, self.shape.layouts.v
+        with e.loop(0, keys, "j") as j:
+            key = e.let(e.get(self.kept, j))
+            start = e.let(self.start["k"] + key * k.width)
+            for feature in range(0, k.size, LANES):
+                e.prefetch(self.at["k"], start + feature)
+            start = e.let(self.start["v"] + key * v.width)
+            target = e.let(self.values + j * padded(v.size))
+            for feature in range(0, v.size, LANES):
+                mask = e.first(i64(v.size - feature)) if feature + LANES > v.size else None
+                e.store(self.memory, target + feature, e.load(self.at["v"], start + feature, LANES, mask))
+
     def by_vectors(self, body: Callable[[Expr, int], None]) -> None:
         """body(first vector, how many): all four at once where registers allow and most are used."""
         e = self.e
@@ -223,13 +249,13 @@ class _Head:
             with e.loop(0, self.vectors, "v") as v:
                 body(v, 1)
             return
-        with e.when(self.vectors > 2):
+        with e.when(self.vectors > VECTORS // 2):
             body(i64(0), VECTORS)
-        with e.when(self.vectors <= 2), e.loop(0, self.vectors, "v") as v:
+        with e.when(self.vectors <= VECTORS // 2), e.loop(0, self.vectors, "v") as v:
             body(v, 1)
 
     def tile_rows(self, vectors: int) -> int:
-        return 6 if vectors == VECTORS or not self.wide else 12
+        return 24 // max(vectors, 2) if self.wide else 6
 
     def score(self, keys: Expr) -> None:
         """scores[key][query] = K q"""
@@ -354,11 +380,11 @@ class _Head:
                         held = e.load(self.memory, line + (i * QUERIES + v * LANES), LANES)
                         e.set(acc, i * vectors + v, held * e.get(self.fade, vector + v))
                 with e.loop(0, keys, "j") as j:
-                    at = e.let(self.start["v"] + e.get(self.kept, j) * layout.width + low)
+                    at = e.let(self.values + j * padded(layout.size) + low)
                     column = e.let(self.scores + j * QUERIES + vector * LANES)
                     p = [e.load(self.memory, column + v * LANES, LANES) for v in range(vectors)]
                     for i in range(rows):
-                        value = e.let(splat(e.load(self.at["v"], at + i)))
+                        value = e.let(splat(e.load(self.memory, at + i)))
                         for v in range(vectors):
                             e.set(acc, i * vectors + v, fma(value, p[v], e.get(acc, i * vectors + v)))
                 for i in range(rows):
@@ -403,6 +429,7 @@ def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape) -> Any:
         with e.loop(0, div(head.t + (KEYS - 1), KEYS), "block") as block:
             keys = head.select(e.let(block * KEYS))
             with e.when(keys > 0):
+                head.gather(keys)
                 head.score(keys)
                 head.mask(keys)
                 head.soften(keys)

@@ -1,9 +1,13 @@
 """Products with constant weights: register tiles over packed panels, epilogue fused.
 
 The weight `w[n, k]` is packed once, at compile time, as `[ceil(n / width)][k][width]` (`pack_panels`): a panel
-of `width` columns is read front to back for every tile of rows. One layout serves every CPU. A tile of
-`rows x width` results stays in registers while k runs from 0 to K in order, one fma for each step, so
-neither the tile's shape nor the number of threads changes a bit of the result.
+of `width` columns is one stretch of memory. One layout serves every CPU. A tile of `rows x width` results stays
+in registers while k runs in order, one fma for each step.
+
+Few rows stream the panel once, at the speed of memory. More go in blocks of k, whose part of the panel stays in
+L1 while all tiles of rows pass over it and the next part is fetched (Goto and van de Geijn, "Anatomy of
+High-Performance Matrix Multiplication", 2008). Between blocks the sums wait in scratch memory and each goes on
+where it stopped, so that neither blocks, tiles nor threads change a bit of the result.
 """
 
 from __future__ import annotations
@@ -21,11 +25,12 @@ from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import DTYPES, Node, Weight
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, fma, i64, splat
-from llmc.targets.kernels.math import ACTIVATIONS
+from llmc.targets.kernels.blocking import Blocking
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, fma, i64, mod, splat
+from llmc.targets.kernels.epilogue import finish
 
 ROWS_PER_ITEM = 48  # a multiple of the full tile heights 6, 8 and 12
-AHEAD = 48  # rows of a panel that are asked for before they are needed
+AHEAD = 64  # rows of a streamed panel that are asked for, into L2, before they are needed
 WIDTHS = (48, 64, 32, 16)  # panel widths, best first
 
 
@@ -82,22 +87,21 @@ def lower_linear(node: Node) -> Call:
         elif step == "residual":
             operands.append(next(pending))
     rows = product(x.shape[:-1])
-    blocks = ceil_div(rows, ROWS_PER_ITEM)
-    panels = -(-n // width)
+    blocking = Blocking.of(k, width, ROWS_PER_ITEM)
     kernel = Kernel(
         "linear",
         (n, k, width, epilogue, w.dtype),
         ("f32", w.dtype, *("f32",) * (len(operands) - 1)),
         1,
         partial(emit_linear, n=n, k=k, width=width, epilogue=epilogue, dtype=w.dtype),
+        4 * blocking.scratch,
     )
-    cost = k * (width // LANES) * sympy.Min(rows, ROWS_PER_ITEM)
     return Call(
         kernel,
         (*operands, node),
         (rows,),
-        panels * blocks,
-        cost,
+        -(-n // width) * ceil_div(rows, ROWS_PER_ITEM),
+        k * (width // LANES) * sympy.Min(rows, ROWS_PER_ITEM),
         2 * rows * n * k,
         4 * rows * (k + n) + n * k * DTYPES[w.dtype].itemsize,
         node.source,
@@ -107,119 +111,197 @@ def lower_linear(node: Node) -> Call:
 def emit_linear(
     symbol: str, cpu: Cpu, *, n: int, k: int, width: int, epilogue: tuple[str, ...], dtype: str = "f32"
 ) -> Any:
-    """out[m, n] = epilogue(x[m, k] . w[n, k]^T); weights of another `dtype` are widened in registers"""
+    """out[m, n] = epilogue(x[m, k] . w[n, k]^T); weights of another `dtype` are widened in registers
+
+    An item is a panel and a block of rows. Items of one panel and group that follow each other run as one.
+    """
     e = Emitter(symbol)
     x, w = e.pointer("x", "f32"), e.pointer("w", dtype)
     extras = [e.pointer(step, "f32") for step in epilogue if step in ("bias", "residual")]
     out = e.pointer("out", "f32")
     m = e.scalar("m")
-    rows, vectors = tile_shape(cpu, width)
+    blocking = Blocking.of(k, width, ROWS_PER_ITEM)
+    panels, group = -(-n // width), blocking.group
+    store = partial(finish, e, n=n, width=width, epilogue=epilogue, extras=extras, out=out)
+    body = _Panel(e, cpu, x, w, blocking, store)
     blocks = e.let(div(m + (ROWS_PER_ITEM - 1), ROWS_PER_ITEM))
     with e.loop(e.begin, e.end, "item") as item:
-        panel = e.let(div(item, blocks))
-        first = e.let((item - panel * blocks) * ROWS_PER_ITEM)
-        count = e.let(tirx.min(i64(ROWS_PER_ITEM), m - first))
-        for part in range(0, width // LANES, vectors):
-
-            def tile(row: Expr, height: int, part: int = part, panel: Expr = panel) -> None:
-                here = min(vectors, width // LANES - part)
-                acc = multiply(e, x, w, row, panel, part * LANES, height, here, k, width)
-                column = e.let(panel * width + part * LANES)
-                finish(e, acc, row, column, height, here, n, width, epilogue, extras, out)
-
-            tiles(e, first, count, rows, tile)
+        number = e.let(div(item, panels * group))
+        within = e.let(item - number * (panels * group))
+        size = e.let(tirx.min(i64(group), blocks - number * group))
+        panel = e.let(div(within, size))
+        part = e.let(within - panel * size)
+        with e.when(tirx.any(part < 1, item <= e.begin)):
+            items = e.let(tirx.min(size - part, e.end - item))
+            first = e.let((number * group + part) * ROWS_PER_ITEM)
+            body.rows(panel, first, e.let(tirx.min(items * ROWS_PER_ITEM, m - first)))
     return e.function()
 
 
-def tiles(e: Emitter, first: Expr, count: Expr, height: int, body: Callable[[Expr, int], None]) -> None:
+def tiles(
+    e: Emitter, first: Expr, count: Expr, height: int, body: Callable[[Expr, int], None], least: int = 1
+) -> None:
     """Cover rows first..first+count by tiles of at most `height` rows, as equal as can be: no padded rows.
 
-    `body(row, h)` writes the code of a tile of h rows; it is called once for each h in 1..height.
+    `body(row, h)` writes the code of a tile of h rows; it is called once for each h in least..height. With
+    another `least` than 1, the caller knows that no tile has fewer.
     """
     number = e.let(div(count + (height - 1), height))
-    with e.loop(0, number, "tile") as t:
-        start = e.let(div(t * count, number))
-        size = e.let(div((t + 1) * count, number) - start)
-        row = e.let(first + start)
-        for h in range(height, 0, -1):
-            with e.when(size == i64(h)):
-                body(row, h)
+    small = e.let(div(count, tirx.max(number, i64(1))))
+    larger = e.let(count - number * small)  # tiles that have a row more than `small`
+    start = first
+    for h in range(height, least - 1, -1):
+        times = tirx.Select(small >= h, number - larger, larger)
+        times = e.let(tirx.Select(tirx.any(small > h, small < h - 1), i64(0), times))
+        with e.loop(0, times, "tile") as t:
+            body(e.let(start + t * h), h)
+        start = e.let(start + times * h)
 
 
-def multiply(
-    e: Emitter,
-    x: Buffer,
-    w: Buffer,
-    row: Expr,
-    panel: Expr,
-    offset: int,
-    rows: int,
-    vectors: int,
-    k: int,
-    width: int,
-) -> Buffer:
-    """acc[i, j] = sum over k of x[row + i, k] * w[panel, k, offset + 16 j ...], k in order"""
-    acc = e.registers(rows * vectors)
-    for i in range(rows * vectors):
-        e.set(acc, i, splat(f32(0.0)))
-    start = e.let(panel * (k * width) + offset)
-    bases = [e.let((row + i) * k) for i in range(rows)]
-    with e.loop(0, k, "k") as at:
-        column = e.let(start + at * width)
-        b = [_widened(e, e.load(w, column + j * LANES, LANES)) for j in range(vectors)]
-        for j in range(vectors):
-            e.prefetch(w, column + AHEAD * width + j * LANES)
-        for i in range(rows):
-            a = e.let(splat(e.load(x, bases[i] + at)))
-            for j in range(vectors):
-                e.set(acc, i * vectors + j, fma(a, b[j], e.get(acc, i * vectors + j)))
-    return acc
+class _Panel:
+    """Writes the products of rows with one panel.
+
+    `finish(acc, row, column, rows, vectors)` stores a tile whose sums are complete.
+    """
+
+    def __init__(
+        self, e: Emitter, cpu: Cpu, x: Buffer, w: Buffer, cut: Blocking, finish: Callable[..., None]
+    ) -> None:
+        self.e, self.cpu, self.x, self.w, self.cut, self.finish = e, cpu, x, w, cut, finish
+        self.height, self.vectors = tile_shape(cpu, cut.width)
+        self.sums = e.scratch() if cut.scratch else None
+
+    def rows(self, panel: Expr, first: Expr, count: Expr) -> None:
+        """Rows first..first+count: those of one tile as wide as the panel stream, more go by blocks of k."""
+        e, cut = self.e, self.cut
+        start = e.let(panel * (cut.k * cut.width))
+        column = e.let(panel * cut.width)
+        least = min(self.height, self._rows_that_fit(cut.width // LANES)) + 1
+        with e.when(count < least):
+            tiles(e, first, count, least - 1, lambda row, h: self._stream(row, h, start, column))
+        if least <= self.height:  # the tile is narrower than the panel; two of them may not do to fetch it
+            few = tirx.all(count >= least, count <= 2 * self.height)
+            with e.when(few):
+                self._blocks(first, count, start, column, True, min(least, self._half()))
+            least = 2 * self.height + 1
+        with e.when(count >= least):
+            self._blocks(first, count, start, column, False, self._half())
+
+    def _half(self) -> int:
+        """Rows of each tile at least, where there is more than one."""
+        return (self.height + 1) // 2
+
+    def _rows_that_fit(self, vectors: int) -> int:
+        """Rows of sums that fit the registers beside a row of weights and one broadcast."""
+        pieces = LANES // self.cpu.lanes
+        return max(1, (self.cpu.vectors - 1) // pieces // vectors - 1)
+
+    def _blocks(self, first: Expr, count: Expr, start: Expr, column: Expr, few: bool, least: int) -> None:
+        """All tiles over one block of k, then over the next."""
+        e = self.e
+        with e.loop(0, self.cut.blocks, "block") as block:
+            for part in self._parts(self.vectors):
+
+                def tile(row: Expr, h: int, part: tuple[int, int] = part) -> None:
+                    self._block(row, h, part, block, start, column, first, few)
+
+                tiles(e, first, count, self.height, tile, least)
+
+    def _parts(self, vectors: int) -> list[tuple[int, int]]:
+        """(first column, vectors) of each pass over a panel."""
+        step = vectors * LANES
+        return [(at, min(vectors, (self.cut.width - at) // LANES)) for at in range(0, self.cut.width, step)]
+
+    def _stream(self, row: Expr, rows: int, start: Expr, column: Expr) -> None:
+        """A tile over all of k: each line of the panel is wanted once, soon."""
+        e, width = self.e, self.cut.width
+        vectors = width // LANES
+
+        def ahead(at: Expr, u: int) -> None:
+            for j in range(0, width, LANES):
+                e.prefetch(self.w, start + (at + u + AHEAD) * width + j, 2)
+
+        acc = e.registers(rows * vectors)
+        for i in range(rows * vectors):
+            e.set(acc, i, splat(f32(0.0)))
+        steps = i64(self.cut.k // self.cut.unroll)
+        self._multiply(acc, e.let(row * self.cut.k), start, rows, vectors, steps, ahead)
+        self.finish(acc, row, column, rows, vectors)
+
+    def _block(
+        self,
+        row: Expr,
+        rows: int,
+        part: tuple[int, int],
+        block: Expr,
+        start: Expr,
+        column: Expr,
+        first: Expr,
+        few: bool,
+    ) -> None:
+        """A tile over one block of k."""
+        e, cut, (offset, vectors) = self.e, self.cut, part
+        k = e.let(block * cut.depth)
+        here = e.let(start + k * cut.width)
+        wait = e.let((row - first) * cut.width + offset)
+        acc = e.registers(rows * vectors)
+        self._resume(acc, block, wait, rows, vectors)
+        # The next block, which lies behind this one, is fetched into L2, one line at each step: by the parts of
+        # the panel in turn if there are few tiles, else by the tiles.
+        turn = i64(offset // LANES) if few else mod(div(row - first, rows), cut.width // LANES)
+        following = e.let(here + cut.depth * cut.width + turn * (cut.depth * LANES))
+
+        def ahead(at: Expr, u: int) -> None:
+            if few or offset == 0:
+                e.prefetch(self.w, following + (at + u) * LANES, 2)
+
+        steps = e.let(div(tirx.min(i64(cut.depth), cut.k - k), cut.unroll))
+        self._multiply(acc, e.let(row * cut.k + k), e.let(here + offset), rows, vectors, steps, ahead)
+        if self.sums is not None:
+            with e.when(block < cut.blocks - 1):
+                for i, j in np.ndindex(rows, vectors):
+                    at = e.let(wait + (i * cut.width + j * LANES))
+                    e.store(self.sums, at, e.get(acc, i * vectors + j))
+        with e.when(block >= cut.blocks - 1):
+            self.finish(acc, row, e.let(column + offset), rows, vectors)
+
+    def _resume(self, acc: Buffer, block: Expr, wait: Expr, rows: int, vectors: int) -> None:
+        """The sums of the blocks before this one."""
+        e = self.e
+        for i in range(rows * vectors):
+            e.set(acc, i, splat(f32(0.0)))
+        if self.sums is None:
+            return
+        with e.when(block > 0):
+            for i, j in np.ndindex(rows, vectors):
+                e.set(acc, i * vectors + j, e.load(self.sums, wait + (i * self.cut.width + j * LANES), LANES))
+
+    def _multiply(
+        self,
+        acc: Buffer,
+        x: Expr,
+        w: Expr,
+        rows: int,
+        vectors: int,
+        steps: Expr,
+        ahead: Callable[[Expr, int], None],
+    ) -> None:
+        """acc[i, j] += x[x + i K + k] * w[w + k width + 16 j ...] for `steps` times `unroll` values of k, in order"""
+        e, cut = self.e, self.cut
+        with e.loop(0, steps, "k") as step:
+            at = e.let(step * cut.unroll)
+            for u in range(cut.unroll):
+                line = e.let(w + (at + u) * cut.width)
+                b = [_widened(e, e.load(self.w, line + j * LANES, LANES)) for j in range(vectors)]
+                ahead(at, u)
+                for i in range(rows):
+                    a = e.let(splat(e.load(self.x, x + at + (i * cut.k + u))))
+                    for j in range(vectors):
+                        e.set(acc, i * vectors + j, fma(a, b[j], e.get(acc, i * vectors + j)))
 
 
 def _widened(e: Emitter, values: Expr) -> Expr:
     return values if dtype_of(values) == "float32x16" else e.let(tirx.Cast("float32x16", values))
-
-
-def finish(
-    e: Emitter,
-    acc: Buffer,
-    row: Expr,
-    column: Expr,
-    rows: int,
-    vectors: int,
-    n: int,
-    width: int,
-    epilogue: tuple[str, ...],
-    extras: list[Buffer],
-    out: Buffer,
-) -> None:
-    """Apply the epilogue to a tile and store it; columns from n on are padding and stay unwritten."""
-    masks = [e.first(i64(n) - (column + j * LANES)) if n % width else None for j in range(vectors)]
-
-    def store_row(i: Expr, values: list[Expr]) -> None:
-        base = e.let((row + i) * n + column)
-        for j, value in enumerate(values):
-            at = e.let(base + j * LANES)
-            pending = iter(extras)
-            for step in epilogue:
-                if step == "bias":
-                    value = e.let(value + e.load(next(pending), column + j * LANES, LANES))
-                elif step == "residual":
-                    value = e.let(value + e.load(next(pending), at, LANES, masks[j]))
-                else:
-                    value = ACTIVATIONS[step](e, value)
-            e.store(out, at, value, masks[j])
-
-    if not any(step in ACTIVATIONS for step in epilogue):
-        for i in range(rows):
-            store_row(i64(i), [e.get(acc, i * vectors + j) for j in range(vectors)])
-        return
-    # An activation is long: writing it out for every register of every tile would cost more code than speed.
-    held = e.registers(rows * vectors)
-    for i in range(rows * vectors):
-        e.set(held, i, e.get(acc, i))
-    with e.loop(0, rows, "row") as i:
-        store_row(i, [e.let(e.get(held, i * vectors + j)) for j in range(vectors)])
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {"linear": lower_linear}

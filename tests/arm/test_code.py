@@ -52,11 +52,12 @@ def loops(w: Words) -> list[Words]:
 
 
 def test_the_f32_tile_stays_in_registers():
-    full = [body for body in loops(words(emit_linear, NEON)) if is_fmla(body).sum() == 24]
-    assert full, "no loop of 6 x 16 results"
+    # 6 x 16 results and 4 steps, a few of them by a broadcast instead of an element
+    full = [body for body in loops(words(emit_linear, NEON)) if 88 <= is_fmla(body).sum() <= 96]
+    assert full, "no loop of full tiles"
     for body in full:
         assert is_stack(body).sum() == 0
-        assert len(body) <= 24 + 16
+        assert len(body) <= 96 + 64
 
 
 def test_the_sdot_tile_stays_in_registers():

@@ -1,0 +1,49 @@
+"""What follows a product while its sums are still in registers: bias, residual, activation, the store."""
+
+from __future__ import annotations
+
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, i64
+from llmc.targets.kernels.math import ACTIVATIONS
+
+
+def finish(
+    e: Emitter,
+    acc: Buffer,
+    row: Expr,
+    column: Expr,
+    rows: int,
+    vectors: int,
+    *,
+    n: int,
+    width: int,
+    epilogue: tuple[str, ...],
+    extras: list[Buffer],
+    out: Buffer,
+) -> None:
+    """Apply the epilogue to a tile and store it; columns from n on are padding and stay unwritten."""
+    masks = [e.first(i64(n) - (column + j * LANES)) if n % width else None for j in range(vectors)]
+
+    def store_row(i: Expr, values: list[Expr]) -> None:
+        base = e.let((row + i) * n + column)
+        for j, value in enumerate(values):
+            at = e.let(base + j * LANES)
+            pending = iter(extras)
+            for step in epilogue:
+                if step == "bias":
+                    value = e.let(value + e.load(next(pending), column + j * LANES, LANES))
+                elif step == "residual":
+                    value = e.let(value + e.load(next(pending), at, LANES, masks[j]))
+                else:
+                    value = ACTIVATIONS[step](e, value)
+            e.store(out, at, value, masks[j])
+
+    if not any(step in ACTIVATIONS for step in epilogue):
+        for i in range(rows):
+            store_row(i64(i), [e.get(acc, i * vectors + j) for j in range(vectors)])
+        return
+    # An activation is long: writing it out for every register of every tile would cost more code than speed.
+    held = e.registers(rows * vectors)
+    for i in range(rows * vectors):
+        e.set(held, i, e.get(acc, i))
+    with e.loop(0, rows, "row") as i:
+        store_row(i, [e.let(e.get(held, i * vectors + j)) for j in range(vectors)])
