@@ -18,6 +18,8 @@ from llmc.targets.kernels import (
     movement,
     norm,
     quantised,
+    ragged,
+    ragged_attention,
     reduction,
 )
 
@@ -33,6 +35,8 @@ LOWERINGS: Mapping[str, Lowering] = {
     **norm.LOWERINGS,
     **conv.LOWERINGS,
     **quantised.LOWERINGS,
+    **ragged.LOWERINGS,
+    **ragged_attention.LOWERINGS,
 }
 
 # These hold no value of their own to compute: inputs and constants are there, views share their input's memory.

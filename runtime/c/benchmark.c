@@ -103,10 +103,13 @@ static llmc_status profile(llmc_workload *w, const llmc_benchmark_options *optio
 /* FLOP and bytes of a run, and of each step where `steps` is not NULL. */
 static void add_costs(const llmc_workload *w, llmc_benchmark_report *report, llmc_step_report *steps) {
     const llmc_program *program = w->model->program;
+    int64_t sizes[LLMC_MAX_DIMS];
     int i;
+    memcpy(sizes, w->sizes, sizeof sizes);
+    llmc_count_dims(program, w->inputs, sizes);
     for (i = 0; i < program->n_steps; i++) {
         double flops = 0, bytes = 0;
-        program->step_cost(w->sizes, i, &flops, &bytes);
+        program->step_cost(sizes, i, &flops, &bytes);
         report->flops += flops;
         report->bytes += bytes;
         if (!steps) continue;

@@ -58,10 +58,10 @@ class Layout:
     offset: int
     size: int
 
-    def start(self, batch: Expr, head: Expr, heads: int, length: Expr) -> Expr:
-        """Element index of token 0 of a head."""
+    def start(self, batch: Expr, head: Expr, heads: int, length: Expr, row: Expr) -> Expr:
+        """Element index of token 0 of a head; `row` is that token's number among those of all sequences."""
         if self.tokens:
-            return batch * length * self.width + head * self.size + self.offset
+            return row * self.width + head * self.size + self.offset
         return (batch * heads + head) * length * self.width
 
 
@@ -103,7 +103,7 @@ def lower_mha(node: Node) -> Call:
     mask = _mask(rest[-1]) if a["has_bias"] else None
     kv_heads = a["kv_heads"] or heads
     shape = Shape(heads, kv_heads, layouts, float(a["scale"]), a["causal"], a["has_keys"], mask)
-    return _call(node, shape, q.shape[0], q.shape[1], k.shape[1])
+    return attention_call(node, shape, q.shape[0], q.shape[1], k.shape[1])
 
 
 def lower_attention(node: Node) -> Call:
@@ -116,7 +116,7 @@ def lower_attention(node: Node) -> Call:
     layouts = Layouts(*(Layout(False, size, 0, size) for size in (d, d, e, e)))
     mask = _mask(rest[0]) if a["has_mask"] else None
     shape = Shape(heads, kv_heads, layouts, float(a["scale"]), a["causal"], False, mask)
-    return _call(node, shape, batch, s, t)
+    return attention_call(node, shape, batch, s, t)
 
 
 def _mask(node: Node) -> tuple[str, bool, bool, bool]:
@@ -124,7 +124,7 @@ def _mask(node: Node) -> tuple[str, bool, bool, bool]:
     return node.dtype, shape[0] != 1, shape[1] != 1, shape[2] != 1
 
 
-def _call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call:
+def attention_call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call:
     if any(i.dtype != "f32" for i in node.inputs[:3]):
         raise LlmcError(f"{node.op}: no kernel for {node.inputs[0].dtype}")
     pointers = [i.dtype for i in node.inputs] + ["f32"]
@@ -145,7 +145,7 @@ def _call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call:
     )
 
 
-class _Head:
+class Head:
     """The state of one work item: up to 64 queries of one head, and the code of each step."""
 
     def __init__(
@@ -170,6 +170,7 @@ class _Head:
         self.first = e.let((item - pair * blocks) * QUERIES)
         self.batch = e.let(div(pair, heads))
         self.head = e.let(mod(pair, heads))
+        self.enter()
         self.queries = e.let(tirx.min(i64(QUERIES), self.s - self.first))
         self.vectors = e.let(div(self.queries + (LANES - 1), LANES))
         kv_head = e.let(div(self.head, heads // self.shape.kv_heads))
@@ -177,9 +178,21 @@ class _Head:
         for name, length, head in (("q", self.s, self.head), ("k", self.t, kv_head), ("v", self.t, kv_head)):
             layout: Layout = getattr(self.shape.layouts, name)
             count = heads if name == "q" else self.shape.kv_heads
-            starts[name] = e.let(layout.start(self.batch, head, count, length))
-        starts["out"] = e.let(self.shape.layouts.out.start(self.batch, self.head, heads, self.s))
+            starts[name] = e.let(layout.start(self.batch, head, count, length, self.row(length)))
+        out = self.shape.layouts.out
+        starts["out"] = e.let(out.start(self.batch, self.head, heads, self.s, self.row(self.s)))
         self.start = starts
+
+    def enter(self) -> None:
+        """Look up the sequence whose number is known now; all are s and t long here."""
+
+    def row(self, length: Expr) -> Expr:
+        """Number of the sequence's first token among those of all sequences."""
+        return self.batch * length
+
+    def span(self) -> Expr:
+        """How many places the keys lie within."""
+        return self.t
 
     def begin(self) -> None:
         """Queries transposed into scratch, [feature][query]; nothing seen yet."""
@@ -386,6 +399,18 @@ class _Head:
                 at = [e.let(self.start["out"] + (rows + i) * layout.width + feature) for i in range(LANES)]
                 store_transposed(e, self.at["out"], at, values, self.s - rows)
 
+    def attend(self) -> None:
+        """The whole of one item, once it is located."""
+        self.begin()
+        with self.e.loop(0, div(self.span() + (KEYS - 1), KEYS), "block") as block:
+            keys = self.select(self.e.let(block * KEYS))
+            with self.e.when(keys > 0):
+                self.score(keys)
+                self.mask(keys)
+                self.soften(keys)
+                self.mix(keys)
+        self.finish()
+
 
 def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape) -> Any:
     """Items are blocks of 64 queries; those of one head lie next to each other and share its keys in cache."""
@@ -396,18 +421,10 @@ def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape) -> Any:
     if shape.mask is not None:
         pointers["mask"] = e.pointer("mask", shape.mask[0])
     pointers["out"] = e.pointer("out", "f32")
-    head = _Head(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
+    head = Head(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
     with e.loop(e.begin, e.end, "item") as item:
         head.locate(item)
-        head.begin()
-        with e.loop(0, div(head.t + (KEYS - 1), KEYS), "block") as block:
-            keys = head.select(e.let(block * KEYS))
-            with e.when(keys > 0):
-                head.score(keys)
-                head.mask(keys)
-                head.soften(keys)
-                head.mix(keys)
-        head.finish()
+        head.attend()
     return e.function()
 
 
