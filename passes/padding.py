@@ -60,8 +60,8 @@ def row_inputs(node: Node) -> frozenset[int]:
             return frozenset({0})
         case Node(op, _, {"axes": axes}) if op in _REDUCTIONS and min(axes) >= 2:
             return frozenset({0})
-        case Node("mha"):
-            return frozenset(every)
+        case Node("mha", _, {"has_keys": True}):
+            return frozenset(range(4))  # a bias is of queries and keys
     return frozenset()
 
 
@@ -113,11 +113,9 @@ class Padding:
         a = node.attributes
         if a["causal"]:
             return "it is causal"
-        if a["has_bias"]:
-            return "scores have a bias"
         if not a["has_keys"]:
             return "it has no mask of keys"
-        if not all(by_token(i, self.mask) for i in node.inputs):
+        if not all(by_token(i, self.mask) for i in node.inputs[:4]):
             return "queries and keys are not those of the mask"
         keys = self._known[node.inputs[3]]
         if keys is None or bool(keys):

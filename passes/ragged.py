@@ -38,13 +38,15 @@ class Ragged(Pass):
         """For the first mask that leaves an attention without use for its padding."""
         if TOKENS in graph.dims:
             return graph
+        attentions = [node for node in graph.nodes if node.op == "mha"]
         for mask in masks(graph):
             padding = Padding(graph, mask)
-            attentions = [node for node in graph.nodes if node.op == "mha"]
             for node in attentions:
                 note(pack_attention, node, "" if node in padding.packed else padding.reason(node))
             if any(node in padding.packed for node in attentions):
                 return _Packer(graph, mask, padding).graph()
+        for node in attentions:
+            note(pack_attention, node, "no input says which keys are tokens")
         return graph
 
 
@@ -181,10 +183,12 @@ class _Packer:
         return make(node.op, inputs, node.source, **attributes)
 
     def _attention(self, node: Node) -> Node:
-        """mha(q, k, v, keys) -> ragged_mha(q, k, v, keys, index, offsets)"""
+        """mha(q, k, v, keys, bias?) -> ragged_mha(q, k, v, keys, index, offsets, bias?)"""
         a = node.attributes
-        inputs = [*map(self._rows_of, node.inputs), self.index, self.offsets]
-        kept = {name: a[name] for name in ("heads", "head_dim", "scale", "offsets", "kv_heads")}
+        *rows, bias = node.inputs if a["has_bias"] else (*node.inputs, None)
+        inputs = [*map(self._rows_of, rows), self.index, self.offsets]
+        inputs += [] if bias is None else [self._whole(bias)]
+        kept = {name: a[name] for name in ("heads", "head_dim", "scale", "offsets", "has_bias", "kv_heads")}
         return make("ragged_mha", inputs, node.source, seq=self.seq, **kept)
 
     def _aligned(self, x: Node, rank: int) -> Node:

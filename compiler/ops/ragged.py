@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import sympy
 
-from llmc.compiler.dims import Dim, evaluate
+from llmc.compiler.dims import Dim, dim, evaluate
 from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.attention import check_projections, mha_reference
 from llmc.compiler.ops.declare import REQUIRED, op
 from llmc.compiler.ops.rules import (
     Array,
+    want_broadcastable,
+    want_count,
     want_dim,
     want_dtype,
+    want_flags,
     want_int,
     want_number,
     want_rank,
@@ -88,22 +91,22 @@ def _ragged_mha_reference(
     v: Array,
     keys: Array,
     index: Array,
-    offsets: Array,
-    *,
+    starts: Array,
+    *bias: Array,
     seq: Dim,
     sizes: Any,
     **attributes: Any,
 ) -> Array:
     """As `mha` computes it, on rows put back in their places."""
-    shape = (len(offsets) - 1, evaluate(seq, sizes))
+    shape = (len(starts) - 1, evaluate(seq, sizes))
 
     def spread(x: Array) -> Array:
         rows = np.zeros((shape[0] * shape[1], *x.shape[1:]), x.dtype)
         rows[index] = x
         return rows.reshape(*shape, *x.shape[1:])
 
-    more = {"causal": False, "has_keys": True, "has_bias": False}
-    whole = mha_reference(*map(spread, (q, k, v, keys)), **attributes, **more)
+    inputs = (*map(spread, (q, k, v, keys)), *bias)
+    whole = mha_reference(*inputs, causal=False, has_keys=True, **attributes)
     return np.asarray(whole.reshape(-1, whole.shape[-1])[index])
 
 
@@ -116,6 +119,7 @@ def _ragged_mha_reference(
     scale=REQUIRED,
     seq=REQUIRED,
     offsets=(0, 0, 0),
+    has_bias=False,
     kv_heads=None,
 )
 def _ragged_mha(
@@ -125,14 +129,17 @@ def _ragged_mha(
     keys: TensorType,
     index: TensorType,
     starts: TensorType,
-    *,
+    *bias: TensorType,
     heads: int,
     head_dim: int,
     scale: float,
     seq: Dim,
     offsets: Any,
+    has_bias: bool,
     kv_heads: Any,
 ) -> TensorType:
+    want_flags(has_bias=has_bias)
+    want_count(bias, int(has_bias))
     want_number(scale, "scale")
     want_dim(seq, "seq")
     want_int(heads, "heads", 1)
@@ -151,4 +158,8 @@ def _ragged_mha(
     want_shape(k, (q.shape[0], k.shape[1]), "k")
     want_dtype(starts, {"i64"}, "the offsets")
     want_rank(starts, 1, what="the offsets")
+    if has_bias:
+        want_dtype(bias[0], {"f32"}, "bias")
+        want_rank(bias[0], 4, what="bias")
+        want_broadcastable(bias[0], (dim(starts.shape[0] - 1), heads, seq, seq), "bias")
     return TensorType("f32", (q.shape[0], heads * head_dim))

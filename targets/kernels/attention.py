@@ -100,7 +100,7 @@ def lower_mha(node: Node) -> Call:
     widths = [int(operand.shape[-1]) for operand in (q, k, v)]
     at = [Layout(True, width, offset, size) for width, offset in zip(widths, a["offsets"], strict=True)]
     layouts = Layouts(at[0], at[1], at[2], Layout(True, heads * size, 0, size))
-    mask = _mask(rest[-1]) if a["has_bias"] else None
+    mask = mask_of(rest[-1]) if a["has_bias"] else None
     kv_heads = a["kv_heads"] or heads
     shape = Shape(heads, kv_heads, layouts, float(a["scale"]), a["causal"], a["has_keys"], mask)
     return attention_call(node, shape, q.shape[0], q.shape[1], k.shape[1])
@@ -114,12 +114,13 @@ def lower_attention(node: Node) -> Call:
     if not all(isinstance(x, int) for x in (heads, kv_heads, d, e)):
         raise LlmcError(f"attention: heads and head sizes must be fixed, found {q.type}, {k.type}")
     layouts = Layouts(*(Layout(False, size, 0, size) for size in (d, d, e, e)))
-    mask = _mask(rest[0]) if a["has_mask"] else None
+    mask = mask_of(rest[0]) if a["has_mask"] else None
     shape = Shape(heads, kv_heads, layouts, float(a["scale"]), a["causal"], False, mask)
     return attention_call(node, shape, batch, s, t)
 
 
-def _mask(node: Node) -> tuple[str, bool, bool, bool]:
+def mask_of(node: Node) -> tuple[str, bool, bool, bool]:
+    """`Shape.mask` of an operand."""
     shape = (1,) * (4 - len(node.shape)) + node.shape
     return node.dtype, shape[0] != 1, shape[1] != 1, shape[2] != 1
 
@@ -152,6 +153,7 @@ class Head:
         self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr
     ) -> None:
         self.e, self.shape, self.at, self.s, self.t = e, shape, pointers, s, t
+        self.places = s, t  # of queries and keys in a mask
         self.wide = cpu.wide
         memory = e.scratch()
         self.memory = memory
@@ -189,6 +191,10 @@ class Head:
     def row(self, length: Expr) -> Expr:
         """Number of the sequence's first token among those of all sequences."""
         return self.batch * length
+
+    def place_of(self, token: Expr) -> Expr:
+        """Where a token of the sequence is in a mask."""
+        return token
 
     def span(self) -> Expr:
         """How many places the keys lie within."""
@@ -307,12 +313,13 @@ class Head:
 
         row = self.batch * (self.shape.heads if by_head else 1) if by_batch else i64(0)
         row = e.let(row + self.head if by_head else row)
+        key, (rows, columns) = self.place_of(key), self.places
         if not by_query:
-            return e.let(splat(read(row * self.t + key)))
+            return e.let(splat(read(row * columns + key)))
         lanes = e.registers(LANES, "float32")
         with e.loop(0, LANES, "lane") as lane:
             query = tirx.min(self.first + vector * LANES + lane, self.s - 1)
-            e.set(lanes, lane, read((row * self.s + query) * self.t + key))
+            e.set(lanes, lane, read((row * rows + self.place_of(query)) * columns + key))
         return e.load(lanes, i64(0), LANES)
 
     def soften(self, keys: Expr) -> None:

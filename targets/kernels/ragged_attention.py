@@ -18,7 +18,7 @@ from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim
 from llmc.compiler.graph import Node
 from llmc.targets import Cpu
-from llmc.targets.kernels.attention import KEYS, VECTORS, Head, Layout, Layouts, Shape, attention_call
+from llmc.targets.kernels.attention import KEYS, VECTORS, Head, Layout, Layouts, Shape, attention_call, mask_of
 from llmc.targets.kernels.emit import Emitter, Expr, i64
 
 
@@ -29,7 +29,8 @@ def lower_ragged_mha(node: Node) -> Call:
     widths = [int(operand.shape[-1]) for operand in node.inputs[:3]]
     at = [Layout(True, width, offset, size) for width, offset in zip(widths, a["offsets"], strict=True)]
     layouts = Layouts(at[0], at[1], at[2], Layout(True, heads * size, 0, size))
-    shape = Shape(heads, kv_heads, layouts, float(a["scale"]), causal=False, keys=True, mask=None)
+    bias = mask_of(node.inputs[-1]) if a["has_bias"] else None
+    shape = Shape(heads, kv_heads, layouts, float(a["scale"]), causal=False, keys=True, mask=bias)
     tokens, seq, batch = node.shape[0], dim(a["seq"]), dim(node.inputs[5].shape[0] - 1)
     call = attention_call(node, shape, batch, seq, seq)
     emit = partial(emit_ragged_attention, shape=shape)
@@ -53,9 +54,11 @@ class RaggedHead(Head):
     def row(self, length: Expr) -> Expr:
         return self.first_row
 
+    def place_of(self, token: Expr) -> Expr:
+        return self.e.let(self.e.load(self.at["index"], self.first_row + token) - self.place)
+
     def span(self) -> Expr:
-        last = self.e.load(self.at["index"], self.first_row + self.t - 1)
-        return self.e.let(last - self.place + 1)
+        return self.e.let(self.place_of(self.t - 1) + 1)
 
     def select(self, block: Expr) -> Expr:
         """The keys whose places are in the block follow one another."""
@@ -77,7 +80,8 @@ def emit_ragged_attention(symbol: str, cpu: Cpu, *, shape: Shape) -> Any:
     """Items as of `emit_attention`; those of one head lie next to each other."""
     e = Emitter(symbol)
     names = (("q", "f32"), ("k", "f32"), ("v", "f32"), ("keys", "bool"), ("index", "i64"), ("starts", "i64"))
-    pointers = {name: e.pointer(name, dtype) for name, dtype in (*names, ("out", "f32"))}
+    bias = () if shape.mask is None else (("mask", "f32"),)
+    pointers = {name: e.pointer(name, dtype) for name, dtype in (*names, *bias, ("out", "f32"))}
     head = RaggedHead(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
     with e.loop(e.begin, e.end, "item") as item:
         head.locate(item)
