@@ -6,6 +6,8 @@ what has a known value at padding whatever it reads there: `x * mask`, `where(ma
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,14 @@ from llmc.compiler.ops.rules import same_dim
 Known = np.ndarray[Any, Any] | None  # the one value at all padding, or not known
 
 ELEMENTWISE = frozenset({"quantize", "dequantize"} | {name for name, op in OPS.items() if op.elementwise})
-_FIRST = frozenset({"layer_norm", "rms_norm", "row_scale", "quantize_rows", "dequantize_rows"})
-_REDUCTIONS = frozenset({"sum", "mean", "max", "min"})
+_FIRST = frozenset({0})
+_ROWS: Mapping[str, frozenset[int]] = MappingProxyType(
+    {
+        **dict.fromkeys(("layer_norm", "rms_norm", "row_scale", "quantize_rows", "dequantize_rows"), _FIRST),
+        "add_norm": frozenset({0, 1}),
+        "embedding": frozenset({1}),
+    }
+)
 
 
 def by_token(node: Node, mask: Node) -> bool:
@@ -38,31 +46,24 @@ def first_column(node: Node) -> bool:
 
 def row_inputs(node: Node) -> frozenset[int]:
     """Positions of the inputs that `node`, of the form `[batch, seq, ...]`, reads row by row; none if it mixes rows."""
-    every = range(len(node.inputs))
     if node.op in ELEMENTWISE:
-        return frozenset(every)
-    if node.op in _FIRST:
-        return frozenset({0})
+        return frozenset(range(len(node.inputs)))
     match node:
         case Node("linear" | "qlinear", _, {"epilogue": steps}):
             extras = [s for s in steps if s in EXTRAS]
             first = len(node.inputs) - len(extras)
             return frozenset({0} | {first + i for i, s in enumerate(extras) if s == "residual"})
-        case Node("add_norm"):
-            return frozenset({0, 1})
-        case Node("embedding"):
-            return frozenset({1})
         case Node("embed_norm", _, {"tables": tables}):
             return frozenset(range(1, 2 * tables, 2))
-        case Node("softmax" | "log_softmax" | "slice", (x,), {"axis": axis}) if axis >= 2:
-            return frozenset({0})
-        case Node("reshape" | "expand", (x,)) if x.shape[:2] == node.shape[:2]:
-            return frozenset({0})
-        case Node(op, _, {"axes": axes}) if op in _REDUCTIONS and min(axes) >= 2:
-            return frozenset({0})
+        case Node("softmax" | "log_softmax" | "slice", _, {"axis": axis}):
+            return _FIRST if axis >= 2 else frozenset()
+        case Node("reshape" | "expand", (x,)):
+            return _FIRST if x.shape[:2] == node.shape[:2] else frozenset()
+        case Node("sum" | "mean" | "max" | "min", _, {"axes": axes}):
+            return _FIRST if min(axes) >= 2 else frozenset()
         case Node("mha", _, {"has_keys": True}):
             return frozenset(range(4))  # a bias is of queries and keys
-    return frozenset()
+    return _ROWS.get(node.op, frozenset())
 
 
 class Padding:
@@ -132,9 +133,15 @@ class Padding:
             array = node.attributes["value"].array
             return array.reshape(()) if array.size == 1 else None
         if not by_token(node, self.mask):
-            return self._known[node.inputs[0]] if node.op in ("reshape", "expand") and self._one(node) else None
+            return (
+                self._known[node.inputs[0]] if node.op in ("reshape", "expand") and self._one(node) else None
+            )
         if node.op in ("reshape", "expand"):
-            return self._known[node.inputs[0]] if by_token(node.inputs[0], self.mask) or self._one(node) else None
+            return (
+                self._known[node.inputs[0]]
+                if by_token(node.inputs[0], self.mask) or self._one(node)
+                else None
+            )
         if not OPS[node.op].elementwise:
             return None
         inputs = [self._known[i] if self._aligned(i, node) else None for i in node.inputs]

@@ -39,13 +39,14 @@ class Ragged(Pass):
         if TOKENS in graph.dims:
             return graph
         attentions = [node for node in graph.nodes if node.op == "mha"]
-        for mask in masks(graph):
+        found = tuple(masks(graph))
+        for mask in found:
             padding = Padding(graph, mask)
             for node in attentions:
                 note(pack_attention, node, "" if node in padding.packed else padding.reason(node))
             if any(node in padding.packed for node in attentions):
                 return _Packer(graph, mask, padding).graph()
-        for node in attentions:
+        for node in () if found else attentions:
             note(pack_attention, node, "no input says which keys are tokens")
         return graph
 
@@ -55,10 +56,17 @@ def pack_attention(node: Node) -> None:
 
 
 def masks(graph: Graph) -> Iterator[Node]:
-    """The inputs that may be a mask of tokens: those of whole numbers that an attention's mask has the shape of."""
-    shapes = {n.inputs[3].shape for n in graph.nodes if n.op == "mha" and n.attributes["has_keys"]}
-    for node in graph.inputs:
-        if node.shape in shapes and node.dtype in MASKS and node.attributes["default"] != 0:
+    """The inputs that may be a mask of tokens: those of whole numbers that an attention's keys are made from."""
+    keys = {
+        f"{i}": n.inputs[3] for i, n in enumerate(graph.nodes) if n.op == "mha" and n.attributes["has_keys"]
+    }
+    for node in Graph((), keys).nodes:
+        if (
+            node.op == "input"
+            and node.type.rank == 2
+            and node.dtype in MASKS
+            and node.attributes["default"] != 0
+        ):
             yield node
 
 
@@ -179,15 +187,16 @@ class _Packer:
         wanted = row_inputs(node)
         rank = 2 if node.op == "embed_norm" else node.inputs[min(wanted)].type.rank
         rank = node.type.rank if node.op in ELEMENTWISE else rank
-        inputs = [self._aligned(x, rank) if i in wanted else self._whole(x) for i, x in enumerate(node.inputs)]
+        inputs = [
+            self._aligned(x, rank) if i in wanted else self._whole(x) for i, x in enumerate(node.inputs)
+        ]
         return make(node.op, inputs, node.source, **attributes)
 
     def _attention(self, node: Node) -> Node:
         """mha(q, k, v, keys, bias?) -> ragged_mha(q, k, v, keys, index, offsets, bias?)"""
         a = node.attributes
-        *rows, bias = node.inputs if a["has_bias"] else (*node.inputs, None)
-        inputs = [*map(self._rows_of, rows), self.index, self.offsets]
-        inputs += [] if bias is None else [self._whole(bias)]
+        bias = map(self._whole, node.inputs[4:])
+        inputs = (*map(self._rows_of, node.inputs[:4]), self.index, self.offsets, *bias)
         kept = {name: a[name] for name in ("heads", "head_dim", "scale", "offsets", "has_bias", "kv_heads")}
         return make("ragged_mha", inputs, node.source, seq=self.seq, **kept)
 

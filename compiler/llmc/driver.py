@@ -116,7 +116,9 @@ class _Options:
 
     def __post_init__(self) -> None:
         if self.padding not in PADDING:
-            raise LlmcError(f"no padding {self.padding!r}", at="--padding", hint=f"use {' or '.join(PADDING)}")
+            raise LlmcError(
+                f"no padding {self.padding!r}", at="--padding", hint=f"use {' or '.join(PADDING)}"
+            )
 
 
 def compile(  # `llmc.compile`: the builtin of this name is not used here

@@ -58,10 +58,10 @@ class Layout:
     offset: int
     size: int
 
-    def start(self, batch: Expr, head: Expr, heads: int, length: Expr, row: Expr) -> Expr:
-        """Element index of token 0 of a head; `row` is that token's number among those of all sequences."""
+    def start(self, batch: Expr, head: Expr, heads: int, length: Expr) -> Expr:
+        """Element index of token 0 of a head."""
         if self.tokens:
-            return row * self.width + head * self.size + self.offset
+            return batch * length * self.width + head * self.size + self.offset
         return (batch * heads + head) * length * self.width
 
 
@@ -180,17 +180,16 @@ class Head:
         for name, length, head in (("q", self.s, self.head), ("k", self.t, kv_head), ("v", self.t, kv_head)):
             layout: Layout = getattr(self.shape.layouts, name)
             count = heads if name == "q" else self.shape.kv_heads
-            starts[name] = e.let(layout.start(self.batch, head, count, length, self.row(length)))
-        out = self.shape.layouts.out
-        starts["out"] = e.let(out.start(self.batch, self.head, heads, self.s, self.row(self.s)))
+            starts[name] = e.let(self.start_of(layout, head, count, length))
+        starts["out"] = e.let(self.start_of(self.shape.layouts.out, self.head, heads, self.s))
         self.start = starts
 
     def enter(self) -> None:
         """Look up the sequence whose number is known now; all are s and t long here."""
 
-    def row(self, length: Expr) -> Expr:
-        """Number of the sequence's first token among those of all sequences."""
-        return self.batch * length
+    def start_of(self, layout: Layout, head: Expr, heads: int, length: Expr) -> Expr:
+        """Element index of the sequence's first token."""
+        return layout.start(self.batch, head, heads, length)
 
     def place_of(self, token: Expr) -> Expr:
         """Where a token of the sequence is in a mask."""

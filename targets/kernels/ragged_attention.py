@@ -18,7 +18,16 @@ from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim
 from llmc.compiler.graph import Node
 from llmc.targets import Cpu
-from llmc.targets.kernels.attention import KEYS, VECTORS, Head, Layout, Layouts, Shape, attention_call, mask_of
+from llmc.targets.kernels.attention import (
+    KEYS,
+    VECTORS,
+    Head,
+    Layout,
+    Layouts,
+    Shape,
+    attention_call,
+    mask_of,
+)
 from llmc.targets.kernels.emit import Emitter, Expr, i64
 
 
@@ -51,8 +60,8 @@ class RaggedHead(Head):
         self.first_row = e.let(e.load(starts, self.batch))
         self.s = self.t = e.let(e.load(starts, self.batch + 1) - self.first_row)
 
-    def row(self, length: Expr) -> Expr:
-        return self.first_row
+    def start_of(self, layout: Layout, head: Expr, heads: int, length: Expr) -> Expr:
+        return layout.start(self.first_row, head, heads, i64(1))
 
     def place_of(self, token: Expr) -> Expr:
         return self.e.let(self.e.load(self.at["index"], self.first_row + token) - self.place)

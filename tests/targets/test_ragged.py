@@ -50,7 +50,13 @@ def attentions(bias: bool) -> tuple[Graph, Graph]:
     flags = input_("flags", "bool", (T,))
     more = (input_("bias", "f32", (1, 2, S, S)),) if bias else ()
     places = (make("pack_index", (mask,), tokens=T), make("pack_offsets", (mask,)))
-    heads: dict[str, Any] = {"heads": 2, "head_dim": 8, "scale": 0.3, "offsets": (0, 16, 33), "has_bias": bias}
+    heads: dict[str, Any] = {
+        "heads": 2,
+        "head_dim": 8,
+        "scale": 0.3,
+        "offsets": (0, 16, 33),
+        "has_bias": bias,
+    }
     whole: Node = make("mha", (x, x, x, keys, *more), has_keys=True, **heads)
     rows = make("ragged_mha", (packed,) * 3 + (flags, *places, *more), seq=S, **heads)
     return Graph((mask, packed, flags, *more), {"y": rows}), Graph((x, keys, *more), {"y": whole})
@@ -65,7 +71,9 @@ def test_attention_has_the_bits_of_the_padded_run(bias: bool, kernels: Lab) -> N
         values = {"mask": mask, "keys": mask != 0, "x": x, "packed": x[kept(mask)]}
         values["flags"] = values["keys"][kept(mask)]
         values["bias"] = rng.standard_normal((1, 2, seq, seq)).astype(np.float32)
-        given = [{n.attributes["name"]: values[n.attributes["name"]] for n in g.inputs} for g in (ragged, padded)]
+        given = [
+            {n.attributes["name"]: values[n.attributes["name"]] for n in g.inputs} for g in (ragged, padded)
+        ]
         found = run_all(kernels, ragged, given[0])["y"]
         expected = kernels.run(padded, given[1])["y"]
         assert same_bits(found, expected[kept(mask)]), seq
