@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import sympy
 from tvm import tirx
@@ -28,6 +27,7 @@ from llmc.compiler.dims import Dim, ceil_div, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
+from llmc.targets.kernels.attention_shape import Layout, Layouts, Shape, mask_of
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, mod, splat
 from llmc.targets.kernels.linear import tiles
 from llmc.targets.kernels.math import exp_down
@@ -39,57 +39,6 @@ KEYS = 64  # of one block
 # No score but -inf is below it: models mask by adding float32's minimum, and a query with only such keys weighs
 # them equally. Finite, so that exp(LOWEST - LOWEST) is 1 and not NaN.
 LOWEST = -3.4028234663852886e38
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where element (batch, head, token, feature) of an operand lies.
-
-    Args:
-        tokens: True for [batch, token, width] with the head's features side by side, False for [batch, head,
-            token, feature].
-        width: elements from a token to the next.
-        offset: column of head 0, feature 0.
-        size: features of a head.
-    """
-
-    tokens: bool
-    width: int
-    offset: int
-    size: int
-
-    def start(self, batch: Expr, head: Expr, heads: int, length: Expr) -> Expr:
-        """Element index of token 0 of a head."""
-        if self.tokens:
-            return batch * length * self.width + head * self.size + self.offset
-        return (batch * heads + head) * length * self.width
-
-
-class Layouts(NamedTuple):
-    """Of queries, keys, values and the result."""
-
-    q: Layout
-    k: Layout
-    v: Layout
-    out: Layout
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What an attention kernel's code depends on: the key of its `Kernel`.
-
-    Args:
-        mask: dtype ("bool" or "f32") and, for each of batch, head and query, whether the mask varies along it.
-        keys: a bool [batch, key] mask is given too.
-    """
-
-    heads: int
-    kv_heads: int
-    layouts: Layouts
-    scale: float
-    causal: bool
-    keys: bool
-    mask: tuple[str, bool, bool, bool] | None
 
 
 def lower_mha(node: Node) -> Call:
@@ -117,12 +66,6 @@ def lower_attention(node: Node) -> Call:
     mask = mask_of(rest[0]) if a["has_mask"] else None
     shape = Shape(heads, kv_heads, layouts, float(a["scale"]), a["causal"], False, mask)
     return attention_call(node, shape, batch, s, t)
-
-
-def mask_of(node: Node) -> tuple[str, bool, bool, bool]:
-    """`Shape.mask` of an operand."""
-    shape = (1,) * (4 - len(node.shape)) + node.shape
-    return node.dtype, shape[0] != 1, shape[1] != 1, shape[2] != 1
 
 
 def attention_call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call:

@@ -18,16 +18,8 @@ from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim
 from llmc.compiler.graph import Node
 from llmc.targets import Cpu
-from llmc.targets.kernels.attention import (
-    KEYS,
-    VECTORS,
-    Head,
-    Layout,
-    Layouts,
-    Shape,
-    attention_call,
-    mask_of,
-)
+from llmc.targets.kernels.attention import KEYS, VECTORS, Head, attention_call
+from llmc.targets.kernels.attention_shape import Layout, Layouts, Shape, mask_of
 from llmc.targets.kernels.emit import Emitter, Expr, i64
 
 
