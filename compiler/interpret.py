@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import sympy
 
+from llmc.compiler.counted import counted_dims
 from llmc.compiler.dims import Dim, evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.ops import OPS
+from llmc.compiler.ops.ragged import kept
 from llmc.errors import LlmcError
 
 Array = np.ndarray[Any, Any]
@@ -32,6 +34,8 @@ def run(graph: Graph, inputs: Mapping[str, Array], watch: Watch | None = None) -
         LlmcError: an input is unknown, missing, of wrong dtype or shape, or out of bounds.
     """
     sizes = bind(graph, inputs)
+    for name, mask in counted_dims(graph).items():
+        sizes[name] = int(kept(_value(mask, [], inputs, sizes)).sum())
     remaining = {node: len(users) for node, users in graph.users.items()}
     for node in graph.outputs.values():
         remaining[node] += 1

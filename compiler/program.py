@@ -6,14 +6,15 @@ graph, no allocation while it runs. The text is kept by `llmc compile --keep DIR
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 
 from llmc.compiler.calls import Call, Kernel
-from llmc.compiler.dims import Bounds, Dim, dim, dim_c, dim_text, symbol
+from llmc.compiler.counted import counted_dims, given_dims
+from llmc.compiler.dims import Dim, dim, dim_c, dim_text, symbol
 from llmc.compiler.graph import Graph, Node, TensorType
 from llmc.compiler.plan import ALIGNMENT, Copy, Place, Plan, nbytes
 
@@ -60,6 +61,7 @@ def write_program(
 ) -> str:
     """The text of module.c; `architectures` are those of its GPU kernels, if it has such."""
     inputs, outputs = signature(graph)
+    given, counted = given_dims(graph), counted_dims(graph)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("llmc.compiler", "."),
         trim_blocks=True,
@@ -73,9 +75,10 @@ def write_program(
         build_id=build_id,
         weights_bytes=plan.weights_bytes,
         weights_sha256=weights_sha256,
-        dims=[(n, b.low, b.high) for n, b in graph.dims.items()],
-        inputs=[_tensor(t, graph.dims) for t in inputs],
-        outputs=[_tensor(t, graph.dims) for t in outputs],
+        dims=[(n, *graph.dims[n]) for n in given],
+        counts=[(n, graph.inputs.index(mask)) for n, mask in counted.items()],
+        inputs=[_tensor(t, given) for t in inputs],
+        outputs=[_tensor(t, given) for t in outputs],
         output_shapes=[[_size(d) for d in t.type.shape] for t in outputs],
         kernels=[_kernel(k) for k in kernels],
         variants=variants,
@@ -115,9 +118,7 @@ def _variable(name: Any) -> Dim:
     return symbol(f"size_{name}")
 
 
-def _tensor(tensor: Tensor, dims: Mapping[str, Bounds]) -> dict[str, Any]:
-    names = list(dims)
-
+def _tensor(tensor: Tensor, names: Sequence[str]) -> dict[str, Any]:
     def code(d: Dim) -> str:
         if isinstance(d, int):
             return str(d)

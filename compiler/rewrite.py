@@ -95,6 +95,13 @@ def recording(limit: int | None = None) -> Iterator[Journal]:
         _journal.reset(token)
 
 
+def note(rule: Rule, node: Node, reason: str = "") -> None:
+    """Tell the journal that `rule` applied at `node`, or why not: for passes that are not a set of rules."""
+    journal = _journal.get()
+    if journal is not None:
+        journal.note(rule, node, reason)
+
+
 class Context:
     """What a rule may ask beyond its node: how often a value is read."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import sympy
 
+from llmc.compiler.counted import counted_dims
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import DTYPES, Graph, Node, Weight
 from llmc.compiler.ops import OPS
@@ -32,7 +33,8 @@ def verify(graph: Graph) -> None:
     - An input's default lies within its `low` and `high`.
     - Every symbol is one of `dims.symbol`, so that equal names mean equal dims.
     - Every dim in use has bounds with 1 <= low <= high, and a name the text form can hold.
-    - Every dim in use is the whole size of an axis of a required input, so its run-time size is known.
+    - Every dim in use is the whole size of an axis of a required input, so its run-time size is known; or it is
+      counted from a mask, which is an input and the same wherever that dim is counted.
 
     Raises:
         LlmcError: an invariant is broken; the message names the node and its source.
@@ -49,6 +51,7 @@ def verify(graph: Graph) -> None:
         _check_default(node)
     _check_symbols(graph)
     _check_bounds(graph)
+    _check_counted(graph)
     _check_dims_known(graph)
 
 
@@ -187,9 +190,25 @@ def _check_symbols(graph: Graph) -> None:
                 raise _broken(f"the symbol {found.name!r} was not made by `dims.symbol`", node)
 
 
+def _check_counted(graph: Graph) -> None:
+    counted = counted_dims(graph)
+    shapes = frozenset(str(s) for node in graph.inputs for s in _symbols_in(node.shape))
+    for node in graph.nodes:
+        if node.op != "pack_index":
+            continue
+        name, mask = str(node.attributes["tokens"]), node.inputs[0]
+        if mask.op != "input" or mask.attributes["default"] == 0:
+            raise _broken("the mask that places are counted by is not an input, or 0 by default", node)
+        if mask is not counted[name]:
+            raise _broken(f"dim {name!r} is counted from two masks", node)
+        if name in shapes:
+            raise _broken(f"dim {name!r} is counted, and the size of an input", node)
+
+
 def _check_dims_known(graph: Graph) -> None:
     required = [node for node in graph.inputs if node.attributes["default"] is None]
     known = {str(d) for node in required for d in node.shape if isinstance(d, sympy.Symbol)}
+    known |= counted_dims(graph).keys()
     for name, node in _used_dims(graph).items():
         if name not in known:
             raise _broken(f"no required input has an axis of size {name!r}", node)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from llmc.compiler.pipeline import Pass
+from llmc.passes.blank import Blank
 from llmc.passes.cluster import Share
 from llmc.passes.factorize import Factorize
 from llmc.passes.fold import Fold
@@ -15,6 +16,7 @@ from llmc.passes.prune_heads import PruneHeads
 from llmc.passes.prune_neurons import PruneNeurons
 from llmc.passes.qkv import Qkv
 from llmc.passes.quantise import Qfuse, Quantize
+from llmc.passes.ragged import Ragged
 from llmc.passes.share import Cse, Tie
 from llmc.passes.simplify import Simplify
 from llmc.passes.tabulate import Tabulate
@@ -23,7 +25,8 @@ from llmc.passes.unpack import Unpack
 _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, Fuse, Qkv, Unpack)
 _COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share)
 _QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse)
-_ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION)
+_RAGGED: tuple[type[Pass], ...] = (Blank, Ragged)
+_ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION, *_RAGGED)
 PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in _ALL})
 
 _EXACT = "tie,simplify,fold,simplify,tie,cse"

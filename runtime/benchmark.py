@@ -155,6 +155,7 @@ def run_benchmark(
     warmup: int | None = None,
     max_runs: int = 10_000,
     seed: int = 0,
+    shortest: int | None = None,
     threads: int | None = None,
     **sizes: int,
 ) -> BenchmarkReport:
@@ -166,6 +167,7 @@ def run_benchmark(
         warmup: runs to discard; None: until the running median is steady.
         max_runs: samples at most.
         seed: of the inputs.
+        shortest: rows hold that many tokens to all, drawn evenly, and the rest is padding; None: no padding.
         threads: another number than the model was loaded with.
         sizes: of the dims, such as batch=1, seq=128; by default 1 for batch, and 128 or the nearest bound.
 
@@ -183,12 +185,13 @@ def run_benchmark(
                 warmup=warmup,
                 max_runs=max_runs,
                 seed=seed,
+                shortest=shortest,
                 **sizes,
             )
     handle = model._open_handle()
     report, error = native.Report(), native.Error()
     steps = (native.StepReport * (handle.info.n_steps + 1))() if profile else None
-    options = _options(duration, warmup, max_runs, seed)
+    options = _options(duration, warmup, max_runs, seed, shortest)
     status = handle.library.benchmark(
         handle.pointer, _sizes(model, sizes), byref(options), byref(report), steps, byref(error)
     )
@@ -204,6 +207,7 @@ def compare(
     warmup: int | None = None,
     max_runs: int = 10_000,
     seed: int = 0,
+    shortest: int | None = None,
     **sizes: int,
 ) -> CompareReport:
     """Time two models in turns, A B, B A, ..., so that what disturbs the machine disturbs both.
@@ -216,7 +220,7 @@ def compare(
     check_names("dim", sizes, {**model_a.dims, **model_b.dims})
     handles = model_a._open_handle(), model_b._open_handle()
     summaries, ratio, error = (native.Summary(), native.Summary()), native.Ratio(), native.Error()
-    options = _options(duration, warmup, max_runs, seed)
+    options = _options(duration, warmup, max_runs, seed, shortest)
     sides: list[Any] = []
     for model, handle in zip((model_a, model_b), handles, strict=True):
         own = {name: size for name, size in sizes.items() if name in model.dims}
@@ -236,15 +240,21 @@ def duration_text(seconds: float) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
 
 
-def _options(duration: float, warmup: int | None, max_runs: int, seed: int) -> native.BenchmarkOptions:
+def _options(
+    duration: float, warmup: int | None, max_runs: int, seed: int, shortest: int | None
+) -> native.BenchmarkOptions:
     if not 0 < duration < 1e6:
         raise LlmcError(f"duration is {duration}, must be seconds above 0")
     if warmup is not None and not 0 <= warmup < 2**31:
         raise LlmcError(f"warmup is {warmup}, must be a number of runs, or None")
     if not 1 <= max_runs <= 10_000_000:
         raise LlmcError(f"max_runs is {max_runs}, must be within 1..10000000")
+    if shortest is not None and not 1 <= shortest < 2**31:
+        raise LlmcError(f"shortest is {shortest}, must be a number of tokens, or None")
     runs = 0 if warmup is None else warmup or -1
-    return native.BenchmarkOptions(seconds=duration, max_runs=max_runs, warmup=runs, seed=seed % 2**64)
+    return native.BenchmarkOptions(
+        seconds=duration, max_runs=max_runs, warmup=runs, seed=seed % 2**64, shortest=shortest or 0
+    )
 
 
 def _sizes(model: Model, sizes: Mapping[str, int]) -> Any:

@@ -119,6 +119,7 @@ class BenchmarkOptions(Structure):
         ("max_runs", c_int64),
         ("warmup", c_int64),
         ("seed", c_uint64),
+        ("shortest", c_int64),
     )
 
 

@@ -19,6 +19,8 @@ from llmc.targets.kernels import (
     norm,
     qlinear,
     quantised,
+    ragged,
+    ragged_attention,
     reduction,
 )
 
@@ -35,6 +37,8 @@ LOWERINGS: Mapping[str, Lowering] = {
     **conv.LOWERINGS,
     **quantised.LOWERINGS,
     **qlinear.LOWERINGS,
+    **ragged.LOWERINGS,
+    **ragged_attention.LOWERINGS,
 }
 
 # These hold no value of their own to compute: inputs and constants are there, views share their input's memory.

@@ -16,9 +16,11 @@ from tvm import tirx
 from tvm.ir.expr import TensorLoad
 
 from llmc.compiler.calls import Call, Kernel, Packed
+from llmc.compiler.counted import counted_dims
 from llmc.compiler.dims import evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.ops import OPS
+from llmc.compiler.ops.ragged import kept
 from llmc.targets import TARGETS, Cpu
 from llmc.targets.build import compile_object
 from llmc.targets.host import runs_here
@@ -164,6 +166,8 @@ def infer_sizes(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, int]:
         for d, size in zip(node.shape, inputs[node.attributes["name"]].shape, strict=True):
             if not isinstance(d, int) and d.is_Symbol:
                 sizes[str(d)] = size
+    for name, mask in counted_dims(graph).items():
+        sizes[name] = int(kept(inputs[mask.attributes["name"]]).sum())
     return sizes
 
 

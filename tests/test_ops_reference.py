@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -74,6 +75,25 @@ def mha(q: Any, k: Any, v: Any, keys: Any, bias: Any) -> Any:
     split = [x[..., o : o + 12].unflatten(-1, (3, 4)).transpose(1, 2) for x, o in ((q, 2), (k, 3), (v, 20))]
     mask = bias.masked_fill(~keys[:, None, None, :], -torch.inf)
     return sdpa(*split, mask).transpose(1, 2).flatten(2)
+
+
+# A hole, no padding, padding on the left, and a row of nothing: the first place is kept whatever the mask says.
+HOLES = np.array([[1, 0, 1], [1, 1, 1], [0, 0, 1], [0, 0, 0]])
+PLACES = [[0, -1, 1], [2, 3, 4], [-1, -1, 6], [-1, -1, -1]]
+INDEX, STARTS = np.array([0, 2, 3, 4, 5, 6, 8, 9]), np.array([0, 2, 5, 7, 8])
+RAGGED = (floats(8, 30), floats(8, 40), floats(8, 40), (HOLES != 0).ravel()[INDEX], INDEX, STARTS)
+HEADS = {"heads": 3, "head_dim": 4, "scale": 0.3, "seq": 3, "offsets": (2, 3, 20)}
+
+
+def ragged_mha(q: Any, k: Any, v: Any, keys: Any, index: Any, starts: Any, *bias: Any) -> Any:
+    """Each sequence alone, a query without keys giving zeros."""
+    parts = []
+    for low, high in itertools.pairwise(starts.tolist()):
+        at, one = index[low:high] % 3, keys[low:high]
+        added = bias[0][:, :, at][..., at] if bias else torch.zeros(1, 3, high - low, high - low)
+        rows = mha(*(x[None, low:high] for x in (q, k, v)), one[None], added)
+        parts.append(rows[0] if one.any() else torch.zeros_like(rows[0]))
+    return torch.cat(parts)
 
 
 def norm(x: Any, *rest: Any, eps: float = 1e-3) -> Any:
@@ -256,6 +276,17 @@ CASES: list[Case] = [
             .flatten(2)
         ),
     ),
+    ("pack_index", (HOLES,), {"tokens": symbol("tokens")}, lambda m: torch.from_numpy(INDEX)),
+    ("pack_offsets", (HOLES,), {}, lambda m: torch.from_numpy(STARTS)),
+    ("pack_places", (HOLES,), {}, lambda m: torch.tensor(PLACES)),
+    (
+        "unpack_rows",
+        (floats(8, 5), np.array(PLACES)),
+        {},
+        lambda x, at: torch.where((at >= 0)[..., None], x[at.clamp(min=0)], 0),
+    ),
+    ("ragged_mha", RAGGED, HEADS, ragged_mha),
+    ("ragged_mha", (*RAGGED, PB[..., :3]), {**HEADS, "has_bias": True}, ragged_mha),
     ("add_norm", (X, floats(3, 4, 5), floats(5), floats(5)), {"eps": 1e-3}, lambda x, r, *p: norm(x + r, *p)),
     (
         "embed_norm",

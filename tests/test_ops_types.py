@@ -29,6 +29,7 @@ def b(*shape: Any) -> Node:
 
 
 MHA = {"heads": 2, "head_dim": 4, "scale": 0.5}
+RAGGED = (t(T, 24), t(T, 24), t(T, 8), b(T), n(T), n(B + 1))
 
 ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ("add", (t(B, S, 8), t(8)), {}, "f32[batch, seq, 8]"),
@@ -77,6 +78,17 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         (t(B, S, 8), t(B, T, 4), t(B, T, 4)),
         {**MHA, "heads": 4, "head_dim": 2, "kv_heads": 2},
         "f32[batch, seq, 8]",
+    ),
+    ("pack_index", (n(B, S),), {"tokens": T}, "i64[keys]"),
+    ("pack_offsets", (b(B, S),), {}, "i64[batch + 1]"),
+    ("pack_places", (n(B, S),), {}, "i64[batch, seq]"),
+    ("unpack_rows", (t(T, 8), n(B, S)), {}, "f32[batch, seq, 8]"),
+    ("ragged_mha", RAGGED, {**MHA, "seq": S, "offsets": (16, 8, 0)}, "f32[keys, 8]"),
+    (
+        "ragged_mha",
+        (*RAGGED, t(1, 2, S, S)),
+        {**MHA, "seq": S, "offsets": (16, 8, 0), "has_bias": True},
+        "f32[keys, 8]",
     ),
     ("add_norm", (t(B, 8), t(B, 8), t(8), t(8)), {"eps": 1e-5}, "f32[batch, 8]"),
     (
@@ -204,6 +216,13 @@ REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ("attention", (t(B, 2, S, 8),) * 3 + (b(B, S, S),), {"scale": 1.0, "has_mask": True}, "mask of shape"),
     ("mha", (t(B, S, 8),) * 3, {**MHA, "offsets": (0, 0, 1)}, "v has no columns 1 to 9"),
     ("mha", (t(B, S, 8),) * 3 + (b(S, B),), {**MHA, "has_keys": True}, "keys has shape"),
+    ("pack_index", (n(B, S),), {"tokens": 4}, "not the name of a dim"),
+    ("pack_index", (t(B, S),), {"tokens": T}, "the mask has dtype f32"),
+    ("pack_offsets", (n(B, S, 1),), {}, "the mask has rank 3"),
+    ("unpack_rows", (t(T, 8), n(B, S, 1)), {}, "the places has rank 3"),
+    ("ragged_mha", RAGGED, {**MHA, "seq": S, "offsets": (16, 8, 1)}, "v has no columns 1 to 9"),
+    ("ragged_mha", (*RAGGED[:3], b(S), *RAGGED[4:]), {**MHA, "seq": S}, "keys has shape"),
+    ("ragged_mha", RAGGED, {**MHA, "seq": S, "has_bias": True}, "takes 1 inputs, not 0"),
     ("add_norm", (t(B, 8), t(8), t(8), t(8)), {"eps": 1e-5}, "residual has shape"),
     ("linear", (t(2, 8), t(3, 8, dtype="i8")), {}, "the weight has dtype i8"),
     ("quantize", (t(2, 8), t(2, 2, 1)), {}, "does not fit values"),

@@ -15,13 +15,21 @@ from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.verify import verify
 from llmc.errors import LlmcError
 
-BATCH, SEQ = symbol("batch"), symbol("seq")
+BATCH, SEQ, TOKENS = symbol("batch"), symbol("seq"), symbol("tokens")
 HERE = Source("encoder.0", "model.py:7")
-DIMS = {"batch": (1, 8), "seq": (1, 64)}
+DIMS = {"batch": (1, 8), "seq": (1, 64), "tokens": (1, 512)}
 
 
 def x(name: str = "x", **attributes: Any) -> Node:
     return input_(name, "f32", (BATCH, SEQ), **attributes)
+
+
+def mask(name: str = "m", **attributes: Any) -> Node:
+    return input_(name, "i64", (BATCH, SEQ), **attributes)
+
+
+def packed(of: Node, tokens: Any = TOKENS) -> Node:
+    return make("pack_index", (of,), tokens=tokens)
 
 
 def one(node: Node, **dims: tuple[Any, Any]) -> Graph:
@@ -91,6 +99,10 @@ BREACHES: list[tuple[Callable[[], Graph], str]] = [
     (lambda: one(x(), nan=(1, 4)), "'nan' cannot be the name"),
     (lambda: one(make("iota", (), length=SEQ)), "no required input has an axis of size 'seq'"),
     (dim_of_optional_input, "no required input"),
+    (lambda: one(packed(make("neg", (mask(),)))), "is not an input"),
+    (lambda: one(packed(mask(default=0))), "or 0 by default"),
+    (lambda: one(make("add", (packed(mask()), packed(mask("n"))))), "counted from two masks"),
+    (lambda: one(packed(mask(), SEQ)), "and the size of an input"),
 ]
 
 

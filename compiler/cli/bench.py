@@ -13,6 +13,7 @@ _EPILOG = """\b
 Examples:
   llmc bench my-model.llmc
   llmc bench my-model.llmc --batch 8 --seq 128 --threads 2
+  llmc bench my-model.llmc --batch 32 --shortest 5     a batch of texts of different length
   llmc bench my-model.llmc --profile                   time, bytes and FLOP of every kernel
   llmc bench new.llmc --vs old.llmc                    runs both in turns, prints the ratio
   llmc bench my-model.llmc --json > result.json
@@ -27,6 +28,11 @@ than most improvements do. The artifact's own `bench` executable measures the sa
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--batch", type=click.IntRange(min=1), help="Rows in a call.  [default: 1]")
 @click.option("--seq", type=click.IntRange(min=1), help="Tokens in a row.  [default: 128, or the bound]")
+@click.option(
+    "--shortest",
+    type=click.IntRange(min=1),
+    help="Rows of so many tokens to all, evenly.  [default: no padding]",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the runtime's]")
 @click.option("--duration", type=Seconds(), default="3s", show_default=True, help="How long to measure.")
 @click.option("--variant", help="Use this code variant rather than the best for the CPU.")
@@ -39,6 +45,7 @@ def command(
     artifact: Path,
     batch: int | None,
     seq: int | None,
+    shortest: int | None,
     threads: int | None,
     duration: float,
     variant: str | None,
@@ -49,7 +56,8 @@ def command(
     """Measure the latency of ARTIFACT on random input of one shape."""
     if vs is not None and profile:
         raise click.UsageError("--profile measures one artifact; use it without --vs.")
-    sizes = {name: size for name, size in (("batch", batch), ("seq", seq)) if size is not None}
+    given = (("batch", batch), ("seq", seq), ("shortest", shortest))
+    options: dict[str, Any] = {name: size for name, size in given if size is not None}
     paths = [require_artifact(path) for path in (artifact, vs) if path is not None]
 
     import llmc
@@ -57,11 +65,11 @@ def command(
     models = [llmc.load(path, threads=threads, variant=variant) for path in paths]
     report: Any
     if vs is None:
-        report = models[0].benchmark(**sizes, duration=duration, profile=profile)
+        report = models[0].benchmark(**options, duration=duration, profile=profile)
     else:
         from llmc.runtime import compare
 
-        report = compare(models[0], models[1], **sizes, duration=duration)
+        report = compare(models[0], models[1], **options, duration=duration)
     if as_json:
         print_json(report.to_dict())
     else:

@@ -73,6 +73,13 @@ older artifact as it was.
 )
 @click.option("--max-batch", type=click.IntRange(min=1), help="Largest batch.  [default: the compiler's]")
 @click.option("--max-seq", type=click.IntRange(min=1), help="Longest sequence.  [default: the model's]")
+@click.option(
+    "--padding",
+    type=click.Choice(["zero", "computed"]),
+    default="zero",
+    show_default=True,
+    help="What outputs by token hold at padding: zeros cost nothing.",
+)
 @click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep intermediate files there.")
 @click.option(
     "--emit",

@@ -16,6 +16,7 @@ import llmc
 from llmc import embed
 from llmc.compiler import artifact
 from llmc.compiler.calls import Call
+from llmc.compiler.counted import given_dims
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
@@ -25,6 +26,7 @@ from llmc.compiler.program import Tensor, Variant, signature, write_program
 from llmc.compiler.promises import run_verified
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES, shortcuts
+from llmc.passes.ragged import blanked, ragged_steps
 from llmc.quantisation import Quantisation
 from llmc.runtime import sources as c
 from llmc.runtime.manifest import FORMAT, MANIFEST, MODULE, WEIGHTS, seal
@@ -34,6 +36,7 @@ from llmc.targets import Cpu, Target, host, store, toolchain
 
 Progress = Callable[[str, float], None]
 
+PADDING = ("zero", "computed")  # what outputs by token hold at padding
 _FATBIN = "llmc_fatbin"  # the symbol that module.c knows it by
 _UNPACK = Pipeline.parse("unpack", PASSES)  # GPU kernels read plain weights
 
@@ -111,6 +114,14 @@ class _Options:
     quant: Quantisation
     form: embed.Form
     verify_each: bool = False
+    ragged: bool = False
+    padding: str = "computed"
+
+    def __post_init__(self) -> None:
+        if self.padding not in PADDING:
+            raise LlmcError(
+                f"no padding {self.padding!r}", at="--padding", hint=f"use {' or '.join(PADDING)}"
+            )
 
 
 def compile(  # `llmc.compile`: the builtin of this name is not used here
@@ -130,6 +141,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     calib_method: str = "percentile",
     max_batch: int | None = None,
     max_seq: int | None = None,
+    padding: str = "zero",
     keep: str | Path | None = None,
     cc: str | None = None,
     emit: str = "shared",
@@ -151,6 +163,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         calib: calibration data of int8-static, a .txt, .jsonl, .csv or .npz file, or "auto".
         calib_method: "minmax", "percentile" or "entropy".
         max_batch, max_seq: upper bounds of the dims.
+        padding: what outputs that have a row for each token hold where attention_mask is 0: "zero", which lets
+            encoders skip padding, or "computed", the values that the source model has there.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
         emit: a form of the model beside module.so, one of `llmc.embed.FORMS`.
@@ -175,6 +189,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         Quantisation(quant, calib, calib_method),
         embed.form(emit, prefix),
         verify_each,
+        _whole_level(level, passes),
+        padding,
     )
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
     return _compile(lambda: dispatch.load(model, task=task, **bounds), options)
@@ -208,6 +224,7 @@ def compile_graph(
         name,
         Quantisation(quant, calib, calib_method),
         embed.form(emit, prefix),
+        ragged=_whole_level(level, passes),
     )
     imported = Imported(graph, name, "graph", "", "", (), None, None)
     return _compile(lambda: imported, options)
@@ -266,6 +283,11 @@ def compile_module(
     return _compile(load, options)
 
 
+def _whole_level(level: int, passes: str | None) -> bool:
+    """Whether all that llmc does by itself is asked for."""
+    return passes is None and level == len(LEVELS) - 1
+
+
 def _pipeline(level: int, passes: str | None, more: str = "") -> Pipeline:
     if passes is None and level not in range(len(LEVELS)):
         raise LlmcError(f"there is no optimisation level {level!r}", hint=f"use 0 to {len(LEVELS) - 1}")
@@ -285,10 +307,14 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
         run = run_verified if options.verify_each else Pipeline.run
         steps = (*options.pipeline.steps, *(_UNPACK.steps if chosen.gpus else ()))
         graph, _ = run(Pipeline(steps), imported.graph)
+        packing = Pipeline(())
+        if options.ragged and not chosen.gpus:
+            packing = ragged_steps(graph, blank=options.padding == "zero")
+            graph, _ = run(packing, graph)
         if options.quant.calib is not None:
             stages.enter("calibrate", 0.42)
         graph, added = options.quant.run(graph, imported.tokenizer, compile_graph, run)
-        pipeline = Pipeline((*steps, *added.steps))
+        pipeline = Pipeline((*steps, *packing.steps, *added.steps))
         stages.enter("make kernels", 0.5)
         calls = _lowered(graph, chosen)
         chosen = chosen.serving(call.kernel.family for call in calls)
@@ -303,7 +329,8 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
             _keep(Path(options.keep), imported.graph, graph, {"module.c": build.program, **source})
         stages.enter("self-test", 0.9)
         # A lossy pass is meant to change the answers: the artifact then answers for the graph after it.
-        record(folder, graph if pipeline.lossy else imported.graph, build.build_id)
+        lossy = Pipeline((*steps, *added.steps)).lossy
+        record(folder, graph if lossy else blanked(imported.graph, packing), build.build_id)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
         fields = _manifest(imported, build, str(pipeline), folder)
@@ -438,7 +465,7 @@ def _manifest(imported: Imported, build: _Build, pipeline: str, folder: Path) ->
         "task": imported.task,
         "inputs": [_tensor_entry(t) for t in inputs],
         "outputs": [_tensor_entry(t) for t in outputs],
-        "dims": {k: list(v) for k, v in build.graph.dims.items()},
+        "dims": {name: list(build.graph.dims[name]) for name in given_dims(build.graph)},
         "target": build.target.name,
         "machine": build.target.machine,
         "variants": _variant_entries(build.target),

@@ -9,7 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from llmc.compiler.graph import Node, Source, TensorType, Weight, dtype_name
-from llmc.compiler.ops import attention, conv, elementwise, linear, quantise, reduction, shape, storage
+from llmc.compiler.ops import (
+    attention,
+    conv,
+    elementwise,
+    linear,
+    quantise,
+    ragged,
+    reduction,
+    shape,
+    storage,
+)
 from llmc.compiler.ops.declare import OPS, Op
 from llmc.errors import LlmcError
 
@@ -24,6 +34,7 @@ __all__ = [
     "linear",
     "make",
     "quantise",
+    "ragged",
     "reduction",
     "shape",
     "storage",

@@ -93,7 +93,7 @@ def _split(x: Array, offset: int, heads: int, head_dim: int) -> Array:
     return columns.reshape(*x.shape[:2], heads, head_dim).transpose(0, 2, 1, 3)
 
 
-def _mha_reference(
+def mha_reference(
     *inputs: Array,
     heads: int,
     head_dim: int,
@@ -104,6 +104,7 @@ def _mha_reference(
     has_bias: bool,
     kv_heads: int | None,
 ) -> Array:
+    """`mha` in float64: every position attends, masked ones are left out by a score of -inf."""
     counts = (heads, kv_heads or heads, kv_heads or heads)
     q, k, v = (_split(x, o, n, head_dim) for x, o, n in zip(inputs[:3], offsets, counts, strict=True))
     mask = inputs[-1].astype(np.float64) if has_bias else np.zeros((1, 1, 1, 1))
@@ -115,7 +116,7 @@ def _mha_reference(
 
 @op(
     "mha",
-    _mha_reference,
+    mha_reference,
     traits={"accuracy": "close"},
     heads=REQUIRED,
     head_dim=REQUIRED,
@@ -145,7 +146,7 @@ def _mha(
     if heads % groups:
         raise LlmcError(f"the number of heads, {heads}, is not a multiple of kv_heads, {groups}")
     want_count(inputs, 3 + has_keys + has_bias)
-    _check_projections(inputs[:3], offsets, (heads * head_dim, groups * head_dim, groups * head_dim))
+    check_projections(inputs[:3], offsets, (heads * head_dim, groups * head_dim, groups * head_dim))
     q, k = inputs[:2]
     if has_keys:
         want_dtype(inputs[3], {"bool"}, "keys")
@@ -157,7 +158,7 @@ def _mha(
     return TensorType("f32", (*q.shape[:2], heads * head_dim))
 
 
-def _check_projections(
+def check_projections(
     projections: tuple[TensorType, ...], offsets: Any, widths: tuple[int, int, int]
 ) -> None:
     """q, k and v are `[b, s, *]` with so many columns from their offset on; k and v are equally long."""

@@ -15,6 +15,7 @@ static const char help[] =
     "\n"
     "  --batch N, --seq N   sizes; the same as --dim batch=N, --dim seq=N\n"
     "  --dim NAME=N         any named size of the model (default: batch 1, others 128 or their bound)\n"
+    "  --shortest N         rows of N tokens to all, drawn evenly; the rest is padding (default: no padding)\n"
     "  --threads N          threads that work on one run (default: one for each usable core)\n"
     "  --pin                bind each worker thread to a core\n"
     "  --duration S         seconds of samples (default: 3)\n"
@@ -70,6 +71,7 @@ static int set_option(arguments *a, const char *option, const char *value) {
         return equals ? add_dim(a, value, equals + 1) : usage("not NAME=N", value);
     }
     if (!strcmp(option, "--duration")) return to_seconds(value, &a->benchmark.seconds);
+    if (!strcmp(option, "--shortest")) return to_integer(value, 1, INT32_MAX, &a->benchmark.shortest);
     if (!strcmp(option, "--threads")) {
         status = to_integer(value, 1, 1024, &n);
         a->options.threads = (int)n;

@@ -32,6 +32,9 @@ static llmc_status check_options(const llmc_benchmark_options *asked, llmc_bench
     if (options->max_runs < 0 || options->max_runs > MOST_RUNS)
         return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "max_runs is %lld, must be within 0..%d",
                          (long long)options->max_runs, MOST_RUNS);
+    if (options->shortest < 0)
+        return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "shortest is %lld, must not be negative",
+                         (long long)options->shortest);
     if (options->seconds == 0) options->seconds = DEFAULT_SECONDS;
     if (options->max_runs == 0) options->max_runs = DEFAULT_MAX_RUNS;
     return LLMC_OK;
@@ -104,10 +107,13 @@ static llmc_status profile(llmc_workload *w, const llmc_benchmark_options *optio
 /* FLOP and bytes of a run, and of each step where `steps` is not NULL. */
 static void add_costs(const llmc_workload *w, llmc_benchmark_report *report, llmc_step_report *steps) {
     const llmc_program *program = w->model->program;
+    int64_t sizes[LLMC_MAX_DIMS];
     int i;
+    memcpy(sizes, w->sizes, sizeof sizes);
+    llmc_count_dims(program, w->inputs, sizes);
     for (i = 0; i < program->n_steps; i++) {
         double flops = 0, bytes = 0;
-        program->step_cost(w->sizes, i, &flops, &bytes);
+        program->step_cost(sizes, i, &flops, &bytes);
         report->flops += flops;
         report->bytes += bytes;
         if (!steps) continue;
@@ -145,7 +151,7 @@ llmc_status llmc_benchmark(llmc_model *model, const int64_t *sizes, const llmc_b
     if (!model || !report) return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "model and report must not be NULL");
     memset(report, 0, sizeof *report);
     status = check_options(asked, &options, error);
-    if (status == LLMC_OK) status = llmc_workload_open(&w, &api, model, sizes, options.seed, error);
+    if (status == LLMC_OK) status = llmc_workload_open(&w, &api, model, sizes, &options, error);
     if (status != LLMC_OK) return status;
     status = measure(&w, &options, report, error);
     report->peak_memory_bytes = llmc_peak_memory(); /* before the profile takes memory of its own */
@@ -205,9 +211,9 @@ llmc_status llmc_compare(const llmc_api *api_a, llmc_model *a, const int64_t *si
                          "the artifacts speak versions %d and %d of llmc.h, expected %d", api_a->version,
                          api_b->version, LLMC_VERSION);
     status = check_options(asked, &options, error);
-    if (status == LLMC_OK) status = llmc_workload_open(&pair[0], api_a, a, sizes_a, options.seed, error);
+    if (status == LLMC_OK) status = llmc_workload_open(&pair[0], api_a, a, sizes_a, &options, error);
     if (status != LLMC_OK) return status;
-    status = llmc_workload_open(&pair[1], api_b, b, sizes_b, options.seed, error);
+    status = llmc_workload_open(&pair[1], api_b, b, sizes_b, &options, error);
     if (status == LLMC_OK) status = measure_pair(pair, &options, summary_a, summary_b, ratio, error);
     llmc_workload_close(&pair[0]);
     llmc_workload_close(&pair[1]);

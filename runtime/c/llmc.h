@@ -194,6 +194,7 @@ typedef struct llmc_benchmark_options {
     int64_t max_runs;   /* 0: 10000 */
     int64_t warmup;     /* runs to discard first; 0: until the running median is steady, -1: none */
     uint64_t seed;      /* of the random inputs */
+    int64_t shortest;   /* 0: rows are full; else the mask gives each row that many tokens or more, drawn evenly */
 } llmc_benchmark_options;
 
 typedef struct llmc_step_report {

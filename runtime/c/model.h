@@ -66,6 +66,9 @@ llmc_status llmc_fail(llmc_error *error, llmc_status status, const char *hint, c
     ;
 llmc_status llmc_fail_memory(llmc_error *error, size_t bytes);
 
+/* run.c: put the sizes of the counted dims after those of the others. */
+void llmc_count_dims(const llmc_program *program, const llmc_tensor *inputs, int64_t *sizes);
+
 /* cpu.c */
 unsigned llmc_cpu_features(void);                                   /* LLMC_CPU_* this processor and system have */
 void llmc_cpu_feature_names(unsigned features, char *text, size_t size); /* "AVX2 and FMA, AVX-512 VNNI" */

@@ -35,7 +35,7 @@ typedef struct llmc_frame llmc_frame;
 /* What a running program sees. All addresses but `dims` are of the memory its kernels work on, which on a GPU the
  * program cannot read. Inputs and outputs are aligned to their element's size, no more. */
 struct llmc_frame {
-    const int64_t *dims;          /* sizes of the named dims, in llmc_program.dims order */
+    const int64_t *dims;          /* sizes of the named dims, in llmc_program.dims order, then of the counted ones */
     const unsigned char *weights; /* start of the mapped weights, 64-byte aligned */
     unsigned char *arena;         /* llmc_program.arena_bytes(dims) bytes, 64-byte aligned */
     const void *const *inputs;    /* one for each input, never NULL */
@@ -89,7 +89,12 @@ typedef struct llmc_program {
     const llmc_variant *variants; /* best first */
     size_t scratch_bytes;         /* for each thread */
 
-    /* `dims` within their bounds, as in llmc_frame. */
+    /* Dims that the data decides: dim n_dims + i is the number of places kept by input counted[i], an integer mask
+     * [rows, columns]: those that are not 0, and the first of every row. */
+    int n_counted;
+    const int *counted;
+
+    /* `dims` within their bounds and counted, as in llmc_frame. */
     size_t (*arena_bytes)(const int64_t *dims);
     void (*output_shape)(const int64_t *dims, int output, int64_t *shape);
     void (*step_cost)(const int64_t *dims, int step, double *flops, double *bytes);

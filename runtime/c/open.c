@@ -40,9 +40,9 @@ static llmc_status check_program(const llmc_program *program, llmc_error *error)
         return llmc_fail(error, LLMC_ERROR_MODULE, "compile the model again",
                          "module.so was generated for runtime %u, but linked with runtime %u", program->abi,
                          LLMC_MODULE_ABI);
-    if (program->n_dims > LLMC_MAX_DIMS)
+    if (program->n_dims + program->n_counted > LLMC_MAX_DIMS)
         return llmc_fail(error, LLMC_ERROR_MODULE, NULL, "the program has %d dims, at most %d are possible",
-                         program->n_dims, LLMC_MAX_DIMS);
+                         program->n_dims + program->n_counted, LLMC_MAX_DIMS);
     for (i = 0; i < program->n_inputs && status == LLMC_OK; i++)
         status = check_input(program, &program->inputs[i], error);
     return status;

@@ -106,6 +106,21 @@ static int64_t element(const llmc_tensor *tensor, size_t i) {
     }
 }
 
+void llmc_count_dims(const llmc_program *program, const llmc_tensor *inputs, int64_t *sizes) {
+    int c;
+    for (c = 0; c < program->n_counted; c++) {
+        const llmc_tensor *mask = &inputs[program->counted[c]];
+        size_t all = count(&program->inputs[program->counted[c]], sizes), columns, i;
+        int64_t kept = mask->data ? 0 : (int64_t)all; /* absent: all ones */
+        for (i = 0, columns = mask->data ? (size_t)mask->shape[1] : 1; mask->data && i < all; i += columns) {
+            size_t j;
+            kept += columns > 0;
+            for (j = 1; j < columns; j++) kept += element(mask, i + j) != 0;
+        }
+        sizes[program->n_dims + c] = kept;
+    }
+}
+
 /* "[3,17]" for element `flat`; an empty text for a scalar. */
 static void index_text(const llmc_tensor *tensor, size_t flat, char *text, size_t bytes) {
     size_t at[LLMC_MAX_RANK], used = 0;
@@ -173,6 +188,7 @@ static llmc_status check_call(const llmc_program *program, const llmc_tensor *in
     int i;
     for (i = 0; i < program->n_inputs && status == LLMC_OK; i++)
         if (inputs[i].data) status = check_values(&program->inputs[i], &inputs[i], bound->sizes, error);
+    if (status == LLMC_OK) llmc_count_dims(program, inputs, bound->sizes);
     for (i = 0; i < program->n_outputs && status == LLMC_OK; i++)
         status = check_output(program, bound->sizes, i, &outputs[i], error);
     return status;
@@ -278,6 +294,7 @@ llmc_status llmc_output_shapes(const llmc_model *model, const llmc_tensor *input
     if (!model || !inputs || !outputs)
         return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "model, inputs and outputs must not be NULL");
     status = bind_dims(model->program, inputs, &bound, error);
+    if (status == LLMC_OK) llmc_count_dims(model->program, inputs, bound.sizes);
     for (i = 0; i < model->program->n_outputs && status == LLMC_OK; i++) {
         outputs[i].dtype = model->program->outputs[i].dtype;
         outputs[i].rank = model->program->outputs[i].rank;

@@ -69,22 +69,43 @@ static void fill_random(const llmc_tensor_spec *spec, llmc_tensor *tensor, uint6
     }
 }
 
-static llmc_status make_inputs(llmc_workload *w, const llmc_info *info, uint64_t seed, llmc_error *error) {
-    uint64_t state = seed * 2 + 0x9e3779b97f4a7c15ull;
+/* Whether an input is a mask [rows, columns] of tokens: whole numbers, 1 where nothing is said. */
+static int is_mask(const llmc_tensor_spec *spec) {
+    return spec->has_default && spec->default_value == 1 && spec->rank == 2 && spec->dtype >= LLMC_I8;
+}
+
+/* `shortest` to all columns of each row are 1. */
+static void fill_mask(llmc_tensor *tensor, int64_t shortest, uint64_t *state) {
+    int64_t columns = tensor->shape[1], low = shortest < columns ? shortest : columns, row, column;
+    for (row = 0; row < tensor->shape[0]; row++) {
+        int64_t length = low + (int64_t)(llmc_random(state) % (uint64_t)(columns - low + 1));
+        for (column = 0; column < length; column++)
+            set_integer(tensor->data, tensor->dtype, (size_t)(row * columns + column), 1);
+    }
+}
+
+static llmc_status make_inputs(llmc_workload *w, const llmc_info *info, const llmc_benchmark_options *options,
+                               llmc_error *error) {
+    uint64_t state = options->seed * 2 + 0x9e3779b97f4a7c15ull;
     llmc_status status = LLMC_OK;
-    int i, axis;
+    int i, axis, masked = options->shortest == 0;
     if (!state) state = 1;
     for (i = 0; i < info->n_inputs && status == LLMC_OK; i++) {
         const llmc_tensor_spec *spec = &info->inputs[i];
         llmc_tensor *tensor = &w->inputs[i];
-        if (spec->has_default) continue; /* absent: a mask is then all ones */
+        int mask = options->shortest && is_mask(spec);
+        if (spec->has_default && !mask) continue; /* absent: a mask is then all ones */
         tensor->dtype = spec->dtype;
         tensor->rank = spec->rank;
         for (axis = 0; axis < spec->rank; axis++)
             tensor->shape[axis] = spec->dims[axis] < 0 ? w->sizes[-1 - spec->dims[axis]] : spec->dims[axis];
         status = allocate(tensor, error);
-        if (status == LLMC_OK) fill_random(spec, tensor, &state);
+        if (status == LLMC_OK && !mask) fill_random(spec, tensor, &state);
+        if (status == LLMC_OK && mask) fill_mask(tensor, options->shortest, &state);
+        masked |= mask;
     }
+    if (status == LLMC_OK && !masked)
+        return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "the model has no mask that could make rows shorter");
     return status;
 }
 
@@ -96,7 +117,7 @@ static llmc_status make_outputs(llmc_workload *w, const llmc_info *info, llmc_er
 }
 
 llmc_status llmc_workload_open(llmc_workload *w, const llmc_api *api, llmc_model *model, const int64_t *sizes,
-                               uint64_t seed, llmc_error *error) {
+                               const llmc_benchmark_options *options, llmc_error *error) {
     const llmc_info *info = api->describe(model);
     llmc_status status;
     memset(w, 0, sizeof *w);
@@ -109,7 +130,7 @@ llmc_status llmc_workload_open(llmc_workload *w, const llmc_api *api, llmc_model
     w->inputs = (llmc_tensor *)calloc((size_t)info->n_inputs + 1, sizeof *w->inputs);
     w->outputs = (llmc_tensor *)calloc((size_t)info->n_outputs + 1, sizeof *w->outputs);
     if (!w->inputs || !w->outputs) status = llmc_fail_memory(error, sizeof *w->inputs);
-    if (status == LLMC_OK) status = make_inputs(w, info, seed, error);
+    if (status == LLMC_OK) status = make_inputs(w, info, options, error);
     if (status == LLMC_OK) status = make_outputs(w, info, error);
     if (status != LLMC_OK) llmc_workload_close(w);
     return status;

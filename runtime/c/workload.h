@@ -14,9 +14,9 @@ typedef struct llmc_workload {
     llmc_tensor *inputs, *outputs; /* own their data */
 } llmc_workload;
 
-/* `sizes` as for llmc_benchmark(). */
+/* `sizes`, and `options->seed` and `shortest`, as for llmc_benchmark(). */
 llmc_status llmc_workload_open(llmc_workload *w, const llmc_api *api, llmc_model *model, const int64_t *sizes,
-                               uint64_t seed, llmc_error *error);
+                               const llmc_benchmark_options *options, llmc_error *error);
 void llmc_workload_close(llmc_workload *w); /* also after a failed open */
 llmc_status llmc_workload_time(llmc_workload *w, double *seconds, llmc_error *error); /* one run */
 

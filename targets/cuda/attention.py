@@ -22,7 +22,7 @@ from llmc.compiler.ops.rules import same_dim
 from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import launch
-from llmc.targets.kernels.attention import Layout
+from llmc.targets.kernels.attention_shape import Layout
 from llmc.targets.kernels.emit import Buffer, Expr, div, f32, fma, i64, mod
 from llmc.targets.kernels.math import exp_down
 

@@ -20,8 +20,9 @@ LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
     **quantised.LOWERINGS,
 }
 
-# Ops of image models have no kernels yet; compressed weights are gone after the pass `unpack`.
-MISSING = frozenset({"conv2d", "max_pool2d", "avg_pool2d"}) | DECODERS
+# Ops of image models have no kernels yet; compressed weights are gone after the pass `unpack`; `ragged` is for CPUs.
+_RAGGED = frozenset({"pack_index", "pack_offsets", "pack_places", "unpack_rows", "ragged_mha"})
+MISSING = frozenset({"conv2d", "max_pool2d", "avg_pool2d"}) | DECODERS | _RAGGED
 
 
 def lower(graph: Graph) -> tuple[Call, ...]:

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import sympy
 from tvm import tirx
@@ -28,6 +27,7 @@ from llmc.compiler.dims import Dim, ceil_div, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
+from llmc.targets.kernels.attention_shape import Layout, Layouts, Shape, mask_of
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, mod, splat
 from llmc.targets.kernels.linear import tiles
 from llmc.targets.kernels.math import exp_down
@@ -41,57 +41,6 @@ KEYS = 64  # of one block
 LOWEST = -3.4028234663852886e38
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where element (batch, head, token, feature) of an operand lies.
-
-    Args:
-        tokens: True for [batch, token, width] with the head's features side by side, False for [batch, head,
-            token, feature].
-        width: elements from a token to the next.
-        offset: column of head 0, feature 0.
-        size: features of a head.
-    """
-
-    tokens: bool
-    width: int
-    offset: int
-    size: int
-
-    def start(self, batch: Expr, head: Expr, heads: int, length: Expr) -> Expr:
-        """Element index of token 0 of a head."""
-        if self.tokens:
-            return batch * length * self.width + head * self.size + self.offset
-        return (batch * heads + head) * length * self.width
-
-
-class Layouts(NamedTuple):
-    """Of queries, keys, values and the result."""
-
-    q: Layout
-    k: Layout
-    v: Layout
-    out: Layout
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What an attention kernel's code depends on: the key of its `Kernel`.
-
-    Args:
-        mask: dtype ("bool" or "f32") and, for each of batch, head and query, whether the mask varies along it.
-        keys: a bool [batch, key] mask is given too.
-    """
-
-    heads: int
-    kv_heads: int
-    layouts: Layouts
-    scale: float
-    causal: bool
-    keys: bool
-    mask: tuple[str, bool, bool, bool] | None
-
-
 def lower_mha(node: Node) -> Call:
     """`mha`: heads lie side by side in the tokens' rows."""
     a = node.attributes
@@ -100,10 +49,10 @@ def lower_mha(node: Node) -> Call:
     widths = [int(operand.shape[-1]) for operand in (q, k, v)]
     at = [Layout(True, width, offset, size) for width, offset in zip(widths, a["offsets"], strict=True)]
     layouts = Layouts(at[0], at[1], at[2], Layout(True, heads * size, 0, size))
-    mask = _mask(rest[-1]) if a["has_bias"] else None
+    mask = mask_of(rest[-1]) if a["has_bias"] else None
     kv_heads = a["kv_heads"] or heads
     shape = Shape(heads, kv_heads, layouts, float(a["scale"]), a["causal"], a["has_keys"], mask)
-    return _call(node, shape, q.shape[0], q.shape[1], k.shape[1])
+    return attention_call(node, shape, q.shape[0], q.shape[1], k.shape[1])
 
 
 def lower_attention(node: Node) -> Call:
@@ -114,17 +63,12 @@ def lower_attention(node: Node) -> Call:
     if not all(isinstance(x, int) for x in (heads, kv_heads, d, e)):
         raise LlmcError(f"attention: heads and head sizes must be fixed, found {q.type}, {k.type}")
     layouts = Layouts(*(Layout(False, size, 0, size) for size in (d, d, e, e)))
-    mask = _mask(rest[0]) if a["has_mask"] else None
+    mask = mask_of(rest[0]) if a["has_mask"] else None
     shape = Shape(heads, kv_heads, layouts, float(a["scale"]), a["causal"], False, mask)
-    return _call(node, shape, batch, s, t)
+    return attention_call(node, shape, batch, s, t)
 
 
-def _mask(node: Node) -> tuple[str, bool, bool, bool]:
-    shape = (1,) * (4 - len(node.shape)) + node.shape
-    return node.dtype, shape[0] != 1, shape[1] != 1, shape[2] != 1
-
-
-def _call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call:
+def attention_call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call:
     if any(i.dtype != "f32" for i in node.inputs[:3]):
         raise LlmcError(f"{node.op}: no kernel for {node.inputs[0].dtype}")
     pointers = [i.dtype for i in node.inputs] + ["f32"]
@@ -150,13 +94,14 @@ def padded(size: int) -> int:
     return -(-size // LANES) * LANES
 
 
-class _Head:
+class Head:
     """The state of one work item: up to 64 queries of one head, and the code of each step."""
 
     def __init__(
         self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr
     ) -> None:
         self.e, self.shape, self.at, self.s, self.t = e, shape, pointers, s, t
+        self.places = s, t  # of queries and keys in a mask
         self.wide = cpu.wide
         memory = e.scratch()
         self.memory = memory
@@ -176,6 +121,7 @@ class _Head:
         self.first = e.let((item - pair * blocks) * QUERIES)
         self.batch = e.let(div(pair, heads))
         self.head = e.let(mod(pair, heads))
+        self.enter()
         self.queries = e.let(tirx.min(i64(QUERIES), self.s - self.first))
         self.vectors = e.let(div(self.queries + (LANES - 1), LANES))
         kv_head = e.let(div(self.head, heads // self.shape.kv_heads))
@@ -183,9 +129,24 @@ class _Head:
         for name, length, head in (("q", self.s, self.head), ("k", self.t, kv_head), ("v", self.t, kv_head)):
             layout: Layout = getattr(self.shape.layouts, name)
             count = heads if name == "q" else self.shape.kv_heads
-            starts[name] = e.let(layout.start(self.batch, head, count, length))
-        starts["out"] = e.let(self.shape.layouts.out.start(self.batch, self.head, heads, self.s))
+            starts[name] = e.let(self.start_of(layout, head, count, length))
+        starts["out"] = e.let(self.start_of(self.shape.layouts.out, self.head, heads, self.s))
         self.start = starts
+
+    def enter(self) -> None:
+        """Look up the sequence whose number is known now; all are s and t long here."""
+
+    def start_of(self, layout: Layout, head: Expr, heads: int, length: Expr) -> Expr:
+        """Element index of the sequence's first token."""
+        return layout.start(self.batch, head, heads, length)
+
+    def place_of(self, token: Expr) -> Expr:
+        """Where a token of the sequence is in a mask."""
+        return token
+
+    def span(self) -> Expr:
+        """How many places the keys lie within."""
+        return self.t
 
     def begin(self) -> None:
         """Queries transposed into scratch, [feature][query]; nothing seen yet."""
@@ -320,12 +281,13 @@ class _Head:
 
         row = self.batch * (self.shape.heads if by_head else 1) if by_batch else i64(0)
         row = e.let(row + self.head if by_head else row)
+        key, (rows, columns) = self.place_of(key), self.places
         if not by_query:
-            return e.let(splat(read(row * self.t + key)))
+            return e.let(splat(read(row * columns + key)))
         lanes = e.registers(LANES, "float32")
         with e.loop(0, LANES, "lane") as lane:
             query = tirx.min(self.first + vector * LANES + lane, self.s - 1)
-            e.set(lanes, lane, read((row * self.s + query) * self.t + key))
+            e.set(lanes, lane, read((row * rows + self.place_of(query)) * columns + key))
         return e.load(lanes, i64(0), LANES)
 
     def soften(self, keys: Expr) -> None:
@@ -412,6 +374,19 @@ class _Head:
                 at = [e.let(self.start["out"] + (rows + i) * layout.width + feature) for i in range(LANES)]
                 store_transposed(e, self.at["out"], at, values, self.s - rows)
 
+    def attend(self) -> None:
+        """The whole of one item, once it is located."""
+        self.begin()
+        with self.e.loop(0, div(self.span() + (KEYS - 1), KEYS), "block") as block:
+            keys = self.select(self.e.let(block * KEYS))
+            with self.e.when(keys > 0):
+                self.gather(keys)
+                self.score(keys)
+                self.mask(keys)
+                self.soften(keys)
+                self.mix(keys)
+        self.finish()
+
 
 def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape) -> Any:
     """Items are blocks of 64 queries; those of one head lie next to each other and share its keys in cache."""
@@ -422,19 +397,10 @@ def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape) -> Any:
     if shape.mask is not None:
         pointers["mask"] = e.pointer("mask", shape.mask[0])
     pointers["out"] = e.pointer("out", "f32")
-    head = _Head(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
+    head = Head(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
     with e.loop(e.begin, e.end, "item") as item:
         head.locate(item)
-        head.begin()
-        with e.loop(0, div(head.t + (KEYS - 1), KEYS), "block") as block:
-            keys = head.select(e.let(block * KEYS))
-            with e.when(keys > 0):
-                head.gather(keys)
-                head.score(keys)
-                head.mask(keys)
-                head.soften(keys)
-                head.mix(keys)
-        head.finish()
+        head.attend()
     return e.function()
 
 

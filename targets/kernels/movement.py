@@ -22,7 +22,7 @@ Axis = tuple[Dim, Dim]  # extent, stride of the input in elements
 Strides = tuple[list[Axis], Dim]  # the axes, and the element the walk starts at
 
 
-def _call(
+def move_call(
     node: Node,
     key: tuple[Any, ...],
     emit: Callable[[Emitter], None],
@@ -99,7 +99,7 @@ def strided_copy(node: Node, axes: Sequence[Axis], start: Dim = 0) -> Call:
     scalars = (*(e for e, _ in axes), *(s for _, s in axes), start)
     items = product(e for e, _ in axes[:-1]) * ceil_div(inner, CHUNK)
     cost = _row_cost(inner) * (LANES if mode == "pick" else 1)
-    return _call(
+    return move_call(
         node, ("copy", len(axes), mode), lambda k: _strided(k, node, len(axes), mode), scalars, items, cost
     )
 
@@ -183,7 +183,7 @@ def concat(node: Node) -> Call:
                 copy_run(k, source, k.let(item * row), target, base, row)
                 base = k.let(base + row)
 
-    return _call(node, ("concat", len(lengths)), emit, lengths, outer, _long_cost(sum(lengths)))
+    return move_call(node, ("concat", len(lengths)), emit, lengths, outer, _long_cost(sum(lengths)))
 
 
 def _long_cost(length: Dim) -> Dim:
@@ -218,7 +218,7 @@ def pad(node: Node) -> Call:
 
     scalars = [axis[part] for part in range(3) for axis in axes]
     items = product(a[1] for a in axes[:-1])
-    return _call(node, ("pad", len(axes), repr(value)), emit, scalars, items, 2 * _long_cost(axes[-1][1]))
+    return move_call(node, ("pad", len(axes), repr(value)), emit, scalars, items, 2 * _long_cost(axes[-1][1]))
 
 
 def _pad_row(
@@ -265,7 +265,7 @@ def embedding(node: Node) -> Call:
             copy_run(k, rows, k.let(row * length), target, k.let(item * length), length)
 
     scalars = (table.shape[0], width)
-    return _call(node, ("embedding",), emit, scalars, product(index.shape), _long_cost(width))
+    return move_call(node, ("embedding",), emit, scalars, product(index.shape), _long_cost(width))
 
 
 def gather(node: Node) -> Call:
@@ -290,7 +290,7 @@ def gather(node: Node) -> Call:
 
     items = outer if last else dim(outer * index.shape[axis])
     length = index.shape[axis] if last else inner
-    return _call(node, ("gather", last), emit, sizes, items, dim(4 + 4 * length))
+    return move_call(node, ("gather", last), emit, sizes, items, dim(4 + 4 * length))
 
 
 # --- made from nothing
@@ -315,7 +315,7 @@ def iota(node: Node) -> Call:
 
     length = node.shape[0]
     scalars = (length, dim(node.attributes["start"]), node.attributes["step"])
-    return _call(node, ("iota",), emit, scalars, ceil_div(length, CHUNK), 4 * _row_cost(length))
+    return move_call(node, ("iota",), emit, scalars, ceil_div(length, CHUNK), 4 * _row_cost(length))
 
 
 def full(node: Node) -> Call:
@@ -330,7 +330,7 @@ def full(node: Node) -> Call:
             fill_run(k, fill, target, base, k.let(tirx.min(length - base, i64(CHUNK))))
 
     length = product(node.shape)
-    return _call(node, ("full", repr(value)), emit, (length,), ceil_div(length, CHUNK), _row_cost(length))
+    return move_call(node, ("full", repr(value)), emit, (length,), ceil_div(length, CHUNK), _row_cost(length))
 
 
 def dim_(node: Node) -> Call:
@@ -341,7 +341,7 @@ def dim_(node: Node) -> Call:
         with k.loop(k.begin, k.end) as item:
             k.store(target, item, value)
 
-    return _call(node, ("dim",), emit, (dim(node.attributes["value"]),), 1, 1)
+    return move_call(node, ("dim",), emit, (dim(node.attributes["value"]),), 1, 1)
 
 
 LOWERINGS: dict[str, Callable[[Node], Call]] = {

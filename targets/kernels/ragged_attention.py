@@ -1,0 +1,94 @@
+"""Attention on sequences that lie one after the other without padding: `attention.py`, with other addresses.
+
+Blocks of keys are counted from the first place of the padded sequence, as there, so that the bits are those of
+the padded run wherever its padding was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import sympy
+from tvm import tirx
+
+from llmc.compiler.calls import Call
+from llmc.compiler.dims import dim
+from llmc.compiler.graph import Node
+from llmc.targets import Cpu
+from llmc.targets.kernels.attention import KEYS, VECTORS, Head, attention_call
+from llmc.targets.kernels.attention_shape import Layout, Layouts, Shape, mask_of
+from llmc.targets.kernels.emit import Emitter, Expr, i64
+
+
+def lower_ragged_mha(node: Node) -> Call:
+    """An item beyond the end of its sequence has nothing to do: items are cut as for the longest."""
+    a = node.attributes
+    size, heads, kv_heads = a["head_dim"], a["heads"], a["kv_heads"] or a["heads"]
+    widths = [int(operand.shape[-1]) for operand in node.inputs[:3]]
+    at = [Layout(True, width, offset, size) for width, offset in zip(widths, a["offsets"], strict=True)]
+    layouts = Layouts(at[0], at[1], at[2], Layout(True, heads * size, 0, size))
+    bias = mask_of(node.inputs[-1]) if a["has_bias"] else None
+    shape = Shape(heads, kv_heads, layouts, float(a["scale"]), causal=False, keys=True, mask=bias)
+    tokens, seq, batch = node.shape[0], dim(a["seq"]), dim(node.inputs[5].shape[0] - 1)
+    call = attention_call(node, shape, batch, seq, seq)
+    emit = partial(emit_ragged_attention, shape=shape)
+    kernel = replace(call.kernel, family="ragged_attention", emit=emit)
+    mean = sympy.floor(tokens / sympy.sympify(batch))  # tokens of a sequence
+    cost, flops = mean * VECTORS * (2 * size + 20), 4 * tokens * mean * heads * size
+    return replace(call, kernel=kernel, cost=cost, flops=dim(flops))
+
+
+class RaggedHead(Head):
+    """A work item whose sequence begins and ends where `starts` says; `index` has the place of each row."""
+
+    def enter(self) -> None:
+        e, starts = self.e, self.at["starts"]
+        self.next = e.registers(1, "int64")  # the first key not yet in a block
+        e.set(self.next, 0, i64(0))
+        self.place = e.let(self.batch * self.s)  # of the first token, with padding
+        self.first_row = e.let(e.load(starts, self.batch))
+        self.s = self.t = e.let(e.load(starts, self.batch + 1) - self.first_row)
+
+    def start_of(self, layout: Layout, head: Expr, heads: int, length: Expr) -> Expr:
+        return layout.start(self.first_row, head, heads, i64(1))
+
+    def place_of(self, token: Expr) -> Expr:
+        return self.e.let(self.e.load(self.at["index"], self.first_row + token) - self.place)
+
+    def span(self) -> Expr:
+        return self.e.let(self.place_of(self.t - 1) + 1)
+
+    def select(self, block: Expr) -> Expr:
+        """The keys whose places are in the block follow one another."""
+        e = self.e
+        start = e.let(e.get(self.next))
+        end = e.let(self.place + block + KEYS)
+        e.set(self.count, 0, i64(0))
+        with e.loop(0, e.let(tirx.min(i64(KEYS), self.t - start)), "j") as j:
+            row = e.let(self.first_row + start + j)
+            inside = e.let(tirx.Cast("int64", e.load(self.at["index"], row) < end))
+            attends = tirx.Cast("int64", e.load(self.at["keys"], row))
+            e.set(self.kept, e.get(self.count), start + j)
+            e.set(self.count, 0, e.get(self.count) + inside * attends)
+            e.set(self.next, 0, e.get(self.next) + inside)
+        return e.let(e.get(self.count))
+
+
+def emit_ragged_attention(symbol: str, cpu: Cpu, *, shape: Shape) -> Any:
+    """Items as of `emit_attention`; those of one head lie next to each other."""
+    e = Emitter(symbol)
+    names = (("q", "f32"), ("k", "f32"), ("v", "f32"), ("keys", "bool"), ("index", "i64"), ("starts", "i64"))
+    bias = () if shape.mask is None else (("mask", "f32"),)
+    pointers = {name: e.pointer(name, dtype) for name, dtype in (*names, *bias, ("out", "f32"))}
+    head = RaggedHead(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
+    with e.loop(e.begin, e.end, "item") as item:
+        head.locate(item)
+        with e.when(head.queries > 0):
+            head.attend()
+    return e.function()
+
+
+LOWERINGS: Mapping[str, Callable[[Node], Call]] = {"ragged_mha": lower_ragged_mha}
