@@ -94,6 +94,9 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.rounds = (1 if quick else 3) if options.rounds is None else options.rounds
     if options.rounds < 1:
         parser.error("--rounds must be 1 or more")
+    for path in (options.json, options.plot, options.markdown):
+        if path is not None and not path.absolute().parent.is_dir():
+            parser.error(f"there is no folder for {path}")
     return options
 
 
@@ -267,11 +270,28 @@ def write(result: dict[str, Any], options: argparse.Namespace) -> None:
         draw(result, options.plot)
 
 
+def read_result(path: Path) -> dict[str, Any]:
+    """What --json wrote.
+
+    Raises:
+        LlmcError: it cannot be read, or is something else.
+    """
+    from llmc.errors import LlmcError
+
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise LlmcError(f"cannot read the result: {error}", at=str(path)) from None
+    if not isinstance(result, dict) or not {"machine", "rows", "spin", "absent"} <= set(result):
+        raise LlmcError("this is no result of bench/peers.py", at=str(path), hint="--json writes one")
+    return result
+
+
 def main() -> int:
     """Race, print, write; 1 if racers disagreed or a mistake was made."""
     options = read_options()
     if options.source is not None:
-        write(json.loads(options.source.read_text()), options)
+        write(read_result(options.source), options)
         return 0
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     options.cache = options.cache.resolve()

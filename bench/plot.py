@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from isa import machine_text
-from tables import groups
+from tables import groups, shape
+
+Row = Mapping[str, Any]
+Panel = Mapping[int, Sequence[Row]]  # threads -> rows
+MARKS = "o^"
 
 # Of the palette by M. Okabe and K. Ito, which colour-blind readers can tell apart.
 COLOURS = {
@@ -18,7 +22,10 @@ COLOURS = {
     "openvino": "#009E73",
     "openvino-static": "#CC79A7",
 }
-WIDTH, HEIGHT = 5.2, 3.3  # inches of a panel
+WIDTH, HEIGHT = 5.4, 3.3  # inches of a panel of up to SHAPES shapes
+SHAPES = 6
+LOWEST = 0.2  # ratios below are drawn here, with an arrow
+TICKS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 3)
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
@@ -28,83 +35,95 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels: dict[tuple[str, str], dict[int, list[Mapping[str, Any]]]] = {}
+    panels: dict[tuple[str, str], dict[int, list[Row]]] = {}
     for (model, precision, threads), rows in groups(result["rows"]):
         panels.setdefault((model, precision), {})[threads] = rows
-    across = 2 if len(panels) > 1 else 1
-    down = -(-len(panels) // across)
+    most = max(len(places(panel)) for panel in panels.values())
+    across = 2 if len(panels) > 1 and most <= SHAPES else 1
+    width, down = WIDTH * across if most <= SHAPES else 2 * WIDTH, -(-len(panels) // across)
     figure, axes = pyplot.subplots(
-        down, across, figsize=(WIDTH * across, HEIGHT * down + 0.9), squeeze=False, layout="constrained"
+        down, across, figsize=(width, HEIGHT * down + 0.9), squeeze=False, layout="constrained"
     )
-    for axis, (name, by_threads) in zip(axes.flat, panels.items(), strict=False):
-        _panel(axis, name, by_threads)
+    for axis, (name, panel) in zip(axes.flat, panels.items(), strict=False):
+        _panel(axis, panel)
+        axis.set_title(", ".join(name), fontsize=10)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
-    _legend(figure, panels)
-    figure.suptitle(
-        "llmc's time / peer's time: below 1 llmc is faster\n"
-        + machine_text(result["machine"], result["isa"]),
-        fontsize=10,
-    )
+    _legend(figure, [row for row in result["rows"] if "llmc_over" in row])
+    machine = machine_text(result["machine"], result["isa"])
+    figure.suptitle(f"llmc's time / peer's time: below 1 llmc is faster\n{machine}", fontsize=9)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
 
-def _panel(axis: Any, name: tuple[str, str], by_threads: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
-    """Shapes along x, ratios with their intervals along y; a marker for each number of threads."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+def places(panel: Panel) -> dict[str, int]:
+    """Shape -> its place along x."""
+    shapes = sorted({(row["batch"], row["seq"]) for rows in panel.values() for row in rows})
+    return {f"{batch}x{seq}": i for i, (batch, seq) in enumerate(shapes)}
 
-    shapes = sorted({(row["batch"], row["seq"]) for rows in by_threads.values() for row in rows})
-    place = {pair: i for i, pair in enumerate(shapes)}
-    for offset, (threads, rows) in enumerate(sorted(by_threads.items())):
-        for peer in dict.fromkeys(peer for row in rows for peer in row["llmc_over"]):
-            seen = sorted(
-                (place[row["batch"], row["seq"]], row["llmc_over"][peer])
-                for row in rows
-                if peer in row["llmc_over"]
-            )
-            x = [i + 0.22 * (offset - (len(by_threads) - 1) / 2) for i, _ in seen]
-            y = [value[0] for _, value in seen]
-            spread = [[v[0] - v[1] for _, v in seen], [v[2] - v[0] for _, v in seen]]
-            axis.errorbar(
-                x,
-                y,
-                yerr=spread,
-                fmt="o" if offset == 0 else "^",
-                markersize=4.5,
-                elinewidth=0.8,
-                color=COLOURS.get(peer, "#000000"),
-                markerfacecolor=None if offset == 0 else "white",
-            )
+
+def _panel(axis: Any, panel: Panel) -> None:
+    """Shapes along x, in each the numbers of threads side by side, in each of these the peers."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+    place = places(panel)
+    room = 0.8 / len(panel)  # of a number of threads, within a shape
+    for number, (_, rows) in enumerate(sorted(panel.items())):
+        for row in rows:
+            for peer, value in row["llmc_over"].items():
+                order = list(COLOURS).index(peer) if peer in COLOURS else len(COLOURS)
+                left = place[shape(row)] - 0.4 + room * (number + 0.1)
+                _mark(axis, left + 0.8 * room * (order + 0.5) / len(COLOURS), value, peer, number)
     axis.axhline(1, color="black", linewidth=0.9)
+    for i in range(1, len(place)):
+        axis.axvline(i - 0.5, color="#cccccc", linewidth=0.6)
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(_ticks())
+    axis.yaxis.set_major_locator(FixedLocator(TICKS))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
-    low, high = axis.get_ylim()
-    axis.set_ylim(min(low, 0.45), max(high, 1.1))
+    axis.set_ylim(LOWEST * 0.93, max(axis.get_ylim()[1], 1.1))
+    axis.set_xlim(-0.5, len(place) - 0.5)
     axis.grid(axis="y", linewidth=0.4)
-    axis.set_xticks(
-        range(len(shapes)), [f"{b}x{s}" for b, s in shapes], rotation=45 if len(shapes) > 6 else 0
-    )
-    axis.set_title(f"{name[0]}, {name[1]}", fontsize=10)
+    axis.set_xticks(list(place.values()), list(place))
     axis.tick_params(labelsize=8)
 
 
-def _ticks() -> Any:
-    from matplotlib.ticker import FixedLocator
+def _mark(axis: Any, x: float, value: Sequence[float], peer: str, number: int) -> None:
+    """One ratio with its interval."""
+    colour, (ratio, low, high) = COLOURS.get(peer, "#000000"), value
+    fill = colour if number == 0 else "white"
+    if ratio < LOWEST:
+        axis.plot([x], [LOWEST], marker="v", markersize=4.5, color=colour, markerfacecolor=fill)
+        return
+    spread = [[ratio - max(low, LOWEST)], [high - ratio]]
+    axis.errorbar(
+        [x],
+        [ratio],
+        yerr=spread,
+        fmt=MARKS[number % 2],
+        markersize=4.5,
+        elinewidth=0.8,
+        color=colour,
+        markerfacecolor=fill,
+    )
 
-    return FixedLocator([0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.25, 1.5, 2, 3])
 
-
-def _legend(figure: Any, panels: Mapping[tuple[str, str], Mapping[int, Sequence[Mapping[str, Any]]]]) -> None:
+def _legend(figure: Any, rows: Sequence[Row]) -> None:
+    """Colours of the peers, marks of the numbers of threads."""
     from matplotlib.lines import Line2D
 
-    rows = [row for by_threads in panels.values() for part in by_threads.values() for row in part]
     peers = [name for name in COLOURS if any(name in row["llmc_over"] for row in rows)]
     handles = [Line2D([], [], color=COLOURS[name], marker="o", linestyle="", label=name) for name in peers]
-    for offset, threads in enumerate(sorted({row["threads"] for row in rows})):
-        look = {"marker": "o"} if offset == 0 else {"marker": "^", "markerfacecolor": "white"}
-        label = f"{threads} thread{'s' * (threads > 1)}"
-        handles.append(Line2D([], [], color="black", linestyle="", label=label, **look))
+    for number, threads in enumerate(sorted({row["threads"] for row in rows})):
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color="black",
+                linestyle="",
+                marker=MARKS[number % 2],
+                markerfacecolor="black" if number == 0 else "white",
+                label=f"{threads} thread{'s' * (threads > 1)}",
+            )
+        )
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
