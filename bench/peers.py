@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import isa
+from models import cache_folder
 
 MODELS = "minilm,bert-base,distilbert,tiny,vit-base"
 SHAPES = ",".join(f"{batch}x{seq}" for batch in (1, 8, 32) for seq in (8, 32, 128, 384, 512))
@@ -82,7 +83,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--isa", choices=("all", "avx2"), default="all", help="instructions that everybody may use")
     add("--spin", action="store_true", help="race on disturbed cores instead")
     add("--prepare", action="store_true", help="make all files and check outputs, but race nothing")
-    add("--cache", type=Path, default=Path.home() / ".cache" / "llmc" / "peers", help="where files are kept")
+    add("--cache", type=Path, default=cache_folder() / "peers", help="where files are kept")
     add("--from", type=Path, dest="source", help="race nothing: take a result written by --json")
     for name, what in (("json", "the result"), ("plot", "a picture"), ("markdown", "the README's table")):
         add(f"--{name}", type=Path, metavar="FILE", help=f"write {what} there")
