@@ -5,7 +5,7 @@
     python bench/peers.py --models bert-base --shapes 1x128,8x128 --threads 1,2 --precision fp32,int8
     python bench/peers.py --isa avx2 --shapes 1x128     everybody held to AVX2
     python bench/peers.py --spin --shapes 1x128         with a process that spins on one core
-    python bench/peers.py --from all.json --plot all.png
+    python bench/peers.py --from all.json spin.json --plot all.png
 
 All live in one process, are checked against PyTorch's outputs first, and run in turns with loops that measure what
 the machine can do at most; ratios are of paired medians with 95 % bootstrap intervals. Below 1 llmc is the faster.
@@ -84,7 +84,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--spin", action="store_true", help="race on disturbed cores instead")
     add("--prepare", action="store_true", help="make all files and check outputs, but race nothing")
     add("--cache", type=Path, default=cache_folder() / "peers", help="where files are kept")
-    add("--from", type=Path, dest="source", help="race nothing: take a result written by --json")
+    add("--from", type=Path, dest="sources", nargs="+", help="race nothing: join results written by --json")
     for name, what in (("json", "the result"), ("plot", "a picture"), ("markdown", "the README's table")):
         add(f"--{name}", type=Path, metavar="FILE", help=f"write {what} there")
     options = parser.parse_args(arguments)
@@ -288,11 +288,31 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
+def join(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Results of several runs as one.
+
+    Raises:
+        LlmcError: they are of different machines, libraries or instructions, so cannot share a table.
+    """
+    from llmc.errors import LlmcError
+
+    first = results[0]
+    for result in results[1:]:
+        for name in ("machine", "isa", "held", "versions"):
+            if result[name] != first[name]:
+                raise LlmcError(f"the results differ in {name}", found=f"{first[name]}, {result[name]}")
+    return first | {
+        "rows": [row for result in results for row in result["rows"]],
+        "absent": {place: why for result in results for place, why in result["absent"].items()},
+        "spin": [entry for result in results for entry in result["spin"]],
+    }
+
+
 def main() -> int:
     """Race, print, write; 1 if racers disagreed or a mistake was made."""
     options = read_options()
-    if options.source is not None:
-        write(read_result(options.source), options)
+    if options.sources is not None:
+        write(join([read_result(path) for path in options.sources]), options)
         return 0
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     options.cache = options.cache.resolve()

@@ -149,23 +149,36 @@ def show_spin(entry: Mapping[str, Any]) -> None:
 
 def markdown(result: Result) -> str:
     """The README's part: llmc over the best peer for each shape and number of threads, and the machine."""
-    threads = sorted({row["threads"] for row in result["rows"]})
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    notes = [
+        machine_text(result["machine"], result["isa"]) + ".",
+        result["held"][0].upper() + result["held"][1:] + ".",
+    ]
+    notes += [f"Peers: {versions}.", _spin_text(result["spin"])]
+    return "\n".join([*_grid(result["rows"]), *(note for note in notes if note)]) + "\n"
+
+
+def _grid(rows: Sequence[Row]) -> list[str]:
+    """A line for each model, precision and shape; three columns for each number of threads."""
+    raced = [row for row in rows if "best" in row]
+    if not raced:
+        return []
+    threads = sorted({row["threads"] for row in raced})
     heads = ["model", "precision", "batch x seq"]
     for count in threads:
         heads += [f"{count} thread{'s' * (count > 1)}: llmc / best peer", "best peer", "of peak"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    raced = [row for row in result["rows"] if "best" in row]
-    key = lambda row: (row["model"], row["precision"], shape(row))  # noqa: E731
-    for place in dict.fromkeys(map(key, raced)):
+    for place in dict.fromkeys(map(_place, raced)):
         cells = list(place)
         for count in threads:
-            row = next((r for r in raced if key(r) == place and r["threads"] == count), None)
+            row = next((r for r in raced if _place(r) == place and r["threads"] == count), None)
             cells += ["", "", ""] if row is None else _best_cells(row)
         lines.append(f"| {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    notes = [machine_text(result["machine"], result["isa"]) + ".", f"{result['held'].capitalize()}."]
-    notes += [f"Peers: {versions}.", _spin_text(result["spin"])]
-    return "\n".join([*lines, "", *(note for note in notes if note)]) + "\n"
+    return [*lines, ""]
+
+
+def _place(row: Row) -> tuple[str, str, str]:
+    return row["model"], row["precision"], shape(row)
 
 
 def _best_cells(row: Row) -> list[str]:

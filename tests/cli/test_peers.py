@@ -116,6 +116,9 @@ def test_tables_and_json(bench, result, tmp_path, capsys):
     text = bench.tables.markdown(result)
     assert text.startswith("| model | precision | batch x seq | 2 threads: llmc / best peer |")
     assert "| toy | fp32 | 1x8 |" in text
+    assert len(bench.peers.join([result, result])["rows"]) == 4
+    with pytest.raises(LlmcError, match="differ in isa"):
+        bench.peers.join([result, result | {"isa": "avx2"}])
     path.write_text("[]")
     with pytest.raises(LlmcError, match="no result"):
         bench.peers.read_result(path)
