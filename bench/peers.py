@@ -260,7 +260,6 @@ def write(result: dict[str, Any], options: argparse.Namespace) -> None:
     """The tables, and the files asked for."""
     from tables import markdown, show
 
-    show(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
     if options.markdown:
@@ -269,47 +268,13 @@ def write(result: dict[str, Any], options: argparse.Namespace) -> None:
         from plot import draw
 
         draw(result, options.plot)
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """What --json wrote.
-
-    Raises:
-        LlmcError: it cannot be read, or is something else.
-    """
-    from llmc.errors import LlmcError
-
-    try:
-        result = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise LlmcError(f"cannot read the result: {error}", at=str(path)) from None
-    if not isinstance(result, dict) or not {"machine", "rows", "spin", "absent"} <= set(result):
-        raise LlmcError("this is no result of bench/peers.py", at=str(path), hint="--json writes one")
-    return result
-
-
-def join(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Results of several runs as one.
-
-    Raises:
-        LlmcError: they are of different machines, libraries or instructions, so cannot share a table.
-    """
-    from llmc.errors import LlmcError
-
-    first = results[0]
-    for result in results[1:]:
-        for name in ("machine", "isa", "held", "versions"):
-            if result[name] != first[name]:
-                raise LlmcError(f"the results differ in {name}", found=f"{first[name]}, {result[name]}")
-    return first | {
-        "rows": [row for result in results for row in result["rows"]],
-        "absent": {place: why for result in results for place, why in result["absent"].items()},
-        "spin": [entry for result in results for entry in result["spin"]],
-    }
+    show(result)
 
 
 def main() -> int:
     """Race, print, write; 1 if racers disagreed or a mistake was made."""
+    from results import join, read_result
+
     options = read_options()
     if options.sources is not None:
         write(join([read_result(path) for path in options.sources]), options)

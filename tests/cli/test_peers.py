@@ -22,7 +22,7 @@ FAKES = ("pytorch", "openvino", "llmc", "llmc x1")
 def bench(monkeypatch):
     """The modules of bench/, by name."""
     monkeypatch.syspath_prepend(BENCH)
-    names = ("peers", "contest", "peaks", "isa", "spin", "tables")
+    names = ("peers", "contest", "peaks", "isa", "results", "spin", "tables")
     return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -109,19 +109,19 @@ def test_a_race_is_measured_and_judged(result):
 def test_tables_and_json(bench, result, tmp_path, capsys):
     path = tmp_path / "result.json"
     path.write_text(json.dumps(result))
-    bench.peers.write(bench.peers.read_result(path), bench.peers.read_options([]))
+    bench.peers.write(bench.results.read_result(path), bench.peers.read_options([]))
     out = capsys.readouterr().out
     for text in ("toy, fp32, 2 threads", "llmc / best", "1x8", "too long", "no g++", "Some CPU", "spins"):
         assert text in out
     text = bench.tables.markdown(result)
     assert text.startswith("| model | precision | batch x seq | 2 threads: llmc / best peer |")
     assert "| toy | fp32 | 1x8 |" in text
-    assert len(bench.peers.join([result, result])["rows"]) == 4
+    assert len(bench.results.join([result, result])["rows"]) == 4
     with pytest.raises(LlmcError, match="differ in isa"):
-        bench.peers.join([result, result | {"isa": "avx2"}])
+        bench.results.join([result, result | {"isa": "avx2"}])
     path.write_text("[]")
     with pytest.raises(LlmcError, match="no result"):
-        bench.peers.read_result(path)
+        bench.results.read_result(path)
 
 
 def test_plot(bench, result, tmp_path):
