@@ -96,7 +96,8 @@ def pause_after(burnt: Iterable[float]) -> float:
 
 def peak_calls(peaks: Peaks, threads: int) -> dict[str, Callable[[], float]]:
     """The loops as racers; on one thread too, for what several threads can gain."""
-    calls = {name: partial(peaks.run, name, threads) for name in peaks.names}
+    calls: dict[str, Callable[[], float]] = {}
+    calls |= {name: partial(peaks.run, name, threads) for name in peaks.names}
     if threads > 1:
         calls |= {f"{name}{ONE}": partial(peaks.run, name, 1) for name in peaks.names if name != "stream"}
     return calls
@@ -120,7 +121,7 @@ def measure(
     """
     apart = agree(calls, expected, setting.precision)
     start = time.perf_counter()
-    calls[next(reversed(calls))]()
+    calls[list(calls)[-1]]()
     run = time.perf_counter() - start
     fewest, warm = budget.turns(run)
     burnt = settle(calls)

@@ -40,7 +40,7 @@ def hide(isa: str, folder: Path) -> str:
 
 def machine() -> dict[str, object]:
     """What a result says about the machine: processor and usable cores, no names."""
-    fields = {}
+    fields: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from llmc.errors import LlmcError
 from llmc.targets import TARGETS, host, toolchain
@@ -87,7 +88,7 @@ class Peaks:
     """
 
     def __init__(self, folder: Path, isa: str) -> None:
-        self._library = build(HERE / "peaks.c", folder)
+        self._library: Any = build(HERE / "peaks.c", folder)
         self._library.peak_run.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long]
         self._library.peak_run.restype = self._library.peak_operations.restype = ctypes.c_double
         names = available(isa)
@@ -102,7 +103,7 @@ class Peaks:
         while rounds < 1 << 40:
             seconds = self._library.peak_run(number, 1, rounds)
             if seconds > SECONDS / 4:  # again: the system may have put this process aside
-                best = min(self._library.peak_run(number, 1, rounds) for _ in range(5))
+                best: float = min(self._library.peak_run(number, 1, rounds) for _ in range(5))
                 if best > SECONDS / 8:
                     return max(1, round(rounds * SECONDS / best))
             rounds *= 2

@@ -22,6 +22,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.shapes = options.shapes or parse_shapes(QUICK_SHAPES if quick else SHAPES)
     options.seconds = (1.0 if quick else 3.0) if options.seconds is None else options.seconds
     options.rounds = (1 if quick else 3) if options.rounds is None else options.rounds
+    if "llmc" in options.skip:
+        parser.error("--skip leaves out peers; without llmc there is nothing to compare")
     if options.rounds < 1:
         parser.error("--rounds must be 1 or more")
     for path in (options.json, options.plot, options.markdown):
@@ -151,11 +154,11 @@ class Session:
 
     def group(self, stock: Any, precision: str, threads: int) -> None:
         """All shapes of one model, precision and number of threads."""
-        from racers import Setting
+        from racers import Setting, pytorch
 
         setting = Setting(precision, threads, self.options.isa)
         racers = self.load(stock, setting)
-        reference = self.reference(stock, threads)
+        reference = pytorch(stock, Setting("fp32", threads, self.options.isa))
         for batch, seq in stock.subject.shapes(self.options.shapes):
             place = {"model": stock.subject.name, "precision": precision, "threads": threads}
             place |= {"batch": batch, "seq": seq}
@@ -173,7 +176,7 @@ class Session:
         for name, loader in LOADERS[setting.precision].items():
             if name in self.options.skip or (name == "llmc-static" and not self.options.static):
                 continue
-            loaded = self.attempt(stock, setting, name, lambda loader=loader: loader(stock, setting))
+            loaded = self.attempt(stock, setting, name, partial(loader, stock, setting))
             if loaded is not None:
                 racers[name] = loaded
         if setting.threads > 1 and "llmc" in racers:
@@ -194,34 +197,23 @@ class Session:
             say(f"absent: {place}: {reason}")
             return None
 
-    def reference(self, stock: Any, threads: int) -> Any:
-        """PyTorch in fp32."""
-        from racers import Setting, pytorch
-
-        return pytorch(stock, Setting("fp32", threads, self.options.isa))
-
     def row(
         self, stock: Any, setting: Any, racers: dict[str, Any], reference: Any, batch: int, seq: int
     ) -> dict[str, Any]:
         """What one race found, or why there was none."""
-        from contest import LOWEST_SHARE, agree, measure
+        from contest import agree, measure
 
         from llmc.errors import LlmcError
 
-        flops, loop = stock.subject.flops(batch, seq), self.peaks.of("fp32")
-        rate = self.peaks.work(loop, 1) / self.peaks.run(loop, 1) * setting.threads * LOWEST_SHARE
-        foreseen = self.budget.foreseen(flops / rate, len(racers))
+        flops = stock.subject.flops(batch, seq)
+        foreseen = self.foreseen(flops, setting.threads, len(racers))
         if foreseen > self.budget.limit and not self.options.prepare:
-            return {
-                "skipped": f"a race would take about {foreseen:.0f} s, the limit is {self.budget.limit:.0f}"
-            }
+            why = f"a race would take about {foreseen:.0f} s, the limit is {self.budget.limit:.0f}"
+            return {"skipped": why}
         arrays = stock.subject.sample(batch, seq)
-        calls = {}
-        for name, racer in racers.items():
-            call = self.attempt(stock, setting, name, lambda racer=racer: racer(arrays))
-            if call is not None:
-                calls[name] = call
         try:
+            bound = {n: self.attempt(stock, setting, n, partial(r, arrays)) for n, r in racers.items()}
+            calls = {name: call for name, call in bound.items() if call is not None}
             expected = reference(arrays)()
             if self.options.prepare:
                 return {"skipped": "prepared", "apart": agree(calls, expected, setting.precision)}
@@ -231,6 +223,15 @@ class Session:
             return {"skipped": str(error).replace("\n", " ")}
         variant = getattr(racers["llmc"], "variant", "")
         return row | {"variant": variant, "loop": self.peaks.of(setting.precision, variant)}
+
+    def foreseen(self, flops: float, threads: int, racers: int) -> float:
+        """Seconds of a race, by the machine's peak."""
+        from contest import LOWEST_SHARE
+
+        loop = self.peaks.of("fp32")
+        assert loop is not None, "every x86-64 that llmc runs on has fma"
+        rate = self.peaks.work(loop, 1) / self.peaks.run(loop, 1) * threads * LOWEST_SHARE
+        return self.budget.foreseen(flops / rate, racers)
 
     def spin(self, stock: Any, precision: str) -> None:
         """Each shape on disturbed cores, on the largest number of threads."""

@@ -156,7 +156,8 @@ class Stock:
         if quant == "int8-static":
             more["calib"] = target.parent / "calibration.npz"
             samples = self.calibration()
-            np.savez(more["calib"], **{n: np.concatenate([s[n] for s in samples]) for n in samples[0]})
+            joined: dict[str, Any] = {n: np.concatenate([s[n] for s in samples]) for n in samples[0]}
+            np.savez(more["calib"], **joined)
         llmc.compile(self.subject.folder, target, task=self.subject.task, target="x86", quant=quant, **more)
 
 
