@@ -114,7 +114,7 @@ def measure(
         flops: of one run.
 
     Returns:
-        apart, turns, pause and burnt seconds, median_seconds, llmc_over, and what `judge` adds.
+        apart, turns, pause and burnt seconds, median_seconds, least_seconds, llmc_over, and what `judge` adds.
 
     Raises:
         LlmcError: the racers disagree, or the race would take too long.
@@ -137,6 +137,7 @@ def measure(
         "burnt_seconds": burnt,
         "apart": apart,
         "median_seconds": {name: float(np.median(times[name])) for name in calls},
+        "least_seconds": {name: float(times[name].min()) for name in calls},
     }
     return row | judge(times, runs, peaks, setting, flops)
 

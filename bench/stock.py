@@ -10,6 +10,8 @@ import hashlib
 import importlib.metadata
 import io
 import logging
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -78,10 +80,14 @@ class Stock:
         path = self.place / f"{self.subject.name}-{name}-{key}" / f"model{end}"
         if not path.exists():
             self.say(f"{self.subject.name}: making {name}")
-            scratch = path.parent.with_suffix(".new")
-            scratch.mkdir(parents=True, exist_ok=True)
+            scratch = path.parent.with_name(f"{path.parent.name}.{os.getpid()}.new")
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
             make(scratch / path.name)
-            scratch.rename(path.parent)
+            if path.exists():  # another process was faster
+                shutil.rmtree(scratch)
+            else:
+                scratch.rename(path.parent)
         return path
 
     def _export(self, target: Path) -> None:

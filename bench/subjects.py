@@ -6,6 +6,7 @@ Speed does not depend on the values of weights, so shapes that are not to be had
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ def _folder(name: str, make: Callable[[], Any] | None, cache: Path) -> Path:
 
     _quiet()
     torch.manual_seed(0)
-    scratch = cache / f"{name}.new"
+    scratch = cache / f"{name}.{os.getpid()}.new"
     shutil.rmtree(scratch, ignore_errors=True)
     make().save_pretrained(scratch)
     scratch.rename(folder)
