@@ -8,9 +8,8 @@
     python bench/peers.py --from all.json spin.json --plot all.png
 
 All live in one process, are checked against PyTorch's outputs first, and run in turns with loops that measure what
-the machine can do at most; ratios are of paired medians with 95 % bootstrap intervals. Below 1 llmc is the faster.
-Absolute times depend on the machine: quote the ratios. Needs the extra `bench` (pip install -e ".[bench]").
-docs/benchmarks.md says how it is measured.
+the machine can do at most; ratios are of medians, with 95 % bootstrap intervals. Below 1 llmc is the faster.
+Needs the extra `bench` (pip install -e ".[bench]"). docs/benchmarks.md says how it is measured.
 """
 
 from __future__ import annotations
@@ -208,19 +207,20 @@ class Session:
         flops = stock.subject.flops(batch, seq)
         foreseen = self.foreseen(flops, setting.threads, len(racers))
         if foreseen > self.budget.limit and not self.options.prepare:
-            why = f"a race would take about {foreseen:.0f} s, the limit is {self.budget.limit:.0f}"
-            return {"skipped": why}
+            return {"skipped": f"a race would take {foreseen:.0f} s, the limit is {self.budget.limit:.0f}"}
         arrays = stock.subject.sample(batch, seq)
         try:
             bound = {n: self.attempt(stock, setting, n, partial(r, arrays)) for n, r in racers.items()}
             calls = {name: call for name, call in bound.items() if call is not None}
             expected = reference(arrays)()
             if self.options.prepare:
-                return {"skipped": "prepared", "apart": agree(calls, expected, setting.precision)}
+                apart, refused = agree(calls, expected, setting.precision)
+                return {"skipped": "prepared", "apart": apart, "refused": refused}
             row = measure(calls, expected, self.peaks, setting, self.budget, flops)
         except LlmcError as error:
             self.failed += 1
             return {"skipped": str(error).replace("\n", " ")}
+        self.failed += len(row["refused"])
         variant = getattr(racers["llmc"], "variant", "")
         return row | {"variant": variant, "loop": self.peaks.of(setting.precision, variant)}
 

@@ -79,6 +79,8 @@ def show(result: Result) -> None:
             print(
                 f"not raced: {row['model']} {row['precision']} {row['threads']} x {shape(row)}: {row['skipped']}"
             )
+        for name, why in row.get("refused", {}).items():
+            print(f"disagrees with pytorch: {row['model']} {row['precision']} {shape(row)}: {name}: {why}")
     for place, reason in result["absent"].items():
         print(f"absent: {place}: {reason}")
     for entry in result["spin"]:

@@ -89,7 +89,9 @@ def test_racers_that_disagree_do_not_race(bench):
     for wrong in (1.01, np.nan):
         with pytest.raises(LlmcError, match="llmc and pytorch disagree"):
             bench.contest.agree(racers(wrong), np.ones(4), "fp32")
-    assert bench.contest.agree(racers(1.01), np.ones(4), "int8")["llmc"]["cosine"] > 0.999
+    assert bench.contest.agree(racers(1.01), np.ones(4), "int8")[0]["llmc"]["cosine"] > 0.999
+    wrong = racers() | {"openvino": lambda: np.zeros(4, np.float32)}
+    assert "difference 1.00" in bench.contest.agree(wrong, np.ones(4), "fp32")[1]["openvino"]
     with pytest.raises(LlmcError, match="cosine -1"):
         bench.contest.agree(racers(-1.0), np.ones(4), "int8")
 
