@@ -90,7 +90,8 @@ class FetchError(Exception):
 
 def cache_folder() -> Path:
     """Where assets are kept."""
-    return Path(os.environ.get("LLMC_CACHE") or Path.home() / ".cache" / "llmc")
+    named = os.environ.get("LLMC_CACHE", "off")
+    return Path.home() / ".cache" / "llmc" if named in ("", "off") else Path(named)
 
 
 def fetch(name: str) -> Path:

@@ -1,219 +1,37 @@
-"""Race llmc against what a user would pick instead: PyTorch eager and ONNX Runtime, fp32, equal threads.
+"""Race llmc against what a user would pick instead: ONNX Runtime, OpenVINO, PyTorch eager and torch.compile.
 
-    python bench/peers.py [--model FOLDER] [--artifact M.llmc] [--threads 1] [--shapes 1x128,8x64] [--json]
+    python bench/peers.py --quick                       minutes; --prepare first makes files and races nothing
+    python bench/peers.py --json all.json --plot all.png --markdown all.md
+    python bench/peers.py --models bert-base --shapes 1x128,8x128 --threads 1,2 --precision fp32,int8
+    python bench/peers.py --isa avx2 --shapes 1x128     everybody held to AVX2
+    python bench/peers.py --spin --shapes 1x128         with a process that spins on one core
+    python bench/peers.py --from all.json spin.json --plot all.png
 
-All peers live in one process, are checked against PyTorch's outputs first, and run in turns; the ratios are
-of paired medians with 95 % bootstrap intervals. Below 1 llmc is the faster. Absolute times depend on the
-machine: quote the ratios. Needs the extra `bench` (pip install -e ".[bench]").
+All live in one process, are checked against PyTorch's outputs first, and run in turns with loops that measure what
+the machine can do at most; ratios are of medians, with 95 % bootstrap intervals. Below 1 llmc is the faster.
+Needs the extra `bench` (pip install -e ".[bench]"). docs/benchmarks.md says how it is measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
 import sys
-import tempfile
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import isa
+from models import cache_folder
 
-from llmc.compiler.cli.output import print_table, time_text
-from llmc.compiler.demo.race import race, ratio
-from llmc.errors import LlmcError
-
-Array = np.ndarray[Any, Any]
-Arrays = dict[str, Array]
-Peer = Callable[[Arrays], Arrays]
-
-SHAPES = "1x1,1x16,1x128,1x512,8x64,8x128"
-TOLERANCE = 5e-4  # of the largest difference between two peers' outputs
-OUTPUTS = {"text-classification": "logits", "feature-extraction": "last_hidden_state"}
-
-
-def load_torch(folder: Path, task: str, attention: str = "sdpa") -> Any:
-    """The model in fp32 and evaluation mode; `sdpa` is the library's fastest attention on CPUs."""
-    from transformers import AutoModel, AutoModelForSequenceClassification
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    import torch
-
-    kind = AutoModelForSequenceClassification if task == "text-classification" else AutoModel
-    return kind.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
-
-
-def torch_peer(model: Any, output: str) -> Peer:
-    """PyTorch eager in inference mode; inputs are shared, not copied."""
-    import torch
-
-    def call(arrays: Arrays) -> Arrays:
-        with torch.inference_mode():
-            result = model(**{name: torch.from_numpy(array) for name, array in arrays.items()})
-        return {output: result[output].numpy()}
-
-    return call
-
-
-def export_onnx(model: Any, output: str, path: Path) -> None:
-    """The model as ONNX with dynamic batch and sequence."""
-    import torch
-
-    class Positional(torch.nn.Module):
-        """transformers models take keywords, the exporter wants positions."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask)[output]
-
-    ids = torch.arange(5, 19).reshape(2, 7)
-    names = ["input_ids", "attention_mask"]
-    axes = {name: {0: "batch", 1: "seq"} for name in names}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            Positional().eval(),
-            (ids, torch.ones_like(ids)),
-            str(path),
-            input_names=names,
-            output_names=[output],
-            dynamic_axes={**axes, output: {0: "batch"} if output == "logits" else {0: "batch", 1: "seq"}},
-            opset_version=17,
-            dynamo=False,
-        )
-
-
-def optimise_onnx(model: Any, source: Path, target: Path) -> dict[str, int]:
-    """ONNX Runtime's own fusions for BERT-like models; returns how often each kind of fused node is there."""
-    import logging
-
-    from onnxruntime.transformers import optimizer
-
-    logging.disable(logging.WARNING)
-    config = model.config
-    heads = getattr(config, "num_attention_heads", 0)
-    optimised = optimizer.optimize_model(
-        str(source), model_type="bert", num_heads=heads, hidden_size=config.hidden_size, opt_level=0
-    )
-    optimised.save_model_to_file(str(target))
-    logging.disable(logging.NOTSET)
-    return {name: count for name, count in optimised.get_fused_operator_statistics().items() if count}
-
-
-def onnx_peer(path: Path, threads: int) -> Peer:
-    """ONNX Runtime with all its graph optimisations."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    # Its threads spin between runs by default, which would slow whoever is next in turn.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [o.name for o in session.get_outputs()]
-
-    def call(arrays: Arrays) -> Arrays:
-        return dict(zip(names, session.run(names, arrays), strict=True))
-
-    return call
-
-
-def make_onnx_peers(folder: Path, task: str, place: Path, threads: int) -> dict[str, Peer]:
-    """ONNX Runtime on the model as exported and as its transformer optimiser leaves it, where that works.
-
-    Exported with attention spelled out: that is the form whose fusions the optimiser knows.
-    """
-    model, output, folder = load_torch(folder, task, "eager"), OUTPUTS[task], place
-    plain, fused = folder / "model.onnx", folder / "fused.onnx"
-    export_onnx(model, output, plain)
-    peers = {"onnxruntime": onnx_peer(plain, threads)}
-    try:
-        counts = optimise_onnx(model, plain, fused)
-        peers["onnxruntime+fusion"] = onnx_peer(fused, threads)
-        print(f"ONNX Runtime's optimiser fused: {counts}", file=sys.stderr)
-    except Exception as error:  # whatever it cannot do, the plain export still races
-        print(f"ONNX Runtime's optimiser failed: {type(error).__name__}: {error}", file=sys.stderr)
-    return peers
-
-
-def llmc_peer(model: Any) -> Peer:
-    """The artifact; inputs and outputs are NumPy arrays as for ONNX Runtime."""
-
-    def call(arrays: Arrays) -> Arrays:
-        result: Arrays = model(**arrays)
-        return result
-
-    return call
-
-
-def sample(vocabulary: int, batch: int, seq: int) -> Arrays:
-    """Random ids i64[batch, seq] and a mask of ones; equal lengths, so that every peer does the same work."""
-    ids = np.random.default_rng(batch * 1000 + seq).integers(5, vocabulary, (batch, seq))
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-
-
-def agree(peers: Mapping[str, Peer], output: str, arrays: Arrays) -> dict[str, float]:
-    """Largest difference of each peer to PyTorch.
-
-    Raises:
-        LlmcError: a peer computes something else; racing it would mean nothing.
-    """
-    expected = peers["pytorch"](arrays)[output]
-    apart = {name: float(np.abs(call(arrays)[output] - expected).max()) for name, call in peers.items()}
-    for name, value in apart.items():
-        if not value <= TOLERANCE:
-            raise LlmcError(
-                f"{name} and pytorch disagree", at=output, found=f"largest difference {value:.2e}"
-            )
-    return apart
-
-
-def measure(
-    peers: Mapping[str, Peer], output: str, arrays: Arrays, seconds: float, threads: int
-) -> dict[str, Any]:
-    """Differences, median seconds, and llmc's time over each peer's with its interval."""
-    apart = agree(peers, output, arrays)
-    times = race({name: partial(call, arrays) for name, call in peers.items()}, seconds, threads)
-    batch, seq = arrays["input_ids"].shape
-    return {
-        "batch": batch,
-        "seq": seq,
-        "rounds": len(times["pytorch"]),
-        "difference": apart,
-        "median_seconds": {name: float(np.median(t)) for name, t in times.items()},
-        "llmc_over": {
-            n: ratio(times["llmc"], t) for n, t in times.items() if n != "llmc" and "llmc" in times
-        },
-    }
-
-
-def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    """One line for each shape: medians, then llmc's ratio to each peer."""
-    names = list(rows[0]["median_seconds"])
-    others = list(rows[0]["llmc_over"])
-    columns = [
-        "batch x seq",
-        *(f">{n}" for n in names),
-        *(f">llmc / {n}" for n in others),
-        ">worst difference",
-    ]
-    cells = []
-    for row in rows:
-        medians = [time_text(row["median_seconds"][name]) for name in names]
-        ratios = ["{:.2f} ({:.2f} to {:.2f})".format(*row["llmc_over"][name]) for name in others]
-        worst = f"{max(row['difference'].values()):.1e}"
-        cells.append([f"{row['batch']} x {row['seq']}", *medians, *ratios, worst])
-    print_table("", columns, cells)
+MODELS = "minilm,bert-base,distilbert,tiny,vit-base"
+SHAPES = ",".join(f"{batch}x{seq}" for batch in (1, 8, 32) for seq in (8, 32, 128, 384, 512))
+QUICK_MODELS, QUICK_SHAPES = "minilm,tiny", "1x8,1x128,8x32"
+PRECISIONS = ("fp32", "int8")
 
 
 def parse_shapes(text: str) -> list[tuple[int, int]]:
@@ -224,72 +42,259 @@ def parse_shapes(text: str) -> list[tuple[int, int]]:
     return [(int(pair[1]), int(pair[2])) for pair in pairs if pair]
 
 
-def default_model() -> Path:
-    """The all-MiniLM-L6-v2 folder, fetched once by bench/models.py."""
-    from models import fetch
+def parse_threads(text: str) -> list[int]:
+    """`1,2` as numbers."""
+    if not re.fullmatch(r"[1-9]\d?(,[1-9]\d?)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 1,2")
+    return [int(count) for count in text.split(",")]
 
-    return fetch("minilm")
+
+def parse_precisions(text: str) -> list[str]:
+    """`fp32,int8`, in any order."""
+    names = text.split(",")
+    if unknown := set(names) - set(PRECISIONS):
+        raise argparse.ArgumentTypeError(f"{sorted(unknown)[0]!r} is none of {', '.join(PRECISIONS)}")
+    return names
 
 
-def read_options() -> argparse.Namespace:
+def names(text: str) -> list[str]:
+    """`a,b` as a list."""
+    return [name for name in text.split(",") if name]
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; --quick changes defaults only."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, help="Hugging Face folder (default: all-MiniLM-L6-v2)")
-    parser.add_argument("--artifact", type=Path, help="compiled already (default: compile the model now)")
-    parser.add_argument("--task", choices=list(OUTPUTS), help="default: by the model's architecture")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--shapes", type=parse_shapes, default=parse_shapes(SHAPES))
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each shape")
-    parser.add_argument(
-        "--skip", nargs="*", default=[], help="peers to leave out, such as llmc or onnxruntime"
+    add = parser.add_argument
+    add("--models", type=names, help=f"of {MODELS} (default: all), or Hugging Face folders")
+    add(
+        "--shapes", type=parse_shapes, help=f"batch x sequence (default: {SHAPES}); images use the batch only"
     )
-    parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+    add("--threads", type=parse_threads, default=[1, 2], help="of every racer (default: 1,2)")
+    add("--precision", type=parse_precisions, default=list(PRECISIONS), help="default: fp32,int8")
+    add("--seconds", type=float, help="of one round of a shape (default: 3)")
+    add("--rounds", type=int, help="races of each shape (default: 3)")
+    add("--limit", type=float, default=180.0, help="skip a shape foreseen to race longer than these seconds")
+    add("--quick", action="store_true", help=f"{QUICK_MODELS} at {QUICK_SHAPES}, 1 round of 1 s")
+    add("--skip", type=names, default=[], help="peers to leave out, such as torch.compile,onnxruntime")
+    add("--static", action="store_true", help="llmc's int8-static too")
+    add("--isa", choices=("all", "avx2"), default="all", help="instructions that everybody may use")
+    add("--spin", action="store_true", help="race on disturbed cores instead")
+    add("--prepare", action="store_true", help="make all files and check outputs, but race nothing")
+    add("--cache", type=Path, default=cache_folder() / "peers", help="where files are kept")
+    add("--from", type=Path, dest="sources", nargs="+", help="race nothing: join results written by --json")
+    for name, what in (("json", "the result"), ("plot", "a picture"), ("markdown", "the README's table")):
+        add(f"--{name}", type=Path, metavar="FILE", help=f"write {what} there")
+    options = parser.parse_args(arguments)
+    quick = options.quick
+    options.models = options.models or names(QUICK_MODELS if quick else MODELS)
+    options.shapes = options.shapes or parse_shapes(QUICK_SHAPES if quick else SHAPES)
+    options.seconds = (1.0 if quick else 3.0) if options.seconds is None else options.seconds
+    options.rounds = (1 if quick else 3) if options.rounds is None else options.rounds
+    if "llmc" in options.skip:
+        parser.error("--skip leaves out peers; without llmc there is nothing to compare")
+    if options.rounds < 1:
+        parser.error("--rounds must be 1 or more")
+    for path in (options.json, options.plot, options.markdown):
+        if path is not None and not path.absolute().parent.is_dir():
+            parser.error(f"there is no folder for {path}")
+    return options
 
 
-def make_peers(
-    options: argparse.Namespace, folder: Path, task: str, place: Path
-) -> tuple[dict[str, Peer], Any]:
-    """PyTorch, ONNX Runtime as exported and as fused, and llmc; and PyTorch's model."""
-    output, reference = OUTPUTS[task], load_torch(folder, task)
-    peers = {"pytorch": torch_peer(reference, output)}
-    peers |= make_onnx_peers(folder, task, place, options.threads)
-    if "llmc" not in options.skip:
-        import llmc
-
-        artifact = options.artifact
-        if artifact is None:
-            artifact = place / "model.llmc"
-            llmc.compile(folder, artifact, task=task)
-        peers["llmc"] = llmc_peer(llmc.load(artifact, threads=options.threads))
-    return {name: peer for name, peer in peers.items() if name not in options.skip}, reference
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
-def main() -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    options = read_options()
-    import torch
+class Session:
+    """What a run of this program has found so far.
 
-    torch.set_num_threads(options.threads)
-    folder = options.model or default_model()
-    architecture = json.loads((folder / "config.json").read_text()).get("architectures", [""])[0]
-    classifies = architecture.endswith("ForSequenceClassification")
-    task = options.task or ("text-classification" if classifies else "feature-extraction")
-    with tempfile.TemporaryDirectory(prefix="llmc-peers-") as place:
-        peers, reference = make_peers(options, folder, task, Path(place))
-        rows = []
-        for batch, seq in options.shapes:
-            arrays = sample(reference.config.vocab_size, batch, seq)
-            rows.append(measure(peers, OUTPUTS[task], arrays, options.seconds, options.threads))
-            print(f"{batch} x {seq}: {rows[-1]['rounds']} rounds", file=sys.stderr)
-    result = {"model": folder.name, "task": task, "threads": options.threads, "shapes": rows}
+    Attributes:
+        result: as --json writes it.
+        failed: racers that disagreed.
+    """
+
+    def __init__(self, options: argparse.Namespace, held: str) -> None:
+        from contest import Budget
+        from peaks import Peaks
+        from stock import library_versions
+
+        self.options = options
+        self.peaks = Peaks(options.cache, options.isa)
+        self.budget = Budget(options.seconds, options.rounds, options.limit)
+        self.failed = 0
+        self.result: dict[str, Any] = {
+            "machine": isa.machine(),
+            "isa": options.isa,
+            "held": held,
+            "versions": dict(library_versions()),
+            "options": {name: getattr(options, name) for name in ("seconds", "rounds", "limit")},
+            "rows": [],
+            "absent": {},
+            "spin": [],
+        }
+
+    def run(self) -> None:
+        """Every model, precision and number of threads."""
+        from stock import Stock
+        from subjects import find
+
+        for name in self.options.models:
+            stock = Stock(self.options.cache, find(name, self.options.cache), say)
+            for precision in self.options.precision:
+                if self.options.spin:
+                    self.spin(stock, precision)
+                    continue
+                for threads in self.options.threads:
+                    self.group(stock, precision, threads)
+                    gc.collect()
+
+    def group(self, stock: Any, precision: str, threads: int) -> None:
+        """All shapes of one model, precision and number of threads."""
+        from racers import Setting, pytorch
+
+        setting = Setting(precision, threads, self.options.isa)
+        racers = self.load(stock, setting)
+        reference = pytorch(stock, Setting("fp32", threads, self.options.isa))
+        for batch, seq in stock.subject.shapes(self.options.shapes):
+            place = {"model": stock.subject.name, "precision": precision, "threads": threads}
+            place |= {"batch": batch, "seq": seq}
+            row = self.row(stock, setting, racers, reference, batch, seq)
+            self.result["rows"].append(place | row)
+            say(f"{' '.join(map(str, place.values()))}: {row.get('skipped') or summary(row)}")
+            self.save()
+
+    def load(self, stock: Any, setting: Any) -> dict[str, Any]:
+        """Racers that load, llmc's last; what does not is named with its reason."""
+        from contest import ONE
+        from racers import LOADERS, Setting
+
+        racers = {}
+        for name, loader in LOADERS[setting.precision].items():
+            if name in self.options.skip or (name == "llmc-static" and not self.options.static):
+                continue
+            loaded = self.attempt(stock, setting, name, partial(loader, stock, setting))
+            if loaded is not None:
+                racers[name] = loaded
+        if setting.threads > 1 and "llmc" in racers:
+            one = Setting(setting.precision, 1, setting.isa)
+            racers[f"llmc{ONE}"] = LOADERS[setting.precision]["llmc"](stock, one)
+        return racers
+
+    def attempt(self, stock: Any, setting: Any, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, or None: whatever a peer cannot do, the others race. llmc must not fail."""
+        try:
+            return make()
+        except Exception as error:
+            if name.startswith("llmc"):
+                raise
+            place = f"{stock.subject.name}, {setting.precision}, {setting.threads} threads, {name}"
+            reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:200]}"
+            self.result["absent"][place] = reason
+            say(f"absent: {place}: {reason}")
+            return None
+
+    def row(
+        self, stock: Any, setting: Any, racers: dict[str, Any], reference: Any, batch: int, seq: int
+    ) -> dict[str, Any]:
+        """What one race found, or why there was none."""
+        from contest import agree, measure
+
+        from llmc.errors import LlmcError
+
+        flops = stock.subject.flops(batch, seq)
+        foreseen = self.foreseen(flops, setting.threads, len(racers))
+        if foreseen > self.budget.limit and not self.options.prepare:
+            return {"skipped": f"a race would take {foreseen:.0f} s, the limit is {self.budget.limit:.0f}"}
+        arrays = stock.subject.sample(batch, seq)
+        try:
+            bound = {n: self.attempt(stock, setting, n, partial(r, arrays)) for n, r in racers.items()}
+            calls = {name: call for name, call in bound.items() if call is not None}
+            expected = reference(arrays)()
+            if self.options.prepare:
+                apart, refused = agree(calls, expected, setting.precision)
+                return {"skipped": "prepared", "apart": apart, "refused": refused}
+            row = measure(calls, expected, self.peaks, setting, self.budget, flops)
+        except LlmcError as error:
+            self.failed += 1
+            return {"skipped": str(error).replace("\n", " ")}
+        self.failed += len(row["refused"])
+        variant = getattr(racers["llmc"], "variant", "")
+        return row | {"variant": variant, "loop": self.peaks.of(setting.precision, variant)}
+
+    def foreseen(self, flops: float, threads: int, racers: int) -> float:
+        """Seconds of a race, by the machine's peak."""
+        from contest import LOWEST_SHARE
+
+        loop = self.peaks.of("fp32")
+        assert loop is not None, "every x86-64 that llmc runs on has fma"
+        rate = self.peaks.work(loop, 1) / self.peaks.run(loop, 1) * threads * LOWEST_SHARE
+        return self.budget.foreseen(flops / rate, racers)
+
+    def spin(self, stock: Any, precision: str) -> None:
+        """Each shape on disturbed cores, on the largest number of threads."""
+        from spin import calls_of, disturb
+
+        threads = max(self.options.threads)
+        for batch, seq in stock.subject.shapes(self.options.shapes):
+            calls = calls_of(stock, self.options.isa, precision, threads, (batch, seq))
+            place = {"model": stock.subject.name, "precision": precision, "threads": threads}
+            self.result["spin"].append(place | {"batch": batch, "seq": seq} | disturb(calls, self.budget))
+            self.save()
+
+    def save(self) -> None:
+        """The result so far: a run that is interrupted keeps what it has."""
+        if self.options.json:
+            self.options.json.write_text(json.dumps(self.result, indent=1))
+
+
+def summary(row: dict[str, Any]) -> str:
+    """Where llmc is."""
+    if "best" not in row:
+        return f"{row['turns']} turns"
+    return f"llmc / {row['best']} {row['llmc_over'][row['best']][0]:.2f}, {row['turns']} turns"
+
+
+def write(result: dict[str, Any], options: argparse.Namespace) -> None:
+    """The tables, and the files asked for."""
+    from tables import markdown, show
+
     if options.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print(f"{folder.name}, {task}, fp32, {options.threads} thread(s) each")
-        show(rows)
+        options.json.write_text(json.dumps(result, indent=1))
+    if options.markdown:
+        options.markdown.write_text(markdown(result))
+    if options.plot:
+        from plot import draw
+
+        draw(result, options.plot)
+    show(result)
+
+
+def main() -> int:
+    """Race, print, write; 1 if racers disagreed or a mistake was made."""
+    from results import join, read_result
+
+    options = read_options()
+    if options.sources is not None:
+        write(join([read_result(path) for path in options.sources]), options)
+        return 0
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    options.cache = options.cache.resolve()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(options.cache / f"inductor-{options.isa}"))
+    isa.start_again(options.isa)
+    session = Session(options, isa.hide(options.isa, options.cache))
+    session.run()
+    write(session.result, options)
+    return 1 if session.failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    from llmc.errors import LlmcError
+
+    try:
+        sys.exit(main())
+    except LlmcError as mistake:
+        sys.exit(f"error: {mistake}")

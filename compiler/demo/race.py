@@ -11,23 +11,35 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
-def race(calls: Mapping[str, Callable[[], object]], seconds: float, threads: int = 1) -> dict[str, Array]:
-    """Run the calls in turns for `seconds`, at least 15 rounds, after three rounds of warm-up.
+def race(
+    calls: Mapping[str, Callable[[], object]],
+    seconds: float,
+    threads: int = 1,
+    *,
+    pause: float | None = None,
+    fewest: int = 15,
+    warm: int = 3,
+) -> dict[str, Array]:
+    """Run the calls in turns for `seconds`, at least `fewest` rounds, after `warm` rounds of warm-up.
 
     The order rotates from round to round. With more than one thread there is a pause before each call: thread
     pools spin for a while after their work and would take the cores from the next in turn.
+
+    Args:
+        pause: its seconds; None: 3 ms with more than one thread.
 
     Returns:
         name -> f64[rounds], seconds of each call.
     """
     names, times = list(calls), {name: list[float]() for name in calls}
-    for call in list(calls.values()) * 3:
+    wait = (0.003 if threads > 1 else 0) if pause is None else pause
+    for call in list(calls.values()) * warm:
         call()
     end, rounds = time.perf_counter() + seconds, 0
-    while rounds < 15 or time.perf_counter() < end:
+    while rounds < fewest or time.perf_counter() < end:
         for i in range(len(names)):
             name = names[(i + rounds) % len(names)]
-            time.sleep(0.003 if threads > 1 else 0)
+            time.sleep(wait)
             start = time.perf_counter()
             calls[name]()
             times[name].append(time.perf_counter() - start)
