@@ -113,7 +113,7 @@ class Session:
 
     Attributes:
         result: as --json writes it.
-        failed: racers that disagreed.
+        failed: racers that disagreed, and models that llmc could not compile.
     """
 
     def __init__(self, options: argparse.Namespace, held: str) -> None:
@@ -141,6 +141,8 @@ class Session:
         from stock import Stock
         from subjects import find
 
+        from llmc.errors import LlmcError
+
         for name in self.options.models:
             stock = Stock(self.options.cache, find(name, self.options.cache), say)
             for precision in self.options.precision:
@@ -148,7 +150,12 @@ class Session:
                     self.spin(stock, precision)
                     continue
                 for threads in self.options.threads:
-                    self.group(stock, precision, threads)
+                    try:
+                        self.group(stock, precision, threads)
+                    except LlmcError as error:  # the others' races still mean something
+                        self.failed += 1
+                        self.result["absent"][f"{name}, {precision}, llmc"] = str(error).replace("\n", " ")
+                        say(f"absent: {name}, {precision}, llmc: {error}")
                     gc.collect()
 
     def group(self, stock: Any, precision: str, threads: int) -> None:

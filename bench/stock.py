@@ -83,11 +83,12 @@ class Stock:
             scratch = path.parent.with_name(f"{path.parent.name}.{os.getpid()}.new")
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            make(scratch / path.name)
-            if path.exists():  # another process was faster
-                shutil.rmtree(scratch)
-            else:
-                scratch.rename(path.parent)
+            try:
+                make(scratch / path.name)
+                if not path.exists():  # another process may have been faster
+                    scratch.rename(path.parent)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
         return path
 
     def _export(self, target: Path) -> None:
