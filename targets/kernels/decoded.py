@@ -24,7 +24,9 @@ from llmc.compiler.ops.storage import DECODERS, unpack_indices
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.kernels import linear
+from llmc.targets.kernels.blocking import Blocking
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, splat
+from llmc.targets.kernels.epilogue import finish
 from llmc.targets.kernels.linear import pack_panels, pad_columns, panel_width, tile_shape, tiles
 
 ROWS_PER_ITEM = 192  # decoding a panel costs about as much as multiplying it by 24 rows
@@ -154,6 +156,8 @@ def emit_linear(
     extras = [e.pointer(step, "f32") for step in epilogue if step in ("bias", "residual")]
     out, m = e.pointer("out", "f32"), e.scalar("m")
     held = e.scratch()
+    cut = Blocking.of(k, width, ROWS_PER_ITEM)
+    store = partial(finish, e, n=n, width=width, epilogue=epilogue, extras=extras, out=out)
     rows, vectors = tile_shape(cpu, width)
     blocks = e.let(div(m + (ROWS_PER_ITEM - 1), ROWS_PER_ITEM))
     with e.loop(e.begin, e.end, "item") as item:
@@ -165,9 +169,10 @@ def emit_linear(
 
             def tile(row: Expr, height: int, part: int = part, panel: Expr = panel) -> None:
                 here = min(vectors, width // LANES - part)
-                acc = linear.multiply(e, x, held, row, i64(0), part * LANES, height, here, k, width)
-                column = e.let(panel * width + part * LANES)
-                linear.finish(e, acc, row, column, height, here, n, width, epilogue, extras, out)
+                acc, steps = linear.zeros(e, height * here), i64(k // cut.unroll)
+                start, column = i64(part * LANES), e.let(panel * width + part * LANES)
+                linear.multiply(e, cut, acc, x, e.let(row * k), held, start, height, here, steps)
+                store(acc, row, column, height, here)
 
             tiles(e, first, count, rows, tile)
     return e.function()

@@ -221,11 +221,9 @@ class _Panel:
             for j in range(0, width, LANES):
                 e.prefetch(self.w, start + (at + u + AHEAD) * width + j, 2)
 
-        acc = e.registers(rows * vectors)
-        for i in range(rows * vectors):
-            e.set(acc, i, splat(f32(0.0)))
-        steps = i64(self.cut.k // self.cut.unroll)
-        self._multiply(acc, e.let(row * self.cut.k), start, rows, vectors, steps, ahead)
+        acc, steps = zeros(e, rows * vectors), i64(self.cut.k // self.cut.unroll)
+        row_start = e.let(row * self.cut.k)
+        multiply(e, self.cut, acc, self.x, row_start, self.w, start, rows, vectors, steps, ahead)
         self.finish(acc, row, column, rows, vectors)
 
     def _block(
@@ -244,7 +242,7 @@ class _Panel:
         k = e.let(block * cut.depth)
         here = e.let(start + k * cut.width)
         wait = e.let((row - first) * cut.width + offset)
-        acc = e.registers(rows * vectors)
+        acc = zeros(e, rows * vectors)
         self._resume(acc, block, wait, rows, vectors)
         # The next block, which lies behind this one, is fetched into L2, one line at each step: by the parts of
         # the panel in turn if there are few tiles, else by the tiles.
@@ -256,7 +254,8 @@ class _Panel:
                 e.prefetch(self.w, following + (at + u) * LANES, 2)
 
         steps = e.let(div(tirx.min(i64(cut.depth), cut.k - k), cut.unroll))
-        self._multiply(acc, e.let(row * cut.k + k), e.let(here + offset), rows, vectors, steps, ahead)
+        x, w = e.let(row * cut.k + k), e.let(here + offset)
+        multiply(e, cut, acc, self.x, x, self.w, w, rows, vectors, steps, ahead)
         if self.sums is not None:
             with e.when(block < cut.blocks - 1):
                 for i, j in np.ndindex(rows, vectors):
@@ -268,36 +267,48 @@ class _Panel:
     def _resume(self, acc: Buffer, block: Expr, wait: Expr, rows: int, vectors: int) -> None:
         """The sums of the blocks before this one."""
         e = self.e
-        for i in range(rows * vectors):
-            e.set(acc, i, splat(f32(0.0)))
         if self.sums is None:
             return
         with e.when(block > 0):
             for i, j in np.ndindex(rows, vectors):
                 e.set(acc, i * vectors + j, e.load(self.sums, wait + (i * self.cut.width + j * LANES), LANES))
 
-    def _multiply(
-        self,
-        acc: Buffer,
-        x: Expr,
-        w: Expr,
-        rows: int,
-        vectors: int,
-        steps: Expr,
-        ahead: Callable[[Expr, int], None],
-    ) -> None:
-        """acc[i, j] += x[x + i K + k] * w[w + k width + 16 j ...] for `steps` times `unroll` values of k, in order"""
-        e, cut = self.e, self.cut
-        with e.loop(0, steps, "k") as step:
-            at = e.let(step * cut.unroll)
-            for u in range(cut.unroll):
-                line = e.let(w + (at + u) * cut.width)
-                b = [_widened(e, e.load(self.w, line + j * LANES, LANES)) for j in range(vectors)]
-                ahead(at, u)
-                for i in range(rows):
-                    a = e.let(splat(e.load(self.x, x + at + (i * cut.k + u))))
-                    for j in range(vectors):
-                        e.set(acc, i * vectors + j, fma(a, b[j], e.get(acc, i * vectors + j)))
+
+def multiply(
+    e: Emitter,
+    cut: Blocking,
+    sums: Buffer,
+    x: Buffer,
+    row: Expr,
+    w: Buffer,
+    column: Expr,
+    rows: int,
+    vectors: int,
+    steps: Expr,
+    ahead: Callable[[Expr, int], None] = lambda at, u: None,
+) -> None:
+    """sums[i, j] += x[row + i K + k] * w[column + k width + 16 j ...] for k in 0..steps * unroll, in order
+
+    `ahead(k, u)` is called at each step k + u.
+    """
+    with e.loop(0, steps, "k") as step:
+        at = e.let(step * cut.unroll)
+        for u in range(cut.unroll):
+            line = e.let(column + (at + u) * cut.width)
+            b = [_widened(e, e.load(w, line + j * LANES, LANES)) for j in range(vectors)]
+            ahead(at, u)
+            for i in range(rows):
+                a = e.let(splat(e.load(x, row + at + (i * cut.k + u))))
+                for j in range(vectors):
+                    e.set(sums, i * vectors + j, fma(a, b[j], e.get(sums, i * vectors + j)))
+
+
+def zeros(e: Emitter, count: int) -> Buffer:
+    """`count` registers of 16 zeros."""
+    sums = e.registers(count)
+    for i in range(count):
+        e.set(sums, i, splat(f32(0.0)))
+    return sums
 
 
 def _widened(e: Emitter, values: Expr) -> Expr:
