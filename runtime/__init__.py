@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmc.runtime.manifest import Manifest, read_manifest
     from llmc.runtime.model import Model, check, load
     from llmc.runtime.signature import TensorInfo
+    from llmc.runtime.threads import Threads
 
 __all__ = [
     "BenchmarkReport",
@@ -22,6 +23,7 @@ __all__ = [
     "Manifest",
     "Model",
     "TensorInfo",
+    "Threads",
     "check",
     "compare",
     "load",
@@ -34,6 +36,7 @@ _HOME = {
     "Manifest": "manifest",
     "Model": "model",
     "TensorInfo": "signature",
+    "Threads": "threads",
     "check": "model",
     "compare": "benchmark",
     "load": "model",

@@ -21,21 +21,29 @@ from llmc.runtime import native
 from llmc.runtime.arrays import Array, check_names, input_array, output_array, tensor_of
 from llmc.runtime.manifest import MODULE, WEIGHTS, Manifest, read_manifest
 from llmc.runtime.signature import TensorInfo, check_same, read_signature
+from llmc.runtime.threads import Threads, count
 
 if TYPE_CHECKING:
     from llmc.runtime.benchmark import BenchmarkReport
     from llmc.runtime.selftest import SelftestResult
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None, variant: str | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str],
+    threads: int | Threads | None = None,
+    variant: str | None = None,
+    *,
+    pin: bool = False,
+) -> Model:
     """Open the artifact in folder `path`.
 
     Every file but the weights is hashed before any of it is used; of the weights, size and header are
     checked.
 
     Args:
-        threads: that work on one run; None: one for each usable core.
+        threads: that work on one run, or a `Threads` that other models work with too; None: one for each usable core.
         variant: the code to run, such as "avx2"; None: the best that this CPU can.
+        pin: bind each worker thread to a core of its own.
 
     Raises:
         LlmcError: a file is missing, damaged or of another build, or this CPU cannot run it.
@@ -44,7 +52,15 @@ def load(path: str | os.PathLike[str], threads: int | None = None, variant: str 
     manifest = read_manifest(folder)
     _check_machine(manifest)
     _check_files(folder, manifest, hash_weights=False)
-    return Model(folder, manifest, _options(threads, variant))
+    shared = threads if isinstance(threads, Threads) else None
+    if variant is not None and not isinstance(variant, str):
+        raise LlmcError(f"variant is {variant!r}, must be a name or None")
+    options = native.Options(
+        threads=count(None if isinstance(threads, Threads) else threads),
+        pin=bool(pin),
+        variant=variant.encode() if variant else None,
+    )
+    return Model(folder, manifest, options, shared)
 
 
 def check(path: str | os.PathLike[str]) -> Manifest:
@@ -71,9 +87,13 @@ class Model:
         threads, variant: what it runs with.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, options: native.Options) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, options: native.Options, shared: Threads | None = None
+    ) -> None:
         library = native.Library(folder / MODULE)
-        handle = native.Handle(library, folder, options)
+        if shared is not None:
+            options.shared = shared.opened(library)
+        handle = native.Handle(library, folder, options, shared)
         signature = read_signature(handle.info)
         check_same(manifest, handle.info, signature)
         self._handle: native.Handle | None = handle
@@ -194,14 +214,6 @@ def _check_machine(manifest: Manifest) -> None:
         found=f"compiled with --target {manifest.target}",
         hint="compile the model for this machine, or run the artifact on the one it is for",
     )
-
-
-def _options(threads: int | None, variant: str | None) -> native.Options:
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
-        raise LlmcError(f"threads is {threads!r}, must be an int within 1..1024, or None")
-    if variant is not None and not isinstance(variant, str):
-        raise LlmcError(f"variant is {variant!r}, must be a name or None")
-    return native.Options(threads=threads or 0, variant=variant.encode() if variant else None)
 
 
 def _check_files(folder: Path, manifest: Manifest, hash_weights: bool) -> None:

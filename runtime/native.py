@@ -10,7 +10,7 @@ from typing import Any
 
 from llmc.errors import LlmcError
 
-VERSION = 1
+VERSION = 2
 MAX_RANK = 8
 MAX_DIMS = 16
 EXPRESSION = -(2**63)  # a size in TensorSpec.dims that the program computes
@@ -32,6 +32,7 @@ class Options(Structure):
         ("spin_us", c_int),
         ("check_weights", c_int),
         ("variant", c_char_p),
+        ("shared", c_void_p),
     )
 
 
@@ -154,6 +155,8 @@ class Report(Structure):
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llmc_open": (c_int, [c_char_p, POINTER(Options), POINTER(c_void_p), POINTER(Error)]),
     "llmc_close": (None, [c_void_p]),
+    "llmc_threads_open": (c_int, [POINTER(Options), POINTER(c_void_p), POINTER(Error)]),
+    "llmc_threads_close": (None, [c_void_p]),
     "llmc_describe": (POINTER(Info), [c_void_p]),
     "llmc_status_text": (c_char_p, [c_int]),
     "llmc_output_shapes": (c_int, [c_void_p, POINTER(Tensor), POINTER(Tensor), POINTER(Error)]),
@@ -234,10 +237,14 @@ class Library:
 
 
 class Handle:
-    """An open llmc_model, closed when the last reference goes: a call in progress holds one."""
+    """An open llmc_model, closed when the last reference goes: a call in progress holds one.
 
-    def __init__(self, library: Library, folder: Path, options: Options) -> None:
+    `keeps` lives at least as long: the threads that the model shares.
+    """
+
+    def __init__(self, library: Library, folder: Path, options: Options, keeps: object = None) -> None:
         self.pointer = c_void_p()
+        self.keeps = keeps
         self.library = library
         self._close = library.close
         error = Error()

@@ -1,18 +1,30 @@
-"""TIR functions to object code: the only file that calls TVM's code generator."""
+"""Kernels to object code: the only file that calls TVM's code generator.
+
+Each kernel is an object file of its own for each instruction set, so that what another compile has made before is
+found again (store.py), and the others are made at the same time, one on each core.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import tirx
 
-from llmc.targets import Cpu
+from llmc import __version__
+from llmc.compiler.calls import Call
+from llmc.targets import Cpu, Target, store
+from llmc.targets.kernels.peak import emit_peak
+
+Emit = Callable[[str, Cpu], Any]
 
 
 def llvm_target(triple: str, cpu: Cpu) -> Any:
@@ -20,6 +32,32 @@ def llvm_target(triple: str, cpu: Cpu) -> Any:
     return tvm.target.Target(
         {"kind": "llvm", "mtriple": triple, "mcpu": cpu.mcpu, "mattr": list(cpu.attributes), "opt-level": 3}
     )
+
+
+def compile_calls(calls: Sequence[Call], target: Target, kept: store.Store) -> dict[str, bytes]:
+    """Symbol -> object file, of the calls' kernels and the measuring loop for each instruction set."""
+    emitters: dict[str, Emit] = {call.kernel.symbol: call.kernel.emit for call in calls}
+    emitters["fma_loop"] = emit_peak
+    jobs: dict[str, Callable[[], bytes]] = {}
+    for cpu in target.cpus:
+        for stem, emit in emitters.items():
+            symbol = f"{stem}_{cpu.name}"
+            function = emit(symbol, cpu)  # Python, so one after the other; LLVM's part runs side by side
+            name = store.key(symbol, _content(function), target.triple, repr(cpu), _VERSIONS)
+            make = partial(compile_object, {symbol: function}, target.triple, cpu)
+            jobs[symbol] = partial(kept.made, name, make)
+    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+        objects = dict(zip(jobs, pool.map(lambda job: job(), jobs.values()), strict=True))
+    kept.trim()
+    return objects
+
+
+_VERSIONS = f"llmc {__version__} tvm {tvm.__version__} object 1"
+
+
+def _content(function: Any) -> str:
+    """A hash of everything a PrimFunc says."""
+    return str(tvm_ffi.structural_hash(function))
 
 
 def compile_object(functions: Mapping[str, Any], triple: str, cpu: Cpu) -> bytes:

@@ -23,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bless", action="store_true", help="rewrite the expected texts in tests/golden")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Kernels that several tests compile are made once, and the user's own cache is left alone."""
+    os.environ["LLMC_CACHE"] = str(config.cache.mkdir("llmc")) if config.cache else "off"
+
+
 @pytest.fixture(scope="session")
 def random_graph() -> Callable[..., Any]:
     """`random_graph(seed) -> (Graph, inputs)`: see random_graphs.py."""

@@ -68,9 +68,12 @@ def command(
     from llmc.compiler.promises import run_verified
     from llmc.passes import LEVELS, PASSES
 
+    pipeline = Pipeline.parse(
+        LEVELS[level] if passes is None else passes, PASSES
+    )  # a slip shows before the import
     graph, own = read_graph(model, task, weights)
-    passes = own if passes is None else passes  # a reproducer names its pipeline
-    pipeline = Pipeline.parse(LEVELS[level] if passes is None else passes, PASSES)
+    if passes is None and own is not None:  # a reproducer names its pipeline
+        pipeline = Pipeline.parse(own, PASSES)
     shown = [print_after] if print_after else []
     if verify_each:
         graph, report = run_verified(pipeline, graph, print_after=shown, say=partial(click.echo, err=True))

@@ -32,7 +32,7 @@ from llmc.runtime import sources as c
 from llmc.runtime.manifest import FORMAT, MANIFEST, MODULE, WEIGHTS, seal
 from llmc.runtime.weights import HEADER_BYTES, weights_header
 from llmc.selfcheck import check, record, tolerance
-from llmc.targets import Cpu, Target, host, toolchain
+from llmc.targets import Cpu, Target, host, store, toolchain
 
 Progress = Callable[[str, float], None]
 
@@ -51,6 +51,7 @@ class CompileReport:
         sizes: bytes of each file of the artifact.
         target, pipeline: what it was compiled for, and the passes that ran.
         nodes: size of the graph after the passes; `kernels` distinct kernels make `steps` calls.
+        cached: how many of the files of machine code an earlier compile had made.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class CompileReport:
     nodes: int
     kernels: int
     steps: int
+    cached: int
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -73,6 +75,7 @@ class CompileReport:
             "nodes": self.nodes,
             "kernels": self.kernels,
             "steps": self.steps,
+            "cached": self.cached,
         }
 
 
@@ -315,7 +318,8 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
         stages.enter("make kernels", 0.5)
         calls = _lowered(graph, chosen)
         chosen = chosen.serving(call.kernel.family for call in calls)
-        objects, source = _fatbin(calls, chosen) if chosen.gpus else (_objects(calls, chosen), {})
+        kept = store.Store(store.folder())
+        objects, source = _objects(calls, chosen, kept)
         stages.enter("write weights", 0.65)
         plan = make_plan(graph, calls)
         build = _Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
@@ -345,6 +349,7 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
         len(graph.nodes),
         len(kernels),
         len(plan.steps),
+        kept.found,
     )
 
 
@@ -361,27 +366,19 @@ def _lowered(graph: Graph, target: Target) -> tuple[Call, ...]:
     return lower(graph)
 
 
-def _objects(calls: Sequence[Call], target: Target) -> dict[str, bytes]:
-    """One object file of the calls' kernels for each instruction set."""
-    from llmc.targets.build import compile_object
-    from llmc.targets.kernels.peak import emit_peak
+def _objects(
+    calls: Sequence[Call], target: Target, kept: store.Store
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """The machine code of the calls' kernels by symbol, and the source of what was not made from TIR."""
+    if not target.gpus:
+        from llmc.targets.build import compile_calls
 
-    kernels = {call.kernel.symbol: call.kernel for call in calls}
-    objects = {}
-    for cpu in target.cpus:
-        functions = {f"{s}_{cpu.name}": k.emit(f"{s}_{cpu.name}", cpu) for s, k in kernels.items()}
-        functions[f"fma_loop_{cpu.name}"] = emit_peak(f"fma_loop_{cpu.name}", cpu)
-        objects[cpu.name] = compile_object(functions, target.triple, cpu)
-    return objects
-
-
-def _fatbin(calls: Sequence[Call], target: Target) -> tuple[dict[str, bytes], dict[str, str]]:
-    """The fatbin of the calls' kernels, and its source."""
+        return compile_calls(calls, target, kept), {}
     from llmc.targets.cuda.build import cuda_source, fatbin
 
     kernels = {call.kernel.symbol: call.kernel for call in calls}
     source = cuda_source({symbol: k.emit(symbol, None) for symbol, k in kernels.items()})
-    return {_FATBIN: fatbin(source, target.gpus)}, {"kernels.cu": source}
+    return {_FATBIN: fatbin(source, target.gpus, kept)}, {"kernels.cu": source}
 
 
 class _Build:

@@ -16,7 +16,8 @@
 #define PROFILE_SHARE 0.3
 
 static const llmc_api api = {LLMC_VERSION,   llmc_open, llmc_close,     llmc_describe,
-                             llmc_output_shapes, llmc_run,  llmc_benchmark, llmc_compare};
+                             llmc_output_shapes, llmc_run,  llmc_benchmark, llmc_compare,
+                             llmc_threads_open,  llmc_threads_close};
 
 const llmc_api *llmc_get_api(void) {
     return &api;
@@ -73,9 +74,9 @@ static llmc_status sample(llmc_workload *w, const llmc_benchmark_options *option
 }
 
 static void set_profile(llmc_model *model, double *step_seconds) {
-    pthread_mutex_lock(&model->lock);
+    llmc_lock(model);
     model->step_seconds = step_seconds;
-    pthread_mutex_unlock(&model->lock);
+    llmc_unlock(model);
 }
 
 /* Mean time of each step over a third as long as the samples took. */
@@ -123,10 +124,10 @@ static void add_costs(const llmc_workload *w, llmc_benchmark_report *report, llm
 
 /* The machine's limits; the lock keeps other threads' runs from the pool. */
 static void add_peaks(llmc_model *model, llmc_benchmark_report *report) {
-    pthread_mutex_lock(&model->lock);
+    llmc_lock(model);
     report->peak_flops_per_second = llmc_peak_flops(model);
     report->peak_bytes_per_second = llmc_peak_stream(model);
-    pthread_mutex_unlock(&model->lock);
+    llmc_unlock(model);
 }
 
 static llmc_status measure(llmc_workload *w, const llmc_benchmark_options *options, llmc_benchmark_report *report,

@@ -39,7 +39,7 @@
 extern "C" {
 #endif
 
-#define LLMC_VERSION 1 /* of this interface; counts up when anything here changes its meaning or layout */
+#define LLMC_VERSION 2 /* of this interface; counts up when anything here changes its meaning or layout */
 #define LLMC_MAX_RANK 8
 #define LLMC_MAX_DIMS 16
 
@@ -123,6 +123,7 @@ typedef struct llmc_info {
 /* ---- Open, run, close ---- */
 
 typedef struct llmc_model llmc_model;
+typedef struct llmc_threads llmc_threads;
 
 /* Set to zero for the defaults. */
 typedef struct llmc_options {
@@ -131,7 +132,15 @@ typedef struct llmc_options {
     int spin_us;         /* how long a worker waits awake for more work; 0: a good value, -1: sleep at once */
     int check_weights;   /* not 0: hash weights.bin (reads all of it) */
     const char *variant; /* NULL: the best that this CPU can run */
+    llmc_threads *shared; /* NULL: threads of its own. Else it works with these, and `threads`, `pin` and `spin_us` are unused */
 } llmc_options;
+
+/* Threads that several models work with, of one artifact or of several: their runs take turns, so that two models do
+ * not ask for more cores than there are. Of `options` (may be NULL) threads, pin and spin_us are used. */
+LLMC_API llmc_status llmc_threads_open(const llmc_options *options, llmc_threads **threads, llmc_error *error);
+
+/* After the last model that works with them is closed. NULL is fine. */
+LLMC_API void llmc_threads_close(llmc_threads *threads);
 
 /* Map the weights of the artifact in folder `directory`, check that they belong to this module, start the threads.
  * `options` may be NULL. `*model` is NULL after a failure. */
@@ -224,6 +233,8 @@ typedef struct llmc_api {
     llmc_status (*compare)(const struct llmc_api *, llmc_model *, const int64_t *, const struct llmc_api *,
                            llmc_model *, const int64_t *, const llmc_benchmark_options *, llmc_summary *,
                            llmc_summary *, llmc_ratio *, llmc_error *);
+    llmc_status (*threads_open)(const llmc_options *, llmc_threads **, llmc_error *);
+    void (*threads_close)(llmc_threads *);
 } llmc_api;
 
 LLMC_API const llmc_api *llmc_get_api(void);

@@ -14,6 +14,19 @@
 
 typedef struct llmc_pool llmc_pool;
 
+/* What a pool can do, by pointers: threads that are shared may belong to another module.so with its own copy of pool.c. */
+typedef struct llmc_pool_functions {
+    int version; /* LLMC_VERSION */
+    void (*run)(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost);
+    int (*threads)(const llmc_pool *pool);
+    llmc_status (*reserve)(llmc_pool *pool, size_t scratch_bytes, llmc_error *error); /* that much scratch at least */
+    void (*turn)(llmc_pool *pool, int mine); /* 1: wait until no other model runs; 0: let the others */
+} llmc_pool_functions;
+
+struct llmc_threads { /* how a pool begins */
+    const llmc_pool_functions *functions;
+};
+
 typedef struct llmc_device_state llmc_device_state;
 
 /* A device with memory of its own; cuda.c has one. The model's lock is held during `run`. */
@@ -32,6 +45,8 @@ struct llmc_model {
     unsigned char *map;   /* weights.bin, header and all */
     size_t map_bytes;
     llmc_pool *pool;
+    const llmc_pool_functions *pool_can;
+    int pool_shared;      /* not ours to close */
     pthread_mutex_t lock; /* held by the run in progress; guards all below */
     unsigned char *arena;
     size_t arena_bytes;
@@ -68,10 +83,13 @@ uint64_t llmc_peak_memory(void);        /* bytes, 0: unknown */
  * find no work look for it for spin_us (negative: 0) before they sleep. */
 llmc_status llmc_pool_open(llmc_pool **pool, int threads, int spin_us, int pin, size_t scratch_bytes,
                            llmc_error *error);
-void llmc_pool_run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost);
-int llmc_pool_threads(const llmc_pool *pool);
+extern const llmc_pool_functions llmc_pool_can;
 void llmc_pool_close(llmc_pool *pool);
 void llmc_pool_abandon(llmc_pool *pool); /* after fork(): free what is ours without the threads, which are not here */
+
+/* open.c: a model's own lock, and with shared threads the turn among their models. */
+void llmc_lock(llmc_model *model);
+void llmc_unlock(llmc_model *model);
 
 /* sha256.c */
 typedef struct llmc_sha256 {

@@ -166,7 +166,7 @@ static void describe(llmc_model *model) {
     info->name = program->name;
     info->build_id = program->build_id;
     info->variant = model->variant->name;
-    info->threads = llmc_pool_threads(model->pool);
+    info->threads = model->pool_can->threads(model->pool);
     info->n_dims = program->n_dims;
     info->n_inputs = program->n_inputs;
     info->n_outputs = program->n_outputs;
@@ -177,26 +177,73 @@ static void describe(llmc_model *model) {
     info->weights_bytes = program->weights_bytes;
 }
 
-static llmc_status start(llmc_model *model, const llmc_options *options, llmc_error *error) {
-    const llmc_program *program = model->program;
-    int cores = llmc_usable_cores(), threads = options->threads ? options->threads : program->device ? 1 : cores;
+static const llmc_options DEFAULTS = {0, 0, 0, 0, NULL, NULL};
+
+static llmc_status start_threads(const llmc_options *options, int usual, size_t scratch_bytes, llmc_pool **pool,
+                                 llmc_error *error) {
+    int cores = llmc_usable_cores(), threads = options->threads ? options->threads : usual ? usual : cores;
     int spin_us = options->spin_us ? options->spin_us : threads > cores ? CROWDED_SPIN_US : SPIN_US;
     if (threads < 1 || threads > MAX_THREADS)
         return llmc_fail(error, LLMC_ERROR_ARGUMENT, "0 means one for each core",
                          "threads is %d, must be within 0..%d", threads, MAX_THREADS);
+    return llmc_pool_open(pool, threads, spin_us, options->pin, scratch_bytes, error);
+}
+
+llmc_status llmc_threads_open(const llmc_options *options, llmc_threads **threads, llmc_error *error) {
+    llmc_pool *pool = NULL;
+    llmc_status status;
+    if (!threads) return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "threads must not be NULL");
+    *threads = NULL;
+    status = start_threads(options ? options : &DEFAULTS, 0, 0, &pool, error);
+    *threads = (llmc_threads *)(void *)pool;
+    return status;
+}
+
+void llmc_threads_close(llmc_threads *threads) {
+    if (threads) llmc_pool_close((llmc_pool *)(void *)threads);
+}
+
+void llmc_lock(llmc_model *model) {
+    pthread_mutex_lock(&model->lock);
+    if (model->pool_shared) model->pool_can->turn(model->pool, 1);
+}
+
+void llmc_unlock(llmc_model *model) {
+    if (model->pool_shared) model->pool_can->turn(model->pool, 0);
+    pthread_mutex_unlock(&model->lock);
+}
+
+static llmc_status join_threads(llmc_model *model, llmc_threads *shared, llmc_error *error) {
+    llmc_status status;
+    if (shared->functions->version != LLMC_VERSION)
+        return llmc_fail(error, LLMC_ERROR_ARGUMENT, "compile both artifacts with the same llmc",
+                         "the shared threads speak version %d of llmc.h, this module version %d",
+                         shared->functions->version, LLMC_VERSION);
+    model->pool = (llmc_pool *)(void *)shared;
+    model->pool_can = shared->functions;
+    model->pool_shared = 1;
+    model->pool_can->turn(model->pool, 1);
+    status = model->pool_can->reserve(model->pool, model->program->scratch_bytes, error);
+    model->pool_can->turn(model->pool, 0);
+    return status;
+}
+
+static llmc_status start(llmc_model *model, const llmc_options *options, llmc_error *error) {
+    const llmc_program *program = model->program;
     model->inputs = (const void **)calloc((size_t)program->n_inputs + 1, sizeof *model->inputs);
     model->outputs = (void **)calloc((size_t)program->n_outputs + 1, sizeof *model->outputs);
     if (!model->inputs || !model->outputs) return llmc_fail_memory(error, sizeof(void *));
-    return llmc_pool_open(&model->pool, threads, spin_us, options->pin, program->scratch_bytes, error);
+    if (options->shared) return join_threads(model, options->shared, error);
+    model->pool_can = &llmc_pool_can;
+    return start_threads(options, program->device ? 1 : 0, program->scratch_bytes, &model->pool, error);
 }
 
 llmc_status llmc_open(const char *directory, const llmc_options *options, llmc_model **out, llmc_error *error) {
-    static const llmc_options defaults = {0, 0, 0, 0, NULL};
     double begin = llmc_now();
     llmc_model *model;
     llmc_status status;
     if (!directory || !out) return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "directory and model must not be NULL");
-    if (!options) options = &defaults;
+    if (!options) options = &DEFAULTS;
     *out = NULL;
     model = (llmc_model *)calloc(1, sizeof *model);
     if (!model) return llmc_fail_memory(error, sizeof *model);
@@ -221,7 +268,7 @@ llmc_status llmc_open(const char *directory, const llmc_options *options, llmc_m
 void llmc_close(llmc_model *model) {
     if (!model) return;
     if (model->program->device) model->program->device->close(model, model->owner != getpid());
-    if (model->pool) (model->owner == getpid() ? llmc_pool_close : llmc_pool_abandon)(model->pool);
+    if (model->pool && !model->pool_shared) (model->owner == getpid() ? llmc_pool_close : llmc_pool_abandon)(model->pool);
     if (model->map) munmap(model->map, model->map_bytes);
     if (model->owner == getpid()) pthread_mutex_destroy(&model->lock);
     free(model->arena);

@@ -26,7 +26,7 @@ static void run_fmas(const void *arguments, int64_t begin, int64_t end, void *sc
 
 double llmc_peak_flops(llmc_model *model) {
     fma_job job = {NULL, 1000, 0};
-    int64_t items = (int64_t)llmc_pool_threads(model->pool) * ITEMS_PER_THREAD;
+    int64_t items = (int64_t)model->pool_can->threads(model->pool) * ITEMS_PER_THREAD;
     double best = 0, seconds;
     int trial;
     job.loop = model->variant->fma_loop;
@@ -40,7 +40,7 @@ double llmc_peak_flops(llmc_model *model) {
     }
     for (trial = 0; trial < TRIALS; trial++) {
         double begin = llmc_now(), rate;
-        llmc_pool_run(model->pool, run_fmas, &job, items, INT32_MAX);
+        model->pool_can->run(model->pool, run_fmas, &job, items, INT32_MAX);
         rate = job.flops * (double)items / (llmc_now() - begin);
         if (rate > best) best = rate;
     }
@@ -72,7 +72,7 @@ double llmc_peak_stream(llmc_model *model) {
     for (trial = 0; trial < STREAM_FLOATS; trial++) job.b[trial] = job.c[trial] = 1; /* give them real pages */
     for (trial = 0; trial < TRIALS; trial++) {
         double begin = llmc_now(), rate;
-        llmc_pool_run(model->pool, run_triad, &job, STREAM_ITEMS, INT32_MAX);
+        model->pool_can->run(model->pool, run_triad, &job, STREAM_ITEMS, INT32_MAX);
         rate = 3.0 * sizeof(float) * STREAM_FLOATS / (llmc_now() - begin);
         if (rate > best) best = rate;
     }

@@ -30,8 +30,10 @@ typedef struct worker {
 } worker;
 
 struct llmc_pool {
+    llmc_threads head;
+    char gap0[56];   /* the words that all threads write get a cache line each */
     uint64_t ticket; /* job number << 32 | next free chunk */
-    char gap1[56];   /* the words that all threads write get a cache line each */
+    char gap1[56];
     uint32_t done;   /* chunks of this job that are finished */
     char gap2[60];
     llmc_task task;  /* the job; written while no chunk is free */
@@ -48,6 +50,7 @@ struct llmc_pool {
     pthread_mutex_t lock;
     pthread_cond_t wake;
     int sleepers, stop; /* changed with the lock held */
+    pthread_mutex_t turn; /* held by the model that runs, where several share the threads */
 };
 
 static void relax(void) {
@@ -143,7 +146,7 @@ static int64_t chunk_length(int64_t items, int64_t cost, int threads) {
     return length > least ? length : least;
 }
 
-void llmc_pool_run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost) {
+static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost) {
     uint32_t job = (uint32_t)(LOAD(pool->ticket) >> 32) + 1;
     int64_t chunk;
     if (items <= 0) return;
@@ -188,26 +191,46 @@ static llmc_status start_workers(llmc_pool *pool, llmc_error *error) {
     return LLMC_OK;
 }
 
+static int threads(const llmc_pool *pool) {
+    return pool->threads;
+}
+
+/* The workers are idle, or about to be: they read `scratch` only when they have taken a chunk. */
+static llmc_status reserve(llmc_pool *pool, size_t scratch_bytes, llmc_error *error) {
+    size_t bytes = (scratch_bytes / 64 + 1) * 64; /* one line more, so that no two threads share one */
+    void *scratch = NULL;
+    if (pool->scratch && bytes <= pool->scratch_bytes) return LLMC_OK;
+    if (bytes > SIZE_MAX / (size_t)pool->threads || posix_memalign(&scratch, 64, bytes * (size_t)pool->threads) != 0)
+        return llmc_fail_memory(error, bytes);
+    free(pool->scratch);
+    pool->scratch = (unsigned char *)scratch;
+    pool->scratch_bytes = bytes;
+    return LLMC_OK;
+}
+
+static void turn(llmc_pool *pool, int mine) {
+    (mine ? pthread_mutex_lock : pthread_mutex_unlock)(&pool->turn);
+}
+
+const llmc_pool_functions llmc_pool_can = {LLMC_VERSION, run, threads, reserve, turn};
+
 llmc_status llmc_pool_open(llmc_pool **out, int threads, int spin_us, int pin, size_t scratch_bytes,
                            llmc_error *error) {
     llmc_pool *pool = (llmc_pool *)calloc(1, sizeof *pool);
     llmc_status status;
-    void *scratch = NULL;
     if (!pool) return llmc_fail_memory(error, sizeof *pool);
-    scratch_bytes = (scratch_bytes / 64 + 1) * 64; /* one line more, so that no two threads share one */
+    pool->head.functions = &llmc_pool_can;
     pool->threads = threads;
     pool->pin = pin;
     pool->spin = spin_us < 0 ? 0 : 1e-6 * spin_us;
-    pool->scratch_bytes = scratch_bytes;
     pool->workers = (worker *)calloc((size_t)threads, sizeof *pool->workers);
-    if (scratch_bytes > SIZE_MAX / (size_t)threads || !pool->workers ||
-        posix_memalign(&scratch, 64, scratch_bytes * (size_t)threads) != 0) {
-        free(pool->workers);
-        free(pool);
-        return llmc_fail_memory(error, scratch_bytes);
+    status = pool->workers ? reserve(pool, scratch_bytes, error) : llmc_fail_memory(error, sizeof *pool->workers);
+    if (status != LLMC_OK) {
+        llmc_pool_abandon(pool);
+        return status;
     }
-    pool->scratch = (unsigned char *)scratch;
     pthread_mutex_init(&pool->lock, NULL);
+    pthread_mutex_init(&pool->turn, NULL);
     pthread_cond_init(&pool->wake, NULL);
     status = start_workers(pool, error);
     if (status != LLMC_OK)
@@ -215,10 +238,6 @@ llmc_status llmc_pool_open(llmc_pool **out, int threads, int spin_us, int pin, s
     else
         *out = pool;
     return status;
-}
-
-int llmc_pool_threads(const llmc_pool *pool) {
-    return pool->threads;
 }
 
 void llmc_pool_abandon(llmc_pool *pool) {
@@ -236,5 +255,6 @@ void llmc_pool_close(llmc_pool *pool) {
     for (i = 1; i <= pool->started; i++) pthread_join(pool->workers[i].thread, NULL);
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->lock);
+    pthread_mutex_destroy(&pool->turn);
     llmc_pool_abandon(pool);
 }

@@ -280,9 +280,9 @@ llmc_status llmc_run(llmc_model *model, const llmc_tensor *inputs, const llmc_te
                          "the model was opened by the parent process, whose threads are not in this one");
     status = check_call(model->program, inputs, outputs, &bound, error);
     if (status != LLMC_OK) return status;
-    pthread_mutex_lock(&model->lock);
+    llmc_lock(model);
     status = run_locked(model, inputs, outputs, bound.sizes, error);
-    pthread_mutex_unlock(&model->lock);
+    llmc_unlock(model);
     return status;
 }
 
@@ -307,10 +307,10 @@ void llmc_run_step(llmc_frame *frame, int step, llmc_task task, const void *argu
     llmc_model *model = (llmc_model *)frame->runtime;
     double begin;
     if (!model->step_seconds) {
-        llmc_pool_run(model->pool, task, arguments, items, cost);
+        model->pool_can->run(model->pool, task, arguments, items, cost);
         return;
     }
     begin = llmc_now();
-    llmc_pool_run(model->pool, task, arguments, items, cost);
+    model->pool_can->run(model->pool, task, arguments, items, cost);
     model->step_seconds[step] += llmc_now() - begin;
 }

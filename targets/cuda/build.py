@@ -14,6 +14,7 @@ import tvm_ffi
 from tvm import tirx
 
 from llmc.errors import LlmcError
+from llmc.targets import store
 
 # What the kernels need of CUDA. TVM's own preamble is longer and holds nothing else that they use.
 PREAMBLE = """\
@@ -101,13 +102,19 @@ def find_nvcc() -> str:
     return path
 
 
-def fatbin(source: str, architectures: Sequence[str]) -> bytes:
+def fatbin(source: str, architectures: Sequence[str], kept: store.Store) -> bytes:
     """Machine code for each of `architectures` ("sm_80"), and PTX of the last for later ones.
 
     Raises:
         LlmcError: nvcc is missing, or refuses an architecture.
     """
     nvcc = find_nvcc()
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    name = store.key(source, *architectures, *FLAGS, version)
+    return kept.made(name, lambda: _assembled(nvcc, source, architectures))
+
+
+def _assembled(nvcc: str, source: str, architectures: Sequence[str]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="llmc-") as folder:
         code, output = Path(folder) / "kernels.cu", Path(folder) / "kernels.fatbin"
         code.write_text(source)

@@ -25,6 +25,7 @@ from llmc.passes.quantise import QUANTISATIONS
 from llmc.runtime.sources import CUDA_SOURCES
 from llmc.targets import GPUS
 from llmc.targets.cuda import build
+from llmc.targets.store import Store
 
 
 def reference(model: Path, quant: str) -> Graph:
@@ -125,7 +126,7 @@ def test_strict_c(tmp_path: Path, source: Path) -> None:
 @pytest.mark.parametrize("quant", ["none", "fp16", "int8"])
 def test_every_architecture_is_assembled(compiled: Callable[..., Any], small_bert: Path, quant: str) -> None:
     source = compiled(small_bert, quant).source
-    assert len(build.fatbin(source, tuple(GPUS))) > 10_000
+    assert len(build.fatbin(source, tuple(GPUS), Store(None))) > 10_000
 
 
 @pytest.mark.parametrize(("quant", "instruction"), [("fp16", r"wmma\.mma|mma\.sync"), ("int8", "dp4a")])

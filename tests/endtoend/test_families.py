@@ -13,31 +13,26 @@ from typing import Any
 import numpy as np
 import pytest
 from joined import join, part
-from random_families import cases, random_model, reference, sample
+from random_families import cases, group, imported, reference, sample
 
 import llmc
-from llmc.compiler.frontends import huggingface
 from llmc.driver import compile_graph
 
 SHAPES = [(1, 1), (3, 17), (2, 64)]
-OWN_ATTENTION = ("mpnet", "deberta-v2", "deberta-v2-conv")
 GROUPS = {
-    "plain": [(f, t) for f, t in cases() if f not in OWN_ATTENTION],
-    "biased": [(f, t) for f, t in cases() if f in OWN_ATTENTION],
+    name: [(f, t) for f, t in cases() if group(f) == name] for name in sorted({group(f) for f, _ in cases()})
 }
-PICKED = [("bert", "text-classification"), ("mpnet", "fill-mask"), ("deberta-v2", "question-answering")]
+PICKED = [("mpnet", "fill-mask"), ("deberta-v2", "question-answering")]
 
 
 def build(pairs: list[Any], folder: Path, **options: Any) -> SimpleNamespace:
     """The models, their graphs, and one artifact of all."""
     models, graphs = {}, {}
-    for seed, (family, task) in enumerate(pairs):
+    for family, task in pairs:
         label = f"{family}-{task.name}"
-        models[label] = random_model(family, task.suffix, seed=seed)
-        models[label].save_pretrained(folder / label)
-        imported = huggingface.load(folder / label, max_batch=8)
-        assert imported.task == task.name
-        graphs[label] = imported.graph
+        models[label], found = imported(family, task.suffix)
+        assert found.task == task.name
+        graphs[label] = found.graph
     path = folder / "all.llmc"
     compile_graph(join(graphs, shared=True), path, **options)
     return SimpleNamespace(path=path, models=models, graphs=graphs)
@@ -93,7 +88,7 @@ def difference(made: SimpleNamespace, label: str, inputs: dict[str, Any], output
 @pytest.mark.parametrize(
     ("group", "label"),
     [
-        pytest.param(group, f"{family}-{task.name}", marks=pytest.mark.xdist_group(f"families-{group}"))
+        pytest.param(group, f"{family}-{task.name}", marks=pytest.mark.xdist_group(group))
         for group, pairs in GROUPS.items()
         for family, task in pairs
     ],
@@ -106,9 +101,7 @@ def test_family_and_head(group: str, label: str, built: Any) -> None:
     assert max(differences.values()) <= 1e-4, differences
 
 
-@pytest.mark.parametrize(
-    "group", [pytest.param(g, marks=pytest.mark.xdist_group(f"families-{g}")) for g in GROUPS]
-)
+@pytest.mark.parametrize("group", [pytest.param(g, marks=pytest.mark.xdist_group(g)) for g in GROUPS])
 def test_same_bits_at_every_thread_count_and_variant(group: str, built: Any, bits_agree: Any) -> None:
     made = built(group)
     for shape in SHAPES:
@@ -120,7 +113,8 @@ def test_same_bits_at_every_thread_count_and_variant(group: str, built: Any, bit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", [0, 1, 2, 3])
+@pytest.mark.xdist_group("families-biased")
+@pytest.mark.parametrize("level", [0, 1, 2])
 def test_every_level_agrees(level: int, tmp_path: Path) -> None:
     pairs = [next((f, t) for f, t in cases() if (f, t.name) == picked) for picked in PICKED]
     made = build(pairs, tmp_path, level=level)

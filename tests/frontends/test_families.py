@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_families import cases
+from random_families import cases, group, imported
 
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.interpret import run
@@ -22,16 +22,17 @@ SHAPES = [(1, 1), (3, 17), (2, 64)]
 CASES = list({**{f: (f, t) for f, t in cases()}, **{t.name: (f, t) for f, t in cases()}}.values())
 
 
-@pytest.mark.parametrize(("family", "task"), CASES, ids=[f"{f}-{t.name}" for f, t in CASES])
-def test_family_and_head(family: str, task: Any, saved: Any, difference: Any) -> None:
-    folder, model = saved(family, task.suffix)
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [pytest.param(f, t, marks=pytest.mark.xdist_group(group(f)), id=f"{f}-{t.name}") for f, t in CASES],
+)
+def test_family_and_head(family: str, task: Any, difference: Any) -> None:
+    model, found = imported(family, task.suffix)
 
-    imported = load(folder, max_batch=8)
-
-    verify(imported.graph)
-    assert imported.task == task.name
-    assert set(imported.graph.outputs) <= set(task.outputs)
-    assert difference(model, imported.graph, SHAPES) < 1e-5
+    verify(found.graph)
+    assert found.task == task.name
+    assert set(found.graph.outputs) <= set(task.outputs)
+    assert difference(model, found.graph, SHAPES) < 1e-5
 
 
 def test_pooler_output_only_with_trained_weights(saved: Any) -> None:

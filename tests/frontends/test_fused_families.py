@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_families import cases
+from random_families import cases, group, imported
 
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.graph import Graph
@@ -32,9 +32,11 @@ def count(graph: Graph) -> Counter[str]:
     return Counter(n.op for n in graph.nodes if n.op not in ("input", "constant"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_are_fused(family: str, saved: Any, sample_inputs: Any) -> None:
-    before = load(saved(family, "ForTokenClassification")[0]).graph
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=pytest.mark.xdist_group(group(f))) for f in FAMILIES]
+)
+def test_blocks_are_fused(family: str, sample_inputs: Any) -> None:
+    before = imported(family, "ForTokenClassification")[1].graph
     after, _ = O3.run(before)
     ops = count(after)
 

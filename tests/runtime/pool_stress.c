@@ -39,7 +39,7 @@ int main(int argc, char **argv) {
         int64_t i;
         memset(j, 0, sizeof *j);
         j->items = 2 + (round * 2654435761u >> 7) % 4000;
-        llmc_pool_run(pool, count, j, j->items, 20000);
+        llmc_pool_can.run(pool, count, j, j->items, 20000);
         for (i = 0; i < 4096; i++)
             if (j->done[i] != (i < j->items)) {
                 printf("round %d: item %d of %d was done %d times\n", round, (int)i, (int)j->items, j->done[i]);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from llmc import LlmcError
-from llmc.runtime import TensorInfo, check, load
+from llmc.runtime import TensorInfo, Threads, check, load, native
 
 IDS = np.array([[1, 2, 3], [4, 5, 6]])
 
@@ -240,6 +241,34 @@ def test_close_while_running(slow_model, tiny, build, expected):
         model.close()
         del model
         same(future.result(), expected(ids))
+
+
+def test_models_share_threads(tiny, copy_of_tiny, expected):
+    """Of one module and of two, from several threads at once; the threads outlive their maker's name."""
+    threads, ids = Threads(3, pin=True), np.random.default_rng(2).integers(0, 10, (64, 512))
+    models = [load(path, threads) for path in (tiny, tiny, copy_of_tiny)]
+    assert [m.threads for m in models] == [3, 3, 3]
+    del threads
+    with ThreadPoolExecutor(6) as pool:
+        for found in pool.map(lambda i: models[i % 3](input_ids=ids), range(30)):
+            same(found, expected(ids))
+    models[0].close()
+    same(models[1](input_ids=ids), expected(ids))
+
+
+@pytest.mark.parametrize("number", [0, -1, 1025, 2.0, True])
+def test_bad_shared_threads(number):
+    with pytest.raises(LlmcError, match="must be an int"):
+        Threads(number)
+
+
+def test_shared_threads_of_another_version(tiny):
+    """What a module of another llmc would be given."""
+    head = (ctypes.c_int * 2)(native.VERSION + 1)
+    shared = ctypes.pointer(ctypes.c_void_p(ctypes.addressof(head)))
+    library = native.Library(tiny / "module.so")
+    with pytest.raises(LlmcError, match=f"speak version {native.VERSION + 1}"):
+        native.Handle(library, tiny, native.Options(shared=ctypes.cast(shared, ctypes.c_void_p)))
 
 
 @pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")

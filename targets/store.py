@@ -1,0 +1,99 @@
+"""Object code kept between compiles, by what it was made from.
+
+A file is named by a digest of the kernel's TIR, the instruction set and the versions of what made it, so nothing
+ever needs to be invalidated; it begins with the digest of its content, so a damaged one is made again. The least
+recently used go when the folder outgrows its limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+VARIABLE = "LLMC_CACHE"  # a folder, or "off"
+LIMIT = 256 << 20  # bytes
+_DIGEST = 32
+
+
+def folder() -> Path | None:
+    """`kernels` in `$LLMC_CACHE`, else in `llmc` in the user's cache folder; None if that is "off"."""
+    named = os.environ.get(VARIABLE, "")
+    if named:
+        return None if named == "off" else Path(named) / "kernels"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    with contextlib.suppress(RuntimeError):  # no home folder
+        return (Path(base) if base else Path.home() / ".cache") / "llmc" / "kernels"
+    return None
+
+
+def key(*parts: str) -> str:
+    """The name of what these texts determine."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@dataclass
+class Store:
+    """Content by key in a folder; without a folder it keeps nothing. A folder that cannot be used is no error.
+
+    Args:
+        place: the folder, made when first written to.
+        found: how often `get` found what it was asked for.
+    """
+
+    place: Path | None
+    found: int = 0
+
+    def get(self, name: str) -> bytes | None:
+        """What is kept under `name`, whole and undamaged."""
+        if self.place is None:
+            return None
+        path = self.place / name
+        try:
+            data = path.read_bytes()
+            os.utime(path)
+        except OSError:
+            return None
+        if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+            return None
+        self.found += 1
+        return data[_DIGEST:]
+
+    def put(self, name: str, content: bytes) -> None:
+        """Keep `content`: written under another name first, so that nobody ever reads half of it."""
+        if self.place is None:
+            return
+        with contextlib.suppress(OSError):
+            self.place.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle, temporary = tempfile.mkstemp(dir=self.place, prefix="new-")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(hashlib.sha256(content).digest() + content)
+                os.replace(temporary, self.place / name)
+            except OSError:
+                Path(temporary).unlink(missing_ok=True)
+
+    def made(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """What is kept under `name`, else what `make` returns, which is kept then."""
+        content = self.get(name)
+        if content is None:
+            content = make()
+            self.put(name, content)
+        return content
+
+    def trim(self, limit: int = LIMIT) -> None:
+        """Remove the least recently used until `limit` bytes are left."""
+        if self.place is None:
+            return
+        with contextlib.suppress(OSError):
+            entries = [(e.stat().st_mtime, e.stat().st_size, e.path) for e in os.scandir(self.place)]
+            total = sum(size for _, size, _ in entries)
+            for _, size, path in sorted(entries):
+                if total <= limit:
+                    return
+                Path(path).unlink(missing_ok=True)
+                total -= size
