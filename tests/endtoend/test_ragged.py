@@ -78,8 +78,12 @@ def check(model: Any, whole: Any) -> None:
 
 def test_a_benchmark_counts_what_is_run(made: SimpleNamespace) -> None:
     with llmc.load(made.folder / "zero.llmc") as model, llmc.load(made.folder / "computed.llmc") as whole:
-        flops = [m.benchmark(batch=2, seq=32, duration=0.01).flops for m in (model, whole)]
-    assert flops[0] == pytest.approx(flops[1], rel=0.01)
+        full = [m.benchmark(batch=2, seq=32, duration=0.01).flops for m in (model, whole)]
+        short = model.benchmark(batch=8, seq=32, shortest=1, duration=0.01).flops
+        with pytest.raises(LlmcError, match="shortest is 0"):
+            model.benchmark(shortest=0)
+    assert full[0] == pytest.approx(full[1], rel=0.01)
+    assert short < 0.9 * 4 * full[0]
 
 
 def test_outputs_as_large_as_the_data_says(tmp_path: Path) -> None:

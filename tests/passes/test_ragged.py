@@ -59,12 +59,12 @@ def test_every_mask(bias, positions, same_output):
 
 def test_random_encoders(same_output):
     packed = 0
-    for seed in range(10, 40):
+    for seed in range(10, 22):
         graph = BLANK.run(encoder(seed, mask="fill"))
         after = same_output(Ragged(), graph, inputs())
         packed += after is not graph
         assert not ops(after)["mha"]
-    assert packed == 30
+    assert packed == 12
 
 
 def test_text_round_trip():
