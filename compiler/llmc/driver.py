@@ -31,7 +31,7 @@ from llmc.quantisation import Quantisation
 from llmc.runtime import sources as c
 from llmc.runtime.manifest import FORMAT, MANIFEST, MODULE, WEIGHTS, seal
 from llmc.runtime.weights import HEADER_BYTES, weights_header
-from llmc.selfcheck import check, record, tolerance
+from llmc.selfcheck import check, record
 from llmc.targets import Cpu, Target, host, store, toolchain
 
 Progress = Callable[[str, float], None]
@@ -319,22 +319,23 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
         calls = _lowered(graph, chosen)
         chosen = chosen.serving(call.kernel.family for call in calls)
         kept = store.Store(store.folder())
-        objects, source = _objects(calls, chosen, kept)
+        objects, code = _objects(calls, chosen, kept)
         stages.enter("write weights", 0.65)
         plan = make_plan(graph, calls)
         build = _Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
         build.write(objects)
         embed.write_form(options.form, folder, build.program, objects, chosen, options.cc)
         if options.keep is not None:
-            _keep(Path(options.keep), imported.graph, graph, {"module.c": build.program, **source})
+            _keep(Path(options.keep), imported.graph, graph, {"module.c": build.program, **code})
         stages.enter("self-test", 0.9)
         # A lossy pass is meant to change the answers: the artifact then answers for the graph after it.
         lossy = Pipeline((*steps, *added.steps)).lossy
-        record(folder, graph if lossy else blanked(imported.graph, packing), build.build_id)
+        source = blanked(imported.graph, packing)
+        accepted = record(folder, graph if lossy else source, source, build.build_id)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
         fields = _manifest(imported, build, str(pipeline), folder)
-        fields |= {"quantisation": options.quant.mode, "selftest": tolerance(graph)}
+        fields |= {"quantisation": options.quant.mode, "selftest": accepted}
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
         check(folder, chosen)
         stages.leave()

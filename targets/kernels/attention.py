@@ -73,7 +73,7 @@ def attention_call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call
         raise LlmcError(f"{node.op}: no kernel for {node.inputs[0].dtype}")
     pointers = [i.dtype for i in node.inputs] + ["f32"]
     d, e = shape.layouts.q.size, shape.layouts.v.size
-    scratch = 4 * (QUERIES * (d + KEYS + e) + KEYS * padded(e))
+    scratch = 4 * (QUERIES * (d + KEYS + e) + KEYS * LANES * -(-e // LANES))
     kernel = Kernel("attention", shape, tuple(pointers), 2, partial(emit_attention, shape=shape), scratch)
     return Call(
         kernel,
@@ -87,11 +87,6 @@ def attention_call(node: Node, shape: Shape, batch: Dim, s: Dim, t: Dim) -> Call
         4 * product(node.shape) + sum(4 * product(i.shape) for i in node.inputs),
         node.source,
     )
-
-
-def padded(size: int) -> int:
-    """The next multiple of `LANES`."""
-    return -(-size // LANES) * LANES
 
 
 class Head:
@@ -109,7 +104,8 @@ class Head:
             QUERIES * shape.layouts.q.size
         )  # offsets into scratch: queries first, then scores, then output
         self.output = self.scores + QUERIES * KEYS
-        self.values = self.output + QUERIES * shape.layouts.v.size
+        self.values = self.output + QUERIES * shape.layouts.v.size  # those of the keys kept
+        self.pitch = -(-shape.layouts.v.size // LANES) * LANES  # from one of them to the next
         self.highest, self.total, self.fade = (e.registers(VECTORS) for _ in range(3))
         self.kept = e.registers(KEYS, "int64")
         self.count = e.registers(1, "int64")
@@ -198,7 +194,7 @@ class Head:
             for feature in range(0, k.size, LANES):
                 e.prefetch(self.at["k"], start + feature)
             start = e.let(self.start["v"] + key * v.width)
-            target = e.let(self.values + j * padded(v.size))
+            target = e.let(self.values + j * self.pitch)
             for feature in range(0, v.size, LANES):
                 mask = e.first(i64(v.size - feature)) if feature + LANES > v.size else None
                 e.store(self.memory, target + feature, e.load(self.at["v"], start + feature, LANES, mask))
@@ -220,6 +216,7 @@ class Head:
 
     def score(self, keys: Expr) -> None:
         """scores[key][query] = K q"""
+        self.gather(keys)
         e, layout = self.e, self.shape.layouts.k
 
         def product_of(vector: Expr, vectors: int) -> None:
@@ -342,7 +339,7 @@ class Head:
                         held = e.load(self.memory, line + (i * QUERIES + v * LANES), LANES)
                         e.set(acc, i * vectors + v, held * e.get(self.fade, vector + v))
                 with e.loop(0, keys, "j") as j:
-                    at = e.let(self.values + j * padded(layout.size) + low)
+                    at = e.let(self.values + j * self.pitch + low)
                     column = e.let(self.scores + j * QUERIES + vector * LANES)
                     p = [e.load(self.memory, column + v * LANES, LANES) for v in range(vectors)]
                     for i in range(rows):
@@ -380,7 +377,6 @@ class Head:
         with self.e.loop(0, div(self.span() + (KEYS - 1), KEYS), "block") as block:
             keys = self.select(self.e.let(block * KEYS))
             with self.e.when(keys > 0):
-                self.gather(keys)
                 self.score(keys)
                 self.mask(keys)
                 self.soften(keys)
