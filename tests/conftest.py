@@ -25,7 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Kernels that several tests compile are made once, and the user's own cache is left alone."""
-    os.environ["LLMC_CACHE"] = str(config.cache.mkdir("llmc")) if config.cache else "off"
+    cache = getattr(config, "cache", None)  # absent under -p no:cacheprovider
+    os.environ["LLMC_CACHE"] = str(cache.mkdir("llmc")) if cache else "off"
 
 
 @pytest.fixture(scope="session")
