@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import llmc
 from llmc import embed
 from llmc.compiler import artifact
 from llmc.compiler.calls import Call
-from llmc.compiler.counted import given_dims
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pipeline
-from llmc.compiler.plan import Plan, make_plan
-from llmc.compiler.program import Tensor, Variant, signature, write_program
+from llmc.compiler.plan import make_plan
 from llmc.compiler.promises import run_verified
 from llmc.errors import LlmcError
+from llmc.package import FATBIN, Build, manifest
 from llmc.passes import LEVELS, PASSES, shortcuts
 from llmc.passes.ragged import blanked, ragged_steps
 from llmc.quantisation import Quantisation
-from llmc.runtime import sources as c
-from llmc.runtime.manifest import FORMAT, MANIFEST, MODULE, WEIGHTS, seal
-from llmc.runtime.weights import HEADER_BYTES, weights_header
+from llmc.runtime.manifest import MANIFEST, seal
 from llmc.selfcheck import check, record
-from llmc.targets import Cpu, Target, host, store, toolchain
+from llmc.targets import Target, host, store
 
 Progress = Callable[[str, float], None]
 
 PADDING = ("zero", "computed")  # what outputs by token hold at padding
-_FATBIN = "llmc_fatbin"  # the symbol that module.c knows it by
 _UNPACK = Pipeline.parse("unpack", PASSES)  # GPU kernels read plain weights
 
 
@@ -102,26 +95,43 @@ class _Stages:
 
 @dataclass(frozen=True)
 class _Options:
-    """What `compile` and `compile_graph` share; see there."""
+    """What the three ways to compile share, checked before any work begins; see `compile`."""
 
-    output: Path
-    target: Target
-    pipeline: Pipeline
-    keep: str | Path | None
-    cc: str | None
-    progress: Progress | None
-    name: str | None
-    quant: Quantisation
-    form: embed.Form
+    output: str | Path
+    target_name: str
+    level: int
+    passes: str | None
+    compression: str = ""
+    keep: str | Path | None = None
+    cc: str | None = None
+    progress: Progress | None = None
+    name: str | None = None
+    quant: Quantisation = field(default_factory=Quantisation)
+    form: embed.Form = field(default_factory=lambda: embed.form("shared", ""))
     verify_each: bool = False
-    ragged: bool = False
     padding: str = "computed"
+    target: Target = field(init=False)
+    pipeline: Pipeline = field(init=False)
 
     def __post_init__(self) -> None:
         if self.padding not in PADDING:
             raise LlmcError(
                 f"no padding {self.padding!r}", at="--padding", hint=f"use {' or '.join(PADDING)}"
             )
+        if self.passes is None and self.level not in range(len(LEVELS)):
+            raise LlmcError(
+                f"there is no optimisation level {self.level!r}", hint=f"use 0 to {len(LEVELS) - 1}"
+            )
+        object.__setattr__(self, "target", host.find_target(self.target_name))
+        text = shortcuts.joined(LEVELS[self.level] if self.passes is None else self.passes, self.compression)
+        object.__setattr__(self, "pipeline", Pipeline.parse(text, PASSES))
+        if self.target.gpus and self.form.name != "shared":
+            raise LlmcError("a CUDA artifact has no other form than module.so", at=f"--emit {self.form.name}")
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that llmc does by itself is asked for."""
+        return self.passes is None and self.level == len(LEVELS) - 1
 
 
 def compile(  # `llmc.compile`: the builtin of this name is not used here
@@ -176,21 +186,20 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         LlmcError: the model, an option, the place of the output or the toolchain is not usable. Nothing is left
             behind then, and an artifact of that name stays as it was.
     """
-    compression = shortcuts.compression((prune,) if isinstance(prune, str) else prune, share, factorize)
-    pipeline = _pipeline(level, passes, compression)
     options = _Options(
-        Path(output),
-        host.find_target(target),
-        pipeline,
-        keep,
-        cc,
-        progress,
-        name,
-        Quantisation(quant, calib, calib_method),
-        embed.form(emit, prefix),
-        verify_each,
-        _whole_level(level, passes),
-        padding,
+        output,
+        target,
+        level,
+        passes,
+        shortcuts.compression((prune,) if isinstance(prune, str) else prune, share, factorize),
+        keep=keep,
+        cc=cc,
+        progress=progress,
+        name=name,
+        quant=Quantisation(quant, calib, calib_method),
+        form=embed.form(emit, prefix),
+        verify_each=verify_each,
+        padding=padding,
     )
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
     return _compile(lambda: dispatch.load(model, task=task, **bounds), options)
@@ -215,16 +224,16 @@ def compile_graph(
 ) -> CompileReport:
     """Compile a graph into an artifact without tokenizer or labels; arguments and errors as of `compile`."""
     options = _Options(
-        Path(output),
-        host.find_target(target),
-        _pipeline(level, passes),
-        keep,
-        cc,
-        progress,
-        name,
-        Quantisation(quant, calib, calib_method),
-        embed.form(emit, prefix),
-        ragged=_whole_level(level, passes),
+        output,
+        target,
+        level,
+        passes,
+        keep=keep,
+        cc=cc,
+        progress=progress,
+        name=name,
+        quant=Quantisation(quant, calib, calib_method),
+        form=embed.form(emit, prefix),
     )
     imported = Imported(graph, name, "graph", "", "", (), None, None)
     return _compile(lambda: imported, options)
@@ -260,17 +269,7 @@ def compile_module(
     Raises:
         LlmcError: as `compile`; or the module cannot be traced or holds ops that are not supported.
     """
-    options = _Options(
-        Path(output),
-        host.find_target(target),
-        _pipeline(level, passes),
-        keep,
-        cc,
-        progress,
-        name,
-        Quantisation(),
-        embed.form("shared", ""),
-    )
+    options = _Options(output, target, level, passes, keep=keep, cc=cc, progress=progress, name=name)
 
     def load() -> Imported:
         from llmc.compiler.frontends.module import graph
@@ -283,23 +282,9 @@ def compile_module(
     return _compile(load, options)
 
 
-def _whole_level(level: int, passes: str | None) -> bool:
-    """Whether all that llmc does by itself is asked for."""
-    return passes is None and level == len(LEVELS) - 1
-
-
-def _pipeline(level: int, passes: str | None, more: str = "") -> Pipeline:
-    if passes is None and level not in range(len(LEVELS)):
-        raise LlmcError(f"there is no optimisation level {level!r}", hint=f"use 0 to {len(LEVELS) - 1}")
-    text = shortcuts.joined(LEVELS[level] if passes is None else passes, more)
-    return Pipeline.parse(text, PASSES)
-
-
 def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
     """The stages in order; `load` is the first."""
-    stages, output, chosen = _Stages(options.progress), options.output, options.target
-    if chosen.gpus and options.form.name != "shared":
-        raise LlmcError("a CUDA artifact has no other form than module.so", at=f"--emit {options.form.name}")
+    stages, output, chosen = _Stages(options.progress), Path(options.output), options.target
     with artifact.new_folder(output) as folder:
         stages.enter("import the model", 0.02)
         imported = load()
@@ -308,7 +293,7 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
         steps = (*options.pipeline.steps, *(_UNPACK.steps if chosen.gpus else ()))
         graph, _ = run(Pipeline(steps), imported.graph)
         packing = Pipeline(())
-        if options.ragged and not chosen.gpus:
+        if options.whole and not chosen.gpus:
             packing = ragged_steps(graph, blank=options.padding == "zero")
             graph, _ = run(packing, graph)
         if options.quant.calib is not None:
@@ -322,7 +307,7 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
         objects, code = _objects(calls, chosen, kept)
         stages.enter("write weights", 0.65)
         plan = make_plan(graph, calls)
-        build = _Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
+        build = Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
         build.write(objects)
         embed.write_form(options.form, folder, build.program, objects, chosen, options.cc)
         if options.keep is not None:
@@ -334,7 +319,7 @@ def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
         accepted = record(folder, graph if lossy else source, source, build.build_id)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
-        fields = _manifest(imported, build, str(pipeline), folder)
+        fields = manifest(imported, build, str(pipeline), folder)
         fields |= {"quantisation": options.quant.mode, "selftest": accepted}
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
         check(folder, chosen)
@@ -379,70 +364,7 @@ def _objects(
 
     kernels = {call.kernel.symbol: call.kernel for call in calls}
     source = cuda_source({symbol: k.emit(symbol, None) for symbol, k in kernels.items()})
-    return {_FATBIN: fatbin(source, target.gpus, kept)}, {"kernels.cu": source}
-
-
-class _Build:
-    """The native part of an artifact: weights.bin, module.so, llmc.h and bench."""
-
-    def __init__(
-        self, folder: Path, graph: Graph, plan: Plan, target: Target, name: str, cc: str | None
-    ) -> None:
-        self.folder, self.graph, self.plan, self.target, self.name, self.cc = (
-            folder,
-            graph,
-            plan,
-            target,
-            name,
-            cc,
-        )
-        self.build_id = ""
-        self.program = ""
-
-    def write(self, objects: Mapping[str, bytes]) -> None:
-        weights = self.folder / WEIGHTS
-        digest = artifact.write_weights(weights, self.plan, HEADER_BYTES)
-        variants = [_variant(cpu) for cpu in self.target.cpus] or [Variant("cuda", 0, 0)]
-
-        def text(build_id: str) -> str:
-            gpus = self.target.gpus
-            return write_program(self.graph, self.plan, variants, self.name, build_id, digest, gpus)
-
-        parts = [llmc.__version__.encode(), digest.encode(), text("").encode(), *objects.values()]
-        self.build_id = hashlib.sha256(b"\0".join(parts)).hexdigest()
-        artifact.stamp_weights(weights, weights_header(self.build_id, self.plan.weights_bytes))
-        self.program = text(self.build_id)
-        self._link(objects)
-        shutil.copyfile(c.HEADER, self.folder / "llmc.h")
-
-    def _link(self, objects: Mapping[str, bytes]) -> None:
-        module = self.folder / MODULE
-        with tempfile.TemporaryDirectory(prefix="llmc-") as place:
-            runtime = c.CUDA_SOURCES if self.target.gpus else c.MODULE_SOURCES
-            sources = [Path(place) / "module.c", *runtime]
-            sources[0].write_text(self.program)
-            for name, code in objects.items():
-                if name == _FATBIN:
-                    sources.append(toolchain.embed(Path(place), name, code))
-                    continue
-                sources.append(Path(place) / f"{name}.o")
-                sources[-1].write_bytes(code)
-            libraries = c.CUDA_LIBRARIES if self.target.gpus else c.MODULE_LIBRARIES
-            self._compile(module, sources, c.MODULE_FLAGS, libraries)
-        definition = c.bench_definition(hashlib.sha256(module.read_bytes()).hexdigest())
-        flags = (*c.BENCH_FLAGS, definition)
-        self._compile(self.folder / "bench", c.BENCH_SOURCES, flags, c.BENCH_LIBRARIES)
-
-    def _compile(
-        self, output: Path, sources: Sequence[Path], flags: Sequence[str], libraries: Sequence[str]
-    ) -> None:
-        toolchain.build(output, sources, c.FOLDER, flags, libraries, self.target.zig, self.cc)
-
-
-def _variant(cpu: Cpu) -> Variant:
-    from llmc.targets.kernels.peak import peak_flops
-
-    return Variant(cpu.name, cpu.features, peak_flops(cpu))
+    return {FATBIN: fatbin(source, target.gpus, kept)}, {"kernels.cu": source}
 
 
 def _keep(folder: Path, imported: Graph, graph: Graph, sources: Mapping[str, str]) -> None:
@@ -454,78 +376,3 @@ def _keep(folder: Path, imported: Graph, graph: Graph, sources: Mapping[str, str
             (folder / name).write_text(text)
     except OSError as error:
         raise LlmcError(f"cannot keep files: {error.strerror or error}", at=str(folder)) from None
-
-
-def _manifest(imported: Imported, build: _Build, pipeline: str, folder: Path) -> dict[str, Any]:
-    inputs, outputs = signature(build.graph)
-    fields: dict[str, Any] = {
-        "format": FORMAT,
-        "llmc": llmc.__version__,
-        "name": build.name,
-        "build_id": build.build_id,
-        "task": imported.task,
-        "inputs": [_tensor_entry(t) for t in inputs],
-        "outputs": [_tensor_entry(t) for t in outputs],
-        "dims": {name: list(build.graph.dims[name]) for name in given_dims(build.graph)},
-        "target": build.target.name,
-        "machine": build.target.machine,
-        "variants": _variant_entries(build.target),
-        "pipeline": pipeline,
-        "files": artifact.file_entries(folder),
-        "postprocess": {},
-        "sizes": {
-            "parameters": sum(
-                w.attributes["value"].array.size for w in imported.graph.nodes if w.op == "constant"
-            ),
-            "code_bytes": sum((folder / f).stat().st_size for f in (MODULE, "bench")),
-            "weights_bytes": build.plan.weights_bytes,
-            "kernels": len({s.kernel.symbol for s in build.plan.steps if isinstance(s, Call)}),
-            "steps": len(build.plan.steps),
-        },
-    }
-    if imported.preprocess:
-        fields["preprocess"] = dict(imported.preprocess)
-    if imported.labels:
-        fields["labels"] = list(imported.labels)
-    if imported.sentence is not None:
-        fields["postprocess"] = {
-            "pooling": "+".join(imported.sentence.pooling),
-            "normalize": "normalize" in imported.sentence.steps,
-        }
-    if imported.tokenizer is not None:
-        fields["tokenizer"] = _tokenizer_entry(imported.tokenizer, build.graph)
-    return fields
-
-
-def _variant_entries(target: Target) -> list[dict[str, Any]]:
-    if target.gpus:
-        return [{"name": "cuda", "features": [f"an NVIDIA GPU: {', '.join(target.gpus)} or later"]}]
-    return [{"name": cpu.name, "features": [cpu.needs]} for cpu in target.cpus]
-
-
-def _tensor_entry(tensor: Tensor) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "name": tensor.name,
-        "dtype": tensor.type.dtype,
-        "shape": [d if isinstance(d, int) else str(d) for d in tensor.type.shape],
-    }
-    if tensor.default is not None:
-        entry["default"] = tensor.default
-    if tensor.low is not None:
-        entry["range"] = [tensor.low, tensor.high]
-    return entry
-
-
-def _tokenizer_entry(tokenizer: Any, graph: Graph) -> dict[str, Any]:
-    import tokenizers
-
-    token = tokenizers.Tokenizer.from_file(str(tokenizer.file)).id_to_token(tokenizer.pad_id)
-    longest = min(
-        tokenizer.max_length, graph.dims["seq"].high if "seq" in graph.dims else tokenizer.max_length
-    )
-    return {
-        "file": "tokenizer.json",
-        "max_length": longest,
-        "pad_id": tokenizer.pad_id,
-        "pad_token": token if token is not None else "[PAD]",
-    }

@@ -1,0 +1,163 @@
+"""The last stages of a compile: the native part of an artifact, and the manifest that describes it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import llmc
+from llmc.compiler import artifact
+from llmc.compiler.calls import Call
+from llmc.compiler.counted import given_dims
+from llmc.compiler.frontends.imported import Imported
+from llmc.compiler.graph import Graph
+from llmc.compiler.plan import Plan
+from llmc.compiler.program import Tensor, Variant, signature, write_program
+from llmc.runtime import sources as c
+from llmc.runtime.manifest import FORMAT, MODULE, WEIGHTS
+from llmc.runtime.weights import HEADER_BYTES, weights_header
+from llmc.targets import Cpu, Target, toolchain
+
+FATBIN = "llmc_fatbin"  # the symbol that module.c knows it by
+
+
+class Build:
+    """The native part of an artifact: weights.bin, module.so, llmc.h and bench."""
+
+    def __init__(
+        self, folder: Path, graph: Graph, plan: Plan, target: Target, name: str, cc: str | None
+    ) -> None:
+        self.folder, self.graph, self.plan, self.target, self.name, self.cc = (
+            folder,
+            graph,
+            plan,
+            target,
+            name,
+            cc,
+        )
+        self.build_id = ""
+        self.program = ""
+
+    def write(self, objects: Mapping[str, bytes]) -> None:
+        weights = self.folder / WEIGHTS
+        digest = artifact.write_weights(weights, self.plan, HEADER_BYTES)
+        variants = [_variant(cpu) for cpu in self.target.cpus] or [Variant("cuda", 0, 0)]
+
+        def text(build_id: str) -> str:
+            gpus = self.target.gpus
+            return write_program(self.graph, self.plan, variants, self.name, build_id, digest, gpus)
+
+        parts = [llmc.__version__.encode(), digest.encode(), text("").encode(), *objects.values()]
+        self.build_id = hashlib.sha256(b"\0".join(parts)).hexdigest()
+        artifact.stamp_weights(weights, weights_header(self.build_id, self.plan.weights_bytes))
+        self.program = text(self.build_id)
+        self._link(objects)
+        shutil.copyfile(c.HEADER, self.folder / "llmc.h")
+
+    def _link(self, objects: Mapping[str, bytes]) -> None:
+        module = self.folder / MODULE
+        with tempfile.TemporaryDirectory(prefix="llmc-") as place:
+            runtime = c.CUDA_SOURCES if self.target.gpus else c.MODULE_SOURCES
+            sources = [Path(place) / "module.c", *runtime]
+            sources[0].write_text(self.program)
+            for name, code in objects.items():
+                if name == FATBIN:
+                    sources.append(toolchain.embed(Path(place), name, code))
+                    continue
+                sources.append(Path(place) / f"{name}.o")
+                sources[-1].write_bytes(code)
+            libraries = c.CUDA_LIBRARIES if self.target.gpus else c.MODULE_LIBRARIES
+            self._compile(module, sources, c.MODULE_FLAGS, libraries)
+        definition = c.bench_definition(hashlib.sha256(module.read_bytes()).hexdigest())
+        flags = (*c.BENCH_FLAGS, definition)
+        self._compile(self.folder / "bench", c.BENCH_SOURCES, flags, c.BENCH_LIBRARIES)
+
+    def _compile(
+        self, output: Path, sources: Sequence[Path], flags: Sequence[str], libraries: Sequence[str]
+    ) -> None:
+        toolchain.build(output, sources, c.FOLDER, flags, libraries, self.target.zig, self.cc)
+
+
+def _variant(cpu: Cpu) -> Variant:
+    from llmc.targets.kernels.peak import peak_flops
+
+    return Variant(cpu.name, cpu.features, peak_flops(cpu))
+
+
+def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> dict[str, Any]:
+    inputs, outputs = signature(build.graph)
+    fields: dict[str, Any] = {
+        "format": FORMAT,
+        "llmc": llmc.__version__,
+        "name": build.name,
+        "build_id": build.build_id,
+        "task": imported.task,
+        "inputs": [_tensor_entry(t) for t in inputs],
+        "outputs": [_tensor_entry(t) for t in outputs],
+        "dims": {name: list(build.graph.dims[name]) for name in given_dims(build.graph)},
+        "target": build.target.name,
+        "machine": build.target.machine,
+        "variants": _variant_entries(build.target),
+        "pipeline": pipeline,
+        "files": artifact.file_entries(folder),
+        "postprocess": {},
+        "sizes": {
+            "parameters": sum(
+                w.attributes["value"].array.size for w in imported.graph.nodes if w.op == "constant"
+            ),
+            "code_bytes": sum((folder / f).stat().st_size for f in (MODULE, "bench")),
+            "weights_bytes": build.plan.weights_bytes,
+            "kernels": len({s.kernel.symbol for s in build.plan.steps if isinstance(s, Call)}),
+            "steps": len(build.plan.steps),
+        },
+    }
+    if imported.preprocess:
+        fields["preprocess"] = dict(imported.preprocess)
+    if imported.labels:
+        fields["labels"] = list(imported.labels)
+    if imported.sentence is not None:
+        fields["postprocess"] = {
+            "pooling": "+".join(imported.sentence.pooling),
+            "normalize": "normalize" in imported.sentence.steps,
+        }
+    if imported.tokenizer is not None:
+        fields["tokenizer"] = _tokenizer_entry(imported.tokenizer, build.graph)
+    return fields
+
+
+def _variant_entries(target: Target) -> list[dict[str, Any]]:
+    if target.gpus:
+        return [{"name": "cuda", "features": [f"an NVIDIA GPU: {', '.join(target.gpus)} or later"]}]
+    return [{"name": cpu.name, "features": [cpu.needs]} for cpu in target.cpus]
+
+
+def _tensor_entry(tensor: Tensor) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": tensor.name,
+        "dtype": tensor.type.dtype,
+        "shape": [d if isinstance(d, int) else str(d) for d in tensor.type.shape],
+    }
+    if tensor.default is not None:
+        entry["default"] = tensor.default
+    if tensor.low is not None:
+        entry["range"] = [tensor.low, tensor.high]
+    return entry
+
+
+def _tokenizer_entry(tokenizer: Any, graph: Graph) -> dict[str, Any]:
+    import tokenizers
+
+    token = tokenizers.Tokenizer.from_file(str(tokenizer.file)).id_to_token(tokenizer.pad_id)
+    longest = min(
+        tokenizer.max_length, graph.dims["seq"].high if "seq" in graph.dims else tokenizer.max_length
+    )
+    return {
+        "file": "tokenizer.json",
+        "max_length": longest,
+        "pad_id": tokenizer.pad_id,
+        "pad_token": token if token is not None else "[PAD]",
+    }
