@@ -29,6 +29,14 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["LLMC_CACHE"] = str(cache.mkdir("llmc")) if cache else "off"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a folder whose artifacts take long to build run in one process, which builds them once."""
+    for item in items:
+        if item.path.parent.name in ("arm", "embedding"):
+            item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+
+
 @pytest.fixture(scope="session")
 def random_graph() -> Callable[..., Any]:
     """`random_graph(seed) -> (Graph, inputs)`: see random_graphs.py."""
