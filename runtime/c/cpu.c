@@ -103,9 +103,9 @@ void llmc_set_float_mode(uint64_t mode) {
 #endif
 
 void llmc_cpu_feature_names(unsigned features, char *text, size_t size) {
-    static const char *const names[32] = {"AVX2 with FMA and F16C", "AVX-512 F/BW/DQ/VL", "AVX-512 VNNI",
-                                          "AMX with INT8", NULL, NULL, NULL,
-                                          "NEON", "dot product", "half-precision arithmetic", "I8MM"};
+    static const char *const names[32] = {[0] = "AVX2 with FMA and F16C", [1] = "AVX-512 F/BW/DQ/VL",
+                                          [2] = "AVX-512 VNNI", [3] = "AMX with INT8", [8] = "NEON",
+                                          [9] = "dot product", [10] = "half-precision arithmetic", [11] = "I8MM"};
     size_t used = 0;
     unsigned i;
     if (size) text[0] = 0;
