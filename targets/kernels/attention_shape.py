@@ -1,11 +1,14 @@
-"""What an attention kernel's code depends on: heads, where operands lie in memory, and the mask."""
+"""What attention asks of a kernel on any target: heads, where operands lie in memory, and the mask."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from llmc.compiler.dims import Dim
 from llmc.compiler.graph import Node
+from llmc.compiler.ops.rules import same_dim
+from llmc.errors import LlmcError
 from llmc.targets.kernels.emit import Expr
 
 
@@ -47,7 +50,7 @@ class Shape:
     """What an attention kernel's code depends on: the key of its `Kernel`.
 
     Args:
-        mask: dtype ("bool" or "f32") and, for each of batch, head and query, whether the mask varies along it.
+        mask: dtype ("bool" or "f32") and, for each of batch, head, query and key, whether the mask varies along it.
         keys: a bool [batch, key] mask is given too.
     """
 
@@ -57,10 +60,60 @@ class Shape:
     scale: float
     causal: bool
     keys: bool
-    mask: tuple[str, bool, bool, bool] | None
+    mask: tuple[str, bool, bool, bool, bool] | None
 
 
-def mask_of(node: Node) -> tuple[str, bool, bool, bool]:
+class Problem(NamedTuple):
+    """A `mha`, `ragged_mha` or `attention` node: the shape of its kernel, and the sizes of one call."""
+
+    shape: Shape
+    batch: Dim
+    queries: Dim
+    keys: Dim
+
+
+def problem(node: Node) -> Problem:
+    """What `mha` (heads side by side in the tokens' rows) or `attention` (heads are an axis) asks for.
+
+    Raises:
+        LlmcError: the operands are not f32, or the heads or their sizes are not fixed.
+    """
+    if any(i.dtype != "f32" for i in node.inputs[:3]):
+        raise LlmcError(f"{node.op}: no kernel for {node.inputs[0].dtype}")
+    return _by_heads(node) if node.op == "attention" else _by_tokens(node)
+
+
+def _by_tokens(node: Node) -> Problem:
+    q, k, *_ = node.inputs
+    mask = mask_of(node.inputs[-1], k.shape[1]) if node.attributes["has_bias"] else None
+    causal, keys = node.attributes["causal"], node.attributes["has_keys"]
+    return Problem(token_shape(node, causal, keys, mask), q.shape[0], q.shape[1], k.shape[1])
+
+
+def token_shape(
+    node: Node, causal: bool, keys: bool, mask: tuple[str, bool, bool, bool, bool] | None
+) -> Shape:
+    """The shape where the heads of a token lie side by side in its row."""
+    a = node.attributes
+    size, heads = a["head_dim"], a["heads"]
+    widths = [int(operand.shape[-1]) for operand in node.inputs[:3]]
+    at = [Layout(True, width, offset, size) for width, offset in zip(widths, a["offsets"], strict=True)]
+    layouts = Layouts(at[0], at[1], at[2], Layout(True, heads * size, 0, size))
+    return Shape(heads, a["kv_heads"] or heads, layouts, float(a["scale"]), causal, keys, mask)
+
+
+def _by_heads(node: Node) -> Problem:
+    a = node.attributes
+    q, k, v, *rest = node.inputs
+    (batch, heads, s, d), (_, kv_heads, t, _), e = q.shape, k.shape, v.shape[-1]
+    if not all(isinstance(x, int) for x in (heads, kv_heads, d, e)):
+        raise LlmcError(f"attention: heads and head sizes must be fixed, found {q.type}, {k.type}")
+    layouts = Layouts(*(Layout(False, size, 0, size) for size in (d, d, e, e)))
+    mask = mask_of(rest[0], t) if a["has_mask"] else None
+    return Problem(Shape(heads, kv_heads, layouts, float(a["scale"]), a["causal"], False, mask), batch, s, t)
+
+
+def mask_of(node: Node, keys: Dim) -> tuple[str, bool, bool, bool, bool]:
     """`Shape.mask` of an operand."""
-    shape = (1,) * (4 - len(node.shape)) + node.shape
-    return node.dtype, shape[0] != 1, shape[1] != 1, shape[2] != 1
+    batch, head, query, key = (1,) * (4 - len(node.shape)) + node.shape
+    return node.dtype, batch != 1, head != 1, query != 1, same_dim(key, keys)

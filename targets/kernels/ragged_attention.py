@@ -18,22 +18,20 @@ from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim
 from llmc.compiler.graph import Node
 from llmc.targets import Cpu
-from llmc.targets.kernels.attention import KEYS, VECTORS, Head, attention_call
-from llmc.targets.kernels.attention_shape import Layout, Layouts, Shape, mask_of
+from llmc.targets.kernels.attention import attention_call
+from llmc.targets.kernels.attention_head import KEYS, VECTORS, Head
+from llmc.targets.kernels.attention_shape import Layout, Problem, Shape, mask_of, token_shape
 from llmc.targets.kernels.emit import Emitter, Expr, i64
 
 
 def lower_ragged_mha(node: Node) -> Call:
     """An item beyond the end of its sequence has nothing to do: items are cut as for the longest."""
     a = node.attributes
-    size, heads, kv_heads = a["head_dim"], a["heads"], a["kv_heads"] or a["heads"]
-    widths = [int(operand.shape[-1]) for operand in node.inputs[:3]]
-    at = [Layout(True, width, offset, size) for width, offset in zip(widths, a["offsets"], strict=True)]
-    layouts = Layouts(at[0], at[1], at[2], Layout(True, heads * size, 0, size))
-    bias = mask_of(node.inputs[-1]) if a["has_bias"] else None
-    shape = Shape(heads, kv_heads, layouts, float(a["scale"]), causal=False, keys=True, mask=bias)
+    size, heads = a["head_dim"], a["heads"]
     tokens, seq, batch = node.shape[0], dim(a["seq"]), dim(node.inputs[5].shape[0] - 1)
-    call = attention_call(node, shape, batch, seq, seq)
+    bias = mask_of(node.inputs[-1], seq) if a["has_bias"] else None
+    shape = token_shape(node, causal=False, keys=True, mask=bias)
+    call = attention_call(node, Problem(shape, batch, seq, seq))
     emit = partial(emit_ragged_attention, shape=shape)
     kernel = replace(call.kernel, family="ragged_attention", emit=emit)
     mean = sympy.floor(tokens / sympy.sympify(batch))  # tokens of a sequence

@@ -58,6 +58,23 @@ def products() -> Graph:
     return Graph((x,), outputs, {"batch": (1, 4), "seq": (1, 80)})
 
 
+def attentions() -> Graph:
+    """Grouped heads side by side in a row, and masks that lack axes."""
+    x = input_("x", "f32", (B, S, 90))
+    grouped = {"heads": 4, "kv_heads": 2, "head_dim": 10, "scale": 0.3, "offsets": (0, 40, 65)}
+    heads = make("transpose", (make("reshape", (x,), shape=(B, S, 3, 30)),), perm=(0, 2, 1, 3))
+    first = make("slice", (x,), axis=2, start=0, stop=1)
+    rows = make("gt", (make("reshape", (first,), shape=(B, 1, S, 1)), constant(np.float32(0))))
+    keys = make("gt", (make("reshape", (first,), shape=(B, 1, 1, S)), constant(np.float32(0))))
+    outputs = {
+        "grouped": make("mha", (x, x, x), **grouped),
+        "causal": make("mha", (x, x, x), causal=True, **grouped),
+    }
+    for name, mask in (("rows", rows), ("keys", keys)):
+        outputs[name] = make("attention", (heads, heads, heads, mask), scale=0.2, has_mask=True)
+    return Graph((x,), outputs, {"batch": (1, 4), "seq": (1, 80)})
+
+
 def reductions() -> Graph:
     x = input_("x", "f32", (B, S, 37))
     outputs = {}
@@ -99,7 +116,7 @@ def optimised(graph: Graph, more: str = "") -> Graph:
 def graphs() -> dict[str, tuple[Graph, dict[str, Any]]]:
     """name -> graph, inputs"""
     found = {}
-    for build in (products, reductions, movement):
+    for build in (products, attentions, reductions, movement):
         graph = build()
         for batch, seq in ((1, 1), (2, 5), (3, 66)):
             inputs = {}

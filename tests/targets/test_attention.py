@@ -1,0 +1,78 @@
+"""Attention at the edges of its blocks of queries and keys: grouped heads, and masks that lack any of their axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_lab import Lab, check
+
+from llmc.compiler.dims import symbol
+from llmc.compiler.ops import input_, make
+
+B, S, T = symbol("batch"), symbol("seq"), symbol("keys")
+HEADS, GROUPS, SIZE, VALUES = 4, 2, 20, 9
+EDGES = [(1, 1), (2, 65), (16, 63), (17, 64), (63, 17), (64, 128), (65, 2)]  # queries, keys
+BROADCAST = {  # by dtype, axes of [batch, head, query, key] that masks vary along
+    "bool": ("", "k", "bq"),
+    "f32": ("b", "hq", "bhqk"),
+}
+RNG = np.random.default_rng(11)
+
+
+def floats(*shape: int) -> Any:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def operands(queries: int, keys: int) -> dict[str, Any]:
+    return {
+        "q": floats(2, HEADS, queries, SIZE),
+        "k": floats(2, GROUPS, keys, SIZE),
+        "v": floats(2, GROUPS, keys, VALUES),
+    }
+
+
+def inputs() -> tuple[Any, ...]:
+    return (
+        input_("q", "f32", (B, HEADS, S, SIZE)),
+        input_("k", "f32", (B, GROUPS, T, SIZE)),
+        input_("v", "f32", (B, GROUPS, T, VALUES)),
+    )
+
+
+@pytest.mark.parametrize(("queries", "keys"), EDGES)
+def test_edges_of_blocks(queries: int, keys: int, kernels: Lab) -> None:
+    given = operands(queries, keys)
+    nodes = {
+        name: make("attention", inputs(), scale=0.2, causal=name == "causal") for name in ("all", "causal")
+    }
+    check(kernels, nodes, given)
+
+
+@pytest.mark.parametrize("dtype", BROADCAST)
+def test_masks_that_lack_axes(dtype: str, kernels: Lab) -> None:
+    """A mask that does not vary along the keys was once read as if it did."""
+    dims, sizes = (
+        dict(zip("bhqk", (B, HEADS, S, T), strict=True)),
+        dict(zip("bhqk", (2, HEADS, 18, 67), strict=True)),
+    )
+    for axes in BROADCAST[dtype]:
+        mask = input_("mask", dtype, [d if name in axes else 1 for name, d in dims.items()])
+        shape = [size if name in axes else 1 for name, size in sizes.items()]
+        given = operands(18, 67) | {"mask": RNG.random(shape) < 0.6 if dtype == "bool" else floats(*shape)}
+        node = make("attention", (*inputs(), mask), scale=0.2, has_mask=True)
+        check(kernels, {"y": node}, given)
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 65])
+def test_grouped_heads_side_by_side(tokens: int, kernels: Lab) -> None:
+    x, flags = input_("x", "f32", (B, S, 90)), input_("flags", "bool", (B, S))
+    heads = {"heads": 4, "kv_heads": 2, "head_dim": 10, "scale": 0.3, "offsets": (0, 40, 65)}
+    keys = RNG.random((2, tokens)) < 0.7
+    keys[:, 0] = True
+    check(
+        kernels,
+        {"y": make("mha", (x, x, x, flags), has_keys=True, **heads)},
+        {"x": floats(2, tokens, 90), "flags": keys},
+    )
