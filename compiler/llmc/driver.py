@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from llmc import embed
 from llmc.compiler import artifact
@@ -93,40 +93,79 @@ class _Stages:
         self._name = ""
 
 
-@dataclass(frozen=True)
-class _Options:
-    """What the three ways to compile share, checked before any work begins; see `compile`."""
+class Options(TypedDict, total=False):
+    """What the three ways to compile have in common, by keyword.
 
-    output: str | Path
-    target_name: str
+    Args:
+        target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
+        level: 0 to 3, which pipeline of `llmc.passes.LEVELS` runs; `passes` is a pipeline text instead.
+        prune, share, factorize: compression as `--prune 0.3` writes it (docs/compression.md), before `quant`.
+        verify_each: hold each pass to its promise by the interpreter, which takes long.
+        quant: "none", "int8", "int8-static" or "fp16": see docs/quantisation.md.
+        calib: calibration data of int8-static, a .txt, .jsonl, .csv or .npz file, or "auto".
+        calib_method: "minmax", "percentile" or "entropy".
+        padding: what outputs that have a row for each token hold where attention_mask is 0: "zero", which lets
+            encoders skip padding, or "computed", the values that the source model has there. The default of
+            `compile` is "zero", of the other two "computed".
+        keep: folder that gets the graphs and the generated C.
+        cc: C compiler command instead of the `ziglang` package's.
+        emit: a form of the model beside module.so, one of `llmc.embed.FORMS`.
+        prefix: goes before every symbol of a static library.
+        progress: called with (stage, fraction done) as each stage begins.
+    """
+
+    target: str
     level: int
     passes: str | None
-    compression: str = ""
-    keep: str | Path | None = None
-    cc: str | None = None
-    progress: Progress | None = None
-    name: str | None = None
-    quant: Quantisation = field(default_factory=Quantisation)
-    form: embed.Form = field(default_factory=lambda: embed.form("shared", ""))
-    verify_each: bool = False
-    padding: str = "computed"
-    target: Target = field(init=False)
-    pipeline: Pipeline = field(init=False)
+    prune: str | Sequence[str]
+    share: str | None
+    factorize: str | None
+    verify_each: bool
+    quant: str
+    calib: str | Path | None
+    calib_method: str
+    padding: str
+    keep: str | Path | None
+    cc: str | None
+    emit: str
+    prefix: str
+    progress: Progress | None
 
-    def __post_init__(self) -> None:
+
+class _Order:
+    """What `Options` mean, checked before any work begins."""
+
+    def __init__(self, output: str | Path, name: str | None, options: Options) -> None:
+        unknown = options.keys() - Options.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"compile got unknown options: {', '.join(sorted(unknown))}")
+        get = options.get
+        self.output, self.name = Path(output), name
+        self.level, self.passes = get("level", 3), get("passes")
+        self.verify_each, self.padding = get("verify_each", False), get("padding", "computed")
+        self.keep, self.cc, self.progress = get("keep"), get("cc"), get("progress")
+        self.quant = Quantisation(get("quant", "none"), get("calib"), get("calib_method", "percentile"))
+        self.form = embed.form(get("emit", "shared"), get("prefix", ""))
+        self.target = host.find_target(get("target", "native"))
+        prune = get("prune", ())
+        self.compression = shortcuts.compression(
+            (prune,) if isinstance(prune, str) else prune, get("share"), get("factorize")
+        )
+        self.pipeline = self._pipeline()
         if self.padding not in PADDING:
             raise LlmcError(
                 f"no padding {self.padding!r}", at="--padding", hint=f"use {' or '.join(PADDING)}"
             )
+        if self.target.gpus and self.form.name != "shared":
+            raise LlmcError("a CUDA artifact has no other form than module.so", at=f"--emit {self.form.name}")
+
+    def _pipeline(self) -> Pipeline:
         if self.passes is None and self.level not in range(len(LEVELS)):
             raise LlmcError(
                 f"there is no optimisation level {self.level!r}", hint=f"use 0 to {len(LEVELS) - 1}"
             )
-        object.__setattr__(self, "target", host.find_target(self.target_name))
-        text = shortcuts.joined(LEVELS[self.level] if self.passes is None else self.passes, self.compression)
-        object.__setattr__(self, "pipeline", Pipeline.parse(text, PASSES))
-        if self.target.gpus and self.form.name != "shared":
-            raise LlmcError("a CUDA artifact has no other form than module.so", at=f"--emit {self.form.name}")
+        text = LEVELS[self.level] if self.passes is None else self.passes
+        return Pipeline.parse(shortcuts.joined(text, self.compression), PASSES)
 
     @property
     def whole(self) -> bool:
@@ -138,105 +177,37 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     model: str | Path,
     output: str | Path,
     *,
-    target: str = "native",
     task: str = "auto",
-    level: int = 3,
-    passes: str | None = None,
-    prune: str | Sequence[str] = (),
-    share: str | None = None,
-    factorize: str | None = None,
-    verify_each: bool = False,
-    quant: str = "none",
-    calib: str | Path | None = None,
-    calib_method: str = "percentile",
     max_batch: int | None = None,
     max_seq: int | None = None,
-    padding: str = "zero",
-    keep: str | Path | None = None,
-    cc: str | None = None,
-    emit: str = "shared",
-    prefix: str = "",
-    progress: Progress | None = None,
     name: str | None = None,
+    **options: Unpack[Options],
 ) -> CompileReport:
     """Compile a model into an artifact.
 
     Args:
         model: Hugging Face folder, .onnx file or .pt2 file.
         output: the artifact to write; one that is there is replaced once the new one is whole.
-        target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
         task: what to compute, "auto" takes it from the folder; of a file, arrays in and arrays out.
-        level: 0 to 3, which pipeline of `llmc.passes.LEVELS` runs; `passes` is a pipeline text instead.
-        prune, share, factorize: compression as `--prune 0.3` writes it (docs/compression.md), before `quant`.
-        verify_each: hold each pass to its promise by the interpreter, which takes long.
-        quant: "none", "int8", "int8-static" or "fp16": see docs/quantisation.md.
-        calib: calibration data of int8-static, a .txt, .jsonl, .csv or .npz file, or "auto".
-        calib_method: "minmax", "percentile" or "entropy".
         max_batch, max_seq: upper bounds of the dims.
-        padding: what outputs that have a row for each token hold where attention_mask is 0: "zero", which lets
-            encoders skip padding, or "computed", the values that the source model has there.
-        keep: folder that gets the graphs and the generated C.
-        cc: C compiler command instead of the `ziglang` package's.
-        emit: a form of the model beside module.so, one of `llmc.embed.FORMS`.
-        prefix: goes before every symbol of a static library.
-        progress: called with (stage, fraction done) as each stage begins.
         name: model name in the manifest.
+        options: `target`, `quant` and all others of `Options`.
 
     Raises:
         LlmcError: the model, an option, the place of the output or the toolchain is not usable. Nothing is left
             behind then, and an artifact of that name stays as it was.
     """
-    options = _Options(
-        output,
-        target,
-        level,
-        passes,
-        shortcuts.compression((prune,) if isinstance(prune, str) else prune, share, factorize),
-        keep=keep,
-        cc=cc,
-        progress=progress,
-        name=name,
-        quant=Quantisation(quant, calib, calib_method),
-        form=embed.form(emit, prefix),
-        verify_each=verify_each,
-        padding=padding,
-    )
+    options.setdefault("padding", PADDING[0])
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
-    return _compile(lambda: dispatch.load(model, task=task, **bounds), options)
+    return _compile(lambda: dispatch.load(model, task=task, **bounds), _Order(output, name, options))
 
 
 def compile_graph(
-    graph: Graph,
-    output: str | Path,
-    *,
-    target: str = "native",
-    level: int = 3,
-    passes: str | None = None,
-    quant: str = "none",
-    calib: str | Path | None = None,
-    calib_method: str = "percentile",
-    keep: str | Path | None = None,
-    cc: str | None = None,
-    emit: str = "shared",
-    prefix: str = "",
-    progress: Progress | None = None,
-    name: str = "graph",
+    graph: Graph, output: str | Path, *, name: str = "graph", **options: Unpack[Options]
 ) -> CompileReport:
-    """Compile a graph into an artifact without tokenizer or labels; arguments and errors as of `compile`."""
-    options = _Options(
-        output,
-        target,
-        level,
-        passes,
-        keep=keep,
-        cc=cc,
-        progress=progress,
-        name=name,
-        quant=Quantisation(quant, calib, calib_method),
-        form=embed.form(emit, prefix),
-    )
+    """Compile a graph into an artifact without tokenizer or labels; options and errors as of `compile`."""
     imported = Imported(graph, name, "graph", "", "", (), None, None)
-    return _compile(lambda: imported, options)
+    return _compile(lambda: imported, _Order(output, name, options))
 
 
 def compile_module(
@@ -248,13 +219,8 @@ def compile_module(
     labels: Sequence[str] = (),
     preprocess: Mapping[str, Any] | None = None,
     max_batch: int | None = None,
-    target: str = "native",
-    level: int = 3,
-    passes: str | None = None,
-    keep: str | Path | None = None,
-    cc: str | None = None,
-    progress: Progress | None = None,
     name: str = "module",
+    **options: Unpack[Options],
 ) -> CompileReport:
     """Compile a PyTorch module by way of `torch.export`; the other arguments are those of `compile`.
 
@@ -269,7 +235,6 @@ def compile_module(
     Raises:
         LlmcError: as `compile`; or the module cannot be traced or holds ops that are not supported.
     """
-    options = _Options(output, target, level, passes, keep=keep, cc=cc, progress=progress, name=name)
 
     def load() -> Imported:
         from llmc.compiler.frontends.module import graph
@@ -279,12 +244,12 @@ def compile_module(
             made, name, "module", "", type(module).__name__, tuple(labels), None, None, preprocess or {}
         )
 
-    return _compile(load, options)
+    return _compile(load, _Order(output, name, options))
 
 
-def _compile(load: Callable[[], Imported], options: _Options) -> CompileReport:
+def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
     """The stages in order; `load` is the first."""
-    stages, output, chosen = _Stages(options.progress), Path(options.output), options.target
+    stages, output, chosen = _Stages(options.progress), options.output, options.target
     with artifact.new_folder(output) as folder:
         stages.enter("import the model", 0.02)
         imported = load()
