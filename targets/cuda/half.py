@@ -13,22 +13,22 @@ from typing import Any
 from tvm import tirx
 
 from llmc.compiler.calls import Call, Packed
-from llmc.compiler.dims import ceil_div, dim, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import WARP, GridEmitter
-from llmc.targets.cuda.launch import launch
 from llmc.targets.cuda.operands import (
     apply_epilogue,
     epilogue_inputs,
     pack_steps,
+    product_call,
     row_quad,
     tile_place,
     weight_of,
 )
+from llmc.targets.cuda.tile import COLUMNS, ROWS
 from llmc.targets.kernels.emit import Buffer, Expr, div, i64, mod
 
-ROWS, COLUMNS, DEPTH = 64, 64, 32
+DEPTH = 32
 WARPS = 4
 THREADS = WARPS * WARP
 SIDE = 16  # of a fragment
@@ -114,7 +114,6 @@ def linear(node: Node) -> Call:
     weight = weight_of(node)
     n, depth = (int(d) for d in w.shape)
     epilogue: tuple[str, ...] = node.attributes["epilogue"]
-    rows = product(x.shape[:-1])
 
     def emit(k: GridEmitter) -> None:
         left, right = k.pointer("x", "f32"), k.pointer("w", "f16")
@@ -137,15 +136,4 @@ def linear(node: Node) -> Call:
     if any(i.dtype != "f32" for i in (x, *extras)):
         raise LlmcError(f"linear: no kernel for {x.dtype} x {w.dtype}")
     packed = Packed(weight, f"steps{DEPTH}x{COLUMNS}", partial(pack_steps, depth=DEPTH, columns=COLUMNS))
-    return launch(
-        node,
-        "linear_half",
-        (n, depth, epilogue),
-        emit,
-        (rows,),
-        dim(ceil_div(rows, ROWS) * -(-n // COLUMNS)),
-        threads=THREADS,
-        operands=(x, packed, *extras),
-        dtypes=("f32", "f16", *("f32" for _ in extras)),
-        flops=2 * rows * n * depth,
-    )
+    return product_call(node, "linear_half", packed, ("f32", "f16"), emit, THREADS)

@@ -13,7 +13,7 @@ from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import flat
 from llmc.targets.kernels.emit import STORAGE, Expr, i64
 from llmc.targets.kernels.grid import offset
-from llmc.targets.kernels.movement import STRIDES, merge_strides, pad_axes
+from llmc.targets.kernels.movement import STRIDES, clamped, merge_strides, pad_axes
 from llmc.targets.kernels.scalar_ops import constant
 
 
@@ -82,12 +82,6 @@ def pad(node: Node) -> Call:
 
     scalars = [axis[part] for part in range(3) for axis in axes]
     return flat(node, "move", ("pad", len(axes), repr(value)), emit, scalars, product(node.shape))
-
-
-def clamped(k: GridEmitter, index: Expr, size: Expr) -> Expr:
-    """`index` as int64 within 0..size-1: an index from outside must not reach memory it does not own."""
-    wide = k.let(tirx.Cast("int64", index))
-    return k.let(tirx.max(tirx.min(wide, size - i64(1)), i64(0)))
 
 
 def embedding(node: Node) -> Call:

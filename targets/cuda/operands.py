@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from llmc.compiler.calls import Call, Packed
+from llmc.compiler.dims import ceil_div, dim, product
 from llmc.compiler.graph import Node, Weight
 from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
+from llmc.targets.cuda.launch import launch
 from llmc.targets.cuda.tile import COLUMNS, DEPTH, ROWS
 from llmc.targets.kernels.emit import Buffer, Expr, div, f32, i64, mod
 from llmc.targets.kernels.math import ACTIVATIONS
@@ -34,6 +37,39 @@ def weight_of(node: Node) -> Weight:
         )
     weight: Weight = w.attributes["value"]
     return weight
+
+
+def product_call(
+    node: Node,
+    family: str,
+    packed: Packed,
+    dtypes: Sequence[str],
+    emit: Callable[[GridEmitter], None],
+    threads: int,
+) -> Call:
+    """The call of a product with a packed weight: a block of `threads` for each tile of ROWS x COLUMNS results.
+
+    Args:
+        dtypes: of the left operand, the weight and what else comes before the epilogue's operands, which are f32.
+    """
+    x, w, *rest = node.inputs
+    n, depth = (int(d) for d in w.shape)
+    rows, stored = product(node.shape[:-1]), (*dtypes, *("f32",) * (len(node.inputs) - len(dtypes)))
+    blocks = dim(ceil_div(rows, ROWS) * -(-n // COLUMNS))
+    key, flops = (n, depth, node.attributes["epilogue"]), 2 * rows * n * depth
+    operands = (x, packed, *rest)
+    return launch(
+        node,
+        family,
+        key,
+        emit,
+        (rows,),
+        blocks,
+        threads=threads,
+        operands=operands,
+        dtypes=stored,
+        flops=flops,
+    )
 
 
 def epilogue_inputs(epilogue: Sequence[str]) -> list[str]:

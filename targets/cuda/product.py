@@ -18,6 +18,7 @@ from llmc.targets.cuda.operands import (
     apply_epilogue,
     epilogue_inputs,
     pack_steps,
+    product_call,
     row_quad,
     tile_place,
     weight_of,
@@ -29,7 +30,7 @@ from llmc.targets.kernels.matmul import matrix_groups, matrix_offset
 
 def linear(node: Node) -> Call:
     """out[m, n] = epilogue(x[m, k] . w[n, k]^T); one block for each tile, the columns of a row of tiles first."""
-    x, w, *extras = node.inputs
+    x, w = node.inputs[:2]
     if w.dtype == "f16":
         return half.linear(node)
     weight = weight_of(node)
@@ -37,7 +38,6 @@ def linear(node: Node) -> Call:
         raise LlmcError(f"linear: no kernel for {x.dtype} x {w.dtype}")
     n, depth = (int(d) for d in w.shape)
     epilogue: tuple[str, ...] = node.attributes["epilogue"]
-    rows = product(x.shape[:-1])
 
     def emit(k: GridEmitter) -> None:
         left, right = k.pointer("x", "f32"), k.pointer("w", "f32")
@@ -61,18 +61,7 @@ def linear(node: Node) -> Call:
         tile.finish(tile.multiply(i64(depth)), m, i64(n), write)
 
     packed = Packed(weight, f"steps{DEPTH}x{COLUMNS}", partial(pack_steps, depth=DEPTH, columns=COLUMNS))
-    return launch(
-        node,
-        "linear",
-        (n, depth, epilogue),
-        emit,
-        (rows,),
-        dim(ceil_div(rows, ROWS) * -(-n // COLUMNS)),
-        threads=THREADS,
-        operands=(x, packed, *extras),
-        dtypes=("f32",) * len(node.inputs),
-        flops=2 * rows * n * depth,
-    )
+    return product_call(node, "linear", packed, ("f32", "f32"), emit, THREADS)
 
 
 def matmul(node: Node) -> Call:

@@ -9,19 +9,19 @@ import numpy as np
 from tvm import tirx
 
 from llmc.compiler.calls import Call, Packed
-from llmc.compiler.dims import ceil_div, dim, product
+from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.quantise import LEVELS, TINY
 from llmc.compiler.ops.rows import ZERO, line_stride, scale_offset
 from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
-from llmc.targets.cuda.launch import launch
 from llmc.targets.cuda.norm import level, packed_scale
-from llmc.targets.cuda.operands import epilogue_inputs, tile_place, weight_of
+from llmc.targets.cuda.operands import epilogue_inputs, product_call, tile_place, weight_of
 from llmc.targets.cuda.rows import Row, rows_call
-from llmc.targets.cuda.tile import COLUMNS, DEPTH, ROWS, THREADS, Tile
-from llmc.targets.kernels.emit import Buffer, Expr, f32, fma, i64
-from llmc.targets.kernels.math import ACTIVATIONS, to_level
+from llmc.targets.cuda.tile import COLUMNS, DEPTH, THREADS, Tile
+from llmc.targets.kernels.emit import Buffer, Expr, f32, i64
+from llmc.targets.kernels.epilogue import scaled
+from llmc.targets.kernels.math import to_level
 
 _FLIP = -0x7F7F7F80  # 0x80808080: q + 128 as a byte becomes q
 
@@ -119,10 +119,8 @@ def pack_words(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def qlinear(node: Node) -> Call:
     """out[m, n] = epilogue(float(q[m, k] . w[n, k]^T) * (row scale * column scale))"""
-    rows_node, w, _, *extras = node.inputs
-    weight, (n, depth) = weight_of(node), (int(d) for d in w.shape)
+    weight, (n, depth) = weight_of(node), (int(d) for d in node.inputs[1].shape)
     epilogue: tuple[str, ...] = node.attributes["epilogue"]
-    rows = product(node.shape[:-1])
 
     def emit(k: GridEmitter) -> None:
         packed, right, column_scale = (
@@ -154,49 +152,16 @@ def qlinear(node: Node) -> Call:
                 packed_scale(k, packed, at_row, depth, line_stride(depth)) * k.load(column_scale, at_column)
             )
             value = k.let(tirx.Cast("float32", total))
-            k.store(out, at, _epilogue(k, epilogue, added, value, scale, at_column, at))
+
+            def extra(number: int, step: str) -> Expr:
+                return k.load(added[number], at_column if step == "bias" else at)
+
+            k.store(out, at, scaled(k, epilogue, value, scale, extra))
 
         tile.finish(acc, m, i64(n), write)
 
-    return launch(
-        node,
-        "qlinear",
-        (n, depth, epilogue),
-        emit,
-        (rows,),
-        dim(ceil_div(rows, ROWS) * -(-n // COLUMNS)),
-        threads=THREADS,
-        operands=(rows_node, Packed(weight, f"words{DEPTH}x{COLUMNS}", pack_words), *node.inputs[2:]),
-        dtypes=("u8", "i8", "f32", *("f32" for _ in extras)),
-        flops=2 * rows * n * depth,
-    )
-
-
-def _epilogue(
-    k: GridEmitter,
-    steps: tuple[str, ...],
-    extras: list[Buffer],
-    value: Expr,
-    scale: Expr,
-    column: Expr,
-    at: Expr,
-) -> Expr:
-    """The steps on value * scale; a first bias or residual is added by one fused multiply-add."""
-    number = 0
-
-    def extra(step: str) -> Expr:
-        return k.load(extras[number], column if step == "bias" else at)
-
-    if steps and steps[0] not in ACTIVATIONS:
-        value, steps, number = k.let(fma(value, scale, extra(steps[0]))), steps[1:], 1
-    else:
-        value = k.let(value * scale)
-    for step in steps:
-        if step in ACTIVATIONS:
-            value = ACTIVATIONS[step](k, value)
-        else:
-            value, number = k.let(value + extra(step)), number + 1
-    return value
+    words = Packed(weight, f"words{DEPTH}x{COLUMNS}", pack_words)
+    return product_call(node, "qlinear", words, ("u8", "i8"), emit, THREADS)
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {

@@ -7,6 +7,7 @@ All lanes of a block stay in step: a warp past the last row works on the last ro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -20,7 +21,7 @@ from llmc.targets.cuda.launch import flat, launch
 from llmc.targets.kernels import math, math64
 from llmc.targets.kernels.emit import STORAGE, Buffer, Expr, div, f32, i64, mod
 from llmc.targets.kernels.grid import offset, strides
-from llmc.targets.kernels.reduction import COMBINE, NEUTRAL, compute_dtype, merge_kept
+from llmc.targets.kernels.reduction import COMBINE, NEUTRAL, Line, argmax, compute_dtype, cumsum, merge_kept
 from llmc.targets.kernels.scalar_ops import cast, constant, maximum
 
 WARPS = 4  # of a block, each with a row of its own
@@ -223,7 +224,7 @@ def _softmax_columns(k: GridEmitter, log: bool) -> None:
 # --- scans
 
 
-def _scan(node: Node, body: Callable[[GridEmitter, Any, Any, Expr, Expr, Expr, Expr], None]) -> Call:
+def _scan(node: Node, body: Line) -> Call:
     """`body(k, x, y, first, step, length, item)` for each line of the axis, one thread a line."""
     x, axis = node.inputs[0], node.attributes["axis"]
     length, inner, outer = x.shape[axis], product(x.shape[axis + 1 :]), product(x.shape[:axis])
@@ -239,46 +240,10 @@ def _scan(node: Node, body: Callable[[GridEmitter, Any, Any, Expr, Expr, Expr, E
     return flat(node, "scan", (node.op,), emit, (length, inner, lines), lines, product(x.shape))
 
 
-def cumsum(node: Node) -> Call:
-    """Running sums in index order; f16 accumulates in f32."""
-    wide = compute_dtype(node.dtype)
-
-    def body(k: GridEmitter, x: Any, y: Any, first: Expr, step: Expr, length: Expr, item: Expr) -> None:
-        total = k.registers(1, STORAGE[wide])
-        k.set(total, 0, constant(wide, 0, 1))
-        with k.loop(0, length) as i:
-            at = k.let(first + i * step)
-            k.set(total, 0, k.let(k.get(total)) + cast(k, node.dtype, wide, k.load(x, at)))
-            k.store(y, at, cast(k, wide, node.dtype, k.let(k.get(total))))
-
-    return _scan(node, body)
-
-
-def argmax(node: Node) -> Call:
-    """Index of the first largest element; NaN counts as largest."""
-    dtype = node.inputs[0].dtype
-    wide = compute_dtype(dtype)
-
-    def body(k: GridEmitter, x: Any, y: Any, first: Expr, step: Expr, length: Expr, item: Expr) -> None:
-        best, place = k.registers(1, STORAGE[wide]), k.registers(1, "int64")
-        k.set(best, 0, cast(k, dtype, wide, k.load(x, first)))
-        k.set(place, 0, i64(0))
-        with k.loop(1, length) as i:
-            value = k.let(cast(k, dtype, wide, k.load(x, k.let(first + i * step))))
-            old = k.let(k.get(best))
-            better = tirx.And(tirx.Not(value <= old), tirx.EQ(old, old)) if wide == "f32" else value > old
-            with k.when(better):
-                k.set(best, 0, value)
-                k.set(place, 0, i)
-        k.store(y, item, k.let(k.get(place)))
-
-    return _scan(node, body)
-
-
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
     **dict.fromkeys(COMBINE, reduce_),
     "softmax": softmax,
     "log_softmax": softmax,
-    "cumsum": cumsum,
-    "argmax": argmax,
+    "cumsum": partial(cumsum, along=_scan),
+    "argmax": partial(argmax, along=_scan),
 }

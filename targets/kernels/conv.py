@@ -1,8 +1,8 @@
 """Convolution and pooling, 16 neighbouring columns (or pixels) of one output row in a vector.
 
-A 1x1 convolution is a product over channels: 16 pixels a vector, six output channels at a time. Any other one
-first copies the rows under its windows into scratch, with padding, and columns sorted by their remainder of
-the stride: then the elements under one tap lie side by side whatever stride, padding and dilation are.
+A 1x1 convolution is a product over channels (pointwise.py). Any other one first copies the rows under
+its windows into scratch, with padding, and columns sorted by their remainder of the stride: then the elements
+under one tap lie side by side whatever stride, padding and dilation are.
 
 Sums run over (channel, row, column) of the window in order, one fma for each tap, padding included, so the
 bits depend neither on threads nor on vector width.
@@ -23,22 +23,13 @@ from llmc.compiler.dims import Dim, ceil_div, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
+from llmc.targets.kernels.channel_tile import CHANNELS, extras_of, finish
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, mod, splat
-from llmc.targets.kernels.math import ACTIVATIONS, clamp
+from llmc.targets.kernels.linear import zeros
+from llmc.targets.kernels.pointwise import PIXELS, VECTORS, emit_flat
 from llmc.targets.kernels.scalar_ops import maximum
 
-CHANNELS = 6  # output channels of a register tile
-PIXELS = 64  # of one work item of a 1x1 convolution
-VECTORS = PIXELS // LANES
-
 _SIZES = ("per_group", "outputs", "groups", "height", "width", "top", "left", "rows", "columns", "pitch")
-
-
-def _relu6(k: Emitter, x: Expr) -> Expr:
-    return k.let(clamp(x, 0.0, 6.0))
-
-
-STEPS: Mapping[str, Callable[[Emitter, Expr], Expr]] = {**ACTIVATIONS, "relu6": _relu6}
 
 
 @dataclass(frozen=True)
@@ -157,96 +148,6 @@ def _scalars(
     return sizes, 1 << (scratch - 1).bit_length()
 
 
-def _finish(
-    e: Emitter,
-    acc: Buffer,
-    tile: int,
-    vectors: int,
-    extras: Mapping[str, list[Buffer]],
-    at: Callable[[Expr], tuple[Expr, Expr, Expr]],
-    target: Buffer,
-    mask: Expr | None,
-    epilogue: tuple[str, ...],
-) -> None:
-    """Epilogue and store of a tile; `at(i)` is (whether channel i exists, its number, index of its first pixel)."""
-    held = e.registers(tile * vectors)
-    for i in range(tile * vectors):
-        e.set(held, i, e.get(acc, i))
-    with e.loop(0, tile, "channel") as i:
-        exists, channel, line = at(i)
-        with e.when(exists):
-            for v in range(vectors):
-                value = e.let(e.get(held, i * vectors + v))
-                pending = {name: iter(buffers) for name, buffers in extras.items()}
-                for step in epilogue:
-                    if step == "bias":
-                        value = e.let(value + splat(e.load(next(pending["bias"]), channel)))
-                    elif step == "residual":
-                        value = e.let(
-                            value + e.load(next(pending["residual"]), line + v * LANES, LANES, mask)
-                        )
-                    else:
-                        value = STEPS[step](e, value)
-                e.store(target, line + v * LANES, value, mask)
-
-
-def _extras(e: Emitter, epilogue: tuple[str, ...]) -> Mapping[str, list[Buffer]]:
-    found: dict[str, list[Buffer]] = {"bias": [], "residual": []}
-    for step in epilogue:
-        if step in found:
-            found[step].append(e.pointer(step, "f32"))
-    return found
-
-
-def emit_flat(symbol: str, cpu: Cpu, *, epilogue: tuple[str, ...]) -> Any:
-    """out[b, o, p] = epilogue(sum over c of w[o, c] * x[b, c, p])"""
-    e = Emitter(symbol)
-    x, w = e.pointer("x", "f32"), e.pointer("w", "f32")
-    extras, out = _extras(e, epilogue), e.pointer("out", "f32")
-    channels, outputs, pixels = (e.scalar(name) for name in ("channels", "outputs", "pixels"))
-    panels = e.let(div(outputs + (CHANNELS - 1), CHANNELS))
-    blocks = e.let(div(pixels + (PIXELS - 1), PIXELS))
-
-    def tile(image: Expr, panel: Expr, pixel: Expr, vectors: int, mask: Expr | None) -> None:
-        acc = _zeros(e, CHANNELS * vectors)
-        source = e.let(image * channels * pixels + pixel)
-        weights = e.let(panel * channels * CHANNELS)
-        with e.loop(0, channels, "c") as c:
-            line = e.let(source + c * pixels)
-            values = [e.load(x, line + v * LANES, LANES, mask) for v in range(vectors)]
-            for i in range(CHANNELS):
-                factor = e.let(splat(e.load(w, weights + c * CHANNELS + i)))
-                for v in range(vectors):
-                    e.set(acc, i * vectors + v, fma(factor, values[v], e.get(acc, i * vectors + v)))
-
-        def at(i: Expr) -> tuple[Expr, Expr, Expr]:
-            channel = e.let(panel * CHANNELS + i)
-            return channel < outputs, channel, e.let((image * outputs + channel) * pixels + pixel)
-
-        _finish(e, acc, CHANNELS, vectors, extras, at, out, mask, epilogue)
-
-    with e.loop(e.begin, e.end, "item") as item:
-        panel, rest = e.let(mod(item, panels)), e.let(div(item, panels))
-        image, first = e.let(div(rest, blocks)), e.let(mod(rest, blocks) * PIXELS)
-        left = e.let(pixels - first)
-        if cpu.vectors >= 32:
-            with e.when(left >= PIXELS):
-                tile(image, panel, first, VECTORS, None)
-        else:
-            with e.when(left >= PIXELS), e.loop(0, VECTORS, "v") as v:
-                tile(image, panel, e.let(first + v * LANES), 1, None)
-        with e.when(left < PIXELS), e.loop(0, div(left + (LANES - 1), LANES), "v") as v:
-            tile(image, panel, e.let(first + v * LANES), 1, e.first(left - v * LANES))
-    return e.function()
-
-
-def _zeros(e: Emitter, count: int) -> Buffer:
-    acc = e.registers(count)
-    for i in range(count):
-        e.set(acc, i, splat(f32(0.0)))
-    return acc
-
-
 class _Rows:
     """One output row: the input rows under its windows in scratch, and what is computed from them."""
 
@@ -331,7 +232,7 @@ def emit_window(symbol: str, cpu: Cpu, *, key: Window) -> Any:
     e = Emitter(symbol)
     x = e.pointer("x", "f32")
     w = e.pointer("w", "f32") if key.kind == "conv" else None
-    extras, out = _extras(e, key.epilogue), e.pointer("out", "f32")
+    extras, out = extras_of(e, key.epilogue), e.pointer("out", "f32")
     sizes = {name: e.scalar(name) for name in _SIZES}
     rows = _Rows(e, key, x)
     with e.loop(e.begin, e.end, "item") as item:
@@ -357,7 +258,7 @@ def _conv_tile(
 ) -> None:
     e, s, tile = rows.e, rows.sizes, rows.key.tile
     kh, kw = rows.key.kernel
-    acc = _zeros(e, tile * vectors)
+    acc = zeros(e, tile * vectors)
     panels = e.let(div(s["outputs"] + (tile - 1), tile))
     weights = e.let((rows.group * panels + panel) * s["per_group"] * (kh * kw * tile))
 
@@ -374,7 +275,7 @@ def _conv_tile(
         return place < s["outputs"], channel, e.let((plane * s["rows"] + rows.row) * s["columns"] + column)
 
     rows.taps(column, vectors, tap)
-    _finish(e, acc, tile, vectors, extras, at, out, mask, rows.key.epilogue)
+    finish(e, acc, tile, vectors, extras, at, out, mask, rows.key.epilogue)
 
 
 def _pool_tile(rows: _Rows, out: Buffer, column: Expr, vectors: int, mask: Expr | None) -> None:

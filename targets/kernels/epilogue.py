@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, i64
+from collections.abc import Callable
+
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, fma, i64
 from llmc.targets.kernels.math import ACTIVATIONS
+
+
+def scaled(
+    e: Emitter, steps: tuple[str, ...], value: Expr, scale: Expr, extra: Callable[[int, str], Expr]
+) -> Expr:
+    """The steps on value * scale; a first bias or residual is added by one fused multiply-add.
+
+    Args:
+        extra: (which of the operands, step) -> its elements.
+    """
+    number = 0
+    if steps and steps[0] not in ACTIVATIONS:
+        value, steps, number = e.let(fma(value, scale, extra(0, steps[0]))), steps[1:], 1
+    else:
+        value = e.let(value * scale)
+    for step in steps:
+        if step in ACTIVATIONS:
+            value = ACTIVATIONS[step](e, value)
+        else:
+            value, number = e.let(value + extra(number, step)), number + 1
+    return value
 
 
 def finish(

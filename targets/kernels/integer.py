@@ -16,7 +16,8 @@ from tvm import tirx
 
 from llmc.compiler.ops.rows import line_stride
 from llmc.targets import Cpu
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, splat, vector
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, i64, splat, vector
+from llmc.targets.kernels.epilogue import scaled
 from llmc.targets.kernels.math import ACTIVATIONS
 from llmc.targets.kernels.quantised import row_scale
 
@@ -77,7 +78,8 @@ class Product:
                 mask = e.first(e.let(tirx.max(i64(self.n) - here, i64(0))), lanes)
             value = e.let(tirx.Cast(vector("float32", lanes), total))
             scale = e.let(x_scale * e.load(self.w_scale, here, lanes))
-            e.store(self.out, at, self._epilogue(value, scale, self._loader(here, at, lanes, mask)), mask)
+            load = self._loader(here, at, lanes, mask)
+            e.store(self.out, at, scaled(e, self.epilogue, value, scale, load), mask)
 
     def _loader(self, column: Expr, at: Expr, lanes: int, mask: Expr | None) -> Callable[[int, str], Expr]:
         def load(number: int, step: str) -> Expr:
@@ -86,20 +88,6 @@ class Product:
             return self.e.load(self.extras[number], at, lanes, mask)
 
         return load
-
-    def _epilogue(self, value: Expr, scale: Expr, extra: Callable[[int, str], Expr]) -> Expr:
-        """The steps on value * scale; a first bias or residual is added by one fused multiply-add."""
-        e, steps, number = self.e, self.epilogue, 0
-        if steps and steps[0] not in ACTIVATIONS:
-            value, steps, number = e.let(fma(value, scale, extra(0, steps[0]))), steps[1:], 1
-        else:
-            value = e.let(value * scale)
-        for step in steps:
-            if step in ACTIVATIONS:
-                value = ACTIVATIONS[step](e, value)
-            else:
-                value, number = e.let(value + extra(number, step)), number + 1
-        return value
 
     @property
     def long(self) -> bool:

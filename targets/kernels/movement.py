@@ -245,7 +245,7 @@ def _pad_row(
 # --- selection by index
 
 
-def _clamped(k: Emitter, index: Expr, size: Expr) -> Expr:
+def clamped(k: Emitter, index: Expr, size: Expr) -> Expr:
     """`index` as int64 within 0..size-1: an index from outside must not reach memory it does not own."""
     wide = k.let(tirx.Cast("int64", index))
     return k.let(tirx.max(tirx.min(wide, size - i64(1)), i64(0)))
@@ -261,7 +261,7 @@ def embedding(node: Node) -> Call:
         target = k.pointer("y", node.dtype)
         count, length = k.scalar("count"), k.scalar("width")
         with k.loop(k.begin, k.end) as item:
-            row = _clamped(k, k.load(indices, item), count)
+            row = clamped(k, k.load(indices, item), count)
             copy_run(k, rows, k.let(row * length), target, k.let(item * length), length)
 
     scalars = (table.shape[0], width)
@@ -284,7 +284,7 @@ def gather(node: Node) -> Call:
         with walk(k, [k.end, i64(1)] if last else [k.end, m]) as (row, place):
             base = k.let((row * m + place) * length) if not last else k.let(row * m)
             with k.loop(0, length) as i:
-                at = _clamped(k, k.load(indices, k.let(base + i)), n)
+                at = clamped(k, k.load(indices, k.let(base + i)), n)
                 read = k.let(row * n + at) if last else k.let((row * n + at) * width + i)
                 k.store(target, base + i, k.load(source, read))
 

@@ -308,7 +308,10 @@ class _Softmax:
 # --- along one axis, element by element
 
 
-def _along(node: Node, body: Callable[[Emitter, Any, Any, Expr, Expr, Expr, Expr], None]) -> Call:
+Line = Callable[[Any, Any, Any, Expr, Expr, Expr, Expr], None]  # (emitter, x, y, first, step, length, item)
+
+
+def _along(node: Node, body: Line) -> Call:
     """`body(k, x, y, first, step, length, item)` for each line of the axis; one item is one line."""
     x, axis = node.inputs[0], node.attributes["axis"]
     length, inner = x.shape[axis], product(x.shape[axis + 1 :])
@@ -330,12 +333,12 @@ def _along(node: Node, body: Callable[[Emitter, Any, Any, Expr, Expr, Expr, Expr
     )
 
 
-def cumsum(node: Node) -> Call:
-    """Running sums in index order; f16 accumulates in f32."""
+def cumsum(node: Node, along: Callable[[Node, Line], Call] = _along) -> Call:
+    """Running sums in index order; f16 accumulates in f32. `along` writes the loop over the lines."""
     dtype = node.dtype
     wide = compute_dtype(dtype)
 
-    def body(k: Emitter, x: Any, y: Any, first: Expr, step: Expr, length: Expr, item: Expr) -> None:
+    def body(k: Any, x: Any, y: Any, first: Expr, step: Expr, length: Expr, item: Expr) -> None:
         total = k.registers(1, STORAGE[wide])
         k.set(total, 0, constant(wide, 0, 1))
         with k.loop(0, length) as i:
@@ -343,15 +346,15 @@ def cumsum(node: Node) -> Call:
             k.set(total, 0, k.let(k.get(total)) + cast(k, dtype, wide, k.load(x, at)))
             k.store(y, at, cast(k, wide, dtype, k.let(k.get(total))))
 
-    return _along(node, body)
+    return along(node, body)
 
 
-def argmax(node: Node) -> Call:
-    """Index of the first largest element; NaN counts as largest."""
+def argmax(node: Node, along: Callable[[Node, Line], Call] = _along) -> Call:
+    """Index of the first largest element; NaN counts as largest. `along` as of `cumsum`."""
     dtype = node.inputs[0].dtype
     wide = compute_dtype(dtype)
 
-    def body(k: Emitter, x: Any, y: Any, first: Expr, step: Expr, length: Expr, item: Expr) -> None:
+    def body(k: Any, x: Any, y: Any, first: Expr, step: Expr, length: Expr, item: Expr) -> None:
         best, place = k.registers(1, STORAGE[wide]), k.registers(1, "int64")
         k.set(best, 0, cast(k, dtype, wide, k.load(x, first)))
         k.set(place, 0, i64(0))
@@ -364,7 +367,7 @@ def argmax(node: Node) -> Call:
                 k.set(place, 0, i)
         k.store(y, item, k.let(k.get(place)))
 
-    return _along(node, body)
+    return along(node, body)
 
 
 LOWERINGS: dict[str, Callable[[Node], Call]] = {
