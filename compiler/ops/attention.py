@@ -139,14 +139,9 @@ def _mha(
     kv_heads: Any,
 ) -> TensorType:
     want_flags(causal=causal, has_keys=has_keys, has_bias=has_bias)
-    want_number(scale, "scale")
-    want_int(heads, "heads", 1)
-    want_int(head_dim, "head_dim", 1)
-    groups = heads if kv_heads is None else want_int(kv_heads, "kv_heads", 1)
-    if heads % groups:
-        raise LlmcError(f"the number of heads, {heads}, is not a multiple of kv_heads, {groups}")
+    widths = head_widths(heads, head_dim, scale, kv_heads)
     want_count(inputs, 3 + has_keys + has_bias)
-    check_projections(inputs[:3], offsets, (heads * head_dim, groups * head_dim, groups * head_dim))
+    check_projections(inputs[:3], offsets, widths)
     q, k = inputs[:2]
     if has_keys:
         want_dtype(inputs[3], {"bool"}, "keys")
@@ -156,6 +151,17 @@ def _mha(
         want_rank(inputs[-1], 4, what="bias")
         want_broadcastable(inputs[-1], (q.shape[0], heads, q.shape[1], k.shape[1]), "bias")
     return TensorType("f32", (*q.shape[:2], heads * head_dim))
+
+
+def head_widths(heads: int, head_dim: int, scale: float, kv_heads: Any) -> tuple[int, int, int]:
+    """Columns of q, k and v whose heads lie side by side; k and v may have fewer heads, each read by several of q."""
+    want_number(scale, "scale")
+    want_int(heads, "heads", 1)
+    want_int(head_dim, "head_dim", 1)
+    groups = heads if kv_heads is None else want_int(kv_heads, "kv_heads", 1)
+    if heads % groups:
+        raise LlmcError(f"the number of heads, {heads}, is not a multiple of kv_heads, {groups}")
+    return heads * head_dim, groups * head_dim, groups * head_dim
 
 
 def check_projections(

@@ -14,7 +14,7 @@ import sympy
 
 from llmc.compiler.dims import Dim, dim, evaluate
 from llmc.compiler.graph import TensorType
-from llmc.compiler.ops.attention import check_projections, mha_reference
+from llmc.compiler.ops.attention import check_projections, head_widths, mha_reference
 from llmc.compiler.ops.declare import REQUIRED, op
 from llmc.compiler.ops.rules import (
     Array,
@@ -23,8 +23,6 @@ from llmc.compiler.ops.rules import (
     want_dim,
     want_dtype,
     want_flags,
-    want_int,
-    want_number,
     want_rank,
     want_shape,
 )
@@ -140,17 +138,12 @@ def _ragged_mha(
 ) -> TensorType:
     want_flags(has_bias=has_bias)
     want_count(bias, int(has_bias))
-    want_number(scale, "scale")
+    widths = head_widths(heads, head_dim, scale, kv_heads)
     want_dim(seq, "seq")
-    want_int(heads, "heads", 1)
-    want_int(head_dim, "head_dim", 1)
-    groups = heads if kv_heads is None else want_int(kv_heads, "kv_heads", 1)
-    if heads % groups:
-        raise LlmcError(f"the number of heads, {heads}, is not a multiple of kv_heads, {groups}")
     for name, x in (("q", q), ("k", k), ("v", v)):
         want_rank(x, 2, what=name)
     rows = tuple(TensorType(x.dtype, (1, *x.shape)) for x in (q, k, v))
-    check_projections(rows, offsets, (heads * head_dim, groups * head_dim, groups * head_dim))
+    check_projections(rows, offsets, widths)
     for name, x, dtype, rank in (("keys", keys, "bool", 1), ("index", index, "i64", 1)):
         want_dtype(x, {dtype}, name)
         want_rank(x, rank, what=name)
