@@ -120,19 +120,23 @@ def openvino(path: Path, threads: int, static: bool) -> Racer:
     return bind
 
 
+class Artifact:
+    """llmc's artifact, with the variant that this CPU does best, or AVX2's."""
+
+    def __init__(self, stock: Stock, quant: str, setting: Setting) -> None:
+        from llmc.runtime import load
+
+        wanted = "avx2" if setting.isa == "avx2" else None
+        self.model, self.output = load(stock.artifact(quant), setting.threads, wanted), stock.subject.output
+        self.variant = self.model.variant
+
+    def __call__(self, arrays: Arrays) -> Call:
+        return lambda: self.model(**arrays)[self.output]
+
+
 def llmc(stock: Stock, quant: str, setting: Setting) -> Racer:
-    """The artifact, with the variant that this CPU does best, or AVX2's."""
-    from llmc.runtime import load
-
-    variant = "avx2" if setting.isa == "avx2" else None
-    model = load(stock.artifact(quant), setting.threads, variant)
-    output = stock.subject.output
-
-    def bind(arrays: Arrays) -> Call:
-        return lambda: model(**arrays)[output]
-
-    bind.variant = model.variant  # type: ignore[attr-defined]
-    return bind
+    """The artifact of this quantisation."""
+    return Artifact(stock, quant, setting)
 
 
 Loader = Callable[[Stock, Setting], Racer]

@@ -116,23 +116,17 @@ class Lab:
     ) -> dict[str, Array]:
         """Outputs of `graph`; work items are cut into ranges of the sizes `cuts`, run in random order."""
         sizes = sizes or infer_sizes(graph, inputs)
-        values: dict[Node, Array] = {}
         calls = {n: self.call_of(n) for n in graph.nodes if n.op not in FREE}
         self.functions([c.kernel for c in calls.values()], cpu or cpus()[0])
-        for node in graph.nodes:
-            if node.op == "input":
-                values[node] = guarded(inputs[node.attributes["name"]])
-            elif node.op == "constant":
-                values[node] = guarded(node.attributes["value"].array)
-            elif OPS[node.op].view:
-                values[node] = values[node.inputs[0]].reshape([evaluate(d, sizes) for d in node.shape])
-            else:
-                self._run_call(calls[node], values, sizes, cpu or cpus()[0], cuts)
-        return {name: values[node].copy() for name, node in graph.outputs.items()}
+
+        def compute(node: Node, values: dict[Node, Array]) -> Array:
+            return self._run_call(calls[node], values, sizes, cpu or cpus()[0], cuts)
+
+        return by_nodes(graph, inputs, sizes, compute)
 
     def _run_call(
         self, call: Call, values: dict[Node, Array], sizes: Mapping[str, int], cpu: Cpu, cuts: Sequence[int]
-    ) -> None:
+    ) -> Array:
         (function,) = self.functions([call.kernel], cpu)
         *read, written = call.operands
         assert isinstance(written, Node)
@@ -156,7 +150,27 @@ class Lab:
         assert evaluate(call.cost, sizes) > 0
         assert evaluate(call.flops, sizes) >= 0
         assert evaluate(call.bytes, sizes) > 0
-        values[written] = output
+        return output
+
+
+def by_nodes(
+    graph: Graph,
+    inputs: Mapping[str, Array],
+    sizes: Mapping[str, int],
+    compute: Callable[[Node, dict[Node, Array]], Array],
+) -> dict[str, Array]:
+    """Outputs of `graph` in guarded memory; `compute(node, values so far)` does what is no view."""
+    values: dict[Node, Array] = {}
+    for node in graph.nodes:
+        if node.op == "input":
+            values[node] = guarded(inputs[node.attributes["name"]])
+        elif node.op == "constant":
+            values[node] = guarded(node.attributes["value"].array)
+        elif OPS[node.op].view:
+            values[node] = values[node.inputs[0]].reshape([evaluate(d, sizes) for d in node.shape])
+        else:
+            values[node] = compute(node, values)
+    return {name: values[node].copy() for name, node in graph.outputs.items()}
 
 
 def infer_sizes(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, int]:

@@ -4,41 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from op_values import Array, Random, apply
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.graph import DTYPES, Graph, Weight
-from llmc.compiler.interpret import run
-from llmc.compiler.ops import OPS, constant, input_, make
-from llmc.compiler.ops.quantise import fma32
+from llmc.compiler.graph import Weight
+from llmc.compiler.ops import OPS
 
 torch.set_num_threads(1)
-RNG = np.random.default_rng(7)
-Array = np.ndarray[Any, Any]
-
-
-def floats(*shape: int) -> Array:
-    return RNG.normal(size=shape).astype(np.float32)
-
-
-def integers(*shape: int, low: int = -9, high: int = 9, dtype: str = "i64") -> Array:
-    return RNG.integers(low, high, shape).astype(DTYPES[dtype])
-
-
-def bools(*shape: int) -> Array:
-    return RNG.random(shape) < 0.5
-
-
-def apply(op: str, *arrays: Array, **attributes: Any) -> Array:
-    """One op on constants, through the interpreter, which checks dtype and shape against the type rule."""
-    node = make(op, tuple(constant(Weight(a)) for a in arrays), **attributes)
-    return run(Graph((), {"y": node}), {})["y"]
+RANDOM = Random(7)
+floats, integers, bools = RANDOM.floats, RANDOM.integers, RANDOM.bools
 
 
 SPECIAL = np.array([0.0, -0.0, 1.5, -2.5, 2.5, np.inf, -np.inf, np.nan], np.float32)
@@ -135,7 +115,13 @@ CASES: list[Case] = [
     *[(n, (a,), {}, getattr(torch, n)) for n in ("neg", "abs", "sign") for a in (X, SPECIAL, N)],
     *[(n, (a,), {}, getattr(torch, n)) for n in ("floor", "ceil") for a in (3 * X, SPECIAL)],
     *[(n, (3 * X,), {}, getattr(torch, n)) for n in ("exp", "sin", "cos", "tanh", "sigmoid", "erf")],
-    *[(n, (abs(X),), {}, getattr(torch, n)) for n in ("log", "sqrt", "rsqrt")],
+    *[(n, (abs(X),), {}, getattr(torch, n)) for n in ("log", "rsqrt")],
+    (
+        "sqrt",
+        (abs(X),),
+        {},
+        lambda x: x.double().sqrt().float(),
+    ),  # torch's own on floats is not rounded exactly
     *[(n, (SPECIAL,), {}, getattr(torch, n)) for n in ("exp", "log", "sqrt", "tanh", "sigmoid", "erf")],
     ("relu", (SPECIAL,), {}, torch.relu),
     ("relu", (N,), {}, torch.relu),
@@ -333,105 +319,3 @@ def test_reference_agrees_with_torch(case: Case):
 
 def test_every_op_is_compared():
     assert {c[0] for c in CASES} | {"input"} == set(OPS)
-
-
-@pytest.mark.parametrize("op", sorted(n for n, o in OPS.items() if o.commutative))
-def test_commutative_ops_commute(op: str):
-    dtype = "bool" if op in ("and", "or", "xor") else "f32"
-    a, b = (make("cast", (constant(x),), dtype=dtype) for x in (floats(4), integers(4, low=0, high=2)))
-    graph = Graph((), {"ab": make(op, (a, b)), "ba": make(op, (b, a))})
-    result = run(graph, {})
-    np.testing.assert_array_equal(result["ab"], result["ba"])
-
-
-def test_half_precision_stays_half():
-    x = floats(8).astype(np.float16)
-    for op in ("exp", "tanh", "erf", "sqrt", "silu", "neg"):
-        assert apply(op, abs(x)).dtype == np.float16
-
-
-def test_inexact_references_are_rounded_once():
-    x = np.linspace(-4, 4, 4001, dtype=np.float32)
-    exact = torch.from_numpy(x.astype(np.float64))
-    np.testing.assert_array_equal(apply("erf", x), torch.erf(exact).float().numpy())
-    np.testing.assert_allclose(apply("gelu", x), F.gelu(exact).float().numpy(), rtol=1e-6, atol=1e-9)
-    np.testing.assert_array_equal(apply("exp", x), np.exp(x.astype(np.float64)).astype(np.float32))
-
-
-@pytest.mark.parametrize("op", ["gelu", "silu"])
-def test_limits_at_minus_infinity(op: str):
-    np.testing.assert_array_equal(apply(op, np.array([-np.inf, np.inf], np.float32)), [0.0, np.inf])
-
-
-@pytest.mark.parametrize(
-    "mask", [np.zeros((2, 1, 3, 5), np.bool_), np.full((2, 1, 1, 5), -np.inf, np.float32)]
-)
-def test_fully_masked_query_gives_zeros(mask: Array):
-    mask = mask.copy()
-    mask[1] = 1
-    found = apply("attention", Q, K, V, mask, scale=0.3, has_mask=True)
-    assert (found[0] == 0).all()
-    np.testing.assert_allclose(found[1], apply("attention", Q, K, V, scale=0.3)[1], rtol=1e-6)
-
-
-def test_fully_masked_row_of_mha_gives_zeros():
-    keys = np.array([[False] * 5, [True] * 5])
-    found = apply("mha", P, R, R, keys, heads=3, head_dim=4, scale=0.3, has_keys=True)
-    assert (found[0] == 0).all()
-    assert (found[1] != 0).any()
-
-
-@pytest.mark.parametrize("op", ["gather", "embedding"])
-def test_indices_are_clamped(op: str):
-    index = np.array([-5, 0, 3, 99])
-    x = floats(4)
-    attributes = {"axis": 0} if op == "gather" else {}
-    np.testing.assert_array_equal(apply(op, x, index, **attributes), x[[0, 0, 3, 3]])
-
-
-def test_symbolic_attributes_take_their_sizes():
-    seq = symbol("seq")
-    x = input_("x", "f32", (seq, 2))
-    outputs = {
-        "iota": make("iota", (), length=seq, start=seq + 1),
-        "dim": make("dim", (), value=2 * seq),
-        "full": make("full", (), shape=(seq,), value=3, dtype="i32"),
-        "slice": make("slice", (x,), axis=0, start=1, stop=seq, step=2),
-        "reshape": make("reshape", (x,), shape=(2 * seq,)),
-        "expand": make("expand", (constant(1.0),), shape=(seq, 2)),
-    }
-    value = np.arange(10, dtype=np.float32).reshape(5, 2)
-    found = run(Graph((x,), outputs, {"seq": (2, 9)}), {"x": value})
-    np.testing.assert_array_equal(found["iota"], np.arange(6, 11))
-    assert found["dim"] == 10
-    np.testing.assert_array_equal(found["full"], np.full(5, 3, np.int32))
-    np.testing.assert_array_equal(found["slice"], value[1::2])
-    np.testing.assert_array_equal(found["reshape"], value.ravel())
-    np.testing.assert_array_equal(found["expand"], np.ones((5, 2)))
-
-
-def test_fused_multiply_add_is_rounded_once():
-    """Against the same in rationals: sums that cancel, ties, results that are subnormal or overflow."""
-    rng = np.random.default_rng(3)
-    a, b = (rng.normal(size=400).astype(np.float32) for _ in range(2))
-    close = (-a * b * (1 + rng.normal(size=400) * 2.0 ** -rng.integers(0, 40, 400))).astype(np.float32)
-    tiny = np.float32(2.0) ** -rng.integers(60, 75, 400).astype(np.float32)
-    for x, y, z in ((a, b, close), (a * tiny, b * tiny, close * tiny * tiny), (a, b, np.float32(1e30) * a)):
-        found = fma32(x, y, z)
-        for one, *terms in zip(found.tolist(), x.tolist(), y.tolist(), z.tolist(), strict=True):
-            exact = Fraction(terms[0]) * Fraction(terms[1]) + Fraction(terms[2])
-            below, above = (float(np.nextafter(np.float32(one), np.float32(s))) for s in (-np.inf, np.inf))
-            error = abs(Fraction(one) - exact)
-            assert error <= abs(Fraction(below) - exact)
-            assert error <= abs(Fraction(above) - exact)
-    big = np.float32(3e38)
-    np.testing.assert_array_equal(fma32(big, big, big), np.inf)
-    np.testing.assert_array_equal(fma32(big, np.float32(2), -big), big)
-    assert np.isnan(fma32(np.float32(np.inf), np.float32(0), big))
-
-
-def test_layer_norm_of_large_offset_is_stable():
-    x = (floats(2, 64) + 1000).astype(np.float32)
-    expected = F.layer_norm(torch.from_numpy(x).double(), (64,), eps=1e-12).numpy()
-    found = apply("layer_norm", x, eps=1e-12, has_weight=False, has_bias=False)
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)

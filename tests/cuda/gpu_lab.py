@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from kernel_lab import assert_guard, by_nodes, bytes_of, guarded
 
 from llmc.compiler.calls import Call, Packed
 from llmc.compiler.dims import evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
-from llmc.compiler.ops import OPS
 from llmc.targets.cuda.build import PREAMBLE, cuda_source
 from llmc.targets.cuda.lower import LOWERINGS
 from llmc.targets.lower import FREE
 
 Array = np.ndarray[Any, Any]
 HERE = Path(__file__).parent
-GUARD = 64  # bytes after each buffer that no kernel may touch
 ARGUMENTS = 48
 _HEAD = re.compile(
     r'extern "C" __global__ void __launch_bounds__\((\d+)\) (\w+)\(([^()]*)\) \{(.*?)\n\}\n', re.S
@@ -119,23 +118,15 @@ class GpuLab:
 
     def run(self, graph: Graph, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         """Outputs of one of the graphs."""
-        values: dict[Node, Array] = {}
-        for node in graph.nodes:
-            if node.op == "input":
-                values[node] = _guarded(inputs[node.attributes["name"]])
-            elif node.op == "constant":
-                values[node] = _guarded(node.attributes["value"].array)
-            elif OPS[node.op].view:
-                values[node] = values[node.inputs[0]].reshape([evaluate(d, sizes) for d in node.shape])
-            else:
-                values[node] = self._run(self.calls[node], node, values, sizes)
-        return {name: values[node].copy() for name, node in graph.outputs.items()}
+        return by_nodes(graph, inputs, sizes, lambda node, values: self._run(self.calls[node], values, sizes))
 
-    def _run(self, call: Call, node: Node, values: dict[Node, Array], sizes: Mapping[str, int]) -> Array:
-        shape = [evaluate(d, sizes) for d in node.shape]
-        output = _guarded(np.zeros(shape, DTYPES[node.dtype]), fill=0xA5)
+    def _run(self, call: Call, values: dict[Node, Array], sizes: Mapping[str, int]) -> Array:
+        written = call.operands[-1]
+        assert isinstance(written, Node)
+        shape = [evaluate(d, sizes) for d in written.shape]
+        output = guarded(np.zeros(shape, DTYPES[written.dtype]), fill=0xA5)
         reads = [
-            _guarded(o.pack(o.weight.array)) if isinstance(o, Packed) else values[o]
+            guarded(o.pack(o.weight.array)) if isinstance(o, Packed) else values[o]
             for o in call.operands[:-1]
         ]
         assert len(reads) + 1 == len(call.kernel.pointers)
@@ -145,26 +136,10 @@ class GpuLab:
         for i, value in enumerate(plain):
             arguments[i] = value % 2**64
         found = self._library.emu_find(call.kernel.symbol.encode())
-        before = [_bytes(r).copy() for r in reads]
+        before = [bytes_of(r) for r in reads]
         self._library.emu_launch(found, arguments, evaluate(call.items, sizes), call.kernel.threads)
         for read, held in zip(reads, before, strict=True):
-            assert np.array_equal(_bytes(read), held), f"{call.kernel.symbol} wrote to its input"
-        assert (_bytes(output)[-GUARD:] == 0xA5).all(), f"{call.kernel.symbol} wrote past the end"
+            assert bytes_of(read) == held, f"{call.kernel.symbol} wrote to its input"
+            assert_guard(read)
+        assert_guard(output)
         return output
-
-
-def _guarded(array: Array, fill: int | None = None) -> Array:
-    """A 64-byte aligned copy followed by guard bytes."""
-    array = np.asarray(array, order="C")
-    memory = np.full(array.nbytes + GUARD + 64, 0xA5, np.uint8)
-    start = -memory.ctypes.data % 64
-    body = memory[start : start + array.nbytes]
-    if fill is None:
-        body[:] = array.reshape(-1).view(np.uint8)
-    return body.view(array.dtype).reshape(array.shape)
-
-
-def _bytes(array: Array) -> Array:
-    """The bytes of a guarded array with its guard."""
-    pointer = ctypes.cast(array.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
-    return np.ctypeslib.as_array(pointer, (array.nbytes + GUARD,))
