@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -129,14 +130,39 @@ def test_every_architecture_is_assembled(compiled: Callable[..., Any], small_ber
     assert len(build.fatbin(source, tuple(GPUS), Store(None))) > 10_000
 
 
-@pytest.mark.parametrize(("quant", "instruction"), [("fp16", r"wmma\.mma|mma\.sync"), ("int8", "dp4a")])
+def installed(name: str) -> Path:
+    """The program of the package nvidia-cuda-NAME; skips where that is not installed."""
+    try:
+        files = importlib.metadata.files(f"nvidia-cuda-{name}") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"nvidia-cuda-{name} is not installed: it is made for x86-64 only")
+    return next(Path(str(f.locate())) for f in files if f.name == name)
+
+
+@pytest.mark.parametrize(
+    ("quant", "kernel", "instruction"), [("fp16", "linear_half", "HMMA"), ("int8", "qlinear", "IDP.4A.S8.S8")]
+)
 def test_products_use_the_right_instructions(
-    compiled: Callable[..., Any], small_bert: Path, tmp_path: Path, quant: str, instruction: str
+    compiled: Callable[..., Any], small_bert: Path, tmp_path: Path, quant: str, kernel: str, instruction: str
 ) -> None:
+    """Tensor cores for halves, four products of bytes at once for int8: in the machine code of every product."""
+    dump, disassembler = installed("cuobjdump"), installed("nvdisasm")
     (tmp_path / "k.cu").write_text(compiled(small_bert, quant).source)
-    command = [build.find_nvcc(), *build.FLAGS, "-ptx", "-arch=sm_80", "-o", "k.ptx", "k.cu"]
+    command = [build.find_nvcc(), *build.FLAGS, "-w", "-cubin", "-arch=sm_80", "-o", "k.cubin", "k.cu"]
     subprocess.run(command, cwd=tmp_path, check=True)
-    assert re.search(instruction, (tmp_path / "k.ptx").read_text())
+    path = f"{disassembler.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [dump, "-sass", "k.cubin"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    functions = {part.split(None, 1)[0]: part for part in done.stdout.split("Function : ")[1:]}
+    products = {name: code for name, code in functions.items() if name.startswith(kernel)}
+    assert products
+    assert all(instruction in code for code in products.values())
 
 
 def test_without_nvcc(monkeypatch: pytest.MonkeyPatch, small_bert: Path, tmp_path: Path) -> None:
