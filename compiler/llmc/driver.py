@@ -139,17 +139,18 @@ class _Order:
         unknown = options.keys() - Options.__annotations__.keys()
         if unknown:
             raise TypeError(f"compile got unknown options: {', '.join(sorted(unknown))}")
-        get = options.get
         self.output, self.name = Path(output), name
-        self.level, self.passes = get("level", 3), get("passes")
-        self.verify_each, self.padding = get("verify_each", False), get("padding", "computed")
-        self.keep, self.cc, self.progress = get("keep"), get("cc"), get("progress")
-        self.quant = Quantisation(get("quant", "none"), get("calib"), get("calib_method", "percentile"))
-        self.form = embed.form(get("emit", "shared"), get("prefix", ""))
-        self.target = host.find_target(get("target", "native"))
-        prune = get("prune", ())
+        self.level, self.passes = options.get("level", 3), options.get("passes")
+        self.verify_each, self.padding = options.get("verify_each", False), options.get("padding", "computed")
+        self.keep, self.cc, self.progress = options.get("keep"), options.get("cc"), options.get("progress")
+        self.quant = Quantisation(
+            options.get("quant", "none"), options.get("calib"), options.get("calib_method", "percentile")
+        )
+        self.form = embed.form(options.get("emit", "shared"), options.get("prefix", ""))
+        self.target = host.find_target(options.get("target", "native"))
+        prune = options.get("prune", ())
         self.compression = shortcuts.compression(
-            (prune,) if isinstance(prune, str) else prune, get("share"), get("factorize")
+            (prune,) if isinstance(prune, str) else prune, options.get("share"), options.get("factorize")
         )
         self.pipeline = self._pipeline()
         if self.padding not in PADDING:

@@ -15,9 +15,9 @@ from llmc.compiler.graph import Node
 from llmc.compiler.ops.rows import ZERO, row_stride, scale_offset
 from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
-from llmc.targets.cuda.movement import clamped
 from llmc.targets.cuda.rows import Row, rows_call
 from llmc.targets.kernels.emit import Buffer, Expr, f32, fma, i64, mod
+from llmc.targets.kernels.movement import clamped
 
 
 def norm(node: Node) -> Call:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.calls import Call, Packed
+from llmc.compiler.calls import Call, Operand, Packed
 from llmc.compiler.dims import ceil_div, dim, product
 from llmc.compiler.graph import Node, Weight
 from llmc.errors import LlmcError
@@ -57,7 +57,7 @@ def product_call(
     rows, stored = product(node.shape[:-1]), (*dtypes, *("f32",) * (len(node.inputs) - len(dtypes)))
     blocks = dim(ceil_div(rows, ROWS) * -(-n // COLUMNS))
     key, flops = (n, depth, node.attributes["epilogue"]), 2 * rows * n * depth
-    operands = (x, packed, *rest)
+    operands: tuple[Operand, ...] = (x, packed, *rest)
     return launch(
         node,
         family,
