@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,11 +89,19 @@ class Store:
         """Remove the least recently used until `limit` bytes are left."""
         if self.place is None:
             return
-        with contextlib.suppress(OSError):
-            entries = [(e.stat().st_mtime, e.stat().st_size, e.path) for e in os.scandir(self.place)]
-            total = sum(size for _, size, _ in entries)
-            for _, size, path in sorted(entries):
-                if total <= limit:
-                    return
-                Path(path).unlink(missing_ok=True)
-                total -= size
+        entries = sorted(self._entries())
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in entries:
+            if total <= limit:
+                return
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            total -= size
+
+    def _entries(self) -> Iterator[tuple[float, int, str]]:
+        """Age, bytes and path of each file; another process may be removing them at the same time."""
+        with contextlib.suppress(OSError), os.scandir(self.place) as files:
+            for file in files:
+                with contextlib.suppress(OSError):
+                    found = file.stat()
+                    yield found.st_mtime, found.st_size, file.path

@@ -127,7 +127,6 @@ def test_tables_and_json(bench, result, tmp_path, capsys):
 
 
 def test_plot(bench, result, tmp_path):
-    pytest.importorskip("matplotlib")
     importlib.import_module("plot").draw(result, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 

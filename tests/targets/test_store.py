@@ -67,6 +67,14 @@ def test_the_oldest_go_first(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "c"]
 
 
+def test_a_file_that_vanishes_does_not_stop_the_trim(tmp_path: Path) -> None:
+    kept = store.Store(tmp_path)
+    kept.put("a", bytes(100))
+    (tmp_path / "gone").symlink_to("nowhere")  # as a file another process has just removed, it has no size
+    kept.trim(0)
+    assert not (tmp_path / "a").exists()
+
+
 def test_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(store.VARIABLE, "off")
     assert store.folder() is None
