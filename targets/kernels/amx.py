@@ -16,7 +16,7 @@ from tvm import tirx
 from llmc.compiler.ops.rows import line_stride
 from llmc.targets.kernels.dots import vnni
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, i64, splat
-from llmc.targets.kernels.integer import Item, Product
+from llmc.targets.kernels.integer import Columns, Item, Product
 
 ROWS = 16  # of a tile at most
 DEPTH = 64  # bytes of k in a row of a tile
@@ -38,8 +38,9 @@ def emit(p: Product, scratch: Buffer) -> None:
         kernel.configure()
         with p.items() as item:
             kernel.item(item)
+        columns = kernel.columns()
         with e.loop(0, e.let(e.get(kernel.held, _COUNT)), "row") as row:
-            kernel.finish(row)
+            kernel.finish(row, columns)
         _tile(e, "tilerelease")
 
 
@@ -51,6 +52,7 @@ def _tile(e: Emitter, name: str, *arguments: Expr | int) -> None:
 
 # What is known of the step whose sums wait in scratch memory, as registers: its first row and column, how many rows,
 # by how much row numbers jump from the first tile to the second, and where the sums are.
+_UP, _DOWN = 0, 1
 _FIRST, _COLUMN, _COUNT, _JUMP, _PLACE = range(5)
 
 
@@ -64,6 +66,9 @@ class _Kernel:
         self.depth = p.k // DEPTH
         self.held = e.registers(5, "int64")
         self.ahead = e.registers(1, "int64")
+        self.back = e.registers(2, "int64")
+        for i in range(2):
+            e.set(self.back, i, i64(0))
         for i in range(5):
             e.set(self.held, i, i64(CONFIG // 4 if i == _PLACE else 0))
 
@@ -95,13 +100,15 @@ class _Kernel:
         with e.loop(0, p.width // (LANES * self.strips), "strips") as strips:
             column = e.let(item.panel * p.width + strips * (LANES * self.strips))
             weights = e.let(item.panel * p.panel_bytes + strips * (4 * LANES * self.strips))
-            with e.loop(0, pairs, "pair") as pair:
+            with e.loop(0, pairs, "at") as at:
+                pair = self._either(_UP, at, pairs)
                 rows = [e.let(item.first + tirx.min((2 * pair + i) * self.height, last)) for i in range(2)]
                 both = e.let(2 * pair + 1 < tiles)
                 with e.when(both):
                     self.step(rows, column, weights, per)
                 with e.when(tirx.Not(both)):
                     self.step(rows[:1], column, weights, per)
+            self._turn(_UP)
 
     def step(self, rows: list[Expr], column: Expr, weights: Expr, per: Expr) -> None:
         """The sums of one or two tiles of rows by one or two strips of columns, to scratch memory."""
@@ -110,10 +117,11 @@ class _Kernel:
         for i, j in sums:
             _tile(e, "tilezero", 2 * i + j)
         left = e.let(e.get(self.held, _COUNT))
+        columns = self.columns()
         with e.loop(0, self.depth, "k") as at:
-            self._multiply(rows, weights, at, sums)
+            self._multiply(rows, weights, self._either(_DOWN, at, i64(self.depth)), sums)
             with e.loop(div(at * left, self.depth), div((at + 1) * left, self.depth), "row") as row:
-                self.finish(row)
+                self.finish(row, columns)
             soon = e.let(e.get(self.ahead))
             with e.loop(0, per, "line") as line:
                 e.prefetch(self.p.w, soon + line * 64, locality=2)
@@ -126,6 +134,15 @@ class _Kernel:
         jump = rows[-1] - rows[0] - self.height if len(rows) == 2 else i64(0)
         for i, value in enumerate((rows[0], column, self.height * len(rows), jump, place)):
             e.set(held, i, value)
+        self._turn(_DOWN)
+
+    def _either(self, way: int, at: Expr, count: Expr) -> Expr:
+        """`at`, or as many from the end of `count`"""
+        back = e_get = self.e.get(self.back, way)
+        return self.e.let(back * (count - 1) + (1 - 2 * e_get) * at)
+
+    def _turn(self, way: int) -> None:
+        self.e.set(self.back, way, 1 - self.e.get(self.back, way))
 
     def _multiply(self, rows: list[Expr], weights: Expr, at: Expr, sums: list[tuple[int, int]]) -> None:
         """sums += 64 bytes of each row times 16 groups of each column"""
@@ -140,17 +157,21 @@ class _Kernel:
         for i, j in sums:
             _tile(e, "tdpbusd", 2 * i + j, _A + i, _B + j)
 
-    def finish(self, at: Expr) -> None:
+    def columns(self) -> list[tuple[Columns, Expr]]:
+        """Of the step whose sums are held: what its rows share, and what its sums start from."""
+        column = self.e.let(self.e.get(self.held, _COLUMN))
+        return [(c, self.p.start(c.column)) for c in self.p.columns(column, self.strips)]
+
+    def finish(self, at: Expr, columns: list[tuple[Columns, Expr]]) -> None:
         """The float steps of row `at` of the step whose sums are held."""
         e, p = self.e, self.p
         first, column, _, jump, place = (e.let(e.get(self.held, i)) for i in range(5))
         row = e.let(first + at + tirx.Select(at < self.height, i64(0), jump))
         here = e.let(place + at * (LANES * self.strips))
         sums = [
-            e.let(e.load(self.scratch, here + j * LANES, LANES) + p.start(column + j * LANES))
-            for j in range(self.strips)
+            e.let(e.load(self.scratch, here + j * LANES, LANES) + start) for j, (_, start) in enumerate(columns)
         ]
-        p.store(row, column, self._tail(sums, row, column))
+        p.store(row, [c for c, _ in columns], self._tail(sums, row, column))
 
     def _tail(self, sums: list[Expr], row: Expr, column: Expr) -> list[Expr]:
         """Add the products of the last k % 64 bytes, by vectors."""

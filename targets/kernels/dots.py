@@ -69,10 +69,11 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int, ahead: Expr,
         acc = neon.sums(e, p.cpu, p.row_words, bases, p.w_words, panel, p.groups, p.width)
     else:
         acc = _sums(p, tile, bases, panel, column, ahead, step)
+    columns = p.columns(column, tile.vectors, lanes)
     if not p.long:
         for i in range(tile.rows):
             p.store(
-                e.let(row + i), column, [e.get(acc, i * tile.vectors + j) for j in range(tile.vectors)], lanes
+                e.let(row + i), columns, [e.get(acc, i * tile.vectors + j) for j in range(tile.vectors)], lanes
             )
         return
     # An activation is long: writing it out for every register of every tile would cost code.
@@ -81,7 +82,7 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int, ahead: Expr,
         e.set(held, i, e.get(acc, i))
     with e.loop(0, tile.rows, "row") as at:
         sums = [e.let(e.get(held, at * tile.vectors + j)) for j in range(tile.vectors)]
-        p.store(e.let(row + at), column, sums, lanes)
+        p.store(e.let(row + at), columns, sums, lanes)
 
 
 def _sums(

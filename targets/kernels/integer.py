@@ -7,7 +7,7 @@ one operand: sums start at -128 times the column's weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,16 @@ class Item:
     count: Expr
     ahead: Expr  # byte of `w` from which on this item asks for its share of the next panel
     share: Expr  # bytes of that
+
+
+@dataclass(frozen=True)
+class Columns:
+    """One vector of columns: the first, which are no padding, and what each row's sums meet there."""
+
+    column: Expr
+    mask: Expr | None
+    scale: Expr
+    bias: Mapping[int, Expr]  # by number among the operands of the epilogue
 
 
 class Product:
@@ -63,31 +73,31 @@ class Product:
             share = e.let(div(i64(self.panel_bytes), self.blocks))
             yield Item(panel, first, count, e.let((panel + 1) * self.panel_bytes + block * share), share)
 
-    def store(self, row: Expr, column: Expr, sums: list[Expr], lanes: int = LANES) -> None:
-        """Columns column, column + lanes, ... of one row: float(sum) * (row scale * column scale), the epilogue.
+    def columns(self, column: Expr, vectors: int, lanes: int = LANES) -> list[Columns]:
+        """What the rows of `vectors` times `lanes` columns share; padded columns stay unwritten."""
+        return [self._columns(self.e.let(column + j * lanes), lanes) for j in range(vectors)]
 
-        Padded columns stay unwritten.
-        """
+    def _columns(self, column: Expr, lanes: int) -> Columns:
+        e, mask = self.e, None
+        if self.n % self.width:
+            mask = e.first(e.let(tirx.max(i64(self.n) - column, i64(0))), lanes)
+        loaded = [s for s in self.epilogue if s not in ACTIVATIONS]
+        bias = {i: e.load(self.extras[i], column, lanes) for i, s in enumerate(loaded) if s == "bias"}
+        return Columns(column, mask, e.load(self.w_scale, column, lanes), bias)
+
+    def store(self, row: Expr, columns: list[Columns], sums: list[Expr], lanes: int = LANES) -> None:
+        """These columns of one row: float(sum) * (row scale * column scale), the epilogue."""
         e = self.e
-        base = e.let(row * self.n + column)
         x_scale = e.let(splat(row_scale(e, self.row_floats, row, self.k, line_stride(self.k)), lanes))
-        for j, total in enumerate(sums):
-            here, at = e.let(column + j * lanes), e.let(base + j * lanes)
-            mask = None
-            if self.n % self.width:
-                mask = e.first(e.let(tirx.max(i64(self.n) - here, i64(0))), lanes)
+        for here, total in zip(columns, sums, strict=True):
+            at = e.let(row * self.n + here.column)
+
+            def load(number: int, step: str, here: Columns = here, at: Expr = at) -> Expr:
+                return here.bias[number] if step == "bias" else e.load(self.extras[number], at, lanes, here.mask)
+
             value = e.let(tirx.Cast(vector("float32", lanes), total))
-            scale = e.let(x_scale * e.load(self.w_scale, here, lanes))
-            load = self._loader(here, at, lanes, mask)
-            e.store(self.out, at, scaled(e, self.epilogue, value, scale, load), mask)
-
-    def _loader(self, column: Expr, at: Expr, lanes: int, mask: Expr | None) -> Callable[[int, str], Expr]:
-        def load(number: int, step: str) -> Expr:
-            if step == "bias":
-                return self.e.load(self.extras[number], column, lanes)
-            return self.e.load(self.extras[number], at, lanes, mask)
-
-        return load
+            scale = e.let(x_scale * here.scale)
+            e.store(self.out, at, scaled(e, self.epilogue, value, scale, load), here.mask)
 
     @property
     def long(self) -> bool:

@@ -24,7 +24,7 @@ from llmc.targets.kernels.integer import ROWS_PER_ITEM, Product
 from llmc.targets.kernels.linear import pad_columns
 from llmc.targets.kernels.math import ACTIVATIONS
 
-WIDTHS = (64, 32, 48, 16)  # panel widths, best first: AMX takes 32 columns at a time
+WIDTHS = (32, 64, 48, 16)  # panel widths, best first: AMX takes 32 columns at a time
 
 Array = np.ndarray[Any, Any]
 
