@@ -122,6 +122,7 @@ class _Kernel:
             self._multiply(rows, weights, self._either(_DOWN, at, i64(self.depth)), sums)
             with e.loop(div(at * left, self.depth), div((at + 1) * left, self.depth), "row") as row:
                 self.finish(row, columns)
+                self._announce(rows[0] + row, column)
             soon = e.let(e.get(self.ahead))
             with e.loop(0, per, "line") as line:
                 e.prefetch(self.p.w, soon + line * 64, locality=2)
@@ -136,10 +137,20 @@ class _Kernel:
             e.set(held, i, value)
         self._turn(_DOWN)
 
+    def _announce(self, row: Expr, column: Expr) -> None:
+        """Ask for what the float steps of a row will read, or write if that is all, a step before they do."""
+        e, p = self.e, self.p
+        if p.long:  # its steps take longer than any cache
+            return
+        buffer = p.extras[-1] if "residual" in p.epilogue else p.out
+        at = e.let(row * p.n + column)
+        for j in range(self.strips):
+            e.prefetch(buffer, at + j * LANES, locality=2)
+
     def _either(self, way: int, at: Expr, count: Expr) -> Expr:
         """`at`, or as many from the end of `count`"""
-        back = e_get = self.e.get(self.back, way)
-        return self.e.let(back * (count - 1) + (1 - 2 * e_get) * at)
+        back = self.e.let(self.e.get(self.back, way))
+        return self.e.let(back * (count - 1) + (1 - 2 * back) * at)
 
     def _turn(self, way: int) -> None:
         self.e.set(self.back, way, 1 - self.e.get(self.back, way))
