@@ -16,7 +16,7 @@ from tvm import tirx
 from llmc.compiler.ops.rows import line_stride
 from llmc.targets.kernels.dots import vnni
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, i64, splat
-from llmc.targets.kernels.integer import Columns, Item, Product
+from llmc.targets.kernels.integer import STRIP, Columns, Item, Product
 
 ROWS = 16  # of a tile at most
 DEPTH = 64  # bytes of k in a row of a tile
@@ -38,7 +38,7 @@ def emit(p: Product, scratch: Buffer) -> None:
         kernel.configure()
         with p.items() as item:
             kernel.item(item)
-        columns = kernel.columns()
+        columns = kernel.shared()
         with e.loop(0, e.let(e.get(kernel.held, _COUNT)), "row") as row:
             kernel.finish(row, columns)
         _tile(e, "tilerelease")
@@ -62,7 +62,8 @@ class _Kernel:
     def __init__(self, p: Product, scratch: Buffer, height: Expr) -> None:
         e = p.e
         self.p, self.e, self.scratch, self.height = p, e, scratch, height
-        self.strips = 2 if p.width % 32 == 0 else 1  # of 16 columns, in a step
+        self.columns = p.strip if p.strip == STRIP else LANES  # of a step
+        self.tiles = self.columns // LANES
         self.depth = p.k // DEPTH
         self.held = e.registers(5, "int64")
         self.ahead = e.registers(1, "int64")
@@ -88,18 +89,18 @@ class _Kernel:
         return tirx.address_of(tirx.BufferLoad(buffer, [index]))
 
     def item(self, item: Item) -> None:
-        """The steps of an item: pairs of strips, and for each the pairs of tiles of rows."""
+        """The steps of an item: 32 columns, or 16, at a time, and for each the pairs of tiles of rows."""
         e, p = self.e, self.p
         tiles = e.let(div(item.count + (self.height - 1), self.height))
         pairs = e.let(div(tiles + 1, 2))
         last = e.let(item.count - self.height)
-        steps = p.width // (LANES * self.strips) * self.depth
+        steps = p.width // self.columns * self.depth
         lines = e.let(div(item.share + 63, 64))
         per = e.let(div(lines + (pairs * steps - 1), pairs * steps))
         e.set(self.ahead, 0, item.ahead)
-        with e.loop(0, p.width // (LANES * self.strips), "strips") as strips:
-            column = e.let(item.panel * p.width + strips * (LANES * self.strips))
-            weights = e.let(item.panel * p.panel_bytes + strips * (4 * LANES * self.strips))
+        with e.loop(0, p.width // self.columns, "part") as part:
+            column = e.let(item.panel * p.width + part * self.columns)
+            weights = e.let(4 * self._weights(column, item.panel))
             with e.loop(0, pairs, "at") as at:
                 pair = self._either(_UP, at, pairs)
                 rows = [e.let(item.first + tirx.min((2 * pair + i) * self.height, last)) for i in range(2)]
@@ -110,14 +111,21 @@ class _Kernel:
                     self.step(rows[:1], column, weights, per)
             self._turn(_UP)
 
+    def _weights(self, column: Expr, panel: Expr) -> Expr:
+        """Where the weights of a step's columns begin, in groups of 4 bytes."""
+        p = self.p
+        if p.strip == STRIP:
+            return self.e.let(column * p.groups)
+        return self.e.let(panel * (p.groups * p.width) + (column - panel * p.width))
+
     def step(self, rows: list[Expr], column: Expr, weights: Expr, per: Expr) -> None:
-        """The sums of one or two tiles of rows by one or two strips of columns, to scratch memory."""
+        """The sums of one or two tiles of rows by a step's columns, to scratch memory."""
         e, held = self.e, self.held
-        sums = [(i, j) for i in range(len(rows)) for j in range(self.strips)]
+        sums = [(i, j) for i in range(len(rows)) for j in range(self.tiles)]
         for i, j in sums:
             _tile(e, "tilezero", 2 * i + j)
         left = e.let(e.get(self.held, _COUNT))
-        columns = self.columns()
+        columns = self.shared()
         with e.loop(0, self.depth, "k") as at:
             self._multiply(rows, weights, self._either(_DOWN, at, i64(self.depth)), sums)
             with e.loop(div(at * left, self.depth), div((at + 1) * left, self.depth), "row") as row:
@@ -128,10 +136,9 @@ class _Kernel:
                 e.prefetch(self.p.w, soon + line * 64, locality=2)
             e.set(self.ahead, 0, soon + per * 64)
         place = e.let(2 * (CONFIG // 4) + SUMS - e.get(held, _PLACE))  # the other one of two
-        width = LANES * self.strips
         for i, j in sums:
-            at = e.let(place + i * self.height * width + j * LANES)
-            _tile(e, "tilestored64", 2 * i + j, self._at(self.scratch, at), i64(4 * width))
+            at = e.let(place + i * self.height * self.columns + j * LANES)
+            _tile(e, "tilestored64", 2 * i + j, self._at(self.scratch, at), i64(4 * self.columns))
         jump = rows[-1] - rows[0] - self.height if len(rows) == 2 else i64(0)
         for i, value in enumerate((rows[0], column, self.height * len(rows), jump, place)):
             e.set(held, i, value)
@@ -144,7 +151,7 @@ class _Kernel:
             return
         buffer = p.extras[-1] if "residual" in p.epilogue else p.out
         at = e.let(row * p.n + column)
-        for j in range(self.strips):
+        for j in range(self.tiles):
             e.prefetch(buffer, at + j * LANES, locality=2)
 
     def _either(self, way: int, at: Expr, count: Expr) -> Expr:
@@ -159,26 +166,26 @@ class _Kernel:
         """sums += 64 bytes of each row times 16 groups of each column"""
         e, p = self.e, self.p
         stride = line_stride(p.k)
-        line = e.let(weights + at * (DEPTH * p.width))
-        for j in range(self.strips):
-            _tile(e, "tileloadd64", _B + j, self._at(p.w, e.let(line + j * 4 * LANES)), i64(4 * p.width))
+        line = e.let(weights + at * (DEPTH * p.strip))
+        for j in range(self.tiles):
+            _tile(e, "tileloadd64", _B + j, self._at(p.w, e.let(line + j * 4 * LANES)), i64(4 * p.strip))
         for i, row in enumerate(rows):
             here = e.let(row * stride + at * DEPTH)
             _tile(e, "tileloadd64", _A + i, self._at(p.rows, here), i64(stride))
         for i, j in sums:
             _tile(e, "tdpbusd", 2 * i + j, _A + i, _B + j)
 
-    def columns(self) -> list[tuple[Columns, Expr]]:
+    def shared(self) -> list[tuple[Columns, Expr]]:
         """Of the step whose sums are held: what its rows share, and what its sums start from."""
         column = self.e.let(self.e.get(self.held, _COLUMN))
-        return [(c, self.p.start(c.column)) for c in self.p.columns(column, self.strips)]
+        return [(c, self.p.start(c.column)) for c in self.p.columns(column, self.tiles)]
 
     def finish(self, at: Expr, columns: list[tuple[Columns, Expr]]) -> None:
         """The float steps of row `at` of the step whose sums are held."""
         e, p = self.e, self.p
         first, column, _, jump, place = (e.let(e.get(self.held, i)) for i in range(5))
         row = e.let(first + at + tirx.Select(at < self.height, i64(0), jump))
-        here = e.let(place + at * (LANES * self.strips))
+        here = e.let(place + at * (self.columns))
         sums = [
             e.let(e.load(self.scratch, here + j * LANES, LANES) + start) for j, (_, start) in enumerate(columns)
         ]
@@ -187,10 +194,9 @@ class _Kernel:
     def _tail(self, sums: list[Expr], row: Expr, column: Expr) -> list[Expr]:
         """Add the products of the last k % 64 bytes, by vectors."""
         e, p = self.e, self.p
-        base, panel = p.row_base(row), e.let(div(column, p.width))
-        start = e.let(panel * (p.groups * p.width) + (column - panel * p.width))
+        base, start = p.row_base(row), self._weights(column, div(column, p.width))
         for group in range(self.depth * DEPTH // 4, p.groups):
             a = e.let(splat(e.load(p.row_words, base + group)))
-            b = [e.load(p.w_words, start + group * p.width + j * LANES, LANES) for j in range(self.strips)]
+            b = [e.load(p.w_words, start + group * p.strip + j * LANES, LANES) for j in range(self.tiles)]
             sums = [e.let(total) for total in vnni(e, LANES, b)(a, sums)]
         return sums

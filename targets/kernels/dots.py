@@ -63,18 +63,17 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int, ahead: Expr,
     """Rows row..row + tile.rows, `tile.vectors` vectors of columns from `part` of the panel on."""
     e, lanes = p.e, tile.lanes
     column = e.let(item.panel * p.width + part)
-    panel = e.let(item.panel * (p.groups * p.width) + part)
+    panel = e.let(item.panel * (p.groups * p.width) + p.offset(part))
     bases = [p.row_base(row + i) for i in range(tile.rows)]
     if p.cpu.machine == "aarch64":
-        acc = neon.sums(e, p.cpu, p.row_words, bases, p.w_words, panel, p.groups, p.width)
+        acc = neon.sums(e, p.cpu, p.row_words, bases, p.w_words, panel, p.groups, p.strip)
     else:
-        acc = _sums(p, tile, bases, panel, column, ahead, step)
-    columns = p.columns(column, tile.vectors, lanes)
+        offsets = [p.offset(part + j * lanes) - p.offset(part) for j in range(tile.vectors)]
+        acc = _sums(p, tile, bases, panel, offsets, column, ahead, step)
     if not p.long:
         for i in range(tile.rows):
-            p.store(
-                e.let(row + i), columns, [e.get(acc, i * tile.vectors + j) for j in range(tile.vectors)], lanes
-            )
+            sums = [e.get(acc, i * tile.vectors + j) for j in range(tile.vectors)]
+            p.store(e.let(row + i), p.columns(column, tile.vectors, lanes), sums, lanes)
         return
     # An activation is long: writing it out for every register of every tile would cost code.
     held = accumulators(e, tile.rows * tile.vectors, lanes)
@@ -82,11 +81,18 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int, ahead: Expr,
         e.set(held, i, e.get(acc, i))
     with e.loop(0, tile.rows, "row") as at:
         sums = [e.let(e.get(held, at * tile.vectors + j)) for j in range(tile.vectors)]
-        p.store(e.let(row + at), columns, sums, lanes)
+        p.store(e.let(row + at), p.columns(column, tile.vectors, lanes), sums, lanes)
 
 
 def _sums(
-    p: Product, tile: Tile, bases: list[Expr], panel: Expr, column: Expr, ahead: Expr, step: Expr
+    p: Product,
+    tile: Tile,
+    bases: list[Expr],
+    panel: Expr,
+    offsets: list[int],
+    column: Expr,
+    ahead: Expr,
+    step: Expr,
 ) -> Buffer:
     """acc[i, j] = exact sums of 4-byte groups, in any order; meanwhile the next panel comes nearer."""
     e, lanes, vectors = p.e, tile.lanes, tile.vectors
@@ -97,8 +103,8 @@ def _sums(
         for i in range(tile.rows):
             e.set(acc, i * vectors + j, start)
     with e.loop(0, p.groups, "k") as at:
-        here = e.let(panel + at * p.width)
-        b = [e.load(p.w_words, here + j * lanes, lanes) for j in range(vectors)]
+        here = e.let(panel + at * p.strip)
+        b = [e.load(p.w_words, here + offset, lanes) for offset in offsets]
         soon = e.let(ahead + at * step)
         for j in range(0, vectors * lanes, LANES):
             e.prefetch(p.w, soon + 4 * j, locality=2)

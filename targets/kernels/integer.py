@@ -1,7 +1,8 @@
 """What the kernels of integer products share: operands, work items, and the float steps after the exact sums.
 
-Weights are packed once for all CPUs as `[ceil(n / width)][ceil(k / 4)][width][4]` int8, so that 4 bytes of a row
-meet 4 bytes of each of 16 columns. Activations are stored as q + 128, unsigned, as `vpdpbusd` and `tdpbusd` want
+Weights are packed once for all CPUs as `[ceil(n / strip)][ceil(k / 4)][strip][4]` int8, so that 4 bytes of a row
+meet 4 bytes of each of 16 columns. A panel is one strip, or two of 32 columns: AMX reads one after the other,
+vectors both at once. Activations are stored as q + 128, unsigned, as `vpdpbusd` and `tdpbusd` want
 one operand: sums start at -128 times the column's weights.
 """
 
@@ -21,7 +22,13 @@ from llmc.targets.kernels.epilogue import scaled
 from llmc.targets.kernels.math import ACTIVATIONS
 from llmc.targets.kernels.quantised import row_scale
 
+STRIP = 32  # columns of two tiles
 ROWS_PER_ITEM = 128  # a panel in the cache is used for so many rows before the next one is
+
+
+def strip_of(width: int) -> int:
+    """Columns of the strips of a panel."""
+    return width if width % STRIP else STRIP
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Product:
 
     def __init__(self, e: Emitter, cpu: Cpu, n: int, k: int, width: int, epilogue: tuple[str, ...]) -> None:
         self.e, self.cpu, self.n, self.k, self.width, self.epilogue = e, cpu, n, k, width, epilogue
-        self.groups = -(-k // 4)
+        self.groups, self.strip = -(-k // 4), strip_of(width)
         self.panel_bytes = self.groups * 4 * width
         self.rows, self.w = e.pointer("rows", "u8"), e.pointer("w", "i8")
         self.starts, self.w_scale = e.pointer("starts", "i32"), e.pointer("w_scale", "f32")
@@ -107,6 +114,10 @@ class Product:
     def start(self, column: Expr, lanes: int = LANES) -> Expr:
         """What the sums of `lanes` columns start from."""
         return self.e.load(self.starts, column, lanes)
+
+    def offset(self, column: int) -> int:
+        """Where the weights of a column of a panel begin, in groups of 4 bytes."""
+        return column // self.strip * self.groups * self.strip + column % self.strip
 
     def row_base(self, row: Expr) -> Any:
         """Index of the first 4 bytes of a row in `row_words`."""

@@ -20,11 +20,11 @@ from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.kernels import amx, dots
 from llmc.targets.kernels.emit import LANES, Emitter
-from llmc.targets.kernels.integer import ROWS_PER_ITEM, Product
+from llmc.targets.kernels.integer import ROWS_PER_ITEM, Product, strip_of
 from llmc.targets.kernels.linear import pad_columns
 from llmc.targets.kernels.math import ACTIVATIONS
 
-WIDTHS = (32, 64, 48, 16)  # panel widths, best first: AMX takes 32 columns at a time
+WIDTHS = (64, 32, 48, 16)  # panel widths, best first
 
 Array = np.ndarray[Any, Any]
 
@@ -35,11 +35,12 @@ def panel_width(n: int) -> int:
 
 
 def pack_dots(array: Array, width: int) -> Array:
-    """i8 `[n, k]` -> i8 `[ceil(n / width), ceil(k / 4), width, 4]`, what is missing zero."""
+    """i8 `[n, k]` -> i8 `[ceil(n / width) * width / strip, ceil(k / 4), strip, 4]`, what is missing zero."""
     n, k = array.shape
     padded = np.zeros((-(-n // width) * width, -(-k // 4) * 4), np.int8)
     padded[:n, :k] = array
-    return np.ascontiguousarray(padded.reshape(-1, width, padded.shape[1] // 4, 4).transpose(0, 2, 1, 3))
+    strips = padded.reshape(-1, strip_of(width), padded.shape[1] // 4, 4)
+    return np.ascontiguousarray(strips.transpose(0, 2, 1, 3))
 
 
 def pack_starts(array: Array, width: int) -> Array:
