@@ -11,7 +11,7 @@ from llmc.targets import Cpu
 from llmc.targets.kernels.attention_shape import Layout, Shape
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, mod, splat
 from llmc.targets.kernels.linear import tiles
-from llmc.targets.kernels.math import exp_down
+from llmc.targets.kernels.math import LOG2_E, exp2_down, exp_down
 from llmc.targets.kernels.transpose import load_transposed, store_transposed
 
 QUERIES = 64  # of one work item
@@ -225,7 +225,9 @@ class Head:
         """scores -> exp(score - maximum); the running maximum and sum move on."""
         e = self.e
         scaled = self.shape.mask is not None and self.shape.mask[0] == "f32"
-        scale = splat(f32(1.0 if scaled else self.shape.scale))
+        # As powers of 2, the maximum too. Not where a mask may have added float32's minimum: it would overflow.
+        scale = splat(f32(1.0 if scaled else self.shape.scale * LOG2_E))
+        power = exp_down if scaled else exp2_down
 
         def of(vector: Expr, vectors: int) -> None:
             line = e.let(self.scores + vector * LANES)
@@ -241,13 +243,13 @@ class Head:
                 old = e.let(e.get(self.highest, vector + v))
                 new = e.let(tirx.max(old, e.get(top, v) * scale))
                 e.set(self.highest, vector + v, new)
-                e.set(self.fade, vector + v, exp_down(e, e.let(old - new)))
+                e.set(self.fade, vector + v, power(e, e.let(old - new)))
                 e.set(top, v, splat(f32(0.0)) - new)
             with e.loop(0, keys, "j") as j:
                 at = e.let(line + j * QUERIES)
                 for v in range(vectors):
                     score = e.load(self.memory, at + v * LANES, LANES)
-                    p = exp_down(e, e.let(fma(score, scale, e.get(top, v))))
+                    p = power(e, e.let(fma(score, scale, e.get(top, v))))
                     e.store(self.memory, at + v * LANES, p)
                     e.set(total, v, e.get(total, v) + p)
             for v in range(vectors):

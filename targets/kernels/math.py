@@ -12,8 +12,18 @@ from tvm import tirx
 
 from llmc.targets.kernels.emit import Emitter, Expr, f32, fma, lanes_of, splat, vector
 
-# e**r = 1 + r + r**2 * (these), highest power first, |r| <= ln(2)/2: Cephes' expf
-_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+# 2**r, highest power first, |r| <= 1/2: minimax in the relative error, 2e-9, with a last term of exactly 1
+_EXP2 = (
+    1.535336196e-4,
+    1.339887502e-3,
+    9.618436918e-3,
+    5.550332367e-2,
+    2.402264774e-1,
+    6.931471825e-1,
+    1.0,
+)
+LOG2_E = 1.44269504088896341
+_ROUND = 1.5 * 2.0**23  # has an ulp of 1: what is added to it is rounded to an integer, half to even
 
 
 def polynomial(k: Emitter, x: Expr, coefficients: Sequence[float]) -> Expr:
@@ -38,7 +48,7 @@ def exp(k: Emitter, x: Expr) -> Expr:
     """
     lanes = lanes_of(x)
     top = k.let(clamp(x, -88.0, 88.72))
-    n = k.let(tirx.floor(fma(top, splat(1.44269504088896341, lanes), splat(0.5, lanes))))
+    n = k.let(tirx.floor(fma(top, splat(LOG2_E, lanes), splat(0.5, lanes))))
     r = k.let(fma(n, splat(-0.693359375, lanes), top))
     r = k.let(fma(n, splat(2.12194440e-4, lanes), r))
     p = polynomial(
@@ -64,16 +74,24 @@ def exp(k: Emitter, x: Expr) -> Expr:
 
 
 def exp_down(k: Emitter, x: Expr) -> Expr:
-    """e**x for x <= 1, as softmax needs it: the same polynomial without the care for large results."""
+    """e**x for x <= 1: `exp2_down` of the rounded x log2(e)."""
+    return exp2_down(k, k.let(x * splat(LOG2_E, lanes_of(x))))
+
+
+def exp2_down(k: Emitter, x: Expr) -> Expr:
+    """2**x for x <= 1, as softmax needs it, 1 ulp or so; 0 at -127 and below; NaN stays.
+
+    x = n + r, and 2**x = 2**n 2**r. Adding 1.5 * 2**23 rounds x to n and leaves n in the last bits; these, shifted to
+    where the exponent is, multiply by 2**n. At -127, 2**r is 1, of whose bits they leave 0.
+    """
     lanes = lanes_of(x)
-    low = splat(-87.33654, lanes)
-    top = k.let(tirx.max(x, low))
-    n = k.let(tirx.floor(fma(top, splat(1.44269504088896341, lanes), splat(0.5, lanes))))
-    r = k.let(fma(n, splat(-0.693359375, lanes), top))
-    r = k.let(fma(n, splat(2.12194440e-4, lanes), r))
-    y = k.let(fma(polynomial(k, r, _EXP), k.let(r * r), k.let(r + splat(1.0, lanes))))
-    y = k.let(y * _power_of_two(k.let(tirx.Cast(vector("int32", lanes), n)), lanes))
-    return k.let(tirx.Select(x < low, splat(0.0, lanes), y))
+    x = k.let(tirx.max(splat(-127.0, lanes), x))
+    shifted = k.let(x + splat(_ROUND, lanes))
+    n = k.let(shifted - splat(_ROUND, lanes))
+    power = k.let(polynomial(k, k.let(x - n), _EXP2))
+    bits = [k.let(tirx.reinterpret(vector("int32", lanes), v)) for v in (power, shifted)]
+    exponent = tirx.shift_left(bits[1], splat(tirx.const(23, "int32"), lanes))
+    return k.let(tirx.reinterpret(vector("float32", lanes), k.let(bits[0] + exponent)))
 
 
 def _power_of_two(n: Expr, lanes: int) -> Expr:
