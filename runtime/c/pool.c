@@ -1,11 +1,15 @@
 /*
  * pool.c - threads that share the work items of one task at a time.
  *
- * A job is cut into chunks of equal length. `ticket` holds the job's number in its upper half and the next free
- * chunk in its lower half; a thread takes a chunk by counting the ticket up with compare-and-swap. It reads the
- * job before that: if the swap succeeds, the job still had a free chunk, hence was not finished, hence nobody had
- * begun to write the next one over it. So a job waits only for threads that hold a chunk; one that the system has
- * put aside between jobs delays nobody.
+ * A job is cut into chunks of equal length, and these into two stretches. `ticket` holds the job's number in its upper
+ * half and how many chunks of each stretch are taken in its lower half; a thread takes a chunk by counting the
+ * ticket up with compare-and-swap. It reads the job before that: if the swap succeeds, the job still had a free chunk,
+ * hence was not finished, hence nobody had begun to write the next one over it. So a job waits only for threads that
+ * hold a chunk; one that the system has put aside between jobs delays nobody.
+ *
+ * Half of the threads begin with one stretch, half with the other, and help there when theirs is done. So two threads
+ * work on neighbouring chunks each: what a chunk asked for ahead of time, and left in its core's caches, is what
+ * the thread's next chunk begins with.
  */
 #define _GNU_SOURCE
 
@@ -32,7 +36,7 @@ typedef struct worker {
 struct llmc_pool {
     llmc_threads head;
     char gap0[56];   /* the words that all threads write get a cache line each */
-    uint64_t ticket; /* job number << 32 | next free chunk */
+    uint64_t ticket; /* job number << 32 | chunks taken of the second stretch << 16 | of the first */
     char gap1[56];
     uint32_t done;   /* chunks of this job that are finished */
     char gap2[60];
@@ -65,7 +69,20 @@ static void relax(void) {
 #define LLMC_POOL_WINDOW() /* a test makes the moments between ticket and fields long */
 #endif
 
-#define CLOSED 0xffffffffu /* as the chunk number of a ticket: nothing may be taken */
+#define STRETCH 0xffffu    /* chunks of a stretch at most */
+#define CLOSED 0xffffffffu /* as the lower half of a ticket: nothing may be taken */
+
+/* The chunk that a thread should take, with in `*step` what its ticket counts up; -1: none is free. */
+static int64_t free_chunk(uint32_t taken, uint32_t chunks, int second, uint64_t *step) {
+    const uint32_t begin[2] = {0, (chunks + 1) / 2}, end[2] = {(chunks + 1) / 2, chunks};
+    int tries;
+    for (tries = 0; tries < 2; tries++, second = !second) {
+        uint32_t next = begin[second] + (second ? taken >> 16 : taken & STRETCH);
+        *step = second ? STRETCH + 1 : 1;
+        if (next < end[second]) return next;
+    }
+    return -1;
+}
 
 /* Take a free chunk of the current job and run it. False: there is none; `*job` is the number of that job. */
 static int run_chunk(llmc_pool *pool, int thread, uint32_t *job) {
@@ -73,17 +90,19 @@ static int run_chunk(llmc_pool *pool, int thread, uint32_t *job) {
     for (;;) {
         llmc_task task;
         const void *arguments;
-        int64_t chunk, begin, end, items;
+        int64_t chunk, number, begin, end, items;
+        uint64_t step;
         LLMC_POOL_WINDOW();
         task = LOAD(pool->task);
         arguments = LOAD(pool->arguments);
         chunk = LOAD(pool->chunk);
-        begin = (int64_t)(uint32_t)ticket * chunk;
-        end = begin + chunk;
         items = LOAD(pool->items);
         *job = (uint32_t)(ticket >> 32);
-        if ((uint32_t)ticket >= LOAD(pool->chunks)) return 0;
-        if (!__atomic_compare_exchange_n(&pool->ticket, &ticket, ticket + 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        number = free_chunk((uint32_t)ticket, LOAD(pool->chunks), 2 * thread >= pool->threads, &step);
+        if (number < 0) return 0;
+        begin = number * chunk;
+        end = begin + chunk;
+        if (!__atomic_compare_exchange_n(&pool->ticket, &ticket, ticket + step, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
             continue;
         task(arguments, begin, end < items ? end : items, pool->scratch + (size_t)thread * pool->scratch_bytes);
         __atomic_add_fetch(&pool->done, 1, __ATOMIC_RELEASE);
@@ -142,7 +161,7 @@ static void wait_for_chunks(llmc_pool *pool) {
 static int64_t chunk_length(int64_t items, int64_t cost, int threads) {
     int64_t by_count = items / ((int64_t)threads * CHUNKS_PER_THREAD), by_cost = SMALL_CHUNK / cost;
     int64_t length = by_count > by_cost ? by_count : by_cost;
-    int64_t least = (items - 1) / INT32_MAX + 1; /* the chunk number has 32 bits */
+    int64_t least = (items - 1) / STRETCH + 1; /* so that a ticket can count them */
     return length > least ? length : least;
 }
 
