@@ -7,6 +7,10 @@ share are computed twice, to the same bits.
 
 The tile unit works beside the vector units: while one step's products run, the float steps of the one before it
 are done on the sums it left in scratch memory, a few rows for each 64 bytes of k.
+
+Tiles come from the L2 cache no faster than they are multiplied, so steps go to and fro: every other one takes k, and
+every other block of columns the rows, from the end. What the last step loaded last is then used first, while it is
+in L1. Sums of integers are the same in any order.
 """
 
 from __future__ import annotations
@@ -52,8 +56,8 @@ def _tile(e: Emitter, name: str, *arguments: Expr | int) -> None:
 
 # What is known of the step whose sums wait in scratch memory, as registers: its first row and column, how many rows,
 # by how much row numbers jump from the first tile to the second, and where the sums are.
-_UP, _DOWN = 0, 1
 _FIRST, _COLUMN, _COUNT, _JUMP, _PLACE = range(5)
+_ROWS, _DEPTH = range(2)  # what goes to and fro
 
 
 class _Kernel:
@@ -102,14 +106,14 @@ class _Kernel:
             column = e.let(item.panel * p.width + part * self.columns)
             weights = e.let(4 * self._weights(column, item.panel))
             with e.loop(0, pairs, "at") as at:
-                pair = self._either(_UP, at, pairs)
+                pair = self._either(_ROWS, at, pairs)
                 rows = [e.let(item.first + tirx.min((2 * pair + i) * self.height, last)) for i in range(2)]
                 both = e.let(2 * pair + 1 < tiles)
                 with e.when(both):
                     self.step(rows, column, weights, per)
                 with e.when(tirx.Not(both)):
                     self.step(rows[:1], column, weights, per)
-            self._turn(_UP)
+            self._turn(_ROWS)
 
     def _weights(self, column: Expr, panel: Expr) -> Expr:
         """Where the weights of a step's columns begin, in groups of 4 bytes."""
@@ -127,7 +131,7 @@ class _Kernel:
         left = e.let(e.get(self.held, _COUNT))
         columns = self.shared()
         with e.loop(0, self.depth, "k") as at:
-            self._multiply(rows, weights, self._either(_DOWN, at, i64(self.depth)), sums)
+            self._multiply(rows, weights, self._either(_DEPTH, at, i64(self.depth)), sums)
             with e.loop(div(at * left, self.depth), div((at + 1) * left, self.depth), "row") as row:
                 self.finish(row, columns)
                 self._announce(rows[0] + row, column)
@@ -142,24 +146,25 @@ class _Kernel:
         jump = rows[-1] - rows[0] - self.height if len(rows) == 2 else i64(0)
         for i, value in enumerate((rows[0], column, self.height * len(rows), jump, place)):
             e.set(held, i, value)
-        self._turn(_DOWN)
+        self._turn(_DEPTH)
 
     def _announce(self, row: Expr, column: Expr) -> None:
-        """Ask for what the float steps of a row will read, or write if that is all, a step before they do."""
+        """Ask, a step before, for what the float steps of a row will read, or for what they write if they read none."""
         e, p = self.e, self.p
-        if p.long:  # its steps take longer than any cache
+        if p.long:  # long enough to wait for memory meanwhile
             return
-        buffer = p.extras[-1] if "residual" in p.epilogue else p.out
         at = e.let(row * p.n + column)
+        buffer = p.out if p.residual is None else p.residual
         for j in range(self.tiles):
             e.prefetch(buffer, at + j * LANES, locality=2)
 
     def _either(self, way: int, at: Expr, count: Expr) -> Expr:
-        """`at`, or as many from the end of `count`"""
+        """`at`, or as far from the end of `count`, as it goes now."""
         back = self.e.let(self.e.get(self.back, way))
         return self.e.let(back * (count - 1) + (1 - 2 * back) * at)
 
     def _turn(self, way: int) -> None:
+        """From now on the other way."""
         self.e.set(self.back, way, 1 - self.e.get(self.back, way))
 
     def _multiply(self, rows: list[Expr], weights: Expr, at: Expr, sums: list[tuple[int, int]]) -> None:
@@ -187,7 +192,8 @@ class _Kernel:
         row = e.let(first + at + tirx.Select(at < self.height, i64(0), jump))
         here = e.let(place + at * (self.columns))
         sums = [
-            e.let(e.load(self.scratch, here + j * LANES, LANES) + start) for j, (_, start) in enumerate(columns)
+            e.let(e.load(self.scratch, here + j * LANES, LANES) + start)
+            for j, (_, start) in enumerate(columns)
         ]
         p.store(row, [c for c, _ in columns], self._tail(sums, row, column))
 

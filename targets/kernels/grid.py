@@ -10,7 +10,7 @@ from tvm import tirx
 
 from llmc.compiler.dims import Dim, dim, product
 from llmc.compiler.graph import DTYPES, Node
-from llmc.targets.kernels.emit import LANES, Emitter, Expr, i64
+from llmc.targets.kernels.emit import LANES, Emitter, Expr, div, i64
 
 CHUNK = 1024  # elements of a long row that make one work item
 
@@ -77,6 +77,15 @@ def _advance(k: Emitter, at: Expr, extents: Sequence[Expr], axis: int) -> None:
         with k.when(following >= extents[axis]):
             k.set(at, axis, i64(0))
             _advance(k, at, extents, axis - 1)
+
+
+def by_rows(k: Emitter, count: int, body: Callable[[list[Expr]], None]) -> None:
+    """body(rows) for `count` of the items begin..end at a time, then for each of the rest alone."""
+    groups = k.let(div(k.end - k.begin, count))
+    with k.loop(0, groups, "group") as group:
+        body([k.let(k.begin + group * count + i) for i in range(count)])
+    with k.loop(k.let(k.begin + groups * count), k.end, "row") as row:
+        body([row])
 
 
 def vectors(k: Emitter, count: Expr, body: Callable[[Expr, Expr | None], None]) -> None:

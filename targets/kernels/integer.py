@@ -100,11 +100,19 @@ class Product:
             at = e.let(row * self.n + here.column)
 
             def load(number: int, step: str, here: Columns = here, at: Expr = at) -> Expr:
-                return here.bias[number] if step == "bias" else e.load(self.extras[number], at, lanes, here.mask)
+                return (
+                    here.bias[number] if step == "bias" else e.load(self.extras[number], at, lanes, here.mask)
+                )
 
             value = e.let(tirx.Cast(vector("float32", lanes), total))
             scale = e.let(x_scale * here.scale)
             e.store(self.out, at, scaled(e, self.epilogue, value, scale, load), here.mask)
+
+    @property
+    def residual(self) -> Buffer | None:
+        """What the epilogue adds to each element, if it does."""
+        names = [step for step in self.epilogue if step not in ACTIVATIONS]
+        return self.extras[names.index("residual")] if "residual" in names else None
 
     @property
     def long(self) -> bool:

@@ -6,7 +6,7 @@ Mean and variance are taken in two passes over 16 partial sums (lane = column mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.kernels import quantised
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, dtype_of, f32, fma, i64, mod, splat
+from llmc.targets.kernels.grid import by_rows
 
 
 def _row_length(node: Node) -> int:
@@ -43,7 +44,7 @@ def _call(
         (*node.inputs, node),
         scalars,
         rows,
-        4 * -(-n // LANES),
+        14 * -(-n // LANES),
         8 * rows * n,
         4 * rows * n + moved,
         node.source,
@@ -107,16 +108,20 @@ def emit_norm(
     weight = e.pointer("weight", "f32") if has_weight else None
     bias = e.pointer("bias", "f32") if has_bias else None
     out = e.pointer("out", "f32")
-    with e.loop(e.begin, e.end, "row") as row:
-        start = e.let(row * n)
+
+    def several(rows: list[Expr]) -> None:
+        starts = [e.let(row * n) for row in rows]
         if residual is not None:
 
             def add(at: Expr, mask: Expr | None, residual: Buffer = residual) -> None:
-                total = e.let(e.load(x, start + at, LANES, mask) + e.load(residual, start + at, LANES, mask))
-                e.store(out, start + at, total, mask)
+                for start in starts:
+                    total = e.load(x, start + at, LANES, mask) + e.load(residual, start + at, LANES, mask)
+                    e.store(out, start + at, e.let(total), mask)
 
             _columns(e, n, add)
-        normalise(e, out if added else x, start, weight, bias, out, n=n, eps=eps, centre=centre)
+        normalise(e, out if added else x, starts, weight, bias, out, n=n, eps=eps, centre=centre)
+
+    by_rows(e, 4 if cpu.wide else 2, several)
     return e.function()
 
 
@@ -146,7 +151,7 @@ def emit_embed_norm(
             e.store(out, start + at, total, mask)
 
         _columns(e, n, add)
-        normalise(e, out, start, weight, bias, out, n=n, eps=eps)
+        normalise(e, out, [start], weight, bias, out, n=n, eps=eps)
     return e.function()
 
 
@@ -200,10 +205,47 @@ def _columns(e: Emitter, n: int, body: Callable[[Expr, Expr | None], None]) -> N
         body(i64(n - n % LANES), e.first(i64(n % LANES)))
 
 
+class _Rows:
+    """Rows of n values of x that are normalised together.
+
+    Each sum is a chain of additions that wait for each other: the rows' chains take turns.
+    """
+
+    def __init__(self, e: Emitter, x: Buffer, starts: Sequence[Expr], n: int) -> None:
+        self.e, self.x, self.starts, self.n = e, x, starts, n
+        self.sums = e.registers(len(starts))
+        self.means: list[Expr] = []  # to be subtracted, once they are known
+        lanes = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), LANES)
+        self.tail = lanes < splat(tirx.const(n % LANES, "int32"))
+
+    def value(self, row: int, at: Expr, mask: Expr | None) -> Expr:
+        """16 values of a row, 0 past its end."""
+        value = self.e.load(self.x, self.starts[row] + at, LANES, mask)
+        if not self.means:
+            return value
+        value = self.e.let(value - self.means[row])
+        return value if mask is None else self.e.let(tirx.Select(self.tail, value, splat(f32(0.0))))
+
+    def average(self, step: Callable[[Expr, Expr], Expr]) -> list[Expr]:
+        """For each row, the sum that `step(sum, value)` makes, divided by n."""
+        e, rows = self.e, range(len(self.starts))
+        for row in rows:
+            e.set(self.sums, row, splat(f32(0.0)))
+
+        def body(at: Expr, mask: Expr | None) -> None:
+            for row in rows:
+                value = self.value(row, at, mask)
+                e.set(self.sums, row, step(e.get(self.sums, row), value))
+
+        _columns(e, self.n, body)
+        totals = [e.fold(e.let(e.get(self.sums, row)), lambda a, b: a + b) for row in rows]
+        return [e.let(total / f32(float(self.n))) for total in totals]
+
+
 def normalise(
     e: Emitter,
     x: Buffer,
-    start: Expr,
+    starts: Sequence[Expr],
     weight: Buffer | None,
     bias: Buffer | None,
     out: Buffer,
@@ -212,46 +254,23 @@ def normalise(
     eps: float,
     centre: bool = True,
 ) -> None:
-    """out row = (x row - mean) / sqrt(variance + eps) * weight + bias"""
-    sums = e.registers(1)
-    tail = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), LANES) < splat(
-        tirx.const(n % LANES, "int32")
-    )
-    zero, size = splat(f32(0.0)), f32(float(n))
-
-    def centred(at: Expr, mask: Expr | None) -> Expr:
-        value = e.load(x, start + at, LANES, mask)
-        if not centre:
-            return value
-        value = e.let(value - splat(mean))
-        return value if mask is None else e.let(tirx.Select(tail, value, zero))
-
-    def add(at: Expr, mask: Expr | None) -> None:
-        e.set(sums, 0, e.get(sums) + e.load(x, start + at, LANES, mask))
-
-    def add_square(at: Expr, mask: Expr | None) -> None:
-        d = centred(at, mask)
-        e.set(sums, 0, fma(d, d, e.get(sums)))
-
-    mean: Any = None
+    """out row = (x row - mean) / sqrt(variance + eps) * weight + bias, of the rows that begin at `starts`."""
+    rows = _Rows(e, x, starts, n)
     if centre:
-        e.set(sums, 0, zero)
-        _columns(e, n, add)
-        mean = e.let(e.fold(e.let(e.get(sums)), lambda a, b: a + b) / size)
-    e.set(sums, 0, zero)
-    _columns(e, n, add_square)
-    variance = e.let(e.fold(e.let(e.get(sums)), lambda a, b: a + b) / size)
-    inverse = e.let(splat(e.let(f32(1.0) / tirx.sqrt(e.let(variance + f32(eps))))))
+        rows.means = [e.let(splat(mean)) for mean in rows.average(lambda total, value: total + value)]
+    variances = rows.average(lambda total, value: fma(value, value, total))
+    inverses = [e.let(splat(e.let(f32(1.0) / tirx.sqrt(e.let(v + f32(eps)))))) for v in variances]
 
     def write(at: Expr, mask: Expr | None) -> None:
-        value = e.let(centred(at, mask) * inverse)
-        if weight is not None and bias is not None:
-            value = fma(value, e.load(weight, at, LANES, mask), e.load(bias, at, LANES, mask))
-        elif weight is not None:
-            value = value * e.load(weight, at, LANES, mask)
-        elif bias is not None:
-            value = fma(value, splat(f32(1.0)), e.load(bias, at, LANES, mask))
-        e.store(out, start + at, value, mask)
+        scale = None if weight is None else e.load(weight, at, LANES, mask)
+        shift = None if bias is None else e.load(bias, at, LANES, mask)
+        for row, start in enumerate(starts):
+            value = e.let(rows.value(row, at, mask) * inverses[row])
+            if shift is not None:
+                value = fma(value, splat(f32(1.0)) if scale is None else scale, shift)
+            elif scale is not None:
+                value = value * scale
+            e.store(out, start + at, value, mask)
 
     _columns(e, n, write)
 

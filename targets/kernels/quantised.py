@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,10 @@ from llmc.compiler.ops.rows import ZERO, line_stride, scale_offset
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, f32, i64, splat
+from llmc.targets.kernels.grid import by_rows
 from llmc.targets.kernels.math import to_byte
+
+ROWS = 4  # quantised together: what one waits for, the others fill
 
 
 def lower_row_scale(node: Node) -> Call:
@@ -55,7 +58,7 @@ def _row_call(node: Node, kernel: Kernel, long: Node, k: int) -> Call:
     rows = product(long.shape[:-1])
     vectors = -(-k // LANES)
     return Call(
-        kernel, (*node.inputs, node), (), rows, 4 * vectors, 4 * rows * k, rows * (5 * k + 16), node.source
+        kernel, (*node.inputs, node), (), rows, 12 * vectors, 4 * rows * k, rows * (5 * k + 16), node.source
     )
 
 
@@ -64,7 +67,7 @@ def emit_row_scale(symbol: str, cpu: Cpu, *, k: int) -> Any:
     e = Emitter(symbol)
     x, out = e.pointer("x", "f32"), e.pointer("out", "f32")
     with e.loop(e.begin, e.end, "row") as row:
-        e.store(out, row, _scale_of(e, x, e.let(row * k), k))
+        e.store(out, row, _scales_of(e, x, [e.let(row * k)], k)[0])
     return e.function()
 
 
@@ -75,19 +78,25 @@ def emit_quantize_rows(symbol: str, cpu: Cpu, *, k: int, has_scale: bool) -> Any
     given = e.pointer("scale", "f32") if has_scale else None
     out = e.pointer("out", "u8")
     words = e.alias(out, "float32")
-    with e.loop(e.begin, e.end, "row") as row:
-        start, target = e.let(row * k), e.let(row * line_stride(k))
-        scale = _scale_of(e, x, start, k) if given is None else e.load(given, i64(0))
-        inverse = e.let(splat(e.let(f32(1.0) / scale)))
+
+    def several(rows: list[Expr]) -> None:
+        starts = [e.let(row * k) for row in rows]
+        targets = [e.let(row * line_stride(k)) for row in rows]
+        scales = _scales_of(e, x, starts, k) if given is None else [e.load(given, i64(0))] * len(rows)
+        inverses = [e.let(splat(e.let(f32(1.0) / scale))) for scale in scales]
 
         def convert(at: Expr, mask: Expr | None) -> None:
-            # past the end a load gives 0, which is the padding wanted
-            e.store(out, target + at, to_byte(e, e.load(x, start + at, LANES, mask), inverse, ZERO))
+            for start, target, inverse in zip(starts, targets, inverses, strict=True):
+                # past the end a load gives 0, which is the padding wanted
+                e.store(out, target + at, to_byte(e, e.load(x, start + at, LANES, mask), inverse, ZERO))
 
         _columns(e, k, convert)
-        tail = e.let(row * (line_stride(k) // 4) + scale_offset(k) // 4)
-        for i in range((line_stride(k) - scale_offset(k)) // 4):
-            e.store(words, tail + i, f32(0.0) if i else scale)
+        for row, scale in zip(rows, scales, strict=True):
+            tail = e.let(row * (line_stride(k) // 4) + scale_offset(k) // 4)
+            for i in range((line_stride(k) - scale_offset(k)) // 4):
+                e.store(words, tail + i, f32(0.0) if i else scale)
+
+    by_rows(e, ROWS, several)
     return e.function()
 
 
@@ -118,23 +127,25 @@ def level_of(e: Emitter, rows: Buffer, at: Expr) -> Expr:
     return e.let(tirx.Cast("float32x16", wide))
 
 
-def _scale_of(e: Emitter, x: Buffer, start: Expr, k: int) -> Expr:
-    """max |x| / 127 of k values, 1 for a row of zeros, NaN if there is one.
+def _scales_of(e: Emitter, x: Buffer, starts: Sequence[Expr], k: int) -> list[Expr]:
+    """max |x| / 127 of the k values from each of `starts` on, 1 for a row of zeros, NaN if there is one.
 
     Magnitudes are compared as integers: the order is that of the floats, with NaN above all.
     """
-    top = e.registers(1, "int32x16")
-    e.set(top, 0, splat(tirx.const(0, "int32")))
+    top = e.registers(len(starts), "int32x16")
+    for row in range(len(starts)):
+        e.set(top, row, splat(tirx.const(0, "int32")))
 
     def widest(at: Expr, mask: Expr | None) -> None:
-        bits = tirx.reinterpret("int32x16", e.load(x, start + at, LANES, mask))
-        magnitude = e.let(tirx.bitwise_and(bits, splat(tirx.const(0x7FFFFFFF, "int32"))))
-        e.set(top, 0, tirx.max(e.get(top), magnitude))
+        for row, start in enumerate(starts):
+            bits = tirx.reinterpret("int32x16", e.load(x, start + at, LANES, mask))
+            magnitude = e.let(tirx.bitwise_and(bits, splat(tirx.const(0x7FFFFFFF, "int32"))))
+            e.set(top, row, tirx.max(e.get(top, row), magnitude))
 
     _columns(e, k, widest)
-    most = e.fold(e.let(e.get(top)), tirx.max)
-    scale = e.let(tirx.reinterpret("float32", most) / f32(float(LEVELS)))
-    return e.let(tirx.Select(scale < f32(TINY), f32(1.0), scale))
+    tops = [e.fold(e.let(e.get(top, row)), tirx.max) for row in range(len(starts))]
+    scales = [e.let(tirx.reinterpret("float32", most) / f32(float(LEVELS))) for most in tops]
+    return [e.let(tirx.Select(scale < f32(TINY), f32(1.0), scale)) for scale in scales]
 
 
 def _columns(e: Emitter, n: int, body: Callable[[Expr, Expr | None], None]) -> None:
