@@ -58,7 +58,7 @@ def emit(product: Product) -> None:
 
 def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int, ahead: Expr, step: Expr) -> None:
     """Rows row..row + tile.rows, `tile.vectors` vectors of columns from `part` of the panel on."""
-    e, lanes = p.e, tile.lanes
+    e = p.e
     column = e.let(item.panel * p.width + part)
     panel = e.let(item.panel * (p.groups * p.width) + part)
     bases = [p.row_base(row + i) for i in range(tile.rows)]

@@ -30,9 +30,9 @@ def _words(k: int) -> int:
 
 
 def tile_of(cpu: Cpu, width: int) -> Tile:
-    """The tile whose sums, twice its columns of weights and one broadcast fit the registers."""
+    """The tile whose sums, weights, one row's two broadcasts and one product fit the registers."""
     vectors = width // LANES if cpu.vectors == 32 else 2
-    return Tile(min(ROWS, (cpu.vectors - 1 - 2 * vectors) // vectors), vectors, cpu.lanes)
+    return Tile(min(ROWS, (cpu.vectors - 3 - 2 * vectors) // vectors), vectors, cpu.lanes)
 
 
 def emit(product: Product, wide: Buffer) -> None:
@@ -94,12 +94,13 @@ class _Rows:
                 _pairs(e, e.load(p.w_words, here + j * tile.lanes, tile.lanes)) for j in range(tile.vectors)
             ]
             e.prefetch(p.w, e.let(ahead + at * step), locality=2)
-            for half in range(2):
-                for i in range(tile.rows):
-                    a = self._broadcast(e.let(at + (2 * i + half) * _words(p.k)))
-                    for j in range(tile.vectors):
-                        n = i * tile.vectors + j
-                        e.set(acc, n, e.get(acc, n) + self._multiply(a, pairs[j][half]))
+            # Both halves of a row one after the other: LLVM joins their sums, and would hold those of all rows.
+            for i in range(tile.rows):
+                halves = [self._broadcast(e.let(at + (2 * i + half) * _words(p.k))) for half in range(2)]
+                for j, pair in enumerate(pairs):
+                    n = i * tile.vectors + j
+                    for a, w in zip(halves, pair, strict=True):
+                        e.set(acc, n, e.get(acc, n) + self._multiply(a, w))
 
     def _broadcast(self, at: Expr) -> Expr:
         e, lanes = self.e, self.tile.lanes
