@@ -30,6 +30,7 @@ from llmc.targets import Target, host, store
 
 Progress = Callable[[str, float], None]
 
+TUNE_SECONDS = 60.0
 PADDING = ("zero", "computed")  # what outputs by token hold at padding
 _UNPACK = Pipeline.parse("unpack", PASSES)  # GPU kernels read plain weights
 
@@ -45,6 +46,7 @@ class CompileReport:
         target, pipeline: what it was compiled for, and the passes that ran.
         nodes: size of the graph after the passes; `kernels` distinct kernels make `steps` calls.
         cached: how many of the files of machine code an earlier compile had made.
+        products: as the manifest has them; those of this compile's searches have `searched`.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class CompileReport:
     kernels: int
     steps: int
     cached: int
+    products: Sequence[Mapping[str, Any]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -69,6 +72,7 @@ class CompileReport:
             "kernels": self.kernels,
             "steps": self.steps,
             "cached": self.cached,
+            "products": list(self.products),
         }
 
 
@@ -86,6 +90,15 @@ class _Stages:
         self._name, self._since = name, time.perf_counter()
         if self.progress is not None:
             self.progress(name, fraction)
+
+    def within(self, first: float, last: float) -> Progress:
+        """A progress of its own for parts of the current stage, which is from `first` to `last` of the whole."""
+
+        def tell(part: str, fraction: float) -> None:
+            if self.progress is not None:
+                self.progress(part, first + fraction * (last - first))
+
+        return tell
 
     def leave(self) -> None:
         if self._name:
@@ -107,6 +120,8 @@ class Options(TypedDict, total=False):
         padding: what outputs that have a row for each token hold where attention_mask is 0: "zero", which lets
             encoders skip padding, or "computed", the values that the source model has there. The default of
             `compile` is "zero", of the other two "computed".
+        tune: search for the fastest schedule of each product on this machine (docs/tuning.md), for `tune_time`
+            seconds at most; those that the cache has take no time.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
         emit: a form of the model beside module.so, one of `llmc.embed.FORMS`.
@@ -125,6 +140,8 @@ class Options(TypedDict, total=False):
     calib: str | Path | None
     calib_method: str
     padding: str
+    tune: bool
+    tune_time: float
     keep: str | Path | None
     cc: str | None
     emit: str
@@ -153,10 +170,13 @@ class _Order:
             (prune,) if isinstance(prune, str) else prune, options.get("share"), options.get("factorize")
         )
         self.pipeline = self._pipeline()
+        self.tune, self.tune_time = options.get("tune", False), options.get("tune_time", TUNE_SECONDS)
         if self.padding not in PADDING:
             raise LlmcError(
                 f"no padding {self.padding!r}", at="--padding", hint=f"use {' or '.join(PADDING)}"
             )
+        if self.tune:
+            self._check_tuning()
         if self.target.gpus and self.form.name != "shared":
             raise LlmcError("a CUDA artifact has no other form than module.so", at=f"--emit {self.form.name}")
 
@@ -167,6 +187,11 @@ class _Order:
             )
         text = LEVELS[self.level] if self.passes is None else self.passes
         return Pipeline.parse(shortcuts.joined(text, self.compression), PASSES)
+
+    def _check_tuning(self) -> None:
+        from llmc.targets.tuning import measured_variant
+
+        measured_variant(self.target)
 
     @property
     def whole(self) -> bool:
@@ -270,6 +295,11 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
         calls = _lowered(graph, chosen)
         chosen = chosen.serving(call.kernel.family for call in calls)
         kept = store.Store(store.folder())
+        if options.tune:
+            stages.enter("tune", 0.5)
+            tuned = tune(calls, graph.dims, chosen, kept, options.tune_time, stages.within(0.5, 0.62))
+            calls = _lowered(graph, chosen, schedules(tuned))
+            stages.enter("make kernels", 0.62)
         objects, code = _objects(calls, chosen, kept)
         stages.enter("write weights", 0.65)
         plan = make_plan(graph, calls)

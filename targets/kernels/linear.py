@@ -130,11 +130,12 @@ def emit_linear(
     extras = [e.pointer(step, "f32") for step in epilogue if step in ("bias", "residual")]
     out = e.pointer("out", "f32")
     m = e.scalar("m")
+    sums = e.scratch() if schedule.scratch(k) else None  # the variants' parameters are the same
     schedule, width, each = schedule.on(cpu), schedule.width, schedule.rows
     blocking = schedule.cut(k)
     panels, group = -(-n // width), blocking.group
     store = partial(finish, e, n=n, width=width, epilogue=epilogue, extras=extras, out=out)
-    body = _Panel(e, cpu, x, w, blocking, schedule.height, store)
+    body = _Panel(e, cpu, x, w, blocking, schedule.height, sums, store)
     blocks = e.let(div(m + (each - 1), each))
     with e.loop(e.begin, e.end, "item") as item:
         number = e.let(div(item, panels * group))
@@ -183,11 +184,12 @@ class _Panel:
         w: Buffer,
         cut: Blocking,
         height: int,
+        sums: Buffer | None,
         finish: Callable[..., None],
     ) -> None:
         self.e, self.cpu, self.x, self.w, self.cut, self.finish = e, cpu, x, w, cut, finish
         self.height, self.vectors = tile_shape(cpu, cut.width, height)
-        self.sums = e.scratch() if cut.scratch else None
+        self.sums = sums if cut.scratch else None  # that wait for the next block
 
     def rows(self, panel: Expr, first: Expr, count: Expr) -> None:
         """Rows first..first+count: those of one tile as wide as the panel stream, more go by blocks of k."""

@@ -1,0 +1,191 @@
+"""Which schedule of a product is the fastest: what is tried, in which order, and when one is believed to be better.
+
+Each choice is tried alone against the default, the most promising again for longer, and those that helped are
+joined, best first: choices hardly depend on each other, and trying the product of all would take hours. Nothing
+here measures: `Measure` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import Any, Protocol
+
+import numpy as np
+
+from llmc.targets import Cpu
+from llmc.targets.kernels.blocking import WIDTHS, ProductShape, Schedule
+from llmc.targets.kernels.linear import rows_that_fit, tile_shape
+
+Array = np.ndarray[Any, Any]
+Change = Mapping[str, int]  # fields of Schedule
+
+FIRST, SECOND, LAST = 9, 21, 51  # rounds: of every choice, of the promising ones, of the winner
+PROMISING = 5
+MARGIN = 0.01  # a schedule must be faster by more than this
+LOSS = 0.02  # and at no number of rows slower by more than this
+_DRAWS = 1000
+_HEIGHT = 14  # the code of taller tiles takes long to compile
+_ROWS = (24, 96)
+_BLOCKS = tuple(kb << 10 for kb in (12, 32, 48, 96))
+_GROUPS = tuple(kb << 10 for kb in (160, 320, 1280))
+
+
+class Measure(Protocol):
+    """Times schedules against the default."""
+
+    def __call__(self, schedules: Sequence[Schedule], rounds: int) -> Array:
+        """f64 `[schedule, round, number of rows]`: time over that of the default, which ran just before."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found.
+
+    Args:
+        schedule: the default unless another is faster beyond the noise.
+        ratio, low, high: its time over the default's and the 95 % interval, 1 for the default.
+        tried: how many others were measured; `complete` if time ran out for none.
+    """
+
+    schedule: Schedule
+    ratio: float
+    low: float
+    high: float
+    tried: int
+    complete: bool
+
+
+def takes(cpu: Cpu, schedule: Schedule) -> bool:
+    """Whether a kernel can have this schedule: its tile fits the registers, a block holds a few steps of k."""
+    _, vectors = tile_shape(cpu, schedule.width)
+    blocks = schedule.block_bytes // (4 * schedule.width)
+    return schedule.height <= rows_that_fit(cpu, vectors) and blocks >= 8 and schedule.rows >= 1
+
+
+def changes(shape: ProductShape, cpu: Cpu) -> list[Change]:
+    """Single choices worth a try; those that make the same kernel come once."""
+    default = Schedule.default(shape.n)
+    seen, chosen = {_work(shape, cpu, default)}, []
+    for change in _all_changes(shape, cpu, default.width):
+        schedule = replace(default, **change)
+        work = _work(shape, cpu, schedule)
+        if takes(cpu, schedule) and work not in seen:
+            seen.add(work)
+            chosen.append(change)
+    return chosen
+
+
+def _all_changes(shape: ProductShape, cpu: Cpu, width: int) -> Iterator[Change]:
+    padded = -shape.n % width
+    for other in WIDTHS:
+        if other != width and -shape.n % other <= padded:
+            yield {"width": other}
+            yield {"width": other, "height": min(_HEIGHT, rows_that_fit(cpu, tile_shape(cpu, other)[1]))}
+    height, vectors = tile_shape(cpu, width)
+    for other in (min(_HEIGHT, rows_that_fit(cpu, vectors)), height * 3 // 4, height // 2):
+        yield {"height": max(1, other)}
+    yield from ({"rows": rows} for rows in _ROWS)
+    yield from ({"block_bytes": size} for size in _BLOCKS)
+    yield from ({"group_bytes": size} for size in _GROUPS)
+
+
+def _work(shape: ProductShape, cpu: Cpu, schedule: Schedule) -> object:
+    """What a schedule comes to."""
+    return schedule.cut(shape.k), tile_shape(cpu, schedule.width, schedule.height)
+
+
+def find_schedule(
+    shape: ProductShape,
+    cpu: Cpu,
+    measure: Measure,
+    left: Callable[[], float],
+    tell: Callable[[float], None] = lambda done: None,
+    at_once: int = 4,
+) -> Outcome:
+    """The schedule to use for a product on `cpu`.
+
+    Args:
+        left: seconds left; once there are none, only what is best so far is confirmed.
+        tell: called with the share of the search that is done.
+        at_once: schedules to measure, and so to compile, together.
+    """
+    tries, scores = changes(shape, cpu), []
+    default = Schedule.default(shape.n)
+    race = _Race(default, cpu, measure)
+    for i in range(0, len(tries), at_once):
+        if left() <= 0:
+            break
+        scores += race.scores(tries[i : i + at_once], FIRST)
+        tell(0.7 * len(scores) / len(tries))
+    complete = len(scores) == len(tries)
+    helped = sorted((s for s in scores if s[0] < 1), key=itemgetter(0))[:PROMISING]
+    helped = sorted(race.scores([change for _, change in helped], SECOND), key=itemgetter(0))
+    tell(0.8)
+    best, change = helped[0] if helped else (1.0, {})
+    for _, other in helped[1:]:
+        joined = {**other, **change}
+        if other.keys() & change.keys() or not takes(cpu, replace(default, **joined)):
+            continue
+        if left() <= 0:
+            complete = False
+            break
+        here = race.scores([joined], SECOND)[0][0]
+        if here < best:
+            best, change = here, joined
+    tell(0.9)
+    found = race.confirmed(change) if best < 1 else (default, 1.0, 1.0, 1.0)
+    return Outcome(*found, race.tried, complete)
+
+
+@dataclass
+class _Race:
+    """Changes of the default, for `cpu`, measured against it."""
+
+    default: Schedule
+    cpu: Cpu
+    measure: Measure
+    tried: int = 0
+
+    def scores(self, some: Sequence[Change], rounds: int) -> list[tuple[float, Change]]:
+        """The score of each."""
+        if not some:
+            return []
+        self.tried += len(some) if rounds == FIRST else 0
+        ratios = self.measure([self._schedule(change) for change in some], rounds)
+        return [(score(r), change) for r, change in zip(ratios, some, strict=True)]
+
+    def confirmed(self, change: Change) -> tuple[Schedule, float, float, float]:
+        """The best of many is best by luck too: it is measured anew, and the default stays unless it wins again."""
+        ratios = self.measure([self._schedule(change)], LAST)[0]
+        if not wins(ratios):
+            return self.default, 1.0, 1.0, 1.0
+        return self._schedule(change), score(ratios), *interval(ratios)
+
+    def _schedule(self, change: Change) -> Schedule:
+        return replace(self.default, **change, cpu=self.cpu.name)
+
+
+def wins(ratios: Array) -> bool:
+    """Whether ratios `[round, number of rows]` are below 1 beyond the noise.
+
+    The upper end of the score's interval is below 1 - MARGIN, and no number of rows is slower by more than LOSS.
+    """
+    _, high = interval(ratios)
+    return high < 1 - MARGIN and bool(np.all(np.median(ratios, axis=0) <= 1 + LOSS))
+
+
+def score(ratios: Array) -> float:
+    """The geometric mean over the numbers of rows, for one schedule serves all, of the median over the rounds."""
+    return float(np.exp(np.mean(np.log(np.median(ratios, axis=-2)), axis=-1)))
+
+
+def interval(ratios: Array) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the score: rounds are drawn again, with replacement, for each number of rows."""
+    rounds, sizes = ratios.shape
+    drawn = np.random.default_rng(0).integers(0, rounds, (_DRAWS, rounds, sizes))
+    medians = np.median(np.take_along_axis(ratios[None], drawn, axis=1), axis=1)
+    low, high = np.quantile(np.exp(np.mean(np.log(medians), axis=1)), (0.025, 0.975))
+    return float(low), float(high)
