@@ -12,7 +12,6 @@ from typing import Any, TypedDict, Unpack
 
 from llmc import embed
 from llmc.compiler import artifact
-from llmc.compiler.calls import Call
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
@@ -20,13 +19,14 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import make_plan
 from llmc.compiler.promises import run_verified
 from llmc.errors import LlmcError
-from llmc.package import FATBIN, Build, manifest
+from llmc.kernels import Kernels
+from llmc.package import Build, manifest
 from llmc.passes import LEVELS, PASSES, shortcuts
 from llmc.passes.ragged import blanked, ragged_steps
 from llmc.quantisation import Quantisation
 from llmc.runtime.manifest import MANIFEST, seal
 from llmc.selfcheck import check, record
-from llmc.targets import Target, host, store
+from llmc.targets import host
 
 Progress = Callable[[str, float], None]
 
@@ -46,7 +46,7 @@ class CompileReport:
         target, pipeline: what it was compiled for, and the passes that ran.
         nodes: size of the graph after the passes; `kernels` distinct kernels make `steps` calls.
         cached: how many of the files of machine code an earlier compile had made.
-        products: as the manifest has them; those of this compile's searches have `searched`.
+        products: as the manifest has them (runtime/format.md).
     """
 
     path: Path
@@ -292,15 +292,14 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
         graph, added = options.quant.run(graph, imported.tokenizer, compile_graph, run)
         pipeline = Pipeline((*steps, *packing.steps, *added.steps))
         stages.enter("make kernels", 0.5)
-        calls = _lowered(graph, chosen)
-        chosen = chosen.serving(call.kernel.family for call in calls)
-        kept = store.Store(store.folder())
+        kernels = Kernels.of(graph, chosen)
+        calls, chosen = kernels.calls, kernels.target
         if options.tune:
             stages.enter("tune", 0.5)
-            tuned = tune(calls, graph.dims, chosen, kept, options.tune_time, stages.within(0.5, 0.62))
-            calls = _lowered(graph, chosen, schedules(tuned))
+            kernels = kernels.tune(options.tune_time, stages.within(0.5, 0.62))
+            calls = kernels.calls
             stages.enter("make kernels", 0.62)
-        objects, code = _objects(calls, chosen, kept)
+        objects, code = kernels.objects()
         stages.enter("write weights", 0.65)
         plan = make_plan(graph, calls)
         build = Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
@@ -316,12 +315,11 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
         fields = manifest(imported, build, str(pipeline), folder)
-        fields |= {"quantisation": options.quant.mode, "selftest": accepted}
+        fields |= {"quantisation": options.quant.mode, "selftest": accepted, "products": kernels.products()}
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
         check(folder, chosen)
         stages.leave()
     sizes = {p.name: p.stat().st_size for p in sorted(output.iterdir())}
-    kernels = {c.kernel.symbol for c in calls}
     return CompileReport(
         output,
         stages.seconds,
@@ -329,38 +327,11 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
         chosen.name,
         str(pipeline),
         len(graph.nodes),
-        len(kernels),
+        len({c.kernel.symbol for c in calls}),
         len(plan.steps),
-        kept.found,
+        kernels.kept.found,
+        kernels.products(),
     )
-
-
-def _lowered(graph: Graph, target: Target) -> tuple[Call, ...]:
-    """The calls of a graph."""
-    if target.gpus:
-        from llmc.targets.cuda.build import find_nvcc
-        from llmc.targets.cuda.lower import lower as lower_for_gpu
-
-        find_nvcc()
-        return lower_for_gpu(graph)
-    from llmc.targets.lower import lower
-
-    return lower(graph)
-
-
-def _objects(
-    calls: Sequence[Call], target: Target, kept: store.Store
-) -> tuple[dict[str, bytes], dict[str, str]]:
-    """The machine code of the calls' kernels by symbol, and the source of what was not made from TIR."""
-    if not target.gpus:
-        from llmc.targets.build import compile_calls
-
-        return compile_calls(calls, target, kept), {}
-    from llmc.targets.cuda.build import cuda_source, fatbin
-
-    kernels = {call.kernel.symbol: call.kernel for call in calls}
-    source = cuda_source({symbol: k.emit(symbol, None) for symbol, k in kernels.items()})
-    return {FATBIN: fatbin(source, target.gpus, kept)}, {"kernels.cu": source}
 
 
 def _keep(folder: Path, imported: Graph, graph: Graph, sources: Mapping[str, str]) -> None:

@@ -47,7 +47,7 @@ class Records:
             found = json.loads(self._path(about).read_bytes())
             outcome = _outcome(found["found"])
             spent = float(found["seconds"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         known = {key: found.get(key) for key in about} == about and self._suits(shape, outcome.schedule)
         return outcome if known and (outcome.complete or spent >= seconds) else None
@@ -101,12 +101,13 @@ def _outcome(found: Mapping[str, Any]) -> Outcome:
     Raises:
         KeyError, TypeError, ValueError: it is none.
     """
-    fields = {field.name: type(field.default) for field in dataclasses.fields(Schedule)}
-    for name, value in found["schedule"].items():
-        wanted = int if name == "width" else fields[name]
-        if type(value) is not wanted or value == 0 or (wanted is int and not 0 < value < 1 << 30):
+    schedule = found["schedule"]
+    for name, value in schedule.items():
+        if name == "cpu":
+            continue
+        if type(value) is not int or not 0 < value < 1 << 30:
             raise ValueError(name)
-    numbers = [float(found[name]) for name in ("ratio", "low", "high")]
-    if not all(0 < number < 1e3 for number in numbers) or type(found["complete"]) is not bool:
+    ratio, low, high = (float(found[name]) for name in ("ratio", "low", "high"))
+    if not all(0 < number < 1e3 for number in (ratio, low, high)) or type(found["complete"]) is not bool:
         raise ValueError("ratio")
-    return Outcome(Schedule(**found["schedule"]), *numbers, int(found["tried"]), found["complete"])
+    return Outcome(Schedule(**schedule), ratio, low, high, int(found["tried"]), found["complete"])

@@ -8,7 +8,7 @@ here measures: `Measure` does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -70,7 +70,7 @@ def changes(shape: ProductShape, cpu: Cpu) -> list[Change]:
     default = Schedule.default(shape.n)
     seen, chosen = {_work(shape, cpu, default)}, []
     for change in _all_changes(shape, cpu, default.width):
-        schedule = replace(default, **change)
+        schedule = _changed(default, change)
         work = _work(shape, cpu, schedule)
         if takes(cpu, schedule) and work not in seen:
             seen.add(work)
@@ -90,6 +90,10 @@ def _all_changes(shape: ProductShape, cpu: Cpu, width: int) -> Iterator[Change]:
     yield from ({"rows": rows} for rows in _ROWS)
     yield from ({"block_bytes": size} for size in _BLOCKS)
     yield from ({"group_bytes": size} for size in _GROUPS)
+
+
+def _changed(schedule: Schedule, change: Change) -> Schedule:
+    return Schedule(**{**asdict(schedule), **change})
 
 
 def _work(shape: ProductShape, cpu: Cpu, schedule: Schedule) -> object:
@@ -127,7 +131,7 @@ def find_schedule(
     best, change = helped[0] if helped else (1.0, {})
     for _, other in helped[1:]:
         joined = {**other, **change}
-        if other.keys() & change.keys() or not takes(cpu, replace(default, **joined)):
+        if other.keys() & change.keys() or not takes(cpu, _changed(default, joined)):
             continue
         if left() <= 0:
             complete = False
@@ -165,7 +169,7 @@ class _Race:
         return self._schedule(change), score(ratios), *interval(ratios)
 
     def _schedule(self, change: Change) -> Schedule:
-        return replace(self.default, **change, cpu=self.cpu.name)
+        return replace(_changed(self.default, change), cpu=self.cpu.name)
 
 
 def wins(ratios: Array) -> bool:

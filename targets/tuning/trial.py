@@ -156,6 +156,6 @@ def _random(dtype: Any, count: int) -> Array:
     """Numbers of the size of 1, aligned to 64 bytes."""
     memory = np.empty(count * np.dtype(dtype).itemsize + 64, np.uint8)
     start = -memory.ctypes.data % 64
-    array = memory[start : start + count * np.dtype(dtype).itemsize].view(dtype)
+    array: Array = memory[start : start + count * np.dtype(dtype).itemsize].view(dtype)
     array[:] = np.resize(np.random.default_rng(1).normal(size=4093).astype(dtype), count)
     return array
