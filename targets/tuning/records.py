@@ -17,7 +17,7 @@ from typing import Any
 from llmc.targets import Cpu, store
 from llmc.targets.build import content_version
 from llmc.targets.host import Processor
-from llmc.targets.kernels.blocking import WIDTHS, ProductShape, Schedule
+from llmc.targets.kernels.blocking import ProductShape, Schedule
 from llmc.targets.kernels.linear import emit_linear
 from llmc.targets.tuning.search import Outcome, takes
 
@@ -86,7 +86,7 @@ class Records:
         return self.place / f"{store.key(json.dumps(about, sort_keys=True))[:40]}.json"
 
     def _suits(self, shape: ProductShape, schedule: Schedule) -> bool:
-        fits = schedule.width in WIDTHS and takes(self.cpu, schedule)
+        fits = takes(shape, self.cpu, schedule)
         return fits and (schedule == Schedule.default(shape.n) or schedule.cpu == self.cpu.name)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from llmc.targets import Cpu
 from llmc.targets.kernels.blocking import WIDTHS, ProductShape, Schedule
+from llmc.targets.kernels.emit import LANES
 from llmc.targets.kernels.linear import rows_that_fit, tile_shape
 
 Array = np.ndarray[Any, Any]
@@ -58,11 +59,15 @@ class Outcome:
     complete: bool
 
 
-def takes(cpu: Cpu, schedule: Schedule) -> bool:
-    """Whether a kernel can have this schedule: its tile fits the registers, a block holds a few steps of k."""
-    _, vectors = tile_shape(cpu, schedule.width)
-    blocks = schedule.block_bytes // (4 * schedule.width)
-    return schedule.height <= rows_that_fit(cpu, vectors) and blocks >= 8 and schedule.rows >= 1
+def takes(shape: ProductShape, cpu: Cpu, schedule: Schedule) -> bool:
+    """Whether a kernel can have this schedule.
+
+    Its tile fits the registers, no vector of a panel is all padding, a block holds a few steps of k.
+    """
+    if schedule.width not in WIDTHS or -shape.n % schedule.width >= LANES:
+        return False
+    fits = schedule.height <= rows_that_fit(cpu, tile_shape(cpu, schedule.width)[1])
+    return fits and schedule.rows >= 1 and schedule.block_bytes >= 8 * 4 * schedule.width
 
 
 def changes(shape: ProductShape, cpu: Cpu) -> list[Change]:
@@ -72,7 +77,7 @@ def changes(shape: ProductShape, cpu: Cpu) -> list[Change]:
     for change in _all_changes(shape, cpu, default.width):
         schedule = _changed(default, change)
         work = _work(shape, cpu, schedule)
-        if takes(cpu, schedule) and work not in seen:
+        if takes(shape, cpu, schedule) and work not in seen:
             seen.add(work)
             chosen.append(change)
     return chosen
@@ -131,7 +136,7 @@ def find_schedule(
     best, change = helped[0] if helped else (1.0, {})
     for _, other in helped[1:]:
         joined = {**other, **change}
-        if other.keys() & change.keys() or not takes(cpu, _changed(default, joined)):
+        if other.keys() & change.keys() or not takes(shape, cpu, _changed(default, joined)):
             continue
         if left() <= 0:
             complete = False
