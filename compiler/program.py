@@ -6,7 +6,7 @@ graph, no allocation while it runs. The text is kept by `llmc compile --keep DIR
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,23 @@ LANES = 16  # multiply-adds in the unit of `Call.cost`
 
 @dataclass(frozen=True)
 class Variant:
-    """Code for one instruction set: name, LLMC_CPU_* bits, FLOP of one round of its `fma_loop`."""
+    """Code for one instruction set.
+
+    Args:
+        name: as in the manifest.
+        features: LLMC_CPU_* bits it needs.
+        peak_flops: FLOP of one round of its `fma_loop`.
+        code_for: family of kernels -> name of the instruction set whose code it uses; None: always its own.
+    """
 
     name: str
     features: int
     peak_flops: int
+    code_for: Callable[[str], str] | None = None
+
+    def code(self, family: str) -> str:
+        """The instruction set that its kernels of `family` are made for."""
+        return self.code_for(family) if self.code_for else self.name
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ def write_program(
         output_shapes=[[_size(d) for d in t.type.shape] for t in outputs],
         kernels=[_kernel(k) for k in kernels],
         variants=variants,
+        codes=lambda family: dict.fromkeys(v.code(family) for v in variants),
         steps=[
             {**_step(i, s, plan), "index": kernels.index(s.kernel) if isinstance(s, Call) else None}
             for i, s in enumerate(plan.steps)
@@ -139,6 +152,7 @@ def _tensor(tensor: Tensor, names: Sequence[str]) -> dict[str, Any]:
 def _kernel(kernel: Kernel) -> dict[str, Any]:
     return {
         "symbol": kernel.symbol,
+        "family": kernel.family,
         "reads": range(len(kernel.pointers) - 1),
         "scalars": range(kernel.scalars),
         "scratch": kernel.scratch > 0,

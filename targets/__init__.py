@@ -23,6 +23,7 @@ class Cpu:
         dots: whether one instruction sums four products of bytes. A variant that has no more than this over
             the next serves programs with integer products only.
         tiles: whether it multiplies tiles of bytes (AMX); such a variant has `dots` too.
+        base: the instruction set whose code serves all kernels but integer products; None: its own.
     """
 
     name: str
@@ -35,6 +36,11 @@ class Cpu:
     machine: str = "x86_64"
     dots: bool = False
     tiles: bool = False
+    base: Cpu | None = None
+
+    def code_for(self, family: str) -> Cpu:
+        """The instruction set that kernels of `family` are compiled for: most gain nothing from integer products."""
+        return self if family in INTEGER or self.base is None else self.base
 
     @property
     def wide(self) -> bool:
@@ -87,6 +93,7 @@ AVX512VNNI = Cpu(
     32,
     16,
     dots=True,
+    base=AVX512,
 )
 AVX512AMX = replace(
     AVX512VNNI,
@@ -97,11 +104,22 @@ AVX512AMX = replace(
     tiles=True,
 )
 AVX2 = Cpu("avx2", "x86-64-v3", (), 0b001, "AVX2 and FMA", 16, 8)
+AVX2VNNI = replace(
+    AVX2,
+    name="avx2vnni",
+    attributes=("+avxvnni",),
+    features=0b10001,
+    needs="AVX2, FMA and AVX-VNNI",
+    dots=True,
+    base=AVX2,
+)
 
 # LLMC_CPU_NEON, _DOTPROD, _FP16 and _I8MM are bits 8 to 11.
 _DOT = "NEON and dot product"
 NEON = Cpu("neon", "generic", ("+neon",), 0x100, "NEON", 32, 4, "aarch64")
-DOTPROD = Cpu("dotprod", "generic", ("+neon", "+dotprod"), 0x300, _DOT, 32, 4, "aarch64", dots=True)
+DOTPROD = Cpu(
+    "dotprod", "generic", ("+neon", "+dotprod"), 0x300, _DOT, 32, 4, "aarch64", dots=True, base=NEON
+)
 A72 = Cpu("a72", "cortex-a72", (), 0x100, "NEON", 32, 4, "aarch64")
 A76 = Cpu("a76", "cortex-a76", (), 0x700, f"{_DOT}, FP16", 32, 4, "aarch64", dots=True)
 N1 = Cpu("n1", "neoverse-n1", (), 0x700, f"{_DOT}, FP16", 32, 4, "aarch64", dots=True)
@@ -128,10 +146,10 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             "x86",
             "any x86-64 with AVX2, AVX-512 used where present",
             *_LINUX,
-            (AVX512AMX, AVX512VNNI, AVX512, AVX2),
+            (AVX512AMX, AVX512VNNI, AVX512, AVX2VNNI, AVX2),
         ),
         "x86-avx512": Target("x86-avx512", "x86-64 with AVX-512", *_LINUX, (AVX512AMX, AVX512VNNI, AVX512)),
-        "x86-avx2": Target("x86-avx2", "x86-64 with AVX2 and FMA", *_LINUX, (AVX2,)),
+        "x86-avx2": Target("x86-avx2", "x86-64 with AVX2 and FMA", *_LINUX, (AVX2VNNI, AVX2)),
         "cuda": Target("cuda", "NVIDIA GPUs from Turing on, x86-64 host", *_LINUX, (), tuple(GPUS)),
         **{
             f"cuda-{sm}": Target(f"cuda-{sm}", f"NVIDIA {what}, x86-64 host", *_LINUX, (), (sm,))

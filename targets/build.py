@@ -36,11 +36,11 @@ def llvm_target(triple: str, cpu: Cpu) -> Any:
 
 def compile_calls(calls: Sequence[Call], target: Target, kept: store.Store) -> dict[str, bytes]:
     """Symbol -> object file, of the calls' kernels and the measuring loop for each instruction set."""
-    emitters: dict[str, Emit] = {call.kernel.symbol: call.kernel.emit for call in calls}
-    emitters["fma_loop"] = emit_peak
+    emitters: dict[tuple[str, str], Emit] = {(c.kernel.family, c.kernel.symbol): c.kernel.emit for c in calls}
+    emitters["fma_loop", "fma_loop"] = emit_peak
     jobs: dict[str, Callable[[], bytes]] = {}
-    for cpu in target.cpus:
-        for stem, emit in emitters.items():
+    for (family, stem), emit in emitters.items():
+        for cpu in dict.fromkeys(cpu.code_for(family) for cpu in target.cpus):
             symbol = f"{stem}_{cpu.name}"
             function = emit(symbol, cpu)  # Python, so one after the other; LLVM's part runs side by side
             name = store.key(symbol, _content(function), target.triple, repr(cpu), _VERSIONS)

@@ -20,6 +20,7 @@ _FLAGS = {
     "avx512amx": {"amx_tile", "amx_int8", "avx512_vnni"},
     "avx512vnni": {"avx512_vnni"},
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "avx2vnni": {"avx_vnni"},
     "avx2": {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"},
 }
 _ARM_FLAGS = {0x100: "asimd", 0x200: "asimddp", 0x400: "asimdhp", 0x800: "i8mm"}  # by LLMC_CPU_* bit

@@ -85,7 +85,7 @@ class Build:
 def _variant(cpu: Cpu) -> Variant:
     from llmc.targets.kernels.peak import peak_flops
 
-    return Variant(cpu.name, cpu.features, peak_flops(cpu))
+    return Variant(cpu.name, cpu.features, peak_flops(cpu), lambda family: cpu.code_for(family).name)
 
 
 def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> dict[str, Any]:

@@ -38,12 +38,14 @@ unsigned llmc_cpu_features(void) {
     const unsigned fma = 1u << 12, osxsave = 1u << 27, f16c = 1u << 29;                    /* leaf 1, ecx */
     const unsigned avx2 = 1u << 5;                                                        /* leaf 7, ebx */
     const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, vnni = 1u << 11;     /* F DQ BW VL; ecx */
-    unsigned a, b, c, d, features = 0;
+    const unsigned avx_vnni = 1u << 4;                                                    /* leaf 7.1, eax */
+    unsigned a, b, c, d, more, unused, features = 0;
     uint64_t saved;
     if (!__get_cpuid(1, &a, &b, &c, &d) || (c & (fma | osxsave | f16c)) != (fma | osxsave | f16c)) return 0;
     saved = saved_state();
     if ((saved & 6) != 6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & avx2)) return 0;
     features = LLMC_CPU_AVX2;
+    if (__get_cpuid_count(7, 1, &more, &unused, &unused, &unused) && (more & avx_vnni)) features |= LLMC_CPU_AVXVNNI;
     if ((saved & 0xe0) == 0xe0 && (b & avx512) == avx512) {
         features |= LLMC_CPU_AVX512;
         if (c & vnni) features |= LLMC_CPU_AVX512VNNI;
@@ -104,7 +106,7 @@ void llmc_set_float_mode(uint64_t mode) {
 
 void llmc_cpu_feature_names(unsigned features, char *text, size_t size) {
     static const char *const names[32] = {[0] = "AVX2 with FMA and F16C", [1] = "AVX-512 F/BW/DQ/VL",
-                                          [2] = "AVX-512 VNNI", [3] = "AMX with INT8", [8] = "NEON",
+                                          [2] = "AVX-512 VNNI", [3] = "AMX with INT8", [4] = "AVX-VNNI", [8] = "NEON",
                                           [9] = "dot product", [10] = "half-precision arithmetic", [11] = "I8MM"};
     size_t used = 0;
     unsigned i;

@@ -17,6 +17,7 @@
 #define LLMC_CPU_AVX512 2u     /* AVX-512 F, BW, DQ, VL */
 #define LLMC_CPU_AVX512VNNI 4u /* AVX-512 VNNI */
 #define LLMC_CPU_AMX 8u        /* AMX tiles with INT8 products, and the system's leave to use them */
+#define LLMC_CPU_AVXVNNI 0x10u /* the same with 256-bit registers and no AVX-512 */
 #define LLMC_CPU_NEON 0x100u   /* 64-bit ARM with Advanced SIMD */
 #define LLMC_CPU_DOTPROD 0x200u /* sdot, udot */
 #define LLMC_CPU_FP16 0x400u   /* arithmetic on half-precision vectors */

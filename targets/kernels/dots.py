@@ -1,7 +1,7 @@
 """Integer products by vector instructions: a register tile of sums, 4 bytes of k at a time.
 
-`vpdpbusd` multiplies u8 by s8 and sums fours where the CPU has it; elsewhere bytes are widened to 16 bits and
-`vpmaddwd` sums pairs (never `vpmaddubsw`, which saturates). ARM's instructions are in `neon.py`.
+`vpdpbusd` multiplies u8 by s8 and sums fours; `widened.py` is for x86 CPUs without it. ARM's instructions are in
+`neon.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from llmc.targets import Cpu
 from llmc.targets.kernels import neon
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, i64, splat, vector
 from llmc.targets.kernels.integer import Item, Product, accumulators
-
-PAGES = 64  # int8 of a cache line
 
 
 @dataclass(frozen=True)
@@ -33,10 +31,9 @@ def tile_of(cpu: Cpu, width: int) -> Tile:
     if cpu.machine == "aarch64":
         return Tile(neon.DOT_ROWS if cpu.dots else neon.WIDE_ROWS, neon.QUADS, 4)
     if cpu.vectors < 32:
-        return Tile(4, 2, cpu.lanes)
+        return Tile(6, 2, cpu.lanes)
     vectors = width // LANES
-    rows = {1: 12, 2: 12, 3: 8, 4: 6} if cpu.dots else {1: 12, 2: 10, 3: 6, 4: 5}
-    return Tile(rows[vectors], vectors, LANES)
+    return Tile({1: 12, 2: 12, 3: 8, 4: 6}[vectors], vectors, LANES)
 
 
 def emit(product: Product) -> None:
@@ -61,7 +58,7 @@ def emit(product: Product) -> None:
 
 def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int, ahead: Expr, step: Expr) -> None:
     """Rows row..row + tile.rows, `tile.vectors` vectors of columns from `part` of the panel on."""
-    e, lanes = p.e, tile.lanes
+    e = p.e
     column = e.let(item.panel * p.width + part)
     panel = e.let(item.panel * (p.groups * p.width) + part)
     bases = [p.row_base(row + i) for i in range(tile.rows)]
@@ -69,6 +66,12 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int, ahead: Expr,
         acc = neon.sums(e, p.cpu, p.row_words, bases, p.w_words, panel, p.groups, p.width)
     else:
         acc = _sums(p, tile, bases, panel, column, ahead, step)
+    store(p, tile, acc, row, column)
+
+
+def store(p: Product, tile: Tile, acc: Buffer, row: Expr, column: Expr) -> None:
+    """The float steps of a tile's sums."""
+    e, lanes = p.e, tile.lanes
     if not p.long:
         for i in range(tile.rows):
             p.store(
@@ -84,24 +87,30 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int, ahead: Expr,
         p.store(e.let(row + at), column, sums, lanes)
 
 
+def started(p: Product, tile: Tile, column: Expr) -> Buffer:
+    """A tile's sums before the first product."""
+    e = p.e
+    acc = accumulators(e, tile.rows * tile.vectors, tile.lanes)
+    for j in range(tile.vectors):
+        start = p.start(column + j * tile.lanes, tile.lanes)
+        for i in range(tile.rows):
+            e.set(acc, i * tile.vectors + j, start)
+    return acc
+
+
 def _sums(
     p: Product, tile: Tile, bases: list[Expr], panel: Expr, column: Expr, ahead: Expr, step: Expr
 ) -> Buffer:
     """acc[i, j] = exact sums of 4-byte groups, in any order; meanwhile the next panel comes nearer."""
     e, lanes, vectors = p.e, tile.lanes, tile.vectors
-    acc = accumulators(e, tile.rows * vectors, lanes)
-    dots_of = vnni if p.cpu.dots else _widened
-    for j in range(vectors):
-        start = p.start(column + j * lanes, lanes)
-        for i in range(tile.rows):
-            e.set(acc, i * vectors + j, start)
+    acc = started(p, tile, column)
     with e.loop(0, p.groups, "k") as at:
         here = e.let(panel + at * p.width)
         b = [e.load(p.w_words, here + j * lanes, lanes) for j in range(vectors)]
         soon = e.let(ahead + at * step)
         for j in range(0, vectors * lanes, LANES):
             e.prefetch(p.w, soon + 4 * j, locality=2)
-        dots = dots_of(e, lanes, b)
+        dots = vnni(e, lanes, b)
         for i in range(tile.rows):
             a = e.let(splat(e.load(p.row_words, bases[i] + at), lanes))
             for j, total in enumerate(dots(a, [e.get(acc, i * vectors + j) for j in range(vectors)])):
@@ -114,36 +123,12 @@ Dots = Callable[[Expr, list[Expr]], list[Expr]]  # (4 bytes of a row in each lan
 
 def vnni(e: Emitter, lanes: int, b: list[Expr]) -> Dots:
     """sums + 4 products u8 x s8 in each lane: one instruction."""
-    weights = [e.let(tirx.reinterpret("int8x64", w)) for w in b]
-    name = "llvm.x86.avx512.vpdpbusd.512"
+    weights = [e.let(tirx.reinterpret(f"int8x{4 * lanes}", w)) for w in b]
+    name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
 
     def dots(a: Expr, sums: list[Expr]) -> list[Expr]:
-        row = e.let(tirx.reinterpret("uint8x64", a))
+        row = e.let(tirx.reinterpret(f"uint8x{4 * lanes}", a))
         pairs = zip(sums, weights, strict=True)
-        return [tirx.call_llvm_pure_intrin("int32x16", name, total, row, w) for total, w in pairs]
-
-    return dots
-
-
-def _widened(e: Emitter, lanes: int, b: list[Expr]) -> Dots:
-    """The same by bytes 0 and 2, then 1 and 3, widened to 16 bits: products of 9 by 8 bits, summed in 32."""
-    half, name = (
-        f"int16x{2 * lanes}",
-        "llvm.x86.avx512.pmaddw.d.512" if lanes == 16 else "llvm.x86.avx2.pmadd.wd",
-    )
-    eight, low = splat(tirx.const(8, "int16"), 2 * lanes), splat(tirx.const(0x00FF00FF, "int32"), lanes)
-    words = [e.let(tirx.reinterpret(half, w)) for w in b]
-    odd = [e.let(tirx.shift_right(w, eight)) for w in words]
-    even = [e.let(tirx.shift_right(e.let(tirx.shift_left(w, eight)), eight)) for w in words]
-
-    def dots(a: Expr, sums: list[Expr]) -> list[Expr]:
-        shifted = e.let(tirx.shift_right(a, splat(tirx.const(8, "int32"), lanes)))
-        parts = [e.let(tirx.reinterpret(half, tirx.bitwise_and(v, low))) for v in (a, shifted)]
-        result = []
-        for total, *pair in zip(sums, even, odd, strict=True):
-            for row, w in zip(parts, pair, strict=True):
-                total = e.let(total + tirx.call_llvm_pure_intrin(vector("int32", lanes), name, row, w))
-            result.append(total)
-        return result
+        return [tirx.call_llvm_pure_intrin(vector("int32", lanes), name, total, row, w) for total, w in pairs]
 
     return dots

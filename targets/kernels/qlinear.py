@@ -1,6 +1,7 @@
 """`qlinear`, products of int8: exact sums in int32 on every CPU, then the same float steps.
 
-`integer.py` has what the kernels share, `amx.py` multiplies tiles of 16 rows, `dots.py` vectors.
+`integer.py` has what the kernels share, `amx.py` multiplies tiles of 16 rows, `dots.py` vectors, `widened.py`
+vectors of 16-bit values where no instruction sums products of bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops.rows import ZERO, line_stride
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
-from llmc.targets.kernels import amx, dots
+from llmc.targets.kernels import amx, dots, widened
 from llmc.targets.kernels.emit import LANES, Emitter
 from llmc.targets.kernels.integer import ROWS_PER_ITEM, Product
 from llmc.targets.kernels.linear import pad_columns
@@ -70,7 +71,9 @@ def lower_qlinear(node: Node) -> Call:
     rows = product(node.shape[:-1])
     pointers = ("u8", "i8", "i32", *("f32",) * (len(operands) - 2))
     emit = partial(emit_qlinear, n=n, k=k, width=width, epilogue=epilogue)
-    kernel = Kernel("qlinear", (n, k, width, epilogue), pointers, 1, emit, amx.SCRATCH)
+    kernel = Kernel(
+        "qlinear", (n, k, width, epilogue), pointers, 1, emit, max(amx.SCRATCH, widened.scratch(k))
+    )
     return Call(
         kernel,
         (*operands, node),
@@ -90,6 +93,8 @@ def emit_qlinear(symbol: str, cpu: Cpu, *, n: int, k: int, width: int, epilogue:
     scratch = e.scratch("int32")
     if cpu.tiles and k >= amx.DEPTH:
         amx.emit(operands, scratch)
+    elif cpu.machine == "x86_64" and not cpu.dots:
+        widened.emit(operands, scratch)
     else:
         dots.emit(operands)
     return e.function()

@@ -13,8 +13,8 @@ from kernel_lab import Lab, check, cpus, run_all, same_bits
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import OPS, constant, input_, make
-from llmc.targets import AVX2, AVX512, AVX512AMX, AVX512VNNI
-from llmc.targets.kernels.dots import tile_of
+from llmc.targets import AVX2, AVX2VNNI, AVX512, AVX512AMX, AVX512VNNI
+from llmc.targets.kernels import dots, widened
 from llmc.targets.kernels.qlinear import lower_qlinear
 
 Array = np.ndarray[Any, Any]
@@ -123,7 +123,13 @@ def test_nan_reaches_the_answer(kernels: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("cpu", "used"),
-    [(AVX512AMX, "tdpbusd"), (AVX512VNNI, "vpdpbusd"), (AVX512, "vpmaddwd"), (AVX2, "vpmaddwd")],
+    [
+        (AVX512AMX, "tdpbusd"),
+        (AVX512VNNI, "vpdpbusd"),
+        (AVX2VNNI, "vpdpbusd"),
+        (AVX512, "vpmaddwd"),
+        (AVX2, "vpmaddwd"),
+    ],
 )
 def test_instructions(cpu: Any, used: str) -> None:
     """Sums stay in registers, and the instruction that saturates is not used."""
@@ -141,7 +147,7 @@ def test_instructions(cpu: Any, used: str) -> None:
     module = tvm.ir.transform.Sequential(passes)(tvm.IRModule({"f": function}))
     target = llvm_target("x86_64-linux-gnu", cpu)
     text = tvm.get_global_func("target.build.llvm")(module, target).inspect_source("asm")
-    tile = tile_of(cpu, 32)
+    tile = (dots if cpu.dots else widened).tile_of(cpu, 32)
     needed = 2 * 2 + 2 if cpu.tiles else tile.rows * tile.vectors * (1 if cpu.dots else 2)
     assert len(re.findall(rf"\b{used}\b", text)) >= needed
     assert "vpmaddubsw" not in text

@@ -105,3 +105,15 @@ def test_content_tells_kernels_apart() -> None:
         return e.function()
 
     assert _content(stores(1.0)) == _content(stores(1.0)) != _content(stores(1.0000001))
+
+
+def test_variants_share_what_is_the_same_for_them() -> None:
+    """Only integer products are compiled for VNNI and AMX."""
+    x = input_("x", "f32", (symbol("n"), 24))
+    weight = constant(np.ones((40, 24), np.int8))
+    product = make("qlinear", (make("quantize_rows", (x,)), weight, constant(np.ones(40, np.float32))))
+    calls = lower(Graph((x,), {"y": product}, {"n": (1, 9)}))
+    names = {name.rpartition("_")[::2] for name in compile_calls(calls, TARGETS["x86"], store.Store(None))}
+    of = {stem.partition("_")[0]: {c for s, c in names if s == stem} for stem, _ in names}
+    assert of["qlinear"] == {"avx512amx", "avx512vnni", "avx512", "avx2vnni", "avx2"}
+    assert of["quantize"] == of["fma"] == {"avx512", "avx2"}
