@@ -33,7 +33,7 @@ class Tuned:
 
 
 def measured_variant(target: Target) -> Cpu:
-    """The variant that an artifact for `target` runs on this machine.
+    """The instruction set of the products' code that an artifact for `target` runs on this machine.
 
     Raises:
         LlmcError: there is none.
@@ -46,7 +46,7 @@ def measured_variant(target: Target) -> Cpu:
             found=f"{machine()}: {', '.join(processor().variants) or 'no known instruction set'}",
             hint="compile there with --tune, or here without it",
         )
-    return cpu
+    return cpu.code_for("linear")
 
 
 def tune(

@@ -31,7 +31,7 @@ class Records:
     Args:
         place: the folder, made when first written to.
         processor: what was measured on.
-        cpu: the variant.
+        cpu: the instruction set of the code.
     """
 
     place: Path | None
