@@ -10,6 +10,8 @@ ROWS_PER_ITEM = 48  # a multiple of the full tile heights 6, 8 and 12
 WIDTHS = (48, 64, 32, 16)  # panel widths, best first
 BLOCK_BYTES = 24 << 10  # of a panel's block of k: with rows of x it fits an L1 of 32 KB
 GROUP_BYTES = 640 << 10  # of the rows of x that panels take turns on: they stay in an L2 of 1 MB
+UNROLL = 4
+AHEAD = 64  # rows of a streamed panel that are asked for, into L2, before they are needed
 _GROUP = 3  # items of a group at most: more rows would not make the panel's share of the traffic matter less
 
 
@@ -35,10 +37,16 @@ class Blocking:
 
     @classmethod
     def of(
-        cls, k: int, width: int, rows: int, block_bytes: int = BLOCK_BYTES, group_bytes: int = GROUP_BYTES
+        cls,
+        k: int,
+        width: int,
+        rows: int,
+        block_bytes: int = BLOCK_BYTES,
+        group_bytes: int = GROUP_BYTES,
+        unroll: int = UNROLL,
     ) -> Blocking:
         """Equal blocks of k, of float32 values of x and w."""
-        unroll = 4 if k % 4 == 0 else 1
+        unroll = unroll if k % unroll == 0 else 1
         blocks = -(-k // (block_bytes // (4 * width)))
         depth = -(-k // (blocks * unroll)) * unroll
         group = max(1, min(_GROUP, group_bytes // (4 * k * rows)))
@@ -75,16 +83,19 @@ class Schedule:
     Args:
         width: columns of a panel. It is the layout of the weights, which all variants of an artifact share.
         rows: of an item. The program counts items, so all variants share it too.
-        block_bytes, group_bytes: as above.
+        block_bytes, group_bytes, ahead: as above.
+        unroll: steps of k written out, where k is a multiple.
         height: rows of a tile at most; 0: as many as tile_shape() has for the width.
-        cpu: name of the variant that block_bytes, group_bytes and height are for, the others have the defaults;
-            "" if they are for all.
+        cpu: name of the variant that all but width and rows are for, the others have the defaults; "" if they are
+            for all.
     """
 
     width: int
     rows: int = ROWS_PER_ITEM
     block_bytes: int = BLOCK_BYTES
     group_bytes: int = GROUP_BYTES
+    unroll: int = UNROLL
+    ahead: int = AHEAD
     height: int = 0
     cpu: str = ""
 
@@ -99,7 +110,7 @@ class Schedule:
 
     def cut(self, k: int) -> Blocking:
         """The pieces of a product of rows of length k."""
-        return Blocking.of(k, self.width, self.rows, self.block_bytes, self.group_bytes)
+        return Blocking.of(k, self.width, self.rows, self.block_bytes, self.group_bytes, self.unroll)
 
     def scratch(self, k: int) -> int:
         """Floats that wait for the next block, in the variant where they are the most."""

@@ -30,8 +30,6 @@ from llmc.targets.kernels.blocking import Blocking, ProductShape, Schedule
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, fma, i64, mod, splat
 from llmc.targets.kernels.epilogue import finish
 
-AHEAD = 64  # rows of a streamed panel that are asked for, into L2, before they are needed
-
 
 def pack_panels(array: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
     """f32 `[n, k]` -> `[ceil(n / width), k, width]`, missing columns zero."""
@@ -132,10 +130,10 @@ def emit_linear(
     m = e.scalar("m")
     sums = e.scratch() if schedule.scratch(k) else None  # the variants' parameters are the same
     schedule, width, each = schedule.on(cpu), schedule.width, schedule.rows
-    blocking = schedule.cut(k)
-    panels, group = -(-n // width), blocking.group
+    cut, panels = schedule.cut(k), -(-n // width)
+    group = cut.group
     store = partial(finish, e, n=n, width=width, epilogue=epilogue, extras=extras, out=out)
-    body = _Panel(e, cpu, x, w, blocking, schedule.height, sums, store)
+    body = _Panel(e, cpu, x, w, cut, schedule, sums, store)
     blocks = e.let(div(m + (each - 1), each))
     with e.loop(e.begin, e.end, "item") as item:
         number = e.let(div(item, panels * group))
@@ -171,7 +169,7 @@ def tiles(
 
 
 class _Panel:
-    """Writes the products of rows with one panel, in tiles of at most `height` rows if that is not 0.
+    """Writes the products of rows with one panel.
 
     `finish(acc, row, column, rows, vectors)` stores a tile whose sums are complete.
     """
@@ -183,12 +181,13 @@ class _Panel:
         x: Buffer,
         w: Buffer,
         cut: Blocking,
-        height: int,
+        schedule: Schedule,
         sums: Buffer | None,
         finish: Callable[..., None],
     ) -> None:
         self.e, self.cpu, self.x, self.w, self.cut, self.finish = e, cpu, x, w, cut, finish
-        self.height, self.vectors = tile_shape(cpu, cut.width, height)
+        self.height, self.vectors = tile_shape(cpu, cut.width, schedule.height)
+        self.ahead = schedule.ahead
         self.sums = sums if cut.scratch else None  # that wait for the next block
 
     def rows(self, panel: Expr, first: Expr, count: Expr) -> None:
@@ -234,7 +233,7 @@ class _Panel:
 
         def ahead(at: Expr, u: int) -> None:
             for j in range(0, width, LANES):
-                e.prefetch(self.w, start + (at + u + AHEAD) * width + j, 2)
+                e.prefetch(self.w, start + (at + u + self.ahead) * width + j, 2)
 
         acc, steps = zeros(e, rows * vectors), i64(self.cut.k // self.cut.unroll)
         row_start = e.let(row * self.cut.k)

@@ -1,7 +1,7 @@
 """What searches found, kept as one small JSON file for each product and processor, for people to read too.
 
 A file is named by a digest of all that the result depends on: the processor, the instruction set, the product, the
-numbers of rows it was run for, and the code of the default kernel. What is found in a file is believed only if it
+numbers of rows it was run for, what there is to try, and the code of the default kernel. What is found in a file is believed only if it
 says the same of itself and its schedule suits the kernel; else it counts as missing, and is written again.
 """
 
@@ -19,7 +19,7 @@ from llmc.targets.build import content_version
 from llmc.targets.host import Processor
 from llmc.targets.kernels.blocking import ProductShape, Schedule
 from llmc.targets.kernels.linear import emit_linear
-from llmc.targets.tuning.search import Outcome, takes
+from llmc.targets.tuning.search import Outcome, changes, takes
 
 FOLDER = "tuned"
 
@@ -76,6 +76,7 @@ class Records:
             "cpu": {**dataclasses.asdict(self.processor), "variant": self.cpu.name},
             "kernel": {"family": "linear", **dataclasses.asdict(shape)},
             "rows": list(rows),
+            "tries": store.key(repr(changes(shape, self.cpu)))[:16],
             "code": content_version(function),
         }
         plain: dict[str, Any] = json.loads(json.dumps(about))

@@ -30,6 +30,8 @@ _DRAWS = 1000
 _HEIGHT = 14  # the code of taller tiles takes long to compile
 _ROWS = (24, 96)
 _BLOCKS = tuple(kb << 10 for kb in (12, 32, 48, 96))
+_UNROLLS = (2, 8)
+_AHEAD = (16, 160)
 _GROUPS = tuple(kb << 10 for kb in (160, 320, 1280))
 
 
@@ -67,7 +69,7 @@ def takes(shape: ProductShape, cpu: Cpu, schedule: Schedule) -> bool:
     if schedule.width not in WIDTHS or -shape.n % schedule.width >= LANES:
         return False
     fits = schedule.height <= rows_that_fit(cpu, tile_shape(cpu, schedule.width)[1])
-    return fits and schedule.rows >= 1 and schedule.block_bytes >= 8 * 4 * schedule.width
+    return fits and schedule.block_bytes >= 8 * 4 * schedule.width and schedule.unroll <= 8
 
 
 def changes(shape: ProductShape, cpu: Cpu) -> list[Change]:
@@ -95,6 +97,8 @@ def _all_changes(shape: ProductShape, cpu: Cpu, width: int) -> Iterator[Change]:
     yield from ({"rows": rows} for rows in _ROWS)
     yield from ({"block_bytes": size} for size in _BLOCKS)
     yield from ({"group_bytes": size} for size in _GROUPS)
+    yield from ({"unroll": steps} for steps in _UNROLLS)
+    yield from ({"ahead": lines} for lines in _AHEAD)
 
 
 def _changed(schedule: Schedule, change: Change) -> Schedule:
@@ -103,7 +107,7 @@ def _changed(schedule: Schedule, change: Change) -> Schedule:
 
 def _work(shape: ProductShape, cpu: Cpu, schedule: Schedule) -> object:
     """What a schedule comes to."""
-    return schedule.cut(shape.k), tile_shape(cpu, schedule.width, schedule.height)
+    return schedule.cut(shape.k), tile_shape(cpu, schedule.width, schedule.height), schedule.ahead
 
 
 def find_schedule(

@@ -69,7 +69,14 @@ def test_the_answers_are_the_same_and_the_schedules_recorded(
     assert of_plain[0] == {
         "name": "96 x 40 f32 + gelu",
         "calls": 1,
-        "schedule": {"width": 48, "rows": 48, "block_bytes": 24576, "group_bytes": 655360},
+        "schedule": {
+            "width": 48,
+            "rows": 48,
+            "block_bytes": 24576,
+            "group_bytes": 655360,
+            "unroll": 4,
+            "ahead": 64,
+        },
     }
     assert of_tuned[0]["schedule"]["width"] == 32
     assert (of_tuned[0]["tuned"]["ratio"], of_tuned[1]["tuned"]["ratio"]) == (0.8, 1.0)
