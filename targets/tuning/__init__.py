@@ -19,6 +19,7 @@ from llmc.targets.tuning.search import Outcome, find_schedule
 from llmc.targets.tuning.trial import Trial
 
 ROWS = (1, 8, 32, 128, 512)  # numbers of rows that a schedule is judged by
+LONGEST = 5e9  # FLOP of a run that is worth waiting for
 
 Tell = Callable[[str, float], None]
 
@@ -101,15 +102,16 @@ def _shares(
         if isinstance(call.kernel.about, tuple):
             shape = call.kernel.about[0]
             rows, share = shares.get(shape, ((), 0))
-            here = {*rows, *_rows(call.scalars[0], dims)}
+            here = {*rows, *_rows(shape, call.scalars[0], dims)}
             shares[shape] = tuple(sorted(here)), share + shape.n * shape.k
     return shares
 
 
-def _rows(rows: Dim, dims: Mapping[str, Bounds]) -> set[int]:
-    """ROWS, kept within the bounds of what a call may get."""
+def _rows(shape: ProductShape, rows: Dim, dims: Mapping[str, Bounds]) -> set[int]:
+    """ROWS, kept within the bounds of what a call may get; of a large product fewer."""
     least = evaluate(rows, {name: bounds.low for name, bounds in dims.items()})
-    return {max(least, min(m, upper_bound(rows, dims))) for m in ROWS}
+    short = [m for m in ROWS if 2 * m * shape.n * shape.k <= LONGEST]
+    return {max(least, min(m, upper_bound(rows, dims))) for m in short or ROWS[:1]}
 
 
 def described(calls: Sequence[Call], tuned: Mapping[ProductShape, Tuned]) -> list[dict[str, Any]]:

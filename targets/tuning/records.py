@@ -1,8 +1,9 @@
 """What searches found, kept as one small JSON file for each product and processor, for people to read too.
 
 A file is named by a digest of all that the result depends on: the processor, the instruction set, the product, the
-numbers of rows it was run for, what there is to try, and the code of the default kernel. What is found in a file is believed only if it
-says the same of itself and its schedule suits the kernel; else it counts as missing, and is written again.
+numbers of rows it was run for, what there is to try, and the code of the default kernel. What is found in a file is
+believed only if it says the same of itself and its schedule suits the kernel; else it counts as missing, and is
+written again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,21 +65,12 @@ class Records:
 
     def _about(self, shape: ProductShape, rows: Sequence[int]) -> dict[str, Any]:
         """Everything that an outcome depends on, as JSON values."""
-        function = emit_linear(
-            "kernel",
-            self.cpu,
-            n=shape.n,
-            k=shape.k,
-            schedule=Schedule.default(shape.n),
-            epilogue=shape.epilogue,
-            dtype=shape.dtype,
-        )
         about = {
             "cpu": {**dataclasses.asdict(self.processor), "variant": self.cpu.name},
             "kernel": {"family": "linear", **dataclasses.asdict(shape)},
             "rows": list(rows),
             "tries": store.key(repr(changes(shape, self.cpu)))[:16],
-            "code": content_version(function),
+            "code": _code(shape, self.cpu),
         }
         plain: dict[str, Any] = json.loads(json.dumps(about))
         return plain
@@ -89,6 +82,21 @@ class Records:
     def _suits(self, shape: ProductShape, schedule: Schedule) -> bool:
         fits = takes(shape, self.cpu, schedule)
         return fits and (schedule == Schedule.default(shape.n) or schedule.cpu == self.cpu.name)
+
+
+@cache
+def _code(shape: ProductShape, cpu: Cpu) -> str:
+    """Names the code of the default kernel."""
+    function = emit_linear(
+        "kernel",
+        cpu,
+        n=shape.n,
+        k=shape.k,
+        schedule=Schedule.default(shape.n),
+        epilogue=shape.epilogue,
+        dtype=shape.dtype,
+    )
+    return content_version(function)
 
 
 def choices(schedule: Schedule) -> dict[str, Any]:

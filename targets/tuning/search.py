@@ -135,7 +135,8 @@ def find_schedule(
         tell(0.7 * len(scores) / len(tries))
     complete = len(scores) == len(tries)
     helped = sorted((s for s in scores if s[0] < 1), key=itemgetter(0))[:PROMISING]
-    helped = sorted(race.scores([change for _, change in helped], SECOND), key=itemgetter(0))
+    if left() > 0:
+        helped = sorted(race.scores([change for _, change in helped], SECOND), key=itemgetter(0))
     tell(0.8)
     best, change = helped[0] if helped else (1.0, {})
     for _, other in helped[1:]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler.dims import symbol
+from llmc.compiler.dims import Bounds, symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops import constant, input_, make
 from llmc.errors import LlmcError
@@ -265,6 +265,12 @@ def test_a_product_is_tuned_once_and_then_found(tune: Callable[..., Any]) -> Non
     assert (again.outcome, again.cached, rows, told) == (first.outcome, True, (), [])
 
 
+def test_large_products_run_for_few_rows() -> None:
+    dims = {"m": Bounds(1, 9999)}
+    assert tuning._rows(replace(SHAPE, n=30522), symbol("m"), dims) == {1, 8, 32}
+    assert tuning._rows(replace(SHAPE, n=1 << 20, k=1 << 20), symbol("m") + 4, dims) == {5}
+
+
 def test_without_time_and_cache_nothing_is_tuned(
     tune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +298,7 @@ def test_a_trial_runs_the_kernels(tmp_path: Path) -> None:
     target = find_target("native").serving(["linear"])
     cpu = tuning.measured_variant(target)
     ticks = itertools.count(step=1_000_000)
-    shape = ProductShape(32, 40, "f32", ("bias", "residual"))
+    shape = ProductShape(32, 40, "f16", ("bias", "residual"))
     trial = Trial(shape, (1, 5), target, cpu, store.Store(None), lambda: next(ticks))
     ratios = trial([Schedule(16, 5, 64 * 8, height=2), Schedule(16, height=2, cpu=cpu.name)], 3)
     assert np.array_equal(ratios, np.ones((2, 3, 2)))
