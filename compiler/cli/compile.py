@@ -140,12 +140,15 @@ def print_tuning(products: Sequence[Mapping[str, Any]]) -> None:
     print_table("", columns, [_tuning_row(product) for product in products])
 
 
+_DEFAULT = {True: "default: nothing was faster", False: "default: nothing was faster in the time given"}
+
+
 def _tuning_row(product: Mapping[str, Any]) -> tuple[object, ...]:
     found = product.get("tuned")
     if found is None:
         return product["name"], product["calls"], 0, "", "default: there was no time to search"
     if found["ratio"] == 1:
-        return product["name"], product["calls"], found["tried"], "1", "default: nothing was faster"
+        return product["name"], product["calls"], found["tried"], "1", _DEFAULT[found["complete"]]
     low, high = found["interval"]
     schedule = ", ".join(f"{name} {value}" for name, value in product["schedule"].items() if name != "cpu")
     return (

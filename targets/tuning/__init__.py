@@ -135,6 +135,7 @@ def _measured(tuned: Tuned) -> dict[str, Any]:
         "ratio": round(found.ratio, 4),
         "interval": [round(found.low, 4), round(found.high, 4)],
         "tried": found.tried,
+        "complete": found.complete,
         "cpu": tuned.processor,
     }
 

@@ -108,13 +108,15 @@ def test_tuning_for_another_machine_is_refused_before_any_work(tmp_path: Path) -
 
 def test_the_table_of_a_compile(capsys: pytest.CaptureFixture[str]) -> None:
     product: dict[str, Any] = {"name": "96 x 40 f32", "calls": 2, "schedule": {"width": 32, "cpu": "avx512"}}
-    found = {"ratio": 0.8, "interval": [0.79, 0.81], "tried": 12, "cpu": "one"}
-    print_tuning([product, {**product, "tuned": {**found, "ratio": 1.0}}, {**product, "tuned": found}])
+    found = {"ratio": 0.8, "interval": [0.79, 0.81], "tried": 12, "complete": True, "cpu": "one"}
+    tuned = [found, {**found, "ratio": 1.0}, {**found, "ratio": 1.0, "complete": False}]
+    print_tuning([product, *({**product, "tuned": t} for t in tuned)])
     shown = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[-1].strip() for line in shown if line.strip().startswith("96")] == [
         "default: there was no time to search",
-        "default: nothing was faster",
         "width 32",
+        "default: nothing was faster",
+        "default: nothing was faster in the time given",
     ]
     assert any("0.800 (0.790-0.810)" in line for line in shown)
     print_tuning([])

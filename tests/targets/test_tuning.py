@@ -116,6 +116,18 @@ def test_choices_that_do_not_go_together_are_not_joined() -> None:
     assert outcome.ratio == pytest.approx(0.9, abs=0.01)
 
 
+def test_what_is_best_on_average_and_slow_for_few_rows_gives_way() -> None:
+    def measure(schedules: Sequence[Schedule], rounds: int) -> Array:
+        by_rows = [
+            (1.1, 0.5, 0.5) if s.width == 64 else (1, 0.9, 0.9) if s.rows == 96 else (1, 1, 1)
+            for s in schedules
+        ]
+        return np.stack([noisy(0.0, 1e-3, rounds) + np.array(ratios) for ratios in by_rows])
+
+    outcome = find_schedule(SHAPE, AVX512, measure, lambda: 1.0)
+    assert outcome.schedule == Schedule(48, 96, cpu="avx512")
+
+
 @pytest.mark.parametrize("rule", [lambda s, rounds: 1.05, lambda s, rounds: 1.0 if rounds == LAST else 0.8])
 def test_the_default_stays_unless_something_wins_twice(rule: Callable[[Schedule, int], float]) -> None:
     assert found(rule) == Outcome(DEFAULT, 1.0, 1.0, 1.0, len(changes(SHAPE, AVX512)), True)
