@@ -21,6 +21,7 @@ from llmc.targets.kernels.linear import rows_that_fit, tile_shape
 
 Array = np.ndarray[Any, Any]
 Change = Mapping[str, int]  # fields of Schedule
+Scored = tuple[float, Change]
 
 FIRST, SECOND, LAST = 9, 21, 51  # rounds: of every choice, of the promising ones, of the winner
 PROMISING = 5
@@ -68,8 +69,9 @@ def takes(shape: ProductShape, cpu: Cpu, schedule: Schedule) -> bool:
     """
     if schedule.width not in WIDTHS or -shape.n % schedule.width >= LANES:
         return False
-    fits = schedule.height <= rows_that_fit(cpu, tile_shape(cpu, schedule.width)[1])
-    return fits and schedule.block_bytes >= 8 * 4 * schedule.width and schedule.unroll <= 8
+    if schedule.height > rows_that_fit(cpu, tile_shape(cpu, schedule.width)[1]):
+        return False
+    return schedule.block_bytes >= 8 * 4 * schedule.width and schedule.unroll <= 8 and schedule.rows <= 1024
 
 
 def changes(shape: ProductShape, cpu: Cpu) -> list[Change]:
@@ -126,59 +128,68 @@ def find_schedule(
         at_once: schedules to measure, and so to compile, together.
     """
     tries, scores = changes(shape, cpu), []
-    default = Schedule.default(shape.n)
-    race = _Race(default, cpu, measure)
+    race = _Race(shape, Schedule.default(shape.n), cpu, measure, left)
     for i in range(0, len(tries), at_once):
         if left() <= 0:
             break
         scores += race.scores(tries[i : i + at_once], FIRST)
         tell(0.7 * len(scores) / len(tries))
-    complete = len(scores) == len(tries)
-    helped = sorted((s for s in scores if s[0] < 1), key=itemgetter(0))[:PROMISING]
+    helped = _best(scores)[:PROMISING]
     if left() > 0:
-        again = race.scores([change for _, change in helped], SECOND)
-        helped = sorted((s for s in again if s[0] < 1), key=itemgetter(0))
+        helped = _best(race.scores([change for _, change in helped], SECOND))
     tell(0.8)
-    best, change = helped[0] if helped else (1.0, {})
-    for _, other in helped[1:]:
-        joined = {**other, **change}
-        if other.keys() & change.keys() or not takes(shape, cpu, _changed(default, joined)):
-            continue
-        if left() <= 0:
-            complete = False
-            break
-        here = race.scores([joined], SECOND)[0][0]
-        if here < best:
-            best, change = here, joined
+    change, all_joined = race.joined(helped)
     tell(0.9)
-    found = race.confirmed(change) if best < 1 else (default, 1.0, 1.0, 1.0)
-    return Outcome(*found, race.tried, complete)
+    complete = len(scores) == len(tries) and all_joined
+    return Outcome(*race.confirmed(change), len(scores), complete)
 
 
-@dataclass
+def _best(scores: Sequence[Scored]) -> list[Scored]:
+    """Those faster than the default, fastest first."""
+    return sorted((s for s in scores if s[0] < 1), key=itemgetter(0))
+
+
+@dataclass(frozen=True)
 class _Race:
-    """Changes of the default, for `cpu`, measured against it."""
+    """Changes of the default, for `cpu`, measured against it while seconds are `left`."""
 
+    shape: ProductShape
     default: Schedule
     cpu: Cpu
     measure: Measure
-    tried: int = 0
+    left: Callable[[], float]
 
-    def scores(self, some: Sequence[Change], rounds: int) -> list[tuple[float, Change]]:
+    def scores(self, some: Sequence[Change], rounds: int) -> list[Scored]:
         """The score of each; from the second time on, 1 at least for what could not win: see `wins`."""
         if not some:
             return []
-        self.tried += len(some) if rounds == FIRST else 0
         ratios = self.measure([self._schedule(change) for change in some], rounds)
         least = [1.0 if rounds > FIRST and not balanced(r) else 0.0 for r in ratios]
         return [(max(score(r), low), change) for r, low, change in zip(ratios, least, some, strict=True)]
 
-    def confirmed(self, change: Change) -> tuple[Schedule, float, float, float]:
+    def joined(self, helped: Sequence[Scored]) -> tuple[Change | None, bool]:
+        """The best change that the best one and others make together, and whether there was time to try all."""
+        if not helped:
+            return None, True
+        best, change = helped[0]
+        for _, other in helped[1:]:
+            both = {**other, **change}
+            if other.keys() & change.keys() or not takes(self.shape, self.cpu, _changed(self.default, both)):
+                continue
+            if self.left() <= 0:
+                return change, False
+            here = self.scores([both], SECOND)[0][0]
+            if here < best:
+                best, change = here, both
+        return change, True
+
+    def confirmed(self, change: Change | None) -> tuple[Schedule, float, float, float]:
         """The best of many is best by luck too: it is measured anew, and the default stays unless it wins again."""
-        ratios = self.measure([self._schedule(change)], LAST)[0]
-        if not wins(ratios):
-            return self.default, 1.0, 1.0, 1.0
-        return self._schedule(change), score(ratios), *interval(ratios)
+        if change is not None:
+            ratios = self.measure([self._schedule(change)], LAST)[0]
+            if wins(ratios):
+                return self._schedule(change), score(ratios), *interval(ratios)
+        return self.default, 1.0, 1.0, 1.0
 
     def _schedule(self, change: Change) -> Schedule:
         return replace(_changed(self.default, change), cpu=self.cpu.name)

@@ -43,7 +43,7 @@ def noisy(middle: float, spread: float, rounds: int = LAST, sizes: int = 3) -> A
         (noisy(0.97, 0.3), False),  # within the noise
         (noisy(0.995, 0.001), False),  # certain, and not worth it
         (noisy(1.03, 0.01), False),
-        (noisy(0.9, 0.01) + np.array([0, 0, 0.15]), False),  # slower for many rows
+        (noisy(0.9, 0.01) + np.array([0, 0, 0.2]), False),  # slower for many rows
         (
             np.where(np.arange(LAST)[:, None] % 5 == 0, 9.0, noisy(0.95, 0.01)),
             True,
