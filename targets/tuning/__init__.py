@@ -68,19 +68,19 @@ def tune(
     """
     cpu, on, end = measured_variant(target), processor(), time.monotonic() + seconds
     records, tuned = Records(store.folder(FOLDER), on, cpu), {}
-    shares = _shares(calls, dims)
-    waiting = sum(share for _, share in shares.values())
-    for number, (shape, (rows, share)) in enumerate(shares.items()):
-        most = max(0.0, end - time.monotonic()) * share / waiting
+    products = _products(calls, dims)
+    for number, (shape, rows) in enumerate(products.items()):
+        most = max(0.0, end - time.monotonic()) / (len(products) - number)
         outcome = found = records.get(shape, rows, most)
         if found is None and most > 0:
-            part = partial(_part, tell, f"tune {shape} ({number + 1} of {len(shares)})", number, len(shares))
+            part = partial(
+                _part, tell, f"tune {shape} ({number + 1} of {len(products)})", number, len(products)
+            )
             part(0.0)
             outcome = _searched(Trial(shape, rows, target, cpu, kept), most, part)
             records.put(shape, rows, most, outcome)
         if outcome is not None:
             tuned[shape] = Tuned(outcome, str(on), found is not None)
-        waiting -= share
     return tuned
 
 
@@ -93,18 +93,15 @@ def _searched(trial: Trial, seconds: float, tell: Callable[[float], None]) -> Ou
     return find_schedule(trial.shape, trial.cpu, trial, lambda: end - time.monotonic(), tell)
 
 
-def _shares(
-    calls: Sequence[Call], dims: Mapping[str, Bounds]
-) -> dict[ProductShape, tuple[tuple[int, ...], int]]:
-    """The products of a graph: numbers of rows to measure each by, and its weight among the others."""
-    shares: dict[ProductShape, tuple[tuple[int, ...], int]] = {}
+def _products(calls: Sequence[Call], dims: Mapping[str, Bounds]) -> dict[ProductShape, tuple[int, ...]]:
+    """The products of a graph, and for which numbers of rows to measure each."""
+    products: dict[ProductShape, tuple[int, ...]] = {}
     for call in calls:
         if isinstance(call.kernel.about, tuple):
             shape = call.kernel.about[0]
-            rows, share = shares.get(shape, ((), 0))
-            here = {*rows, *_rows(shape, call.scalars[0], dims)}
-            shares[shape] = tuple(sorted(here)), share + shape.n * shape.k
-    return shares
+            rows = {*products.get(shape, ()), *_rows(shape, call.scalars[0], dims)}
+            products[shape] = tuple(sorted(rows))
+    return products
 
 
 def _rows(shape: ProductShape, rows: Dim, dims: Mapping[str, Bounds]) -> set[int]:
