@@ -6,7 +6,7 @@ import ctypes
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,13 @@ CUTS = ((1,), (3, 1), (2, 5, 1))  # sizes of consecutive begin..end ranges, repe
 def cpus() -> list[Cpu]:
     """The variants this machine can run, best first."""
     return [cpu for cpu in TARGETS["x86"].cpus if runs_here(cpu)]
+
+
+def differing(families: Iterable[str]) -> list[Cpu]:
+    """Of the variants this machine can run, those whose code for kernels of these families differs."""
+    return list(
+        {tuple(cpu.code_for(f) for f in sorted(set(families))): cpu for cpu in cpus()[::-1]}.values()
+    )[::-1]
 
 
 def libc() -> str:
@@ -84,15 +91,20 @@ class Lab:
         self._libraries = 0
 
     def functions(self, kernels: Sequence[Kernel], cpu: Cpu) -> list[Any]:
-        """C functions of `kernels`."""
-        missing = [k for k in dict.fromkeys(kernels) if (cpu.name, k) not in self._loaded]
-        if missing:
-            made = {k.symbol: k.emit(k.symbol, cpu) for k in missing}
-            for function in made.values():
-                check_no_contraction(function)
-            library = self._link(compile_object(made, TRIPLE, cpu))
-            self._loaded.update({(cpu.name, k): getattr(library, k.symbol) for k in missing})
-        return [self._loaded[cpu.name, k] for k in kernels]
+        """C functions of `kernels`, from the code that an artifact would have for `cpu`."""
+        for code in {cpu.code_for(k.family) for k in kernels}:
+            self._compile([k for k in dict.fromkeys(kernels) if cpu.code_for(k.family) == code], code)
+        return [self._loaded[cpu.code_for(k.family).name, k] for k in kernels]
+
+    def _compile(self, kernels: Sequence[Kernel], cpu: Cpu) -> None:
+        missing = [k for k in kernels if (cpu.name, k) not in self._loaded]
+        if not missing:
+            return
+        made = {k.symbol: k.emit(k.symbol, cpu) for k in missing}
+        for function in made.values():
+            check_no_contraction(function)
+        library = self._link(compile_object(made, TRIPLE, cpu))
+        self._loaded.update({(cpu.name, k): getattr(library, k.symbol) for k in missing})
 
     def _link(self, code: bytes) -> ctypes.CDLL:
         self._libraries += 1
@@ -235,8 +247,9 @@ def run_all(
     lab: Lab, graph: Graph, inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None
 ) -> dict[str, Array]:
     """Run on every CPU variant and with every cut, assert the same bits, return the outputs."""
-    results = [lab.run(graph, inputs, sizes, cpu) for cpu in cpus()]
-    results += [lab.run(graph, inputs, sizes, cpus()[-1], cuts) for cuts in CUTS]
+    variants = differing(lab.call_of(n).kernel.family for n in graph.nodes if n.op not in FREE)
+    results = [lab.run(graph, inputs, sizes, cpu) for cpu in variants]
+    results += [lab.run(graph, inputs, sizes, variants[-1], cuts) for cuts in CUTS]
     for other in results[1:]:
         for name, value in results[0].items():
             assert same_bits(value, other[name]), f"{name}: the bits differ between CPU variants or cuts"

@@ -28,6 +28,8 @@ from llmc.targets import GPUS
 from llmc.targets.cuda import build
 from llmc.targets.store import Store
 
+pytestmark = pytest.mark.xdist_group("cuda")  # compiling for the stand-in driver takes long: once is enough
+
 
 def reference(model: Path, quant: str) -> Graph:
     """The graph an artifact was compiled from, after its lossy passes."""

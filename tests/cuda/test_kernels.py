@@ -22,6 +22,8 @@ from llmc.passes import LEVELS, PASSES
 from llmc.targets.cuda.lower import LOWERINGS, MISSING, lower
 from llmc.targets.lower import FREE
 
+pytestmark = pytest.mark.xdist_group("cuda-kernels")  # all are compiled for the emulating header at once
+
 B, S = symbol("batch"), symbol("seq")
 RNG = np.random.default_rng(5)
 

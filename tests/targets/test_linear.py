@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_lab import Array, Lab, check, cpus, run_all, same_bits
+from kernel_lab import Array, Lab, check, differing, run_all, same_bits
 
 from llmc.compiler.dims import evaluate, symbol
 from llmc.compiler.graph import Graph, Node
@@ -56,7 +56,7 @@ def test_variants_and_cuts_give_the_same_bits(kernels: Lab, n: int, k: int) -> N
         run_all(kernels, graph, inputs)
 
 
-@pytest.mark.parametrize("cpu", cpus(), ids=lambda cpu: cpu.name)
+@pytest.mark.parametrize("cpu", differing(["linear"]), ids=lambda cpu: cpu.name)
 def test_a_row_has_the_bits_it_has_alone(kernels: Lab, cpu: object) -> None:
     graph, x = graph_of(product_node(80, 3 * DEPTH - 8, ("bias",))), RNG.normal(size=(193, 3 * DEPTH - 8))
     x = x.astype(np.float32)
