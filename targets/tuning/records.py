@@ -80,7 +80,7 @@ class Records:
         return self.place / f"{store.key(json.dumps(about, sort_keys=True))[:40]}.json"
 
     def _suits(self, shape: ProductShape, schedule: Schedule) -> bool:
-        fits = takes(shape, self.cpu, schedule)
+        fits = takes(self.cpu, schedule)
         return fits and (schedule == Schedule.default(shape.n) or schedule.cpu == self.cpu.name)
 
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from llmc.targets import Cpu
 from llmc.targets.kernels.blocking import WIDTHS, ProductShape, Schedule
-from llmc.targets.kernels.emit import LANES
 from llmc.targets.kernels.linear import rows_that_fit, tile_shape
 
 Array = np.ndarray[Any, Any]
@@ -62,14 +61,14 @@ class Outcome:
     complete: bool
 
 
-def takes(shape: ProductShape, cpu: Cpu, schedule: Schedule) -> bool:
+def takes(cpu: Cpu, schedule: Schedule) -> bool:
     """Whether a kernel can have this schedule.
 
-    Its tile fits the registers, no vector of a panel is all padding, a block holds a few steps of k.
+    Its tile fits the registers, a block holds a few steps of k.
     """
-    if schedule.width not in WIDTHS or -shape.n % schedule.width >= LANES:
-        return False
-    if schedule.height > rows_that_fit(cpu, tile_shape(cpu, schedule.width)[1]):
+    if schedule.width not in WIDTHS or schedule.height > rows_that_fit(
+        cpu, tile_shape(cpu, schedule.width)[1]
+    ):
         return False
     return schedule.block_bytes >= 8 * 4 * schedule.width and schedule.unroll <= 8 and schedule.rows <= 1024
 
@@ -81,16 +80,15 @@ def changes(shape: ProductShape, cpu: Cpu) -> list[Change]:
     for change in _all_changes(shape, cpu, default.width):
         schedule = _changed(default, change)
         work = _work(shape, cpu, schedule)
-        if takes(shape, cpu, schedule) and work not in seen:
+        if takes(cpu, schedule) and work not in seen:
             seen.add(work)
             chosen.append(change)
     return chosen
 
 
 def _all_changes(shape: ProductShape, cpu: Cpu, width: int) -> Iterator[Change]:
-    padded = -shape.n % width
     for other in WIDTHS:
-        if other != width and -shape.n % other <= padded:
+        if other != width and -shape.n % other <= shape.n // 8:  # padded columns cost as much as others
             yield {"width": other}
             yield {"width": other, "height": min(_HEIGHT, rows_that_fit(cpu, tile_shape(cpu, other)[1]))}
     height, vectors = tile_shape(cpu, width)
@@ -128,7 +126,7 @@ def find_schedule(
         at_once: schedules to measure, and so to compile, together.
     """
     tries, scores = changes(shape, cpu), []
-    race = _Race(shape, Schedule.default(shape.n), cpu, measure, left)
+    race = _Race(Schedule.default(shape.n), cpu, measure, left)
     for i in range(0, len(tries), at_once):
         if left() <= 0:
             break
@@ -153,7 +151,6 @@ def _best(scores: Sequence[Scored]) -> list[Scored]:
 class _Race:
     """Changes of the default, for `cpu`, measured against it while seconds are `left`."""
 
-    shape: ProductShape
     default: Schedule
     cpu: Cpu
     measure: Measure
@@ -174,7 +171,7 @@ class _Race:
         best, change = helped[0]
         for _, other in helped[1:]:
             both = {**other, **change}
-            if other.keys() & change.keys() or not takes(self.shape, self.cpu, _changed(self.default, both)):
+            if other.keys() & change.keys() or not takes(self.cpu, _changed(self.default, both)):
                 continue
             if self.left() <= 0:
                 return change, False
