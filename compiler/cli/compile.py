@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def _tuning_row(product: Mapping[str, Any]) -> tuple[object, ...]:
     if found["ratio"] == 1:
         return product["name"], product["calls"], found["tried"], "1", _DEFAULT[found["complete"]]
     low, high = found["interval"]
-    schedule = ", ".join(f"{name} {value}" for name, value in product["schedule"].items() if name != "cpu")
+    schedule = ", ".join(f"{name} {value}" for name, value in _choices(product["schedule"]))
     return (
         product["name"],
         product["calls"],
@@ -158,6 +159,14 @@ def _tuning_row(product: Mapping[str, Any]) -> tuple[object, ...]:
         f"{found['ratio']:.3f} ({low:.3f}-{high:.3f})",
         schedule,
     )
+
+
+def _choices(schedule: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The width, and what else is not as by default."""
+    from llmc.targets.kernels.blocking import Schedule
+
+    usual = {"cpu": schedule.get("cpu"), **{f.name: f.default for f in fields(Schedule) if f.name != "cpu"}}
+    return [(name, value) for name, value in schedule.items() if value != usual[name]]
 
 
 def print_report(report: Any) -> None:
