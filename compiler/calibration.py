@@ -13,6 +13,7 @@ import numpy as np
 from llmc.compiler.calibration_text import CALIBRATION_TEXT
 from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.interpret import bind
+from llmc.compiler.npz import NpzError, open_npz
 from llmc.compiler.ranges import METHODS, Magnitudes
 from llmc.errors import LlmcError
 
@@ -185,21 +186,19 @@ def _array(value: Any, node: Node, path: Path, place: str) -> Array:
 
 def _read_npz(path: Path, graph: Graph, encode: Encode | None) -> Read:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except OSError:
-        raise
-    except Exception as error:  # zipfile, zlib and NumPy each have their own
+        with open_npz(path) as arrays:
+            names = {node.attributes["name"]: node for node in graph.inputs}
+            if unknown := sorted(arrays.keys() - names.keys()):
+                hint = f"the inputs are: {', '.join(names)}"
+                raise _refused(f"there is no input {unknown[0]!r}", path, hint=hint)
+            counts = {name: rows.count for name, rows in arrays.items()}
+            if len(set(counts.values())) > 1:
+                raise _refused("the arrays hold different numbers of samples", path, found=str(counts))
+            for i in range(next(iter(counts.values()), 0)):
+                sample = {name: rows.take() for name, rows in arrays.items()}
+                yield f"sample {i}", {k: _array(v, names[k], path, f"sample {i}") for k, v in sample.items()}
+    except NpzError as error:
         raise _refused(f"not an .npz file: {error}", path) from None
-    names = {node.attributes["name"]: node for node in graph.inputs}
-    if unknown := sorted(arrays.keys() - names.keys()):
-        raise _refused(f"there is no input {unknown[0]!r}", path, hint=f"the inputs are: {', '.join(names)}")
-    whole = {name: _array(array, names[name], path, "") for name, array in arrays.items()}
-    counts = {name: len(array) if array.ndim else 0 for name, array in whole.items()}
-    if len(set(counts.values())) > 1:
-        raise _refused("the arrays hold different numbers of samples", path, found=str(counts))
-    for i in range(next(iter(counts.values()), 0)):
-        yield f"sample {i}", {name: array[i : i + 1] for name, array in whole.items()}
 
 
 _READERS: Mapping[str, Callable[[Path, Graph, Encode | None], Read]] = {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +134,37 @@ def test_arrays(tmp_path: Path) -> None:
     ids = np.arange(6, dtype=np.int32).reshape(3, 2)
     np.savez(tmp_path / "a.npz", input_ids=ids, attention_mask=np.ones((3, 2), np.int64))
     assert read(tmp_path / "a.npz", None) == ids.tolist()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_are_read_row_by_row(tmp_path: Path, save: Any) -> None:
+    rows = 200_000
+    ids = np.tile(np.arange(5), (rows, 1))
+    save(tmp_path / "a.npz", input_ids=ids, attention_mask=np.ones((rows, 5), np.int64))
+    samples = calibration.read_samples(tmp_path / "a.npz", texts(), None)
+    assert next(samples)["input_ids"].tolist() == [[0, 1, 2, 3, 4]]
+    tracemalloc.start()
+    for _ in itertools.islice(samples, 5_000):
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < ids.nbytes / 8
+
+
+def test_arrays_with_columns_first(tmp_path: Path) -> None:
+    ids = np.arange(6).reshape(3, 2)
+    np.savez(tmp_path / "a.npz", input_ids=np.asfortranarray(ids))
+    assert read(tmp_path / "a.npz", None) == ids.tolist()
+
+
+def test_an_array_that_ends_early(tmp_path: Path) -> None:
+    np.savez(tmp_path / "whole.npz", input_ids=np.ones((3, 2), np.int64))
+    with zipfile.ZipFile(tmp_path / "whole.npz") as whole, zipfile.ZipFile(tmp_path / "a.npz", "w") as cut:
+        cut.writestr("input_ids.npy", whole.read("input_ids.npy")[:-9])
+    samples = calibration.read_samples(tmp_path / "a.npz", texts(), None)
+    next(samples)
+    with pytest.raises(LlmcError, match="an array ends early"):
+        list(samples)
 
 
 def test_the_text_that_ships() -> None:

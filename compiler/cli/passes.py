@@ -36,6 +36,7 @@ def command(as_json: bool) -> None:
     print_table("", ["pass", "options", "keeps", "what it does"], cells)
     for level, pipeline in levels.items():
         click.echo(f"-O{level.lstrip('O')}  {pipeline or '(none)'}")
+    click.echo("To -O3 `compile` adds what the target wants: blank,ragged for CPUs, unpack for GPUs.")
 
 
 def describe(name: str, kind: type[Any]) -> dict[str, Any]:
