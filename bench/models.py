@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+
+from llmc.targets import store
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,8 @@ class FetchError(Exception):
 
 
 def cache_folder() -> Path:
-    """Where assets are kept."""
-    named = os.environ.get("LLMC_CACHE", "off")
-    return Path.home() / ".cache" / "llmc" if named in ("", "off") else Path(named)
+    """Where assets are kept: with all that llmc keeps, or in ~/.cache/llmc if that is to be nothing."""
+    return store.home() or Path.home() / ".cache" / "llmc"
 
 
 def fetch(name: str) -> Path:

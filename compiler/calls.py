@@ -29,6 +29,7 @@ class Kernel:
         emit: (symbol, cpu) -> TIR PrimFunc.
         scratch: bytes of scratch memory for each thread, passed before begin and end if not 0.
         threads: of a block of a GPU kernel, which has no begin, end and scratch; 0 for a CPU.
+        about: what the files of its family want to know of it again: of a product, its shape and schedule.
     """
 
     family: str
@@ -38,6 +39,7 @@ class Kernel:
     emit: Callable[[str, Any], Any] = field(compare=False)
     scratch: int = 0
     threads: int = 0
+    about: Any = field(default=None, compare=False)
 
     @property
     def symbol(self) -> str:

@@ -60,6 +60,11 @@ def _content(function: Any) -> str:
     return str(tvm_ffi.structural_hash(function))
 
 
+def content_version(function: Any) -> str:
+    """Names what a PrimFunc says and what compiles it."""
+    return store.key(_content(function), _VERSIONS)
+
+
 def compile_object(functions: Mapping[str, Any], triple: str, cpu: Cpu) -> bytes:
     """Compile kernels (symbol -> PrimFunc) to one object file.
 

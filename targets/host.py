@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import platform
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmc.errors import LlmcError
@@ -25,13 +28,56 @@ _ARM_FLAGS = {0x100: "asimd", 0x200: "asimddp", 0x400: "asimdhp", 0x800: "i8mm"}
 
 def host_flags() -> frozenset[str]:
     """Feature names of /proc/cpuinfo; empty where there is none."""
+    return frozenset(_cpuinfo("flags", "Features").split())  # as x86 and ARM call them
+
+
+def _cpuinfo(*names: str) -> str:
+    """What /proc/cpuinfo says first under one of `names`; empty if nothing."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return frozenset()
+        return ""
     lines = (line.partition(":") for line in text.splitlines())
-    names = ("flags", "Features")  # as x86 and ARM call them
-    return frozenset(next((value.split() for key, _, value in lines if key.strip() in names), []))
+    return next((value.strip() for key, _, value in lines if key.strip() in names), "")
+
+
+@dataclass(frozen=True)
+class Processor:
+    """This machine's processor, as far as the speed of kernels depends on it.
+
+    Args:
+        name: as it calls itself, with family and model, for many share a name.
+        variants: names of the instruction sets of llmc it can run.
+        l1, l2: bytes of data cache of a core; 0 if Linux does not say.
+    """
+
+    name: str
+    variants: tuple[str, ...]
+    l1: int
+    l2: int
+
+    def __str__(self) -> str:
+        return f"{self.name}, L1 {self.l1 >> 10} KB, L2 {self.l2 >> 10} KB"
+
+
+def processor() -> Processor:
+    """The processor this runs on."""
+    name = _cpuinfo("model name") or machine()
+    part = " ".join(filter(None, (_cpuinfo("cpu family", "CPU implementer"), _cpuinfo("model", "CPU part"))))
+    cpus = {cpu.name: cpu for target in TARGETS.values() for cpu in target.cpus}
+    variants = tuple(name for name, cpu in cpus.items() if runs_here(cpu))
+    return Processor(f"{name} ({part})" if part else name, variants, _cache(1), _cache(2))
+
+
+def _cache(level: int) -> int:
+    """Bytes of the first core's data cache of a level."""
+    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        with contextlib.suppress(OSError):
+            kind, size = ((folder / part).read_text().strip() for part in ("type", "size"))
+            found = re.fullmatch(r"(\d+)K", size)
+            if found and kind != "Instruction" and (folder / "level").read_text().strip() == str(level):
+                return int(found[1]) << 10
+    return 0
 
 
 def runs_here(cpu: Cpu) -> bool:

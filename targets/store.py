@@ -20,20 +20,39 @@ LIMIT = 256 << 20  # bytes
 _DIGEST = 32
 
 
-def folder() -> Path | None:
-    """`kernels` in `$LLMC_CACHE`, else in `llmc` in the user's cache folder; None if that is "off"."""
+def home() -> Path | None:
+    """The folder of all that llmc keeps: `$LLMC_CACHE`, else `llmc` in the user's cache folder; None if "off"."""
     named = os.environ.get(VARIABLE, "")
     if named:
-        return None if named == "off" else Path(named) / "kernels"
+        return None if named == "off" else Path(named)
     base = os.environ.get("XDG_CACHE_HOME", "")
     with contextlib.suppress(RuntimeError):  # no home folder
-        return (Path(base) if base else Path.home() / ".cache") / "llmc" / "kernels"
+        return (Path(base) if base else Path.home() / ".cache") / "llmc"
     return None
+
+
+def folder(name: str = "kernels") -> Path | None:
+    """The folder of what is kept of one kind; None if nothing is kept."""
+    place = home()
+    return None if place is None else place / name
 
 
 def key(*parts: str) -> str:
     """The name of what these texts determine."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; its folder is made. That it cannot be written is no error."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix="new-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.replace(temporary, path)
+        except OSError:
+            Path(temporary).unlink(missing_ok=True)
 
 
 @dataclass
@@ -65,17 +84,8 @@ class Store:
 
     def put(self, name: str, content: bytes) -> None:
         """Keep `content`: written under another name first, so that nobody ever reads half of it."""
-        if self.place is None:
-            return
-        with contextlib.suppress(OSError):
-            self.place.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, temporary = tempfile.mkstemp(dir=self.place, prefix="new-")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(hashlib.sha256(content).digest() + content)
-                os.replace(temporary, self.place / name)
-            except OSError:
-                Path(temporary).unlink(missing_ok=True)
+        if self.place is not None:
+            write(self.place / name, hashlib.sha256(content).digest() + content)
 
     def made(self, name: str, make: Callable[[], bytes]) -> bytes:
         """What is kept under `name`, else what `make` returns, which is kept then."""

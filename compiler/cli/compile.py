@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
-from llmc.compiler.cli.output import Progress, json_option, print_json, print_table, size_text, time_text
+from llmc.compiler.cli.output import (
+    Progress,
+    Seconds,
+    json_option,
+    print_json,
+    print_table,
+    size_text,
+    time_text,
+)
 
 _EPILOG = """\b
 Examples:
@@ -19,6 +29,7 @@ Examples:
   llmc compile ./my-model --passes "fold,cse" -o plain.llmc
   llmc compile ./my-model --prune 0.3 --share 256 -o small.llmc        measure it: llmc eval --help
   llmc compile ./my-model --prune heads:0.25 --prune neurons:0.25 -o fast.llmc
+  llmc compile ./my-model --tune -o m.llmc             the fastest kernels for this very machine
   llmc compile ./my-model --target rpi5 --emit executable -o m.llmc
   llmc compile ./my-model --keep build -o m.llmc       leaves graphs and generated code in build/
 
@@ -80,6 +91,14 @@ older artifact as it was.
     show_default=True,
     help="What outputs by token hold at padding: zeros cost nothing.",
 )
+@click.option("--tune", is_flag=True, help="Search for the fastest tiles of each product on this machine.")
+@click.option(
+    "--tune-time",
+    type=Seconds(zero=True),
+    default="60s",
+    show_default=True,
+    help="For all searches; 0 takes what earlier ones found.",
+)
 @click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep intermediate files there.")
 @click.option(
     "--emit",
@@ -98,8 +117,10 @@ def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> 
     report = run_compile(model, output, **options)
     if as_json:
         print_json(report.to_dict())
-    else:
-        print_report(report)
+        return
+    if options["tune"]:
+        print_tuning(report.products)
+    print_report(report)
 
 
 def run_compile(model: Path, output: Path, **options: Any) -> Any:
@@ -109,6 +130,43 @@ def run_compile(model: Path, output: Path, **options: Any) -> Any:
         from llmc import driver
 
         return driver.compile(model, output, progress=progress, **options)
+
+
+def print_tuning(products: Sequence[Mapping[str, Any]]) -> None:
+    """What was found for each product."""
+    if not products:
+        click.echo("nothing was tuned: the model has no float product with a weight of its own")
+        return
+    columns = ["product", ">calls", ">tried", ">time of the default's", "schedule"]
+    print_table("", columns, [_tuning_row(product) for product in products])
+
+
+_DEFAULT = {True: "default: nothing was faster", False: "default: nothing was faster in the time given"}
+
+
+def _tuning_row(product: Mapping[str, Any]) -> tuple[object, ...]:
+    found = product.get("tuned")
+    if found is None:
+        return product["name"], product["calls"], 0, "", "default: there was no time to search"
+    if found["ratio"] == 1:
+        return product["name"], product["calls"], found["tried"], "1", _DEFAULT[found["complete"]]
+    low, high = found["interval"]
+    schedule = ", ".join(f"{name} {value}" for name, value in _choices(product["schedule"]))
+    return (
+        product["name"],
+        product["calls"],
+        found["tried"],
+        f"{found['ratio']:.3f} ({low:.3f}-{high:.3f})",
+        schedule,
+    )
+
+
+def _choices(schedule: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The width, and what else is not as by default."""
+    from llmc.targets.kernels.blocking import Schedule
+
+    usual = {"cpu": schedule.get("cpu"), **{f.name: f.default for f in fields(Schedule) if f.name != "cpu"}}
+    return [(name, value) for name, value in schedule.items() if value != usual[name]]
 
 
 def print_report(report: Any) -> None:

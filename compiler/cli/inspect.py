@@ -114,7 +114,7 @@ def _plain_fields(summary: Any) -> dict[str, Any]:
 
 
 # Shown as tables of their own, in this order, when the manifest has them.
-_TABLES = ("inputs", "outputs", "dims", "files", "variants", "kernels")
+_TABLES = ("inputs", "outputs", "dims", "files", "variants", "kernels", "products")
 
 
 def _show_artifact(path: Path, manifest: dict[str, Any]) -> None:

@@ -78,13 +78,16 @@ def time_text(seconds: float) -> str:
 
 
 class Seconds(click.ParamType[float]):
-    """A duration such as `3`, `3s`, `500ms` or `2m`, as seconds."""
+    """A duration such as `3`, `3s`, `500ms` or `2m`, as seconds; 0 if `zero`."""
 
     name = "time"
 
+    def __init__(self, zero: bool = False) -> None:
+        self._zero = zero
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|)", str(value).strip())
-        if not found or float(found[1]) <= 0:
+        if not found or (float(found[1]) == 0 and not self._zero):
             self.fail(f"{value!r} is not a duration; write 3s, 500ms or 2m", param, ctx)
         return float(found[1]) * {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0}[found[2]]
 

@@ -12,7 +12,6 @@ from typing import Any, TypedDict, Unpack
 
 from llmc import embed
 from llmc.compiler import artifact
-from llmc.compiler.calls import Call
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
@@ -20,16 +19,18 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import make_plan
 from llmc.compiler.promises import run_verified
 from llmc.errors import LlmcError
-from llmc.package import FATBIN, Build, manifest
+from llmc.kernels import Kernels
+from llmc.package import Build, manifest
 from llmc.passes import LEVELS, PASSES, shortcuts
 from llmc.passes.ragged import blanked, ragged_steps
 from llmc.quantisation import Quantisation
 from llmc.runtime.manifest import MANIFEST, seal
 from llmc.selfcheck import check, record
-from llmc.targets import Target, host, store
+from llmc.targets import host
 
 Progress = Callable[[str, float], None]
 
+TUNE_SECONDS = 60.0
 PADDING = ("zero", "computed")  # what outputs by token hold at padding
 _UNPACK = Pipeline.parse("unpack", PASSES)  # GPU kernels read plain weights
 
@@ -45,6 +46,7 @@ class CompileReport:
         target, pipeline: what it was compiled for, and the passes that ran.
         nodes: size of the graph after the passes; `kernels` distinct kernels make `steps` calls.
         cached: how many of the files of machine code an earlier compile had made.
+        products: as the manifest has them (runtime/format.md).
     """
 
     path: Path
@@ -56,6 +58,7 @@ class CompileReport:
     kernels: int
     steps: int
     cached: int
+    products: Sequence[Mapping[str, Any]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -69,6 +72,7 @@ class CompileReport:
             "kernels": self.kernels,
             "steps": self.steps,
             "cached": self.cached,
+            "products": list(self.products),
         }
 
 
@@ -86,6 +90,15 @@ class _Stages:
         self._name, self._since = name, time.perf_counter()
         if self.progress is not None:
             self.progress(name, fraction)
+
+    def within(self, first: float, last: float) -> Progress:
+        """A progress of its own for parts of the current stage, which is from `first` to `last` of the whole."""
+
+        def tell(part: str, fraction: float) -> None:
+            if self.progress is not None:
+                self.progress(part, first + fraction * (last - first))
+
+        return tell
 
     def leave(self) -> None:
         if self._name:
@@ -107,6 +120,8 @@ class Options(TypedDict, total=False):
         padding: what outputs that have a row for each token hold where attention_mask is 0: "zero", which lets
             encoders skip padding, or "computed", the values that the source model has there. The default of
             `compile` is "zero", of the other two "computed".
+        tune: search for the fastest schedule of each product on this machine (docs/tuning.md), for `tune_time`
+            seconds at most; those that the cache has take no time.
         keep: folder that gets the graphs and the generated C.
         cc: C compiler command instead of the `ziglang` package's.
         emit: a form of the model beside module.so, one of `llmc.embed.FORMS`.
@@ -125,6 +140,8 @@ class Options(TypedDict, total=False):
     calib: str | Path | None
     calib_method: str
     padding: str
+    tune: bool
+    tune_time: float
     keep: str | Path | None
     cc: str | None
     emit: str
@@ -153,10 +170,13 @@ class _Order:
             (prune,) if isinstance(prune, str) else prune, options.get("share"), options.get("factorize")
         )
         self.pipeline = self._pipeline()
+        self.tune, self.tune_time = options.get("tune", False), options.get("tune_time", TUNE_SECONDS)
         if self.padding not in PADDING:
             raise LlmcError(
                 f"no padding {self.padding!r}", at="--padding", hint=f"use {' or '.join(PADDING)}"
             )
+        if self.tune:
+            self._check_tuning()
         if self.target.gpus and self.form.name != "shared":
             raise LlmcError("a CUDA artifact has no other form than module.so", at=f"--emit {self.form.name}")
 
@@ -167,6 +187,11 @@ class _Order:
             )
         text = LEVELS[self.level] if self.passes is None else self.passes
         return Pipeline.parse(shortcuts.joined(text, self.compression), PASSES)
+
+    def _check_tuning(self) -> None:
+        from llmc.targets.tuning import measured_variant
+
+        measured_variant(self.target)
 
     @property
     def whole(self) -> bool:
@@ -267,10 +292,14 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
         graph, added = options.quant.run(graph, imported.tokenizer, compile_graph, run)
         pipeline = Pipeline((*steps, *packing.steps, *added.steps))
         stages.enter("make kernels", 0.5)
-        calls = _lowered(graph, chosen)
-        chosen = chosen.serving(call.kernel.family for call in calls)
-        kept = store.Store(store.folder())
-        objects, code = _objects(calls, chosen, kept)
+        kernels = Kernels.of(graph, chosen)
+        calls, chosen = kernels.calls, kernels.target
+        if options.tune:
+            stages.enter("tune", 0.5)
+            kernels = kernels.tune(options.tune_time, stages.within(0.5, 0.62))
+            calls = kernels.calls
+            stages.enter("make kernels", 0.62)
+        objects, code = kernels.objects()
         stages.enter("write weights", 0.65)
         plan = make_plan(graph, calls)
         build = Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
@@ -286,12 +315,11 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
         fields = manifest(imported, build, str(pipeline), folder)
-        fields |= {"quantisation": options.quant.mode, "selftest": accepted}
+        fields |= {"quantisation": options.quant.mode, "selftest": accepted, "products": kernels.products()}
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
         check(folder, chosen)
         stages.leave()
     sizes = {p.name: p.stat().st_size for p in sorted(output.iterdir())}
-    kernels = {c.kernel.symbol for c in calls}
     return CompileReport(
         output,
         stages.seconds,
@@ -299,38 +327,11 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
         chosen.name,
         str(pipeline),
         len(graph.nodes),
-        len(kernels),
+        len({c.kernel.symbol for c in calls}),
         len(plan.steps),
-        kept.found,
+        kernels.kept.found,
+        kernels.products(),
     )
-
-
-def _lowered(graph: Graph, target: Target) -> tuple[Call, ...]:
-    """The calls of a graph."""
-    if target.gpus:
-        from llmc.targets.cuda.build import find_nvcc
-        from llmc.targets.cuda.lower import lower as lower_for_gpu
-
-        find_nvcc()
-        return lower_for_gpu(graph)
-    from llmc.targets.lower import lower
-
-    return lower(graph)
-
-
-def _objects(
-    calls: Sequence[Call], target: Target, kept: store.Store
-) -> tuple[dict[str, bytes], dict[str, str]]:
-    """The machine code of the calls' kernels by symbol, and the source of what was not made from TIR."""
-    if not target.gpus:
-        from llmc.targets.build import compile_calls
-
-        return compile_calls(calls, target, kept), {}
-    from llmc.targets.cuda.build import cuda_source, fatbin
-
-    kernels = {call.kernel.symbol: call.kernel for call in calls}
-    source = cuda_source({symbol: k.emit(symbol, None) for symbol, k in kernels.items()})
-    return {FATBIN: fatbin(source, target.gpus, kept)}, {"kernels.cu": source}
 
 
 def _keep(folder: Path, imported: Graph, graph: Graph, sources: Mapping[str, str]) -> None:

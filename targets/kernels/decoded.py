@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,10 @@ from llmc.compiler.ops.storage import DECODERS, unpack_indices
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.kernels import linear
-from llmc.targets.kernels.blocking import Blocking
+from llmc.targets.kernels.blocking import Blocking, ProductShape, Schedule, panel_width
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, splat
 from llmc.targets.kernels.epilogue import finish
-from llmc.targets.kernels.linear import pack_panels, pad_columns, panel_width, tile_shape, tiles
+from llmc.targets.kernels.linear import pack_panels, pad_columns, tile_shape, tiles
 
 ROWS_PER_ITEM = 192  # decoding a panel costs about as much as multiplying it by 24 rows
 DECODE_COST = 24
@@ -104,11 +105,11 @@ def _book(values: Weight, bits: int) -> Packed:
 # --- products
 
 
-def lower_linear(node: Node) -> Call:
-    """`linear` with a compressed weight; with a dense one, linear.py's."""
+def lower_linear(node: Node, schedules: Mapping[ProductShape, Schedule] = MappingProxyType({})) -> Call:
+    """`linear` with a compressed weight; with a dense one, linear.py's, by these schedules."""
     x, w, *extras = node.inputs
     if w.op not in DECODERS:
-        return linear.lower_linear(node)
+        return linear.lower_linear(node, schedules)
     n, k = (int(d) for d in w.shape)
     width, epilogue = panel_width(n), node.attributes["epilogue"]
     stored = _stored(w, width)

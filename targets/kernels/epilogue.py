@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tvm import tirx
+
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, fma, i64
 from llmc.targets.kernels.math import ACTIVATIONS
 
@@ -29,6 +31,14 @@ def scaled(
     return value
 
 
+def _columns(e: Emitter, n: int, width: int, column: Expr) -> Expr | None:
+    """The mask of the columns column .. column + 16 that are no padding; None if there is none in any panel."""
+    if n % width == 0:
+        return None
+    left = i64(n) - column
+    return e.first(left if -n % width < LANES else tirx.max(left, i64(0)))
+
+
 def finish(
     e: Emitter,
     acc: Buffer,
@@ -44,7 +54,7 @@ def finish(
     out: Buffer,
 ) -> None:
     """Apply the epilogue to a tile and store it; columns from n on are padding and stay unwritten."""
-    masks = [e.first(i64(n) - (column + j * LANES)) if n % width else None for j in range(vectors)]
+    masks = [_columns(e, n, width, column + j * LANES) for j in range(vectors)]
 
     def store_row(i: Expr, values: list[Expr]) -> None:
         base = e.let((row + i) * n + column)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,18 +26,9 @@ from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import DTYPES, Node, Weight
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
-from llmc.targets.kernels.blocking import Blocking
+from llmc.targets.kernels.blocking import Blocking, ProductShape, Schedule
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, fma, i64, mod, splat
 from llmc.targets.kernels.epilogue import finish
-
-ROWS_PER_ITEM = 48  # a multiple of the full tile heights 6, 8 and 12
-AHEAD = 64  # rows of a streamed panel that are asked for, into L2, before they are needed
-WIDTHS = (48, 64, 32, 16)  # panel widths, best first
-
-
-def panel_width(n: int) -> int:
-    """The width with the fewest padded columns; of equals, the one whose tile is fastest."""
-    return min(WIDTHS, key=lambda width: -n % width)
 
 
 def pack_panels(array: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
@@ -53,16 +45,23 @@ def pad_columns(array: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]
     return np.pad(array, (0, -len(array) % width))
 
 
-def tile_shape(cpu: Cpu, width: int) -> tuple[int, int]:
-    """Rows and 16-lane vectors of a register tile: accumulators, one row of weights and one broadcast must fit."""
-    pieces = LANES // cpu.lanes  # registers that make one 16-lane vector
+def tile_shape(cpu: Cpu, width: int, height: int = 0) -> tuple[int, int]:
+    """Rows, `height` at most if given, and 16-lane vectors of a register tile."""
     vectors = width // LANES if cpu.wide else 1
-    rows = (cpu.vectors - 1) // pieces // vectors - 1
-    return max(1, min(rows, {1: 12, 2: 12, 3: 8, 4: 6}[vectors])), vectors
+    return min(rows_that_fit(cpu, vectors), height or {1: 12, 2: 12, 3: 8, 4: 6}[vectors]), vectors
 
 
-def lower_linear(node: Node) -> Call:
-    """One call for `linear`: items are (panel, block of rows), the rows of a panel next to each other."""
+def rows_that_fit(cpu: Cpu, vectors: int) -> int:
+    """Rows of sums that fit the registers beside a row of weights and one broadcast."""
+    pieces = LANES // cpu.lanes  # registers that make one 16-lane vector
+    return max(1, (cpu.vectors - 1) // pieces // vectors - 1)
+
+
+def lower_linear(node: Node, schedules: Mapping[ProductShape, Schedule] = MappingProxyType({})) -> Call:
+    """One call for `linear`: items are (panel, block of rows), the rows of a panel next to each other.
+
+    `schedules` has those of the products that are not to have the default.
+    """
     x, w, *extras = node.inputs
     if w.op != "constant":
         raise LlmcError(
@@ -71,10 +70,12 @@ def lower_linear(node: Node) -> Call:
     if w.dtype not in ("f32", "f16") or {i.dtype for i in (x, *extras)} != {"f32"}:
         raise LlmcError(f"linear: no kernel for {x.dtype} x {w.dtype}")
     n, k = (int(d) for d in w.shape)
-    width = panel_width(n)
+    epilogue: tuple[str, ...] = node.attributes["epilogue"]
+    shape = ProductShape(n, k, w.dtype, epilogue)
+    schedule = schedules.get(shape, Schedule.default(n))
+    width = schedule.width
     weight: Weight = w.attributes["value"]
     operands: list[Any] = [x, Packed(weight, f"panels{width}", partial(pack_panels, width=width))]
-    epilogue: tuple[str, ...] = node.attributes["epilogue"]
     pending = iter(extras)
     for step in epilogue:
         if step == "bias":
@@ -87,21 +88,21 @@ def lower_linear(node: Node) -> Call:
         elif step == "residual":
             operands.append(next(pending))
     rows = product(x.shape[:-1])
-    blocking = Blocking.of(k, width, ROWS_PER_ITEM)
     kernel = Kernel(
         "linear",
-        (n, k, width, epilogue, w.dtype),
+        (n, k, width, epilogue, w.dtype, *((schedule,) if schedule != Schedule(width) else ())),
         ("f32", w.dtype, *("f32",) * (len(operands) - 1)),
         1,
-        partial(emit_linear, n=n, k=k, width=width, epilogue=epilogue, dtype=w.dtype),
-        4 * blocking.scratch,
+        partial(emit_linear, n=n, k=k, schedule=schedule, epilogue=epilogue, dtype=w.dtype),
+        4 * schedule.scratch(k),
+        about=(shape, schedule),
     )
     return Call(
         kernel,
         (*operands, node),
         (rows,),
-        -(-n // width) * ceil_div(rows, ROWS_PER_ITEM),
-        k * (width // LANES) * sympy.Min(rows, ROWS_PER_ITEM),
+        -(-n // width) * ceil_div(rows, schedule.rows),
+        k * (width // LANES) * sympy.Min(rows, schedule.rows),
         2 * rows * n * k,
         4 * rows * (k + n) + n * k * DTYPES[w.dtype].itemsize,
         node.source,
@@ -109,7 +110,14 @@ def lower_linear(node: Node) -> Call:
 
 
 def emit_linear(
-    symbol: str, cpu: Cpu, *, n: int, k: int, width: int, epilogue: tuple[str, ...], dtype: str = "f32"
+    symbol: str,
+    cpu: Cpu,
+    *,
+    n: int,
+    k: int,
+    schedule: Schedule,
+    epilogue: tuple[str, ...],
+    dtype: str = "f32",
 ) -> Any:
     """out[m, n] = epilogue(x[m, k] . w[n, k]^T); weights of another `dtype` are widened in registers
 
@@ -120,11 +128,13 @@ def emit_linear(
     extras = [e.pointer(step, "f32") for step in epilogue if step in ("bias", "residual")]
     out = e.pointer("out", "f32")
     m = e.scalar("m")
-    blocking = Blocking.of(k, width, ROWS_PER_ITEM)
-    panels, group = -(-n // width), blocking.group
+    sums = e.scratch() if schedule.scratch(k) else None  # the variants' parameters are the same
+    schedule, width, each = schedule.on(cpu), schedule.width, schedule.rows
+    cut, panels = schedule.cut(k), -(-n // width)
+    group = cut.group
     store = partial(finish, e, n=n, width=width, epilogue=epilogue, extras=extras, out=out)
-    body = _Panel(e, cpu, x, w, blocking, store)
-    blocks = e.let(div(m + (ROWS_PER_ITEM - 1), ROWS_PER_ITEM))
+    body = _Panel(e, cpu, x, w, cut, schedule, sums, store)
+    blocks = e.let(div(m + (each - 1), each))
     with e.loop(e.begin, e.end, "item") as item:
         number = e.let(div(item, panels * group))
         within = e.let(item - number * (panels * group))
@@ -133,8 +143,8 @@ def emit_linear(
         part = e.let(within - panel * size)
         with e.when(tirx.any(part < 1, item <= e.begin)):
             items = e.let(tirx.min(size - part, e.end - item))
-            first = e.let((number * group + part) * ROWS_PER_ITEM)
-            body.rows(panel, first, e.let(tirx.min(items * ROWS_PER_ITEM, m - first)))
+            first = e.let((number * group + part) * each)
+            body.rows(panel, first, e.let(tirx.min(items * each, m - first)))
     return e.function()
 
 
@@ -165,18 +175,27 @@ class _Panel:
     """
 
     def __init__(
-        self, e: Emitter, cpu: Cpu, x: Buffer, w: Buffer, cut: Blocking, finish: Callable[..., None]
+        self,
+        e: Emitter,
+        cpu: Cpu,
+        x: Buffer,
+        w: Buffer,
+        cut: Blocking,
+        schedule: Schedule,
+        sums: Buffer | None,
+        finish: Callable[..., None],
     ) -> None:
         self.e, self.cpu, self.x, self.w, self.cut, self.finish = e, cpu, x, w, cut, finish
-        self.height, self.vectors = tile_shape(cpu, cut.width)
-        self.sums = e.scratch() if cut.scratch else None
+        self.height, self.vectors = tile_shape(cpu, cut.width, schedule.height)
+        self.ahead = schedule.ahead
+        self.sums = sums if cut.scratch else None  # that wait for the next block
 
     def rows(self, panel: Expr, first: Expr, count: Expr) -> None:
         """Rows first..first+count: those of one tile as wide as the panel stream, more go by blocks of k."""
         e, cut = self.e, self.cut
         start = e.let(panel * (cut.k * cut.width))
         column = e.let(panel * cut.width)
-        least = min(self.height, self._rows_that_fit(cut.width // LANES)) + 1
+        least = min(self.height, rows_that_fit(self.cpu, cut.width // LANES)) + 1
         with e.when(count < least):
             tiles(e, first, count, least - 1, lambda row, h: self._stream(row, h, start, column))
         if least <= self.height:  # the tile is narrower than the panel; two of them may not do to fetch it
@@ -190,11 +209,6 @@ class _Panel:
     def _half(self) -> int:
         """Rows of each tile at least, where there is more than one."""
         return (self.height + 1) // 2
-
-    def _rows_that_fit(self, vectors: int) -> int:
-        """Rows of sums that fit the registers beside a row of weights and one broadcast."""
-        pieces = LANES // self.cpu.lanes
-        return max(1, (self.cpu.vectors - 1) // pieces // vectors - 1)
 
     def _blocks(self, first: Expr, count: Expr, start: Expr, column: Expr, few: bool, least: int) -> None:
         """All tiles over one block of k, then over the next."""
@@ -219,7 +233,7 @@ class _Panel:
 
         def ahead(at: Expr, u: int) -> None:
             for j in range(0, width, LANES):
-                e.prefetch(self.w, start + (at + u + AHEAD) * width + j, 2)
+                e.prefetch(self.w, start + (at + u + self.ahead) * width + j, 2)
 
         acc, steps = zeros(e, rows * vectors), i64(self.cut.k // self.cut.unroll)
         row_start = e.let(row * self.cut.k)

@@ -73,6 +73,8 @@ def test_run_with_arrays(cli, fake_artifact, tmp_path):
 )
 def test_durations(text, seconds):
     assert Seconds()(text) == seconds
+    assert Seconds(zero=True)(text) == seconds
+    assert Seconds(zero=True)("0") == 0
 
 
 def test_sizes_and_times_have_units():

@@ -192,3 +192,18 @@ def test_control_c_while_reading_standard_input(fake_artifact):
         process.wait(20)
         assert process.returncode == 130
         assert process.stderr.read().strip() == "interrupted"
+
+
+def test_tuning_for_another_machine(cli, demo_folder, tmp_path):
+    result = cli("compile", demo_folder, "--tune", "--target", "cuda", "-o", tmp_path / "out.llmc")
+    assert result.code == 1
+    assert result.err.splitlines()[-4].startswith(
+        "error: tuning measures kernels on the machine they are for"
+    )
+    assert not (tmp_path / "out.llmc").exists()
+
+
+def test_a_time_for_tuning_that_is_none(cli, demo_folder):
+    result = cli("compile", demo_folder, "--tune", "--tune-time", "long")
+    assert result.code == 2
+    assert "is not a duration" in result.err

@@ -9,7 +9,14 @@ import pytest
 
 from llmc.compiler.cli import _COMMANDS, llmc
 
-DOCUMENTS = ("docs/cli.md", "docs/passes.md", "docs/embedding.md", "docs/benchmarks.md", "CONTRIBUTING.md")
+DOCUMENTS = (
+    "docs/cli.md",
+    "docs/passes.md",
+    "docs/embedding.md",
+    "docs/benchmarks.md",
+    "docs/tuning.md",
+    "CONTRIBUTING.md",
+)
 
 
 def commands_in(text: str) -> list[str]:
