@@ -11,6 +11,8 @@ import pytest
 from llmc.compiler import demo
 from llmc.compiler.demo import sample
 
+pytestmark = pytest.mark.xdist_group("cli")  # one process compiles the demo model for all
+
 RUN = [sys.executable, "-c", "import sys; from llmc.compiler.cli import main; sys.exit(main())"]
 
 
