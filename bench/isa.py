@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from llmc.targets.host import cpuinfo, host_flags
+
 # Read when the libraries load. MLAS (in ONNX Runtime, and for some products in OpenVINO) has no such switch.
 SWITCHES: Mapping[str, str] = MappingProxyType(
     {
@@ -40,19 +42,12 @@ def hide(isa: str, folder: Path) -> str:
 
 def machine() -> dict[str, object]:
     """What a result says about the machine: processor and usable cores, no names."""
-    fields: dict[str, str] = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    except OSError:
-        pass
-    flags = fields.get("flags", "").split()
+    flags = host_flags()
     virtual = " (virtual machine)" if "hypervisor" in flags else ""
     return {
-        "cpu": (fields.get("model name") or platform.machine()) + virtual,
-        "family": fields.get("cpu family", "?"),
-        "model": fields.get("model", "?"),
+        "cpu": (cpuinfo("model name") or platform.machine()) + virtual,
+        "family": cpuinfo("cpu family") or "?",
+        "model": cpuinfo("model") or "?",
         "cores": len(os.sched_getaffinity(0)),
         "features": [name for name in FEATURES if name in flags],
     }

@@ -28,11 +28,11 @@ _ARM_FLAGS = {0x100: "asimd", 0x200: "asimddp", 0x400: "asimdhp", 0x800: "i8mm"}
 
 def host_flags() -> frozenset[str]:
     """Feature names of /proc/cpuinfo; empty where there is none."""
-    return frozenset(_cpuinfo("flags", "Features").split())  # as x86 and ARM call them
+    return frozenset(cpuinfo("flags", "Features").split())  # as x86 and ARM call them
 
 
-def _cpuinfo(*names: str) -> str:
-    """What /proc/cpuinfo says first under one of `names`; empty if nothing."""
+def cpuinfo(*names: str) -> str:
+    """What /proc/cpuinfo says first under one of `names`, empty if nothing."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -62,8 +62,8 @@ class Processor:
 
 def processor() -> Processor:
     """The processor this runs on."""
-    name = _cpuinfo("model name") or machine()
-    part = " ".join(filter(None, (_cpuinfo("cpu family", "CPU implementer"), _cpuinfo("model", "CPU part"))))
+    name = cpuinfo("model name") or machine()
+    part = " ".join(filter(None, (cpuinfo("cpu family", "CPU implementer"), cpuinfo("model", "CPU part"))))
     cpus = {cpu.name: cpu for target in TARGETS.values() for cpu in target.cpus}
     variants = tuple(name for name, cpu in cpus.items() if runs_here(cpu))
     return Processor(f"{name} ({part})" if part else name, variants, _cache(1), _cache(2))

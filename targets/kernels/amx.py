@@ -104,7 +104,7 @@ class _Kernel:
         e.set(self.ahead, 0, item.ahead)
         with e.loop(0, p.width // self.columns, "part") as part:
             column = e.let(item.panel * p.width + part * self.columns)
-            weights = e.let(4 * self._weights(column, item.panel))
+            weights = e.let(4 * p.weights(column))
             with e.loop(0, pairs, "at") as at:
                 pair = self._either(_ROWS, at, pairs)
                 rows = [e.let(item.first + tirx.min((2 * pair + i) * self.height, last)) for i in range(2)]
@@ -114,13 +114,6 @@ class _Kernel:
                 with e.when(tirx.Not(both)):
                     self.step(rows[:1], column, weights, per)
             self._turn(_ROWS)
-
-    def _weights(self, column: Expr, panel: Expr) -> Expr:
-        """Where the weights of a step's columns begin, in groups of 4 bytes."""
-        p = self.p
-        if p.strip == STRIP:
-            return self.e.let(column * p.groups)
-        return self.e.let(panel * (p.groups * p.width) + (column - panel * p.width))
 
     def step(self, rows: list[Expr], column: Expr, weights: Expr, per: Expr) -> None:
         """The sums of one or two tiles of rows by a step's columns, to scratch memory."""
@@ -190,7 +183,7 @@ class _Kernel:
         e, p = self.e, self.p
         first, column, _, jump, place = (e.let(e.get(self.held, i)) for i in range(5))
         row = e.let(first + at + tirx.Select(at < self.height, i64(0), jump))
-        here = e.let(place + at * (self.columns))
+        here = e.let(place + at * self.columns)
         sums = [
             e.let(e.load(self.scratch, here + j * LANES, LANES) + start)
             for j, (_, start) in enumerate(columns)
@@ -200,7 +193,7 @@ class _Kernel:
     def _tail(self, sums: list[Expr], row: Expr, column: Expr) -> list[Expr]:
         """Add the products of the last k % 64 bytes, by vectors."""
         e, p = self.e, self.p
-        base, start = p.row_base(row), self._weights(column, div(column, p.width))
+        base, start = p.row_base(row), p.weights(column)
         for group in range(self.depth * DEPTH // 4, p.groups):
             a = e.let(splat(e.load(p.row_words, base + group)))
             b = [e.load(p.w_words, start + group * p.strip + j * LANES, LANES) for j in range(self.tiles)]

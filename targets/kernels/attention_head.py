@@ -10,8 +10,8 @@ from tvm import tirx
 from llmc.targets import Cpu
 from llmc.targets.kernels.attention_shape import Layout, Shape
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, mod, splat
-from llmc.targets.kernels.linear import tiles
 from llmc.targets.kernels.math import LOG2_E, exp2_down, exp_down
+from llmc.targets.kernels.tiling import tiles
 from llmc.targets.kernels.transpose import load_transposed, store_transposed
 
 QUERIES = 64  # of one work item

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, splat
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, fma, splat
 from llmc.targets.kernels.math import ACTIVATIONS, clamp
 
 CHANNELS = 6  # of a register tile
@@ -15,6 +15,15 @@ def _relu6(k: Emitter, x: Expr) -> Expr:
 
 
 STEPS: Mapping[str, Callable[[Emitter, Expr], Expr]] = {**ACTIVATIONS, "relu6": _relu6}
+
+
+def multiply(e: Emitter, acc: Buffer, w: Buffer, first: Expr, tile: int, values: list[Expr]) -> None:
+    """acc[i, v] += w[first + i] * values[v]"""
+    vectors = len(values)
+    for i in range(tile):
+        factor = e.let(splat(e.load(w, first + i)))
+        for v in range(vectors):
+            e.set(acc, i * vectors + v, fma(factor, values[v], e.get(acc, i * vectors + v)))
 
 
 def finish(

@@ -23,11 +23,11 @@ from llmc.compiler.dims import Dim, ceil_div, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
-from llmc.targets.kernels.channel_tile import CHANNELS, extras_of, finish
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, mod, splat
-from llmc.targets.kernels.linear import zeros
+from llmc.targets.kernels.channel_tile import CHANNELS, extras_of, finish, multiply
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, mod, splat
 from llmc.targets.kernels.pointwise import PIXELS, VECTORS, emit_flat
 from llmc.targets.kernels.scalar_ops import maximum
+from llmc.targets.kernels.tiling import zeros
 
 _SIZES = ("per_group", "outputs", "groups", "height", "width", "top", "left", "rows", "columns", "pitch")
 
@@ -263,10 +263,7 @@ def _conv_tile(
     weights = e.let((rows.group * panels + panel) * s["per_group"] * (kh * kw * tile))
 
     def tap(number: Expr, values: list[Expr]) -> None:
-        for i in range(tile):
-            factor = e.let(splat(e.load(w, weights + number * tile + i)))
-            for v in range(vectors):
-                e.set(acc, i * vectors + v, fma(factor, values[v], e.get(acc, i * vectors + v)))
+        multiply(e, acc, w, weights + number * tile, tile, values)
 
     def at(i: Expr) -> tuple[Expr, Expr, Expr]:
         place = e.let(panel * tile + i)

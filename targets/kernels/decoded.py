@@ -28,7 +28,8 @@ from llmc.targets.kernels import linear
 from llmc.targets.kernels.blocking import Blocking, ProductShape, Schedule, panel_width
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, splat
 from llmc.targets.kernels.epilogue import finish
-from llmc.targets.kernels.linear import pack_panels, pad_columns, tile_shape, tiles
+from llmc.targets.kernels.linear import pack_panels, pad_columns, tile_shape
+from llmc.targets.kernels.tiling import tiles, zeros
 
 ROWS_PER_ITEM = 192  # decoding a panel costs about as much as multiplying it by 24 rows
 DECODE_COST = 24
@@ -170,7 +171,7 @@ def emit_linear(
 
             def tile(row: Expr, height: int, part: int = part, panel: Expr = panel) -> None:
                 here = min(vectors, width // LANES - part)
-                acc, steps = linear.zeros(e, height * here), i64(k // cut.unroll)
+                acc, steps = zeros(e, height * here), i64(k // cut.unroll)
                 start, column = i64(part * LANES), e.let(panel * width + part * LANES)
                 linear.multiply(e, cut, acc, x, e.let(row * k), held, start, height, here, steps)
                 store(acc, row, column, height, here)

@@ -13,8 +13,9 @@ from tvm import tirx
 
 from llmc.targets import Cpu
 from llmc.targets.kernels import neon
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, i64, splat, vector
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, splat, vector
 from llmc.targets.kernels.integer import Item, Product, accumulators
+from llmc.targets.kernels.tiling import tiles
 
 
 @dataclass(frozen=True)
@@ -42,31 +43,25 @@ def emit(product: Product) -> None:
     with product.items() as item:
         for part in range(0, product.width, tile.vectors * tile.lanes):
             vectors = min(tile.vectors, (product.width - part) // tile.lanes)
-            number = e.let(div(item.count + (tile.rows - 1), tile.rows))
-            with e.loop(0, number, "tile") as t:
-                start = e.let(div(t * item.count, number))
-                height = e.let(div((t + 1) * item.count, number) - start)
-                row = e.let(item.first + start)
-                step = e.let(
-                    div(item.share, number * product.groups)
-                )  # bytes of the next panel for each step
-                ahead = e.let(item.ahead + t * (step * product.groups))
-                for h in range(tile.rows, 0, -1):
-                    with e.when(height == i64(h)):
-                        _tile(product, item, Tile(h, vectors, tile.lanes), row, part, ahead, step)
+
+            def rows(row: Expr, h: int, part: int = part, vectors: int = vectors) -> None:
+                _tile(product, item, Tile(h, vectors, tile.lanes), row, part)
+
+            tiles(e, item.first, item.count, tile.rows, rows)
 
 
-def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int, ahead: Expr, step: Expr) -> None:
+def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int) -> None:
     """Rows row..row + tile.rows, `tile.vectors` vectors of columns from `part` of the panel on."""
     e = p.e
     column = e.let(item.panel * p.width + part)
-    panel = e.let(item.panel * (p.groups * p.width) + p.offset(part))
+    panel = p.weights(column)
     bases = [p.row_base(row + i) for i in range(tile.rows)]
     if p.cpu.machine == "aarch64":
         acc = neon.sums(e, p.cpu, p.row_words, bases, p.w_words, panel, p.groups, p.strip)
     else:
         offsets = [p.offset(part + j * tile.lanes) - p.offset(part) for j in range(tile.vectors)]
-        acc = _sums(p, tile, bases, panel, offsets, column, ahead, step)
+        ahead, share = item.part(e, row, tile.rows)
+        acc = _sums(p, tile, bases, panel, offsets, column, ahead, e.let(div(share, p.groups)))
     store(p, tile, acc, row, column)
 
 

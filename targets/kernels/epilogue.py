@@ -31,12 +31,12 @@ def scaled(
     return value
 
 
-def _columns(e: Emitter, n: int, width: int, column: Expr) -> Expr | None:
-    """The mask of the columns column .. column + 16 that are no padding; None if there is none in any panel."""
+def unpadded(e: Emitter, n: int, width: int, column: Expr, lanes: int = LANES) -> Expr | None:
+    """The mask of the `lanes` columns from `column` on that are no padding; None if there is none in any panel."""
     if n % width == 0:
         return None
     left = i64(n) - column
-    return e.first(left if -n % width < LANES else tirx.max(left, i64(0)))
+    return e.first(left if -n % width < lanes else e.let(tirx.max(left, i64(0))), lanes)
 
 
 def finish(
@@ -54,7 +54,7 @@ def finish(
     out: Buffer,
 ) -> None:
     """Apply the epilogue to a tile and store it; columns from n on are padding and stay unwritten."""
-    masks = [_columns(e, n, width, column + j * LANES) for j in range(vectors)]
+    masks = [unpadded(e, n, width, column + j * LANES) for j in range(vectors)]
 
     def store_row(i: Expr, values: list[Expr]) -> None:
         base = e.let((row + i) * n + column)

@@ -88,6 +88,14 @@ def by_rows(k: Emitter, count: int, body: Callable[[list[Expr]], None]) -> None:
         body([row])
 
 
+def columns(k: Emitter, n: int, body: Callable[[Expr, Expr | None], None]) -> None:
+    """body(column, mask) for every 16 of the n columns of a row; the mask is None but for a tail."""
+    with k.loop(0, n // LANES, "c") as c:
+        body(k.let(c * LANES), None)
+    if n % LANES:
+        body(i64(n - n % LANES), k.first(i64(n % LANES)))
+
+
 def vectors(k: Emitter, count: Expr, body: Callable[[Expr, Expr | None], None]) -> None:
     """`body(position, mask)` for each 16 of `count` elements; mask is None but for the rest at the end."""
     full = k.let(tirx.shift_right(count, i64(4)))

@@ -18,7 +18,7 @@ from tvm import tirx
 from llmc.compiler.ops.rows import line_stride
 from llmc.targets import Cpu
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, i64, splat, vector
-from llmc.targets.kernels.epilogue import scaled
+from llmc.targets.kernels.epilogue import scaled, unpadded
 from llmc.targets.kernels.math import ACTIVATIONS
 from llmc.targets.kernels.quantised import row_scale
 
@@ -40,6 +40,11 @@ class Item:
     count: Expr
     ahead: Expr  # byte of `w` from which on this item asks for its share of the next panel
     share: Expr  # bytes of that
+
+    def part(self, e: Emitter, row: Expr, rows: int) -> tuple[Expr, Expr]:
+        """`ahead` and `share` of a tile of `rows` rows from `row` on."""
+        ahead = e.let(self.ahead + div((row - self.first) * self.share, self.count))
+        return ahead, e.let(div(rows * self.share, self.count))
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,7 @@ class Product:
         return [self._columns(self.e.let(column + j * lanes), lanes) for j in range(vectors)]
 
     def _columns(self, column: Expr, lanes: int) -> Columns:
-        e, mask = self.e, None
-        if self.n % self.width:
-            mask = e.first(e.let(tirx.max(i64(self.n) - column, i64(0))), lanes)
+        e, mask = self.e, unpadded(self.e, self.n, self.width, column, lanes)
         loaded = [s for s in self.epilogue if s not in ACTIVATIONS]
         bias = {i: e.load(self.extras[i], column, lanes) for i, s in enumerate(loaded) if s == "bias"}
         return Columns(column, mask, e.load(self.w_scale, column, lanes), bias)
@@ -123,8 +126,13 @@ class Product:
         """What the sums of `lanes` columns start from."""
         return self.e.load(self.starts, column, lanes)
 
+    def weights(self, column: Expr) -> Expr:
+        """Where the weights of a column begin, in groups of 4 bytes."""
+        first = self.e.let(div(column, self.strip) * self.strip)
+        return self.e.let(first * self.groups + (column - first))
+
     def offset(self, column: int) -> int:
-        """Where the weights of a column of a panel begin, in groups of 4 bytes."""
+        """How far from those of the first column of a strip the weights of `column` after it begin."""
         return column // self.strip * self.groups * self.strip + column % self.strip
 
     def row_base(self, row: Expr) -> Any:

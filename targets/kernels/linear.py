@@ -27,8 +27,9 @@ from llmc.compiler.graph import DTYPES, Node, Weight
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.kernels.blocking import Blocking, ProductShape, Schedule
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, fma, i64, mod, splat
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, fma, i64, mod, splat
 from llmc.targets.kernels.epilogue import finish
+from llmc.targets.kernels.tiling import tiles, zeros
 
 
 def pack_panels(array: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
@@ -146,26 +147,6 @@ def emit_linear(
             first = e.let((number * group + part) * each)
             body.rows(panel, first, e.let(tirx.min(items * each, m - first)))
     return e.function()
-
-
-def tiles(
-    e: Emitter, first: Expr, count: Expr, height: int, body: Callable[[Expr, int], None], least: int = 1
-) -> None:
-    """Cover rows first..first+count by tiles of at most `height` rows, as equal as can be: no padded rows.
-
-    `body(row, h)` writes the code of a tile of h rows; it is called once for each h in least..height. With
-    another `least` than 1, the caller knows that no tile has fewer.
-    """
-    number = e.let(div(count + (height - 1), height))
-    small = e.let(div(count, tirx.max(number, i64(1))))
-    larger = e.let(count - number * small)  # tiles that have a row more than `small`
-    start = first
-    for h in range(height, least - 1, -1):
-        times = tirx.Select(small >= h, number - larger, larger)
-        times = e.let(tirx.Select(tirx.any(small > h, small < h - 1), i64(0), times))
-        with e.loop(0, times, "tile") as t:
-            body(e.let(start + t * h), h)
-        start = e.let(start + times * h)
 
 
 class _Panel:
@@ -315,14 +296,6 @@ def multiply(
                 a = e.let(splat(e.load(x, row + at + (i * cut.k + u))))
                 for j in range(vectors):
                     e.set(sums, i * vectors + j, fma(a, b[j], e.get(sums, i * vectors + j)))
-
-
-def zeros(e: Emitter, count: int) -> Buffer:
-    """`count` registers of 16 zeros."""
-    sums = e.registers(count)
-    for i in range(count):
-        e.set(sums, i, splat(f32(0.0)))
-    return sums
 
 
 def _widened(e: Emitter, values: Expr) -> Expr:

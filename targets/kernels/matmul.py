@@ -15,7 +15,7 @@ from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.kernels.emit import LANES, Emitter, Expr, div, f32, fma, i64, mod, splat
-from llmc.targets.kernels.linear import tiles
+from llmc.targets.kernels.tiling import tiles
 
 ROWS_PER_ITEM = 48
 

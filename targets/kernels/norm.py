@@ -20,7 +20,7 @@ from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.kernels import quantised
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, dtype_of, f32, fma, i64, mod, splat
-from llmc.targets.kernels.grid import by_rows
+from llmc.targets.kernels.grid import by_rows, columns
 
 
 def _row_length(node: Node) -> int:
@@ -118,7 +118,7 @@ def emit_norm(
                     total = e.load(x, start + at, LANES, mask) + e.load(residual, start + at, LANES, mask)
                     e.store(out, start + at, e.let(total), mask)
 
-            _columns(e, n, add)
+            columns(e, n, add)
         normalise(e, out if added else x, starts, weight, bias, out, n=n, eps=eps, centre=centre)
 
     by_rows(e, 4 if cpu.wide else 2, several)
@@ -150,7 +150,7 @@ def emit_embed_norm(
                 total = e.let(plus(at, mask, total))
             e.store(out, start + at, total, mask)
 
-        _columns(e, n, add)
+        columns(e, n, add)
         normalise(e, out, [start], weight, bias, out, n=n, eps=eps)
     return e.function()
 
@@ -197,14 +197,6 @@ _TABLES: Mapping[str, Callable[[Emitter, Buffer, int], _Reader]] = {
 }
 
 
-def _columns(e: Emitter, n: int, body: Callable[[Expr, Expr | None], None]) -> None:
-    """body(column, mask) for every 16 columns of n; the mask is None but for a tail."""
-    with e.loop(0, n // LANES, "c") as c:
-        body(e.let(c * LANES), None)
-    if n % LANES:
-        body(i64(n - n % LANES), e.first(i64(n % LANES)))
-
-
 class _Rows:
     """Rows of n values of x that are normalised together.
 
@@ -237,7 +229,7 @@ class _Rows:
                 value = self.value(row, at, mask)
                 e.set(self.sums, row, step(e.get(self.sums, row), value))
 
-        _columns(e, self.n, body)
+        columns(e, self.n, body)
         totals = [e.fold(e.let(e.get(self.sums, row)), lambda a, b: a + b) for row in rows]
         return [e.let(total / f32(float(self.n))) for total in totals]
 
@@ -272,7 +264,7 @@ def normalise(
                 value = value * scale
             e.store(out, start + at, value, mask)
 
-    _columns(e, n, write)
+    columns(e, n, write)
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from llmc.targets import Cpu
-from llmc.targets.kernels.channel_tile import CHANNELS, extras_of, finish
-from llmc.targets.kernels.emit import LANES, Emitter, Expr, div, fma, mod, splat
-from llmc.targets.kernels.linear import zeros
+from llmc.targets.kernels.channel_tile import CHANNELS, extras_of, finish, multiply
+from llmc.targets.kernels.emit import LANES, Emitter, Expr, div, mod
+from llmc.targets.kernels.tiling import zeros
 
 PIXELS = 64  # of one work item
 VECTORS = PIXELS // LANES
@@ -29,10 +29,7 @@ def emit_flat(symbol: str, cpu: Cpu, *, epilogue: tuple[str, ...]) -> Any:
         with e.loop(0, channels, "c") as c:
             line = e.let(source + c * pixels)
             values = [e.load(x, line + v * LANES, LANES, mask) for v in range(vectors)]
-            for i in range(CHANNELS):
-                factor = e.let(splat(e.load(w, weights + c * CHANNELS + i)))
-                for v in range(vectors):
-                    e.set(acc, i * vectors + v, fma(factor, values[v], e.get(acc, i * vectors + v)))
+            multiply(e, acc, w, weights + c * CHANNELS, CHANNELS, values)
 
         def at(i: Expr) -> tuple[Expr, Expr, Expr]:
             channel = e.let(panel * CHANNELS + i)

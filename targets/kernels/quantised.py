@@ -16,7 +16,7 @@ from llmc.compiler.ops.rows import ZERO, line_stride, scale_offset
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, f32, i64, splat
-from llmc.targets.kernels.grid import by_rows
+from llmc.targets.kernels.grid import by_rows, columns
 from llmc.targets.kernels.math import to_byte
 
 ROWS = 4  # quantised together: what one waits for, the others fill
@@ -90,7 +90,7 @@ def emit_quantize_rows(symbol: str, cpu: Cpu, *, k: int, has_scale: bool) -> Any
                 # past the end a load gives 0, which is the padding wanted
                 e.store(out, target + at, to_byte(e, e.load(x, start + at, LANES, mask), inverse, ZERO))
 
-        _columns(e, k, convert)
+        columns(e, k, convert)
         for row, scale in zip(rows, scales, strict=True):
             tail = e.let(row * (line_stride(k) // 4) + scale_offset(k) // 4)
             for i in range((line_stride(k) - scale_offset(k)) // 4):
@@ -112,7 +112,7 @@ def emit_dequantize_rows(symbol: str, cpu: Cpu, *, k: int, stride: int) -> Any:
         def widen(at: Expr, mask: Expr | None) -> None:
             e.store(out, target + at, level_of(e, rows, start + at) * scale, mask)
 
-        _columns(e, k, widen)
+        columns(e, k, widen)
     return e.function()
 
 
@@ -142,18 +142,10 @@ def _scales_of(e: Emitter, x: Buffer, starts: Sequence[Expr], k: int) -> list[Ex
             magnitude = e.let(tirx.bitwise_and(bits, splat(tirx.const(0x7FFFFFFF, "int32"))))
             e.set(top, row, tirx.max(e.get(top, row), magnitude))
 
-    _columns(e, k, widest)
+    columns(e, k, widest)
     tops = [e.fold(e.let(e.get(top, row)), tirx.max) for row in range(len(starts))]
     scales = [e.let(tirx.reinterpret("float32", most) / f32(float(LEVELS))) for most in tops]
     return [e.let(tirx.Select(scale < f32(TINY), f32(1.0), scale)) for scale in scales]
-
-
-def _columns(e: Emitter, n: int, body: Callable[[Expr, Expr | None], None]) -> None:
-    """body(column, mask) for every 16 columns of n; the mask is None but for a tail."""
-    with e.loop(0, n // LANES, "c") as c:
-        body(e.let(c * LANES), None)
-    if n % LANES:
-        body(i64(n - n % LANES), e.first(i64(n % LANES)))
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {

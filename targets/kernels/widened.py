@@ -13,8 +13,9 @@ from tvm import tirx
 
 from llmc.targets import Cpu
 from llmc.targets.kernels.dots import Tile, started, store
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, i64, splat, vector
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, splat, vector
 from llmc.targets.kernels.integer import Item, Product
+from llmc.targets.kernels.tiling import tiles
 
 ROWS = 12  # of the highest tile
 
@@ -39,18 +40,12 @@ def emit(product: Product, wide: Buffer) -> None:
     """The work items of a product kernel: tile after tile of rows, and for each all columns of the panel."""
     e, tile = product.e, tile_of(product.cpu, product.width)
     with product.items() as item:
-        number = e.let(div(item.count + (tile.rows - 1), tile.rows))
-        with e.loop(0, number, "tile") as t:
-            start = e.let(div(t * item.count, number))
-            height = e.let(div((t + 1) * item.count, number) - start)
-            row = e.let(item.first + start)
-            with e.loop(0, height, "row") as i:
-                _widen(product, row + i, wide, e.let(i * (2 * _words(product.k))))
-            share = e.let(div(item.share, number))
-            for h in range(tile.rows, 0, -1):
-                with e.when(height == i64(h)):
-                    rows = _Rows(product, Tile(h, tile.vectors, tile.lanes), wide, row)
-                    rows.panel(item, e.let(item.ahead + t * share), share)
+
+        def rows(row: Expr, h: int) -> None:
+            body = _Rows(product, Tile(h, tile.vectors, tile.lanes), wide, row)
+            body.panel(item)
+
+        tiles(e, item.first, item.count, tile.rows, rows)
 
 
 def _widen(p: Product, row: Expr, wide: Buffer, to: Expr) -> None:
@@ -72,18 +67,18 @@ class _Rows:
     def __init__(self, p: Product, tile: Tile, wide: Buffer, row: Expr) -> None:
         self.p, self.e, self.tile, self.wide, self.row = p, p.e, tile, wide, row
 
-    def panel(self, item: Item, ahead: Expr, share: Expr) -> None:
-        """All columns of the item's panel; meanwhile `share` bytes from `ahead` on come nearer."""
+    def panel(self, item: Item) -> None:
+        """All columns of the item's panel; meanwhile the next one comes nearer."""
         e, p, tile = self.e, self.p, self.tile
+        with e.loop(0, tile.rows, "row") as i:
+            _widen(p, self.row + i, self.wide, e.let(i * (2 * _words(p.k))))
+        ahead, share = item.part(e, self.row, tile.rows)
         columns = tile.vectors * tile.lanes
         step = e.let(div(share, p.groups * (p.width // columns)))  # bytes for each step
         with e.loop(0, p.width // columns, "part") as part:
-            at = e.let(part * columns)
-            column = e.let(item.panel * p.width + at)
-            strip = e.let(div(at, p.strip))
-            weights = e.let(item.panel * (p.groups * p.width) + strip * (p.offset(p.strip) - p.strip) + at)
+            column = e.let(item.panel * p.width + part * columns)
             acc = started(p, tile, column)
-            self._sums(acc, weights, e.let(ahead + part * (step * p.groups)), step)
+            self._sums(acc, p.weights(column), e.let(ahead + part * (step * p.groups)), step)
             store(p, tile, acc, self.row, column)
 
     def _sums(self, acc: Buffer, weights: Expr, ahead: Expr, step: Expr) -> None:
