@@ -15,15 +15,18 @@ from llmc.targets import TARGETS, Cpu, Target
 
 ENTRY_POINTS = "llmc.targets"
 
-# Linux's names of the features behind each instruction set.
+# Linux's names of the features behind each LLMC_CPU_* bit of runtime/c/module.h.
 _FLAGS = {
-    "avx512amx": {"amx_tile", "amx_int8", "avx512_vnni"},
-    "avx512vnni": {"avx512_vnni"},
-    "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
-    "avx2vnni": {"avx_vnni"},
-    "avx2": {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"},
+    0x001: {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"},
+    0x002: {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    0x004: {"avx512_vnni"},
+    0x008: {"amx_tile", "amx_int8"},
+    0x010: {"avx_vnni"},
+    0x100: {"asimd"},
+    0x200: {"asimddp"},
+    0x400: {"asimdhp"},
+    0x800: {"i8mm"},
 }
-_ARM_FLAGS = {0x100: "asimd", 0x200: "asimddp", 0x400: "asimdhp", 0x800: "i8mm"}  # by LLMC_CPU_* bit
 
 
 def host_flags() -> frozenset[str]:
@@ -84,12 +87,7 @@ def runs_here(cpu: Cpu) -> bool:
     """Whether this processor has what `cpu` needs."""
     if cpu.machine != machine():
         return False
-    if cpu.machine == "aarch64":
-        needed = {flag for bit, flag in _ARM_FLAGS.items() if cpu.features & bit}
-    else:
-        needed = set().union(
-            *(_FLAGS[name] for name in _FLAGS if cpu.name.startswith(name) or name == "avx2")
-        )
+    needed = set().union(*(flags for bit, flags in _FLAGS.items() if cpu.features & bit))
     return needed <= host_flags() and (not cpu.tiles or may_use_tiles())
 
 
