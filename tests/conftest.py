@@ -36,10 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a folder whose artifacts take long to build run in one process, which builds them once."""
+    """What takes long to build is built by one process: the artifacts of a folder, the kernels of a file."""
     for item in items:
-        if item.path.parent.name in ("arm", "embedding"):
-            item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+        folder = item.path.parent.name
+        if folder in ("arm", "docs", "embedding"):
+            item.add_marker(pytest.mark.xdist_group(folder))
+        elif folder == "targets":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
+from llmc.compiler.frontends import huggingface
+from llmc.compiler.frontends.imported import Imported
+
 VOCABULARY, CLASSES, IMAGE = 100, 5, 32
 TEXT = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 32,
+    "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "intermediate_size": 48,
+    "intermediate_size": 24,
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
     "bos_token_id": 2,
@@ -25,13 +31,13 @@ TEXT = {
 GPT2 = {
     "vocab_size": VOCABULARY,
     "n_positions": 64,
-    "n_embd": 32,
+    "n_embd": 16,
     "n_layer": 2,
     "n_head": 4,
     "bos_token_id": 2,
     "eos_token_id": 3,
 }
-VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "gpt2": GPT2,
     "llama": TEXT,
@@ -81,6 +87,17 @@ def random_model(name: str) -> Any:
                 noise = 0.2 * noise + (1 if norm else 0)
             value.copy_(noise)
     return model
+
+
+_FOLDERS = tempfile.TemporaryDirectory(prefix="llmc-models-")  # removed when the process ends
+
+
+@cache
+def imported(name: str) -> tuple[Path, Any, Imported]:
+    """The folder of `random_model(name)`, not to be changed, the model, and what llmc makes of it: traced once."""
+    folder, model = Path(_FOLDERS.name) / name, random_model(name)
+    model.save_pretrained(folder)
+    return folder, model, huggingface.load(folder, max_batch=8)
 
 
 def sample(name: str, batch: int, seq: int) -> dict[str, np.ndarray[Any, Any]]:

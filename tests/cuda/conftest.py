@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+
+from llmc.compiler.graph import Graph
 
 HERE = Path(__file__).parent
 WIDTH, WORDS = 48, 99
@@ -81,11 +84,11 @@ def small_distilbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Compiled:
     """A CUDA artifact and what is needed to run it without a GPU."""
 
-    def __init__(self, model: Path, place: Path, lab: ModuleType, quant: str, target: str) -> None:
-        import llmc
+    def __init__(self, graph: Graph, place: Path, lab: ModuleType, quant: str, target: str) -> None:
+        from llmc.driver import compile_graph
 
         self.lab, self.place, self.artifact = lab, place, place / "model.llmc"
-        llmc.compile(model, self.artifact, target=target, quant=quant, keep=place / "keep", max_seq=64)
+        compile_graph(graph, self.artifact, target=target, quant=quant, keep=place / "keep")
         self.source = (place / "keep" / "kernels.cu").read_text()
         self.environment = {
             "LD_LIBRARY_PATH": str(lab.stand_in(place)),
@@ -100,8 +103,24 @@ class Compiled:
 
 
 @pytest.fixture(scope="session")
+def imported() -> Callable[[Path], Graph]:
+    """`imported(model folder)`: its graph, traced once."""
+
+    @cache
+    def load(model: Path) -> Graph:
+        from llmc.compiler.frontends import huggingface
+
+        return huggingface.load(model, max_seq=64).graph
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def compiled(
-    tmp_path_factory: pytest.TempPathFactory, gpu_lab: ModuleType, needs_nvcc: None
+    tmp_path_factory: pytest.TempPathFactory,
+    gpu_lab: ModuleType,
+    needs_nvcc: None,
+    imported: Callable[[Path], Graph],
 ) -> Callable[..., Compiled]:
     """`compiled(model folder, quant, target)`: each once."""
     made: dict[tuple[Any, ...], Compiled] = {}
@@ -109,7 +128,8 @@ def compiled(
     def make(model: Path, quant: str = "none", target: str = "cuda-sm_80") -> Compiled:
         key = (model, quant, target)
         if key not in made:
-            made[key] = Compiled(model, tmp_path_factory.mktemp("cuda"), gpu_lab, quant, target)
+            place = tmp_path_factory.mktemp("cuda")
+            made[key] = Compiled(imported(model), place, gpu_lab, quant, target)
         return made[key]
 
     return make

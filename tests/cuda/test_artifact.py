@@ -17,7 +17,6 @@ import pytest
 
 import llmc
 from llmc.compiler import interpret
-from llmc.compiler.frontends import huggingface
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
@@ -26,26 +25,27 @@ from llmc.passes.quantise import QUANTISATIONS
 from llmc.runtime.sources import CUDA_SOURCES
 from llmc.targets import GPUS
 from llmc.targets.cuda import build
-from llmc.targets.store import Store
+from llmc.targets.store import Store, folder
 
 pytestmark = pytest.mark.xdist_group("cuda")  # compiling for the stand-in driver takes long: once is enough
+KERNEL = 'extern "C" __global__'
 
 
-def reference(model: Path, quant: str) -> Graph:
+def reference(graph: Graph, quant: str) -> Graph:
     """The graph an artifact was compiled from, after its lossy passes."""
-    graph = huggingface.load(model, max_seq=64).graph
     return Pipeline.parse(",".join(p for p in (LEVELS[3], QUANTISATIONS[quant]) if p), PASSES).run(graph)[0]
 
 
 @pytest.mark.parametrize(("quant", "limit"), [("none", 1e-4), ("fp16", 5e-3), ("int8", 1e-4)])
 def test_answers(
     compiled: Callable[..., Any],
+    imported: Callable[[Path], Graph],
     small_bert: Path,
     token_cases: list[dict[str, Any]],
     quant: str,
     limit: float,
 ) -> None:
-    graph = reference(small_bert, quant)
+    graph = reference(imported(small_bert), quant)
     for case, got in zip(token_cases, compiled(small_bert, quant).run(token_cases), strict=True):
         for name, expected in interpret.run(graph, case).items():
             assert np.abs(got[name] - expected).max() <= limit * np.abs(expected).max(), (
@@ -63,9 +63,12 @@ def test_compressed_weights_are_stored_whole(
 
 
 def test_distilbert(
-    compiled: Callable[..., Any], small_distilbert: Path, token_cases: list[dict[str, Any]]
+    compiled: Callable[..., Any],
+    imported: Callable[[Path], Graph],
+    small_distilbert: Path,
+    token_cases: list[dict[str, Any]],
 ) -> None:
-    graph = reference(small_distilbert, "none")
+    graph = reference(imported(small_distilbert), "none")
     for case, got in zip(token_cases, compiled(small_distilbert).run(token_cases), strict=True):
         for name, expected in interpret.run(graph, case).items():
             assert np.abs(got[name] - expected).max() <= 1e-4 * np.abs(expected).max(), name
@@ -126,9 +129,15 @@ def test_strict_c(tmp_path: Path, source: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quant", ["none", "fp16", "int8"])
-def test_every_architecture_is_assembled(compiled: Callable[..., Any], small_bert: Path, quant: str) -> None:
-    source = compiled(small_bert, quant).source
+def test_every_architecture_is_assembled(compiled: Callable[..., Any], small_bert: Path) -> None:
+    """The kernels of all precisions in one source, each once."""
+    kernels: dict[str, str] = {}
+    for quant in ("none", "fp16", "int8"):
+        definitions = compiled(small_bert, quant).source.split(KERNEL)[1:]
+        kernels |= {text[: text.index("{")]: text for text in definitions if "{" in text}  # others declare
+    for family in ("linear_half_", "qlinear_", "attention_"):
+        assert any(f" {family}" in head for head in kernels)
+    source = build.PREAMBLE + "".join(KERNEL + text for text in kernels.values())
     assert len(build.fatbin(source, tuple(GPUS), Store(None))) > 10_000
 
 
@@ -149,12 +158,11 @@ def test_products_use_the_right_instructions(
 ) -> None:
     """Tensor cores for halves, four products of bytes at once for int8: in the machine code of every product."""
     dump, disassembler = installed("cuobjdump"), installed("nvdisasm")
-    (tmp_path / "k.cu").write_text(compiled(small_bert, quant).source)
-    command = [build.find_nvcc(), *build.FLAGS, "-w", "-cubin", "-arch=sm_80", "-o", "k.cubin", "k.cu"]
-    subprocess.run(command, cwd=tmp_path, check=True)
+    code = build.fatbin(compiled(small_bert, quant).source, ("sm_80",), Store(folder()))  # the artifact's
+    (tmp_path / "k.fatbin").write_bytes(code)
     path = f"{disassembler.parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        [dump, "-sass", "k.cubin"],
+        [dump, "-sass", "k.fatbin"],
         cwd=tmp_path,
         env={**os.environ, "PATH": path},
         capture_output=True,
@@ -182,9 +190,11 @@ def test_an_unknown_architecture(small_bert: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("quant", "limit"), [("none", 1e-4), ("fp16", 5e-3), ("int8", 2e-2)])
-def test_minilm(compiled: Callable[..., Any], minilm: Path, quant: str, limit: float) -> None:
+def test_minilm(
+    compiled: Callable[..., Any], imported: Callable[[Path], Graph], minilm: Path, quant: str, limit: float
+) -> None:
     """int8: the products are exact, but a row sum's last bit may move an activation to the next level."""
-    made, graph = compiled(minilm, quant), reference(minilm, quant)
+    made, graph = compiled(minilm, quant), reference(imported(minilm), quant)
     rng = np.random.default_rng(2)
     case = {"input_ids": rng.integers(1000, 20000, (2, 12)), "attention_mask": np.ones((2, 12), np.int64)}
     (got,) = made.run([case])

@@ -13,6 +13,8 @@ from llmc.errors import LlmcError
 from llmc.evaluate import evaluate
 from llmc.runtime.weights import HEADER_BYTES
 
+pytestmark = pytest.mark.xdist_group("small")
+
 
 def compiled(model: Path, output: Path, **options: object) -> llmc.Model:
     llmc.compile(model, output, **{"target": "x86", "max_batch": 8} | options)

@@ -8,23 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 from joined import join, part
-from random_others import VISION, difference, random_model, sample
+from random_others import VISION, difference, imported, sample
 
 import llmc
-from llmc.compiler.frontends import huggingface
 from llmc.driver import compile_graph
 
 SHAPES = [(1, 1), (3, 17), (2, 64)]
 GROUPS = {"decoders": ("gpt2", "llama", "mistral-window"), "vision": VISION}
+pytestmark = pytest.mark.xdist_group("others")
 
 
-@pytest.mark.parametrize("group", [pytest.param(g, marks=pytest.mark.xdist_group(g)) for g in GROUPS])
+@pytest.mark.parametrize("group", GROUPS)
 def test_against_pytorch(group: str, tmp_path: Path, variants: Any, bits_agree: Any) -> None:
     models, graphs = {}, {}
     for name in GROUPS[group]:
-        models[name] = random_model(name)
-        models[name].save_pretrained(tmp_path / name)
-        graphs[name] = huggingface.load(tmp_path / name, max_batch=8).graph
+        _, models[name], found = imported(name)
+        graphs[name] = found.graph
     path = tmp_path / "all.llmc"
     compile_graph(join(graphs, shared=True), path, target="x86")
 
@@ -41,8 +40,7 @@ def test_against_pytorch(group: str, tmp_path: Path, variants: Any, bits_agree: 
 
 def test_padding_changes_no_bit(tmp_path: Path) -> None:
     """A row padded to the length of another is what it is alone."""
-    random_model("llama").save_pretrained(tmp_path / "llama")
-    llmc.compile(tmp_path / "llama", tmp_path / "llama.llmc", max_batch=4)
+    llmc.compile(imported("llama")[0], tmp_path / "llama.llmc", max_batch=4)
     inputs = sample("llama", 3, 17)
     with llmc.load(tmp_path / "llama.llmc") as model:
         whole = model(**inputs)["logits"]

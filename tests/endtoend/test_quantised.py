@@ -32,14 +32,17 @@ ASKED: dict[str, tuple[dict[str, Any], float, float]] = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`made(quant)`: the demo model's artifact with the code of every processor, compiled once."""
+    """`made(quant)`: the demo model's artifact with the code of every processor, compiled once.
+
+    "none" is compared with, so it has the code of this processor only.
+    """
     folder, done = tmp_path_factory.mktemp("quantised"), {}
 
     def of(quant: str) -> Path:
         if quant not in done:
             done[quant] = folder / f"{quant}.llmc"
-            options = ASKED[quant][0] if quant in ASKED else {}
-            llmc.compile(demo.model_folder(), done[quant], target="x86", **options)
+            options = {"target": "x86", **ASKED[quant][0]} if quant in ASKED else {}
+            llmc.compile(demo.model_folder(), done[quant], **options)
         return done[quant]
 
     return of

@@ -22,10 +22,12 @@ SHAPES = [(1, 1), (3, 17), (2, 64)]
 CASES = list({**{f: (f, t) for f, t in cases()}, **{t.name: (f, t) for f, t in cases()}}.values())
 
 
-@pytest.mark.parametrize(
-    ("family", "task"),
-    [pytest.param(f, t, marks=pytest.mark.xdist_group(group(f)), id=f"{f}-{t.name}") for f, t in CASES],
-)
+def in_group(family: str, *more: Any, **options: Any) -> Any:
+    """A parameter of a test that runs where the family has been imported."""
+    return pytest.param(family, *more, marks=pytest.mark.xdist_group(group(family)), **options)
+
+
+@pytest.mark.parametrize(("family", "task"), [in_group(f, t, id=f"{f}-{t.name}") for f, t in CASES])
 def test_family_and_head(family: str, task: Any, difference: Any) -> None:
     model, found = imported(family, task.suffix)
 
@@ -35,9 +37,9 @@ def test_family_and_head(family: str, task: Any, difference: Any) -> None:
     assert difference(model, found.graph, SHAPES) < 1e-5
 
 
+@pytest.mark.xdist_group(group("bert"))
 def test_pooler_output_only_with_trained_weights(saved: Any) -> None:
-    folder, _ = saved("bert", "Model")
-    assert tuple(load(folder).graph.outputs) == ("last_hidden_state", "pooler_output")
+    assert tuple(imported("bert", "Model")[1].graph.outputs) == ("last_hidden_state", "pooler_output")
 
     folder, _ = saved("bert", "ForTokenClassification")
     assert tuple(load(folder, task="feature-extraction").graph.outputs) == ("last_hidden_state",)
@@ -57,8 +59,9 @@ def test_inputs(saved: Any) -> None:
     assert dict(graph.dims) == {"batch": (1, 5), "seq": (1, 30)}
 
 
-def test_one_segment_needs_no_input(saved: Any) -> None:
-    graph = load(saved("roberta", "Model")[0]).graph
+@pytest.mark.xdist_group(group("roberta"))
+def test_one_segment_needs_no_input() -> None:
+    graph = imported("roberta", "Model")[1].graph
 
     assert [n.attributes["name"] for n in graph.inputs] == ["input_ids", "attention_mask"]
     assert graph.dims["seq"] == (1, 64)  # 66 positions, of which 2 are reserved
@@ -96,16 +99,17 @@ def test_bert_arrives_whole(saved: Any) -> None:
     assert masks == {"bool[batch, 1, 1, seq]"}
 
 
-@pytest.mark.parametrize("family", ["bert", "deberta-v2"])
-def test_text_form_reads_back(family: str, saved: Any) -> None:
-    graph = load(saved(family, "Model")[0]).graph
+@pytest.mark.parametrize("family", [in_group("bert"), in_group("deberta-v2")])
+def test_text_form_reads_back(family: str) -> None:
+    graph = imported(family, "Model")[1].graph
 
     text = print_graph(graph)
     assert print_graph(parse_graph(text, weights_of(graph))) == text
 
 
-def test_sources(saved: Any) -> None:
-    graph = load(saved("bert", "Model")[0]).graph
+@pytest.mark.xdist_group(group("bert"))
+def test_sources() -> None:
+    graph = imported("bert", "Model")[1].graph
 
     attention = next(node for node in graph.nodes if node.op == "attention")
     assert attention.source.path == "encoder.layer.0.attention.self"
@@ -114,20 +118,22 @@ def test_sources(saved: Any) -> None:
     assert "encoder.layer.1.output.dense.weight" in weights
 
 
-def test_tied_weights_are_one_node(saved: Any) -> None:
+@pytest.mark.xdist_group(group("albert"))
+def test_tied_weights_are_one_node() -> None:
     """ALBERT's layers share all weights, BERT's decoder is its word embedding."""
-    albert = load(saved("albert", "Model")[0]).graph
+    albert = imported("albert", "Model")[1].graph
     assert len({node.inputs[1] for node in albert.nodes if node.op == "linear"}) == 8  # of 14
 
-    bert = load(saved("bert", "ForMaskedLM")[0]).graph
+    bert = imported("bert", "ForMaskedLM")[1].graph
     tables = [node.inputs[0] for node in bert.nodes if node.op == "embedding"]
     assert bert.outputs["logits"].inputs[1] in tables
 
 
-def test_buckets_are_tables(saved: Any) -> None:
+@pytest.mark.xdist_group(group("mpnet"))
+def test_buckets_are_tables() -> None:
     """A logarithm next to a rounding would decide buckets by its last bit."""
     for family in ("mpnet", "deberta-v2"):
-        graph = load(saved(family, "Model")[0]).graph
+        graph = imported(family, "Model")[1].graph
         assert not {"log", "ceil"} & {node.op for node in graph.nodes}
 
 

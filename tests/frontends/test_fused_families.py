@@ -70,21 +70,23 @@ def test_sizes(saved: Any) -> None:
     assert not [event for run in report.runs for event in run.declined]
 
 
-def test_tied_weights_stay_tied(saved: Any) -> None:
+@pytest.mark.xdist_group(group("bert"))
+def test_tied_weights_stay_tied() -> None:
     """BERT's decoder is its word embedding; ALBERT's layers share even the merged projections."""
-    after, _ = O3.run(load(saved("bert", "ForMaskedLM")[0]).graph)
+    after, _ = O3.run(imported("bert", "ForMaskedLM")[1].graph)
     (embeddings,) = (n for n in after.nodes if n.op == "embed_norm")
     assert after.outputs["logits"].inputs[1] is embeddings.inputs[0]
 
-    after, _ = O3.run(load(saved("albert", "Model")[0]).graph)
+    after, _ = O3.run(imported("albert", "Model")[1].graph)
     projections = [n.inputs[0] for n in after.nodes if n.op == "mha"]
     assert projections[0] is not projections[1]
     assert projections[0].inputs[1:] == projections[1].inputs[1:]
 
 
-def test_sources_name_the_model(saved: Any) -> None:
+@pytest.mark.xdist_group(group("distilbert"))
+def test_sources_name_the_model() -> None:
     """Errors and profiles of fused nodes still point into the model."""
-    after, _ = O3.run(load(saved("distilbert", "Model")[0]).graph)
+    after, _ = O3.run(imported("distilbert", "Model")[1].graph)
     named = {n.op: str(n.source) for n in after.nodes}
     assert named["mha"].startswith("transformer.layer.1.attention")
     assert named["linear"].startswith("transformer.layer.1.ffn.lin2")

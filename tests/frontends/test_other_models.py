@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from random_others import CONFIGS, DECODERS, difference, random_model, sample
+from random_others import CONFIGS, DECODERS, difference, imported, sample
 
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.interpret import run
@@ -19,22 +21,17 @@ from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
 
 SHAPES = [(1, 1), (3, 17), (2, 64)]
+pytestmark = pytest.mark.xdist_group("others")  # tests/endtoend compiles the same imported models
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+def made() -> Callable[[str], Any]:
     """`made(name)`: folder, model, imported and optimised graph, made once."""
-    done: dict[str, Any] = {}
 
+    @cache
     def of(name: str) -> Any:
-        if name not in done:
-            folder = tmp_path_factory.mktemp("models") / name
-            model = random_model(name)
-            model.save_pretrained(folder)
-            imported = load(folder, max_batch=8)
-            graph, _ = Pipeline.parse(LEVELS[3], PASSES).run(imported.graph)
-            done[name] = folder, model, imported, graph
-        return done[name]
+        found = imported(name)
+        return *found, Pipeline.parse(LEVELS[3], PASSES).run(found[2].graph)[0]
 
     return of
 
@@ -100,8 +97,9 @@ def test_convolutions_take_what_follows(made: Any) -> None:
 
 
 def test_preprocessing_is_read(made: Any, tmp_path: Path) -> None:
-    folder, _, imported, _ = made("vit")
+    original, _, imported, _ = made("vit")
     assert imported.preprocess == {}
+    folder = Path(shutil.copytree(original, tmp_path / "vit"))
     settings = {
         "do_resize": True,
         "size": {"height": 32, "width": 32},
