@@ -80,7 +80,8 @@ class Target:
         return replace(self, cpus=cpus[:1] if self.best_only else cpus)
 
 
-INTEGER = frozenset({"qlinear"})  # families of kernels that multiply integers
+# Families of kernels that multiply integers.
+INTEGER = frozenset({"qlinear", "int8_attention", "ragged_int8_attention"})
 
 # prefer-256-bit would split the 16-lane vectors that kernels are written in.
 AVX512 = Cpu("avx512", "x86-64-v4", ("-prefer-256-bit",), 0b011, "AVX-512 F, BW, CD, DQ and VL", 32, 16)

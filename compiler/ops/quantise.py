@@ -60,12 +60,13 @@ def fma32(a: Array, b: Array, c: Array) -> Array:
 # --- explicit form
 
 
-def _row_scale_reference(x: Array) -> Array:
+def row_scales(x: Array) -> Array:
+    """f32 `[..., k]` -> `[..., 1]`: the largest magnitude / 127, 1 for a row of zeros."""
     scale = np.abs(x).max(-1, keepdims=True, initial=0.0) / np.float32(LEVELS)
     return np.where(scale < TINY, np.float32(1), scale).astype(np.float32)
 
 
-@op("row_scale", _row_scale_reference)
+@op("row_scale", row_scales)
 def _row_scale(x: TensorType) -> TensorType:
     want_dtype(x, F32)
     if not x.rank:
@@ -73,13 +74,14 @@ def _row_scale(x: TensorType) -> TensorType:
     return TensorType("f32", (*x.shape[:-1], 1))
 
 
-def _quantize_reference(x: Array, scale: Array) -> Array:
+def quantized(x: Array, scale: Array) -> Array:
+    """x / scale as i8, rounded half to even, limited to -127..127; NaN gives 127."""
     scaled = x * (np.float32(1) / scale)
     low = np.where(scaled < LEVELS, scaled, np.float32(LEVELS))  # NaN becomes 127, as in the kernels
     return np.asarray(np.rint(np.maximum(low, np.float32(-LEVELS))).astype(np.int8))
 
 
-@op("quantize", _quantize_reference, traits={"elementwise": True})
+@op("quantize", quantized, traits={"elementwise": True})
 def _quantize(x: TensorType, scale: TensorType) -> TensorType:
     want_dtype(x, F32)
     return TensorType("i8", _want_scale(x, scale))
@@ -103,9 +105,9 @@ def _want_scale(x: TensorType, scale: TensorType) -> tuple[Any, ...]:
 
 
 def _quantize_rows_reference(x: Array, *given: Array, has_scale: bool) -> Array:
-    scale = given[0].reshape(1) if has_scale else _row_scale_reference(x)
+    scale = given[0].reshape(1) if has_scale else row_scales(x)
     return pack_rows(
-        _quantize_reference(x, scale), np.broadcast_to(scale, (*x.shape[:-1], 1)), line_stride(x.shape[-1])
+        quantized(x, scale), np.broadcast_to(scale, (*x.shape[:-1], 1)), line_stride(x.shape[-1])
     )
 
 
