@@ -2,7 +2,7 @@
 
 Queries, keys and values become integers of -127..127, softmax's weights integers of 0..255; both products are sums of
 integers, exact in any order. For one head of one sequence, over the keys that may be attended, with t the scale of
-a row or column (its largest magnitude / 127) and x / t rounded half to even as `quantize` does:
+a row or column (its largest magnitude / 127) and x / t rounded once, half to even:
 
     keys and values share a scale in each feature:   K = k / tk,   V = v / tv
     a query takes over those of the keys:            Q = q tk / tq,  tq the scale of the row q tk
@@ -11,16 +11,16 @@ a row or column (its largest magnitude / 127) and x / t rounded half to even as 
     with f = 2^(c (m before - m)):                   o = f o + P V,   l = f l + sum P
     out = o / l * tv
 
-Scales by feature serve keys better than scales by row, as the same few features are large in every key (Xiao et al. 2022,
-SmoothQuant), and none of them needs a sum or a maximum across the lanes of a vector. The sum of the rounded
-weights is what divides, so that they sum to 1. The softmax is that of online attention (Milakov and Gimelshein 2018).
+Scales by feature serve keys better than scales by row, as the same few features are large in every key (Xiao et al.
+2022, SmoothQuant), and none of them needs a sum or a maximum across the lanes of a vector. The sum of the rounded
+weights is what divides, so that they sum to 1. The softmax is online (Milakov and Gimelshein 2018).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from llmc.compiler.ops.quantise import LEVELS, TINY, fma32, quantized, row_scales
+from llmc.compiler.ops.quantise import LEVELS, TINY, fma32, row_scales
 from llmc.compiler.ops.rules import Array
 
 KEYS = 64  # of one block
@@ -48,9 +48,9 @@ def int8_attention(q: Array, k: Array, v: Array, keys: Array, scale: float) -> A
     k_scale, v_scale = (_column_scales(x, keys) for x in (k, v))
     q = q * k_scale
     q_scale = row_scales(q)
-    levels = quantized(k, k_scale).astype(np.float64), quantized(v, v_scale).astype(np.float64)
-    scores = quantized(q, q_scale).astype(np.float64) @ levels[0].swapaxes(-1, -2)
-    mixed, total = _soften(scores, levels[1], keys[:, None, None, :], q_scale * np.float32(scale * LOG2_E))
+    queries, levels, values = _levels(q, q_scale), _levels(k, k_scale), _levels(v, v_scale)
+    scores = queries @ levels.swapaxes(-1, -2)
+    mixed, total = _soften(scores, values, keys[:, None, None, :], q_scale * np.float32(scale * LOG2_E))
     factor = np.where(total > 0, np.float32(1) / total, np.float32(0))
     factor = np.where(q_scale < np.inf, factor, np.float32(np.nan))
     return np.asarray(mixed * factor * v_scale)
@@ -61,6 +61,17 @@ def _column_scales(x: Array, keys: Array) -> Array:
     largest = np.where(keys[:, None, :, None], np.abs(x), np.float32(0)).max(2, keepdims=True)
     scales = largest / np.float32(LEVELS)
     return np.where(scales < TINY, np.float32(1), scales).astype(np.float32)
+
+
+def _levels(x: Array, scale: Array) -> Array:
+    """x / scale as whole numbers of -127..127 in float64; 0 where that is not finite: its scale is not either."""
+    scale, one = np.broadcast_to(scale, x.shape), np.float32(1)
+    return np.nan_to_num(_whole(x, one / scale), posinf=0, neginf=0).astype(np.float64)
+
+
+def _whole(x: Array, factor: Array) -> Array:
+    """x * factor rounded half to even, below 2^22 in magnitude."""
+    return np.asarray(fma32(x, factor, np.float32(ROUND)) - np.float32(ROUND))
 
 
 def _soften(scores: Array, values: Array, keys: Array, factor: Array) -> tuple[Array, Array]:
@@ -74,16 +85,11 @@ def _soften(scores: Array, values: Array, keys: Array, factor: Array) -> tuple[A
         before, top = top, np.maximum(top, seen.max(-1, keepdims=True))
         most = top.astype(np.float32) * -factor
         weights = power(fma32(seen, np.broadcast_to(factor, seen.shape), np.broadcast_to(most, seen.shape)))
-        weights = np.where(keys[..., here], _rounded(weights), np.float32(0))
+        weights = np.where(keys[..., here], _whole(weights, np.float32(WEIGHT)), np.float32(0))
         fade = power((before - top).astype(np.float32) * factor)
         total = fma32(total, fade, weights.sum(-1, keepdims=True, dtype=np.float64))
         mixed = fma32(mixed, fade, weights.astype(np.float64) @ values[:, :, here])
     return mixed, total
-
-
-def _rounded(weights: Array) -> Array:
-    """255 w of w in 0..1, rounded half to even."""
-    return np.asarray(fma32(weights, np.float32(WEIGHT), np.float32(ROUND)) - np.float32(ROUND))
 
 
 def power(x: Array) -> Array:

@@ -74,14 +74,13 @@ def _row_scale(x: TensorType) -> TensorType:
     return TensorType("f32", (*x.shape[:-1], 1))
 
 
-def quantized(x: Array, scale: Array) -> Array:
-    """x / scale as i8, rounded half to even, limited to -127..127; NaN gives 127."""
+def _quantize_reference(x: Array, scale: Array) -> Array:
     scaled = x * (np.float32(1) / scale)
     low = np.where(scaled < LEVELS, scaled, np.float32(LEVELS))  # NaN becomes 127, as in the kernels
     return np.asarray(np.rint(np.maximum(low, np.float32(-LEVELS))).astype(np.int8))
 
 
-@op("quantize", quantized, traits={"elementwise": True})
+@op("quantize", _quantize_reference, traits={"elementwise": True})
 def _quantize(x: TensorType, scale: TensorType) -> TensorType:
     want_dtype(x, F32)
     return TensorType("i8", _want_scale(x, scale))
@@ -107,7 +106,7 @@ def _want_scale(x: TensorType, scale: TensorType) -> tuple[Any, ...]:
 def _quantize_rows_reference(x: Array, *given: Array, has_scale: bool) -> Array:
     scale = given[0].reshape(1) if has_scale else row_scales(x)
     return pack_rows(
-        quantized(x, scale), np.broadcast_to(scale, (*x.shape[:-1], 1)), line_stride(x.shape[-1])
+        _quantize_reference(x, scale), np.broadcast_to(scale, (*x.shape[:-1], 1)), line_stride(x.shape[-1])
     )
 
 

@@ -45,11 +45,11 @@ def emit(p: Product, scratch: Buffer) -> None:
         columns = kernel.shared()
         with e.loop(0, e.let(e.get(kernel.held, _COUNT)), "row") as row:
             kernel.finish(row, columns)
-        tile_instruction(e, "tilerelease")
+        _tile(e, "tilerelease")
 
 
-def tile_instruction(e: Emitter, name: str, *arguments: Expr | int) -> None:
-    """One instruction of the tile unit; ints are numbers of tiles."""
+def _tile(e: Emitter, name: str, *arguments: Expr | int) -> None:
+    """One instruction; ints are numbers of tiles."""
     numbers = [tirx.const(a, "int8") if isinstance(a, int) else a for a in arguments]
     e.add(tirx.Evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *numbers)))
 
@@ -87,7 +87,7 @@ class _Kernel:
         words[13] = height * rows_and_weights + tirx.const(0x10100000, "int32")
         for at in range(CONFIG // 4):
             e.store(self.scratch, i64(at), words.get(at, tirx.const(0, "int32")))
-        tile_instruction(e, "ldtilecfg", self._at(self.scratch, i64(0)))
+        _tile(e, "ldtilecfg", self._at(self.scratch, i64(0)))
 
     def _at(self, buffer: Buffer, index: Expr) -> Expr:
         return tirx.address_of(tirx.BufferLoad(buffer, [index]))
@@ -120,7 +120,7 @@ class _Kernel:
         e, held = self.e, self.held
         sums = [(i, j) for i in range(len(rows)) for j in range(self.tiles)]
         for i, j in sums:
-            tile_instruction(e, "tilezero", 2 * i + j)
+            _tile(e, "tilezero", 2 * i + j)
         left = e.let(e.get(self.held, _COUNT))
         columns = self.shared()
         with e.loop(0, self.depth, "k") as at:
@@ -135,7 +135,7 @@ class _Kernel:
         place = e.let(2 * (CONFIG // 4) + SUMS - e.get(held, _PLACE))  # the other one of two
         for i, j in sums:
             at = e.let(place + i * self.height * self.columns + j * LANES)
-            tile_instruction(e, "tilestored64", 2 * i + j, self._at(self.scratch, at), i64(4 * self.columns))
+            _tile(e, "tilestored64", 2 * i + j, self._at(self.scratch, at), i64(4 * self.columns))
         jump = rows[-1] - rows[0] - self.height if len(rows) == 2 else i64(0)
         for i, value in enumerate((rows[0], column, self.height * len(rows), jump, place)):
             e.set(held, i, value)
@@ -166,14 +166,12 @@ class _Kernel:
         stride = line_stride(p.k)
         line = e.let(weights + at * (DEPTH * p.strip))
         for j in range(self.tiles):
-            tile_instruction(
-                e, "tileloadd64", _B + j, self._at(p.w, e.let(line + j * 4 * LANES)), i64(4 * p.strip)
-            )
+            _tile(e, "tileloadd64", _B + j, self._at(p.w, e.let(line + j * 4 * LANES)), i64(4 * p.strip))
         for i, row in enumerate(rows):
             here = e.let(row * stride + at * DEPTH)
-            tile_instruction(e, "tileloadd64", _A + i, self._at(p.rows, here), i64(stride))
+            _tile(e, "tileloadd64", _A + i, self._at(p.rows, here), i64(stride))
         for i, j in sums:
-            tile_instruction(e, "tdpbusd", 2 * i + j, _A + i, _B + j)
+            _tile(e, "tdpbusd", 2 * i + j, _A + i, _B + j)
 
     def shared(self) -> list[tuple[Columns, Expr]]:
         """Of the step whose sums are held: what its rows share, and what its sums start from."""

@@ -24,12 +24,11 @@ from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import Node
 from llmc.targets import Cpu
-from llmc.targets.kernels import attention_bytes, attention_int8, attention_tiles
+from llmc.targets.kernels import attention_bytes, attention_int8
 from llmc.targets.kernels.attention_bytes import ByteHead
 from llmc.targets.kernels.attention_head import KEYS, QUERIES, VECTORS, Head
 from llmc.targets.kernels.attention_int8 import Int8Head
 from llmc.targets.kernels.attention_shape import Problem, Shape, problem
-from llmc.targets.kernels.attention_tiles import TileHead
 from llmc.targets.kernels.emit import LANES, Emitter
 
 
@@ -74,26 +73,22 @@ def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = False) -
     if shape.mask is not None:
         pointers["mask"] = e.pointer("mask", shape.mask[0])
     pointers["out"] = e.pointer("out", "f32")
-    kind = steps(cpu, shape) if int8 else Head
+    kind = steps(cpu) if int8 else Head
     head = kind(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
-    head.open()
     with e.loop(e.begin, e.end, "item") as item:
         head.locate(item)
         head.attend()
-    head.close()
     return e.function()
 
 
-def steps(cpu: Cpu, shape: Shape) -> type[Int8Head]:
+def steps(cpu: Cpu) -> type[Int8Head]:
     """The steps of attention on int8 that suit a CPU."""
-    if cpu.machine != "x86_64" or not cpu.dots:
-        return Int8Head
-    return TileHead if cpu.tiles and attention_tiles.fits(shape.layouts.q.size) else ByteHead
+    return ByteHead if cpu.machine == "x86_64" and cpu.dots else Int8Head
 
 
 def scratch_of(size: int) -> int:
     """Bytes that the steps of any CPU take for heads of so many features, more than those in float."""
-    return sum(part.scratch(size) for part in (attention_int8, attention_bytes, attention_tiles))
+    return attention_int8.scratch(size) + attention_bytes.scratch(size)
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = dict.fromkeys(("mha", "attention"), lower_attention)

@@ -1,8 +1,10 @@
-"""Attention on int8 by instructions that sum four products of bytes.
+"""Attention on int8 by x86's instructions that sum four products of bytes.
 
-Four bytes of k lie in each lane: of 16 queries four features, and four weights of four keys. Packing them so takes shifts
-only, as each comes in a vector of its own. One operand is unsigned: keys are stored as K + 128, and scores start
-at -128 times the sum of the query.
+Four bytes of k lie in each lane: of 16 queries four features, and four weights of four keys. Packing them so takes
+shifts only, as each comes in a vector of its own. One operand is unsigned: keys are stored as K + 128, and scores
+start at -128 times the sum of the query.
+
+AMX has no code of its own: half of the time goes into softmax, and tiles, raced, saved nothing.
 """
 
 from __future__ import annotations
@@ -11,16 +13,27 @@ from collections.abc import Mapping, Sequence
 
 from tvm import tirx
 
-from llmc.compiler.ops.int8_attention import LOWEST
+from llmc.compiler.ops.int8_attention import LOWEST, ROUND
 from llmc.compiler.ops.rows import ZERO
 from llmc.targets import Cpu
 from llmc.targets.kernels.attention_head import KEYS, QUERIES
-from llmc.targets.kernels.attention_int8 import Int8Head, weigh
+from llmc.targets.kernels.attention_int8 import Int8Head, level, weigh
 from llmc.targets.kernels.attention_shape import Shape
 from llmc.targets.kernels.dots import vnni
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, splat
+from llmc.targets.kernels.emit import (
+    LANES,
+    Buffer,
+    Emitter,
+    Expr,
+    div,
+    f32,
+    fma,
+    i64,
+    lanes_of,
+    splat,
+    vector,
+)
 from llmc.targets.kernels.integer import accumulators
-from llmc.targets.kernels.math import to_byte, to_level
 from llmc.targets.kernels.tiling import tiles
 from llmc.targets.kernels.transpose import load_transposed
 
@@ -40,6 +53,11 @@ def pack(e: Emitter, parts: Sequence[Expr]) -> Expr:
         kept = part if i == 3 else tirx.bitwise_and(part, byte)
         word = tirx.bitwise_or(word, tirx.shift_left(kept, splat(tirx.const(8 * i, "int32"))))
     return e.let(word)
+
+
+def bits(e: Emitter, x: Expr) -> Expr:
+    """The bits of float32 values as int32."""
+    return e.let(tirx.reinterpret(vector("int32", lanes_of(x)), x))
 
 
 class ByteHead(Int8Head):
@@ -65,8 +83,8 @@ class ByteHead(Int8Head):
             parts = []
             for i in range(4):
                 x = e.load(self.memory, held + (four * 4 + i) * LANES, LANES)
-                parts.append(to_level(e, x, inverse))
-                e.set(total, 0, e.get(total) + parts[-1])
+                parts.append(bits(e, level(e, x, inverse)))
+                e.set(total, 0, e.get(total) + (parts[-1] - splat(bits(e, f32(ROUND)))))
             e.store(self.words, four * QUERIES + vector * LANES, pack(e, parts))
         e.store(self.words, self.starts + vector * LANES, e.get(total) * splat(tirx.const(-ZERO, "int32")))
 
@@ -80,7 +98,8 @@ class ByteHead(Int8Head):
             for group, inverse in enumerate(inverses["k"]):
                 x = e.load(self.at["k"], start + group * LANES, LANES)
                 here = 4 * self.levels + j * self.size + group * LANES
-                e.store(self.bytes, here, to_byte(e, x, inverse, ZERO))
+                byte = tirx.Cast("uint8x16", bits(e, level(e, x, inverse, ZERO)))
+                e.store(self.bytes, here, byte)
         with e.loop(0, self.groups, "four") as four:
             width = self.shape.layouts.v.width
             rows = [
@@ -88,7 +107,8 @@ class ByteHead(Int8Head):
             ]  # some twice: they weigh nothing
             at = [e.let(self.start["v"] + e.get(self.kept, row) * width) for row in rows]
             for group, inverse in enumerate(inverses["v"]):
-                parts = [to_level(e, e.load(self.at["v"], i + group * LANES, LANES), inverse) for i in at]
+                values = [e.load(self.at["v"], i + group * LANES, LANES) for i in at]
+                parts = [bits(e, level(e, x, inverse)) for x in values]
                 e.store(self.words, self.fours + four * self.size + group * LANES, pack(e, parts))
         with e.loop(0, self.size // LANES, "group") as group:
             lines = [e.let(self.fours + i * self.size + group * LANES) for i in range(FOURS)]
@@ -222,7 +242,7 @@ class ByteHead(Int8Head):
     def _weight(self, at: Expr, lift: tuple[Expr, Expr]) -> Expr:
         e, (factor, start) = self.e, lift
         score = e.let(tirx.Cast("float32x16", e.load(self.words, at, LANES)))
-        return e.let(tirx.reinterpret("int32x16", weigh(e, e.let(fma(score, factor, start)))))
+        return bits(e, weigh(e, e.let(fma(score, factor, start))))
 
     def _tail(self, left: Expr) -> Expr:
         """A mask of the first `left` of four bytes."""

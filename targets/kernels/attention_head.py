@@ -45,12 +45,6 @@ class Head:
         self.kept = e.registers(KEYS, "int64")
         self.count = e.registers(1, "int64")
 
-    def open(self) -> None:
-        """Before the first item of a call."""
-
-    def close(self) -> None:
-        """After the last one."""
-
     def locate(self, item: Expr) -> None:
         e, heads = self.e, self.shape.heads
         blocks = e.let(div(self.s + (QUERIES - 1), QUERIES))

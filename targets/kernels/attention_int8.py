@@ -1,7 +1,7 @@
 """Attention on int8, step by step as `compiler/ops/int8_attention.py` has it: scales, softmax, the end.
 
 What is here multiplies integers as floats, which is exact: no sum reaches 2^24. It serves CPUs without an instruction
-for bytes; `attention_bytes.py` and `attention_tiles.py` have the others' products.
+for bytes; `attention_bytes.py` is for the others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llmc.targets import Cpu
 from llmc.targets.kernels.attention_head import KEYS, QUERIES, VECTORS, Head
 from llmc.targets.kernels.attention_shape import Shape
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, f32, fma, i64, splat
-from llmc.targets.kernels.math import polynomial, to_whole
+from llmc.targets.kernels.math import polynomial
 from llmc.targets.kernels.quantised import magnitude, scale_of
 from llmc.targets.kernels.transpose import load_transposed
 
@@ -37,9 +37,22 @@ def power(e: Emitter, x: Expr) -> Expr:
     return e.let(tirx.reinterpret("float32x16", e.let(bits[0] + exponent)))
 
 
+def level(e: Emitter, x: Expr, inverse: Expr, zero: int = 0) -> Expr:
+    """ROUND + zero + x * inverse, a whole number: its last 8 bits are those of level + zero.
+
+    No level is beyond 127, as the scale is that of the largest x. What NaN gives does not matter: its scale is NaN.
+    """
+    return e.let(fma(x, inverse, splat(f32(ROUND + zero))))
+
+
 def weigh(e: Emitter, x: Expr) -> Expr:
-    """ROUND + 255 * 2**x, a whole number: its last 8 bits are the weight."""
-    return e.let(fma(power(e, x), splat(f32(float(WEIGHT))), splat(f32(ROUND))))
+    """ROUND + 255 * 2**x, whose last 8 bits are the weight."""
+    return level(e, power(e, x), splat(f32(float(WEIGHT))))
+
+
+def whole(e: Emitter, level: Expr) -> Expr:
+    """Without ROUND."""
+    return e.let(level - splat(f32(ROUND)))
 
 
 class Int8Head(Head):
@@ -128,7 +141,8 @@ class Int8Head(Head):
         e = self.e
         with e.loop(0, self.size, "feature") as feature:
             x = e.load(self.memory, held + feature * LANES, LANES)
-            e.store(self.memory, feature * QUERIES + vector * LANES, to_whole(e, x, inverse))
+            value = whole(e, level(e, x, inverse))
+            e.store(self.memory, feature * QUERIES + vector * LANES, value)
 
     # A block of keys.
 
@@ -143,7 +157,7 @@ class Int8Head(Head):
                 target = e.let(first + j * pitch)
                 for group, inverse in enumerate(inverses[name]):
                     x = e.load(self.at[name], start + group * LANES, LANES)
-                    e.store(self.memory, target + group * LANES, to_whole(e, x, inverse))
+                    e.store(self.memory, target + group * LANES, whole(e, level(e, x, inverse)))
 
     def key_at(self, number: Expr) -> tuple[Buffer, Expr]:
         return self.memory, self.levels + number * self.size
@@ -182,7 +196,7 @@ class Int8Head(Head):
                 at = e.let(line + j * QUERIES)
                 for v, (factor, lift) in enumerate(lifts):
                     score = e.load(self.memory, at + v * LANES, LANES)
-                    weight = e.let(weigh(e, e.let(fma(score, factor, lift))) - splat(f32(ROUND)))
+                    weight = whole(e, weigh(e, e.let(fma(score, factor, lift))))
                     e.store(self.memory, at + v * LANES, weight)
                     e.set(total, v, e.get(total, v) + weight)
             for v in range(vectors):

@@ -204,17 +204,13 @@ def to_byte(k: Emitter, x: Expr, inverse: Expr, zero: int) -> Expr:
 
 
 def to_level(k: Emitter, x: Expr, inverse: Expr) -> Expr:
-    """`to_whole` as int32."""
-    return k.let(tirx.Cast(vector("int32", lanes_of(x)), to_whole(k, x, inverse)))
-
-
-def to_whole(k: Emitter, x: Expr, inverse: Expr) -> Expr:
-    """x * inverse rounded half to even, limited to -127..127; NaN gives 127."""
+    """x * inverse as int32, rounded half to even, limited to -127..127; NaN gives 127."""
     lanes = lanes_of(x)
     # a comparison with NaN is false and picks the second operand
     scaled = k.let(tirx.min(k.let(x * inverse), splat(127.0, lanes)))
     scaled = k.let(tirx.max(scaled, splat(-127.0, lanes)))
-    return k.let(tirx.call_llvm_pure_intrin(vector("float32", lanes), "llvm.roundeven", scaled))
+    rounded = tirx.call_llvm_pure_intrin(vector("float32", lanes), "llvm.roundeven", scaled)
+    return k.let(tirx.Cast(vector("int32", lanes), rounded))
 
 
 ACTIVATIONS = {

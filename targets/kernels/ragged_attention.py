@@ -84,14 +84,12 @@ def emit_ragged_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = F
     names = (("q", "f32"), ("k", "f32"), ("v", "f32"), ("keys", "bool"), ("index", "i64"), ("starts", "i64"))
     bias = () if shape.mask is None else (("mask", "f32"),)
     pointers = {name: e.pointer(name, dtype) for name, dtype in (*names, *bias, ("out", "f32"))}
-    kind = type("RaggedHead", (Ragged, steps(cpu, shape) if int8 else Head), {})
+    kind = type("RaggedHead", (Ragged, steps(cpu) if int8 else Head), {})
     head = kind(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
-    head.open()
     with e.loop(e.begin, e.end, "item") as item:
         head.locate(item)
         with e.when(head.queries > 0):
             head.attend()
-    head.close()
     return e.function()
 
 
