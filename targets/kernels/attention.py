@@ -88,7 +88,7 @@ def steps(cpu: Cpu) -> type[Int8Head]:
 
 def scratch_of(size: int) -> int:
     """Bytes that the steps of any CPU take for heads of so many features, more than those in float."""
-    return attention_int8.scratch(size) + attention_bytes.scratch(size)
+    return max(attention_int8.scratch(size), attention_bytes.scratch(size))
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = dict.fromkeys(("mha", "attention"), lower_attention)

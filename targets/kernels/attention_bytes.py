@@ -41,8 +41,10 @@ FOURS = KEYS // 4  # groups of keys of a block
 
 
 def scratch(size: int) -> int:
-    """Bytes for heads of so many features, more than `attention_int8.scratch` says."""
-    return 4 * (QUERIES + FOURS * QUERIES + FOURS * size)
+    """Bytes for heads of so many features, more than `Head` takes."""
+    return 4 * (
+        4 * size + (ByteHead.blocks + 1) * 2 * FOURS * size + QUERIES + FOURS * QUERIES + FOURS * size
+    )
 
 
 def pack(e: Emitter, parts: Sequence[Expr]) -> Expr:
@@ -63,16 +65,22 @@ def bits(e: Emitter, x: Expr) -> Expr:
 class ByteHead(Int8Head):
     """A work item whose integers are bytes and their sums int32."""
 
+    blocks = 8
+
     def __init__(
         self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr
     ) -> None:
         super().__init__(e, cpu, shape, pointers, s, t)
         self.words, self.bytes = e.scratch("int32"), e.scratch("uint8")
-        self.starts = self.scales + 4 * self.size  # of the sums of each query
+        self.starts = self.room + (self.blocks + 1) * 2 * FOURS * self.size  # of the sums of each query
         self.weights = self.starts + QUERIES  # [four keys][query]
         self.fours = self.weights + FOURS * QUERIES  # of values: [four keys][feature]
         self.lanes = cpu.lanes
         self.groups: Expr = None  # of four keys, in this block
+
+    def place_levels(self, slot: Expr) -> None:
+        self.levels = self.e.let(self.room + slot * (2 * FOURS * self.size))
+        self.values = self.e.let(self.levels + FOURS * self.size)
 
     def keep(self, vector: Expr, held: int, inverse: Expr) -> None:
         """[four features][query], and what the scores of each query start from."""
@@ -91,7 +99,6 @@ class ByteHead(Int8Head):
     def gather(self, keys: Expr) -> None:
         """Keys by row, [key][feature]; values by feature, [feature][key], by way of groups of four keys."""
         e = self.e
-        self.groups = e.let(div(keys + 3, 4))
         inverses = {name: self.inverses(name) for name in "kv"}
         with e.loop(0, keys, "j") as j:
             start = e.let(self.start["k"] + e.get(self.kept, j) * self.shape.layouts.k.width)
@@ -100,7 +107,7 @@ class ByteHead(Int8Head):
                 here = 4 * self.levels + j * self.size + group * LANES
                 byte = tirx.Cast("uint8x16", bits(e, level(e, x, inverse, ZERO)))
                 e.store(self.bytes, here, byte)
-        with e.loop(0, self.groups, "four") as four:
+        with e.loop(0, e.let(div(keys + 3, 4)), "four") as four:
             width = self.shape.layouts.v.width
             rows = [
                 e.let(tirx.min(four * 4 + i, keys - 1)) for i in range(4)
@@ -118,7 +125,7 @@ class ByteHead(Int8Head):
     # Products.
 
     def score(self, keys: Expr) -> None:
-        self.gather(keys)
+        self.groups = self.e.let(div(keys + 3, 4))
         e = self.e
 
         def of(first: Expr, vectors: int) -> None:

@@ -48,10 +48,10 @@ class Head:
     def locate(self, item: Expr) -> None:
         e, heads = self.e, self.shape.heads
         blocks = e.let(div(self.s + (QUERIES - 1), QUERIES))
-        pair = e.let(div(item, blocks))
-        self.first = e.let((item - pair * blocks) * QUERIES)
-        self.batch = e.let(div(pair, heads))
-        self.head = e.let(mod(pair, heads))
+        self.pair = e.let(div(item, blocks))  # of sequence and head
+        self.first = e.let((item - self.pair * blocks) * QUERIES)
+        self.batch = e.let(div(self.pair, heads))
+        self.head = e.let(mod(self.pair, heads))
         self.enter()
         self.queries = e.let(tirx.min(i64(QUERIES), self.s - self.first))
         self.vectors = e.let(div(self.queries + (LANES - 1), LANES))
@@ -129,6 +129,12 @@ class Head:
                 e.set(self.count, 0, e.get(self.count) + 1)
         return e.let(e.get(self.count))
 
+    def mark(self) -> None:
+        """Remember how far `select` has come."""
+
+    def recall(self) -> None:
+        """Let `select` go on from there."""
+
     def gather(self, keys: Expr) -> None:
         """Copy the values of the keys, which `mix` reads many times, next to each other; ask for the keys."""
         e, k, v = self.e, self.shape.layouts.k, self.shape.layouts.v
@@ -164,7 +170,6 @@ class Head:
 
     def score(self, keys: Expr) -> None:
         """scores[key][query] = K q"""
-        self.gather(keys)
         e, layout = self.e, self.shape.layouts.k
 
         def product_of(vector: Expr, vectors: int) -> None:
@@ -338,6 +343,7 @@ class Head:
         with self.e.loop(0, div(self.span() + (KEYS - 1), KEYS), "block") as block:
             keys = self.select(self.e.let(block * KEYS))
             with self.e.when(keys > 0):
+                self.gather(keys)
                 self.score(keys)
                 self.mask(keys)
                 self.soften(keys)

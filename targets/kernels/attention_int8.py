@@ -14,7 +14,7 @@ from llmc.compiler.ops.int8_attention import FLOOR, LOG2_E, LOWEST, POWER, ROUND
 from llmc.targets import Cpu
 from llmc.targets.kernels.attention_head import KEYS, QUERIES, VECTORS, Head
 from llmc.targets.kernels.attention_shape import Shape
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, f32, fma, i64, splat
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, splat
 from llmc.targets.kernels.math import polynomial
 from llmc.targets.kernels.quantised import magnitude, scale_of
 from llmc.targets.kernels.transpose import load_transposed
@@ -24,7 +24,7 @@ _AHEAD = 4  # keys that are asked for before their largest values are
 
 def scratch(size: int) -> int:
     """Bytes for heads of so many features, more than `Head` takes."""
-    return 4 * (KEYS * size + 4 * size)
+    return 4 * (4 * size + (Int8Head.blocks + 1) * 2 * KEYS * size)
 
 
 def power(e: Emitter, x: Expr) -> Expr:
@@ -56,25 +56,57 @@ def whole(e: Emitter, level: Expr) -> Expr:
 
 
 class Int8Head(Head):
-    """A work item on integers. A query's largest score, sum and output are held as floats."""
+    """A work item on integers. A query's largest score, sum and output are held as floats.
+
+    The levels of a head's first keys serve all items of the head that this call has.
+    """
 
     lowest = float(LOWEST)
+    blocks = 2  # of keys whose levels are kept
 
     def __init__(
         self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr
     ) -> None:
         super().__init__(e, cpu, shape, pointers, s, t)
         self.cpu, self.size = cpu, shape.layouts.q.size
-        self.levels = self.values + KEYS * self.pitch  # of the keys of the block
-        self.scales = self.levels + KEYS * self.size  # of the features of keys and values, and their inverses
+        self.scales = self.values  # of the features of keys and values, and their inverses
+        self.room = self.scales + 4 * self.size  # for the levels of blocks of keys, then of their values
         self.query_scale, self.factor = (e.registers(VECTORS) for _ in range(2))
+        self.counts, self.held = e.registers(self.blocks + 1, "int64"), e.registers(1, "int64")
+        e.set(self.held, 0, i64(-1))  # the head whose levels are kept
 
     # Scales.
 
-    def begin(self) -> None:
-        """Scales of keys and values, and what `Head` begins with."""
-        self.scan()
-        super().begin()
+    def attend(self) -> None:
+        e = self.e
+        first = e.let(tirx.Cast("int64", tirx.NE(e.let(e.get(self.held)), self.pair)))
+        with e.when(first > 0):
+            self.scan()
+            e.set(self.held, 0, self.pair)
+        with e.when(first < 1):
+            self.recall()
+        self.begin()
+        with e.loop(0, div(self.span() + (KEYS - 1), KEYS), "block") as block:
+            slot = e.let(tirx.min(block, i64(self.blocks)))
+            self.place_levels(slot)
+            with e.when(tirx.any(first > 0, block >= self.blocks)):
+                keys = self.select(e.let(block * KEYS))
+                e.set(self.counts, slot, keys)
+                with e.when(keys > 0):
+                    self.gather(keys)
+                with e.when(block < self.blocks):
+                    self.mark()
+            keys = e.let(e.get(self.counts, slot))
+            with e.when(keys > 0):
+                self.score(keys)
+                self.soften(keys)
+                self.mix(keys)
+        self.finish()
+
+    def place_levels(self, slot: Expr) -> None:
+        """Where the levels of a block are."""
+        self.levels = self.e.let(self.room + slot * (2 * KEYS * self.size))
+        self.values = self.e.let(self.levels + KEYS * self.size)
 
     def scale_at(self, operand: str, inverse: bool, feature: int) -> int:
         """Where the scale of a feature is, or 1 / it."""

@@ -21,7 +21,7 @@ from llmc.targets import Cpu
 from llmc.targets.kernels.attention import attention_call, is_int8, steps
 from llmc.targets.kernels.attention_head import KEYS, VECTORS, Head
 from llmc.targets.kernels.attention_shape import Layout, Problem, Shape, mask_of, token_shape
-from llmc.targets.kernels.emit import Emitter, Expr, i64
+from llmc.targets.kernels.emit import Buffer, Emitter, Expr, i64
 
 
 def lower_ragged_mha(node: Node) -> Call:
@@ -42,13 +42,26 @@ def lower_ragged_mha(node: Node) -> Call:
 class Ragged(Head):
     """A work item whose sequence begins and ends where `starts` says; `index` has the place of each row."""
 
+    def __init__(
+        self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr
+    ) -> None:
+        super().__init__(e, cpu, shape, pointers, s, t)
+        self.next, self.after = (
+            e.registers(1, "int64") for _ in range(2)
+        )  # the first key not yet in a block
+
     def enter(self) -> None:
         e, starts = self.e, self.at["starts"]
-        self.next = e.registers(1, "int64")  # the first key not yet in a block
         e.set(self.next, 0, i64(0))
         self.place = e.let(self.batch * self.s)  # of the first token, with padding
         self.first_row = e.let(e.load(starts, self.batch))
         self.s = self.t = e.let(e.load(starts, self.batch + 1) - self.first_row)
+
+    def mark(self) -> None:
+        self.e.set(self.after, 0, self.e.get(self.next))
+
+    def recall(self) -> None:
+        self.e.set(self.next, 0, self.e.get(self.after))
 
     def start_of(self, layout: Layout, head: Expr, heads: int, length: Expr) -> Expr:
         return layout.start(self.first_row, head, heads, i64(1))
