@@ -19,7 +19,7 @@ from llmc.targets.kernels.math import polynomial
 from llmc.targets.kernels.quantised import magnitude, scale_of
 from llmc.targets.kernels.transpose import load_transposed
 
-_AHEAD = 4  # keys that are asked for before their largest values are
+_AHEAD = 16  # keys that are asked for before their largest values are
 
 
 def scratch(size: int) -> int:
