@@ -11,6 +11,7 @@ from llmc.passes.cluster import Share
 from llmc.passes.factorize import Factorize
 from llmc.passes.fold import Fold
 from llmc.passes.fuse import Fuse
+from llmc.passes.int8_attention import Qattention
 from llmc.passes.prune import Prune
 from llmc.passes.prune_heads import PruneHeads
 from llmc.passes.prune_neurons import PruneNeurons
@@ -24,7 +25,7 @@ from llmc.passes.unpack import Unpack
 
 _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, Fuse, Qkv, Unpack)
 _COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share)
-_QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse)
+_QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse, Qattention)
 _RAGGED: tuple[type[Pass], ...] = (Blank, Ragged)
 _ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION, *_RAGGED)
 PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in _ALL})

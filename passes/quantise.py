@@ -266,7 +266,7 @@ class Qfuse(RewritePass):
     rules = (integer_product, half_product, narrow_embedding, narrow_embed_norm)
 
 
-# What `--quant` appends to a pipeline.
+# What `--quant` appends to a pipeline, and for a CPU to one on int8.
 QUANTISATIONS: Mapping[str, str] = MappingProxyType(
     {
         "none": "",
@@ -275,3 +275,4 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
         "fp16": 'quantize{mode="fp16"},qfuse,cse',
     }
 )
+ATTENTION = "qattention"

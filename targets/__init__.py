@@ -6,6 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+# Families of kernels that multiply integers.
+ATTENTION = frozenset({"int8_attention", "ragged_int8_attention"})
+INTEGER = ATTENTION | {"qlinear"}
+
 
 @dataclass(frozen=True)
 class Cpu:
@@ -23,7 +27,8 @@ class Cpu:
         dots: whether one instruction sums four products of bytes. A variant that has no more than this over
             the next serves programs with integer products only.
         tiles: whether it multiplies tiles of bytes (AMX); such a variant has `dots` too.
-        base: the instruction set whose code serves all kernels but integer products; None: its own.
+        own: families of kernels that it has code of its own for.
+        base: the instruction set whose code serves all others; None: its own.
     """
 
     name: str
@@ -36,11 +41,12 @@ class Cpu:
     machine: str = "x86_64"
     dots: bool = False
     tiles: bool = False
+    own: frozenset[str] = frozenset()
     base: Cpu | None = None
 
     def code_for(self, family: str) -> Cpu:
         """The instruction set that kernels of `family` are compiled for: most gain nothing from integer products."""
-        return self if family in INTEGER or self.base is None else self.base
+        return self if self.base is None or family in self.own else self.base.code_for(family)
 
     @property
     def wide(self) -> bool:
@@ -80,8 +86,6 @@ class Target:
         return replace(self, cpus=cpus[:1] if self.best_only else cpus)
 
 
-INTEGER = frozenset({"qlinear"})  # families of kernels that multiply integers
-
 # prefer-256-bit would split the 16-lane vectors that kernels are written in.
 AVX512 = Cpu("avx512", "x86-64-v4", ("-prefer-256-bit",), 0b011, "AVX-512 F, BW, CD, DQ and VL", 32, 16)
 AVX512VNNI = Cpu(
@@ -93,6 +97,7 @@ AVX512VNNI = Cpu(
     32,
     16,
     dots=True,
+    own=INTEGER,
     base=AVX512,
 )
 AVX512AMX = replace(
@@ -102,6 +107,8 @@ AVX512AMX = replace(
     features=0b1111,
     needs="AVX-512 with VNNI and AMX",
     tiles=True,
+    own=INTEGER - ATTENTION,
+    base=AVX512VNNI,
 )
 AVX2 = Cpu("avx2", "x86-64-v3", (), 0b001, "AVX2 and FMA", 16, 8)
 AVX2VNNI = replace(
@@ -111,6 +118,7 @@ AVX2VNNI = replace(
     features=0b10001,
     needs="AVX2, FMA and AVX-VNNI",
     dots=True,
+    own=INTEGER,
     base=AVX2,
 )
 
@@ -118,7 +126,17 @@ AVX2VNNI = replace(
 _DOT = "NEON and dot product"
 NEON = Cpu("neon", "generic", ("+neon",), 0x100, "NEON", 32, 4, "aarch64")
 DOTPROD = Cpu(
-    "dotprod", "generic", ("+neon", "+dotprod"), 0x300, _DOT, 32, 4, "aarch64", dots=True, base=NEON
+    "dotprod",
+    "generic",
+    ("+neon", "+dotprod"),
+    0x300,
+    _DOT,
+    32,
+    4,
+    "aarch64",
+    dots=True,
+    own=INTEGER - ATTENTION,
+    base=NEON,
 )
 A72 = Cpu("a72", "cortex-a72", (), 0x100, "NEON", 32, 4, "aarch64")
 A76 = Cpu("a76", "cortex-a76", (), 0x700, f"{_DOT}, FP16", 32, 4, "aarch64", dots=True)

@@ -289,7 +289,7 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
             graph, _ = run(packing, graph)
         if options.quant.calib is not None:
             stages.enter("calibrate", 0.42)
-        graph, added = options.quant.run(graph, imported.tokenizer, compile_graph, run)
+        graph, added = options.quant.run(graph, imported.tokenizer, compile_graph, run, not chosen.gpus)
         pipeline = Pipeline((*steps, *packing.steps, *added.steps))
         stages.enter("make kernels", 0.5)
         kernels = Kernels.of(graph, chosen)

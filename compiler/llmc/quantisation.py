@@ -19,7 +19,7 @@ from llmc.compiler.pipeline import Pipeline, near
 from llmc.compiler.ranges import METHODS
 from llmc.errors import LlmcError
 from llmc.passes import PASSES
-from llmc.passes.quantise import QUANTISATIONS, STATIC, Quantize
+from llmc.passes.quantise import ATTENTION, QUANTISATIONS, STATIC, Quantize
 from llmc.targets import TARGETS, host
 
 CompileGraph = Callable[..., Any]  # as llmc.driver.compile_graph
@@ -56,7 +56,12 @@ class Quantisation:
             raise LlmcError("there is no such calibration file", at=str(self.calib))
 
     def run(
-        self, graph: Graph, tokenizer: Any, compile_graph: CompileGraph, run: RunPipeline = Pipeline.run
+        self,
+        graph: Graph,
+        tokenizer: Any,
+        compile_graph: CompileGraph,
+        run: RunPipeline = Pipeline.run,
+        attention: bool = True,
     ) -> tuple[Graph, Pipeline]:
         """The quantised graph and the passes that made it.
 
@@ -64,11 +69,14 @@ class Quantisation:
             tokenizer: the model's `frontends.folder.Tokenizer`, or None.
             compile_graph: makes the native code that calibration runs.
             run: `Pipeline.run`, or one that checks more.
+            attention: whether the target has kernels for attention on int8.
 
         Raises:
             LlmcError: the calibration data is of no use.
         """
-        pipeline = Pipeline.parse(QUANTISATIONS[self.mode], PASSES)
+        on_int8 = attention and self.mode in ("int8", STATIC)
+        text = QUANTISATIONS[self.mode] + (f",{ATTENTION}" if on_int8 else "")
+        pipeline = Pipeline.parse(text, PASSES)
         if self.mode == STATIC:
             first, *rest = pipeline.steps
             assert isinstance(first.change, Quantize)

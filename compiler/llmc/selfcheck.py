@@ -50,7 +50,9 @@ def record(folder: Path, graph: Graph, source: Graph, build_id: str) -> dict[str
 
 
 def _rounds(graph: Graph) -> bool:
-    return any(node.op in ("quantize", "quantize_rows") for node in graph.nodes)
+    return any(
+        node.op in ("quantize", "quantize_rows") or node.attributes.get("int8") for node in graph.nodes
+    )
 
 
 def _largest_difference(found: Mapping[str, Any], source: Graph, inputs: Mapping[str, Any]) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 
 from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import REQUIRED, op
+from llmc.compiler.ops.int8_attention import int8_attention, supported
 from llmc.compiler.ops.reduction import F32
 from llmc.compiler.ops.rules import (
     Array,
@@ -103,15 +104,25 @@ def mha_reference(
     has_keys: bool,
     has_bias: bool,
     kv_heads: int | None,
+    int8: bool,
 ) -> Array:
-    """`mha` in float64: every position attends, masked ones are left out by a score of -inf."""
+    """`mha` in float64: every position attends, masked ones are left out by a score of -inf. On int8 if asked for."""
     counts = (heads, kv_heads or heads, kv_heads or heads)
     q, k, v = (_split(x, o, n, head_dim) for x, o, n in zip(inputs[:3], offsets, counts, strict=True))
+    if int8:
+        k, v = (np.repeat(x, heads // x.shape[1], axis=1) for x in (k, v))
+        keys = inputs[3] if has_keys else np.ones((k.shape[0], k.shape[2]), np.bool_)
+        return _joined(int8_attention(q, k, v, keys, scale))
     mask = inputs[-1].astype(np.float64) if has_bias else np.zeros((1, 1, 1, 1))
     if has_keys:
         mask = np.where(inputs[3][:, None, None, :], mask, -np.inf)
-    result = attention64(q, k, v, mask, scale, causal).transpose(0, 2, 1, 3)
-    return result.reshape(*result.shape[:2], heads * head_dim).astype(np.float32)
+    return _joined(attention64(q, k, v, mask, scale, causal))
+
+
+def _joined(x: Array) -> Array:
+    """`[b, heads, s, head_dim]` -> f32 `[b, s, heads * head_dim]`."""
+    x = x.transpose(0, 2, 1, 3)
+    return x.reshape(*x.shape[:2], -1).astype(np.float32)
 
 
 @op(
@@ -126,6 +137,7 @@ def mha_reference(
     has_keys=False,
     has_bias=False,
     kv_heads=None,
+    int8=False,
 )
 def _mha(
     *inputs: TensorType,
@@ -137,8 +149,11 @@ def _mha(
     has_keys: bool,
     has_bias: bool,
     kv_heads: Any,
+    int8: bool,
 ) -> TensorType:
-    want_flags(causal=causal, has_keys=has_keys, has_bias=has_bias)
+    want_flags(causal=causal, has_keys=has_keys, has_bias=has_bias, int8=int8)
+    if int8:
+        want_integers(head_dim, scale, causal or has_bias)
     widths = head_widths(heads, head_dim, scale, kv_heads)
     want_count(inputs, 3 + has_keys + has_bias)
     check_projections(inputs[:3], offsets, widths)
@@ -162,6 +177,15 @@ def head_widths(heads: int, head_dim: int, scale: float, kv_heads: Any) -> tuple
     if heads % groups:
         raise LlmcError(f"the number of heads, {heads}, is not a multiple of kv_heads, {groups}")
     return heads * head_dim, groups * head_dim, groups * head_dim
+
+
+def want_integers(head_dim: Any, scale: float, more: bool) -> None:
+    """Attention on int8: neither causal, where later keys would change a key's scale, nor with a bias."""
+    if more or not supported(want_int(head_dim, "head_dim", 1)) or not scale > 0:
+        raise LlmcError(
+            "int8 is for attention that is not causal and has no bias, with a positive scale and heads of a multiple "
+            "of 16 features up to 128"
+        )
 
 
 def check_projections(

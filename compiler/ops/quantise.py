@@ -60,12 +60,13 @@ def fma32(a: Array, b: Array, c: Array) -> Array:
 # --- explicit form
 
 
-def _row_scale_reference(x: Array) -> Array:
+def row_scales(x: Array) -> Array:
+    """f32 `[..., k]` -> `[..., 1]`: the largest magnitude / 127, 1 for a row of zeros."""
     scale = np.abs(x).max(-1, keepdims=True, initial=0.0) / np.float32(LEVELS)
     return np.where(scale < TINY, np.float32(1), scale).astype(np.float32)
 
 
-@op("row_scale", _row_scale_reference)
+@op("row_scale", row_scales)
 def _row_scale(x: TensorType) -> TensorType:
     want_dtype(x, F32)
     if not x.rank:
@@ -103,7 +104,7 @@ def _want_scale(x: TensorType, scale: TensorType) -> tuple[Any, ...]:
 
 
 def _quantize_rows_reference(x: Array, *given: Array, has_scale: bool) -> Array:
-    scale = given[0].reshape(1) if has_scale else _row_scale_reference(x)
+    scale = given[0].reshape(1) if has_scale else row_scales(x)
     return pack_rows(
         _quantize_reference(x, scale), np.broadcast_to(scale, (*x.shape[:-1], 1)), line_stride(x.shape[-1])
     )

@@ -14,7 +14,12 @@ import sympy
 
 from llmc.compiler.dims import Dim, dim, evaluate
 from llmc.compiler.graph import TensorType
-from llmc.compiler.ops.attention import check_projections, head_widths, mha_reference
+from llmc.compiler.ops.attention import (
+    check_projections,
+    head_widths,
+    mha_reference,
+    want_integers,
+)
 from llmc.compiler.ops.declare import REQUIRED, op
 from llmc.compiler.ops.rules import (
     Array,
@@ -119,6 +124,7 @@ def _ragged_mha_reference(
     offsets=(0, 0, 0),
     has_bias=False,
     kv_heads=None,
+    int8=False,
 )
 def _ragged_mha(
     q: TensorType,
@@ -135,8 +141,11 @@ def _ragged_mha(
     offsets: Any,
     has_bias: bool,
     kv_heads: Any,
+    int8: bool,
 ) -> TensorType:
-    want_flags(has_bias=has_bias)
+    want_flags(has_bias=has_bias, int8=int8)
+    if int8:
+        want_integers(head_dim, scale, has_bias)
     want_count(bias, int(has_bias))
     widths = head_widths(heads, head_dim, scale, kv_heads)
     want_dim(seq, "seq")

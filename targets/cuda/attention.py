@@ -34,6 +34,10 @@ def attention(node: Node) -> Call:
     """`mha` and `attention`: a block for 64 queries of a head."""
     shape, batch, s, t = problem(node)
     size = shape.layouts.k.size + shape.layouts.v.size
+    if node.attributes.get("int8"):
+        raise LlmcError(
+            f"{node.op}: attention on int8 has no GPU kernel", hint="leave out the pass qattention"
+        )
     if not staged(shape):
         raise LlmcError(
             f"{node.op}: a head of {shape.layouts.k.size} + {shape.layouts.v.size} features is too large"

@@ -24,7 +24,10 @@ from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import Node
 from llmc.targets import Cpu
+from llmc.targets.kernels import attention_bytes, attention_int8
+from llmc.targets.kernels.attention_bytes import ByteHead
 from llmc.targets.kernels.attention_head import KEYS, QUERIES, VECTORS, Head
+from llmc.targets.kernels.attention_int8 import Int8Head
 from llmc.targets.kernels.attention_shape import Problem, Shape, problem
 from llmc.targets.kernels.emit import LANES, Emitter
 
@@ -38,9 +41,10 @@ def attention_call(node: Node, wanted: Problem) -> Call:
     """The call that computes `node`; cost and FLOP count every key of every query."""
     shape, batch, s, t = wanted
     pointers = [i.dtype for i in node.inputs] + ["f32"]
-    d, e = shape.layouts.q.size, shape.layouts.v.size
-    scratch = 4 * (QUERIES * (d + KEYS + e) + KEYS * LANES * -(-e // LANES))
-    kernel = Kernel("attention", shape, tuple(pointers), 2, partial(emit_attention, shape=shape), scratch)
+    d, e, int8 = shape.layouts.q.size, shape.layouts.v.size, is_int8(node)
+    scratch = 4 * (QUERIES * (d + KEYS + e) + KEYS * LANES * -(-e // LANES)) + (scratch_of(d) if int8 else 0)
+    family, emit = "int8_attention" if int8 else "attention", partial(emit_attention, shape=shape, int8=int8)
+    kernel = Kernel(family, shape, tuple(pointers), 2, emit, scratch)
     return Call(
         kernel,
         (*node.inputs, node),
@@ -55,7 +59,12 @@ def attention_call(node: Node, wanted: Problem) -> Call:
     )
 
 
-def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape) -> Any:
+def is_int8(node: Node) -> bool:
+    """Whether a node asks for attention on int8."""
+    return bool(node.attributes.get("int8"))
+
+
+def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = False) -> Any:
     """Items are blocks of 64 queries; those of one head lie next to each other and share its keys in cache."""
     e = Emitter(symbol)
     pointers = {name: e.pointer(name, "f32") for name in ("q", "k", "v")}
@@ -64,11 +73,22 @@ def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape) -> Any:
     if shape.mask is not None:
         pointers["mask"] = e.pointer("mask", shape.mask[0])
     pointers["out"] = e.pointer("out", "f32")
-    head = Head(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
+    kind = steps(cpu) if int8 else Head
+    head = kind(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
     with e.loop(e.begin, e.end, "item") as item:
         head.locate(item)
         head.attend()
     return e.function()
+
+
+def steps(cpu: Cpu) -> type[Int8Head]:
+    """The steps of attention on int8 that suit a CPU."""
+    return ByteHead if cpu.machine == "x86_64" and cpu.dots else Int8Head
+
+
+def scratch_of(size: int) -> int:
+    """Bytes that the steps of any CPU take for heads of so many features, more than those in float."""
+    return max(attention_int8.scratch(size), attention_bytes.scratch(size))
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = dict.fromkeys(("mha", "attention"), lower_attention)

@@ -25,6 +25,8 @@ LOWEST = -3.4028234663852886e38
 class Head:
     """The state of one work item: up to 64 queries of one head, and the code of each step."""
 
+    lowest = LOWEST
+
     def __init__(
         self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr
     ) -> None:
@@ -46,10 +48,10 @@ class Head:
     def locate(self, item: Expr) -> None:
         e, heads = self.e, self.shape.heads
         blocks = e.let(div(self.s + (QUERIES - 1), QUERIES))
-        pair = e.let(div(item, blocks))
-        self.first = e.let((item - pair * blocks) * QUERIES)
-        self.batch = e.let(div(pair, heads))
-        self.head = e.let(mod(pair, heads))
+        self.pair = e.let(div(item, blocks))  # of sequence and head
+        self.first = e.let((item - self.pair * blocks) * QUERIES)
+        self.batch = e.let(div(self.pair, heads))
+        self.head = e.let(mod(self.pair, heads))
         self.enter()
         self.queries = e.let(tirx.min(i64(QUERIES), self.s - self.first))
         self.vectors = e.let(div(self.queries + (LANES - 1), LANES))
@@ -79,7 +81,7 @@ class Head:
 
     def begin(self) -> None:
         """Queries transposed into scratch, [feature][query]; nothing seen yet."""
-        e, layout = self.e, self.shape.layouts.q
+        e = self.e
         with e.loop(0, self.queries, "i") as i:  # rows lie far apart: no hardware foresees them
             for name in ("q", "out"):
                 far: Layout = getattr(self.shape.layouts, name)
@@ -87,20 +89,29 @@ class Head:
                 for feature in range(0, far.size, LANES):
                     e.prefetch(self.at[name], row + feature)
         with e.loop(0, self.vectors, "v") as v:
-            rows = e.let(self.first + v * LANES)
-            for feature in range(0, layout.size, LANES):
-                here = min(LANES, layout.size - feature)
-                at = [
-                    e.let(self.start["q"] + tirx.min(rows + i, self.s - 1) * layout.width + feature)
-                    for i in range(LANES)
-                ]
-                for i, value in enumerate(load_transposed(e, self.at["q"], at, here)):
-                    e.store(self.memory, (feature + i) * QUERIES + v * LANES, value)
+            self.take(v)
         for v in range(VECTORS):
-            e.set(self.highest, v, splat(f32(LOWEST)))
+            e.set(self.highest, v, splat(f32(self.lowest)))
             e.set(self.total, v, splat(f32(0.0)))
         with e.loop(0, self.shape.layouts.v.size * VECTORS, "z") as z:
             e.store(self.memory, self.output + z * LANES, splat(f32(0.0)))
+
+    def take(self, vector: Expr) -> None:
+        """16 queries into scratch, transposed."""
+        e, layout = self.e, self.shape.layouts.q
+        rows = e.let(self.first + vector * LANES)
+        for feature in range(0, layout.size, LANES):
+            here = min(LANES, layout.size - feature)
+            at = [
+                e.let(self.start["q"] + tirx.min(rows + i, self.s - 1) * layout.width + feature)
+                for i in range(LANES)
+            ]
+            for i, value in enumerate(load_transposed(e, self.at["q"], at, here)):
+                e.store(self.memory, (feature + i) * QUERIES + vector * LANES, value)
+
+    def flag_of(self, key: Expr) -> Expr:
+        """Whether a key of the sequence may be attended, where the kernel is given such flags."""
+        return self.e.load(self.at["keys"], self.batch * self.t + key)
 
     def select(self, block: Expr) -> Expr:
         """List the keys of the block that may be attended; their number."""
@@ -112,11 +123,17 @@ class Head:
         with e.loop(0, size, "j") as j:
             e.set(self.kept, e.get(self.count), block + j)
             if self.shape.keys:
-                flag = e.load(self.at["keys"], self.batch * self.t + block + j)
-                e.set(self.count, 0, e.get(self.count) + tirx.Cast("int64", flag))
+                flag = tirx.Cast("int64", self.flag_of(block + j))
+                e.set(self.count, 0, e.get(self.count) + flag)
             else:
                 e.set(self.count, 0, e.get(self.count) + 1)
         return e.let(e.get(self.count))
+
+    def mark(self) -> None:
+        """Remember how far `select` has come."""
+
+    def recall(self) -> None:
+        """Let `select` go on from there."""
 
     def gather(self, keys: Expr) -> None:
         """Copy the values of the keys, which `mix` reads many times, next to each other; ask for the keys."""
@@ -147,16 +164,18 @@ class Head:
     def tile_rows(self, vectors: int) -> int:
         return 24 // max(vectors, 2) if self.wide else 6
 
+    def key_at(self, number: Expr) -> tuple[Buffer, Expr]:
+        """Where the features of a key of the block are."""
+        return self.at["k"], self.start["k"] + self.e.get(self.kept, number) * self.shape.layouts.k.width
+
     def score(self, keys: Expr) -> None:
         """scores[key][query] = K q"""
-        self.gather(keys)
         e, layout = self.e, self.shape.layouts.k
 
         def product_of(vector: Expr, vectors: int) -> None:
             def tile(row: Expr, height: int) -> None:
-                at = [
-                    e.let(self.start["k"] + e.get(self.kept, row + i) * layout.width) for i in range(height)
-                ]
+                found = [self.key_at(row + i) for i in range(height)]
+                buffer, at = found[0][0], [e.let(index) for _, index in found]
                 acc = e.registers(height * vectors)
                 for i in range(height * vectors):
                     e.set(acc, i, splat(f32(0.0)))
@@ -164,7 +183,7 @@ class Head:
                     column = e.let(d * QUERIES + vector * LANES)
                     q = [e.load(self.memory, column + v * LANES, LANES) for v in range(vectors)]
                     for i in range(height):
-                        k = e.let(splat(e.load(self.at["k"], at[i] + d)))
+                        k = e.let(splat(e.load(buffer, at[i] + d)))
                         for v in range(vectors):
                             e.set(acc, i * vectors + v, fma(k, q[v], e.get(acc, i * vectors + v)))
                 for i in range(height):
@@ -258,6 +277,14 @@ class Head:
 
         self.by_vectors(of)
 
+    def fresh(self, at: Expr, vector: Expr) -> Expr:
+        """What the sums of 16 queries start from, whose output so far is at `at`."""
+        return self.e.load(self.memory, at, LANES) * self.e.get(self.fade, vector)
+
+    def mixed(self, at: Expr, vector: Expr, total: Expr) -> Expr:
+        """Their output with these sums."""
+        return total
+
     def mix(self, keys: Expr) -> None:
         """output[feature][query] = fade * output + V^T p"""
         e, layout = self.e, self.shape.layouts.v
@@ -272,8 +299,7 @@ class Head:
                 line = e.let(self.output + vector * LANES + low * QUERIES)
                 for i in range(rows):
                     for v in range(vectors):
-                        held = e.load(self.memory, line + (i * QUERIES + v * LANES), LANES)
-                        e.set(acc, i * vectors + v, held * e.get(self.fade, vector + v))
+                        e.set(acc, i * vectors + v, self.fresh(line + (i * QUERIES + v * LANES), vector + v))
                 with e.loop(0, keys, "j") as j:
                     at = e.let(self.values + j * self.pitch + low)
                     column = e.let(self.scores + j * QUERIES + vector * LANES)
@@ -284,26 +310,30 @@ class Head:
                             e.set(acc, i * vectors + v, fma(value, p[v], e.get(acc, i * vectors + v)))
                 for i in range(rows):
                     for v in range(vectors):
-                        e.store(self.memory, line + (i * QUERIES + v * LANES), e.get(acc, i * vectors + v))
+                        at = e.let(line + (i * QUERIES + v * LANES))
+                        total = e.get(acc, i * vectors + v)
+                        e.store(self.memory, at, self.mixed(at, vector + v, total))
 
         self.by_vectors(of)
+
+    def divisor(self, vector: Expr) -> Expr:
+        """1 / sum of 16 queries, 0 of one with no key."""
+        total, zero = self.e.let(self.e.get(self.total, vector)), splat(f32(0.0))
+        return self.e.let(tirx.Select(total > zero, splat(f32(1.0)) / total, zero))
+
+    def result(self, feature: Expr, vector: Expr, factor: Expr) -> Expr:
+        """A feature of the output of 16 queries."""
+        return self.e.load(self.memory, self.output + feature * QUERIES + vector * LANES, LANES) * factor
 
     def finish(self) -> None:
         """out = output / sum, transposed back; a query with no key gives 0"""
         e, layout = self.e, self.shape.layouts.out
         with e.loop(0, self.vectors, "v") as v:
-            total = e.let(e.get(self.total, v))
-            zero = splat(f32(0.0))
-            factor = e.let(tirx.Select(total > zero, splat(f32(1.0)) / total, zero))
+            factor = self.divisor(v)
             rows = e.let(self.first + v * LANES)
             for feature in range(0, layout.size, LANES):
                 here = min(LANES, layout.size - feature)
-                values = [
-                    e.let(
-                        e.load(self.memory, self.output + (feature + i) * QUERIES + v * LANES, LANES) * factor
-                    )
-                    for i in range(here)
-                ]
+                values = [e.let(self.result(i64(feature + i), v, factor)) for i in range(here)]
                 at = [e.let(self.start["out"] + (rows + i) * layout.width + feature) for i in range(LANES)]
                 store_transposed(e, self.at["out"], at, values, self.s - rows)
 
@@ -313,6 +343,7 @@ class Head:
         with self.e.loop(0, div(self.span() + (KEYS - 1), KEYS), "block") as block:
             keys = self.select(self.e.let(block * KEYS))
             with self.e.when(keys > 0):
+                self.gather(keys)
                 self.score(keys)
                 self.mask(keys)
                 self.soften(keys)

@@ -15,7 +15,7 @@ from llmc.compiler.ops.quantise import LEVELS, TINY
 from llmc.compiler.ops.rows import ZERO, line_stride, scale_offset
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, f32, i64, splat
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, f32, i64, lanes_of, splat, vector
 from llmc.targets.kernels.grid import by_rows, columns
 from llmc.targets.kernels.math import to_byte
 
@@ -128,24 +128,32 @@ def level_of(e: Emitter, rows: Buffer, at: Expr) -> Expr:
 
 
 def _scales_of(e: Emitter, x: Buffer, starts: Sequence[Expr], k: int) -> list[Expr]:
-    """max |x| / 127 of the k values from each of `starts` on, 1 for a row of zeros, NaN if there is one.
-
-    Magnitudes are compared as integers: the order is that of the floats, with NaN above all.
-    """
+    """max |x| / 127 of the k values from each of `starts` on, 1 for a row of zeros, NaN if there is one."""
     top = e.registers(len(starts), "int32x16")
     for row in range(len(starts)):
         e.set(top, row, splat(tirx.const(0, "int32")))
 
     def widest(at: Expr, mask: Expr | None) -> None:
         for row, start in enumerate(starts):
-            bits = tirx.reinterpret("int32x16", e.load(x, start + at, LANES, mask))
-            magnitude = e.let(tirx.bitwise_and(bits, splat(tirx.const(0x7FFFFFFF, "int32"))))
-            e.set(top, row, tirx.max(e.get(top, row), magnitude))
+            e.set(top, row, tirx.max(e.get(top, row), magnitude(e, e.load(x, start + at, LANES, mask))))
 
     columns(e, k, widest)
     tops = [e.fold(e.let(e.get(top, row)), tirx.max) for row in range(len(starts))]
-    scales = [e.let(tirx.reinterpret("float32", most) / f32(float(LEVELS))) for most in tops]
-    return [e.let(tirx.Select(scale < f32(TINY), f32(1.0), scale)) for scale in scales]
+    return [scale_of(e, most) for most in tops]
+
+
+def magnitude(e: Emitter, x: Expr) -> Expr:
+    """|x| of 16 floats as integers, which compare as the floats do, with NaN above all."""
+    bits = tirx.reinterpret("int32x16", x)
+    return e.let(tirx.bitwise_and(bits, splat(tirx.const(0x7FFFFFFF, "int32"))))
+
+
+def scale_of(e: Emitter, largest: Expr) -> Expr:
+    """The scale of values whose largest `magnitude` is given, one or 16."""
+    lanes = lanes_of(largest)
+    most = tirx.reinterpret(vector("float32", lanes), largest)
+    scale = e.let(most / splat(f32(float(LEVELS)), lanes))
+    return e.let(tirx.Select(scale < splat(f32(TINY), lanes), splat(f32(1.0), lanes), scale))
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {

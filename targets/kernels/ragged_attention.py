@@ -18,10 +18,10 @@ from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim
 from llmc.compiler.graph import Node
 from llmc.targets import Cpu
-from llmc.targets.kernels.attention import attention_call
+from llmc.targets.kernels.attention import attention_call, is_int8, steps
 from llmc.targets.kernels.attention_head import KEYS, VECTORS, Head
 from llmc.targets.kernels.attention_shape import Layout, Problem, Shape, mask_of, token_shape
-from llmc.targets.kernels.emit import Emitter, Expr, i64
+from llmc.targets.kernels.emit import Buffer, Emitter, Expr, i64
 
 
 def lower_ragged_mha(node: Node) -> Call:
@@ -32,23 +32,36 @@ def lower_ragged_mha(node: Node) -> Call:
     bias = mask_of(node.inputs[-1], seq) if a["has_bias"] else None
     shape = token_shape(node, causal=False, keys=True, mask=bias)
     call = attention_call(node, Problem(shape, batch, seq, seq))
-    emit = partial(emit_ragged_attention, shape=shape)
-    kernel = replace(call.kernel, family="ragged_attention", emit=emit)
+    emit = partial(emit_ragged_attention, shape=shape, int8=is_int8(node))
+    kernel = replace(call.kernel, family=f"ragged_{call.kernel.family}", emit=emit)
     mean = sympy.floor(tokens / sympy.sympify(batch))  # tokens of a sequence
     cost, flops = mean * VECTORS * (2 * size + 20), 4 * tokens * mean * heads * size
     return replace(call, kernel=kernel, cost=cost, flops=dim(flops))
 
 
-class RaggedHead(Head):
+class Ragged(Head):
     """A work item whose sequence begins and ends where `starts` says; `index` has the place of each row."""
+
+    def __init__(
+        self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr
+    ) -> None:
+        super().__init__(e, cpu, shape, pointers, s, t)
+        self.next, self.after = (
+            e.registers(1, "int64") for _ in range(2)
+        )  # the first key not yet in a block
 
     def enter(self) -> None:
         e, starts = self.e, self.at["starts"]
-        self.next = e.registers(1, "int64")  # the first key not yet in a block
         e.set(self.next, 0, i64(0))
         self.place = e.let(self.batch * self.s)  # of the first token, with padding
         self.first_row = e.let(e.load(starts, self.batch))
         self.s = self.t = e.let(e.load(starts, self.batch + 1) - self.first_row)
+
+    def mark(self) -> None:
+        self.e.set(self.after, 0, self.e.get(self.next))
+
+    def recall(self) -> None:
+        self.e.set(self.next, 0, self.e.get(self.after))
 
     def start_of(self, layout: Layout, head: Expr, heads: int, length: Expr) -> Expr:
         return layout.start(self.first_row, head, heads, i64(1))
@@ -58,6 +71,9 @@ class RaggedHead(Head):
 
     def span(self) -> Expr:
         return self.e.let(self.place_of(self.t - 1) + 1)
+
+    def flag_of(self, key: Expr) -> Expr:
+        return self.e.load(self.at["keys"], self.first_row + key)
 
     def select(self, block: Expr) -> Expr:
         """The keys whose places are in the block follow one another."""
@@ -75,13 +91,14 @@ class RaggedHead(Head):
         return e.let(e.get(self.count))
 
 
-def emit_ragged_attention(symbol: str, cpu: Cpu, *, shape: Shape) -> Any:
+def emit_ragged_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = False) -> Any:
     """Items as of `emit_attention`; those of one head lie next to each other."""
     e = Emitter(symbol)
     names = (("q", "f32"), ("k", "f32"), ("v", "f32"), ("keys", "bool"), ("index", "i64"), ("starts", "i64"))
     bias = () if shape.mask is None else (("mask", "f32"),)
     pointers = {name: e.pointer(name, dtype) for name, dtype in (*names, *bias, ("out", "f32"))}
-    head = RaggedHead(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
+    kind = type("RaggedHead", (Ragged, steps(cpu) if int8 else Head), {})
+    head = kind(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
     with e.loop(e.begin, e.end, "item") as item:
         head.locate(item)
         with e.when(head.queries > 0):

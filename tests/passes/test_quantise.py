@@ -16,7 +16,7 @@ from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
-from llmc.passes.quantise import QUANTISATIONS, Qfuse, Quantize
+from llmc.passes.quantise import ATTENTION, QUANTISATIONS, Qfuse, Quantize
 
 RNG = np.random.default_rng(11)
 B = symbol("batch")
@@ -56,7 +56,11 @@ def quantised(graph: Graph, text: str = QUANTISATIONS["int8"]) -> Graph:
     return after
 
 
-TEXTS = {"written": "quantize", "int8": QUANTISATIONS["int8"], "fp16": QUANTISATIONS["fp16"]}
+TEXTS = {
+    "written": "quantize",
+    "int8": f"{QUANTISATIONS['int8']},{ATTENTION}",
+    "fp16": QUANTISATIONS["fp16"],
+}
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=list(TEXTS))
@@ -75,6 +79,48 @@ def test_what_is_quantised() -> None:
     assert (fused["qlinear"], fused["linear"]) == (3, 1)  # the head of two columns stays
     assert (fused["quantize_rows"], fused["dequantize_rows"]) == (2, 1)
     assert not fused.keys() & {"quantize", "dequantize", "row_scale"}
+
+
+def heads(op: str = "mha", **attributes: Any) -> Graph:
+    """One attention."""
+    more = (input_("bias", "f32", (1, 1, 1, 5)),) if attributes.get("has_bias") else ()
+    size = 2 * attributes.get("head_dim", 16)
+    x = input_("x", "f32", (B, 5, size))
+    given = {"heads": 2, "head_dim": 16, "scale": 0.25} | attributes
+    return Graph((x, *more), {"y": make(op, (x, x, x, *more), Source("layer.0"), **given)}, {"batch": (1, 8)})
+
+
+def test_attention_on_int8() -> None:
+    after = quantised(heads(), ATTENTION)
+    assert [n.attributes["int8"] for n in after.nodes if n.op == "mha"] == [True]
+    assert quantised(after, ATTENTION) == after
+    x = {"x": RNG.normal(size=(2, 5, 32)).astype(np.float32)}
+    expected, found = run(heads(), x)["y"], run(after, x)["y"]
+    assert 0 < np.abs(found - expected).max() <= 0.02 * np.abs(expected).max()
+
+
+LEFT_IN_FLOAT: list[dict[str, Any]] = [
+    {"causal": True},
+    {"has_bias": True},
+    {"head_dim": 8},
+    {"head_dim": 144},
+    {"scale": -0.5},
+]
+
+
+@pytest.mark.parametrize("attributes", LEFT_IN_FLOAT, ids=str)
+def test_attention_that_stays_float(attributes: dict[str, Any]) -> None:
+    graph = heads(**attributes)
+    assert not any(n.attributes.get("int8") for n in quantised(graph, ATTENTION).nodes)
+    plain = {k: v for k, v in graph.outputs["y"].attributes.items() if k != "int8"}
+    with pytest.raises(LlmcError, match="int8 is for attention"):
+        make("mha", graph.outputs["y"].inputs, **plain, int8=True)
+
+
+def test_attention_may_be_skipped() -> None:
+    graph = heads()
+    assert quantised(graph, 'qattention{skip=["layer.*"]}') == graph
+    assert quantised(graph, 'qattention{skip=["other"]}') != graph
 
 
 def test_answers_stay_near() -> None:

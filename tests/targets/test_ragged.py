@@ -43,31 +43,33 @@ def test_where_tokens_are(dtype: str, kernels: Lab) -> None:
         check(kernels, {"y": make("unpack_rows", (x, p))}, {"x": rows, "p": at})
 
 
-def attentions(bias: bool) -> tuple[Graph, Graph]:
+def attentions(bias: bool, int8: bool) -> tuple[Graph, Graph]:
     """`ragged_mha` of packed rows, and `mha` of the same batch with its padding."""
     mask, keys = input_("mask", "i64", (B, S)), input_("keys", "bool", (B, S))
-    x, packed = input_("x", "f32", (B, S, 50)), input_("packed", "f32", (T, 50))
+    x, packed = input_("x", "f32", (B, S, 98)), input_("packed", "f32", (T, 98))
     flags = input_("flags", "bool", (T,))
     more = (input_("bias", "f32", (1, 2, S, S)),) if bias else ()
     places = (make("pack_index", (mask,), tokens=T), make("pack_offsets", (mask,)))
     heads: dict[str, Any] = {
         "heads": 2,
-        "head_dim": 8,
+        "head_dim": 16 if int8 else 8,
         "scale": 0.3,
-        "offsets": (0, 16, 33),
+        "offsets": (0, 32, 65),
         "has_bias": bias,
+        "int8": int8,
     }
     whole: Node = make("mha", (x, x, x, keys, *more), has_keys=True, **heads)
     rows = make("ragged_mha", (packed,) * 3 + (flags, *places, *more), seq=S, **heads)
     return Graph((mask, packed, flags, *more), {"y": rows}), Graph((x, keys, *more), {"y": whole})
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_attention_has_the_bits_of_the_padded_run(bias: bool, kernels: Lab) -> None:
-    ragged, padded = attentions(bias)
-    for seq in (1, 5, 64, 65, 150):
+@pytest.mark.parametrize("kind", ["plain", "bias", "int8"])
+def test_attention_has_the_bits_of_the_padded_run(kind: str, kernels: Lab) -> None:
+    ragged, padded = attentions(kind == "bias", kind == "int8")
+    # the levels of the first 2 or 8 blocks of 64 keys are kept, those of others are not
+    for seq in (1, 5, 64, 65, 150, *((600,) if kind == "int8" else ())):
         mask, rng = masks(seq), np.random.default_rng(seq)
-        x = rng.standard_normal((*mask.shape, 50)).astype(np.float32)
+        x = rng.standard_normal((*mask.shape, 98)).astype(np.float32)
         values = {"mask": mask, "keys": mask != 0, "x": x, "packed": x[kept(mask)]}
         values["flags"] = values["keys"][kept(mask)]
         values["bias"] = rng.standard_normal((1, 2, seq, seq)).astype(np.float32)
