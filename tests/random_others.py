@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Mapping
 from functools import cache
@@ -89,13 +91,14 @@ def random_model(name: str) -> Any:
     return model
 
 
-_FOLDERS = tempfile.TemporaryDirectory(prefix="llmc-models-")  # removed when the process ends
+_FOLDERS = Path(tempfile.mkdtemp(prefix="llmc-models-"))
+atexit.register(shutil.rmtree, _FOLDERS, ignore_errors=True)
 
 
 @cache
 def imported(name: str) -> tuple[Path, Any, Imported]:
     """The folder of `random_model(name)`, not to be changed, the model, and what llmc makes of it: traced once."""
-    folder, model = Path(_FOLDERS.name) / name, random_model(name)
+    folder, model = _FOLDERS / name, random_model(name)
     model.save_pretrained(folder)
     return folder, model, huggingface.load(folder, max_batch=8)
 
