@@ -14,6 +14,7 @@ from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import OPS, constant, input_, make
+from llmc.compiler.ops.linear import ACTIVATIONS
 from llmc.compiler.ops.quantise import fma32
 
 RANDOM = Random(8)
@@ -122,3 +123,12 @@ def test_layer_norm_of_large_offset_is_stable():
     expected = F.layer_norm(torch.from_numpy(x).double(), (64,), eps=1e-12).numpy()
     found = apply("layer_norm", x, eps=1e-12, has_weight=False, has_bias=False)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_gelu_poly_is_near_gelu():
+    x = np.linspace(-20, 20, 40001)
+    assert 1e-4 < np.abs(ACTIVATIONS["gelu_poly"](x) - ACTIVATIONS["gelu"](x)).max() < 5e-4
+    far = np.array([-np.inf, -1e9, 1e9, np.inf, np.nan])
+    np.testing.assert_allclose(
+        ACTIVATIONS["gelu_poly"](far), [0, 0, 1e9, np.inf, np.nan], rtol=1e-6, atol=1e-6
+    )

@@ -69,7 +69,7 @@ def _levels(x: Array, scale: Array) -> Array:
     return np.nan_to_num(_whole(x, one / scale), posinf=0, neginf=0).astype(np.float64)
 
 
-def _whole(x: Array, factor: Array) -> Array:
+def _whole(x: Array, factor: Array | np.float32) -> Array:
     """x * factor rounded half to even, below 2^22 in magnitude."""
     return np.asarray(fma32(x, factor, np.float32(ROUND)) - np.float32(ROUND))
 
@@ -101,4 +101,4 @@ def power(x: Array) -> Array:
     for coefficient in POWER[1:]:
         value = fma32(value, r, np.float32(coefficient))
     bits = value.view(np.uint32) + (shifted.view(np.uint32) << np.uint32(23))
-    return bits.view(np.float32)
+    return np.asarray(bits.view(np.float32))

@@ -10,7 +10,7 @@ import numpy as np
 
 from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import OPS, REQUIRED, op
-from llmc.compiler.ops.elementwise import gelu64, gelu_tanh64, relu, sigmoid64, silu64
+from llmc.compiler.ops.elementwise import gelu64, gelu_poly64, gelu_tanh64, relu, sigmoid64, silu64
 from llmc.compiler.ops.reduction import F32, layer_norm64, want_norm
 from llmc.compiler.ops.rows import row_stride, unpack_rows
 from llmc.compiler.ops.rules import (
@@ -32,6 +32,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
     {
         "gelu": gelu64,
         "gelu_tanh": gelu_tanh64,
+        "gelu_poly": gelu_poly64,
         "relu": relu,
         "tanh": np.tanh,
         "silu": silu64,

@@ -36,12 +36,13 @@ from llmc.errors import LlmcError
 
 LEVELS = 127  # the largest quantised value
 TINY = 2.0**-120  # a smaller scale has no finite reciprocal to speak of: such rows count as zero
+Number = Array | np.float32
 LONGEST = 1 << 17  # 127 * 127 * LONGEST still fits an int32
 
 
 @np.errstate(all="ignore")
-def fma32(a: Array, b: Array, c: Array) -> Array:
-    """a * b + c of f32 arrays rounded once, as a fused multiply-add does.
+def fma32(a: Number, b: Number, c: Number) -> Array:
+    """a * b + c of f32 arrays or numbers rounded once, as a fused multiply-add does.
 
     The product of two f32 is exact in f64. Its sum with c is rounded to odd there (Boldo and Melquiond 2008:
     innocuous before a second rounding to a format of at least two bits less), by Knuth's exact error term.

@@ -144,8 +144,6 @@ class _Kernel:
     def _announce(self, row: Expr, column: Expr) -> None:
         """Ask, a step before, for what the float steps of a row will read, or for what they write if they read none."""
         e, p = self.e, self.p
-        if p.long:  # long enough to wait for memory meanwhile
-            return
         at = e.let(row * p.n + column)
         buffer = p.out if p.residual is None else p.residual
         for j in range(self.tiles):

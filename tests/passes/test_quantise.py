@@ -81,6 +81,25 @@ def test_what_is_quantised() -> None:
     assert not fused.keys() & {"quantize", "dequantize", "row_scale"}
 
 
+@pytest.mark.parametrize("reader", ["int8", "also float", "also an output"])
+def test_gelu_that_is_rounded_next(reader: str) -> None:
+    """It needs no more than int8's accuracy where nothing else reads it."""
+    x = input_("x", "f32", (B, 24))
+    first, second = constant(weights(32, 24)), constant(weights(20, 32))
+    inner = make("linear", (x, first), Source("inner"), epilogue=("gelu",))
+    extra = (inner,) if reader == "also float" else ()
+    outer = make("linear", (inner, second if not extra else constant(weights(32, 32)), *extra), Source("outer"),
+                 epilogue=("residual",) * len(extra))  # fmt: skip
+    outputs = {"y": outer} | ({"inner": inner} if reader == "also an output" else {})
+    graph = Graph((x,), outputs, {"batch": (1, 8)})
+    step = "gelu_poly" if reader == "int8" else "gelu"
+    for text in ("quantize", QUANTISATIONS["int8"], 'quantize{mode="int8-static",scales=[0.02,0.02]}'):
+        steps = [n.attributes["epilogue"] for n in quantised(graph, text).nodes if n.source.path == "inner"
+                 and "epilogue" in n.attributes]  # fmt: skip
+        assert steps == [(step,)], text
+    assert "gelu_poly" not in str(quantised(graph, QUANTISATIONS["fp16"]))
+
+
 def heads(op: str = "mha", **attributes: Any) -> Graph:
     """One attention."""
     more = (input_("bias", "f32", (1, 1, 1, 5)),) if attributes.get("has_bias") else ()

@@ -65,7 +65,7 @@ def test_exact_epilogues(kernels: Lab, epilogue: tuple[str, ...]) -> None:
         assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"])
 
 
-@pytest.mark.parametrize("step", ["gelu", "gelu_tanh", "tanh", "silu", "sigmoid"])
+@pytest.mark.parametrize("step", ["gelu", "gelu_tanh", "gelu_poly", "tanh", "silu", "sigmoid"])
 def test_activations(kernels: Lab, step: str) -> None:
     graph, node = product(50, 20, 3, ("bias", step, "residual"))
     check(kernels, {"y": node}, given(graph, 20, 11, 3))
