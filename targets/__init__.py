@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 # Families of kernels that multiply integers.
@@ -41,7 +41,9 @@ class Cpu:
     machine: str = "x86_64"
     dots: bool = False
     tiles: bool = False
-    own: frozenset[str] = frozenset()
+    own: frozenset[str] = field(
+        default=frozenset(), repr=False
+    )  # sets print in another order in each process
     base: Cpu | None = None
 
     def code_for(self, family: str) -> Cpu:
@@ -81,8 +83,8 @@ class Target:
 
     def serving(self, families: Iterable[str]) -> Target:
         """This target with the instruction sets worth having for kernels of these families."""
-        integer = not INTEGER.isdisjoint(families)
-        cpus = tuple(cpu for cpu in self.cpus if integer or not cpu.dots) or self.cpus
+        used = frozenset(families)
+        cpus = tuple(cpu for cpu in self.cpus if cpu.base is None or cpu.own & used) or self.cpus
         return replace(self, cpus=cpus[:1] if self.best_only else cpus)
 
 

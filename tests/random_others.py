@@ -39,7 +39,7 @@ GPT2 = {
     "bos_token_id": 2,
     "eos_token_id": 3,
 }
-VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "gpt2": GPT2,
     "llama": TEXT,
