@@ -74,6 +74,13 @@ older artifact as it was.
     show_default=True,
     help="int8: products and tables; int8-static: with calibrated ranges; fp16: weights and tables.",
 )
+@click.option(
+    "--attention",
+    type=click.Choice(["int8", "float"]),
+    default="int8",
+    show_default=True,
+    help="What int8 does with attention, on CPUs.",
+)
 @click.option("--calib", metavar="FILE|auto", help="Samples for int8-static: .txt, .jsonl, .csv or .npz.")
 @click.option(
     "--calib-method",

@@ -115,6 +115,7 @@ class Options(TypedDict, total=False):
         prune, share, factorize: compression as `--prune 0.3` writes it (docs/compression.md), before `quant`.
         verify_each: hold each pass to its promise by the interpreter, which takes long.
         quant: "none", "int8", "int8-static" or "fp16": see docs/quantisation.md.
+        attention: "int8" or "float": what int8 and int8-static do with attention on CPUs.
         calib: calibration data of int8-static, a .txt, .jsonl, .csv or .npz file, or "auto".
         calib_method: "minmax", "percentile" or "entropy".
         padding: what outputs that have a row for each token hold where attention_mask is 0: "zero", which lets
@@ -137,6 +138,7 @@ class Options(TypedDict, total=False):
     factorize: str | None
     verify_each: bool
     quant: str
+    attention: str
     calib: str | Path | None
     calib_method: str
     padding: str
@@ -161,7 +163,10 @@ class _Order:
         self.verify_each, self.padding = options.get("verify_each", False), options.get("padding", "computed")
         self.keep, self.cc, self.progress = options.get("keep"), options.get("cc"), options.get("progress")
         self.quant = Quantisation(
-            options.get("quant", "none"), options.get("calib"), options.get("calib_method", "percentile")
+            options.get("quant", "none"),
+            options.get("calib"),
+            options.get("calib_method", "percentile"),
+            options.get("attention", "int8"),
         )
         self.form = embed.form(options.get("emit", "shared"), options.get("prefix", ""))
         self.target = host.find_target(options.get("target", "native"))

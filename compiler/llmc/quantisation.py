@@ -23,6 +23,7 @@ from llmc.passes.quantise import ATTENTION, QUANTISATIONS, STATIC, Quantize
 from llmc.targets import TARGETS, host
 
 CompileGraph = Callable[..., Any]  # as llmc.driver.compile_graph
+ATTENTIONS = ("int8", "float")
 RunPipeline = Callable[[Pipeline, Graph], tuple[Graph, Any]]
 
 
@@ -34,13 +35,18 @@ class Quantisation:
         mode: a key of QUANTISATIONS.
         calib: calibration data of int8-static: a file, or "auto".
         method: how its ranges are chosen, a key of METHODS.
+        attention: "int8" or "float", where products are on int8.
     """
 
     mode: str = "none"
     calib: str | Path | None = None
     method: str = "percentile"
+    attention: str = "int8"
 
     def __post_init__(self) -> None:
+        if self.attention not in ATTENTIONS:
+            hint = f"use {' or '.join(ATTENTIONS)}"
+            raise LlmcError(f"no attention on {self.attention!r}", at="--attention", hint=hint)
         if self.mode not in QUANTISATIONS:
             hint = near(self.mode, QUANTISATIONS)
             raise LlmcError(f"unknown quantisation {self.mode!r}", at="--quant", hint=hint)
@@ -61,7 +67,7 @@ class Quantisation:
         tokenizer: Any,
         compile_graph: CompileGraph,
         run: RunPipeline = Pipeline.run,
-        attention: bool = True,
+        on_cpu: bool = True,
     ) -> tuple[Graph, Pipeline]:
         """The quantised graph and the passes that made it.
 
@@ -69,12 +75,12 @@ class Quantisation:
             tokenizer: the model's `frontends.folder.Tokenizer`, or None.
             compile_graph: makes the native code that calibration runs.
             run: `Pipeline.run`, or one that checks more.
-            attention: whether the target has kernels for attention on int8.
+            on_cpu: GPUs have no kernels for attention on int8.
 
         Raises:
             LlmcError: the calibration data is of no use.
         """
-        on_int8 = attention and self.mode in ("int8", STATIC)
+        on_int8 = on_cpu and self.mode in ("int8", STATIC) and self.attention == "int8"
         text = QUANTISATIONS[self.mode] + (f",{ATTENTION}" if on_int8 else "")
         pipeline = Pipeline.parse(text, PASSES)
         if self.mode == STATIC:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,20 @@ def test_every_family(quant: str, tmp_path: Path, bits_agree: Any, variants: Any
         assert np.abs(runs[0][name] - value).mean() <= 0.1 * np.abs(value).max(), name
 
 
+def test_attention_may_stay_float(tmp_path: Path, small_model: Path) -> None:
+    pipelines, answers = [], []
+    for attention in ("int8", "float"):
+        place = tmp_path / f"{attention}.llmc"
+        llmc.compile(small_model, place, quant="int8", attention=attention, keep=tmp_path / attention)
+        pipelines.append(json.loads((place / "manifest.json").read_text())["pipeline"])
+        kept = "".join(file.read_text() for file in (tmp_path / attention).glob("*.txt"))
+        assert ("int8=True" in kept) == (attention == "int8")
+        with llmc.load(place) as model:
+            answers.append(next(iter(model(input_ids=[[3, 4, 5, 6, 7]]).values())))
+    assert pipelines[0] == f"{pipelines[1]},qattention"
+    assert 0 < np.abs(answers[0] - answers[1]).max() < 0.2 * np.abs(answers[1]).max()
+
+
 def mistakes(tmp_path: Path) -> list[tuple[dict[str, Any], str]]:
     empty, fields, weird = (tmp_path / name for name in ("empty.txt", "fields.jsonl", "weird.xml"))
     empty.write_text("\n\n")
@@ -143,6 +158,7 @@ def mistakes(tmp_path: Path) -> list[tuple[dict[str, Any], str]]:
     static = {"quant": "int8-static"}
     return [
         ({"quant": "int9"}, "unknown quantisation 'int9'"),
+        ({"quant": "int8", "attention": "int4"}, "no attention on 'int4'"),
         (static, "needs calibration data"),
         ({"quant": "int8", "calib": "auto"}, "of use to int8-static only"),
         ({**static, "calib": "auto", "calib_method": "best"}, "unknown calibration method"),
