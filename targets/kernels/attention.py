@@ -23,10 +23,11 @@ import sympy
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import Node
+from llmc.compiler.ops.int8_attention import KEYS
 from llmc.targets import Cpu
 from llmc.targets.kernels import attention_bytes, attention_int8
 from llmc.targets.kernels.attention_bytes import ByteHead
-from llmc.targets.kernels.attention_head import KEYS, QUERIES, VECTORS, Head
+from llmc.targets.kernels.attention_head import QUERIES, VECTORS, Head
 from llmc.targets.kernels.attention_int8 import Int8Head
 from llmc.targets.kernels.attention_shape import Problem, Shape, problem
 from llmc.targets.kernels.emit import LANES, Emitter

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 
 from tvm import tirx
 
-from llmc.compiler.ops.int8_attention import LOWEST, ROUND
+from llmc.compiler.ops.int8_attention import KEYS, LOWEST, ROUND
 from llmc.compiler.ops.rows import ZERO
 from llmc.targets import Cpu
-from llmc.targets.kernels.attention_head import KEYS, QUERIES
+from llmc.targets.kernels.attention_head import QUERIES
 from llmc.targets.kernels.attention_int8 import Int8Head, level, weigh
 from llmc.targets.kernels.attention_shape import Shape
 from llmc.targets.kernels.dots import vnni

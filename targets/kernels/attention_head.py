@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 
 from tvm import tirx
 
+from llmc.compiler.ops.int8_attention import KEYS, LOG2_E
 from llmc.targets import Cpu
 from llmc.targets.kernels.attention_shape import Layout, Shape
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, mod, splat
-from llmc.targets.kernels.math import LOG2_E, exp2_down, exp_down
+from llmc.targets.kernels.math import exp2_down, exp_down
 from llmc.targets.kernels.tiling import tiles
 from llmc.targets.kernels.transpose import load_transposed, store_transposed
 
 QUERIES = 64  # of one work item
 VECTORS = QUERIES // LANES
-KEYS = 64  # of one block
 # No score but -inf is below it: models mask by adding float32's minimum, and a query with only such keys weighs
 # them equally. Finite, so that exp(LOWEST - LOWEST) is 1 and not NaN.
 LOWEST = -3.4028234663852886e38

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 
 from tvm import tirx
 
-from llmc.compiler.ops.int8_attention import FLOOR, LOG2_E, LOWEST, POWER, ROUND, WEIGHT
+from llmc.compiler.ops.int8_attention import FLOOR, KEYS, LOG2_E, LOWEST, POWER, ROUND, WEIGHT
 from llmc.targets import Cpu
-from llmc.targets.kernels.attention_head import KEYS, QUERIES, VECTORS, Head
+from llmc.targets.kernels.attention_head import QUERIES, VECTORS, Head
 from llmc.targets.kernels.attention_shape import Shape
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, splat
-from llmc.targets.kernels.math import polynomial
+from llmc.targets.kernels.math import exp2_of
 from llmc.targets.kernels.quantised import magnitude, scale_of
 from llmc.targets.kernels.transpose import load_transposed
 
@@ -29,12 +29,7 @@ def scratch(size: int) -> int:
 
 def power(e: Emitter, x: Expr) -> Expr:
     """2**x of 16 x <= 0, as the reference's `power`."""
-    x = e.let(tirx.max(x, splat(f32(FLOOR))))  # NaN picks the second operand
-    shifted = e.let(x + splat(f32(ROUND)))
-    value = polynomial(e, e.let(x - e.let(shifted - splat(f32(ROUND)))), POWER)
-    bits = [e.let(tirx.reinterpret("int32x16", v)) for v in (value, shifted)]
-    exponent = tirx.shift_left(bits[1], splat(tirx.const(23, "int32")))
-    return e.let(tirx.reinterpret("float32x16", e.let(bits[0] + exponent)))
+    return exp2_of(e, e.let(tirx.max(x, splat(f32(FLOOR)))), POWER)  # NaN picks the second operand
 
 
 def level(e: Emitter, x: Expr, inverse: Expr, zero: int = 0) -> Expr:
@@ -68,16 +63,15 @@ class Int8Head(Head):
         self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr
     ) -> None:
         super().__init__(e, cpu, shape, pointers, s, t)
-        self.cpu, self.size = cpu, shape.layouts.q.size
+        self.size = shape.layouts.q.size
         self.scales = self.values  # of the features of keys and values, and their inverses
         self.room = self.scales + 4 * self.size  # for the levels of blocks of keys, then of their values
         self.query_scale, self.factor = (e.registers(VECTORS) for _ in range(2))
         self.counts, self.held = e.registers(self.blocks + 1, "int64"), e.registers(1, "int64")
         e.set(self.held, 0, i64(-1))  # the head whose levels are kept
 
-    # Scales.
-
     def attend(self) -> None:
+        """As `Head` does, but scales and levels are found by the first item of a head only."""
         e = self.e
         first = e.let(tirx.Cast("int64", tirx.NE(e.let(e.get(self.held)), self.pair)))
         with e.when(first > 0):
@@ -107,6 +101,8 @@ class Int8Head(Head):
         """Where the levels of a block are."""
         self.levels = self.e.let(self.room + slot * (2 * KEYS * self.size))
         self.values = self.e.let(self.levels + KEYS * self.size)
+
+    # Scales.
 
     def scale_at(self, operand: str, inverse: bool, feature: int) -> int:
         """Where the scale of a feature is, or 1 / it."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from tvm import tirx
 
 from llmc.compiler.ops.elementwise import GELU_LIMIT, GELU_POLY
+from llmc.compiler.ops.int8_attention import LOG2_E, ROUND
 from llmc.targets.kernels.emit import Emitter, Expr, f32, fma, lanes_of, splat, vector
 
 # 2**r, highest power first, |r| <= 1/2: minimax in the relative error, 2e-9, with a last term of exactly 1
@@ -23,8 +24,6 @@ _EXP2 = (
     6.931471825e-1,
     1.0,
 )
-LOG2_E = 1.44269504088896341
-_ROUND = 1.5 * 2.0**23  # has an ulp of 1: what is added to it is rounded to an integer, half to even
 
 
 def polynomial(k: Emitter, x: Expr, coefficients: Sequence[float]) -> Expr:
@@ -85,11 +84,15 @@ def exp2_down(k: Emitter, x: Expr) -> Expr:
     x = n + r, and 2**x = 2**n 2**r. Adding 1.5 * 2**23 rounds x to n and leaves n in the last bits; these, shifted to
     where the exponent is, multiply by 2**n. At -127, 2**r is 1, of whose bits they leave 0.
     """
+    return exp2_of(k, k.let(tirx.max(splat(-127.0, lanes_of(x)), x)), _EXP2)
+
+
+def exp2_of(k: Emitter, x: Expr, coefficients: Sequence[float]) -> Expr:
+    """2**x for -127 <= x <= 1, with the polynomial of 2**r, |r| <= 1/2, highest power first."""
     lanes = lanes_of(x)
-    x = k.let(tirx.max(splat(-127.0, lanes), x))
-    shifted = k.let(x + splat(_ROUND, lanes))
-    n = k.let(shifted - splat(_ROUND, lanes))
-    power = k.let(polynomial(k, k.let(x - n), _EXP2))
+    shifted = k.let(x + splat(ROUND, lanes))
+    n = k.let(shifted - splat(ROUND, lanes))
+    power = k.let(polynomial(k, k.let(x - n), coefficients))
     bits = [k.let(tirx.reinterpret(vector("int32", lanes), v)) for v in (power, shifted)]
     exponent = tirx.shift_left(bits[1], splat(tirx.const(23, "int32"), lanes))
     return k.let(tirx.reinterpret(vector("float32", lanes), k.let(bits[0] + exponent)))

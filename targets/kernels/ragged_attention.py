@@ -17,9 +17,10 @@ from tvm import tirx
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim
 from llmc.compiler.graph import Node
+from llmc.compiler.ops.int8_attention import KEYS
 from llmc.targets import Cpu
 from llmc.targets.kernels.attention import attention_call, is_int8, steps
-from llmc.targets.kernels.attention_head import KEYS, VECTORS, Head
+from llmc.targets.kernels.attention_head import VECTORS, Head
 from llmc.targets.kernels.attention_shape import Layout, Problem, Shape, mask_of, token_shape
 from llmc.targets.kernels.emit import Buffer, Emitter, Expr, i64
 
