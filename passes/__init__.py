@@ -20,12 +20,13 @@ from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.ragged import Ragged
 from llmc.passes.share import Cse, Tie
 from llmc.passes.simplify import Simplify
+from llmc.passes.split import Split
 from llmc.passes.tabulate import Tabulate
 from llmc.passes.unpack import Unpack
 
 _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, Fuse, Qkv, Unpack)
 _COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share)
-_QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse, Qattention)
+_QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse, Qattention, Split)
 _RAGGED: tuple[type[Pass], ...] = (Blank, Ragged)
 _ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION, *_RAGGED)
 PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in _ALL})

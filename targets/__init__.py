@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 # Families of kernels that multiply integers.
 ATTENTION = frozenset({"int8_attention", "ragged_int8_attention"})
-INTEGER = ATTENTION | {"qlinear"}
+INTEGER = ATTENTION | {"qlinear", "split_linear"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ DOTPROD = Cpu(
     4,
     "aarch64",
     dots=True,
-    own=INTEGER - ATTENTION,
+    own=frozenset({"qlinear"}),
     base=NEON,
 )
 A72 = Cpu("a72", "cortex-a72", (), 0x100, "NEON", 32, 4, "aarch64")

@@ -22,6 +22,7 @@ from llmc.targets.kernels import (
     ragged,
     ragged_attention,
     reduction,
+    split_rows,
 )
 
 Lowering = Callable[[Node], Call]
@@ -37,6 +38,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     **conv.LOWERINGS,
     **quantised.LOWERINGS,
     **qlinear.LOWERINGS,
+    **split_rows.LOWERINGS,
     **ragged.LOWERINGS,
     **ragged_attention.LOWERINGS,
 }

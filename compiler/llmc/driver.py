@@ -32,6 +32,10 @@ Progress = Callable[[str, float], None]
 
 TUNE_SECONDS = 60.0
 PADDING = ("zero", "computed")  # what outputs by token hold at padding
+MATMUL: Mapping[str, Pipeline] = {  # how products of float32 with weights are computed, and the passes for it
+    "fma": Pipeline(()),
+    "int8x3": Pipeline.parse("split,cse", PASSES),
+}
 _UNPACK = Pipeline.parse("unpack", PASSES)  # GPU kernels read plain weights
 
 
@@ -121,6 +125,8 @@ class Options(TypedDict, total=False):
         padding: what outputs that have a row for each token hold where attention_mask is 0: "zero", which lets
             encoders skip padding, or "computed", the values that the source model has there. The default of
             `compile` is "zero", of the other two "computed".
+        matmul: "fma", or "int8x3": float32 products with weights in three parts of 8 bits each, for processors with
+            AMX (docs/numerics.md).
         tune: search for the fastest schedule of each product on this machine (docs/tuning.md), for `tune_time`
             seconds at most; those that the cache has take no time.
         keep: folder that gets the graphs and the generated C.
@@ -142,6 +148,7 @@ class Options(TypedDict, total=False):
     calib: str | Path | None
     calib_method: str
     padding: str
+    matmul: str
     tune: bool
     tune_time: float
     keep: str | Path | None
@@ -180,6 +187,8 @@ class _Order:
             raise LlmcError(
                 f"no padding {self.padding!r}", at="--padding", hint=f"use {' or '.join(PADDING)}"
             )
+        self.matmul = options.get("matmul", "fma")
+        self._check_matmul()
         if self.tune:
             self._check_tuning()
         if self.target.gpus and self.form.name != "shared":
@@ -192,6 +201,29 @@ class _Order:
             )
         text = LEVELS[self.level] if self.passes is None else self.passes
         return Pipeline.parse(shortcuts.joined(text, self.compression), PASSES)
+
+    def _check_matmul(self) -> None:
+        if self.matmul not in MATMUL:
+            raise LlmcError(f"no matmul {self.matmul!r}", at="--matmul", hint=f"use {' or '.join(MATMUL)}")
+        if self.matmul == "fma":
+            return
+        if not any(cpu.tiles for cpu in self.target.cpus):
+            raise LlmcError(
+                f"--matmul {self.matmul} is for processors with AMX: without, fma is faster",
+                at=f"--target {self.target.name}",
+                found=", ".join(cpu.name for cpu in self.target.cpus) or "a GPU",
+                hint="leave it out, or compile with --target x86-avx512 for a processor that has AMX",
+            )
+        if self.quant.mode != "none":
+            raise LlmcError(
+                f"--matmul {self.matmul} is for float32",
+                at=f"--quant {self.quant.mode}",
+                hint="use one of the two",
+            )
+        if self.tune:
+            raise LlmcError(
+                "--tune searches for kernels of fma", at=f"--matmul {self.matmul}", hint="use one of the two"
+            )
 
     def _check_tuning(self) -> None:
         from llmc.targets.tuning import measured_variant
@@ -295,6 +327,8 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
         if options.quant.calib is not None:
             stages.enter("calibrate", 0.42)
         graph, added = options.quant.run(graph, imported.tokenizer, compile_graph, run, not chosen.gpus)
+        graph, _ = run(MATMUL[options.matmul], graph)
+        added = Pipeline((*added.steps, *MATMUL[options.matmul].steps))
         pipeline = Pipeline((*steps, *packing.steps, *added.steps))
         stages.enter("make kernels", 0.5)
         kernels = Kernels.of(graph, chosen)

@@ -18,6 +18,7 @@ from llmc.compiler.ops import (
     ragged,
     reduction,
     shape,
+    split,
     storage,
 )
 from llmc.compiler.ops.declare import OPS, Op
@@ -37,6 +38,7 @@ __all__ = [
     "ragged",
     "reduction",
     "shape",
+    "split",
     "storage",
 ]
 

@@ -152,7 +152,12 @@ def _qlinear_reference(
     q, x_scale = unpack_rows(rows, w.shape[1])
     # float64 holds the integer sums exactly; float32 rounds them once, as the conversion of an int32 does
     sums = (q.astype(np.float64) @ w.T.astype(np.float64)).astype(np.float32)
-    scale, pending, steps = x_scale * w_scale, iter(extras), epilogue
+    return scaled(sums, x_scale * w_scale, extras, epilogue)
+
+
+def scaled(sums: Array, scale: Array, extras: tuple[Array, ...], epilogue: tuple[str, ...]) -> Array:
+    """epilogue(sums * scale), f32: a first bias or residual is added by one fused multiply-add."""
+    pending, steps = iter(extras), epilogue
     if steps and steps[0] in EXTRAS:
         value, steps = fma32(sums, scale, next(pending)), steps[1:]
     else:

@@ -11,6 +11,9 @@ are done on the sums it left in scratch memory, a few rows for each 64 bytes of 
 Tiles come from the L2 cache no faster than they are multiplied, so steps go to and fro: every other one takes k, and
 every other block of columns the rows, from the end. What the last step loaded last is then used first, while it is
 in L1. Sums of integers are the same in any order.
+
+Where a result has several brackets (`integer.py`), a step sums one after the other; together they wait in scratch
+memory.
 """
 
 from __future__ import annotations
@@ -24,11 +27,15 @@ from llmc.targets.kernels.integer import STRIP, Columns, Item, Product
 
 ROWS = 16  # of a tile at most
 DEPTH = 64  # bytes of k in a row of a tile
-SUMS = 2 * ROWS * 2 * LANES  # of a step
+SUMS = 2 * ROWS * 2 * LANES  # of a bracket of a step
 CONFIG = 64  # bytes
-SCRATCH = CONFIG + 2 * 4 * SUMS  # the configuration, and the sums of two steps
 
 _A, _B = 4, 6  # the first tile of rows and of weights; sums are 0 to 3
+
+
+def scratch(parts: int = 1) -> int:
+    """Bytes for the configuration and the sums of two steps."""
+    return CONFIG + 2 * 4 * SUMS * parts
 
 
 def emit(p: Product, scratch: Buffer) -> None:
@@ -68,7 +75,8 @@ class _Kernel:
         self.p, self.e, self.scratch, self.height = p, e, scratch, height
         self.columns = p.strip if p.strip == STRIP else LANES  # of a step
         self.tiles = self.columns // LANES
-        self.depth = p.k // DEPTH
+        self.depth = p.part // DEPTH
+        self.whole = self.depth * int(p.before(p.parts))  # of all brackets
         self.held = e.registers(5, "int64")
         self.ahead = e.registers(1, "int64")
         self.back = e.registers(2, "int64")
@@ -98,7 +106,7 @@ class _Kernel:
         tiles = e.let(div(item.count + (self.height - 1), self.height))
         pairs = e.let(div(tiles + 1, 2))
         last = e.let(item.count - self.height)
-        steps = p.width // self.columns * self.depth
+        steps = p.width // self.columns * self.whole
         lines = e.let(div(item.share + 63, 64))
         per = e.let(div(lines + (pairs * steps - 1), pairs * steps))
         e.set(self.ahead, 0, item.ahead)
@@ -117,29 +125,34 @@ class _Kernel:
 
     def step(self, rows: list[Expr], column: Expr, weights: Expr, per: Expr) -> None:
         """The sums of one or two tiles of rows by a step's columns, to scratch memory."""
-        e, held = self.e, self.held
+        e, p, held = self.e, self.p, self.held
         sums = [(i, j) for i in range(len(rows)) for j in range(self.tiles)]
-        for i, j in sums:
-            _tile(e, "tilezero", 2 * i + j)
-        left = e.let(e.get(self.held, _COUNT))
+        left = e.let(e.get(held, _COUNT))
         columns = self.shared()
-        with e.loop(0, self.depth, "k") as at:
-            self._multiply(rows, weights, self._either(_DEPTH, at, i64(self.depth)), sums)
-            with e.loop(div(at * left, self.depth), div((at + 1) * left, self.depth), "row") as row:
-                self.finish(row, columns)
-                self._announce(rows[0] + row, column)
-            soon = e.let(e.get(self.ahead))
-            with e.loop(0, per, "line") as line:
-                e.prefetch(self.p.w, soon + line * 64, locality=2)
-            e.set(self.ahead, 0, soon + per * 64)
-        place = e.let(2 * (CONFIG // 4) + SUMS - e.get(held, _PLACE))  # the other one of two
-        for i, j in sums:
-            at = e.let(place + i * self.height * self.columns + j * LANES)
-            _tile(e, "tilestored64", 2 * i + j, self._at(self.scratch, at), i64(4 * self.columns))
+        place = e.let(2 * (CONFIG // 4) + p.parts * SUMS - e.get(held, _PLACE))  # the other one of two
+        with e.loop(0, p.parts, "bracket") as bracket:
+            before = e.let(p.before(bracket) * self.depth)
+            depth = e.let((bracket + 1) * self.depth)
+            here = e.let(weights + p.skipped(bracket) * p.strip)
+            for i, j in sums:
+                _tile(e, "tilezero", 2 * i + j)
+            with e.loop(0, depth, "k") as at:
+                self._multiply(rows, here, self._either(_DEPTH, at, depth), sums)
+                first, last = (e.let(div((before + at + i) * left, self.whole)) for i in range(2))
+                with e.loop(first, last, "row") as row:
+                    self.finish(row, columns)
+                    self._announce(rows[0] + row, column)
+                soon = e.let(e.get(self.ahead))
+                with e.loop(0, per, "line") as line:
+                    e.prefetch(p.w, soon + line * 64, locality=2)
+                e.set(self.ahead, 0, soon + per * 64)
+            for i, j in sums:
+                to = e.let(place + bracket * SUMS + i * self.height * self.columns + j * LANES)
+                _tile(e, "tilestored64", 2 * i + j, self._at(self.scratch, to), i64(4 * self.columns))
+            self._turn(_DEPTH)
         jump = rows[-1] - rows[0] - self.height if len(rows) == 2 else i64(0)
         for i, value in enumerate((rows[0], column, self.height * len(rows), jump, place)):
             e.set(held, i, value)
-        self._turn(_DEPTH)
 
     def _announce(self, row: Expr, column: Expr) -> None:
         """Ask, a step before, for what the float steps of a row will read, or for what they write if they read none."""
@@ -171,22 +184,30 @@ class _Kernel:
         for i, j in sums:
             _tile(e, "tdpbusd", 2 * i + j, _A + i, _B + j)
 
-    def shared(self) -> list[tuple[Columns, Expr]]:
-        """Of the step whose sums are held: what its rows share, and what its sums start from."""
-        column = self.e.let(self.e.get(self.held, _COLUMN))
-        return [(c, self.p.start(c.column)) for c in self.p.columns(column, self.tiles)]
+    def shared(self) -> list[tuple[Columns, list[Expr]]]:
+        """Of the step whose sums are held: what its rows share, and what the sums of each bracket start from."""
+        p, column = self.p, self.e.let(self.e.get(self.held, _COLUMN))
+        return [
+            (c, [p.start(c.column, bracket=b) for b in range(p.parts)]) for c in p.columns(column, self.tiles)
+        ]
 
-    def finish(self, at: Expr, columns: list[tuple[Columns, Expr]]) -> None:
+    def finish(self, at: Expr, columns: list[tuple[Columns, list[Expr]]]) -> None:
         """The float steps of row `at` of the step whose sums are held."""
         e, p = self.e, self.p
         first, column, _, jump, place = (e.let(e.get(self.held, i)) for i in range(5))
         row = e.let(first + at + tirx.Select(at < self.height, i64(0), jump))
         here = e.let(place + at * self.columns)
-        sums = [
-            e.let(e.load(self.scratch, here + j * LANES, LANES) + start)
-            for j, (_, start) in enumerate(columns)
+        brackets = [
+            [
+                e.let(e.load(self.scratch, here + b * SUMS + j * LANES, LANES) + starts[b])
+                for j, (_, starts) in enumerate(columns)
+            ]
+            for b in range(p.parts)
         ]
-        p.store(row, [c for c, _ in columns], self._tail(sums, row, column))
+        if p.parts == 1:
+            brackets = [self._tail(brackets[0], row, column)]
+        totals = [p.total(list(sums)) for sums in zip(*brackets, strict=True)]
+        p.store(row, [c for c, _ in columns], totals)
 
     def _tail(self, sums: list[Expr], row: Expr, column: Expr) -> list[Expr]:
         """Add the products of the last k % 64 bytes, by vectors."""

@@ -11,9 +11,22 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
+from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.kernels import neon
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, splat, vector
+from llmc.targets.kernels.emit import (
+    LANES,
+    Buffer,
+    Emitter,
+    Expr,
+    div,
+    dtype_of,
+    f32,
+    fma,
+    i64,
+    splat,
+    vector,
+)
 from llmc.targets.kernels.integer import Item, Product, accumulators
 from llmc.targets.kernels.tiling import tiles
 
@@ -57,56 +70,95 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int) -> None:
     panel = p.weights(column)
     bases = [p.row_base(row + i) for i in range(tile.rows)]
     if p.cpu.machine == "aarch64":
+        if p.parts > 1:
+            raise LlmcError("products in parts have no kernel for ARM")
         acc = neon.sums(e, p.cpu, p.row_words, bases, p.w_words, panel, p.groups, p.strip)
-    else:
-        offsets = [p.offset(part + j * tile.lanes) - p.offset(part) for j in range(tile.vectors)]
-        ahead, share = item.part(e, row, tile.rows)
-        acc = _sums(p, tile, bases, panel, offsets, column, ahead, e.let(div(share, p.groups)))
-    store(p, tile, acc, row, column)
+        store(p, tile, acc, row, column)
+        return
+    offsets = [p.offset(part + j * tile.lanes) - p.offset(part) for j in range(tile.vectors)]
+    ahead, share = item.part(e, row, tile.rows)
+    step = e.let(div(share, -(-p.part // 4) * p.before(p.parts)))
+
+    def add(acc: Buffer, skipped: Expr, groups: Expr, soon: Expr) -> None:
+        _add(p, tile, acc, bases, e.let(panel + skipped * p.strip), groups, offsets, soon, step)
+
+    finish(p, tile, add, row, column, ahead, step)
 
 
-def store(p: Product, tile: Tile, acc: Buffer, row: Expr, column: Expr) -> None:
-    """The float steps of a tile's sums."""
+Add = Callable[[Buffer, Expr, Expr, Expr], None]
+# (sums, groups of the column left out, groups, byte of the weights to ask for first): adds a bracket's products
+
+
+def finish(p: Product, tile: Tile, add: Add, row: Expr, column: Expr, ahead: Expr, step: Expr) -> None:
+    """The sums of a tile by `add`, bracket by bracket, and the float steps; `step` bytes are asked for at a group."""
+    e, count, groups = p.e, tile.rows * tile.vectors, -(-p.part // 4)
+    if p.parts == 1:
+        acc = started(p, tile, column)
+        add(acc, i64(0), i64(groups), ahead)
+        store(p, tile, acc, row, column)
+        return
+    totals = e.registers(count, vector("float32", tile.lanes))
+    for i in range(count):
+        e.set(totals, i, splat(f32(0.0), tile.lanes))
+    weight = e.registers(1, "float32")
+    e.set(weight, 0, f32(1.0))
+    with e.loop(0, p.parts, "bracket") as bracket:
+        acc = started(p, tile, column, bracket)
+        soon = e.let(ahead + p.before(bracket) * step * groups)
+        add(acc, e.let(div(p.skipped(bracket), 4)), e.let((bracket + 1) * groups), soon)
+        scale = e.let(splat(e.let(e.get(weight)), tile.lanes))
+        for i in range(count):
+            value = e.let(tirx.Cast(vector("float32", tile.lanes), e.get(acc, i)))
+            e.set(totals, i, fma(value, scale, e.get(totals, i)))
+        e.set(weight, 0, e.get(weight) * f32(1 / 256))
+    store(p, tile, totals, row, column)
+
+
+def store(p: Product, tile: Tile, results: Buffer, row: Expr, column: Expr) -> None:
+    """The float steps of a tile's sums, or of their totals."""
     e, lanes = p.e, tile.lanes
+
+    def one(row: Expr, values: list[Expr]) -> None:
+        totals = [value if dtype_of(value).startswith("float") else p.total([value]) for value in values]
+        p.store(row, p.columns(column, tile.vectors, lanes), totals, lanes)
+
     if not p.long:
         for i in range(tile.rows):
-            sums = [e.get(acc, i * tile.vectors + j) for j in range(tile.vectors)]
-            p.store(e.let(row + i), p.columns(column, tile.vectors, lanes), sums, lanes)
+            one(e.let(row + i), [e.get(results, i * tile.vectors + j) for j in range(tile.vectors)])
         return
     # An activation is long: writing it out for every register of every tile would cost code.
-    held = accumulators(e, tile.rows * tile.vectors, lanes)
+    held = e.registers(tile.rows * tile.vectors, dtype_of(e.get(results)))
     for i in range(tile.rows * tile.vectors):
-        e.set(held, i, e.get(acc, i))
+        e.set(held, i, e.get(results, i))
     with e.loop(0, tile.rows, "row") as at:
-        sums = [e.let(e.get(held, at * tile.vectors + j)) for j in range(tile.vectors)]
-        p.store(e.let(row + at), p.columns(column, tile.vectors, lanes), sums, lanes)
+        one(e.let(row + at), [e.let(e.get(held, at * tile.vectors + j)) for j in range(tile.vectors)])
 
 
-def started(p: Product, tile: Tile, column: Expr) -> Buffer:
+def started(p: Product, tile: Tile, column: Expr, bracket: Expr | int = 0) -> Buffer:
     """A tile's sums before the first product."""
     e = p.e
     acc = accumulators(e, tile.rows * tile.vectors, tile.lanes)
     for j in range(tile.vectors):
-        start = p.start(column + j * tile.lanes, tile.lanes)
+        start = p.start(column + j * tile.lanes, tile.lanes, bracket)
         for i in range(tile.rows):
             e.set(acc, i * tile.vectors + j, start)
     return acc
 
 
-def _sums(
+def _add(
     p: Product,
     tile: Tile,
+    acc: Buffer,
     bases: list[Expr],
     panel: Expr,
+    groups: Expr,
     offsets: list[int],
-    column: Expr,
     ahead: Expr,
     step: Expr,
-) -> Buffer:
-    """acc[i, j] = exact sums of 4-byte groups, in any order; meanwhile the next panel comes nearer."""
+) -> None:
+    """acc[i, j] += exact sums of 4-byte groups, in any order; meanwhile the next panel comes nearer."""
     e, lanes, vectors = p.e, tile.lanes, tile.vectors
-    acc = started(p, tile, column)
-    with e.loop(0, p.groups, "k") as at:
+    with e.loop(0, groups, "k") as at:
         here = e.let(panel + at * p.strip)
         b = [e.load(p.w_words, here + offset, lanes) for offset in offsets]
         soon = e.let(ahead + at * step)
@@ -117,7 +169,6 @@ def _sums(
             a = e.let(splat(e.load(p.row_words, bases[i] + at), lanes))
             for j, total in enumerate(dots(a, [e.get(acc, i * vectors + j) for j in range(vectors)])):
                 e.set(acc, i * vectors + j, total)
-    return acc
 
 
 Dots = Callable[[Expr, list[Expr]], list[Expr]]  # (4 bytes of a row in each lane, sums) -> sums

@@ -4,6 +4,10 @@ Weights are packed once for all CPUs as `[ceil(n / strip)][ceil(k / 4)][strip][4
 meet 4 bytes of each of 16 columns. A panel is one strip, or two of 32 columns: AMX reads one after the other,
 vectors both at once. Activations are stored as q + 128, unsigned, as `vpdpbusd` and `tdpbusd` want
 one operand: sums start at -128 times the column's weights.
+
+A row may hold values in `parts` of 8 bits each, one part of all values after the other, and a column the same the
+other way round (`compiler/ops/split.py`). Bracket i is then a sum of its own: the first i + 1 parts of the row times
+the last i + 1 of the column, to be divided by 256^i. Plain rows have one part and one bracket.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from tvm import tirx
 
 from llmc.compiler.ops.rows import line_stride
 from llmc.targets import Cpu
-from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, i64, splat, vector
+from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, lanes_of, splat, vector
 from llmc.targets.kernels.epilogue import scaled, unpadded
 from llmc.targets.kernels.math import ACTIVATIONS
 from llmc.targets.kernels.quantised import row_scale
@@ -60,8 +64,11 @@ class Columns:
 class Product:
     """The operands of a kernel `qlinear` of `n` columns and `k` products each, and what follows the sums."""
 
-    def __init__(self, e: Emitter, cpu: Cpu, n: int, k: int, width: int, epilogue: tuple[str, ...]) -> None:
+    def __init__(
+        self, e: Emitter, cpu: Cpu, n: int, k: int, width: int, epilogue: tuple[str, ...], parts: int = 1
+    ) -> None:
         self.e, self.cpu, self.n, self.k, self.width, self.epilogue = e, cpu, n, k, width, epilogue
+        self.parts, self.part = parts, k // parts
         self.groups, self.strip = -(-k // 4), strip_of(width)
         self.panel_bytes = self.groups * 4 * width
         self.rows, self.w = e.pointer("rows", "u8"), e.pointer("w", "i8")
@@ -95,11 +102,11 @@ class Product:
         bias = {i: e.load(self.extras[i], column, lanes) for i, s in enumerate(loaded) if s == "bias"}
         return Columns(column, mask, e.load(self.w_scale, column, lanes), bias)
 
-    def store(self, row: Expr, columns: list[Columns], sums: list[Expr], lanes: int = LANES) -> None:
-        """These columns of one row: float(sum) * (row scale * column scale), the epilogue."""
+    def store(self, row: Expr, columns: list[Columns], totals: list[Expr], lanes: int = LANES) -> None:
+        """These columns of one row: total * (row scale * column scale), the epilogue."""
         e = self.e
         x_scale = e.let(splat(row_scale(e, self.row_floats, row, self.k, line_stride(self.k)), lanes))
-        for here, total in zip(columns, sums, strict=True):
+        for here, total in zip(columns, totals, strict=True):
             at = e.let(row * self.n + here.column)
 
             def load(number: int, step: str, here: Columns = here, at: Expr = at) -> Expr:
@@ -107,9 +114,16 @@ class Product:
                     here.bias[number] if step == "bias" else e.load(self.extras[number], at, lanes, here.mask)
                 )
 
-            value = e.let(tirx.Cast(vector("float32", lanes), total))
             scale = e.let(x_scale * here.scale)
-            e.store(self.out, at, scaled(e, self.epilogue, value, scale, load), here.mask)
+            e.store(self.out, at, scaled(e, self.epilogue, total, scale, load), here.mask)
+
+    def total(self, sums: list[Expr]) -> Expr:
+        """The brackets' sums as one float: the first, plus the next / 256, and so on."""
+        e, lanes = self.e, lanes_of(sums[0])
+        first, *others = (e.let(tirx.Cast(vector("float32", lanes), total)) for total in sums)
+        for number, other in enumerate(others, 1):
+            first = e.let(fma(other, splat(256.0**-number, lanes), first))
+        return first
 
     @property
     def residual(self) -> Buffer | None:
@@ -122,9 +136,18 @@ class Product:
         """Whether the epilogue has an activation, whose code is long."""
         return any(step in ACTIVATIONS for step in self.epilogue)
 
-    def start(self, column: Expr, lanes: int = LANES) -> Expr:
+    def start(self, column: Expr, lanes: int = LANES, bracket: Expr | int = 0) -> Expr:
         """What the sums of `lanes` columns start from."""
-        return self.e.load(self.starts, column, lanes)
+        padded = -(-self.n // self.width) * self.width
+        return self.e.load(self.starts, column + bracket * padded, lanes)
+
+    def skipped(self, bracket: Expr | int) -> Expr | int:
+        """Bytes of a column before those of a bracket."""
+        return (self.parts - 1 - bracket) * self.part
+
+    def before(self, bracket: Expr | int) -> Expr | int:
+        """How many pairs of parts the brackets before this one multiply."""
+        return bracket * (bracket + 1) // 2 if isinstance(bracket, int) else div(bracket * (bracket + 1), 2)
 
     def weights(self, column: Expr) -> Expr:
         """Where the weights of a column begin, in groups of 4 bytes."""

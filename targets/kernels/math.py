@@ -216,12 +216,12 @@ def to_byte(k: Emitter, x: Expr, inverse: Expr, zero: int) -> Expr:
     return k.let(tirx.Cast(vector("uint8", lanes), tirx.reinterpret(vector("int32", lanes), shifted)))
 
 
-def to_level(k: Emitter, x: Expr, inverse: Expr) -> Expr:
-    """x * inverse as int32, rounded half to even, limited to -127..127; NaN gives 127."""
+def to_level(k: Emitter, x: Expr, inverse: Expr, limit: float = 127.0) -> Expr:
+    """x * inverse as int32, rounded half to even, limited to -limit..limit; NaN gives `limit`."""
     lanes = lanes_of(x)
     # a comparison with NaN is false and picks the second operand
-    scaled = k.let(tirx.min(k.let(x * inverse), splat(127.0, lanes)))
-    scaled = k.let(tirx.max(scaled, splat(-127.0, lanes)))
+    scaled = k.let(tirx.min(k.let(x * inverse), splat(limit, lanes)))
+    scaled = k.let(tirx.max(scaled, splat(-limit, lanes)))
     rounded = tirx.call_llvm_pure_intrin(vector("float32", lanes), "llvm.roundeven", scaled)
     return k.let(tirx.Cast(vector("int32", lanes), rounded))
 

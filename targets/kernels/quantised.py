@@ -25,18 +25,18 @@ ROWS = 4  # quantised together: what one waits for, the others fill
 def lower_row_scale(node: Node) -> Call:
     """One item is one row."""
     (x,) = node.inputs
-    k = _row_length(x)
+    k = row_length(x)
     kernel = Kernel("row_scale", k, ("f32", "f32"), 0, partial(emit_row_scale, k=k))
-    return _row_call(node, kernel, x, k)
+    return row_call(node, kernel, x, k)
 
 
 def lower_quantize_rows(node: Node) -> Call:
     """One item is one row."""
     x, has_scale = node.inputs[0], bool(node.attributes["has_scale"])
-    k = _row_length(x)
+    k = row_length(x)
     pointers = ("f32",) * len(node.inputs) + ("u8",)
     emit = partial(emit_quantize_rows, k=k, has_scale=has_scale)
-    return _row_call(node, Kernel("quantize_rows", (k, has_scale), pointers, 0, emit), x, k)
+    return row_call(node, Kernel("quantize_rows", (k, has_scale), pointers, 0, emit), x, k)
 
 
 def lower_dequantize_rows(node: Node) -> Call:
@@ -45,16 +45,16 @@ def lower_dequantize_rows(node: Node) -> Call:
     stride = int(node.inputs[0].shape[-1])
     emit = partial(emit_dequantize_rows, k=k, stride=stride)
     kernel = Kernel("dequantize_rows", (k, stride), ("u8", "f32"), 0, emit)
-    return _row_call(node, kernel, node, k)
+    return row_call(node, kernel, node, k)
 
 
-def _row_length(x: Node) -> int:
+def row_length(x: Node) -> int:
     if not isinstance(x.shape[-1], int):
         raise LlmcError(f"the last axis must have a fixed size, found {x.type}")
     return x.shape[-1]
 
 
-def _row_call(node: Node, kernel: Kernel, long: Node, k: int) -> Call:
+def row_call(node: Node, kernel: Kernel, long: Node, k: int) -> Call:
     rows = product(long.shape[:-1])
     vectors = -(-k // LANES)
     return Call(
@@ -67,7 +67,7 @@ def emit_row_scale(symbol: str, cpu: Cpu, *, k: int) -> Any:
     e = Emitter(symbol)
     x, out = e.pointer("x", "f32"), e.pointer("out", "f32")
     with e.loop(e.begin, e.end, "row") as row:
-        e.store(out, row, _scales_of(e, x, [e.let(row * k)], k)[0])
+        e.store(out, row, scales_of(e, x, [e.let(row * k)], k)[0])
     return e.function()
 
 
@@ -82,7 +82,7 @@ def emit_quantize_rows(symbol: str, cpu: Cpu, *, k: int, has_scale: bool) -> Any
     def several(rows: list[Expr]) -> None:
         starts = [e.let(row * k) for row in rows]
         targets = [e.let(row * line_stride(k)) for row in rows]
-        scales = _scales_of(e, x, starts, k) if given is None else [e.load(given, i64(0))] * len(rows)
+        scales = scales_of(e, x, starts, k) if given is None else [e.load(given, i64(0))] * len(rows)
         inverses = [e.let(splat(e.let(f32(1.0) / scale))) for scale in scales]
 
         def convert(at: Expr, mask: Expr | None) -> None:
@@ -92,9 +92,7 @@ def emit_quantize_rows(symbol: str, cpu: Cpu, *, k: int, has_scale: bool) -> Any
 
         columns(e, k, convert)
         for row, scale in zip(rows, scales, strict=True):
-            tail = e.let(row * (line_stride(k) // 4) + scale_offset(k) // 4)
-            for i in range((line_stride(k) - scale_offset(k)) // 4):
-                e.store(words, tail + i, f32(0.0) if i else scale)
+            store_scale(e, words, row, k, scale)
 
     by_rows(e, ROWS, several)
     return e.function()
@@ -121,14 +119,23 @@ def row_scale(e: Emitter, words: Buffer, row: Expr, k: int, stride: int) -> Expr
     return e.load(words, e.let(row * (stride // 4) + scale_offset(k) // 4))
 
 
+def store_scale(e: Emitter, words: Buffer, row: Expr, k: int, scale: Expr) -> None:
+    """The scale of a packed row of k values that a product reads, and zeros to its end."""
+    tail = e.let(row * (line_stride(k) // 4) + scale_offset(k) // 4)
+    for i in range((line_stride(k) - scale_offset(k)) // 4):
+        e.store(words, tail + i, f32(0.0) if i else scale)
+
+
 def level_of(e: Emitter, rows: Buffer, at: Expr) -> Expr:
     """16 quantised values as float32."""
     wide = tirx.Cast("int32x16", e.load(rows, at, LANES)) - splat(tirx.const(ZERO, "int32"))
     return e.let(tirx.Cast("float32x16", wide))
 
 
-def _scales_of(e: Emitter, x: Buffer, starts: Sequence[Expr], k: int) -> list[Expr]:
-    """max |x| / 127 of the k values from each of `starts` on, 1 for a row of zeros, NaN if there is one."""
+def scales_of(
+    e: Emitter, x: Buffer, starts: Sequence[Expr], k: int, levels: float = LEVELS, tiny: float = TINY
+) -> list[Expr]:
+    """max |x| / levels of the k values from each of `starts` on, 1 for a row of zeros, NaN if there is one."""
     top = e.registers(len(starts), "int32x16")
     for row in range(len(starts)):
         e.set(top, row, splat(tirx.const(0, "int32")))
@@ -139,7 +146,7 @@ def _scales_of(e: Emitter, x: Buffer, starts: Sequence[Expr], k: int) -> list[Ex
 
     columns(e, k, widest)
     tops = [e.fold(e.let(e.get(top, row)), tirx.max) for row in range(len(starts))]
-    return [scale_of(e, most) for most in tops]
+    return [scale_of(e, most, levels, tiny) for most in tops]
 
 
 def magnitude(e: Emitter, x: Expr) -> Expr:
@@ -148,12 +155,12 @@ def magnitude(e: Emitter, x: Expr) -> Expr:
     return e.let(tirx.bitwise_and(bits, splat(tirx.const(0x7FFFFFFF, "int32"))))
 
 
-def scale_of(e: Emitter, largest: Expr) -> Expr:
-    """The scale of values whose largest `magnitude` is given, one or 16."""
+def scale_of(e: Emitter, largest: Expr, levels: float = LEVELS, tiny: float = TINY) -> Expr:
+    """The scale of values whose largest `magnitude` is given, one or 16: that / levels, 1 if below `tiny`."""
     lanes = lanes_of(largest)
     most = tirx.reinterpret(vector("float32", lanes), largest)
-    scale = e.let(most / splat(f32(float(LEVELS)), lanes))
-    return e.let(tirx.Select(scale < splat(f32(TINY), lanes), splat(f32(1.0), lanes), scale))
+    scale = e.let(most / splat(f32(float(levels)), lanes))
+    return e.let(tirx.Select(scale < splat(f32(tiny), lanes), splat(f32(1.0), lanes), scale))
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {

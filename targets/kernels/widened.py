@@ -12,7 +12,7 @@ from __future__ import annotations
 from tvm import tirx
 
 from llmc.targets import Cpu
-from llmc.targets.kernels.dots import Tile, started, store
+from llmc.targets.kernels.dots import Tile, finish
 from llmc.targets.kernels.emit import LANES, Buffer, Emitter, Expr, div, splat, vector
 from llmc.targets.kernels.integer import Item, Product
 from llmc.targets.kernels.tiling import tiles
@@ -74,17 +74,21 @@ class _Rows:
             _widen(p, self.row + i, self.wide, e.let(i * (2 * _words(p.k))))
         ahead, share = item.part(e, self.row, tile.rows)
         columns = tile.vectors * tile.lanes
-        step = e.let(div(share, p.groups * (p.width // columns)))  # bytes for each step
+        groups = -(-p.part // 4) * p.before(p.parts)  # of all brackets
+        step = e.let(div(share, groups * (p.width // columns)))  # bytes for each step
         with e.loop(0, p.width // columns, "part") as part:
             column = e.let(item.panel * p.width + part * columns)
-            acc = started(p, tile, column)
-            self._sums(acc, p.weights(column), e.let(ahead + part * (step * p.groups)), step)
-            store(p, tile, acc, self.row, column)
+            weights = e.let(p.weights(column))
 
-    def _sums(self, acc: Buffer, weights: Expr, ahead: Expr, step: Expr) -> None:
+            def add(acc: Buffer, skipped: Expr, groups: Expr, soon: Expr) -> None:
+                self._add(acc, e.let(weights + skipped * p.strip), groups, soon, step)
+
+            finish(p, tile, add, self.row, column, e.let(ahead + part * (step * groups)), step)
+
+    def _add(self, acc: Buffer, weights: Expr, groups: Expr, ahead: Expr, step: Expr) -> None:
         """acc[i, j] += exact sums of 4-byte groups"""
         e, p, tile = self.e, self.p, self.tile
-        with e.loop(0, p.groups, "k") as at:
+        with e.loop(0, groups, "k") as at:
             here = e.let(weights + at * p.strip)
             offsets = [p.offset(j * tile.lanes) for j in range(tile.vectors)]
             pairs = [_pairs(e, e.load(p.w_words, here + offset, tile.lanes)) for offset in offsets]

@@ -1,0 +1,144 @@
+"""Products of float32 in parts: every bit of the reference, on every CPU variant, and near to float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_lab import Lab, cpus, run_all, same_bits
+
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.interpret import run
+from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.ops.split import LIMIT, PARTS, TOP, UNIT, part_size, split, split_scales, split_weights
+from llmc.targets import AVX512AMX
+
+Array = np.ndarray[Any, Any]
+M = symbol("rows")
+SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
+EDGES = [(64, 64), (1, 1), (17, 3), (33, 65), (65, 130), (96, 63), (130, 192), (48, 128)]
+
+
+def product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = ()) -> tuple[Graph, Node]:
+    """split_linear of rows `[rows, k]` of float32."""
+    rng = np.random.default_rng([n, k, seed])
+    x, extras = input_("x", "f32", (M, k)), []
+    for step in epilogue:
+        if step == "bias":
+            extras.append(constant(rng.normal(size=n).astype(np.float32)))
+        elif step == "residual":
+            extras.append(input_("residual", "f32", (M, n)))
+    w, scale = split_weights(rng.normal(size=(n, k)).astype(np.float32))
+    node = make(
+        "split_linear", (make("split_rows", (x,)), constant(w), constant(scale), *extras), epilogue=epilogue
+    )
+    inputs = (x, *(e for e in extras if e.op == "input"))
+    return Graph(inputs, {"y": node}, {"rows": (0, 1000)}), node
+
+
+def given(graph: Graph, m: int, seed: int) -> dict[str, Array]:
+    rng = np.random.default_rng([m, seed])
+    made = {}
+    for node in graph.inputs:
+        values = rng.normal(size=(m, node.shape[1])) * 10.0 ** rng.integers(-6, 6, (m, 1))
+        made[node.attributes["name"]] = values.astype(np.float32)
+    return made
+
+
+@pytest.mark.parametrize(("n", "k"), EDGES)
+def test_products_have_the_bits_of_the_reference(kernels: Lab, n: int, k: int) -> None:
+    graph, _ = product(n, k, 0, ("bias",))
+    for m in (1, 2, 5, 9, 47, 49, 100):
+        inputs = given(graph, m, 0)
+        assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"]), m
+
+
+@pytest.mark.skipif(AVX512AMX not in cpus(), reason="this CPU has no AMX, or may not use it")
+def test_every_number_of_rows_on_tiles(kernels: Lab) -> None:
+    graph, _ = product(96, 192, 10, ("bias", "residual"))
+    for m in [*range(1, 34), 47, 48, 49, 128, 129, 257]:
+        inputs = given(graph, m, 10)
+        expected = run(graph, inputs)["y"]
+        for cuts in ((1 << 40,), (1,)):
+            assert same_bits(kernels.run(graph, inputs, cpu=AVX512AMX, cuts=cuts)["y"], expected), (m, cuts)
+
+
+@pytest.mark.parametrize("epilogue", [(), ("residual",), ("residual", "bias"), ("bias", "relu", "residual")])
+def test_exact_epilogues(kernels: Lab, epilogue: tuple[str, ...]) -> None:
+    graph, _ = product(50, 70, 2, epilogue)
+    for m in (1, 7, 50):
+        inputs = given(graph, m, 2)
+        assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"])
+
+
+@pytest.mark.parametrize("step", ["gelu", "tanh"])
+def test_activations(kernels: Lab, step: str) -> None:
+    graph, _ = product(50, 70, 3, ("bias", step, "residual"))
+    inputs = given(graph, 11, 3)
+    np.testing.assert_allclose(
+        run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"], rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("k", [1, 15, 16, 17, 64, 65, 100])
+def test_rows(kernels: Lab, k: int) -> None:
+    x = input_("x", "f32", (M, k))
+    graph = Graph((x,), {"rows": make("split_rows", (x,))}, {"rows": (1, 100)})
+    rng = np.random.default_rng(k)
+    values = (rng.normal(size=(23, k)) * 10.0 ** rng.integers(-44, 38, (23, 1))).astype(np.float32)
+    values[3:12, k // 2] = SPECIAL
+    values[12] = 0
+    inputs = {"x": values}
+    result, expected = run_all(kernels, graph, inputs)["rows"], run(graph, inputs)["rows"]
+    size = PARTS * part_size(k)  # the scale's bytes of a NaN may differ
+    assert same_bits(result[:, :size], expected[:, :size])
+    assert same_bits(*(np.delete(r[:, size:], 11, 0) for r in (result, expected)))
+
+
+def test_parts_hold_24_bits() -> None:
+    """Every value is at most half a step, and the rounding of its division, from what its parts say."""
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(50, 77)) * 10.0 ** rng.integers(-20, 20, (50, 1))).astype(np.float32)
+    scale = split_scales(x)
+    high, middle, low = (part.astype(np.float64) for part in split(x, scale))
+    back = (high + middle / 256 + low / UNIT) * scale
+    step = np.abs(x).max(-1, keepdims=True).astype(np.float64) / LIMIT
+    assert (np.abs(back - x) <= 1.5 * step).all()
+    assert (np.abs(high).max(-1) == 127).all()
+    assert np.float32(TOP) == TOP
+
+
+@pytest.mark.parametrize("outliers", [False, True])
+@pytest.mark.parametrize("k", [64, 768, 3072])
+def test_errors_are_those_of_a_float32_sum(k: int, outliers: bool) -> None:
+    """Root mean square, beside float32 sums in order; 8 times that with a value of 90 among normal ones in each row."""
+    rng = np.random.default_rng(k)
+    x, w = rng.normal(size=(20, k)).astype(np.float32), rng.normal(size=(30, k)).astype(np.float32)
+    if outliers:
+        x[:, k // 3] = 30 * 3
+    exact = x.astype(np.float64) @ w.astype(np.float64).T
+    summed = np.zeros_like(exact, np.float32)
+    for i in range(k):
+        summed = (summed + x[:, i : i + 1].astype(np.float64) * w[:, i].astype(np.float64)).astype(np.float32)
+    value = input_("x", "f32", (20, k))
+    parts = (constant(p) for p in split_weights(w))
+    graph = Graph((value,), {"y": make("split_linear", (make("split_rows", (value,)), *parts), epilogue=())})
+    error = run(graph, {"x": x})["y"] - exact
+
+    def size(e: Array) -> float:
+        return float(np.sqrt(np.mean(e**2)))
+
+    assert size(error) < (8 if outliers else 1.5) * size(summed - exact) + 2e-7 * size(exact)
+
+
+def test_nan_reaches_the_answer(kernels: Lab) -> None:
+    """A row with a NaN or an infinity gives no number; the rows beside it are not touched."""
+    graph, _ = product(40, 70, 6)
+    values = np.random.default_rng(6).normal(size=(4, 70)).astype(np.float32)
+    values[1, 4], values[2, 9] = np.nan, np.inf
+    result = run_all(kernels, graph, {"x": values})["y"]
+    assert np.isnan(result[1]).all()
+    assert not np.isfinite(result[2]).any()
+    assert np.isfinite(result[[0, 3]]).all()
