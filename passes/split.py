@@ -15,7 +15,7 @@ from llmc.compiler.pipeline import Keeps, Pass
 from llmc.errors import LlmcError
 from llmc.passes.match import weight
 
-SMALLEST = 64  # values of a row, and columns: with fewer there is nothing to gain
+SMALLEST = 32  # values of a row, and columns: with fewer there is nothing to gain
 
 
 @dataclass(frozen=True)

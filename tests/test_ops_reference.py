@@ -15,6 +15,7 @@ from op_values import Array, Random, apply
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Weight
 from llmc.compiler.ops import OPS
+from llmc.compiler.ops.split import split_weights
 
 torch.set_num_threads(1)
 RANDOM = Random(7)
@@ -106,6 +107,22 @@ def qlinear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
     x = torch.from_numpy(Q8.astype(np.float64) * S8)
     return F.linear(x, w.double() * ws.double()[:, None], *(e.double() for e in extras)).float()
 
+
+def in_parts(x: Any) -> Any:
+    """Fixed point of 24 bits written out: h, then m, then l, 64 bytes each, all + 128."""
+    scale = x.abs().amax(-1, keepdim=True) / (8355711 / 65536)
+    fixed = torch.round(x * (65536 / scale)).clamp(-8355711, 8355711).to(torch.int64) + 0x808080
+    parts = [F.pad((fixed >> shift & 255).to(torch.uint8), (0, 59), value=128) for shift in (16, 8, 0)]
+    rest = F.pad(scale.contiguous().view(torch.uint8), (0, 60))
+    return torch.cat([*parts, rest], -1)
+
+
+def split_linear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
+    return F.linear(torch.from_numpy(X).double(), torch.from_numpy(W).double(), *extras).float()
+
+
+SPLIT_ROWS = OPS["split_rows"].reference(X)
+SPLIT_W = split_weights(W)
 
 CHAIN = (("mul", (0, 1), ()), ("gelu", (-1,), (("approximate", "tanh"),)), ("add", (-2, 0), ()))
 
@@ -223,6 +240,14 @@ CASES: list[Case] = [
     ("dequantize_rows", (ROWS,), {"size": 5}, lambda rows: torch.from_numpy(Q8 * S8)),
     ("qlinear", (ROWS, W8, WS), {}, qlinear),
     ("qlinear", (ROWS, W8, WS, BIAS), {"epilogue": ("bias",)}, qlinear),
+    ("split_rows", (X,), {}, in_parts),
+    ("split_linear", (SPLIT_ROWS, *SPLIT_W), {}, split_linear),
+    (
+        "split_linear",
+        (SPLIT_ROWS, *SPLIT_W, RES, BIAS),
+        {"epilogue": ("residual", "gelu", "bias")},
+        lambda rows, w, ws, r, b: F.gelu(split_linear(rows, w, ws) + r) + b,
+    ),
     (
         "qlinear",
         (ROWS, W8, WS, RES, BIAS),

@@ -132,6 +132,13 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         {"epilogue": ("gelu", "residual")},
         "f32[batch, seq, 3]",
     ),
+    ("split_rows", (t(B, S, 65),), {}, "u8[batch, seq, 448]"),
+    (
+        "split_linear",
+        (t(B, S, 256, dtype="u8"), t(3, 192, dtype="i8"), t(3), t(B, S, 3)),
+        {"epilogue": ("gelu", "residual")},
+        "f32[batch, seq, 3]",
+    ),
 ]
 
 
@@ -237,6 +244,13 @@ REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ("qlinear", (t(2, 32, dtype="i8"), t(3, 16, dtype="i8"), t(3)), {}, "the packed row has dtype i8"),
     ("qlinear", (t(2, 64, dtype="u8"), t(3, 16, dtype="i8"), t(3, 1)), {}, "scale has shape"),
     ("qlinear", (t(2, 2**18, dtype="u8"), t(3, 2**18 - 16, dtype="i8"), t(3)), {}, "int32 sums"),
+    ("split_rows", (t(2, S),), {}, "fixed size"),
+    ("split_rows", (t(2, 8, dtype="f16"),), {}, "dtype f16"),
+    ("split_linear", (t(2, 256, dtype="u8"), t(3, 128, dtype="i8"), t(3)), {}, "not 3 parts"),
+    ("split_linear", (t(2, 256, dtype="u8"), t(3, 2**16 - 64, dtype="i8"), t(3)), {}, "not 3 parts"),
+    ("split_linear", (t(2, 128, dtype="u8"), t(3, 192, dtype="i8"), t(3)), {}, "do not hold 192 parts"),
+    ("split_linear", (t(2, 256, dtype="i8"), t(3, 192, dtype="i8"), t(3)), {}, "the split row has dtype i8"),
+    ("split_linear", (t(2, 256, dtype="u8"), t(3, 192, dtype="i8"), t(3, 1)), {}, "scale has shape"),
     (
         "embed_norm",
         (t(9, 8, dtype="u8"), n(B, S), t(8), t(8)),

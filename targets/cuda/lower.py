@@ -20,9 +20,11 @@ LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
     **quantised.LOWERINGS,
 }
 
-# Ops of image models have no kernels yet; compressed weights are gone after the pass `unpack`; `ragged` is for CPUs.
+# Ops of image models have no kernels yet; compressed weights are gone after the pass `unpack`; `ragged` and
+# `split` are for CPUs.
 _RAGGED = frozenset({"pack_index", "pack_offsets", "pack_places", "unpack_rows", "ragged_mha"})
-MISSING = frozenset({"conv2d", "max_pool2d", "avg_pool2d"}) | DECODERS | _RAGGED
+_PARTS = frozenset({"split_rows", "split_linear"})
+MISSING = frozenset({"conv2d", "max_pool2d", "avg_pool2d"}) | DECODERS | _RAGGED | _PARTS
 
 
 def lower(graph: Graph) -> tuple[Call, ...]:

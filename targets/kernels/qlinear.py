@@ -93,7 +93,7 @@ def _lower(node: Node, parts: int) -> Call:
         (rows,),
         -(-n // width) * ceil_div(rows, ROWS_PER_ITEM),
         -(-multiplied // 4) * (width // LANES) * sympy.Min(rows, ROWS_PER_ITEM),
-        2 * rows * n * multiplied,
+        2 * rows * n * (k // parts),
         rows * (line_stride(k) + 4 * n) + n * k,
         node.source,
     )

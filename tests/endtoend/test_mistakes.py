@@ -321,6 +321,24 @@ def test_a_text_too_long(small: Path, cli: Any) -> None:
 # --- processors
 
 
+@pytest.mark.parametrize("target", ["x86-avx2", "rpi5", "cuda"])
+def test_products_in_parts_on_a_target_without_amx(small_model: Path, target: str, cli: Any) -> None:
+    result = cli("compile", small_model, "--matmul", "int8x3", "--target", target, "-o", "m.llmc")
+    refused(result, "is for processors with AMX", f"--target {target}", "--target x86-avx512")
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [(["--tune"], "searches for kernels of fma"), (["--quant", "int8"], "is for float32")],
+)
+def test_products_in_parts_with_what_excludes_them(
+    small_model: Path, other: list[str], words: str, cli: Any
+) -> None:
+    result = cli("compile", small_model, "--matmul", "int8x3", "--target", "x86", *other, "-o", "m.llmc")
+    refused(result, words, "use one of the two")
+    assert not Path("m.llmc").exists()
+
+
 def test_variant_that_is_not_there(small: Path, cli: Any) -> None:
     refused(cli("run", small, "--text", "a", "--variant", "sse9"), "has no variant 'sse9'", "avx512, avx2")
 

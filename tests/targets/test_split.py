@@ -92,9 +92,11 @@ def test_rows(kernels: Lab, k: int) -> None:
     values[12] = 0
     inputs = {"x": values}
     result, expected = run_all(kernels, graph, inputs)["rows"], run(graph, inputs)["rows"]
-    size = PARTS * part_size(k)  # the scale's bytes of a NaN may differ
-    assert same_bits(result[:, :size], expected[:, :size])
-    assert same_bits(*(np.delete(r[:, size:], 11, 0) for r in (result, expected)))
+    size = PARTS * part_size(k)
+    for at in range(0, size, part_size(k)):  # what is beyond a NaN's row meets weights of zero
+        assert same_bits(result[:, at : at + k], expected[:, at : at + k])
+    finite = np.isfinite(values).all(1)  # the scale's bytes of a NaN may differ
+    assert same_bits(result[finite], expected[finite])
 
 
 def test_parts_hold_24_bits() -> None:
