@@ -160,6 +160,9 @@ def judge(
         "peak_per_second": rates,
         "flops": flops,
     }
+    extra = [name for name in times if name.startswith("llmc-") and name != "llmc-fp32"]
+    if extra:
+        row["others_over"] = {own: {n: ratio(times[own], times[n]) for n in others} for own in extra}
     if others:
         best = min(others, key=medians.__getitem__)
         each = [float(np.median(part["llmc"]) / np.median(part[best])) for part in runs]
@@ -167,6 +170,16 @@ def judge(
     if setting.precision == "int8" and "llmc-fp32" in times:
         row["faster_than_fp32"] = ratio(times["llmc-fp32"], times["llmc"])
     return row | _scaling(times, peaks, setting)
+
+
+def of_parts(row: Mapping[str, Any], racer: str) -> dict[str, Any]:
+    """The same race as seen by another of llmc's racers, `racer`; nothing if it was not there or has no rival."""
+    if racer not in row.get("median_seconds", {}) or "best" not in row:
+        return {}
+    gone = {"scaling", "machine_scaling", "rounds_over_best"}
+    medians = {**row["median_seconds"], "llmc": row["median_seconds"][racer]}
+    kept = {name: value for name, value in row.items() if name not in gone}
+    return {**kept, "median_seconds": medians, "llmc_over": row["others_over"][racer]}
 
 
 def _scaling(times: Mapping[str, Array], peaks: Peaks, setting: Setting) -> dict[str, Any]:

@@ -160,7 +160,8 @@ class Session:
 
     def group(self, stock: Any, precision: str, threads: int) -> None:
         """All shapes of one model, precision and number of threads."""
-        from racers import Setting, pytorch
+        from contest import of_parts
+        from racers import PARTS, Setting, pytorch
 
         setting = Setting(precision, threads, self.options.isa)
         racers = self.load(stock, setting)
@@ -170,6 +171,8 @@ class Session:
             place |= {"batch": batch, "seq": seq}
             row = self.row(stock, setting, racers, reference, batch, seq)
             self.result["rows"].append(place | row)
+            if parts := of_parts(row, PARTS):
+                self.result["rows"].append(place | {"precision": f"{precision} int8x3"} | parts)
             say(f"{' '.join(map(str, place.values()))}: {row.get('skipped') or summary(row)}")
             self.save()
 
@@ -180,7 +183,7 @@ class Session:
 
         racers = {}
         for name, loader in LOADERS[setting.precision].items():
-            if name in self.options.skip or (name == "llmc-static" and not self.options.static):
+            if name in self.options.skip or self.unasked(name):
                 continue
             loaded = self.attempt(stock, setting, name, partial(loader, stock, setting))
             if loaded is not None:
@@ -189,6 +192,13 @@ class Session:
             one = Setting(setting.precision, 1, setting.isa)
             racers[f"llmc{ONE}"] = LOADERS[setting.precision]["llmc"](stock, one)
         return racers
+
+    def unasked(self, name: str) -> bool:
+        """Whether a racer of llmc's own is not to race."""
+        from racers import PARTS
+
+        tiles = self.options.isa == "all" and "amx" in self.peaks.names
+        return {"llmc-static": not self.options.static, PARTS: not tiles}.get(name, False)
 
     def attempt(self, stock: Any, setting: Any, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, or None: whatever a peer cannot do, the others race. llmc must not fail."""

@@ -135,11 +135,12 @@ class Artifact:
 
 
 def llmc(stock: Stock, quant: str, setting: Setting) -> Racer:
-    """The artifact of this quantisation."""
+    """The artifact of this quantisation, or of fp32 by `--matmul int8x3`."""
     return Artifact(stock, quant, setting)
 
 
 Loader = Callable[[Stock, Setting], Racer]
+PARTS = "llmc-int8x3"
 
 FP32: Mapping[str, Loader] = MappingProxyType(
     {
@@ -149,6 +150,7 @@ FP32: Mapping[str, Loader] = MappingProxyType(
         "onnxruntime+fusion": lambda stock, s: onnxruntime(stock.fused(), s.threads),
         "openvino": lambda stock, s: openvino(stock.onnx(), s.threads, static=False),
         "openvino-static": lambda stock, s: openvino(stock.onnx(), s.threads, static=True),
+        PARTS: lambda stock, s: llmc(stock, "int8x3", s),
         "llmc": lambda stock, s: llmc(stock, "none", s),
     }
 )

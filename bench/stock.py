@@ -62,7 +62,7 @@ class Stock:
         return self._kept("nncf-int8", ".xml", self._made_by("openvino", "nncf"), self._quantise_openvino)
 
     def artifact(self, quant: str) -> Path:
-        """Compiled by llmc, with code for every x86-64 it knows."""
+        """Compiled by llmc, with code for every x86-64 it knows; `quant` may be "int8x3", a way to multiply fp32."""
         return self._kept(f"llmc-{quant}", ".llmc", sources_digest(), lambda to: self._compile(quant, to))
 
     def calibration(self) -> list[dict[str, np.ndarray[Any, Any]]]:
@@ -160,6 +160,8 @@ class Stock:
         import llmc
 
         more: dict[str, Any] = {}
+        if quant == "int8x3":
+            quant, more["matmul"] = "none", quant
         if quant == "int8-static":
             more["calib"] = target.parent / "calibration.npz"
             samples = self.calibration()

@@ -111,7 +111,7 @@ def _cells(row: Row, peers: Sequence[str], precision: str, static: bool) -> list
     best, over = best_of(row) if "best" in row else ("", None)
     apart = (
         f"{max(found['difference'] for found in row['apart'].values()):.0e}"
-        if precision == "fp32"
+        if precision.startswith("fp32")
         else f"cos {min(found['cosine'] for found in row['apart'].values()):.3f}"
     )
     line = [
