@@ -172,7 +172,8 @@ class Session:
             row = self.row(stock, setting, racers, reference, batch, seq)
             self.result["rows"].append(place | row)
             if parts := of_parts(row, PARTS):
-                self.result["rows"].append(place | {"precision": f"{precision} int8x3"} | parts)
+                own = {"precision": f"{precision} int8x3", "variant": racers[PARTS].variant}
+                self.result["rows"].append(place | parts | own)
             say(f"{' '.join(map(str, place.values()))}: {row.get('skipped') or summary(row)}")
             self.save()
 
