@@ -108,6 +108,20 @@ def test_a_race_is_measured_and_judged(result):
     assert set(result["spin"][0]["busy"]["over_one"]) == {"llmc"}
 
 
+def test_another_of_our_own_racers_has_a_row_of_its_own(bench, monkeypatch):
+    monkeypatch.setattr(bench.contest, "settle", lambda calls: dict.fromkeys(calls, 0.0))
+    setting, budget = SimpleNamespace(precision="fp32", threads=2), bench.contest.Budget(0.0, 1, 10.0)
+    calls = {"llmc-int8x3": lambda: np.ones(4, np.float32), **racers()}
+    row = bench.contest.measure(calls, np.ones(4), FakePeaks(), setting, budget, 1e6)
+    assert set(row["llmc_over"]) == {"pytorch", "openvino"}  # it is no peer
+    parts = bench.contest.of_parts(row, "llmc-int8x3")
+    assert parts["llmc_over"] == row["others_over"]["llmc-int8x3"]
+    assert parts["median_seconds"]["llmc"] == row["median_seconds"]["llmc-int8x3"]
+    assert parts["best"] == row["best"]
+    assert "scaling" not in parts
+    assert bench.contest.of_parts(row, "llmc-static") == {}
+
+
 def test_tables_and_json(bench, result, tmp_path, capsys):
     path = tmp_path / "result.json"
     path.write_text(json.dumps(result))
