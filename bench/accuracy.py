@@ -1,7 +1,7 @@
 """Accuracy of compiled sentiment models on 2,000 test texts, paired with PyTorch fp32 on the same texts.
 
     python bench/accuracy.py                        compiles MiniLM-sentiment to fp32, int8, int8-static, fp16
-    python bench/accuracy.py none int8 --json r.json
+    python bench/accuracy.py none int8 int8x3 --json r.json
 
 Each text is run alone and unpadded by both. "Same" is the share of equal answers, "drop" the points of accuracy
 lost, with the 95 % interval of the paired difference. Exit code 1 if one misses its gate.
@@ -27,9 +27,16 @@ import train_classifier
 
 import llmc
 
+PARTS = "int8x3"  # no quantisation: fp32 by --matmul int8x3, for processors with AMX
 # quantisation -> (largest drop in points, smallest share of same answers in percent)
 GATES: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {"none": (0.0, 100.0), "fp16": (0.1, 99.9), "int8": (0.5, 98.0), "int8-static": (1.0, 95.0)}
+    {
+        "none": (0.0, 100.0),
+        "fp16": (0.1, 99.9),
+        "int8": (0.5, 98.0),
+        "int8-static": (1.0, 95.0),
+        PARTS: (0.0, 100.0),
+    }
 )
 COSINE, SHARE = 0.99, 0.28  # of int8 embeddings to fp32 ones; of the fp32 artifact's size
 
@@ -89,7 +96,8 @@ def judge(quants: list[str], count: int, folder: Path, calibration: Mapping[str,
     rows = []
     for quant in quants:
         artifact = folder / f"{quant}.llmc"
-        llmc.compile(home, artifact, quant=quant, **(calibration if quant == "int8-static" else {}))
+        options = {"matmul": PARTS} if quant == PARTS else {"quant": quant}
+        llmc.compile(home, artifact, **options, **(calibration if quant == "int8-static" else {}))
         answers = run(artifact, ids, "logits").argmax(1)
         rows.append(paired(quant, right, answers, labels, bytes_of(artifact) / 1e6))
         print(describe(rows[-1]), flush=True)
@@ -131,7 +139,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("quant", nargs="*", default=list(GATES), help=f"of {', '.join(GATES)}")
+    default = [quant for quant in GATES if quant != PARTS]
+    parser.add_argument("quant", nargs="*", default=default, help=f"of {', '.join(GATES)}")
     parser.add_argument("--count", type=int, default=2000, help="test texts")
     parser.add_argument("--calib", default="auto", help="calibration data of int8-static")
     parser.add_argument("--calib-method", default="percentile")
