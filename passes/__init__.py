@@ -12,6 +12,7 @@ from llmc.passes.factorize import Factorize
 from llmc.passes.fold import Fold
 from llmc.passes.fuse import Fuse
 from llmc.passes.int8_attention import Qattention
+from llmc.passes.narrow import Narrow
 from llmc.passes.prune import Prune
 from llmc.passes.prune_heads import PruneHeads
 from llmc.passes.prune_neurons import PruneNeurons
@@ -24,7 +25,7 @@ from llmc.passes.split import Split
 from llmc.passes.tabulate import Tabulate
 from llmc.passes.unpack import Unpack
 
-_EXACT_OR_CLOSE: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, Fuse, Qkv, Unpack)
+_EXACT_OR_CLOSE: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, Fuse, Qkv, Narrow, Unpack)
 _COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share)
 _QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse, Qattention, Split)
 _RAGGED: tuple[type[Pass], ...] = (Blank, Ragged)
@@ -36,5 +37,5 @@ LEVELS: tuple[str, ...] = (
     "",
     _EXACT,
     f"{_EXACT},tabulate,fuse,fold,cse",
-    f"{_EXACT},tabulate,fuse,fold,qkv,fold,tie,cse",
+    f"{_EXACT},tabulate,fuse,fold,qkv,fold,narrow,tie,cse",
 )
