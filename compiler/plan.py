@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,7 @@ def _typical(size: Dim) -> int:
     return evaluate(size, dict.fromkeys(dim_names(size), _TYPICAL))
 
 
+@lru_cache(maxsize=1024)  # layers ask the same, and sympy is slow
 def _larger(a: Dim, b: Dim) -> Dim:
     """max(a, b), without a Max where one is a multiple of the other."""
     if a == b:

@@ -52,11 +52,12 @@ def brackets(size: int) -> tuple[tuple[int, int], ...]:
 def split(x: Array, scale: Array) -> tuple[Array, Array, Array]:
     """f32 or f64 `[..., k]` and `[..., 1]` -> the parts h, m, l of x / scale, i8 `[..., k]`."""
     with np.errstate(all="ignore"):
-        scaled = x * (x.dtype.type(UNIT) / scale.astype(x.dtype))
-        low = np.where(scaled < LIMIT, scaled, x.dtype.type(LIMIT))  # NaN becomes LIMIT, as in the kernels
-        fixed = np.rint(np.maximum(low, -LIMIT)).astype(np.int64) + 0x808080  # bytes are the parts + 128
-    parts = [((fixed >> shift & 255).astype(np.uint8) ^ np.uint8(128)).view(np.int8) for shift in (16, 8, 0)]
-    return parts[0], parts[1], parts[2]
+        fixed = x * (x.dtype.type(UNIT) / scale.astype(x.dtype))
+        np.fmin(fixed, LIMIT, out=fixed)  # NaN becomes LIMIT, as in the kernels
+        np.rint(np.maximum(fixed, -LIMIT, out=fixed), out=fixed)
+    low_first = (fixed.astype("<i4") + 0x808080).view(np.uint8).reshape(*fixed.shape, 4)  # the parts + 128
+    high, middle, low = ((low_first[..., at] ^ np.uint8(128)).view(np.int8) for at in (2, 1, 0))
+    return high, middle, low
 
 
 def split_scales(x: Array) -> Array:
