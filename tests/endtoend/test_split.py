@@ -10,6 +10,8 @@ import pytest
 
 import llmc
 
+pytestmark = pytest.mark.xdist_group("small")
+
 
 @pytest.fixture(scope="module")
 def made(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
