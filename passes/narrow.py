@@ -72,9 +72,12 @@ def _span_of(reader: Node, node: Node, spans: Mapping[Node, Span]) -> Span | Non
     match reader:
         case Node("slice", _, {"axis": 1, "start": start, "stop": stop}):
             return Span(start, stop)
-    rows = row_inputs(reader) if reader in spans and reader.shape[:2] == node.shape[:2] else frozenset()
+    # of other rank, an operand that broadcasts has its places on another axis
+    if reader not in spans or reader.type.rank != node.type.rank or reader.shape[:2] != node.shape[:2]:
+        return None
+    rows = row_inputs(reader)
     by_place = all(at in rows for at, read in enumerate(reader.inputs) if read is node)
-    return spans[reader] if rows and by_place else None
+    return spans[reader] if by_place else None
 
 
 class _Narrower:
@@ -85,7 +88,7 @@ class _Narrower:
         self.whole: dict[Node, Node] = {}  # node -> its value at every place
         self.narrow: dict[
             tuple[Node, int, Span], Node
-        ] = {}  # (node, axis of the places, span) -> its value there
+        ] = {}  # (node, axis of its places, span) -> its value there
 
     def graph(self) -> Graph:
         """The graph with every node of `spans` at its span."""

@@ -317,19 +317,8 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
         stages.enter("import the model", 0.02)
         imported = load()
         stages.enter("optimise the graph", 0.4)
-        run = run_verified if options.verify_each else Pipeline.run
-        steps = (*options.pipeline.steps, *(_UNPACK.steps if chosen.gpus else ()))
-        graph, _ = run(Pipeline(steps), imported.graph)
-        packing = Pipeline(())
-        if options.whole and not chosen.gpus:
-            packing = ragged_steps(graph, blank=options.padding == "zero")
-            graph, _ = run(packing, graph)
-        if options.quant.calib is not None:
-            stages.enter("calibrate", 0.42)
-        graph, added = options.quant.run(graph, imported.tokenizer, compile_graph, run, not chosen.gpus)
-        graph, _ = run(MATMUL[options.matmul], graph)
-        added = Pipeline((*added.steps, *MATMUL[options.matmul].steps))
-        pipeline = Pipeline((*steps, *packing.steps, *added.steps))
+        optimised = _optimise(imported, options, stages)
+        graph, pipeline = optimised.graph, optimised.pipeline
         stages.enter("make kernels", 0.5)
         kernels = Kernels.of(graph, chosen)
         calls, chosen = kernels.calls, kernels.target
@@ -347,10 +336,7 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
         if options.keep is not None:
             _keep(Path(options.keep), imported.graph, graph, {"module.c": build.program, **code})
         stages.enter("self-test", 0.9)
-        # A lossy pass is meant to change the answers: the artifact then answers for the graph after it.
-        lossy = Pipeline((*steps, *added.steps)).lossy
-        source = blanked(imported.graph, packing)
-        accepted = record(folder, graph if lossy else source, source, build.build_id)
+        accepted = record(folder, optimised.answering, optimised.source, build.build_id)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
         fields = manifest(imported, build, str(pipeline), folder)
@@ -371,6 +357,44 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
         kernels.kept.found,
         kernels.products(),
     )
+
+
+@dataclass(frozen=True)
+class _Optimised:
+    """What the passes made.
+
+    Args:
+        pipeline: all that ran.
+        source: what an artifact without lossy passes is to compute.
+        answering: the graph that the self-test's answers are of.
+    """
+
+    graph: Graph
+    pipeline: Pipeline
+    source: Graph
+    answering: Graph
+
+
+def _optimise(imported: Imported, options: _Order, stages: _Stages) -> _Optimised:
+    """The passes that are asked for, and those that a target, `--quant` and `--matmul` bring along."""
+    run = run_verified if options.verify_each else Pipeline.run
+    gpu = bool(options.target.gpus)
+    steps = (*options.pipeline.steps, *(_UNPACK.steps if gpu else ()))
+    graph, _ = run(Pipeline(steps), imported.graph)
+    packing, matmul = Pipeline(()), MATMUL[options.matmul]
+    if options.whole and not gpu:
+        packing = ragged_steps(graph, blank=options.padding == "zero")
+        graph, _ = run(packing, graph)
+    if options.quant.calib is not None:
+        stages.enter("calibrate", 0.42)
+    graph, quant = options.quant.run(graph, imported.tokenizer, compile_graph, run, not gpu)
+    graph, _ = run(matmul, graph)
+    added = (*quant.steps, *matmul.steps)
+    source = blanked(imported.graph, packing)
+    # A lossy pass is meant to change the answers: the artifact then answers for the graph after it.
+    lossy = Pipeline((*steps, *added)).lossy
+    pipeline = Pipeline((*steps, *packing.steps, *added))
+    return _Optimised(graph, pipeline, source, graph if lossy else source)
 
 
 def _keep(folder: Path, imported: Graph, graph: Graph, sources: Mapping[str, str]) -> None:

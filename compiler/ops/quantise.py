@@ -61,10 +61,10 @@ def fma32(a: Number, b: Number, c: Number) -> Array:
 # --- explicit form
 
 
-def row_scales(x: Array) -> Array:
-    """f32 `[..., k]` -> `[..., 1]`: the largest magnitude / 127, 1 for a row of zeros."""
-    scale = np.abs(x).max(-1, keepdims=True, initial=0.0) / np.float32(LEVELS)
-    return np.where(scale < TINY, np.float32(1), scale).astype(np.float32)
+def row_scales(x: Array, levels: float = LEVELS, tiny: float = TINY) -> Array:
+    """f32 `[..., k]` -> `[..., 1]`: the largest magnitude / levels, 1 for a row of zeros."""
+    scale = np.abs(x).max(-1, keepdims=True, initial=0.0) / np.float32(levels)
+    return np.where(scale < tiny, np.float32(1), scale).astype(np.float32)
 
 
 @op("row_scale", row_scales)

@@ -24,7 +24,7 @@ import numpy as np
 from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import op
 from llmc.compiler.ops.linear import check_epilogue
-from llmc.compiler.ops.quantise import fma32, scaled
+from llmc.compiler.ops.quantise import fma32, row_scales, scaled
 from llmc.compiler.ops.reduction import F32
 from llmc.compiler.ops.rows import line_stride, pack_rows, unpack_rows
 from llmc.compiler.ops.rules import Array, same_dim, shape_text, want_dtype, want_rank, want_shape
@@ -62,9 +62,7 @@ def split(x: Array, scale: Array) -> tuple[Array, Array, Array]:
 
 def split_scales(x: Array) -> Array:
     """f32 `[..., k]` -> `[..., 1]`: the largest magnitude / TOP, 1 for a row of zeros."""
-    with np.errstate(all="ignore"):
-        scale = np.abs(x).max(-1, keepdims=True, initial=0.0) / np.float32(TOP)
-        return np.where(scale < TINY, np.float32(1), scale).astype(np.float32)
+    return row_scales(x, TOP, TINY)
 
 
 def split_weights(w: Array) -> tuple[Array, Array]:

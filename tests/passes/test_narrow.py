@@ -124,6 +124,21 @@ def test_operands_that_broadcast() -> None:
     np.testing.assert_allclose(run(after, values)["y"], run(graph, values)["y"], rtol=1e-5, atol=1e-6)
 
 
+def test_an_operand_with_an_axis_less() -> None:
+    """Its places are on its first axis, though its sizes are those of the reader's first two."""
+    x, low = input_("x", "f32", (7, 7, 7, 12)), input_("low", "f32", (7, 7, 12))
+    product = make("linear", (low, weights(12, 12)), Source("low"))
+    total = make("add", (make("linear", (x, weights(12, 12)), Source("high")), product))
+    graph = Graph((x, low), {"y": first(total, 2, 5)}, {})
+    after = Narrow().run(graph)
+    assert {n.source.path: n.shape for n in after.nodes if n.op == "linear"} == {
+        "high": (7, 3, 7, 12),
+        "low": (7, 7, 12),
+    }
+    values = {n.attributes["name"]: RNG.normal(size=n.shape).astype(np.float32) for n in graph.inputs}
+    np.testing.assert_allclose(run(after, values)["y"], run(graph, values)["y"], rtol=1e-5, atol=1e-6)
+
+
 def test_attention_and_what_mixes_places_stop_it() -> None:
     x, _ = inputs()
     joint = make("linear", (x, weights(24, 12)))
