@@ -2,9 +2,10 @@
 
     python bench/parts.py
 
-For each kind of product its error, root mean square against float64 as a share of the result's, beside PyTorch's
-sums of float32; then the largest difference of `last_hidden_state` to float64. Last, for each instruction set that this machine
-runs, the time of an artifact of int8x3 over one of fma: medians of 2 x 40 runs in turns, 128 tokens, one thread.
+For each product its error, root mean square against float64 as a share of the result's, beside PyTorch's sums of
+float32; then the largest difference of `last_hidden_state` to float64. Last, for each instruction set that this
+machine runs, the time of an artifact of int8x3 over one of fma: medians of 40 runs each in turns, 128 tokens, one
+thread.
 """
 
 from __future__ import annotations
