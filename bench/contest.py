@@ -12,7 +12,7 @@ import numpy as np
 from peaks import KINDS, Peaks
 from racers import Array, Call, Setting
 
-from llmc.compiler.demo.race import race, ratio
+from llmc.demo.race import race, ratio
 from llmc.errors import LlmcError
 
 TOLERANCE = 5e-4  # of the largest difference of an fp32 peer to PyTorch

@@ -28,7 +28,7 @@ with llmc.load(sys.argv[1], threads=2) as model:
     model(**names)
     print(peak() - before)
 """
-_COMMAND = [sys.executable, "-c", "import sys; from llmc.compiler.cli import main; sys.exit(main())"]
+_COMMAND = [sys.executable, "-c", "import sys; from llmc.cli import main; sys.exit(main())"]
 _TRIES = 7
 
 

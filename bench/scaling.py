@@ -21,8 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmc.cli.output import print_table
 from llmc.compiler.calls import Call
-from llmc.compiler.cli.output import print_table
 from llmc.compiler.dims import evaluate
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.pipeline import Pipeline
@@ -89,7 +89,7 @@ def speedups(
 
 def lowered(model: str, quant: str) -> Sequence[Call]:
     """The calls of a model folder or file compiled for x86."""
-    from llmc.targets.lower import lower
+    from llmc.targets.cpu.lower import lower
 
     passes = ",".join(p for p in (LEVELS[3], QUANTISATIONS[quant]) if p)
     graph, _ = Pipeline.parse(passes, PASSES).run(dispatch.load(Path(model), task="auto").graph)

@@ -14,7 +14,7 @@ from contest import ONE, Budget, pause_after, settle
 from racers import LOADERS, Call, Setting
 from stock import Stock
 
-from llmc.compiler.demo.race import race, ratio
+from llmc.demo.race import race, ratio
 
 NAMES = ("llmc", "onnxruntime", "openvino")
 _SPIN = "import os; os.sched_setaffinity(0, {%d})\nwhile True: pass"

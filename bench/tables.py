@@ -11,7 +11,7 @@ from contest import ONE, share_of_peak
 from isa import machine_text
 from peaks import KINDS
 
-from llmc.compiler.cli.output import print_table, time_text
+from llmc.cli.output import print_table, time_text
 
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]

@@ -6,24 +6,24 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from llmc.compiler.pipeline import Pass
-from llmc.passes.blank import Blank
-from llmc.passes.cluster import Share
-from llmc.passes.factorize import Factorize
-from llmc.passes.fold import Fold
+from llmc.passes.compress.cluster import Share
+from llmc.passes.compress.factorize import Factorize
+from llmc.passes.compress.prune import Prune
+from llmc.passes.compress.prune_heads import PruneHeads
+from llmc.passes.compress.prune_neurons import PruneNeurons
+from llmc.passes.compress.unpack import Unpack
 from llmc.passes.fuse import Fuse
-from llmc.passes.int8_attention import Qattention
-from llmc.passes.narrow import Narrow
-from llmc.passes.prune import Prune
-from llmc.passes.prune_heads import PruneHeads
-from llmc.passes.prune_neurons import PruneNeurons
-from llmc.passes.qkv import Qkv
+from llmc.passes.fuse.qkv import Qkv
 from llmc.passes.quantise import Qfuse, Quantize
-from llmc.passes.ragged import Ragged
-from llmc.passes.share import Cse, Tie
+from llmc.passes.quantise.int8_attention import Qattention
+from llmc.passes.quantise.split import Split
+from llmc.passes.rows.blank import Blank
+from llmc.passes.rows.narrow import Narrow
+from llmc.passes.rows.ragged import Ragged
 from llmc.passes.simplify import Simplify
-from llmc.passes.split import Split
-from llmc.passes.tabulate import Tabulate
-from llmc.passes.unpack import Unpack
+from llmc.passes.simplify.fold import Fold
+from llmc.passes.simplify.share import Cse, Tie
+from llmc.passes.simplify.tabulate import Tabulate
 
 _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, Fuse, Qkv, Narrow, Unpack)
 _COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share)

@@ -111,7 +111,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A `kernel_lab.Lab` with every lowering: kernels are compiled once for the whole session."""
     from kernel_lab import Lab
 
-    from llmc.targets.lower import LOWERINGS
+    from llmc.targets.cpu.lower import LOWERINGS
 
     return Lab(tmp_path_factory.mktemp("kernels"), LOWERINGS)
 

@@ -19,7 +19,7 @@ from kernel_lab import Lab, differing, same_bits
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops import input_, make
-from llmc.targets.lower import LOWERINGS
+from llmc.targets.cpu.lower import LOWERINGS
 
 Array = np.ndarray[Any, Any]
 

@@ -22,7 +22,7 @@ from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.ops import OPS
 from llmc.compiler.ops.ragged import kept
 from llmc.targets import TARGETS, Cpu
-from llmc.targets.build import compile_object
+from llmc.targets.cpu.build import compile_object
 from llmc.targets.host import runs_here
 
 Array = np.ndarray[Any, Any]

@@ -23,7 +23,7 @@ MAY = {
     "llmc.targets": {"llmc.errors", "llmc.compiler", "llmc.targets"},
     "llmc.runtime": {"llmc.errors", "llmc.runtime"},
 }
-SEES_ALL = ("llmc.compiler.cli", "llmc.compiler.demo")
+SEES_ALL = ("llmc.cli", "llmc.demo")
 LIGHT = {"numpy", "tokenizers", *sys.stdlib_module_names}
 
 
@@ -127,6 +127,6 @@ def test_the_wheel_holds_everything(tmp_path: Path) -> None:
     expected |= {f"{package.replace('.', '/')}/__init__.py" for package in SETTINGS["packages"]}
     sources = [f for f in (ROOT / "runtime" / "c").iterdir() if f.suffix in (".c", ".h", ".map")]
     expected |= {f"llmc/runtime/c/{f.name}" for f in sources}
-    expected |= {f"llmc/compiler/demo/model/{f.name}" for f in (ROOT / "compiler/demo/model").iterdir()}
+    expected |= {f"llmc/demo/model/{f.name}" for f in (ROOT / "compiler/llmc/demo/model").iterdir()}
     expected |= {"llmc/compiler/module.c.jinja", "llmc/py.typed"}
     assert held == expected

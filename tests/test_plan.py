@@ -16,7 +16,7 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import ALIGNMENT, Copy, Plan, make_plan, nbytes, root
 from llmc.compiler.program import c_string
 from llmc.passes import LEVELS, PASSES
-from llmc.targets.lower import lower
+from llmc.targets.cpu.lower import lower
 
 B, S = symbol("batch"), symbol("seq")
 POISON = object()

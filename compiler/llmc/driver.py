@@ -21,8 +21,9 @@ from llmc.compiler.promises import run_verified
 from llmc.errors import LlmcError
 from llmc.kernels import Kernels
 from llmc.package import Build, manifest
-from llmc.passes import LEVELS, PASSES, shortcuts
-from llmc.passes.ragged import blanked, ragged_steps
+from llmc.passes import LEVELS, PASSES
+from llmc.passes.compress import shortcuts
+from llmc.passes.rows.ragged import blanked, ragged_steps
 from llmc.quantisation import Quantisation
 from llmc.runtime.manifest import MANIFEST, seal
 from llmc.selfcheck import check, record

@@ -41,8 +41,8 @@ class Kernels:
 
     def tune(self, seconds: float, tell: Callable[[str, float], None]) -> Kernels:
         """With the fastest schedules that are found on this machine in `seconds`, or were before."""
-        from llmc.targets.kernels.decoded import lower_linear
-        from llmc.targets.lower import LOWERINGS, lower
+        from llmc.targets.cpu.lower import LOWERINGS, lower
+        from llmc.targets.cpu.products.decoded import lower_linear
         from llmc.targets.tuning import chosen, tune
 
         tuned = tune(self.calls, self.graph.dims, self.target, self.kept, seconds, tell)
@@ -52,7 +52,7 @@ class Kernels:
     def objects(self) -> tuple[dict[str, bytes], dict[str, str]]:
         """The machine code by symbol, and the source of what was not made from TIR."""
         if not self.target.gpus:
-            from llmc.targets.build import compile_calls
+            from llmc.targets.cpu.build import compile_calls
 
             return compile_calls(self.calls, self.target, self.kept), {}
         from llmc.targets.cuda.build import cuda_source, fatbin
@@ -78,6 +78,6 @@ def _lowered(graph: Graph, target: Target) -> tuple[Call, ...]:
 
         find_nvcc()
         return lower_for_gpu(graph)
-    from llmc.targets.lower import lower
+    from llmc.targets.cpu.lower import lower
 
     return lower(graph)

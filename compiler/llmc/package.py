@@ -83,7 +83,7 @@ class Build:
 
 
 def _variant(cpu: Cpu) -> Variant:
-    from llmc.targets.kernels.peak import peak_flops
+    from llmc.targets.cpu.peak import peak_flops
 
     return Variant(cpu.name, cpu.features, peak_flops(cpu), lambda family: cpu.code_for(family).name)
 

@@ -1,6 +1,6 @@
 """Weights stored compressed: `codebook` and `bitmask` say how their values are read back, exactly.
 
-A product whose weight is one of them decodes it on the way into its registers (targets/kernels/decoded.py).
+A product whose weight is one of them decodes it on the way into its registers (targets/cpu/products/decoded.py).
 """
 
 from __future__ import annotations

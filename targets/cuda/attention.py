@@ -20,9 +20,9 @@ from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import launch
-from llmc.targets.kernels.attention_shape import Layout, Shape, problem
-from llmc.targets.kernels.emit import Buffer, Expr, div, f32, fma, i64, mod
-from llmc.targets.kernels.math import exp_down
+from llmc.targets.tir.attention_shape import Layout, Shape, problem
+from llmc.targets.tir.emit import Buffer, Expr, div, f32, fma, i64, mod
+from llmc.targets.tir.math import exp_down
 
 QUERIES = 64  # of a block, one a thread
 TOGETHER = 8  # keys between two updates of the maximum

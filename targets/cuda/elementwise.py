@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
+from llmc.targets.cpu.elementwise import elementwise
+from llmc.targets.cpu.elementwise.elementwise import Recipe, body_of, evaluate, merge_axes
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import flat
-from llmc.targets.kernels import elementwise
-from llmc.targets.kernels.elementwise import Recipe, body_of, evaluate, merge_axes
-from llmc.targets.kernels.grid import offset, strides
-from llmc.targets.kernels.scalar_ops import from_storage, to_storage
+from llmc.targets.tir.grid import offset, strides
+from llmc.targets.tir.scalar_ops import from_storage, to_storage
 
 
 def lower(node: Node) -> Call:

@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.ir.expr import StringImm
 from tvm.tirx import IntImm
 
-from llmc.targets.kernels.emit import Buffer, Emitter, Expr, div, dtype_of, f32, i64, mod
+from llmc.targets.tir.emit import Buffer, Emitter, Expr, div, dtype_of, f32, i64, mod
 
 WARP = 32
 FRAGMENT = 16

@@ -26,7 +26,7 @@ from llmc.targets.cuda.operands import (
     weight_of,
 )
 from llmc.targets.cuda.tile import COLUMNS, ROWS
-from llmc.targets.kernels.emit import Buffer, Expr, div, i64, mod
+from llmc.targets.tir.emit import Buffer, Expr, div, i64, mod
 
 DEPTH = 32
 WARPS = 4

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from llmc.compiler.calls import Call
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops.storage import DECODERS
-from llmc.targets import lower as on_cpu
+from llmc.targets.cpu import lower as on_cpu
 from llmc.targets.cuda import attention, elementwise, movement, norm, product, quantised, rows
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {

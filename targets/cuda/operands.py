@@ -14,8 +14,8 @@ from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import launch
 from llmc.targets.cuda.tile import COLUMNS, DEPTH, ROWS
-from llmc.targets.kernels.emit import Buffer, Expr, div, f32, i64, mod
-from llmc.targets.kernels.math import ACTIVATIONS
+from llmc.targets.tir.emit import Buffer, Expr, div, f32, i64, mod
+from llmc.targets.tir.math import ACTIVATIONS
 
 
 def pack_steps(array: np.ndarray[Any, Any], depth: int, columns: int) -> np.ndarray[Any, Any]:

@@ -19,9 +19,9 @@ from llmc.targets.cuda.norm import level, packed_scale
 from llmc.targets.cuda.operands import epilogue_inputs, product_call, tile_place, weight_of
 from llmc.targets.cuda.rows import Row, rows_call
 from llmc.targets.cuda.tile import COLUMNS, DEPTH, THREADS, Tile
-from llmc.targets.kernels.emit import Buffer, Expr, f32, i64
-from llmc.targets.kernels.epilogue import scaled
-from llmc.targets.kernels.math import to_level
+from llmc.targets.tir.emit import Buffer, Expr, f32, i64
+from llmc.targets.tir.epilogue import scaled
+from llmc.targets.tir.math import to_level
 
 _FLIP = -0x7F7F7F80  # 0x80808080: q + 128 as a byte becomes q
 

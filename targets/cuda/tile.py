@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from llmc.targets.cuda.emit import GridEmitter
-from llmc.targets.kernels.emit import Buffer, Expr, div, fma, i64, mod
+from llmc.targets.tir.emit import Buffer, Expr, div, fma, i64, mod
 
 ROWS, COLUMNS, DEPTH = 64, 64, 16
 THREADS = 256

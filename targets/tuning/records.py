@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from llmc.targets import Cpu, store
-from llmc.targets.build import content_version
+from llmc.targets.cpu.build import content_version
+from llmc.targets.cpu.products.blocking import ProductShape, Schedule
+from llmc.targets.cpu.products.linear import emit_linear
 from llmc.targets.host import Processor
-from llmc.targets.kernels.blocking import ProductShape, Schedule
-from llmc.targets.kernels.linear import emit_linear
 from llmc.targets.tuning.search import Outcome, changes, takes
 
 FOLDER = "tuned"

@@ -18,9 +18,9 @@ from llmc.compiler.dims import evaluate, symbol
 from llmc.compiler.graph import DTYPES
 from llmc.compiler.ops import constant, input_, make
 from llmc.targets import Cpu, Target, store, toolchain
-from llmc.targets.build import compile_calls
-from llmc.targets.kernels.blocking import ProductShape, Schedule
-from llmc.targets.kernels.linear import lower_linear
+from llmc.targets.cpu.build import compile_calls
+from llmc.targets.cpu.products.blocking import ProductShape, Schedule
+from llmc.targets.cpu.products.linear import lower_linear
 
 Array = np.ndarray[Any, Any]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import llmc
-from llmc.compiler.cli import main
+from llmc.cli import main
 from llmc.errors import LlmcError
 from llmc.runtime.manifest import read_manifest
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from llmc.targets import DOTPROD, NEON, TARGETS
-from llmc.targets.build import compile_object
-from llmc.targets.kernels.blocking import Schedule
-from llmc.targets.kernels.linear import emit_linear
-from llmc.targets.kernels.qlinear import emit_qlinear
+from llmc.targets.cpu.build import compile_object
+from llmc.targets.cpu.products.blocking import Schedule
+from llmc.targets.cpu.products.linear import emit_linear
+from llmc.targets.cpu.products.qlinear import emit_qlinear
 
 Words = np.ndarray[Any, Any]
 

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 import llmc
-from llmc.compiler.cli import main
-from llmc.compiler.demo import model_folder
+from llmc.cli import main
+from llmc.demo import model_folder
 
 
 @pytest.fixture

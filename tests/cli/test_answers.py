@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from llmc.compiler.cli.answers import Encoded, describe, show, softmax
+from llmc.cli.answers import Encoded, describe, show, softmax
 from llmc.errors import LlmcError
 
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from llmc.compiler.cli import _COMMANDS, llmc
-from llmc.compiler.cli.output import Progress, Seconds, size_text, time_text
+from llmc.cli import _COMMANDS, llmc
+from llmc.cli.output import Progress, Seconds, size_text, time_text
 
 
 def test_help_lists_every_command_with_a_summary(cli):

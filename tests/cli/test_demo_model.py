@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from llmc.compiler import demo
+from llmc import demo
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 CLEAR = [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import llmc
-from llmc.compiler.cli import main
+from llmc.cli import main
 from llmc.dataset import label_index, read_rows
 from llmc.errors import LlmcError
 from llmc.evaluate import Limits, evaluate, mcnemar, paired

@@ -13,10 +13,10 @@ import click
 import numpy as np
 import pytest
 
-import llmc.compiler.cli as front
+import llmc.cli as front
 from llmc.errors import LlmcError
 
-RUN = [sys.executable, "-c", "import sys; from llmc.compiler.cli import main; sys.exit(main())"]
+RUN = [sys.executable, "-c", "import sys; from llmc.cli import main; sys.exit(main())"]
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def _wait_until_read(pipe: Any) -> None:
 
 
 def test_control_c_while_reading_standard_input(fake_artifact):
-    start = "import sys; from llmc.compiler.cli import main; sys.exit(main())"
+    start = "import sys; from llmc.cli import main; sys.exit(main())"
     arguments = [sys.executable, "-c", start, "run", str(fake_artifact), "--text", "-"]
     pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
     with subprocess.Popen(arguments, text=True, **pipes) as process:

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from llmc.compiler.demo.race import race, ratio
+from llmc.demo.race import race, ratio
 
 
 def test_race_takes_turns_and_rotates():

@@ -9,7 +9,7 @@ import pytest
 HEAVY = {"torch", "transformers", "tvm", "tvm_ffi", "sympy", "onnx", "networkx"}
 PROBE = """
 import json, sys
-from llmc.compiler.cli import main
+from llmc.cli import main
 code = main({arguments!r})
 print("\\n" + json.dumps([code, sorted(m for m in sys.modules if "." not in m)]))
 """

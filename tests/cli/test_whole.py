@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from llmc.compiler import demo
-from llmc.compiler.demo import sample
+from llmc import demo
+from llmc.demo import sample
 
 pytestmark = pytest.mark.xdist_group("cli")  # one process compiles the demo model for all
 
-RUN = [sys.executable, "-c", "import sys; from llmc.compiler.cli import main; sys.exit(main())"]
+RUN = [sys.executable, "-c", "import sys; from llmc.cli import main; sys.exit(main())"]
 
 
 def llmc(*arguments, **options):

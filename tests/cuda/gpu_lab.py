@@ -18,9 +18,9 @@ from kernel_lab import assert_guard, by_nodes, bytes_of, guarded
 from llmc.compiler.calls import Call, Packed
 from llmc.compiler.dims import evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
+from llmc.targets.cpu.lower import FREE
 from llmc.targets.cuda.build import PREAMBLE, cuda_source
 from llmc.targets.cuda.lower import LOWERINGS
-from llmc.targets.lower import FREE
 
 Array = np.ndarray[Any, Any]
 HERE = Path(__file__).parent

@@ -19,8 +19,8 @@ from llmc.compiler.ops import OPS, constant, input_, make
 from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
+from llmc.targets.cpu.lower import FREE
 from llmc.targets.cuda.lower import LOWERINGS, MISSING, lower
-from llmc.targets.lower import FREE
 
 pytestmark = pytest.mark.xdist_group("cuda-kernels")  # all are compiled for the emulating header at once
 

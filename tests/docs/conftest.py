@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import llmc
-from llmc.compiler.cli import main
+from llmc.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from llmc.compiler.cli import _COMMANDS, llmc
+from llmc.cli import _COMMANDS, llmc
 
 DOCUMENTS = (
     "docs/cli.md",

@@ -19,9 +19,9 @@ from random_families import random_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import llmc
-from llmc.compiler.cli import main
+from llmc.cli import main
 
-CLI = [sys.executable, "-c", "import sys; from llmc.compiler.cli import main; sys.exit(main())"]
+CLI = [sys.executable, "-c", "import sys; from llmc.cli import main; sys.exit(main())"]
 
 
 @pytest.fixture(scope="session", autouse=True)

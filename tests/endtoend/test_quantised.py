@@ -15,7 +15,8 @@ from joined import join
 from random_families import cases, imported, random_model
 
 import llmc
-from llmc.compiler import demo, interpret
+from llmc import demo
+from llmc.compiler import interpret
 from llmc.compiler.frontends import huggingface
 from llmc.compiler.pipeline import Pipeline
 from llmc.driver import compile_graph

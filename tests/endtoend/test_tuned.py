@@ -12,14 +12,14 @@ import pytest
 
 import llmc
 from llmc import driver
-from llmc.compiler.cli import main
-from llmc.compiler.cli.compile import print_tuning
+from llmc.cli import main
+from llmc.cli.compile import print_tuning
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops import constant, input_, make
 from llmc.errors import LlmcError
 from llmc.targets import store, tuning
-from llmc.targets.kernels.blocking import Schedule
+from llmc.targets.cpu.products.blocking import Schedule
 
 
 def two_products() -> Graph:

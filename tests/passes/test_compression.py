@@ -18,9 +18,9 @@ from llmc.compiler.text import parse_graph, weights_of
 from llmc.compiler.verify import verify
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
-from llmc.passes.cluster import cluster
-from llmc.passes.shortcuts import compression
-from llmc.passes.weights import values
+from llmc.passes.compress.cluster import cluster
+from llmc.passes.compress.shortcuts import compression
+from llmc.passes.compress.weights import values
 
 O3 = Pipeline.parse(LEVELS[3], PASSES)
 WAYS = {"linear": "whole", "norm": "post", "sum": "ab", "attention": "explicit", "activation": "gelu"}

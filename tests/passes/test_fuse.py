@@ -15,7 +15,7 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
 from llmc.passes.fuse import Fuse
-from llmc.passes.qkv import Qkv
+from llmc.passes.fuse.qkv import Qkv
 
 PLAIN = {"linear": "whole", "norm": "post", "sum": "ab", "attention": "explicit", "activation": "gelu"}
 PLAIN |= {"positions": "buffer", "scale": "div", "bias": "no", "mask": "fill"}

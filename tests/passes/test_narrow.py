@@ -14,7 +14,7 @@ from llmc.compiler.interpret import run
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pipeline
 from llmc.passes import PASSES
-from llmc.passes.narrow import Narrow
+from llmc.passes.rows.narrow import Narrow
 
 RNG = np.random.default_rng(13)
 B, S = symbol("batch"), symbol("seq")

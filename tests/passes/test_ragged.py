@@ -17,8 +17,8 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.rewrite import recording
 from llmc.compiler.text import equal, parse_graph, print_graph, weights_of
 from llmc.passes import LEVELS, PASSES
-from llmc.passes.blank import Blank
-from llmc.passes.ragged import Ragged, ragged_steps
+from llmc.passes.rows.blank import Blank
+from llmc.passes.rows.ragged import Ragged, ragged_steps
 
 PLAIN = {"linear": "whole", "norm": "post", "sum": "ab", "attention": "explicit", "activation": "gelu"}
 PLAIN |= {"positions": "buffer", "scale": "div", "bias": "no", "mask": "fill"}

@@ -7,7 +7,7 @@ import numpy as np
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops import constant, input_, make
-from llmc.passes.share import Cse, Tie
+from llmc.passes.simplify.share import Cse, Tie
 
 X = input_("x", "f32", ("n", 4))
 DIMS = {"n": (1, 8)}

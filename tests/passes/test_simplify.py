@@ -13,10 +13,11 @@ from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.rewrite import Decline
 from llmc.errors import LlmcError
-from llmc.passes import PASSES, heads, norms, products
-from llmc.passes.fold import Fold
-from llmc.passes.qkv import Qkv
+from llmc.passes import PASSES
+from llmc.passes.fuse import heads, norms, products
+from llmc.passes.fuse.qkv import Qkv
 from llmc.passes.simplify import RULES, Simplify
+from llmc.passes.simplify.fold import Fold
 
 B, S = symbol("b"), symbol("s")
 X = input_("x", "f32", (B, S, 4))

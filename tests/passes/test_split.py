@@ -16,7 +16,7 @@ from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
-from llmc.passes.split import Split
+from llmc.passes.quantise.split import Split
 
 RNG = np.random.default_rng(12)
 B = symbol("batch")

@@ -12,7 +12,7 @@ from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS, constant, input_, make
 from llmc.compiler.ops.storage import pack_indices, packed_bytes
-from llmc.targets.lower import lower
+from llmc.targets.cpu.lower import lower
 
 RNG = np.random.default_rng(3)
 

@@ -9,10 +9,10 @@ from kernel_lab import Array, Lab, check, differing, run_all, same_bits
 from llmc.compiler.dims import evaluate, symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import constant, input_, make
-from llmc.targets.kernels.blocking import BLOCK_BYTES, ROWS_PER_ITEM, Blocking, panel_width
-from llmc.targets.kernels.emit import Emitter, i64
-from llmc.targets.kernels.linear import lower_linear
-from llmc.targets.kernels.tiling import tiles
+from llmc.targets.cpu.products.blocking import BLOCK_BYTES, ROWS_PER_ITEM, Blocking, panel_width
+from llmc.targets.cpu.products.linear import lower_linear
+from llmc.targets.tir.emit import Emitter, i64
+from llmc.targets.tir.tiling import tiles
 
 RNG = np.random.default_rng(5)
 DEPTH = BLOCK_BYTES // (4 * 48)  # of a block of k of a panel of 48 columns

@@ -13,8 +13,8 @@ from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import OPS, input_, make
-from llmc.targets.kernels.emit import LANES, Emitter, fma, i64
-from llmc.targets.lower import FREE, LOWERINGS, lower
+from llmc.targets.cpu.lower import FREE, LOWERINGS, lower
+from llmc.targets.tir.emit import LANES, Emitter, fma, i64
 
 
 def test_every_op_has_a_kernel() -> None:

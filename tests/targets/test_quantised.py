@@ -14,8 +14,8 @@ from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import OPS, constant, input_, make
 from llmc.targets import AVX2, AVX2VNNI, AVX512, AVX512AMX, AVX512VNNI
-from llmc.targets.kernels import dots, widened
-from llmc.targets.kernels.qlinear import lower_qlinear
+from llmc.targets.cpu.products import dots, widened
+from llmc.targets.cpu.products.qlinear import lower_qlinear
 
 Array = np.ndarray[Any, Any]
 SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
@@ -136,7 +136,7 @@ def test_instructions(cpu: Any, used: str) -> None:
     import tvm
     from tvm import tirx
 
-    from llmc.targets.build import llvm_target
+    from llmc.targets.cpu.build import llvm_target
 
     _, node = product(96, 64, 0)
     function = lower_qlinear(node).kernel.emit("f", cpu)

@@ -14,8 +14,8 @@ from llmc.compiler.dims import evaluate, symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import constant, input_, make
 from llmc.targets import AVX2, AVX512, AVX512VNNI, NEON
-from llmc.targets.kernels.blocking import ProductShape, Schedule
-from llmc.targets.kernels.linear import lower_linear
+from llmc.targets.cpu.products.blocking import ProductShape, Schedule
+from llmc.targets.cpu.products.linear import lower_linear
 
 N, K = 168, 136  # by widths of 32, 48 and 64, padding is a vector and more
 SHAPE = ProductShape(N, K, "f32", ("bias", "relu"))

@@ -15,8 +15,8 @@ from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops import constant, input_, make
 from llmc.targets import TARGETS, store
-from llmc.targets.build import compile_calls
-from llmc.targets.lower import lower
+from llmc.targets.cpu.build import compile_calls
+from llmc.targets.cpu.lower import lower
 
 
 def graph(width: int) -> Graph:
@@ -96,8 +96,8 @@ def test_an_artifact_of_kept_kernels_is_the_same(tmp_path: Path, monkeypatch: py
 
 def test_content_tells_kernels_apart() -> None:
     """One digit of one constant changes the key."""
-    from llmc.targets.build import _content
-    from llmc.targets.kernels.emit import Emitter, f32
+    from llmc.targets.cpu.build import _content
+    from llmc.targets.tir.emit import Emitter, f32
 
     def stores(value: float) -> Any:
         e = Emitter("k")

@@ -17,9 +17,9 @@ from llmc.compiler.graph import Graph
 from llmc.compiler.ops import constant, input_, make
 from llmc.errors import LlmcError
 from llmc.targets import AVX2, AVX512, NEON, TARGETS, store, tuning
+from llmc.targets.cpu.lower import lower
+from llmc.targets.cpu.products.blocking import ProductShape, Schedule
 from llmc.targets.host import Processor, find_target, processor
-from llmc.targets.kernels.blocking import ProductShape, Schedule
-from llmc.targets.lower import lower
 from llmc.targets.tuning.records import Records
 from llmc.targets.tuning.search import LAST, Outcome, changes, find_schedule, interval, takes, wins
 from llmc.targets.tuning.trial import Trial

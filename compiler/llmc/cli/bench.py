@@ -1,0 +1,76 @@
+"""`llmc bench`: the latency of an artifact, alone or beside another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmc.cli.output import Seconds, json_option, print_json, require_artifact
+
+_EPILOG = """\b
+Examples:
+  llmc bench my-model.llmc
+  llmc bench my-model.llmc --batch 8 --seq 128 --threads 2
+  llmc bench my-model.llmc --batch 32 --shortest 5     a batch of texts of different length
+  llmc bench my-model.llmc --profile                   time, bytes and FLOP of every kernel
+  llmc bench new.llmc --vs old.llmc                    runs both in turns, prints the ratio
+  llmc bench my-model.llmc --json > result.json
+
+\b
+Quote ratios measured with --vs rather than two times from two runs: the machine changes between runs more
+than most improvements do. The artifact's own `bench` executable measures the same without Python.
+"""
+
+
+@click.command("bench", epilog=_EPILOG, short_help="Measure an artifact's latency, per kernel if asked.")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--batch", type=click.IntRange(min=1), help="Rows in a call.  [default: 1]")
+@click.option("--seq", type=click.IntRange(min=1), help="Tokens in a row.  [default: 128, or the bound]")
+@click.option(
+    "--shortest",
+    type=click.IntRange(min=1),
+    help="Rows of so many tokens to all, evenly.  [default: no padding]",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the runtime's]")
+@click.option("--duration", type=Seconds(), default="3s", show_default=True, help="How long to measure.")
+@click.option("--variant", help="Use this code variant rather than the best for the CPU.")
+@click.option("--profile", is_flag=True, help="Time every kernel and compare it with the machine's peak.")
+@click.option(
+    "--vs", metavar="OTHER", type=click.Path(path_type=Path), help="A second artifact, run in turns."
+)
+@json_option
+def command(
+    artifact: Path,
+    batch: int | None,
+    seq: int | None,
+    shortest: int | None,
+    threads: int | None,
+    duration: float,
+    variant: str | None,
+    profile: bool,
+    vs: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure the latency of ARTIFACT on random input of one shape."""
+    if vs is not None and profile:
+        raise click.UsageError("--profile measures one artifact; use it without --vs.")
+    given = (("batch", batch), ("seq", seq), ("shortest", shortest))
+    options: dict[str, Any] = {name: size for name, size in given if size is not None}
+    paths = [require_artifact(path) for path in (artifact, vs) if path is not None]
+
+    import llmc
+
+    models = [llmc.load(path, threads=threads, variant=variant) for path in paths]
+    report: Any
+    if vs is None:
+        report = models[0].benchmark(**options, duration=duration, profile=profile)
+    else:
+        from llmc.runtime import compare
+
+        report = compare(models[0], models[1], **options, duration=duration)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        click.echo(str(report))

@@ -1,0 +1,190 @@
+"""`llmc compile`: a model -> an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmc.cli.output import (
+    Progress,
+    Seconds,
+    json_option,
+    print_json,
+    print_table,
+    size_text,
+    time_text,
+)
+
+_EPILOG = """\b
+Examples:
+  llmc compile ./my-model -o my-model.llmc
+  llmc compile ./my-model --target x86 --max-seq 256 -o my-model.llmc
+  llmc compile model.onnx -o my-model.llmc             also .pt2, written by torch.export.save
+  llmc compile ./my-model --quant int8 -o small.llmc
+  llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
+  llmc compile ./my-model --passes "fold,cse" -o plain.llmc
+  llmc compile ./my-model --prune 0.3 --share 256 -o small.llmc        measure it: llmc eval --help
+  llmc compile ./my-model --prune heads:0.25 --prune neurons:0.25 -o fast.llmc
+  llmc compile ./my-model --tune -o m.llmc             the fastest kernels for this very machine
+  llmc compile ./my-model --target rpi5 --emit executable -o m.llmc
+  llmc compile ./my-model --keep build -o m.llmc       leaves graphs and generated code in build/
+
+\b
+MODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json), an .onnx file or a .pt2 file.
+Nothing is downloaded and no code of the model is run. One artifact serves every batch size and sequence
+length up to the bounds. The output appears under its name only when it is whole: a failed compile leaves an
+older artifact as it was.
+"""
+
+
+@click.command("compile", epilog=_EPILOG, short_help="Compile a model into a native artifact.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: NAME.llmc]"
+)
+@click.option(
+    "--target", default="native", show_default=True, help="Where it will run; `llmc targets` lists them."
+)
+@click.option(
+    "--task", default="auto", show_default=True, help="What to compute, such as text-classification."
+)
+@click.option(
+    "-O", "level", type=click.IntRange(0, 3), default=3, show_default=True, help="Optimisation level."
+)
+@click.option(
+    "--passes", metavar="PIPELINE", help="A pipeline instead of a level; `llmc passes` lists the passes."
+)
+@click.option(
+    "--prune",
+    metavar="SPEC",
+    multiple=True,
+    help="Zeros or smaller matrices: 0.3, 2:4, heads:0.25, neurons:0.25 or options; repeatable.",
+)
+@click.option("--share", metavar="SPEC", help="Cluster weights to 16 or 256 values, or options of the pass.")
+@click.option("--factorize", metavar="SPEC", help="Two thin products for one: a rank, or energy=0.9.")
+@click.option("--verify-each", is_flag=True, help="Hold each pass to its promise by the interpreter; slow.")
+@click.option(
+    "--quant",
+    type=click.Choice(["none", "int8", "int8-static", "fp16"]),
+    default="none",
+    show_default=True,
+    help="int8: products and tables; int8-static: with calibrated ranges; fp16: weights and tables.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(["int8", "float"]),
+    default="int8",
+    show_default=True,
+    help="What int8 does with attention, on CPUs.",
+)
+@click.option("--calib", metavar="FILE|auto", help="Samples for int8-static: .txt, .jsonl, .csv or .npz.")
+@click.option(
+    "--calib-method",
+    type=click.Choice(["minmax", "percentile", "entropy"]),
+    default="percentile",
+    show_default=True,
+    help="How int8-static chooses ranges.",
+)
+@click.option("--max-batch", type=click.IntRange(min=1), help="Largest batch.  [default: the compiler's]")
+@click.option("--max-seq", type=click.IntRange(min=1), help="Longest sequence.  [default: the model's]")
+@click.option(
+    "--padding",
+    type=click.Choice(["zero", "computed"]),
+    default="zero",
+    show_default=True,
+    help="What outputs by token hold at padding: zeros cost nothing.",
+)
+@click.option(
+    "--matmul",
+    type=click.Choice(["fma", "int8x3"]),
+    default="fma",
+    show_default=True,
+    help="int8x3: float32 products in three parts of 8 bits, faster on processors with AMX.",
+)
+@click.option("--tune", is_flag=True, help="Search for the fastest tiles of each product on this machine.")
+@click.option(
+    "--tune-time",
+    type=Seconds(zero=True),
+    default="60s",
+    show_default=True,
+    help="For all searches; 0 takes what earlier ones found.",
+)
+@click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep intermediate files there.")
+@click.option(
+    "--emit",
+    type=click.Choice(["shared", "static", "executable"]),
+    default="shared",
+    show_default=True,
+    help="Beside module.so: libmodel.a, or a program `run`.",
+)
+@click.option("--prefix", default="", metavar="NAME", help="Before every symbol of libmodel.a.")
+@click.option("--cc", metavar="COMMAND", help="C compiler.  [default: the ziglang package's]")
+@click.option("--name", help="Name in the manifest.  [default: the folder's]")
+@json_option
+def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> None:
+    """Compile MODEL into an artifact: native code, weights, a C header, a benchmarker, no other library."""
+    output = output or Path(f"{model.resolve().stem if model.is_file() else model.resolve().name}.llmc")
+    report = run_compile(model, output, **options)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    if options["tune"]:
+        print_tuning(report.products)
+    print_report(report)
+
+
+def run_compile(model: Path, output: Path, **options: Any) -> Any:
+    """`llmc.driver.compile` with progress on stderr; returns its report."""
+    with Progress("compile") as progress:
+        progress("loading the compiler", 0.0)
+        from llmc import driver
+
+        return driver.compile(model, output, progress=progress, **options)
+
+
+def print_tuning(products: Sequence[Mapping[str, Any]]) -> None:
+    """What was found for each product."""
+    if not products:
+        click.echo("nothing was tuned: the model has no float product with a weight of its own")
+        return
+    columns = ["product", ">calls", ">tried", ">time of the default's", "schedule"]
+    print_table("", columns, [_tuning_row(product) for product in products])
+
+
+_DEFAULT = {True: "default: nothing was faster", False: "default: nothing was faster in the time given"}
+
+
+def _tuning_row(product: Mapping[str, Any]) -> tuple[object, ...]:
+    found = product.get("tuned")
+    if found is None:
+        return product["name"], product["calls"], 0, "", "default: there was no time to search"
+    if found["ratio"] == 1:
+        return product["name"], product["calls"], found["tried"], "1", _DEFAULT[found["complete"]]
+    low, high = found["interval"]
+    schedule = ", ".join(f"{name} {value}" for name, value in _choices(product["schedule"]))
+    return (
+        product["name"],
+        product["calls"],
+        found["tried"],
+        f"{found['ratio']:.3f} ({low:.3f}-{high:.3f})",
+        schedule,
+    )
+
+
+def _choices(schedule: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The width, and what else is not as by default."""
+    from llmc.targets.cpu.products.blocking import Schedule
+
+    usual = {"cpu": schedule.get("cpu"), **{f.name: f.default for f in fields(Schedule) if f.name != "cpu"}}
+    return [(name, value) for name, value in schedule.items() if value != usual[name]]
+
+
+def print_report(report: Any) -> None:
+    """Times by stage, sizes by file, and what to type next."""
+    print_table("", ["stage", ">time"], [(k, time_text(v)) for k, v in dict(report.seconds).items()])
+    print_table("", ["file", ">size"], [(k, size_text(v)) for k, v in dict(report.sizes).items()])
+    click.echo(f"wrote {report.path}\n\nnext:  llmc bench {report.path}\n       llmc inspect {report.path}")

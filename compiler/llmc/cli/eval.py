@@ -1,0 +1,115 @@
+"""`llmc eval`: an artifact's answers on data, beside those of a baseline."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmc.cli.output import json_option, print_json, print_table, require_artifact
+from llmc.errors import LlmcError
+
+_EPILOG = """\b
+Examples:
+  llmc eval small.llmc --data test.csv                                accuracy
+  llmc eval small.llmc --data test.csv --baseline ./my-model          and the same rows by PyTorch
+  llmc eval small.llmc --data test.jsonl --baseline dense.llmc --max-drop 1%
+  llmc eval embedder.llmc --data lines.txt --baseline ./my-model --min-cosine 0.99
+  llmc eval m.llmc --data d.tsv --text-column body --label-column stars --json
+
+\b
+DATA is .jsonl, .csv, .tsv (a column of texts, one of labels: names or numbers from 0) or .txt (a text a line).
+Judge by the difference with its interval, not by two accuracies: both models see the same rows. Exit code 1
+if a limit is broken.
+"""
+
+
+class Share(click.ParamType[float]):
+    """A share such as `1%` or `0.01`."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d*\.?\d+)\s*(%?)", str(value).strip())
+        if not found or float(found[1]) > (100 if found[2] else 1):
+            self.fail(f"{value!r} is not a share; write 1% or 0.01", param, ctx)
+        return float(found[1]) / (100 if found[2] else 1)
+
+
+@click.command(
+    "eval", epilog=_EPILOG, short_help="Measure an artifact's accuracy on data, beside a baseline."
+)
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Texts, with labels if there are."
+)
+@click.option(
+    "--baseline",
+    metavar="MODEL",
+    type=click.Path(path_type=Path),
+    help="Another artifact, or a model folder.",
+)
+@click.option("--text-column", "text", metavar="NAME", help="Column of the text.  [default: guessed]")
+@click.option("--pair-column", "pair", metavar="NAME", help="Column of the second text.  [default: guessed]")
+@click.option("--label-column", "label", metavar="NAME", help="Column of the label.  [default: guessed]")
+@click.option("--max-drop", type=Share(), help="Most accuracy that may be lost to the baseline: 1%.")
+@click.option("--min-accuracy", type=Share(), help="Least accuracy.")
+@click.option("--min-agreement", type=Share(), help="Least share of answers equal to the baseline's.")
+@click.option("--min-cosine", type=Share(), help="Least mean cosine to the baseline's embeddings.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="ROWS", help="Stop after so many rows.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the runtime's]")
+@json_option
+def command(artifact: Path, data: Path, baseline: Path | None, as_json: bool, **options: Any) -> None:
+    """Run ARTIFACT over the rows of a file and count: accuracy, agreement with a baseline, paired difference."""
+    require_artifact(artifact)
+    if baseline is not None and not baseline.is_dir():
+        raise LlmcError(
+            "the baseline was not found", at=str(baseline), hint="give an artifact or a model folder"
+        )
+    from llmc.evaluate import Limits, evaluate
+
+    names = ("max_drop", "min_accuracy", "min_agreement", "min_cosine")
+    limits = Limits(**{name: options.pop(name) for name in names})
+    found = evaluate(artifact, data, baseline, limits=limits, progress=_progress(), **options)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_table("", ["measure", ">value", "95 % interval"], _lines(found))
+    if found.broken:
+        raise LlmcError(f"a limit is broken: {'; '.join(found.broken)}", at=str(artifact))
+
+
+def _progress() -> Any:
+    """Rows done, on stderr, each time they have doubled."""
+    following = 256
+
+    def show(rows: int) -> None:
+        nonlocal following
+        if rows >= following:
+            click.echo(f"eval: {rows} rows", err=True)
+            following = 2 * rows
+
+    return show
+
+
+def _lines(found: Any) -> list[tuple[str, str, str]]:
+    shares = {
+        "accuracy": found.accuracy,
+        "baseline's accuracy": found.baseline_accuracy,
+        "same answers": found.agreement,
+    }
+    lines = [("rows", str(found.rows), "")]
+    lines += [(name, f"{100 * value:.2f} %", "") for name, value in shares.items() if value is not None]
+    if found.difference is not None:
+        low, high = found.interval
+        span = f"{100 * low:+.2f} to {100 * high:+.2f} points"
+        lines.append(("difference", f"{100 * found.difference:+.2f} points", span))
+        lines.append(("McNemar's p", f"{found.p_value:.3g}", ""))
+    if found.cosine_mean is not None:
+        lines += [
+            ("mean cosine", f"{found.cosine_mean:.5f}", ""),
+            ("least cosine", f"{found.cosine_min:.5f}", ""),
+        ]
+    return lines

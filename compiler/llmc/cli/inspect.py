@@ -1,0 +1,167 @@
+"""`llmc inspect`: what is in an artifact or a model; only model files are imported for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmc.cli.output import (
+    is_artifact,
+    json_option,
+    print_json,
+    print_table,
+    require_folder,
+    size_text,
+)
+from llmc.compiler.frontends.dispatch import is_model_file
+from llmc.errors import LlmcError
+
+_EPILOG = """\b
+Examples:
+  llmc inspect my-model.llmc            signature, sizes, code variants, pipeline, kernels
+  llmc inspect ./my-model               architecture, task, parameters, and whether llmc can compile it
+  llmc inspect model.onnx               inputs, outputs, bounds, ops; says at once what cannot be compiled
+  llmc inspect my-model.llmc --json     the whole manifest
+"""
+
+
+@click.command("inspect", epilog=_EPILOG, short_help="Show what an artifact or a model folder holds.")
+@click.argument("path", type=click.Path(path_type=Path))
+@json_option
+def command(path: Path, as_json: bool) -> None:
+    """Show what PATH, an artifact or a model, holds. Nothing of it is run."""
+    if is_model_file(path):
+        _show_file(path, _file(path), as_json)
+        return
+    require_folder(path, "a model or an artifact")
+    if not any((path / name).is_file() for name in ("manifest.json", "config.json", "modules.json")):
+        raise LlmcError(
+            "neither a model nor an artifact",
+            at=str(path),
+            found="no config.json and no manifest.json",
+            hint="give a Hugging Face folder or something that `llmc compile` wrote",
+        )
+    facts = _artifact(path) if is_artifact(path) else _model(path)
+    if as_json:
+        print_json(facts)
+    elif is_artifact(path):
+        _show_artifact(path, facts)
+    else:
+        _show(f"model {path}", facts)
+
+
+def _artifact(path: Path) -> dict[str, Any]:
+    from llmc.runtime.manifest import read_manifest
+
+    return dict(read_manifest(path).raw)
+
+
+def _model(path: Path) -> dict[str, Any]:
+    from llmc.compiler.frontends import folder
+
+    return _plain_fields(folder.inspect(path))
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """What an .onnx or .pt2 file holds, as llmc imports it."""
+    from llmc.compiler.frontends import dispatch
+    from llmc.compiler.program import signature
+
+    imported = dispatch.load(path)
+    graph = imported.graph
+    tables = [n.attributes["value"].array for n in graph.nodes if n.op == "constant"]
+    ops = Counter(n.op for n in graph.nodes if n.op not in ("input", "constant"))
+    inputs, outputs = signature(graph)
+    return {
+        "path": str(path),
+        "written_by": imported.architecture,
+        "parameters": sum(int(t.size) for t in tables if t.dtype.kind == "f"),
+        "tokenizer": str(imported.tokenizer.file) if imported.tokenizer else None,
+        "ops": dict(ops.most_common()),
+        "inputs": [{"name": t.name, "type": str(t.type)} for t in inputs],
+        "outputs": [{"name": t.name, "type": str(t.type)} for t in outputs],
+        "dims": {name: list(bounds) for name, bounds in graph.dims.items()},
+    }
+
+
+def _show_file(path: Path, facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+        return
+    _show(f"model {path}", {k: v for k, v in facts.items() if k not in _TABLES})
+    for key in ("inputs", "outputs", "dims"):
+        _show_records(key, facts[key])
+
+
+def _plain_fields(summary: Any) -> dict[str, Any]:
+    """A summary of a model folder as JSON values; of its own config.json only the path is kept."""
+    facts: dict[str, Any] = {}
+    for field in dataclasses.fields(summary):
+        value = getattr(summary, field.name)
+        if field.name == "config":
+            continue
+        if field.name == "task":
+            value = getattr(value, "name", value)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = {k: v for k, v in dataclasses.asdict(value).items() if v is not None}
+        facts[field.name] = str(value) if isinstance(value, Path) else value
+    return facts
+
+
+# Shown as tables of their own, in this order, when the manifest has them.
+_TABLES = ("inputs", "outputs", "dims", "files", "variants", "kernels", "products")
+
+
+def _show_artifact(path: Path, manifest: dict[str, Any]) -> None:
+    _show(f"artifact {path}", {k: v for k, v in manifest.items() if k not in _TABLES})
+    for key in _TABLES:
+        if manifest.get(key):
+            _show_records(key, manifest[key])
+
+
+def _show(title: str, facts: Mapping[str, Any]) -> None:
+    said = {
+        name: value for name, value in facts.items() if value is not None and value not in ("", (), [], {})
+    }
+    print_table(title, ["", ""], [(name, _text(value)) for name, value in said.items()])
+
+
+def _show_records(title: str, records: Any) -> None:
+    """A list of mappings, or a mapping of names to mappings or plain values, as a table."""
+    rows = [{"name": n, **(r if isinstance(r, Mapping) else {"value": r})} for n, r in _named(records)]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    print_table(title, columns, [[_cell(column, row.get(column, "")) for column in columns] for row in rows])
+
+
+def _cell(column: str, value: Any) -> str:
+    return size_text(value) if column == "bytes" else _text(value)
+
+
+def _named(records: Any) -> list[tuple[str, Any]]:
+    if isinstance(records, Mapping):
+        return list(records.items())
+    plain = (
+        ({k: v for k, v in r.items() if k != "name"}, r.get("name", i)) if isinstance(r, Mapping) else (r, i)
+        for i, r in enumerate(records)
+    )
+    return [(str(name), record) for record, name in plain]
+
+
+def _text(value: Any) -> str:
+    """A value on one line; sha256 and other long hex is cut to what a person compares."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}: {_text(v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        joined = ", ".join(_text(v) for v in value)
+        return f"[{joined}]" if len(joined) < 120 else f"{len(value)} entries: {joined[:100]} ..."
+    text = str(value)
+    if len(text) == 64 and all(c in "0123456789abcdef" for c in text):
+        return text[:12]
+    return (
+        f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000 else text
+    )

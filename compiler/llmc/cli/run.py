@@ -1,0 +1,160 @@
+"""`llmc run`: an artifact on texts or arrays, or its self-test."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmc.cli.output import json_option, print_json, require_artifact
+from llmc.errors import LlmcError
+
+_EPILOG = """\b
+Examples:
+  llmc run my-model.llmc --text "a film to remember"
+  llmc run my-model.llmc --text "first" --text "second" --json
+  cat lines.txt | llmc run my-model.llmc --text -               one text a line
+  llmc run qa.llmc --text "Who wrote it?" --pair "It was written by Ada."
+  llmc run my-model.llmc --input input_ids=ids.npy --output out.npz
+  llmc run my-model.llmc --selftest
+
+\b
+What is printed follows the model's task: embeddings, labels with probabilities, labelled tokens, the answer's
+span, or the words that fit the mask. --json and --output give everything.
+"""
+
+
+@click.command("run", epilog=_EPILOG, short_help="Run an artifact on texts or arrays.")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--text", "texts", multiple=True, help="A text; repeat it for a batch; - reads lines from stdin."
+)
+@click.option(
+    "--pair", "pairs", multiple=True, help="The second text of each --text (the context of a question)."
+)
+@click.option("--input", "inputs", metavar="NAME=FILE.npy", multiple=True, help="An input array; repeatable.")
+@click.option(
+    "--output", metavar="FILE.npz", type=click.Path(path_type=Path), help="Write the outputs there."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the runtime's]")
+@click.option("--variant", help="Use this code variant rather than the best for the CPU.")
+@click.option("--selftest", is_flag=True, help="Compare with the outputs recorded when it was compiled.")
+@json_option
+def command(
+    artifact: Path,
+    texts: tuple[str, ...],
+    pairs: tuple[str, ...],
+    inputs: tuple[str, ...],
+    output: Path | None,
+    threads: int | None,
+    variant: str | None,
+    selftest: bool,
+    as_json: bool,
+) -> None:
+    """Run ARTIFACT on texts, on NumPy arrays, or on its own recorded samples."""
+    if sum((bool(texts), bool(inputs), selftest)) != 1:
+        raise click.UsageError("Give one of --text, --input or --selftest.")
+    lines = [line for text in texts for line in _lines(text)]
+    if pairs and len(pairs) != len(lines):
+        raise click.UsageError(f"{len(pairs)} --pair for {len(lines)} --text; give one for each.")
+    require_artifact(artifact)
+
+    import llmc
+
+    model = llmc.load(artifact, threads=threads, variant=variant)
+    if selftest:
+        _selftest(model, as_json)
+    elif inputs:
+        _run_arrays(model, inputs, output, as_json)
+    else:
+        _run_texts(model, lines, list(pairs), output, as_json)
+
+
+def _lines(text: str) -> list[str]:
+    """The text itself, or the lines of stdin for `-`."""
+    if text != "-":
+        return [text]
+    lines = [line.rstrip("\r\n") for line in sys.stdin]
+    kept = [line for line in lines if line.strip()]
+    if not kept:
+        raise LlmcError("no text on standard input", hint="pipe in one text a line")
+    return kept
+
+
+def _selftest(model: Any, as_json: bool) -> None:
+    result = model.selftest()
+    if as_json:
+        facts = {"passed": result.passed, "cases": result.cases, "largest_error": result.largest_error}
+        print_json({**facts, "failures": list(result.failures)})
+    elif result.passed:
+        click.echo(f"self-test passed: {result.cases} cases, largest difference {result.largest_error:.1e}")
+    if not result.passed:
+        raise LlmcError(
+            "the self-test failed",
+            at=str(model.path),
+            found="; ".join(result.failures),
+            hint="compile the model again; if it fails again, this is a bug in llmc",
+        )
+
+
+def _run_arrays(model: Any, inputs: tuple[str, ...], output: Path | None, as_json: bool) -> None:
+    outputs = model(**{name: array for name, array in map(_read_input, inputs)})
+    _save(outputs, output)
+    if as_json:
+        print_json(dict(outputs))
+        return
+    for name, array in outputs.items():
+        flat = array.reshape(-1)
+        shape = "x".join(map(str, array.shape))
+        click.echo(f"{name} {array.dtype}[{shape}]  {' '.join(f'{v:.5g}' for v in flat[:6])} ...")
+
+
+def _read_input(text: str) -> tuple[str, Any]:
+    """`name=file.npy` as the name and the array."""
+    import numpy as np
+
+    name, equals, file = text.partition("=")
+    if not equals or not name or not file:
+        raise click.UsageError(f"--input {text!r} is not NAME=FILE.npy.")
+    try:
+        array = np.load(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise LlmcError("input file was not found", at=f"--input {name}", found=file) from error
+    except (ValueError, EOFError, OSError) as error:
+        hint = "save it with numpy.save(file, array)"
+        raise LlmcError(
+            "not a .npy file that can be read", at=f"--input {name}", found=str(error), hint=hint
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise LlmcError("an input is one array in a .npy file", at=f"--input {name}", found="a .npz archive")
+    return name, array
+
+
+def _run_texts(model: Any, texts: list[str], pairs: list[str], output: Path | None, as_json: bool) -> None:
+    from llmc.cli import answers
+
+    encoded = answers.encode(model, texts, pairs)
+    outputs = model(**encoded.arrays)
+    _save(outputs, output)
+    found = answers.describe(model, encoded, outputs)
+    if as_json:
+        print_json(found)
+    else:
+        answers.show(found)
+
+
+def _save(outputs: Any, path: Path | None) -> None:
+    """Write the outputs as .npz under a temporary name, then rename."""
+    if path is None:
+        return
+    import numpy as np
+
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as stream:
+            np.savez(stream, **dict(outputs))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Lossy passes that make weights smaller, and what they share."""

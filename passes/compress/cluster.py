@@ -1,0 +1,174 @@
+"""`share`: the values of a weight are replaced by a few that they share, stored as indices and a codebook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+
+from llmc.compiler.graph import Graph, Node, Source
+from llmc.compiler.ops import make
+from llmc.compiler.ops.storage import pack_indices
+from llmc.compiler.pipeline import LOSSY, Keeps, Pass
+from llmc.errors import LlmcError
+from llmc.passes.compress.weights import Array, Make, place, products, rebuild, stored, values
+
+ROUNDS = 40  # of Lloyd's iteration; it has mostly settled after 20
+_BINS = 4096
+
+
+@dataclass(frozen=True)
+class Share(Pass):
+    """Cluster each weight to `clusters` values by one-dimensional k-means, deterministically.
+
+    Up to 16 clusters are stored as 4-bit indices, more as bytes. Exact zeros, as `prune` leaves them, stay.
+
+    Args:
+        clusters: values of each weight, 2 to 256.
+        tables: whether embedding tables are clustered too, not only the weights of products.
+        skip: patterns of modules to leave out.
+        least: weights with fewer elements are left out: a codebook would not pay.
+    """
+
+    keeps: ClassVar[Keeps] = LOSSY
+    clusters: int = 256
+    tables: bool = True
+    skip: tuple[str, ...] = ()
+    least: int = 4096
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.clusters <= 256:
+            raise LlmcError("share: clusters is from 2 to 256", found=str(self.clusters))
+
+    def run(self, graph: Graph) -> Graph:
+        """Cluster every weight once, then let each reader decode it."""
+        found: dict[Node, tuple[str, Array]] = {}
+        for product in products(graph, self.skip, decode=True):
+            if product.weight.op != "codebook":
+                found[product.weight] = (product.place, product.array)
+        for table, reader in _tables(graph) if self.tables else ():
+            array = values(table)
+            if table.op == "constant" and array is not None and array.dtype == np.float32:
+                found.setdefault(table, (place(reader), array))
+        large = {w: (at, array) for w, (at, array) in found.items() if array.size >= self.least}
+        books = {w: self._stored(w, at, array) for w, (at, array) in large.items()}
+        return rebuild(graph, _changes(graph, books))
+
+    def _stored(self, weight: Node, at: str, array: Array) -> Node:
+        """The `codebook` node that stands for a weight."""
+        distinct, counts = np.unique(array, return_counts=True)
+        if len(distinct) < self.clusters:
+            raise LlmcError(
+                f"share: {self.clusters} clusters are more than the weight has values",
+                at=at,
+                found=f"{len(distinct)} different values",
+                hint="take fewer clusters, or leave it out by skip",
+            )
+        centres, place_of = cluster(distinct, counts, self.clusters)
+        indices = place_of[np.searchsorted(distinct, array)].astype(np.uint8)
+        bits = 4 if self.clusters <= 16 else 8
+        packed = stored(pack_indices(indices, bits), weight, ".indices")
+        book = stored(centres, weight, ".values")
+        return make("codebook", (packed, book), weight.source, columns=array.shape[1], bits=bits)
+
+
+def cluster(distinct: Array, counts: Array, clusters: int) -> tuple[Array, Array]:
+    """K-means of f32 values, ascending and all different, that occur `counts` times.
+
+    In one dimension a cluster is an interval, so prefix sums give each mean at once. The start is spread by
+    the cube root of the density, which is optimal in the limit of many clusters (Panter and Dite 1951).
+
+    Returns:
+        f32 centres, ascending, and for each value the index of its centre. If zero is a value that occurs as
+        often as none else, it is a centre.
+    """
+    values64, weight = distinct.astype(np.float64), counts.astype(np.float64)
+    mass = np.concatenate([[0.0], np.cumsum(weight)])
+    moment = np.concatenate([[0.0], np.cumsum(weight * values64)])
+    centres = _spread(values64, weight, clusters)
+    pinned = bool(counts.max() > 1 and distinct[counts.argmax()] == 0)
+    for _ in range(ROUNDS):
+        cuts = np.searchsorted(values64, (centres[1:] + centres[:-1]) / 2, side="right")
+        cuts = np.concatenate([[0], cuts, [len(values64)]])
+        inside = np.diff(mass[cuts])
+        means = np.where(inside > 0, np.diff(moment[cuts]) / np.maximum(inside, 1.0), centres)
+        moved = _pin(means) if pinned else means
+        if np.array_equal(moved, centres):
+            break
+        centres = moved
+    rounded = np.sort(centres).astype(np.float32)
+    middles = (rounded[1:].astype(np.float64) + rounded[:-1]) / 2
+    return rounded, np.searchsorted(middles, values64, side="left")
+
+
+def _spread(values64: Array, weight: Array, clusters: int) -> Array:
+    """First centres: equal shares of the integral of density ** (1/3)."""
+    density, edges = np.histogram(values64, _BINS, weights=weight)
+    share = np.concatenate([[0.0], np.cumsum(np.cbrt(density))])
+    targets = (np.arange(clusters) + 0.5) / clusters * share[-1]
+    return np.asarray(np.interp(targets, share, edges))
+
+
+def _pin(centres: Array) -> Array:
+    pinned = centres.copy()
+    pinned[np.abs(pinned).argmin()] = 0.0
+    return pinned
+
+
+def _tables(graph: Graph) -> Iterator[tuple[Node, Node]]:
+    """Embedding tables and who reads them."""
+    for node in graph.nodes:
+        if node.op == "embedding":
+            yield node.inputs[0], node
+        elif node.op == "embed_norm":
+            for table in node.inputs[: 2 * node.attributes["tables"] : 2]:
+                yield table, node
+
+
+def _changes(graph: Graph, books: dict[Node, Node]) -> dict[Node, Make]:
+    changes: dict[Node, Make] = {}
+    for node in graph.nodes:
+        chosen = {i: books[i] for i in node.inputs if i in books}
+        if not chosen:
+            continue
+        if node.op == "linear" and node.inputs[1] in chosen:
+            changes[node] = partial(_linear, node, chosen[node.inputs[1]])
+        elif node.op == "embedding" and node.inputs[0] in chosen:
+            changes[node] = partial(_embedding, node, chosen[node.inputs[0]])
+        elif node.op == "embed_norm":
+            changes[node] = partial(_embed_norm, node, chosen)
+    return changes
+
+
+def _linear(node: Node, book: Node, inputs: tuple[Node, ...]) -> Node:
+    return make("linear", (inputs[0], book, *inputs[2:]), node.source, **node.attributes)
+
+
+def _embedding(node: Node, book: Node, inputs: tuple[Node, ...]) -> Node:
+    """embedding(codebook(i, v), at) -> codebook(embedding(i, at), v): only the rows looked up are decoded."""
+    return _decoded_rows(book, inputs[1], node.source)
+
+
+def _decoded_rows(book: Node, index: Node, source: Source) -> Node:
+    indices, centres = book.inputs
+    rows = make("embedding", (indices, index), source)
+    return make("codebook", (rows, centres), source, **book.attributes)
+
+
+def _embed_norm(node: Node, books: dict[Node, Node], inputs: tuple[Node, ...]) -> Node:
+    """embed_norm(t0, i0, ...) -> layer_norm(rows of t0 + ...), in its order of addition"""
+    end = 2 * node.attributes["tables"]
+    total: Node | None = None
+    for old, table, index in zip(node.inputs[:end:2], inputs[:end:2], inputs[1:end:2], strict=True):
+        if old in books:
+            rows = _decoded_rows(books[old], index, node.source)
+        else:
+            rows = make("embedding", (table, index), node.source)
+        total = rows if total is None else make("add", (total, rows), node.source)
+    assert total is not None
+    flags = {"has_weight": True, "has_bias": True}
+    eps = node.attributes["eps"]
+    return make("layer_norm", (total, *inputs[end:]), node.source, eps=eps, **flags)

@@ -1,0 +1,1 @@
+"""Passes that compute fewer rows: tokens that are padding, and those that nobody reads."""

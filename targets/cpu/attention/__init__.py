@@ -1,0 +1,1 @@
+"""Attention: float32 and int8, padded and ragged."""

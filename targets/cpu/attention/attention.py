@@ -1,0 +1,95 @@
+"""Scaled-dot-product attention without a score matrix: online softmax over blocks of keys.
+
+Sixteen queries share a vector, one a lane, so that softmax needs no sums across lanes and a masked key is
+skipped, not computed: a row of a padded batch costs, and equals bit for bit, what it does alone. For 64
+queries of one head at a time (Milakov and Gimelshein 2018; Dao et al. 2022), with m, l, o the running
+maximum, sum and output:
+
+    s = K q          m' = max(m, scale * max s)      p = exp(scale * s - m')
+    a = exp(m - m')  l' = a l + sum p                o' = a o + V^T p          out = o / l
+
+Blocks of keys are counted from key 0, and within one the sums run in key order, so the bits depend on
+neither threads nor vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import sympy
+
+from llmc.compiler.calls import Call, Kernel
+from llmc.compiler.dims import ceil_div, product
+from llmc.compiler.graph import Node
+from llmc.compiler.ops.int8_attention import KEYS
+from llmc.targets import Cpu
+from llmc.targets.cpu.attention import attention_bytes, attention_int8
+from llmc.targets.cpu.attention.attention_bytes import ByteHead
+from llmc.targets.cpu.attention.attention_head import QUERIES, VECTORS, Head
+from llmc.targets.cpu.attention.attention_int8 import Int8Head
+from llmc.targets.tir.attention_shape import Problem, Shape, problem
+from llmc.targets.tir.emit import LANES, Emitter
+
+
+def lower_attention(node: Node) -> Call:
+    """`mha` and `attention`: items are blocks of 64 queries of one head."""
+    return attention_call(node, problem(node))
+
+
+def attention_call(node: Node, wanted: Problem) -> Call:
+    """The call that computes `node`; cost and FLOP count every key of every query."""
+    shape, batch, s, t = wanted
+    pointers = [i.dtype for i in node.inputs] + ["f32"]
+    d, e, int8 = shape.layouts.q.size, shape.layouts.v.size, is_int8(node)
+    scratch = 4 * (QUERIES * (d + KEYS + e) + KEYS * LANES * -(-e // LANES)) + (scratch_of(d) if int8 else 0)
+    family, emit = "int8_attention" if int8 else "attention", partial(emit_attention, shape=shape, int8=int8)
+    kernel = Kernel(family, shape, tuple(pointers), 2, emit, scratch)
+    return Call(
+        kernel,
+        (*node.inputs, node),
+        (s, t),
+        batch * shape.heads * ceil_div(s, QUERIES),
+        sympy.Min(s, QUERIES) * t * (d + e + 20) // LANES
+        if isinstance(s * t, int)
+        else t * VECTORS * (d + e + 20),
+        2 * batch * shape.heads * s * t * (d + e),
+        4 * product(node.shape) + sum(4 * product(i.shape) for i in node.inputs),
+        node.source,
+    )
+
+
+def is_int8(node: Node) -> bool:
+    """Whether a node asks for attention on int8."""
+    return bool(node.attributes.get("int8"))
+
+
+def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = False) -> Any:
+    """Items are blocks of 64 queries; those of one head lie next to each other and share its keys in cache."""
+    e = Emitter(symbol)
+    pointers = {name: e.pointer(name, "f32") for name in ("q", "k", "v")}
+    if shape.keys:
+        pointers["keys"] = e.pointer("keys", "bool")
+    if shape.mask is not None:
+        pointers["mask"] = e.pointer("mask", shape.mask[0])
+    pointers["out"] = e.pointer("out", "f32")
+    kind = steps(cpu) if int8 else Head
+    head = kind(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
+    with e.loop(e.begin, e.end, "item") as item:
+        head.locate(item)
+        head.attend()
+    return e.function()
+
+
+def steps(cpu: Cpu) -> type[Int8Head]:
+    """The steps of attention on int8 that suit a CPU."""
+    return ByteHead if cpu.machine == "x86_64" and cpu.dots else Int8Head
+
+
+def scratch_of(size: int) -> int:
+    """Bytes that the steps of any CPU take for heads of so many features, more than those in float."""
+    return max(attention_int8.scratch(size), attention_bytes.scratch(size))
+
+
+LOWERINGS: Mapping[str, Callable[[Node], Call]] = dict.fromkeys(("mha", "attention"), lower_attention)

@@ -1,0 +1,1 @@
+"""Products of matrices: float32, compressed weights, int8, parts of 8 bits."""

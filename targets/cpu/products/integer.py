@@ -1,0 +1,168 @@
+"""What the kernels of integer products share: operands, work items, and the float steps after the exact sums.
+
+Weights are packed once for all CPUs as `[ceil(n / strip)][ceil(k / 4)][strip][4]` int8, so that 4 bytes of a row
+meet 4 bytes of each of 16 columns. A panel is one strip, or two of 32 columns: AMX reads one after the other,
+vectors both at once. Activations are stored as q + 128, unsigned, as `vpdpbusd` and `tdpbusd` want
+one operand: sums start at -128 times the column's weights.
+
+A row may hold values in `parts` of 8 bits each, one part of all values after the other, and a column the same the
+other way round (`compiler/ops/split.py`). Bracket i is then a sum of its own: the first i + 1 parts of the row times
+the last i + 1 of the column, to be divided by 256^i. Plain rows have one part and one bracket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from llmc.compiler.ops.rows import line_stride
+from llmc.targets import Cpu
+from llmc.targets.cpu.rows.quantised import row_scale
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, lanes_of, splat, vector
+from llmc.targets.tir.epilogue import scaled, unpadded
+from llmc.targets.tir.math import ACTIVATIONS
+
+STRIP = 32  # columns of two tiles
+ROWS_PER_ITEM = 128  # a panel in the cache is used for so many rows before the next one is
+
+
+def strip_of(width: int) -> int:
+    """Columns of the strips of a panel."""
+    return width if width % STRIP else STRIP
+
+
+@dataclass(frozen=True)
+class Item:
+    """One work item: a panel of columns and a block of rows."""
+
+    panel: Expr
+    first: Expr  # row
+    count: Expr
+    ahead: Expr  # byte of `w` from which on this item asks for its share of the next panel
+    share: Expr  # bytes of that
+
+    def part(self, e: Emitter, row: Expr, rows: int) -> tuple[Expr, Expr]:
+        """`ahead` and `share` of a tile of `rows` rows from `row` on."""
+        ahead = e.let(self.ahead + div((row - self.first) * self.share, self.count))
+        return ahead, e.let(div(rows * self.share, self.count))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """One vector of columns: the first, which are no padding, and what each row's sums meet there."""
+
+    column: Expr
+    mask: Expr | None
+    scale: Expr
+    bias: Mapping[int, Expr]  # by number among the operands of the epilogue
+
+
+class Product:
+    """The operands of a kernel `qlinear` of `n` columns and `k` products each, and what follows the sums."""
+
+    def __init__(
+        self, e: Emitter, cpu: Cpu, n: int, k: int, width: int, epilogue: tuple[str, ...], parts: int = 1
+    ) -> None:
+        self.e, self.cpu, self.n, self.k, self.width, self.epilogue = e, cpu, n, k, width, epilogue
+        self.parts, self.part = parts, k // parts
+        self.groups, self.strip = -(-k // 4), strip_of(width)
+        self.panel_bytes = self.groups * 4 * width
+        self.rows, self.w = e.pointer("rows", "u8"), e.pointer("w", "i8")
+        self.starts, self.w_scale = e.pointer("starts", "i32"), e.pointer("w_scale", "f32")
+        self.extras = [e.pointer(step, "f32") for step in epilogue if step not in ACTIVATIONS]
+        self.out = e.pointer("out", "f32")
+        self.m = e.scalar("m")
+        self.row_words, self.row_floats = e.alias(self.rows, "int32"), e.alias(self.rows, "float32")
+        self.w_words = e.alias(self.w, "int32")
+        self.blocks = e.let(tirx.max(div(self.m + (ROWS_PER_ITEM - 1), ROWS_PER_ITEM), i64(1)))
+
+    @contextmanager
+    def items(self) -> Iterator[Item]:
+        """The work items begin..end: the blocks of rows of a panel one after the other, as equal as can be."""
+        e = self.e
+        with e.loop(e.begin, e.end, "item") as item:
+            panel = e.let(div(item, self.blocks))
+            block = e.let(item - panel * self.blocks)
+            first = e.let(div(block * self.m, self.blocks))
+            count = e.let(div((block + 1) * self.m, self.blocks) - first)
+            share = e.let(div(i64(self.panel_bytes), self.blocks))
+            yield Item(panel, first, count, e.let((panel + 1) * self.panel_bytes + block * share), share)
+
+    def columns(self, column: Expr, vectors: int, lanes: int = LANES) -> list[Columns]:
+        """What the rows of `vectors` times `lanes` columns share; padded columns stay unwritten."""
+        return [self._columns(self.e.let(column + j * lanes), lanes) for j in range(vectors)]
+
+    def _columns(self, column: Expr, lanes: int) -> Columns:
+        e, mask = self.e, unpadded(self.e, self.n, self.width, column, lanes)
+        loaded = [s for s in self.epilogue if s not in ACTIVATIONS]
+        bias = {i: e.load(self.extras[i], column, lanes) for i, s in enumerate(loaded) if s == "bias"}
+        return Columns(column, mask, e.load(self.w_scale, column, lanes), bias)
+
+    def store(self, row: Expr, columns: list[Columns], totals: list[Expr], lanes: int = LANES) -> None:
+        """These columns of one row: total * (row scale * column scale), the epilogue."""
+        e = self.e
+        x_scale = e.let(splat(row_scale(e, self.row_floats, row, self.k, line_stride(self.k)), lanes))
+        for here, total in zip(columns, totals, strict=True):
+            at = e.let(row * self.n + here.column)
+
+            def load(number: int, step: str, here: Columns = here, at: Expr = at) -> Expr:
+                return (
+                    here.bias[number] if step == "bias" else e.load(self.extras[number], at, lanes, here.mask)
+                )
+
+            scale = e.let(x_scale * here.scale)
+            e.store(self.out, at, scaled(e, self.epilogue, total, scale, load), here.mask)
+
+    def total(self, sums: list[Expr]) -> Expr:
+        """The brackets' sums as one float: the first, plus the next / 256, and so on."""
+        e, lanes = self.e, lanes_of(sums[0])
+        first, *others = (e.let(tirx.Cast(vector("float32", lanes), total)) for total in sums)
+        for number, other in enumerate(others, 1):
+            first = e.let(fma(other, splat(256.0**-number, lanes), first))
+        return first
+
+    @property
+    def residual(self) -> Buffer | None:
+        """What the epilogue adds to each element, if it does."""
+        names = [step for step in self.epilogue if step not in ACTIVATIONS]
+        return self.extras[names.index("residual")] if "residual" in names else None
+
+    @property
+    def long(self) -> bool:
+        """Whether the epilogue has an activation, whose code is long."""
+        return any(step in ACTIVATIONS for step in self.epilogue)
+
+    def start(self, column: Expr, lanes: int = LANES, bracket: Expr | int = 0) -> Expr:
+        """What the sums of `lanes` columns start from."""
+        padded = -(-self.n // self.width) * self.width
+        return self.e.load(self.starts, column + bracket * padded, lanes)
+
+    def skipped(self, bracket: Expr | int) -> Expr | int:
+        """Bytes of a column before those of a bracket."""
+        return (self.parts - 1 - bracket) * self.part
+
+    def before(self, bracket: Expr | int) -> Expr | int:
+        """How many pairs of parts the brackets before this one multiply."""
+        return bracket * (bracket + 1) // 2 if isinstance(bracket, int) else div(bracket * (bracket + 1), 2)
+
+    def weights(self, column: Expr) -> Expr:
+        """Where the weights of a column begin, in groups of 4 bytes."""
+        first = self.e.let(div(column, self.strip) * self.strip)
+        return self.e.let(first * self.groups + (column - first))
+
+    def offset(self, column: int) -> int:
+        """How far from those of the first column of a strip the weights of `column` after it begin."""
+        return column // self.strip * self.groups * self.strip + column % self.strip
+
+    def row_base(self, row: Expr) -> Any:
+        """Index of the first 4 bytes of a row in `row_words`."""
+        return self.e.let(row * (line_stride(self.k) // 4))
+
+
+def accumulators(e: Emitter, count: int, lanes: int) -> Buffer:
+    """`count` registers of int32 sums."""
+    return e.registers(count, vector("int32", lanes))

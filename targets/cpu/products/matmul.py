@@ -1,0 +1,121 @@
+"""Products of two computed operands: register tiles straight from row-major memory, leading axes broadcast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import sympy
+from tvm import tirx
+
+from llmc.compiler.calls import Call, Kernel
+from llmc.compiler.dims import Dim, ceil_div, product
+from llmc.compiler.graph import Node
+from llmc.errors import LlmcError
+from llmc.targets import Cpu
+from llmc.targets.tir.emit import LANES, Emitter, Expr, div, f32, fma, i64, mod, splat
+from llmc.targets.tir.tiling import tiles
+
+ROWS_PER_ITEM = 48
+
+
+def lower_matmul(node: Node) -> Call:
+    """Items are (matrix of the batch, block of rows)."""
+    a, b = node.inputs
+    if {a.dtype, b.dtype} != {"f32"}:
+        raise LlmcError(f"matmul: no kernel for {a.dtype} x {b.dtype}")
+    (m, k), n = a.shape[-2:], b.shape[-1]
+    groups = matrix_groups(node.shape[:-2], a.shape[:-2], b.shape[:-2])
+    moves = tuple((in_a, in_b) for _, in_a, in_b in groups)
+    sizes = tuple(size for size, _, _ in groups)
+    kernel = Kernel("matmul", moves, ("f32",) * 3, 3 + len(moves), partial(emit_matmul, moves=moves))
+    batch = product(node.shape[:-2])
+    return Call(
+        kernel,
+        (a, b, node),
+        (m, k, n, *sizes),
+        batch * ceil_div(m, ROWS_PER_ITEM),
+        k * ceil_div(n, LANES) * sympy.Min(m, ROWS_PER_ITEM),
+        2 * product(node.shape) * k,
+        4 * (product(a.shape) + product(b.shape) + product(node.shape)),
+        node.source,
+    )
+
+
+def matrix_groups(out: Sequence[Dim], a: Sequence[Dim], b: Sequence[Dim]) -> list[tuple[Dim, bool, bool]]:
+    """Leading axes as (size, moves in a, moves in b), neighbours that move alike joined; outermost first."""
+    groups: list[tuple[Dim, bool, bool]] = []
+    for i, size in enumerate(out):
+        here = [side[i - len(out) + len(side)] if i - len(out) + len(side) >= 0 else 1 for side in (a, b)]
+        in_a, in_b = (d != 1 for d in here)
+        if size == 1:
+            continue
+        if groups and groups[-1][1:] == (in_a, in_b):
+            size *= groups.pop()[0]
+        groups.append((size, in_a, in_b))
+    return groups
+
+
+def emit_matmul(symbol: str, cpu: Cpu, *, moves: tuple[tuple[bool, bool], ...]) -> Any:
+    """out[..., m, n] = a[..., m, k] . b[..., k, n], k in order"""
+    e = Emitter(symbol)
+    a, b, out = (e.pointer(name, "f32") for name in ("a", "b", "out"))
+    m, k, n = (e.scalar(name) for name in "mkn")
+    sizes = [e.scalar(f"size{i}") for i in range(len(moves))]
+    wide = cpu.wide
+    blocks = e.let(div(m + (ROWS_PER_ITEM - 1), ROWS_PER_ITEM))
+    with e.loop(e.begin, e.end, "item") as item:
+        matrix = e.let(div(item, blocks))
+        first = e.let((item - matrix * blocks) * ROWS_PER_ITEM)
+        from_a, from_b = (matrix_offset(e, matrix, sizes, [move[side] for move in moves]) for side in (0, 1))
+        a0, b0, c0 = e.let(from_a * m * k), e.let(from_b * k * n), e.let(matrix * m * n)
+        rows = e.let(tirx.min(i64(ROWS_PER_ITEM), m - first))
+
+        def strip(column: Expr, vectors: int, masked: bool, height: int, at: tuple[Expr, ...]) -> None:
+            a0, b0, c0, first, rows = at
+            mask = e.first(n - column) if masked else None
+
+            def tile(row: Expr, h: int) -> None:
+                acc = e.registers(h * vectors)
+                for i in range(h * vectors):
+                    e.set(acc, i, splat(f32(0.0)))
+                bases = [e.let(a0 + (row + i) * k) for i in range(h)]
+                with e.loop(0, k, "k") as step:
+                    line = e.let(b0 + step * n + column)
+                    values = [e.load(b, line + j * LANES, LANES, mask) for j in range(vectors)]
+                    for i in range(h):
+                        left = e.let(splat(e.load(a, bases[i] + step)))
+                        for j in range(vectors):
+                            e.set(acc, i * vectors + j, fma(left, values[j], e.get(acc, i * vectors + j)))
+                for i in range(h):
+                    line = e.let(c0 + (row + i) * n + column)
+                    for j in range(vectors):
+                        e.store(out, line + j * LANES, e.get(acc, i * vectors + j), mask)
+
+            tiles(e, first, rows, height, tile)
+
+        at = (a0, b0, c0, first, rows)
+        if wide:
+            with e.loop(0, div(n, 3 * LANES), "strip") as s:
+                strip(e.let(s * (3 * LANES)), 3, False, 8, at)
+            done = e.let(div(n, 3 * LANES) * (3 * LANES))
+        else:
+            done = i64(0)
+        with e.loop(0, div(n - done + (LANES - 1), LANES), "strip") as s:
+            strip(e.let(done + s * LANES), 1, True, 12 if wide else 4, at)
+    return e.function()
+
+
+def matrix_offset(e: Emitter, matrix: Expr, sizes: list[Expr], moving: list[bool]) -> Expr:
+    """Which matrix of an operand goes with matrix number `matrix` of the result."""
+    offset, stride, rest = i64(0), i64(1), matrix
+    for size, moves in zip(reversed(sizes), reversed(moving), strict=True):
+        if moves:
+            offset = e.let(offset + mod(rest, size) * stride)
+            stride = e.let(stride * size)
+        rest = e.let(div(rest, size))
+    return offset
+
+
+LOWERINGS: Mapping[str, Callable[[Node], Call]] = {"matmul": lower_matmul}

@@ -1,0 +1,121 @@
+"""`qlinear`, products of int8, and `split_linear`, of parts: exact sums in int32 on every CPU, the same float steps.
+
+`integer.py` has what the kernels share, `amx.py` multiplies tiles of 16 rows, `dots.py` vectors, `widened.py`
+vectors of 16-bit values where no instruction sums products of bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import sympy
+
+from llmc.compiler.calls import Call, Kernel, Packed
+from llmc.compiler.dims import ceil_div, product
+from llmc.compiler.graph import Node, Weight
+from llmc.compiler.ops.rows import ZERO, line_stride
+from llmc.compiler.ops.split import PARTS
+from llmc.errors import LlmcError
+from llmc.targets import Cpu
+from llmc.targets.cpu.products import amx, dots, widened
+from llmc.targets.cpu.products.integer import ROWS_PER_ITEM, Product, strip_of
+from llmc.targets.cpu.products.linear import pad_columns
+from llmc.targets.tir.emit import LANES, Emitter
+from llmc.targets.tir.math import ACTIVATIONS
+
+WIDTHS = (64, 32, 48, 16)  # panel widths, best first
+
+Array = np.ndarray[Any, Any]
+
+
+def panel_width(n: int) -> int:
+    """The width with the fewest padded columns; of equals, the one whose tile is fastest."""
+    return min(WIDTHS, key=lambda width: -n % width)
+
+
+def pack_dots(array: Array, width: int) -> Array:
+    """i8 `[n, k]` -> i8 `[ceil(n / width) * width / strip, ceil(k / 4), strip, 4]`, what is missing zero."""
+    n, k = array.shape
+    padded = np.zeros((-(-n // width) * width, -(-k // 4) * 4), np.int8)
+    padded[:n, :k] = array
+    strips = padded.reshape(-1, strip_of(width), padded.shape[1] // 4, 4)
+    return np.ascontiguousarray(strips.transpose(0, 2, 1, 3))
+
+
+def pack_starts(array: Array, width: int, parts: int = 1) -> Array:
+    """What each column's sums start from, i32: -128 times the weights of each bracket, padded with zeros."""
+    part = array.shape[1] // parts
+    sums = (array[:, (parts - 1 - i) * part :].sum(1, np.int64) for i in range(parts))
+    return np.concatenate([pad_columns((-ZERO * total).astype(np.int32), width) for total in sums])
+
+
+def lower_qlinear(node: Node) -> Call:
+    """One call for `qlinear`: items are (panel, block of rows), the rows of a panel next to each other."""
+    return _lower(node, 1)
+
+
+def lower_split_linear(node: Node) -> Call:
+    """`split_linear` likewise."""
+    return _lower(node, PARTS)
+
+
+def _lower(node: Node, parts: int) -> Call:
+    rows_node, w, w_scale, *extras = node.inputs
+    if w.op != "constant" or w_scale.op != "constant":
+        raise LlmcError(f"{node.op}: the weight is computed at run time")
+    n, k = (int(d) for d in w.shape)
+    width = panel_width(n)
+    weight: Weight = w.attributes["value"]
+    epilogue: tuple[str, ...] = node.attributes["epilogue"]
+    pad = partial(pad_columns, width=width)
+    operands: list[Any] = [
+        rows_node,
+        Packed(weight, f"dots{width}", partial(pack_dots, width=width)),
+        Packed(weight, f"starts{width}x{parts}", partial(pack_starts, width=width, parts=parts)),
+        Packed(w_scale.attributes["value"], f"pad{width}", pad),
+    ]
+    for step, extra in zip([s for s in epilogue if s not in ACTIVATIONS], extras, strict=True):
+        if step == "bias" and extra.op != "constant":
+            raise LlmcError(f"{node.op}: the bias is computed at run time")
+        operands.append(Packed(extra.attributes["value"], f"pad{width}", pad) if step == "bias" else extra)
+    rows = product(node.shape[:-1])
+    pointers = ("u8", "i8", "i32", *("f32",) * (len(operands) - 2))
+    emit = partial(emit_qlinear, n=n, k=k, width=width, epilogue=epilogue, parts=parts)
+    scratch = max(amx.scratch(parts), widened.scratch(k))
+    kernel = Kernel(node.op, (n, k, width, epilogue), pointers, 1, emit, scratch)
+    multiplied = k * (parts + 1) // 2  # bytes of a row, each as often as it is multiplied
+    return Call(
+        kernel,
+        (*operands, node),
+        (rows,),
+        -(-n // width) * ceil_div(rows, ROWS_PER_ITEM),
+        -(-multiplied // 4) * (width // LANES) * sympy.Min(rows, ROWS_PER_ITEM),
+        2 * rows * n * (k // parts),
+        rows * (line_stride(k) + 4 * n) + n * k,
+        node.source,
+    )
+
+
+def emit_qlinear(
+    symbol: str, cpu: Cpu, *, n: int, k: int, width: int, epilogue: tuple[str, ...], parts: int = 1
+) -> Any:
+    """out[m, n] = epilogue(x[m, k] . w[n, k]^T * scales), of values in one part or in several"""
+    e = Emitter(symbol)
+    operands = Product(e, cpu, n, k, width, epilogue, parts)
+    scratch = e.scratch("int32")
+    if cpu.tiles and operands.part >= amx.DEPTH:
+        amx.emit(operands, scratch)
+    elif cpu.machine == "x86_64" and not cpu.dots:
+        widened.emit(operands, scratch)
+    else:
+        dots.emit(operands)
+    return e.function()
+
+
+LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
+    "qlinear": lower_qlinear,
+    "split_linear": lower_split_linear,
+}

@@ -1,0 +1,1 @@
+"""Reductions over rows: norms, softmax, quantisation; and the moves to and from packed rows."""

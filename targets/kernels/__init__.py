@@ -1,1 +1,0 @@
-"""TIR kernels, one family a file."""

@@ -1,0 +1,82 @@
+"""What follows a product while its sums are still in registers: bias, residual, activation, the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import tirx
+
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, fma, i64
+from llmc.targets.tir.math import ACTIVATIONS
+
+
+def scaled(
+    e: Emitter, steps: tuple[str, ...], value: Expr, scale: Expr, extra: Callable[[int, str], Expr]
+) -> Expr:
+    """The steps on value * scale; a first bias or residual is added by one fused multiply-add.
+
+    Args:
+        extra: (which of the operands, step) -> its elements.
+    """
+    number = 0
+    if steps and steps[0] not in ACTIVATIONS:
+        value, steps, number = e.let(fma(value, scale, extra(0, steps[0]))), steps[1:], 1
+    else:
+        value = e.let(value * scale)
+    for step in steps:
+        if step in ACTIVATIONS:
+            value = ACTIVATIONS[step](e, value)
+        else:
+            value, number = e.let(value + extra(number, step)), number + 1
+    return value
+
+
+def unpadded(e: Emitter, n: int, width: int, column: Expr, lanes: int = LANES) -> Expr | None:
+    """The mask of the `lanes` columns from `column` on that are no padding; None if there is none in any panel."""
+    if n % width == 0:
+        return None
+    left = i64(n) - column
+    return e.first(left if -n % width < lanes else e.let(tirx.max(left, i64(0))), lanes)
+
+
+def finish(
+    e: Emitter,
+    acc: Buffer,
+    row: Expr,
+    column: Expr,
+    rows: int,
+    vectors: int,
+    *,
+    n: int,
+    width: int,
+    epilogue: tuple[str, ...],
+    extras: list[Buffer],
+    out: Buffer,
+) -> None:
+    """Apply the epilogue to a tile and store it; columns from n on are padding and stay unwritten."""
+    masks = [unpadded(e, n, width, column + j * LANES) for j in range(vectors)]
+
+    def store_row(i: Expr, values: list[Expr]) -> None:
+        base = e.let((row + i) * n + column)
+        for j, value in enumerate(values):
+            at = e.let(base + j * LANES)
+            pending = iter(extras)
+            for step in epilogue:
+                if step == "bias":
+                    value = e.let(value + e.load(next(pending), column + j * LANES, LANES))
+                elif step == "residual":
+                    value = e.let(value + e.load(next(pending), at, LANES, masks[j]))
+                else:
+                    value = ACTIVATIONS[step](e, value)
+            e.store(out, at, value, masks[j])
+
+    if not any(step in ACTIVATIONS for step in epilogue):
+        for i in range(rows):
+            store_row(i64(i), [e.get(acc, i * vectors + j) for j in range(vectors)])
+        return
+    # An activation is long: writing it out for every register of every tile would cost more code than speed.
+    held = e.registers(rows * vectors)
+    for i in range(rows * vectors):
+        e.set(held, i, e.get(acc, i))
+    with e.loop(0, rows, "row") as i:
+        store_row(i, [e.let(e.get(held, i * vectors + j)) for j in range(vectors)])

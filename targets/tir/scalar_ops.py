@@ -1,0 +1,310 @@
+"""Every element-wise op of the IR on TIR vectors.
+
+`apply` takes and returns vectors of the dtypes of the op; a bool is a TIR condition. f16 is computed in f32
+and rounded after each op, as NumPy does. NaN follows the NumPy references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx import FloatImm, IntImm
+
+from llmc.targets.tir import math, math64
+from llmc.targets.tir.emit import STORAGE, Emitter, Expr, fma, lanes_of, splat, vector
+
+Operation = Callable[..., Expr]
+
+
+def constant(dtype: str, value: float, lanes: int) -> Expr:
+    """`value` in every lane, in the storage dtype of llmc dtype `dtype`."""
+    storage = STORAGE[dtype]
+    if dtype in ("f32", "f16"):
+        return splat(FloatImm(storage, float(value)), lanes)
+    return splat(IntImm(storage, int(value)), lanes)
+
+
+def is_float(dtype: str) -> bool:
+    return dtype in ("f32", "f16")
+
+
+def from_storage(k: Emitter, dtype: str, value: Expr) -> Expr:
+    """What a load gave, as `apply` wants it: bytes become conditions."""
+    return k.let(tirx.NE(value, constant("bool", 0, lanes_of(value)))) if dtype == "bool" else value
+
+
+def to_storage(dtype: str, value: Expr) -> Expr:
+    """The inverse of `from_storage`."""
+    return tirx.Cast(vector("uint8", lanes_of(value)), value) if dtype == "bool" else value
+
+
+# --- sums: a product that feeds one becomes an explicit fma
+
+
+def _definition(k: Emitter, value: Expr) -> Expr:
+    while isinstance(value, tirx.Var) and str(value.name) in k.bound:
+        value = k.bound[str(value.name)]
+    return value
+
+
+def _is_minus_one(value: Expr) -> bool:
+    value = value.value if isinstance(value, tirx.Broadcast) else value
+    return isinstance(value, FloatImm) and float(value.value) == -1.0
+
+
+def _term(k: Emitter, value: Expr) -> tuple[bool, Expr, tuple[Expr, Expr] | None]:
+    """`value` as (negated, |value's body|, factors if that is a product)."""
+    negated = False
+    while True:
+        made = _definition(k, value)
+        if not isinstance(made, tirx.Mul):
+            return negated, value, None
+        if not _is_minus_one(made.b):
+            return negated, value, (made.a, made.b)
+        negated, value = not negated, made.a
+
+
+def _negative(value: Expr, negated: bool = True) -> Expr:
+    """-value, exact; also for 0."""
+    return value * splat(-1.0, lanes_of(value)) if negated else value
+
+
+def float_sum(k: Emitter, a: Expr, b: Expr, minus: bool = False) -> Expr:
+    """a + b or a - b of f32; a product among them is fused: the code generator would, by its own lights."""
+    (down_a, body_a, factors_a), (down_b, body_b, factors_b) = _term(k, a), _term(k, b)
+    down_b ^= minus
+    if factors_a:
+        return fma(_negative(factors_a[0], down_a), factors_a[1], _negative(body_b, down_b))
+    if factors_b:
+        return fma(_negative(factors_b[0], down_b), factors_b[1], _negative(body_a, down_a))
+    if down_a and down_b:
+        return _negative(k.let(body_a + body_b))
+    if down_a:
+        return body_b - body_a
+    return body_a - body_b if down_b else body_a + body_b
+
+
+def _add(k: Emitter, dtype: str, a: Expr, b: Expr) -> Expr:
+    return float_sum(k, a, b) if dtype == "f32" else a + b
+
+
+def _sub(k: Emitter, dtype: str, a: Expr, b: Expr) -> Expr:
+    return float_sum(k, a, b, minus=True) if dtype == "f32" else a - b
+
+
+# --- arithmetic
+
+
+def _neg(k: Emitter, dtype: str, x: Expr) -> Expr:
+    return _negative(x) if dtype == "f32" else constant(dtype, 0, lanes_of(x)) - x
+
+
+def _abs(k: Emitter, dtype: str, x: Expr) -> Expr:
+    if dtype == "f32":
+        return tirx.abs(x)
+    zero = constant(dtype, 0, lanes_of(x))
+    return x if dtype == "u8" else tirx.Select(x < zero, zero - x, x)
+
+
+def _sign(k: Emitter, dtype: str, x: Expr) -> Expr:
+    zero, one = (constant(dtype, v, lanes_of(x)) for v in (0, 1))
+    if dtype == "u8":
+        return tirx.Select(x > zero, one, zero)
+    below = tirx.Select(x < zero, constant(dtype, -1, lanes_of(x)), zero)
+    return tirx.Select(x > zero, one, below)
+
+
+def maximum(k: Emitter, dtype: str, a: Expr, b: Expr) -> Expr:
+    """The larger; NaN if either is. `tirx.max` picks b when a comparison is false."""
+    larger = tirx.max(a, b)
+    return tirx.Select(tirx.EQ(a, a), larger, a) if dtype == "f32" else larger
+
+
+def minimum(k: Emitter, dtype: str, a: Expr, b: Expr) -> Expr:
+    """The smaller; NaN if either is."""
+    smaller = tirx.min(a, b)
+    return tirx.Select(tirx.EQ(a, a), smaller, a) if dtype == "f32" else smaller
+
+
+def _relu(k: Emitter, dtype: str, x: Expr) -> Expr:
+    return math.relu(k, x) if dtype == "f32" else tirx.max(constant(dtype, 0, lanes_of(x)), x)
+
+
+def _rsqrt(k: Emitter, dtype: str, x: Expr) -> Expr:
+    return splat(1.0, lanes_of(x)) / k.let(tirx.sqrt(x))
+
+
+def _integer_divmod(k: Emitter, dtype: str, a: Expr, b: Expr) -> tuple[Expr, Expr]:
+    """Quotient toward minus infinity and remainder with the divisor's sign; both 0 for b = 0, as in NumPy.
+
+    The machine traps on b = 0 and on INT_MIN / -1, so those lanes divide by 1 instead: a / -1 = -a, wrapped.
+    """
+    lanes = lanes_of(a)
+    zero, one = constant(dtype, 0, lanes), constant(dtype, 1, lanes)
+    nothing = k.let(tirx.EQ(b, zero))
+    special = nothing if dtype == "u8" else k.let(tirx.bitwise_or(nothing, tirx.EQ(b, zero - one)))
+    divisor = k.let(tirx.Select(special, one, b))
+    quotient = k.let(tirx.truncdiv(a, divisor))
+    remainder = k.let(a - quotient * divisor)
+    if dtype != "u8":
+        apart = tirx.bitwise_and(tirx.NE(remainder, zero), tirx.bitwise_xor(remainder < zero, divisor < zero))
+        apart = k.let(apart)
+        remainder = k.let(tirx.Select(apart, remainder + divisor, remainder))
+        quotient = k.let(tirx.Select(apart, quotient - one, quotient))
+        quotient = k.let(tirx.Select(special, zero - a, quotient))
+    return k.let(tirx.Select(nothing, zero, quotient)), remainder
+
+
+def _float_divmod(k: Emitter, a: Expr, b: Expr) -> tuple[Expr, Expr]:
+    """NumPy's divmod: from the exact remainder `fmod`, moved to the divisor's side."""
+    lanes = lanes_of(a)
+    zero, one, half = (splat(v, lanes) for v in (0.0, 1.0, 0.5))
+    rest = math64.fmod(k, a, b)
+    # by float_sum's rule a product a must not feed a subtraction; through float64 it cannot be contracted
+    exact = k.let(math64.difference(k, a, rest) / b)
+    apart = tirx.bitwise_and(tirx.NE(rest, zero), tirx.bitwise_xor(rest < zero, b < zero))
+    apart = k.let(apart)
+    quotient = k.let(tirx.Select(apart, exact - one, exact))
+    low = k.let(tirx.floor(quotient))
+    low = k.let(tirx.Select(quotient - low > half, low + one, low))
+    nothing = k.let(tirx.EQ(b, zero))
+    low = tirx.Select(tirx.EQ(quotient, zero), math64.copysign(k, zero, k.let(a / b)), low)
+    whole = k.let(tirx.Select(nothing, k.let(a / b), low))
+    moved = tirx.Select(apart, math64.difference(k, rest, k.let(_negative(b))), rest)
+    moved = tirx.Select(tirx.EQ(rest, zero), math64.copysign(k, zero, b), moved)
+    return whole, k.let(tirx.Select(nothing, splat(float("nan"), lanes), moved))
+
+
+def _floordiv(k: Emitter, dtype: str, a: Expr, b: Expr) -> Expr:
+    return (_float_divmod(k, a, b) if dtype == "f32" else _integer_divmod(k, dtype, a, b))[0]
+
+
+def _mod(k: Emitter, dtype: str, a: Expr, b: Expr) -> Expr:
+    return (_float_divmod(k, a, b) if dtype == "f32" else _integer_divmod(k, dtype, a, b))[1]
+
+
+def _pow(k: Emitter, dtype: str, x: Expr, y: Expr, exponent: int | None = None) -> Expr:
+    """`exponent` is y where it is a known small whole number."""
+    if exponent is None:
+        return math64.pow(k, x, y)
+    square = k.let(x * x)
+    products = {1: x, 2: square, 3: square * x, 4: square * square}
+    return products[exponent]
+
+
+# --- comparisons and logic
+
+
+def _equal(k: Emitter, dtype: str, a: Expr, b: Expr) -> Expr:
+    return tirx.Not(tirx.bitwise_xor(a, b)) if dtype == "bool" else tirx.EQ(a, b)
+
+
+def _unequal(k: Emitter, dtype: str, a: Expr, b: Expr) -> Expr:
+    """Not `tirx.NE`, which is false for NaN."""
+    return tirx.bitwise_xor(a, b) if dtype == "bool" else tirx.Not(tirx.EQ(a, b))
+
+
+def cast(k: Emitter, source: str, target: str, x: Expr) -> Expr:
+    """Between any two dtypes; float to int truncates, anything to bool is != 0."""
+    lanes = lanes_of(x)
+    if source == target:
+        return x
+    if target == "bool":
+        return _unequal(k, source, x, constant(source, 0, lanes))
+    if is_float(source) and target in ("i8", "u8"):
+        x = k.let(tirx.Cast(vector("int32", lanes), x))
+    return tirx.Cast(vector(STORAGE[target], lanes), x)
+
+
+def _plain(function: Callable[..., Expr]) -> Operation:
+    return lambda k, dtype, *arguments: function(*arguments)
+
+
+def _float(function: Callable[..., Expr]) -> Operation:
+    return lambda k, dtype, *arguments: function(k, *arguments)
+
+
+def _gelu(k: Emitter, dtype: str, x: Expr, approximate: str = "none") -> Expr:
+    return math.gelu(k, x) if approximate == "none" else math.gelu_tanh(k, x)
+
+
+def _quantize(k: Emitter, x: Expr, scale: Expr) -> Expr:
+    lanes = lanes_of(x)
+    level = math.to_level(k, x, k.let(splat(1.0, lanes) / scale))
+    return tirx.Cast(vector("int8", lanes), level)
+
+
+def _dequantize(k: Emitter, q: Expr, scale: Expr) -> Expr:
+    return tirx.Cast(vector("float32", lanes_of(q)), q) * scale
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    "neg": _neg,
+    "abs": _abs,
+    "sign": _sign,
+    "floor": _plain(tirx.floor),
+    "ceil": _plain(tirx.ceil),
+    "sqrt": _plain(tirx.sqrt),
+    "rsqrt": _rsqrt,
+    "relu": _relu,
+    "exp": _float(math.exp),
+    "tanh": _float(math.tanh),
+    "sigmoid": _float(math.sigmoid),
+    "erf": _float(math.erf),
+    "silu": _float(math.silu),
+    "log": _float(math64.log),
+    "sin": _float(math64.sin),
+    "cos": _float(math64.cos),
+    "gelu": _gelu,
+    "not": _plain(tirx.Not),
+    "add": _add,
+    "sub": _sub,
+    "mul": _plain(lambda a, b: a * b),
+    "div": _plain(lambda a, b: a / b),
+    "pow": _pow,
+    "maximum": maximum,
+    "minimum": minimum,
+    "floordiv": _floordiv,
+    "mod": _mod,
+    "eq": _equal,
+    "ne": _unequal,
+    "lt": _plain(lambda a, b: a < b),
+    "le": _plain(lambda a, b: a <= b),
+    "gt": _plain(lambda a, b: a > b),
+    "ge": _plain(lambda a, b: a >= b),
+    "and": _plain(tirx.bitwise_and),
+    "or": _plain(tirx.bitwise_or),
+    "xor": _plain(tirx.bitwise_xor),
+    "where": _plain(tirx.Select),
+    "quantize": _float(_quantize),
+    "dequantize": _float(_dequantize),
+}
+
+# Work of one op in vector operations, where it is not about one.
+COSTS: Mapping[str, int] = {
+    "exp": 16, "tanh": 18, "sigmoid": 20, "erf": 18, "silu": 20, "gelu": 22, "log": 60, "sin": 50, "cos": 50,
+    "pow": 120, "floordiv": 60, "mod": 60, "div": 4, "sqrt": 4, "rsqrt": 8, "quantize": 8,
+}  # fmt: skip
+
+
+def apply(
+    k: Emitter,
+    op: str,
+    dtypes: tuple[str, ...],
+    result: str,
+    arguments: list[Expr],
+    attributes: Mapping[str, Any],
+) -> Expr:
+    """`op` on `arguments` of `dtypes`, giving `result`."""
+    if op == "cast":
+        return k.let(cast(k, dtypes[0], result, arguments[0]))
+    narrow = [d == "f16" for d in dtypes]
+    arguments = [
+        k.let(cast(k, "f16", "f32", a)) if is_half else a
+        for a, is_half in zip(arguments, narrow, strict=True)
+    ]
+    compute = "f32" if dtypes[-1] == "f16" else dtypes[-1]
+    value = k.let(OPERATIONS[op](k, compute, *arguments, **attributes))
+    return k.let(cast(k, "f32", "f16", value)) if result == "f16" else value
