@@ -12,6 +12,7 @@ from typing import Any, TypedDict, Unpack
 
 from llmc import embed
 from llmc.compiler import artifact
+from llmc.compiler.calls import every_call
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
@@ -353,8 +354,8 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
         chosen.name,
         str(pipeline),
         len(graph.nodes),
-        len({c.kernel.symbol for c in calls}),
-        len(plan.steps),
+        len({c.kernel.symbol for c in every_call(calls)}),
+        len(plan.leaves),
         kernels.kept.found,
         kernels.products(),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from llmc.compiler.calls import Call
+from llmc.compiler.calls import Call, Region, every_call
 from llmc.compiler.graph import Graph
 from llmc.package import FATBIN
 from llmc.targets import Target, store
@@ -25,7 +25,7 @@ class Kernels:
 
     graph: Graph
     target: Target
-    calls: Sequence[Call]
+    calls: Sequence[Call | Region]
     tuned: Mapping[Any, Any] = field(default_factory=dict)
     kept: store.Store = field(default_factory=lambda: store.Store(store.folder()))
 
@@ -37,7 +37,11 @@ class Kernels:
             LlmcError: an op has no kernel there, or nvcc is missing.
         """
         calls = _lowered(graph, target)
-        return cls(graph, target.serving(call.kernel.family for call in calls), calls)
+        return cls(graph, target.serving(call.kernel.family for call in every_call(calls)), calls)
+
+    @property
+    def _every(self) -> list[Call]:
+        return list(every_call(self.calls))
 
     def tune(self, seconds: float, tell: Callable[[str, float], None]) -> Kernels:
         """With the fastest schedules that are found on this machine in `seconds`, or were before."""
@@ -45,7 +49,7 @@ class Kernels:
         from llmc.targets.cpu.products.decoded import lower_linear
         from llmc.targets.tuning import chosen, tune
 
-        tuned = tune(self.calls, self.graph.dims, self.target, self.kept, seconds, tell)
+        tuned = tune(self._every, self.graph.dims, self.target, self.kept, seconds, tell)
         linear = partial(lower_linear, schedules=chosen(tuned))
         return replace(self, tuned=tuned, calls=lower(self.graph, {**LOWERINGS, "linear": linear}))
 
@@ -54,10 +58,10 @@ class Kernels:
         if not self.target.gpus:
             from llmc.targets.cpu.build import compile_calls
 
-            return compile_calls(self.calls, self.target, self.kept), {}
+            return compile_calls(self._every, self.target, self.kept), {}
         from llmc.targets.cuda.build import cuda_source, fatbin
 
-        kernels = {call.kernel.symbol: call.kernel for call in self.calls}
+        kernels = {call.kernel.symbol: call.kernel for call in self._every}
         source = cuda_source({symbol: k.emit(symbol, None) for symbol, k in kernels.items()})
         return {FATBIN: fatbin(source, self.target.gpus, self.kept)}, {"kernels.cu": source}
 
@@ -67,10 +71,10 @@ class Kernels:
             return []
         from llmc.targets.tuning import described
 
-        return described(self.calls, self.tuned)
+        return described(self._every, self.tuned)
 
 
-def _lowered(graph: Graph, target: Target) -> tuple[Call, ...]:
+def _lowered(graph: Graph, target: Target) -> tuple[Call | Region, ...]:
     """The calls of a graph."""
     if target.gpus:
         from llmc.targets.cuda.build import find_nvcc

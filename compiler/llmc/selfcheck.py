@@ -51,7 +51,7 @@ def record(folder: Path, graph: Graph, source: Graph, build_id: str) -> dict[str
 
 def _rounds(graph: Graph) -> bool:
     return any(
-        node.op in ("quantize", "quantize_rows") or node.attributes.get("int8") for node in graph.nodes
+        node.op in ("quantize", "quantize_rows") or node.attributes.get("int8") for node in graph.everywhere()
     )
 
 
