@@ -11,7 +11,7 @@ from llmc.errors import LlmcError
 from llmc.targets.cpu.attention import attention, ragged_attention
 from llmc.targets.cpu.conv import conv
 from llmc.targets.cpu.elementwise import elementwise, movement
-from llmc.targets.cpu.products import decoded, linear, matmul, qlinear, split_rows
+from llmc.targets.cpu.products import cell, decoded, linear, matmul, qlinear, split_rows
 from llmc.targets.cpu.rows import norm, quantised, ragged, reduction
 
 Lowering = Callable[[Node], Call]
@@ -21,6 +21,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     **movement.LOWERINGS,
     **reduction.LOWERINGS,
     **{**linear.LOWERINGS, **decoded.LOWERINGS},
+    **cell.LOWERINGS,
     **matmul.LOWERINGS,
     **attention.LOWERINGS,
     **norm.LOWERINGS,
