@@ -14,6 +14,9 @@ A body of a loop or branch stands before the graph, as `graph 0` and its lines u
       return {"x": %1}
     %1 = loop(%0) {body=graph(0), count=seq, carried=1} : (f32[batch, 8])
 
+A function with states says in the last line which nodes are their next values: `return {...} update {"keys": %7}`.
+In the text of a module each function begins with a line `function NAME`.
+
 Attributes at their defaults are left out. Constants of up to 8 elements are written out, larger ones are
 named by the first 16 digits of their digest. A `#` line is a comment; hand-written text may leave out types.
 """
@@ -25,6 +28,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
@@ -32,6 +36,7 @@ import sympy
 
 from llmc.compiler.dims import Bounds, dim, dim_text, parse_dim
 from llmc.compiler.graph import DTYPES, Graph, Node, Results, Source, TensorType, Weight, dtype_name
+from llmc.compiler.module import FORWARD, Module
 from llmc.compiler.ops import OPS, make
 from llmc.errors import LlmcError
 
@@ -76,8 +81,18 @@ def _lines(graph: Graph, bodies: Mapping[Graph, int]) -> list[str]:
         is_constant = node.op == "constant"
         names[node] = f"%w{constants}" if is_constant else f"%{len(names) - constants}"
         constants += is_constant
-    outputs = ", ".join(f"{_quoted(name)}: {names[node]}" for name, node in graph.outputs.items())
-    return [*(_node_line(node, names, bodies) for node in graph.nodes), f"return {{{outputs}}}"]
+    update = f" update {_named_nodes(graph.updates, names)}" if graph.updates else ""
+    lines = [_node_line(node, names, bodies) for node in graph.nodes]
+    return [*lines, f"return {_named_nodes(graph.outputs, names)}{update}"]
+
+
+def print_module(module: Module) -> str:
+    """All functions of `module` as text, each as a graph under a line `function NAME`."""
+    return "\n".join(f"function {name}\n{print_graph(graph)}" for name, graph in module.functions.items())
+
+
+def _named_nodes(nodes: Mapping[str, Node], names: Mapping[Node, str]) -> str:
+    return f"{{{', '.join(f'{_quoted(name)}: {names[node]}' for name, node in nodes.items())}}}"
 
 
 def _node_line(node: Node, names: Mapping[Node, str], bodies: Mapping[Graph, int]) -> str:
@@ -137,7 +152,10 @@ _LINE = re.compile(
     rf"(?: : (?P<type>{_TENSOR}|\((?:{_TENSOR}(?:, )?)*\)))?(?:  # (?P<source>.*))?"
 )
 _SOURCE = re.compile(r"(?P<path>.*?)(?: \((?P<line>[^()]*)\))?")
+_NAMED = rf"\{{((?:[^\"{{}}]|{_STRING})*)\}}"
+_RETURN = re.compile(rf"return {_NAMED}(?: update {_NAMED})?")
 _OUTPUT = re.compile(rf"\s*(?P<name>{_STRING}): %(?P<node>\w+)\s*(?:,|$)")
+_FUNCTION = re.compile(r"function (?P<name>\w+)")
 
 
 def parse_graph(text: str, weights: Mapping[str, Weight] | None = None) -> Graph:
@@ -151,20 +169,48 @@ def parse_graph(text: str, weights: Mapping[str, Weight] | None = None) -> Graph
         LlmcError: the text is malformed, a type rule refuses, a stated type is wrong or a weight is missing;
             the message has the line number.
     """
-    parser = _Parser({digest[:DIGITS]: weight for digest, weight in (weights or {}).items()}, {})
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        try:
+    parser = _Parser.of(weights)
+    for number, line in _said(text):
+        with _at_line(number, line):
             parser.line(line)
-        except LlmcError as error:
-            raise LlmcError(
-                error.problem, at=f"line {number}", found=error.found or line, hint=error.hint
-            ) from None
-    if parser.outputs is None:
-        raise LlmcError("the graph has no `return` line")
-    return Graph(tuple(parser.inputs), parser.outputs, parser.dims)
+    return parser.graph()
+
+
+def parse_module(text: str, weights: Mapping[str, Weight] | None = None) -> Module:
+    """The module written by `print_module`. A text without a line `function NAME` is one function, `forward`.
+
+    Raises:
+        LlmcError: as `parse_graph`; or two functions have one name.
+    """
+    parsers: dict[str, _Parser] = {}
+    for number, line in _said(text):
+        with _at_line(number, line):
+            if match := _FUNCTION.fullmatch(line):
+                if match["name"] in parsers:
+                    raise LlmcError(f"function {match['name']} is defined twice")
+                parsers[match["name"]] = _Parser.of(weights)
+            else:
+                parsers = parsers or {FORWARD: _Parser.of(weights)}
+                list(parsers.values())[-1].line(line)
+    if not parsers:
+        raise LlmcError("the text has no function")
+    return Module({name: parser.graph(name) for name, parser in parsers.items()})
+
+
+def _said(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that say something, each with its number."""
+    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
+    return ((number, line) for number, line in lines if line and not line.startswith("#"))
+
+
+@contextmanager
+def _at_line(number: int, line: str) -> Iterator[None]:
+    try:
+        yield
+    except LlmcError as error:
+        raise LlmcError(
+            error.problem, at=f"line {number}", found=error.found or line, hint=error.hint
+        ) from None
 
 
 class _Parser:
@@ -176,8 +222,14 @@ class _Parser:
         self.within: tuple[int, _Parser] | None = None  # the body whose lines these are
         self.nodes: dict[str, Node] = {}
         self.inputs: list[Node] = []
+        self.states: list[Node] = []
         self.outputs: dict[str, Node] | None = None
+        self.updates: dict[str, Node] = {}
         self.dims: dict[str, Bounds] = {}
+
+    @staticmethod
+    def of(weights: Mapping[str, Weight] | None) -> _Parser:
+        return _Parser({digest[:DIGITS]: weight for digest, weight in (weights or {}).items()}, {})
 
     def line(self, line: str) -> None:
         if self.outputs is not None:
@@ -189,7 +241,7 @@ class _Parser:
         elif line == "dims" or line.startswith("dims "):
             self._dims(line.removeprefix("dims").strip())
         elif line.startswith("return "):
-            self._outputs(line.removeprefix("return ").strip())
+            self._return(line)
         else:
             self._node(line)
 
@@ -205,7 +257,7 @@ class _Parser:
             raise LlmcError(f"graph {number} has no `return` line before this one")
         body.line(line)
         if body.outputs is not None:
-            self.bodies[number] = Graph(tuple(body.inputs), body.outputs)
+            self.bodies[number] = body.graph()
             self.within = None
 
     def _dims(self, text: str) -> None:
@@ -215,17 +267,27 @@ class _Parser:
                 raise LlmcError("not a dim with bounds", found=part, hint="write name=low..high")
             self.dims[match[1]] = Bounds(int(match[2]), int(match[3]))
 
-    def _outputs(self, text: str) -> None:
-        if not text.startswith("{") or not text.endswith("}"):
-            _malformed("a list of outputs", '{"name": %node, ...}')
-        self.outputs = {}
-        text, position = text[1:-1], 0
+    def graph(self, function: str = "") -> Graph:
+        """What all lines have said."""
+        if self.outputs is None:
+            raise LlmcError("the graph has no `return` line", at=f"function {function}" if function else None)
+        return Graph(tuple(self.inputs), self.outputs, self.dims, tuple(self.states), self.updates)
+
+    def _return(self, line: str) -> None:
+        match = _RETURN.fullmatch(line)
+        if not match:
+            _malformed("a list of outputs", 'return {"name": %node, ...}, then update {...} for states')
+        self.outputs, self.updates = self._named_nodes(match[1]), self._named_nodes(match[2] or "")
+
+    def _named_nodes(self, text: str) -> dict[str, Node]:
+        nodes, position = {}, 0
         while position < len(text):
             match = _OUTPUT.match(text, position)
             if not match:
                 _malformed("a list of outputs", '{"name": %node, ...}')
-            self.outputs[self._value(_syntax_tree(match["name"]))] = self._named(match["node"])
+            nodes[self._value(_syntax_tree(match["name"]))] = self._named(match["node"])
             position = match.end()
+        return nodes
 
     def _node(self, line: str) -> None:
         match = _LINE.fullmatch(line)
@@ -243,6 +305,8 @@ class _Parser:
         self.nodes[match["name"]] = node
         if node.op == "input":
             self.inputs.append(node)
+        if node.op == "state":
+            self.states.append(node)
 
     def _named(self, name: str) -> Node:
         if name not in self.nodes:
@@ -343,15 +407,20 @@ def equal(a: Graph, b: Graph, *, sources: bool = False) -> bool:
 
     Sharing counts: `add(x, x)` of one node differs from `add` of two equal ones. `sources` compares sources.
     """
-    if a.dims != b.dims or list(a.outputs) != list(b.outputs) or len(a.nodes) != len(b.nodes):
+    if a.dims != b.dims or _names(a) != _names(b) or len(a.nodes) != len(b.nodes):
         return False
     # the order of nodes follows from the structure, so equal graphs list theirs in the same order
     twin = dict(zip(a.nodes, b.nodes, strict=True))
     return (
         [twin[i] for i in a.inputs] == list(b.inputs)
-        and [twin[o] for o in a.outputs.values()] == list(b.outputs.values())
+        and [twin[s] for s in a.states] == list(b.states)
+        and [twin[root] for root in a.roots] == list(b.roots)
         and all(_equal_nodes(x, y, twin, sources) for x, y in twin.items())
     )
+
+
+def _names(graph: Graph) -> tuple[list[str], list[str]]:
+    return list(graph.outputs), list(graph.updates)
 
 
 def _equal_nodes(a: Node, b: Node, twin: Mapping[Node, Node], sources: bool) -> bool:

@@ -21,6 +21,7 @@ from llmc.compiler.ops import (
     reduction,
     shape,
     split,
+    state,
     storage,
 )
 from llmc.compiler.ops.declare import OPS, Op
@@ -44,6 +45,8 @@ __all__ = [
     "results",
     "shape",
     "split",
+    "state",
+    "state_",
     "storage",
 ]
 
@@ -71,6 +74,12 @@ def input_(name: str, dtype: str, shape: tuple[Any, ...], **attributes: Any) -> 
     """A graph input called `name`."""
     kind = TensorType(dtype, shape)
     return make("input", (), Source(name), name=name, dtype=dtype, shape=kind.shape, **attributes)
+
+
+def state_(name: str, dtype: str, shape: tuple[Any, ...], grows: int | None = None) -> Node:
+    """A state called `name`; its axis `grows` gets longer from call to call."""
+    kind = TensorType(dtype, shape)
+    return make("state", (), Source(name), name=name, dtype=dtype, shape=kind.shape, grows=grows)
 
 
 def constant(value: Any, name: str = "", source: Source | None = None) -> Node:

@@ -134,7 +134,7 @@ def _is_table(node: Node, position: int) -> bool:
 
 def _rounded_gelus(graph: Graph, wanted: Set[Node]) -> set[Node]:
     """The products that end in a gelu of which nothing is used but its int8 levels."""
-    users, kept = graph.users, set(graph.outputs.values())
+    users, kept = graph.users, set(graph.roots)
 
     def rounded(node: Node) -> bool:
         readers = users[node]

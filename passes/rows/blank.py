@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -40,7 +40,7 @@ class Blank(Pass):
             name: _blanked(node, mask) if node.shape[:2] == mask.shape and node is not mask else node
             for name, node in graph.outputs.items()
         }
-        return graph if outputs == dict(graph.outputs) else Graph(graph.inputs, outputs, graph.dims)
+        return graph if outputs == dict(graph.outputs) else replace(graph, outputs=outputs)
 
 
 def _blanked(node: Node, mask: Node) -> Node:

@@ -17,7 +17,7 @@ from llmc.compiler.rewrite import Decline, rewrite
 from llmc.errors import LlmcError
 
 # A number repeated needs no memory; a weight once compressed or quantised stays so.
-KEPT = DECODERS | {"constant", "input", "expand", "full", "dequantize"}
+KEPT = DECODERS | {"constant", "input", "state", "expand", "full", "dequantize"}
 
 
 @dataclass(frozen=True)

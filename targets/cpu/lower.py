@@ -33,9 +33,9 @@ LOWERINGS: Mapping[str, Lowering] = {
     **ragged_attention.LOWERINGS,
 }
 
-# These hold no value of their own to compute: inputs and constants are there, views share their input's memory, and
-# the node that `result` picks from has written it.
-FREE = frozenset({"input", "constant", "result"} | {name for name, op in OPS.items() if op.view})
+# These hold no value of their own to compute: inputs, states and constants are there, views share their input's memory,
+# and the node that `result` picks from has written it.
+FREE = frozenset({"input", "state", "constant", "result"} | {name for name, op in OPS.items() if op.view})
 REGIONS = frozenset({"loop", "branch"})  # the program writes them in C around the calls of their bodies
 
 
@@ -57,7 +57,7 @@ def lower(graph: Graph, table: Mapping[str, Lowering] = LOWERINGS) -> tuple[Call
 
 def _lowered(graph: Graph, table: Mapping[str, Lowering], refused: list[str]) -> tuple[Call | Region, ...]:
     calls: list[Call | Region] = []
-    kept = set(graph.outputs.values())
+    kept = set(graph.roots)
     for node in graph.nodes:
         if node.op in FREE or (node not in kept and decoded.decoded_by_readers(node, graph.users[node])):
             continue

@@ -1,0 +1,102 @@
+"""Functions with states that tests share: an accumulator, a causal attention layer, an encoder with a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler import interpret
+from llmc.compiler.dims import Dim, dim, symbol
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.module import Module
+from llmc.compiler.ops import constant, input_, make, state_
+
+BATCH, SEQ, PAST, SRC = (symbol(name) for name in ("batch", "seq", "past", "src"))
+HEADS, SIZE = 2, 16
+WIDTH = HEADS * SIZE
+LONGEST = 40
+Array = np.ndarray[Any, Any]
+
+
+def weights(seed: int, *shape: int) -> Node:
+    values = np.random.default_rng(seed).normal(size=shape) / np.sqrt(shape[-1])
+    return constant(values.astype(np.float32), f"w{seed}")
+
+
+def accumulator() -> Graph:
+    """total <- total + x, and twice that as output."""
+    x, total = input_("x", "f32", (BATCH, 8)), state_("total", "f32", (BATCH, 8))
+    after = make("add", (total, x))
+    twice = make("add", (after, after))
+    return Graph((x,), {"twice": twice}, {"batch": (1, 4)}, (total,), {"total": after})
+
+
+def projected(x: Node, seed: int, batch: Dim, rows: Dim) -> Node:
+    """Heads of x, `[batch, heads, rows, size]`."""
+    flat = make("linear", (x, weights(seed, WIDTH, WIDTH)))
+    split = make("reshape", (flat,), shape=(batch, rows, HEADS, SIZE))
+    return make("transpose", (split,), perm=(0, 2, 1, 3))
+
+
+def merged(x: Node, batch: Dim) -> Node:
+    split = make("transpose", (x,), perm=(0, 2, 1, 3))
+    return make("reshape", (split,), shape=(batch, SEQ, WIDTH))
+
+
+def earlier() -> Node:
+    """bool `[1, 1, seq, past + seq]`: query i is at `past + i` and sees the keys up to there."""
+    total = dim(PAST + SEQ)
+    queries = make("reshape", (make("iota", (), length=SEQ, start=PAST),), shape=(SEQ, 1))
+    keys = make("reshape", (make("iota", (), length=total),), shape=(1, total))
+    return make("reshape", (make("ge", (queries, keys)),), shape=(1, 1, SEQ, total))
+
+
+def causal(batch: Dim = 1, seed: int = 0, name: str = "") -> Graph:
+    """A causal attention layer with growing keys and values `[batch, heads, past, size]` and a residual."""
+    x = input_("x", "f32", (batch, SEQ, WIDTH))
+    q, k, v = (projected(x, seed + i, batch, SEQ) for i in range(3))
+    shape = (batch, HEADS, PAST, SIZE)
+    states = tuple(state_(f"{name}{what}", "f32", shape, grows=2) for what in ("keys", "values"))
+    keys, values = (make("concat", (s, new), axis=2) for s, new in zip(states, (k, v), strict=True))
+    seen = make("attention", (q, keys, values, earlier()), scale=SIZE**-0.5, has_mask=True)
+    y = make("add", (x, make("linear", (merged(seen, batch), weights(seed + 3, WIDTH, WIDTH)))))
+    dims = {} if batch == 1 else {"batch": (1, 3)}
+    dims |= {"seq": (1, LONGEST), "past": (0, LONGEST)}
+    return Graph((x,), {"y": y}, dims, states, {f"{name}keys": keys, f"{name}values": values})
+
+
+def encoder_decoder() -> Module:
+    """`encode` sets cross keys and values of a text; `step` attends to them, by one set of projections."""
+    text = input_("text", "f32", (1, SRC, WIDTH))
+    shape = (1, HEADS, SRC, SIZE)
+    cross = tuple(state_(f"cross_{what}", "f32", shape) for what in ("keys", "values"))
+    made = {s.attributes["name"]: projected(text, 20 + i, 1, SRC) for i, s in enumerate(cross)}
+    pooled = make("mean", (text,), axes=(1,), keepdims=False)
+    encode = Graph((text,), {"pooled": pooled}, {"src": (1, 30)}, cross, made)
+
+    own = causal(seed=30)
+    x = own.inputs[0]
+    q = projected(own.outputs["y"], 21, 1, SEQ)  # as the encoder's values: stored once
+    seen = make("attention", (q, *cross), scale=SIZE**-0.5)
+    y = make("add", (own.outputs["y"], merged(seen, 1)))
+    dims = {**own.dims, "src": (1, 30)}
+    step = Graph((x,), {"y": y}, dims, (*own.states, *cross), own.updates)
+    return Module({"encode": encode, "step": step})
+
+
+Calls = Sequence[tuple[str, Mapping[str, Array]]]
+
+
+def played(module: Graph | Module, calls: Calls) -> list[dict[str, Array]]:
+    """The outputs of calls `(function, inputs)` of one session, by the interpreter."""
+    functions, states, found = Module.of(module).functions, {}, []
+    for name, inputs in calls:
+        outputs, states = interpret.step(functions[name], inputs, states)
+        found.append(outputs)
+    return found
+
+
+def normal(seed: int, *shape: int) -> Array:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
