@@ -181,7 +181,9 @@ def _check_results(graph: Graph) -> None:
     for what, roots in (("output", graph.outputs), ("update", graph.updates)):
         for name, node in roots.items():
             if isinstance(node.type, Results):
-                raise broken(f"{what} {name!r} is a node with several results", node, hint="pick one with result")
+                raise broken(
+                    f"{what} {name!r} is a node with several results", node, hint="pick one with result"
+                )
 
 
 def _check_bodies(node: Node) -> None:
