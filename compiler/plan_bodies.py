@@ -178,9 +178,7 @@ class Walk:
         inner = dict(zip(body.inputs, (*pointers, *operands[scanned + count :]), strict=True))
         outputs = tuple(body.outputs.values())
         stacked = self._moving(outputs[count:], ends[count:])
-        moves = _claim(
-            zip(outputs[count:], (Place("pointer", m.pointer) for m in stacked), strict=True), inner
-        )
+        moves = _claim(zip(outputs[count:], (Place("pointer", m.pointer) for m in stacked), strict=True), inner)
         carried = []
         for i, output in enumerate(outputs[:count]):
             ridden = inner.get(root(output))

@@ -52,7 +52,9 @@ def _gru_cell(x: TensorType, h: TensorType, w: TensorType, bias: TensorType) -> 
     return h
 
 
-def _want_cell(x: TensorType, h: TensorType, w: TensorType, state: tuple[object, object], gates: int) -> None:
+def _want_cell(
+    x: TensorType, h: TensorType, w: TensorType, state: tuple[object, object], gates: int
+) -> None:
     """Refuse operands that do not fit a state of `[b, n]`."""
     rows, units = state
     if not isinstance(units, int):
