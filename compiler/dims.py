@@ -32,14 +32,12 @@ def symbol(name: str) -> sympy.Symbol:
     return sympy.Symbol(name, integer=True, nonnegative=True)
 
 
-def from_one(value: Dim, above_zero: Collection[str] | None = None) -> Dim:
-    """`value` with what follows from dims being at least 1, all of them or those named: Max(1, seq) -> seq."""
+def from_one(value: Dim, zero: Collection[str] = ()) -> Dim:
+    """`value` with what follows from dims being at least 1, all but those of `zero`: Max(1, seq) -> seq."""
     if isinstance(value, int):
         return value
     positive = {
-        s: sympy.Symbol(s.name, integer=True, positive=True)
-        for s in value.free_symbols
-        if above_zero is None or s.name in above_zero
+        s: sympy.Symbol(s.name, integer=True, positive=True) for s in value.free_symbols if s.name not in zero
     }
     return dim(value.xreplace(positive).xreplace({p: s for s, p in positive.items()}))
 

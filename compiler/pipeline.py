@@ -183,8 +183,11 @@ def _checked(step: Step, graph: Graph, after: Graph) -> None:
 
 
 def _signature(graph: Graph) -> list[str]:
+    """What callers see. The order of a state's axes is no business of theirs."""
     inputs = [f"input {n.attributes['name']} {n.type}" for n in graph.inputs]
-    return inputs + [f"output {name} {node.type}" for name, node in graph.outputs.items()]
+    outputs = [f"output {name} {node.type}" for name, node in graph.outputs.items()]
+    states = [f"state {n.attributes['name']} {n.dtype} {sorted(map(str, n.shape))}" for n in graph.states]
+    return [*inputs, *outputs, *states, *(f"update {name}" for name in graph.updates)]
 
 
 def _printing(names: Collection[str], pipeline: Pipeline) -> tuple[Observer, ...]:

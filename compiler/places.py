@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import sympy
 
-from llmc.compiler.dims import Dim, dim, dim_names, evaluate, product
+from llmc.compiler.dims import Dim, dim, dim_names, evaluate, from_one, product
 from llmc.compiler.graph import DTYPES, Node
 from llmc.compiler.ops import OPS
 
@@ -16,13 +16,15 @@ _TYPICAL = 128  # the size at which two expressions are compared when slots are 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value is: `kind` is "input", "output", "slot", "weight" or "pointer", `index` which one.
+    """Where a value is: `kind` is "input", "output", "slot", "weight", "pointer", "state" or "next", `index` which one.
 
-    A pointer is a variable of the program that moves from one iteration of a loop to the next.
+    A pointer is a variable of the program that moves from one iteration of a loop to the next. "next" is memory for
+    what a state becomes; "state" is where it is now, and `offset` bytes on what it grows by.
     """
 
     kind: str
     index: int
+    offset: Dim = 0
 
 
 def root(node: Node) -> Node:
@@ -38,9 +40,14 @@ def nbytes(node: Node) -> Dim:
 
 
 class Slots:
-    """The arena's slots while the program is walked."""
+    """The arena's slots while the program is walked.
 
-    def __init__(self) -> None:
+    Args:
+        zero: the dims that may be 0.
+    """
+
+    def __init__(self, zero: frozenset[str] = frozenset()) -> None:
+        self._zero = zero
         self.sizes: list[Dim] = []
         self._free: list[int] = []
 
@@ -55,7 +62,7 @@ class Slots:
             self._free, key=lambda i: (max(0, wanted - _typical(self.sizes[i])), _typical(self.sizes[i]), i)
         )
         self._free.remove(best)
-        self.sizes[best] = _larger(self.sizes[best], size)
+        self.sizes[best] = _larger(self.sizes[best], size, self._zero)
         return best
 
     def give(self, index: int) -> None:
@@ -67,11 +74,11 @@ def _typical(size: Dim) -> int:
 
 
 @lru_cache(maxsize=1024)  # layers ask the same, and sympy is slow
-def _larger(a: Dim, b: Dim) -> Dim:
+def _larger(a: Dim, b: Dim, zero: frozenset[str]) -> Dim:
     """max(a, b), without a Max where one is a multiple of the other."""
     if a == b:
         return a
     ratio = sympy.simplify(sympy.sympify(a) / b)
     if ratio.is_number:
         return a if ratio > 1 else b
-    return sympy.Max(a, b)
+    return from_one(sympy.Max(a, b), zero)

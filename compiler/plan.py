@@ -1,4 +1,4 @@
-"""Where every value lives: outputs, one arena for the rest, the weights file.
+"""Where every value lives: outputs, states, one arena for the rest, the weights file.
 
 Sizes are expressions over the named dims, so a plan holds for every batch and sequence. The arena is a row of
 slots; a value takes a slot that is free for as long as the value lives, and a slot is as large as the largest
@@ -16,12 +16,15 @@ import numpy as np
 from llmc.compiler.calls import Call, Operand, Packed, Region
 from llmc.compiler.dims import Dim
 from llmc.compiler.graph import Graph, Node
+from llmc.compiler.module import FORWARD, Module
 from llmc.compiler.places import Place, nbytes, root
 from llmc.compiler.plan_bodies import Body, Move, Step, Walk, leaves
+from llmc.compiler.plan_states import LEAVES, held, place_updates, with_moves
 
-__all__ = ["ALIGNMENT", "Copy", "Place", "Plan", "Stored", "make_plan", "nbytes", "root"]
+__all__ = ["ALIGNMENT", "Copy", "Place", "Plan", "Stored", "make_plan", "make_plans", "nbytes", "root"]
 
 ALIGNMENT = 64
+Calls = Sequence[Call | Region]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Copy:
-    """An output that no call writes: an input, a constant, or a value another output holds already."""
+    """An output that no call writes: an input, a state, a constant, or a value that is elsewhere already."""
 
     node: Node
     output: int
@@ -51,7 +54,7 @@ class Plan:
     """The placed program.
 
     Args:
-        steps: calls, loops and branches, then copies, in order.
+        steps: calls, loops and branches, then copies, in order; what states grow by may be moved to them in between.
         places: root node -> where its value is.
         slots: bytes of each slot of the arena.
         weights: what the weights file holds; `weights_bytes` in all.
@@ -86,20 +89,59 @@ class Plan:
         return [self.places[result] for result in self.results.get(node, (root(node),))]
 
 
-def make_plan(graph: Graph, calls: Sequence[Call | Region]) -> Plan:
+_Weights = tuple[tuple[Stored, ...], Mapping[object, int], int]
+
+
+def make_plan(graph: Graph, calls: Calls) -> Plan:
     """Place the values of `calls`, which compute `graph` in this order."""
+    return make_plans(Module.of(graph), {FORWARD: calls})[FORWARD]
+
+
+def make_plans(module: Module, calls: Mapping[str, Calls]) -> dict[str, Plan]:
+    """The plan of each function of `module` for its `calls`. All have the same weights, stored once."""
+    claims = {name: _claim(graph, list(module.states)) for name, graph in module.functions.items()}
+    read = (operand for name, claim in claims.items() for operand in claim.operands(calls[name]))
+    stored = _store(read)
+    return {
+        name: _placed(graph, calls[name], claims[name], stored) for name, graph in module.functions.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """Where values of a function belong before its calls are walked, and what is copied there."""
+
+    places: dict[Node, Place]
+    moves: list[tuple[Node, Move]]
+    copies: list[Copy]
+
+    def operands(self, calls: Calls) -> Iterator[Operand]:
+        """All that the function reads."""
+        yield from _operands(calls)
+        yield from (copy.node for copy in self.copies)
+        yield from (move.node for _, move in self.moves)
+
+
+def _claim(graph: Graph, states: Sequence[str]) -> _Claim:
     places = {node: Place("input", i) for i, node in enumerate(graph.inputs)}
-    copies = []
+    places |= {node: Place("state", states.index(node.attributes["name"])) for node in graph.states}
+    moves, copies = place_updates(graph, states, places), []
     for i, node in enumerate(graph.outputs.values()):
-        held = root(node)
-        if held.op in ("input", "constant") or held in places:
-            copies.append(Copy(held, i))
+        source = held(node)
+        if source.op in LEAVES or source in places:
+            copies.append(Copy(source, i))
         else:
-            places[held] = Place("output", i)
-    weights, index, size = _store([*_operands(calls), *(copy.node for copy in copies)])
-    walk = Walk(lambda operand: Place("weight", index[_weight_key(operand)]))
-    steps = walk.steps(graph, calls, places)
-    return Plan((*steps, *copies), places, tuple(walk.slots.sizes), weights, size, index, walk.results)
+            places[source] = Place("output", i)
+    return _Claim(places, moves, copies)
+
+
+def _placed(graph: Graph, calls: Calls, claim: _Claim, stored: _Weights) -> Plan:
+    weights, index, size = stored
+    zero = frozenset(name for name, (low, _) in graph.dims.items() if not low)
+    walk = Walk(lambda operand: Place("weight", index[_weight_key(operand)]), zero)
+    steps = with_moves(walk.steps(graph, calls, claim.places), calls, claim.moves)
+    slots = tuple(walk.slots.sizes)
+    return Plan((*steps, *claim.copies), claim.places, slots, weights, size, index, walk.results)
 
 
 def _weight_key(operand: Operand) -> object:
@@ -120,7 +162,7 @@ def _operands(calls: Iterable[Call | Region]) -> Iterator[Operand]:
             yield from body.outputs.values()
 
 
-def _store(operands: Iterable[Operand]) -> tuple[tuple[Stored, ...], dict[object, int], int]:
+def _store(operands: Iterable[Operand]) -> _Weights:
     """Every constant operand once for each layout, in order of first use, 64-byte aligned."""
     index: dict[object, int] = {}
     stored: list[Stored] = []

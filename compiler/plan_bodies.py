@@ -106,10 +106,11 @@ class Walk:
 
     Args:
         weight: constant -> its place in the weights file.
+        zero: the dims that may be 0.
     """
 
-    def __init__(self, weight: Callable[[Node], Place]) -> None:
-        self.slots = Slots()
+    def __init__(self, weight: Callable[[Node], Place], zero: frozenset[str] = frozenset()) -> None:
+        self.slots = Slots(zero)
         self.results: dict[Node, tuple[Node, ...]] = {}  # of nodes with several
         self._weight = weight
         self._pointers = 0
@@ -178,7 +179,9 @@ class Walk:
         inner = dict(zip(body.inputs, (*pointers, *operands[scanned + count :]), strict=True))
         outputs = tuple(body.outputs.values())
         stacked = self._moving(outputs[count:], ends[count:])
-        moves = _claim(zip(outputs[count:], (Place("pointer", m.pointer) for m in stacked), strict=True), inner)
+        moves = _claim(
+            zip(outputs[count:], (Place("pointer", m.pointer) for m in stacked), strict=True), inner
+        )
         carried = []
         for i, output in enumerate(outputs[:count]):
             ridden = inner.get(root(output))

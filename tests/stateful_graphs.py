@@ -46,11 +46,12 @@ def merged(x: Node, batch: Dim) -> Node:
 
 
 def earlier() -> Node:
-    """bool `[1, 1, seq, past + seq]`: query i is at `past + i` and sees the keys up to there."""
+    """f32 `[1, 1, seq, past + seq]`: query i is at `past + i` and sees the keys up to there, others are as low as can be."""
     total = dim(PAST + SEQ)
     queries = make("reshape", (make("iota", (), length=SEQ, start=PAST),), shape=(SEQ, 1))
     keys = make("reshape", (make("iota", (), length=total),), shape=(1, total))
-    return make("reshape", (make("ge", (queries, keys)),), shape=(1, 1, SEQ, total))
+    low, zero = constant(np.finfo(np.float32).min), constant(np.float32(0))
+    return make("reshape", (make("where", (make("ge", (queries, keys)), zero, low)),), shape=(1, 1, SEQ, total))
 
 
 def causal(batch: Dim = 1, seed: int = 0, name: str = "") -> Graph:
