@@ -46,7 +46,7 @@ def merged(x: Node, batch: Dim) -> Node:
 
 
 def earlier() -> Node:
-    """f32 `[1, 1, seq, past + seq]`: query i is at `past + i` and sees the keys up to there, others are as low as can be."""
+    """f32 `[1, 1, seq, past + seq]`: query i is at `past + i`, sees the keys up to there, others have a very low score."""
     total = dim(PAST + SEQ)
     queries = make("reshape", (make("iota", (), length=SEQ, start=PAST),), shape=(SEQ, 1))
     keys = make("reshape", (make("iota", (), length=total),), shape=(1, total))
