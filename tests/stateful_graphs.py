@@ -46,12 +46,14 @@ def merged(x: Node, batch: Dim) -> Node:
 
 
 def earlier() -> Node:
-    """f32 `[1, 1, seq, past + seq]`: query i is at `past + i`, sees the keys up to there, others have a very low score."""
+    """f32 `[1, 1, seq, past + seq]`: query i, at `past + i`, sees the keys up to there, not the others."""
     total = dim(PAST + SEQ)
     queries = make("reshape", (make("iota", (), length=SEQ, start=PAST),), shape=(SEQ, 1))
     keys = make("reshape", (make("iota", (), length=total),), shape=(1, total))
     low, zero = constant(np.finfo(np.float32).min), constant(np.float32(0))
-    return make("reshape", (make("where", (make("ge", (queries, keys)), zero, low)),), shape=(1, 1, SEQ, total))
+    return make(
+        "reshape", (make("where", (make("ge", (queries, keys)), zero, low)),), shape=(1, 1, SEQ, total)
+    )
 
 
 def causal(batch: Dim = 1, seed: int = 0, name: str = "") -> Graph:
