@@ -265,6 +265,10 @@ LLMC_API void llmc_session_cancel(llmc_session *session);
  * newest positions, a longer one adds zeros; the other dims are set where they are not known yet, else must agree. */
 LLMC_API llmc_status llmc_session_resize(llmc_session *session, const int64_t *sizes, llmc_error *error);
 
+/* Set dtype, rank and shape of each input of a function for these sizes of the n_dims dims. */
+LLMC_API llmc_status llmc_input_shapes(const llmc_model *model, int function, const int64_t *sizes,
+                                       llmc_tensor *inputs, llmc_error *error);
+
 typedef struct llmc_session_report {
     int threads;
     int64_t sizes[LLMC_MAX_DIMS]; /* of the dims that states have: lengths, and what the first call decided; -1: not known */
@@ -355,6 +359,7 @@ typedef struct llmc_api {
     llmc_status (*threads_open)(const llmc_options *, llmc_threads **, llmc_error *);
     void (*threads_close)(llmc_threads *);
     int (*find_function)(const llmc_model *, const char *, llmc_error *);
+    llmc_status (*input_shapes)(const llmc_model *, int, const int64_t *, llmc_tensor *, llmc_error *);
     llmc_status (*memory_needed)(const llmc_model *, int, const int64_t *, llmc_memory *, llmc_error *);
     llmc_status (*session_open)(llmc_model *, const llmc_session_options *, llmc_session **, llmc_error *);
     void (*session_close)(llmc_session *);
@@ -370,7 +375,7 @@ typedef struct llmc_api {
 LLMC_API const llmc_api *llmc_get_api(void);
 
 /* Time two models, of one artifact or of two, in turns: A, B, B, A, ... Both are warmed up first. options->function is
- * the number of a function of A; B runs the one of the same name. */
+ * the number of a function of A; B runs the one of the same name, or its first beside A's first. */
 LLMC_API llmc_status llmc_compare(const llmc_api *api_a, llmc_model *a, const int64_t *sizes_a, const llmc_api *api_b,
                                   llmc_model *b, const int64_t *sizes_b, const llmc_benchmark_options *options,
                                   llmc_summary *summary_a, llmc_summary *summary_b, llmc_ratio *ratio,

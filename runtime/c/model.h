@@ -56,6 +56,7 @@ struct llmc_device {
     llmc_status (*grow)(llmc_session *session, llmc_region *region, size_t bytes, size_t keep, llmc_error *error);
     void (*release)(llmc_session *session, llmc_region *region, int forked);
     llmc_status (*copy)(llmc_session *session, void *to, const void *from, size_t bytes, llmc_error *error); /* NULL: zeros */
+    size_t (*run_bytes)(const llmc_function *function, const int64_t *sizes); /* what a run takes beside states */
     /* session->inputs are the host's, where outputs go too; states and next are the device's. */
     llmc_status (*run)(llmc_session *session, const llmc_function *function, const llmc_tensor *outputs,
                        const int64_t *sizes, llmc_error *error);
@@ -99,6 +100,7 @@ struct llmc_session {
     double *step_seconds; /* a sum for each step, or NULL: no profile wanted */
 
     llmc_region *values, *others; /* of each state: the memory of its value, and of the next one where it is REPLACED */
+    unsigned char *begun;         /* of each state: its value is there; else it is zeros, or of length 0 */
     void **states, **next;        /* as the frame has them */
     int64_t sizes[LLMC_MAX_DIMS]; /* of the dims that states have; -1: not known. A length is known from the beginning */
 };
@@ -120,24 +122,27 @@ typedef struct llmc_binding {
 /* Check inputs against what a function takes and what the session holds; `bound` gets the sizes. */
 llmc_status llmc_bind(const llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
                       llmc_binding *bound, llmc_error *error);
-llmc_status llmc_check_values(const llmc_program *program, const llmc_function *function, const llmc_tensor *inputs,
-                              const int64_t *sizes, llmc_error *error);
-llmc_status llmc_check_outputs(const llmc_program *program, const llmc_function *function, const llmc_tensor *outputs,
-                               const int64_t *sizes, llmc_error *error);
+llmc_status llmc_check_values(const llmc_function *function, const llmc_tensor *inputs, llmc_error *error);
+llmc_status llmc_check_outputs(const llmc_function *function, const llmc_tensor *outputs, const int64_t *sizes,
+                               llmc_error *error);
 void llmc_input_shape(const llmc_function *function, const int64_t *sizes, int i, int64_t *shape);
 void llmc_output_shape(const llmc_function *function, const int64_t *sizes, int i, int64_t *shape);
-size_t llmc_bytes(int dtype, int rank, const int64_t *shape); /* at most SIZE_MAX / 8192 */
+size_t llmc_elements(int rank, const int64_t *shape); /* LLMC_TOO_MANY: that many or more */
+#define LLMC_TOO_MANY (SIZE_MAX / 8 / 1024)           /* bytes of as many tensors as one likes still fit in size_t */
+size_t llmc_default_bytes(const llmc_function *function, const int64_t *sizes, int input); /* in a region, aligned */
 /* Put the sizes of the counted dims after those of the others; NULL inputs keep all places. */
 void llmc_count_dims(const llmc_program *program, const llmc_function *function, const llmc_tensor *inputs,
                      int64_t *sizes);
 
-/* memory.c: regions of a session, within the bounds on memory. */
-llmc_status llmc_reserve(llmc_session *session, llmc_region *region, size_t bytes, size_t keep, llmc_error *error);
-void llmc_release(llmc_session *session, llmc_region *region, int forked);
+/* memory.c: regions of a session on a device, within the bounds on memory. */
+llmc_status llmc_reserve(llmc_session *session, const llmc_device *device, llmc_region *region, size_t bytes,
+                         size_t keep, llmc_error *error); /* as llmc_device.grow, where the region is too small */
+void llmc_release(llmc_session *session, const llmc_device *device, llmc_region *region, int forked);
+size_t llmc_held_for(size_t bytes); /* what a region of so many bytes counts */
 
 /* states.c */
 void llmc_forget(llmc_session *session); /* as a new session */
-llmc_status llmc_check_growth(const llmc_session *session, const llmc_function *function, const int64_t *sizes,
+llmc_status llmc_check_growth(const llmc_program *program, const llmc_function *function, const int64_t *sizes,
                               llmc_error *error); /* no length may pass its bound */
 llmc_status llmc_place_states(llmc_session *session, const llmc_function *function, const int64_t *sizes,
                               llmc_error *error); /* the frame's states and next */
@@ -145,8 +150,12 @@ void llmc_commit_states(llmc_session *session, const llmc_function *function, co
 int llmc_dim_of_states(const llmc_program *program, int d); /* 0: no state has it, 1: one has, 2: one grows along it */
 
 /* session.c */
-const llmc_function *llmc_function_of(const llmc_model *model, int number, llmc_error *error); /* NULL: no such */
 llmc_status llmc_check_owner(const llmc_model *model, llmc_error *error); /* LLMC_ERROR_FORK in another process */
+llmc_status llmc_claim(llmc_session *session, llmc_error *error); /* for this thread; LLMC_ERROR_BUSY, _FORK */
+void llmc_unclaim(llmc_session *session);
+
+/* functions.c */
+const llmc_function *llmc_function_of(const llmc_model *model, int number, llmc_error *error); /* NULL: no such */
 void llmc_model_leave(llmc_model *model); /* open.c: one user less; the last frees it */
 
 /* cpu.c */
@@ -168,15 +177,18 @@ void llmc_pool_close(llmc_pool *pool);
 void llmc_pool_abandon(llmc_pool *pool); /* after fork(): free what is ours without the threads, which are not here */
 
 /* threads.c */
-llmc_status llmc_start_threads(const llmc_options *options, int usual, size_t scratch_bytes, llmc_pool **pool,
-                               llmc_error *error);
+llmc_status llmc_start_threads(int threads, int spin_us, int pin, size_t scratch_bytes, llmc_pool **pool,
+                               llmc_error *error); /* threads and spin_us 0: good values */
 llmc_status llmc_join_threads(llmc_threads *shared, size_t scratch_bytes, llmc_pool **pool,
                               const llmc_pool_functions **pool_can, llmc_error *error);
 llmc_status llmc_take_turn(llmc_session *session); /* LLMC_OK, or why it was given up: cancelled, deadline */
 void llmc_end_turn(llmc_session *session);
 
-/* run.c */
-int llmc_stopped(llmc_stop *stop); /* llmc_status */
+int llmc_stopped(llmc_stop *stop); /* pool.c; llmc_status */
+
+/* peak.c: what this CPU does at most with the session's threads. 0: unknown */
+double llmc_peak_flops(llmc_session *session);
+double llmc_peak_stream(llmc_session *session);
 
 /* sha256.c */
 typedef struct llmc_sha256 {
