@@ -12,13 +12,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from llmc.driver import compile, compile_module
     from llmc.errors import LlmcError
-    from llmc.runtime import Model, Threads, load
+    from llmc.runtime import Model, Session, Threads, load
 
-__all__ = ["LlmcError", "Model", "Threads", "__version__", "compile", "compile_module", "load"]
+__all__ = ["LlmcError", "Model", "Session", "Threads", "__version__", "compile", "compile_module", "load"]
 
 _HOME = {
     "LlmcError": "llmc.errors",
     "Model": "llmc.runtime",
+    "Session": "llmc.runtime",
     "Threads": "llmc.runtime",
     "compile": "llmc.driver",
     "compile_module": "llmc.driver",
