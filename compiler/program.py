@@ -1,25 +1,29 @@
 """The program of an artifact, as C: `module.c` from a plan.
 
-One function calls the kernels in order on arena offsets worked out from the actual dims: no interpreter, no
-graph, no allocation while it runs. Loops and branches of the graph are those of C. The text is kept by
-`llmc compile --keep DIR` and meant to be read.
+Each function of the module is one of C that calls the kernels in order, on arena offsets worked out from the actual
+dims: no interpreter, no graph, no allocation while it runs. Loops and branches of the graph are those of C. The text
+is kept by `llmc compile --keep DIR` and meant to be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
 
+from llmc.compiler.c_text import Tensor, c_size, c_string, state_spec, tensor_spec
 from llmc.compiler.calls import Call, Kernel
-from llmc.compiler.counted import counted_dims, given_dims
-from llmc.compiler.dims import Dim, dim, dim_c, dim_text, symbol
-from llmc.compiler.graph import Graph, Node, TensorType
+from llmc.compiler.counted import counted_dims
+from llmc.compiler.dims import Dim, dim
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.module import Module
 from llmc.compiler.places import Place, nbytes
 from llmc.compiler.plan import ALIGNMENT, Copy, Plan
 from llmc.compiler.plan_bodies import Body, Choice, Move, Repeat
+from llmc.compiler.plan_states import state_use
+from llmc.compiler.verify import used_dims
 
 LANES = 16  # multiply-adds in the unit of `Call.cost`
 
@@ -45,17 +49,6 @@ class Variant:
         return self.code_for(family) if self.code_for else self.name
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One input or output of the signature."""
-
-    name: str
-    type: TensorType
-    default: float | None = None
-    low: int | None = None
-    high: int | None = None
-
-
 def signature(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs and outputs, in the order of the C interface."""
     inputs = []
@@ -66,8 +59,8 @@ def signature(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def write_program(
-    graph: Graph,
-    plan: Plan,
+    module: Module,
+    plans: Mapping[str, Plan],
     variants: Sequence[Variant],
     name: str,
     build_id: str,
@@ -75,8 +68,6 @@ def write_program(
     architectures: Sequence[str] = (),
 ) -> str:
     """The text of module.c; `architectures` are those of its GPU kernels, if it has such."""
-    inputs, outputs = signature(graph)
-    given, counted = given_dims(graph), counted_dims(graph)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("llmc.compiler", "."),
         trim_blocks=True,
@@ -84,71 +75,64 @@ def write_program(
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    kernels = list({s.kernel.symbol: s.kernel for s in plan.leaves if isinstance(s, Call)}.values())
-    writer = _Steps(plan, kernels)
-    program = writer.write(plan, plan.steps, 1)
+    called = [step.kernel for plan in plans.values() for step in plan.leaves if isinstance(step, Call)]
+    kernels = list({kernel.symbol: kernel for kernel in called}.values())
+    names = list(module.dims)
     return environment.get_template("module.c.jinja").render(
         name=c_string(name),
         build_id=build_id,
-        weights_bytes=plan.weights_bytes,
+        weights_bytes=next(iter(plans.values())).weights_bytes,
         weights_sha256=weights_sha256,
-        dims=[(n, *graph.dims[n]) for n in given],
-        counts=[(n, graph.inputs.index(mask)) for n, mask in counted.items()],
-        inputs=[_tensor(t, given) for t in inputs],
-        outputs=[_tensor(t, given) for t in outputs],
-        output_shapes=[[_size(d) for d in t.type.shape] for t in outputs],
+        dims=[(n, *bounds) for n, bounds in module.dims.items()],
+        states=[state_spec(state, names) for state in module.states.values()],
+        functions=[_function(n, module, plans[n], kernels) for n in module.functions],
         kernels=[_kernel(k) for k in kernels],
         variants=variants,
         codes=lambda family: dict.fromkeys(v.code(family) for v in variants),
-        program=program,
-        steps=writer.leaves,
-        slots=[_size(size) for size in plan.slots],
         alignment=ALIGNMENT,
         scratch=max([k.scratch for k in kernels], default=0),
         gpu=c_string(", ".join(architectures)) if architectures else "",
     )
 
 
-def c_string(text: str) -> str:
-    """A C string literal; anything but plain ASCII as octal escapes."""
-    plain = {ord(c) for c in " !#$%&'()*+,-./:;<=>@[]^_`{|}~"}
-    return (
-        '"'
-        + "".join(
-            chr(b) if chr(b).isascii() and (chr(b).isalnum() or b in plain) else f"\\{b:03o}"
-            for b in text.encode()
-        )
-        + '"'
+def _function(name: str, module: Module, plan: Plan, kernels: Sequence[Kernel]) -> dict[str, Any]:
+    """What the template writes for one function."""
+    graph, names = module.functions[name], list(module.dims)
+    inputs, outputs = signature(graph)
+    writer = _Steps(plan, kernels)
+    program = writer.write(plan, plan.steps, 1)
+    uses = {state: state_use(graph, state) for state in module.states}
+    needed = used_dims(
+        replace(graph, states=tuple(n for n in graph.states if uses[n.attributes["name"]] != "unused"))
     )
-
-
-def _size(value: Dim) -> str:
-    """C for a size; the dim `batch` is the variable `size_batch`, so that no name of a dim is a word of C."""
-    value = dim(value)
-    return dim_c(
-        value if isinstance(value, int) else value.xreplace({s: _variable(s) for s in value.free_symbols})
-    )
-
-
-def _variable(name: Any) -> Dim:
-    return symbol(f"size_{name}")
-
-
-def _tensor(tensor: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    def code(d: Dim) -> str:
-        if isinstance(d, int):
-            return str(d)
-        return str(-1 - names.index(str(d))) if str(d) in names else "INT64_MIN"
-
     return {
-        "name": c_string(tensor.name),
-        "dtype": f"LLMC_{tensor.type.dtype.upper()}",
-        "rank": tensor.type.rank,
-        "dims": [code(d) for d in tensor.type.shape],
-        "texts": [c_string(dim_text(d)) for d in tensor.type.shape],
-        "default": tensor.default,
-        "low": tensor.low,
-        "high": tensor.high,
+        "name": name,
+        "counts": [(n, graph.inputs.index(mask)) for n, mask in counted_dims(graph).items()],
+        "inputs": [tensor_spec(t, names) for t in inputs],
+        "outputs": [tensor_spec(t, names) for t in outputs],
+        "input_shapes": [[c_size(d) for d in t.type.shape] for t in inputs],
+        "output_shapes": [[c_size(d) for d in t.type.shape] for t in outputs],
+        "program": program,
+        "steps": writer.leaves,
+        "slots": [c_size(size) for size in plan.slots],
+        "dims_used": [int(n in needed) for n in names],
+        "states": [
+            {"number": i, "use": uses[state].upper(), **_state_sizes(graph, state)}
+            for i, state in enumerate(module.states)
+            if uses[state] != "unused"
+        ],
+        "state_use": [uses[state].upper() for state in module.states],
+    }
+
+
+def _state_sizes(graph: Graph, name: str) -> dict[str, Any]:
+    """C for the bytes of a state before and after a call, and for its length after it."""
+    state = next(node for node in graph.states if node.attributes["name"] == name)
+    after, grows = graph.updates.get(name, state), state.attributes["grows"]
+    return {
+        "before": c_size(nbytes(state)),
+        "after": c_size(nbytes(after)),
+        "length": "0" if grows is None else c_size(after.shape[grows]),
     }
 
 
@@ -202,9 +186,9 @@ class _Steps:
             "kind": "loop",
             "number": max(len(self.leaves) - 1, 0),  # whose time it is to hand out what was carried last
             "source": str(loop.node.source).replace("*/", ""),
-            "count": _size(count),
+            "count": c_size(count),
             "reverse": loop.node.attributes["reverse"],
-            "moving": [(m.pointer, _pointer(m.base, plan), _size(m.step)) for m in loop.moving],
+            "moving": [(m.pointer, _pointer(m.base, plan), c_size(m.step)) for m in loop.moving],
             "carried": [
                 {
                     "now": c.now,
@@ -212,7 +196,7 @@ class _Steps:
                     "first": _pointer(c.first, plan),
                     "last": _pointer(c.last, plan),
                     "spare": c.spare and _pointer(c.spare, plan),
-                    "bytes": _size(c.bytes),
+                    "bytes": c_size(c.bytes),
                 }
                 for c in loop.carried
             ],
@@ -226,9 +210,9 @@ class _Steps:
             "source": c_string(str(node.source)),
             "from": _pointer(plan.place(node), plan),
             "to": _pointer(to, plan),
-            "size": _size(nbytes(node)),
+            "size": c_size(nbytes(node)),
             "flops": "0",
-            "bytes": _size(dim(2 * times * nbytes(node))) if times != 1 else f"2 * {_size(nbytes(node))}",
+            "bytes": c_size(dim(2 * times * nbytes(node))) if times != 1 else f"2 * {c_size(nbytes(node))}",
         }
 
     def _call(self, plan: Plan, call: Call, times: Dim) -> dict[str, Any]:
@@ -242,11 +226,11 @@ class _Steps:
             "source": c_string(call.source.path or call.source.line),
             "reads": [_pointer(plan.place(o), plan) for o in reads],
             "writes": [_pointer(place, plan) for place in plan.written(written)],
-            "scalars": [_size(s) for s in call.scalars],
-            "items": _size(call.items),
-            "cost": _size(call.cost * LANES),
-            "flops": _size(call.flops if times == 1 else dim(call.flops * times)),
-            "bytes": _size(call.bytes if times == 1 else dim(call.bytes * times)),
+            "scalars": [c_size(s) for s in call.scalars],
+            "items": c_size(call.items),
+            "cost": c_size(call.cost * LANES),
+            "flops": c_size(call.flops if times == 1 else dim(call.flops * times)),
+            "bytes": c_size(call.bytes if times == 1 else dim(call.bytes * times)),
         }
 
 
@@ -260,4 +244,10 @@ def _pointer(place: Place, plan: Plan) -> str:
             return f"f->inputs[{place.index}]"
         case "pointer":
             return f"p{place.index}"
+        case "state" if place.offset != 0:
+            return f"(unsigned char *)f->states[{place.index}] + {c_size(place.offset)}"
+        case "state":
+            return f"f->states[{place.index}]"
+        case "next":
+            return f"f->next[{place.index}]"
     return f"f->outputs[{place.index}]"

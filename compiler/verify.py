@@ -252,7 +252,7 @@ def _symbols_of(node: Node) -> frozenset[Any]:
     return _symbols_in((*(kind.shape for kind in results_of(node.type)), *node.attributes.values()))
 
 
-def _used_dims(graph: Graph) -> dict[str, Node]:
+def used_dims(graph: Graph) -> dict[str, Node]:
     """dim name -> the first node that uses it."""
     used: dict[str, Node] = {}
     for node in graph.everywhere():
@@ -262,7 +262,7 @@ def _used_dims(graph: Graph) -> dict[str, Node]:
 
 
 def _check_bounds(graph: Graph) -> None:
-    used = _used_dims(graph)
+    used = used_dims(graph)
     for name, node in used.items():
         if name not in graph.dims:
             raise broken(f"dim {name!r} has no bounds", node)
@@ -305,6 +305,6 @@ def _check_dims_known(graph: Graph) -> None:
     known = {str(d) for node in giving for d in node.shape if isinstance(d, sympy.Symbol)}
     known |= counted_dims(graph).keys()
     what = "required input or state" if graph.states else "required input"
-    for name, node in _used_dims(graph).items():
+    for name, node in used_dims(graph).items():
         if name not in known:
             raise broken(f"no {what} has an axis of size {name!r}", node)
