@@ -7,7 +7,7 @@ until one remains whose application makes the difference. The node where values 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,12 @@ from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.pipeline import Observer, PassRun, Pipeline, Report, Step
 from llmc.compiler.reproducer import write_reproducer
 from llmc.compiler.rewrite import Event, recording
+from llmc.compiler.sequences import sessions
 from llmc.compiler.spec import Keeps
 from llmc.errors import LlmcError
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
-SIZES = (1, 5)  # every dim at each of these, or at its nearest bound
 
 
 def run_verified(
@@ -60,15 +60,34 @@ class Breach(LlmcError):
     """A pass does not keep what it promises."""
 
 
-def samples(graph: Graph) -> list[dict[str, Array]]:
-    """Legal inputs, seeded: small and odd sizes; an input with a default has rows that end in zeros (padding)."""
+def samples(graph: Graph) -> list[list[dict[str, Array]]]:
+    """Legal inputs of the calls of some sessions, seeded: small and odd sizes.
+
+    An input with a default has rows that end in zeros (padding).
+    """
     rng = np.random.default_rng(0)
-    return [_sample(graph, size, rng) for size in SIZES]
+    return [[_sample(graph, sizes, rng) for sizes in session] for session in sessions(graph)]
 
 
-def _sample(graph: Graph, size: int, rng: np.random.Generator) -> dict[str, Array]:
-    sizes = {name: min(max(size, low), high) for name, (low, high) in graph.dims.items()}
+def _sample(graph: Graph, sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, Array]:
     return {n.attributes["name"]: _draw(n, [evaluate(d, sizes) for d in n.shape], rng) for n in graph.inputs}
+
+
+def play(graph: Graph, session: Sequence[Arrays], watch: interpret.Watch | None = None) -> dict[str, Array]:
+    """The outputs of the calls of a session, and the states after the last, by names that tell them apart.
+
+    The axis of a state that grows is the first: the order of a state's axes is a pass's to choose.
+    """
+    found: dict[str, Array] = {}
+    states: dict[str, Array] = {}
+    for number, inputs in enumerate(session, 1):
+        outputs, states = interpret.step(graph, inputs, states, watch)
+        found |= {f"{name}{f' of call {number}' if number > 1 else ''}": v for name, v in outputs.items()}
+    for node in graph.states:
+        name, grows = node.attributes["name"], node.attributes["grows"]
+        if name in states:
+            found[f"state {name}"] = states[name] if grows is None else np.moveaxis(states[name], grows, 0)
+    return found
 
 
 def _draw(node: Node, shape: list[int], rng: np.random.Generator) -> Array:
@@ -88,12 +107,12 @@ class PromiseCheck:
     def __init__(self, graph: Graph, pipeline: Pipeline, say: Callable[[str], None]) -> None:
         self.position, self.graph, self._steps, self._say = 0, graph, pipeline.steps, say
         self._samples = samples(graph)
-        self._before = [interpret.run(graph, s) for s in self._samples]
+        self._before = [play(graph, s) for s in self._samples]
 
     def __call__(self, run: PassRun, graph: Graph) -> None:
         step = self._steps[self.position]
         if run.changed:
-            after = [interpret.run(graph, s) for s in self._samples]
+            after = [play(graph, s) for s in self._samples]
             name, apart = _furthest(self._before, after)
             keeps = step.change.keeps
             self._say(f"{step}: {name} differs by {apart:.1e} of its scale, promised {keeps}")
@@ -144,7 +163,7 @@ class PromiseCheck:
     def _broken(self, step: Step, limit: int) -> bool | None:
         try:
             graph = _limited(step, self.graph, limit)[0]
-            after = [interpret.run(graph, s) for s in self._samples]
+            after = [play(graph, s) for s in self._samples]
         except (LlmcError, AssertionError):
             return None
         return _furthest(self._before, after)[1] > allowed(step.change.keeps)
@@ -159,7 +178,7 @@ class PromiseCheck:
                 seen.add(node)
                 known.setdefault((str(node.source), value.shape), []).append(value)
 
-            interpret.run(good, sample, note)
+            play(good, sample, note)
             parted: list[Node] = []
 
             def compare(
@@ -169,7 +188,7 @@ class PromiseCheck:
                 if twins and node not in seen and all(_apart(t, value) > limit for t in twins):
                     parted.append(node)
 
-            interpret.run(bad, sample, compare)
+            play(bad, sample, compare)
             if parted:
                 return parted[0]
         return None
