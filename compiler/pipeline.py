@@ -15,9 +15,10 @@ from pathlib import Path
 
 from llmc.compiler.bodies import run_everywhere
 from llmc.compiler.graph import Graph
+from llmc.compiler.module import Module
 from llmc.compiler.rewrite import Event, Journal, recording
 from llmc.compiler.spec import EXACT, LOSSY, Keeps, Pass, build, close, near, parse_texts
-from llmc.compiler.verify import verify
+from llmc.compiler.verify import verify, verify_module
 from llmc.errors import LlmcError
 
 __all__ = ["EXACT", "LOSSY", "Keeps", "Observer", "Pass", "PassRun", "Pipeline", "Report", "close", "near"]
@@ -127,6 +128,26 @@ class Pipeline:
             for observe in watching:
                 observe(run, graph)
         return graph, Report(tuple(runs))
+
+    def run_module(
+        self, module: Module, *observers: Observer, print_after: Collection[str] = ()
+    ) -> tuple[Module, Mapping[str, Report]]:
+        """Run every pass on each function of `module`.
+
+        Raises:
+            LlmcError: as `run`, `at` names the function too; or functions do not agree any more on a state.
+        """
+        functions: dict[str, Graph] = {}
+        reports: dict[str, Report] = {}
+        for name, graph in module.functions.items():
+            try:
+                functions[name], reports[name] = self.run(graph, *observers, print_after=print_after)
+            except LlmcError as error:
+                at = f"function {name}" + (f", {error.at}" if error.at else "")
+                raise LlmcError(error.problem, at=at, found=error.found, hint=error.hint) from error
+        after = Module(functions)
+        verify_module(after)
+        return after, reports
 
 
 def _run(step: Step, graph: Graph, before: list[str]) -> tuple[PassRun, Graph]:

@@ -60,34 +60,55 @@ class Breach(LlmcError):
     """A pass does not keep what it promises."""
 
 
-def samples(graph: Graph) -> list[list[dict[str, Array]]]:
-    """Legal inputs of the calls of some sessions, seeded: small and odd sizes.
+@dataclass(frozen=True)
+class Session:
+    """What is tried: the inputs of calls that follow each other, and the states before the first.
+
+    States are as the first axis grows, if one does: the order of a state's axes is a pass's to choose.
+    """
+
+    states: Arrays
+    calls: Sequence[Arrays]
+
+
+def samples(graph: Graph) -> list[Session]:
+    """Legal sessions, seeded: small and odd sizes; of a graph without states one call each.
 
     An input with a default has rows that end in zeros (padding).
     """
     rng = np.random.default_rng(0)
-    return [[_sample(graph, sizes, rng) for sizes in session] for session in sessions(graph)]
+    return [_session(graph, sizes, rng) for sizes in sessions(graph) if sizes]
+
+
+def _session(graph: Graph, sizes: Sequence[Mapping[str, int]], rng: np.random.Generator) -> Session:
+    states = {node.attributes["name"]: _begun(node, sizes[0], rng) for node in graph.states}
+    return Session(states, [_sample(graph, s, rng) for s in sizes])
 
 
 def _sample(graph: Graph, sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, Array]:
     return {n.attributes["name"]: _draw(n, [evaluate(d, sizes) for d in n.shape], rng) for n in graph.inputs}
 
 
-def play(graph: Graph, session: Sequence[Arrays], watch: interpret.Watch | None = None) -> dict[str, Array]:
-    """The outputs of the calls of a session, and the states after the last, by names that tell them apart.
+def _begun(state: Node, sizes: Mapping[str, int], rng: np.random.Generator) -> Array:
+    shape = [evaluate(d, sizes) for d in state.shape]
+    if state.attributes["grows"] is not None:
+        shape.insert(0, shape.pop(state.attributes["grows"]))
+    values = rng.standard_normal(shape) if DTYPES[state.dtype].kind == "f" else rng.integers(0, 2, shape)
+    return values.astype(DTYPES[state.dtype])
 
-    The axis of a state that grows is the first: the order of a state's axes is a pass's to choose.
-    """
+
+def play(graph: Graph, session: Session, watch: interpret.Watch | None = None) -> dict[str, Array]:
+    """The outputs of the calls of a session, and the states after the last, by names that tell them apart."""
     found: dict[str, Array] = {}
-    states: dict[str, Array] = {}
-    for number, inputs in enumerate(session, 1):
+    grows = {node.attributes["name"]: node.attributes["grows"] or 0 for node in graph.states}
+    states: Mapping[str, Array] = {
+        n: np.moveaxis(v, 0, grows[n]) if v.ndim else v for n, v in session.states.items()
+    }
+    for number, inputs in enumerate(session.calls, 1):
         outputs, states = interpret.step(graph, inputs, states, watch)
         found |= {f"{name}{f' of call {number}' if number > 1 else ''}": v for name, v in outputs.items()}
-    for node in graph.states:
-        name, grows = node.attributes["name"], node.attributes["grows"]
-        if name in states:
-            found[f"state {name}"] = states[name] if grows is None else np.moveaxis(states[name], grows, 0)
-    return found
+    last = {f"state {n}": np.moveaxis(v, grows[n], 0) if v.ndim else v for n, v in states.items()}
+    return found | last
 
 
 def _draw(node: Node, shape: list[int], rng: np.random.Generator) -> Array:

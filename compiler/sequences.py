@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import sympy
 
@@ -13,10 +14,13 @@ from llmc.compiler.plan_states import state_use
 
 Sizes = dict[str, int]
 CALLS = (5, 1, 3)  # what a session is given one after the other
+READ = 4  # rows of a state that a function reads and leaves as it is
 SIZES = (1, 5)  # every dim at each of these, or at its nearest bound
 
 
-def calls(module: Module, batch: int, others: Sequence[int]) -> Iterator[tuple[str, Sizes]]:
+def calls(
+    module: Module, batch: int, others: Sequence[int], held: Mapping[str, int] = MappingProxyType({})
+) -> Iterator[tuple[str, Sizes]]:
     """The calls of one session: names of functions and the sizes of all their dims.
 
     Functions that begin states come first, once. Those that have states follow, once for each of `others`; what has
@@ -25,8 +29,9 @@ def calls(module: Module, batch: int, others: Sequence[int]) -> Iterator[tuple[s
     Args:
         batch: size of the dim `batch`, or the nearest within its bounds.
         others: likewise of all other dims, at each call.
+        held: sizes of dims of states as the session begins.
     """
-    held: Sizes = {}
+    held = dict(held)
     for name, graph in sorted(module.functions.items(), key=lambda item: not _begins(item[1])):
         for other in others[: 1 if _begins(graph) or not graph.states else None]:
             sizes = _fitting(graph, batch, other, held)
@@ -36,9 +41,18 @@ def calls(module: Module, batch: int, others: Sequence[int]) -> Iterator[tuple[s
 
 
 def sessions(graph: Graph) -> list[list[Sizes]]:
-    """Sessions of one function at a small and an odd batch; of a function without states one call each."""
+    """The calls of sessions of one function at a small and an odd batch; one call each if it has no states.
+
+    What it only reads is there from the start, as another function may have left it.
+    """
     tried = ((size, CALLS if graph.states else (size,)) for size in SIZES)
-    return [[sizes for _, sizes in calls(Module.of(graph), batch, others)] for batch, others in tried]
+    states = [State.of(node) for node in graph.states]
+    held = {
+        s.length: max(READ * (s.name not in graph.updates), graph.dims[s.length].low)
+        for s in states
+        if s.length
+    }
+    return [[sizes for _, sizes in calls(Module.of(graph), batch, others, held)] for batch, others in tried]
 
 
 def _begins(graph: Graph) -> bool:

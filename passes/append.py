@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from llmc.compiler.dims import Dim
 from llmc.compiler.graph import Graph, Node
+from llmc.compiler.module import Module
 from llmc.compiler.ops import make
 from llmc.compiler.pipeline import Pass, Pipeline
 from llmc.compiler.rewrite import note, rewrite
@@ -33,13 +34,9 @@ class Append(Pass):
         return rewrite(_Appender(graph).graph(), (transpose_of_transpose, ones_in_place))
 
 
-def append_steps(graph: Graph) -> Pipeline:
-    """The passes that states need; none where there are no states."""
-    return (
-        Pipeline.of(Append())
-        if any(s.attributes["grows"] is not None for s in graph.states)
-        else Pipeline(())
-    )
+def append_steps(module: Module) -> Pipeline:
+    """The passes that the states of a module need in every function; none where no state grows."""
+    return Pipeline.of(Append()) if any(s.grows is not None for s in module.states.values()) else Pipeline(())
 
 
 def append_behind(node: Node) -> None:

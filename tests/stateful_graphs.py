@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from random_graphs import random_graph, random_inputs
 
 from llmc.compiler import interpret
 from llmc.compiler.dims import Dim, dim, symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.module import Module
 from llmc.compiler.ops import constant, input_, make, state_
+from llmc.compiler.promises import Session
 
 BATCH, SEQ, PAST, SRC = (symbol(name) for name in ("batch", "seq", "past", "src"))
 HEADS, SIZE = 2, 16
@@ -89,6 +91,12 @@ def encoder_decoder() -> Module:
     return Module({"encode": encode, "step": step})
 
 
+EVERY: dict[str, Callable[[], Graph | Module]] = {
+    "accumulator": accumulator,
+    "causal": causal,
+    "causal, batches": lambda: causal(BATCH),
+    "encoder and decoder": encoder_decoder,
+}
 Calls = Sequence[tuple[str, Mapping[str, Array]]]
 
 
@@ -103,3 +111,31 @@ def played(module: Graph | Module, calls: Calls) -> list[dict[str, Array]]:
 
 def normal(seed: int, *shape: int) -> Array:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def random_stateful(seed: int) -> tuple[Graph, Session]:
+    """A random graph (tests/random_graphs.py) with states, and the inputs of a session.
+
+    Every output is blended with a state of its own that keeps its shape, and one value also goes through a state that
+    grows along its second axis, whose rows are read by a sum.
+    """
+    graph, _ = random_graph(seed)
+    outputs: dict[str, Node] = {}
+    states: list[Node] = []
+    updates: dict[str, Node] = {}
+    for name, node in graph.outputs.items():
+        state = state_(f"of_{name}", "f32", (node.shape[0], *node.shape[2:]))
+        first = make("slice", (node,), axis=1, start=0, stop=1)
+        row = make("reshape", (first,), shape=state.shape)
+        updates[f"of_{name}"] = make("add", (row, make("tanh", (state,))))
+        states.append(state)
+        outputs[name] = make("add", (node, make("reshape", (state,), shape=first.shape)))
+    node = next(iter(graph.outputs.values()))
+    grown = state_("grown", "f32", (BATCH, PAST, node.shape[2]), grows=1)
+    whole = make("concat", (grown, node), axis=1)
+    outputs["grown"] = make("sum", (make("sin", (whole,)),), axes=(1,), keepdims=False)
+    updates["grown"] = whole
+    dims = {**graph.dims, "past": (0, 64)}
+    made = Graph(graph.inputs, outputs, dims, (*states, grown), updates)
+    sizes = [{"batch": 2, "seq": n} for n in (5, 1, 3)]
+    return made, Session({}, [random_inputs(graph, seed + i, size) for i, size in enumerate(sizes)])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from stateful_graphs import (
     BATCH,
+    EVERY,
     PAST,
     SEQ,
     WIDTH,
@@ -28,13 +29,6 @@ from llmc.compiler.ops import input_, make, state_
 from llmc.compiler.text import equal, parse_graph, parse_module, print_graph, print_module, weights_of
 from llmc.compiler.verify import verify, verify_module
 from llmc.errors import LlmcError
-
-EVERY: dict[str, Callable[[], Graph | Module]] = {
-    "accumulator": accumulator,
-    "causal": causal,
-    "causal, batches": lambda: causal(BATCH),
-    "encoder and decoder": encoder_decoder,
-}
 
 
 def rows(name: str = "rows", length: Any = PAST, **more: Any) -> Node:

@@ -416,7 +416,7 @@ def _optimise_function(graph: Graph, imported: Imported, options: _Order, stages
     """The passes that are asked for, and those that states, a target, `--quant` and `--matmul` bring along."""
     run = run_verified if options.verify_each else Pipeline.run
     gpu, given = bool(options.target.gpus), graph
-    states = append_steps(graph) if options.passes is None and options.level else Pipeline(())
+    states = append_steps(imported.module) if options.passes is None and options.level else Pipeline(())
     steps = (*states.steps, *options.pipeline.steps, *(_UNPACK.steps if gpu else ()))
     graph, _ = run(Pipeline(steps), graph)
     packing, matmul = Pipeline(()), MATMUL[options.matmul]
