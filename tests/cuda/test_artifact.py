@@ -119,6 +119,18 @@ def test_failures_are_sentences(
     assert bool(text) == bool(sentence)
 
 
+def test_the_hosts_libc_is_not_looked_for(
+    gpu_lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zig asks `cc` for it unless a target is named, and gives up if it cannot open a folder of the answer."""
+    cc = tmp_path / "cc"
+    cc.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nexit 1\n")
+    cc.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    gpu_lab.stand_in(tmp_path / "libraries")
+    assert not (tmp_path / "asked").exists()
+
+
 @pytest.mark.parametrize("source", [CUDA_SOURCES[-1], Path(__file__).parent / "libcuda.c"])
 def test_strict_c(tmp_path: Path, source: Path) -> None:
     cc = shutil.which("cc")
