@@ -240,7 +240,7 @@ def test_control_c(stage: str, small_model: Path, place: Path, start_cli: Any) -
         time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)
         rest = process.stderr.read()
-        assert process.wait(60) == 130, rest
+        assert process.wait(300) == 130, rest
     assert rest.splitlines()[-1] == "interrupted"
     assert "Traceback" not in rest
     assert content(place) == before
