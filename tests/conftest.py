@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import instruction_sets
 import numpy as np
 import pytest
 import random_encoders
@@ -32,6 +33,33 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     cache = getattr(config, "cache", None)  # absent under -p no:cacheprovider
     os.environ["LLMC_CACHE"] = str(cache.mkdir("llmc")) if cache else "off"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`variant("avx512amx")`: the test is skipped, by name, where the processor lacks that instruction set."""
+    for marker in item.iter_markers("variant"):
+        (name,) = marker.args
+        missing = instruction_sets.lacking(instruction_sets.X86[name])
+        instruction_sets.note("skipped" if missing else "run by", name, item.nodeid)
+        if missing:
+            pytest.skip(f"variant {name}: this processor lacks {missing}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # a worker of xdist
+        session.config.workeroutput["instruction_sets"] = instruction_sets.noted()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of xdist has ended; one that crashed says nothing."""
+    instruction_sets.join(getattr(node, "workeroutput", {}).get("instruction_sets", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.section("instruction sets")
+    for line in instruction_sets.summary():
+        terminalreporter.line(line)
 
 
 @pytest.hookimpl(tryfirst=True)

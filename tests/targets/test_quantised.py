@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from integer_products import M, given, product
-from kernel_lab import Lab, check, cpus, run_all, same_bits
+from kernel_lab import Lab, check, differing, run_all, same_bits
 
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
@@ -50,7 +50,7 @@ def test_a_hundred_random_inputs(kernels: Lab) -> None:
     for seed in range(100):
         inputs = given(graph, 100, 3 + seed % 11, seed)
         expected = run(graph, inputs)["y"]
-        for cpu in cpus():
+        for cpu in differing(["qlinear"]):
             assert same_bits(kernels.run(graph, inputs, cpu=cpu)["y"], expected), (cpu.name, seed)
 
 
