@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import random_encoders
 import random_graphs
+from masked import feature_mask
 
 from llmc.compiler import interpret
 from llmc.compiler.graph import Graph
@@ -23,6 +24,9 @@ TESTS = Path(__file__).parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bless", action="store_true", help="rewrite the expected texts in tests/golden")
+    parser.addoption(
+        "--mask-features", metavar="NAMES", default="", help="act as a processor without these: avx512,amx"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,6 +37,23 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     cache = getattr(config, "cache", None)  # absent under -p no:cacheprovider
     os.environ["LLMC_CACHE"] = str(cache.mkdir("llmc")) if cache else "off"
+    if config.getoption("--mask-features"):
+        _mask(config, config.getoption("--mask-features").split(","))
+
+
+def _mask(config: pytest.Config, names: list[str]) -> None:
+    cache = getattr(config, "cache", None)
+    if cache is None:
+        raise pytest.UsageError(
+            "--mask-features keeps a file in pytest's cache: leave out -p no:cacheprovider"
+        )
+    try:
+        mask = feature_mask.mask(names, cache.mkdir("mask-" + "-".join(names)))
+    except ValueError as error:
+        raise pytest.UsageError(f"--mask-features: {error}") from None
+    feature_mask.install(mask)
+    if not instruction_sets.here():
+        raise pytest.UsageError("--mask-features: nothing is left that llmc has code for")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
