@@ -78,9 +78,9 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.section("instruction sets")
-    for line in instruction_sets.summary():
-        terminalreporter.line(line)
+    if any(instruction_sets.noted().values()):
+        terminalreporter.section("instruction sets")
+        terminalreporter.write_line("\n".join(instruction_sets.summary()))
 
 
 @pytest.hookimpl(tryfirst=True)
