@@ -7,7 +7,7 @@ from integer_products import given, product
 from kernel_lab import Lab, cpus, same_bits
 
 from llmc.compiler.interpret import run
-from llmc.targets import AVX512AMX
+from llmc.targets.cpu.variants import AVX512AMX
 
 pytestmark = pytest.mark.skipif(
     AVX512AMX not in cpus(), reason="this CPU has no AMX, or the system does not let processes use it"
