@@ -28,14 +28,16 @@ class Variant:
     Args:
         name: as in the manifest.
         features: LLMC_CPU_* bits it needs.
-        peak_flops: FLOP of one round of its `fma_loop`.
+        peak_flops: FLOP of one round of its `fma_loop`; 0: it has none.
         code_for: family of kernels -> name of the instruction set whose code it uses; None: always its own.
+        needs: what a machine must have to run it, in words.
     """
 
     name: str
     features: int
     peak_flops: int
     code_for: Callable[[str], str] | None = None
+    needs: str = ""
 
     def code(self, family: str) -> str:
         """The instruction set that its kernels of `family` are made for."""
@@ -71,7 +73,7 @@ def write_program(
     weights_sha256: str,
     architectures: Sequence[str] = (),
 ) -> str:
-    """The text of module.c; `architectures` are those of its GPU kernels, if it has such."""
+    """The text of module.c; `architectures` are those of the code that it launches, if it launches kernels."""
     inputs, outputs = signature(graph)
     given, counted = given_dims(graph), counted_dims(graph)
     environment = jinja2.Environment(
@@ -102,7 +104,7 @@ def write_program(
         slots=[_size(size) for size in plan.slots],
         alignment=ALIGNMENT,
         scratch=max([k.scratch for k in kernels], default=0),
-        gpu=c_string(", ".join(architectures)) if architectures else "",
+        launched=c_string(", ".join(architectures)) if architectures else "",
     )
 
 

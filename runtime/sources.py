@@ -11,7 +11,6 @@ MODULE_SOURCES = tuple(
     FOLDER / f"{name}.c"
     for name in ("benchmark", "cpu", "error", "open", "peak", "pool", "run", "sha256", "stats", "workload")
 )
-CUDA_SOURCES = (*MODULE_SOURCES, FOLDER / "cuda.c")
 # -Bsymbolic: several modules in one process must each use their own functions.
 _EXPORTS = (
     "-Xlinker",
@@ -28,7 +27,6 @@ MODULE_FLAGS = (
     "-s",
 )
 MODULE_LIBRARIES = ("-lm", "-lpthread")
-CUDA_LIBRARIES = (*MODULE_LIBRARIES, "-ldl")
 
 BENCH_SOURCES = tuple(FOLDER / f"{name}.c" for name in ("bench_load", "bench_main", "bench_print", "sha256"))
 BENCH_FLAGS = ("-std=c99", "-O2", "-s")

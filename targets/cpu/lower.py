@@ -1,61 +1,33 @@
-"""Graph to kernel calls: one table, op -> lowering, tested complete."""
+"""What CPUs have kernels for: op -> lowering, tested complete."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from llmc.compiler.calls import Call
-from llmc.compiler.graph import Graph, Node
-from llmc.compiler.ops import OPS
-from llmc.errors import LlmcError
 from llmc.targets.cpu.attention import attention, ragged_attention
 from llmc.targets.cpu.conv import conv
 from llmc.targets.cpu.elementwise import elementwise, movement
 from llmc.targets.cpu.products import decoded, linear, matmul, qlinear, split_rows
 from llmc.targets.cpu.rows import norm, quantised, ragged, reduction
+from llmc.targets.cpu.storage import bitmask, codebook
+from llmc.targets.cpu.storage.panels import READERS
+from llmc.targets.lowering import Lowerings, layered
 
-Lowering = Callable[[Node], Call]
+__all__ = ["LOWERINGS", "READERS"]
 
-LOWERINGS: Mapping[str, Lowering] = {
-    **elementwise.LOWERINGS,
-    **movement.LOWERINGS,
-    **reduction.LOWERINGS,
-    **{**linear.LOWERINGS, **decoded.LOWERINGS},
-    **matmul.LOWERINGS,
-    **attention.LOWERINGS,
-    **norm.LOWERINGS,
-    **conv.LOWERINGS,
-    **quantised.LOWERINGS,
-    **qlinear.LOWERINGS,
-    **split_rows.LOWERINGS,
-    **ragged.LOWERINGS,
-    **ragged_attention.LOWERINGS,
-}
-
-# These hold no value of their own to compute: inputs and constants are there, views share their input's memory.
-FREE = frozenset({"input", "constant"} | {name for name, op in OPS.items() if op.view})
-
-
-def lower(graph: Graph, table: Mapping[str, Lowering] = LOWERINGS) -> tuple[Call, ...]:
-    """The calls that compute `graph` by the kernels of `table`, in an order that respects its edges.
-
-    Raises:
-        LlmcError: an op has no kernel for its dtypes; every such node is listed.
-    """
-    calls, refused, kept = [], [], set(graph.outputs.values())
-    for node in graph.nodes:
-        if node.op in FREE or (node not in kept and decoded.decoded_by_readers(node, graph.users[node])):
-            continue
-        if node.op not in table:
-            refused.append(f"{node.source}: {node.op}")
-            continue
-        try:
-            calls.append(table[node.op](node))
-        except LlmcError as error:
-            refused.append(f"{node.source}: {error.problem}")
-    if refused:
-        raise LlmcError(
-            f"{len(refused)} operations have no kernel on this target",
-            found="\n         ".join(sorted(set(refused))),
-        )
-    return tuple(calls)
+LOWERINGS: Lowerings = layered(
+    elementwise.LOWERINGS,
+    movement.LOWERINGS,
+    reduction.LOWERINGS,
+    decoded.LOWERINGS,  # declines plain weights
+    linear.LOWERINGS,
+    bitmask.LOWERINGS,
+    codebook.LOWERINGS,
+    matmul.LOWERINGS,
+    attention.LOWERINGS,
+    norm.LOWERINGS,
+    conv.LOWERINGS,
+    quantised.LOWERINGS,
+    qlinear.LOWERINGS,
+    split_rows.LOWERINGS,
+    ragged.LOWERINGS,
+    ragged_attention.LOWERINGS,
+)

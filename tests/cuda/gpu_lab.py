@@ -19,9 +19,9 @@ from llmc.compiler.calls import Call, Packed
 from llmc.compiler.dims import evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.targets import TARGETS
-from llmc.targets.cpu.lower import FREE
 from llmc.targets.cuda.build import PREAMBLE, cuda_source
 from llmc.targets.cuda.lower import LOWERINGS
+from llmc.targets.lowering import free_ops
 from llmc.targets.toolchain import build
 
 Array = np.ndarray[Any, Any]
@@ -109,7 +109,7 @@ class GpuLab:
     """Kernels of some graphs, emulated, run one by one."""
 
     def __init__(self, folder: Path, graphs: Sequence[Graph]) -> None:
-        self.calls = {n: LOWERINGS[n.op](n) for g in graphs for n in g.nodes if n.op not in FREE}
+        self.calls = {n: LOWERINGS[n.op](n) for g in graphs for n in g.nodes if n.op not in free_ops()}
         kernels = {c.kernel.symbol: c.kernel for c in self.calls.values()}
         self.source = cuda_source({symbol: k.emit(symbol, None) for symbol, k in kernels.items()})
         self._library = ctypes.CDLL(str(emulated(self.source, folder)))

@@ -22,9 +22,9 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
 from llmc.passes.quantise import QUANTISATIONS
-from llmc.runtime.sources import CUDA_SOURCES
-from llmc.targets import GPUS
+from llmc.runtime.sources import FOLDER
 from llmc.targets.cuda import build
+from llmc.targets.cuda.variants import GPUS
 from llmc.targets.store import Store, folder
 
 pytestmark = pytest.mark.xdist_group("cuda")  # compiling for the stand-in driver takes long: once is enough
@@ -131,7 +131,7 @@ def test_the_hosts_libc_is_not_looked_for(
     assert not (tmp_path / "asked").exists()
 
 
-@pytest.mark.parametrize("source", [CUDA_SOURCES[-1], Path(__file__).parent / "libcuda.c"])
+@pytest.mark.parametrize("source", [FOLDER / "cuda.c", Path(__file__).parent / "libcuda.c"])
 def test_strict_c(tmp_path: Path, source: Path) -> None:
     cc = shutil.which("cc")
     if cc is None:

@@ -7,7 +7,7 @@ from integer_products import given, product
 from kernel_lab import Lab, same_bits
 
 from llmc.compiler.interpret import run
-from llmc.targets import AVX512AMX
+from llmc.targets.cpu.variants import AVX512AMX
 
 pytestmark = pytest.mark.variant(AVX512AMX.name)
 

@@ -13,7 +13,7 @@ from llmc.compiler.graph import Graph, Node
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.ops.split import LIMIT, PARTS, TOP, UNIT, part_size, split, split_scales, split_weights
-from llmc.targets import AVX512AMX
+from llmc.targets.cpu.variants import AVX512AMX
 
 Array = np.ndarray[Any, Any]
 M = symbol("rows")

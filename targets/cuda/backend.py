@@ -1,0 +1,56 @@
+"""The backend for NVIDIA GPUs: TIR kernels as CUDA C++, assembled by nvcc, launched by runtime/c/cuda.c.
+
+What needs TVM is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from llmc.compiler.calls import Call
+from llmc.compiler.graph import Graph
+from llmc.compiler.program import Variant
+from llmc.targets.backend import Backend, Code
+from llmc.targets.lowering import Lowerings
+from llmc.targets.store import Store
+from llmc.targets.target import Target
+
+FATBIN = "llmc_fatbin"  # the symbol that module.c knows it by
+
+
+class CudaBackend(Backend):
+    """Artifacts hold machine code of each architecture, and PTX for later ones."""
+
+    name = "cuda"
+    quantisations = frozenset({"int8", "int8-static", "fp16"})
+    launches = True
+    runtime_sources = ("cuda.c",)
+    libraries = ("-ldl",)
+
+    def variants(self, target: Target) -> Sequence[Variant]:
+        return [Variant("cuda", 0, 0, needs=f"an NVIDIA GPU: {', '.join(target.architectures)} or later")]
+
+    def lowerings(self) -> Lowerings:
+        from llmc.targets.cuda.lower import LOWERINGS
+
+        return LOWERINGS
+
+    def lower(self, graph: Graph, first: Lowerings | None = None) -> tuple[Call, ...]:
+        from llmc.targets.cuda.build import find_nvcc
+
+        find_nvcc()  # that it is missing shows before any work
+        return super().lower(graph, first)
+
+    def passes(self, target: Target) -> Mapping[str, str]:
+        return {"compress": "unpack"}  # kernels read plain weights
+
+    def compile(self, calls: Sequence[Call], target: Target, kept: Store) -> Code:
+        from llmc.targets.cuda.build import cuda_source, fatbin
+
+        kernels = {call.kernel.symbol: call.kernel for call in calls}
+        source = cuda_source({symbol: kernel.emit(symbol, None) for symbol, kernel in kernels.items()})
+        code = fatbin(source, target.architectures, kept)
+        return Code(data={FATBIN: code}, sources={"kernels.cu": source})
+
+
+BACKEND = CudaBackend()
