@@ -11,6 +11,7 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -260,14 +261,16 @@ def _from_file(path: str, class_name: str) -> type[Pass]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise LlmcError("no such pass file", at=path, hint="write path/to/file.py:ClassName")
-    module = _load(file)
+    module = _load(file, file.read_bytes())
     if not hasattr(module, class_name):
         passes = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Pass)]
         raise LlmcError(f"the file has no pass {class_name!r}", at=path, hint=near(class_name, passes))
     return _as_pass(getattr(module, class_name), f"{path}:{class_name}")
 
 
-def _load(file: Path) -> ModuleType:
+@cache
+def _load(file: Path, content: bytes) -> ModuleType:
+    """The module of a file, run once as long as its content is the same: it may declare ops."""
     name = f"llmc_pass_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None

@@ -188,17 +188,28 @@ def _compression(options: Options) -> str:
     return shortcuts.compression(given, options.get("share"), options.get("factorize"))
 
 
+def _others(options: Options) -> dict[str, object]:
+    """What asks for passes besides `only_passes`."""
+    return {
+        "--passes": options.get("passes"),
+        "--add-pass": options.get("add_passes"),
+        "--prune": options.get("prune"),
+        "--share": options.get("share"),
+        "--factorize": options.get("factorize"),
+    }
+
+
 def _only(options: Options) -> Placed:
     """The passes of `only_passes`.
 
     Raises:
         LlmcError: something else is asked for as well.
     """
-    others = {name for name in ("passes", "add_passes", "prune", "share", "factorize") if options.get(name)}
+    others = [flag for flag, value in _others(options).items() if value]
     if others:
         raise LlmcError(
             "--only-passes runs nothing else",
-            at=", ".join(f"--{name.replace('_', '-').removesuffix('es')}" for name in sorted(others)),
+            at=", ".join(others),
             hint="write all passes into its text, or use --passes",
         )
     return placed({"user": options["only_passes"] or ""}, PASSES)

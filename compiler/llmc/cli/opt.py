@@ -77,15 +77,12 @@ def command(
     """Import MODEL (a folder, an .onnx or .pt2 file, or a graph's text file), run passes, and print the graph."""
     if not model.is_file():
         require_folder(model, "a model")
-    from llmc.compiler.pipeline import Pipeline
-    from llmc.passes import PASSES
-
     asked = {"level": level, "passes": passes, "add_passes": add_passes, "only_passes": only_passes}
     pipeline = _pipeline(asked)  # a slip shows before the import
     given = _samples(pipeline, calib)
     graph, own, tokenizer = read_graph(model, task, weights)
     if passes is None and only_passes is None and own is not None:  # a reproducer names its pipeline
-        pipeline = Pipeline.parse(own, PASSES)
+        pipeline = _pipeline({**asked, "passes": own})
     shown = [print_after] if print_after else []
     with given(tokenizer):
         graph, report = _run(pipeline, graph, shown, verify_each)
