@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import Bounds
 from llmc.compiler.graph import Graph
+from llmc.compiler.ops.storage import stored_ops
 from llmc.compiler.program import Variant
 from llmc.errors import LlmcError
 from llmc.targets.lowering import Lowerings, layered, lower, registered
@@ -102,8 +103,14 @@ class Backend(ABC):
         return ("fma",)
 
     def passes(self, target: Target) -> Mapping[str, str]:
-        """Place in the pipeline (compiler/places.py) -> text of the passes that `target` needs there."""
-        return {}
+        """Place in the pipeline (compiler/places.py) -> text of the passes that `target` needs there.
+
+        By default weights in storage formats that the products do not decode become plain.
+        """
+        if not stored_ops() - self.decodes:
+            return {}
+        kept = ",".join(f'"{op}"' for op in sorted(self.decodes))
+        return {"compress": f"unpack{{keep=[{kept}]}}" if kept else "unpack"}
 
     def lower(self, graph: Graph, first: Lowerings | None = None) -> tuple[Call, ...]:
         """The calls that compute `graph`: by the lowerings of `first`, then registered ones, then its own.

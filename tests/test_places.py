@@ -162,7 +162,7 @@ def test_samples_that_are_missing_or_of_no_use(asking: str, tmp_path: Path) -> N
     assert "--calib FILE" in str(caught.value.hint)
     with pytest.raises(LlmcError, match="calibration data is of use to int8-static only"):
         text(calib=tmp_path / "data.jsonl")
-    (tmp_path / "data.jsonl").write_text('{"ids": [1], "masque": [1]}\n')
+    (tmp_path / "data.jsonl").write_text('{"mask": [1]}\n')
     with pytest.raises(LlmcError, match="Count: calibration") as caught:
         text(add_passes=asking, calib=tmp_path / "data.jsonl")
     assert "line 1" in str(caught.value.at)

@@ -5,7 +5,7 @@ What needs TVM is imported when it is first used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from llmc.compiler.calls import Call
 from llmc.compiler.graph import Graph
@@ -40,9 +40,6 @@ class CudaBackend(Backend):
 
         find_nvcc()  # that it is missing shows before any work
         return super().lower(graph, first)
-
-    def passes(self, target: Target) -> Mapping[str, str]:
-        return {"compress": "unpack"}  # kernels read plain weights
 
     def compile(self, calls: Sequence[Call], target: Target, kept: Store) -> Code:
         from llmc.targets.cuda.build import cuda_source, fatbin
