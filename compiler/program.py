@@ -72,8 +72,13 @@ def write_program(
     build_id: str,
     weights_sha256: str,
     architectures: Sequence[str] = (),
+    device: str = "",
 ) -> str:
-    """The text of module.c; `architectures` are those of the code that it launches, if it launches kernels."""
+    """The text of module.c.
+
+    Args:
+        device: the `llmc_device` that launches kernels, made for `architectures`; empty: the program calls them.
+    """
     inputs, outputs = signature(graph)
     given, counted = given_dims(graph), counted_dims(graph)
     environment = jinja2.Environment(
@@ -104,7 +109,8 @@ def write_program(
         slots=[_size(size) for size in plan.slots],
         alignment=ALIGNMENT,
         scratch=max([k.scratch for k in kernels], default=0),
-        launched=c_string(", ".join(architectures)) if architectures else "",
+        device=device,
+        architectures=c_string(", ".join(architectures)),
     )
 
 

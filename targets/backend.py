@@ -52,8 +52,8 @@ class Backend(ABC):
     - `ragged`: whether it has kernels for rows of tokens without padding (passes/rows/ragged.py).
     - `decodes`: ops of stored weights (compiler/ops/storage.py) that its products read as they are; `unpack`
       makes plain weights of the others.
-    - `launches`: whether the program launches kernels by number, as on a device with memory of its own
-      (`llmc_launch` of runtime/c/module.h), instead of calling them.
+    - `device`: the `llmc_device` (runtime/c) that launches its kernels by number, in memory of its own; empty where
+      the program calls them.
     - `runtime_sources`: C files that module.so needs besides the runtime's own: names in runtime/c, or paths.
     - `libraries`: linker flags likewise.
     """
@@ -63,7 +63,7 @@ class Backend(ABC):
     quantisations: ClassVar[frozenset[str]] = frozenset()
     integer_attention: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
-    launches: ClassVar[bool] = False
+    device: ClassVar[str] = ""
     runtime_sources: ClassVar[Sequence[str | Path]] = ()
     libraries: ClassVar[Sequence[str]] = ()
 

@@ -48,10 +48,10 @@ class Build:
         weights = self.folder / WEIGHTS
         digest = artifact.write_weights(weights, self.plan, HEADER_BYTES)
         variants = self.backend.variants(self.target)
-        launched = self.target.architectures if self.backend.launches else ()
+        device, built = self.backend.device, self.target.architectures
 
         def text(build_id: str) -> str:
-            return write_program(self.graph, self.plan, variants, self.name, build_id, digest, launched)
+            return write_program(self.graph, self.plan, variants, self.name, build_id, digest, built, device)
 
         made = (*code.objects.values(), *code.data.values())
         parts = [llmc.__version__.encode(), digest.encode(), text("").encode(), *made]
