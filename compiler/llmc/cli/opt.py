@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -97,9 +97,9 @@ def command(
 
 
 def _pipeline(asked: dict[str, Any]) -> Any:
-    from llmc.options import placed_passes
+    from llmc.options import Options, placed_passes
 
-    return placed_passes(asked).pipeline
+    return placed_passes(cast(Options, asked)).pipeline
 
 
 def _samples(pipeline: Any, calib: str | None) -> Any:
