@@ -23,7 +23,6 @@ import sympy
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import Node
-from llmc.targets import Cpu
 from llmc.targets.cpu.attention.byte_steps import ByteSteps
 from llmc.targets.cpu.attention.float_steps import FloatSteps
 from llmc.targets.cpu.attention.int8_steps import WholeSteps
@@ -31,6 +30,7 @@ from llmc.targets.cpu.attention.item import Item, locate
 from llmc.targets.cpu.attention.scratch import QUERIES, VECTORS, reserved
 from llmc.targets.cpu.attention.sequences import PaddedBatch
 from llmc.targets.cpu.attention.stages import Work
+from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Problem, Shape, problem
 from llmc.targets.tir.emit import LANES, Buffer, Emitter
 

@@ -16,7 +16,6 @@ from tvm import tirx
 
 from llmc.compiler.ops.int8_attention import LOWEST, ROUND
 from llmc.compiler.ops.rows import ZERO
-from llmc.targets import Cpu
 from llmc.targets.cpu.attention import int8
 from llmc.targets.cpu.attention.byte_products import ByteProducts
 from llmc.targets.cpu.attention.int8 import Int8, Levels, level, weigh
@@ -25,6 +24,7 @@ from llmc.targets.cpu.attention.scratch import FOURS, KEPT_BYTES, QUERIES, ByteS
 from llmc.targets.cpu.attention.stages import Work
 from llmc.targets.cpu.attention.transpose import load_transposed
 from llmc.targets.cpu.products.dots import vnni
+from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, lanes_of, splat, vector
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from llmc.compiler.ops.int8_attention import KEYS, LOG2_E
-from llmc.targets import Cpu
 from llmc.targets.cpu.attention import stages
 from llmc.targets.cpu.attention.item import Item
 from llmc.targets.cpu.attention.masks import Mask
 from llmc.targets.cpu.attention.scratch import QUERIES, FloatScratch, float_scratch, pitch
 from llmc.targets.cpu.attention.stages import Mixing, Work
 from llmc.targets.cpu.attention.transpose import load_transposed
+from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, splat
 from llmc.targets.tir.math import exp2_down, exp_down

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from llmc.compiler.ops.int8_attention import KEYS, LOWEST
-from llmc.targets import Cpu
 from llmc.targets.cpu.attention import int8, stages
 from llmc.targets.cpu.attention.int8 import Int8, Levels, level, weigh, whole
 from llmc.targets.cpu.attention.item import Item
 from llmc.targets.cpu.attention.scratch import KEPT, QUERIES, Int8Scratch, int8_scratch
 from llmc.targets.cpu.attention.stages import Mixing, Work
+from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, f32, fma, splat
 

@@ -18,11 +18,11 @@ from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.int8_attention import KEYS
-from llmc.targets import Cpu
 from llmc.targets.cpu.attention.attention import attention_call, is_int8, steps
 from llmc.targets.cpu.attention.item import locate
 from llmc.targets.cpu.attention.scratch import VECTORS
 from llmc.targets.cpu.attention.sequences import Listed
+from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Layout, Problem, Shape, mask_of, token_shape
 from llmc.targets.tir.emit import Buffer, Emitter, Expr, i64
 

@@ -1,7 +1,8 @@
-"""Where a sequence lies and which of its keys a block holds: of a padded batch here, without padding in `ragged_attention.py`.
+"""Where a sequence lies and which of its keys a block holds.
 
-A block is 64 places, counted from key 0 of the padded sequence. `select` lists those of its keys that may be
-attended; the arithmetic reads that list, and of a sequence nothing but its length.
+Here are those of a padded batch; `ragged_attention.py` has those without padding. A block is 64 places, counted from
+key 0 of the padded sequence. `select` lists those of its keys that may be attended; the arithmetic reads that list,
+and of a sequence nothing but its length.
 """
 
 from __future__ import annotations

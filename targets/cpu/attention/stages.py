@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from llmc.targets import Cpu
 from llmc.targets.cpu.attention.item import Item
 from llmc.targets.cpu.attention.scratch import QUERIES, VECTORS, Scratch, common
 from llmc.targets.cpu.attention.sequences import Listed
 from llmc.targets.cpu.attention.transpose import store_transposed
+from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, f32, fma, i64, splat
 from llmc.targets.tir.tiling import tiles
