@@ -18,13 +18,13 @@ from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
-from llmc.targets import Cpu
 from llmc.targets.cpu.products import linear
 from llmc.targets.cpu.products.blocking import Blocking, panel_width
 from llmc.targets.cpu.products.linear import tile_shape
 from llmc.targets.cpu.products.packing import pad_columns
 from llmc.targets.cpu.storage.panels import READERS, Stored
 from llmc.targets.lowering import Lowerings
+from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Emitter, Expr, div, i64
 from llmc.targets.tir.epilogue import finish
 from llmc.targets.tir.tiling import tiles, zeros
