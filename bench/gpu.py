@@ -1,7 +1,8 @@
 """Run CUDA artifacts on a GPU: answers against the interpreter's, compute-sanitizer, times beside PyTorch's.
 
     python bench/gpu.py --prepare FOLDER      where llmc and nvcc are: compile everything; needs no GPU
-    python3 FOLDER/gpu.py FOLDER              where the GPU is: needs NumPy and the driver, PyTorch to race
+    python3 FOLDER/gpu.py FOLDER              where the GPU is: needs NumPy and the driver, PyTorch to race;
+                                              FOLDER/packed, which is smaller, does as well
     python3 FOLDER/gpu.py FOLDER --only checks,races --seconds 200 --json result.json
 
 Parts: checks, sanitizer, profiles, races, compile (races with torch.compile), ncu, cpu (x86 artifacts).
@@ -47,16 +48,8 @@ class Run:
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.folder, self.options = folder, options
         self.end = time.monotonic() + options.seconds
-        self.result: dict[str, Any] = {
-            "machine": {},
-            "notes": [],
-            "checks": {},
-            "sanitizer": {},
-            "races": {},
-            "profiles": {},
-            "cpu": {},
-            "seconds": {},
-        }
+        parts = ("machine", "checks", "sanitizer", "races", "profiles", "cpu", "seconds")
+        self.result: dict[str, Any] = {"notes": []} | {part: {} for part in parts}
 
     @property
     def left(self) -> float:
@@ -90,6 +83,11 @@ class Run:
             result: dict[str, Any] = json.loads(found[-1])
             return result if code == 0 else {**result, "failed": text[-300:]}
         return {"failed": f"exit code {code}: {text[-600:]}"}
+
+    def save(self) -> None:
+        """What is known so far."""
+        if self.options.json is not None:
+            self.options.json.write_text(json.dumps(self.result, indent=1))
 
     def artifacts(self, *groups: str) -> list[Path]:
         return [path for group in groups for path in sorted((self.folder / group).iterdir())]
@@ -160,8 +158,9 @@ def profiles(run: Run) -> None:
     for name, batch, seq in PROFILED:
         for precision in PRECISIONS:
             artifact = run.folder / "models" / f"{name}-{precision}"
-            found = run.worker("gpu_worker.py", "profile", artifact, batch, seq)
-            run.result["profiles"][f"{artifact.name} {batch}x{seq}"] = found
+            if artifact.is_dir():
+                found = run.worker("gpu_worker.py", "profile", artifact, batch, seq)
+                run.result["profiles"][f"{artifact.name} {batch}x{seq}"] = found
 
 
 def races(run: Run) -> None:
@@ -220,6 +219,7 @@ def act(run: Run, part: str) -> None:
     except Exception as error:  # the other parts must still run
         run.result["notes"].append(f"{part}: {type(error).__name__}: {error}")
     run.result["seconds"][part] = round(time.monotonic() - start, 1)
+    run.save()
 
 
 def measure(run: Run) -> int:
@@ -262,15 +262,19 @@ def read_options() -> argparse.Namespace:
 
 
 def unpack(folder: Path) -> Path:
-    """The folder, or what its packed file holds."""
-    packed = folder / "artifacts.tar.xz"
-    if (folder / "kernels").is_dir() or not packed.exists():
+    """The folder, or what its packed files hold."""
+    packed = sorted(folder.glob("*.tar.xz"))
+    if (folder / "kernels").is_dir() or not packed:
         return folder
     place = Path(tempfile.mkdtemp(prefix="llmc-gpu-"))
-    with tarfile.open(packed) as tar:
-        tar.extractall(place, filter="data")
+    many(lambda path: _extract(path, place), packed, len(packed))
     shutil.copytree(folder / "site", place / "site")
     return place
+
+
+def _extract(path: Path, place: Path) -> None:
+    with tarfile.open(path) as tar:
+        tar.extractall(place, filter="data")
 
 
 def main() -> None:
@@ -278,14 +282,13 @@ def main() -> None:
     if options.prepare:
         from gpu_prepare import prepare
 
-        prepare(options.folder, options.folder / "scratch", options.target, print)
+        prepare(options.folder, options.target, print)
         return
     from gpu_table import lines
 
     run = Run(unpack(options.folder.resolve()), options)
     code = measure(run)
-    if options.json is not None:
-        options.json.write_text(json.dumps(run.result, indent=1))
+    run.save()
     print("\n".join(lines(run.result)))
     sys.exit(code)
 

@@ -26,6 +26,7 @@ class Subject:
 
     Args:
         layers, width, heads, inner: of a random model; zeros for the demo model, which is read from its folder.
+        precisions: that it is compiled for, as `PRECISIONS` has them.
         checks: batch x sequence whose answers the interpreter gives; the last row of each is padded.
     """
 
@@ -34,6 +35,7 @@ class Subject:
     heads: int = 0
     inner: int = 0
     checks: tuple[tuple[int, int], ...] = ((1, 1), (1, 16), (3, 33), (4, 128))
+    precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
 
     @property
     def words(self) -> int:
@@ -57,7 +59,8 @@ SUBJECTS: Mapping[str, Subject] = MappingProxyType(
     {
         "demo": Subject(),
         "minilm-size": Subject(6, 384, 12, 1536),
-        "base-size": Subject(6, 768, 12, 3072, ((1, 16), (2, 65))),  # half of bert-base's layers
+        # Half of the layers of bert-base.
+        "base-size": Subject(6, 768, 12, 3072, ((1, 16), (2, 65)), ("fp32", "fp16")),
     }
 )
 PRECISIONS: Mapping[str, str] = MappingProxyType({"fp32": "none", "fp16": "fp16", "int8": "int8"})

@@ -5,6 +5,7 @@
     cpu/NAME/       the same models for x86
     site/           llmc's runtime, for NumPy only
     demo/           the demo model, for PyTorch
+    packed/         all of it in few and small files: this folder can travel instead
 
 `cases.npz` holds arrays "NUMBER/in/NAME" and "NUMBER/out/NAME". What is there is kept: a second run goes on.
 """
@@ -12,10 +13,12 @@
 from __future__ import annotations
 
 import importlib.util
+import lzma
 import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,15 +38,23 @@ from llmc.passes.quantise import QUANTISATIONS
 HERE = Path(__file__).parent
 TESTS = HERE.parent / "tests"
 DEMO = Path(llmc.__file__).parent / "demo" / "model"
+EVERYWHERE = "integers-all"  # compiled for every architecture
 SEEDS = 3  # random graphs of each kind
-PACKED = "artifacts.tar.xz"
+# One file of each line, what has weights in common side by side.
+PACKED = {
+    "kernels": ("kernels",),
+    "demo": ("models/demo-*", "cpu/demo-*", "demo"),
+    "minilm-size": ("models/minilm-size-*", "cpu/minilm-size-*"),
+    "base-size": ("models/base-size-*",),
+}
+_FILTERS = ({"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 32 << 20},)
 SCRIPTS = ("gpu.py", "gpu_cpu.py", "gpu_models.py", "gpu_race.py", "gpu_table.py", "gpu_worker.py")
 Cases = Sequence[tuple[Graph, Arrays]]
 
 
 def make_folders(folder: Path) -> None:
     """Those that artifacts go into."""
-    for name in ("kernels", "models", "cpu"):
+    for name in ("kernels", "models", "cpu", "sources"):
         (folder / name).mkdir(parents=True, exist_ok=True)
 
 
@@ -84,12 +95,14 @@ def kernel_graphs() -> dict[str, list[tuple[Graph, Arrays]]]:
 
 def prepare_kernels(folder: Path, target: str, say: Callable[[str], None]) -> None:
     """kernels/"""
-    for name, cases in kernel_graphs().items():
-        place = folder / "kernels" / name
+    graphs = kernel_graphs()
+    targets = dict.fromkeys(graphs, target) | {EVERYWHERE: "cuda"}
+    for name, where in targets.items():
+        place, cases = folder / "kernels" / name, graphs[name.removesuffix("-all")]
         if (place / "cases.npz").exists():
             continue
         say(f"kernels/{name}")
-        compile_graph(cases[0][0], place, target=target, level=0)
+        compile_graph(cases[0][0], place, target=where, level=0)
         write_cases(place / "cases.npz", cases)
 
 
@@ -111,24 +124,23 @@ def model_cases(graph: Graph, subject: Subject, precision: str) -> Cases:
 
 
 def artifacts(target: str) -> Iterator[tuple[str, str, str, str]]:
-    """Folder, model, precision, target of each; the demo once more for every architecture."""
-    for name in SUBJECTS:
-        for precision in PRECISIONS:
+    """Folder, model, precision, target of each."""
+    for name, subject in SUBJECTS.items():
+        for precision in subject.precisions:
             yield f"models/{name}-{precision}", name, precision, target
-    yield "models/demo-fp32-all", "demo", "fp32", "cuda"
     for name in ("demo", "minilm-size"):
         for precision in ("fp32", "int8"):
             yield f"cpu/{name}-{precision}", name, precision, "x86"
 
 
-def prepare_models(folder: Path, scratch: Path, target: str, say: Callable[[str], None]) -> None:
+def prepare_models(folder: Path, target: str, say: Callable[[str], None]) -> None:
     """models/ and cpu/"""
     for place, name, precision, where in artifacts(target):
         done = folder / place
         if (done / "cases.npz").exists() or (where == "x86" and done.exists()):
             continue
         say(place)
-        source = model_folder(name, scratch)
+        source = model_folder(name, folder / "sources")
         llmc.compile(source, done, target=where, quant=PRECISIONS[precision])
         if where != "x86":
             graph = huggingface.load(source).graph
@@ -149,18 +161,29 @@ def prepare_rest(folder: Path) -> None:
     shutil.copytree(DEMO, folder / "demo", dirs_exist_ok=True)
 
 
-def pack(folder: Path) -> Path:
-    """All artifacts in one file, for where a folder must be small to travel; gpu.py unpacks it."""
-    path = folder / PACKED
-    with tarfile.open(path, "w:xz", preset=2) as tar:
-        for name in ("kernels", "models", "cpu", "demo"):
-            tar.add(folder / name, name)
-    return path
+def pack(folder: Path, name: str) -> None:
+    """The artifacts of a line of PACKED in one file, where a folder must be small to travel; gpu.py unpacks it."""
+    paths = [path for pattern in PACKED[name] for path in sorted(folder.glob(pattern))]
+    target = folder / "packed" / f"{name}.tar.xz"
+    with lzma.open(target, "wb", filters=_FILTERS) as file, tarfile.open(fileobj=file, mode="w|") as tar:
+        for path in paths:
+            tar.add(path, str(path.relative_to(folder)))
 
 
-def prepare(folder: Path, scratch: Path, target: str, say: Callable[[str], Any]) -> None:
-    """Everything; `scratch` keeps what need not travel."""
+def pack_all(folder: Path) -> None:
+    """packed/: all that travels."""
+    (folder / "packed").mkdir(exist_ok=True)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: pack(folder, name), PACKED))
+    for script in SCRIPTS:
+        shutil.copyfile(HERE / script, folder / "packed" / script)
+    shutil.copytree(folder / "site", folder / "packed" / "site", dirs_exist_ok=True)
+
+
+def prepare(folder: Path, target: str, say: Callable[[str], Any]) -> None:
+    """Everything."""
     make_folders(folder)
     prepare_kernels(folder, target, say)
-    prepare_models(folder, scratch, target, say)
+    prepare_models(folder, target, say)
     prepare_rest(folder)
+    pack_all(folder)

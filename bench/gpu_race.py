@@ -79,7 +79,8 @@ class Field:
         self.subject, self.with_compile = SUBJECTS[name], with_compile
         self.full = torch_model(name, folder / "demo").cuda()
         self.half = copy.deepcopy(self.full).half()
-        self.artifacts = {p: llmc.load(folder / "models" / f"{name}-{p}") for p in PRECISIONS}
+        places = {p: folder / "models" / f"{name}-{p}" for p in PRECISIONS}
+        self.artifacts = {p: llmc.load(place) for p, place in places.items() if place.is_dir()}
 
     def racers(self, ids: Array) -> dict[str, Callable[[], Call]]:
         """Each by name; making one may fail."""
