@@ -49,6 +49,7 @@ class Backend(ABC):
     - `forms`: those of `--emit` it serves.
     - `quantisations`: the modes of `--quant` whose ops it has kernels for; `integer_attention`: whether attention
       may be one of these ops.
+    - `halves`: whether products with half-precision weights round their other operand to half too.
     - `ragged`: whether it has kernels for rows of tokens without padding (passes/rows/ragged.py).
     - `decodes`: ops of stored weights (compiler/ops/storage.py) that its products read as they are; `unpack`
       makes plain weights of the others.
@@ -62,6 +63,7 @@ class Backend(ABC):
     forms: ClassVar[Sequence[str]] = ("shared",)
     quantisations: ClassVar[frozenset[str]] = frozenset()
     integer_attention: ClassVar[bool] = False
+    halves: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
     device: ClassVar[str] = ""
     runtime_sources: ClassVar[Sequence[str | Path]] = ()

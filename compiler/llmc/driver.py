@@ -132,7 +132,8 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         if order.keep is not None:
             _keep(Path(order.keep), imported.graph, graph, {"module.c": build.program, **code.sources})
         stages.enter("self-test", 0.9)
-        accepted = record(folder, optimised.answering, optimised.source, build.build_id)
+        answers, source = optimised.answering, optimised.source
+        accepted = record(folder, answers, source, build.build_id, halves=kernels.backend.halves)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
         fields = manifest(imported, build, pipeline, folder)

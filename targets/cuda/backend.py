@@ -23,6 +23,7 @@ class CudaBackend(Backend):
 
     name = "cuda"
     quantisations = frozenset({"int8", "int8-static", "fp16"})
+    halves = True
     device = "llmc_cuda"
     runtime_sources = ("cuda.c",)
     libraries = ("-ldl",)
