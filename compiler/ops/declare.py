@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.graph import Source, TensorType
+from llmc.compiler.ops.traits import ELEMENTWISE, Known, Partial, Rows, Sequences
 from llmc.errors import LlmcError
 
 TypeRule = Callable[..., TensorType]
@@ -33,10 +34,19 @@ class Op:
         defaults: attribute -> default; `REQUIRED` where there is none.
         elementwise: each output element depends on the input elements at its (broadcast) index only.
         view: the output holds the input's elements in the same order, so no kernel is needed.
+        moves: every element of the output is one of the first input: the op computes nothing.
+        product: a product with a weight, as which most of a model's work is done.
         symbolic: attributes hold dims, so the reference needs their sizes.
         commutative: the first two inputs may be swapped.
         stored: its value is a weight that its inputs store in another form: no pass may compute it ahead of time.
         accuracy: "exact" results are compared bit for bit in tests, "close" ones with a tolerance.
+        cost: work of an element of an element-wise op, in vector operations.
+        partial: what is known of an element where some operands are not: called with an array `[]` or None for
+            each input and the attributes; None: nothing. Without it, all operands must be known.
+        rows: for an op that works on each row for itself. Element-wise ones do.
+        sequences: for an op that works on each sequence for itself.
+        counts: an attribute that names a dim: how many places of the first input, a mask, are kept (ragged.py).
+        origin: the extension that declares it; empty for llmc's own.
     """
 
     name: str
@@ -45,10 +55,22 @@ class Op:
     defaults: Mapping[str, Any]
     elementwise: bool = False
     view: bool = False
+    moves: bool = False
+    product: bool = False
     symbolic: bool = False
     commutative: bool = False
     stored: bool = False
     accuracy: str = "exact"
+    cost: int = 1
+    partial: Partial | None = None
+    rows: Rows | None = None
+    sequences: Sequences | None = None
+    counts: str = ""
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        if self.elementwise and self.rows is None:
+            object.__setattr__(self, "rows", ELEMENTWISE)
 
     def complete(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
         """`attributes` with defaults filled in, in declaration order."""
@@ -63,6 +85,13 @@ class Op:
         if missing:
             raise LlmcError(f"{self.name}: attribute {missing[0]!r} is missing")
         return MappingProxyType(full)
+
+    def known(self, arguments: Sequence[Known], attributes: Mapping[str, Any]) -> Known:
+        """The value `[]` of an element-wise op where the operands have the values `arguments`."""
+        found = self.partial(*arguments, **attributes) if self.partial is not None else None
+        if found is not None or any(a is None for a in arguments):
+            return found
+        return np.asarray(self.reference(*arguments, **attributes)).reshape(())
 
     def infer(
         self, inputs: tuple[TensorType, ...], attributes: Mapping[str, Any], source: Source

@@ -282,12 +282,6 @@ OPERATIONS: Mapping[str, Operation] = {
     "dequantize": _float(_dequantize),
 }
 
-# Work of one op in vector operations, where it is not about one.
-COSTS: Mapping[str, int] = {
-    "exp": 16, "tanh": 18, "sigmoid": 20, "erf": 18, "silu": 20, "gelu": 22, "log": 60, "sin": 50, "cos": 50,
-    "pow": 120, "floordiv": 60, "mod": 60, "div": 4, "sqrt": 4, "rsqrt": 8, "quantize": 8,
-}  # fmt: skip
-
 
 def apply(
     k: Emitter,
