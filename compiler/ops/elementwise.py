@@ -204,6 +204,14 @@ def chain_value(ref: int, inputs: Sequence[Any], results: Sequence[Any]) -> Any:
     return inputs[ref] if ref >= 0 else results[-ref - 1]
 
 
+def _is_step(step: Any) -> bool:
+    match step:
+        case (str(), tuple(refs), tuple(attributes)):
+            pairs = all(isinstance(a, tuple) and len(a) == 2 and isinstance(a[0], str) for a in attributes)
+            return pairs and all(type(r) is int for r in refs)
+    return False
+
+
 def _chain_reference(*arrays: Array, body: tuple[Step, ...]) -> Array:
     results: list[Array] = []
     for name, refs, attributes in body:
@@ -228,7 +236,10 @@ def _chain(*inputs: TensorType, body: tuple[Step, ...]) -> TensorType:
     if not isinstance(body, tuple) or not body:
         raise LlmcError("body is not a tuple of at least one step")
     results: list[TensorType] = []
-    for number, (name, refs, attributes) in enumerate(body):
+    for number, step in enumerate(body):
+        if not _is_step(step):
+            raise LlmcError(f"step {number} is {step!r}, not (op, argument references, attributes)")
+        name, refs, attributes = step
         declared = OPS.get(name)
         if declared is None or not declared.elementwise or name == "chain":
             raise LlmcError(f"step {number} is {name!r}, not a simple element-wise op")

@@ -138,7 +138,7 @@ def _reshape(x: TensorType, shape: Any) -> TensorType:
 
 @op("transpose", lambda x, perm: np.transpose(x, perm), traits={"moves": True}, perm=REQUIRED)
 def _transpose(x: TensorType, perm: Any) -> TensorType:
-    if not isinstance(perm, tuple) or sorted(perm) != list(range(x.rank)):
+    if not isinstance(perm, tuple) or sorted(map(str, perm)) != sorted(map(str, range(x.rank))):
         raise LlmcError(f"perm {perm!r} is not an order of the axes 0..{x.rank - 1}")
     return TensorType(x.dtype, tuple(x.shape[p] for p in perm))
 

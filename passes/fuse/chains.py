@@ -50,7 +50,7 @@ def fuse_chains(graph: Graph, max_steps: int, max_inputs: int) -> Graph:
 
 
 def _simple(node: Node) -> bool:
-    return OPS[node.op].elementwise and node.op != "chain"
+    return OPS[node.op].elementwise and OPS[node.op].fusible and node.op != "chain"
 
 
 def _grow(root: Node, graph: Graph, outputs: set[Node], max_steps: int, max_inputs: int) -> set[Node]:

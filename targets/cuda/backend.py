@@ -24,6 +24,7 @@ class CudaBackend(Backend):
     name = "cuda"
     quantisations = frozenset({"int8", "int8-static", "fp16"})
     device = "llmc_cuda"
+    emitter = "cuda"
     runtime_sources = ("cuda.c",)
     libraries = ("-ldl",)
 
