@@ -3,8 +3,6 @@
 llmc compile MODEL -x softsign.py --passes "simplify,to_softsign,fuse" -o m.llmc
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -34,8 +32,9 @@ def softsign(x: TensorType) -> TensorType:
 
 def emit(k: Any, dtype: str, x: Any) -> Any:
     """The kernel: TIR of values in registers. Chains, sizes, broadcasting and f16 are llmc's business."""
-    from llmc.targets.tir.emit import lanes_of, splat
     from tvm import tirx
+
+    from llmc.targets.tir.emit import lanes_of, splat
 
     one = splat(1.0, lanes_of(x))
     return x / k.let(one + tirx.abs(x))
