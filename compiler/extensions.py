@@ -37,7 +37,8 @@ class Extension:
         scalars: backend ("cpu", "cuda") -> element-wise op of this extension -> `emit(k, dtype, *operands,
             **attributes)`: the value of its operands, TIR vectors of llmc dtype `dtype`, by the `Emitter` k. f16 is
             computed in f32. Chains, broadcasting and all sizes are llmc's business.
-        kernels: backend -> op -> `lower(node) -> Call`, for ops of every kind, llmc's own too.
+        kernels: backend -> op -> `lower(node) -> Call | None`, for ops of every kind, llmc's own too: it is
+            asked first, and None declines.
         passes: classes, found in pipelines by their `name`.
         targets: objects of `llmc.targets.Target`, found by their `name`.
     """
@@ -324,6 +325,8 @@ def _lowering(lower: Callable[..., Any], what: str, origin: str) -> Callable[...
     @wraps(lower)
     def run(node: Any, *arguments: Any) -> Any:
         call = told(node, *arguments)
+        if call is None:
+            return None  # it declines
         if not isinstance(call, Call):
             raise LlmcError(f"{origin}: {what} gives {call!r}, not a Call", at=fault_place(lower))
         emit = _told(call.kernel.emit, what, origin)

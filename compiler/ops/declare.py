@@ -236,7 +236,7 @@ def define(
 _TRAITS: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
     {
         **dict.fromkeys(
-            ("elementwise", "view", "moves", "product", "symbolic", "commutative"),
+            ("elementwise", "view", "moves", "product", "symbolic", "commutative", "stored"),
             ("true or false", lambda value: isinstance(value, bool)),
         ),
         "accuracy": ('"exact" or "close"', lambda value: value in ("exact", "close")),

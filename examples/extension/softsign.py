@@ -1,6 +1,6 @@
 """An op of one's own, from end to end: softsign(x) = x / (1 + |x|).
 
-llmc compile MODEL -x softsign.py --passes "simplify,to_softsign,fuse" -o m.llmc
+llmc compile MODEL -x softsign.py --add-pass to_softsign -o m.llmc
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """An op that works on rows, with a kernel of its own: swiglu(x) = silu(left half) * right half.
 
-llmc compile MODEL -x swiglu.py -x to_swiglu.py --passes "simplify,to_swiglu,fuse" -o m.llmc
+llmc compile MODEL -x swiglu.py -x to_swiglu.py --add-pass to_swiglu -o m.llmc
 """
 
 from typing import Any
