@@ -9,16 +9,14 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
-from llmc.compiler.calls import Call
-from llmc.compiler.modules import run_file
-from llmc.compiler.ops.declare import OPS, Fault, Op, fault_place
+from llmc.compiler.guards import lowering, reading, told
+from llmc.compiler.modules import Ran, forget, run_file
+from llmc.compiler.ops.declare import OPS, Op
+from llmc.compiler.ops.faults import fault_place
 from llmc.compiler.spec import Pass
 from llmc.errors import LlmcError
 
@@ -39,16 +37,21 @@ class Extension:
             computed in f32. Chains, broadcasting and all sizes are llmc's business.
         kernels: backend -> op -> `lower(node) -> Call | None`, for ops of every kind, llmc's own too: it is
             asked first, and None declines.
+        formats: backend -> op with the trait `stored` of this extension -> how products read a weight of it: for
+            "cpu" `read(node, width) -> Stored` (targets/cpu/storage/panels.py).
         passes: classes, found in pipelines by their `name`.
-        targets: objects of `llmc.targets.Target`, found by their `name`.
+        targets: objects of `llmc.targets.Target`, found by their `name`; one may hold its backend.
+        backends: objects of `llmc.targets.backend.Backend`, which targets name.
     """
 
     name: str
     ops: Sequence[Op] = ()
     scalars: Tables = field(default_factory=dict)
     kernels: Tables = field(default_factory=dict)
+    formats: Tables = field(default_factory=dict)
     passes: Sequence[type[Pass]] = ()
     targets: Sequence[Any] = ()
+    backends: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,30 @@ def load(source: str | Path | Extension) -> Extension:
     """
     if isinstance(source, Extension):
         return _enter(source, "", "")
-    ran = run_file(source, "extension")
+    ran = run(source, "extension")
     return _enter(extension_of(ran.module, str(source)), str(source), ran.sha256)
+
+
+def run(path: str | Path, what: str) -> Ran:
+    """`run_file` of a user's file, which may not enter ops by itself: they would stay when it fails.
+
+    Raises:
+        LlmcError: as `run_file`, or it does.
+    """
+    before, stray = set(OPS), []
+    try:
+        ran = run_file(path, what)
+    finally:
+        stray = [name for name in OPS if name not in before and not OPS[name].origin]
+        for name in stray:
+            del OPS[name]
+    if stray:
+        forget(path)
+        hint = "make it by llmc.compiler.ops.declare.define, and name it in an llmc.Extension"
+        raise LlmcError(
+            f"op {stray[0]} is declared by `op`, which is for llmc's own", at=str(path), hint=hint
+        )
+    return ran
 
 
 def load_installed() -> None:
@@ -155,6 +180,16 @@ def targets() -> Mapping[str, Any]:
 def scalars(backend: str) -> Mapping[str, Callable[..., Any]]:
     """Element-wise op -> what computes it on values in registers."""
     return _joined(item.guarded.scalars for item in _loaded.values())(backend)
+
+
+def backends() -> Mapping[str, Any]:
+    """name -> backend."""
+    return {b.name: b for item in _loaded.values() for b in item.given.backends}
+
+
+def formats(backend: str) -> Mapping[str, Callable[..., Any]]:
+    """op of a stored weight -> how products read it."""
+    return _joined(item.guarded.formats for item in _loaded.values())(backend)
 
 
 def kernels(backend: str) -> Mapping[str, Callable[..., Any]]:
@@ -230,8 +265,12 @@ def _check(found: Extension, known: Mapping[str, Op], others: Sequence[Loaded]) 
         "an element-wise op of its own",
     )
     _check_tables("kernels", found.kernels, {*own, *known}, "an op")
+    stored = {n for n, op in own.items() if op.stored}
+    _check_tables("formats", found.formats, stored, "an op of its own with the trait stored")
     _check_names("pass", _pass_names(found), {n for item in others for n in _pass_names(item.given)})
-    _check_names("target", _target_names(found), {n for item in others for n in _target_names(item.given)})
+    for what, kind in (("target", "llmc.targets.Target"), ("backend", "llmc.targets.backend.Backend")):
+        taken = {n for item in others for n in _names(item.given, what, kind)}
+        _check_names(what, _names(found, what, kind), taken)
 
 
 def _check_tables(what: str, tables: Tables, allowed: set[str], kind: str) -> None:
@@ -250,11 +289,13 @@ def _pass_names(found: Extension) -> list[str]:
     return [kind.name for kind in found.passes]
 
 
-def _target_names(found: Extension) -> list[str]:
-    for target in found.targets:
-        if not isinstance(getattr(target, "name", None), str):
-            raise _wrong(f"{target!r} is not a target", hint="make it an object of llmc.targets.Target")
-    return [target.name for target in found.targets]
+def _names(found: Extension, what: str, kind: str) -> list[str]:
+    """Of its targets or backends."""
+    held: Sequence[Any] = getattr(found, f"{what}s")
+    for item in held:
+        if not isinstance(getattr(item, "name", None), str):
+            raise _wrong(f"{item!r} is not a {what}", hint=f"make it an object of {kind}")
+    return [item.name for item in held]
 
 
 def _check_names(what: str, names: Sequence[str], taken: set[str]) -> None:
@@ -263,20 +304,16 @@ def _check_names(what: str, names: Sequence[str], taken: set[str]) -> None:
             raise _wrong(f"the {what} {name} is declared twice")
 
 
-# --- what its functions raise
-
-
 def _guarded(found: Extension, origin: str) -> Extension:
     ops = tuple(_guarded_op(op, origin, found) for op in found.ops)
-    scalars = {
-        b: {op: _told(f, f"the {b} kernel of {op}", origin) for op, f in t.items()}
-        for b, t in found.scalars.items()
-    }
-    kernels = {
-        b: {op: _lowering(f, f"the {b} kernel of {op}", origin) for op, f in t.items()}
-        for b, t in found.kernels.items()
-    }
-    return replace(found, ops=ops, scalars=scalars, kernels=kernels)
+    scalars = _each(found.scalars, lambda b, op, f: told(f, f"the {b} kernel of {op}", origin))
+    kernels = _each(found.kernels, lambda b, op, f: lowering(f, f"the {b} kernel of {op}", origin))
+    formats = _each(found.formats, lambda b, op, f: reading(f, f"the {b} reader of {op}", origin))
+    return replace(found, ops=ops, scalars=scalars, kernels=kernels, formats=formats)
+
+
+def _each(tables: Tables, change: Callable[[str, str, Any], Callable[..., Any]]) -> Tables:
+    return {b: {op: change(b, op, f) for op, f in table.items()} for b, table in tables.items()}
 
 
 def _guarded_op(op: Op, origin: str, found: Extension) -> Op:
@@ -287,49 +324,8 @@ def _guarded_op(op: Op, origin: str, found: Extension) -> Op:
     return replace(
         op,
         origin=origin,
-        rule=_told(op.rule, f"the type rule of {op.name}", origin),
-        reference=_told(op.reference, f"the reference of {op.name}", origin),
-        partial=op.partial and _told(op.partial, f"the trait partial of {op.name}", origin),
+        rule=told(op.rule, f"the type rule of {op.name}", origin),
+        reference=told(op.reference, f"the reference of {op.name}", origin),
+        partial=op.partial and told(op.partial, f"the trait partial of {op.name}", origin),
         fusible=bool(computed) and not alone,
     )
-
-
-def _told(function: Callable[..., Any], what: str, origin: str) -> Callable[..., Any]:
-    """`function`, whose faults name the extension."""
-
-    @wraps(function)
-    def run(*arguments: Any, **keywords: Any) -> Any:
-        try:
-            return function(*arguments, **keywords)
-        except Fault as error:
-            problem = f"{origin}: {error.problem}"
-            raise Fault(problem, at=error.at, found=error.found, hint=error.hint) from error.__cause__
-        except LlmcError:
-            raise
-        except Exception as error:
-            problem = f"{what} fails: {type(error).__name__}: {error}"
-            found = ", ".join(_shown(a) for a in arguments) or None
-            raise Fault(f"{origin}: {problem}", at=fault_place(function, error), found=found) from error
-
-    return run
-
-
-def _shown(value: Any) -> str:
-    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)[:100]
-
-
-def _lowering(lower: Callable[..., Any], what: str, origin: str) -> Callable[..., Any]:
-    """A lowering whose faults, and those of the code it writes, name the extension."""
-    told = _told(lower, what, origin)
-
-    @wraps(lower)
-    def run(node: Any, *arguments: Any) -> Any:
-        call = told(node, *arguments)
-        if call is None:
-            return None  # it declines
-        if not isinstance(call, Call):
-            raise LlmcError(f"{origin}: {what} gives {call!r}, not a Call", at=fault_place(lower))
-        emit = _told(call.kernel.emit, what, origin)
-        return replace(call, kernel=replace(call.kernel, emit=emit))
-
-    return run

@@ -12,7 +12,7 @@ from llmc.compiler.counted import counted_dims
 from llmc.compiler.dims import Dim, evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.ops import OPS
-from llmc.compiler.ops.declare import fault_place
+from llmc.compiler.ops.faults import fault_place
 from llmc.compiler.ops.ragged import kept
 from llmc.errors import LlmcError
 

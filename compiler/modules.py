@@ -44,6 +44,11 @@ def run_file(path: str | Path, what: str) -> Ran:
     return _ran[place]
 
 
+def forget(path: str | Path) -> None:
+    """Run the file anew next time."""
+    _ran.pop(Path(path).expanduser().resolve(), None)
+
+
 def _hint(what: str) -> str:
     return "write path/to/file.py:ClassName" if what == "pass" else "write path/to/file.py"
 

@@ -12,7 +12,6 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 from llmc.compiler.graph import Graph
-from llmc.compiler.modules import run_file
 from llmc.errors import LlmcError
 
 ENTRY_POINTS = "llmc.passes"
@@ -261,7 +260,7 @@ def find_pass(name: str, registry: Mapping[str, type[Pass]]) -> type[Pass]:
 def _from_file(path: str, class_name: str) -> type[Pass]:
     from llmc.compiler import extensions
 
-    module = run_file(path, "pass").module
+    module = extensions.run(path, "pass").module
     if not hasattr(module, class_name):
         passes = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Pass)]
         raise LlmcError(f"the file has no pass {class_name!r}", at=path, hint=near(class_name, passes))

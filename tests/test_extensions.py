@@ -148,6 +148,13 @@ WRONG: list[tuple[str, str]] = [
     ('a = Extension("a", kernels={"cpu": {"dobule": rule}})', "'dobule' is not an op"),
     ('a = Extension("a", (OP,), passes=(rule,))', "is not a pass"),
     ('a = Extension("a", (OP,), targets=(3,))', "3 is not a target"),
+    ('a = Extension("a", (OP,), backends=(3,))', "3 is not a backend"),
+    (
+        'a = Extension("a", (OP,), formats={"cpu": {"double": rule}})',
+        "not an op of its own with the trait stored",
+    ),
+    ('from llmc.compiler.ops.declare import op\nop("stray", double)(rule)', "op stray is declared by `op`"),
+    ('from llmc.compiler.ops.declare import op\nop("stray", double)(rule)\n1 / 0', "ZeroDivisionError"),
 ]
 
 

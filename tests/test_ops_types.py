@@ -10,7 +10,7 @@ import pytest
 from llmc.compiler.dims import dim_text, symbol
 from llmc.compiler.graph import Node, Source, TensorType, Weight
 from llmc.compiler.ops import OPS, constant, input_, make
-from llmc.compiler.ops.declare import Fault
+from llmc.compiler.ops.faults import Fault
 from llmc.errors import LlmcError
 
 B, S, T = symbol("batch"), symbol("seq"), symbol("keys")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from inspect import Parameter, Signature, signature, unwrap
+from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from llmc.compiler.dims import product
 from llmc.compiler.graph import Source, TensorType
+from llmc.compiler.ops.faults import Fault, fault_place, told_rule
 from llmc.compiler.ops.rules import broadcast, same_dim, same_shape
 from llmc.compiler.ops.traits import ELEMENTWISE, Known, Partial, Rows, Sequences
 from llmc.errors import LlmcError
@@ -152,62 +153,6 @@ def _quiet(reference: Reference) -> Reference:
     return run
 
 
-class Fault(LlmcError):
-    """A fault of a declaration, not of what it was given."""
-
-
-def _told(name: str, rule: TypeRule) -> TypeRule:
-    """`rule`, whose own faults are told as such: apart from inputs and attributes that it refuses."""
-    wanted = signature(rule)
-
-    @wraps(rule)
-    def run(*inputs: TensorType, **attributes: Any) -> TensorType:
-        try:
-            result = rule(*inputs, **attributes)
-        except LlmcError:
-            raise
-        except Exception as error:
-            raise _rule_fault(name, rule, wanted, error, inputs, attributes) from error
-        if not isinstance(result, TensorType):
-            problem = f"the type rule of {name} returns {result!r}, not a TensorType"
-            raise Fault(problem, at=fault_place(rule))
-        return result
-
-    return run
-
-
-def _rule_fault(
-    name: str,
-    rule: TypeRule,
-    wanted: Signature,
-    error: Exception,
-    inputs: tuple[TensorType, ...],
-    attributes: Mapping[str, Any],
-) -> LlmcError:
-    types = ", ".join(map(str, inputs))
-    try:
-        wanted.bind(*inputs, **attributes)
-    except TypeError:
-        return LlmcError("wrong number of inputs", found=types)
-    given = f"inputs {types or 'none'}; attributes {dict(attributes)}" if attributes else types
-    problem = f"the type rule of {name} fails: {type(error).__name__}: {error}"
-    hint = "an attribute of the wrong kind, or a fault of the declaration" if attributes else None
-    return Fault(problem, at=fault_place(rule, error), found=given, hint=hint)
-
-
-def fault_place(function: Callable[..., Any], error: Exception | None = None) -> str:
-    """`file:line` of `function`, or of the last of its file's lines on the way to `error`."""
-    code = getattr(unwrap(function), "__code__", None)
-    if code is None:
-        return repr(function)
-    line, trace = code.co_firstlineno, error.__traceback__ if error is not None else None
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == code.co_filename:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f"{code.co_filename}:{line}"
-
-
 def define(
     name: str, reference: Reference, /, *, traits: Mapping[str, Any] | None = None, **defaults: Any
 ) -> Callable[[TypeRule], Op]:
@@ -228,7 +173,7 @@ def define(
         _check_parameters(name, "type rule", rule, defaults, place)
         extra = {**defaults, "sizes": None} if traits.get("symbolic") else defaults
         _check_parameters(name, "reference", reference, extra, place)
-        return Op(name, _told(name, rule), _quiet(reference), MappingProxyType(defaults), **traits)
+        return Op(name, told_rule(name, rule), _quiet(reference), MappingProxyType(defaults), **traits)
 
     return declare
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from llmc import Extension
 from llmc.targets import TARGETS
 
-ZEN3 = replace(TARGETS["x86-avx2"].cpus[-1], name="zen3", mcpu="znver3")  # LLVM's name; what it needs of a machine stays that of AVX2
+AVX2 = TARGETS["x86-avx2"].cpus[-1]
+ZEN3 = replace(AVX2, name="zen3", mcpu="znver3")  # LLVM's name; a machine needs no more than for AVX2
 MILAN = replace(TARGETS["x86"], name="epyc-milan", description="AMD EPYC 7003 (Zen 3)", cpus=(ZEN3,))
 
 extension = Extension("epyc-milan", targets=(MILAN,))
