@@ -12,6 +12,7 @@ from llmc.compiler.counted import counted_dims
 from llmc.compiler.dims import Dim, evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.ops import OPS
+from llmc.compiler.ops.faults import fault_place
 from llmc.compiler.ops.ragged import kept
 from llmc.errors import LlmcError
 
@@ -69,8 +70,11 @@ def _value(
     extra = {"sizes": sizes} if declared.symbolic else {}
     value: Array = declared.reference(*arguments, **node.attributes, **extra)
     shape = tuple(evaluate(d, sizes) for d in node.shape)
-    assert value.dtype == DTYPES[node.dtype], f"{node!r}: the reference gives {value.dtype}"
-    assert value.shape == shape, f"{node!r}: the reference gives {value.shape}, the type {shape}"
+    if value.dtype != DTYPES[node.dtype] or value.shape != shape:
+        gives, wanted = f"{value.dtype}{list(value.shape)}", f"{DTYPES[node.dtype]}{list(shape)}"
+        problem = f"the reference of {node.op} gives {gives}, its type rule {wanted}"
+        where = f"{declared.origin}: " if declared.origin else ""
+        raise LlmcError(f"{where}{problem}", at=fault_place(declared.reference), found=f"at {node!r}")
     return value
 
 

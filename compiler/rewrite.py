@@ -181,14 +181,12 @@ def _endless(applied: Counter[str], where: str) -> LlmcError:
 def _sweep(graph: Graph, rules: Sequence[_Bound], journal: Journal) -> Graph:
     """One walk from the inputs to the outputs."""
     context = Context(graph)
-    order = iter(graph.nodes)
 
-    def change(node: Node) -> Node:
-        original = next(order)
-        context.moved(original, node)
+    def change(before: Node, node: Node) -> Node:
+        context.moved(before, node)
         return node if node.op == "input" else _settle(node, rules, context, journal)
 
-    return graph.replace(change)
+    return graph.rebuild(change)
 
 
 def _settle(node: Node, rules: Sequence[_Bound], context: Context, journal: Journal) -> Node:

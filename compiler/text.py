@@ -16,7 +16,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -51,7 +51,22 @@ def print_graph(graph: Graph) -> str:
     dims = ", ".join(f"{name}={low}..{high}" for name, (low, high) in graph.dims.items())
     lines = [f"dims {dims}".rstrip(), *(_node_line(node, names) for node in graph.nodes)]
     outputs = ", ".join(f"{_quoted(name)}: {names[node]}" for name, node in graph.outputs.items())
-    return "\n".join([*lines, f"return {{{outputs}}}", ""])
+    return "\n".join([*_origins(graph), *lines, f"return {{{outputs}}}", ""])
+
+
+def _origins(graph: Graph) -> list[str]:
+    """Comments that say where the ops come from that llmc itself has not."""
+    named = {name for node in graph.nodes for name in _texts((node.op, *node.attributes.values()))}
+    return [f"# op {n} is of {OPS[n].origin}" for n in sorted(named) if n in OPS and OPS[n].origin]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in an attribute value: a chain's hold the ops of its steps."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _texts(part)
 
 
 def _node_line(node: Node, names: Mapping[Node, str]) -> str:
@@ -122,20 +137,31 @@ def parse_graph(text: str, weights: Mapping[str, Weight] | None = None) -> Graph
         LlmcError: the text is malformed, a type rule refuses, a stated type is wrong or a weight is missing;
             the message has the line number.
     """
-    parser = _Parser(weights or {})
+    parser, absent = _Parser(weights or {}), dict[str, str]()
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if not line or line.startswith("#"):
+            absent |= _absent(line)
             continue
         try:
             parser.line(line)
         except LlmcError as error:
+            for op in absent:
+                if re.search(rf"\b{op}\b", line):
+                    problem, hint = f"op {op} is of {absent[op]}, which is not loaded", "use --extension FILE"
+                    raise LlmcError(problem, at=f"line {number}", found=line, hint=hint) from None
             raise LlmcError(
                 error.problem, at=f"line {number}", found=error.found or line, hint=error.hint
             ) from None
     if parser.outputs is None:
         raise LlmcError("the graph has no `return` line")
     return Graph(tuple(parser.inputs), parser.outputs, parser.dims)
+
+
+def _absent(comment: str) -> dict[str, str]:
+    """The op, and its extension, that a comment of `_origins` says to be needed, if it is not there."""
+    match = re.fullmatch(r"# op (\w+) is of (.+)", comment)
+    return {match[1]: match[2]} if match and match[1] not in OPS else {}
 
 
 class _Parser:

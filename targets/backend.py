@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from llmc.compiler import extensions
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import Bounds
 from llmc.compiler.graph import Graph
@@ -55,6 +56,7 @@ class Backend(ABC):
       makes plain weights of the others.
     - `device`: the `llmc_device` (runtime/c) that launches its kernels by number, in memory of its own; empty where
       the program calls them.
+    - `emitter`: whose code of extensions for values in registers its chains use (`Extension.scalars`).
     - `runtime_sources`: C files that module.so needs besides the runtime's own: names in runtime/c, or paths.
     - `libraries`: linker flags likewise.
     """
@@ -66,6 +68,7 @@ class Backend(ABC):
     halves: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
     device: ClassVar[str] = ""
+    emitter: ClassVar[str] = "cpu"
     runtime_sources: ClassVar[Sequence[str | Path]] = ()
     libraries: ClassVar[Sequence[str]] = ()
 
@@ -120,7 +123,9 @@ class Backend(ABC):
         Raises:
             LlmcError: nodes have no kernel; all of them are listed.
         """
-        return lower(graph, layered(first or {}, registered(self.name), self.lowerings()), self.name)
+        own = self.lowerings()
+        outside = dict.fromkeys(extensions.scalars(self.emitter), own["chain"]) if "chain" in own else {}
+        return lower(graph, layered(first or {}, registered(self.name), own, outside), self.name)
 
     # --- tuning (docs/tuning.md)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from llmc.compiler import extensions
 from llmc.compiler.calls import Call
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS
@@ -27,8 +28,8 @@ def register(backend: str, op: str, lowering: Lowering) -> None:
 
 
 def registered(backend: str) -> Lowerings:
-    """What was registered for `backend`."""
-    return _REGISTERED.get(backend, {})
+    """What was registered for `backend`, and what extensions have for it."""
+    return layered(_REGISTERED.get(backend, {}), extensions.kernels(backend))
 
 
 def layered(*tables: Lowerings) -> dict[str, Lowering]:

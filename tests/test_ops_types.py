@@ -10,6 +10,7 @@ import pytest
 from llmc.compiler.dims import dim_text, symbol
 from llmc.compiler.graph import Node, Source, TensorType, Weight
 from llmc.compiler.ops import OPS, constant, input_, make
+from llmc.compiler.ops.faults import Fault
 from llmc.errors import LlmcError
 
 B, S, T = symbol("batch"), symbol("seq"), symbol("keys")
@@ -174,8 +175,13 @@ REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ("reshape", (t(4),), {"shape": ("seq",)}, "holds 'seq'"),
     ("reshape", (t(4),), {"shape": (4.0,)}, "holds 4.0"),
     ("dim", (), {"value": True}, "holds True"),
-    ("transpose", (t(4),), {"perm": (None, "a")}, "value of the wrong kind"),
-    ("chain", (t(4),), {"body": (("neg",),)}, "value of the wrong kind"),
+    ("transpose", (t(4),), {"perm": (None, "a")}, "not an order of the axes"),
+    (
+        "chain",
+        (t(4),),
+        {"body": (("neg",),)},
+        "step 0 is ('neg',), not (op, argument references, attributes)",
+    ),
     ("transpose", (t(B, S),), {"perm": (0, 0)}, "not an order"),
     ("expand", (t(2),), {"shape": (S,)}, "does not broadcast"),
     ("expand", (t(2, 2),), {"shape": (2,)}, "does not broadcast"),
@@ -274,6 +280,23 @@ def test_refusal(op: str, inputs: tuple[Node, ...], attributes: dict[str, Any], 
     assert message in str(caught.value)
     assert caught.value.problem.startswith(f"{op}: ")
     assert caught.value.at == "encoder.0 (model.py:7)"
+
+
+ODD: tuple[Any, ...] = (None, "a", (), (None,), (None, "a"), ((1,),), 1.5, -1, 99, True, float("nan"), object)
+
+
+@pytest.mark.parametrize("number", range(len(ACCEPTED)))
+def test_attributes_of_the_wrong_kind_are_refused_by_the_rule(number: int):
+    """Or taken; what a rule of llmc's own never does is to fail."""
+    op, inputs, attributes, *_ = ACCEPTED[number]
+    refusals: list[LlmcError] = []
+    for name in OPS[op].defaults:
+        for odd in ODD:
+            try:
+                make(op, inputs, **{**attributes, name: odd})
+            except LlmcError as error:
+                refusals.append(error)
+    assert not [str(error) for error in refusals if isinstance(error, Fault)]
 
 
 def test_refusal_names_the_types():

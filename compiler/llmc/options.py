@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from llmc import embed
+from llmc.compiler import extensions
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.places import Placed, additions, placed
 from llmc.errors import LlmcError
@@ -84,6 +85,7 @@ class Order:
         unknown = options.keys() - Options.__annotations__.keys()
         if unknown:
             raise TypeError(f"compile got unknown options: {', '.join(sorted(unknown))}")
+        extensions.load_installed()
         self.output, self.name = Path(output), name
         self.verify_each, self.padding = options.get("verify_each", False), options.get("padding", "computed")
         self.keep, self.cc, self.progress = options.get("keep"), options.get("cc"), options.get("progress")

@@ -56,9 +56,8 @@ def make(
     """
     declared = OPS.get(op)
     if declared is None:
-        raise LlmcError(
-            f"there is no op {op!r}", at=str(source or "") or None, hint="docs/ir.md lists the ops"
-        )
+        hint = "docs/ir.md lists the ops; one of an extension needs --extension FILE, or llmc.load_extension"
+        raise LlmcError(f"there is no op {op!r}", at=str(source or "") or None, hint=hint)
     full = declared.complete(attributes)
     place = source or (inputs[0].source if inputs else Source())
     result = declared.infer(tuple(i.type for i in inputs), full, place)

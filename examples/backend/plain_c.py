@@ -1,13 +1,15 @@
 """A backend that writes its kernels in C: element-wise arithmetic on float32, for any x86-64 Linux.
 
-It compiles graphs of the ops of EXPRESSIONS; of others the message names each. An entry point offers it:
-plain-c = "plain_c:TARGET" in the group `llmc.targets`.
+    llmc compile ./my-model -x plain_c.py --target plain-c -o m.llmc
+
+It compiles graphs of the ops of EXPRESSIONS; of others the message names each.
 """
 
 import tempfile
 from functools import partial
 from pathlib import Path
 
+from llmc import Extension
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.ops.elementwise import chain_value
@@ -78,3 +80,4 @@ class PlainC(Backend):
 
 
 TARGET = Target("plain-c", "kernels written in C", *LINUX_X86, backend=PlainC())
+extension = Extension("plain-c", targets=(TARGET,))

@@ -1,6 +1,6 @@
 """A storage format: weights as numbers of 4 bits and one scale for each row.
 
-    llmc compile ./my-model --add-pass "./int4_rows.py:Int4@compress" -o small.llmc
+    llmc compile ./my-model -x int4_rows.py --add-pass int4@compress -o small.llmc
 
 Products on CPUs decode it on the way into their registers; other backends get plain weights by `unpack`.
 """
@@ -10,16 +10,17 @@ from functools import partial
 import numpy as np
 from tvm import tirx
 
+from llmc import Extension
 from llmc.compiler.calls import Packed
 from llmc.compiler.graph import TensorType
 from llmc.compiler.ops import make
-from llmc.compiler.ops.declare import REQUIRED, op
+from llmc.compiler.ops.declare import REQUIRED, define
 from llmc.compiler.ops.storage import pack_indices, unpack_indices
 from llmc.compiler.pipeline import LOSSY, Pass
 from llmc.passes.compress.weights import products, replaced, stored
 from llmc.targets.cpu.products.packing import pad_columns
 from llmc.targets.cpu.storage.codebook import halves, pack_nibbles
-from llmc.targets.cpu.storage.panels import Stored, reads
+from llmc.targets.cpu.storage.panels import Stored
 from llmc.targets.tir.emit import LANES, mod, splat
 
 
@@ -27,7 +28,7 @@ def decode(levels, scales, columns):
     return (unpack_indices(levels, columns, 4).astype(np.float32) - 8) * scales[:, None]
 
 
-@op("int4_rows", decode, traits={"stored": True}, columns=REQUIRED)
+@define("int4_rows", decode, traits={"stored": True}, columns=REQUIRED)
 def int4_rows(levels, scales, columns):
     """levels u8 `[n, ceil(columns / 2)]`, scales f32 `[n]` -> f32 `[n, columns]`"""
     return TensorType("f32", (levels.shape[0], columns))
@@ -49,7 +50,6 @@ def rounded(weight, array):
     return make("int4_rows", parts, weight.source, columns=array.shape[1])
 
 
-@reads("int4_rows")
 def panels(weight, width):
     levels, scales = (i.attributes["value"] for i in weight.inputs)
     unpacked = partial(unpack_indices, columns=weight.attributes["columns"], bits=4)
@@ -67,3 +67,6 @@ def decode_panel(e, cpu, parts, panel, held, count, *, width):
             value = tirx.Cast(f"float32x{half}", tirx.Cast(f"int32x{half}", e.let(level)))
             scale = e.load(scales, column + i * half, half)
             e.store(held, v * LANES + i * half, e.let(value - splat(8.0, half)) * scale)
+
+
+extension = Extension("int4_rows", (int4_rows,), formats={"cpu": {"int4_rows": panels}}, passes=(Int4,))

@@ -25,6 +25,7 @@ class CudaBackend(Backend):
     quantisations = frozenset({"int8", "int8-static", "fp16"})
     halves = True
     device = "llmc_cuda"
+    emitter = "cuda"
     runtime_sources = ("cuda.c",)
     libraries = ("-ldl",)
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import click
 
-from llmc.cli.output import is_artifact, json_option, print_json, require_folder
+from llmc.cli.output import extension_option, is_artifact, json_option, print_json, require_folder
 from llmc.compiler.frontends.dispatch import is_model_file
 from llmc.errors import LlmcError
 
@@ -58,6 +58,7 @@ stdout, everything else to stderr.
 )
 @click.option("--time-passes", is_flag=True, help="Print each pass's time and what it changed.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the final graph there.")
+@extension_option
 @json_option
 def command(
     model: Path,
