@@ -1,4 +1,4 @@
-"""The graph IR: immutable typed nodes, one output each.
+"""The graph IR: immutable typed nodes, each one value, or several that `result` nodes pick from.
 
 A `Graph` is a list of output nodes; everything else is reached through `Node.inputs`. Nodes compare by
 identity and are never edited: a rewrite makes new nodes and `Graph.replace` rebuilds what depends on them.
@@ -64,6 +64,26 @@ class TensorType:
         return len(self.shape)
 
 
+@dataclass(frozen=True, init=False)
+class Results(TensorType):
+    """What a node with several results gives: their types. Only the op `result` reads such a node."""
+
+    types: tuple[TensorType, ...]
+
+    def __init__(self, types: Iterable[TensorType]) -> None:
+        object.__setattr__(self, "dtype", "results")  # no dtype of a tensor, so nobody takes it for one
+        object.__setattr__(self, "shape", ())
+        object.__setattr__(self, "types", tuple(types))
+
+    def __str__(self) -> str:
+        return f"({', '.join(map(str, self.types))})"
+
+
+def results_of(kind: TensorType) -> tuple[TensorType, ...]:
+    """The types of all that a node of this type gives."""
+    return kind.types if isinstance(kind, Results) else (kind,)
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a node came from: module path (`encoder.layer.3.attention`) and `file:line`, either may be empty."""
@@ -108,7 +128,7 @@ Attributes = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One value: `op` applied to `inputs`. Attribute values are hashable (str, int, float, bool, tuple, Weight)."""
+    """`op` applied to `inputs`. Attribute values are hashable (str, int, float, bool, tuple, Weight, Graph)."""
 
     op: str
     inputs: tuple[Node, ...]
@@ -130,6 +150,11 @@ class Node:
     def dtype(self) -> str:
         return self.type.dtype
 
+    @property
+    def bodies(self) -> tuple[Graph, ...]:
+        """The attributes that are graphs: what a loop repeats, what a branch chooses from."""
+        return tuple(value for value in self.attributes.values() if isinstance(value, Graph))
+
     def with_inputs(self, inputs: Iterable[Node]) -> Node:
         """The same op, attributes and source on other inputs; the type is inferred again."""
         from llmc.compiler.ops import make
@@ -147,7 +172,7 @@ class Graph:
     Args:
         inputs: `input` nodes, in the order of the signature.
         outputs: name -> node.
-        dims: name -> inclusive bounds.
+        dims: name -> inclusive bounds; a body has none, its dims are those of the graph around it.
     """
 
     inputs: tuple[Node, ...]
@@ -194,6 +219,13 @@ class Graph:
             return self
         outputs = {name: done[node] for name, node in self.outputs.items()}
         return Graph(tuple(done[i] for i in self.inputs), outputs, self.dims)
+
+    def everywhere(self) -> Iterator[Node]:
+        """Every node, those of bodies after the node that has them."""
+        for node in self.nodes:
+            yield node
+            for body in node.bodies:
+                yield from body.everywhere()
 
     def nx(self) -> Any:
         """A networkx.MultiDiGraph of nodes with `op`, `type`, `source`; edges carry the input position."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import sympy
 
 from llmc.compiler.counted import counted_dims
 from llmc.compiler.dims import Dim, evaluate
-from llmc.compiler.graph import DTYPES, Graph, Node
+from llmc.compiler.graph import DTYPES, Graph, Node, results_of
 from llmc.compiler.ops import OPS
 from llmc.compiler.ops.faults import fault_place
 from llmc.compiler.ops.ragged import kept
@@ -26,7 +26,8 @@ def run(graph: Graph, inputs: Mapping[str, Array], watch: Watch | None = None) -
     Args:
         graph: a verified graph.
         inputs: name -> array of exactly the input's dtype; an input with a default may be left out.
-        watch: called with every node and its value, in execution order; it must not write to the value.
+        watch: called with every node of one result and its value, in execution order, but not inside bodies; it must
+            not write to the value.
 
     Returns:
         Output name -> array that shares no memory with inputs or constants.
@@ -37,13 +38,26 @@ def run(graph: Graph, inputs: Mapping[str, Array], watch: Watch | None = None) -
     sizes = bind(graph, inputs)
     for name, mask in counted_dims(graph).items():
         sizes[name] = int(kept(_value(mask, [], inputs, sizes)).sum())
+    return _run(graph, inputs, sizes, watch)
+
+
+def run_body(body: Graph, operands: Sequence[Array], sizes: Mapping[str, int]) -> tuple[Array, ...]:
+    """The outputs of the body of a loop or branch, one operand for each of its inputs."""
+    names = (node.attributes["name"] for node in body.inputs)
+    return tuple(_run(body, dict(zip(names, operands, strict=True)), sizes).values())
+
+
+def _run(
+    graph: Graph, inputs: Mapping[str, Array], sizes: Mapping[str, int], watch: Watch | None = None
+) -> dict[str, Array]:
+    """The outputs for checked inputs; values are dropped when nothing reads them any more."""
     remaining = {node: len(users) for node, users in graph.users.items()}
     for node in graph.outputs.values():
         remaining[node] += 1
-    values: dict[Node, Array] = {}
+    values: dict[Node, Any] = {}
     for node in graph.nodes:
         values[node] = _value(node, [values[i] for i in node.inputs], inputs, sizes)
-        if watch is not None:
+        if watch is not None and node.type.dtype in DTYPES:
             watch(node, values[node])
         for used in node.inputs:
             remaining[used] -= 1
@@ -55,26 +69,27 @@ def run(graph: Graph, inputs: Mapping[str, Array], watch: Watch | None = None) -
 
 def run_at(node: Node, sizes: Mapping[str, int]) -> Array:
     """The value of a node that depends on no input, for given sizes of the dims."""
-    values: dict[Node, Array] = {}
+    values: dict[Node, Any] = {}
     for step in Graph((), {"value": node}).nodes:
         values[step] = _value(step, [values[i] for i in step.inputs], {}, sizes)
-    return values[node]
+    result: Array = values[node]
+    return result
 
 
-def _value(
-    node: Node, arguments: list[Array], inputs: Mapping[str, Array], sizes: Mapping[str, int]
-) -> Array:
+def _value(node: Node, arguments: list[Any], inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> Any:
     if node.op == "input" and node.attributes["name"] in inputs:
         return np.asarray(inputs[node.attributes["name"]])
     declared = OPS[node.op]
     extra = {"sizes": sizes} if declared.symbolic else {}
-    value: Array = declared.reference(*arguments, **node.attributes, **extra)
-    shape = tuple(evaluate(d, sizes) for d in node.shape)
-    if value.dtype != DTYPES[node.dtype] or value.shape != shape:
-        gives, wanted = f"{value.dtype}{list(value.shape)}", f"{DTYPES[node.dtype]}{list(shape)}"
-        problem = f"the reference of {node.op} gives {gives}, its type rule {wanted}"
-        where = f"{declared.origin}: " if declared.origin else ""
-        raise LlmcError(f"{where}{problem}", at=fault_place(declared.reference), found=f"at {node!r}")
+    value = declared.reference(*arguments, **node.attributes, **extra)
+    parts = value if isinstance(value, tuple) else (value,)
+    for part, kind in zip(parts, results_of(node.type), strict=True):
+        shape = tuple(evaluate(d, sizes) for d in kind.shape)
+        if part.dtype != DTYPES[kind.dtype] or part.shape != shape:
+            gives, wanted = f"{part.dtype}{list(part.shape)}", f"{DTYPES[kind.dtype]}{list(shape)}"
+            problem = f"the reference of {node.op} gives {gives}, its type rule {wanted}"
+            where = f"{declared.origin}: " if declared.origin else ""
+            raise LlmcError(f"{where}{problem}", at=fault_place(declared.reference), found=f"at {node!r}")
     return value
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmc.compiler.bodies import run_everywhere
 from llmc.compiler.graph import Graph
 from llmc.compiler.rewrite import Event, Journal, recording
 from llmc.compiler.spec import EXACT, LOSSY, Keeps, Pass, build, close, near, parse_texts
@@ -153,7 +154,7 @@ def _record(step: Step, seconds: float, graph: Graph, after: Graph, journal: Jou
 def _guarded(step: Step, graph: Graph, before: list[str]) -> Graph:
     """The pass's result; what it raises is reported with its name and the passes already run."""
     try:
-        after = step.change.run(graph)
+        after = run_everywhere(step.change, graph)
     except LlmcError as error:
         problem = f"pass {step}: {error.problem}"
         raise LlmcError(problem, at=error.at, found=error.found, hint=error.hint) from error

@@ -1,7 +1,8 @@
-"""The straight-line program of an artifact, as C: `module.c` from a plan.
+"""The program of an artifact, as C: `module.c` from a plan.
 
 One function calls the kernels in order on arena offsets worked out from the actual dims: no interpreter, no
-graph, no allocation while it runs. The text is kept by `llmc compile --keep DIR` and meant to be read.
+graph, no allocation while it runs. Loops and branches of the graph are those of C. The text is kept by
+`llmc compile --keep DIR` and meant to be read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.counted import counted_dims, given_dims
 from llmc.compiler.dims import Dim, dim, dim_c, dim_text, symbol
 from llmc.compiler.graph import Graph, Node, TensorType
-from llmc.compiler.plan import ALIGNMENT, Copy, Place, Plan, nbytes
+from llmc.compiler.plan import ALIGNMENT, Copy, Plan
+from llmc.compiler.plan_bodies import Body, Choice, Move, Repeat
+from llmc.compiler.slots import Place, nbytes
 
 LANES = 16  # multiply-adds in the unit of `Call.cost`
 
@@ -88,7 +91,9 @@ def write_program(
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    kernels = list({s.kernel.symbol: s.kernel for s in plan.steps if isinstance(s, Call)}.values())
+    kernels = list({s.kernel.symbol: s.kernel for s in plan.leaves if isinstance(s, Call)}.values())
+    writer = _Steps(plan, kernels)
+    program = writer.write(plan, plan.steps, 1)
     return environment.get_template("module.c.jinja").render(
         name=c_string(name),
         build_id=build_id,
@@ -102,10 +107,8 @@ def write_program(
         kernels=[_kernel(k) for k in kernels],
         variants=variants,
         codes=lambda family: dict.fromkeys(v.code(family) for v in variants),
-        steps=[
-            {**_step(i, s, plan), "index": kernels.index(s.kernel) if isinstance(s, Call) else None}
-            for i, s in enumerate(plan.steps)
-        ],
+        program=program,
+        steps=writer.leaves,
         slots=[_size(size) for size in plan.slots],
         alignment=ALIGNMENT,
         scratch=max([k.scratch for k in kernels], default=0),
@@ -161,42 +164,98 @@ def _kernel(kernel: Kernel) -> dict[str, Any]:
     return {
         "symbol": kernel.symbol,
         "family": kernel.family,
-        "reads": range(len(kernel.pointers) - 1),
+        "reads": range(len(kernel.pointers) - kernel.written),
+        "writes": range(kernel.written),
         "scalars": range(kernel.scalars),
         "scratch": kernel.scratch > 0,
         "threads": kernel.threads,
     }
 
 
-def _step(number: int, step: Call | Copy, plan: Plan) -> dict[str, Any]:
-    if isinstance(step, Copy):
-        size = _size(nbytes(step.node))
+class _Steps:
+    """What the template writes for the steps of a plan; `leaves` gets those that compute or move something."""
+
+    def __init__(self, plan: Plan, kernels: Sequence[Kernel]) -> None:
+        self.plan, self.kernels = plan, {k.symbol: i for i, k in enumerate(kernels)}
+        self.leaves: list[dict[str, Any]] = []
+
+    def write(self, plan: Plan, steps: Sequence[Any], times: Dim) -> list[dict[str, Any]]:
+        """The steps of a program or body that runs `times`."""
+        return [self._step(plan, step, times) for step in steps]
+
+    def _step(self, plan: Plan, step: Any, times: Dim) -> dict[str, Any]:
+        match step:
+            case Repeat():
+                return self._loop(plan, step, times)
+            case Choice(condition=condition, bodies=bodies):
+                both = [self._body(plan, body, times) for body in bodies]
+                return {"kind": "branch", "condition": _pointer(condition, plan), "bodies": both}
+            case Call():
+                leaf = self._call(plan, step, times)
+            case Copy(node=node, output=output):
+                leaf = self._copy(plan, node, Place("output", output), times)
+            case Move(node=node, to=to):
+                leaf = self._copy(plan, node, to, times)
+        leaf["number"] = len(self.leaves)
+        self.leaves.append(leaf)
+        return leaf
+
+    def _body(self, plan: Plan, body: Body, times: Dim) -> list[dict[str, Any]]:
+        return self.write(plan.within(body), body.steps, times)
+
+    def _loop(self, plan: Plan, loop: Repeat, times: Dim) -> dict[str, Any]:
+        count = loop.node.attributes["count"]
+        steps = self._body(plan, loop.body, dim(times * count))
         return {
-            "number": number,
-            "kernel": None,
-            "family": "copy",
-            "source": c_string(str(step.node.source)),
-            "from": _pointer(plan.place(step.node), plan),
-            "to": _pointer(Place("output", step.output), plan),
-            "size": size,
-            "flops": "0",
-            "bytes": f"2 * {size}",
+            "kind": "loop",
+            "number": max(len(self.leaves) - 1, 0),  # whose time it is to hand out what was carried last
+            "source": str(loop.node.source).replace("*/", ""),
+            "count": _size(count),
+            "reverse": loop.node.attributes["reverse"],
+            "moving": [(m.pointer, _pointer(m.base, plan), _size(m.step)) for m in loop.moving],
+            "carried": [
+                {
+                    "now": c.now,
+                    "after": c.after,
+                    "first": _pointer(c.first, plan),
+                    "last": _pointer(c.last, plan),
+                    "spare": c.spare and _pointer(c.spare, plan),
+                    "bytes": _size(c.bytes),
+                }
+                for c in loop.carried
+            ],
+            "steps": steps,
         }
-    *reads, written = step.operands
-    assert isinstance(written, Node)
-    return {
-        "number": number,
-        "kernel": step.kernel.symbol,
-        "family": step.kernel.family,
-        "source": c_string(step.source.path or step.source.line),
-        "reads": [_pointer(plan.place(o), plan) for o in reads],
-        "writes": _pointer(plan.place(written), plan),
-        "scalars": [_size(s) for s in step.scalars],
-        "items": _size(step.items),
-        "cost": _size(step.cost * LANES),
-        "flops": _size(step.flops),
-        "bytes": _size(step.bytes),
-    }
+
+    def _copy(self, plan: Plan, node: Node, to: Place, times: Dim) -> dict[str, Any]:
+        return {
+            "kind": "copy",
+            "family": "copy",
+            "source": c_string(str(node.source)),
+            "from": _pointer(plan.place(node), plan),
+            "to": _pointer(to, plan),
+            "size": _size(nbytes(node)),
+            "flops": "0",
+            "bytes": _size(dim(2 * times * nbytes(node))) if times != 1 else f"2 * {_size(nbytes(node))}",
+        }
+
+    def _call(self, plan: Plan, call: Call, times: Dim) -> dict[str, Any]:
+        *reads, written = call.operands
+        assert isinstance(written, Node)
+        return {
+            "kind": "call",
+            "kernel": call.kernel.symbol,
+            "index": self.kernels[call.kernel.symbol],
+            "family": call.kernel.family,
+            "source": c_string(call.source.path or call.source.line),
+            "reads": [_pointer(plan.place(o), plan) for o in reads],
+            "writes": [_pointer(place, plan) for place in plan.written(written)],
+            "scalars": [_size(s) for s in call.scalars],
+            "items": _size(call.items),
+            "cost": _size(call.cost * LANES),
+            "flops": _size(call.flops if times == 1 else dim(call.flops * times)),
+            "bytes": _size(call.bytes if times == 1 else dim(call.bytes * times)),
+        }
 
 
 def _pointer(place: Place, plan: Plan) -> str:
@@ -207,4 +266,6 @@ def _pointer(place: Place, plan: Plan) -> str:
             return f"f->arena + at[{place.index}]"
         case "input":
             return f"f->inputs[{place.index}]"
+        case "pointer":
+            return f"p{place.index}"
     return f"f->outputs[{place.index}]"

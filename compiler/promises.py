@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler import interpret
+from llmc.compiler.bodies import run_everywhere
 from llmc.compiler.dims import evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.pipeline import Observer, PassRun, Pipeline, Report, Step
@@ -187,7 +188,7 @@ class Cause:
 def _limited(step: Step, graph: Graph, limit: int | None) -> tuple[Graph, int, Event | None]:
     """The pass with its first `limit` rewrites only; how many were applied, and the last of them."""
     with recording(limit) as journal:
-        after = step.change.run(graph)
+        after = run_everywhere(step.change, graph)
     return after, journal.applied.total(), journal.last
 
 

@@ -6,6 +6,14 @@
     %1 = embedding(%w0, %0) : f32[batch, seq, 384]  # embeddings (modeling_bert.py:101)
     return {"hidden": %1}
 
+A body of a loop or branch stands before the graph, as `graph 0` and its lines up to `return`; the attribute names it:
+
+    graph 0
+      %0 = input() {name="x", dtype="f32", shape=(batch, 8)} : f32[batch, 8]
+      %1 = tanh(%0) : f32[batch, 8]
+      return {"x": %1}
+    %1 = loop(%0) {body=graph(0), count=seq, carried=1} : (f32[batch, 8])
+
 Attributes at their defaults are left out. Constants of up to 8 elements are written out, larger ones are
 named by the first 16 digits of their digest. A `#` line is a comment; hand-written text may leave out types.
 """
@@ -23,7 +31,7 @@ import numpy as np
 import sympy
 
 from llmc.compiler.dims import Bounds, dim, dim_text, parse_dim
-from llmc.compiler.graph import DTYPES, Graph, Node, Source, TensorType, Weight, dtype_name
+from llmc.compiler.graph import DTYPES, Graph, Node, Results, Source, TensorType, Weight, dtype_name
 from llmc.compiler.ops import OPS, make
 from llmc.errors import LlmcError
 
@@ -33,7 +41,7 @@ DIGITS = 16  # of a digest
 
 def weights_of(graph: Graph) -> dict[str, Weight]:
     """digest -> Weight of every constant, as `parse_graph` wants them."""
-    values = (value for node in graph.nodes for value in node.attributes.values())
+    values = (value for node in graph.everywhere() for value in node.attributes.values())
     return {value.digest: value for value in values if isinstance(value, Weight)}
 
 
@@ -42,21 +50,39 @@ def weights_of(graph: Graph) -> dict[str, Weight]:
 
 def print_graph(graph: Graph) -> str:
     """`graph` as text, ending in a newline."""
+    dims = ", ".join(f"{name}={low}..{high}" for name, (low, high) in graph.dims.items())
+    bodies: dict[Graph, int] = {}
+    for body in _bodies(graph):
+        bodies.setdefault(body, len(bodies))
+    lines = [*_origins(graph), f"dims {dims}".rstrip()]
+    for body, number in bodies.items():
+        lines += [f"graph {number}", *(f"  {line}" for line in _lines(body, bodies))]
+    return "\n".join([*lines, *_lines(graph, bodies), ""])
+
+
+def _bodies(graph: Graph) -> Iterator[Graph]:
+    """The bodies in `graph`, inner ones first."""
+    for node in graph.nodes:
+        for body in node.bodies:
+            yield from _bodies(body)
+            yield body
+
+
+def _lines(graph: Graph, bodies: Mapping[Graph, int]) -> list[str]:
+    """The nodes and the `return` of a graph."""
     names: dict[Node, str] = {}
     constants = 0
     for node in graph.nodes:
         is_constant = node.op == "constant"
         names[node] = f"%w{constants}" if is_constant else f"%{len(names) - constants}"
         constants += is_constant
-    dims = ", ".join(f"{name}={low}..{high}" for name, (low, high) in graph.dims.items())
-    lines = [f"dims {dims}".rstrip(), *(_node_line(node, names) for node in graph.nodes)]
     outputs = ", ".join(f"{_quoted(name)}: {names[node]}" for name, node in graph.outputs.items())
-    return "\n".join([*_origins(graph), *lines, f"return {{{outputs}}}", ""])
+    return [*(_node_line(node, names, bodies) for node in graph.nodes), f"return {{{outputs}}}"]
 
 
 def _origins(graph: Graph) -> list[str]:
     """Comments that say where the ops come from that llmc itself has not."""
-    named = {name for node in graph.nodes for name in _texts((node.op, *node.attributes.values()))}
+    named = {name for node in graph.everywhere() for name in _texts((node.op, *node.attributes.values()))}
     return [f"# op {n} is of {OPS[n].origin}" for n in sorted(named) if n in OPS and OPS[n].origin]
 
 
@@ -69,13 +95,15 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(part)
 
 
-def _node_line(node: Node, names: Mapping[Node, str]) -> str:
+def _node_line(node: Node, names: Mapping[Node, str], bodies: Mapping[Graph, int]) -> str:
     declared = OPS.get(node.op)
     defaults = declared.defaults if declared else {}
     given = [
         (k, v) for k, v in node.attributes.items() if k not in defaults or not same_value(v, defaults[k])
     ]
-    attributes = ", ".join(f"{k}={value_text(v)}" for k, v in given)
+    attributes = ", ".join(
+        f"{k}={f'graph({bodies[v]})' if isinstance(v, Graph) else value_text(v)}" for k, v in given
+    )
     arguments = ", ".join(names[i] for i in node.inputs)
     line = f"{names[node]} = {node.op}({arguments}){f' {{{attributes}}}' if given else ''} : {node.type}"
     source = " ".join(str(node.source).split())
@@ -117,10 +145,11 @@ def _array(dtype: str, shape: tuple[int, ...], values: tuple[Any, ...]) -> np.nd
 # --- parsing
 
 _STRING = r'"(?:[^"\\]|\\["\\bfnrtu])*"'
+_TENSOR = r"\w+\[[^\]]*\]"
 _LINE = re.compile(
     r"%(?P<name>\w+) = (?P<op>\w+)\((?P<inputs>[^()]*)\)"
     rf"(?: \{{(?P<attributes>(?:[^\"'\\{{}}]|{_STRING})*)\}})?"
-    r"(?: : (?P<type>\w+\[[^\]]*\]))?(?:  # (?P<source>.*))?"
+    rf"(?: : (?P<type>{_TENSOR}|\((?:{_TENSOR}(?:, )?)*\)))?(?:  # (?P<source>.*))?"
 )
 _SOURCE = re.compile(r"(?P<path>.*?)(?: \((?P<line>[^()]*)\))?")
 _OUTPUT = re.compile(rf"\s*(?P<name>{_STRING}): %(?P<node>\w+)\s*(?:,|$)")
@@ -137,7 +166,8 @@ def parse_graph(text: str, weights: Mapping[str, Weight] | None = None) -> Graph
         LlmcError: the text is malformed, a type rule refuses, a stated type is wrong or a weight is missing;
             the message has the line number.
     """
-    parser, absent = _Parser(weights or {}), dict[str, str]()
+    parser = _Parser({digest[:DIGITS]: weight for digest, weight in (weights or {}).items()}, {})
+    absent = dict[str, str]()
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if not line or line.startswith("#"):
@@ -167,8 +197,10 @@ def _absent(comment: str) -> dict[str, str]:
 class _Parser:
     """What the lines so far have defined."""
 
-    def __init__(self, weights: Mapping[str, Weight]) -> None:
-        self.weights = {digest[:DIGITS]: weight for digest, weight in weights.items()}
+    def __init__(self, weights: Mapping[str, Weight], bodies: dict[int, Graph]) -> None:
+        self.weights = weights  # first digits of the digest -> Weight
+        self.bodies = bodies
+        self.within: tuple[int, _Parser] | None = None  # the body whose lines these are
         self.nodes: dict[str, Node] = {}
         self.inputs: list[Node] = []
         self.outputs: dict[str, Node] | None = None
@@ -177,12 +209,31 @@ class _Parser:
     def line(self, line: str) -> None:
         if self.outputs is not None:
             raise LlmcError("text after the `return` line")
-        if line == "dims" or line.startswith("dims "):
+        if self.within is not None:
+            self._body_line(*self.within, line)
+        elif line.startswith("graph "):
+            self._begin(line.removeprefix("graph ").strip())
+        elif line == "dims" or line.startswith("dims "):
             self._dims(line.removeprefix("dims").strip())
         elif line.startswith("return "):
             self._outputs(line.removeprefix("return ").strip())
         else:
             self._node(line)
+
+    def _begin(self, text: str) -> None:
+        if not re.fullmatch(r"\d{1,9}", text):
+            _malformed("the number of a body", "graph 0")
+        if int(text) in self.bodies:
+            raise LlmcError(f"graph {text} is defined twice")
+        self.within = int(text), _Parser(self.weights, self.bodies)
+
+    def _body_line(self, number: int, body: _Parser, line: str) -> None:
+        if re.match(r"(dims|graph)\b", line):
+            raise LlmcError(f"graph {number} has no `return` line before this one")
+        body.line(line)
+        if body.outputs is not None:
+            self.bodies[number] = Graph(tuple(body.inputs), body.outputs)
+            self.within = None
 
     def _dims(self, text: str) -> None:
         for part in text.split(",") if text else []:
@@ -243,11 +294,18 @@ class _Parser:
                 return -number
             case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id="inf" | "nan" as name)):
                 return -float(name)
+            case ast.Call(func=ast.Name(id="graph"), args=[ast.Constant(value=int(number))]):
+                return self._body(number)
             case ast.Call(func=ast.Name(id="weight"), args=[name, digest]):
                 return self._weight(self._value(name), self._value(digest))
             case ast.Call(func=ast.Name(id="tensor"), args=[name, dtype, shape, values]):
                 return _tensor(*map(self._value, (name, dtype, shape, values)))
         return parse_dim(ast.unparse(tree))
+
+    def _body(self, number: int) -> Graph:
+        if number not in self.bodies:
+            raise LlmcError(f"graph {number} is not defined above")
+        return self.bodies[number]
 
     def _weight(self, name: str, digest: str) -> Weight:
         found = self.weights.get(digest)
@@ -265,6 +323,8 @@ def _tensor(name: str, dtype: str, shape: tuple[int, ...], values: tuple[Any, ..
 
 def _parse_type(text: str) -> TensorType:
     """The type written by `str(TensorType)`."""
+    if text.startswith("("):
+        return Results(map(_parse_type, re.findall(_TENSOR, text)))
     dtype, _, dims = text.rstrip("]").partition("[")
     tree = _syntax_tree(f"_({dims})")
     assert isinstance(tree, ast.Call)
@@ -291,6 +351,8 @@ def same_value(a: Any, b: Any) -> bool:
         return bool(dim(a - b) == 0)
     if type(a) is not type(b):
         return False
+    if isinstance(a, Graph):
+        return equal(a, b)
     if isinstance(a, tuple):
         return len(a) == len(b) and all(map(same_value, a, b))
     return repr(a) == repr(b) if isinstance(a, float) else bool(a == b)
@@ -298,6 +360,8 @@ def same_value(a: Any, b: Any) -> bool:
 
 def same_type(a: TensorType, b: TensorType) -> bool:
     """Whether two types are equal for all sizes of their dims."""
+    if isinstance(a, Results) and isinstance(b, Results):
+        return len(a.types) == len(b.types) and all(map(same_type, a.types, b.types))
     return a == b or (a.dtype == b.dtype and a.rank == b.rank and all(map(same_value, a.shape, b.shape)))
 
 

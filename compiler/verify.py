@@ -10,13 +10,13 @@ import sympy
 
 from llmc.compiler.counted import counted_dim, counted_dims
 from llmc.compiler.dims import symbol
-from llmc.compiler.graph import DTYPES, Graph, Node, Weight
+from llmc.compiler.graph import DTYPES, Graph, Node, Results, Weight, results_of
 from llmc.compiler.ops import OPS
 from llmc.compiler.text import same_type
 from llmc.errors import LlmcError
 
 RESERVED = frozenset({"inf", "nan", "weight", "tensor", "Max", "Min", "floor"})  # words of the text form
-SCALARS = (str, bool, int, float, type(None), Weight)
+SCALARS = (str, bool, int, float, type(None), Weight, Graph)
 
 
 def verify(graph: Graph) -> None:
@@ -25,10 +25,13 @@ def verify(graph: Graph) -> None:
     - There is at least one output; outputs are nodes, their names non-empty strings.
     - No node reads its own result, directly or through others.
     - Every op is declared.
-    - Every node has exactly the attributes of its op; each is a str, bool, int, float, None, dim, Weight or a
-      tuple of these, so it is hashable and can be printed.
+    - Every node has exactly the attributes of its op; each is a str, bool, int, float, None, dim, Weight, Graph
+      or a tuple of these, so it is hashable and can be printed.
     - A constant's array has the dtype and shape of its type.
     - Every node's type is the one its op infers from its inputs.
+    - No output is a node with several results, and each result is picked by one `result` node at most.
+    - A body satisfies all of this by itself; its inputs have neither default nor range, it has no dims of its own, and
+      no dim is counted in it.
     - `Graph.inputs` are `input` nodes with distinct names, and every `input` node is listed there once.
     - An input's default lies within its `low` and `high`.
     - Every symbol is one of `dims.symbol`, so that equal names mean equal dims.
@@ -42,10 +45,8 @@ def verify(graph: Graph) -> None:
     _check_outputs(graph)
     _check_acyclic(graph)
     for node in graph.nodes:
-        _check_op(node)
-        _check_attributes(node)
-        _check_constant(node)
-        _check_type(node)
+        _check_node(node)
+    _check_results(graph)
     _check_inputs(graph)
     for node in graph.inputs:
         _check_default(node)
@@ -91,6 +92,14 @@ def _check_acyclic(graph: Graph) -> None:
                 stack.append((following, iter(following.inputs)))
 
 
+def _check_node(node: Node) -> None:
+    _check_op(node)
+    _check_attributes(node)
+    _check_constant(node)
+    _check_type(node)
+    _check_bodies(node)
+
+
 def _check_op(node: Node) -> None:
     if node.op not in OPS:
         raise _broken(f"there is no op {node.op!r}", node)
@@ -131,6 +140,48 @@ def _check_type(node: Node) -> None:
         raise _broken(f"the type is {node.type}, the op gives {inferred}", node)
 
 
+def _check_results(graph: Graph) -> None:
+    picked: set[tuple[Node, int]] = set()
+    for node in graph.nodes:
+        if node.op != "result":
+            continue
+        key = (node.inputs[0], node.attributes["index"])
+        if key in picked:
+            raise _broken(f"result {key[1]} of a node is picked twice", node)
+        picked.add(key)
+    for name, node in graph.outputs.items():
+        if isinstance(node.type, Results):
+            raise _broken(
+                f"output {name!r} is a node with several results", node, hint="pick one with result"
+            )
+
+
+def _check_bodies(node: Node) -> None:
+    for body in node.bodies:
+        try:
+            _check_body(body)
+        except LlmcError as error:
+            at = f"{error.at or 'the graph'}, in a body of {node!r}"
+            raise LlmcError(error.problem, at=at, found=error.found, hint=error.hint) from None
+
+
+def _check_body(body: Graph) -> None:
+    """What `verify` checks, but for the dims: they are those of the graph around the body, which counts them in."""
+    _check_outputs(body)
+    _check_acyclic(body)
+    for node in body.nodes:
+        _check_node(node)
+        if node.op == "pack_index":
+            raise _broken("a dim is counted inside a body", node)
+    _check_results(body)
+    _check_inputs(body)
+    for node in body.inputs:
+        if any(node.attributes[k] is not None for k in ("default", "low", "high")):
+            raise _broken("an input of a body has a default or a range", node)
+    if body.dims:
+        raise _broken("a body has dims of its own", found=", ".join(body.dims))
+
+
 def _check_inputs(graph: Graph) -> None:
     names: set[str] = set()
     for node in graph.inputs:
@@ -161,11 +212,16 @@ def _symbols_in(value: Any) -> frozenset[Any]:
     return frozenset(value.free_symbols) if isinstance(value, sympy.Expr) else frozenset()
 
 
+def _symbols_of(node: Node) -> frozenset[Any]:
+    """Those in a node's types and attributes."""
+    return _symbols_in((*(kind.shape for kind in results_of(node.type)), *node.attributes.values()))
+
+
 def _used_dims(graph: Graph) -> dict[str, Node]:
     """dim name -> the first node that uses it."""
     used: dict[str, Node] = {}
-    for node in graph.nodes:
-        for name in sorted(s.name for s in _symbols_in((*node.shape, *node.attributes.values()))):
+    for node in graph.everywhere():
+        for name in sorted(s.name for s in _symbols_of(node)):
             used.setdefault(name, node)
     return used
 
@@ -184,8 +240,8 @@ def _check_bounds(graph: Graph) -> None:
 
 
 def _check_symbols(graph: Graph) -> None:
-    for node in graph.nodes:
-        for found in _symbols_in((*node.shape, *node.attributes.values())):
+    for node in graph.everywhere():
+        for found in _symbols_of(node):
             if found != symbol(found.name):
                 raise _broken(f"the symbol {found.name!r} was not made by `dims.symbol`", node)
 

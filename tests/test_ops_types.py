@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.dims import dim_text, symbol
-from llmc.compiler.graph import Node, Source, TensorType, Weight
+from llmc.compiler.graph import Graph, Node, Source, TensorType, Weight
 from llmc.compiler.ops import OPS, constant, input_, make
 from llmc.compiler.ops.faults import Fault
 from llmc.errors import LlmcError
@@ -29,6 +29,9 @@ def b(*shape: Any) -> Node:
     return t(*shape, dtype="bool")
 
 
+TWO = (t(B), t(B))
+ADDED = Graph(TWO, {"y": make("add", TWO)})
+PAIR = make("lstm_cell", (t(B, 32), t(B, 8), t(B, 8), t(32, 8)))
 MHA = {"heads": 2, "head_dim": 4, "scale": 0.5}
 RAGGED = (t(T, 24), t(T, 24), t(T, 8), b(T), n(T), n(B + 1))
 
@@ -55,6 +58,12 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ("iota", (), {"length": S + 1}, "i64[seq + 1]"),
     ("full", (), {"shape": (B, S), "value": 0.0, "dtype": "f32"}, "f32[batch, seq]"),
     ("dim", (), {"value": 2 * S}, "i64[]"),
+    ("lstm_cell", (t(B, 32), t(B, 8), t(B, 8), t(32, 8)), {}, "(f32[batch, 8], f32[batch, 8])"),
+    ("lstm_cell", (t(B, 32), t(B, 3), t(B, 8), t(32, 3)), {}, "(f32[batch, 8], f32[batch, 8])"),
+    ("gru_cell", (t(B, 24), t(B, 8), t(24, 8), t(8)), {}, "f32[batch, 8]"),
+    ("loop", (t(S, B), t(B)), {"body": ADDED, "count": S, "scanned": 1, "carried": 1}, "(f32[batch])"),
+    ("branch", (b(), t(B), t(B)), {"then": ADDED, "otherwise": ADDED}, "(f32[batch])"),
+    ("result", (PAIR,), {"index": 1}, "f32[batch, 8]"),
     ("sum", (t(B, S, 8),), {"axes": (0, 2)}, "f32[seq]"),
     ("mean", (t(B, S, 8),), {"axes": (1,), "keepdims": True}, "f32[batch, 1, 8]"),
     ("argmax", (t(B, S),), {"axis": 1}, "i64[batch]"),

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from llmc.compiler.extensions import Extension
     from llmc.compiler.extensions import load as load_extension
+    from llmc.compiler.frontends.packed import exportable
     from llmc.driver import compile, compile_graph, compile_module
     from llmc.errors import LlmcError
     from llmc.runtime import Model, Threads, load
@@ -25,6 +26,7 @@ __all__ = [
     "compile",
     "compile_graph",
     "compile_module",
+    "exportable",
     "load",
     "load_extension",
 ]
@@ -37,6 +39,7 @@ _HOME = {
     "compile": "llmc.driver",
     "compile_graph": "llmc.driver",
     "compile_module": "llmc.driver",
+    "exportable": "llmc.compiler.frontends.packed",
     "load": "llmc.runtime",
     "load_extension": "llmc.compiler.extensions",
 }

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 from llmc import embed
 from llmc.compiler import artifact, extensions
+from llmc.compiler.calls import every_call
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
@@ -151,8 +152,8 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         target.name,
         pipeline,
         len(graph.nodes),
-        len({c.kernel.symbol for c in kernels.calls}),
-        len(plan.steps),
+        len({c.kernel.symbol for c in every_call(kernels.calls)}),
+        len(plan.leaves),
         kernels.kept.found,
         kernels.products(),
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llmc.compiler.calls import Call
+from llmc.compiler.calls import Call, Region, every_call
 from llmc.compiler.graph import Graph
 from llmc.targets import Target, store
 from llmc.targets.backend import Backend, Code
@@ -25,7 +25,7 @@ class Kernels:
 
     graph: Graph
     target: Target
-    calls: Sequence[Call]
+    calls: Sequence[Call | Region]
     tuned: Mapping[Any, Any] = field(default_factory=dict)
     kept: store.Store = field(default_factory=lambda: store.Store(store.folder()))
 
@@ -37,7 +37,11 @@ class Kernels:
             LlmcError: an op has no kernel there, or a tool is missing.
         """
         calls = backend_of(target).lower(graph)
-        return cls(graph, target.serving(call.kernel.family for call in calls), calls)
+        return cls(graph, target.serving(call.kernel.family for call in every_call(calls)), calls)
+
+    @property
+    def _every(self) -> list[Call]:
+        return list(every_call(self.calls))
 
     @property
     def backend(self) -> Backend:
@@ -45,13 +49,13 @@ class Kernels:
 
     def tune(self, seconds: float, tell: Callable[[str, float], None]) -> Kernels:
         """With the fastest schedules that are found on this machine in `seconds`, or were before."""
-        tuned = self.backend.tune(self.calls, self.graph.dims, self.target, self.kept, seconds, tell)
+        tuned = self.backend.tune(self._every, self.graph.dims, self.target, self.kept, seconds, tell)
         return replace(self, tuned=tuned, calls=self.backend.lower(self.graph, self.backend.tuned(tuned)))
 
     def code(self) -> Code:
         """The machine code, and the source of what was made from source."""
-        return self.backend.compile(self.calls, self.target, self.kept)
+        return self.backend.compile(self._every, self.target, self.kept)
 
     def products(self) -> list[dict[str, Any]]:
         """For the manifest: the schedules of products, and what tuning measured."""
-        return self.backend.products(self.calls, self.tuned)
+        return self.backend.products(self._every, self.tuned)

@@ -102,12 +102,12 @@ def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> d
         "postprocess": {},
         "sizes": {
             "parameters": sum(
-                w.attributes["value"].array.size for w in imported.graph.nodes if w.op == "constant"
+                w.attributes["value"].array.size for w in imported.graph.everywhere() if w.op == "constant"
             ),
             "code_bytes": sum((folder / f).stat().st_size for f in (MODULE, "bench")),
             "weights_bytes": build.plan.weights_bytes,
-            "kernels": len({s.kernel.symbol for s in build.plan.steps if isinstance(s, Call)}),
-            "steps": len(build.plan.steps),
+            "kernels": len({s.kernel.symbol for s in build.plan.leaves if isinstance(s, Call)}),
+            "steps": len(build.plan.leaves),
         },
     }
     if imported.preprocess:

@@ -66,7 +66,7 @@ def _halved(cases: Sequence[Case]) -> dict[str, float]:
 
 def _rounds(graph: Graph) -> bool:
     return any(
-        node.op in ("quantize", "quantize_rows") or node.attributes.get("int8") for node in graph.nodes
+        node.op in ("quantize", "quantize_rows") or node.attributes.get("int8") for node in graph.everywhere()
     )
 
 

@@ -11,14 +11,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from llmc.compiler.graph import Node, Source, TensorType, Weight, dtype_name
+from llmc.compiler.graph import Node, Source, TensorType, Weight, dtype_name, results_of
 from llmc.compiler.ops import (
     attention,
+    control,
     conv,
     elementwise,
     linear,
     quantise,
     ragged,
+    recurrent,
     reduction,
     shape,
     split,
@@ -32,6 +34,7 @@ __all__ = [
     "Op",
     "attention",
     "constant",
+    "control",
     "conv",
     "elementwise",
     "input_",
@@ -39,7 +42,9 @@ __all__ = [
     "make",
     "quantise",
     "ragged",
+    "recurrent",
     "reduction",
+    "results",
     "shape",
     "split",
     "storage",
@@ -96,3 +101,8 @@ def constant(value: Any, name: str = "", source: Source | None = None) -> Node:
         value = Weight(array.astype(np.float32) if array.dtype == np.float64 else array, name)
     dtype_name(value.array.dtype)
     return make("constant", (), source or Source(value.name), value=value)
+
+
+def results(node: Node) -> tuple[Node, ...]:
+    """One `result` node for each result of `node`, to be made once: a result is picked by one node only."""
+    return tuple(make("result", (node,), node.source, index=i) for i in range(len(results_of(node.type))))

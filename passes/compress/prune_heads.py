@@ -60,6 +60,10 @@ class PruneHeads(Pass):
         if self.scope not in ("global", "layer"):
             raise LlmcError("prune-heads: no such scope", found=self.scope, hint="use global or layer")
 
+    def enters(self) -> bool:
+        """Heads are ranked over a whole graph."""
+        return False
+
     def run(self, graph: Graph) -> Graph:
         """Rank, choose, shrink."""
         allowed = {p.node for p in linears(graph, self.skip)}

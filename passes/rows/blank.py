@@ -26,6 +26,10 @@ class Blank(Pass):
     keeps: ClassVar[Keeps] = LOSSY  # at padding; every other value stays bit for bit
     mask: str = "attention_mask"
 
+    def enters(self) -> bool:
+        """Padding is a matter of a graph's inputs."""
+        return False
+
     def run(self, graph: Graph) -> Graph:
         """outputs[batch, seq, ...] -> where(mask, outputs, 0)"""
         masks = [node for node in graph.inputs if node.attributes["name"] == self.mask]

@@ -34,6 +34,10 @@ class Ragged(Pass):
     name = "ragged"
     keeps: ClassVar[Keeps] = close(1e-6)  # exact in llmc's kernels, not where BLAS sums by shape
 
+    def enters(self) -> bool:
+        """Padding is a matter of a graph's inputs."""
+        return False
+
     def run(self, graph: Graph) -> Graph:
         """For the first mask that leaves an attention without use for its padding."""
         if TOKENS in graph.dims:
