@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llmc.compiler.graph import Graph, Node
+from llmc.compiler.ops.declare import OPS
+
+
+def counted_dim(node: Node) -> str:
+    """The dim that `node` numbers the kept places of its first input by; empty if it counts nothing."""
+    declared = OPS.get(node.op)
+    return str(node.attributes[declared.counts]) if declared and declared.counts else ""
 
 
 def counted_dims(graph: Graph) -> Mapping[str, Node]:
     """dim name -> the mask, an input of `graph`, whose kept places it numbers."""
-    return {str(n.attributes["tokens"]): n.inputs[0] for n in graph.nodes if n.op == "pack_index"}
+    return {name: node.inputs[0] for node in graph.nodes if (name := counted_dim(node))}
 
 
 def given_dims(graph: Graph) -> list[str]:

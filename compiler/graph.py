@@ -217,11 +217,15 @@ class Graph:
         Returns:
             This graph itself if nothing changed.
         """
+        return self.rebuild(lambda before, node: change(node))
+
+    def rebuild(self, change: Callable[[Node, Node], Node]) -> Graph:
+        """As `replace`; `change` sees the node as it is in this graph too, before the one on replaced inputs."""
         done: dict[Node, Node] = {}
         for node in self.nodes:
             inputs = tuple(done[i] for i in node.inputs)
             same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
-            done[node] = change(node if same else node.with_inputs(inputs))
+            done[node] = change(node, node if same else node.with_inputs(inputs))
         if all(a is b for a, b in done.items()):
             return self
         return self.exchanged(done.__getitem__)

@@ -13,6 +13,7 @@ from llmc.compiler.counted import counted_dims
 from llmc.compiler.dims import Dim, dim_names, evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node, results_of
 from llmc.compiler.ops import OPS
+from llmc.compiler.ops.faults import fault_place
 from llmc.compiler.ops.ragged import kept
 from llmc.errors import LlmcError
 
@@ -115,8 +116,11 @@ def _value(node: Node, arguments: list[Any], given: Mapping[Any, Array], sizes: 
     parts = value if isinstance(value, tuple) else (value,)
     for part, kind in zip(parts, results_of(node.type), strict=True):
         shape = tuple(evaluate(d, sizes) for d in kind.shape)
-        assert part.dtype == DTYPES[kind.dtype], f"{node!r}: the reference gives {part.dtype}"
-        assert part.shape == shape, f"{node!r}: the reference gives {part.shape}, the type {shape}"
+        if part.dtype != DTYPES[kind.dtype] or part.shape != shape:
+            gives, wanted = f"{part.dtype}{list(part.shape)}", f"{DTYPES[kind.dtype]}{list(shape)}"
+            problem = f"the reference of {node.op} gives {gives}, its type rule {wanted}"
+            where = f"{declared.origin}: " if declared.origin else ""
+            raise LlmcError(f"{where}{problem}", at=fault_place(declared.reference), found=f"at {node!r}")
     return value
 
 

@@ -79,6 +79,6 @@ class Module:
         return Module({name: change(name, graph) for name, graph in self.functions.items()})
 
     def __str__(self) -> str:
-        from llmc.compiler.text import print_module
+        from llmc.compiler.module_text import print_module
 
         return print_module(self)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llmc.compiler.calls import Call, Operand, Region
 from llmc.compiler.dims import Dim
@@ -89,7 +90,7 @@ class Choice:
 Step = Call | Move | Repeat | Choice
 
 
-def leaves(steps: Iterable[object]) -> Iterator[object]:
+def leaves(steps: Iterable[Any]) -> Iterator[Any]:
     """The steps that are no loop or branch, in order."""
     for step in steps:
         if isinstance(step, Repeat):

@@ -68,8 +68,13 @@ def write_program(
     build_id: str,
     weights_sha256: str,
     architectures: Sequence[str] = (),
+    device: str = "",
 ) -> str:
-    """The text of module.c; `architectures` are those of the code that it launches, if it launches kernels."""
+    """The text of module.c.
+
+    Args:
+        device: the `llmc_device` that launches kernels, made for `architectures`; empty: the program calls them.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("llmc.compiler", "."),
         trim_blocks=True,
@@ -93,7 +98,8 @@ def write_program(
         codes=lambda family: dict.fromkeys(v.code(family) for v in variants),
         alignment=ALIGNMENT,
         scratch=max([k.scratch for k in kernels], default=0),
-        launched=c_string(", ".join(architectures)) if architectures else "",
+        device=device,
+        architectures=c_string(", ".join(architectures)),
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from llmc.compiler.graph import Graph, Node
+from llmc.compiler.ops import unplaced
 from llmc.compiler.spec import Pass
 from llmc.compiler.text import same_type
 from llmc.errors import LlmcError
@@ -181,14 +182,12 @@ def _endless(applied: Counter[str], where: str) -> LlmcError:
 def _sweep(graph: Graph, rules: Sequence[_Bound], journal: Journal) -> Graph:
     """One walk from the inputs to the outputs."""
     context = Context(graph)
-    order = iter(graph.nodes)
 
-    def change(node: Node) -> Node:
-        original = next(order)
-        context.moved(original, node)
+    def change(before: Node, node: Node) -> Node:
+        context.moved(before, node)
         return node if node.op in ("input", "state") else _settle(node, rules, context, journal)
 
-    return graph.replace(change)
+    return graph.rebuild(change)
 
 
 def _settle(node: Node, rules: Sequence[_Bound], context: Context, journal: Journal) -> Node:
@@ -209,11 +208,13 @@ def _first(
     if journal.exhausted:
         return None
     for bound in rules:
-        found = _call(bound, node, context)
+        with unplaced() as made:
+            found = _call(bound, node, context)
         if isinstance(found, Decline):
             journal.note(bound.rule, node, found.reason)
         elif found is not None:
-            after = found if context.knows(found) else _sourced(found, node)
+            placed = context.knows(found) or (found not in made and str(found.source))
+            after = found if placed else replace(found, source=node.source)
             context.swapped(node, after)
             journal.note(bound.rule, node)
             return bound.rule.__name__, after
@@ -237,12 +238,6 @@ def _call(bound: _Bound, node: Node, context: Context) -> Node | Decline | None:
     if not same_type(found.type, node.type):
         raise LlmcError(f"rule {name} changes the type", at=repr(node), found=f"{node.type} -> {found.type}")
     return None if found is node else found
-
-
-def _sourced(after: Node, before: Node) -> Node:
-    """The new node `after` with the source of `before`, unless the rule gave it one of its own."""
-    borrowed = bool(after.inputs) and after.source is after.inputs[0].source
-    return replace(after, source=before.source) if borrowed or not str(after.source) else after
 
 
 @dataclass(frozen=True)

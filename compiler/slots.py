@@ -76,8 +76,10 @@ def _typical(size: Dim) -> int:
 @lru_cache(maxsize=1024)  # layers ask the same, and sympy is slow
 def _larger(a: Dim, b: Dim, zero: frozenset[str]) -> Dim:
     """max(a, b), without a Max where one is a multiple of the other."""
-    if a == b:
+    if a == b or b == 0:
         return a
+    if a == 0:  # what a loop that never runs stacks
+        return b
     ratio = sympy.simplify(sympy.sympify(a) / b)
     if ratio.is_number:
         return a if ratio > 1 else b

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
-import importlib.util
 import re
-import sys
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 from llmc.compiler.graph import Graph
@@ -246,43 +242,35 @@ def _is_union(hint: Any) -> bool:
 
 
 def find_pass(name: str, registry: Mapping[str, type[Pass]]) -> type[Pass]:
-    """The pass class called `name`: in the registry, `file.py:Class`, or an installed entry point.
+    """The pass class called `name`: in the registry, of an extension, `file.py:Class`, or an installed entry point.
 
     `file.py:Class` runs that file's code, as importing it would.
     """
-    if name in registry:
-        return registry[name]
+    from llmc.compiler import extensions
+
+    added = extensions.passes()
+    if name in registry and name in added:
+        raise LlmcError(f"the pass {name!r} is llmc's own, and an extension's", hint="rename the extension's")
+    if name in registry or name in added:
+        return registry.get(name) or added[name]
     if ".py:" in name:
         return _from_file(*name.rsplit(":", 1))
     points = {p.name: p for p in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     if name in points:
         return _as_pass(points[name].load(), name)
-    raise LlmcError(f"there is no pass {name!r}", hint=near(name, {*registry, *points}))
+    raise LlmcError(f"there is no pass {name!r}", hint=near(name, {*registry, *added, *points}))
 
 
 def _from_file(path: str, class_name: str) -> type[Pass]:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise LlmcError("no such pass file", at=path, hint="write path/to/file.py:ClassName")
-    module = _load(file)
+    from llmc.compiler import extensions
+
+    module = extensions.run(path, "pass").module
     if not hasattr(module, class_name):
         passes = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Pass)]
         raise LlmcError(f"the file has no pass {class_name!r}", at=path, hint=near(class_name, passes))
+    if extensions.holds_extension(module):  # the ops that the pass makes
+        extensions.load(path)
     return _as_pass(getattr(module, class_name), f"{path}:{class_name}")
-
-
-def _load(file: Path) -> ModuleType:
-    name = f"llmc_pass_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up while they are being made
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise LlmcError(f"the pass file fails: {type(error).__name__}: {error}", at=str(file)) from error
-    return module
 
 
 def _as_pass(found: Any, name: str) -> type[Pass]:

@@ -15,7 +15,6 @@ A body of a loop or branch stands before the graph, as `graph 0` and its lines u
     %1 = loop(%0) {body=graph(0), count=seq, carried=1} : (f32[batch, 8])
 
 A function with states says in the last line which nodes are their next values: `return {...} update {"keys": %7}`.
-In the text of a module each function begins with a line `function NAME`.
 
 Attributes at their defaults are left out. Constants of up to 8 elements are written out, larger ones are
 named by the first 16 digits of their digest. A `#` line is a comment; hand-written text may leave out types.
@@ -27,8 +26,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -36,7 +34,6 @@ import sympy
 
 from llmc.compiler.dims import Bounds, dim, dim_text, parse_dim
 from llmc.compiler.graph import DTYPES, Graph, Node, Results, Source, TensorType, Weight, dtype_name
-from llmc.compiler.module import FORWARD, Module
 from llmc.compiler.ops import OPS, make
 from llmc.errors import LlmcError
 
@@ -59,7 +56,7 @@ def print_graph(graph: Graph) -> str:
     bodies: dict[Graph, int] = {}
     for body in _bodies(graph):
         bodies.setdefault(body, len(bodies))
-    lines = [f"dims {dims}".rstrip()]
+    lines = [*_origins(graph), f"dims {dims}".rstrip()]
     for body, number in bodies.items():
         lines += [f"graph {number}", *(f"  {line}" for line in _lines(body, bodies))]
     return "\n".join([*lines, *_lines(graph, bodies), ""])
@@ -86,13 +83,23 @@ def _lines(graph: Graph, bodies: Mapping[Graph, int]) -> list[str]:
     return [*lines, f"return {_named_nodes(graph.outputs, names)}{update}"]
 
 
-def print_module(module: Module) -> str:
-    """All functions of `module` as text, each as a graph under a line `function NAME`."""
-    return "\n".join(f"function {name}\n{print_graph(graph)}" for name, graph in module.functions.items())
-
-
 def _named_nodes(nodes: Mapping[str, Node], names: Mapping[Node, str]) -> str:
     return f"{{{', '.join(f'{_quoted(name)}: {names[node]}' for name, node in nodes.items())}}}"
+
+
+def _origins(graph: Graph) -> list[str]:
+    """Comments that say where the ops come from that llmc itself has not."""
+    named = {name for node in graph.everywhere() for name in _texts((node.op, *node.attributes.values()))}
+    return [f"# op {n} is of {OPS[n].origin}" for n in sorted(named) if n in OPS and OPS[n].origin]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in an attribute value: a chain's hold the ops of its steps."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _texts(part)
 
 
 def _node_line(node: Node, names: Mapping[Node, str], bodies: Mapping[Graph, int]) -> str:
@@ -155,7 +162,6 @@ _SOURCE = re.compile(r"(?P<path>.*?)(?: \((?P<line>[^()]*)\))?")
 _NAMED = rf"\{{((?:[^\"{{}}]|{_STRING})*)\}}"
 _RETURN = re.compile(rf"return {_NAMED}(?: update {_NAMED})?")
 _OUTPUT = re.compile(rf"\s*(?P<name>{_STRING}): %(?P<node>\w+)\s*(?:,|$)")
-_FUNCTION = re.compile(r"function (?P<name>\w+)")
 
 
 def parse_graph(text: str, weights: Mapping[str, Weight] | None = None) -> Graph:
@@ -169,57 +175,44 @@ def parse_graph(text: str, weights: Mapping[str, Weight] | None = None) -> Graph
         LlmcError: the text is malformed, a type rule refuses, a stated type is wrong or a weight is missing;
             the message has the line number.
     """
-    parser = _Parser.of(weights)
-    for number, line in _said(text):
-        with _at_line(number, line):
-            parser.line(line)
+    parser = Parser.of(weights)
+    read_lines(text, parser.line)
     return parser.graph()
 
 
-def parse_module(text: str, weights: Mapping[str, Weight] | None = None) -> Module:
-    """The module written by `print_module`. A text without a line `function NAME` is one function, `forward`.
-
-    Raises:
-        LlmcError: as `parse_graph`; or two functions have one name.
-    """
-    parsers: dict[str, _Parser] = {}
-    for number, line in _said(text):
-        with _at_line(number, line):
-            if match := _FUNCTION.fullmatch(line):
-                if match["name"] in parsers:
-                    raise LlmcError(f"function {match['name']} is defined twice")
-                parsers[match["name"]] = _Parser.of(weights)
-            else:
-                parsers = parsers or {FORWARD: _Parser.of(weights)}
-                list(parsers.values())[-1].line(line)
-    if not parsers:
-        raise LlmcError("the text has no function")
-    return Module({name: parser.graph(name) for name, parser in parsers.items()})
-
-
-def _said(text: str) -> Iterator[tuple[int, str]]:
-    """The lines that say something, each with its number."""
-    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
-    return ((number, line) for number, line in lines if line and not line.startswith("#"))
+def read_lines(text: str, take: Callable[[str], None]) -> None:
+    """Hand every line of a text that says something to `take`; what it raises gets the line's number."""
+    absent = dict[str, str]()
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            absent |= _absent(line)
+            continue
+        try:
+            take(line)
+        except LlmcError as error:
+            for op in absent:
+                if re.search(rf"\b{op}\b", line):
+                    problem, hint = f"op {op} is of {absent[op]}, which is not loaded", "use --extension FILE"
+                    raise LlmcError(problem, at=f"line {number}", found=line, hint=hint) from None
+            raise LlmcError(
+                error.problem, at=f"line {number}", found=error.found or line, hint=error.hint
+            ) from None
 
 
-@contextmanager
-def _at_line(number: int, line: str) -> Iterator[None]:
-    try:
-        yield
-    except LlmcError as error:
-        raise LlmcError(
-            error.problem, at=f"line {number}", found=error.found or line, hint=error.hint
-        ) from None
+def _absent(comment: str) -> dict[str, str]:
+    """The op, and its extension, that a comment of `_origins` says to be needed, if it is not there."""
+    match = re.fullmatch(r"# op (\w+) is of (.+)", comment)
+    return {match[1]: match[2]} if match and match[1] not in OPS else {}
 
 
-class _Parser:
+class Parser:
     """What the lines so far have defined."""
 
     def __init__(self, weights: Mapping[str, Weight], bodies: dict[int, Graph]) -> None:
         self.weights = weights  # first digits of the digest -> Weight
         self.bodies = bodies
-        self.within: tuple[int, _Parser] | None = None  # the body whose lines these are
+        self.within: tuple[int, Parser] | None = None  # the body whose lines these are
         self.nodes: dict[str, Node] = {}
         self.inputs: list[Node] = []
         self.states: list[Node] = []
@@ -228,8 +221,8 @@ class _Parser:
         self.dims: dict[str, Bounds] = {}
 
     @staticmethod
-    def of(weights: Mapping[str, Weight] | None) -> _Parser:
-        return _Parser({digest[:DIGITS]: weight for digest, weight in (weights or {}).items()}, {})
+    def of(weights: Mapping[str, Weight] | None) -> Parser:
+        return Parser({digest[:DIGITS]: weight for digest, weight in (weights or {}).items()}, {})
 
     def line(self, line: str) -> None:
         if self.outputs is not None:
@@ -250,9 +243,9 @@ class _Parser:
             _malformed("the number of a body", "graph 0")
         if int(text) in self.bodies:
             raise LlmcError(f"graph {text} is defined twice")
-        self.within = int(text), _Parser(self.weights, self.bodies)
+        self.within = int(text), Parser(self.weights, self.bodies)
 
-    def _body_line(self, number: int, body: _Parser, line: str) -> None:
+    def _body_line(self, number: int, body: Parser, line: str) -> None:
         if re.match(r"(dims|graph)\b", line):
             raise LlmcError(f"graph {number} has no `return` line before this one")
         body.line(line)

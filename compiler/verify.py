@@ -9,7 +9,7 @@ from typing import Any
 
 import sympy
 
-from llmc.compiler.counted import counted_dims
+from llmc.compiler.counted import counted_dim, counted_dims
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import DTYPES, Graph, Node, Results, Weight, results_of
 from llmc.compiler.module import Module
@@ -289,9 +289,10 @@ def _check_counted(graph: Graph) -> None:
     counted = counted_dims(graph)
     shapes = frozenset(str(s) for node in graph.inputs for s in _symbols_in(node.shape))
     for node in graph.nodes:
-        if node.op != "pack_index":
+        name = counted_dim(node)
+        if not name:
             continue
-        name, mask = str(node.attributes["tokens"]), node.inputs[0]
+        mask = node.inputs[0]
         if mask.op != "input" or mask.attributes["default"] == 0:
             raise broken("the mask that places are counted by is not an input, or 0 by default", node)
         if mask is not counted[name]:

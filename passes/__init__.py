@@ -14,6 +14,7 @@ from llmc.passes.compress.prune_heads import PruneHeads
 from llmc.passes.compress.prune_neurons import PruneNeurons
 from llmc.passes.compress.unpack import Unpack
 from llmc.passes.fuse import Fuse
+from llmc.passes.fuse.cells import ExpandCells
 from llmc.passes.fuse.qkv import Qkv
 from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.quantise.int8_attention import Qattention
@@ -26,7 +27,18 @@ from llmc.passes.simplify.fold import Fold
 from llmc.passes.simplify.share import Cse, Tie
 from llmc.passes.simplify.tabulate import Tabulate
 
-_EXACT_OR_CLOSE: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, Fuse, Qkv, Narrow, Unpack)
+_EXACT_OR_CLOSE: tuple[type[Pass], ...] = (
+    Simplify,
+    Fold,
+    Cse,
+    Tie,
+    Tabulate,
+    Fuse,
+    Qkv,
+    Narrow,
+    Unpack,
+    ExpandCells,
+)
 _COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share)
 _QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse, Qattention, Split)
 _RAGGED: tuple[type[Pass], ...] = (Blank, Ragged)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmc.compiler.graph import Node, Weight
-from llmc.compiler.ops import make
+from llmc.compiler.ops import OPS, make
 
 
 def weight(node: Node) -> Weight | None:
@@ -18,7 +18,7 @@ def weight(node: Node) -> Weight | None:
 
 def scalar(node: Node) -> Any:
     """The one value, as a NumPy scalar, that `node` has at every index; None if it is not known."""
-    while node.op in ("expand", "reshape", "transpose", "slice"):
+    while OPS[node.op].moves:
         node = node.inputs[0]
     value = weight(node)
     if value is not None and value.array.size == 1:

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from llmc.compiler import extensions
 from llmc.compiler.calls import Call, Region
 from llmc.compiler.dims import Bounds
 from llmc.compiler.graph import Graph
+from llmc.compiler.ops.storage import stored_ops
 from llmc.compiler.program import Variant
 from llmc.errors import LlmcError
 from llmc.targets.lowering import Lowerings, layered, lower, registered
@@ -48,11 +50,13 @@ class Backend(ABC):
     - `forms`: those of `--emit` it serves.
     - `quantisations`: the modes of `--quant` whose ops it has kernels for; `integer_attention`: whether attention
       may be one of these ops.
+    - `halves`: whether products with half-precision weights round their other operand to half too.
     - `ragged`: whether it has kernels for rows of tokens without padding (passes/rows/ragged.py).
     - `decodes`: ops of stored weights (compiler/ops/storage.py) that its products read as they are; `unpack`
       makes plain weights of the others.
-    - `launches`: whether the program launches kernels by number, as on a device with memory of its own
-      (`llmc_launch` of runtime/c/module.h), instead of calling them.
+    - `device`: the `llmc_device` (runtime/c) that launches its kernels by number, in memory of its own; empty where
+      the program calls them.
+    - `emitter`: whose code of extensions for values in registers its chains use (`Extension.scalars`).
     - `runtime_sources`: C files that module.so needs besides the runtime's own: names in runtime/c, or paths.
     - `libraries`: linker flags likewise.
     """
@@ -61,8 +65,10 @@ class Backend(ABC):
     forms: ClassVar[Sequence[str]] = ("shared",)
     quantisations: ClassVar[frozenset[str]] = frozenset()
     integer_attention: ClassVar[bool] = False
+    halves: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
-    launches: ClassVar[bool] = False
+    device: ClassVar[str] = ""
+    emitter: ClassVar[str] = "cpu"
     runtime_sources: ClassVar[Sequence[str | Path]] = ()
     libraries: ClassVar[Sequence[str]] = ()
 
@@ -102,8 +108,14 @@ class Backend(ABC):
         return ("fma",)
 
     def passes(self, target: Target) -> Mapping[str, str]:
-        """Place in the pipeline (compiler/places.py) -> text of the passes that `target` needs there."""
-        return {}
+        """Place in the pipeline (compiler/places.py) -> text of the passes that `target` needs there.
+
+        By default weights in storage formats that the products do not decode become plain.
+        """
+        if not stored_ops() - self.decodes:
+            return {}
+        kept = ",".join(f'"{op}"' for op in sorted(self.decodes))
+        return {"compress": f"unpack{{keep=[{kept}]}}" if kept else "unpack"}
 
     def lower(self, graph: Graph, first: Lowerings | None = None) -> tuple[Call | Region, ...]:
         """The calls that compute `graph`: by the lowerings of `first`, then registered ones, then its own.
@@ -111,7 +123,9 @@ class Backend(ABC):
         Raises:
             LlmcError: nodes have no kernel; all of them are listed.
         """
-        return lower(graph, layered(first or {}, registered(self.name), self.lowerings()), self.name)
+        own = self.lowerings()
+        outside = dict.fromkeys(extensions.scalars(self.emitter), own["chain"]) if "chain" in own else {}
+        return lower(graph, layered(first or {}, registered(self.name), own, outside), self.name)
 
     # --- tuning (docs/tuning.md)
 

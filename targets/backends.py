@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 
+from llmc.compiler import extensions
 from llmc.compiler.spec import near
 from llmc.errors import LlmcError
 from llmc.targets.backend import Backend
@@ -37,8 +38,13 @@ def find_backend(name: str) -> Backend:
     """
     if name in _REGISTERED:
         return _REGISTERED[name]
+    added = extensions.backends()
+    if name in added and name not in _MODULES:
+        if not isinstance(added[name], Backend):
+            raise LlmcError(f"the backend {name!r} of an extension is not a Backend", found=repr(added[name]))
+        return added[name]
     if name not in _MODULES:
-        raise LlmcError(f"there is no backend {name!r}", hint=near(name, {*_MODULES, *_REGISTERED}))
+        raise LlmcError(f"there is no backend {name!r}", hint=near(name, {*_MODULES, *_REGISTERED, *added}))
     found: Backend = importlib.import_module(_MODULES[name]).BACKEND
     return found
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmc.compiler import extensions
 from llmc.errors import LlmcError
 from llmc.targets import TARGETS, Cpu, Target
 from llmc.targets.cpu.variants import FLAGS
@@ -117,7 +118,14 @@ def all_targets() -> dict[str, Target]:
     Raises:
         LlmcError: an entry point fails, or is not a Target.
     """
-    found = dict(TARGETS)
+    for name, target in extensions.targets().items():
+        if name in TARGETS:
+            raise LlmcError(
+                f"the target {name!r} is llmc's own, and an extension's", hint="rename the extension's"
+            )
+        if not isinstance(target, Target):
+            raise LlmcError(f"the target {name!r} of an extension is not a Target", found=repr(target))
+    found = {**extensions.targets(), **TARGETS}
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         try:
             target = point.load()

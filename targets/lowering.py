@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from llmc.compiler import extensions
 from llmc.compiler.calls import Call, Region
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS
@@ -16,7 +17,6 @@ from llmc.errors import LlmcError
 
 Lowering = Callable[[Node], Call | None]
 Lowerings = Mapping[str, Lowering]
-REGIONS = frozenset({"loop", "branch"})  # the program writes them in C around the calls of their bodies
 
 _REGISTERED: dict[str, dict[str, Lowering]] = {}  # backend -> op -> lowering
 
@@ -28,8 +28,8 @@ def register(backend: str, op: str, lowering: Lowering) -> None:
 
 
 def registered(backend: str) -> Lowerings:
-    """What was registered for `backend`."""
-    return _REGISTERED.get(backend, {})
+    """What was registered for `backend`, and what extensions have for it."""
+    return layered(_REGISTERED.get(backend, {}), extensions.kernels(backend))
 
 
 def layered(*tables: Lowerings) -> dict[str, Lowering]:
@@ -57,11 +57,14 @@ class _InTurn:
 
 
 def free_ops() -> frozenset[str]:
-    """Ops that need no call: inputs, states and constants are there, and views share their input's memory.
+    """Ops that need no call.
 
-    So does `result`: the node that it picks from has written it.
+    Inputs, states and constants are there, views share their memory, and what `result` picks its node has written.
     """
     return frozenset({"input", "state", "constant", "result"} | {name for name, op in OPS.items() if op.view})
+
+
+REGIONS = frozenset({"loop", "branch"})  # the program writes them in C around the calls of their bodies
 
 
 def lower(graph: Graph, table: Lowerings, backend: str = "this target") -> tuple[Call | Region, ...]:
@@ -76,7 +79,7 @@ def lower(graph: Graph, table: Lowerings, backend: str = "this target") -> tuple
         LlmcError: nodes have no kernel, or none for their dtypes; all of them are listed.
     """
     refused: list[str] = []
-    calls = _calls(graph, table, refused)
+    calls = _lowered(graph, table, refused)
     if refused:
         raise LlmcError(
             f"{len(refused)} operations have no kernel on {backend}",
@@ -85,30 +88,31 @@ def lower(graph: Graph, table: Lowerings, backend: str = "this target") -> tuple
     return calls
 
 
-def _calls(graph: Graph, table: Lowerings, refused: list[str]) -> tuple[Call | Region, ...]:
-    """The calls of a graph or body; `refused` gets what has no kernel."""
+def _lowered(graph: Graph, table: Lowerings, refused: list[str]) -> tuple[Call | Region, ...]:
+    """The calls of a graph or body; `refused` gets what has none."""
     calls: list[Call | Region] = []
     wanted, free = set(graph.roots), free_ops()
     for node in reversed(graph.nodes):
         if node not in wanted:
             continue
-        if node.op in free:
-            wanted.update(node.inputs)
-            continue
         if node.op in REGIONS:
-            calls.append(Region(node, tuple(_calls(body, table, refused) for body in node.bodies)))
-            wanted.update(node.inputs)
-            continue
-        try:
-            call = table[node.op](node) if node.op in table else None
-        except LlmcError as error:
-            call, problem = None, error.problem
-        else:
-            problem = node.op
+            calls.append(Region(node, tuple(_lowered(body, table, refused) for body in node.bodies)))
+        call = _call(node, table, refused) if node.op not in free | REGIONS else None
         if call is None:
-            refused.append(f"{node.source}: {problem}")
             wanted.update(node.inputs)
             continue
         calls.append(call)
         wanted.update(operand for operand in call.operands if isinstance(operand, Node))
     return tuple(reversed(calls))
+
+
+def _call(node: Node, table: Lowerings, refused: list[str]) -> Call | None:
+    try:
+        call = table[node.op](node) if node.op in table else None
+    except LlmcError as error:
+        call, problem = None, error.problem
+    else:
+        problem = node.op
+    if call is None:
+        refused.append(f"{node.source}: {problem}")
+    return call

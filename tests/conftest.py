@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import random_encoders
 import random_graphs
 from masked import feature_mask
 
-from llmc.compiler import interpret
+from llmc.compiler import extensions, interpret
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pass, Pipeline
 
@@ -170,3 +170,20 @@ def run_kernels(kernels: Any) -> Callable[..., Any]:
     """`run_kernels(graph, inputs, sizes=None, cpu=None, cuts=...)` -> outputs by name; see kernel_lab.py."""
     run: Callable[..., Any] = kernels.run
     return run
+
+
+@pytest.fixture
+def extension() -> Iterator[Callable[..., None]]:
+    """`extension("softsign")`: examples/extension/softsign.py is loaded until the test ends; so is a file's path."""
+    before = {item.given.name for item in extensions.loaded()}
+
+    def load(*names: str | Path) -> None:
+        for name in names:
+            extensions.load(
+                TESTS.parent / "examples" / "extension" / f"{name}.py" if isinstance(name, str) else name
+            )
+
+    yield load
+    for item in extensions.loaded():
+        if item.given.name not in before:
+            extensions.unload(item.given.name)

@@ -50,6 +50,24 @@ def test_replace_rebuilds_only_what_depends_on_the_change():
     assert graph.outputs["b"].inputs[0] is changed  # the old graph is as it was
 
 
+def test_rebuild_shows_each_node_before_and_after():
+    x = input_("x", "f32", (2,))
+    y = make("neg", (x,))
+    graph = Graph((x,), {"z": make("exp", (y,))})
+    seen = []
+
+    def change(before, node):
+        seen.append((before, node))
+        return make("abs", node.inputs) if before is y else node
+
+    after = graph.rebuild(change)
+    assert [before for before, _ in seen] == list(graph.nodes)
+    assert [node.op for _, node in seen] == ["input", "neg", "exp"]
+    assert seen[2][1].inputs[0].op == "abs", "on inputs already replaced"
+    assert [n.op for n in after.nodes] == ["input", "abs", "exp"]
+    assert graph.rebuild(lambda before, node: node) is graph
+
+
 def test_replace_infers_types_again():
     x = input_("x", "f32", (4,))
     graph = Graph((x,), {"y": make("exp", (make("neg", (x,)),))})

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
-import tomllib
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structure import FLOORS, ROOT, SETTINGS, UP, drawn, folder_of, imports, modules, picture, rooms
 
-ROOT = Path(__file__).parents[1]
-SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-PLACES = SETTINGS["package-dir"]
 # What each package may import of llmc; `llmc` itself and the command line see all.
 MAY = {
     "llmc.compiler": {"llmc.errors", "llmc.compiler"},
@@ -28,44 +23,8 @@ SEES_ALL = ("llmc.cli", "llmc.demo")
 LIGHT = {"numpy", "tokenizers", *sys.stdlib_module_names}
 
 
-def folder_of(package: str) -> Path:
-    """Where setuptools takes a package from: the longest prefix that has a folder."""
-    name, rest = package, []
-    while name not in PLACES:
-        name, _, last = name.rpartition(".")
-        rest.insert(0, last)
-    return ROOT.joinpath(PLACES[name], *rest)
-
-
-def modules() -> Iterator[tuple[str, Path]]:
-    for package in SETTINGS["packages"]:
-        for file in sorted(folder_of(package).glob("*.py")):
-            yield (package if file.stem == "__init__" else f"{package}.{file.stem}"), file
-
-
-def imports(file: Path) -> set[str]:
-    """Modules imported anywhere in a file, but for type checkers only."""
-    found: set[str] = set()
-    trees: list[Any] = [ast.parse(file.read_text())]
-    while trees:
-        node = trees.pop()
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: imports are absolute"
-            found |= (
-                {f"{node.module}.{alias.name}" for alias in node.names}
-                if node.module == "llmc"
-                else {node.module or ""}
-            )
-        trees.extend(ast.iter_child_nodes(node))
-    return found
-
-
 def within(name: str, packages: Any) -> bool:
-    return any(name == p or name.startswith(p + ".") for p in packages)
+    return any(name == p or name.startswith((p + ".", p + ":")) for p in packages)
 
 
 @pytest.mark.parametrize("package", MAY)
@@ -90,6 +49,47 @@ def test_the_runtime_needs_numpy_only() -> None:
         if other.split(".")[0] not in LIGHT and not within(other, ["llmc.runtime", "llmc.errors"])
     ]
     assert not wrong, wrong
+
+
+def test_no_arrow_runs_up() -> None:
+    """An import goes to a lower floor of the picture; what does not today is listed, and the list only shrinks."""
+    graph = picture()
+    floor = graph.nodes(data="floor")
+    up = {(a, b): data["modules"] for a, b, data in graph.edges(data=True) if floor[a] <= floor[b]}
+    assert not set(up) - UP, {edge: up[edge] for edge in set(up) - UP}
+    assert not UP - set(up), f"mended, to be struck from the list: {UP - set(up)}"
+
+
+def test_backends_do_not_know_each_other() -> None:
+    """Neither does what they share know them."""
+    graph = picture()
+    kinds = {
+        kind: [r for r in graph if within(r, [f"llmc.targets.{kind}"])] for kind in ("cpu", "cuda", "tir")
+    }
+    assert all(kinds.values())
+    apart = [("cpu", "cuda"), ("cuda", "cpu"), ("tir", "cpu"), ("tir", "cuda")]
+    wrong = [e for a, b in apart for e in graph.edges if e[0] in kinds[a] and e[1] in kinds[b]]
+    assert not wrong, {edge: graph.edges[edge]["modules"] for edge in wrong}
+
+
+def test_every_module_has_a_room() -> None:
+    named = [room for floor in FLOORS for room in floor]
+    assert len(named) == len(set(named))
+    assert set(rooms().values()) == set(named)
+    listed = [module for floor in FLOORS for names in floor.values() for module in names]
+    assert len(listed) == len(set(listed))
+    assert set(listed) <= {name for name, _ in modules()}
+
+
+def test_the_picture_is_drawn(pytestconfig: pytest.Config) -> None:
+    """docs/structure.md shows the imports as they are; `pytest --bless` draws them again."""
+    file = ROOT / "docs" / "structure.md"
+    before, mark, _ = file.read_text().partition("<!-- drawn by tests/structure.py -->\n")
+    assert mark
+    text = f"{before}{mark}\n{drawn()}\n"
+    if pytestconfig.getoption("--bless"):
+        file.write_text(text)
+    assert file.read_text() == text, "not the imports of today: review, then run pytest --bless"
 
 
 def test_one_file_is_one_module() -> None:

@@ -25,8 +25,9 @@ from llmc.compiler import interpret
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.module import Module, State
+from llmc.compiler.module_text import parse_module, print_module
 from llmc.compiler.ops import input_, make, state_
-from llmc.compiler.text import equal, parse_graph, parse_module, print_graph, print_module, weights_of
+from llmc.compiler.text import equal, parse_graph, print_graph, weights_of
 from llmc.compiler.verify import verify, verify_module
 from llmc.errors import LlmcError
 

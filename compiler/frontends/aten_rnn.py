@@ -19,7 +19,9 @@ from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import constant, input_, results
 from llmc.compiler.ops.recurrent import GRU_GATES
 
-MODES: Mapping[str, int] = MappingProxyType({"lstm": 2, "gru": 1, "rnn_tanh": 1, "rnn_relu": 1})  # kind -> states
+MODES: Mapping[str, int] = MappingProxyType(
+    {"lstm": 2, "gru": 1, "rnn_tanh": 1, "rnn_relu": 1}
+)  # kind -> states
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,14 @@ def _recurrent(call: Call) -> tuple[Node, ...]:
     return network(call, kind, call["input"], states, call["params"], call["batch_first"], None)
 
 
+@aten("llmc.recurrent.default")
+def _with_lengths(call: Call) -> tuple[Node, ...]:
+    """See `packed.recurrent`."""
+    return network(
+        call, call["kind"], call["x"], call["hx"], call["params"], call["batch_first"], call.get("lengths")
+    )
+
+
 def network(
     call: Call,
     kind: str,
@@ -61,6 +71,9 @@ def network(
 ) -> tuple[Node, ...]:
     """output, and the states at the end, as PyTorch returns them."""
     call.require(x.dtype == "f32" and x.type.rank == 3, f"{kind} on {x.type}", "use f32 [seq, batch, width]")
+    call.require(
+        all(p.op == "constant" for p in parameters), f"{kind} with computed weights", "compute them first"
+    )
     layers, bidirectional, biases = call["num_layers"], bool(call["bidirectional"]), bool(call["has_biases"])
     each = len(parameters) // (layers * (1 + bidirectional))
     weights = [parameters[i : i + each] for i in range(0, len(parameters), each)]

@@ -13,7 +13,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +147,9 @@ def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: in
     head = _head(summary, model, names, fixed, outputs)
     _one_pass(model.config, max_seq)
     bounds = {"batch": (1, max_batch), "seq": (1, max_seq)}
-    program = _export(head, FAMILIES[summary.model_type].own_attention, len(names), bounds)
+    if FAMILIES[summary.model_type].own_attention:
+        _tabulate(model, max_seq)
+    program = _export(head, len(names), bounds)
     ranges: Mapping[str, Mapping[str, int]] = {
         "attention_mask": {"default": 1, "low": 0, "high": 1},
         "token_type_ids": {"default": 0},
@@ -229,7 +231,7 @@ def _whole_activations(model: Any) -> None:
                 setattr(module, name, torch.nn.GELU("tanh"))
 
 
-def _export(head: Any, own_attention: bool, inputs: int, bounds: Mapping[str, tuple[int, int]]) -> Any:
+def _export(head: Any, inputs: int, bounds: Mapping[str, tuple[int, int]]) -> Any:
     """torch.export with dynamic axes; a dim whose bound is 1 is static."""
     import torch
 
@@ -242,15 +244,13 @@ def _export(head: Any, own_attention: bool, inputs: int, bounds: Mapping[str, tu
         if high > 1
     }
     sample = tuple(torch.zeros(shape, dtype=torch.long) for _ in range(inputs))
-    with torch.no_grad(), _tables(own_attention, bounds["seq"][1]):
+    with torch.no_grad():
         head(*sample)  # makes the tables
         return trace(head, sample, tuple(axes for _ in sample))
 
 
-def _tables(own_attention: bool, max_seq: int) -> AbstractContextManager[None]:
-    """Relative-position buckets as tables, for the families that have them."""
-    if not own_attention:
-        return nullcontext()
-    from llmc.compiler.frontends.buckets import tabulated
+def _tabulate(model: Any, max_seq: int) -> None:
+    """Relative-position buckets as tables, in the families that have them."""
+    from llmc.compiler.frontends.buckets import tabulate
 
-    return tabulated(max_seq)
+    tabulate(model, max_seq)

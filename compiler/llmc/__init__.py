@@ -10,21 +10,42 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from llmc.driver import compile, compile_module
+    from llmc.compiler.extensions import Extension
+    from llmc.compiler.extensions import load as load_extension
+    from llmc.compiler.frontends.packed import exportable
+    from llmc.driver import compile, compile_graph, compile_module
     from llmc.errors import LlmcError
     from llmc.runtime import Model, Session, Threads, load
 
-__all__ = ["LlmcError", "Model", "Session", "Threads", "__version__", "compile", "compile_module", "load"]
+__all__ = [
+    "Extension",
+    "LlmcError",
+    "Model",
+    "Session",
+    "Threads",
+    "__version__",
+    "compile",
+    "compile_graph",
+    "compile_module",
+    "exportable",
+    "load",
+    "load_extension",
+]
 
 _HOME = {
     "LlmcError": "llmc.errors",
     "Model": "llmc.runtime",
     "Session": "llmc.runtime",
     "Threads": "llmc.runtime",
+    "Extension": "llmc.compiler.extensions",
     "compile": "llmc.driver",
+    "compile_graph": "llmc.driver",
     "compile_module": "llmc.driver",
+    "exportable": "llmc.compiler.frontends.packed",
     "load": "llmc.runtime",
+    "load_extension": "llmc.compiler.extensions",
 }
+_NAMES = {"load_extension": "load"}  # where the home has another name for it
 
 
 def __getattr__(name: str) -> Any:
@@ -32,4 +53,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'llmc' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_HOME[name]), _NAMES.get(name, name))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from llmc import embed
-from llmc.compiler import artifact
+from llmc.compiler import artifact, extensions
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
@@ -143,11 +143,14 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         if order.keep is not None:
             _keep(Path(order.keep), imported.module, module, {"module.c": build.program, **code.sources})
         stages.enter("self-test", 0.9)
-        accepted = record(folder, optimised.answering, optimised.source, build.build_id)
+        answers, source = optimised.answering, optimised.source
+        accepted = record(folder, answers, source, build.build_id, halves=kernels.backend.halves)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
         fields = manifest(imported, build, pipeline, folder)
         fields |= {"quantisation": order.quant.mode, "selftest": accepted, "products": kernels.products()}
+        if added := extensions.described():
+            fields["extensions"] = added
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
         check(folder, target)
         stages.leave()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from llmc import embed
+from llmc.compiler import extensions
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.places import Placed, additions, placed
 from llmc.errors import LlmcError
@@ -84,6 +85,7 @@ class Order:
         unknown = options.keys() - Options.__annotations__.keys()
         if unknown:
             raise TypeError(f"compile got unknown options: {', '.join(sorted(unknown))}")
+        extensions.load_installed()
         self.output, self.name = Path(output), name
         self.verify_each, self.padding = options.get("verify_each", False), options.get("padding", "computed")
         self.keep, self.cc, self.progress = options.get("keep"), options.get("cc"), options.get("progress")
@@ -189,17 +191,28 @@ def _compression(options: Options) -> str:
     return shortcuts.compression(given, options.get("share"), options.get("factorize"))
 
 
+def _others(options: Options) -> dict[str, object]:
+    """What asks for passes besides `only_passes`."""
+    return {
+        "--passes": options.get("passes"),
+        "--add-pass": options.get("add_passes"),
+        "--prune": options.get("prune"),
+        "--share": options.get("share"),
+        "--factorize": options.get("factorize"),
+    }
+
+
 def _only(options: Options) -> Placed:
     """The passes of `only_passes`.
 
     Raises:
         LlmcError: something else is asked for as well.
     """
-    others = {name for name in ("passes", "add_passes", "prune", "share", "factorize") if options.get(name)}
+    others = [flag for flag, value in _others(options).items() if value]
     if others:
         raise LlmcError(
             "--only-passes runs nothing else",
-            at=", ".join(f"--{name.replace('_', '-').removesuffix('es')}" for name in sorted(others)),
+            at=", ".join(others),
             hint="write all passes into its text, or use --passes",
         )
     return placed({"user": options["only_passes"] or ""}, PASSES)

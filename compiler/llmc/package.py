@@ -57,10 +57,12 @@ class Build:
         weights = self.folder / WEIGHTS
         digest = artifact.write_weights(weights, self.weights, HEADER_BYTES)
         variants = self.backend.variants(self.target)
-        launched = self.target.architectures if self.backend.launches else ()
+        device, built = self.backend.device, self.target.architectures
 
         def text(build_id: str) -> str:
-            return write_program(self.module, self.plans, variants, self.name, build_id, digest, launched)
+            return write_program(
+                self.module, self.plans, variants, self.name, build_id, digest, built, device
+            )
 
         made = (*code.objects.values(), *code.data.values())
         parts = [llmc.__version__.encode(), digest.encode(), text("").encode(), *made]

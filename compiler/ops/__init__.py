@@ -6,6 +6,9 @@ inputs. `OPS` is the table; every other table keyed by op is tested complete aga
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from llmc.compiler.graph import Node, Source, TensorType, Weight, dtype_name, results_of
@@ -61,13 +64,29 @@ def make(
     """
     declared = OPS.get(op)
     if declared is None:
-        raise LlmcError(
-            f"there is no op {op!r}", at=str(source or "") or None, hint="docs/ir.md lists the ops"
-        )
+        hint = "docs/ir.md lists the ops; one of an extension needs --extension FILE, or llmc.load_extension"
+        raise LlmcError(f"there is no op {op!r}", at=str(source or "") or None, hint=hint)
     full = declared.complete(attributes)
-    source = source or (inputs[0].source if inputs else Source())
-    result = declared.infer(tuple(i.type for i in inputs), full, source)
-    return Node(op, tuple(inputs), full, result, source)
+    place = source or (inputs[0].source if inputs else Source())
+    result = declared.infer(tuple(i.type for i in inputs), full, place)
+    node = Node(op, tuple(inputs), full, result, place)
+    if source is None and (made := _unplaced.get()) is not None:
+        made.add(node)
+    return node
+
+
+_unplaced: ContextVar[set[Node] | None] = ContextVar("unplaced", default=None)
+
+
+@contextmanager
+def unplaced() -> Iterator[set[Node]]:
+    """The nodes made inside the block without a source of their own: they have that of their first input."""
+    made: set[Node] = set()
+    token = _unplaced.set(made)
+    try:
+        yield made
+    finally:
+        _unplaced.reset(token)
 
 
 def input_(name: str, dtype: str, shape: tuple[Any, ...], **attributes: Any) -> Node:

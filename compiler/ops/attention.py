@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.graph import TensorType
+from llmc.compiler.graph import Node, TensorType
 from llmc.compiler.ops.declare import REQUIRED, op
 from llmc.compiler.ops.int8_attention import int8_attention, supported
 from llmc.compiler.ops.reduction import F32
@@ -25,6 +25,7 @@ from llmc.compiler.ops.rules import (
     want_rank,
     want_shape,
 )
+from llmc.compiler.ops.traits import Packing, Sequences
 from llmc.errors import LlmcError
 
 
@@ -125,10 +126,29 @@ def _joined(x: Array) -> Array:
     return x.reshape(*x.shape[:2], -1).astype(np.float32)
 
 
+def _refusal(node: Node) -> str:
+    return "it is causal" if node.attributes["causal"] else ""
+
+
+def _keys(node: Node) -> int | None:
+    return 3 if node.attributes["has_keys"] else None
+
+
+def _packed(node: Node, packing: Packing) -> Node:
+    """mha(q, k, v, keys, bias?) -> ragged_mha(q, k, v, keys, index, offsets, bias?)"""
+    from llmc.compiler.ops import make
+
+    rows = map(packing.rows, node.inputs[:4])
+    inputs = (*rows, packing.index, packing.offsets, *map(packing.padded, node.inputs[4:]))
+    names = ("heads", "head_dim", "scale", "offsets", "has_bias", "kv_heads")
+    kept = {name: node.attributes[name] for name in names}
+    return make("ragged_mha", inputs, node.source, seq=packing.seq, **kept)
+
+
 @op(
     "mha",
     mha_reference,
-    traits={"accuracy": "close"},
+    traits={"accuracy": "close", "sequences": Sequences(range(4), _keys, _refusal, _packed)},
     heads=REQUIRED,
     head_dim=REQUIRED,
     scale=REQUIRED,

@@ -44,7 +44,11 @@ def _loop_reference(
     from llmc.compiler.interpret import run_body
 
     trips = evaluate(count, sizes)
-    slices, state, captured = operands[:scanned], operands[scanned : scanned + carried], operands[scanned + carried :]
+    slices, state, captured = (
+        operands[:scanned],
+        operands[scanned : scanned + carried],
+        operands[scanned + carried :],
+    )
     rest = tuple(body.outputs.values())[carried:]
     stacked = [np.zeros((trips, *(evaluate(d, sizes) for d in n.shape)), DTYPES[n.dtype]) for n in rest]
     for trip in range(trips):
@@ -76,7 +80,9 @@ def _loop(
         raise LlmcError(f"reverse is {reverse!r}, not True or False")
     given, made = _signature(body, "the body")
     if scanned + carried > len(operands):
-        raise LlmcError(f"{scanned} scanned and {carried} carried operands are announced, given are {len(operands)}")
+        raise LlmcError(
+            f"{scanned} scanned and {carried} carried operands are announced, given are {len(operands)}"
+        )
     slices = tuple(_slice(operand, count, i) for i, operand in enumerate(operands[:scanned]))
     _want_operands((*slices, *operands[scanned:]), given, "the body")
     state = operands[scanned : scanned + carried]

@@ -14,6 +14,7 @@ import numpy as np
 from llmc.compiler.graph import DTYPES, TensorType
 from llmc.compiler.ops.declare import OPS, REQUIRED, op
 from llmc.compiler.ops.rules import FLOATS, NUMBERS, Array, broadcast, want_dtype, want_same_dtype
+from llmc.compiler.ops.traits import Known, Partial
 from llmc.errors import LlmcError
 
 Function = Callable[..., Array]
@@ -82,30 +83,43 @@ def _rounded(function: Function) -> Function:
     return reference
 
 
-def _unary(name: str, allowed: frozenset[str], reference: Function, accuracy: str = "exact") -> None:
+def _unary(name: str, allowed: frozenset[str], reference: Function, **traits: Any) -> None:
     def rule(x: TensorType) -> TensorType:
         want_dtype(x, allowed)
         return x
 
-    op(name, reference, traits={"elementwise": True, "accuracy": accuracy})(rule)
+    op(name, reference, traits={"elementwise": True, **traits})(rule)
 
 
 def _binary(
     name: str,
     allowed: frozenset[str],
     reference: Function,
-    *,
     result: str | None = None,
-    commutative: bool = False,
-    accuracy: str = "exact",
+    **traits: Any,
 ) -> None:
     def rule(a: TensorType, b: TensorType) -> TensorType:
         want_same_dtype(a, b)
         want_dtype(a, allowed)
         return TensorType(result or a.dtype, broadcast(a.shape, b.shape))
 
-    traits = {"elementwise": True, "commutative": commutative, "accuracy": accuracy}
-    op(name, reference, traits=traits)(rule)
+    op(name, reference, traits={"elementwise": True, **traits})(rule)
+
+
+def _absorbed(zero: bool) -> Partial:
+    """The value of a product, or of a sum of flags: one operand decides it, if what is not known is finite."""
+
+    def value(a: Known, b: Known) -> Known:
+        for x in (a, b):
+            if x is not None and bool(x) == zero:
+                return x
+        return None
+
+    return value
+
+
+def _chosen(c: Known, a: Known, b: Known) -> Known:
+    return None if c is None else a if c else b
 
 
 _unary("neg", NUMBERS, np.negative)
@@ -113,40 +127,40 @@ _unary("abs", NUMBERS, np.abs)
 _unary("sign", NUMBERS, _sign)
 _unary("floor", FLOATS, np.floor)
 _unary("ceil", FLOATS, np.ceil)
-_unary("sqrt", FLOATS, np.sqrt)
+_unary("sqrt", FLOATS, np.sqrt, cost=4)
 _unary("relu", NUMBERS, relu)
 _unary("not", BOOL, np.logical_not)
-_CLOSE: dict[str, Function] = {
-    "exp": np.exp,
-    "log": np.log,
-    "rsqrt": lambda x: 1.0 / np.sqrt(x),
-    "sin": np.sin,
-    "cos": np.cos,
-    "tanh": np.tanh,
-    "sigmoid": sigmoid64,
-    "erf": erf64,
-    "silu": silu64,
+_CLOSE: dict[str, tuple[Function, int]] = {
+    "exp": (np.exp, 16),
+    "log": (np.log, 60),
+    "rsqrt": (lambda x: 1.0 / np.sqrt(x), 8),
+    "sin": (np.sin, 50),
+    "cos": (np.cos, 50),
+    "tanh": (np.tanh, 18),
+    "sigmoid": (sigmoid64, 20),
+    "erf": (erf64, 18),
+    "silu": (silu64, 20),
 }
-for _name, _function in _CLOSE.items():
-    _unary(_name, FLOATS, _rounded(_function), "close")
+for _name, (_function, _cost) in _CLOSE.items():
+    _unary(_name, FLOATS, _rounded(_function), accuracy="close", cost=_cost)
 
 _binary("add", NUMBERS, np.add, commutative=True)
 _binary("sub", NUMBERS, np.subtract)
-_binary("mul", NUMBERS, np.multiply, commutative=True)
-_binary("div", FLOATS, np.divide)
-_binary("pow", FLOATS, _rounded(np.power), accuracy="close")
+_binary("mul", NUMBERS, np.multiply, commutative=True, partial=_absorbed(False))
+_binary("div", FLOATS, np.divide, cost=4)
+_binary("pow", FLOATS, _rounded(np.power), accuracy="close", cost=120)
 _binary("maximum", NUMBERS, np.maximum, commutative=True)
 _binary("minimum", NUMBERS, np.minimum, commutative=True)
-_binary("floordiv", NUMBERS, np.floor_divide)
-_binary("mod", NUMBERS, np.mod)
+_binary("floordiv", NUMBERS, np.floor_divide, cost=60)
+_binary("mod", NUMBERS, np.mod, cost=60)
 _binary("eq", EVERY, np.equal, result="bool", commutative=True)
 _binary("ne", EVERY, np.not_equal, result="bool", commutative=True)
 _binary("lt", NUMBERS, np.less, result="bool")
 _binary("le", NUMBERS, np.less_equal, result="bool")
 _binary("gt", NUMBERS, np.greater, result="bool")
 _binary("ge", NUMBERS, np.greater_equal, result="bool")
-_binary("and", BOOL, np.logical_and, commutative=True)
-_binary("or", BOOL, np.logical_or, commutative=True)
+_binary("and", BOOL, np.logical_and, commutative=True, partial=_absorbed(False))
+_binary("or", BOOL, np.logical_or, commutative=True, partial=_absorbed(True))
 _binary("xor", BOOL, np.logical_xor, commutative=True)
 
 
@@ -154,7 +168,9 @@ def _gelu_reference(x: Array, approximate: str) -> Array:
     return _rounded(gelu64 if approximate == "none" else gelu_tanh64)(x)
 
 
-@op("gelu", _gelu_reference, traits={"elementwise": True, "accuracy": "close"}, approximate="none")
+@op(
+    "gelu", _gelu_reference, traits={"elementwise": True, "accuracy": "close", "cost": 22}, approximate="none"
+)
 def _gelu(x: TensorType, approximate: str) -> TensorType:
     want_dtype(x, {"f32"})
     if approximate not in ("none", "tanh"):
@@ -171,7 +187,7 @@ def _cast(x: TensorType, dtype: str) -> TensorType:
     return TensorType(dtype, x.shape)
 
 
-@op("where", np.where, traits={"elementwise": True})
+@op("where", np.where, traits={"elementwise": True, "partial": _chosen})
 def _where(c: TensorType, a: TensorType, b: TensorType) -> TensorType:
     want_dtype(c, BOOL, "the condition")
     want_same_dtype(a, b)
@@ -188,6 +204,14 @@ def chain_value(ref: int, inputs: Sequence[Any], results: Sequence[Any]) -> Any:
     return inputs[ref] if ref >= 0 else results[-ref - 1]
 
 
+def _is_step(step: Any) -> bool:
+    match step:
+        case (str(), tuple(refs), tuple(attributes)):
+            pairs = all(isinstance(a, tuple) and len(a) == 2 and isinstance(a[0], str) for a in attributes)
+            return pairs and all(type(r) is int for r in refs)
+    return False
+
+
 def _chain_reference(*arrays: Array, body: tuple[Step, ...]) -> Array:
     results: list[Array] = []
     for name, refs, attributes in body:
@@ -196,12 +220,26 @@ def _chain_reference(*arrays: Array, body: tuple[Step, ...]) -> Array:
     return np.broadcast_to(results[-1], np.broadcast_shapes(*(a.shape for a in arrays)))
 
 
-@op("chain", _chain_reference, traits={"elementwise": True, "accuracy": "close"}, body=REQUIRED)
+def _chain_partial(*arguments: Known, body: tuple[Step, ...]) -> Known:
+    results: list[Known] = []
+    for name, refs, attributes in body:
+        values = [chain_value(r, arguments, results) for r in refs]
+        results.append(OPS[name].known(values, OPS[name].complete(dict(attributes))))
+    return results[-1]
+
+
+_CHAIN = {"elementwise": True, "accuracy": "close", "partial": _chain_partial}
+
+
+@op("chain", _chain_reference, traits=_CHAIN, body=REQUIRED)
 def _chain(*inputs: TensorType, body: tuple[Step, ...]) -> TensorType:
     if not isinstance(body, tuple) or not body:
         raise LlmcError("body is not a tuple of at least one step")
     results: list[TensorType] = []
-    for number, (name, refs, attributes) in enumerate(body):
+    for number, step in enumerate(body):
+        if not _is_step(step):
+            raise LlmcError(f"step {number} is {step!r}, not (op, argument references, attributes)")
+        name, refs, attributes = step
         declared = OPS.get(name)
         if declared is None or not declared.elementwise or name == "chain":
             raise LlmcError(f"step {number} is {name!r}, not a simple element-wise op")

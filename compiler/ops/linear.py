@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from llmc.compiler.graph import TensorType
+from llmc.compiler.graph import Node, TensorType
 from llmc.compiler.ops.declare import OPS, REQUIRED, op
 from llmc.compiler.ops.elementwise import gelu64, gelu_poly64, gelu_tanh64, relu, sigmoid64, silu64
 from llmc.compiler.ops.reduction import F32, layer_norm64, want_norm
@@ -26,6 +26,7 @@ from llmc.compiler.ops.rules import (
     want_same_dtype,
     want_shape,
 )
+from llmc.compiler.ops.traits import Rows
 from llmc.errors import LlmcError
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
@@ -51,7 +52,17 @@ def _linear_reference(x: Array, w: Array, *extras: Array, epilogue: tuple[str, .
     return np.asarray(result).astype(x.dtype)
 
 
-@op("linear", _linear_reference, traits={"accuracy": "close"}, epilogue=())
+def product_rows(node: Node) -> Collection[int]:
+    """Operands that a product with a weight reads row by row: the activation and what is added to the result."""
+    extras = [step for step in node.attributes["epilogue"] if step in EXTRAS]
+    first = len(node.inputs) - len(extras)
+    return {0} | {first + i for i, step in enumerate(extras) if step == "residual"}
+
+
+_LINEAR = {"accuracy": "close", "product": True, "rows": Rows(product_rows, sliced=True)}
+
+
+@op("linear", _linear_reference, traits=_LINEAR, epilogue=())
 def _linear(x: TensorType, w: TensorType, *extras: TensorType, epilogue: Any) -> TensorType:
     want_dtype(x, F32)
     want_dtype(w, FLOATS, "the weight")
@@ -115,7 +126,14 @@ def _rows64(rows: Array, size: int) -> Array:
     return np.asarray(q * scale.astype(np.float64))
 
 
-@op("embed_norm", _embed_norm_reference, traits={"accuracy": "close"}, eps=REQUIRED, tables=REQUIRED)
+def _indices(node: Node) -> Collection[int]:
+    return range(1, 2 * node.attributes["tables"], 2)
+
+
+_EMBED_NORM = {"accuracy": "close", "rows": Rows(_indices, broadcast=True)}
+
+
+@op("embed_norm", _embed_norm_reference, traits=_EMBED_NORM, eps=REQUIRED, tables=REQUIRED)
 def _embed_norm(*inputs: TensorType, eps: float, tables: int) -> TensorType:
     want_int(tables, "tables", 1)
     want_count(inputs, 2 * tables + 2)

@@ -17,7 +17,7 @@ import numpy as np
 
 from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import REQUIRED, op
-from llmc.compiler.ops.linear import ACTIVATIONS, EXTRAS, check_epilogue
+from llmc.compiler.ops.linear import ACTIVATIONS, EXTRAS, check_epilogue, product_rows
 from llmc.compiler.ops.reduction import F32
 from llmc.compiler.ops.rows import line_stride, pack_rows, row_stride, unpack_rows
 from llmc.compiler.ops.rules import (
@@ -32,6 +32,7 @@ from llmc.compiler.ops.rules import (
     want_rank,
     want_shape,
 )
+from llmc.compiler.ops.traits import Rows
 from llmc.errors import LlmcError
 
 LEVELS = 127  # the largest quantised value
@@ -67,7 +68,10 @@ def row_scales(x: Array, levels: float = LEVELS, tiny: float = TINY) -> Array:
     return np.where(scale < tiny, np.float32(1), scale).astype(np.float32)
 
 
-@op("row_scale", row_scales)
+_ROWS = {"rows": Rows((0,))}
+
+
+@op("row_scale", row_scales, traits=_ROWS)
 def _row_scale(x: TensorType) -> TensorType:
     want_dtype(x, F32)
     if not x.rank:
@@ -81,7 +85,7 @@ def _quantize_reference(x: Array, scale: Array) -> Array:
     return np.asarray(np.rint(np.maximum(low, np.float32(-LEVELS))).astype(np.int8))
 
 
-@op("quantize", _quantize_reference, traits={"elementwise": True})
+@op("quantize", _quantize_reference, traits={"elementwise": True, "cost": 8})
 def _quantize(x: TensorType, scale: TensorType) -> TensorType:
     want_dtype(x, F32)
     return TensorType("i8", _want_scale(x, scale))
@@ -111,7 +115,7 @@ def _quantize_rows_reference(x: Array, *given: Array, has_scale: bool) -> Array:
     )
 
 
-@op("quantize_rows", _quantize_rows_reference, has_scale=False)
+@op("quantize_rows", _quantize_rows_reference, traits=_ROWS, has_scale=False)
 def _quantize_rows(x: TensorType, *given: TensorType, has_scale: Any) -> TensorType:
     want_flags(has_scale=has_scale)
     want_dtype(x, F32)
@@ -130,7 +134,7 @@ def _dequantize_rows_reference(rows: Array, size: int) -> Array:
     return np.asarray(q.astype(np.float32) * scale)
 
 
-@op("dequantize_rows", _dequantize_rows_reference, size=REQUIRED)
+@op("dequantize_rows", _dequantize_rows_reference, traits=_ROWS, size=REQUIRED)
 def _dequantize_rows(rows: TensorType, size: Any) -> TensorType:
     want_int(size, "size", 1)
     table = bool(rows.rank) and same_dim(rows.shape[-1], row_stride(size))
@@ -168,7 +172,10 @@ def scaled(sums: Array, scale: Array, extras: tuple[Array, ...], epilogue: tuple
     return value
 
 
-@op("qlinear", _qlinear_reference, traits={"accuracy": "close"}, epilogue=())
+_QLINEAR = {"accuracy": "close", "product": True, "rows": Rows(product_rows)}
+
+
+@op("qlinear", _qlinear_reference, traits=_QLINEAR, epilogue=())
 def _qlinear(
     rows: TensorType, w: TensorType, w_scale: TensorType, *extras: TensorType, epilogue: Any
 ) -> TensorType:

@@ -48,7 +48,11 @@ def _want_mask(mask: TensorType) -> None:
     want_rank(mask, 2, what="the mask")
 
 
-@op("pack_index", lambda mask, tokens: np.flatnonzero(kept(mask)).astype(np.int64), tokens=REQUIRED)
+def _index_reference(mask: Array, tokens: Dim) -> Array:
+    return np.flatnonzero(kept(mask)).astype(np.int64)
+
+
+@op("pack_index", _index_reference, traits={"counts": "tokens"}, tokens=REQUIRED)
 def _pack_index(mask: TensorType, tokens: Dim) -> TensorType:
     _want_mask(mask)
     if not isinstance(want_dim(tokens, "tokens"), sympy.Symbol):

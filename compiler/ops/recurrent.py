@@ -16,6 +16,7 @@ from llmc.compiler.ops.rules import FLOATS, Array, want_dtype, want_rank, want_s
 from llmc.errors import LlmcError
 
 LSTM_GATES, GRU_GATES = 4, 3
+CELLS = frozenset({"lstm_cell", "gru_cell"})
 
 
 def _lstm_reference(x: Array, h: Array, c: Array, w: Array) -> tuple[Array, Array]:
@@ -52,9 +53,7 @@ def _gru_cell(x: TensorType, h: TensorType, w: TensorType, bias: TensorType) -> 
     return h
 
 
-def _want_cell(
-    x: TensorType, h: TensorType, w: TensorType, state: tuple[object, object], gates: int
-) -> None:
+def _want_cell(x: TensorType, h: TensorType, w: TensorType, state: tuple[object, object], gates: int) -> None:
     """Refuse operands that do not fit a state of `[b, n]`."""
     rows, units = state
     if not isinstance(units, int):

@@ -25,6 +25,7 @@ from llmc.compiler.ops.rules import (
     want_number,
     want_shape,
 )
+from llmc.compiler.ops.traits import Rows, last_axes
 from llmc.errors import LlmcError
 
 F32 = frozenset({"f32"})
@@ -51,7 +52,8 @@ def _reduction(
         want_flags(keepdims=keepdims)
         return TensorType(x.dtype, reduced(x.shape, want_axes(x, axes), keepdims))
 
-    op(name, reference, traits={"accuracy": accuracy}, axes=REQUIRED, keepdims=False)(rule)
+    traits = {"accuracy": accuracy, "rows": last_axes("axes")}
+    op(name, reference, traits=traits, axes=REQUIRED, keepdims=False)(rule)
 
 
 def _sum(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
@@ -106,10 +108,9 @@ def _softmax(x: TensorType, axis: Any) -> TensorType:
     return x
 
 
-op(
-    "softmax", lambda x, axis: softmax64(x, axis).astype(x.dtype), traits={"accuracy": "close"}, axis=REQUIRED
-)(_softmax)
-op("log_softmax", _log_softmax_reference, traits={"accuracy": "close"}, axis=REQUIRED)(_softmax)
+_SOFTMAX = {"accuracy": "close", "rows": last_axes("axis")}
+op("softmax", lambda x, axis: softmax64(x, axis).astype(x.dtype), traits=_SOFTMAX, axis=REQUIRED)(_softmax)
+op("log_softmax", _log_softmax_reference, traits=_SOFTMAX, axis=REQUIRED)(_softmax)
 
 
 def layer_norm64(x: Array, weight: Array | None, bias: Array | None, eps: float) -> Array:
@@ -134,6 +135,10 @@ def want_norm(x: TensorType, eps: Any, **parameters: TensorType) -> None:
         want_shape(parameter, (x.shape[-1],), name)
 
 
+_NORM = {"accuracy": "close", "rows": Rows((0,), sliced=True)}
+_ADD_NORM = {"accuracy": "close", "rows": Rows((0, 1), sliced=True)}
+
+
 def _layer_norm_reference(x: Array, *rest: Array, eps: float, has_weight: bool, has_bias: bool) -> Array:
     weight = rest[0] if has_weight else None
     return layer_norm64(x, weight, rest[-1] if has_bias else None, eps).astype(x.dtype)
@@ -142,7 +147,7 @@ def _layer_norm_reference(x: Array, *rest: Array, eps: float, has_weight: bool, 
 @op(
     "layer_norm",
     _layer_norm_reference,
-    traits={"accuracy": "close"},
+    traits=_NORM,
     eps=REQUIRED,
     has_weight=True,
     has_bias=True,
@@ -161,7 +166,7 @@ def _rms_norm_reference(x: Array, weight: Array, eps: float) -> Array:
     return np.asarray(wide * scale * weight).astype(x.dtype)
 
 
-@op("rms_norm", _rms_norm_reference, traits={"accuracy": "close"}, eps=REQUIRED)
+@op("rms_norm", _rms_norm_reference, traits=_NORM, eps=REQUIRED)
 def _rms_norm(x: TensorType, weight: TensorType, eps: float) -> TensorType:
     want_norm(x, eps, weight=weight)
     return x
@@ -174,7 +179,7 @@ def _add_norm_reference(x: Array, residual: Array, weight: Array, bias: Array, e
     return layer_norm64(x.astype(np.float64) + residual, weight, bias, eps).astype(x.dtype)
 
 
-@op("add_norm", _add_norm_reference, traits={"accuracy": "close"}, eps=REQUIRED)
+@op("add_norm", _add_norm_reference, traits=_ADD_NORM, eps=REQUIRED)
 def _add_norm(
     x: TensorType, residual: TensorType, weight: TensorType, bias: TensorType, eps: float
 ) -> TensorType:

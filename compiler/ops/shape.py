@@ -28,6 +28,7 @@ from llmc.compiler.ops.rules import (
     want_same_dtype,
     want_shape,
 )
+from llmc.compiler.ops.traits import SHAPED, Rows, last_axes
 from llmc.errors import LlmcError
 
 Sizes = Mapping[str, int]
@@ -121,7 +122,10 @@ def _reshape_reference(x: Array, shape: Any, sizes: Sizes) -> Array:
     return x.reshape(_actual(shape, sizes))
 
 
-@op("reshape", _reshape_reference, traits={"symbolic": True, "view": True}, shape=REQUIRED)
+_RESHAPE = {"symbolic": True, "view": True, "moves": True, "rows": SHAPED}
+
+
+@op("reshape", _reshape_reference, traits=_RESHAPE, shape=REQUIRED)
 def _reshape(x: TensorType, shape: Any) -> TensorType:
     dims = want_dims(shape)
     if not same_dim(product(x.shape), product(dims)):
@@ -132,9 +136,9 @@ def _reshape(x: TensorType, shape: Any) -> TensorType:
     return TensorType(x.dtype, dims)
 
 
-@op("transpose", lambda x, perm: np.transpose(x, perm), perm=REQUIRED)
+@op("transpose", lambda x, perm: np.transpose(x, perm), traits={"moves": True}, perm=REQUIRED)
 def _transpose(x: TensorType, perm: Any) -> TensorType:
-    if not isinstance(perm, tuple) or sorted(perm) != list(range(x.rank)):
+    if not isinstance(perm, tuple) or sorted(map(str, perm)) != sorted(map(str, range(x.rank))):
         raise LlmcError(f"perm {perm!r} is not an order of the axes 0..{x.rank - 1}")
     return TensorType(x.dtype, tuple(x.shape[p] for p in perm))
 
@@ -142,7 +146,7 @@ def _transpose(x: TensorType, perm: Any) -> TensorType:
 @op(
     "expand",
     lambda x, shape, sizes: np.broadcast_to(x, _actual(shape, sizes)),
-    traits=SYMBOLIC,
+    traits={"symbolic": True, "moves": True, "rows": SHAPED},
     shape=REQUIRED,
 )
 def _expand(x: TensorType, shape: Any) -> TensorType:
@@ -156,7 +160,10 @@ def _slice_reference(x: Array, axis: int, start: Dim, stop: Dim, step: int, size
     return x[(slice(None),) * axis + (part,)]
 
 
-@op("slice", _slice_reference, traits=SYMBOLIC, axis=REQUIRED, start=REQUIRED, stop=REQUIRED, step=1)
+_SLICE = {"symbolic": True, "moves": True, "rows": last_axes("axis")}
+
+
+@op("slice", _slice_reference, traits=_SLICE, axis=REQUIRED, start=REQUIRED, stop=REQUIRED, step=1)
 def _slice(x: TensorType, axis: int, start: Dim, stop: Dim, step: int) -> TensorType:
     want_axis(x, axis)
     want_int(step, "step", 1)
@@ -223,7 +230,11 @@ def _gather(x: TensorType, index: TensorType, axis: int) -> TensorType:
     return TensorType(x.dtype, index.shape)
 
 
-@op("embedding", lambda table, index: np.take(table, index, axis=0, mode="clip"))
+@op(
+    "embedding",
+    lambda table, index: np.take(table, index, axis=0, mode="clip"),
+    traits={"rows": Rows((1,))},
+)
 def _embedding(table: TensorType, index: TensorType) -> TensorType:
     want_dtype(index, INDICES, "the index")
     if not table.rank:

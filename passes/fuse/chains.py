@@ -50,7 +50,7 @@ def fuse_chains(graph: Graph, max_steps: int, max_inputs: int) -> Graph:
 
 
 def _simple(node: Node) -> bool:
-    return OPS[node.op].elementwise and node.op != "chain"
+    return OPS[node.op].elementwise and OPS[node.op].fusible and node.op != "chain"
 
 
 def _grow(root: Node, graph: Graph, outputs: set[Node], max_steps: int, max_inputs: int) -> set[Node]:
@@ -72,16 +72,14 @@ def _reads(group: set[Node]) -> set[Node]:
 
 
 def _rebuilt(graph: Graph, groups: dict[Node, set[Node]]) -> Graph:
-    order = iter(graph.nodes)
     replaced: dict[Node, Node] = {}
 
-    def change(node: Node) -> Node:
-        original = next(order)
-        after = _chained(original, groups[original], replaced) if original in groups else node
-        replaced[original] = after
+    def change(before: Node, node: Node) -> Node:
+        after = _chained(before, groups[before], replaced) if before in groups else node
+        replaced[before] = after
         return after
 
-    return graph.replace(change)
+    return graph.rebuild(change)
 
 
 def _chained(root: Node, group: set[Node], replaced: dict[Node, Node]) -> Node:

@@ -85,22 +85,20 @@ class Quantize(Pass):
         wanted = set(self.products(graph))
         coarse = set() if self.mode == "fp16" else _rounded_gelus(graph, wanted)
         scales = self._scales(graph)
-        order = iter(graph.nodes)
         made = _Made(self.mode, {})
 
-        def change(node: Node) -> Node:
-            original = next(order)
-            if original in coarse:
+        def change(before: Node, node: Node) -> Node:
+            if before in coarse:
                 node = _with_poly(node)
-            if original in wanted:
-                return self._product(node, scales.get(original.inputs[0]), made)
+            if before in wanted:
+                return self._product(node, scales.get(before.inputs[0]), made)
             if node.op in ("embedding", "embed_norm") and not self._skipped(node):
                 inputs = [made.table(i) if _is_table(node, at) else i for at, i in enumerate(node.inputs)]
                 same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
                 return node if same else node.with_inputs(inputs)
             return node
 
-        return graph.replace(change)
+        return graph.rebuild(change)
 
     def _product(self, node: Node, scale: float | None, made: _Made) -> Node:
         x, w, *extras = node.inputs

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from llmc.compiler.dims import Dim
+from llmc.compiler.dims import Dim, dim
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS, make
 from llmc.compiler.ops.rules import same_dim
 from llmc.compiler.pipeline import Keeps, Pass, close
 from llmc.compiler.rewrite import note
 from llmc.passes.rows.padding import row_inputs
-
-_ROWS = frozenset({"linear", "layer_norm", "rms_norm", "add_norm"})
 
 
 class Span(NamedTuple):
@@ -38,7 +36,7 @@ class Narrow(Pass):
     def run(self, graph: Graph) -> Graph:
         """For all spans at once."""
         spans = _spans(graph)
-        if not any(node.op == "linear" for node in spans):
+        if not any(OPS[node.op].product for node in spans):
             return graph  # nothing to gain
         for node in spans:
             note(slice_early, node, "")
@@ -64,7 +62,8 @@ def _spans(graph: Graph) -> Mapping[Node, Span]:
 
 def _by_places(node: Node) -> bool:
     """Whether each place of axis 1 is computed from that place of the inputs."""
-    return node.type.rank >= 3 and (node.op in _ROWS or OPS[node.op].elementwise)
+    rows = OPS[node.op].rows
+    return rows is not None and rows.sliced and node.type.rank >= 3 and bool(rows.positions(node))
 
 
 def _span_of(reader: Node, node: Node, spans: Mapping[Node, Span]) -> Span | None:
@@ -115,13 +114,18 @@ class _Narrower:
         return make("slice", (self.whole[node],), node.source, axis=axis, start=span.start, stop=span.stop)
 
     def _computed(self, node: Node) -> Node:
-        rows = row_inputs(node)
-        inputs = [self._operand(node, x) if at in rows else self.whole[x] for at, x in enumerate(node.inputs)]
-        return make(node.op, inputs, node.source, **node.attributes)
+        read, rows, span = row_inputs(node), OPS[node.op].rows, self.spans[node]
+        assert rows is not None
+        inputs = [
+            self._operand(node, x, rows.missing(node, at)) if at in read else self.whole[x]
+            for at, x in enumerate(node.inputs)
+        ]
+        lead = (node.shape[0], dim(span.stop - span.start))
+        return make(node.op, inputs, node.source, **rows.attributes(node, lead))
 
-    def _operand(self, node: Node, x: Node) -> Node:
-        """An operand that may broadcast: at the span if it has the places, else as it is."""
-        axis = 1 - (node.type.rank - x.type.rank)
+    def _operand(self, node: Node, x: Node, missing: int) -> Node:
+        """An operand, `missing` axes put before its own: at the span if it has the places, else as it is."""
+        axis = 1 - missing
         if axis < 0 or not same_dim(x.shape[axis], node.shape[1]):
             return self.whole[x]
         return self._at(x, axis, self.spans[node])

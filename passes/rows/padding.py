@@ -6,29 +6,12 @@ what has a known value at padding whatever it reads there: `x * mask`, `where(ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
-
 import numpy as np
 
 from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.ops import OPS
-from llmc.compiler.ops.elementwise import chain_value
-from llmc.compiler.ops.linear import EXTRAS
 from llmc.compiler.ops.rules import same_dim
-
-Known = np.ndarray[Any, Any] | None  # the one value at all padding, or not known
-
-ELEMENTWISE = frozenset({"quantize", "dequantize"} | {name for name, op in OPS.items() if op.elementwise})
-_FIRST = frozenset({0})
-_ROWS: Mapping[str, frozenset[int]] = MappingProxyType(
-    {
-        **dict.fromkeys(("layer_norm", "rms_norm", "row_scale", "quantize_rows", "dequantize_rows"), _FIRST),
-        "add_norm": frozenset({0, 1}),
-        "embedding": frozenset({1}),
-    }
-)
+from llmc.compiler.ops.traits import Known
 
 
 def by_token(node: Node, mask: Node) -> bool:
@@ -46,24 +29,14 @@ def first_column(node: Node) -> bool:
 
 def row_inputs(node: Node) -> frozenset[int]:
     """Positions of the inputs that `node`, of the form `[batch, seq, ...]`, reads row by row; none if it mixes rows."""
-    if node.op in ELEMENTWISE:
-        return frozenset(range(len(node.inputs)))
-    match node:
-        case Node("linear" | "qlinear", _, {"epilogue": steps}):
-            extras = [s for s in steps if s in EXTRAS]
-            first = len(node.inputs) - len(extras)
-            return frozenset({0} | {first + i for i, s in enumerate(extras) if s == "residual"})
-        case Node("embed_norm", _, {"tables": tables}):
-            return frozenset(range(1, 2 * tables, 2))
-        case Node("softmax" | "log_softmax" | "slice", _, {"axis": axis}):
-            return _FIRST if axis >= 2 else frozenset()
-        case Node("reshape" | "expand", (x,)):
-            return _FIRST if x.shape[:2] == node.shape[:2] else frozenset()
-        case Node("sum" | "mean" | "max" | "min", _, {"axes": axes}):
-            return _FIRST if min(axes) >= 2 else frozenset()
-        case Node("mha", _, {"has_keys": True}):
-            return frozenset(range(4))  # a bias is of queries and keys
-    return _ROWS.get(node.op, frozenset())
+    rows = OPS[node.op].rows
+    return frozenset() if rows is None else rows.positions(node)
+
+
+def missing_axes(node: Node, position: int) -> int:
+    """How many axes are before the first of an operand of `row_inputs` when it is broadcast."""
+    rows = OPS[node.op].rows
+    return 0 if rows is None else rows.missing(node, position)
 
 
 class Padding:
@@ -81,7 +54,7 @@ class Padding:
             self._known[node] = self._value(node)
         self._wanted = self._find_wanted()
         self.packed = frozenset(
-            n for n in graph.nodes if by_token(n, mask) and self._by_rows(n) and n not in self._wanted
+            n for n in graph.nodes if by_token(n, mask) and self._read(n) and n not in self._wanted
         )
 
     def reason(self, node: Node) -> str:
@@ -95,31 +68,35 @@ class Padding:
         wanted = {node: f"state {name}" for name, node in self.graph.updates.items()}
         wanted.update((node, f"output {name}") for name, node in self.graph.outputs.items())
         for node in reversed(self.graph.nodes):
-            by_rows = row_inputs(node) if by_token(node, self.mask) and self._by_rows(node) else frozenset()
+            read = self._read(node) if by_token(node, self.mask) else frozenset()
             ignored = self._known[node] is not None or first_column(node)
-            for position, read in enumerate(node.inputs):
-                crossed = node.op in ELEMENTWISE and read.type.rank != node.type.rank  # batch against seq
-                if crossed or not (ignored or position in by_rows):
-                    wanted.setdefault(read, f"{node.op} {node.source}".rstrip())
+            for position, x in enumerate(node.inputs):
+                crossed = position in read and missing_axes(node, position)  # batch against seq
+                if crossed or not (ignored or position in read):
+                    wanted.setdefault(x, f"{node.op} {node.source}".rstrip())
                 elif node in wanted and not ignored:
-                    wanted.setdefault(read, wanted[node])
+                    wanted.setdefault(x, wanted[node])
         return wanted
 
-    def _by_rows(self, node: Node) -> bool:
-        if not row_inputs(node):
-            return False
-        return node.op != "mha" or not self._refusal(node)
+    def _read(self, node: Node) -> frozenset[int]:
+        """Positions of the operands of which `node` reads nothing at padding but for its own rows there."""
+        sequences = OPS[node.op].sequences
+        if sequences is None:
+            return row_inputs(node)
+        return frozenset() if self._refusal(node) else frozenset(sequences.inputs)
 
     def _refusal(self, node: Node) -> str:
-        """Why an `mha` cannot be packed, whoever reads it."""
-        a = node.attributes
-        if a["causal"]:
-            return "it is causal"
-        if not a["has_keys"]:
+        """Why a node that works on sequences cannot be packed, whoever reads it."""
+        sequences = OPS[node.op].sequences
+        assert sequences is not None
+        if refusal := sequences.refusal(node):
+            return refusal
+        mask = sequences.keys(node)
+        if mask is None:
             return "it has no mask of keys"
-        if not all(by_token(i, self.mask) for i in node.inputs[:4]):
+        if not all(by_token(node.inputs[at], self.mask) for at in sequences.inputs):
             return "queries and keys are not those of the mask"
-        keys = self._known[node.inputs[3]]
+        keys = self._known[node.inputs[mask]]
         if keys is None or bool(keys):
             return f"padding by {self.mask.attributes['name']} is not masked"
         return ""
@@ -133,47 +110,24 @@ class Padding:
         if node.op == "constant":
             array = node.attributes["value"].array
             return array.reshape(()) if array.size == 1 else None
-        if not by_token(node, self.mask):
-            return (
-                self._known[node.inputs[0]] if node.op in ("reshape", "expand") and self._one(node) else None
-            )
-        if node.op in ("reshape", "expand"):
-            return (
-                self._known[node.inputs[0]]
-                if by_token(node.inputs[0], self.mask) or self._one(node)
-                else None
-            )
-        if not OPS[node.op].elementwise:
+        op = OPS[node.op]
+        if op.moves and (self._one(node) or self._keeps_rows(node)):
+            return self._known[node.inputs[0]]
+        if not op.elementwise or not by_token(node, self.mask):
             return None
         inputs = [self._known[i] if self._aligned(i, node) else None for i in node.inputs]
-        if node.op != "chain":
-            return _evaluate(node.op, inputs, node.attributes)
-        results: list[Known] = []
-        for name, refs, attributes in node.attributes["body"]:
-            arguments = [chain_value(r, inputs, results) for r in refs]
-            results.append(_evaluate(name, arguments, OPS[name].complete(dict(attributes))))
-        return results[-1]
+        return op.known(inputs, node.attributes)
+
+    def _keeps_rows(self, node: Node) -> bool:
+        """Whether each row of `node` is made of that row of its input."""
+        return by_token(node, self.mask) and 0 in row_inputs(node)
 
     def _one(self, node: Node) -> bool:
-        """Whether a view is of one number."""
-        while node.op in ("reshape", "expand"):
+        """Whether a node is one number, or that moved."""
+        while OPS[node.op].moves:
             node = node.inputs[0]
         return node.op == "constant"
 
     def _aligned(self, x: Node, node: Node) -> bool:
         """Whether the batch and seq of `x` are those of `node`, or it is a constant."""
         return self._one(x) or (x.type.rank == node.type.rank and by_token(x, self.mask))
-
-
-def _evaluate(op: str, arguments: list[Known], attributes: Any) -> Known:
-    """The value of an element-wise op where some operands are not known. What is not known is finite."""
-    match op, arguments:
-        case "mul" | "and", (a, b) if (a is not None and not a) or (b is not None and not b):
-            return a if a is not None and not a else b
-        case "or", (a, b) if (a is not None and a) or (b is not None and b):
-            return np.ones((), np.bool_)
-        case "where", (c, a, b) if c is not None:
-            return a if c else b
-    if any(a is None for a in arguments):
-        return None
-    return np.asarray(OPS[op].reference(*arguments, **attributes)).reshape(())

@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from llmc.compiler.dims import Bounds, dim, product, symbol, upper_bound
 from llmc.compiler.graph import Graph, Node
-from llmc.compiler.ops import constant, make
+from llmc.compiler.ops import OPS, constant, make
 from llmc.compiler.ops.ragged import MASKS
 from llmc.compiler.pipeline import Keeps, Pass, Pipeline, close
 from llmc.compiler.rewrite import note
 from llmc.passes.match import is_scalar, reshaped, through_views
 from llmc.passes.rows.blank import Blank
-from llmc.passes.rows.padding import ELEMENTWISE, Padding, by_token, first_column, row_inputs
+from llmc.passes.rows.padding import Padding, by_token, first_column, row_inputs
 
 TOKENS = "tokens"  # the dim that is counted
 
@@ -42,7 +42,7 @@ class Ragged(Pass):
         """For the first mask that leaves an attention without use for its padding."""
         if TOKENS in graph.dims:
             return graph
-        attentions = [node for node in graph.nodes if node.op == "mha"]
+        attentions = [node for node in graph.nodes if OPS[node.op].sequences is not None]
         found = tuple(masks(graph))
         for mask in found:
             padding = Padding(graph, mask)
@@ -61,10 +61,7 @@ def pack_attention(node: Node) -> None:
 
 def masks(graph: Graph) -> Iterator[Node]:
     """The inputs that may be a mask of tokens: those of whole numbers that an attention's keys are made from."""
-    keys = {
-        f"{i}": n.inputs[3] for i, n in enumerate(graph.nodes) if n.op == "mha" and n.attributes["has_keys"]
-    }
-    for node in Graph((), keys).nodes:
+    for node in Graph((), dict(_keys(graph))).nodes:
         if (
             node.op == "input"
             and node.type.rank == 2
@@ -72,6 +69,15 @@ def masks(graph: Graph) -> Iterator[Node]:
             and node.attributes["default"] != 0
         ):
             yield node
+
+
+def _keys(graph: Graph) -> Iterator[tuple[str, Node]]:
+    """The masks of keys, numbered."""
+    for number, node in enumerate(graph.nodes):
+        sequences = OPS[node.op].sequences
+        at = None if sequences is None else sequences.keys(node)
+        if at is not None:
+            yield f"{number}", node.inputs[at]
 
 
 def ragged_steps(graph: Graph, blank: bool) -> Pipeline:
@@ -98,24 +104,24 @@ def blanked(graph: Graph, steps: Pipeline) -> Graph:
 
 
 class _Packer:
-    """Rewrites one graph; every node is made once."""
+    """Rewrites one graph; every node is made once. To the ops it is their `Packing`."""
 
     def __init__(self, graph: Graph, mask: Node, padding: Padding) -> None:
         self.before, self.mask, self.padding = graph, mask, padding
         self.batch, self.seq = mask.shape
         self.whole: dict[Node, Node] = {}  # node -> its value at every place
-        self.rows: dict[Node, Node] = {}  # node -> its rows of tokens
+        self.packed: dict[Node, Node] = {}  # node -> its rows of tokens
 
     def graph(self) -> Graph:
         """The graph with every node of `padding.packed` as rows."""
         for node in self.before.nodes:
             if node in self.padding.packed:
-                self.rows[node] = self._packed(node)
+                self.packed[node] = self._packed(node)
             else:
                 self.whole[node] = self._rebuilt(node)
         most = upper_bound(dim(self.batch * self.seq), self.before.dims)
         dims = {**self.before.dims, TOKENS: Bounds(1, most)}
-        return replace(self.before.exchanged(self._whole), dims=dims)
+        return replace(self.before.exchanged(self.padded), dims=dims)
 
     # --- where rows are
 
@@ -148,22 +154,22 @@ class _Packer:
 
     # --- whole values
 
-    def _whole(self, node: Node) -> Node:
+    def padded(self, node: Node) -> Node:
         if node not in self.whole:
-            self.whole[node] = make("unpack_rows", (self.rows[node], self.places), node.source)
+            self.whole[node] = make("unpack_rows", (self.packed[node], self.places), node.source)
         return self.whole[node]
 
     def _rebuilt(self, node: Node) -> Node:
         """A node that stays as it is, on inputs that may have become rows."""
         packed = self.padding.packed
         if first_column(node) and node.inputs[0] in packed:  # kept whatever the mask says
-            picked = make("embedding", (self.rows[node.inputs[0]], self.starts), node.source)
+            picked = make("embedding", (self.packed[node.inputs[0]], self.starts), node.source)
             return reshaped(picked, node.shape)
         match node:
             case Node("where", (flags, x, zero)) if x in packed and is_scalar(zero, 0):
                 if node.shape == x.shape and self._are_tokens(flags):
-                    return self._whole(x)  # has its zeros already
-        inputs = tuple(map(self._whole, node.inputs))
+                    return self.padded(x)  # has its zeros already
+        inputs = tuple(map(self.padded, node.inputs))
         same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
         return node if same else node.with_inputs(inputs)
 
@@ -176,41 +182,24 @@ class _Packer:
 
     def _packed(self, node: Node) -> Node:
         """The rows of a node."""
-        attributes: dict[str, Any] = dict(node.attributes)
-        if node.op == "mha":
-            return self._attention(node)
-        if node.op in ("reshape", "expand"):
-            attributes["shape"] = (symbol(TOKENS), *node.shape[2:])
-        if node.op in ("slice", "softmax", "log_softmax"):
-            attributes["axis"] -= 1
-        if node.op in ("sum", "mean", "max", "min"):
-            attributes["axes"] = tuple(a - 1 for a in attributes["axes"])
-        if node.op == "expand":
-            return make("expand", (self._rows_of(node.inputs[0]),), node.source, **attributes)
-        wanted = row_inputs(node)
-        rank = 2 if node.op == "embed_norm" else node.inputs[min(wanted)].type.rank
-        rank = node.type.rank if node.op in ELEMENTWISE else rank
+        declared = OPS[node.op]
+        if declared.sequences is not None:
+            return declared.sequences.packed(node, self)
+        assert declared.rows is not None
+        read = row_inputs(node)
         inputs = [
-            self._aligned(x, rank) if i in wanted else self._whole(x) for i, x in enumerate(node.inputs)
+            self._aligned(x, declared.rows.missing(node, at)) if at in read else self.padded(x)
+            for at, x in enumerate(node.inputs)
         ]
-        return make(node.op, inputs, node.source, **attributes)
+        return make(node.op, inputs, node.source, **declared.rows.attributes(node, (symbol(TOKENS),)))
 
-    def _attention(self, node: Node) -> Node:
-        """mha(q, k, v, keys, bias?) -> ragged_mha(q, k, v, keys, index, offsets, bias?)"""
-        a = node.attributes
-        bias = map(self._whole, node.inputs[4:])
-        inputs = (*map(self._rows_of, node.inputs[:4]), self.index, self.offsets, *bias)
-        kept = {name: a[name] for name in ("heads", "head_dim", "scale", "offsets", "has_bias", "kv_heads")}
-        return make("ragged_mha", inputs, node.source, seq=self.seq, **kept)
-
-    def _aligned(self, x: Node, rank: int) -> Node:
-        """The rows of an operand that broadcasts to `rank` axes, of which the first two are batch and seq."""
-        missing = rank - x.type.rank
+    def _aligned(self, x: Node, missing: int) -> Node:
+        """The rows of an operand that broadcasts, with `missing` axes before its own, to batch and seq first."""
         if missing >= 2:
-            return self._whole(x)
+            return self.padded(x)
         if not missing and by_token(x, self.mask):
-            return self._rows_of(x)
-        whole, shape = self._whole(x), (1,) * missing + x.shape
+            return self.rows(x)
+        whole, shape = self.padded(x), (1,) * missing + x.shape
         if shape[:2] == (1, 1):
             return reshaped(whole, shape[1:])
         if shape[:2] == (1, self.seq):
@@ -218,12 +207,12 @@ class _Packer:
         wide = make("expand", (whole,), whole.source, shape=(*self.mask.shape, *shape[2:]))
         return _picked(reshaped(wide, (product(self.mask.shape), *shape[2:])), self.index)
 
-    def _rows_of(self, x: Node) -> Node:
+    def rows(self, x: Node) -> Node:
         """The rows of tokens of a node `[batch, seq, ...]`."""
-        if x not in self.rows:
+        if x not in self.packed:
             flat = reshaped(self.whole[x], (product(self.mask.shape), *x.shape[2:]))
-            self.rows[x] = _picked(flat, self.index)
-        return self.rows[x]
+            self.packed[x] = _picked(flat, self.index)
+        return self.packed[x]
 
 
 def _picked(table: Node, index: Node) -> Node:

@@ -20,7 +20,7 @@ from llmc.compiler.ops import OPS, constant, make
 from llmc.compiler.pipeline import Keeps, Pass, close
 from llmc.errors import LlmcError
 
-_COSTLY = frozenset({"sin", "cos", "exp", "log", "pow", "tanh", "sigmoid", "erf"})
+_COSTLY = 16  # vector operations of a function that is worth a table, which whole numbers have no use for
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Tabulate(Pass):
             name = _position(node, known)
             if name is not None:
                 known[node] = name
-                if node.op in _COSTLY or any(i in worth for i in node.inputs):
+                if _costly(node) or any(i in worth for i in node.inputs):
                     worth.add(node)
         roots = {n for n in worth if n not in _inner(graph, known) and self._fits(n, known[n], graph)}
         if not roots:
@@ -58,6 +58,11 @@ class Tabulate(Pass):
         rows = graph.dims[name].high
         width = math.prod(int(d) for d in node.shape if isinstance(d, int))
         return rows * width * DTYPES[node.dtype].itemsize <= self.limit
+
+
+def _costly(node: Node) -> bool:
+    declared = OPS[node.op]
+    return declared.cost >= _COSTLY and declared.accuracy == "close"
 
 
 def _position(node: Node, known: Mapping[Node, str]) -> str | None:
@@ -102,5 +107,4 @@ def _table(node: Node, name: str, graph: Graph) -> Node:
 
 
 def _replaced(graph: Graph, tables: Mapping[Node, Node]) -> Graph:
-    order = iter(graph.nodes)
-    return graph.replace(lambda node: tables.get(next(order), node))
+    return graph.rebuild(lambda before, node: tables.get(before, node))

@@ -31,9 +31,9 @@ class CpuBackend(Backend):
 
     @property
     def decodes(self) -> frozenset[str]:
-        from llmc.targets.cpu.lower import READERS
+        from llmc.targets.cpu.storage.panels import readers
 
-        return frozenset(READERS)
+        return frozenset(readers())
 
     def variants(self, target: Target) -> Sequence[Variant]:
         return [_variant(cpu) for cpu in target.cpus]

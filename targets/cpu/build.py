@@ -21,8 +21,9 @@ from tvm import tirx
 
 from llmc import __version__
 from llmc.compiler.calls import Call
-from llmc.targets import Cpu, Target, store
+from llmc.targets import store
 from llmc.targets.cpu.peak import emit_peak
+from llmc.targets.target import Cpu, Target
 
 Emit = Callable[[str, Cpu], Any]
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from llmc.targets.cpu.attention import attention, ragged_attention
 from llmc.targets.cpu.conv import conv
-from llmc.targets.cpu.elementwise import elementwise, movement
+from llmc.targets.cpu.elementwise import elementwise, filling, joining, movement, selection
 from llmc.targets.cpu.products import cell, decoded, linear, matmul, qlinear, split_rows
-from llmc.targets.cpu.rows import norm, quantised, ragged, reduction
+from llmc.targets.cpu.rows import norm, quantised, ragged, reduction, scan, softmax
 from llmc.targets.cpu.storage import bitmask, codebook
-from llmc.targets.cpu.storage.panels import READERS
 from llmc.targets.lowering import Lowerings, layered
-
-__all__ = ["LOWERINGS", "READERS"]
 
 LOWERINGS: Lowerings = layered(
     elementwise.LOWERINGS,
     movement.LOWERINGS,
+    joining.LOWERINGS,
+    selection.LOWERINGS,
+    filling.LOWERINGS,
     reduction.LOWERINGS,
+    softmax.LOWERINGS,
+    scan.LOWERINGS,
     decoded.LOWERINGS,  # declines plain weights
     linear.LOWERINGS,
     bitmask.LOWERINGS,

@@ -24,12 +24,18 @@ class CudaBackend(Backend):
 
     name = "cuda"
     quantisations = frozenset({"int8", "int8-static", "fp16"})
-    launches = True
+    halves = True
+    device = "llmc_cuda"
+    emitter = "cuda"
     runtime_sources = ("cuda.c", "cuda_run.c")
     libraries = ("-ldl",)
 
     def variants(self, target: Target) -> Sequence[Variant]:
         return [Variant("cuda", 0, 0, needs=f"an NVIDIA GPU: {', '.join(target.architectures)} or later")]
+
+    def passes(self, target: Target) -> Mapping[str, str]:
+        """There are no kernels of cells."""
+        return {**super().passes(target), "simplify": "expand-cells"}
 
     def lowerings(self) -> Lowerings:
         from llmc.targets.cuda.lower import LOWERINGS
@@ -37,26 +43,18 @@ class CudaBackend(Backend):
         return LOWERINGS
 
     def lower(self, graph: Graph, first: Lowerings | None = None) -> tuple[Call | Region, ...]:
-        """As of every backend.
-
-        Raises:
-            LlmcError: also if there is a branch: its condition is in the GPU's memory, where the program cannot read it
-                while it hands out launches.
-        """
+        """As any backend, but for branches: their condition is in the GPU's memory, the program is on the host."""
         from llmc.targets.cuda.build import find_nvcc
 
-        find_nvcc()  # that it is missing shows before any work
         branch = next((node for node in graph.everywhere() if node.op == "branch"), None)
         if branch is not None:
             raise LlmcError(
                 "a branch cannot run on a GPU yet: its condition is computed there, the program decides on the host",
-                at=str(branch.source),
+                at=str(branch.source) or None,
                 hint="compute both sides and choose by where",
             )
+        find_nvcc()  # that it is missing shows before any work
         return super().lower(graph, first)
-
-    def passes(self, target: Target) -> Mapping[str, str]:
-        return {"compress": "unpack"}  # kernels read plain weights
 
     def compile(self, calls: Sequence[Call], target: Target, kept: Store) -> Code:
         from llmc.targets.cuda.build import cuda_source, fatbin

@@ -9,7 +9,15 @@ from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import flat
-from llmc.targets.tir.chain import OPS_OF_CHAINS, Recipe, body_of, evaluate, merge_axes
+from llmc.targets.tir.chain import (
+    OPS_OF_CHAINS,
+    Recipe,
+    body_of,
+    evaluate,
+    family_of,
+    merge_axes,
+    want_computable,
+)
 from llmc.targets.tir.grid import offset, strides
 from llmc.targets.tir.scalar_ops import from_storage, to_storage
 
@@ -18,7 +26,9 @@ def lower(node: Node) -> Call:
     """The call for one element-wise node."""
     axes = merge_axes(node.shape, [i.shape for i in node.inputs])
     dtypes = tuple(i.dtype for i in node.inputs)
-    recipe = Recipe(body_of(node), dtypes, node.dtype, tuple(has for _, has in axes))
+    body = body_of(node)
+    want_computable("cuda", body)
+    recipe = Recipe(body, dtypes, node.dtype, tuple(has for _, has in axes))
 
     def emit(k: GridEmitter) -> None:
         sources = [k.pointer(f"x{i}", d) for i, d in enumerate(dtypes)]
@@ -33,7 +43,7 @@ def lower(node: Node) -> Call:
             k.store(target, item, to_storage(node.dtype, evaluate(k, recipe, values)))
 
     size = product(node.shape)
-    return flat(node, "chain", (recipe,), emit, [e for e, _ in axes], size, size * len(recipe.body))
+    return flat(node, family_of(body), (recipe,), emit, [e for e, _ in axes], size, size * len(body))
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = dict.fromkeys(OPS_OF_CHAINS, lower)

@@ -30,6 +30,8 @@ _SHUFFLED = {"uint8": "int32", "int8": "int32", "float16": "float32"}  # dtypes 
 class GridEmitter(Emitter):
     """Builds the code of one block; `block` and `thread` are its number and the thread's within it, int64."""
 
+    backend = "cuda"
+
     def __init__(self, symbol: str, threads: int) -> None:
         super().__init__(symbol)
         self.threads = threads

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmc.compiler import extensions
 from llmc.compiler.dims import Dim, dim
 from llmc.compiler.graph import Node, TensorType
 from llmc.compiler.ops import OPS
 from llmc.compiler.ops.elementwise import Step, chain_value
 from llmc.compiler.ops.rules import same_dim
+from llmc.errors import LlmcError
 from llmc.targets.tir.emit import Emitter, Expr
 from llmc.targets.tir.scalar_ops import OPERATIONS, apply
 
@@ -64,6 +66,24 @@ def _known_exponent(node: Node, step: Step) -> Step:
         if array.size == 1 and array.item() in (1, 2, 3, 4):
             return (op, refs, (("exponent", int(array.item())),))
     return step
+
+
+def ops_of(body: tuple[Step, ...]) -> list[str]:
+    """The ops of a chain, each once."""
+    return list(dict.fromkeys(op for op, _, _ in body))
+
+
+def family_of(body: tuple[Step, ...]) -> str:
+    """Names a chain in a profile, with the ops in it that come from outside."""
+    return "_".join(["chain", *(op for op in ops_of(body) if OPS[op].origin)])
+
+
+def want_computable(backend: str, body: tuple[Step, ...]) -> None:
+    """Refuse a chain with an op that has no code for `backend`: an extension may have left it out."""
+    known = extensions.scalars(backend)
+    missing = [op for op in ops_of(body) if op not in OPS_OF_CHAINS and op not in known]
+    if missing:
+        raise LlmcError(", ".join(missing))
 
 
 def evaluate(k: Emitter, recipe: Recipe, inputs: list[Expr]) -> Expr:

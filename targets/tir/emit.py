@@ -92,7 +92,13 @@ def _block(statements: Sequence[Any]) -> Any:
 
 
 class Emitter:
-    """Builds one kernel; `function` returns it."""
+    """Builds one kernel; `function` returns it.
+
+    Attributes:
+        backend: whose scalar code an extension's ops are computed by.
+    """
+
+    backend = "cpu"
 
     def __init__(self, symbol: str) -> None:
         self.symbol = symbol

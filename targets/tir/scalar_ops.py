@@ -12,8 +12,11 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx import FloatImm, IntImm
 
+from llmc.compiler import extensions
+from llmc.compiler.ops import OPS
+from llmc.errors import LlmcError
 from llmc.targets.tir import math, math64
-from llmc.targets.tir.emit import STORAGE, Emitter, Expr, fma, lanes_of, splat, vector
+from llmc.targets.tir.emit import STORAGE, Emitter, Expr, dtype_of, fma, lanes_of, splat, vector
 
 Operation = Callable[..., Expr]
 
@@ -282,11 +285,19 @@ OPERATIONS: Mapping[str, Operation] = {
     "dequantize": _float(_dequantize),
 }
 
-# Work of one op in vector operations, where it is not about one.
-COSTS: Mapping[str, int] = {
-    "exp": 16, "tanh": 18, "sigmoid": 20, "erf": 18, "silu": 20, "gelu": 22, "log": 60, "sin": 50, "cos": 50,
-    "pow": 120, "floordiv": 60, "mod": 60, "div": 4, "sqrt": 4, "rsqrt": 8, "quantize": 8,
-}  # fmt: skip
+
+def _computed(
+    k: Emitter, op: str, dtype: str, arguments: list[Expr], attributes: Mapping[str, Any], result: str
+) -> Expr:
+    """By llmc's own code, or that of the extension whose op it is, which is held to the dtype of its result."""
+    if op in OPERATIONS:
+        return OPERATIONS[op](k, dtype, *arguments, **attributes)
+    value = extensions.scalars(k.backend)[op](k, dtype, *arguments, **attributes)
+    wanted = vector("bool" if result == "bool" else STORAGE[result], lanes_of(arguments[0]))
+    given = dtype_of(value) if hasattr(value, "ty") else repr(value)
+    if given != wanted:
+        raise LlmcError(f"{OPS[op].origin}: the {k.backend} kernel of {op} gives {given}, not {wanted}")
+    return value
 
 
 def apply(
@@ -306,5 +317,5 @@ def apply(
         for a, is_half in zip(arguments, narrow, strict=True)
     ]
     compute = "f32" if dtypes[-1] == "f16" else dtypes[-1]
-    value = k.let(OPERATIONS[op](k, compute, *arguments, **attributes))
+    value = k.let(_computed(k, op, compute, arguments, attributes, "f32" if result == "f16" else result))
     return k.let(cast(k, "f32", "f16", value)) if result == "f16" else value

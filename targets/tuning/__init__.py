@@ -11,9 +11,10 @@ from typing import Any
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import Bounds, Dim, evaluate, upper_bound
 from llmc.errors import LlmcError
-from llmc.targets import Cpu, Target, store
+from llmc.targets import store
 from llmc.targets.cpu.products.blocking import ProductShape, Schedule
 from llmc.targets.host import machine, processor, runs_here
+from llmc.targets.target import Cpu, Target
 from llmc.targets.tuning.records import FOLDER, Records, choices
 from llmc.targets.tuning.search import Outcome, find_schedule
 from llmc.targets.tuning.trial import Trial

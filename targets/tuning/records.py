@@ -16,11 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llmc.targets import Cpu, store
+from llmc.targets import store
 from llmc.targets.cpu.build import content_version
 from llmc.targets.cpu.products.blocking import ProductShape, Schedule
 from llmc.targets.cpu.products.linear import emit_linear
 from llmc.targets.host import Processor
+from llmc.targets.target import Cpu
 from llmc.targets.tuning.search import Outcome, changes, takes
 
 FOLDER = "tuned"

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llmc.targets import Cpu
 from llmc.targets.cpu.products.blocking import WIDTHS, ProductShape, Schedule
 from llmc.targets.cpu.products.linear import rows_that_fit, tile_shape
+from llmc.targets.target import Cpu
 
 Array = np.ndarray[Any, Any]
 Change = Mapping[str, int]  # fields of Schedule

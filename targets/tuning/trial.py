@@ -17,10 +17,11 @@ from llmc.compiler.calls import Call
 from llmc.compiler.dims import evaluate, symbol
 from llmc.compiler.graph import DTYPES
 from llmc.compiler.ops import constant, input_, make
-from llmc.targets import Cpu, Target, store, toolchain
+from llmc.targets import store, toolchain
 from llmc.targets.cpu.build import compile_calls
 from llmc.targets.cpu.products.blocking import ProductShape, Schedule
 from llmc.targets.cpu.products.linear import lower_linear
+from llmc.targets.target import Cpu, Target
 
 Array = np.ndarray[Any, Any]
 

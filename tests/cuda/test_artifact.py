@@ -17,12 +17,16 @@ import pytest
 
 import llmc
 from llmc.compiler import interpret
+from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
+from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
 from llmc.passes.quantise import QUANTISATIONS
+from llmc.runtime.selftest import read_selftest
 from llmc.runtime.sources import FOLDER
+from llmc.selfcheck import TOLERANCE, record
 from llmc.targets.cuda import build
 from llmc.targets.cuda.variants import GPUS
 from llmc.targets.store import Store, folder
@@ -52,6 +56,19 @@ def test_answers(
                 name,
                 expected.shape,
             )
+
+
+def test_a_self_test_allows_for_activations_in_half(tmp_path: Path) -> None:
+    """Of products on tensor cores: 5e-3 of the largest answer; elsewhere activations stay float."""
+    x = input_("x", "f32", (symbol("batch"), 16))
+    outputs = {"y": make("linear", (x, constant(np.full((8, 16), 3, np.float16))))}
+    graph = Graph((x,), outputs, {"batch": (1, 4)})
+    on_gpu = record(tmp_path, graph, graph, "0" * 64, halves=True)
+    _, cases = read_selftest(tmp_path / "selftest.bin")
+    largest = max(np.abs(answers["y"]).max() for _, answers in cases)
+    assert largest > 1
+    assert on_gpu == {"rtol": 1e-3, "atol": pytest.approx(5e-3 * largest)}
+    assert record(tmp_path, graph, graph, "0" * 64) == TOLERANCE
 
 
 @pytest.mark.parametrize("option", [{"share": "256"}, {"prune": "0.3"}])

@@ -22,6 +22,6 @@ def test_functions_and_states(root: Path):
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     for block in blocks:
         exec(block, names)
-    (printed,) = re.findall(r"^```\n(dims.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert printed == print_graph(names["graph"])
+    printed = re.findall(r"^```\n(dims.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert print_graph(names["graph"]) in printed
     assert len(blocks) == 2

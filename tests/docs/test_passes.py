@@ -81,6 +81,22 @@ def test_what_the_tables_say_of_printing(imported, shell, classifier_folder, mon
     assert sorted(p.name for p in (tmp_path / "dump").iterdir()) == ["00_input.txt", "01_TanhGelu.txt"]
 
 
+def test_the_pass_that_asks_for_samples(imported, shell, block, classifier_folder, tmp_path):
+    (tmp_path / "largest.py").write_text(block("passes", "largest.py"))
+    (tmp_path / "data.jsonl").write_text('{"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1]}\n')
+    command = ("opt", imported, "--weights", classifier_folder, "--add-pass", "./largest.py:Largest@final")
+    result = shell(*command, "--calib", "data.jsonl", "-o", "after.txt")
+    assert result.returncode == 0, result.stderr
+    found = [line.split() for line in result.stdout.splitlines()]
+    assert (
+        len(found) == 6
+    )  # queries, keys and values are one product; output, two of the block, pooler, classifier
+    assert all(0 < float(value) < 99 for value, _ in (words[:2] for words in found))
+    result = shell(*command)
+    assert result.returncode == 1
+    assert "a pass of the pipeline needs calibration data" in result.stderr
+
+
 def test_text_of_a_model_needs_its_weights(imported, shell):
     result = shell("opt", imported, "--passes", "cse")
     assert result.returncode == 1

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 from random_families import cases, group, imported
+from transformers.models.deberta_v2 import modeling_deberta_v2 as deberta
+from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
+from llmc.compiler.frontends.buckets import tabulate
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.interpret import run
 from llmc.compiler.text import parse_graph, print_graph, weights_of
@@ -135,6 +138,21 @@ def test_buckets_are_tables() -> None:
     for family in ("mpnet", "deberta-v2"):
         graph = imported(family, "Model")[1].graph
         assert not {"log", "ceil"} & {node.op for node in graph.nodes}
+
+
+@pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
+def test_tables_are_of_one_model(family: str, make_model: Any) -> None:
+    """Others of the same class, in the same process, compute their buckets as before."""
+    held = MPNetEncoder.relative_position_bucket, deberta.make_log_bucket_position
+    changed, other = make_model(family, "Model"), make_model(family, "Model")
+    tabulate(changed, 12)
+
+    short, long = (torch.arange(n)[None] % 7 for n in (12, 13))
+    assert torch.equal(changed(short)[0], other(short)[0])
+    with pytest.raises(IndexError):  # 12 tokens apart are beyond the table
+        changed(long)
+    assert torch.isfinite(other(long)[0]).all()
+    assert (MPNetEncoder.relative_position_bucket, deberta.make_log_bucket_position) == held
 
 
 def test_half_precision_checkpoint_becomes_f32(saved: Any, tmp_path: Any, difference: Any) -> None:

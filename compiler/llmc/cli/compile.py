@@ -12,6 +12,7 @@ import click
 from llmc.cli.output import (
     Progress,
     Seconds,
+    extension_option,
     json_option,
     print_json,
     print_table,
@@ -135,6 +136,7 @@ older artifact as it was.
 @click.option("--prefix", default="", metavar="NAME", help="Before every symbol of libmodel.a.")
 @click.option("--cc", metavar="COMMAND", help="C compiler.  [default: the ziglang package's]")
 @click.option("--name", help="Name in the manifest.  [default: the folder's]")
+@extension_option
 @json_option
 def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> None:
     """Compile MODEL into an artifact: native code, weights, a C header, a benchmarker, no other library."""

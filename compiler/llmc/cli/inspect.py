@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from llmc.cli.output import (
+    extension_option,
     is_artifact,
     json_option,
     print_json,
@@ -32,6 +33,7 @@ Examples:
 
 @click.command("inspect", epilog=_EPILOG, short_help="Show what an artifact or a model folder holds.")
 @click.argument("path", type=click.Path(path_type=Path))
+@extension_option
 @json_option
 def command(path: Path, as_json: bool) -> None:
     """Show what PATH, an artifact or a model, holds. Nothing of it is run."""

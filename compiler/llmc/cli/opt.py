@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
-from llmc.cli.output import is_artifact, json_option, print_json, require_folder
+from llmc.cli.output import extension_option, is_artifact, json_option, print_json, require_folder
 from llmc.compiler.frontends.dispatch import is_model_file
 from llmc.errors import LlmcError
 
@@ -58,6 +58,7 @@ stdout, everything else to stderr.
 )
 @click.option("--time-passes", is_flag=True, help="Print each pass's time and what it changed.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the final graph there.")
+@extension_option
 @json_option
 def command(
     model: Path,
@@ -77,15 +78,12 @@ def command(
     """Import MODEL (a folder, an .onnx or .pt2 file, or a graph's text file), run passes, and print the graph."""
     if not model.is_file():
         require_folder(model, "a model")
-    from llmc.compiler.pipeline import Pipeline
-    from llmc.passes import PASSES
-
     asked = {"level": level, "passes": passes, "add_passes": add_passes, "only_passes": only_passes}
     pipeline = _pipeline(asked)  # a slip shows before the import
     given = _samples(pipeline, calib)
     graph, own, tokenizer = read_graph(model, task, weights)
     if passes is None and only_passes is None and own is not None:  # a reproducer names its pipeline
-        pipeline = Pipeline.parse(own, PASSES)
+        pipeline = _pipeline({**asked, "passes": own})
     shown = [print_after] if print_after else []
     with given(tokenizer):
         graph, report = _run(pipeline, graph, shown, verify_each)
@@ -100,9 +98,9 @@ def command(
 
 
 def _pipeline(asked: dict[str, Any]) -> Any:
-    from llmc.options import placed_passes
+    from llmc.options import Options, placed_passes
 
-    return placed_passes(asked).pipeline
+    return placed_passes(cast(Options, asked)).pipeline
 
 
 def _samples(pipeline: Any, calib: str | None) -> Any:

@@ -18,6 +18,31 @@ from llmc.errors import LlmcError
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
 
+def _load_extensions(ctx: click.Context, param: click.Parameter, files: tuple[str, ...]) -> None:
+    """What is installed, then the files in the order given."""
+    from importlib.metadata import entry_points
+
+    if not files and not entry_points(group="llmc.extensions"):
+        return  # the compiler need not be imported for that
+    from llmc.compiler import extensions
+
+    extensions.load_installed()
+    for file in files:
+        extensions.load(file)
+
+
+extension_option = click.option(
+    "-x",
+    "--extension",
+    "extensions",
+    metavar="FILE",
+    multiple=True,
+    expose_value=False,
+    callback=_load_extensions,
+    help="Python file with ops, kernels, passes or targets of your own; repeatable.",
+)
+
+
 def print_json(value: Any) -> None:
     """`value` as indented JSON; NumPy numbers and arrays become numbers and lists."""
     click.echo(json.dumps(value, indent=2, default=_plain))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from llmc.cli.output import json_option, print_json, print_table
+from llmc.cli.output import extension_option, json_option, print_json, print_table
 
 _EPILOG = """\b
 Examples:
@@ -24,13 +24,15 @@ at some of them, a target, --quant and --add-pass add theirs.
 
 
 @click.command("passes", epilog=_EPILOG, short_help="List the passes and the optimisation levels.")
+@extension_option
 @json_option
 def command(as_json: bool) -> None:
     """List every pass with its options and what it keeps, and the places of a pipeline with what runs there."""
+    from llmc.compiler import extensions
     from llmc.compiler.places import PLACES
     from llmc.passes import LEVELS, PASSES
 
-    rows = [describe(name, kind) for name, kind in PASSES.items()]
+    rows = [describe(name, kind) for name, kind in {**PASSES, **extensions.passes()}.items()]
     if as_json:
         levels = {str(level): text for level, text in enumerate(LEVELS)}
         print_json({"passes": rows, "levels": levels, "places": {name: _place(name) for name in PLACES}})

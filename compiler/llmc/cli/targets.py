@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from llmc.cli.output import json_option, print_json, print_table
+from llmc.cli.output import extension_option, json_option, print_json, print_table
 from llmc.errors import LlmcError
 
 _EPILOG = """\b
@@ -18,6 +18,7 @@ Examples:
 
 
 @click.command("targets", epilog=_EPILOG, short_help="List the targets an artifact can be compiled for.")
+@extension_option
 @json_option
 def command(as_json: bool) -> None:
     """List the targets: name, CPU features needed, and what each is for."""

@@ -16,21 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import sympy
 
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import Node
-from llmc.compiler.ops.int8_attention import KEYS
-from llmc.targets import Cpu
-from llmc.targets.cpu.attention import attention_bytes, attention_int8
-from llmc.targets.cpu.attention.attention_bytes import ByteHead
-from llmc.targets.cpu.attention.attention_head import QUERIES, VECTORS, Head
-from llmc.targets.cpu.attention.attention_int8 import Int8Head
+from llmc.targets.cpu.attention.byte_steps import ByteSteps
+from llmc.targets.cpu.attention.float_steps import FloatSteps
+from llmc.targets.cpu.attention.int8_steps import WholeSteps
+from llmc.targets.cpu.attention.item import Item, locate
+from llmc.targets.cpu.attention.scratch import QUERIES, VECTORS, reserved
+from llmc.targets.cpu.attention.sequences import PaddedBatch
+from llmc.targets.cpu.attention.stages import Work
+from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Problem, Shape, problem
-from llmc.targets.tir.emit import LANES, Emitter
+from llmc.targets.tir.emit import LANES, Buffer, Emitter
 
 
 def lower_attention(node: Node) -> Call:
@@ -43,9 +45,8 @@ def attention_call(node: Node, wanted: Problem) -> Call:
     shape, batch, s, t = wanted
     pointers = [i.dtype for i in node.inputs] + ["f32"]
     d, e, int8 = shape.layouts.q.size, shape.layouts.v.size, is_int8(node)
-    scratch = 4 * (QUERIES * (d + KEYS + e) + KEYS * LANES * -(-e // LANES)) + (scratch_of(d) if int8 else 0)
     family, emit = "int8_attention" if int8 else "attention", partial(emit_attention, shape=shape, int8=int8)
-    kernel = Kernel(family, shape, tuple(pointers), 2, emit, scratch)
+    kernel = Kernel(family, shape, tuple(pointers), 2, emit, reserved(shape.layouts, int8))
     return Call(
         kernel,
         (*node.inputs, node),
@@ -68,28 +69,37 @@ def is_int8(node: Node) -> bool:
 def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = False) -> Any:
     """Items are blocks of 64 queries; those of one head lie next to each other and share its keys in cache."""
     e = Emitter(symbol)
-    pointers = {name: e.pointer(name, "f32") for name in ("q", "k", "v")}
+    at = {name: e.pointer(name, "f32") for name in ("q", "k", "v")}
     if shape.keys:
-        pointers["keys"] = e.pointer("keys", "bool")
+        at["keys"] = e.pointer("keys", "bool")
     if shape.mask is not None:
-        pointers["mask"] = e.pointer("mask", shape.mask[0])
-    pointers["out"] = e.pointer("out", "f32")
-    kind = steps(cpu) if int8 else Head
-    head = kind(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
-    with e.loop(e.begin, e.end, "item") as item:
-        head.locate(item)
-        head.attend()
+        at["mask"] = e.pointer("mask", shape.mask[0])
+    at["out"] = e.pointer("out", "f32")
+    s, t = e.scalar("s"), e.scalar("t")
+    arithmetic = steps(e, cpu, shape, at, int8)
+    batch = PaddedBatch(e, shape, at, arithmetic.work.listed, s, t)
+    with e.loop(e.begin, e.end, "item") as number:
+        arithmetic.attend(locate(e, shape, at, batch, number))
     return e.function()
 
 
-def steps(cpu: Cpu) -> type[Int8Head]:
-    """The steps of attention on int8 that suit a CPU."""
-    return ByteHead if cpu.machine == "x86_64" and cpu.dots else Int8Head
+class Steps(Protocol):
+    """The arithmetic of one kernel, in float or on int8."""
+
+    @property
+    def work(self) -> Work:
+        """What items share."""
+
+    def attend(self, item: Item) -> None:
+        """The code of one item."""
 
 
-def scratch_of(size: int) -> int:
-    """Bytes that the steps of any CPU take for heads of so many features, more than those in float."""
-    return max(attention_int8.scratch(size), attention_bytes.scratch(size))
+def steps(e: Emitter, cpu: Cpu, shape: Shape, at: Mapping[str, Buffer], int8: bool) -> Steps:
+    """The arithmetic that suits a CPU; what items share is allocated here, `at` are the operands."""
+    if not int8:
+        return FloatSteps.of(e, cpu, shape, at)
+    kind = ByteSteps if cpu.machine == "x86_64" and cpu.dots else WholeSteps
+    return kind.of(e, cpu, shape, at)
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = dict.fromkeys(("mha", "attention"), lower_attention)

@@ -7,7 +7,7 @@ the padded run wherever its padding was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,11 @@ from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.int8_attention import KEYS
-from llmc.targets import Cpu
 from llmc.targets.cpu.attention.attention import attention_call, is_int8, steps
-from llmc.targets.cpu.attention.attention_head import VECTORS, Head
+from llmc.targets.cpu.attention.item import locate
+from llmc.targets.cpu.attention.scratch import VECTORS
+from llmc.targets.cpu.attention.sequences import Listed
+from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Layout, Problem, Shape, mask_of, token_shape
 from llmc.targets.tir.emit import Buffer, Emitter, Expr, i64
 
@@ -40,56 +42,115 @@ def lower_ragged_mha(node: Node) -> Call:
     return replace(call, kernel=kernel, cost=cost, flops=dim(flops))
 
 
-class Ragged(Head):
-    """A work item whose sequence begins and ends where `starts` says; `index` has the place of each row."""
+@dataclass(frozen=True)
+class Cursor:
+    """The first key of a sequence that is in no block yet, and one to come back to: registers."""
 
-    def __init__(
-        self, e: Emitter, cpu: Cpu, shape: Shape, pointers: Mapping[str, Buffer], s: Expr, t: Expr
-    ) -> None:
-        super().__init__(e, cpu, shape, pointers, s, t)
-        self.next, self.after = (
-            e.registers(1, "int64") for _ in range(2)
-        )  # the first key not yet in a block
+    e: Emitter
+    next: Buffer
+    marked: Buffer
 
-    def enter(self) -> None:
-        e, starts = self.e, self.at["starts"]
-        e.set(self.next, 0, i64(0))
-        self.place = e.let(self.batch * self.s)  # of the first token, with padding
-        self.first_row = e.let(e.load(starts, self.batch))
-        self.s = self.t = e.let(e.load(starts, self.batch + 1) - self.first_row)
+    @classmethod
+    def of(cls, e: Emitter) -> Cursor:
+        return cls(e, e.registers(1, "int64"), e.registers(1, "int64"))
+
+    def rewind(self) -> None:
+        self.e.set(self.next, 0, i64(0))
+
+    def move(self, by: Expr) -> None:
+        self.e.set(self.next, 0, self.e.get(self.next) + by)
 
     def mark(self) -> None:
-        self.e.set(self.after, 0, self.e.get(self.next))
+        self.e.set(self.marked, 0, self.e.get(self.next))
 
     def recall(self) -> None:
-        self.e.set(self.next, 0, self.e.get(self.after))
+        self.e.set(self.next, 0, self.e.get(self.marked))
 
-    def start_of(self, layout: Layout, head: Expr, heads: int, length: Expr) -> Expr:
-        return layout.start(self.first_row, head, heads, i64(1))
 
-    def place_of(self, token: Expr) -> Expr:
-        return self.e.let(self.e.load(self.at["index"], self.first_row + token) - self.place)
+@dataclass(frozen=True)
+class RaggedSequence:
+    """`length` rows of the operands from `row`.
+
+    Args:
+        origin: place of the first row in the padded batch; the operand `index` has the place of each.
+        places: tokens of the padded sequence.
+    """
+
+    e: Emitter
+    at: Mapping[str, Buffer]
+    listed: Listed
+    cursor: Cursor
+    batch: Expr
+    origin: Expr
+    row: Expr
+    length: Expr
+    places: tuple[Expr, Expr]
+
+    @property
+    def queries(self) -> Expr:
+        return self.length
+
+    @property
+    def keys(self) -> Expr:
+        return self.length
+
+    def query_start(self, layout: Layout, head: Expr, heads: int) -> Expr:
+        return layout.start(self.row, head, heads, i64(1))
+
+    key_start = query_start
+
+    def place(self, token: Expr) -> Expr:
+        return self.e.let(self.e.load(self.at["index"], self.row + token) - self.origin)
 
     def span(self) -> Expr:
-        return self.e.let(self.place_of(self.t - 1) + 1)
+        return self.e.let(self.place(self.length - 1) + 1)
 
-    def flag_of(self, key: Expr) -> Expr:
-        return self.e.load(self.at["keys"], self.first_row + key)
+    def flag(self, key: Expr) -> Expr:
+        return self.e.load(self.at["keys"], self.row + key)
 
-    def select(self, block: Expr) -> Expr:
+    def select(self, block: Expr, end: Expr) -> Expr:
         """The keys whose places are in the block follow one another."""
-        e = self.e
-        start = e.let(e.get(self.next))
-        end = e.let(self.place + block + KEYS)
-        e.set(self.count, 0, i64(0))
-        with e.loop(0, e.let(tirx.min(i64(KEYS), self.t - start)), "j") as j:
-            row = e.let(self.first_row + start + j)
-            inside = e.let(tirx.Cast("int64", e.load(self.at["index"], row) < end))
+        e, listed, cursor = self.e, self.listed, self.cursor
+        start = e.let(e.get(cursor.next))
+        stop = e.let(self.origin + block + KEYS)
+        listed.clear()
+        with e.loop(0, e.let(tirx.min(i64(KEYS), self.length - start)), "j") as j:
+            row = e.let(self.row + start + j)
+            inside = e.let(tirx.Cast("int64", e.load(self.at["index"], row) < stop))
             attends = tirx.Cast("int64", e.load(self.at["keys"], row))
-            e.set(self.kept, e.get(self.count), start + j)
-            e.set(self.count, 0, e.get(self.count) + inside * attends)
-            e.set(self.next, 0, e.get(self.next) + inside)
-        return e.let(e.get(self.count))
+            listed.offer(start + j)
+            listed.keep(inside * attends)
+            cursor.move(inside)
+        return listed.length()
+
+    def mark(self) -> None:
+        self.cursor.mark()
+
+    def recall(self) -> None:
+        self.cursor.recall()
+
+
+@dataclass(frozen=True)
+class RaggedBatch:
+    """Sequences that begin where the operand `starts` says; padding would make each as long as `places` says."""
+
+    e: Emitter
+    at: Mapping[str, Buffer]
+    listed: Listed
+    cursor: Cursor
+    places: tuple[Expr, Expr]
+
+    @property
+    def longest(self) -> Expr:
+        return self.places[0]
+
+    def sequence(self, number: Expr) -> RaggedSequence:
+        e, starts = self.e, self.at["starts"]
+        self.cursor.rewind()
+        origin = e.let(number * self.longest)
+        row = e.let(e.load(starts, number))
+        length = e.let(e.load(starts, number + 1) - row)
+        return RaggedSequence(e, self.at, self.listed, self.cursor, number, origin, row, length, self.places)
 
 
 def emit_ragged_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = False) -> Any:
@@ -97,13 +158,14 @@ def emit_ragged_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = F
     e = Emitter(symbol)
     names = (("q", "f32"), ("k", "f32"), ("v", "f32"), ("keys", "bool"), ("index", "i64"), ("starts", "i64"))
     bias = () if shape.mask is None else (("mask", "f32"),)
-    pointers = {name: e.pointer(name, dtype) for name, dtype in (*names, *bias, ("out", "f32"))}
-    kind = type("RaggedHead", (Ragged, steps(cpu) if int8 else Head), {})
-    head = kind(e, cpu, shape, pointers, e.scalar("s"), e.scalar("t"))
-    with e.loop(e.begin, e.end, "item") as item:
-        head.locate(item)
-        with e.when(head.queries > 0):
-            head.attend()
+    at = {name: e.pointer(name, dtype) for name, dtype in (*names, *bias, ("out", "f32"))}
+    places = e.scalar("s"), e.scalar("t")
+    arithmetic = steps(e, cpu, shape, at, int8)
+    batch = RaggedBatch(e, at, arithmetic.work.listed, Cursor.of(e), places)
+    with e.loop(e.begin, e.end, "item") as number:
+        item = locate(e, shape, at, batch, number)
+        with e.when(item.queries > 0):
+            arithmetic.attend(item)
     return e.function()
 
 

@@ -22,9 +22,9 @@ from llmc.compiler.calls import Call, Kernel, Operand, Packed
 from llmc.compiler.dims import Dim, ceil_div, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
-from llmc.targets import Cpu
 from llmc.targets.cpu.conv.channel_tile import CHANNELS, extras_of, finish, multiply
 from llmc.targets.cpu.conv.pointwise import PIXELS, VECTORS, emit_flat
+from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, mod, splat
 from llmc.targets.tir.scalar_ops import maximum
 from llmc.targets.tir.tiling import zeros

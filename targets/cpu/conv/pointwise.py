@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmc.targets import Cpu
 from llmc.targets.cpu.conv.channel_tile import CHANNELS, extras_of, finish, multiply
+from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Emitter, Expr, div, mod
 from llmc.targets.tir.tiling import zeros
 

@@ -14,25 +14,35 @@ from tvm import tirx
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
+from llmc.compiler.ops import OPS
 from llmc.compiler.ops.elementwise import Step
-from llmc.targets.tir.chain import OPS_OF_CHAINS, Recipe, body_of, evaluate, merge_axes
+from llmc.targets.tir.chain import (
+    OPS_OF_CHAINS,
+    Recipe,
+    body_of,
+    evaluate,
+    family_of,
+    merge_axes,
+    want_computable,
+)
 from llmc.targets.tir.emit import LANES, Emitter, Expr, i64, splat
 from llmc.targets.tir.grid import CHUNK, ceil_div, chunk_count, nbytes, offset, strides, vectors, walk
-from llmc.targets.tir.scalar_ops import COSTS, from_storage, to_storage
+from llmc.targets.tir.scalar_ops import from_storage, to_storage
 
 
 def _step_cost(step: Step) -> int:
-    return 2 if dict(step[2]).get("exponent") else COSTS.get(step[0], 1)
+    return 2 if dict(step[2]).get("exponent") else OPS[step[0]].cost
 
 
 def lower(node: Node) -> Call:
     """The call for one element-wise node."""
     axes = merge_axes(node.shape, [i.shape for i in node.inputs])
     body = body_of(node)
+    want_computable("cpu", body)
     dtypes = tuple(i.dtype for i in node.inputs)
     recipe = Recipe(body, dtypes, node.dtype, tuple(has for _, has in axes))
     extents = tuple(extent for extent, _ in axes)
-    kernel = Kernel("chain", recipe, (*dtypes, node.dtype), len(extents), emitter(recipe))
+    kernel = Kernel(family_of(body), recipe, (*dtypes, node.dtype), len(extents), emitter(recipe))
     inner = extents[-1]
     vector_count = ceil_div(inner if isinstance(inner, int) and inner < CHUNK else CHUNK, LANES)
     work = sum(map(_step_cost, body))

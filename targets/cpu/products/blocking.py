@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llmc.targets import Cpu
+from llmc.targets.target import Cpu
 
 ROWS_PER_ITEM = 48  # a multiple of the full tile heights 6, 8 and 12
 WIDTHS = (48, 64, 32, 16)  # panel widths, best first

@@ -21,9 +21,8 @@ from llmc.compiler.graph import DTYPES, Node
 from llmc.compiler.ops.recurrent import GRU_GATES, LSTM_GATES
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
-from llmc.targets.cpu.products.blocking import AHEAD, Blocking
-from llmc.targets.cpu.products.linear import multiply, rows_that_fit
-from llmc.targets.cpu.products.packing import pad_columns
+from llmc.targets.cpu.products.blocking import Blocking
+from llmc.targets.cpu.products.linear import multiply, pad_columns, rows_that_fit
 from llmc.targets.tir import math
 from llmc.targets.tir.emit import LANES, Emitter, Expr, div, fma, i64
 from llmc.targets.tir.epilogue import unpadded
@@ -113,13 +112,9 @@ class _Cell:
         start = e.let(panel * (self.k * gates * LANES))
         at_h = e.let(row * self.k)
 
-        def ahead(at: Expr, u: int) -> None:
-            for gate in range(gates):
-                e.prefetch(self.w, start + ((at + u + AHEAD) * gates + gate) * LANES, 2)
-
         sums = zeros(e, rows * gates)
         steps = i64(self.k // self.cut.unroll)
-        multiply(e, self.cut, sums, self.h, at_h, self.w, start, rows, gates, steps, ahead)
+        multiply(e, self.cut, sums, self.h, at_h, self.w, start, rows, gates, steps)
         held = e.registers(rows * gates)
         for i in range(rows * gates):
             e.set(held, i, e.get(sums, i))

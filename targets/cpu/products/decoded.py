@@ -18,13 +18,13 @@ from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
-from llmc.targets import Cpu
 from llmc.targets.cpu.products import linear
 from llmc.targets.cpu.products.blocking import Blocking, panel_width
 from llmc.targets.cpu.products.linear import tile_shape
 from llmc.targets.cpu.products.packing import pad_columns
-from llmc.targets.cpu.storage.panels import READERS, Stored
+from llmc.targets.cpu.storage.panels import Stored, readers
 from llmc.targets.lowering import Lowerings
+from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Emitter, Expr, div, i64
 from llmc.targets.tir.epilogue import finish
 from llmc.targets.tir.tiling import tiles, zeros
@@ -38,13 +38,14 @@ Array = np.ndarray[Any, Any]
 def lower_linear(node: Node) -> Call | None:
     """`linear` with a compressed weight that has a reader."""
     x, w, *extras = node.inputs
-    if w.op not in READERS:
+    read = readers().get(w.op)
+    if read is None:
         return None
     if any(i.op != "constant" for i in w.inputs):
         raise LlmcError("linear: the weight is computed at run time")
     n, k = (int(d) for d in w.shape)
     width, epilogue = panel_width(n), node.attributes["epilogue"]
-    stored = READERS[w.op](w, width)
+    stored = read(w, width)
     reading = [s for s in epilogue if s in ("bias", "residual")]
     given = [_extra(step, extra, width) for step, extra in zip(reading, extras, strict=True)]
     rows = product(x.shape[:-1])

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from llmc.errors import LlmcError
-from llmc.targets import Cpu
 from llmc.targets.cpu.products import neon
 from llmc.targets.cpu.products.integer import Item, Product, accumulators
+from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import (
     LANES,
     Buffer,

@@ -20,8 +20,8 @@ from typing import Any
 from tvm import tirx
 
 from llmc.compiler.ops.rows import line_stride
-from llmc.targets import Cpu
 from llmc.targets.cpu.rows.quantised import row_scale
+from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, lanes_of, splat, vector
 from llmc.targets.tir.epilogue import scaled, unpadded
 from llmc.targets.tir.math import ACTIVATIONS

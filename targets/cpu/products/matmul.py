@@ -13,7 +13,7 @@ from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
-from llmc.targets import Cpu
+from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Emitter, Expr, div, f32, fma, i64, splat
 from llmc.targets.tir.matrices import matrix_groups, matrix_offset
 from llmc.targets.tir.tiling import tiles

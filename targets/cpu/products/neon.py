@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from llmc.targets import Cpu
+from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import Buffer, Emitter, Expr, splat
 
 QUADS = 4  # 128-bit registers of 4 columns each that make 16 columns

@@ -12,8 +12,8 @@ from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.rows import ZERO, line_stride
 from llmc.compiler.ops.split import LIMIT, PARTS, TINY, TOP, UNIT, part_size
-from llmc.targets import Cpu
 from llmc.targets.cpu.rows.quantised import row_call, row_length, scales_of, store_scale
+from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Emitter, Expr, f32, splat
 from llmc.targets.tir.grid import by_rows, columns
 from llmc.targets.tir.math import to_level

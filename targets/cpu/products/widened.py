@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from llmc.targets import Cpu
 from llmc.targets.cpu.products.dots import Tile, finish
 from llmc.targets.cpu.products.integer import Item, Product
+from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, splat, vector
 from llmc.targets.tir.tiling import tiles
 

@@ -17,8 +17,8 @@ from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.rows import row_stride
 from llmc.errors import LlmcError
-from llmc.targets import Cpu
 from llmc.targets.cpu.rows import quantised
+from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, dtype_of, f32, fma, i64, mod, splat
 from llmc.targets.tir.grid import by_rows, columns
 

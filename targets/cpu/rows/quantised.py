@@ -14,7 +14,7 @@ from llmc.compiler.graph import Node
 from llmc.compiler.ops.quantise import LEVELS, TINY
 from llmc.compiler.ops.rows import ZERO, line_stride, scale_offset
 from llmc.errors import LlmcError
-from llmc.targets import Cpu
+from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, f32, i64, lanes_of, splat, vector
 from llmc.targets.tir.grid import by_rows, columns
 from llmc.targets.tir.math import to_byte

@@ -63,11 +63,17 @@ def _decode_bytes(e: Emitter, cpu: Cpu, parts: list[Buffer], panel: Expr, held: 
 def _decode_nibbles(e: Emitter, cpu: Cpu, parts: list[Buffer], panel: Expr, held: Buffer, count: int) -> None:
     indices, book = parts
     half = LANES // 2
-    low, shift = (tirx.Broadcast(tirx.const(v, "uint8"), half) for v in (15, 4))
     with e.loop(0, count, "v") as v:
-        pair = e.load(indices, e.let((panel * count + v) * half), half)
-        for i, index in enumerate((tirx.bitwise_and(pair, low), tirx.shift_right(pair, shift))):
+        for i, index in enumerate(halves(e, indices, e.let((panel * count + v) * half))):
             e.store(held, v * LANES + i * half, _look_up(book, e.let(index), half))
+
+
+def halves(e: Emitter, packed: Buffer, at: Expr) -> tuple[Expr, Expr]:
+    """Lanes 0 to 7 and 8 to 15, u8, of the vector at byte `at` of `pack_nibbles`."""
+    half = LANES // 2
+    low, shift = (tirx.Broadcast(tirx.const(v, "uint8"), half) for v in (15, 4))
+    pair = e.load(packed, at, half)
+    return tirx.bitwise_and(pair, low), tirx.shift_right(pair, shift)
 
 
 def _look_up(book: Buffer, index: Expr, lanes: int) -> Expr:

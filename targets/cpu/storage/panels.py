@@ -6,9 +6,10 @@ no reader, the pass `unpack` makes plain weights of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from llmc.compiler import extensions
 from llmc.compiler.calls import Packed
 from llmc.compiler.graph import Node
 from llmc.targets.target import Cpu
@@ -37,6 +38,11 @@ class Stored:
 
 Reader = Callable[[Node, int], Stored]  # of (a node of the op with constant inputs, columns of a panel)
 READERS: dict[str, Reader] = {}  # op -> how products read weights of it; filled by @reads
+
+
+def readers() -> Mapping[str, Reader]:
+    """llmc's own readers, and those of extensions."""
+    return {**READERS, **extensions.formats("cpu")}
 
 
 def reads(op: str) -> Callable[[Reader], Reader]:

@@ -1,0 +1,331 @@
+"""What a file or a package of somebody else adds to llmc: ops, kernels, passes, targets.
+
+An `Extension` is data. `load` checks all of it before anything is entered, so that one that fails leaves the tables
+as they were; what it declares is wrapped, so that what it raises later is told in its own terms.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from llmc.compiler.guards import lowering, reading, told
+from llmc.compiler.modules import Ran, forget, run_file
+from llmc.compiler.ops.declare import OPS, Op
+from llmc.compiler.ops.faults import fault_place
+from llmc.compiler.spec import Pass
+from llmc.errors import LlmcError
+
+ENTRY_POINTS = "llmc.extensions"
+
+Tables = Mapping[str, Mapping[str, Callable[..., Any]]]  # backend -> op -> function
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What is added.
+
+    Args:
+        name: what messages and manifests call it.
+        ops: as `llmc.compiler.ops.declare.define` makes them.
+        scalars: backend ("cpu", "cuda") -> element-wise op of this extension -> `emit(k, dtype, *operands,
+            **attributes)`: the value of its operands, TIR vectors of llmc dtype `dtype`, by the `Emitter` k. f16 is
+            computed in f32. Chains, broadcasting and all sizes are llmc's business.
+        kernels: backend -> op -> `lower(node) -> Call | None`, for ops of every kind, llmc's own too: it is
+            asked first, and None declines.
+        formats: backend -> op with the trait `stored` of this extension -> how products read a weight of it: for
+            "cpu" `read(node, width) -> Stored` (targets/cpu/storage/panels.py).
+        passes: classes, found in pipelines by their `name`.
+        targets: objects of `llmc.targets.Target`, found by their `name`; one may hold its backend.
+        backends: objects of `llmc.targets.backend.Backend`, which targets name.
+    """
+
+    name: str
+    ops: Sequence[Op] = ()
+    scalars: Tables = field(default_factory=dict)
+    kernels: Tables = field(default_factory=dict)
+    formats: Tables = field(default_factory=dict)
+    passes: Sequence[type[Pass]] = ()
+    targets: Sequence[Any] = ()
+    backends: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An extension in force.
+
+    Args:
+        given: as it was declared.
+        guarded: the same, its functions wrapped.
+        origin: name and place, for messages.
+        place: the file or entry point, empty for an object.
+        sha256: of the file; empty otherwise.
+    """
+
+    given: Extension
+    guarded: Extension
+    origin: str
+    place: str = ""
+    sha256: str = ""
+
+
+_loaded: dict[str, Loaded] = {}
+_installed: list[str] = []  # entry points that were loaded
+
+
+def load(source: str | Path | Extension) -> Extension:
+    """Load the extension that a Python file or a variable holds. Loading the same twice changes nothing.
+
+    A file that has changed since is loaded again in place of what it was.
+
+    Raises:
+        LlmcError: the file fails or holds no extension, or what it declares is wrong: nothing of it is loaded.
+    """
+    if isinstance(source, Extension):
+        return _enter(source, "", "")
+    ran = run(source, "extension")
+    return _enter(extension_of(ran.module, str(source)), str(source), ran.sha256)
+
+
+def run(path: str | Path, what: str) -> Ran:
+    """`run_file` of a user's file, which may not enter ops by itself: they would stay when it fails.
+
+    Raises:
+        LlmcError: as `run_file`, or it does.
+    """
+    before, stray = set(OPS), []
+    try:
+        ran = run_file(path, what)
+    finally:
+        stray = [name for name in OPS if name not in before and not OPS[name].origin]
+        for name in stray:
+            del OPS[name]
+    if stray:
+        forget(path)
+        hint = "make it by llmc.compiler.ops.declare.define, and name it in an llmc.Extension"
+        raise LlmcError(
+            f"op {stray[0]} is declared by `op`, which is for llmc's own", at=str(path), hint=hint
+        )
+    return ran
+
+
+def load_installed() -> None:
+    """Load the extensions of installed packages: entry points in the group `llmc.extensions`.
+
+    Raises:
+        LlmcError: one of them fails; the message names the entry point.
+    """
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        place = f"entry point {point.name} = {point.value}"
+        if place in _installed:
+            continue
+        try:
+            found = point.load()
+        except Exception as error:
+            problem = f"the installed extension {point.name!r} fails: {type(error).__name__}: {error}"
+            raise LlmcError(problem, at=place, hint="mend or uninstall its package") from error
+        _enter(extension_of(found, place), place, "")
+        _installed.append(place)
+
+
+def extension_of(found: Any, place: str) -> Extension:
+    """The one extension that a module or an entry point holds."""
+    values = vars(found).values() if isinstance(found, ModuleType) else [found]
+    held = {id(v): v for v in values if isinstance(v, Extension)}
+    if len(held) != 1:
+        raise LlmcError(
+            f"it holds {len(held) or 'no'} extension{'s' * (len(held) > 1)}",
+            at=place,
+            hint='write extension = llmc.Extension("name", ops=(...), ...), once',
+        )
+    return next(iter(held.values()))
+
+
+def holds_extension(module: ModuleType) -> bool:
+    """Whether a module that was run for another reason declares one."""
+    return any(isinstance(value, Extension) for value in vars(module).values())
+
+
+def unload(name: str) -> None:
+    """Forget the extension called `name`; graphs that hold its ops are no longer valid."""
+    gone = _loaded.pop(name)
+    for op in gone.given.ops:
+        del OPS[op.name]
+    if gone.place in _installed:
+        _installed.remove(gone.place)
+
+
+# --- what is in force
+
+
+def loaded() -> tuple[Loaded, ...]:
+    """All extensions, in the order they were loaded."""
+    return tuple(_loaded.values())
+
+
+def passes() -> Mapping[str, type[Pass]]:
+    """name -> pass."""
+    return {p.name: p for item in _loaded.values() for p in item.given.passes}
+
+
+def targets() -> Mapping[str, Any]:
+    """name -> target."""
+    return {t.name: t for item in _loaded.values() for t in item.given.targets}
+
+
+def scalars(backend: str) -> Mapping[str, Callable[..., Any]]:
+    """Element-wise op -> what computes it on values in registers."""
+    return _joined(item.guarded.scalars for item in _loaded.values())(backend)
+
+
+def backends() -> Mapping[str, Any]:
+    """name -> backend."""
+    return {b.name: b for item in _loaded.values() for b in item.given.backends}
+
+
+def formats(backend: str) -> Mapping[str, Callable[..., Any]]:
+    """op of a stored weight -> how products read it."""
+    return _joined(item.guarded.formats for item in _loaded.values())(backend)
+
+
+def kernels(backend: str) -> Mapping[str, Callable[..., Any]]:
+    """op -> lowering."""
+    return _joined(item.guarded.kernels for item in _loaded.values())(backend)
+
+
+def _joined(tables: Iterator[Tables]) -> Callable[[str], dict[str, Callable[..., Any]]]:
+    return lambda backend: {op: f for table in tables for op, f in table.get(backend, {}).items()}
+
+
+def described() -> list[dict[str, str]]:
+    """For a manifest: which extensions, and the sha256 of their files."""
+    return [{"name": item.given.name, "sha256": item.sha256} for item in _loaded.values()]
+
+
+# --- loading
+
+
+def _enter(found: Extension, place: str, sha256: str) -> Extension:
+    """Check everything, then enter it."""
+    earlier = _loaded.get(found.name) if isinstance(found.name, str) else None
+    if earlier is not None and (earlier.given is found or (sha256 and earlier.sha256 == sha256)):
+        return earlier.given
+    origin = f"extension {found.name}" + (f" ({place})" if place else "")
+    if earlier is not None and Path(earlier.place).resolve() != Path(place).resolve():
+        raise _wrong("another extension of that name is loaded", origin, earlier.origin)
+    known = {n: op for n, op in OPS.items() if earlier is None or op.origin != earlier.origin}
+    others = [item for item in _loaded.values() if item is not earlier]
+    try:
+        _check(found, known, others)
+    except LlmcError as error:
+        raise LlmcError(
+            f"{origin}: {error.problem}", at=error.at, found=error.found, hint=error.hint
+        ) from None
+    except Exception as error:
+        raise LlmcError(f"{origin}: it cannot be read: {type(error).__name__}: {error}") from error
+    guarded = _guarded(found, origin)
+    if earlier is not None:
+        unload(found.name)
+    _loaded[found.name] = Loaded(found, guarded, origin, place, sha256)
+    OPS.update({op.name: op for op in guarded.ops})
+    return found
+
+
+def _wrong(
+    problem: str, at: str | None = None, found: str | None = None, hint: str | None = None
+) -> LlmcError:
+    return LlmcError(problem, at=at, found=found, hint=hint)
+
+
+def _check(found: Extension, known: Mapping[str, Op], others: Sequence[Loaded]) -> None:
+    if not isinstance(found.name, str) or not found.name:
+        raise _wrong("its name is not a text", found=repr(found.name))
+    own: dict[str, Op] = {}
+    for op in found.ops:
+        if not isinstance(op, Op):
+            hint = "make it by llmc.compiler.ops.declare.define"
+            raise _wrong(f"one of its ops is {op!r}, not an Op", hint=hint)
+        if op.name in own:
+            raise _wrong(
+                f"op {op.name} is declared twice", fault_place(op.rule), fault_place(own[op.name].rule)
+            )
+        if op.name in known:
+            raise _wrong(
+                f"op {op.name} is {known[op.name].origin or 'an op of llmc itself'}", fault_place(op.rule)
+            )
+        own[op.name] = op
+    _check_tables(
+        "scalars",
+        found.scalars,
+        {n for n, op in own.items() if op.elementwise},
+        "an element-wise op of its own",
+    )
+    _check_tables("kernels", found.kernels, {*own, *known}, "an op")
+    stored = {n for n, op in own.items() if op.stored}
+    _check_tables("formats", found.formats, stored, "an op of its own with the trait stored")
+    _check_names("pass", _pass_names(found), {n for item in others for n in _pass_names(item.given)})
+    for what, kind in (("target", "llmc.targets.Target"), ("backend", "llmc.targets.backend.Backend")):
+        taken = {n for item in others for n in _names(item.given, what, kind)}
+        _check_names(what, _names(found, what, kind), taken)
+
+
+def _check_tables(what: str, tables: Tables, allowed: set[str], kind: str) -> None:
+    for backend, table in tables.items():
+        for op, function in table.items():
+            if op not in allowed:
+                raise _wrong(f"{what} of {backend}: {op!r} is not {kind}")
+            if not callable(function):
+                raise _wrong(f"{what} of {backend}: for {op} there is {function!r}, not a function")
+
+
+def _pass_names(found: Extension) -> list[str]:
+    for kind in found.passes:
+        if not (isinstance(kind, type) and issubclass(kind, Pass)):
+            raise _wrong(f"{kind!r} is not a pass", hint="derive it from llmc.compiler.pipeline.Pass")
+    return [kind.name for kind in found.passes]
+
+
+def _names(found: Extension, what: str, kind: str) -> list[str]:
+    """Of its targets or backends."""
+    held: Sequence[Any] = getattr(found, f"{what}s")
+    for item in held:
+        if not isinstance(getattr(item, "name", None), str):
+            raise _wrong(f"{item!r} is not a {what}", hint=f"make it an object of {kind}")
+    return [item.name for item in held]
+
+
+def _check_names(what: str, names: Sequence[str], taken: set[str]) -> None:
+    for name in names:
+        if name in taken or names.count(name) > 1:
+            raise _wrong(f"the {what} {name} is declared twice")
+
+
+def _guarded(found: Extension, origin: str) -> Extension:
+    ops = tuple(_guarded_op(op, origin, found) for op in found.ops)
+    scalars = _each(found.scalars, lambda b, op, f: told(f, f"the {b} kernel of {op}", origin))
+    kernels = _each(found.kernels, lambda b, op, f: lowering(f, f"the {b} kernel of {op}", origin))
+    formats = _each(found.formats, lambda b, op, f: reading(f, f"the {b} reader of {op}", origin))
+    return replace(found, ops=ops, scalars=scalars, kernels=kernels, formats=formats)
+
+
+def _each(tables: Tables, change: Callable[[str, str, Any], Callable[..., Any]]) -> Tables:
+    return {b: {op: change(b, op, f) for op, f in table.items()} for b, table in tables.items()}
+
+
+def _guarded_op(op: Op, origin: str, found: Extension) -> Op:
+    computed = {
+        b for tables in (found.scalars, found.kernels) for b, table in tables.items() if op.name in table
+    }
+    alone = {b for b in computed if op.name not in found.scalars.get(b, {})}
+    return replace(
+        op,
+        origin=origin,
+        rule=told(op.rule, f"the type rule of {op.name}", origin),
+        reference=told(op.reference, f"the reference of {op.name}", origin),
+        partial=op.partial and told(op.partial, f"the trait partial of {op.name}", origin),
+        fusible=bool(computed) and not alone,
+    )

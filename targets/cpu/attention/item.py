@@ -1,0 +1,81 @@
+"""A work item: up to 64 queries of one head of one sequence, and where their operands lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from llmc.targets.cpu.attention.scratch import QUERIES
+from llmc.targets.cpu.attention.sequences import Batch, Sequence
+from llmc.targets.tir.attention_shape import Layout, Shape
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, i64, mod
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one head of a sequence has of an operand: a row of `size` features for each token.
+
+    Args:
+        buffer: the operand.
+        start: element of token 0, feature 0.
+        width: elements from a token to the next.
+    """
+
+    buffer: Buffer
+    start: Expr
+    width: Expr
+    size: int
+
+    def row(self, token: Expr) -> Expr:
+        """Element of feature 0 of a token."""
+        return self.start + token * self.width
+
+
+@dataclass(frozen=True)
+class Item:
+    """One work item.
+
+    Args:
+        sequence: which the queries belong to.
+        pair: number of the sequence and head, which consecutive items share.
+        head: of the queries.
+        first: number of the first query in its sequence.
+        queries: how many, at most 64; none if the sequence ends before.
+        vectors: of 16 queries.
+    """
+
+    sequence: Sequence
+    pair: Expr
+    head: Expr
+    first: Expr
+    queries: Expr
+    vectors: Expr
+    q: Rows
+    k: Rows
+    v: Rows
+    out: Rows
+
+
+def locate(e: Emitter, shape: Shape, at: Mapping[str, Buffer], batch: Batch, number: Expr) -> Item:
+    """The item of a number: the blocks of 64 queries of one head follow one another."""
+    heads, kv_heads, layouts = shape.heads, shape.kv_heads, shape.layouts
+    blocks = e.let(div(batch.longest + (QUERIES - 1), QUERIES))
+    pair = e.let(div(number, blocks))
+    first = e.let((number - pair * blocks) * QUERIES)
+    sequence_number = e.let(div(pair, heads))
+    head = e.let(mod(pair, heads))
+    sequence = batch.sequence(sequence_number)
+    queries = e.let(tirx.min(i64(QUERIES), sequence.queries - first))
+    vectors = e.let(div(queries + (LANES - 1), LANES))
+    kv_head = e.let(div(head, heads // kv_heads))
+
+    def rows(name: str, layout: Layout, start: Expr) -> Rows:
+        return Rows(at[name], e.let(start), layout.width, layout.size)
+
+    q = rows("q", layouts.q, sequence.query_start(layouts.q, head, heads))
+    k = rows("k", layouts.k, sequence.key_start(layouts.k, kv_head, kv_heads))
+    v = rows("v", layouts.v, sequence.key_start(layouts.v, kv_head, kv_heads))
+    out = rows("out", layouts.out, sequence.query_start(layouts.out, head, heads))
+    return Item(sequence, pair, head, first, queries, vectors, q, k, v, out)
