@@ -72,7 +72,7 @@ class Plan:
     @property
     def leaves(self) -> tuple[Call | Copy | Move, ...]:
         """The steps that compute or move something, those of bodies too."""
-        return tuple(leaves(self.steps))  # type: ignore[arg-type]  # what is no region is one of these
+        return tuple(leaves(self.steps))
 
     def within(self, body: Body) -> Plan:
         """This plan, with the places of a body's values."""
