@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from llmc.compiler.pipeline import Pass
+from llmc.passes.append import Append
 from llmc.passes.compress.cluster import Share
 from llmc.passes.compress.factorize import Factorize
 from llmc.passes.compress.prune import Prune
@@ -13,6 +14,7 @@ from llmc.passes.compress.prune_heads import PruneHeads
 from llmc.passes.compress.prune_neurons import PruneNeurons
 from llmc.passes.compress.unpack import Unpack
 from llmc.passes.fuse import Fuse
+from llmc.passes.fuse.cells import ExpandCells
 from llmc.passes.fuse.qkv import Qkv
 from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.quantise.int8_attention import Qattention
@@ -25,11 +27,23 @@ from llmc.passes.simplify.fold import Fold
 from llmc.passes.simplify.share import Cse, Tie
 from llmc.passes.simplify.tabulate import Tabulate
 
-_EXACT_OR_CLOSE: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, Fuse, Qkv, Narrow, Unpack)
+_EXACT_OR_CLOSE: tuple[type[Pass], ...] = (
+    Simplify,
+    Fold,
+    Cse,
+    Tie,
+    Tabulate,
+    Fuse,
+    Qkv,
+    Narrow,
+    Unpack,
+    ExpandCells,
+)
 _COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share)
 _QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse, Qattention, Split)
 _RAGGED: tuple[type[Pass], ...] = (Blank, Ragged)
-_ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION, *_RAGGED)
+_STATES: tuple[type[Pass], ...] = (Append,)
+_ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION, *_RAGGED, *_STATES)
 PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in _ALL})
 
 _EXACT = "tie,simplify,fold,simplify,tie,cse"

@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from llmc.runtime.benchmark import BenchmarkReport, CompareReport, compare
     from llmc.runtime.manifest import Manifest, read_manifest
     from llmc.runtime.model import Model, check, load
-    from llmc.runtime.signature import TensorInfo
+    from llmc.runtime.session import Session
+    from llmc.runtime.signature import Function, StateInfo, TensorInfo
     from llmc.runtime.threads import Threads
 
 __all__ = [
     "BenchmarkReport",
     "CompareReport",
+    "Function",
     "Manifest",
     "Model",
+    "Session",
+    "StateInfo",
     "TensorInfo",
     "Threads",
     "check",
@@ -33,8 +37,11 @@ __all__ = [
 _HOME = {
     "BenchmarkReport": "benchmark",
     "CompareReport": "benchmark",
+    "Function": "signature",
     "Manifest": "manifest",
     "Model": "model",
+    "Session": "session",
+    "StateInfo": "signature",
     "TensorInfo": "signature",
     "Threads": "threads",
     "check": "model",

@@ -47,6 +47,7 @@ class BenchmarkReport:
     """What `Model.benchmark` found. `str()` of it is a table, `to_dict()` what `bench --json` prints.
 
     Attributes:
+        function: its name.
         sizes: dim -> size, as run.
         warmup_runs: discarded before sampling.
         runs_per_second: of runs in sequence.
@@ -61,6 +62,7 @@ class BenchmarkReport:
     artifact: str
     name: str
     build_id: str
+    function: str
     variant: str
     threads: int
     sizes: Mapping[str, int]
@@ -85,9 +87,10 @@ class BenchmarkReport:
     def __str__(self) -> str:
         rate = _ratio(self.flops, self.latency.p50) / 1e9
         memory = self.peak_memory_bytes / 1e6
+        function = "" if self.function == "forward" else f" {self.function}"
         sizes = "".join(f" {name} {size}," for name, size in self.sizes.items())
         lines = [
-            f"{self.name}:{sizes} {self.threads} thread{'s' * (self.threads != 1)}, {self.variant}",
+            f"{self.name}{function}:{sizes} {self.threads} thread{'s' * (self.threads != 1)}, {self.variant}",
             *_latency_lines(self.latency),
             f"  speed    {self.runs_per_second:.4g} runs/s, {rate:.4g} GFLOP/s",
             f"  samples  {self.latency.n} after {self.warmup_runs} warm-up runs",
@@ -157,11 +160,13 @@ def run_benchmark(
     seed: int = 0,
     shortest: int | None = None,
     threads: int | None = None,
+    function: str | None = None,
     **sizes: int,
 ) -> BenchmarkReport:
-    """Time `model` on random valid inputs.
+    """Time a function of `model` on random valid inputs. Each run begins at the same length of the states.
 
     Args:
+        function: its name; None: the first.
         duration: seconds of samples.
         profile: also time each kernel and measure the machine's peaks.
         warmup: runs to discard; None: until the running median is steady.
@@ -169,10 +174,11 @@ def run_benchmark(
         seed: of the inputs.
         shortest: rows hold that many tokens to all, drawn evenly, and the rest is padding; None: no padding.
         threads: another number than the model was loaded with.
-        sizes: of the dims, such as batch=1, seq=128; by default 1 for batch, and 128 or the nearest bound.
+        sizes: of the dims, such as batch=1, seq=128; by default 1 for batch, 0 for the length of states, and for others
+            128 or the nearest bound.
 
     Raises:
-        LlmcError: a size is unknown or out of bounds, or an option makes no sense.
+        LlmcError: a function or size is unknown or out of bounds, or an option makes no sense.
     """
     if threads is not None and threads != model.threads:
         from llmc.runtime.model import load
@@ -186,17 +192,21 @@ def run_benchmark(
                 max_runs=max_runs,
                 seed=seed,
                 shortest=shortest,
+                function=function,
                 **sizes,
             )
+    chosen = _function(model, function)
     handle = model._open_handle()
     report, error = native.Report(), native.Error()
-    steps = (native.StepReport * (handle.info.n_steps + 1))() if profile else None
+    n_steps = handle.info.functions[model.functions[chosen].number].n_steps
+    steps = (native.StepReport * (n_steps + 1))() if profile else None
     options = _options(duration, warmup, max_runs, seed, shortest)
+    options.function = model.functions[chosen].number
     status = handle.library.benchmark(
-        handle.pointer, _sizes(model, sizes), byref(options), byref(report), steps, byref(error)
+        handle.pointer, sizes_array(model, sizes), byref(options), byref(report), steps, byref(error)
     )
     handle.library.check(status, error, str(model.path))
-    return _report(model, report, None if steps is None else tuple(map(_step, steps[: handle.info.n_steps])))
+    return _report(model, chosen, report, None if steps is None else tuple(map(_step, steps[:n_steps])))
 
 
 def compare(
@@ -208,11 +218,13 @@ def compare(
     max_runs: int = 10_000,
     seed: int = 0,
     shortest: int | None = None,
+    function: str | None = None,
     **sizes: int,
 ) -> CompareReport:
     """Time two models in turns, A B, B A, ..., so that what disturbs the machine disturbs both.
 
-    Arguments as for `run_benchmark`; a size holds for each model that has a dim of that name.
+    Arguments as for `run_benchmark`; a size holds for each model that has a dim of that name. Of the second model the
+    function of the same name runs, or its first beside the first's first.
 
     Raises:
         LlmcError: neither model has a dim of a size's name, or a size is out of bounds.
@@ -221,10 +233,11 @@ def compare(
     handles = model_a._open_handle(), model_b._open_handle()
     summaries, ratio, error = (native.Summary(), native.Summary()), native.Ratio(), native.Error()
     options = _options(duration, warmup, max_runs, seed, shortest)
+    options.function = model_a.functions[_function(model_a, function)].number
     sides: list[Any] = []
     for model, handle in zip((model_a, model_b), handles, strict=True):
         own = {name: size for name, size in sizes.items() if name in model.dims}
-        sides += [handle.library.api, handle.pointer, _sizes(model, own)]
+        sides += [handle.library.api, handle.pointer, sizes_array(model, own)]
     status = handles[0].library.compare(
         *sides, byref(options), byref(summaries[0]), byref(summaries[1]), byref(ratio), byref(error)
     )
@@ -257,22 +270,35 @@ def _options(
     )
 
 
-def _sizes(model: Model, sizes: Mapping[str, int]) -> Any:
+def _function(model: Model, name: str | None) -> str:
+    check_names("function", [] if name is None else [name], model.functions)
+    return next(iter(model.functions)) if name is None else name
+
+
+def sizes_array(model: Model, sizes: Mapping[str, int]) -> Any:
+    """The sizes in C's order, 0 where none is given.
+
+    Raises:
+        LlmcError: a name is unknown, or a size is no number above 0; the length of states may be 0.
+    """
     check_names("dim", sizes, model.dims)
     array = (c_int64 * native.MAX_DIMS)()
     for i, name in enumerate(model.dims):
-        size = sizes.get(name, 0)
-        if name in sizes and (type(size) is not int or not 1 <= size < 2**62):
-            raise LlmcError(f"{name} is {size!r}, must be an int above 0")
+        size, least = sizes.get(name, 0), 0 if name in model.lengths else 1
+        if name in sizes and (type(size) is not int or not least <= size < 2**62):
+            raise LlmcError(f"{name} is {size!r}, must be an int" + (" above 0" if least else ", at least 0"))
         array[i] = size
     return array
 
 
-def _report(model: Model, report: native.Report, steps: tuple[Step, ...] | None) -> BenchmarkReport:
+def _report(
+    model: Model, function: str, report: native.Report, steps: tuple[Step, ...] | None
+) -> BenchmarkReport:
     return BenchmarkReport(
         artifact=str(model.path),
         name=model.name,
         build_id=model.manifest.build_id,
+        function=function,
         variant=model.variant,
         threads=model.threads,
         sizes=dict(zip(model.dims, report.sizes, strict=False)),

@@ -16,7 +16,7 @@ from typing import Any
 from llmc.errors import LlmcError
 from llmc.runtime.fields import Field
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, MODULE, WEIGHTS = "manifest.json", "module.so", "weights.bin"
 DTYPES = ("f32", "f16", "bf16", "i8", "u8", "i32", "i64", "bool")
 MAX_RANK, MAX_DIMS = 8, 16
@@ -40,6 +40,25 @@ class TensorEntry:
     shape: tuple[int | str, ...]
     default: float | None = None
     range: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class FunctionEntry:
+    """One function: its inputs and outputs, in the order of the C interface."""
+
+    name: str
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+
+
+@dataclass(frozen=True)
+class StateEntry:
+    """What a session keeps from call to call. `grows` is the axis that grows, None where the shape stays."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    grows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +88,8 @@ class Manifest:
     name: str
     build_id: str
     task: str
-    inputs: tuple[TensorEntry, ...]
-    outputs: tuple[TensorEntry, ...]
+    functions: tuple[FunctionEntry, ...]
+    states: tuple[StateEntry, ...]
     dims: Mapping[str, tuple[int, int]]
     target: str
     machine: str
@@ -84,6 +103,16 @@ class Manifest:
     postprocess: Mapping[str, Any]
     sizes: Mapping[str, int]
     raw: Mapping[str, Any]
+
+    @property
+    def inputs(self) -> tuple[TensorEntry, ...]:
+        """Of the first function."""
+        return self.functions[0].inputs
+
+    @property
+    def outputs(self) -> tuple[TensorEntry, ...]:
+        """Of the first function."""
+        return self.functions[0].outputs
 
 
 def seal(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,12 +135,17 @@ def read_manifest(folder: str | Path) -> Manifest:
     root = Field(_parse(path), str(path), "")
     number = root["format"].integer(1, MAX_SIZE)
     if number != FORMAT:
-        advice = "update llmc" if number > FORMAT else "compile the model again"
-        raise LlmcError(
-            f"artifact format {number} is not supported, only {FORMAT}", at=str(path), hint=advice
-        )
+        raise _other_format(number, path)
     _check_seal(root)
     return _manifest(root, path)
+
+
+def _other_format(number: int, path: Path) -> LlmcError:
+    if number > FORMAT:
+        advice = "a newer llmc wrote it: update llmc"
+    else:
+        advice = "an older llmc wrote it: compile the model again (docs/compatibility.md)"
+    return LlmcError(f"artifact format {number} is not supported, only {FORMAT}", at=str(path), hint=advice)
 
 
 def _digest(rest: Mapping[str, Any]) -> str:
@@ -165,8 +199,8 @@ def _manifest(root: Field, path: Path) -> Manifest:
         name=root["name"].text(),
         build_id=root["build_id"].sha256(),
         task=root["task"].text(),
-        inputs=_tensors(root["inputs"]),
-        outputs=_tensors(root["outputs"]),
+        functions=_functions(root["functions"]),
+        states=_states(root["states"]),
         dims=dims,
         target=root["target"].text(),
         machine=root["machine"].text() if "machine" in root else "x86_64",
@@ -197,6 +231,38 @@ def _files(root: Field) -> list[tuple[str, Field]]:
     return list(files.items())
 
 
+def _functions(entries: Field) -> tuple[FunctionEntry, ...]:
+    functions = tuple(
+        FunctionEntry(e["name"].text(), _tensors(e["inputs"]), _tensors(e["outputs"]))
+        for e in entries.items()
+    )
+    if not functions:
+        raise entries.wrong("at least one function")
+    if len({f.name for f in functions}) != len(functions):
+        raise entries.wrong("different names")
+    return functions
+
+
+def _states(entries: Field) -> tuple[StateEntry, ...]:
+    states = tuple(_state(entry) for entry in entries.items())
+    if len({s.name for s in states}) != len(states):
+        raise entries.wrong("different names")
+    return states
+
+
+def _state(entry: Field) -> StateEntry:
+    shape = _shape(entry["shape"])
+    grows = entry["grows"].integer(0, len(shape) - 1) if "grows" in entry else None
+    return StateEntry(entry["name"].text(), entry["dtype"].one_of(DTYPES), shape, grows)
+
+
+def _shape(entry: Field) -> tuple[int | str, ...]:
+    axes = entry.items()
+    if len(axes) > MAX_RANK:
+        raise entry.wrong(f"at most {MAX_RANK} axes")
+    return tuple(a.text() if isinstance(a.value, str) else a.integer(0, MAX_SIZE) for a in axes)
+
+
 def _tensors(entries: Field) -> tuple[TensorEntry, ...]:
     tensors = tuple(_tensor(entry) for entry in entries.items())
     if len({t.name for t in tensors}) != len(tensors):
@@ -205,13 +271,10 @@ def _tensors(entries: Field) -> tuple[TensorEntry, ...]:
 
 
 def _tensor(entry: Field) -> TensorEntry:
-    axes = entry["shape"].items()
-    if len(axes) > MAX_RANK:
-        raise entry["shape"].wrong(f"at most {MAX_RANK} axes")
     return TensorEntry(
         name=entry["name"].text(),
         dtype=entry["dtype"].one_of(DTYPES),
-        shape=tuple(a.text() if isinstance(a.value, str) else a.integer(0, MAX_SIZE) for a in axes),
+        shape=_shape(entry["shape"]),
         default=entry["default"].number() if "default" in entry else None,
         range=entry["range"].pair(-(2**63), 2**63 - 1) if "range" in entry else None,
     )

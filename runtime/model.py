@@ -11,15 +11,16 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from ctypes import byref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from llmc.errors import LlmcError
 from llmc.runtime import native
-from llmc.runtime.arrays import Array, check_names, input_array, output_array, tensor_of
+from llmc.runtime.arrays import Array, check_names
+from llmc.runtime.calls import Caller
 from llmc.runtime.manifest import MODULE, WEIGHTS, Manifest, read_manifest
+from llmc.runtime.session import Session, memory_bound
 from llmc.runtime.signature import TensorInfo, check_same, read_signature
 from llmc.runtime.threads import Threads, count
 
@@ -34,6 +35,7 @@ def load(
     variant: str | None = None,
     *,
     pin: bool = False,
+    max_memory: int | None = None,
 ) -> Model:
     """Open the artifact in folder `path`.
 
@@ -44,6 +46,8 @@ def load(
         threads: that work on one run, or a `Threads` that other models work with too; None: one for each usable core.
         variant: the code to run, such as "avx2"; None: the best that this CPU can.
         pin: bind each worker thread to a core of its own.
+        max_memory: bytes that the model's sessions may hold together, the one inside included; None: no bound. Weights,
+            which are mapped, are not counted.
 
     Raises:
         LlmcError: a file is missing, damaged or of another build, or this CPU cannot run it.
@@ -59,6 +63,7 @@ def load(
         threads=count(None if isinstance(threads, Threads) else threads),
         pin=bool(pin),
         variant=variant.encode() if variant else None,
+        max_memory=memory_bound(max_memory),
     )
     return Model(folder, manifest, options, shared)
 
@@ -75,12 +80,24 @@ def check(path: str | os.PathLike[str]) -> Manifest:
     return manifest
 
 
+@dataclass(frozen=True)
+class MemoryNeeded:
+    """Bytes: `weights` are mapped once for all; `arena` (intermediate results) and `states` each session has."""
+
+    weights: int
+    arena: int
+    states: int
+
+
 class Model:
-    """A loaded model. Thread-safe; calls on one model take turns. Also a context manager.
+    """A loaded model. Thread-safe: calls on it take turns, sessions of it may run at once. A context manager too.
 
     Attributes:
-        inputs, outputs: name -> TensorInfo, in order.
-        dims: name -> inclusive bounds.
+        functions: name -> Function, in order; most models have one, "forward".
+        states: name -> StateInfo: what a session keeps from call to call; most models have none.
+        inputs, outputs: name -> TensorInfo, in order, of the first function.
+        dims: name -> inclusive bounds, of all functions.
+        lengths: the dims along which states grow.
         labels: names of the classes, where the model has them.
         task: such as "text-classification".
         manifest: all that is known about the artifact.
@@ -98,7 +115,10 @@ class Model:
         check_same(manifest, handle.info, signature)
         self._handle: native.Handle | None = handle
         self.path, self.manifest = folder, manifest
-        self.inputs, self.outputs, self.dims = signature.inputs, signature.outputs, signature.dims
+        self.functions, self.states, self.dims = signature.functions, signature.states, signature.dims
+        self.lengths = signature.lengths
+        self._first = next(iter(self.functions.values()))
+        self.inputs, self.outputs = self._first.inputs, self._first.outputs
         self.labels, self.task, self.name = manifest.labels, manifest.task, manifest.name
         self.threads: int = handle.info.threads
         self.variant: str = handle.info.variant.decode()
@@ -109,7 +129,7 @@ class Model:
         return self.run(inputs, out)
 
     def run(self, inputs: Mapping[str, Any], out: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        """Run once, without the GIL.
+        """Run the first function once, without the GIL. One that has states runs in a session only.
 
         Args:
             inputs: name -> array, or anything with DLPack on the CPU (torch tensors), or lists of ints.
@@ -123,23 +143,48 @@ class Model:
         Raises:
             LlmcError: an input is missing, unknown, of wrong dtype or shape, or a value is out of its range.
         """
-        handle, out = self._open_handle(), out or {}
-        check_names("input", inputs, self.inputs)
-        check_names("output", out, self.outputs)
-        arrays = {n: input_array(n, self.inputs[n], v) for n, v in inputs.items()}
-        given = (native.Tensor * (len(self.inputs) + 1))()
-        for i, (name, info) in enumerate(self.inputs.items()):
-            if name in arrays:
-                given[i] = tensor_of(arrays[name], info.dtype)
-        results = self._outputs(handle, given, out)
-        _check_apart(arrays, out)
-        taken = (native.Tensor * (len(results) + 1))()
-        for i, (name, info) in enumerate(self.outputs.items()):
-            taken[i] = tensor_of(results[name], info.dtype)
-        error = native.Error()
-        status = handle.library.run(handle.pointer, given, taken, byref(error))
+        handle = self._open_handle()
+        library = handle.library
+        caller = Caller(library, library.output_shapes, library.run, (handle.pointer,), str(self.path))
+        return caller(self._first, inputs, out)
+
+    def session(
+        self, threads: int | Threads | None = None, max_memory: int | None = None, *, pin: bool = False
+    ) -> Session:
+        """Begin a sequence of calls; see `Session`.
+
+        Args:
+            threads: None: the model's, whose sessions take turns; 1: the calling thread alone; n: threads of its own;
+                or a `Threads` to share.
+            max_memory: bytes that it may hold; None: no bound but the model's.
+            pin: bind each of its own worker threads to a core.
+
+        Raises:
+            LlmcError: an option makes no sense, the system has no more threads, or the model is closed.
+        """
+        return Session(self, threads, max_memory, pin=pin)
+
+    def memory_needed(self, function: str | None = None, **sizes: int) -> MemoryNeeded:
+        """What one call at these sizes takes; nothing is run.
+
+        Args:
+            function: its name; None: the first.
+            sizes: of the dims; a length is that before the call. By default 0 for lengths and 1 for others.
+
+        Raises:
+            LlmcError: a name is unknown, or a size is out of bounds.
+        """
+        from llmc.runtime.benchmark import sizes_array
+
+        name = next(iter(self.functions)) if function is None else function
+        check_names("function", [name], self.functions)
+        handle, memory, error = self._open_handle(), native.Memory(), native.Error()
+        least = {d: 0 if d in self.lengths else max(1, low) for d, (low, _) in self.dims.items()}
+        array = sizes_array(self, {**least, **sizes})
+        number = self.functions[name].number
+        status = handle.library.memory_needed(handle.pointer, number, array, byref(memory), byref(error))
         handle.library.check(status, error, str(self.path))
-        return results
+        return MemoryNeeded(memory.weights, memory.arena, memory.states)
 
     def run_text(
         self, texts: str | tuple[str, str] | Sequence[str | tuple[str, str]], *, truncate: bool = True
@@ -180,27 +225,15 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
-        takes = ", ".join(f"{n}: {t}" for n, t in self.inputs.items())
-        gives = ", ".join(f"{n}: {t}" for n, t in self.outputs.items())
-        return f"<llmc.Model {self.name} ({takes}) -> ({gives})>"
+        if len(self.functions) == 1:
+            return f"<llmc.Model {self.name} {self._first}>"
+        return f"<llmc.Model {self.name} {', '.join(f'{n}{f}' for n, f in self.functions.items())}>"
 
     def _open_handle(self) -> native.Handle:
         handle = self._handle
         if handle is None:
             raise LlmcError("the model is closed", at=str(self.path), hint="load it again")
         return handle
-
-    def _outputs(self, handle: native.Handle, given: Any, out: Mapping[str, Array]) -> dict[str, Array]:
-        shapes, error = (native.Tensor * (len(self.outputs) + 1))(), native.Error()
-        status = handle.library.output_shapes(handle.pointer, given, shapes, byref(error))
-        handle.library.check(status, error, str(self.path))
-        results = {}
-        for tensor, (name, info) in zip(shapes, self.outputs.items(), strict=False):
-            try:
-                results[name] = output_array(name, tuple(tensor.shape[: tensor.rank]), info, out.get(name))
-            except MemoryError:
-                raise LlmcError(f"no memory for output {name}", hint="use a smaller batch") from None
-        return results
 
 
 def _check_machine(manifest: Manifest) -> None:
@@ -241,16 +274,6 @@ def _check_files(folder: Path, manifest: Manifest, hash_weights: bool) -> None:
             found=found,
             hint="copy the artifact again, or compile the model again",
         )
-
-
-def _check_apart(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-    """An output that overlaps an input or another output would be read after it is written."""
-    arrays = [(f"input {n}", a) for n, a in inputs.items()] + [(f"out[{n!r}]", a) for n, a in outputs.items()]
-    for i in range(len(inputs), len(arrays)):
-        name, array = arrays[i]
-        for other, earlier in arrays[:i]:
-            if np.may_share_memory(earlier, array):
-                raise LlmcError(f"{name} overlaps {other}", hint="give it memory of its own")
 
 
 __all__ = ["Model", "TensorInfo", "check", "load"]

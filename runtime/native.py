@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_double, c_int, c_int64, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    byref,
+    c_char,
+    c_char_p,
+    c_double,
+    c_int,
+    c_int64,
+    c_ubyte,
+    c_uint64,
+    c_void_p,
+)
 from pathlib import Path
 from typing import Any
 
 from llmc.errors import LlmcError
 
-VERSION = 2
+VERSION = 3
 MAX_RANK = 8
 MAX_DIMS = 16
 EXPRESSION = -(2**63)  # a size in TensorSpec.dims that the program computes
@@ -33,6 +45,7 @@ class Options(Structure):
         ("check_weights", c_int),
         ("variant", c_char_p),
         ("shared", c_void_p),
+        ("max_memory", c_uint64),
     )
 
 
@@ -59,6 +72,34 @@ class TensorSpec(Structure):
     )
 
 
+class StateSpec(Structure):
+    """llmc_state_spec"""
+
+    _fields_ = (
+        ("name", c_char_p),
+        ("dtype", c_int),
+        ("rank", c_int),
+        ("dims", c_int64 * MAX_RANK),
+        ("dims_text", c_char_p * MAX_RANK),
+        ("grows", c_int),
+    )
+
+
+class FunctionInfo(Structure):
+    """llmc_function_info"""
+
+    _fields_ = (
+        ("name", c_char_p),
+        ("n_inputs", c_int),
+        ("n_outputs", c_int),
+        ("n_steps", c_int),
+        ("inputs", POINTER(TensorSpec)),
+        ("outputs", POINTER(TensorSpec)),
+        ("dims_used", POINTER(c_ubyte)),
+        ("state_use", POINTER(c_ubyte)),
+    )
+
+
 class Info(Structure):
     """llmc_info"""
 
@@ -76,6 +117,10 @@ class Info(Structure):
         ("outputs", POINTER(TensorSpec)),
         ("load_seconds", c_double),
         ("weights_bytes", c_uint64),
+        ("n_functions", c_int),
+        ("n_states", c_int),
+        ("functions", POINTER(FunctionInfo)),
+        ("states", POINTER(StateSpec)),
     )
 
 
@@ -86,6 +131,41 @@ class Tensor(Structure):
     """llmc_tensor"""
 
     _fields_ = (("data", c_void_p), ("dtype", c_int), ("rank", c_int), ("shape", Shape))
+
+
+class SessionOptions(Structure):
+    """llmc_session_options"""
+
+    _fields_ = (
+        ("threads", c_int),
+        ("pin", c_int),
+        ("spin_us", c_int),
+        ("shared", c_void_p),
+        ("max_memory", c_uint64),
+    )
+
+
+class RunOptions(Structure):
+    """llmc_run_options"""
+
+    _fields_ = (("timeout", c_double), ("discard", c_int))
+
+
+class SessionReport(Structure):
+    """llmc_session_report"""
+
+    _fields_ = (
+        ("threads", c_int),
+        ("sizes", c_int64 * MAX_DIMS),
+        ("arena_bytes", c_uint64),
+        ("state_bytes", c_uint64),
+    )
+
+
+class Memory(Structure):
+    """llmc_memory"""
+
+    _fields_ = (("weights", c_uint64), ("arena", c_uint64), ("states", c_uint64))
 
 
 class Summary(Structure):
@@ -120,6 +200,7 @@ class BenchmarkOptions(Structure):
         ("warmup", c_int64),
         ("seed", c_uint64),
         ("shortest", c_int64),
+        ("function", c_int),
     )
 
 
@@ -177,6 +258,21 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
             POINTER(Error),
         ],
     ),
+    "llmc_memory_needed": (c_int, [c_void_p, c_int, POINTER(c_int64), POINTER(Memory), POINTER(Error)]),
+    "llmc_session_open": (c_int, [c_void_p, POINTER(SessionOptions), POINTER(c_void_p), POINTER(Error)]),
+    "llmc_session_close": (None, [c_void_p]),
+    "llmc_session_reset": (c_int, [c_void_p, POINTER(Error)]),
+    "llmc_session_output_shapes": (
+        c_int,
+        [c_void_p, c_int, POINTER(Tensor), POINTER(Tensor), POINTER(Error)],
+    ),
+    "llmc_session_run": (
+        c_int,
+        [c_void_p, c_int, POINTER(Tensor), POINTER(Tensor), POINTER(RunOptions), POINTER(Error)],
+    ),
+    "llmc_session_cancel": (None, [c_void_p]),
+    "llmc_session_resize": (c_int, [c_void_p, POINTER(c_int64), POINTER(Error)]),
+    "llmc_session_info": (c_int, [c_void_p, POINTER(SessionReport), POINTER(Error)]),
     "llmc_get_api": (c_void_p, []),
     "llmc_compare": (
         c_int,
@@ -201,12 +297,32 @@ def _spelling(path: Path) -> str:
     return f"{path.parent}{'/.' * seen.index(key)}/{path.name}"
 
 
+def _checked_api(library: ctypes.CDLL, path: Path) -> int:
+    """The address of its llmc_api; every version of llmc has the function, and a version where it begins.
+
+    Raises:
+        LlmcError: it is of another version, whose functions may have other arguments.
+    """
+    get_api = library.llmc_get_api
+    get_api.restype, get_api.argtypes = c_void_p, []
+    api: int = get_api()
+    version = c_int.from_address(api).value
+    if version != VERSION:
+        raise LlmcError(
+            f"the module speaks version {version} of llmc.h, this runtime version {VERSION}",
+            at=str(path),
+            hint="compile the model again, or install the llmc that compiled it",
+        )
+    return api
+
+
 class Library:
     """A loaded module.so. It stays loaded until the process ends, so no model can outlive its code."""
 
     def __init__(self, path: Path) -> None:
         try:
             self._library = ctypes.CDLL(_spelling(path.resolve()))
+            self.api = _checked_api(self._library, path)
             for name, (result, arguments) in _SIGNATURES.items():
                 function = getattr(self._library, name)
                 function.restype, function.argtypes = result, arguments
@@ -216,14 +332,6 @@ class Library:
                 at=str(path),
                 hint="was it compiled for this system? `llmc inspect` shows the target",
             ) from None
-        self.api = self._library.llmc_get_api()
-        version = c_int.from_address(self.api).value
-        if version != VERSION:
-            raise LlmcError(
-                f"the module speaks version {version} of llmc.h, this runtime version {VERSION}",
-                at=str(path),
-                hint="compile the model again, or install the llmc that compiled it",
-            )
 
     def __getattr__(self, name: str) -> Any:
         """The C function llmc_`name`."""
@@ -251,6 +359,23 @@ class Handle:
         status = library.open(os.fsencode(folder), byref(options), byref(self.pointer), byref(error))
         library.check(status, error, str(folder))
         self.info: Info = library.describe(self.pointer).contents
+
+    def __del__(self) -> None:
+        close = getattr(self, "_close", None)
+        if close is not None and self.pointer:
+            close(self.pointer)
+
+
+class SessionHandle:
+    """An open llmc_session, closed when the last reference goes; `model` and `keeps` live at least as long."""
+
+    def __init__(self, model: Handle, options: SessionOptions, at: str, keeps: object = None) -> None:
+        self.pointer = c_void_p()
+        self.model, self.keeps, self.library = model, keeps, model.library
+        self._close = model.library.session_close
+        error = Error()
+        status = self.library.session_open(model.pointer, byref(options), byref(self.pointer), byref(error))
+        self.library.check(status, error, at)
 
     def __del__(self) -> None:
         close = getattr(self, "_close", None)

@@ -1,4 +1,4 @@
-"""selftest.bin: sample inputs with the outputs they should give; the compiler writes it.
+"""selftest.bin: sample calls with the outputs they should give; the compiler writes it.
 
 The layout is in format.md. Everything is little-endian.
 """
@@ -21,12 +21,23 @@ if TYPE_CHECKING:
     from llmc.runtime.model import Model
 
 SELFTEST = "selftest.bin"
-_MAGIC = b"LLMCTST1"
+_MAGIC = b"LLMCTST2"
 _CODES = {name: code for code, name in enumerate(DTYPE_NAMES)}
 _DTYPE_OF = {dtype: name for name, dtype in NUMPY_DTYPES.items() if name != "bf16"}
 Array = np.ndarray[Any, np.dtype[Any]]
-Case = tuple[Mapping[str, Array], Mapping[str, Array]]
-"""The inputs of one run, and the outputs it should give."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: the name of the function, its inputs, and the outputs it should give."""
+
+    function: str
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+Case = Sequence[Call]
+"""Calls that follow each other in one session."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class SelftestResult:
     """How a self-test went.
 
     Attributes:
-        cases: runs made.
+        cases: sequences of calls that were run.
         largest_error: the largest absolute difference of any output.
         failures: a sentence for each output that is further off than the tolerance; empty: passed.
     """
@@ -52,10 +63,10 @@ class SelftestResult:
 def write_selftest(path: str | Path, build_id: str, cases: Sequence[Case]) -> None:
     """Write selftest.bin. Arrays have one of llmc's dtypes; `build_id` is 64 hexadecimal digits."""
     parts = [_MAGIC, build_id.encode(), struct.pack("<I", len(cases))]
-    for inputs, outputs in cases:
-        parts.append(struct.pack("<I", len(inputs) + len(outputs)))
-        parts += [_tensor_bytes(0, name, array) for name, array in inputs.items()]
-        parts += [_tensor_bytes(1, name, array) for name, array in outputs.items()]
+    for case in cases:
+        parts.append(struct.pack("<I", len(case)))
+        for call in case:
+            parts += _call_parts(call)
     Path(path).write_bytes(b"".join(parts))
 
 
@@ -83,7 +94,7 @@ def read_selftest(path: str | Path) -> tuple[str, list[Case]]:
 
 
 def run_selftest(model: Model) -> SelftestResult:
-    """Run every case of the artifact's selftest.bin.
+    """Run every case of the artifact's selftest.bin, each in a session of its own.
 
     An output passes if |found - expected| <= atol + rtol |expected| everywhere.
 
@@ -98,15 +109,22 @@ def run_selftest(model: Model) -> SelftestResult:
     if build_id != model.manifest.build_id:
         raise LlmcError(f"{SELFTEST} belongs to another build", at=str(path), hint="compile the model again")
     largest, failures = 0.0, []
-    for number, (inputs, outputs) in enumerate(cases):
-        found = model.run(inputs)
-        for name, expected in outputs.items():
-            if name not in found or found[name].shape != expected.shape:
-                raise LlmcError(f"{SELFTEST} expects another output than {name} of the model", at=str(path))
-            error, within = _difference(found[name], expected, rtol, atol)
-            largest = max(largest, error)
-            if not within:
-                failures.append(f"case {number}: {name} is off by {error:.3g}")
+    for number, case in enumerate(cases):
+        with model.session() as session:
+            for turn, call in enumerate(case):
+                place = (
+                    f"case {number}" if len(case) == 1 else f"case {number}, call {turn} of {call.function}"
+                )
+                found = session.run(call.inputs, function=call.function)
+                for name, expected in call.outputs.items():
+                    if name not in found or found[name].shape != expected.shape:
+                        raise LlmcError(
+                            f"{SELFTEST} expects another output than {name} of the model", at=str(path)
+                        )
+                    error, within = _difference(found[name], expected, rtol, atol)
+                    largest = max(largest, error)
+                    if not within:
+                        failures.append(f"{place}: {name} is off by {error:.3g}")
     return SelftestResult(len(cases), largest, tuple(failures))
 
 
@@ -116,6 +134,13 @@ def _difference(found: Array, expected: Array, rtol: float, atol: float) -> tupl
     gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
     gap = np.where(np.isnan(gap), np.inf, gap)
     return float(gap.max(initial=0.0)), bool(np.all(gap <= atol + rtol * np.abs(b)))
+
+
+def _call_parts(call: Call) -> list[bytes]:
+    name = call.function.encode()
+    head = struct.pack("<I", len(name)) + name + struct.pack("<I", len(call.inputs) + len(call.outputs))
+    inputs = [_tensor_bytes(0, name, array) for name, array in call.inputs.items()]
+    return [head, *inputs, *(_tensor_bytes(1, name, array) for name, array in call.outputs.items())]
 
 
 def _tensor_bytes(kind: int, name: str, array: Array) -> bytes:
@@ -144,6 +169,11 @@ class _Reader:
 
 
 def _read_case(reader: _Reader) -> Case:
+    return [_read_call(reader) for _ in range(reader.number("<I", 100_000))]
+
+
+def _read_call(reader: _Reader) -> Call:
+    function = reader.take(reader.number("<I", 1000)).decode()
     sides: tuple[dict[str, Array], dict[str, Array]] = {}, {}
     for _ in range(reader.number("<I", 1000)):
         side = sides[reader.number("<I", 1)]
@@ -157,4 +187,4 @@ def _read_case(reader: _Reader) -> Case:
         for size in shape:
             count *= size
         side[name] = np.frombuffer(reader.take(count * dtype.itemsize), dtype).reshape(shape)
-    return sides
+    return Call(function, *sides)

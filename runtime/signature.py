@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -53,30 +53,99 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class Signature:
-    """Ordered inputs, outputs and dims (inclusive bounds)."""
+class Function:
+    """One function of a model.
 
+    Attributes:
+        number: its place among the model's functions.
+        inputs, outputs: name -> TensorInfo, in order.
+        states: name -> what it does to a state: "read", "appended" (it grows) or "replaced" (by a new value).
+    """
+
+    number: int
     inputs: Mapping[str, TensorInfo]
     outputs: Mapping[str, TensorInfo]
+    states: Mapping[str, str]
+
+    def __str__(self) -> str:
+        takes = ", ".join(f"{n}: {t}" for n, t in self.inputs.items())
+        gives = ", ".join(f"{n}: {t}" for n, t in self.outputs.items())
+        return f"({takes}) -> ({gives})"
+
+
+@dataclass(frozen=True)
+class StateInfo:
+    """What a session keeps from one call to the next.
+
+    Attributes:
+        dtype: llmc's name, such as "f32".
+        shape: ints and texts over the dims, such as ("past", "batch", 64).
+        grows: the axis that grows, from length 0; None: the shape stays, and the state begins as zeros.
+    """
+
+    dtype: str
+    shape: tuple[int | str, ...]
+    grows: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Ordered functions, states and dims (inclusive bounds)."""
+
+    functions: Mapping[str, Function]
+    states: Mapping[str, StateInfo]
     dims: Mapping[str, tuple[int, int]]
+
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        """The dims along which states grow."""
+        growing = [str(s.shape[s.grows]) for s in self.states.values() if s.grows is not None]
+        return tuple(name for name in self.dims if name in growing)
+
+
+_USES = (None, "read", "appended", "replaced")
 
 
 def read_signature(info: native.Info) -> Signature:
     """The signature compiled into the module."""
     dims = {info.dims[i].name.decode(): (info.dims[i].low, info.dims[i].high) for i in range(info.n_dims)}
-    inputs = dict(_tensor(info.inputs[i]) for i in range(info.n_inputs))
-    outputs = dict(_tensor(info.outputs[i]) for i in range(info.n_outputs))
-    return Signature(MappingProxyType(inputs), MappingProxyType(outputs), MappingProxyType(dims))
+    states = dict(_state(info.states[i]) for i in range(info.n_states))
+    functions = {
+        info.functions[i].name.decode(): _function(i, info.functions[i], list(states))
+        for i in range(info.n_functions)
+    }
+    return Signature(MappingProxyType(functions), MappingProxyType(states), MappingProxyType(dims))
 
 
-def _tensor(spec: native.TensorSpec) -> tuple[str, TensorInfo]:
-    shape = tuple(
+def _function(number: int, info: native.FunctionInfo, states: Sequence[str]) -> Function:
+    uses = {name: _USES[info.state_use[i]] for i, name in enumerate(states)}
+    return Function(
+        number,
+        MappingProxyType(dict(_tensor(info.inputs[i]) for i in range(info.n_inputs))),
+        MappingProxyType(dict(_tensor(info.outputs[i]) for i in range(info.n_outputs))),
+        MappingProxyType({name: use for name, use in uses.items() if use}),
+    )
+
+
+def _shape(spec: native.TensorSpec | native.StateSpec) -> tuple[int | str, ...]:
+    return tuple(
         spec.dims[axis] if spec.dims[axis] >= 0 else spec.dims_text[axis].decode()
         for axis in range(spec.rank)
     )
+
+
+def _state(spec: native.StateSpec) -> tuple[str, StateInfo]:
+    grows = None if spec.grows < 0 else spec.grows
+    return spec.name.decode(), StateInfo(native.DTYPE_NAMES[spec.dtype], _shape(spec), grows)
+
+
+def _tensor(spec: native.TensorSpec) -> tuple[str, TensorInfo]:
     return spec.name.decode(), TensorInfo(
         dtype=native.DTYPE_NAMES[spec.dtype],
-        shape=shape,
+        shape=_shape(spec),
         default=spec.default_value if spec.has_default else None,
         range=(spec.low, spec.high) if spec.has_range else None,
     )
@@ -90,14 +159,19 @@ def check_same(manifest: Manifest, info: native.Info, signature: Signature) -> N
     """
     expected: dict[str, Any] = {
         "build_id": info.build_id.decode(),
-        "inputs": list(signature.inputs.items()),
-        "outputs": list(signature.outputs.items()),
+        "functions": [
+            (n, list(f.inputs.items()), list(f.outputs.items())) for n, f in signature.functions.items()
+        ],
+        "states": list(signature.states.items()),
         "dims": list(signature.dims.items()),
     }
     found: dict[str, Any] = {
         "build_id": manifest.build_id,
-        "inputs": [_entry(t) for t in manifest.inputs],
-        "outputs": [_entry(t) for t in manifest.outputs],
+        "functions": [
+            (f.name, [_entry(t) for t in f.inputs], [_entry(t) for t in f.outputs])
+            for f in manifest.functions
+        ],
+        "states": [(s.name, StateInfo(s.dtype, s.shape, s.grows)) for s in manifest.states],
         "dims": list(manifest.dims.items()),
     }
     for field, value in expected.items():

@@ -9,7 +9,26 @@ HEADER = FOLDER / "llmc.h"  # copied into the artifact
 
 MODULE_SOURCES = tuple(
     FOLDER / f"{name}.c"
-    for name in ("benchmark", "cpu", "error", "open", "peak", "pool", "run", "sha256", "stats", "workload")
+    for name in (
+        "benchmark",
+        "check",
+        "cpu",
+        "error",
+        "functions",
+        "host",
+        "memory",
+        "open",
+        "peak",
+        "pool",
+        "resize",
+        "run",
+        "session",
+        "sha256",
+        "states",
+        "stats",
+        "threads",
+        "workload",
+    )
 )
 # -Bsymbolic: several modules in one process must each use their own functions.
 _EXPORTS = (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llmc.compiler import extensions
-from llmc.compiler.calls import Call
+from llmc.compiler.calls import Call, Region
 from llmc.compiler.dims import Bounds
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops.storage import stored_ops
@@ -117,7 +117,7 @@ class Backend(ABC):
         kept = ",".join(f'"{op}"' for op in sorted(self.decodes))
         return {"compress": f"unpack{{keep=[{kept}]}}" if kept else "unpack"}
 
-    def lower(self, graph: Graph, first: Lowerings | None = None) -> tuple[Call, ...]:
+    def lower(self, graph: Graph, first: Lowerings | None = None) -> tuple[Call | Region, ...]:
         """The calls that compute `graph`: by the lowerings of `first`, then registered ones, then its own.
 
         Raises:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from llmc.compiler import extensions
-from llmc.compiler.calls import Call
+from llmc.compiler.calls import Call, Region
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS
 from llmc.errors import LlmcError
@@ -57,11 +57,17 @@ class _InTurn:
 
 
 def free_ops() -> frozenset[str]:
-    """Ops that need no call: inputs and constants are there, views share their input's memory."""
-    return frozenset({"input", "constant"} | {name for name, op in OPS.items() if op.view})
+    """Ops that need no call.
+
+    Inputs, states and constants are there, views share their memory, and what `result` picks its node has written.
+    """
+    return frozenset({"input", "state", "constant", "result"} | {name for name, op in OPS.items() if op.view})
 
 
-def lower(graph: Graph, table: Lowerings, backend: str = "this target") -> tuple[Call, ...]:
+REGIONS = frozenset({"loop", "branch"})  # the program writes them in C around the calls of their bodies
+
+
+def lower(graph: Graph, table: Lowerings, backend: str = "this target") -> tuple[Call | Region, ...]:
     """The calls that compute `graph` by `table`, in an order that respects its edges.
 
     Only what an output or another call reads is computed: a stored weight whose products decode it needs no call.
@@ -72,30 +78,41 @@ def lower(graph: Graph, table: Lowerings, backend: str = "this target") -> tuple
     Raises:
         LlmcError: nodes have no kernel, or none for their dtypes; all of them are listed.
     """
-    calls: list[Call] = []
     refused: list[str] = []
-    wanted, free = set(graph.outputs.values()), free_ops()
-    for node in reversed(graph.nodes):
-        if node not in wanted:
-            continue
-        if node.op in free:
-            wanted.update(node.inputs)
-            continue
-        try:
-            call = table[node.op](node) if node.op in table else None
-        except LlmcError as error:
-            call, problem = None, error.problem
-        else:
-            problem = node.op
-        if call is None:
-            refused.append(f"{node.source}: {problem}")
-            wanted.update(node.inputs)
-            continue
-        calls.append(call)
-        wanted.update(operand for operand in call.operands if isinstance(operand, Node))
+    calls = _lowered(graph, table, refused)
     if refused:
         raise LlmcError(
             f"{len(refused)} operations have no kernel on {backend}",
             found="\n         ".join(sorted(set(refused))),
         )
+    return calls
+
+
+def _lowered(graph: Graph, table: Lowerings, refused: list[str]) -> tuple[Call | Region, ...]:
+    """The calls of a graph or body; `refused` gets what has none."""
+    calls: list[Call | Region] = []
+    wanted, free = set(graph.roots), free_ops()
+    for node in reversed(graph.nodes):
+        if node not in wanted:
+            continue
+        if node.op in REGIONS:
+            calls.append(Region(node, tuple(_lowered(body, table, refused) for body in node.bodies)))
+        call = _call(node, table, refused) if node.op not in free | REGIONS else None
+        if call is None:
+            wanted.update(node.inputs)
+            continue
+        calls.append(call)
+        wanted.update(operand for operand in call.operands if isinstance(operand, Node))
     return tuple(reversed(calls))
+
+
+def _call(node: Node, table: Lowerings, refused: list[str]) -> Call | None:
+    try:
+        call = table[node.op](node) if node.op in table else None
+    except LlmcError as error:
+        call, problem = None, error.problem
+    else:
+        problem = node.op
+    if call is None:
+        refused.append(f"{node.source}: {problem}")
+    return call

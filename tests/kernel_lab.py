@@ -19,7 +19,7 @@ from tvm.ir.expr import TensorLoad
 from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.counted import counted_dims
 from llmc.compiler.dims import evaluate
-from llmc.compiler.graph import DTYPES, Graph, Node
+from llmc.compiler.graph import DTYPES, Graph, Node, Results, results_of
 from llmc.compiler.ops import OPS
 from llmc.compiler.ops.ragged import kept
 from llmc.targets import Cpu
@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 Lowerings = Mapping[str, Callable[[Node], Call]]
 TRIPLE = "x86_64-linux-gnu"
 GUARD = 64  # bytes after each buffer that no kernel may touch
-FREE = {"input", "constant"} | {name for name, op in OPS.items() if op.view}
+FREE = {"input", "constant", "result"} | {name for name, op in OPS.items() if op.view}
 CUTS = ((1,), (3, 1), (2, 5, 1))  # sizes of consecutive begin..end ranges, repeated
 
 
@@ -137,24 +137,28 @@ class Lab:
         calls = {n: self.call_of(n) for n in graph.nodes if n.op not in FREE}
         self.functions([c.kernel for c in calls.values()], cpu or cpus()[0])
 
-        def compute(node: Node, values: dict[Node, Array]) -> Array:
+        def compute(node: Node, values: dict[Node, Any]) -> Any:
             return self._run_call(calls[node], values, sizes, cpu or cpus()[0], cuts)
 
         return by_nodes(graph, inputs, sizes, compute)
 
     def _run_call(
-        self, call: Call, values: dict[Node, Array], sizes: Mapping[str, int], cpu: Cpu, cuts: Sequence[int]
-    ) -> Array:
+        self, call: Call, values: dict[Node, Any], sizes: Mapping[str, int], cpu: Cpu, cuts: Sequence[int]
+    ) -> Any:
         (function,) = self.functions([call.kernel], cpu)
         *read, written = call.operands
         assert isinstance(written, Node)
-        assert len(call.operands) == len(call.kernel.pointers)
+        kinds = results_of(written.type)
+        assert (len(read) + len(kinds), len(kinds)) == (len(call.kernel.pointers), call.kernel.written)
         assert len(call.scalars) == call.kernel.scalars
-        shape = [evaluate(d, sizes) for d in written.shape]
-        output = guarded(np.full(shape, 0, DTYPES[written.dtype]), fill=0xA5)
+        shapes = [[evaluate(d, sizes) for d in kind.shape] for kind in kinds]
+        outputs = [
+            guarded(np.full(shape, 0, DTYPES[kind.dtype]), fill=0xA5)
+            for shape, kind in zip(shapes, kinds, strict=True)
+        ]
         operands = [guarded(r.pack(r.weight.array)) if isinstance(r, Packed) else values[r] for r in read]
         before = [bytes_of(o) for o in operands]
-        arguments = [ctypes.c_void_p(a.ctypes.data) for a in (*operands, output)]
+        arguments = [ctypes.c_void_p(a.ctypes.data) for a in (*operands, *outputs)]
         arguments += [ctypes.c_int64(evaluate(s, sizes)) for s in call.scalars]
         if call.kernel.scratch:
             scratch = guarded(np.zeros(call.kernel.scratch, np.uint8), fill=0xA5)
@@ -164,23 +168,26 @@ class Lab:
         if call.kernel.scratch:
             assert_guard(scratch)
         assert [bytes_of(o) for o in operands] == before, "a kernel wrote to its input"
-        assert_guard(output)
+        for output in outputs:
+            assert_guard(output)
         assert evaluate(call.cost, sizes) > 0
         assert evaluate(call.flops, sizes) >= 0
         assert evaluate(call.bytes, sizes) > 0
-        return output
+        return tuple(outputs) if isinstance(written.type, Results) else outputs[0]
 
 
 def by_nodes(
     graph: Graph,
     inputs: Mapping[str, Array],
     sizes: Mapping[str, int],
-    compute: Callable[[Node, dict[Node, Array]], Array],
+    compute: Callable[[Node, dict[Node, Any]], Any],
 ) -> dict[str, Array]:
     """Outputs of `graph` in guarded memory; `compute(node, values so far)` does what is no view."""
-    values: dict[Node, Array] = {}
+    values: dict[Node, Any] = {}
     for node in graph.nodes:
-        if node.op == "input":
+        if node.op == "result":
+            values[node] = values[node.inputs[0]][node.attributes["index"]]
+        elif node.op == "input":
             values[node] = guarded(inputs[node.attributes["name"]])
         elif node.op == "constant":
             values[node] = guarded(node.attributes["value"].array)

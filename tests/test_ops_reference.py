@@ -37,6 +37,15 @@ BYTES = integers(2, 3, 5, low=0, high=256, dtype="u8")
 MASK = (BYTES[0][:, :, None] >> np.arange(8, dtype=np.uint8) & 1).reshape(3, 40).astype(bool)
 
 
+GATES, STATE, MEMORY, CELL_W = floats(3, 24), floats(3, 6), floats(3, 6), floats(24, 6)
+
+
+def gru_step(x: Any, h: Any, w: Any, bias: Any) -> Any:
+    """PyTorch's cell, whose product with the input gives x."""
+    b_hh = torch.cat([torch.zeros(12), bias])
+    return torch._VF.gru_cell(x, h, torch.eye(18), w, torch.zeros(18), b_hh)
+
+
 def halves(packed: torch.Tensor) -> torch.Tensor:
     """The two 4-bit numbers of each byte, the low one first."""
     return torch.stack([packed % 16, packed // 16], -1).flatten(-2).long()
@@ -325,6 +334,9 @@ CASES: list[Case] = [
         {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 0, 0, 1)},
         lambda x: F.avg_pool2d(F.pad(x, (0, 1, 1, 0)), (3, 2), (2, 1)),
     ),
+    ("gru_cell", (GATES[:, :18], STATE, CELL_W[:18], BIAS[:6]), {}, gru_step),
+    ("append", (X, X[:1]), {}, lambda state, new: torch.cat((state, new))),
+    ("append", (X[:0], X), {}, lambda state, new: new),
     ("bitmask", (BYTES[0], floats(int(MASK[:, :37].sum()))), {"columns": 37}, spread),
 ]
 
@@ -342,5 +354,15 @@ def test_reference_agrees_with_torch(case: Case):
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
 
 
+def test_lstm_cell_agrees_with_torch():
+    found = OPS["lstm_cell"].reference(GATES, STATE, MEMORY, CELL_W)
+    tensors = [torch.from_numpy(a) for a in (GATES, STATE, MEMORY, CELL_W)]
+    x, h, c, w = tensors
+    expected = torch._VF.lstm_cell(x, (h, c), torch.eye(24), w, torch.zeros(24), torch.zeros(24))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b.numpy(), rtol=2e-5, atol=2e-6)
+
+
 def test_every_op_is_compared():
-    assert {c[0] for c in CASES} | {"input"} == set(OPS)
+    elsewhere = {"input", "state", "lstm_cell", "loop", "branch", "result"}  # the last three: test_control.py
+    assert {c[0] for c in CASES} | elsewhere == set(OPS)

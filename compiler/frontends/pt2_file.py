@@ -22,7 +22,7 @@ from typing import Any
 from llmc.errors import LlmcError
 
 _CALLS = re.compile(
-    r"torch\.ops\.aten\.\w+(\.\w+)?"
+    r"torch\.ops\.aten\.\w+(\.\w+)?|torch\.ops\.llmc\.recurrent(\.default)?"
     r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_|not_)"
     r"|math\.(ceil|floor|trunc)|torch\.sym_(max|min|not|int|float|ite)"
 )
@@ -269,6 +269,9 @@ def _is_arithmetic(text: str) -> bool:
 def _program(model: Any, weights: Mapping[str, Any], constants: Mapping[str, Any], path: Path) -> Any:
     from torch._export.serde import schema, serialize
 
+    from llmc.compiler.frontends import packed  # its op must be known to torch
+
+    assert packed.recurrent is not None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

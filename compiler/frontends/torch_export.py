@@ -23,14 +23,14 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.frontends import aten_image, aten_math, aten_nn, aten_shape, inplace
+from llmc.compiler.frontends import aten_image, aten_math, aten_nn, aten_rnn, aten_shape, inplace, packed
 from llmc.compiler.frontends.aten import TABLE, Call, Symbols, dtype_of
 from llmc.compiler.frontends.report import Problem, UnsupportedError, report
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_
 from llmc.errors import LlmcError
 
-__all__ = ["Declared", "aten_image", "aten_math", "aten_nn", "aten_shape", "to_graph", "trace"]
+__all__ = ["Declared", "aten_image", "aten_math", "aten_nn", "aten_rnn", "aten_shape", "to_graph", "trace"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def trace(module: torch.nn.Module, sample: tuple[Any, ...], axes: tuple[Any, ...
         LlmcError: the module does something the tracer cannot follow, with the line that does it.
     """
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints the failed graph
+        # it prints the failed graph
+        with packed.exportable(module), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             return torch.export.export(module, sample, dynamic_shapes=(axes,) if _variadic(module) else axes)
     except Exception as error:  # torch.export raises many kinds, all about the module's code
         frames = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
@@ -195,7 +196,7 @@ class _Reader:
 
     def _input(self, node: Any) -> Node:
         declared, meta = self.declared[node.name], node.meta["val"]
-        high = declared.high if declared.high is not None else _rows_indexed(node)
+        high = declared.high if declared.high is not None else _rows_indexed(node) or _steps(node)
         low = 0 if declared.low is None and high is not None else declared.low
         shape = tuple(self.symbols.dim(d) for d in meta.shape)
         return input_(
@@ -277,6 +278,17 @@ def _rows_indexed(node: Any) -> int | None:
             elif str(user.target) in ("aten.view.default", "aten.reshape.default"):
                 names.append(user)
     return int(min(rows)) - 1 if rows else None
+
+
+def _steps(node: Any) -> int | None:
+    """The most that this input may be if it is, or is copied to, the lengths of a recurrent network's rows."""
+    for user in node.users:
+        if str(user.target) == "llmc.recurrent.default" and user.args[2] is node:
+            steps = user.args[1].meta["val"].shape[1 if user.args[-1] else 0]
+            return steps if isinstance(steps, int) else None
+        if str(user.target).startswith(("aten.to.", "aten._to_copy.", "aten.detach.")):
+            return _steps(user)
+    return None
 
 
 _TORCH, _OURS = (str(PurePath(inspect.getfile(m)).parent) for m in (torch, inplace))

@@ -12,19 +12,22 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from llmc.compiler.extensions import Extension
     from llmc.compiler.extensions import load as load_extension
+    from llmc.compiler.frontends.packed import exportable
     from llmc.driver import compile, compile_graph, compile_module
     from llmc.errors import LlmcError
-    from llmc.runtime import Model, Threads, load
+    from llmc.runtime import Model, Session, Threads, load
 
 __all__ = [
     "Extension",
     "LlmcError",
     "Model",
+    "Session",
     "Threads",
     "__version__",
     "compile",
     "compile_graph",
     "compile_module",
+    "exportable",
     "load",
     "load_extension",
 ]
@@ -32,11 +35,13 @@ __all__ = [
 _HOME = {
     "LlmcError": "llmc.errors",
     "Model": "llmc.runtime",
+    "Session": "llmc.runtime",
     "Threads": "llmc.runtime",
     "Extension": "llmc.compiler.extensions",
     "compile": "llmc.driver",
     "compile_graph": "llmc.driver",
     "compile_module": "llmc.driver",
+    "exportable": "llmc.compiler.frontends.packed",
     "load": "llmc.runtime",
     "load_extension": "llmc.compiler.extensions",
 }

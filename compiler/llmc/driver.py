@@ -13,7 +13,9 @@ from llmc.compiler import artifact, extensions
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
-from llmc.compiler.plan import make_plan
+from llmc.compiler.module import Module
+from llmc.compiler.plan import make_plans
+from llmc.compiler.verify import verify_module
 from llmc.errors import LlmcError
 from llmc.kernels import Kernels
 from llmc.optimise import optimise
@@ -64,10 +66,19 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
 
 
 def compile_graph(
-    graph: Graph, output: str | Path, *, name: str = "graph", **options: Unpack[Options]
+    graph: Graph | Module, output: str | Path, *, name: str = "graph", **options: Unpack[Options]
 ) -> CompileReport:
-    """Compile a graph into an artifact without tokenizer or labels; options and errors as of `compile`."""
-    imported = Imported(graph, name, "graph", "", "", (), None, None)
+    """Compile a graph, or a module of several functions, into an artifact without tokenizer or labels.
+
+    Functions of a module share weights, kernels and states (docs/ir.md). Options and errors are those of `compile`.
+
+    Raises:
+        LlmcError: also where the module is not valid.
+    """
+    module = Module.of(graph)
+    verify_module(module)
+    first = next(iter(module.functions.values()))
+    imported = Imported(first, name, "graph", "", "", (), None, None, functions=module.functions)
     return _compile(lambda: imported, Order(output, name, options))
 
 
@@ -116,21 +127,21 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         imported = load()
         stages.enter("optimise the graph", 0.4)
         optimised = optimise(imported, order, stages, compile_graph)
-        graph, pipeline = optimised.graph, str(optimised.pipeline)
+        module, pipeline = optimised.module, optimised.pipeline
         stages.enter("make kernels", 0.5)
-        kernels = Kernels.of(graph, target)
+        kernels = Kernels.of(module, target)
         if order.tune:
             stages.enter("tune", 0.5)
             kernels = kernels.tune(order.tune_time, stages.within(0.5, 0.62))
             stages.enter("make kernels", 0.62)
         code, target = kernels.code(), kernels.target
         stages.enter("write weights", 0.65)
-        plan = make_plan(graph, kernels.calls)
-        build = Build(folder, graph, plan, target, order.name or imported.name, order.cc)
+        plans = make_plans(module, kernels.calls)
+        build = Build(folder, module, plans, target, order.name or imported.name, order.cc)
         build.write(code)
         embed.write_form(order.form, folder, build.program, code, target, order.cc)
         if order.keep is not None:
-            _keep(Path(order.keep), imported.graph, graph, {"module.c": build.program, **code.sources})
+            _keep(Path(order.keep), imported.module, module, {"module.c": build.program, **code.sources})
         stages.enter("self-test", 0.9)
         answers, source = optimised.answering, optimised.source
         accepted = record(folder, answers, source, build.build_id, halves=kernels.backend.halves)
@@ -150,19 +161,25 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         sizes,
         target.name,
         pipeline,
-        len(graph.nodes),
-        len({c.kernel.symbol for c in kernels.calls}),
-        len(plan.steps),
+        sum(len(graph.nodes) for graph in module.functions.values()),
+        len({call.kernel.symbol for call in kernels.every}),
+        sum(len(plan.leaves) for plan in plans.values()),
         kernels.kept.found,
         kernels.products(),
     )
 
 
-def _keep(folder: Path, imported: Graph, graph: Graph, sources: Mapping[str, str]) -> None:
+def _text(module: Module) -> str:
+    """A function alone needs no name."""
+    graphs = list(module.functions.values())
+    return str(graphs[0]) if len(graphs) == 1 else str(module)
+
+
+def _keep(folder: Path, imported: Module, module: Module, sources: Mapping[str, str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "imported.txt").write_text(str(imported))
-        (folder / "optimised.txt").write_text(str(graph))
+        (folder / "imported.txt").write_text(_text(imported))
+        (folder / "optimised.txt").write_text(_text(module))
         for name, text in sources.items():
             (folder / name).write_text(text)
     except OSError as error:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llmc.compiler.calls import Call
-from llmc.compiler.graph import Graph
+from llmc.compiler.calls import Call, Region, every_call
+from llmc.compiler.module import Module
 from llmc.targets import Target, store
 from llmc.targets.backend import Backend, Code
 from llmc.targets.backends import backend_of
@@ -15,29 +15,36 @@ from llmc.targets.backends import backend_of
 
 @dataclass(frozen=True)
 class Kernels:
-    """The calls that compute a graph.
+    """The calls that compute the functions of a module.
 
     Args:
+        calls: those of each function.
         target: with the instruction sets that serve these calls.
         tuned: what `Backend.tune` found.
         kept: machine code of earlier compiles.
     """
 
-    graph: Graph
+    module: Module
     target: Target
-    calls: Sequence[Call]
+    calls: Mapping[str, Sequence[Call | Region]]
     tuned: Mapping[Any, Any] = field(default_factory=dict)
     kept: store.Store = field(default_factory=lambda: store.Store(store.folder()))
 
     @classmethod
-    def of(cls, graph: Graph, target: Target) -> Kernels:
+    def of(cls, module: Module, target: Target) -> Kernels:
         """By the kernels of `target`.
 
         Raises:
             LlmcError: an op has no kernel there, or a tool is missing.
         """
-        calls = backend_of(target).lower(graph)
-        return cls(graph, target.serving(call.kernel.family for call in calls), calls)
+        calls = {name: backend_of(target).lower(graph) for name, graph in module.functions.items()}
+        made = cls(module, target, calls)
+        return replace(made, target=target.serving(call.kernel.family for call in made.every))
+
+    @property
+    def every(self) -> list[Call]:
+        """The calls of all functions, those in bodies too."""
+        return [call for calls in self.calls.values() for call in every_call(calls)]
 
     @property
     def backend(self) -> Backend:
@@ -45,13 +52,16 @@ class Kernels:
 
     def tune(self, seconds: float, tell: Callable[[str, float], None]) -> Kernels:
         """With the fastest schedules that are found on this machine in `seconds`, or were before."""
-        tuned = self.backend.tune(self.calls, self.graph.dims, self.target, self.kept, seconds, tell)
-        return replace(self, tuned=tuned, calls=self.backend.lower(self.graph, self.backend.tuned(tuned)))
+        backend = self.backend
+        tuned = backend.tune(self.every, self.module.dims, self.target, self.kept, seconds, tell)
+        first = backend.tuned(tuned)
+        calls = {name: backend.lower(graph, first) for name, graph in self.module.functions.items()}
+        return replace(self, tuned=tuned, calls=calls)
 
     def code(self) -> Code:
         """The machine code, and the source of what was made from source."""
-        return self.backend.compile(self.calls, self.target, self.kept)
+        return self.backend.compile(self.every, self.target, self.kept)
 
     def products(self) -> list[dict[str, Any]]:
         """For the manifest: the schedules of products, and what tuning measured."""
-        return self.backend.products(self.calls, self.tuned)
+        return self.backend.products(self.every, self.tuned)

@@ -10,11 +10,14 @@ from typing import Any
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.given import Given, giving
 from llmc.compiler.graph import Graph
+from llmc.compiler.module import Module
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.places import PLACES
 from llmc.compiler.promises import run_verified
+from llmc.compiler.verify import verify_module
 from llmc.options import MATMUL, Order
 from llmc.passes import PASSES
+from llmc.passes.append import append_steps
 from llmc.passes.rows.ragged import blanked, ragged_steps
 from llmc.report import Stages
 
@@ -26,15 +29,25 @@ class Optimised:
     """What the passes made.
 
     Args:
-        pipeline: all that ran.
+        pipeline: all that ran; where functions differ in that, those of each.
         source: what an artifact without lossy passes is to compute.
-        answering: the graph that the self-test's answers are of.
+        answering: the module that the self-test's answers are of.
     """
+
+    module: Module
+    pipeline: str
+    source: Module
+    answering: Module
+
+
+@dataclass(frozen=True)
+class _Function:
+    """What the passes made of one function, what it is to compute without lossy ones, and whether one was."""
 
     graph: Graph
     pipeline: Pipeline
     source: Graph
-    answering: Graph
+    lossy: bool
 
 
 class _Road:
@@ -61,17 +74,35 @@ class _Road:
 def optimise(
     imported: Imported, order: Order, stages: Stages, compile_graph: Callable[..., Any]
 ) -> Optimised:
-    """The passes that are asked for, and those that a target, `--quant` and `--matmul` bring along.
+    """The passes over every function.
 
     Args:
         compile_graph: as `llmc.driver.compile_graph`: makes the native code that calibration runs.
     """
+    functions = imported.module.functions.items()
+    parts = {name: _function(graph, imported, order, stages, compile_graph) for name, graph in functions}
+    module = Module({name: part.graph for name, part in parts.items()})
+    verify_module(module)
+    source = Module({name: part.source for name, part in parts.items()})
+    # A lossy pass is meant to change the answers: the artifact then answers for what is left after it.
+    lossy = any(part.lossy for part in parts.values())
+    texts = {name: str(part.pipeline) for name, part in parts.items()}
+    same = len(set(texts.values())) == 1
+    text = next(iter(texts.values())) if same else "; ".join(f"{name}: {t}" for name, t in texts.items())
+    return Optimised(module, text, source, module if lossy else source)
+
+
+def _function(
+    graph: Graph, imported: Imported, order: Order, stages: Stages, compile_graph: Callable[..., Any]
+) -> _Function:
+    """The passes that are asked for, and those that states, a target, `--quant` and `--matmul` bring along."""
     read = (
         partial(order.quant.samples, tokenizer=imported.tokenizer) if order.quant.calib is not None else None
     )
     packing = Pipeline(())
     with giving(Given(read, imported.tokenizer)):
-        road = _Road(imported.graph, run_verified if order.verify_each else Pipeline.run)
+        road = _Road(graph, run_verified if order.verify_each else Pipeline.run)
+        road.add(append_steps(imported.module) if order.level and not order.only else Pipeline(()))
         needed = {} if order.only else order.backend.passes(order.target)
         for place in PLACES:
             road.add(order.placed.at(place))
@@ -81,12 +112,10 @@ def optimise(
                 road.add(packing)
             if place == "quantise":
                 _quantise(road, imported, order, stages, compile_graph)
-        graph = road.graph
-    source = blanked(imported.graph, packing)
-    # A lossy pass is meant to change the answers: the artifact then answers for the graph after it.
+        after = road.graph
     own = {id(step) for step in packing.steps}
     lossy = Pipeline(tuple(step for step in road.pipeline.steps if id(step) not in own)).lossy
-    return Optimised(graph, road.pipeline, source, graph if lossy else source)
+    return _Function(after, road.pipeline, blanked(graph, packing), lossy)
 
 
 def _packing(road: _Road, order: Order) -> Pipeline:

@@ -92,7 +92,8 @@ class Order:
         self.form = embed.form(options.get("emit", "shared"), options.get("prefix", ""))
         self.target = host.find_target(options.get("target", "native"))
         self.backend = backend_of(self.target)
-        self.only, self.whole = options.get("only_passes") is not None, options.get("level", 3) == _HIGHEST
+        self.only, self.level = options.get("only_passes") is not None, options.get("level", 3)
+        self.whole = self.level == _HIGHEST
         self.placed = placed_passes(options)
         self.quant = Quantisation(
             options.get("quant", "none"),

@@ -94,6 +94,13 @@ class Quantisation:
         Raises:
             LlmcError: the calibration data is of no use.
         """
+        if graph.states:
+            raise LlmcError(
+                f"{STATIC} does not calibrate functions that have states",
+                at="--quant",
+                found=", ".join(node.attributes["name"] for node in graph.states[:3]),
+                hint="use --quant int8",
+            )
         change = _quantize(Pipeline.parse(QUANTISATIONS[STATIC], PASSES).steps[0].change)
         sites, named = change.sites(graph), _sources(graph, change)
         if not sites:

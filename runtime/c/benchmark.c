@@ -15,9 +15,27 @@
 #define WARMUP_SHARE 0.4      /* of the time asked for, at most */
 #define PROFILE_SHARE 0.3
 
-static const llmc_api api = {LLMC_VERSION,   llmc_open, llmc_close,     llmc_describe,
-                             llmc_output_shapes, llmc_run,  llmc_benchmark, llmc_compare,
-                             llmc_threads_open,  llmc_threads_close};
+static const llmc_api api = {LLMC_VERSION,
+                             llmc_open,
+                             llmc_close,
+                             llmc_describe,
+                             llmc_output_shapes,
+                             llmc_run,
+                             llmc_benchmark,
+                             llmc_compare,
+                             llmc_threads_open,
+                             llmc_threads_close,
+                             llmc_find_function,
+                             llmc_input_shapes,
+                             llmc_memory_needed,
+                             llmc_session_open,
+                             llmc_session_close,
+                             llmc_session_reset,
+                             llmc_session_output_shapes,
+                             llmc_session_run,
+                             llmc_session_cancel,
+                             llmc_session_resize,
+                             llmc_session_info};
 
 const llmc_api *llmc_get_api(void) {
     return &api;
@@ -73,31 +91,25 @@ static llmc_status sample(llmc_workload *w, const llmc_benchmark_options *option
     return status;
 }
 
-static void set_profile(llmc_model *model, double *step_seconds) {
-    llmc_lock(model);
-    model->step_seconds = step_seconds;
-    llmc_unlock(model);
-}
-
 /* Mean time of each step over a third as long as the samples took. */
 static llmc_status profile(llmc_workload *w, const llmc_benchmark_options *options, llmc_step_report *steps,
                            llmc_error *error) {
-    const llmc_program *program = w->model->program;
-    double *sums = (double *)calloc((size_t)program->n_steps + 1, sizeof *sums), seconds;
+    const llmc_function *function = &w->model->program->functions[w->function];
+    double *sums = (double *)calloc((size_t)function->n_steps + 1, sizeof *sums), seconds;
     double until = llmc_now() + PROFILE_SHARE * options->seconds;
     llmc_status status = LLMC_OK;
     int64_t runs = 0;
     int i;
-    if (!sums) return llmc_fail_memory(error, (size_t)program->n_steps * sizeof *sums);
-    set_profile(w->model, sums);
+    if (!sums) return llmc_fail_memory(error, (size_t)function->n_steps * sizeof *sums);
+    w->session->step_seconds = sums;
     do {
         status = llmc_workload_time(w, &seconds, error);
         runs++;
     } while (status == LLMC_OK && runs < options->max_runs && (llmc_now() < until || runs < fewest(options)));
-    set_profile(w->model, NULL);
-    for (i = 0; i < program->n_steps; i++) {
-        steps[i].kernel = program->steps[i].kernel;
-        steps[i].source = program->steps[i].source;
+    w->session->step_seconds = NULL;
+    for (i = 0; i < function->n_steps; i++) {
+        steps[i].kernel = function->steps[i].kernel;
+        steps[i].source = function->steps[i].source;
         steps[i].seconds = sums[i] / (double)runs;
     }
     free(sums);
@@ -107,13 +119,14 @@ static llmc_status profile(llmc_workload *w, const llmc_benchmark_options *optio
 /* FLOP and bytes of a run, and of each step where `steps` is not NULL. */
 static void add_costs(const llmc_workload *w, llmc_benchmark_report *report, llmc_step_report *steps) {
     const llmc_program *program = w->model->program;
+    const llmc_function *function = &program->functions[w->function];
     int64_t sizes[LLMC_MAX_DIMS];
     int i;
     memcpy(sizes, w->sizes, sizeof sizes);
-    llmc_count_dims(program, w->inputs, sizes);
-    for (i = 0; i < program->n_steps; i++) {
+    llmc_count_dims(program, function, w->inputs, sizes);
+    for (i = 0; i < function->n_steps; i++) {
         double flops = 0, bytes = 0;
-        program->step_cost(sizes, i, &flops, &bytes);
+        function->step_cost(sizes, i, &flops, &bytes);
         report->flops += flops;
         report->bytes += bytes;
         if (!steps) continue;
@@ -122,12 +135,13 @@ static void add_costs(const llmc_workload *w, llmc_benchmark_report *report, llm
     }
 }
 
-/* The machine's limits; the lock keeps other threads' runs from the pool. */
-static void add_peaks(llmc_model *model, llmc_benchmark_report *report) {
-    llmc_lock(model);
-    report->peak_flops_per_second = llmc_peak_flops(model);
-    report->peak_bytes_per_second = llmc_peak_stream(model);
-    llmc_unlock(model);
+/* The device's limits; the turn keeps other threads' runs from the pool. */
+static void add_peaks(llmc_session *session, llmc_benchmark_report *report) {
+    const llmc_device *device = session->model->device;
+    if (llmc_take_turn(session) != LLMC_OK) return;
+    report->peak_flops_per_second = device->peak_flops(session);
+    report->peak_bytes_per_second = device->peak_stream(session);
+    llmc_end_turn(session);
 }
 
 static llmc_status measure(llmc_workload *w, const llmc_benchmark_options *options, llmc_benchmark_report *report,
@@ -151,15 +165,15 @@ llmc_status llmc_benchmark(llmc_model *model, const int64_t *sizes, const llmc_b
     if (!model || !report) return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "model and report must not be NULL");
     memset(report, 0, sizeof *report);
     status = check_options(asked, &options, error);
-    if (status == LLMC_OK) status = llmc_workload_open(&w, &api, model, sizes, &options, error);
+    if (status == LLMC_OK) status = llmc_workload_open(&w, &api, model, options.function, sizes, &options, error);
     if (status != LLMC_OK) return status;
     status = measure(&w, &options, report, error);
     report->peak_memory_bytes = llmc_peak_memory(); /* before the profile takes memory of its own */
     if (status == LLMC_OK && steps) status = profile(&w, &options, steps, error);
     memcpy(report->sizes, w.sizes, sizeof report->sizes);
     add_costs(&w, report, steps);
+    if (status == LLMC_OK && steps) add_peaks(w.session, report);
     llmc_workload_close(&w);
-    if (status == LLMC_OK && steps && !model->program->device) add_peaks(model, report); /* they are the CPU's */
     report->runs_per_second = report->latency.mean > 0 ? 1 / report->latency.mean : 0;
     report->load_seconds = model->info.load_seconds;
     return status;
@@ -204,16 +218,22 @@ llmc_status llmc_compare(const llmc_api *api_a, llmc_model *a, const int64_t *si
     llmc_benchmark_options options;
     llmc_workload pair[2];
     llmc_status status;
+    int function;
     if (!api_a || !a || !api_b || !b || !summary_a || !summary_b || !ratio)
         return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "a model, its api, or a result is NULL");
     if (api_a->version != LLMC_VERSION || api_b->version != LLMC_VERSION)
         return llmc_fail(error, LLMC_ERROR_MODULE, "compile both models with one llmc",
                          "the artifacts speak versions %d and %d of llmc.h, expected %d", api_a->version,
                          api_b->version, LLMC_VERSION);
+    memset(pair, 0, sizeof pair);
     status = check_options(asked, &options, error);
-    if (status == LLMC_OK) status = llmc_workload_open(&pair[0], api_a, a, sizes_a, &options, error);
+    if (status == LLMC_OK) status = llmc_workload_open(&pair[0], api_a, a, options.function, sizes_a, &options, error);
     if (status != LLMC_OK) return status;
-    status = llmc_workload_open(&pair[1], api_b, b, sizes_b, &options, error);
+    function = api_b->find_function(b, pair[0].info->name, error);
+    /* the first functions are compared whatever they are called: most models have only one */
+    if (function < 0 && options.function == 0) function = 0;
+    status = function < 0 ? LLMC_ERROR_ARGUMENT
+                          : llmc_workload_open(&pair[1], api_b, b, function, sizes_b, &options, error);
     if (status == LLMC_OK) status = measure_pair(pair, &options, summary_a, summary_b, ratio, error);
     llmc_workload_close(&pair[0]);
     llmc_workload_close(&pair[1]);

@@ -22,6 +22,10 @@ const char *llmc_status_text(llmc_status status) {
     case LLMC_ERROR_RANGE: return "value out of range";
     case LLMC_ERROR_FORK: return "model belongs to the parent process";
     case LLMC_ERROR_DEVICE: return "unusable GPU";
+    case LLMC_ERROR_STATE: return "wrong state of the session";
+    case LLMC_ERROR_BUSY: return "session in use";
+    case LLMC_ERROR_CANCELLED: return "cancelled";
+    case LLMC_ERROR_DEADLINE: return "deadline passed";
     }
     return "unknown status";
 }

@@ -17,15 +17,29 @@
  *
  * llmc_output_shapes() tells how large the outputs for some inputs are.
  *
+ * A model is functions, weights and states. Most have one function and no state: llmc_run() is all they need. A
+ * session is one run at a time with memory of its own, and one sequence of calls where the functions keep states:
+ *
+ *   llmc_session *session;
+ *   int step = llmc_find_function(model, "step", &error);
+ *   if (llmc_session_open(model, NULL, &session, &error) != LLMC_OK) ...
+ *   while (...) if (llmc_session_run(session, step, in, out, NULL, &error) != LLMC_OK) ...
+ *   llmc_session_close(session);
+ *
  * - Every function that can fail returns a status, and puts a sentence into `error` if that is not NULL. Nothing
  *   here aborts, exits, prints, reads the environment or keeps global state.
  * - The caller owns inputs and outputs. They must not overlap, and nobody may write to them during a run.
  * - Tensors are dense, last axis fastest, aligned to their element's size.
  * - Several threads may call llmc_run() on one model: the calls take turns. Different models are independent.
- *   llmc_close() must come after the last of them.
- * - After fork() the child must open its own model; using the parent's gives LLMC_ERROR_FORK.
- * - Memory for intermediate results grows to the largest sizes seen and is kept until llmc_close().
- *   A run allocates nothing else.
+ *   Sessions of one model run at the same time if they have threads of their own, else they take turns too.
+ * - A session is used by one thread at a time: a second one gets LLMC_ERROR_BUSY. Only llmc_session_cancel() may be
+ *   called meanwhile.
+ * - llmc_close() and llmc_session_close() must come after the last run. A model that is closed before its sessions
+ *   goes with the last of them; until then they work.
+ * - After fork() the child must open its own model; using the parent's gives LLMC_ERROR_FORK. Closing it is fine.
+ * - Memory for intermediate results grows to the largest sizes seen and is kept until llmc_close() or
+ *   llmc_session_close(). That of states grows with them. A run allocates nothing else.
+ * - A run that fails, is cancelled or misses its deadline leaves its session as it was before.
  * - weights.bin is mapped, not read: several processes share one copy. Do not truncate it while a model is open;
  *   replace it by rename().
  */
@@ -39,7 +53,7 @@
 extern "C" {
 #endif
 
-#define LLMC_VERSION 2 /* of this interface; counts up when anything here changes its meaning or layout */
+#define LLMC_VERSION 3 /* of this interface; counts up when anything here changes its meaning or layout */
 #define LLMC_MAX_RANK 8
 #define LLMC_MAX_DIMS 16
 
@@ -62,7 +76,11 @@ typedef enum llmc_status {
     LLMC_ERROR_SHAPE,    /* a tensor's rank or size does not fit, or a size is out of bounds */
     LLMC_ERROR_RANGE,    /* a value lies outside its range, such as a token id beyond the vocabulary */
     LLMC_ERROR_FORK,     /* the model was opened by the parent process */
-    LLMC_ERROR_DEVICE    /* there is no GPU or no driver for it, or it failed */
+    LLMC_ERROR_DEVICE,   /* there is no GPU or no driver for it, or it failed */
+    LLMC_ERROR_STATE,    /* the call does not fit what its session holds, or there is no session to hold it */
+    LLMC_ERROR_BUSY,     /* the session is in use by another thread */
+    LLMC_ERROR_CANCELLED, /* by llmc_session_cancel() */
+    LLMC_ERROR_DEADLINE  /* the run took longer than its timeout */
 } llmc_status;
 
 /* A few words for each status, such as "wrong shape". */
@@ -100,7 +118,7 @@ typedef struct llmc_tensor_spec {
     const char *name;
     int dtype; /* llmc_dtype */
     int rank;
-    int64_t dims[LLMC_MAX_RANK];          /* a fixed size, -1-d for dim d, or INT64_MIN for an expression (outputs only) */
+    int64_t dims[LLMC_MAX_RANK];          /* a fixed size, -1-d for dim d, or INT64_MIN for an expression */
     const char *dims_text[LLMC_MAX_RANK]; /* "batch", "2*seq + 1", "384" */
     int has_default;                      /* inputs: may be absent, is then filled with default_value (0 or 1 for f16 and bf16) */
     double default_value;
@@ -108,16 +126,45 @@ typedef struct llmc_tensor_spec {
     int64_t low, high;
 } llmc_tensor_spec;
 
+/* What a session keeps from one call to the next. */
+typedef struct llmc_state_spec {
+    const char *name; /* "keys.0" */
+    int dtype;        /* llmc_dtype */
+    int rank;
+    int64_t dims[LLMC_MAX_RANK];          /* a fixed size, -1-d for dim d, or INT64_MIN for an expression */
+    const char *dims_text[LLMC_MAX_RANK]; /* "batch", "past", "64" */
+    int grows; /* the axis that grows, whose size is a dim that begins at 0; -1: none, the state begins as zeros */
+} llmc_state_spec;
+
+/* What a function does to a state. */
+typedef enum llmc_state_use {
+    LLMC_STATE_UNUSED = 0,
+    LLMC_STATE_READ,
+    LLMC_STATE_APPENDED, /* it grows; what it holds stays where it is */
+    LLMC_STATE_REPLACED  /* by a new value */
+} llmc_state_use;
+
+typedef struct llmc_function_info {
+    const char *name; /* "forward", "encode", "step" */
+    int n_inputs, n_outputs, n_steps;
+    const llmc_tensor_spec *inputs, *outputs;
+    const unsigned char *dims_used; /* n_dims: 1 where the function needs the size */
+    const unsigned char *state_use; /* n_states: llmc_state_use */
+} llmc_function_info;
+
 typedef struct llmc_info {
     const char *name;     /* of the model */
     const char *build_id; /* 64 hex digits */
     const char *variant;  /* the code that was picked for this CPU, such as "avx512" */
     int threads;
-    int n_dims, n_inputs, n_outputs, n_steps;
-    const llmc_dim_info *dims;
+    int n_dims, n_inputs, n_outputs, n_steps; /* of the first function, but for n_dims */
+    const llmc_dim_info *dims;                /* of all functions */
     const llmc_tensor_spec *inputs, *outputs;
     double load_seconds;    /* what llmc_open took */
     uint64_t weights_bytes; /* mapped */
+    int n_functions, n_states;
+    const llmc_function_info *functions; /* the first is what llmc_run() runs */
+    const llmc_state_spec *states;
 } llmc_info;
 
 /* ---- Open, run, close ---- */
@@ -133,6 +180,8 @@ typedef struct llmc_options {
     int check_weights;   /* not 0: hash weights.bin (reads all of it) */
     const char *variant; /* NULL: the best that this CPU can run */
     llmc_threads *shared; /* NULL: threads of its own. Else it works with these, and `threads`, `pin` and `spin_us` are unused */
+    uint64_t max_memory;  /* bytes that the model's sessions may hold together, its own included; 0: no bound. Neither the
+                             mapped weights nor what threads work with are counted */
 } llmc_options;
 
 /* Threads that several models work with, of one artifact or of several: their runs take turns, so that two models do
@@ -164,9 +213,81 @@ typedef struct llmc_tensor {
 LLMC_API llmc_status llmc_output_shapes(const llmc_model *model, const llmc_tensor *inputs, llmc_tensor *outputs,
                                         llmc_error *error);
 
-/* Run the model once. Every output must have its data and the shape that llmc_output_shapes() gives. */
+/* Run the model's first function once. Every output must have its data and the shape that llmc_output_shapes()
+ * gives. A function that has states needs a session. */
 LLMC_API llmc_status llmc_run(llmc_model *model, const llmc_tensor *inputs, const llmc_tensor *outputs,
                               llmc_error *error);
+
+/* ---- Sessions ---- */
+
+typedef struct llmc_session llmc_session;
+
+/* Set to zero for the defaults. */
+typedef struct llmc_session_options {
+    int threads;          /* 0: the model's, whose sessions take turns; 1: the caller's alone; n: threads of its own */
+    int pin, spin_us;     /* of its own threads, as in llmc_options */
+    llmc_threads *shared; /* not NULL: these threads, in turns with all that work with them */
+    uint64_t max_memory;  /* bytes that the session may hold; 0: no bound but the model's */
+} llmc_session_options;
+
+/* Begin a sequence: no state holds anything. `options` may be NULL. `*session` is NULL after a failure. */
+LLMC_API llmc_status llmc_session_open(llmc_model *model, const llmc_session_options *options, llmc_session **session,
+                                       llmc_error *error);
+
+/* NULL is fine. */
+LLMC_API void llmc_session_close(llmc_session *session);
+
+/* Begin anew. The memory is kept for the next sequence. */
+LLMC_API llmc_status llmc_session_reset(llmc_session *session, llmc_error *error);
+
+/* The number of the function `name`; -1 and an error if there is none. */
+LLMC_API int llmc_find_function(const llmc_model *model, const char *name, llmc_error *error);
+
+/* Set to zero for the defaults. */
+typedef struct llmc_run_options {
+    double timeout; /* seconds after which the run is given up, waiting for threads included; 0: none */
+    int discard;    /* not 0: afterwards the states are as before the run (for measuring) */
+} llmc_run_options;
+
+/* As llmc_output_shapes(), for a call at the present length of the session. */
+LLMC_API llmc_status llmc_session_output_shapes(llmc_session *session, int function, const llmc_tensor *inputs,
+                                                llmc_tensor *outputs, llmc_error *error);
+
+/* Run a function on the session's states. `options` may be NULL. The states change if it succeeds, else nothing does. */
+LLMC_API llmc_status llmc_session_run(llmc_session *session, int function, const llmc_tensor *inputs,
+                                      const llmc_tensor *outputs, const llmc_run_options *options, llmc_error *error);
+
+/* Give up the run in progress, from any thread: it ends with LLMC_ERROR_CANCELLED, unless it was about to end anyway.
+ * Without one nothing happens. */
+LLMC_API void llmc_session_cancel(llmc_session *session);
+
+/* Put the session at other sizes; `sizes` has n_dims, those that no state has are unused. A shorter length forgets the
+ * newest positions, a longer one adds zeros; the other dims are set where they are not known yet, else must agree. */
+LLMC_API llmc_status llmc_session_resize(llmc_session *session, const int64_t *sizes, llmc_error *error);
+
+/* Set dtype, rank and shape of each input of a function for these sizes of the n_dims dims. */
+LLMC_API llmc_status llmc_input_shapes(const llmc_model *model, int function, const int64_t *sizes,
+                                       llmc_tensor *inputs, llmc_error *error);
+
+typedef struct llmc_session_report {
+    int threads;
+    int64_t sizes[LLMC_MAX_DIMS]; /* of the dims that states have: lengths, and what the first call decided; -1: not known */
+    uint64_t arena_bytes;         /* held for intermediate results and inputs that were not given */
+    uint64_t state_bytes;         /* held for states, with room to grow */
+} llmc_session_report;
+
+LLMC_API llmc_status llmc_session_info(llmc_session *session, llmc_session_report *report, llmc_error *error);
+
+typedef struct llmc_memory {
+    uint64_t weights; /* mapped once for all sessions and processes */
+    uint64_t arena;   /* of a session: as arena_bytes above */
+    uint64_t states;  /* of a session: as state_bytes above, for the states that the function uses */
+} llmc_memory;
+
+/* What one call of a function at these sizes takes; `sizes` has n_dims, a length is that before the call. Those that the
+ * function does not need are unused. States that grow call by call hold up to half more, if max_memory allows that. */
+LLMC_API llmc_status llmc_memory_needed(const llmc_model *model, int function, const int64_t *sizes,
+                                        llmc_memory *memory, llmc_error *error);
 
 /* ---- Benchmark ---- Times are in seconds. */
 
@@ -195,6 +316,7 @@ typedef struct llmc_benchmark_options {
     int64_t warmup;     /* runs to discard first; 0: until the running median is steady, -1: none */
     uint64_t seed;      /* of the random inputs */
     int64_t shortest;   /* 0: rows are full; else the mask gives each row that many tokens or more, drawn evenly */
+    int function;       /* its number */
 } llmc_benchmark_options;
 
 typedef struct llmc_step_report {
@@ -215,8 +337,9 @@ typedef struct llmc_benchmark_report {
                                                             0 without profile or where unknown */
 } llmc_benchmark_report;
 
-/* Time the model on random valid inputs. `sizes` has n_dims sizes; NULL or a size 0 means 1 for "batch" and 128, or the
- * nearest bound, for others. `steps`, if not NULL, has room for n_steps and asks for a profile, taken after the samples. */
+/* Time a function on random valid inputs. `sizes` has n_dims sizes; NULL or a size 0 means 1 for "batch", 0 for the
+ * length of states, and 128, or the nearest bound, for others. Every run begins at that length. `steps`, if not NULL, has
+ * room for the function's n_steps and asks for a profile, taken after the samples. */
 LLMC_API llmc_status llmc_benchmark(llmc_model *model, const int64_t *sizes, const llmc_benchmark_options *options,
                                     llmc_benchmark_report *report, llmc_step_report *steps, llmc_error *error);
 
@@ -235,11 +358,24 @@ typedef struct llmc_api {
                            llmc_summary *, llmc_ratio *, llmc_error *);
     llmc_status (*threads_open)(const llmc_options *, llmc_threads **, llmc_error *);
     void (*threads_close)(llmc_threads *);
+    int (*find_function)(const llmc_model *, const char *, llmc_error *);
+    llmc_status (*input_shapes)(const llmc_model *, int, const int64_t *, llmc_tensor *, llmc_error *);
+    llmc_status (*memory_needed)(const llmc_model *, int, const int64_t *, llmc_memory *, llmc_error *);
+    llmc_status (*session_open)(llmc_model *, const llmc_session_options *, llmc_session **, llmc_error *);
+    void (*session_close)(llmc_session *);
+    llmc_status (*session_reset)(llmc_session *, llmc_error *);
+    llmc_status (*session_output_shapes)(llmc_session *, int, const llmc_tensor *, llmc_tensor *, llmc_error *);
+    llmc_status (*session_run)(llmc_session *, int, const llmc_tensor *, const llmc_tensor *,
+                               const llmc_run_options *, llmc_error *);
+    void (*session_cancel)(llmc_session *);
+    llmc_status (*session_resize)(llmc_session *, const int64_t *, llmc_error *);
+    llmc_status (*session_info)(llmc_session *, llmc_session_report *, llmc_error *);
 } llmc_api;
 
 LLMC_API const llmc_api *llmc_get_api(void);
 
-/* Time two models, of one artifact or of two, in turns: A, B, B, A, ... Both are warmed up first. */
+/* Time two models, of one artifact or of two, in turns: A, B, B, A, ... Both are warmed up first. options->function is
+ * the number of a function of A; B runs the one of the same name, or its first beside A's first. */
 LLMC_API llmc_status llmc_compare(const llmc_api *api_a, llmc_model *a, const int64_t *sizes_a, const llmc_api *api_b,
                                   llmc_model *b, const int64_t *sizes_b, const llmc_benchmark_options *options,
                                   llmc_summary *summary_a, llmc_summary *summary_b, llmc_ratio *ratio,

@@ -14,48 +14,95 @@
 
 typedef struct llmc_pool llmc_pool;
 
+/* Whether a run is to be given up. */
+typedef struct llmc_stop {
+    int why;      /* llmc_status, LLMC_OK: go on; any thread may set it */
+    double until; /* llmc_now() when time is up, 0: never */
+} llmc_stop;
+
 /* What a pool can do, by pointers: threads that are shared may belong to another module.so with its own copy of pool.c. */
 typedef struct llmc_pool_functions {
     int version; /* LLMC_VERSION */
-    void (*run)(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost);
+    void (*run)(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost, llmc_stop *stop);
     int (*threads)(const llmc_pool *pool);
     llmc_status (*reserve)(llmc_pool *pool, size_t scratch_bytes, llmc_error *error); /* that much scratch at least */
-    void (*turn)(llmc_pool *pool, int mine); /* 1: wait until no other model runs; 0: let the others */
+    int (*take_turn)(llmc_pool *pool); /* wait until no other session runs, but a few milliseconds at most: 1 if so */
+    void (*end_turn)(llmc_pool *pool);
 } llmc_pool_functions;
 
 struct llmc_threads { /* how a pool begins */
     const llmc_pool_functions *functions;
 };
 
-typedef struct llmc_device_state llmc_device_state;
+/* Memory of a device that a session holds. */
+typedef struct llmc_region {
+    unsigned char *at; /* 64-byte aligned; NULL: none */
+    void *block;       /* what the system gave */
+    size_t bytes;
+} llmc_region;
 
-/* A device with memory of its own; cuda.c has one. The model's lock is held during `run`. */
+typedef struct llmc_device_model llmc_device_model;     /* a device's own, for each model */
+typedef struct llmc_device_session llmc_device_session; /* and for each session */
+
+/* Where a program runs: host.c is the CPU, cuda.c a GPU. */
 struct llmc_device {
+    int threads; /* that a model works with if nobody says; 0: one for each core */
     llmc_status (*open)(llmc_model *model, llmc_error *error); /* after the weights are mapped */
     void (*close)(llmc_model *model, int forked);              /* also after a failed open */
-    llmc_status (*run)(llmc_model *model, const llmc_tensor *outputs, const int64_t *sizes,
-                       llmc_error *error); /* model->inputs are the host's; the program may overwrite them */
+    llmc_status (*open_session)(llmc_session *session, llmc_error *error);
+    void (*close_session)(llmc_session *session, int forked); /* also after a failed open; frees no region */
+    /* Make a region hold `bytes`, more than it does; the first `keep` stay as they are. After a failure it holds what
+     * it held, or nothing where keep is 0. */
+    llmc_status (*grow)(llmc_session *session, llmc_region *region, size_t bytes, size_t keep, llmc_error *error);
+    void (*release)(llmc_session *session, llmc_region *region, int forked);
+    llmc_status (*copy)(llmc_session *session, void *to, const void *from, size_t bytes, llmc_error *error); /* NULL: zeros */
+    size_t (*run_bytes)(const llmc_function *function, const int64_t *sizes); /* what a run takes beside states */
+    /* session->inputs are the host's, where outputs go too; states and next are the device's. */
+    llmc_status (*run)(llmc_session *session, const llmc_function *function, const llmc_tensor *outputs,
+                       const int64_t *sizes, llmc_error *error);
+    double (*peak_flops)(llmc_session *session); /* what it does at most with the session's threads; 0: unknown */
+    double (*peak_stream)(llmc_session *session);
 };
+
+extern const llmc_device llmc_host; /* host.c */
 
 struct llmc_model {
     const llmc_program *program;
     const llmc_variant *variant;
+    const llmc_device *device;
+    llmc_device_model *on_device;
     llmc_info info;
-    pid_t owner;          /* the process that opened it */
-    unsigned char *map;   /* weights.bin, header and all */
+    llmc_function_info *functions; /* info's */
+    pid_t owner;        /* the process that opened it */
+    unsigned char *map; /* weights.bin, header and all */
     size_t map_bytes;
     llmc_pool *pool;
     const llmc_pool_functions *pool_can;
-    int pool_shared;      /* not ours to close */
-    pthread_mutex_t lock; /* held by the run in progress; guards all below */
-    unsigned char *arena;
-    size_t arena_bytes;
-    unsigned char *defaults; /* the inputs that were not given, one after the other */
-    size_t defaults_bytes;
-    const void **inputs; /* of the run in progress */
+    int pool_shared;    /* not ours to close */
+    llmc_session *own;  /* of llmc_run() */
+    int users;          /* the model's own name, and sessions; atomic */
+    uint64_t max_memory, held; /* bytes, 0: no bound; of all sessions, atomic */
+};
+
+struct llmc_session {
+    llmc_model *model;
+    llmc_pool *pool;
+    const llmc_pool_functions *pool_can;
+    int in_turns, owns_pool; /* others may work with the pool's threads; it is ours to close */
+    int busy;                /* a thread uses it; atomic */
+    llmc_stop stop;
+    uint64_t max_memory, held;
+    llmc_device_session *on_device;
+
+    llmc_region arena, defaults; /* `defaults`: the inputs that were not given, one after the other; the host's */
+    const void **inputs;         /* of the run in progress */
     void **outputs;
-    double *step_seconds; /* n_steps sums, or NULL: no profile wanted */
-    llmc_device_state *device; /* the device's own, or NULL */
+    double *step_seconds; /* a sum for each step, or NULL: no profile wanted */
+
+    llmc_region *values, *others; /* of each state: the memory of its value, and of the next one where it is REPLACED */
+    unsigned char *begun;         /* of each state: its value is there; else it is zeros, or of length 0 */
+    void **states, **next;        /* as the frame has them */
+    int64_t sizes[LLMC_MAX_DIMS]; /* of the dims that states have; -1: not known. A length is known from the beginning */
 };
 
 /* error.c: fill `error` (may be NULL) and return `status`. */
@@ -66,8 +113,50 @@ llmc_status llmc_fail(llmc_error *error, llmc_status status, const char *hint, c
     ;
 llmc_status llmc_fail_memory(llmc_error *error, size_t bytes);
 
-/* run.c: put the sizes of the counted dims after those of the others. */
-void llmc_count_dims(const llmc_program *program, const llmc_tensor *inputs, int64_t *sizes);
+/* check.c: sizes of the dims, and who said so (NULL: not known yet). */
+typedef struct llmc_binding {
+    int64_t sizes[LLMC_MAX_DIMS]; /* of the named dims, then of the counted ones */
+    const char *from[LLMC_MAX_DIMS];
+} llmc_binding;
+
+/* Check inputs against what a function takes and what the session holds; `bound` gets the sizes. */
+llmc_status llmc_bind(const llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
+                      llmc_binding *bound, llmc_error *error);
+llmc_status llmc_check_values(const llmc_function *function, const llmc_tensor *inputs, llmc_error *error);
+llmc_status llmc_check_outputs(const llmc_function *function, const llmc_tensor *outputs, const int64_t *sizes,
+                               llmc_error *error);
+void llmc_input_shape(const llmc_function *function, const int64_t *sizes, int i, int64_t *shape);
+void llmc_output_shape(const llmc_function *function, const int64_t *sizes, int i, int64_t *shape);
+size_t llmc_elements(int rank, const int64_t *shape); /* LLMC_TOO_MANY: that many or more */
+#define LLMC_TOO_MANY (SIZE_MAX / 8 / 1024)           /* bytes of as many tensors as one likes still fit in size_t */
+size_t llmc_default_bytes(const llmc_function *function, const int64_t *sizes, int input); /* in a region, aligned */
+/* Put the sizes of the counted dims after those of the others; NULL inputs keep all places. */
+void llmc_count_dims(const llmc_program *program, const llmc_function *function, const llmc_tensor *inputs,
+                     int64_t *sizes);
+
+/* memory.c: regions of a session on a device, within the bounds on memory. */
+llmc_status llmc_reserve(llmc_session *session, const llmc_device *device, llmc_region *region, size_t bytes,
+                         size_t keep, llmc_error *error); /* as llmc_device.grow, where the region is too small */
+void llmc_release(llmc_session *session, const llmc_device *device, llmc_region *region, int forked);
+size_t llmc_held_for(size_t bytes); /* what a region of so many bytes counts */
+
+/* states.c */
+void llmc_forget(llmc_session *session); /* as a new session */
+llmc_status llmc_check_growth(const llmc_program *program, const llmc_function *function, const int64_t *sizes,
+                              llmc_error *error); /* no length may pass its bound */
+llmc_status llmc_place_states(llmc_session *session, const llmc_function *function, const int64_t *sizes,
+                              llmc_error *error); /* the frame's states and next */
+void llmc_commit_states(llmc_session *session, const llmc_function *function, const int64_t *sizes);
+int llmc_dim_of_states(const llmc_program *program, int d); /* 0: no state has it, 1: one has, 2: one grows along it */
+
+/* session.c */
+llmc_status llmc_check_owner(const llmc_model *model, llmc_error *error); /* LLMC_ERROR_FORK in another process */
+llmc_status llmc_claim(llmc_session *session, llmc_error *error); /* for this thread; LLMC_ERROR_BUSY, _FORK */
+void llmc_unclaim(llmc_session *session);
+
+/* functions.c */
+const llmc_function *llmc_function_of(const llmc_model *model, int number, llmc_error *error); /* NULL: no such */
+void llmc_model_leave(llmc_model *model); /* open.c: one user less; the last frees it */
 
 /* cpu.c */
 unsigned llmc_cpu_features(void);                                   /* LLMC_CPU_* this processor and system have */
@@ -87,9 +176,19 @@ extern const llmc_pool_functions llmc_pool_can;
 void llmc_pool_close(llmc_pool *pool);
 void llmc_pool_abandon(llmc_pool *pool); /* after fork(): free what is ours without the threads, which are not here */
 
-/* open.c: a model's own lock, and with shared threads the turn among their models. */
-void llmc_lock(llmc_model *model);
-void llmc_unlock(llmc_model *model);
+/* threads.c */
+llmc_status llmc_start_threads(int threads, int spin_us, int pin, size_t scratch_bytes, llmc_pool **pool,
+                               llmc_error *error); /* threads and spin_us 0: good values */
+llmc_status llmc_join_threads(llmc_threads *shared, size_t scratch_bytes, llmc_pool **pool,
+                              const llmc_pool_functions **pool_can, llmc_error *error);
+llmc_status llmc_take_turn(llmc_session *session); /* LLMC_OK, or why it was given up: cancelled, deadline */
+void llmc_end_turn(llmc_session *session);
+
+int llmc_stopped(llmc_stop *stop); /* pool.c; llmc_status */
+
+/* peak.c: what this CPU does at most with the session's threads. 0: unknown */
+double llmc_peak_flops(llmc_session *session);
+double llmc_peak_stream(llmc_session *session);
 
 /* sha256.c */
 typedef struct llmc_sha256 {

@@ -38,16 +38,19 @@ typedef struct llmc_frame llmc_frame;
 struct llmc_frame {
     const int64_t *dims;          /* sizes of the named dims, in llmc_program.dims order, then of the counted ones */
     const unsigned char *weights; /* start of the mapped weights, 64-byte aligned */
-    unsigned char *arena;         /* llmc_program.arena_bytes(dims) bytes, 64-byte aligned */
+    unsigned char *arena;         /* llmc_function.arena_bytes(dims) bytes, 64-byte aligned */
     const void *const *inputs;    /* one for each input, never NULL */
     void *const *outputs;         /* one for each output, never NULL */
+    void *const *states; /* one for each state of the module, 64-byte aligned: its value now, with room for its next value
+                            where it is APPENDED; NULL where UNUSED */
+    void *const *next;   /* likewise memory for the next value where it is REPLACED, else NULL */
     void *runtime;                /* the runtime's own */
 };
 
 /* Run `task` over work items 0..items on the frame's threads and return when all are done. `cost` is the work of
  * one item in multiply-adds or bytes touched, whichever is more: the runtime cuts chunks by it. `scratch` of the task
  * is scratch_bytes of this thread's own, 64-byte aligned, with undefined contents. `step` is whose time it is in
- * the profile; one step may run several tasks. */
+ * the profile; one step may run several tasks. When the run was cancelled nothing is done. */
 void llmc_run_step(llmc_frame *frame, int step, llmc_task task, const void *arguments, int64_t items, int64_t cost);
 
 /* On a GPU: launch kernel number `kernel` of llmc_program.gpu on `blocks` blocks. Every one of the `n` arguments takes
@@ -77,37 +80,53 @@ typedef struct llmc_gpu_code {
 
 typedef struct llmc_device llmc_device;
 
-typedef struct llmc_program {
-    uint32_t abi;               /* LLMC_MODULE_ABI */
-    const char *name;           /* model name, for messages */
-    const char *build_id;       /* 64 hex digits; weights.bin starts with the same */
-    uint64_t weights_bytes;     /* size of weights.bin after its 4096-byte header */
-    const char *weights_sha256; /* of those bytes, 64 hex digits; NULL if unknown */
-    int n_dims, n_inputs, n_outputs, n_steps, n_variants;
-    const llmc_dim_info *dims;
+/* One function of the module. The functions below get `dims` as in llmc_frame: within their bounds, and counted. A size
+ * that dims_used says is not needed has any value. */
+typedef struct llmc_function {
+    const char *name; /* "forward", "encode", "step" */
+    int n_inputs, n_outputs, n_steps;
     const llmc_tensor_spec *inputs, *outputs;
     const llmc_step_spec *steps;
-    const llmc_variant *variants; /* best first */
-    size_t scratch_bytes;         /* for each thread */
 
     /* Dims that the data decides: dim n_dims + i is the number of places kept by input counted[i], an integer mask
      * [rows, columns]: those that are not 0, and the first of every row. */
     int n_counted;
     const int *counted;
 
-    /* `dims` within their bounds and counted, as in llmc_frame. */
+    const unsigned char *dims_used; /* n_dims: 1 where the function needs the size; inputs and states give it */
+    const unsigned char *state_use; /* n_states: llmc_state_use */
+
     size_t (*arena_bytes)(const int64_t *dims);
-    void (*output_shape)(const int64_t *dims, int output, int64_t *shape);
+    void (*input_shape)(const int64_t *dims, int input, int64_t *shape);   /* the axes that are INT64_MIN in the spec */
+    void (*output_shape)(const int64_t *dims, int output, int64_t *shape); /* likewise */
+    size_t (*state_bytes)(const int64_t *dims, int state, int after);      /* before (0) or after the call */
+    int64_t (*state_length)(const int64_t *dims, int state);               /* of the growing axis after the call */
     void (*step_cost)(const int64_t *dims, int step, double *flops, double *bytes);
     void (*run)(llmc_frame *frame, const void *kernels);
+} llmc_function;
 
-    const llmc_device *device; /* whose memory and kernels it uses; NULL: the CPU's */
-    const llmc_gpu_code *gpu;  /* for the device */
+typedef struct llmc_program {
+    uint32_t abi;               /* LLMC_MODULE_ABI */
+    const char *name;           /* model name, for messages */
+    const char *build_id;       /* 64 hex digits; weights.bin starts with the same */
+    uint64_t weights_bytes;     /* size of weights.bin after its 4096-byte header */
+    const char *weights_sha256; /* of those bytes, 64 hex digits; NULL if unknown */
+    int n_dims;
+    const llmc_dim_info *dims; /* of all functions, shared by name */
+    int n_functions;
+    const llmc_function *functions; /* the first is what llmc_run() runs */
+    int n_states;
+    const llmc_state_spec *states; /* states that grow along one dim are updated together, to the same length */
+    int n_variants;
+    const llmc_variant *variants; /* best first */
+    size_t scratch_bytes;         /* for each thread */
+    const llmc_device *device;    /* whose memory and kernels it uses; NULL: the CPU's */
+    const llmc_gpu_code *gpu;     /* for the device */
 } llmc_program;
 
 extern const llmc_device llmc_cuda; /* cuda.c, linked where a program names it */
 
-#define LLMC_MODULE_ABI 1u
+#define LLMC_MODULE_ABI 2u
 
 extern const llmc_program llmc_this_program;
 

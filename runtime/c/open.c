@@ -14,22 +14,34 @@
 
 #include "model.h"
 
-#define MAX_THREADS 1024
-#define SPIN_US 100       /* longer than the pause between two jobs of a run */
-#define CROWDED_SPIN_US 5 /* with more threads than cores, waiting keeps others from working */
-
-static llmc_status check_input(const llmc_program *program, const llmc_tensor_spec *spec, llmc_error *error) {
+static llmc_status check_input(const llmc_function *function, const llmc_tensor_spec *spec, llmc_error *error) {
     double value = spec->default_value;
     int axis, is_half = spec->dtype == LLMC_F16 || spec->dtype == LLMC_BF16;
     if (is_half && value != 0 && value != 1)
         return llmc_fail(error, LLMC_ERROR_MODULE, NULL, "the default of input %s must be 0 or 1 for its type",
                          spec->name);
     for (axis = 0; axis < spec->rank; axis++)
-        if (spec->dims[axis] < -(int64_t)program->n_dims)
+        if (spec->dims[axis] == INT64_MIN && !function->input_shape)
             return llmc_fail(error, LLMC_ERROR_MODULE, NULL,
-                             "axis %d of input %s is an expression; inputs have fixed sizes and dims only", axis,
-                             spec->name);
+                             "axis %d of input %s is an expression that the program does not compute", axis, spec->name);
     return LLMC_OK;
+}
+
+static llmc_status check_state(const llmc_program *program, const llmc_state_spec *spec, llmc_error *error) {
+    int64_t d = spec->grows >= 0 && spec->grows < spec->rank ? -1 - spec->dims[spec->grows] : -1;
+    if (spec->grows < 0 || (d >= 0 && d < program->n_dims)) return LLMC_OK;
+    return llmc_fail(error, LLMC_ERROR_MODULE, NULL, "the axis along which state %s grows is not a dim", spec->name);
+}
+
+static llmc_status check_function(const llmc_program *program, const llmc_function *function, llmc_error *error) {
+    llmc_status status = LLMC_OK;
+    int i;
+    if (program->n_dims + function->n_counted > LLMC_MAX_DIMS)
+        return llmc_fail(error, LLMC_ERROR_MODULE, NULL, "the program has %d dims, at most %d are possible",
+                         program->n_dims + function->n_counted, LLMC_MAX_DIMS);
+    for (i = 0; i < function->n_inputs && status == LLMC_OK; i++)
+        status = check_input(function, &function->inputs[i], error);
+    return status;
 }
 
 /* For whoever writes the code generator: a program that gets here was made by it. */
@@ -40,11 +52,11 @@ static llmc_status check_program(const llmc_program *program, llmc_error *error)
         return llmc_fail(error, LLMC_ERROR_MODULE, "compile the model again",
                          "module.so was generated for runtime %u, but linked with runtime %u", program->abi,
                          LLMC_MODULE_ABI);
-    if (program->n_dims + program->n_counted > LLMC_MAX_DIMS)
-        return llmc_fail(error, LLMC_ERROR_MODULE, NULL, "the program has %d dims, at most %d are possible",
-                         program->n_dims + program->n_counted, LLMC_MAX_DIMS);
-    for (i = 0; i < program->n_inputs && status == LLMC_OK; i++)
-        status = check_input(program, &program->inputs[i], error);
+    if (program->n_functions < 1) return llmc_fail(error, LLMC_ERROR_MODULE, NULL, "the program has no function");
+    for (i = 0; i < program->n_functions && status == LLMC_OK; i++)
+        status = check_function(program, &program->functions[i], error);
+    for (i = 0; i < program->n_states && status == LLMC_OK; i++)
+        status = check_state(program, &program->states[i], error);
     return status;
 }
 
@@ -160,82 +172,60 @@ static llmc_status map_weights(llmc_model *model, const char *directory, int che
     return status;
 }
 
-static void describe(llmc_model *model) {
+/* What llmc_describe() tells. */
+static llmc_status describe(llmc_model *model, llmc_error *error) {
     const llmc_program *program = model->program;
+    size_t n = (size_t)program->n_functions;
+    llmc_function_info *functions = (llmc_function_info *)calloc(n, sizeof *functions);
     llmc_info *info = &model->info;
+    size_t i;
+    if (!functions) return llmc_fail_memory(error, n * sizeof *functions);
+    for (i = 0; i < n; i++) {
+        const llmc_function *f = &program->functions[i];
+        const llmc_function_info one = {f->name,   f->n_inputs, f->n_outputs, f->n_steps,
+                                        f->inputs, f->outputs,  f->dims_used, f->state_use};
+        functions[i] = one;
+    }
+    model->functions = functions;
     info->name = program->name;
     info->build_id = program->build_id;
     info->variant = model->variant->name;
     info->threads = model->pool_can->threads(model->pool);
     info->n_dims = program->n_dims;
-    info->n_inputs = program->n_inputs;
-    info->n_outputs = program->n_outputs;
-    info->n_steps = program->n_steps;
+    info->n_inputs = functions->n_inputs;
+    info->n_outputs = functions->n_outputs;
+    info->n_steps = functions->n_steps;
     info->dims = program->dims;
-    info->inputs = program->inputs;
-    info->outputs = program->outputs;
+    info->inputs = functions->inputs;
+    info->outputs = functions->outputs;
     info->weights_bytes = program->weights_bytes;
+    info->n_functions = program->n_functions;
+    info->n_states = program->n_states;
+    info->functions = functions;
+    info->states = program->states;
+    return LLMC_OK;
 }
 
-static const llmc_options DEFAULTS = {0, 0, 0, 0, NULL, NULL};
+static const llmc_options DEFAULTS = {0, 0, 0, 0, NULL, NULL, 0};
 
-static llmc_status start_threads(const llmc_options *options, int usual, size_t scratch_bytes, llmc_pool **pool,
-                                 llmc_error *error) {
-    int cores = llmc_usable_cores(), threads = options->threads ? options->threads : usual ? usual : cores;
-    int spin_us = options->spin_us ? options->spin_us : threads > cores ? CROWDED_SPIN_US : SPIN_US;
-    if (threads < 1 || threads > MAX_THREADS)
-        return llmc_fail(error, LLMC_ERROR_ARGUMENT, "0 means one for each core",
-                         "threads is %d, must be within 0..%d", threads, MAX_THREADS);
-    return llmc_pool_open(pool, threads, spin_us, options->pin, scratch_bytes, error);
-}
-
-llmc_status llmc_threads_open(const llmc_options *options, llmc_threads **threads, llmc_error *error) {
-    llmc_pool *pool = NULL;
-    llmc_status status;
-    if (!threads) return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "threads must not be NULL");
-    *threads = NULL;
-    status = start_threads(options ? options : &DEFAULTS, 0, 0, &pool, error);
-    *threads = (llmc_threads *)(void *)pool;
-    return status;
-}
-
-void llmc_threads_close(llmc_threads *threads) {
-    if (threads) llmc_pool_close((llmc_pool *)(void *)threads);
-}
-
-void llmc_lock(llmc_model *model) {
-    pthread_mutex_lock(&model->lock);
-    if (model->pool_shared) model->pool_can->turn(model->pool, 1);
-}
-
-void llmc_unlock(llmc_model *model) {
-    if (model->pool_shared) model->pool_can->turn(model->pool, 0);
-    pthread_mutex_unlock(&model->lock);
-}
-
-static llmc_status join_threads(llmc_model *model, llmc_threads *shared, llmc_error *error) {
-    llmc_status status;
-    if (shared->functions->version != LLMC_VERSION)
-        return llmc_fail(error, LLMC_ERROR_ARGUMENT, "compile both artifacts with the same llmc",
-                         "the shared threads speak version %d of llmc.h, this module version %d",
-                         shared->functions->version, LLMC_VERSION);
-    model->pool = (llmc_pool *)(void *)shared;
-    model->pool_can = shared->functions;
-    model->pool_shared = 1;
-    model->pool_can->turn(model->pool, 1);
-    status = model->pool_can->reserve(model->pool, model->program->scratch_bytes, error);
-    model->pool_can->turn(model->pool, 0);
-    return status;
-}
-
-static llmc_status start(llmc_model *model, const llmc_options *options, llmc_error *error) {
-    const llmc_program *program = model->program;
-    model->inputs = (const void **)calloc((size_t)program->n_inputs + 1, sizeof *model->inputs);
-    model->outputs = (void **)calloc((size_t)program->n_outputs + 1, sizeof *model->outputs);
-    if (!model->inputs || !model->outputs) return llmc_fail_memory(error, sizeof(void *));
-    if (options->shared) return join_threads(model, options->shared, error);
+static llmc_status find_threads(llmc_model *model, const llmc_options *options, llmc_error *error) {
+    size_t scratch = model->program->scratch_bytes;
+    int threads = options->threads ? options->threads : model->device->threads;
+    model->pool_shared = options->shared != NULL;
+    if (options->shared) return llmc_join_threads(options->shared, scratch, &model->pool, &model->pool_can, error);
     model->pool_can = &llmc_pool_can;
-    return start_threads(options, program->device ? 1 : 0, program->scratch_bytes, &model->pool, error);
+    return llmc_start_threads(threads, options->spin_us, options->pin, scratch, &model->pool, error);
+}
+
+static llmc_status open_parts(llmc_model *model, const char *directory, const llmc_options *options,
+                              llmc_error *error) {
+    llmc_status status = check_program(model->program, error);
+    if (status == LLMC_OK) status = pick_variant(model, options->variant, error);
+    if (status == LLMC_OK) status = map_weights(model, directory, options->check_weights, error);
+    if (status == LLMC_OK) status = find_threads(model, options, error);
+    if (status == LLMC_OK) status = model->device->open(model, error);
+    if (status == LLMC_OK) status = describe(model, error);
+    return status == LLMC_OK ? llmc_session_open(model, NULL, &model->own, error) : status;
 }
 
 llmc_status llmc_open(const char *directory, const llmc_options *options, llmc_model **out, llmc_error *error) {
@@ -248,34 +238,34 @@ llmc_status llmc_open(const char *directory, const llmc_options *options, llmc_m
     model = (llmc_model *)calloc(1, sizeof *model);
     if (!model) return llmc_fail_memory(error, sizeof *model);
     model->program = &llmc_this_program;
+    model->device = model->program->device ? model->program->device : &llmc_host;
     model->owner = getpid();
-    pthread_mutex_init(&model->lock, NULL);
-    status = check_program(model->program, error);
-    if (status == LLMC_OK) status = pick_variant(model, options->variant, error);
-    if (status == LLMC_OK) status = map_weights(model, directory, options->check_weights, error);
-    if (status == LLMC_OK) status = start(model, options, error);
-    if (status == LLMC_OK && model->program->device) status = model->program->device->open(model, error);
+    model->users = 1;
+    model->max_memory = options->max_memory;
+    status = open_parts(model, directory, options, error);
     if (status != LLMC_OK) {
         llmc_close(model);
         return status;
     }
-    describe(model);
     model->info.load_seconds = llmc_now() - begin;
     *out = model;
     return LLMC_OK;
 }
 
+void llmc_model_leave(llmc_model *model) {
+    int forked = model->owner != getpid();
+    if (__atomic_sub_fetch(&model->users, 1, __ATOMIC_ACQ_REL)) return;
+    model->device->close(model, forked);
+    if (model->pool && !model->pool_shared) (forked ? llmc_pool_abandon : llmc_pool_close)(model->pool);
+    if (model->map) munmap(model->map, model->map_bytes);
+    free(model->functions);
+    free(model);
+}
+
 void llmc_close(llmc_model *model) {
     if (!model) return;
-    if (model->program->device) model->program->device->close(model, model->owner != getpid());
-    if (model->pool && !model->pool_shared) (model->owner == getpid() ? llmc_pool_close : llmc_pool_abandon)(model->pool);
-    if (model->map) munmap(model->map, model->map_bytes);
-    if (model->owner == getpid()) pthread_mutex_destroy(&model->lock);
-    free(model->arena);
-    free(model->defaults);
-    free(model->inputs);
-    free(model->outputs);
-    free(model);
+    llmc_session_close(model->own);
+    llmc_model_leave(model);
 }
 
 const llmc_info *llmc_describe(const llmc_model *model) {

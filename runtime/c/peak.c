@@ -1,9 +1,9 @@
 /*
- * peak.c - the machine's own limits, measured with the model's threads: multiply-adds and memory stream.
+ * peak.c - the CPU's own limits, measured with the session's threads: multiply-adds and memory stream.
  */
 #include <stdlib.h>
 
-#include "workload.h"
+#include "model.h"
 
 #define TRIALS 7            /* the best one counts: nothing makes a machine faster than it is */
 #define ITEMS_PER_THREAD 16 /* a thread that starts late leaves its share to the others */
@@ -24,12 +24,13 @@ static void run_fmas(const void *arguments, int64_t begin, int64_t end, void *sc
     for (; begin < end; begin++) job->loop(job->rounds);
 }
 
-double llmc_peak_flops(llmc_model *model) {
+double llmc_peak_flops(llmc_session *session) {
+    llmc_stop never = {LLMC_OK, 0};
     fma_job job = {NULL, 1000, 0};
-    int64_t items = (int64_t)model->pool_can->threads(model->pool) * ITEMS_PER_THREAD;
+    int64_t items = (int64_t)session->pool_can->threads(session->pool) * ITEMS_PER_THREAD;
     double best = 0, seconds;
     int trial;
-    job.loop = model->variant->fma_loop;
+    job.loop = session->model->variant->fma_loop;
     if (!job.loop) return 0;
     for (;;) { /* rounds for about a third of a millisecond */
         double begin = llmc_now();
@@ -40,7 +41,7 @@ double llmc_peak_flops(llmc_model *model) {
     }
     for (trial = 0; trial < TRIALS; trial++) {
         double begin = llmc_now(), rate;
-        model->pool_can->run(model->pool, run_fmas, &job, items, INT32_MAX);
+        session->pool_can->run(session->pool, run_fmas, &job, items, INT32_MAX, &never);
         rate = job.flops * (double)items / (llmc_now() - begin);
         if (rate > best) best = rate;
     }
@@ -61,7 +62,8 @@ static void run_triad(const void *arguments, int64_t begin, int64_t end, void *s
     for (i = begin * length; i < end * length; i++) a[i] = b[i] + 3.0f * c[i];
 }
 
-double llmc_peak_stream(llmc_model *model) {
+double llmc_peak_stream(llmc_session *session) {
+    llmc_stop never = {LLMC_OK, 0};
     triad_job job;
     double best = 0;
     int trial;
@@ -72,7 +74,7 @@ double llmc_peak_stream(llmc_model *model) {
     for (trial = 0; trial < STREAM_FLOATS; trial++) job.b[trial] = job.c[trial] = 1; /* give them real pages */
     for (trial = 0; trial < TRIALS; trial++) {
         double begin = llmc_now(), rate;
-        model->pool_can->run(model->pool, run_triad, &job, STREAM_ITEMS, INT32_MAX);
+        session->pool_can->run(session->pool, run_triad, &job, STREAM_ITEMS, INT32_MAX, &never);
         rate = 3.0 * sizeof(float) * STREAM_FLOATS / (llmc_now() - begin);
         if (rate > best) best = rate;
     }

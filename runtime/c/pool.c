@@ -22,7 +22,10 @@
 
 #define SMALL_JOB 20000       /* cost below which waking others takes longer than the work */
 #define SMALL_CHUNK 10000     /* cost of a chunk at least */
+#define LONG_PART 500000000   /* cost after which a lone thread looks whether to go on: tens of milliseconds */
 #define CHUNKS_PER_THREAD 8   /* the last chunk to end keeps the others waiting for 1/8 of a thread's share at most */
+
+#define PATIENCE_NS 2000000   /* how long take_turn() waits */
 
 #define LOAD(field) __atomic_load_n(&(field), __ATOMIC_ACQUIRE)
 #define STORE(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELEASE)
@@ -42,6 +45,7 @@ struct llmc_pool {
     char gap2[60];
     llmc_task task;  /* the job; written while no chunk is free */
     const void *arguments;
+    llmc_stop *stop;
     int64_t items, chunk;
     uint32_t chunks;
 
@@ -53,8 +57,8 @@ struct llmc_pool {
     worker *workers; /* [0] is the caller and has no thread */
     pthread_mutex_t lock;
     pthread_cond_t wake;
-    int sleepers, stop; /* changed with the lock held */
-    pthread_mutex_t turn; /* held by the model that runs, where several share the threads */
+    int sleepers, end; /* changed with the lock held */
+    pthread_mutex_t turn; /* held by the session that runs, where several share the threads */
 };
 
 static void relax(void) {
@@ -84,17 +88,27 @@ static int64_t free_chunk(uint32_t taken, uint32_t chunks, int second, uint64_t 
     return -1;
 }
 
+int llmc_stopped(llmc_stop *stop) {
+    int why = __atomic_load_n(&stop->why, __ATOMIC_RELAXED);
+    if (why || stop->until == 0 || llmc_now() < stop->until) return why;
+    if (__atomic_compare_exchange_n(&stop->why, &why, LLMC_ERROR_DEADLINE, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        return LLMC_ERROR_DEADLINE;
+    return why;
+}
+
 /* Take a free chunk of the current job and run it. False: there is none; `*job` is the number of that job. */
 static int run_chunk(llmc_pool *pool, int thread, uint32_t *job) {
     uint64_t ticket = LOAD(pool->ticket);
     for (;;) {
         llmc_task task;
+        llmc_stop *stop;
         const void *arguments;
         int64_t chunk, number, begin, end, items;
         uint64_t step;
         LLMC_POOL_WINDOW();
         task = LOAD(pool->task);
         arguments = LOAD(pool->arguments);
+        stop = LOAD(pool->stop);
         chunk = LOAD(pool->chunk);
         items = LOAD(pool->items);
         *job = (uint32_t)(ticket >> 32);
@@ -104,14 +118,16 @@ static int run_chunk(llmc_pool *pool, int thread, uint32_t *job) {
         end = begin + chunk;
         if (!__atomic_compare_exchange_n(&pool->ticket, &ticket, ticket + step, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
             continue;
-        task(arguments, begin, end < items ? end : items, pool->scratch + (size_t)thread * pool->scratch_bytes);
+        /* The caller's thread looks at the clock, where there is a deadline; the others see what it found. */
+        if (!(thread ? __atomic_load_n(&stop->why, __ATOMIC_RELAXED) : llmc_stopped(stop)))
+            task(arguments, begin, end < items ? end : items, pool->scratch + (size_t)thread * pool->scratch_bytes);
         __atomic_add_fetch(&pool->done, 1, __ATOMIC_RELEASE);
         return 1;
     }
 }
 
 static int changed(llmc_pool *pool, uint32_t job) {
-    return (uint32_t)(__atomic_load_n(&pool->ticket, __ATOMIC_SEQ_CST) >> 32) != job || LOAD(pool->stop);
+    return (uint32_t)(__atomic_load_n(&pool->ticket, __ATOMIC_SEQ_CST) >> 32) != job || LOAD(pool->end);
 }
 
 /* Wait, first awake and then asleep, for another job than `job` or for the end. */
@@ -138,7 +154,7 @@ static void *work(void *argument) {
     uint32_t job;
     if (pool->pin) llmc_pin_thread(self->index); /* a wish: running elsewhere is slower, not wrong */
     llmc_float_mode();
-    while (!LOAD(pool->stop))
+    while (!LOAD(pool->end))
         if (!run_chunk(pool, self->index, &job)) wait_for_job(pool, job);
     return NULL;
 }
@@ -165,13 +181,21 @@ static int64_t chunk_length(int64_t items, int64_t cost, int threads) {
     return length > least ? length : least;
 }
 
-static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost) {
+/* On the calling thread alone: at once, or if that takes long in parts, so that it can be given up. */
+static void run_alone(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost,
+                      llmc_stop *stop) {
+    int64_t part = LONG_PART / cost + 1, begin;
+    for (begin = 0; begin < items && !llmc_stopped(stop); begin += part)
+        task(arguments, begin, items - begin < part ? items : begin + part, pool->scratch);
+}
+
+static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost, llmc_stop *stop) {
     uint32_t job = (uint32_t)(LOAD(pool->ticket) >> 32) + 1;
     int64_t chunk;
     if (items <= 0) return;
     if (cost < 1) cost = 1;
     if (pool->started == 0 || items == 1 || items < SMALL_JOB / cost) {
-        task(arguments, 0, items, pool->scratch);
+        run_alone(pool, task, arguments, items, cost, stop);
         return;
     }
     chunk = chunk_length(items, cost, pool->threads);
@@ -180,6 +204,7 @@ static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t 
     STORE(pool->ticket, (uint64_t)(job - 1) << 32 | CLOSED);
     STORE(pool->task, task);
     STORE(pool->arguments, arguments);
+    STORE(pool->stop, stop);
     STORE(pool->items, items);
     STORE(pool->chunk, chunk);
     STORE(pool->chunks, (uint32_t)((items + chunk - 1) / chunk));
@@ -227,11 +252,21 @@ static llmc_status reserve(llmc_pool *pool, size_t scratch_bytes, llmc_error *er
     return LLMC_OK;
 }
 
-static void turn(llmc_pool *pool, int mine) {
-    (mine ? pthread_mutex_lock : pthread_mutex_unlock)(&pool->turn);
+static int take_turn(llmc_pool *pool) {
+    struct timespec until;
+    if (pthread_mutex_trylock(&pool->turn) == 0) return 1;
+    clock_gettime(CLOCK_REALTIME, &until); /* the clock that the wait goes by */
+    until.tv_nsec += PATIENCE_NS;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    return pthread_mutex_timedlock(&pool->turn, &until) == 0;
 }
 
-const llmc_pool_functions llmc_pool_can = {LLMC_VERSION, run, threads, reserve, turn};
+static void end_turn(llmc_pool *pool) {
+    pthread_mutex_unlock(&pool->turn);
+}
+
+const llmc_pool_functions llmc_pool_can = {LLMC_VERSION, run, threads, reserve, take_turn, end_turn};
 
 llmc_status llmc_pool_open(llmc_pool **out, int threads, int spin_us, int pin, size_t scratch_bytes,
                            llmc_error *error) {
@@ -268,7 +303,7 @@ void llmc_pool_abandon(llmc_pool *pool) {
 void llmc_pool_close(llmc_pool *pool) {
     int i;
     pthread_mutex_lock(&pool->lock);
-    STORE(pool->stop, 1);
+    STORE(pool->end, 1);
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
     for (i = 1; i <= pool->started; i++) pthread_join(pool->workers[i].thread, NULL);

@@ -25,12 +25,21 @@ static llmc_status allocate(llmc_tensor *tensor, llmc_error *error) {
     return tensor->data ? LLMC_OK : llmc_fail_memory(error, bytes);
 }
 
+static int is_length(const llmc_info *info, int d) {
+    int i;
+    for (i = 0; i < info->n_states; i++) {
+        const llmc_state_spec *spec = &info->states[i];
+        if (spec->grows >= 0 && spec->dims[spec->grows] == -1 - d) return 1;
+    }
+    return 0;
+}
+
 /* A size for every dim: the one asked for, or the default nearest to its bounds. */
 static llmc_status choose_sizes(const llmc_info *info, const int64_t *asked, int64_t *sizes, llmc_error *error) {
     int i;
     for (i = 0; i < info->n_dims; i++) {
         const llmc_dim_info *dim = &info->dims[i];
-        int64_t usual = strcmp(dim->name, "batch") == 0 ? 1 : DEFAULT_SIZE;
+        int64_t usual = is_length(info, i) ? 0 : strcmp(dim->name, "batch") == 0 ? 1 : DEFAULT_SIZE;
         if (asked && asked[i]) {
             sizes[i] = asked[i];
             if (asked[i] < dim->low || asked[i] > dim->high)
@@ -84,21 +93,16 @@ static void fill_mask(llmc_tensor *tensor, int64_t shortest, uint64_t *state) {
     }
 }
 
-static llmc_status make_inputs(llmc_workload *w, const llmc_info *info, const llmc_benchmark_options *options,
-                               llmc_error *error) {
+static llmc_status make_inputs(llmc_workload *w, const llmc_benchmark_options *options, llmc_error *error) {
     uint64_t state = options->seed * 2 + 0x9e3779b97f4a7c15ull;
-    llmc_status status = LLMC_OK;
-    int i, axis, masked = options->shortest == 0;
+    llmc_status status = w->api->input_shapes(w->model, w->function, w->sizes, w->inputs, error);
+    int i, masked = options->shortest == 0;
     if (!state) state = 1;
-    for (i = 0; i < info->n_inputs && status == LLMC_OK; i++) {
-        const llmc_tensor_spec *spec = &info->inputs[i];
+    for (i = 0; i < w->info->n_inputs && status == LLMC_OK; i++) {
+        const llmc_tensor_spec *spec = &w->info->inputs[i];
         llmc_tensor *tensor = &w->inputs[i];
         int mask = options->shortest && is_mask(spec);
         if (spec->has_default && !mask) continue; /* absent: a mask is then all ones */
-        tensor->dtype = spec->dtype;
-        tensor->rank = spec->rank;
-        for (axis = 0; axis < spec->rank; axis++)
-            tensor->shape[axis] = spec->dims[axis] < 0 ? w->sizes[-1 - spec->dims[axis]] : spec->dims[axis];
         status = allocate(tensor, error);
         if (status == LLMC_OK && !mask) fill_random(spec, tensor, &state);
         if (status == LLMC_OK && mask) fill_mask(tensor, options->shortest, &state);
@@ -109,45 +113,56 @@ static llmc_status make_inputs(llmc_workload *w, const llmc_info *info, const ll
     return status;
 }
 
-static llmc_status make_outputs(llmc_workload *w, const llmc_info *info, llmc_error *error) {
-    llmc_status status = w->api->output_shapes(w->model, w->inputs, w->outputs, error);
+static llmc_status make_outputs(llmc_workload *w, llmc_error *error) {
+    llmc_status status = w->api->session_output_shapes(w->session, w->function, w->inputs, w->outputs, error);
     int i;
-    for (i = 0; i < info->n_outputs && status == LLMC_OK; i++) status = allocate(&w->outputs[i], error);
+    for (i = 0; i < w->info->n_outputs && status == LLMC_OK; i++) status = allocate(&w->outputs[i], error);
     return status;
 }
 
-llmc_status llmc_workload_open(llmc_workload *w, const llmc_api *api, llmc_model *model, const int64_t *sizes,
-                               const llmc_benchmark_options *options, llmc_error *error) {
+static llmc_status make_session(llmc_workload *w, const llmc_info *info, llmc_error *error) {
+    llmc_status status = w->api->session_open(w->model, NULL, &w->session, error);
+    return status == LLMC_OK && info->n_states ? w->api->session_resize(w->session, w->sizes, error) : status;
+}
+
+llmc_status llmc_workload_open(llmc_workload *w, const llmc_api *api, llmc_model *model, int function,
+                               const int64_t *sizes, const llmc_benchmark_options *options, llmc_error *error) {
     const llmc_info *info = api->describe(model);
     llmc_status status;
     memset(w, 0, sizeof *w);
+    if (function < 0 || function >= info->n_functions)
+        return llmc_fail(error, LLMC_ERROR_ARGUMENT, "llmc_find_function() tells numbers",
+                         "function is %d, must be within 0..%d", function, info->n_functions - 1);
     w->api = api;
     w->model = model;
-    w->n_inputs = info->n_inputs;
-    w->n_outputs = info->n_outputs;
+    w->function = function;
+    w->info = &info->functions[function];
     status = choose_sizes(info, sizes, w->sizes, error);
     if (status != LLMC_OK) return status;
-    w->inputs = (llmc_tensor *)calloc((size_t)info->n_inputs + 1, sizeof *w->inputs);
-    w->outputs = (llmc_tensor *)calloc((size_t)info->n_outputs + 1, sizeof *w->outputs);
+    w->inputs = (llmc_tensor *)calloc((size_t)w->info->n_inputs + 1, sizeof *w->inputs);
+    w->outputs = (llmc_tensor *)calloc((size_t)w->info->n_outputs + 1, sizeof *w->outputs);
     if (!w->inputs || !w->outputs) status = llmc_fail_memory(error, sizeof *w->inputs);
-    if (status == LLMC_OK) status = make_inputs(w, info, options, error);
-    if (status == LLMC_OK) status = make_outputs(w, info, error);
+    if (status == LLMC_OK) status = make_session(w, info, error);
+    if (status == LLMC_OK) status = make_inputs(w, options, error);
+    if (status == LLMC_OK) status = make_outputs(w, error);
     if (status != LLMC_OK) llmc_workload_close(w);
     return status;
 }
 
 void llmc_workload_close(llmc_workload *w) {
     int i;
-    for (i = 0; w->inputs && i < w->n_inputs; i++) free(w->inputs[i].data);
-    for (i = 0; w->outputs && i < w->n_outputs; i++) free(w->outputs[i].data);
+    for (i = 0; w->inputs && i < w->info->n_inputs; i++) free(w->inputs[i].data);
+    for (i = 0; w->outputs && i < w->info->n_outputs; i++) free(w->outputs[i].data);
+    if (w->session) w->api->session_close(w->session);
     free(w->inputs);
     free(w->outputs);
-    w->inputs = w->outputs = NULL;
+    memset(w, 0, sizeof *w);
 }
 
 llmc_status llmc_workload_time(llmc_workload *w, double *seconds, llmc_error *error) {
+    const llmc_run_options same = {0, 1}; /* every run begins where the first one does */
     double begin = llmc_now();
-    llmc_status status = w->api->run(w->model, w->inputs, w->outputs, error);
+    llmc_status status = w->api->session_run(w->session, w->function, w->inputs, w->outputs, &same, error);
     *seconds = llmc_now() - begin;
     return status;
 }

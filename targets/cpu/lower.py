@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmc.targets.cpu.attention import attention, ragged_attention
 from llmc.targets.cpu.conv import conv
 from llmc.targets.cpu.elementwise import elementwise, filling, joining, movement, selection
-from llmc.targets.cpu.products import decoded, linear, matmul, qlinear, split_rows
+from llmc.targets.cpu.products import cell, decoded, linear, matmul, qlinear, split_rows
 from llmc.targets.cpu.rows import norm, quantised, ragged, reduction, scan, softmax
 from llmc.targets.cpu.storage import bitmask, codebook
 from llmc.targets.cpu.storage.panels import readers
@@ -26,6 +26,7 @@ LOWERINGS: Lowerings = layered(
     linear.LOWERINGS,
     bitmask.LOWERINGS,
     codebook.LOWERINGS,
+    cell.LOWERINGS,
     matmul.LOWERINGS,
     attention.LOWERINGS,
     norm.LOWERINGS,

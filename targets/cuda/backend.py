@@ -5,11 +5,12 @@ What needs TVM is imported when it is first used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from llmc.compiler.calls import Call
+from llmc.compiler.calls import Call, Region
 from llmc.compiler.graph import Graph
 from llmc.compiler.program import Variant
+from llmc.errors import LlmcError
 from llmc.targets.backend import Backend, Code
 from llmc.targets.lowering import Lowerings
 from llmc.targets.store import Store
@@ -26,20 +27,32 @@ class CudaBackend(Backend):
     halves = True
     device = "llmc_cuda"
     emitter = "cuda"
-    runtime_sources = ("cuda.c",)
+    runtime_sources = ("cuda.c", "cuda_run.c")
     libraries = ("-ldl",)
 
     def variants(self, target: Target) -> Sequence[Variant]:
         return [Variant("cuda", 0, 0, needs=f"an NVIDIA GPU: {', '.join(target.architectures)} or later")]
+
+    def passes(self, target: Target) -> Mapping[str, str]:
+        """There are no kernels of cells."""
+        return {**super().passes(target), "simplify": "expand-cells"}
 
     def lowerings(self) -> Lowerings:
         from llmc.targets.cuda.lower import LOWERINGS
 
         return LOWERINGS
 
-    def lower(self, graph: Graph, first: Lowerings | None = None) -> tuple[Call, ...]:
+    def lower(self, graph: Graph, first: Lowerings | None = None) -> tuple[Call | Region, ...]:
+        """As any backend, but for branches: their condition is in the GPU's memory, the program is on the host."""
         from llmc.targets.cuda.build import find_nvcc
 
+        branch = next((node for node in graph.everywhere() if node.op == "branch"), None)
+        if branch is not None:
+            raise LlmcError(
+                "a branch cannot run on a GPU yet: its condition is computed there, the program decides on the host",
+                at=str(branch.source) or None,
+                hint="compute both sides and choose by where",
+            )
         find_nvcc()  # that it is missing shows before any work
         return super().lower(graph, first)
 

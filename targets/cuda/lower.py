@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmc.compiler.ops.recurrent import CELLS
 from llmc.targets.cuda import attention, elementwise, movement, norm, product, quantised, rows
 from llmc.targets.lowering import Lowerings, layered
 
@@ -15,8 +16,8 @@ LOWERINGS: Lowerings = layered(
     quantised.LOWERINGS,
 )
 
-# Ops of image models have no kernels yet; compressed weights are gone after the pass `unpack`; `ragged` and
-# `split` are for CPUs.
+# Ops of image models have no kernels yet; compressed weights are gone after the pass `unpack`, cells of recurrent
+# networks after `expand-cells`; `ragged` and `split` are for CPUs.
 _RAGGED = frozenset({"pack_index", "pack_offsets", "pack_places", "unpack_rows", "ragged_mha"})
 _PARTS = frozenset({"split_rows", "split_linear"})
-MISSING = frozenset({"conv2d", "max_pool2d", "avg_pool2d"}) | _RAGGED | _PARTS
+MISSING = frozenset({"conv2d", "max_pool2d", "avg_pool2d"}) | _RAGGED | _PARTS | CELLS

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from llmc.runtime.manifest import seal
-from llmc.runtime.selftest import write_selftest
+from llmc.runtime.selftest import Call, write_selftest
 from llmc.runtime.sources import (
     BENCH_FLAGS,
     BENCH_LIBRARIES,
@@ -52,9 +52,12 @@ def compile_c(output: Path, *arguments: str, compiler: list[str] | None = None) 
     return output
 
 
-def compile_module(output: Path, *arguments: str, compiler: list[str] | None = None) -> Path:
-    sources = map(str, (HERE / "tiny.c", *MODULE_SOURCES))
-    digest = f'-DWEIGHTS_SHA256="{sha256(weights_payload())}"'
+def compile_module(
+    output: Path, *arguments: str, compiler: list[str] | None = None, program: str = "tiny.c"
+) -> Path:
+    sources = map(str, (HERE / program, *MODULE_SOURCES))
+    payload = weights_payload() if program == "tiny.c" else bytes(64)
+    digest = f'-DWEIGHTS_SHA256="{sha256(payload)}"'
     return compile_c(
         output, *MODULE_FLAGS, digest, *arguments, *sources, *MODULE_LIBRARIES, compiler=compiler
     )
@@ -72,20 +75,26 @@ def manifest_fields(folder: Path) -> dict[str, Any]:
         if p.name != "manifest.json"
     }
     return {
-        "format": 1,
+        "format": 2,
         "llmc": "0.1.0",
         "name": "tiny",
         "build_id": BUILD_ID,
         "task": "sentence-embedding",
-        "inputs": [
-            {"name": "input_ids", "dtype": "i64", "shape": ["batch", "seq"], "range": [0, 9]},
-            {"name": "attention_mask", "dtype": "i64", "shape": ["batch", "seq"], "default": 1},
+        "functions": [
+            {
+                "name": "forward",
+                "inputs": [
+                    {"name": "input_ids", "dtype": "i64", "shape": ["batch", "seq"], "range": [0, 9]},
+                    {"name": "attention_mask", "dtype": "i64", "shape": ["batch", "seq"], "default": 1},
+                ],
+                "outputs": [
+                    {"name": "hidden", "dtype": "f32", "shape": ["batch", "seq", 3]},
+                    {"name": "sums", "dtype": "f32", "shape": ["batch", 3]},
+                    {"name": "ramp", "dtype": "f32", "shape": ["2*seq + 1"]},
+                ],
+            }
         ],
-        "outputs": [
-            {"name": "hidden", "dtype": "f32", "shape": ["batch", "seq", 3]},
-            {"name": "sums", "dtype": "f32", "shape": ["batch", 3]},
-            {"name": "ramp", "dtype": "f32", "shape": ["2*seq + 1"]},
-        ],
+        "states": [],
         "dims": {"batch": [1, 64], "seq": [1, 512]},
         "target": "x86",
         "variants": [{"name": "avx2", "features": ["avx2", "fma"]}, {"name": "base", "features": []}],
@@ -98,6 +107,64 @@ def manifest_fields(folder: Path) -> dict[str, Any]:
         "postprocess": {},
         "sizes": {"parameters": 30},
     }
+
+
+IDS = {"name": "ids", "dtype": "i64", "shape": ["batch", "seq"], "range": [0, 9]}
+TALLY: dict[str, Any] = {
+    "name": "tally",
+    "build_id": "fedcba9876543210" * 4,
+    "functions": [
+        {
+            "name": "step",
+            "inputs": [
+                IDS,
+                {"name": "mask", "dtype": "i64", "shape": ["batch", "past + seq"], "default": 1},
+                {"name": "rounds", "dtype": "i64", "shape": [], "default": 0},
+            ],
+            "outputs": [
+                {"name": "sums", "dtype": "f32", "shape": ["batch", 3]},
+                {"name": "history", "dtype": "i64", "shape": ["batch", "past + seq"]},
+            ],
+        },
+        {
+            "name": "peek",
+            "inputs": [{"name": "scale", "dtype": "f32", "shape": [], "default": 1}],
+            "outputs": [
+                {"name": "scaled", "dtype": "f32", "shape": ["batch", 3]},
+                {"name": "trail", "dtype": "f32", "shape": ["batch", "past"]},
+            ],
+        },
+        {
+            "name": "square",
+            "inputs": [IDS],
+            "outputs": [{"name": "squares", "dtype": "i64", "shape": ["batch", "seq"]}],
+        },
+    ],
+    "states": [
+        {"name": "total", "dtype": "f32", "shape": ["batch", 3], "grows": None},
+        {"name": "seen", "dtype": "i64", "shape": ["past", "batch"], "grows": 0},
+        {"name": "trail", "dtype": "f32", "shape": ["batch", "past"], "grows": 1},
+    ],
+    "dims": {"batch": [1, 4], "seq": [1, 8], "past": [0, 40]},
+    "variants": [{"name": "base", "features": []}],
+}
+
+
+class TallyModel:
+    """What tally.c should give, call after call."""
+
+    def __init__(self, batch: int) -> None:
+        self.total, self.seen = np.zeros((batch, 3), np.float32), np.zeros((batch, 0), np.int64)
+
+    def step(self, ids: Any, mask: Any = None) -> dict[str, np.ndarray]:
+        ids = np.asarray(ids)
+        parts = [ids.sum(1), np.full(len(ids), ids.shape[1]), (ids * ids).sum(1)]
+        self.total = self.total + np.stack(parts, 1).astype(np.float32)
+        self.seen = np.concatenate([self.seen, ids], 1)
+        return {"sums": self.total, "history": self.seen * (1 if mask is None else np.asarray(mask))}
+
+    def peek(self, scale: float = 1) -> dict[str, np.ndarray]:
+        return {"scaled": self.total * np.float32(scale), "trail": self.seen.astype(np.float32)}
 
 
 def write_manifest(folder: Path, **changed: Any) -> None:
@@ -138,6 +205,8 @@ def build() -> SimpleNamespace:
         manifest_fields=manifest_fields,
         sha256=sha256,
         tiny_c=HERE / "tiny.c",
+        tally=TALLY,
+        tally_model=TallyModel,
         table=TABLE,
         build_id=BUILD_ID,
     )
@@ -156,11 +225,35 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tokenizer(folder / "tokenizer.json")
     ids, mask = np.array([[1, 2, 3]]), np.array([[1, 0, 1]])
     cases = [
-        ({"input_ids": ids}, compute(ids)),
-        ({"input_ids": ids, "attention_mask": mask}, compute(ids, mask)),
+        [Call("forward", {"input_ids": ids}, compute(ids))],
+        [Call("forward", {"input_ids": ids, "attention_mask": mask}, compute(ids, mask))],
     ]
     write_selftest(folder / "selftest.bin", BUILD_ID, cases)
     write_manifest(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tally(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifact of tally.c: states and three functions; do not change it."""
+    folder = tmp_path_factory.mktemp("artifact") / "tally.llmc"
+    folder.mkdir()
+    module = compile_module(folder / "module.so", program="tally.c")
+    own = bench_definition(sha256(module.read_bytes()))
+    compile_c(folder / "bench", *BENCH_FLAGS, own, *map(str, BENCH_SOURCES), *BENCH_LIBRARIES)
+    shutil.copy(HEADER, folder)
+    write_weights(folder / "weights.bin", bytes(64), TALLY["build_id"])
+    ids, more, model = np.array([[1, 2, 3], [4, 5, 6]]), np.array([[7], [8]]), TallyModel(2)
+    cases = [
+        [
+            Call("step", {"ids": ids}, model.step(ids)),
+            Call("step", {"ids": more}, model.step(more)),
+            Call("peek", {"scale": np.array(2, np.float32)}, model.peek(2)),
+        ],
+        [Call("square", {"ids": ids}, {"squares": ids * ids})],
+    ]
+    write_selftest(folder / "selftest.bin", TALLY["build_id"], cases)
+    write_manifest(folder, **TALLY)
     return folder
 
 

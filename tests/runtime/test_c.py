@@ -56,7 +56,7 @@ def driver(tmp_path_factory, build):
 def test_header_is_strict(command, tmp_path):
     source = tmp_path / ("use.c" if command[0] == "gcc" else "use.cpp")
     source.write_text(
-        '#include "llmc.h"\nint main(void) { llmc_options o = {0, 0, 0, 0, NULL, NULL}; return o.pin; }\n'
+        '#include "llmc.h"\nint main(void) { llmc_options o = {0, 0, 0, 0, NULL, NULL, 0}; return o.pin; }\n'
     )
     run(tool(command[0]), *command[1:], *STRICT, f"-I{HEADER.parent}", "-c", source, "-o", tmp_path / "use.o")
 

@@ -36,17 +36,28 @@ def change(folder, *place, to):
     (folder / "manifest.json").write_text(json.dumps(seal(fields)))
 
 
+FORWARD = ("functions", 0)
+STATE = {"name": "s", "dtype": "f32", "shape": ["seq"], "grows": 0}
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("format",), 2, "artifact format 2 is not supported, only 1"),
+        (("format",), 3, "artifact format 3 is not supported, only 2"),
+        (("format",), 1, "artifact format 1 is not supported, only 2"),
         (("format",), "1", "field format must be an integer"),
         (("name",), None, "field name must be a text"),
         (("build_id",), "ABC", "field build_id must be 64 hexadecimal digits"),
-        (("inputs", 0, "dtype"), "f64", "field inputs[0].dtype must be one of f32"),
-        (("inputs", 0, "dtype"), "i32", "field inputs does not describe module.so"),
-        (("inputs", 0, "shape", 1), [], "field inputs[0].shape[1] must be an integer"),
-        (("outputs", 1, "name"), "hidden", "field outputs must be different names"),
+        (("functions",), [], "field functions must be at least one function"),
+        ((*FORWARD, "name"), "x", "field functions does not describe module.so"),
+        ((*FORWARD, "inputs", 0, "dtype"), "f64", "field functions[0].inputs[0].dtype must be one of f32"),
+        ((*FORWARD, "inputs", 0, "dtype"), "i32", "field functions does not describe module.so"),
+        ((*FORWARD, "inputs", 0, "shape", 1), [], "field functions[0].inputs[0].shape[1] must be an integer"),
+        ((*FORWARD, "outputs", 1, "name"), "hidden", "field functions[0].outputs must be different names"),
+        (("states",), [STATE], "field states does not describe module.so"),
+        (("states",), [STATE, STATE], "field states must be different names"),
+        (("states",), [{**STATE, "grows": 1}], "field states[0].grows must be an integer within 0..0"),
+        (("states",), [{**STATE, "shape": "seq"}], "field states[0].shape must be an array"),
         (("dims", "seq"), [5, 2], "field dims.seq[1] must be an integer within 5.."),
         (("dims", "seq"), [1, 600], "field dims does not describe module.so"),
         (
@@ -84,7 +95,7 @@ def test_unknown_fields_are_ignored(copy_of_tiny):
         ("[" * 100_000, "manifest.json is not JSON"),
         ("[]", "field (all) must be an object"),
         ('{"format": NaN}', "NaN is not a JSON number"),
-        ('{"format": 1, "sha256": "%s"}' % ("0" * 64), "manifest.json was edited or damaged"),
+        ('{"format": 2, "sha256": "%s"}' % ("0" * 64), "manifest.json was edited or damaged"),
     ],
 )
 def test_text(tmp_path, text, message):
@@ -111,5 +122,5 @@ def test_wrong_library(copy_of_tiny, build):
     (copy_of_tiny / "module.so").unlink()
     build.compile_c(copy_of_tiny / "module.so", "-shared", str(source))
     build.write_manifest(copy_of_tiny)
-    with pytest.raises(LlmcError, match="undefined symbol: llmc_open"):
+    with pytest.raises(LlmcError, match="undefined symbol: llmc_get_api"):
         load(copy_of_tiny)

@@ -7,7 +7,7 @@ import pytest
 
 from llmc import LlmcError
 from llmc.runtime import load
-from llmc.runtime.selftest import read_selftest, write_selftest
+from llmc.runtime.selftest import Call, read_selftest, write_selftest
 
 
 def test_passes(tiny):
@@ -20,7 +20,9 @@ def test_fails(copy_of_tiny, build, expected):
     ids = np.array([[1, 2]])
     wrong = expected(ids)
     wrong["sums"][0, 1] += 0.25
-    write_selftest(copy_of_tiny / "selftest.bin", build.build_id, [({"input_ids": ids}, wrong)])
+    write_selftest(
+        copy_of_tiny / "selftest.bin", build.build_id, [[Call("forward", {"input_ids": ids}, wrong)]]
+    )
     build.write_manifest(copy_of_tiny)
     with load(copy_of_tiny) as model:
         result = model.selftest()
@@ -36,10 +38,11 @@ def test_round_trip(tmp_path):
         "ü": np.zeros((0, 4), np.bool_),
         "h": rng.standard_normal(7).astype(np.float16),
     }
-    write_selftest(tmp_path / "s", "a" * 64, [(arrays, {}), ({}, arrays)])
+    write_selftest(tmp_path / "s", "a" * 64, [[Call("f", arrays, {}), Call("ü", {}, arrays)], []])
     build_id, cases = read_selftest(tmp_path / "s")
-    assert build_id == "a" * 64
-    for found in (cases[0][0], cases[1][1]):
+    assert (build_id, [len(case) for case in cases]) == ("a" * 64, [2, 0])
+    assert [call.function for call in cases[0]] == ["f", "ü"]
+    for found in (cases[0][0].inputs, cases[0][1].outputs):
         assert list(found) == list(arrays)
         for name, array in arrays.items():
             assert found[name].dtype == array.dtype

@@ -105,10 +105,17 @@ static const llmc_task kernels[] = {gather, sum, ramp};
 static const llmc_variant variants[] = {
     {"never", 1u << 31, kernels, fma_loop}, {"avx2", LLMC_CPU_AVX2, kernels, fma_loop}, {"base", 0, kernels, fma_loop}};
 
+static const int counted[] = {-1};
+static const unsigned char dims_used[] = {1, 1};
+
+static const llmc_function functions[] = {{
+    .name = "forward", .n_inputs = 2, .n_outputs = 3, .n_steps = 3, .inputs = inputs, .outputs = outputs, .steps = steps,
+    .counted = counted, .dims_used = dims_used, .arena_bytes = arena_bytes, .output_shape = output_shape,
+    .step_cost = step_cost, .run = run,
+}};
+
 const llmc_program llmc_this_program = {
     .abi = LLMC_MODULE_ABI, .name = "tiny", .build_id = BUILD_ID, .weights_bytes = WEIGHTS_BYTES,
-    .weights_sha256 = WEIGHTS_SHA256,
-    .n_dims = 2, .n_inputs = 2, .n_outputs = 3, .n_steps = 3, .n_variants = 3,
-    .dims = dims, .inputs = inputs, .outputs = outputs, .steps = steps, .variants = variants,
-    .scratch_bytes = 12, .arena_bytes = arena_bytes, .output_shape = output_shape, .step_cost = step_cost, .run = run,
+    .weights_sha256 = WEIGHTS_SHA256, .n_dims = 2, .dims = dims, .n_functions = 1, .functions = functions,
+    .n_variants = 3, .variants = variants, .scratch_bytes = 12,
 };

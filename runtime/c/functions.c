@@ -1,0 +1,137 @@
+/*
+ * functions.c - the functions of a model: by name, and what sizes mean for them.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "model.h"
+
+#define LONGEST_NAME 63
+
+static int least(int a, int b) {
+    return a < b ? a : b;
+}
+
+/* Letters to insert, delete or exchange to make one name of the other (Levenshtein), of their first 63. */
+static int distance(const char *a, const char *b) {
+    int row[LONGEST_NAME + 1], i, j, n = 0;
+    while (n < LONGEST_NAME && b[n]) n++;
+    for (j = 0; j <= n; j++) row[j] = j;
+    for (i = 0; i < LONGEST_NAME && a[i]; i++) {
+        int diagonal = row[0];
+        row[0] = i + 1;
+        for (j = 0; j < n; j++) {
+            int changed = diagonal + (a[i] != b[j]);
+            diagonal = row[j + 1];
+            row[j + 1] = least(changed, least(row[j], row[j + 1]) + 1);
+        }
+    }
+    return row[n];
+}
+
+static llmc_status no_such(const llmc_program *program, const char *name, llmc_error *error) {
+    char names[200] = "", hint[256];
+    const char *near = NULL;
+    int i, best = (int)strlen(name) / 2 + 1;
+    for (i = 0; i < program->n_functions; i++) {
+        size_t used = strlen(names);
+        int letters = distance(name, program->functions[i].name);
+        snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", program->functions[i].name);
+        if (letters >= best) continue;
+        best = letters;
+        near = program->functions[i].name;
+    }
+    snprintf(hint, sizeof hint, "%s%.40s%sit has %s", near ? "did you mean " : "", near ? near : "", near ? "? " : "", names);
+    return llmc_fail(error, LLMC_ERROR_ARGUMENT, hint, "the model has no function '%.100s'", name);
+}
+
+int llmc_find_function(const llmc_model *model, const char *name, llmc_error *error) {
+    int i;
+    if (!model || !name) {
+        llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "model and name must not be NULL");
+        return -1;
+    }
+    for (i = 0; i < model->program->n_functions; i++)
+        if (strcmp(model->program->functions[i].name, name) == 0) return i;
+    no_such(model->program, name, error);
+    return -1;
+}
+
+const llmc_function *llmc_function_of(const llmc_model *model, int number, llmc_error *error) {
+    if (number >= 0 && number < model->program->n_functions) return &model->program->functions[number];
+    llmc_fail(error, LLMC_ERROR_ARGUMENT, "llmc_find_function() tells numbers", "function is %d, must be within 0..%d",
+              number, model->program->n_functions - 1);
+    return NULL;
+}
+
+/* The sizes that a function needs, checked and with the counted ones behind them. */
+static llmc_status take_sizes(const llmc_program *program, const llmc_function *function, const int64_t *asked,
+                              int64_t *sizes, llmc_error *error) {
+    int d;
+    memset(sizes, 0, LLMC_MAX_DIMS * sizeof *sizes);
+    for (d = 0; d < program->n_dims; d++) {
+        const llmc_dim_info *dim = &program->dims[d];
+        if (!function->dims_used[d]) continue;
+        if (asked[d] < dim->low || asked[d] > dim->high)
+            return llmc_fail(error, LLMC_ERROR_SHAPE, NULL, "%s is %lld, must be within %lld..%lld", dim->name,
+                             (long long)asked[d], (long long)dim->low, (long long)dim->high);
+        sizes[d] = asked[d];
+    }
+    llmc_count_dims(program, function, NULL, sizes);
+    return llmc_check_growth(program, function, sizes, error);
+}
+
+static uint64_t bytes_of_states(const llmc_program *program, const llmc_function *function, const int64_t *sizes) {
+    uint64_t bytes = 0;
+    int i;
+    for (i = 0; i < program->n_states; i++) {
+        int use = function->state_use[i];
+        size_t before, after;
+        if (use == LLMC_STATE_UNUSED) continue;
+        before = function->state_bytes(sizes, i, 0);
+        after = use == LLMC_STATE_READ ? 0 : function->state_bytes(sizes, i, 1);
+        bytes += llmc_held_for(use == LLMC_STATE_APPENDED && after > before ? after : before);
+        if (use == LLMC_STATE_REPLACED) bytes += llmc_held_for(after);
+    }
+    return bytes;
+}
+
+llmc_status llmc_memory_needed(const llmc_model *model, int function, const int64_t *asked, llmc_memory *memory,
+                               llmc_error *error) {
+    const llmc_function *chosen;
+    int64_t sizes[LLMC_MAX_DIMS];
+    llmc_status status;
+    size_t defaults = 0;
+    int i;
+    if (!model || !asked || !memory)
+        return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "model, sizes and memory must not be NULL");
+    chosen = llmc_function_of(model, function, error);
+    if (!chosen) return LLMC_ERROR_ARGUMENT;
+    status = take_sizes(model->program, chosen, asked, sizes, error);
+    if (status != LLMC_OK) return status;
+    for (i = 0; i < chosen->n_inputs; i++)
+        if (chosen->inputs[i].has_default) defaults += llmc_default_bytes(chosen, sizes, i);
+    memory->weights = model->program->weights_bytes;
+    memory->arena = model->device->run_bytes(chosen, sizes) + (defaults ? llmc_held_for(defaults) : 0);
+    memory->states = bytes_of_states(model->program, chosen, sizes);
+    return LLMC_OK;
+}
+
+llmc_status llmc_input_shapes(const llmc_model *model, int function, const int64_t *asked, llmc_tensor *inputs,
+                              llmc_error *error) {
+    const llmc_function *chosen;
+    int64_t sizes[LLMC_MAX_DIMS];
+    llmc_status status;
+    int i;
+    if (!model || !asked || !inputs)
+        return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "model, sizes and inputs must not be NULL");
+    chosen = llmc_function_of(model, function, error);
+    if (!chosen) return LLMC_ERROR_ARGUMENT;
+    status = take_sizes(model->program, chosen, asked, sizes, error);
+    for (i = 0; i < chosen->n_inputs && status == LLMC_OK; i++) {
+        inputs[i].dtype = chosen->inputs[i].dtype;
+        inputs[i].rank = chosen->inputs[i].rank;
+        llmc_input_shape(chosen, sizes, i, inputs[i].shape);
+    }
+    return status;
+}

@@ -1,0 +1,101 @@
+/*
+ * host.c - the CPU as a device: its memory is the program's own, and a pool's threads run the kernels.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "model.h"
+
+static llmc_status open_model(llmc_model *model, llmc_error *error) {
+    (void)model, (void)error;
+    return LLMC_OK;
+}
+
+static void close_model(llmc_model *model, int forked) {
+    (void)model, (void)forked;
+}
+
+static llmc_status open_session(llmc_session *session, llmc_error *error) {
+    (void)session, (void)error;
+    return LLMC_OK;
+}
+
+static void close_session(llmc_session *session, int forked) {
+    (void)session, (void)forked;
+}
+
+/* A C library that can move pages without copying them does so in realloc(). */
+static llmc_status grow(llmc_session *session, llmc_region *region, size_t bytes, size_t keep, llmc_error *error) {
+    size_t offset = region->at ? (size_t)(region->at - (unsigned char *)region->block) : 0;
+    unsigned char *block, *at;
+    (void)session;
+    if (!keep) { /* first, so that the peak is the larger of the two and not their sum */
+        free(region->block);
+        memset(region, 0, sizeof *region);
+    }
+    block = bytes < SIZE_MAX - 64 ? (unsigned char *)realloc(region->block, bytes + 64) : NULL;
+    if (!block) return llmc_fail_memory(error, bytes);
+    at = block + (64 - (uintptr_t)block % 64) % 64;
+    if (keep && at != block + offset) memmove(at, block + offset, keep);
+    region->block = block;
+    region->at = at;
+    region->bytes = bytes;
+    return LLMC_OK;
+}
+
+static void release(llmc_session *session, llmc_region *region, int forked) {
+    (void)session, (void)forked;
+    free(region->block);
+}
+
+static llmc_status copy(llmc_session *session, void *to, const void *from, size_t bytes, llmc_error *error) {
+    (void)session, (void)error;
+    if (from)
+        memcpy(to, from, bytes);
+    else
+        memset(to, 0, bytes);
+    return LLMC_OK;
+}
+
+static size_t run_bytes(const llmc_function *function, const int64_t *sizes) {
+    return llmc_held_for(function->arena_bytes(sizes));
+}
+
+static llmc_status run(llmc_session *session, const llmc_function *function, const llmc_tensor *outputs,
+                       const int64_t *sizes, llmc_error *error) {
+    llmc_frame frame;
+    uint64_t mode;
+    int i;
+    llmc_status status =
+        llmc_reserve(session, &llmc_host, &session->arena, function->arena_bytes(sizes), 0, error);
+    if (status != LLMC_OK) return status;
+    for (i = 0; i < function->n_outputs; i++) session->outputs[i] = outputs[i].data;
+    frame.dims = sizes;
+    frame.weights = session->model->map + LLMC_WEIGHTS_HEADER;
+    frame.arena = session->arena.at;
+    frame.inputs = session->inputs;
+    frame.outputs = session->outputs;
+    frame.states = session->states;
+    frame.next = session->next;
+    frame.runtime = session;
+    mode = llmc_float_mode(); /* the caller's may differ from the workers': the same bits on all threads */
+    function->run(&frame, session->model->variant->kernels);
+    llmc_set_float_mode(mode);
+    return LLMC_OK;
+}
+
+void llmc_run_step(llmc_frame *frame, int step, llmc_task task, const void *arguments, int64_t items, int64_t cost) {
+    llmc_session *session = (llmc_session *)frame->runtime;
+    double begin;
+    if (llmc_stopped(&session->stop)) return;
+    if (!session->step_seconds) {
+        session->pool_can->run(session->pool, task, arguments, items, cost, &session->stop);
+        return;
+    }
+    begin = llmc_now();
+    session->pool_can->run(session->pool, task, arguments, items, cost, &session->stop);
+    session->step_seconds[step] += llmc_now() - begin;
+}
+
+const llmc_device llmc_host = {0,   open_model, close_model, open_session,    close_session,   grow, release,
+                               copy, run_bytes, run,         llmc_peak_flops, llmc_peak_stream};

@@ -1,0 +1,126 @@
+/*
+ * resize.c - put a session at other lengths: forget the newest positions, or add zeros.
+ */
+#include <string.h>
+
+#include "model.h"
+
+/* A function that says how many bytes state `i` has. */
+static const llmc_function *user_of(const llmc_program *program, int i) {
+    int f;
+    for (f = 0; f < program->n_functions; f++)
+        if (program->functions[f].state_use[i] != LLMC_STATE_UNUSED) return &program->functions[f];
+    return NULL;
+}
+
+static llmc_status take_size(const llmc_program *program, int d, int64_t asked, int64_t *size, llmc_error *error) {
+    const llmc_dim_info *dim = &program->dims[d];
+    int is_length = llmc_dim_of_states(program, d) == 2;
+    if (!is_length && asked < 0) return LLMC_OK; /* as it is, known or not */
+    if (asked < (is_length ? 0 : dim->low) || asked > dim->high)
+        return llmc_fail(error, LLMC_ERROR_SHAPE, NULL, "%s is %lld, must be within %lld..%lld", dim->name,
+                         (long long)asked, (long long)(is_length ? 0 : dim->low), (long long)dim->high);
+    if (!is_length && *size >= 0 && *size != asked)
+        return llmc_fail(error, LLMC_ERROR_STATE, "reset the session to begin with other sizes, or use another",
+                         "%s is %lld, but %lld in the session", dim->name, (long long)asked, (long long)*size);
+    *size = asked;
+    return LLMC_OK;
+}
+
+/* Whether all sizes of state `i` are known. */
+static int is_known(const llmc_program *program, int i, const int64_t *sizes) {
+    const llmc_state_spec *spec = &program->states[i];
+    int axis;
+    for (axis = 0; axis < spec->rank; axis++)
+        if (spec->dims[axis] < 0 && spec->dims[axis] != INT64_MIN && sizes[-1 - spec->dims[axis]] < 0) return 0;
+    return 1;
+}
+
+typedef struct move { /* of one state */
+    size_t before, after; /* bytes */
+    size_t outer;         /* parts that lie one after the other and grow each */
+} move;
+
+static llmc_status plan_move(const llmc_session *session, int i, const int64_t *sizes, move *m, llmc_error *error) {
+    const llmc_program *program = session->model->program;
+    const llmc_state_spec *spec = &program->states[i];
+    const llmc_function *function = user_of(program, i);
+    int axis;
+    memset(m, 0, sizeof *m);
+    if (!function) return LLMC_OK;
+    if (!is_known(program, i, sizes)) {
+        if (spec->grows < 0 || sizes[-1 - spec->dims[spec->grows]] == 0) return LLMC_OK;
+        return llmc_fail(error, LLMC_ERROR_STATE, "run the session once, or give all sizes",
+                         "state %s cannot have a length: its other sizes are not known yet", spec->name);
+    }
+    m->before = session->begun[i] ? function->state_bytes(session->sizes, i, 0) : 0;
+    m->after = function->state_bytes(sizes, i, 0);
+    m->outer = 1;
+    for (axis = 0; axis < spec->grows; axis++) {
+        int64_t d = spec->dims[axis];
+        if (d == INT64_MIN)
+            return llmc_fail(error, LLMC_ERROR_STATE, "reset the session instead",
+                             "state %s cannot be cut: axis %d before the one that grows is an expression", spec->name, axis);
+        m->outer *= (size_t)(d >= 0 ? d : sizes[-1 - d]);
+    }
+    return LLMC_OK;
+}
+
+static llmc_status reserve(llmc_session *session, int i, const move *m, llmc_error *error) {
+    const llmc_device *device = session->model->device;
+    if (m->outer > 1) return llmc_reserve(session, device, &session->others[i], m->after, 0, error);
+    return llmc_reserve(session, device, &session->values[i], m->after, m->before, error);
+}
+
+/* Parts of other lengths go to the other memory, one by one; a whole state stays and gets zeros behind it. */
+static llmc_status carry_out(llmc_session *session, int i, const move *m, llmc_error *error) {
+    const llmc_device *device = session->model->device;
+    size_t from = m->outer ? m->before / m->outer : 0, to = m->outer ? m->after / m->outer : 0, part;
+    llmc_region value = session->values[i];
+    llmc_status status = LLMC_OK;
+    if (m->outer == 1 && m->after > m->before)
+        status = device->copy(session, value.at + m->before, NULL, m->after - m->before, error);
+    if (m->outer <= 1) return status;
+    if (m->after) status = device->copy(session, session->others[i].at, NULL, m->after, error);
+    for (part = 0; part < m->outer && from && to && status == LLMC_OK; part++)
+        status = device->copy(session, session->others[i].at + part * to, value.at + part * from,
+                              from < to ? from : to, error);
+    session->values[i] = session->others[i];
+    session->others[i] = value;
+    return status;
+}
+
+static llmc_status resize(llmc_session *session, const int64_t *asked, llmc_error *error) {
+    const llmc_program *program = session->model->program;
+    int64_t sizes[LLMC_MAX_DIMS];
+    llmc_status status = LLMC_OK;
+    move m;
+    int i, d;
+    memcpy(sizes, session->sizes, sizeof sizes);
+    for (d = 0; d < program->n_dims && status == LLMC_OK; d++)
+        if (llmc_dim_of_states(program, d)) status = take_size(program, d, asked[d], &sizes[d], error);
+    for (i = 0; i < program->n_states && status == LLMC_OK; i++) {
+        status = plan_move(session, i, sizes, &m, error);
+        if (status == LLMC_OK && m.outer) status = reserve(session, i, &m, error);
+    }
+    if (status != LLMC_OK) return status; /* and nothing has changed but room */
+    for (i = 0; i < program->n_states && status == LLMC_OK; i++) {
+        status = plan_move(session, i, sizes, &m, error);
+        if (status == LLMC_OK && m.outer) status = carry_out(session, i, &m, error);
+        if (m.outer) session->begun[i] = 1;
+    }
+    memcpy(session->sizes, sizes, sizeof sizes);
+    if (status != LLMC_OK) llmc_forget(session); /* a device that cannot copy: what is where is not known any more */
+    return status;
+}
+
+llmc_status llmc_session_resize(llmc_session *session, const int64_t *sizes, llmc_error *error) {
+    llmc_status status;
+    if (!session || !sizes)
+        return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "session and sizes must not be NULL");
+    status = llmc_claim(session, error);
+    if (status != LLMC_OK) return status;
+    status = resize(session, sizes, error);
+    llmc_unclaim(session);
+    return status;
+}

@@ -1,0 +1,105 @@
+/*
+ * states.c - what a session keeps from one call to the next: memory, lengths, and how a call that succeeded changes them.
+ *
+ * A state that a call appends to keeps its memory, and only its length says what of it counts. One that is replaced has
+ * two memories in turns. So a call that fails has changed nothing.
+ */
+#include <string.h>
+
+#include "model.h"
+
+/* The dim along which state `i` grows, -1: none. */
+static int growing_dim(const llmc_program *program, int i) {
+    const llmc_state_spec *spec = &program->states[i];
+    return spec->grows < 0 ? -1 : (int)(-1 - spec->dims[spec->grows]);
+}
+
+int llmc_dim_of_states(const llmc_program *program, int d) {
+    int i, axis, found = 0;
+    for (i = 0; i < program->n_states; i++) {
+        if (growing_dim(program, i) == d) return 2;
+        for (axis = 0; axis < program->states[i].rank; axis++) found |= program->states[i].dims[axis] == -1 - d;
+    }
+    return found;
+}
+
+void llmc_forget(llmc_session *session) {
+    const llmc_program *program = session->model->program;
+    int d;
+    for (d = 0; d < LLMC_MAX_DIMS; d++)
+        session->sizes[d] = d < program->n_dims && llmc_dim_of_states(program, d) == 2 ? 0 : -1;
+    if (program->n_states) memset(session->begun, 0, (size_t)program->n_states);
+}
+
+static int changes(const llmc_function *function, int i) {
+    return function->state_use[i] == LLMC_STATE_APPENDED || function->state_use[i] == LLMC_STATE_REPLACED;
+}
+
+llmc_status llmc_check_growth(const llmc_program *program, const llmc_function *function, const int64_t *sizes,
+                              llmc_error *error) {
+    int i;
+    for (i = 0; i < program->n_states; i++) {
+        int d = growing_dim(program, i);
+        int64_t length;
+        if (d < 0 || !changes(function, i)) continue;
+        length = function->state_length(sizes, i);
+        if (length > program->dims[d].high)
+            return llmc_fail(error, LLMC_ERROR_STATE, "reset the session, or compile with a larger bound",
+                             "%s is %lld in the session and would be %lld after this call, at most %lld is possible",
+                             program->dims[d].name, (long long)sizes[d], (long long)length,
+                             (long long)program->dims[d].high);
+    }
+    return LLMC_OK;
+}
+
+/* Memory for the value of state `i` now and after the call. */
+static llmc_status place(llmc_session *session, const llmc_function *function, int i, const int64_t *sizes,
+                         llmc_error *error) {
+    const llmc_device *device = session->model->device;
+    int use = function->state_use[i];
+    size_t before = function->state_bytes(sizes, i, 0), after = changes(function, i) ? function->state_bytes(sizes, i, 1) : 0;
+    size_t most = use == LLMC_STATE_APPENDED && after > before ? after : before;
+    llmc_status status = llmc_reserve(session, device, &session->values[i], most, session->begun[i] ? before : 0, error);
+    if (status == LLMC_OK && !session->begun[i] && before)
+        status = device->copy(session, session->values[i].at, NULL, before, error);
+    if (status == LLMC_OK && use == LLMC_STATE_REPLACED)
+        status = llmc_reserve(session, device, &session->others[i], after, 0, error);
+    return status;
+}
+
+llmc_status llmc_place_states(llmc_session *session, const llmc_function *function, const int64_t *sizes,
+                              llmc_error *error) {
+    int i;
+    for (i = 0; i < session->model->program->n_states; i++) {
+        llmc_status status;
+        session->states[i] = session->next[i] = NULL;
+        if (function->state_use[i] == LLMC_STATE_UNUSED) continue;
+        status = place(session, function, i, sizes, error);
+        if (status != LLMC_OK) return status;
+        session->states[i] = session->values[i].at;
+        if (function->state_use[i] == LLMC_STATE_REPLACED) session->next[i] = session->others[i].at;
+    }
+    return LLMC_OK;
+}
+
+static void flip(llmc_session *session, int i) {
+    llmc_region value = session->values[i];
+    session->values[i] = session->others[i];
+    session->others[i] = value;
+}
+
+void llmc_commit_states(llmc_session *session, const llmc_function *function, const int64_t *sizes) {
+    const llmc_program *program = session->model->program;
+    int i, axis;
+    for (i = 0; i < program->n_states; i++) {
+        const llmc_state_spec *spec = &program->states[i];
+        if (function->state_use[i] == LLMC_STATE_UNUSED) continue;
+        for (axis = 0; axis < spec->rank; axis++)
+            if (spec->dims[axis] < 0 && spec->dims[axis] != INT64_MIN && axis != spec->grows)
+                session->sizes[-1 - spec->dims[axis]] = sizes[-1 - spec->dims[axis]];
+        if (spec->grows >= 0 && changes(function, i))
+            session->sizes[growing_dim(program, i)] = function->state_length(sizes, i);
+        if (function->state_use[i] == LLMC_STATE_REPLACED) flip(session, i);
+        session->begun[i] = 1;
+    }
+}

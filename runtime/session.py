@@ -1,0 +1,199 @@
+"""A session: one sequence of calls of a model, with states, memory and, if asked, threads of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ctypes import byref, c_int64
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from llmc.errors import LlmcError
+from llmc.runtime import native
+from llmc.runtime.arrays import Array, check_names
+from llmc.runtime.calls import Caller
+from llmc.runtime.threads import Threads, count
+
+if TYPE_CHECKING:
+    from llmc.runtime.model import Model
+
+
+class Session:
+    """Made by `Model.session`. Also a context manager.
+
+    A call that fails, is cancelled or takes too long leaves the session as it was. One thread uses it at a time: a
+    second one gets an error. It goes on working when its model is closed.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        threads: int | Threads | None = None,
+        max_memory: int | None = None,
+        *,
+        pin: bool = False,
+    ) -> None:
+        """See `Model.session`."""
+        handle = model._open_handle()
+        options = native.SessionOptions(max_memory=memory_bound(max_memory), pin=bool(pin))
+        shared = threads if isinstance(threads, Threads) else None
+        if shared is not None:
+            options.shared = shared.opened(handle.library)
+        else:
+            options.threads = count(None if isinstance(threads, Threads) else threads)
+        self.model = model
+        self._handle: native.SessionHandle | None = native.SessionHandle(
+            handle, options, str(model.path), shared
+        )
+
+    def __call__(self, *, out: Mapping[str, Array] | None = None, **inputs: Any) -> dict[str, Array]:
+        """Run the model's first function; see `run`."""
+        return self.run(inputs, out)
+
+    def call(
+        self, function: str, /, *, out: Mapping[str, Array] | None = None, **inputs: Any
+    ) -> dict[str, Array]:
+        """Run the function of that name; see `run`."""
+        return self.run(inputs, out, function=function)
+
+    def run(
+        self,
+        inputs: Mapping[str, Any],
+        out: Mapping[str, Array] | None = None,
+        *,
+        function: str | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Array]:
+        """Run a function on the session's states, without the GIL.
+
+        Args:
+            inputs, out: as for `Model.run`.
+            function: its name; None: the model's first.
+            timeout: seconds after which the run is given up; None: never. Looked at between two steps.
+
+        Returns:
+            name -> array, for every output.
+
+        Raises:
+            LlmcError: as for `Model.run`; there is no such function, the call does not fit what the session holds,
+                the session is in use or closed, memory would pass its bound, the run was cancelled or took too long.
+        """
+        handle = self._open_handle()
+        name = next(iter(self.model.functions)) if function is None else function
+        check_names("function", [name], self.model.functions)
+        if timeout is not None and not timeout > 0:
+            raise LlmcError(f"timeout is {timeout!r}, must be seconds above 0, or None")
+        chosen, library = self.model.functions[name], handle.library
+        who = handle.pointer, chosen.number
+        caller = Caller(
+            library, library.session_output_shapes, library.session_run, who, str(self.model.path)
+        )
+        return caller(chosen, inputs, out, (byref(native.RunOptions(timeout=timeout or 0.0)),))
+
+    def reset(self) -> None:
+        """Begin a new sequence: lengths are 0, other states zeros. The memory is kept.
+
+        Raises:
+            LlmcError: the session is in use or closed.
+        """
+        handle, error = self._open_handle(), native.Error()
+        handle.library.check(
+            handle.library.session_reset(handle.pointer, byref(error)), error, str(self.model.path)
+        )
+
+    def resize(self, **sizes: int) -> None:
+        """Put it at other lengths, such as `past=5`: a shorter one forgets the newest positions, a longer adds zeros.
+
+        Raises:
+            LlmcError: no state has such a size, or it is out of bounds or not the one of this sequence; the session
+                is in use or closed.
+        """
+        handle, error = self._open_handle(), native.Error()
+        known = {name: now for name, now in zip(self.model.dims, self._report().sizes, strict=False)}
+        check_names("size of states", sizes, {n: None for n in known if n in self._state_sizes()})
+        for name, size in sizes.items():
+            if type(size) is not int or not 0 <= size < 2**62:
+                raise LlmcError(f"{name} is {size!r}, must be an int, at least 0")
+        array = (c_int64 * native.MAX_DIMS)(*(sizes.get(name, now) for name, now in known.items()))
+        status = handle.library.session_resize(handle.pointer, array, byref(error))
+        handle.library.check(status, error, str(self.model.path))
+
+    @property
+    def lengths(self) -> Mapping[str, int]:
+        """Dim along which states grow -> positions held.
+
+        Raises:
+            LlmcError: the session is in use or closed.
+        """
+        sizes = dict(zip(self.model.dims, self._report().sizes, strict=False))
+        return MappingProxyType({name: sizes[name] for name in self.model.lengths})
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it holds now: states and intermediate results.
+
+        Raises:
+            LlmcError: the session is in use or closed.
+        """
+        report = self._report()
+        return int(report.arena_bytes + report.state_bytes)
+
+    @property
+    def threads(self) -> int:
+        """That work on its runs.
+
+        Raises:
+            LlmcError: the session is in use or closed.
+        """
+        return int(self._report().threads)
+
+    def cancel(self) -> None:
+        """Give up the run in progress on another thread, which then raises an error. Without one nothing happens.
+
+        Raises:
+            LlmcError: the session is closed.
+        """
+        handle = self._open_handle()
+        handle.library.session_cancel(handle.pointer)
+
+    def close(self) -> None:
+        """Give its memory and threads back as soon as a run in progress has returned. Closing twice is fine."""
+        self._handle = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._handle is None:
+            return f"<llmc.Session of {self.model.name}, closed>"
+        return f"<llmc.Session of {self.model.name}>"
+
+    def _open_handle(self) -> native.SessionHandle:
+        handle = self._handle
+        if handle is None:
+            raise LlmcError(
+                "the session is closed", at=str(self.model.path), hint="open another: model.session()"
+            )
+        return handle
+
+    def _report(self) -> native.SessionReport:
+        handle, report, error = self._open_handle(), native.SessionReport(), native.Error()
+        status = handle.library.session_info(handle.pointer, byref(report), byref(error))
+        handle.library.check(status, error, str(self.model.path))
+        return report
+
+    def _state_sizes(self) -> set[str]:
+        return {axis for state in self.model.states.values() for axis in state.shape if isinstance(axis, str)}
+
+
+def memory_bound(number: int | None) -> int:
+    """`max_memory` as C wants it.
+
+    Raises:
+        LlmcError: it is no number of bytes.
+    """
+    if number is not None and (type(number) is not int or not 1 <= number < 2**63):
+        raise LlmcError(f"max_memory is {number!r}, must be a number of bytes, or None")
+    return number or 0
