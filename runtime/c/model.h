@@ -147,6 +147,7 @@ llmc_status llmc_check_growth(const llmc_program *program, const llmc_function *
 llmc_status llmc_place_states(llmc_session *session, const llmc_function *function, const int64_t *sizes,
                               llmc_error *error); /* the frame's states and next */
 void llmc_commit_states(llmc_session *session, const llmc_function *function, const int64_t *sizes);
+void llmc_release_spare(llmc_session *session); /* memory whose contents nobody needs */
 int llmc_dim_of_states(const llmc_program *program, int d); /* 0: no state has it, 1: one has, 2: one grows along it */
 
 /* session.c */

@@ -82,6 +82,11 @@ static llmc_status run(llmc_session *session, const llmc_function *function, con
     why = llmc_take_turn(session);
     if (why) return given_up(why, timeout, error);
     status = run_in_turn(session, function, inputs, outputs, bound.sizes, error);
+    if (status == LLMC_ERROR_MEMORY) { /* what other sizes left may be in the way */
+        llmc_release_spare(session);
+        status = run_in_turn(session, function, inputs, outputs, bound.sizes, error);
+    }
+    if (status == LLMC_ERROR_MEMORY) llmc_release_spare(session); /* as would what this call has taken */
     why = llmc_stopped(&session->stop); /* also where the last steps were skipped */
     if (status == LLMC_OK && why) status = given_up(why, timeout, error);
     if (status == LLMC_OK && !(options && options->discard)) llmc_commit_states(session, function, bound.sizes);

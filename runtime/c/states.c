@@ -82,6 +82,17 @@ llmc_status llmc_place_states(llmc_session *session, const llmc_function *functi
     return LLMC_OK;
 }
 
+void llmc_release_spare(llmc_session *session) {
+    const llmc_device *device = session->model->device;
+    int i;
+    for (i = 0; i < session->model->program->n_states; i++) {
+        llmc_release(session, device, &session->others[i], 0);
+        if (!session->begun[i]) llmc_release(session, device, &session->values[i], 0);
+    }
+    llmc_release(session, device, &session->arena, 0);
+    llmc_release(session, &llmc_host, &session->defaults, 0);
+}
+
 static void flip(llmc_session *session, int i) {
     llmc_region value = session->values[i];
     session->values[i] = session->others[i];
