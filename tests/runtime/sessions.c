@@ -143,7 +143,8 @@ static void play_together(llmc_model *model, const llmc_session_options *options
 
 static void *run_long(void *argument) {
     player *p = (player *)argument;
-    p->status = (int)step(p, 1, 1000000, NULL);
+    do p->status = (int)step(p, 1, 1000000, NULL);
+    while (p->status == LLMC_ERROR_BUSY); /* the other thread looked at the session just then */
     return NULL;
 }
 

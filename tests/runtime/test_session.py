@@ -191,7 +191,10 @@ def running(session, **options):
         try:
             session.run({"ids": IDS, "rounds": np.array(LONG)}, **options)
         except LlmcError as error:
-            raised.append(str(error))
+            if "in use" in str(error):  # the other thread looked at it just then
+                work()
+            else:
+                raised.append(str(error))
 
     thread = threading.Thread(target=work)
     thread.start()
