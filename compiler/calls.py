@@ -1,4 +1,4 @@
-"""What lowering makes of a graph: a list of kernel calls.
+"""What lowering makes of a graph: a list of kernel calls, and of regions that hold such lists.
 
 A `Kernel` is one function, shared by every call with the same `key`; a `Call` says on which values, for which
 scalars and for how many work items it runs. The program writer knows no more of a kernel than this.
@@ -7,7 +7,7 @@ scalars and for how many work items it runs. The program writer knows no more of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +24,13 @@ class Kernel:
     Args:
         family: which file of kernels made it: "linear".
         key: everything its code depends on; (family, key) identifies it.
-        pointers: dtype of each pointer parameter, the written one last.
+        pointers: dtype of each pointer parameter, the written ones last.
         scalars: how many int64 parameters follow.
         emit: (symbol, cpu) -> TIR PrimFunc.
         scratch: bytes of scratch memory for each thread, passed before begin and end if not 0.
         threads: of a block of a GPU kernel, which has no begin, end and scratch; 0 for a CPU.
         about: what the files of its family want to know of it again: of a product, its shape and schedule.
+        written: how many pointers it writes, one for each result of its node.
     """
 
     family: str
@@ -40,6 +41,7 @@ class Kernel:
     scratch: int = 0
     threads: int = 0
     about: Any = field(default=None, compare=False)
+    written: int = 1
 
     @property
     def symbol(self) -> str:
@@ -71,8 +73,8 @@ class Call:
 
     Args:
         kernel: which.
-        operands: one for each pointer; a `constant` node is read from the weights file as it is. The last is
-            the node whose value the call writes.
+        operands: one for each pointer that is read; a `constant` node is read from the weights file as it is. The last
+            is the node whose results the call writes.
         scalars: one for each scalar parameter.
         items: how many work items; on a GPU, how many blocks.
         cost: work of one item, in vector operations or 64-byte lines moved: chunks are cut by it.
@@ -88,3 +90,24 @@ class Call:
     flops: Dim
     bytes: Dim
     source: Source = field(default_factory=Source)
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A loop or a branch: its node, and the calls that compute each of its bodies."""
+
+    node: Node
+    bodies: tuple[tuple[Call | Region, ...], ...]
+
+
+Calls = Iterable[Call | Region]
+
+
+def every_call(calls: Calls) -> Iterator[Call]:
+    """The calls of a program, those of its regions' bodies too."""
+    for call in calls:
+        if isinstance(call, Call):
+            yield call
+            continue
+        for body in call.bodies:
+            yield from every_call(body)

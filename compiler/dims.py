@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache, reduce
 from typing import Any, NamedTuple
 
@@ -28,8 +28,18 @@ class Bounds(NamedTuple):
 
 @cache
 def symbol(name: str) -> sympy.Symbol:
-    """The dim called `name`, a positive integer."""
-    return sympy.Symbol(name, integer=True, positive=True)
+    """The dim called `name`, an integer of at least 0: what a state holds begins with none of it."""
+    return sympy.Symbol(name, integer=True, nonnegative=True)
+
+
+def from_one(value: Dim, zero: Collection[str] = ()) -> Dim:
+    """`value` with what follows from dims being at least 1, all but those of `zero`: Max(1, seq) -> seq."""
+    if isinstance(value, int):
+        return value
+    positive = {
+        s: sympy.Symbol(s.name, integer=True, positive=True) for s in value.free_symbols if s.name not in zero
+    }
+    return dim(value.xreplace(positive).xreplace({p: s for s, p in positive.items()}))
 
 
 def dim(value: Any) -> Dim:

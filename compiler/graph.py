@@ -1,14 +1,15 @@
-"""The graph IR: immutable typed nodes, one output each.
+"""The graph IR: immutable typed nodes, each one value, or several that `result` nodes pick from.
 
-A `Graph` is a list of output nodes; everything else is reached through `Node.inputs`. Nodes compare by
-identity and are never edited: a rewrite makes new nodes and `Graph.replace` rebuilds what depends on them.
+A `Graph` is a list of roots, outputs and next values of states; everything else is reached through `Node.inputs`.
+Nodes compare by identity and are never edited: a rewrite makes new nodes and `Graph.replace` rebuilds what depends
+on them.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -64,6 +65,26 @@ class TensorType:
         return len(self.shape)
 
 
+@dataclass(frozen=True, init=False)
+class Results(TensorType):
+    """What a node with several results gives: their types. Only the op `result` reads such a node."""
+
+    types: tuple[TensorType, ...]
+
+    def __init__(self, types: Iterable[TensorType]) -> None:
+        object.__setattr__(self, "dtype", "results")  # no dtype of a tensor, so nobody takes it for one
+        object.__setattr__(self, "shape", ())
+        object.__setattr__(self, "types", tuple(types))
+
+    def __str__(self) -> str:
+        return f"({', '.join(map(str, self.types))})"
+
+
+def results_of(kind: TensorType) -> tuple[TensorType, ...]:
+    """The types of all that a node of this type gives."""
+    return kind.types if isinstance(kind, Results) else (kind,)
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a node came from: module path (`encoder.layer.3.attention`) and `file:line`, either may be empty."""
@@ -108,7 +129,7 @@ Attributes = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One value: `op` applied to `inputs`. Attribute values are hashable (str, int, float, bool, tuple, Weight)."""
+    """`op` applied to `inputs`. Attribute values are hashable (str, int, float, bool, tuple, Weight, Graph)."""
 
     op: str
     inputs: tuple[Node, ...]
@@ -130,6 +151,11 @@ class Node:
     def dtype(self) -> str:
         return self.type.dtype
 
+    @property
+    def bodies(self) -> tuple[Graph, ...]:
+        """The attributes that are graphs: what a loop repeats, what a branch chooses from."""
+        return tuple(value for value in self.attributes.values() if isinstance(value, Graph))
+
     def with_inputs(self, inputs: Iterable[Node]) -> Node:
         """The same op, attributes and source on other inputs; the type is inferred again."""
         from llmc.compiler.ops import make
@@ -142,33 +168,43 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A program: named inputs and outputs and the bounds of every named dim.
+    """A function: from named inputs and states to named outputs and the next values of states.
 
     Args:
         inputs: `input` nodes, in the order of the signature.
         outputs: name -> node.
-        dims: name -> inclusive bounds.
+        dims: name -> inclusive bounds; a body has none, its dims are those of the graph around it.
+        states: `state` nodes, all that the function reads or updates.
+        updates: name of a state -> its next value; a state without one keeps its value.
     """
 
     inputs: tuple[Node, ...]
     outputs: Mapping[str, Node]
     dims: Mapping[str, Bounds] = field(default_factory=dict)
+    states: tuple[Node, ...] = ()
+    updates: Mapping[str, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outputs", MappingProxyType(dict(self.outputs)))
+        object.__setattr__(self, "updates", MappingProxyType(dict(self.updates)))
         object.__setattr__(self, "dims", MappingProxyType({k: Bounds(*v) for k, v in self.dims.items()}))
+
+    @property
+    def roots(self) -> tuple[Node, ...]:
+        """The nodes whose values leave the function: outputs and next values of states."""
+        return *self.outputs.values(), *self.updates.values()
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        """Every node, inputs first, each after what it reads."""
-        seen: dict[Node, None] = dict.fromkeys(self.inputs)
-        for root in self.outputs.values():
+        """Every node, inputs and states first, each after what it reads."""
+        seen: dict[Node, None] = dict.fromkeys((*self.inputs, *self.states))
+        for root in self.roots:
             _visit(root, seen)
         return tuple(seen)
 
     @cached_property
     def users(self) -> Mapping[Node, tuple[Node, ...]]:
-        """node -> the nodes that read it, once for each read; a graph output adds nothing."""
+        """node -> the nodes that read it, once for each read; being a root adds nothing."""
         table: dict[Node, list[Node]] = {node: [] for node in self.nodes}
         for node in self.nodes:
             for read in node.inputs:
@@ -188,8 +224,24 @@ class Graph:
             done[node] = change(node if same else node.with_inputs(inputs))
         if all(a is b for a, b in done.items()):
             return self
-        outputs = {name: done[node] for name, node in self.outputs.items()}
-        return Graph(tuple(done[i] for i in self.inputs), outputs, self.dims)
+        return self.exchanged(done.__getitem__)
+
+    def exchanged(self, new: Callable[[Node], Node]) -> Graph:
+        """The same signature and dims with `new(node)` for each input, state and root."""
+        return replace(
+            self,
+            inputs=tuple(map(new, self.inputs)),
+            outputs={name: new(node) for name, node in self.outputs.items()},
+            states=tuple(map(new, self.states)),
+            updates={name: new(node) for name, node in self.updates.items()},
+        )
+
+    def everywhere(self) -> Iterator[Node]:
+        """Every node, those of bodies after the node that has them."""
+        for node in self.nodes:
+            yield node
+            for body in node.bodies:
+                yield from body.everywhere()
 
     def nx(self) -> Any:
         """A networkx.MultiDiGraph of nodes with `op`, `type`, `source`; edges carry the input position."""

@@ -13,10 +13,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmc.compiler.bodies import run_everywhere
 from llmc.compiler.graph import Graph
+from llmc.compiler.module import Module
 from llmc.compiler.rewrite import Event, Journal, recording
 from llmc.compiler.spec import EXACT, LOSSY, Keeps, Pass, build, close, near, parse_texts
-from llmc.compiler.verify import verify
+from llmc.compiler.verify import verify, verify_module
 from llmc.errors import LlmcError
 
 __all__ = ["EXACT", "LOSSY", "Keeps", "Observer", "Pass", "PassRun", "Pipeline", "Report", "close", "near"]
@@ -127,6 +129,26 @@ class Pipeline:
                 observe(run, graph)
         return graph, Report(tuple(runs))
 
+    def run_module(
+        self, module: Module, *observers: Observer, print_after: Collection[str] = ()
+    ) -> tuple[Module, Mapping[str, Report]]:
+        """Run every pass on each function of `module`.
+
+        Raises:
+            LlmcError: as `run`, `at` names the function too; or functions do not agree any more on a state.
+        """
+        functions: dict[str, Graph] = {}
+        reports: dict[str, Report] = {}
+        for name, graph in module.functions.items():
+            try:
+                functions[name], reports[name] = self.run(graph, *observers, print_after=print_after)
+            except LlmcError as error:
+                at = f"function {name}" + (f", {error.at}" if error.at else "")
+                raise LlmcError(error.problem, at=at, found=error.found, hint=error.hint) from error
+        after = Module(functions)
+        verify_module(after)
+        return after, reports
+
 
 def _run(step: Step, graph: Graph, before: list[str]) -> tuple[PassRun, Graph]:
     start = time.perf_counter()
@@ -153,7 +175,7 @@ def _record(step: Step, seconds: float, graph: Graph, after: Graph, journal: Jou
 def _guarded(step: Step, graph: Graph, before: list[str]) -> Graph:
     """The pass's result; what it raises is reported with its name and the passes already run."""
     try:
-        after = step.change.run(graph)
+        after = run_everywhere(step.change, graph)
     except LlmcError as error:
         problem = f"pass {step}: {error.problem}"
         raise LlmcError(problem, at=error.at, found=error.found, hint=error.hint) from error
@@ -182,8 +204,11 @@ def _checked(step: Step, graph: Graph, after: Graph) -> None:
 
 
 def _signature(graph: Graph) -> list[str]:
+    """What callers see. The order of a state's axes is no business of theirs."""
     inputs = [f"input {n.attributes['name']} {n.type}" for n in graph.inputs]
-    return inputs + [f"output {name} {node.type}" for name, node in graph.outputs.items()]
+    outputs = [f"output {name} {node.type}" for name, node in graph.outputs.items()]
+    states = [f"state {n.attributes['name']} {n.dtype} {sorted(map(str, n.shape))}" for n in graph.states]
+    return [*inputs, *outputs, *states, *(f"update {name}" for name in graph.updates)]
 
 
 def _printing(names: Collection[str], pipeline: Pipeline) -> tuple[Observer, ...]:

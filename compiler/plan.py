@@ -1,4 +1,4 @@
-"""Where every value lives: outputs, one arena for the rest, the weights file.
+"""Where every value lives: outputs, states, one arena for the rest, the weights file.
 
 Sizes are expressions over the named dims, so a plan holds for every batch and sequence. The arena is a row of
 slots; a value takes a slot that is free for as long as the value lives, and a slot is as large as the largest
@@ -7,29 +7,24 @@ value it ever holds. The program works the offsets out from the actual dims, onc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import sympy
 
-from llmc.compiler.calls import Call, Operand, Packed
-from llmc.compiler.dims import Dim, dim, dim_names, evaluate, product
-from llmc.compiler.graph import DTYPES, Graph, Node
-from llmc.compiler.ops import OPS
+from llmc.compiler.calls import Call, Operand, Packed, Region
+from llmc.compiler.dims import Dim
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.module import FORWARD, Module
+from llmc.compiler.places import Place, nbytes, root
+from llmc.compiler.plan_bodies import Body, Move, Step, Walk, leaves
+from llmc.compiler.plan_states import LEAVES, held, place_updates, with_moves
+
+__all__ = ["ALIGNMENT", "Copy", "Place", "Plan", "Stored", "make_plan", "make_plans", "nbytes", "root"]
 
 ALIGNMENT = 64
-_TYPICAL = 128  # the size at which two expressions are compared when slots are chosen
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a value is: `kind` is "input", "output", "slot" or "weight", `index` which one."""
-
-    kind: str
-    index: int
+Calls = Sequence[Call | Region]
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Copy:
-    """An output that no call writes: an input, a constant, or a value another output holds already."""
+    """An output that no call writes: an input, a state, a constant, or a value that is elsewhere already."""
 
     node: Node
     output: int
@@ -59,18 +54,29 @@ class Plan:
     """The placed program.
 
     Args:
-        steps: calls, then copies, in order.
+        steps: calls, loops and branches, then copies, in order; what states grow by may be moved to them in between.
         places: root node -> where its value is.
         slots: bytes of each slot of the arena.
         weights: what the weights file holds; `weights_bytes` in all.
+        results: node -> the nodes that its results are placed for, of a node with several.
     """
 
-    steps: tuple[Call | Copy, ...]
+    steps: tuple[Step | Copy, ...]
     places: Mapping[Node, Place]
     slots: tuple[Dim, ...]
     weights: tuple[Stored, ...]
     weights_bytes: int
     _weight_index: Mapping[object, int]
+    results: Mapping[Node, tuple[Node, ...]] = field(default_factory=dict)
+
+    @property
+    def leaves(self) -> tuple[Call | Copy | Move, ...]:
+        """The steps that compute or move something, those of bodies too."""
+        return tuple(leaves(self.steps))
+
+    def within(self, body: Body) -> Plan:
+        """This plan, with the places of a body's values."""
+        return replace(self, places=body.places)
 
     def place(self, operand: Operand) -> Place:
         """Where an operand is read from, or a result written to."""
@@ -78,92 +84,64 @@ class Plan:
             return Place("weight", self._weight_index[_weight_key(operand)])
         return self.places[root(operand)]
 
-
-def root(node: Node) -> Node:
-    """The node whose memory `node` shares: views hold nothing themselves."""
-    while OPS[node.op].view:
-        node = node.inputs[0]
-    return node
+    def written(self, node: Node) -> list[Place]:
+        """Where the results of a call of `node` go."""
+        return [self.places[result] for result in self.results.get(node, (root(node),))]
 
 
-def nbytes(node: Node) -> Dim:
-    """Size of a node's value."""
-    return dim(product(node.shape) * DTYPES[node.dtype].itemsize)
+_Weights = tuple[tuple[Stored, ...], Mapping[object, int], int]
 
 
-def make_plan(graph: Graph, calls: Sequence[Call]) -> Plan:
+def make_plan(graph: Graph, calls: Calls) -> Plan:
     """Place the values of `calls`, which compute `graph` in this order."""
+    return make_plans(Module.of(graph), {FORWARD: calls})[FORWARD]
+
+
+def make_plans(module: Module, calls: Mapping[str, Calls]) -> dict[str, Plan]:
+    """The plan of each function of `module` for its `calls`. All have the same weights, stored once."""
+    claims = {name: _claim(graph, list(module.states)) for name, graph in module.functions.items()}
+    read = (operand for name, claim in claims.items() for operand in claim.operands(calls[name]))
+    stored = _store(read)
+    return {
+        name: _placed(graph, calls[name], claims[name], stored) for name, graph in module.functions.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """Where values of a function belong before its calls are walked, and what is copied there."""
+
+    places: dict[Node, Place]
+    moves: list[tuple[Node, Move]]
+    copies: list[Copy]
+
+    def operands(self, calls: Calls) -> Iterator[Operand]:
+        """All that the function reads."""
+        yield from _operands(calls)
+        yield from (copy.node for copy in self.copies)
+        yield from (move.node for _, move in self.moves)
+
+
+def _claim(graph: Graph, states: Sequence[str]) -> _Claim:
     places = {node: Place("input", i) for i, node in enumerate(graph.inputs)}
-    copies = []
+    places |= {node: Place("state", states.index(node.attributes["name"])) for node in graph.states}
+    moves, copies = place_updates(graph, states, places), []
     for i, node in enumerate(graph.outputs.values()):
-        held = root(node)
-        if held.op in ("input", "constant") or held in places:
-            copies.append(Copy(held, i))
+        source = held(node)
+        if source.op in LEAVES or source in places:
+            copies.append(Copy(source, i))
         else:
-            places[held] = Place("output", i)
-    slots = _Slots()
-    last = _last_uses(calls)
-    for position, call in enumerate(calls):
-        result = root(call.operands[-1])  # type: ignore[arg-type]  # the last operand is always a node
-        if result not in places:
-            places[result] = Place("slot", slots.take(nbytes(result)))
-        for node in _read(call):
-            if last[node] == position and places[node].kind == "slot":
-                slots.give(places[node].index)
-        if last.get(result, -1) <= position and places[result].kind == "slot":
-            slots.give(places[result].index)
-    weights, index, size = _store([*calls, *copies])
-    return Plan((*calls, *copies), places, tuple(slots.sizes), weights, size, index)
+            places[source] = Place("output", i)
+    return _Claim(places, moves, copies)
 
 
-def _read(call: Call) -> Iterator[Node]:
-    """The nodes with memory of their own that a call reads, each once."""
-    nodes = (root(o) for o in call.operands[:-1] if isinstance(o, Node) and root(o).op != "constant")
-    return iter(dict.fromkeys(nodes))
-
-
-def _last_uses(calls: Sequence[Call]) -> dict[Node, int]:
-    return {node: i for i, call in enumerate(calls) for node in _read(call)}
-
-
-class _Slots:
-    """The arena's slots while the program is walked."""
-
-    def __init__(self) -> None:
-        self.sizes: list[Dim] = []
-        self._free: list[int] = []
-
-    def take(self, size: Dim) -> int:
-        """A free slot, the one that fits most closely; a new one if none is free."""
-        if not self._free:
-            self.sizes.append(size)
-            return len(self.sizes) - 1
-        wanted = _typical(size)
-        # Growing a small slot costs what it lacks, using a large one costs nothing but keeps it from larger values.
-        best = min(
-            self._free, key=lambda i: (max(0, wanted - _typical(self.sizes[i])), _typical(self.sizes[i]), i)
-        )
-        self._free.remove(best)
-        self.sizes[best] = _larger(self.sizes[best], size)
-        return best
-
-    def give(self, index: int) -> None:
-        self._free.append(index)
-
-
-def _typical(size: Dim) -> int:
-    return evaluate(size, dict.fromkeys(dim_names(size), _TYPICAL))
-
-
-@lru_cache(maxsize=1024)  # layers ask the same, and sympy is slow
-def _larger(a: Dim, b: Dim) -> Dim:
-    """max(a, b), without a Max where one is a multiple of the other."""
-    if a == b:
-        return a
-    ratio = sympy.simplify(sympy.sympify(a) / b)
-    if ratio.is_number:
-        return a if ratio > 1 else b
-    return sympy.Max(a, b)
+def _placed(graph: Graph, calls: Calls, claim: _Claim, stored: _Weights) -> Plan:
+    weights, index, size = stored
+    zero = frozenset(name for name, (low, _) in graph.dims.items() if not low)
+    walk = Walk(lambda operand: Place("weight", index[_weight_key(operand)]), zero)
+    steps = with_moves(walk.steps(graph, calls, claim.places), calls, claim.moves)
+    slots = tuple(walk.slots.sizes)
+    return Plan((*steps, *claim.copies), claim.places, slots, weights, size, index, walk.results)
 
 
 def _weight_key(operand: Operand) -> object:
@@ -172,21 +150,31 @@ def _weight_key(operand: Operand) -> object:
     return operand.attributes["value"].digest, ""
 
 
-def _store(steps: Sequence[Call | Copy]) -> tuple[tuple[Stored, ...], dict[object, int], int]:
+def _operands(calls: Iterable[Call | Region]) -> Iterator[Operand]:
+    """All that is read, in order; of a body also its outputs, which may be constants."""
+    for call in calls:
+        if isinstance(call, Call):
+            yield from call.operands
+            continue
+        yield from call.node.inputs
+        for body, inner in zip(call.node.bodies, call.bodies, strict=True):
+            yield from _operands(inner)
+            yield from body.outputs.values()
+
+
+def _store(operands: Iterable[Operand]) -> _Weights:
     """Every constant operand once for each layout, in order of first use, 64-byte aligned."""
     index: dict[object, int] = {}
     stored: list[Stored] = []
     offset = 0
-    for step in steps:
-        operands = step.operands if isinstance(step, Call) else (step.node,)
-        for operand in operands:
-            if isinstance(operand, Node):
-                operand = root(operand)
-            if isinstance(operand, Node) and operand.op != "constant":
-                continue
-            key = _weight_key(operand)
-            if key not in index:
-                index[key] = len(stored)
-                stored.append(Stored(offset, operand))
-                offset += -(-stored[-1].array().nbytes // ALIGNMENT) * ALIGNMENT
+    for operand in operands:
+        if isinstance(operand, Node):
+            operand = root(operand)
+        if isinstance(operand, Node) and operand.op != "constant":
+            continue
+        key = _weight_key(operand)
+        if key not in index:
+            index[key] = len(stored)
+            stored.append(Stored(offset, operand))
+            offset += -(-stored[-1].array().nbytes // ALIGNMENT) * ALIGNMENT
     return tuple(stored), index, offset

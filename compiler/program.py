@@ -1,22 +1,29 @@
-"""The straight-line program of an artifact, as C: `module.c` from a plan.
+"""The program of an artifact, as C: `module.c` from a plan.
 
-One function calls the kernels in order on arena offsets worked out from the actual dims: no interpreter, no
-graph, no allocation while it runs. The text is kept by `llmc compile --keep DIR` and meant to be read.
+Each function of the module is one of C that calls the kernels in order, on arena offsets worked out from the actual
+dims: no interpreter, no graph, no allocation while it runs. Loops and branches of the graph are those of C. The text
+is kept by `llmc compile --keep DIR` and meant to be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
 
+from llmc.compiler.c_text import Tensor, c_size, c_string, state_spec, tensor_spec
 from llmc.compiler.calls import Call, Kernel
-from llmc.compiler.counted import counted_dims, given_dims
-from llmc.compiler.dims import Dim, dim, dim_c, dim_text, symbol
-from llmc.compiler.graph import Graph, Node, TensorType
-from llmc.compiler.plan import ALIGNMENT, Copy, Place, Plan, nbytes
+from llmc.compiler.counted import counted_dims
+from llmc.compiler.dims import Dim, dim
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.module import Module
+from llmc.compiler.places import Place, nbytes
+from llmc.compiler.plan import ALIGNMENT, Copy, Plan
+from llmc.compiler.plan_bodies import Body, Choice, Move, Repeat
+from llmc.compiler.plan_states import state_use
+from llmc.compiler.verify import used_dims
 
 LANES = 16  # multiply-adds in the unit of `Call.cost`
 
@@ -42,17 +49,6 @@ class Variant:
         return self.code_for(family) if self.code_for else self.name
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One input or output of the signature."""
-
-    name: str
-    type: TensorType
-    default: float | None = None
-    low: int | None = None
-    high: int | None = None
-
-
 def signature(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs and outputs, in the order of the C interface."""
     inputs = []
@@ -63,8 +59,8 @@ def signature(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def write_program(
-    graph: Graph,
-    plan: Plan,
+    module: Module,
+    plans: Mapping[str, Plan],
     variants: Sequence[Variant],
     name: str,
     build_id: str,
@@ -72,8 +68,6 @@ def write_program(
     architectures: Sequence[str] = (),
 ) -> str:
     """The text of module.c; `architectures` are those of its GPU kernels, if it has such."""
-    inputs, outputs = signature(graph)
-    given, counted = given_dims(graph), counted_dims(graph)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("llmc.compiler", "."),
         trim_blocks=True,
@@ -81,71 +75,64 @@ def write_program(
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    kernels = list({s.kernel.symbol: s.kernel for s in plan.steps if isinstance(s, Call)}.values())
+    called = [step.kernel for plan in plans.values() for step in plan.leaves if isinstance(step, Call)]
+    kernels = list({kernel.symbol: kernel for kernel in called}.values())
+    names = list(module.dims)
     return environment.get_template("module.c.jinja").render(
         name=c_string(name),
         build_id=build_id,
-        weights_bytes=plan.weights_bytes,
+        weights_bytes=next(iter(plans.values())).weights_bytes,
         weights_sha256=weights_sha256,
-        dims=[(n, *graph.dims[n]) for n in given],
-        counts=[(n, graph.inputs.index(mask)) for n, mask in counted.items()],
-        inputs=[_tensor(t, given) for t in inputs],
-        outputs=[_tensor(t, given) for t in outputs],
-        output_shapes=[[_size(d) for d in t.type.shape] for t in outputs],
+        dims=[(n, *bounds) for n, bounds in module.dims.items()],
+        states=[state_spec(state, names) for state in module.states.values()],
+        functions=[_function(n, module, plans[n], kernels) for n in module.functions],
         kernels=[_kernel(k) for k in kernels],
         variants=variants,
         codes=lambda family: dict.fromkeys(v.code(family) for v in variants),
-        steps=[
-            {**_step(i, s, plan), "index": kernels.index(s.kernel) if isinstance(s, Call) else None}
-            for i, s in enumerate(plan.steps)
-        ],
-        slots=[_size(size) for size in plan.slots],
         alignment=ALIGNMENT,
         scratch=max([k.scratch for k in kernels], default=0),
         gpu=c_string(", ".join(architectures)) if architectures else "",
     )
 
 
-def c_string(text: str) -> str:
-    """A C string literal; anything but plain ASCII as octal escapes."""
-    plain = {ord(c) for c in " !#$%&'()*+,-./:;<=>@[]^_`{|}~"}
-    return (
-        '"'
-        + "".join(
-            chr(b) if chr(b).isascii() and (chr(b).isalnum() or b in plain) else f"\\{b:03o}"
-            for b in text.encode()
-        )
-        + '"'
+def _function(name: str, module: Module, plan: Plan, kernels: Sequence[Kernel]) -> dict[str, Any]:
+    """What the template writes for one function."""
+    graph, names = module.functions[name], list(module.dims)
+    inputs, outputs = signature(graph)
+    writer = _Steps(plan, kernels)
+    program = writer.write(plan, plan.steps, 1)
+    uses = {state: state_use(graph, state) for state in module.states}
+    needed = used_dims(
+        replace(graph, states=tuple(n for n in graph.states if uses[n.attributes["name"]] != "unused"))
     )
-
-
-def _size(value: Dim) -> str:
-    """C for a size; the dim `batch` is the variable `size_batch`, so that no name of a dim is a word of C."""
-    value = dim(value)
-    return dim_c(
-        value if isinstance(value, int) else value.xreplace({s: _variable(s) for s in value.free_symbols})
-    )
-
-
-def _variable(name: Any) -> Dim:
-    return symbol(f"size_{name}")
-
-
-def _tensor(tensor: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    def code(d: Dim) -> str:
-        if isinstance(d, int):
-            return str(d)
-        return str(-1 - names.index(str(d))) if str(d) in names else "INT64_MIN"
-
     return {
-        "name": c_string(tensor.name),
-        "dtype": f"LLMC_{tensor.type.dtype.upper()}",
-        "rank": tensor.type.rank,
-        "dims": [code(d) for d in tensor.type.shape],
-        "texts": [c_string(dim_text(d)) for d in tensor.type.shape],
-        "default": tensor.default,
-        "low": tensor.low,
-        "high": tensor.high,
+        "name": name,
+        "counts": [(n, graph.inputs.index(mask)) for n, mask in counted_dims(graph).items()],
+        "inputs": [tensor_spec(t, names) for t in inputs],
+        "outputs": [tensor_spec(t, names) for t in outputs],
+        "input_shapes": [[c_size(d) for d in t.type.shape] for t in inputs],
+        "output_shapes": [[c_size(d) for d in t.type.shape] for t in outputs],
+        "program": program,
+        "steps": writer.leaves,
+        "slots": [c_size(size) for size in plan.slots],
+        "dims_used": [int(n in needed) for n in names],
+        "states": [
+            {"number": i, "use": uses[state].upper(), **_state_sizes(graph, state)}
+            for i, state in enumerate(module.states)
+            if uses[state] != "unused"
+        ],
+        "state_use": [uses[state].upper() for state in module.states],
+    }
+
+
+def _state_sizes(graph: Graph, name: str) -> dict[str, Any]:
+    """C for the bytes of a state before and after a call, and for its length after it."""
+    state = next(node for node in graph.states if node.attributes["name"] == name)
+    after, grows = graph.updates.get(name, state), state.attributes["grows"]
+    return {
+        "before": c_size(nbytes(state)),
+        "after": c_size(nbytes(after)),
+        "length": "0" if grows is None else c_size(after.shape[grows]),
     }
 
 
@@ -153,42 +140,98 @@ def _kernel(kernel: Kernel) -> dict[str, Any]:
     return {
         "symbol": kernel.symbol,
         "family": kernel.family,
-        "reads": range(len(kernel.pointers) - 1),
+        "reads": range(len(kernel.pointers) - kernel.written),
+        "writes": range(kernel.written),
         "scalars": range(kernel.scalars),
         "scratch": kernel.scratch > 0,
         "threads": kernel.threads,
     }
 
 
-def _step(number: int, step: Call | Copy, plan: Plan) -> dict[str, Any]:
-    if isinstance(step, Copy):
-        size = _size(nbytes(step.node))
+class _Steps:
+    """What the template writes for the steps of a plan; `leaves` gets those that compute or move something."""
+
+    def __init__(self, plan: Plan, kernels: Sequence[Kernel]) -> None:
+        self.plan, self.kernels = plan, {k.symbol: i for i, k in enumerate(kernels)}
+        self.leaves: list[dict[str, Any]] = []
+
+    def write(self, plan: Plan, steps: Sequence[Any], times: Dim) -> list[dict[str, Any]]:
+        """The steps of a program or body that runs `times`."""
+        return [self._step(plan, step, times) for step in steps]
+
+    def _step(self, plan: Plan, step: Any, times: Dim) -> dict[str, Any]:
+        match step:
+            case Repeat():
+                return self._loop(plan, step, times)
+            case Choice(condition=condition, bodies=bodies):
+                both = [self._body(plan, body, times) for body in bodies]
+                return {"kind": "branch", "condition": _pointer(condition, plan), "bodies": both}
+            case Call():
+                leaf = self._call(plan, step, times)
+            case Copy(node=node, output=output):
+                leaf = self._copy(plan, node, Place("output", output), times)
+            case Move(node=node, to=to):
+                leaf = self._copy(plan, node, to, times)
+        leaf["number"] = len(self.leaves)
+        self.leaves.append(leaf)
+        return leaf
+
+    def _body(self, plan: Plan, body: Body, times: Dim) -> list[dict[str, Any]]:
+        return self.write(plan.within(body), body.steps, times)
+
+    def _loop(self, plan: Plan, loop: Repeat, times: Dim) -> dict[str, Any]:
+        count = loop.node.attributes["count"]
+        steps = self._body(plan, loop.body, dim(times * count))
         return {
-            "number": number,
-            "kernel": None,
-            "family": "copy",
-            "source": c_string(str(step.node.source)),
-            "from": _pointer(plan.place(step.node), plan),
-            "to": _pointer(Place("output", step.output), plan),
-            "size": size,
-            "flops": "0",
-            "bytes": f"2 * {size}",
+            "kind": "loop",
+            "number": max(len(self.leaves) - 1, 0),  # whose time it is to hand out what was carried last
+            "source": str(loop.node.source).replace("*/", ""),
+            "count": c_size(count),
+            "reverse": loop.node.attributes["reverse"],
+            "moving": [(m.pointer, _pointer(m.base, plan), c_size(m.step)) for m in loop.moving],
+            "carried": [
+                {
+                    "now": c.now,
+                    "after": c.after,
+                    "first": _pointer(c.first, plan),
+                    "last": _pointer(c.last, plan),
+                    "spare": c.spare and _pointer(c.spare, plan),
+                    "bytes": c_size(c.bytes),
+                }
+                for c in loop.carried
+            ],
+            "steps": steps,
         }
-    *reads, written = step.operands
-    assert isinstance(written, Node)
-    return {
-        "number": number,
-        "kernel": step.kernel.symbol,
-        "family": step.kernel.family,
-        "source": c_string(step.source.path or step.source.line),
-        "reads": [_pointer(plan.place(o), plan) for o in reads],
-        "writes": _pointer(plan.place(written), plan),
-        "scalars": [_size(s) for s in step.scalars],
-        "items": _size(step.items),
-        "cost": _size(step.cost * LANES),
-        "flops": _size(step.flops),
-        "bytes": _size(step.bytes),
-    }
+
+    def _copy(self, plan: Plan, node: Node, to: Place, times: Dim) -> dict[str, Any]:
+        return {
+            "kind": "copy",
+            "family": "copy",
+            "source": c_string(str(node.source)),
+            "from": _pointer(plan.place(node), plan),
+            "to": _pointer(to, plan),
+            "size": c_size(nbytes(node)),
+            "flops": "0",
+            "bytes": c_size(dim(2 * times * nbytes(node))) if times != 1 else f"2 * {c_size(nbytes(node))}",
+        }
+
+    def _call(self, plan: Plan, call: Call, times: Dim) -> dict[str, Any]:
+        *reads, written = call.operands
+        assert isinstance(written, Node)
+        return {
+            "kind": "call",
+            "kernel": call.kernel.symbol,
+            "index": self.kernels[call.kernel.symbol],
+            "family": call.kernel.family,
+            "source": c_string(call.source.path or call.source.line),
+            "reads": [_pointer(plan.place(o), plan) for o in reads],
+            "writes": [_pointer(place, plan) for place in plan.written(written)],
+            "scalars": [c_size(s) for s in call.scalars],
+            "items": c_size(call.items),
+            "cost": c_size(call.cost * LANES),
+            "flops": c_size(call.flops if times == 1 else dim(call.flops * times)),
+            "bytes": c_size(call.bytes if times == 1 else dim(call.bytes * times)),
+        }
 
 
 def _pointer(place: Place, plan: Plan) -> str:
@@ -199,4 +242,12 @@ def _pointer(place: Place, plan: Plan) -> str:
             return f"f->arena + at[{place.index}]"
         case "input":
             return f"f->inputs[{place.index}]"
+        case "pointer":
+            return f"p{place.index}"
+        case "state" if place.offset != 0:
+            return f"(unsigned char *)f->states[{place.index}] + {c_size(place.offset)}"
+        case "state":
+            return f"f->states[{place.index}]"
+        case "next":
+            return f"f->next[{place.index}]"
     return f"f->outputs[{place.index}]"

@@ -7,24 +7,25 @@ until one remains whose application makes the difference. The node where values 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llmc.compiler import interpret
+from llmc.compiler.bodies import run_everywhere
 from llmc.compiler.dims import evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.pipeline import Observer, PassRun, Pipeline, Report, Step
 from llmc.compiler.reproducer import write_reproducer
 from llmc.compiler.rewrite import Event, recording
+from llmc.compiler.sequences import sessions
 from llmc.compiler.spec import Keeps
 from llmc.errors import LlmcError
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
-SIZES = (1, 5)  # every dim at each of these, or at its nearest bound
 
 
 def run_verified(
@@ -59,15 +60,55 @@ class Breach(LlmcError):
     """A pass does not keep what it promises."""
 
 
-def samples(graph: Graph) -> list[dict[str, Array]]:
-    """Legal inputs, seeded: small and odd sizes; an input with a default has rows that end in zeros (padding)."""
+@dataclass(frozen=True)
+class Session:
+    """What is tried: the inputs of calls that follow each other, and the states before the first.
+
+    States are as the first axis grows, if one does: the order of a state's axes is a pass's to choose.
+    """
+
+    states: Arrays
+    calls: Sequence[Arrays]
+
+
+def samples(graph: Graph) -> list[Session]:
+    """Legal sessions, seeded: small and odd sizes; of a graph without states one call each.
+
+    An input with a default has rows that end in zeros (padding).
+    """
     rng = np.random.default_rng(0)
-    return [_sample(graph, size, rng) for size in SIZES]
+    return [_session(graph, sizes, rng) for sizes in sessions(graph) if sizes]
 
 
-def _sample(graph: Graph, size: int, rng: np.random.Generator) -> dict[str, Array]:
-    sizes = {name: min(max(size, low), high) for name, (low, high) in graph.dims.items()}
+def _session(graph: Graph, sizes: Sequence[Mapping[str, int]], rng: np.random.Generator) -> Session:
+    states = {node.attributes["name"]: _begun(node, sizes[0], rng) for node in graph.states}
+    return Session(states, [_sample(graph, s, rng) for s in sizes])
+
+
+def _sample(graph: Graph, sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, Array]:
     return {n.attributes["name"]: _draw(n, [evaluate(d, sizes) for d in n.shape], rng) for n in graph.inputs}
+
+
+def _begun(state: Node, sizes: Mapping[str, int], rng: np.random.Generator) -> Array:
+    shape = [evaluate(d, sizes) for d in state.shape]
+    if state.attributes["grows"] is not None:
+        shape.insert(0, shape.pop(state.attributes["grows"]))
+    values = rng.standard_normal(shape) if DTYPES[state.dtype].kind == "f" else rng.integers(0, 2, shape)
+    return values.astype(DTYPES[state.dtype])
+
+
+def play(graph: Graph, session: Session, watch: interpret.Watch | None = None) -> dict[str, Array]:
+    """The outputs of the calls of a session, and the states after the last, by names that tell them apart."""
+    found: dict[str, Array] = {}
+    grows = {node.attributes["name"]: node.attributes["grows"] or 0 for node in graph.states}
+    states: Mapping[str, Array] = {
+        n: np.moveaxis(v, 0, grows[n]) if v.ndim else v for n, v in session.states.items()
+    }
+    for number, inputs in enumerate(session.calls, 1):
+        outputs, states = interpret.step(graph, inputs, states, watch)
+        found |= {f"{name}{f' of call {number}' if number > 1 else ''}": v for name, v in outputs.items()}
+    last = {f"state {n}": np.moveaxis(v, grows[n], 0) if v.ndim else v for n, v in states.items()}
+    return found | last
 
 
 def _draw(node: Node, shape: list[int], rng: np.random.Generator) -> Array:
@@ -87,12 +128,12 @@ class PromiseCheck:
     def __init__(self, graph: Graph, pipeline: Pipeline, say: Callable[[str], None]) -> None:
         self.position, self.graph, self._steps, self._say = 0, graph, pipeline.steps, say
         self._samples = samples(graph)
-        self._before = [interpret.run(graph, s) for s in self._samples]
+        self._before = [play(graph, s) for s in self._samples]
 
     def __call__(self, run: PassRun, graph: Graph) -> None:
         step = self._steps[self.position]
         if run.changed:
-            after = [interpret.run(graph, s) for s in self._samples]
+            after = [play(graph, s) for s in self._samples]
             name, apart = _furthest(self._before, after)
             keeps = step.change.keeps
             self._say(f"{step}: {name} differs by {apart:.1e} of its scale, promised {keeps}")
@@ -143,7 +184,7 @@ class PromiseCheck:
     def _broken(self, step: Step, limit: int) -> bool | None:
         try:
             graph = _limited(step, self.graph, limit)[0]
-            after = [interpret.run(graph, s) for s in self._samples]
+            after = [play(graph, s) for s in self._samples]
         except (LlmcError, AssertionError):
             return None
         return _furthest(self._before, after)[1] > allowed(step.change.keeps)
@@ -158,7 +199,7 @@ class PromiseCheck:
                 seen.add(node)
                 known.setdefault((str(node.source), value.shape), []).append(value)
 
-            interpret.run(good, sample, note)
+            play(good, sample, note)
             parted: list[Node] = []
 
             def compare(
@@ -168,7 +209,7 @@ class PromiseCheck:
                 if twins and node not in seen and all(_apart(t, value) > limit for t in twins):
                     parted.append(node)
 
-            interpret.run(bad, sample, compare)
+            play(bad, sample, compare)
             if parted:
                 return parted[0]
         return None
@@ -187,7 +228,7 @@ class Cause:
 def _limited(step: Step, graph: Graph, limit: int | None) -> tuple[Graph, int, Event | None]:
     """The pass with its first `limit` rewrites only; how many were applied, and the last of them."""
     with recording(limit) as journal:
-        after = step.change.run(graph)
+        after = run_everywhere(step.change, graph)
     return after, journal.applied.total(), journal.last
 
 

@@ -103,14 +103,15 @@ def note(rule: Rule, node: Node, reason: str = "") -> None:
 
 
 class Context:
-    """What a rule may ask beyond its node: how often a value is read."""
+    """What a rule may ask beyond its node: how often a value is read, which dims may be 0."""
 
     def __init__(self, graph: Graph) -> None:
+        self.zero = frozenset(name for name, (low, _) in graph.dims.items() if not low)
         self._uses = Counter({node: len(users) for node, users in graph.users.items()})
-        self._uses.update(graph.outputs.values())
+        self._uses.update(graph.roots)
 
     def uses(self, node: Node) -> int:
-        """Reads of `node`; being a graph output counts as one."""
+        """Reads of `node`; being a root of the graph counts as one."""
         return self._uses[node]
 
     def single(self, node: Node) -> bool:
@@ -185,7 +186,7 @@ def _sweep(graph: Graph, rules: Sequence[_Bound], journal: Journal) -> Graph:
     def change(node: Node) -> Node:
         original = next(order)
         context.moved(original, node)
-        return node if node.op == "input" else _settle(node, rules, context, journal)
+        return node if node.op in ("input", "state") else _settle(node, rules, context, journal)
 
     return graph.replace(change)
 

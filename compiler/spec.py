@@ -65,6 +65,10 @@ class Pass(ABC):
     def run(self, graph: Graph) -> Graph:
         """The changed graph, or `graph` itself when there is nothing to do."""
 
+    def enters(self) -> bool:
+        """Whether it changes the bodies of loops and branches as it changes graphs."""
+        return True
+
     def __str__(self) -> str:
         return self.name + self.options_text()
 

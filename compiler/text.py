@@ -6,6 +6,17 @@
     %1 = embedding(%w0, %0) : f32[batch, seq, 384]  # embeddings (modeling_bert.py:101)
     return {"hidden": %1}
 
+A body of a loop or branch stands before the graph, as `graph 0` and its lines up to `return`; the attribute names it:
+
+    graph 0
+      %0 = input() {name="x", dtype="f32", shape=(batch, 8)} : f32[batch, 8]
+      %1 = tanh(%0) : f32[batch, 8]
+      return {"x": %1}
+    %1 = loop(%0) {body=graph(0), count=seq, carried=1} : (f32[batch, 8])
+
+A function with states says in the last line which nodes are their next values: `return {...} update {"keys": %7}`.
+In the text of a module each function begins with a line `function NAME`.
+
 Attributes at their defaults are left out. Constants of up to 8 elements are written out, larger ones are
 named by the first 16 digits of their digest. A `#` line is a comment; hand-written text may leave out types.
 """
@@ -16,14 +27,16 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
 import sympy
 
 from llmc.compiler.dims import Bounds, dim, dim_text, parse_dim
-from llmc.compiler.graph import DTYPES, Graph, Node, Source, TensorType, Weight, dtype_name
+from llmc.compiler.graph import DTYPES, Graph, Node, Results, Source, TensorType, Weight, dtype_name
+from llmc.compiler.module import FORWARD, Module
 from llmc.compiler.ops import OPS, make
 from llmc.errors import LlmcError
 
@@ -33,7 +46,7 @@ DIGITS = 16  # of a digest
 
 def weights_of(graph: Graph) -> dict[str, Weight]:
     """digest -> Weight of every constant, as `parse_graph` wants them."""
-    values = (value for node in graph.nodes for value in node.attributes.values())
+    values = (value for node in graph.everywhere() for value in node.attributes.values())
     return {value.digest: value for value in values if isinstance(value, Weight)}
 
 
@@ -42,25 +55,55 @@ def weights_of(graph: Graph) -> dict[str, Weight]:
 
 def print_graph(graph: Graph) -> str:
     """`graph` as text, ending in a newline."""
+    dims = ", ".join(f"{name}={low}..{high}" for name, (low, high) in graph.dims.items())
+    bodies: dict[Graph, int] = {}
+    for body in _bodies(graph):
+        bodies.setdefault(body, len(bodies))
+    lines = [f"dims {dims}".rstrip()]
+    for body, number in bodies.items():
+        lines += [f"graph {number}", *(f"  {line}" for line in _lines(body, bodies))]
+    return "\n".join([*lines, *_lines(graph, bodies), ""])
+
+
+def _bodies(graph: Graph) -> Iterator[Graph]:
+    """The bodies in `graph`, inner ones first."""
+    for node in graph.nodes:
+        for body in node.bodies:
+            yield from _bodies(body)
+            yield body
+
+
+def _lines(graph: Graph, bodies: Mapping[Graph, int]) -> list[str]:
+    """The nodes and the `return` of a graph."""
     names: dict[Node, str] = {}
     constants = 0
     for node in graph.nodes:
         is_constant = node.op == "constant"
         names[node] = f"%w{constants}" if is_constant else f"%{len(names) - constants}"
         constants += is_constant
-    dims = ", ".join(f"{name}={low}..{high}" for name, (low, high) in graph.dims.items())
-    lines = [f"dims {dims}".rstrip(), *(_node_line(node, names) for node in graph.nodes)]
-    outputs = ", ".join(f"{_quoted(name)}: {names[node]}" for name, node in graph.outputs.items())
-    return "\n".join([*lines, f"return {{{outputs}}}", ""])
+    update = f" update {_named_nodes(graph.updates, names)}" if graph.updates else ""
+    lines = [_node_line(node, names, bodies) for node in graph.nodes]
+    return [*lines, f"return {_named_nodes(graph.outputs, names)}{update}"]
 
 
-def _node_line(node: Node, names: Mapping[Node, str]) -> str:
+def print_module(module: Module) -> str:
+    """All functions of `module` as text, each as a graph under a line `function NAME`."""
+    return "\n".join(f"function {name}\n{print_graph(graph)}" for name, graph in module.functions.items())
+
+
+def _named_nodes(nodes: Mapping[str, Node], names: Mapping[Node, str]) -> str:
+    return f"{{{', '.join(f'{_quoted(name)}: {names[node]}' for name, node in nodes.items())}}}"
+
+
+def _node_line(node: Node, names: Mapping[Node, str], bodies: Mapping[Graph, int]) -> str:
     declared = OPS.get(node.op)
     defaults = declared.defaults if declared else {}
     given = [
         (k, v) for k, v in node.attributes.items() if k not in defaults or not same_value(v, defaults[k])
     ]
-    attributes = ", ".join(f"{k}={value_text(v)}" for k, v in given)
+    attributes = ", ".join(
+        f"{k}={f'graph({bodies[v]})' if isinstance(v, Graph) else value_text(v)}" for k, v in given
+    )
     arguments = ", ".join(names[i] for i in node.inputs)
     line = f"{names[node]} = {node.op}({arguments}){f' {{{attributes}}}' if given else ''} : {node.type}"
     source = " ".join(str(node.source).split())
@@ -102,13 +145,17 @@ def _array(dtype: str, shape: tuple[int, ...], values: tuple[Any, ...]) -> np.nd
 # --- parsing
 
 _STRING = r'"(?:[^"\\]|\\["\\bfnrtu])*"'
+_TENSOR = r"\w+\[[^\]]*\]"
 _LINE = re.compile(
     r"%(?P<name>\w+) = (?P<op>\w+)\((?P<inputs>[^()]*)\)"
     rf"(?: \{{(?P<attributes>(?:[^\"'\\{{}}]|{_STRING})*)\}})?"
-    r"(?: : (?P<type>\w+\[[^\]]*\]))?(?:  # (?P<source>.*))?"
+    rf"(?: : (?P<type>{_TENSOR}|\((?:{_TENSOR}(?:, )?)*\)))?(?:  # (?P<source>.*))?"
 )
 _SOURCE = re.compile(r"(?P<path>.*?)(?: \((?P<line>[^()]*)\))?")
+_NAMED = rf"\{{((?:[^\"{{}}]|{_STRING})*)\}}"
+_RETURN = re.compile(rf"return {_NAMED}(?: update {_NAMED})?")
 _OUTPUT = re.compile(rf"\s*(?P<name>{_STRING}): %(?P<node>\w+)\s*(?:,|$)")
+_FUNCTION = re.compile(r"function (?P<name>\w+)")
 
 
 def parse_graph(text: str, weights: Mapping[str, Weight] | None = None) -> Graph:
@@ -122,41 +169,96 @@ def parse_graph(text: str, weights: Mapping[str, Weight] | None = None) -> Graph
         LlmcError: the text is malformed, a type rule refuses, a stated type is wrong or a weight is missing;
             the message has the line number.
     """
-    parser = _Parser(weights or {})
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        try:
+    parser = _Parser.of(weights)
+    for number, line in _said(text):
+        with _at_line(number, line):
             parser.line(line)
-        except LlmcError as error:
-            raise LlmcError(
-                error.problem, at=f"line {number}", found=error.found or line, hint=error.hint
-            ) from None
-    if parser.outputs is None:
-        raise LlmcError("the graph has no `return` line")
-    return Graph(tuple(parser.inputs), parser.outputs, parser.dims)
+    return parser.graph()
+
+
+def parse_module(text: str, weights: Mapping[str, Weight] | None = None) -> Module:
+    """The module written by `print_module`. A text without a line `function NAME` is one function, `forward`.
+
+    Raises:
+        LlmcError: as `parse_graph`; or two functions have one name.
+    """
+    parsers: dict[str, _Parser] = {}
+    for number, line in _said(text):
+        with _at_line(number, line):
+            if match := _FUNCTION.fullmatch(line):
+                if match["name"] in parsers:
+                    raise LlmcError(f"function {match['name']} is defined twice")
+                parsers[match["name"]] = _Parser.of(weights)
+            else:
+                parsers = parsers or {FORWARD: _Parser.of(weights)}
+                list(parsers.values())[-1].line(line)
+    if not parsers:
+        raise LlmcError("the text has no function")
+    return Module({name: parser.graph(name) for name, parser in parsers.items()})
+
+
+def _said(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that say something, each with its number."""
+    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
+    return ((number, line) for number, line in lines if line and not line.startswith("#"))
+
+
+@contextmanager
+def _at_line(number: int, line: str) -> Iterator[None]:
+    try:
+        yield
+    except LlmcError as error:
+        raise LlmcError(
+            error.problem, at=f"line {number}", found=error.found or line, hint=error.hint
+        ) from None
 
 
 class _Parser:
     """What the lines so far have defined."""
 
-    def __init__(self, weights: Mapping[str, Weight]) -> None:
-        self.weights = {digest[:DIGITS]: weight for digest, weight in weights.items()}
+    def __init__(self, weights: Mapping[str, Weight], bodies: dict[int, Graph]) -> None:
+        self.weights = weights  # first digits of the digest -> Weight
+        self.bodies = bodies
+        self.within: tuple[int, _Parser] | None = None  # the body whose lines these are
         self.nodes: dict[str, Node] = {}
         self.inputs: list[Node] = []
+        self.states: list[Node] = []
         self.outputs: dict[str, Node] | None = None
+        self.updates: dict[str, Node] = {}
         self.dims: dict[str, Bounds] = {}
+
+    @staticmethod
+    def of(weights: Mapping[str, Weight] | None) -> _Parser:
+        return _Parser({digest[:DIGITS]: weight for digest, weight in (weights or {}).items()}, {})
 
     def line(self, line: str) -> None:
         if self.outputs is not None:
             raise LlmcError("text after the `return` line")
-        if line == "dims" or line.startswith("dims "):
+        if self.within is not None:
+            self._body_line(*self.within, line)
+        elif line.startswith("graph "):
+            self._begin(line.removeprefix("graph ").strip())
+        elif line == "dims" or line.startswith("dims "):
             self._dims(line.removeprefix("dims").strip())
         elif line.startswith("return "):
-            self._outputs(line.removeprefix("return ").strip())
+            self._return(line)
         else:
             self._node(line)
+
+    def _begin(self, text: str) -> None:
+        if not re.fullmatch(r"\d{1,9}", text):
+            _malformed("the number of a body", "graph 0")
+        if int(text) in self.bodies:
+            raise LlmcError(f"graph {text} is defined twice")
+        self.within = int(text), _Parser(self.weights, self.bodies)
+
+    def _body_line(self, number: int, body: _Parser, line: str) -> None:
+        if re.match(r"(dims|graph)\b", line):
+            raise LlmcError(f"graph {number} has no `return` line before this one")
+        body.line(line)
+        if body.outputs is not None:
+            self.bodies[number] = body.graph()
+            self.within = None
 
     def _dims(self, text: str) -> None:
         for part in text.split(",") if text else []:
@@ -165,17 +267,27 @@ class _Parser:
                 raise LlmcError("not a dim with bounds", found=part, hint="write name=low..high")
             self.dims[match[1]] = Bounds(int(match[2]), int(match[3]))
 
-    def _outputs(self, text: str) -> None:
-        if not text.startswith("{") or not text.endswith("}"):
-            _malformed("a list of outputs", '{"name": %node, ...}')
-        self.outputs = {}
-        text, position = text[1:-1], 0
+    def graph(self, function: str = "") -> Graph:
+        """What all lines have said."""
+        if self.outputs is None:
+            raise LlmcError("the graph has no `return` line", at=f"function {function}" if function else None)
+        return Graph(tuple(self.inputs), self.outputs, self.dims, tuple(self.states), self.updates)
+
+    def _return(self, line: str) -> None:
+        match = _RETURN.fullmatch(line)
+        if not match:
+            _malformed("a list of outputs", 'return {"name": %node, ...}, then update {...} for states')
+        self.outputs, self.updates = self._named_nodes(match[1]), self._named_nodes(match[2] or "")
+
+    def _named_nodes(self, text: str) -> dict[str, Node]:
+        nodes, position = {}, 0
         while position < len(text):
             match = _OUTPUT.match(text, position)
             if not match:
                 _malformed("a list of outputs", '{"name": %node, ...}')
-            self.outputs[self._value(_syntax_tree(match["name"]))] = self._named(match["node"])
+            nodes[self._value(_syntax_tree(match["name"]))] = self._named(match["node"])
             position = match.end()
+        return nodes
 
     def _node(self, line: str) -> None:
         match = _LINE.fullmatch(line)
@@ -193,6 +305,8 @@ class _Parser:
         self.nodes[match["name"]] = node
         if node.op == "input":
             self.inputs.append(node)
+        if node.op == "state":
+            self.states.append(node)
 
     def _named(self, name: str) -> Node:
         if name not in self.nodes:
@@ -217,11 +331,18 @@ class _Parser:
                 return -number
             case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id="inf" | "nan" as name)):
                 return -float(name)
+            case ast.Call(func=ast.Name(id="graph"), args=[ast.Constant(value=int(number))]):
+                return self._body(number)
             case ast.Call(func=ast.Name(id="weight"), args=[name, digest]):
                 return self._weight(self._value(name), self._value(digest))
             case ast.Call(func=ast.Name(id="tensor"), args=[name, dtype, shape, values]):
                 return _tensor(*map(self._value, (name, dtype, shape, values)))
         return parse_dim(ast.unparse(tree))
+
+    def _body(self, number: int) -> Graph:
+        if number not in self.bodies:
+            raise LlmcError(f"graph {number} is not defined above")
+        return self.bodies[number]
 
     def _weight(self, name: str, digest: str) -> Weight:
         found = self.weights.get(digest)
@@ -239,6 +360,8 @@ def _tensor(name: str, dtype: str, shape: tuple[int, ...], values: tuple[Any, ..
 
 def _parse_type(text: str) -> TensorType:
     """The type written by `str(TensorType)`."""
+    if text.startswith("("):
+        return Results(map(_parse_type, re.findall(_TENSOR, text)))
     dtype, _, dims = text.rstrip("]").partition("[")
     tree = _syntax_tree(f"_({dims})")
     assert isinstance(tree, ast.Call)
@@ -265,6 +388,8 @@ def same_value(a: Any, b: Any) -> bool:
         return bool(dim(a - b) == 0)
     if type(a) is not type(b):
         return False
+    if isinstance(a, Graph):
+        return equal(a, b)
     if isinstance(a, tuple):
         return len(a) == len(b) and all(map(same_value, a, b))
     return repr(a) == repr(b) if isinstance(a, float) else bool(a == b)
@@ -272,6 +397,8 @@ def same_value(a: Any, b: Any) -> bool:
 
 def same_type(a: TensorType, b: TensorType) -> bool:
     """Whether two types are equal for all sizes of their dims."""
+    if isinstance(a, Results) and isinstance(b, Results):
+        return len(a.types) == len(b.types) and all(map(same_type, a.types, b.types))
     return a == b or (a.dtype == b.dtype and a.rank == b.rank and all(map(same_value, a.shape, b.shape)))
 
 
@@ -280,15 +407,20 @@ def equal(a: Graph, b: Graph, *, sources: bool = False) -> bool:
 
     Sharing counts: `add(x, x)` of one node differs from `add` of two equal ones. `sources` compares sources.
     """
-    if a.dims != b.dims or list(a.outputs) != list(b.outputs) or len(a.nodes) != len(b.nodes):
+    if a.dims != b.dims or _names(a) != _names(b) or len(a.nodes) != len(b.nodes):
         return False
     # the order of nodes follows from the structure, so equal graphs list theirs in the same order
     twin = dict(zip(a.nodes, b.nodes, strict=True))
     return (
         [twin[i] for i in a.inputs] == list(b.inputs)
-        and [twin[o] for o in a.outputs.values()] == list(b.outputs.values())
+        and [twin[s] for s in a.states] == list(b.states)
+        and [twin[root] for root in a.roots] == list(b.roots)
         and all(_equal_nodes(x, y, twin, sources) for x, y in twin.items())
     )
+
+
+def _names(graph: Graph) -> tuple[list[str], list[str]]:
+    return list(graph.outputs), list(graph.updates)
 
 
 def _equal_nodes(a: Node, b: Node, twin: Mapping[Node, Node], sources: bool) -> bool:

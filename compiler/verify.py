@@ -1,8 +1,9 @@
-"""The verifier: what every graph must satisfy, checked after import and after each pass."""
+"""The verifier: what every graph and module must satisfy, checked after import and after each pass."""
 
 from __future__ import annotations
 
 import keyword
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,31 +11,42 @@ import sympy
 
 from llmc.compiler.counted import counted_dims
 from llmc.compiler.dims import symbol
-from llmc.compiler.graph import DTYPES, Graph, Node, Weight
+from llmc.compiler.graph import DTYPES, Graph, Node, Results, Weight, results_of
+from llmc.compiler.module import Module
 from llmc.compiler.ops import OPS
 from llmc.compiler.text import same_type
+from llmc.compiler.verify_states import broken, check_functions, check_states, growing_dims
 from llmc.errors import LlmcError
 
 RESERVED = frozenset({"inf", "nan", "weight", "tensor", "Max", "Min", "floor"})  # words of the text form
-SCALARS = (str, bool, int, float, type(None), Weight)
+_IDENTIFIER = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+SCALARS = (str, bool, int, float, type(None), Weight, Graph)
 
 
 def verify(graph: Graph) -> None:
     """Check `graph`. The invariants, in the order they are checked:
 
-    - There is at least one output; outputs are nodes, their names non-empty strings.
+    - There is at least one output or next value of a state; they are nodes, their names non-empty strings.
     - No node reads its own result, directly or through others.
     - Every op is declared.
-    - Every node has exactly the attributes of its op; each is a str, bool, int, float, None, dim, Weight or a
-      tuple of these, so it is hashable and can be printed.
+    - Every node has exactly the attributes of its op; each is a str, bool, int, float, None, dim, Weight, Graph
+      or a tuple of these, so it is hashable and can be printed.
     - A constant's array has the dtype and shape of its type.
     - Every node's type is the one its op infers from its inputs.
-    - `Graph.inputs` are `input` nodes with distinct names, and every `input` node is listed there once.
+    - No output is a node with several results, and each result is picked by one `result` node at most.
+    - A body satisfies all of this by itself; its inputs have neither default nor range, it has no dims of its own, no
+      states, and no dim is counted in it.
+    - `Graph.inputs` are `input` nodes with distinct names, and every `input` node is listed there once; likewise
+      `Graph.states` and `state` nodes.
     - An input's default lies within its `low` and `high`.
     - Every symbol is one of `dims.symbol`, so that equal names mean equal dims.
-    - Every dim in use has bounds with 1 <= low <= high, and a name the text form can hold.
-    - Every dim in use is the whole size of an axis of a required input, so its run-time size is known; or it is
-      counted from a mask, which is an input and the same wherever that dim is counted.
+    - Every dim in use has bounds with 1 <= low <= high, and a name the text form can hold. The dim of a growing axis
+      of a state may have low = 0.
+    - Every dim in use is the whole size of an axis of a required input or of a state, so its run-time size is known;
+      or it is counted from a mask, which is an input and the same wherever that dim is counted.
+    - Next values are of states in `Graph.states` and have their types, but for the size of the axis that grows.
+    - An `append` is to a state whose first axis grows, and is its next value.
+    - A dim that grows is nowhere else in the shape of a state, and states that share it come to the same length.
 
     Raises:
         LlmcError: an invariant is broken; the message names the node and its source.
@@ -42,39 +54,57 @@ def verify(graph: Graph) -> None:
     _check_outputs(graph)
     _check_acyclic(graph)
     for node in graph.nodes:
-        _check_op(node)
-        _check_attributes(node)
-        _check_constant(node)
-        _check_type(node)
-    _check_inputs(graph)
+        _check_node(node)
+    _check_results(graph)
+    _check_leaves(graph, "input", graph.inputs)
+    _check_leaves(graph, "state", graph.states)
     for node in graph.inputs:
         _check_default(node)
     _check_symbols(graph)
     _check_bounds(graph)
     _check_counted(graph)
     _check_dims_known(graph)
+    check_states(graph)
 
 
-def _broken(problem: str, node: Node | None = None, **details: Any) -> LlmcError:
-    at = f"{node.op} {node.type} {node.source}".rstrip() if node else None
-    return LlmcError(f"invalid graph: {problem}", at=at, **details)
+def verify_module(module: Module) -> None:
+    """Check `module`: there is a function, each is valid and has a C identifier as name, dims have the same bounds and
+    states the same type in all functions, and what holds for states that share a dim holds for all of the module's.
+
+    Raises:
+        LlmcError: an invariant is broken; the message names the function.
+    """
+    if not module.functions:
+        raise LlmcError("invalid module: it has no function")
+    for name, graph in module.functions.items():
+        if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name):
+            raise LlmcError(
+                f"invalid module: {name!r} cannot be the name of a function", hint="use a C identifier"
+            )
+        try:
+            verify(graph)
+        except LlmcError as error:
+            at = f"function {name}" + (f", {error.at}" if error.at else "")
+            raise LlmcError(error.problem, at=at, found=error.found, hint=error.hint) from None
+    check_functions(module)
 
 
 def _check_outputs(graph: Graph) -> None:
-    if not graph.outputs:
-        raise _broken("it has no outputs")
-    for name, node in graph.outputs.items():
-        if not isinstance(name, str) or not name:
-            raise _broken(f"the output name {name!r} is not a non-empty string")
-        if not isinstance(node, Node):
-            raise _broken(f"output {name!r} is a {type(node).__name__}, not a node")
+    if not graph.roots:
+        raise broken("it has no outputs")
+    for what, roots in (("output", graph.outputs), ("update", graph.updates)):
+        for name, node in roots.items():
+            if not isinstance(name, str) or not name:
+                raise broken(f"the {what} name {name!r} is not a non-empty string")
+            if not isinstance(node, Node):
+                raise broken(f"{what} {name!r} is a {type(node).__name__}, not a node")
 
 
 def _check_acyclic(graph: Graph) -> None:
     """Depth-first search without recursion; a node met again while it is open closes a cycle."""
     open_nodes: set[Node] = set()
     done: set[Node] = set()
-    for root in (*graph.inputs, *graph.outputs.values()):
+    for root in (*graph.inputs, *graph.states, *graph.roots):
         stack: list[tuple[Node, Iterator[Node]]] = [(root, iter(root.inputs))] if root not in done else []
         open_nodes.update([root] if stack else [])
         while stack:
@@ -85,25 +115,33 @@ def _check_acyclic(graph: Graph) -> None:
                 open_nodes.discard(node)
                 done.add(node)
             elif following in open_nodes:
-                raise _broken("a node reads its own result", following)
+                raise broken("a node reads its own result", following)
             else:
                 open_nodes.add(following)
                 stack.append((following, iter(following.inputs)))
 
 
+def _check_node(node: Node) -> None:
+    _check_op(node)
+    _check_attributes(node)
+    _check_constant(node)
+    _check_type(node)
+    _check_bodies(node)
+
+
 def _check_op(node: Node) -> None:
     if node.op not in OPS:
-        raise _broken(f"there is no op {node.op!r}", node)
+        raise broken(f"there is no op {node.op!r}", node)
 
 
 def _check_attributes(node: Node) -> None:
     expected = OPS[node.op].defaults.keys()
     if node.attributes.keys() != expected:
         difference = ", ".join(sorted(node.attributes.keys() ^ expected))
-        raise _broken(f"missing or unknown attributes: {difference}", node)
+        raise broken(f"missing or unknown attributes: {difference}", node)
     for name, value in node.attributes.items():
         if not _is_value(value):
-            raise _broken(
+            raise broken(
                 f"attribute {name} has no allowed value", node, found=f"{type(value).__name__} {value!r}"
             )
 
@@ -120,7 +158,7 @@ def _check_constant(node: Node) -> None:
         return
     array = node.attributes["value"].array
     if array.dtype != DTYPES[node.dtype] or array.shape != node.shape:
-        raise _broken(
+        raise broken(
             "the constant's array differs from its type", node, found=f"{array.dtype}{list(array.shape)}"
         )
 
@@ -128,22 +166,70 @@ def _check_constant(node: Node) -> None:
 def _check_type(node: Node) -> None:
     inferred = OPS[node.op].infer(tuple(i.type for i in node.inputs), node.attributes, node.source)
     if not same_type(inferred, node.type):
-        raise _broken(f"the type is {node.type}, the op gives {inferred}", node)
+        raise broken(f"the type is {node.type}, the op gives {inferred}", node)
 
 
-def _check_inputs(graph: Graph) -> None:
+def _check_results(graph: Graph) -> None:
+    picked: set[tuple[Node, int]] = set()
+    for node in graph.nodes:
+        if node.op != "result":
+            continue
+        key = (node.inputs[0], node.attributes["index"])
+        if key in picked:
+            raise broken(f"result {key[1]} of a node is picked twice", node)
+        picked.add(key)
+    for what, roots in (("output", graph.outputs), ("update", graph.updates)):
+        for name, node in roots.items():
+            if isinstance(node.type, Results):
+                raise broken(
+                    f"{what} {name!r} is a node with several results", node, hint="pick one with result"
+                )
+
+
+def _check_bodies(node: Node) -> None:
+    for body in node.bodies:
+        try:
+            _check_body(body)
+        except LlmcError as error:
+            at = f"{error.at or 'the graph'}, in a body of {node!r}"
+            raise LlmcError(error.problem, at=at, found=error.found, hint=error.hint) from None
+
+
+def _check_body(body: Graph) -> None:
+    """What `verify` checks, but for the dims: they are those of the graph around the body, which counts them in."""
+    _check_outputs(body)
+    _check_acyclic(body)
+    for node in body.nodes:
+        _check_node(node)
+        if node.op == "pack_index":
+            raise broken("a dim is counted inside a body", node)
+        if node.op in ("state", "append"):
+            raise broken("a state is read or written inside a body", node)
+    _check_results(body)
+    _check_leaves(body, "input", body.inputs)
+    for node in body.inputs:
+        if any(node.attributes[k] is not None for k in ("default", "low", "high")):
+            raise broken("an input of a body has a default or a range", node)
+    if body.dims:
+        raise broken("a body has dims of its own", found=", ".join(body.dims))
+    if body.states or body.updates:
+        raise broken("a body has states")
+
+
+def _check_leaves(graph: Graph, op: str, listed: tuple[Node, ...]) -> None:
+    """The inputs, or the states: of that op, with names of their own, and all that are used."""
     names: set[str] = set()
-    for node in graph.inputs:
-        if node.op != "input":
-            raise _broken("a graph input is not an `input` node", node)
+    for node in listed:
+        if node.op != op:
+            raise broken(f"a graph {op} is not {'an' if op == 'input' else 'a'} `{op}` node", node)
         name = node.attributes["name"]
         if name in names:
-            raise _broken(f"two inputs are called {name!r}", node)
+            raise broken(f"two {op}s are called {name!r}", node)
         names.add(name)
-    listed = set(graph.inputs)
+    known = set(listed)
     for node in graph.nodes:
-        if node.op == "input" and node not in listed:
-            raise _broken(f"input {node.attributes['name']!r} is used and not listed in Graph.inputs", node)
+        if node.op == op and node not in known:
+            raise broken(f"{op} {node.attributes['name']!r} is used and not listed in Graph.{op}s", node)
 
 
 def _check_default(node: Node) -> None:
@@ -151,7 +237,7 @@ def _check_default(node: Node) -> None:
     if default is None:
         return
     if (low is not None and default < low) or (high is not None and default > high):
-        raise _broken(f"the default {default} is not within {low}..{high}", node)
+        raise broken(f"the default {default} is not within {low}..{high}", node)
 
 
 def _symbols_in(value: Any) -> frozenset[Any]:
@@ -161,33 +247,41 @@ def _symbols_in(value: Any) -> frozenset[Any]:
     return frozenset(value.free_symbols) if isinstance(value, sympy.Expr) else frozenset()
 
 
-def _used_dims(graph: Graph) -> dict[str, Node]:
+def _symbols_of(node: Node) -> frozenset[Any]:
+    """Those in a node's types and attributes."""
+    return _symbols_in((*(kind.shape for kind in results_of(node.type)), *node.attributes.values()))
+
+
+def used_dims(graph: Graph) -> dict[str, Node]:
     """dim name -> the first node that uses it."""
     used: dict[str, Node] = {}
-    for node in graph.nodes:
-        for name in sorted(s.name for s in _symbols_in((*node.shape, *node.attributes.values()))):
+    for node in graph.everywhere():
+        for name in sorted(s.name for s in _symbols_of(node)):
             used.setdefault(name, node)
     return used
 
 
 def _check_bounds(graph: Graph) -> None:
-    for name, node in _used_dims(graph).items():
+    used = used_dims(graph)
+    for name, node in used.items():
         if name not in graph.dims:
-            raise _broken(f"dim {name!r} has no bounds", node)
+            raise broken(f"dim {name!r} has no bounds", node)
+    positive = used.keys() - growing_dims(graph)
     for name, (low, high) in graph.dims.items():
         if not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
-            raise _broken(f"{name!r} cannot be the name of a dim")
-        if type(low) is not int or type(high) is not int or not 1 <= low <= high:
-            raise _broken(
-                f"dim {name!r} has bounds {low}..{high}", hint="bounds are integers, 1 <= low <= high"
+            raise broken(f"{name!r} cannot be the name of a dim")
+        least = 1 if name in positive else 0
+        if type(low) is not int or type(high) is not int or not least <= low <= high:
+            raise broken(
+                f"dim {name!r} has bounds {low}..{high}", hint=f"bounds are integers, {least} <= low <= high"
             )
 
 
 def _check_symbols(graph: Graph) -> None:
-    for node in graph.nodes:
-        for found in _symbols_in((*node.shape, *node.attributes.values())):
+    for node in graph.everywhere():
+        for found in _symbols_of(node):
             if found != symbol(found.name):
-                raise _broken(f"the symbol {found.name!r} was not made by `dims.symbol`", node)
+                raise broken(f"the symbol {found.name!r} was not made by `dims.symbol`", node)
 
 
 def _check_counted(graph: Graph) -> None:
@@ -198,17 +292,19 @@ def _check_counted(graph: Graph) -> None:
             continue
         name, mask = str(node.attributes["tokens"]), node.inputs[0]
         if mask.op != "input" or mask.attributes["default"] == 0:
-            raise _broken("the mask that places are counted by is not an input, or 0 by default", node)
+            raise broken("the mask that places are counted by is not an input, or 0 by default", node)
         if mask is not counted[name]:
-            raise _broken(f"dim {name!r} is counted from two masks", node)
+            raise broken(f"dim {name!r} is counted from two masks", node)
         if name in shapes:
-            raise _broken(f"dim {name!r} is counted, and the size of an input", node)
+            raise broken(f"dim {name!r} is counted, and the size of an input", node)
 
 
 def _check_dims_known(graph: Graph) -> None:
     required = [node for node in graph.inputs if node.attributes["default"] is None]
-    known = {str(d) for node in required for d in node.shape if isinstance(d, sympy.Symbol)}
+    giving = (*required, *graph.states)
+    known = {str(d) for node in giving for d in node.shape if isinstance(d, sympy.Symbol)}
     known |= counted_dims(graph).keys()
-    for name, node in _used_dims(graph).items():
+    what = "required input or state" if graph.states else "required input"
+    for name, node in used_dims(graph).items():
         if name not in known:
-            raise _broken(f"no required input has an axis of size {name!r}", node)
+            raise broken(f"no {what} has an axis of size {name!r}", node)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from llmc.compiler.pipeline import Pass
+from llmc.passes.append import Append
 from llmc.passes.compress.cluster import Share
 from llmc.passes.compress.factorize import Factorize
 from llmc.passes.compress.prune import Prune
@@ -29,7 +30,8 @@ _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (Simplify, Fold, Cse, Tie, Tabulate, F
 _COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share)
 _QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse, Qattention, Split)
 _RAGGED: tuple[type[Pass], ...] = (Blank, Ragged)
-_ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION, *_RAGGED)
+_STATES: tuple[type[Pass], ...] = (Append,)
+_ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION, *_RAGGED, *_STATES)
 PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in _ALL})
 
 _EXACT = "tie,simplify,fold,simplify,tie,cse"

@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 Lowerings = Mapping[str, Callable[[Node], Call]]
 TRIPLE = "x86_64-linux-gnu"
 GUARD = 64  # bytes after each buffer that no kernel may touch
-FREE = {"input", "constant"} | {name for name, op in OPS.items() if op.view}
+FREE = {"input", "state", "constant"} | {name for name, op in OPS.items() if op.view}
 CUTS = ((1,), (3, 1), (2, 5, 1))  # sizes of consecutive begin..end ranges, repeated
 
 

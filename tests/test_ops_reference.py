@@ -325,6 +325,8 @@ CASES: list[Case] = [
         {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 0, 0, 1)},
         lambda x: F.avg_pool2d(F.pad(x, (0, 1, 1, 0)), (3, 2), (2, 1)),
     ),
+    ("append", (X, X[:1]), {}, lambda state, new: torch.cat((state, new))),
+    ("append", (X[:0], X), {}, lambda state, new: new),
     ("bitmask", (BYTES[0], floats(int(MASK[:, :37].sum()))), {"columns": 37}, spread),
 ]
 
@@ -343,4 +345,4 @@ def test_reference_agrees_with_torch(case: Case):
 
 
 def test_every_op_is_compared():
-    assert {c[0] for c in CASES} | {"input"} == set(OPS)
+    assert {c[0] for c in CASES} | {"input", "state"} == set(OPS)

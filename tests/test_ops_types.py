@@ -28,11 +28,14 @@ def b(*shape: Any) -> Node:
     return t(*shape, dtype="bool")
 
 
+KEYS = {"name": "keys", "dtype": "f32", "shape": (S, 8), "grows": 0}
 MHA = {"heads": 2, "head_dim": 4, "scale": 0.5}
 RAGGED = (t(T, 24), t(T, 24), t(T, 8), b(T), n(T), n(B + 1))
 
 ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ("add", (t(B, S, 8), t(8)), {}, "f32[batch, seq, 8]"),
+    ("state", (), KEYS, "f32[seq, 8]"),
+    ("append", (t(S, B, 8), t(2 * S, B, 8)), {}, "f32[3*seq, batch, 8]"),
     ("add", (t(B, 1, 8), t(1, S, 1)), {}, "f32[batch, seq, 8]"),
     ("add", (t(S + S), t(2 * S)), {}, "f32[2*seq]"),
     ("eq", (n(B, 1), n(S)), {}, "bool[batch, seq]"),
@@ -264,6 +267,15 @@ REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ("codebook", (t(2, 3, dtype="u8"), t(9)), {"columns": 4}, "where a row takes 4 bytes"),
     ("bitmask", (t(2, 3, dtype="u8"), t(9)), {"columns": 30}, "where a row takes 4 bytes"),
     ("bitmask", (t(2, 3, 1, dtype="u8"), t(9)), {"columns": 8}, "the mask has rank 3"),
+    ("state", (), {**KEYS, "name": ""}, "not a non-empty string"),
+    ("state", (), {**KEYS, "shape": (S + 1, 8)}, "size seq + 1, not a named dim"),
+    ("state", (), {**KEYS, "shape": (8, S)}, "size 8, not a named dim"),
+    ("state", (), {**KEYS, "shape": (S, 2 * S)}, "is the size of another axis too"),
+    ("state", (), {**KEYS, "grows": 2}, "the growing axis 2 is not in 0..1"),
+    ("append", (t(S, 8), t(B, 4)), {}, "the new part has shape"),
+    ("append", (t(S, 8), t(B, 8, dtype="f16")), {}, "different dtypes"),
+    ("append", (t(S, 8), t(8)), {}, "the new part has rank 1"),
+    ("append", (t(), t()), {}, "the new part has rank 0"),
 ]
 
 
@@ -289,6 +301,11 @@ def test_unknown_names():
         make("softmax", (t(2),), dim=0)
     with pytest.raises(LlmcError, match="'axis' is missing"):
         make("softmax", (t(2),))
+
+
+def test_states():
+    fixed = make("state", (), name="sum", dtype="f32", shape=(B, 8))
+    assert (str(fixed.type), fixed.attributes["grows"]) == ("f32[batch, 8]", None)
 
 
 def test_every_op_has_an_accepted_or_binary_case():

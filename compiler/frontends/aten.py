@@ -16,7 +16,7 @@ import numpy as np
 import sympy
 import torch
 
-from llmc.compiler.dims import Dim, dim
+from llmc.compiler.dims import Dim, dim, from_one
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import DTYPES, Node, Source
 from llmc.compiler.ops import constant, make
@@ -75,7 +75,7 @@ class Symbols:
             )
             expr = expr.xreplace(dict(self.names))
             self._check(expr)
-            return dim(expr)
+            return from_one(dim(expr))
         return dim(value)
 
     def _check(self, expr: Any) -> None:

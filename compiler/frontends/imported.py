@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends.folder import Tokenizer
 from llmc.compiler.frontends.sentence import Sentence
+from llmc.compiler.module import Module
 
 if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
@@ -29,6 +30,7 @@ class Imported:
         labels: class names, empty if the task has none.
         tokenizer: None if the folder has no tokenizer.json.
         sentence: pooling and normalisation, computed in the graph; None for other tasks.
+        functions: of a model with several, the graphs by name, `graph` the first of them; else empty.
         preprocess: how images become `pixel_values`, f32 [batch, channels, height, width]; see `images`.
     """
 
@@ -41,3 +43,9 @@ class Imported:
     tokenizer: Tokenizer | None
     sentence: Sentence | None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
+    functions: Mapping[str, Graph] = field(default_factory=dict)
+
+    @property
+    def module(self) -> Module:
+        """All functions of the model."""
+        return Module(self.functions) if self.functions else Module.of(self.graph)

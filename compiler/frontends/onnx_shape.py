@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import sympy
 
-from llmc.compiler.dims import Dim, ceil_div, dim, product
+from llmc.compiler.dims import Dim, ceil_div, dim, from_one, product
 from llmc.compiler.frontends.onnx_call import Call, Value, known, onnx_op
 from llmc.compiler.frontends.onnx_sizes import as_value, floor_div
 from llmc.compiler.graph import DTYPES, Node
@@ -184,7 +184,7 @@ def _place(index: Dim, size: Dim) -> Dim:
             return 0 if index < -(1 << 31) else dim(index + size)
         if index <= 1:
             return index  # dims are at least 1
-        return size if index >= (1 << 31) - 1 else dim(sympy.Min(index, size))
+        return size if index >= (1 << 31) - 1 else from_one(sympy.Min(index, size))
     return index if isinstance(size, int) or dim(index - size) != 0 else size
 
 

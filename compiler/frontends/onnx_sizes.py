@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import sympy
 
-from llmc.compiler.dims import Dim, dim
+from llmc.compiler.dims import Dim, dim, from_one
 from llmc.compiler.frontends.onnx_call import Call, Sizes, Value, known
 from llmc.compiler.graph import DTYPES, Source
 from llmc.compiler.ops import constant
@@ -90,7 +90,7 @@ def _each(function: Callable[..., Any]) -> Callable[..., Any]:
 def _compared(relation: Any) -> Callable[[Dim, Dim], bool]:
     def decide(a: Dim, b: Dim) -> bool:
         """The truth of a relation for all sizes; dims are at least 1."""
-        answer = relation(sympy.expand(sympy.sympify(a) - b), 0)
+        answer = relation(from_one(dim(sympy.sympify(a) - b)), 0)
         if answer not in (sympy.true, sympy.false):
             raise UndecidedError
         return bool(answer)
@@ -99,7 +99,7 @@ def _compared(relation: Any) -> Callable[[Dim, Dim], bool]:
 
 
 def _extreme(pick: Any) -> Callable[[Dim, Dim], Dim]:
-    return lambda a, b: dim(pick(sympy.sympify(a), sympy.sympify(b)))
+    return lambda a, b: from_one(dim(pick(sympy.sympify(a), sympy.sympify(b))))
 
 
 def _where(call: Call, condition: Array, a: Array, b: Array) -> Any:

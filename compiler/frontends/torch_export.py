@@ -23,14 +23,14 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.frontends import aten_image, aten_math, aten_nn, aten_shape, inplace
+from llmc.compiler.frontends import aten_image, aten_math, aten_nn, aten_rnn, aten_shape, inplace
 from llmc.compiler.frontends.aten import TABLE, Call, Symbols, dtype_of
 from llmc.compiler.frontends.report import Problem, UnsupportedError, report
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_
 from llmc.errors import LlmcError
 
-__all__ = ["Declared", "aten_image", "aten_math", "aten_nn", "aten_shape", "to_graph", "trace"]
+__all__ = ["Declared", "aten_image", "aten_math", "aten_nn", "aten_rnn", "aten_shape", "to_graph", "trace"]
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,16 @@ from llmc.compiler import artifact
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
+from llmc.compiler.module import Module
 from llmc.compiler.pipeline import Pipeline
-from llmc.compiler.plan import make_plan
+from llmc.compiler.plan import make_plans
 from llmc.compiler.promises import run_verified
+from llmc.compiler.verify import verify_module
 from llmc.errors import LlmcError
 from llmc.kernels import Kernels
 from llmc.package import Build, manifest
 from llmc.passes import LEVELS, PASSES
+from llmc.passes.append import append_steps
 from llmc.passes.compress import shortcuts
 from llmc.passes.rows.ragged import blanked, ragged_steps
 from llmc.quantisation import Quantisation
@@ -267,10 +270,19 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
 
 
 def compile_graph(
-    graph: Graph, output: str | Path, *, name: str = "graph", **options: Unpack[Options]
+    graph: Graph | Module, output: str | Path, *, name: str = "graph", **options: Unpack[Options]
 ) -> CompileReport:
-    """Compile a graph into an artifact without tokenizer or labels; options and errors as of `compile`."""
-    imported = Imported(graph, name, "graph", "", "", (), None, None)
+    """Compile a graph, or a module of several functions, into an artifact without tokenizer or labels.
+
+    Functions of a module share weights, kernels and states (docs/ir.md). Options and errors are those of `compile`.
+
+    Raises:
+        LlmcError: also where the module is not valid.
+    """
+    module = Module.of(graph)
+    verify_module(module)
+    first = next(iter(module.functions.values()))
+    imported = Imported(first, name, "graph", "", "", (), None, None, functions=module.functions)
     return _compile(lambda: imported, _Order(output, name, options))
 
 
@@ -319,28 +331,27 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
         imported = load()
         stages.enter("optimise the graph", 0.4)
         optimised = _optimise(imported, options, stages)
-        graph, pipeline = optimised.graph, optimised.pipeline
+        module, pipeline = optimised.module, optimised.pipeline
         stages.enter("make kernels", 0.5)
-        kernels = Kernels.of(graph, chosen)
-        calls, chosen = kernels.calls, kernels.target
+        kernels = Kernels.of(module, chosen)
+        chosen = kernels.target
         if options.tune:
             stages.enter("tune", 0.5)
             kernels = kernels.tune(options.tune_time, stages.within(0.5, 0.62))
-            calls = kernels.calls
             stages.enter("make kernels", 0.62)
         objects, code = kernels.objects()
         stages.enter("write weights", 0.65)
-        plan = make_plan(graph, calls)
-        build = Build(folder, graph, plan, chosen, options.name or imported.name, options.cc)
+        plans = make_plans(module, kernels.calls)
+        build = Build(folder, module, plans, chosen, options.name or imported.name, options.cc)
         build.write(objects)
         embed.write_form(options.form, folder, build.program, objects, chosen, options.cc)
         if options.keep is not None:
-            _keep(Path(options.keep), imported.graph, graph, {"module.c": build.program, **code})
+            _keep(Path(options.keep), imported.module, module, {"module.c": build.program, **code})
         stages.enter("self-test", 0.9)
         accepted = record(folder, optimised.answering, optimised.source, build.build_id)
         if imported.tokenizer is not None:
             shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
-        fields = manifest(imported, build, str(pipeline), folder)
+        fields = manifest(imported, build, pipeline, folder)
         fields |= {"quantisation": options.quant.mode, "selftest": accepted, "products": kernels.products()}
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
         check(folder, chosen)
@@ -351,10 +362,10 @@ def _compile(load: Callable[[], Imported], options: _Order) -> CompileReport:
         stages.seconds,
         sizes,
         chosen.name,
-        str(pipeline),
-        len(graph.nodes),
-        len({c.kernel.symbol for c in calls}),
-        len(plan.steps),
+        pipeline,
+        sum(len(graph.nodes) for graph in module.functions.values()),
+        len({call.kernel.symbol for call in kernels.every}),
+        sum(len(plan.leaves) for plan in plans.values()),
         kernels.kept.found,
         kernels.products(),
     )
@@ -365,23 +376,49 @@ class _Optimised:
     """What the passes made.
 
     Args:
-        pipeline: all that ran.
+        pipeline: all that ran; where functions differ in that, those of each.
         source: what an artifact without lossy passes is to compute.
-        answering: the graph that the self-test's answers are of.
+        answering: the module that the self-test's answers are of.
     """
+
+    module: Module
+    pipeline: str
+    source: Module
+    answering: Module
+
+
+def _optimise(imported: Imported, options: _Order, stages: _Stages) -> _Optimised:
+    """The passes over every function."""
+    functions = imported.module.functions.items()
+    parts = {name: _optimise_function(graph, imported, options, stages) for name, graph in functions}
+    module = Module({name: part.graph for name, part in parts.items()})
+    verify_module(module)
+    source = Module({name: part.source for name, part in parts.items()})
+    # A lossy pass is meant to change the answers: the artifact then answers for what is left after it.
+    lossy = any(part.lossy for part in parts.values())
+    texts = {name: str(part.pipeline) for name, part in parts.items()}
+    same = len(set(texts.values())) == 1
+    text = next(iter(texts.values())) if same else "; ".join(f"{name}: {t}" for name, t in texts.items())
+    return _Optimised(module, text, source, module if lossy else source)
+
+
+@dataclass(frozen=True)
+class _Function:
+    """What the passes made of one function, what it is to compute without lossy ones, and whether one was."""
 
     graph: Graph
     pipeline: Pipeline
     source: Graph
-    answering: Graph
+    lossy: bool
 
 
-def _optimise(imported: Imported, options: _Order, stages: _Stages) -> _Optimised:
-    """The passes that are asked for, and those that a target, `--quant` and `--matmul` bring along."""
+def _optimise_function(graph: Graph, imported: Imported, options: _Order, stages: _Stages) -> _Function:
+    """The passes that are asked for, and those that states, a target, `--quant` and `--matmul` bring along."""
     run = run_verified if options.verify_each else Pipeline.run
-    gpu = bool(options.target.gpus)
-    steps = (*options.pipeline.steps, *(_UNPACK.steps if gpu else ()))
-    graph, _ = run(Pipeline(steps), imported.graph)
+    gpu, given = bool(options.target.gpus), graph
+    states = append_steps(imported.module) if options.passes is None and options.level else Pipeline(())
+    steps = (*states.steps, *options.pipeline.steps, *(_UNPACK.steps if gpu else ()))
+    graph, _ = run(Pipeline(steps), graph)
     packing, matmul = Pipeline(()), MATMUL[options.matmul]
     if options.whole and not gpu:
         packing = ragged_steps(graph, blank=options.padding == "zero")
@@ -391,18 +428,21 @@ def _optimise(imported: Imported, options: _Order, stages: _Stages) -> _Optimise
     graph, quant = options.quant.run(graph, imported.tokenizer, compile_graph, run, not gpu)
     graph, _ = run(matmul, graph)
     added = (*quant.steps, *matmul.steps)
-    source = blanked(imported.graph, packing)
-    # A lossy pass is meant to change the answers: the artifact then answers for the graph after it.
-    lossy = Pipeline((*steps, *added)).lossy
     pipeline = Pipeline((*steps, *packing.steps, *added))
-    return _Optimised(graph, pipeline, source, graph if lossy else source)
+    return _Function(graph, pipeline, blanked(given, packing), Pipeline((*steps, *added)).lossy)
 
 
-def _keep(folder: Path, imported: Graph, graph: Graph, sources: Mapping[str, str]) -> None:
+def _text(module: Module) -> str:
+    """A function alone needs no name."""
+    graphs = list(module.functions.values())
+    return str(graphs[0]) if len(graphs) == 1 else str(module)
+
+
+def _keep(folder: Path, imported: Module, module: Module, sources: Mapping[str, str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "imported.txt").write_text(str(imported))
-        (folder / "optimised.txt").write_text(str(graph))
+        (folder / "imported.txt").write_text(_text(imported))
+        (folder / "optimised.txt").write_text(_text(module))
         for name, text in sources.items():
             (folder / name).write_text(text)
     except OSError as error:

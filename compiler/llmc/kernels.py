@@ -7,37 +7,46 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from llmc.compiler.calls import Call
+from llmc.compiler.calls import Call, Region, every_call
 from llmc.compiler.graph import Graph
+from llmc.compiler.module import Module
 from llmc.package import FATBIN
 from llmc.targets import Target, store
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The calls that compute a graph.
+    """The calls that compute the functions of a module.
 
     Args:
+        calls: those of each function.
         target: with the instruction sets that serve these calls.
         tuned: what is known of the schedules of products, `llmc.targets.tuning.Tuned` by shape.
         kept: machine code of earlier compiles.
     """
 
-    graph: Graph
+    module: Module
     target: Target
-    calls: Sequence[Call]
+    calls: Mapping[str, Sequence[Call | Region]]
     tuned: Mapping[Any, Any] = field(default_factory=dict)
     kept: store.Store = field(default_factory=lambda: store.Store(store.folder()))
 
     @classmethod
-    def of(cls, graph: Graph, target: Target) -> Kernels:
+    def of(cls, module: Module, target: Target) -> Kernels:
         """By the kernels of `target`.
 
         Raises:
             LlmcError: an op has no kernel there, or nvcc is missing.
         """
-        calls = _lowered(graph, target)
-        return cls(graph, target.serving(call.kernel.family for call in calls), calls)
+        made = cls(
+            module, target, {name: _lowered(graph, target) for name, graph in module.functions.items()}
+        )
+        return replace(made, target=target.serving(call.kernel.family for call in made.every))
+
+    @property
+    def every(self) -> list[Call]:
+        """The calls of all functions, those in bodies too."""
+        return [call for calls in self.calls.values() for call in every_call(calls)]
 
     def tune(self, seconds: float, tell: Callable[[str, float], None]) -> Kernels:
         """With the fastest schedules that are found on this machine in `seconds`, or were before."""
@@ -45,19 +54,21 @@ class Kernels:
         from llmc.targets.cpu.products.decoded import lower_linear
         from llmc.targets.tuning import chosen, tune
 
-        tuned = tune(self.calls, self.graph.dims, self.target, self.kept, seconds, tell)
+        tuned = tune(self.every, self.module.dims, self.target, self.kept, seconds, tell)
         linear = partial(lower_linear, schedules=chosen(tuned))
-        return replace(self, tuned=tuned, calls=lower(self.graph, {**LOWERINGS, "linear": linear}))
+        table = {**LOWERINGS, "linear": linear}
+        calls = {name: lower(graph, table) for name, graph in self.module.functions.items()}
+        return replace(self, tuned=tuned, calls=calls)
 
     def objects(self) -> tuple[dict[str, bytes], dict[str, str]]:
         """The machine code by symbol, and the source of what was not made from TIR."""
         if not self.target.gpus:
             from llmc.targets.cpu.build import compile_calls
 
-            return compile_calls(self.calls, self.target, self.kept), {}
+            return compile_calls(self.every, self.target, self.kept), {}
         from llmc.targets.cuda.build import cuda_source, fatbin
 
-        kernels = {call.kernel.symbol: call.kernel for call in self.calls}
+        kernels = {call.kernel.symbol: call.kernel for call in self.every}
         source = cuda_source({symbol: k.emit(symbol, None) for symbol, k in kernels.items()})
         return {FATBIN: fatbin(source, self.target.gpus, self.kept)}, {"kernels.cu": source}
 
@@ -67,10 +78,10 @@ class Kernels:
             return []
         from llmc.targets.tuning import described
 
-        return described(self.calls, self.tuned)
+        return described(self.every, self.tuned)
 
 
-def _lowered(graph: Graph, target: Target) -> tuple[Call, ...]:
+def _lowered(graph: Graph, target: Target) -> tuple[Call | Region, ...]:
     """The calls of a graph."""
     if target.gpus:
         from llmc.targets.cuda.build import find_nvcc

@@ -12,9 +12,10 @@ from typing import Any
 import llmc
 from llmc.compiler import artifact
 from llmc.compiler.calls import Call
-from llmc.compiler.counted import given_dims
+from llmc.compiler.dims import Bounds
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.graph import Graph
+from llmc.compiler.module import Module, State
 from llmc.compiler.plan import Plan
 from llmc.compiler.program import Tensor, Variant, signature, write_program
 from llmc.runtime import sources as c
@@ -29,31 +30,38 @@ class Build:
     """The native part of an artifact: weights.bin, module.so, llmc.h and bench."""
 
     def __init__(
-        self, folder: Path, graph: Graph, plan: Plan, target: Target, name: str, cc: str | None
+        self,
+        folder: Path,
+        module: Module,
+        plans: Mapping[str, Plan],
+        target: Target,
+        name: str,
+        cc: str | None,
     ) -> None:
-        self.folder, self.graph, self.plan, self.target, self.name, self.cc = (
+        self.folder, self.module, self.plans, self.target, self.name, self.cc = (
             folder,
-            graph,
-            plan,
+            module,
+            plans,
             target,
             name,
             cc,
         )
+        self.weights = next(iter(plans.values()))  # those of all
         self.build_id = ""
         self.program = ""
 
     def write(self, objects: Mapping[str, bytes]) -> None:
         weights = self.folder / WEIGHTS
-        digest = artifact.write_weights(weights, self.plan, HEADER_BYTES)
+        digest = artifact.write_weights(weights, self.weights, HEADER_BYTES)
         variants = [_variant(cpu) for cpu in self.target.cpus] or [Variant("cuda", 0, 0)]
 
         def text(build_id: str) -> str:
             gpus = self.target.gpus
-            return write_program(self.graph, self.plan, variants, self.name, build_id, digest, gpus)
+            return write_program(self.module, self.plans, variants, self.name, build_id, digest, gpus)
 
         parts = [llmc.__version__.encode(), digest.encode(), text("").encode(), *objects.values()]
         self.build_id = hashlib.sha256(b"\0".join(parts)).hexdigest()
-        artifact.stamp_weights(weights, weights_header(self.build_id, self.plan.weights_bytes))
+        artifact.stamp_weights(weights, weights_header(self.build_id, self.weights.weights_bytes))
         self.program = text(self.build_id)
         self._link(objects)
         shutil.copyfile(c.HEADER, self.folder / "llmc.h")
@@ -89,16 +97,16 @@ def _variant(cpu: Cpu) -> Variant:
 
 
 def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> dict[str, Any]:
-    inputs, outputs = signature(build.graph)
+    steps = [step for plan in build.plans.values() for step in plan.leaves]
     fields: dict[str, Any] = {
         "format": FORMAT,
         "llmc": llmc.__version__,
         "name": build.name,
         "build_id": build.build_id,
         "task": imported.task,
-        "inputs": [_tensor_entry(t) for t in inputs],
-        "outputs": [_tensor_entry(t) for t in outputs],
-        "dims": {name: list(build.graph.dims[name]) for name in given_dims(build.graph)},
+        "functions": [_function_entry(name, graph) for name, graph in build.module.functions.items()],
+        "states": [_state_entry(state) for state in build.module.states.values()],
+        "dims": {name: list(bounds) for name, bounds in build.module.dims.items()},
         "target": build.target.name,
         "machine": build.target.machine,
         "variants": _variant_entries(build.target),
@@ -106,13 +114,11 @@ def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> d
         "files": artifact.file_entries(folder),
         "postprocess": {},
         "sizes": {
-            "parameters": sum(
-                w.attributes["value"].array.size for w in imported.graph.nodes if w.op == "constant"
-            ),
+            "parameters": _parameters(imported.module),
             "code_bytes": sum((folder / f).stat().st_size for f in (MODULE, "bench")),
-            "weights_bytes": build.plan.weights_bytes,
-            "kernels": len({s.kernel.symbol for s in build.plan.steps if isinstance(s, Call)}),
-            "steps": len(build.plan.steps),
+            "weights_bytes": build.weights.weights_bytes,
+            "kernels": len({s.kernel.symbol for s in steps if isinstance(s, Call)}),
+            "steps": len(steps),
         },
     }
     if imported.preprocess:
@@ -125,7 +131,7 @@ def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> d
             "normalize": "normalize" in imported.sentence.steps,
         }
     if imported.tokenizer is not None:
-        fields["tokenizer"] = _tokenizer_entry(imported.tokenizer, build.graph)
+        fields["tokenizer"] = _tokenizer_entry(imported.tokenizer, build.module.dims)
     return fields
 
 
@@ -133,6 +139,24 @@ def _variant_entries(target: Target) -> list[dict[str, Any]]:
     if target.gpus:
         return [{"name": "cuda", "features": [f"an NVIDIA GPU: {', '.join(target.gpus)} or later"]}]
     return [{"name": cpu.name, "features": [cpu.needs]} for cpu in target.cpus]
+
+
+def _parameters(module: Module) -> int:
+    """Elements of all constants; what functions share counts once."""
+    constants = dict.fromkeys(
+        n for graph in module.functions.values() for n in graph.everywhere() if n.op == "constant"
+    )
+    return sum(node.attributes["value"].array.size for node in constants)
+
+
+def _function_entry(name: str, graph: Graph) -> dict[str, Any]:
+    inputs, outputs = signature(graph)
+    tensors = {"inputs": [_tensor_entry(t) for t in inputs], "outputs": [_tensor_entry(t) for t in outputs]}
+    return {"name": name, **tensors}
+
+
+def _state_entry(state: State) -> dict[str, Any]:
+    return {**_tensor_entry(Tensor(state.name, state.type)), "grows": state.grows}
 
 
 def _tensor_entry(tensor: Tensor) -> dict[str, Any]:
@@ -148,13 +172,11 @@ def _tensor_entry(tensor: Tensor) -> dict[str, Any]:
     return entry
 
 
-def _tokenizer_entry(tokenizer: Any, graph: Graph) -> dict[str, Any]:
+def _tokenizer_entry(tokenizer: Any, dims: Mapping[str, Bounds]) -> dict[str, Any]:
     import tokenizers
 
     token = tokenizers.Tokenizer.from_file(str(tokenizer.file)).id_to_token(tokenizer.pad_id)
-    longest = min(
-        tokenizer.max_length, graph.dims["seq"].high if "seq" in graph.dims else tokenizer.max_length
-    )
+    longest = min(tokenizer.max_length, dims["seq"].high if "seq" in dims else tokenizer.max_length)
     return {
         "file": "tokenizer.json",
         "max_length": longest,

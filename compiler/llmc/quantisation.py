@@ -84,6 +84,13 @@ class Quantisation:
         text = QUANTISATIONS[self.mode] + (f",{ATTENTION}" if on_int8 else "")
         pipeline = Pipeline.parse(text, PASSES)
         if self.mode == STATIC:
+            if graph.states:
+                raise LlmcError(
+                    f"{STATIC} does not calibrate functions that have states",
+                    at="--quant",
+                    found=", ".join(node.attributes["name"] for node in graph.states[:3]),
+                    hint="use --quant int8",
+                )
             first, *rest = pipeline.steps
             assert isinstance(first.change, Quantize)
             found = replace(first.change, scales=self._scales(graph, first.change, tokenizer, compile_graph))

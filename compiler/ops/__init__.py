@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmc.compiler.graph import Node, Source, TensorType, Weight, dtype_name
+from llmc.compiler.graph import Node, Source, TensorType, Weight, dtype_name, results_of
 from llmc.compiler.ops import (
     attention,
+    control,
     conv,
     elementwise,
     linear,
     quantise,
     ragged,
+    recurrent,
     reduction,
     shape,
     split,
+    state,
     storage,
 )
 from llmc.compiler.ops.declare import OPS, Op
@@ -29,6 +32,7 @@ __all__ = [
     "Op",
     "attention",
     "constant",
+    "control",
     "conv",
     "elementwise",
     "input_",
@@ -36,9 +40,13 @@ __all__ = [
     "make",
     "quantise",
     "ragged",
+    "recurrent",
     "reduction",
+    "results",
     "shape",
     "split",
+    "state",
+    "state_",
     "storage",
 ]
 
@@ -68,6 +76,12 @@ def input_(name: str, dtype: str, shape: tuple[Any, ...], **attributes: Any) -> 
     return make("input", (), Source(name), name=name, dtype=dtype, shape=kind.shape, **attributes)
 
 
+def state_(name: str, dtype: str, shape: tuple[Any, ...], grows: int | None = None) -> Node:
+    """A state called `name`; its axis `grows` gets longer from call to call."""
+    kind = TensorType(dtype, shape)
+    return make("state", (), Source(name), name=name, dtype=dtype, shape=kind.shape, grows=grows)
+
+
 def constant(value: Any, name: str = "", source: Source | None = None) -> Node:
     """A constant node; `value` is a Weight, an array or a scalar (Python floats become float32)."""
     import numpy as np
@@ -77,3 +91,8 @@ def constant(value: Any, name: str = "", source: Source | None = None) -> Node:
         value = Weight(array.astype(np.float32) if array.dtype == np.float64 else array, name)
     dtype_name(value.array.dtype)
     return make("constant", (), source or Source(value.name), value=value)
+
+
+def results(node: Node) -> tuple[Node, ...]:
+    """One `result` node for each result of `node`, to be made once: a result is picked by one node only."""
+    return tuple(make("result", (node,), node.source, index=i) for i in range(len(results_of(node.type))))

@@ -45,7 +45,7 @@ def attention64(q: Array, k: Array, v: Array, mask: Array | None, scale: float, 
         scores = np.where(mask, scores, -np.inf) if mask.dtype == np.bool_ else scores + mask
     if causal:
         scores = np.where(np.tri(*scores.shape[-2:], dtype=np.bool_), scores, -np.inf)
-    top = scores.max(-1, keepdims=True)
+    top = scores.max(-1, keepdims=True, initial=-np.inf)  # there may be no key at all
     weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
     total = weights.sum(-1, keepdims=True)
     return np.asarray(weights / np.where(total == 0, 1.0, total) @ v)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.graph import Source, TensorType
+from llmc.compiler.graph import Results, Source, TensorType
 from llmc.errors import LlmcError
 
 TypeRule = Callable[..., TensorType]
@@ -28,8 +28,8 @@ class Op:
         name: as written in the text form.
         rule: type rule, called with one TensorType for each input and the attributes by keyword.
         reference: NumPy meaning, called with one array for each input, the attributes by keyword, and, if
-            `symbolic`, `sizes` (dim name -> int). Returns an array, which may share memory with an input;
-            never warns.
+            `symbolic`, `sizes` (dim name -> int). Returns an array, which may share memory with an input,
+            or a tuple of them where there are several results; never warns.
         defaults: attribute -> default; `REQUIRED` where there is none.
         elementwise: each output element depends on the input elements at its (broadcast) index only.
         view: the output holds the input's elements in the same order, so no kernel is needed.
@@ -66,6 +66,13 @@ class Op:
         self, inputs: tuple[TensorType, ...], attributes: Mapping[str, Any], source: Source
     ) -> TensorType:
         """The output type; a refusal names the place and the input types."""
+        if self.name != "result" and any(isinstance(i, Results) for i in inputs):
+            raise LlmcError(
+                f"{self.name}: an input is a node with several results",
+                at=str(source),
+                found=", ".join(map(str, inputs)),
+                hint="pick one of them with result{index}",
+            )
         try:
             return self.rule(*inputs, **attributes)
         except LlmcError as error:
@@ -100,7 +107,8 @@ def _quiet(reference: Reference) -> Reference:
     @wraps(reference)
     def run(*arrays: Any, **attributes: Any) -> Any:
         with np.errstate(all="ignore"):
-            return np.asarray(reference(*arrays, **attributes))
+            made = reference(*arrays, **attributes)
+            return tuple(map(np.asarray, made)) if isinstance(made, tuple) else np.asarray(made)
 
     return run
 

@@ -91,12 +91,12 @@ def _cumsum(x: TensorType, axis: Any) -> TensorType:
 def softmax64(x: Array, axis: int) -> Array:
     """Softmax in float64; a row of all -inf gives NaN."""
     wide = x.astype(np.float64)
-    weights = np.exp(wide - wide.max(axis, keepdims=True))
+    weights = np.exp(wide - wide.max(axis, keepdims=True, initial=-np.inf))
     return np.asarray(weights / weights.sum(axis, keepdims=True))
 
 
 def _log_softmax_reference(x: Array, axis: int) -> Array:
-    shifted = x.astype(np.float64) - x.max(axis, keepdims=True)
+    shifted = x.astype(np.float64) - x.max(axis, keepdims=True, initial=-np.inf)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))).astype(x.dtype)
 
 

@@ -43,6 +43,10 @@ class Share(Pass):
         if not 2 <= self.clusters <= 256:
             raise LlmcError("share: clusters is from 2 to 256", found=str(self.clusters))
 
+    def enters(self) -> bool:
+        """Weights are chosen over a whole graph."""
+        return False
+
     def run(self, graph: Graph) -> Graph:
         """Cluster every weight once, then let each reader decode it."""
         found: dict[Node, tuple[str, Array]] = {}

@@ -44,6 +44,10 @@ class Factorize(Pass):
         if self.energy is not None and not 0 < self.energy <= 1:
             raise LlmcError("factorize: energy is above 0 and at most 1", found=f"{self.energy:g}")
 
+    def enters(self) -> bool:
+        """Products are chosen over a whole graph."""
+        return False
+
     def run(self, graph: Graph) -> Graph:
         """Factor each weight that shrinks by it."""
         changes: dict[Node, Make] = {}

@@ -49,6 +49,10 @@ class Prune(Pass):
         if self.pattern == "2:4" and self.sparsity not in (None, 0.5):
             raise LlmcError("prune: the pattern 2:4 is a sparsity of 0.5", found=f"{self.sparsity:g}")
 
+    def enters(self) -> bool:
+        """Weights are ranked over a whole graph."""
+        return False
+
     def run(self, graph: Graph) -> Graph:
         """Choose the zeros, then the smaller way to store each weight."""
         chosen = [p for p in products(graph, self.skip) if self._wanted(graph, p)]

@@ -60,6 +60,10 @@ class PruneHeads(Pass):
         if self.scope not in ("global", "layer"):
             raise LlmcError("prune-heads: no such scope", found=self.scope, hint="use global or layer")
 
+    def enters(self) -> bool:
+        """Heads are ranked over a whole graph."""
+        return False
+
     def run(self, graph: Graph) -> Graph:
         """Rank, choose, shrink."""
         allowed = {p.node for p in linears(graph, self.skip)}
@@ -92,7 +96,7 @@ def layers(graph: Graph) -> Iterator[Layer]:
             continue
         out = list(readers(graph, mha))
         own = all(r is mha for i in set(mha.inputs[:3]) for r in readers(graph, i) if r is not i)
-        kept = any(o is i for i in mha.inputs[:3] for o in graph.outputs.values())
+        kept = any(o is i for i in mha.inputs[:3] for o in graph.roots)
         if len(out) == 1 and own and not kept and _is_projection(out[0], mha) and _are_constant(mha):
             yield Layer(mha, out[0])
 

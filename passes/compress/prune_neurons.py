@@ -58,6 +58,10 @@ class PruneNeurons(Pass):
         if self.multiple < 1:
             raise LlmcError("prune-neurons: multiple must be at least 1", found=str(self.multiple))
 
+    def enters(self) -> bool:
+        """Neurons are ranked over a whole graph."""
+        return False
+
     def run(self, graph: Graph) -> Graph:
         """Shrink every block that is big enough."""
         allowed = {p.node for p in linears(graph, self.skip)}

@@ -118,8 +118,7 @@ def rebuild(graph: Graph, changes: Mapping[Node, Make]) -> Graph:
             done[node] = node.with_inputs(inputs)
     if all(a is b for a, b in done.items()):
         return graph
-    outputs = {name: done[node] for name, node in graph.outputs.items()}
-    return Graph(tuple(done[i] for i in graph.inputs), outputs, graph.dims)
+    return graph.exchanged(done.__getitem__)
 
 
 def replaced(graph: Graph, table: Mapping[Node, Node]) -> Graph:
@@ -155,7 +154,7 @@ def share_of(what: str, value: float) -> None:
 
 
 def readers(graph: Graph, node: Node) -> Iterator[Node]:
-    """Who reads `node`; where it is an output of the graph, `node` itself stands for the caller."""
+    """Who reads `node`; where it is a root of the graph, `node` itself stands for the caller."""
     yield from graph.users[node]
-    if any(output is node for output in graph.outputs.values()):
+    if any(root is node for root in graph.roots):
         yield node

@@ -36,7 +36,7 @@ def fuse_chains(graph: Graph, max_steps: int, max_inputs: int) -> Graph:
     A value joins its reader's chain if it has the reader's shape, is simple, and is read by that chain only.
     Smaller values stay outside, so that no work is repeated by broadcasting.
     """
-    outputs = set(graph.outputs.values())
+    outputs = set(graph.roots)
     inside: set[Node] = set()
     groups: dict[Node, set[Node]] = {}
     for root in reversed(graph.nodes):

@@ -76,6 +76,10 @@ class Quantize(Pass):
     def _skipped(self, node: Node) -> bool:
         return any(fnmatchcase(node.source.path, pattern) for pattern in self.skip)
 
+    def enters(self) -> bool:
+        """Scales that were found by calibration belong to the products of a graph, not of a body."""
+        return self.mode != STATIC
+
     def run(self, graph: Graph) -> Graph:
         """One walk; equal weights and equal activations are quantised once."""
         wanted = set(self.products(graph))
@@ -130,7 +134,7 @@ def _is_table(node: Node, position: int) -> bool:
 
 def _rounded_gelus(graph: Graph, wanted: Set[Node]) -> set[Node]:
     """The products that end in a gelu of which nothing is used but its int8 levels."""
-    users, kept = graph.users, set(graph.outputs.values())
+    users, kept = graph.users, set(graph.roots)
 
     def rounded(node: Node) -> bool:
         readers = users[node]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -26,6 +26,10 @@ class Blank(Pass):
     keeps: ClassVar[Keeps] = LOSSY  # at padding; every other value stays bit for bit
     mask: str = "attention_mask"
 
+    def enters(self) -> bool:
+        """Padding is a matter of a graph's inputs."""
+        return False
+
     def run(self, graph: Graph) -> Graph:
         """outputs[batch, seq, ...] -> where(mask, outputs, 0)"""
         masks = [node for node in graph.inputs if node.attributes["name"] == self.mask]
@@ -36,7 +40,7 @@ class Blank(Pass):
             name: _blanked(node, mask) if node.shape[:2] == mask.shape and node is not mask else node
             for name, node in graph.outputs.items()
         }
-        return graph if outputs == dict(graph.outputs) else Graph(graph.inputs, outputs, graph.dims)
+        return graph if outputs == dict(graph.outputs) else replace(graph, outputs=outputs)
 
 
 def _blanked(node: Node, mask: Node) -> Node:

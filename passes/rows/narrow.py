@@ -52,7 +52,7 @@ def slice_early(node: Node) -> None:
 def _spans(graph: Graph) -> Mapping[Node, Span]:
     """The nodes that are read at one span only, and can be computed there alone."""
     spans: dict[Node, Span] = {}
-    kept = set(graph.outputs.values())
+    kept = set(graph.roots)
     for node in reversed(graph.nodes):
         if node in kept or not _by_places(node):
             continue
@@ -95,9 +95,7 @@ class _Narrower:
         for node in self.before.nodes:
             if node not in self.spans:
                 self.whole[node] = self._rebuilt(node)
-        before = self.before
-        outputs = {name: self.whole[node] for name, node in before.outputs.items()}
-        return Graph(tuple(self.whole[i] for i in before.inputs), outputs, before.dims)
+        return self.before.exchanged(self.whole.__getitem__)
 
     def _rebuilt(self, node: Node) -> Node:
         if node.op == "slice" and node.inputs[0] in self.spans:

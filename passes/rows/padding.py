@@ -92,7 +92,8 @@ class Padding:
 
     def _find_wanted(self) -> dict[Node, str]:
         """node -> who wants it at padding."""
-        wanted = {node: f"output {name}" for name, node in self.graph.outputs.items()}
+        wanted = {node: f"state {name}" for name, node in self.graph.updates.items()}
+        wanted.update((node, f"output {name}") for name, node in self.graph.outputs.items())
         for node in reversed(self.graph.nodes):
             by_rows = row_inputs(node) if by_token(node, self.mask) and self._by_rows(node) else frozenset()
             ignored = self._known[node] is not None or first_column(node)

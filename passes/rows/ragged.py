@@ -8,7 +8,7 @@ at tokens stay as they were. `padding.py` finds the nodes, this file makes their
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -33,6 +33,10 @@ class Ragged(Pass):
 
     name = "ragged"
     keeps: ClassVar[Keeps] = close(1e-6)  # exact in llmc's kernels, not where BLAS sums by shape
+
+    def enters(self) -> bool:
+        """Padding is a matter of a graph's inputs."""
+        return False
 
     def run(self, graph: Graph) -> Graph:
         """For the first mask that leaves an attention without use for its padding."""
@@ -109,10 +113,9 @@ class _Packer:
                 self.rows[node] = self._packed(node)
             else:
                 self.whole[node] = self._rebuilt(node)
-        before = self.before
-        outputs = {name: self._whole(node) for name, node in before.outputs.items()}
-        most = upper_bound(dim(self.batch * self.seq), before.dims)
-        return Graph(before.inputs, outputs, {**before.dims, TOKENS: Bounds(1, most)})
+        most = upper_bound(dim(self.batch * self.seq), self.before.dims)
+        dims = {**self.before.dims, TOKENS: Bounds(1, most)}
+        return replace(self.before.exchanged(self._whole), dims=dims)
 
     # --- where rows are
 

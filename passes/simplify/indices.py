@@ -8,6 +8,7 @@ them may have one answer everywhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import sympy
@@ -15,7 +16,10 @@ import sympy
 from llmc.compiler.dims import Dim, dim, product
 from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import constant, make
+from llmc.compiler.rewrite import Context
 from llmc.passes.match import reshaped, resized
+
+Names = frozenset[str]  # of dims that may be 0
 
 _INTEGERS = ("i32", "i64")
 _DEPTH = 24  # of the expression; real ones are below 10
@@ -119,27 +123,31 @@ def _of_reshape(old: tuple[Dim, ...], new: tuple[Dim, ...], inner: Affine) -> Af
     return Affine(inner.start, tuple(0 if d == 1 else next(steps) for d in new))
 
 
-def _least(value: Affine, shape: tuple[Dim, ...]) -> Dim:
+def _least(value: Affine, shape: tuple[Dim, ...], zero: Names) -> Dim:
     """The smallest element, if the signs of the steps are known; else a symbol of unknown sign."""
     least = value.start
     for step, length in zip(value.steps, shape, strict=True):
-        if sympy.sympify(step).is_nonnegative:
+        if _above(step, zero).is_nonnegative:
             continue
-        if not sympy.sympify(step).is_negative:
+        if not _above(step, zero).is_negative:
             return sympy.Dummy()
         least = least + step * (length - 1)
     return least
 
 
-def _always(value: Affine, shape: tuple[Dim, ...], least: int) -> bool:
-    """Whether every element is at least `least`; dims are at least 1."""
-    shifted = sympy.expand(sympy.sympify(_least(value, shape)) - least)
-    dims = [s for s in shifted.free_symbols if s.is_positive]
-    above = {s: 1 + sympy.Symbol(s.name, integer=True, nonnegative=True) for s in dims}
-    return bool(sympy.expand(shifted.subs(above)).is_nonnegative)
+def _above(value: Dim, zero: Names) -> Any:
+    """`value` in what dims have above their least size, 0 for those of `zero` and 1 for all others."""
+    expr = sympy.sympify(value)
+    from_one = {s: s + 1 for s in expr.free_symbols if s.is_nonnegative and s.name not in zero}
+    return sympy.expand(expr.subs(from_one, simultaneous=True))
 
 
-def decide_comparison(node: Node) -> Node | None:
+def _always(value: Affine, shape: tuple[Dim, ...], least: int, zero: Names) -> bool:
+    """Whether every element is at least `least`."""
+    return bool(_above(_least(value, shape, zero) - least, zero).is_nonnegative)
+
+
+def decide_comparison(node: Node, context: Context) -> Node | None:
     """a >= b, ... -> True or False, where index arithmetic knows the answer"""
     match node:
         case Node("ge" | "gt" | "le" | "lt" | "eq" | "ne" as op, (a, b)) if a.dtype in _INTEGERS:
@@ -147,20 +155,24 @@ def decide_comparison(node: Node) -> Node | None:
             difference = _of_arithmetic(node, "sub", x, y)
             if difference is None:
                 return None
-            answer = _answer(op, difference, node.shape)
+            answer = _answer(op, difference, node.shape, context.zero)
             return None if answer is None else resized(constant(np.bool_(answer), source=node.source), node)
 
 
-def _answer(op: str, value: Affine, shape: tuple[Dim, ...]) -> bool | None:
+def _answer(op: str, value: Affine, shape: tuple[Dim, ...], zero: Names) -> bool | None:
     """The truth of `value op 0` if it is the same at every index."""
     back = value.times(-1)
+
+    def at_least(x: Affine, least: int) -> bool:
+        return _always(x, shape, least, zero)
+
     facts = {
-        "ge": lambda: (_always(value, shape, 0), _always(back, shape, 1)),
-        "gt": lambda: (_always(value, shape, 1), _always(back, shape, 0)),
-        "le": lambda: (_always(back, shape, 0), _always(value, shape, 1)),
-        "lt": lambda: (_always(back, shape, 1), _always(value, shape, 0)),
-        "eq": lambda: (_is_zero(value), _always(value, shape, 1) or _always(back, shape, 1)),
-        "ne": lambda: (_always(value, shape, 1) or _always(back, shape, 1), _is_zero(value)),
+        "ge": lambda: (at_least(value, 0), at_least(back, 1)),
+        "gt": lambda: (at_least(value, 1), at_least(back, 0)),
+        "le": lambda: (at_least(back, 0), at_least(value, 1)),
+        "lt": lambda: (at_least(back, 1), at_least(value, 0)),
+        "eq": lambda: (_is_zero(value), at_least(value, 1) or at_least(back, 1)),
+        "ne": lambda: (at_least(value, 1) or at_least(back, 1), _is_zero(value)),
     }
     true, false = facts[op]()
     return True if true else False if false else None
@@ -190,7 +202,7 @@ def _counts_all(steps: tuple[Dim, ...], shape: tuple[Dim, ...], rows: Dim) -> bo
     return True
 
 
-def read_range(node: Node) -> Node | None:
+def read_range(node: Node, context: Context) -> Node | None:
     """embedding(x, start, start+step, ...) -> x[start::step], except from tables of float weights
 
     Those stay: `embed_norm` reads them by index.
@@ -202,14 +214,16 @@ def read_range(node: Node) -> Node | None:
             if place is None or len(moving) > 1:
                 return None
             length, step = (index.shape[moving[0]], place.steps[moving[0]]) if moving else (1, 1)
-            if isinstance(step, int) and step > 0 and _inside(place.start, step, length, table.shape[0]):
+            if not isinstance(step, int) or step <= 0:
+                return None
+            if _inside(place.start, step, length, table.shape[0], context.zero):
                 return _sliced(node, table, (place.start, step, length))
 
 
-def _inside(start: Dim, step: int, length: Dim, rows: Dim) -> bool:
+def _inside(start: Dim, step: int, length: Dim, rows: Dim, zero: Names) -> bool:
     """Whether the range lies inside the rows at all sizes; an embedding clamps, a slice does not."""
     last = start + step * (length - 1)
-    return _always(Affine(dim(start), ()), (), 0) and _always(Affine(dim(rows - 1 - last), ()), (), 0)
+    return all(_always(Affine(dim(value), ()), (), 0, zero) for value in (start, rows - 1 - last))
 
 
 def _sliced(node: Node, table: Node, span: tuple[Dim, int, Dim]) -> Node:

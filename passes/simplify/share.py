@@ -23,7 +23,7 @@ class Cse(Pass):
 
 
 def _key(node: Node) -> Hashable:
-    if node.op in ("input", "constant"):
+    if node.op in ("input", "state", "constant"):
         return id(node)  # equal weights are the business of `tie`
     reads = [id(i) for i in node.inputs]
     if OPS[node.op].commutative:

@@ -88,7 +88,7 @@ def _fixed(node: Node) -> list[object]:
 
 def _inner(graph: Graph, known: Mapping[Node, str]) -> set[Node]:
     """Values read only on the way to other values of the position."""
-    outputs = set(graph.outputs.values())
+    outputs = set(graph.roots)
     return {n for n in known if n not in outputs and all(u in known for u in graph.users[n])}
 
 

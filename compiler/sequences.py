@@ -1,0 +1,87 @@
+"""Sizes of the dims, call by call, for sessions that try a module: a prompt, the next token, several tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+import sympy
+
+from llmc.compiler.dims import Bounds, evaluate
+from llmc.compiler.graph import Graph
+from llmc.compiler.module import Module, State
+from llmc.compiler.plan_states import state_use
+
+Sizes = dict[str, int]
+CALLS = (5, 1, 3)  # what a session is given one after the other
+READ = 4  # rows of a state that a function reads and leaves as it is
+SIZES = (1, 5)  # every dim at each of these, or at its nearest bound
+
+
+def calls(
+    module: Module, batch: int, others: Sequence[int], held: Mapping[str, int] = MappingProxyType({})
+) -> Iterator[tuple[str, Sizes]]:
+    """The calls of one session: names of functions and the sizes of all their dims.
+
+    Functions that begin states come first, once. Those that have states follow, once for each of `others`; what has
+    none is called once. A call that does not fit the session, or the bounds of its dims, is left out.
+
+    Args:
+        batch: size of the dim `batch`, or the nearest within its bounds.
+        others: likewise of all other dims, at each call.
+        held: sizes of dims of states as the session begins.
+    """
+    held = dict(held)
+    for name, graph in sorted(module.functions.items(), key=lambda item: not _begins(item[1])):
+        for other in others[: 1 if _begins(graph) or not graph.states else None]:
+            sizes = _fitting(graph, batch, other, held)
+            if sizes is not None:
+                held |= _after(graph, sizes)
+                yield name, sizes
+
+
+def sessions(graph: Graph) -> list[list[Sizes]]:
+    """The calls of sessions of one function at a small and an odd batch; one call each if it has no states.
+
+    What it only reads is there from the start, as another function may have left it.
+    """
+    tried = ((size, CALLS if graph.states else (size,)) for size in SIZES)
+    states = [State.of(node) for node in graph.states]
+    held = {
+        s.length: max(READ * (s.name not in graph.updates), graph.dims[s.length].low)
+        for s in states
+        if s.length
+    }
+    return [[sizes for _, sizes in calls(Module.of(graph), batch, others, held)] for batch, others in tried]
+
+
+def _begins(graph: Graph) -> bool:
+    """Whether the function sets states and reads none."""
+    uses = [state_use(graph, node.attributes["name"]) for node in graph.states]
+    return "replaced" in uses and not any(graph.users[node] for node in graph.states)
+
+
+def _fitting(graph: Graph, batch: int, other: int, held: Mapping[str, int]) -> Sizes | None:
+    """Sizes near those wanted, those that the session holds as they are; None where the call is not possible."""
+    growing = {State.of(node).length for node in graph.states} - {""}
+    wanted = {name: batch if name == "batch" else other for name in graph.dims}
+    sizes = {name: _within(wanted[name], bounds) for name, bounds in graph.dims.items()}
+    sizes |= dict.fromkeys(growing, 0) | {name: size for name, size in held.items() if name in sizes}
+    after = sizes | {name: size for name, size in _after(graph, sizes).items() if name in growing}
+    fits = all(graph.dims[n].low <= sizes[n] and after[n] <= graph.dims[n].high for n in growing)
+    return sizes if fits else None
+
+
+def _within(size: int, bounds: Bounds) -> int:
+    return min(max(size, bounds.low), bounds.high)
+
+
+def _after(graph: Graph, sizes: Mapping[str, int]) -> Sizes:
+    """The sizes of the dims of states after a call."""
+    found: Sizes = {}
+    for node in graph.states:
+        after = graph.updates.get(node.attributes["name"], node)
+        for axis, d in enumerate(node.shape):
+            if isinstance(d, sympy.Symbol):
+                found[str(d)] = evaluate(after.shape[axis], sizes)
+    return found
