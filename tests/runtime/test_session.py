@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -362,3 +365,23 @@ def test_a_stateless_model_has_sessions_too(tiny, expected):
         same(session.call("forward", input_ids=IDS), expected(IDS))
         assert session.lengths == {}
         refused("the model has no size of states 'batch'\n", session.resize, batch=2)
+
+
+def test_example(tally, tmp_path):
+    """examples/c/session.c, compiled strictly; docs/embedding.md shows what it prints."""
+    if shutil.which("cc") is None:
+        pytest.skip("cc is not installed")
+    root = Path(__file__).parents[2]
+    program = tmp_path / "session"
+    strict = ["cc", "-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{tally}"]
+    linked = [f"-L{tally}", "-l:module.so", f"-Wl,-rpath,{tally}", "-o", str(program)]
+    subprocess.run([*strict, str(root / "examples" / "c" / "session.c"), *linked], check=True)
+
+    def start(*arguments):
+        return subprocess.run([program, tally, *arguments], capture_output=True, text=True)
+
+    document = (root / "docs" / "embedding.md").read_text()
+    assert start("step", "3", "1", "4").stdout in document
+    assert start("step", "3", "1", "4").stdout.endswith("8\n  past 3\n")
+    assert "error: ids[0,0] is 11, must be within 0..9\n" in start("step", "3", "11").stderr
+    assert "error: the model has no function 'stop'\n" in start("stop", "3").stderr
