@@ -197,7 +197,12 @@ def test_memory_bound(scenario: Callable[..., str]) -> None:
     code = """
 session, ledger = model.session(), Ledger()
 text = refused(lambda: [step(session, ledger, *range(8)) for _ in range(12)])
+assert session.lengths == {"past": len(ledger.seen)} and len(ledger.seen) >= 8
+session.resize(past=5)
+ledger.seen = ledger.seen[:5]
 step(session, ledger, 2)
+session.reset()
+step(session, Ledger(), 1, 2, 3)
 print(text)
 """
     assert "the sessions of the model would hold" in scenario(code, 4000)
