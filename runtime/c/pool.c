@@ -177,7 +177,8 @@ static void wait_for_chunks(llmc_pool *pool) {
 /* On the calling thread alone: at once, or if that takes long in parts, so that it can be given up. */
 static void run_alone(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost,
                       llmc_stop *stop) {
-    int64_t part = LONG_PART / cost + 1, begin;
+    int64_t part = items, begin;
+    if ((double)items * (double)cost > LONG_PART) part = LONG_PART / cost + 1;
     for (begin = 0; begin < items && !llmc_stopped(stop); begin += part)
         task(arguments, begin, items - begin < part ? items : begin + part, pool->scratch);
 }

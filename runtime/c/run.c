@@ -5,11 +5,15 @@
 
 #include "model.h"
 
+static size_t padded(size_t bytes) {
+    return (bytes + 127) / 64 * 64; /* never empty */
+}
+
 size_t llmc_default_bytes(const llmc_function *function, const int64_t *sizes, int input) {
     const llmc_tensor_spec *spec = &function->inputs[input];
     int64_t shape[LLMC_MAX_RANK];
     llmc_input_shape(function, sizes, input, shape);
-    return (llmc_elements(spec->rank, shape) * llmc_dtype_size(spec->dtype) + 127) / 64 * 64; /* never empty */
+    return padded(llmc_elements(spec->rank, shape) * llmc_dtype_size(spec->dtype));
 }
 
 static void fill(unsigned char *data, const llmc_tensor_spec *spec, size_t n) {
@@ -64,12 +68,14 @@ static llmc_status place_inputs(llmc_session *session, const llmc_function *func
     if (status != LLMC_OK) return status;
     for (i = 0; i < function->n_inputs; i++) {
         int64_t shape[LLMC_MAX_RANK];
+        size_t n;
         session->inputs[i] = inputs[i].data;
         if (inputs[i].data) continue;
         session->inputs[i] = session->defaults.at + used;
         llmc_input_shape(function, sizes, i, shape);
-        fill(session->defaults.at + used, &function->inputs[i], llmc_elements(function->inputs[i].rank, shape));
-        used += llmc_default_bytes(function, sizes, i);
+        n = llmc_elements(function->inputs[i].rank, shape);
+        fill(session->defaults.at + used, &function->inputs[i], n);
+        used += padded(n * llmc_dtype_size(function->inputs[i].dtype));
     }
     return LLMC_OK;
 }
