@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import sympy
 
-from llmc.compiler.dims import Bounds, evaluate
+from llmc.compiler.dims import Bounds, dim_names, evaluate
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module, State
 from llmc.compiler.plan_states import state_use
@@ -46,13 +46,21 @@ def sessions(graph: Graph) -> list[list[Sizes]]:
     What it only reads is there from the start, as another function may have left it.
     """
     tried = ((size, CALLS if graph.states else (size,)) for size in SIZES)
+    return [
+        [sizes for _, sizes in calls(Module.of(graph), batch, others, _begun(graph, batch, others[0]))]
+        for batch, others in tried
+    ]
+
+
+def _begun(graph: Graph, batch: int, other: int) -> Sizes:
+    """Sizes of the dims of states before the first call."""
     states = [State.of(node) for node in graph.states]
-    held = {
-        s.length: max(READ * (s.name not in graph.updates), graph.dims[s.length].low)
-        for s in states
-        if s.length
-    }
-    return [[sizes for _, sizes in calls(Module.of(graph), batch, others, held)] for batch, others in tried]
+    names = {name for state in states for d in state.type.shape for name in dim_names(d)}
+    held = {name: _wanted(graph, name, batch, other) for name in names}
+    for state in states:
+        if state.length:
+            held[state.length] = _within(READ * (state.name not in graph.updates), graph.dims[state.length])
+    return held
 
 
 def _begins(graph: Graph) -> bool:
@@ -64,12 +72,16 @@ def _begins(graph: Graph) -> bool:
 def _fitting(graph: Graph, batch: int, other: int, held: Mapping[str, int]) -> Sizes | None:
     """Sizes near those wanted, those that the session holds as they are; None where the call is not possible."""
     growing = {State.of(node).length for node in graph.states} - {""}
-    wanted = {name: batch if name == "batch" else other for name in graph.dims}
-    sizes = {name: _within(wanted[name], bounds) for name, bounds in graph.dims.items()}
+    sizes = {name: _wanted(graph, name, batch, other) for name in graph.dims}
     sizes |= dict.fromkeys(growing, 0) | {name: size for name, size in held.items() if name in sizes}
-    after = sizes | {name: size for name, size in _after(graph, sizes).items() if name in growing}
+    after = _after(graph, sizes)
     fits = all(graph.dims[n].low <= sizes[n] and after[n] <= graph.dims[n].high for n in growing)
-    return sizes if fits else None
+    given = {str(d) for node in graph.inputs if node.attributes["default"] is None for d in node.shape}
+    return sizes if fits and after.keys() <= {*given, *growing, *held} else None
+
+
+def _wanted(graph: Graph, name: str, batch: int, other: int) -> int:
+    return _within(batch if name == "batch" else other, graph.dims[name])
 
 
 def _within(size: int, bounds: Bounds) -> int:

@@ -69,7 +69,8 @@ def verify(graph: Graph) -> None:
 
 def verify_module(module: Module) -> None:
     """Check `module`: there is a function, each is valid and has a C identifier as name, dims have the same bounds and
-    states the same type in all functions, and what holds for states that share a dim holds for all of the module's.
+    states the same type in all functions, what holds for states that share a dim holds for all of the module's, and
+    some function's inputs give each other dim of a state.
 
     Raises:
         LlmcError: an invariant is broken; the message names the function.

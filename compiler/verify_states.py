@@ -98,3 +98,15 @@ def check_functions(module: Module) -> None:
             _check_growing(states.values(), graph.updates)
         except LlmcError as error:
             raise LlmcError(error.problem, at=at, found=error.found) from None
+    _check_sizes_known(module)
+
+
+def _check_sizes_known(module: Module) -> None:
+    """A call gives the sizes of a state that does not depend on how much the session holds."""
+    inputs = [node for graph in module.functions.values() for node in graph.inputs]
+    given = {str(d) for node in inputs if node.attributes["default"] is None for d in node.shape}
+    for state in module.states.values():
+        names = frozenset().union(*map(dim_names, state.type.shape)) - {state.length}
+        if unknown := sorted(names - given):
+            problem = f"no input of any function gives the size {unknown[0]!r} of state {state.name!r}"
+            raise LlmcError(f"invalid module: {problem}", found=str(state))

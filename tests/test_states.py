@@ -150,6 +150,10 @@ BETWEEN: dict[str, tuple[Callable[[], Module], str]] = {
         lambda: functions(graph(rows(), rows=X), graph(state_("rows", "f32", (4, 4)))),
         "state 'rows' is another in another function",
     ),
+    "nobody's size": (
+        lambda: Module.of(fixed_alone()),
+        "no input of any function gives the size 'batch' of state 's'",
+    ),
     "together": (
         lambda: functions(graph(rows("a"), rows("b")), graph(rows("a"), a=X)),
         "states that share the dim 'past' do not grow together",

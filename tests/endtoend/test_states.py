@@ -73,7 +73,7 @@ def test_a_causal_layer(level: int, batch: Any, tmp_path: Path) -> None:
 
 def test_two_functions(tmp_path: Path) -> None:
     module = encoder_decoder()
-    report = compile_graph(module, tmp_path / "m.llmc")
+    compile_graph(module, tmp_path / "m.llmc")
     text = ("encode", {"text": normal(9, 1, 7, WIDTH)})
     steps = [("step", inputs) for _, inputs in xs(5, 1, 3)]
     check(tmp_path / "m.llmc", module, [text, *steps])
@@ -92,16 +92,19 @@ def test_two_functions(tmp_path: Path) -> None:
             "values": "appended",
         }
         assert model.functions["encode"].states == {"cross_keys": "replaced", "cross_values": "replaced"}
-    parts = [compile_graph(g, tmp_path / f"{n}.llmc", passes="") for n, g in alone(module).items()]
-    together = report.sizes["weights.bin"] - 4096
-    assert together < sum(p.sizes["weights.bin"] - 4096 for p in parts)
 
 
-def alone(module: Module) -> dict[str, Graph]:
-    return {name: graph for name, graph in module.functions.items() if name == "encode"} | {
+def test_weights_of_two_functions_are_stored_once(tmp_path: Path) -> None:
+    """`step` has all of the layer's, and w21, which `encode` has too."""
+    parts = {
+        "both": encoder_decoder(),
+        "encode": encoder_decoder().functions["encode"],
         "layer": causal(seed=30),
-        "query": replace(module.functions["step"], outputs=module.functions["step"].outputs),
     }
+    sizes = {
+        n: compile_graph(g, tmp_path / n, passes="").sizes["weights.bin"] - 4096 for n, g in parts.items()
+    }
+    assert sizes["both"] == sizes["encode"] + sizes["layer"]
 
 
 def test_inputs_may_have_axes_that_are_sums(tmp_path: Path) -> None:
@@ -205,8 +208,12 @@ def test_refused_modules(tmp_path: Path) -> None:
     with pytest.raises(LlmcError, match="it has no function"):
         compile_graph(Module({}), tmp_path / "m.llmc")
     graph = accumulator()
-    with pytest.raises(LlmcError, match="of no state in"):
+    with pytest.raises(LlmcError, match="is used and not listed"):
         compile_graph(replace(graph, states=()), tmp_path / "m.llmc")
+    with pytest.raises(
+        LlmcError, match="no input of any function gives the size 'src' of state 'cross_keys'"
+    ):
+        compile_graph(encoder_decoder().functions["step"], tmp_path / "m.llmc")
     with pytest.raises(LlmcError, match="does not calibrate functions that have states"):
         compile_graph(causal(), tmp_path / "m.llmc", quant="int8-static", calib="auto")
     assert not any(tmp_path.iterdir())
