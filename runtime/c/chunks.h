@@ -25,7 +25,7 @@ typedef struct cutting {
 #if LLMC_POOL_TAPER
 /* The items of chunk `number`. Each stretch is worked on in rounds, one chunk for each of its threads in every round;
  * of the `parts` that a share has, half of what is left goes in a round, and the last part in one more. */
-static void cut(int64_t items, int64_t parts, int threads, int64_t number, uint32_t first, int64_t range[2]) {
+static void cut_chunk(int64_t items, int64_t parts, int threads, int64_t number, uint32_t first, int64_t range[2]) {
     const int64_t early = (threads + 1) / 2, second = number >= (int64_t)first;
     const int64_t team = second ? threads - early : early, k = number - (second ? (int64_t)first : 0);
     const int64_t round = k / team, left = parts >> round, length = left > 1 ? left / 2 : 1; /* parts of a share */
@@ -36,7 +36,7 @@ static void cut(int64_t items, int64_t parts, int threads, int64_t number, uint3
     range[1] = (at + length) * whole + (at + length) * rest / all;
 }
 #else
-static void cut(int64_t items, int64_t chunk, int threads, int64_t number, uint32_t first, int64_t range[2]) {
+static void cut_chunk(int64_t items, int64_t chunk, int threads, int64_t number, uint32_t first, int64_t range[2]) {
     (void)threads, (void)first;
     range[0] = number * chunk;
     range[1] = items - range[0] < chunk ? items : range[0] + chunk;

@@ -116,7 +116,7 @@ static int run_chunk(llmc_pool *pool, int thread, uint32_t *job) {
         first = LOAD(pool->first);
         number = free_chunk((uint32_t)ticket, LOAD(pool->chunks), first, 2 * thread >= pool->threads, &step);
         if (number < 0) return 0;
-        cut(items, chunk, pool->threads, number, first, range);
+        cut_chunk(items, chunk, pool->threads, number, first, range);
         if (!__atomic_compare_exchange_n(&pool->ticket, &ticket, ticket + step, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
             continue;
         /* The caller's thread looks at the clock, where there is a deadline; the others see what it found. */

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from llmc.runtime.manifest import seal
-from llmc.runtime.sources import CUDA_LIBRARIES, CUDA_SOURCES, FOLDER, MODULE_FLAGS
+from llmc.runtime.sources import FOLDER, MODULE_FLAGS, MODULE_LIBRARIES, MODULE_SOURCES
 from llmc.runtime.weights import weights_header
 from llmc.targets.cuda.build import PREAMBLE
 
 pytestmark = pytest.mark.xdist_group("cuda")
 HERE = Path(__file__).parent
+SOURCES = (HERE / "ledger.c", *MODULE_SOURCES, FOLDER / "cuda.c", FOLDER / "cuda_run.c")
 BUILD_ID = "abcdefabcdefabcd" * 4
 HEAD = (
     'extern "C" __global__ void __launch_bounds__(32) '
@@ -75,7 +76,7 @@ def scenario(tmp_path_factory: pytest.TempPathFactory, gpu_lab: ModuleType) -> C
         "-Wall",
         "-Werror",
     ]
-    command += [f"-I{FOLDER}", str(HERE / "ledger.c"), *map(str, CUDA_SOURCES), *CUDA_LIBRARIES]
+    command += [f"-I{FOLDER}", *map(str, SOURCES), *MODULE_LIBRARIES, "-ldl"]
     subprocess.run([*command, "-o", str(folder / "module.so")], check=True)
     (folder / "weights.bin").write_bytes(weights_header(BUILD_ID, 64) + bytes(64))
     (folder / "manifest.json").write_text(json.dumps(seal(_manifest(folder))))
