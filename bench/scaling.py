@@ -89,11 +89,11 @@ def speedups(
 
 def lowered(model: str, quant: str) -> Sequence[Call]:
     """The calls of a model folder or file compiled for x86."""
-    from llmc.targets.cpu.lower import lower
+    from llmc.targets.cpu.backend import BACKEND
 
     passes = ",".join(p for p in (LEVELS[3], QUANTISATIONS[quant]) if p)
     graph, _ = Pipeline.parse(passes, PASSES).run(dispatch.load(Path(model), task="auto").graph)
-    return lower(graph)
+    return BACKEND.lower(graph)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

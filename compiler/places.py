@@ -1,84 +1,81 @@
-"""Places of values, and the arena's slots as they are taken and given back."""
+"""The places of a pipeline: where passes of a level, of a target, of `--quant` and of users run.
+
+A place's own passes come first, then those added to it, then those of the target.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-import sympy
+from llmc.compiler.pipeline import Pipeline, Step
+from llmc.compiler.spec import Pass, near
+from llmc.errors import LlmcError
 
-from llmc.compiler.dims import Dim, dim, dim_names, evaluate, from_one, product
-from llmc.compiler.graph import DTYPES, Node
-from llmc.compiler.ops import OPS
-
-_TYPICAL = 128  # the size at which two expressions are compared when slots are chosen
+PLACES: Mapping[str, str] = {
+    "import": "the graph as the model's file has it",
+    "simplify": "exact rewrites",
+    "user": "passes of users that name no other place: nothing is fused yet",
+    "fuse": "what one kernel can do together",
+    "compress": "smaller weights, and rows that need not be computed",
+    "quantise": "--quant and --matmul",
+    "layout": "in which order values lie",
+    "target": "what only one kind of machine wants",
+    "final": "after all others",
+}
+USER = "user"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a value is: `kind` is "input", "output", "slot", "weight", "pointer", "state" or "next", `index` which one.
+class Placed:
+    """The passes of each place, in the order of `PLACES`."""
 
-    A pointer is a variable of the program that moves from one iteration of a loop to the next. "next" is memory for
-    what a state becomes; "state" is where it is now, and `offset` bytes on what it grows by.
+    parts: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
+
+    def at(self, place: str) -> Pipeline:
+        """The passes of one place."""
+        return Pipeline(self.parts.get(place, ()))
+
+    def joined(self, *others: Placed) -> Placed:
+        """These, and at each place those of the others behind them."""
+        return Placed({place: sum((p.at(place).steps for p in (self, *others)), ()) for place in PLACES})
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """All of them, in order."""
+        return Pipeline(tuple(step for place in PLACES for step in self.at(place).steps))
+
+
+def placed(texts: Mapping[str, str], registry: Mapping[str, type[Pass]]) -> Placed:
+    """Pipeline texts by place.
+
+    Raises:
+        LlmcError: there is no such place, or a text is malformed or names a pass or option that does not exist.
     """
-
-    kind: str
-    index: int
-    offset: Dim = 0
-
-
-def root(node: Node) -> Node:
-    """The node whose memory `node` shares: views hold nothing themselves."""
-    while OPS[node.op].view:
-        node = node.inputs[0]
-    return node
+    for place in texts:
+        _check(place, texts[place])
+    return Placed({place: Pipeline.parse(text, registry).steps for place, text in texts.items()})
 
 
-def nbytes(node: Node) -> Dim:
-    """Size of a node's value."""
-    return dim(product(node.shape) * DTYPES[node.dtype].itemsize)
+def additions(texts: Iterable[str], registry: Mapping[str, type[Pass]]) -> Placed:
+    """What `--add-pass SPEC[@PLACE]` asks for; SPEC is a pipeline text.
 
-
-class Slots:
-    """The arena's slots while the program is walked.
-
-    Args:
-        zero: the dims that may be 0.
+    Raises:
+        LlmcError: as `placed`.
     """
-
-    def __init__(self, zero: frozenset[str] = frozenset()) -> None:
-        self._zero = zero
-        self.sizes: list[Dim] = []
-        self._free: list[int] = []
-
-    def take(self, size: Dim) -> int:
-        """A free slot, the one that fits most closely; a new one if none is free."""
-        if not self._free:
-            self.sizes.append(size)
-            return len(self.sizes) - 1
-        wanted = _typical(size)
-        # Growing a small slot costs what it lacks, using a large one costs nothing but keeps it from larger values.
-        best = min(
-            self._free, key=lambda i: (max(0, wanted - _typical(self.sizes[i])), _typical(self.sizes[i]), i)
-        )
-        self._free.remove(best)
-        self.sizes[best] = _larger(self.sizes[best], size, self._zero)
-        return best
-
-    def give(self, index: int) -> None:
-        self._free.append(index)
+    return Placed().joined(*(_addition(text, registry) for text in texts))
 
 
-def _typical(size: Dim) -> int:
-    return evaluate(size, dict.fromkeys(dim_names(size), _TYPICAL))
+def _addition(text: str, registry: Mapping[str, type[Pass]]) -> Placed:
+    spec, at, place = text.rpartition("@")
+    if not at or any(mark in place for mark in '}:/"'):  # an @ within a file's name or an option
+        spec, place = text, USER
+    if not spec.strip():
+        raise LlmcError("no pass is named", at=f"--add-pass {text}", hint="write SPEC or SPEC@PLACE")
+    _check(place, f"--add-pass {text}")
+    return placed({place: spec}, registry)
 
 
-@lru_cache(maxsize=1024)  # layers ask the same, and sympy is slow
-def _larger(a: Dim, b: Dim, zero: frozenset[str]) -> Dim:
-    """max(a, b), without a Max where one is a multiple of the other."""
-    if a == b:
-        return a
-    ratio = sympy.simplify(sympy.sympify(a) / b)
-    if ratio.is_number:
-        return a if ratio > 1 else b
-    return from_one(sympy.Max(a, b), zero)
+def _check(place: str, at: str) -> None:
+    if place not in PLACES:
+        raise LlmcError(f"the pipeline has no place {place!r}", at=at, hint=near(place, PLACES))

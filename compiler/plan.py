@@ -17,9 +17,9 @@ from llmc.compiler.calls import Call, Operand, Packed, Region
 from llmc.compiler.dims import Dim
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.module import FORWARD, Module
-from llmc.compiler.places import Place, nbytes, root
 from llmc.compiler.plan_bodies import Body, Move, Step, Walk, leaves
 from llmc.compiler.plan_states import LEAVES, held, place_updates, with_moves
+from llmc.compiler.slots import Place, nbytes, root
 
 __all__ = ["ALIGNMENT", "Copy", "Place", "Plan", "Stored", "make_plan", "make_plans", "nbytes", "root"]
 
@@ -72,7 +72,7 @@ class Plan:
     @property
     def leaves(self) -> tuple[Call | Copy | Move, ...]:
         """The steps that compute or move something, those of bodies too."""
-        return tuple(leaves(self.steps))
+        return tuple(leaves(self.steps))  # type: ignore[arg-type]  # what is no region is one of these
 
     def within(self, body: Body) -> Plan:
         """This plan, with the places of a body's values."""

@@ -15,7 +15,7 @@ from llmc.compiler.calls import Call, Operand, Region
 from llmc.compiler.dims import Dim
 from llmc.compiler.graph import Graph, Node, Results
 from llmc.compiler.ops import results
-from llmc.compiler.places import Place, Slots, nbytes, root
+from llmc.compiler.slots import Place, Slots, nbytes, root
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from llmc.compiler.calls import Call, Region
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS
-from llmc.compiler.places import Place, nbytes, root
 from llmc.compiler.plan_bodies import Move, Step
+from llmc.compiler.slots import Place, nbytes, root
 
 LEAVES = frozenset({"input", "state", "constant", "append"})  # values that no call writes
 

@@ -19,10 +19,10 @@ from llmc.compiler.counted import counted_dims
 from llmc.compiler.dims import Dim, dim
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.module import Module
-from llmc.compiler.places import Place, nbytes
 from llmc.compiler.plan import ALIGNMENT, Copy, Plan
 from llmc.compiler.plan_bodies import Body, Choice, Move, Repeat
 from llmc.compiler.plan_states import state_use
+from llmc.compiler.slots import Place, nbytes
 from llmc.compiler.verify import used_dims
 
 LANES = 16  # multiply-adds in the unit of `Call.cost`
@@ -35,14 +35,16 @@ class Variant:
     Args:
         name: as in the manifest.
         features: LLMC_CPU_* bits it needs.
-        peak_flops: FLOP of one round of its `fma_loop`.
+        peak_flops: FLOP of one round of its `fma_loop`; 0: it has none.
         code_for: family of kernels -> name of the instruction set whose code it uses; None: always its own.
+        needs: what a machine must have to run it, in words.
     """
 
     name: str
     features: int
     peak_flops: int
     code_for: Callable[[str], str] | None = None
+    needs: str = ""
 
     def code(self, family: str) -> str:
         """The instruction set that its kernels of `family` are made for."""
@@ -67,7 +69,7 @@ def write_program(
     weights_sha256: str,
     architectures: Sequence[str] = (),
 ) -> str:
-    """The text of module.c; `architectures` are those of its GPU kernels, if it has such."""
+    """The text of module.c; `architectures` are those of the code that it launches, if it launches kernels."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("llmc.compiler", "."),
         trim_blocks=True,
@@ -91,7 +93,7 @@ def write_program(
         codes=lambda family: dict.fromkeys(v.code(family) for v in variants),
         alignment=ALIGNMENT,
         scratch=max([k.scratch for k in kernels], default=0),
-        gpu=c_string(", ".join(architectures)) if architectures else "",
+        launched=c_string(", ".join(architectures)) if architectures else "",
     )
 
 

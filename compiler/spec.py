@@ -50,11 +50,13 @@ def close(tolerance: float) -> Keeps:
 class Pass(ABC):
     """A change `Graph -> Graph`. Its dataclass fields are its options, checked in `__post_init__`.
 
-    `name` is the name in pipelines (default: the class's name in lower case), `keeps` what it promises.
+    `name` is the name in pipelines (default: the class's name in lower case), `keeps` what it promises,
+    `wants_samples` says that it works on samples of the model's inputs: `given().samples(graph)`.
     """
 
     name: ClassVar[str]
     keeps: ClassVar[Keeps] = EXACT
+    wants_samples: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -1,4 +1,4 @@
-"""llmc's own passes; `PASSES` is the only list of them, `LEVELS` the pipelines of -O0 to -O3."""
+"""llmc's own passes: `PASSES` is their only list, `LEVEL_PARTS` what -O0 to -O3 run where, `LEVELS` as one text."""
 
 from __future__ import annotations
 
@@ -35,9 +35,11 @@ _ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION, *_RAGGED, *_STATES)
 PASSES: Mapping[str, type[Pass]] = MappingProxyType({p.name: p for p in _ALL})
 
 _EXACT = "tie,simplify,fold,simplify,tie,cse"
-LEVELS: tuple[str, ...] = (
-    "",
-    _EXACT,
-    f"{_EXACT},tabulate,fuse,fold,cse",
-    f"{_EXACT},tabulate,fuse,fold,qkv,fold,narrow,tie,cse",
+# Pipeline texts by place (compiler/places.py).
+LEVEL_PARTS: tuple[Mapping[str, str], ...] = (
+    {},
+    {"simplify": _EXACT},
+    {"simplify": _EXACT, "fuse": "tabulate,fuse,fold,cse"},
+    {"simplify": _EXACT, "fuse": "tabulate,fuse,fold,qkv,fold,narrow,tie,cse"},
 )
+LEVELS: tuple[str, ...] = tuple(",".join(parts.values()) for parts in LEVEL_PARTS)

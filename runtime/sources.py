@@ -30,7 +30,6 @@ MODULE_SOURCES = tuple(
         "workload",
     )
 )
-CUDA_SOURCES = (*MODULE_SOURCES, FOLDER / "cuda.c", FOLDER / "cuda_run.c")
 # -Bsymbolic: several modules in one process must each use their own functions.
 _EXPORTS = (
     "-Xlinker",
@@ -47,7 +46,6 @@ MODULE_FLAGS = (
     "-s",
 )
 MODULE_LIBRARIES = ("-lm", "-lpthread")
-CUDA_LIBRARIES = (*MODULE_LIBRARIES, "-ldl")
 
 BENCH_SOURCES = tuple(FOLDER / f"{name}.c" for name in ("bench_load", "bench_main", "bench_print", "sha256"))
 BENCH_FLAGS = ("-std=c99", "-O2", "-s")

@@ -12,21 +12,9 @@ from pathlib import Path
 
 from llmc.errors import LlmcError
 from llmc.targets import TARGETS, Cpu, Target
+from llmc.targets.cpu.variants import FLAGS
 
 ENTRY_POINTS = "llmc.targets"
-
-# Linux's names of the features behind each LLMC_CPU_* bit of runtime/c/module.h.
-_FLAGS = {
-    0x001: {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"},
-    0x002: {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
-    0x004: {"avx512_vnni"},
-    0x008: {"amx_tile", "amx_int8"},
-    0x010: {"avx_vnni"},
-    0x100: {"asimd"},
-    0x200: {"asimddp"},
-    0x400: {"asimdhp"},
-    0x800: {"i8mm"},
-}
 
 
 def host_flags() -> frozenset[str]:
@@ -87,7 +75,7 @@ def runs_here(cpu: Cpu) -> bool:
     """Whether this processor has what `cpu` needs."""
     if cpu.machine != machine():
         return False
-    needed = set().union(*(flags for bit, flags in _FLAGS.items() if cpu.features & bit))
+    needed = set().union(*(flags for bit, flags in FLAGS.items() if cpu.features & bit))
     return needed <= host_flags() and (not cpu.tiles or may_use_tiles())
 
 

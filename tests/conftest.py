@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import instruction_sets
 import numpy as np
 import pytest
 import random_encoders
 import random_graphs
+from masked import feature_mask
 
 from llmc.compiler import interpret
 from llmc.compiler.graph import Graph
@@ -22,6 +24,9 @@ TESTS = Path(__file__).parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bless", action="store_true", help="rewrite the expected texts in tests/golden")
+    parser.addoption(
+        "--mask-features", metavar="NAMES", default="", help="act as a processor without these: avx512,amx"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,6 +37,50 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     cache = getattr(config, "cache", None)  # absent under -p no:cacheprovider
     os.environ["LLMC_CACHE"] = str(cache.mkdir("llmc")) if cache else "off"
+    if config.getoption("--mask-features"):
+        _mask(config, config.getoption("--mask-features").split(","))
+
+
+def _mask(config: pytest.Config, names: list[str]) -> None:
+    cache = getattr(config, "cache", None)
+    if cache is None:
+        raise pytest.UsageError(
+            "--mask-features keeps a file in pytest's cache: leave out -p no:cacheprovider"
+        )
+    try:
+        mask = feature_mask.mask(names, cache.mkdir("mask-" + "-".join(names)))
+    except ValueError as error:
+        raise pytest.UsageError(f"--mask-features: {error}") from None
+    feature_mask.install(mask)
+    if not instruction_sets.here():
+        raise pytest.UsageError("--mask-features: nothing is left that llmc has code for")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`variant("avx512amx")`: the test is skipped, by name, where the processor lacks that instruction set."""
+    for marker in item.iter_markers("variant"):
+        (name,) = marker.args
+        missing = instruction_sets.lacking(instruction_sets.X86[name])
+        instruction_sets.note("skipped" if missing else "run by", name, item.nodeid)
+        if missing:
+            pytest.skip(f"variant {name}: this processor lacks {missing}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # a worker of xdist
+        session.config.workeroutput["instruction_sets"] = instruction_sets.noted()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of xdist has ended; one that crashed says nothing."""
+    instruction_sets.join(getattr(node, "workeroutput", {}).get("instruction_sets", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if any(instruction_sets.noted().values()):
+        terminalreporter.section("instruction sets")
+        terminalreporter.write_line("\n".join(instruction_sets.summary()))
 
 
 @pytest.hookimpl(tryfirst=True)

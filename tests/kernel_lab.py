@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import instruction_sets
 import numpy as np
 import tvm_ffi
 from tvm import tirx
@@ -21,9 +22,8 @@ from llmc.compiler.dims import evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.ops import OPS
 from llmc.compiler.ops.ragged import kept
-from llmc.targets import TARGETS, Cpu
+from llmc.targets import Cpu
 from llmc.targets.cpu.build import compile_object
-from llmc.targets.host import runs_here
 
 Array = np.ndarray[Any, Any]
 Lowerings = Mapping[str, Callable[[Node], Call]]
@@ -35,14 +35,19 @@ CUTS = ((1,), (3, 1), (2, 5, 1))  # sizes of consecutive begin..end ranges, repe
 
 def cpus() -> list[Cpu]:
     """The variants this machine can run, best first."""
-    return [cpu for cpu in TARGETS["x86"].cpus if runs_here(cpu)]
+    return instruction_sets.here()
 
 
 def differing(families: Iterable[str]) -> list[Cpu]:
-    """Of the variants this machine can run, those whose code for kernels of these families differs."""
-    return list(
-        {tuple(cpu.code_for(f) for f in sorted(set(families))): cpu for cpu in cpus()[::-1]}.values()
-    )[::-1]
+    """Of the variants this machine can run, those whose code for kernels of these families differs.
+
+    The running test is noted with those whose code it has to leave out.
+    """
+    used = sorted(set(families))
+    codes = {cpu: tuple(map(cpu.code_for, used)) for cpu in instruction_sets.X86.values()}
+    for code in {code for several in codes.values() for code in several} - set(cpus()):
+        instruction_sets.note("left out by", code.name)
+    return list({codes[cpu]: cpu for cpu in cpus()[::-1]}.values())[::-1]
 
 
 def libc() -> str:
@@ -93,6 +98,7 @@ class Lab:
     def functions(self, kernels: Sequence[Kernel], cpu: Cpu) -> list[Any]:
         """C functions of `kernels`, from the code that an artifact would have for `cpu`."""
         for code in {cpu.code_for(k.family) for k in kernels}:
+            instruction_sets.note("run by", code.name)
             self._compile([k for k in dict.fromkeys(kernels) if cpu.code_for(k.family) == code], code)
         return [self._loaded[cpu.code_for(k.family).name, k] for k in kernels]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -102,6 +103,17 @@ def test_every_folder_with_code_is_a_package() -> None:
     tops = [p for p in (ROOT / "compiler", ROOT / "passes", ROOT / "targets", ROOT / "runtime")]
     on_disk = {file.parent for top in tops for file in top.rglob("*.py")}
     assert on_disk == {folder_of(package) for package in SETTINGS["packages"]}
+
+
+def test_zig_cc_is_started_in_one_place() -> None:
+    """It names the target: without, zig looks for the host's libc, and gives up where it cannot read all of it."""
+    files = [
+        file
+        for top in ("compiler", "passes", "targets", "bench", "tests")
+        for file in (ROOT / top).rglob("*.py")
+    ]
+    starting = [file for file in files if re.search(r'"ziglang",\s+"cc"', file.read_text())]
+    assert starting == [ROOT / "targets" / "toolchain.py"]
 
 
 @pytest.mark.slow

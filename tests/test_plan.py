@@ -16,7 +16,7 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import ALIGNMENT, Copy, Plan, make_plan, nbytes, root
 from llmc.compiler.program import c_string
 from llmc.passes import LEVELS, PASSES
-from llmc.targets.cpu.lower import lower
+from llmc.targets.cpu.backend import BACKEND
 
 B, S = symbol("batch"), symbol("seq")
 POISON = object()
@@ -24,7 +24,7 @@ POISON = object()
 
 def planned(graph: Graph, level: int = 0) -> Plan:
     graph, _ = Pipeline.parse(LEVELS[level], PASSES).run(graph)
-    plan = make_plan(graph, lower(graph))
+    plan = make_plan(graph, BACKEND.lower(graph))
     simulate(graph, plan)
     return plan
 

@@ -15,13 +15,13 @@ from llmc.compiler.graph import Graph, Node
 from llmc.compiler.module import Module
 from llmc.compiler.ops import constant, input_, make, state_
 from llmc.compiler.pipeline import Pipeline
-from llmc.compiler.places import Place, nbytes, root
 from llmc.compiler.plan import Copy, Plan, make_plan, make_plans
 from llmc.compiler.plan_bodies import Move
 from llmc.compiler.plan_states import held, state_use
+from llmc.compiler.slots import Place, nbytes, root
 from llmc.compiler.verify import verify
 from llmc.passes import LEVELS, PASSES
-from llmc.targets.cpu.lower import lower
+from llmc.targets.cpu.backend import BACKEND
 
 POISON = object()
 X = input_("x", "f32", (SEQ, 4))
@@ -34,7 +34,7 @@ def passed(graph: Graph, level: int = 3) -> Graph:
 
 def planned(graph: Graph) -> Plan:
     verify(graph)
-    plan = make_plan(graph, lower(graph))
+    plan = make_plan(graph, BACKEND.lower(graph))
     simulate(graph, plan)
     return plan
 
@@ -217,11 +217,11 @@ def test_what_a_function_does_to_a_state(name: str) -> None:
 
 def test_functions_share_weights() -> None:
     module = encoder_decoder().each(lambda name, graph: passed(graph))
-    calls = {name: lower(graph) for name, graph in module.functions.items()}
+    calls = {name: BACKEND.lower(graph) for name, graph in module.functions.items()}
     plans = make_plans(module, calls)
     first, second = plans.values()
     assert first.weights is second.weights
-    alone = sum(make_plan(g, lower(g)).weights_bytes for g in module.functions.values())
+    alone = sum(make_plan(g, BACKEND.lower(g)).weights_bytes for g in module.functions.values())
     assert first.weights_bytes == alone - 4096  # w21, which both have
     places = {plans["step"].place(node).index for node in module.functions["step"].states}
     assert places == {0, 1, 2, 3}

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmc.errors import LlmcError
 from llmc.runtime import sources as c
 from llmc.targets import Target, elf, toolchain
+from llmc.targets.backend import Code
 
 FORMS = ("shared", "static", "executable")
 LIBRARY, PROGRAM = "libmodel.a", "run"
@@ -49,7 +49,7 @@ def write_form(
     form: Form,
     folder: Path,
     program: str,
-    kernels: Mapping[str, bytes],
+    code: Code,
     target: Target,
     cc: str | None = None,
 ) -> None:
@@ -58,7 +58,7 @@ def write_form(
     Args:
         folder: the artifact.
         program: text of module.c.
-        kernels: name -> object file.
+        code: of its kernels.
         cc: C compiler command instead of the `ziglang` package's.
 
     Raises:
@@ -66,13 +66,13 @@ def write_form(
     """
     if form.name == "shared":
         return
-    with tempfile.TemporaryDirectory(prefix="llmc-") as name:
-        place = Path(name)
+    with tempfile.TemporaryDirectory(prefix="llmc-") as made:
+        place = Path(made)
         (place / "module.c").write_text(program)
         objects = []
-        for kernel, code in kernels.items():
-            objects.append(place / f"kernels_{kernel}.o")
-            objects[-1].write_bytes(code)
+        for name, data in code.objects.items():
+            objects.append(place / f"kernels_{name}.o")
+            objects[-1].write_bytes(data)
         if form.name == "static":
             _static(folder, place, objects, target, form.prefix, cc)
         else:

@@ -11,19 +11,20 @@ from typing import Any
 
 import llmc
 from llmc.compiler import artifact
+from llmc.compiler.c_text import Tensor
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import Bounds
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module, State
 from llmc.compiler.plan import Plan
-from llmc.compiler.program import Tensor, Variant, signature, write_program
+from llmc.compiler.program import signature, write_program
 from llmc.runtime import sources as c
 from llmc.runtime.manifest import FORMAT, MODULE, WEIGHTS
 from llmc.runtime.weights import HEADER_BYTES, weights_header
-from llmc.targets import Cpu, Target, toolchain
-
-FATBIN = "llmc_fatbin"  # the symbol that module.c knows it by
+from llmc.targets import Target, toolchain
+from llmc.targets.backend import Code
+from llmc.targets.backends import backend_of
 
 
 class Build:
@@ -47,38 +48,39 @@ class Build:
             cc,
         )
         self.weights = next(iter(plans.values()))  # those of all
+        self.backend = backend_of(target)
         self.build_id = ""
         self.program = ""
 
-    def write(self, objects: Mapping[str, bytes]) -> None:
+    def write(self, code: Code) -> None:
+        """All of it; the id of the build depends on every byte."""
         weights = self.folder / WEIGHTS
         digest = artifact.write_weights(weights, self.weights, HEADER_BYTES)
-        variants = [_variant(cpu) for cpu in self.target.cpus] or [Variant("cuda", 0, 0)]
+        variants = self.backend.variants(self.target)
+        launched = self.target.architectures if self.backend.launches else ()
 
         def text(build_id: str) -> str:
-            gpus = self.target.gpus
-            return write_program(self.module, self.plans, variants, self.name, build_id, digest, gpus)
+            return write_program(self.module, self.plans, variants, self.name, build_id, digest, launched)
 
-        parts = [llmc.__version__.encode(), digest.encode(), text("").encode(), *objects.values()]
+        made = (*code.objects.values(), *code.data.values())
+        parts = [llmc.__version__.encode(), digest.encode(), text("").encode(), *made]
         self.build_id = hashlib.sha256(b"\0".join(parts)).hexdigest()
         artifact.stamp_weights(weights, weights_header(self.build_id, self.weights.weights_bytes))
         self.program = text(self.build_id)
-        self._link(objects)
+        self._link(code)
         shutil.copyfile(c.HEADER, self.folder / "llmc.h")
 
-    def _link(self, objects: Mapping[str, bytes]) -> None:
+    def _link(self, code: Code) -> None:
         module = self.folder / MODULE
         with tempfile.TemporaryDirectory(prefix="llmc-") as place:
-            runtime = c.CUDA_SOURCES if self.target.gpus else c.MODULE_SOURCES
-            sources = [Path(place) / "module.c", *runtime]
+            own = (c.FOLDER / source for source in self.backend.runtime_sources)  # a path stays what it is
+            sources = [Path(place) / "module.c", *c.MODULE_SOURCES, *own]
             sources[0].write_text(self.program)
-            for name, code in objects.items():
-                if name == FATBIN:
-                    sources.append(toolchain.embed(Path(place), name, code))
-                    continue
+            for name, data in code.objects.items():
                 sources.append(Path(place) / f"{name}.o")
-                sources[-1].write_bytes(code)
-            libraries = c.CUDA_LIBRARIES if self.target.gpus else c.MODULE_LIBRARIES
+                sources[-1].write_bytes(data)
+            sources += [toolchain.embed(Path(place), symbol, data) for symbol, data in code.data.items()]
+            libraries = (*c.MODULE_LIBRARIES, *self.backend.libraries)
             self._compile(module, sources, c.MODULE_FLAGS, libraries)
         definition = c.bench_definition(hashlib.sha256(module.read_bytes()).hexdigest())
         flags = (*c.BENCH_FLAGS, definition)
@@ -88,12 +90,6 @@ class Build:
         self, output: Path, sources: Sequence[Path], flags: Sequence[str], libraries: Sequence[str]
     ) -> None:
         toolchain.build(output, sources, c.FOLDER, flags, libraries, self.target.zig, self.cc)
-
-
-def _variant(cpu: Cpu) -> Variant:
-    from llmc.targets.cpu.peak import peak_flops
-
-    return Variant(cpu.name, cpu.features, peak_flops(cpu), lambda family: cpu.code_for(family).name)
 
 
 def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> dict[str, Any]:
@@ -109,7 +105,7 @@ def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> d
         "dims": {name: list(bounds) for name, bounds in build.module.dims.items()},
         "target": build.target.name,
         "machine": build.target.machine,
-        "variants": _variant_entries(build.target),
+        "variants": [{"name": v.name, "features": [v.needs]} for v in build.backend.variants(build.target)],
         "pipeline": pipeline,
         "files": artifact.file_entries(folder),
         "postprocess": {},
@@ -133,12 +129,6 @@ def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> d
     if imported.tokenizer is not None:
         fields["tokenizer"] = _tokenizer_entry(imported.tokenizer, build.module.dims)
     return fields
-
-
-def _variant_entries(target: Target) -> list[dict[str, Any]]:
-    if target.gpus:
-        return [{"name": "cuda", "features": [f"an NVIDIA GPU: {', '.join(target.gpus)} or later"]}]
-    return [{"name": cpu.name, "features": [cpu.needs]} for cpu in target.cpus]
 
 
 def _parameters(module: Module) -> int:

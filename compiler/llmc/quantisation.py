@@ -15,7 +15,7 @@ import numpy as np
 import llmc
 from llmc.compiler import calibration, interpret
 from llmc.compiler.graph import Graph, Node
-from llmc.compiler.pipeline import Pipeline, near
+from llmc.compiler.pipeline import Pass, Pipeline, near
 from llmc.compiler.ranges import METHODS
 from llmc.errors import LlmcError
 from llmc.passes import PASSES
@@ -24,7 +24,6 @@ from llmc.targets import TARGETS, host
 
 CompileGraph = Callable[..., Any]  # as llmc.driver.compile_graph
 ATTENTIONS = ("int8", "float")
-RunPipeline = Callable[[Pipeline, Graph], tuple[Graph, Any]]
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,14 @@ class Quantisation:
         calib: calibration data of int8-static: a file, or "auto".
         method: how its ranges are chosen, a key of METHODS.
         attention: "int8" or "float", where products are on int8.
+        wanted: whether a pass wants samples, so that calibration data is of use without int8-static.
     """
 
     mode: str = "none"
     calib: str | Path | None = None
     method: str = "percentile"
     attention: str = "int8"
+    wanted: bool = False
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:
@@ -53,66 +54,74 @@ class Quantisation:
         if self.method not in METHODS:
             hint = near(self.method, METHODS)
             raise LlmcError(f"unknown calibration method {self.method!r}", at="--calib-method", hint=hint)
-        if (self.calib is None) == (self.mode == STATIC):
-            if self.calib is None:
-                hint = "--calib FILE with samples like those to come, or --calib auto for general text"
-                raise LlmcError(f"{STATIC} needs calibration data", at="--calib", hint=hint)
-            raise LlmcError(f"calibration data is of use to {STATIC} only", at="--calib", found=self.mode)
+        if self.calib is None and (self.static or self.wanted):
+            who = STATIC if self.static else "a pass of the pipeline"
+            hint = "--calib FILE with samples like those to come, or --calib auto for general text"
+            raise LlmcError(f"{who} needs calibration data", at="--calib", hint=hint)
+        if self.calib is not None and not (self.static or self.wanted):
+            found = f"--quant {self.mode}, and no pass that wants samples"
+            raise LlmcError(f"calibration data is of use to {STATIC} only", at="--calib", found=found)
         if self.calib not in (None, "auto") and not Path(str(self.calib)).is_file():
             raise LlmcError("there is no such calibration file", at=str(self.calib))
 
-    def run(
-        self,
-        graph: Graph,
-        tokenizer: Any,
-        compile_graph: CompileGraph,
-        run: RunPipeline = Pipeline.run,
-        on_cpu: bool = True,
-    ) -> tuple[Graph, Pipeline]:
-        """The quantised graph and the passes that made it.
+    @property
+    def static(self) -> bool:
+        """Whether ranges are found by calibration."""
+        return self.mode == STATIC
+
+    def pipeline(self, integer_attention: bool, scales: tuple[float, ...] = ()) -> Pipeline:
+        """The passes that quantise.
+
+        Args:
+            integer_attention: whether there are kernels for attention on int8.
+            scales: of int8-static, as `self.scales` has them.
+        """
+        on_int8 = integer_attention and self.mode in ("int8", STATIC) and self.attention == "int8"
+        text = QUANTISATIONS[self.mode] + (f",{ATTENTION}" if on_int8 else "")
+        steps = Pipeline.parse(text, PASSES).steps
+        if not self.static:
+            return Pipeline(steps)
+        first, *rest = steps
+        return Pipeline.of(replace(_quantize(first.change), scales=scales), *(step.change for step in rest))
+
+    def scales(self, graph: Graph, tokenizer: Any, compile_graph: CompileGraph) -> tuple[float, ...]:
+        """The scales of int8-static for `graph`, by calibration.
 
         Args:
             tokenizer: the model's `frontends.folder.Tokenizer`, or None.
             compile_graph: makes the native code that calibration runs.
-            run: `Pipeline.run`, or one that checks more.
-            on_cpu: GPUs have no kernels for attention on int8.
 
         Raises:
             LlmcError: the calibration data is of no use.
         """
-        on_int8 = on_cpu and self.mode in ("int8", STATIC) and self.attention == "int8"
-        text = QUANTISATIONS[self.mode] + (f",{ATTENTION}" if on_int8 else "")
-        pipeline = Pipeline.parse(text, PASSES)
-        if self.mode == STATIC:
-            if graph.states:
-                raise LlmcError(
-                    f"{STATIC} does not calibrate functions that have states",
-                    at="--quant",
-                    found=", ".join(node.attributes["name"] for node in graph.states[:3]),
-                    hint="use --quant int8",
-                )
-            first, *rest = pipeline.steps
-            assert isinstance(first.change, Quantize)
-            found = replace(first.change, scales=self._scales(graph, first.change, tokenizer, compile_graph))
-            pipeline = Pipeline.of(found, *(step.change for step in rest))
-        after, _ = run(pipeline, graph)
-        return after, pipeline
-
-    def _scales(
-        self, graph: Graph, change: Quantize, tokenizer: Any, compile_graph: CompileGraph
-    ) -> tuple[float, ...]:
+        if graph.states:
+            raise LlmcError(
+                f"{STATIC} does not calibrate functions that have states",
+                at="--quant",
+                found=", ".join(node.attributes["name"] for node in graph.states[:3]),
+                hint="use --quant int8",
+            )
+        change = _quantize(Pipeline.parse(QUANTISATIONS[STATIC], PASSES).steps[0].change)
         sites, named = change.sites(graph), _sources(graph, change)
         if not sites:
             return ()
-        assert self.calib is not None
-        encode = None if tokenizer is None else _encoder(tokenizer, graph)
-        samples = calibration.read_samples(self.calib, graph, encode)
+        samples = self.samples(graph, tokenizer)
         first = list(islice(samples, 1))
         watched = Graph(graph.inputs, {f"site{i}": site for i, site in enumerate(sites)}, graph.dims)
         for sample in first:  # mistakes show before native code is made
             calibration.want_finite(named, list(interpret.run(watched, sample).values()), 1)
         with _observer(watched, compile_graph) if first else nullcontext(_nothing) as run:
             return calibration.scales(named, chain(first, samples), run, self.method)
+
+    def samples(self, graph: Graph, tokenizer: Any) -> Iterator[calibration.Sample]:
+        """The calibration data as inputs of `graph`; with none, no sample."""
+        encode = None if tokenizer is None else _encoder(tokenizer, graph)
+        return iter(()) if self.calib is None else calibration.read_samples(self.calib, graph, encode)
+
+
+def _quantize(change: Pass) -> Quantize:
+    assert isinstance(change, Quantize)
+    return change
 
 
 def _sources(graph: Graph, change: Quantize) -> list[str]:
@@ -148,11 +157,11 @@ def _nothing(sample: calibration.Sample) -> list[Any]:
 @contextmanager
 def _observer(watched: Graph, compile_graph: CompileGraph) -> Iterator[calibration.Run]:
     """Gives the outputs of `watched` for a sample: by native code where this machine can run it."""
-    if not any(host.runs_here(cpu) for cpu in TARGETS["x86"].cpus):
+    if not any(host.runs_here(cpu) for target in TARGETS.values() for cpu in target.cpus):
         yield lambda sample: list(interpret.run(watched, sample).values())
         return
     with tempfile.TemporaryDirectory(prefix="llmc-") as place:
-        compile_graph(watched, Path(place) / "watched.llmc", passes="")
+        compile_graph(watched, Path(place) / "watched.llmc", only_passes="")
         with llmc.load(Path(place) / "watched.llmc") as model:
 
             def run(sample: calibration.Sample) -> list[Any]:

@@ -16,7 +16,8 @@ from llmc.compiler.module import Module
 from llmc.compiler.sequences import CALLS, calls
 from llmc.errors import LlmcError
 from llmc.runtime.selftest import SELFTEST, Call, write_selftest
-from llmc.targets import Target, host
+from llmc.targets import Target
+from llmc.targets.backends import backend_of
 
 # Largest difference between the artifact and the interpreter, relative and absolute, that a self-test accepts.
 TOLERANCE = {"rtol": 1e-3, "atol": 5e-4}
@@ -115,15 +116,13 @@ def check(folder: Path, target: Target) -> None:
     Raises:
         LlmcError: an output differs.
     """
-    for cpu in target.cpus:
-        if not host.runs_here(cpu):
-            continue
-        with llmc.load(folder, variant=cpu.name) as model:
+    for variant in backend_of(target).runs_here(target):
+        with llmc.load(folder, variant=variant) as model:
             result = model.selftest()
         if not result.passed:
             raise LlmcError(
                 "the compiled model does not compute what the source model does",
-                at=f"variant {cpu.name}",
+                at=f"variant {variant}",
                 found=result.failures[0],
                 hint="this is a fault of llmc: please report it with the model's config.json",
             )

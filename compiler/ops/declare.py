@@ -35,6 +35,7 @@ class Op:
         view: the output holds the input's elements in the same order, so no kernel is needed.
         symbolic: attributes hold dims, so the reference needs their sizes.
         commutative: the first two inputs may be swapped.
+        stored: its value is a weight that its inputs store in another form: no pass may compute it ahead of time.
         accuracy: "exact" results are compared bit for bit in tests, "close" ones with a tolerance.
     """
 
@@ -46,6 +47,7 @@ class Op:
     view: bool = False
     symbolic: bool = False
     commutative: bool = False
+    stored: bool = False
     accuracy: str = "exact"
 
     def complete(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:

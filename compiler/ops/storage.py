@@ -1,6 +1,7 @@
-"""Weights stored compressed: `codebook` and `bitmask` say how their values are read back, exactly.
+"""Weights stored compressed: ops with the trait `stored` say how their values are read back, exactly.
 
-A product whose weight is one of them decodes it on the way into its registers (targets/cpu/products/decoded.py).
+A product whose weight is one of them decodes it on the way into its registers, if the backend has a reader for it
+(targets/cpu/storage/); else the pass `unpack` makes a plain weight of it.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.graph import TensorType
-from llmc.compiler.ops.declare import REQUIRED, op
+from llmc.compiler.ops.declare import OPS, REQUIRED, op
 from llmc.compiler.ops.reduction import F32
 from llmc.compiler.ops.rules import Array, want_dtype, want_int, want_rank
 from llmc.errors import LlmcError
 
-# A weight is kept as one of these on purpose: no pass may compute them ahead of time.
-DECODERS = frozenset({"codebook", "bitmask"})
+
+def stored_ops() -> frozenset[str]:
+    """The ops that stand for stored weights."""
+    return frozenset(name for name, op in OPS.items() if op.stored)
 
 
 def packed_bytes(columns: int, bits: int) -> int:
@@ -45,7 +48,7 @@ def _codebook_reference(indices: Array, values: Array, columns: int, bits: int) 
     return np.asarray(np.take(values, unpack_indices(indices, columns, bits), mode="clip"))
 
 
-@op("codebook", _codebook_reference, columns=REQUIRED, bits=8)
+@op("codebook", _codebook_reference, traits={"stored": True}, columns=REQUIRED, bits=8)
 def _codebook(indices: TensorType, values: TensorType, columns: Any, bits: Any) -> TensorType:
     """indices u8 `[..., packed_bytes(columns, bits)]`, values f32 `[v]` -> f32 `[..., columns]`"""
     want_dtype(indices, {"u8"}, "the indices")
@@ -67,7 +70,7 @@ def _bitmask_reference(mask: Array, values: Array, columns: int) -> Array:
     return result
 
 
-@op("bitmask", _bitmask_reference, columns=REQUIRED)
+@op("bitmask", _bitmask_reference, traits={"stored": True}, columns=REQUIRED)
 def _bitmask(mask: TensorType, values: TensorType, columns: Any) -> TensorType:
     """mask u8 `[r, ceil(columns / 8)]`, values f32 `[v]` in the order of the set bits -> f32 `[r, columns]`"""
     want_dtype(mask, {"u8"}, "the mask")

@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from llmc.compiler.graph import Node, Weight
-from llmc.compiler.ops import constant, make
-from llmc.compiler.ops.storage import DECODERS
-from llmc.compiler.rewrite import Decline, RewritePass
+from llmc.compiler.graph import Graph, Node, Weight
+from llmc.compiler.ops import OPS, constant, make
+from llmc.compiler.pipeline import Pass
+from llmc.compiler.rewrite import Decline, rewrite
 from llmc.passes.compress.weights import place, values
 
 
-def decode_weight(node: Node) -> Node | Decline | None:
-    """bitmask(constants), codebook(constants) -> constant"""
-    if node.op not in DECODERS:
-        return None
-    array = values(node)
-    if array is None:
-        return Decline("its operands are not constants")
-    return constant(Weight(np.ascontiguousarray(array), place(node)), source=node.source)
+@dataclass(frozen=True)
+class Unpack(Pass):
+    """Store each compressed weight as the one it stands for: the same values at full size.
 
-
-def decode_table(node: Node) -> Node | None:
-    """codebook(embedding(indices, at), values) -> embedding(codebook(indices, values), at)"""
-    match node:
-        case Node(
-            "codebook",
-            (Node("embedding", (Node("constant") as packed, at)) as rows, Node("constant") as book),
-        ):
-            table = make("codebook", (packed, book), node.source, **node.attributes)
-            return make("embedding", (table, at), node.source, **rows.attributes)
-    return None
-
-
-class Unpack(RewritePass):
-    """Store each compressed weight as the one it stands for: the same values at full size."""
+    Args:
+        keep: ops of stored weights that stay, such as "codebook".
+    """
 
     name = "unpack"
-    rules = (decode_table, decode_weight)
+    keep: tuple[str, ...] = ()
+
+    def run(self, graph: Graph) -> Graph:
+        """Decode every stored weight that is not to stay."""
+        return rewrite(graph, (self.decode_table, self.decode_weight))
+
+    def decode_weight(self, node: Node) -> Node | Decline | None:
+        """bitmask(constants), codebook(constants) -> constant"""
+        if not self._wanted(node):
+            return None
+        array = values(node)
+        if array is None:
+            return Decline("its operands are not constants")
+        return constant(Weight(np.ascontiguousarray(array), place(node)), source=node.source)
+
+    def decode_table(self, node: Node) -> Node | None:
+        """codebook(embedding(indices, at), values) -> embedding(codebook(indices, values), at)"""
+        match node:
+            case Node(op, (Node("embedding", (Node("constant") as packed, at)) as rows, *others)) if (
+                self._wanted(node) and all(other.op == "constant" for other in others)
+            ):
+                table = make(op, (packed, *others), node.source, **node.attributes)
+                return make("embedding", (table, at), node.source, **rows.attributes)
+        return None
+
+    def _wanted(self, node: Node) -> bool:
+        return OPS[node.op].stored and node.op not in self.keep

@@ -11,7 +11,6 @@ import numpy as np
 
 from llmc.compiler.graph import Graph, Node, Source, Weight
 from llmc.compiler.ops import OPS, constant
-from llmc.compiler.ops.storage import DECODERS
 from llmc.errors import LlmcError
 
 Array = np.ndarray[Any, Any]
@@ -44,7 +43,7 @@ def values(node: Node) -> Array | None:
         weight = node.attributes["value"]
         assert isinstance(weight, Weight)
         return weight.array
-    if node.op in DECODERS and all(i.op == "constant" for i in node.inputs):
+    if OPS[node.op].stored and all(i.op == "constant" for i in node.inputs):
         arrays = [i.attributes["value"].array for i in node.inputs]
         return np.asarray(OPS[node.op].reference(*arrays, **node.attributes))
     return None

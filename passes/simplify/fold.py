@@ -11,13 +11,12 @@ import numpy as np
 
 from llmc.compiler.graph import DTYPES, Graph, Node, Results, Weight
 from llmc.compiler.ops import OPS, constant
-from llmc.compiler.ops.storage import DECODERS
 from llmc.compiler.pipeline import Pass
 from llmc.compiler.rewrite import Decline, rewrite
 from llmc.errors import LlmcError
 
 # A number repeated needs no memory; a weight once compressed or quantised stays so.
-KEPT = DECODERS | {"constant", "input", "state", "expand", "full", "dequantize"}
+KEPT = frozenset({"constant", "input", "state", "expand", "full", "dequantize"})
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,9 @@ class Fold(Pass):
 
     def fold_constants(self, node: Node) -> Node | Decline | None:
         """f(constants) -> constant"""
-        if node.op in KEPT or isinstance(node.type, Results) or any(i.op != "constant" for i in node.inputs):
+        if node.op in KEPT or OPS[node.op].stored or isinstance(node.type, Results):
+            return None
+        if any(i.op != "constant" for i in node.inputs):
             return None
         if not all(isinstance(d, int) for d in node.shape) or _names_dims(node):
             return None

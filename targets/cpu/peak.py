@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmc.compiler.program import LANES
 from llmc.targets import Cpu
-from llmc.targets.tir.emit import LANES, Emitter, f32, fma, splat
 
 _CHAINS = 24  # enough to hide the latency of an fma on two ports
 _STEPS = 4
@@ -23,6 +23,8 @@ def peak_flops(cpu: Cpu) -> int:
 
 def emit_peak(symbol: str, cpu: Cpu) -> Any:
     """One work item is one round; the sum goes to the 16 floats at `sink`, so that nothing is optimised away."""
+    from llmc.targets.tir.emit import Emitter, f32, fma, splat
+
     e = Emitter(symbol)
     sink = e.pointer("sink", "f32")
     chains = peak_chains(cpu)

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
-from llmc.targets.cpu.elementwise import elementwise
-from llmc.targets.cpu.elementwise.elementwise import Recipe, body_of, evaluate, merge_axes
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import flat
+from llmc.targets.tir.chain import OPS_OF_CHAINS, Recipe, body_of, evaluate, merge_axes
 from llmc.targets.tir.grid import offset, strides
 from llmc.targets.tir.scalar_ops import from_storage, to_storage
 
@@ -37,4 +36,4 @@ def lower(node: Node) -> Call:
     return flat(node, "chain", (recipe,), emit, [e for e, _ in axes], size, size * len(recipe.body))
 
 
-LOWERINGS: Mapping[str, Callable[[Node], Call]] = dict.fromkeys(elementwise.LOWERINGS, lower)
+LOWERINGS: Mapping[str, Callable[[Node], Call]] = dict.fromkeys(OPS_OF_CHAINS, lower)

@@ -9,12 +9,12 @@ from tvm import tirx
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
-from llmc.targets.cpu.elementwise.movement import STRIDES, clamped, merge_strides, pad_axes
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import flat
 from llmc.targets.tir.emit import STORAGE, Expr, i64
 from llmc.targets.tir.grid import offset
 from llmc.targets.tir.scalar_ops import constant
+from llmc.targets.tir.strides import STRIDES, clamped, merge_strides, pad_axes
 
 
 def strided(node: Node) -> Call:

@@ -14,10 +14,10 @@ from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.rows import ZERO, row_stride, scale_offset
 from llmc.errors import LlmcError
-from llmc.targets.cpu.elementwise.movement import clamped
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.rows import Row, rows_call
 from llmc.targets.tir.emit import Buffer, Expr, f32, fma, i64, mod
+from llmc.targets.tir.strides import clamped
 
 
 def norm(node: Node) -> Call:

@@ -11,7 +11,6 @@ from llmc.compiler.calls import Call, Packed
 from llmc.compiler.dims import ceil_div, dim, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
-from llmc.targets.cpu.products.matmul import matrix_groups, matrix_offset
 from llmc.targets.cuda import half
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import launch
@@ -26,6 +25,7 @@ from llmc.targets.cuda.operands import (
 )
 from llmc.targets.cuda.tile import COLUMNS, DEPTH, ROWS, THREADS, Tile
 from llmc.targets.tir.emit import Buffer, Expr, div, f32, i64, mod
+from llmc.targets.tir.matrices import matrix_groups, matrix_offset
 
 
 def linear(node: Node) -> Call:

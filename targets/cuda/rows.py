@@ -16,12 +16,12 @@ from llmc.compiler.calls import Call
 from llmc.compiler.dims import Dim, ceil_div, dim, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
-from llmc.targets.cpu.rows.reduction import COMBINE, NEUTRAL, Line, argmax, compute_dtype, cumsum, merge_kept
 from llmc.targets.cuda.emit import WARP, GridEmitter
 from llmc.targets.cuda.launch import flat, launch
 from llmc.targets.tir import math, math64
 from llmc.targets.tir.emit import STORAGE, Buffer, Expr, div, f32, i64, mod
 from llmc.targets.tir.grid import offset, strides
+from llmc.targets.tir.reduce import COMBINE, NEUTRAL, Line, argmax, compute_dtype, cumsum, merge_kept
 from llmc.targets.tir.scalar_ops import cast, constant, maximum
 
 WARPS = 4  # of a block, each with a row of its own

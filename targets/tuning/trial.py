@@ -111,7 +111,7 @@ def _call(shape: ProductShape, schedule: Schedule) -> Call:
     weight = constant(np.zeros((shape.n, shape.k), DTYPES[shape.dtype]))
     given = (extras[step] for step in shape.epilogue if step in extras)
     x = input_("x", "f32", (m, shape.k))
-    return lower_linear(make("linear", (x, weight, *given), epilogue=shape.epilogue), {shape: schedule})
+    return lower_linear(make("linear", (x, weight, *given), epilogue=shape.epilogue), schedule)
 
 
 class _Memory:

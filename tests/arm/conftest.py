@@ -91,7 +91,7 @@ def emulate(tmp_path: Path) -> Callable[..., dict[str, Array]]:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         command = [QEMU, str(artifact / "run"), *options, "-o", str(out), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert result.returncode == 0, result.stderr
         return {path.stem: np.load(path) for path in out.iterdir()}
 

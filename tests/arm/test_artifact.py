@@ -19,7 +19,7 @@ SYSROOT = Path("/usr/aarch64-linux-gnu")
 
 
 def start(*command):
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
 
 
 def test_the_manifest_names_the_machine(float_pair):

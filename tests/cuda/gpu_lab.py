@@ -18,9 +18,11 @@ from kernel_lab import assert_guard, by_nodes, bytes_of, guarded
 from llmc.compiler.calls import Call, Packed
 from llmc.compiler.dims import evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
-from llmc.targets.cpu.lower import FREE
+from llmc.targets import TARGETS
 from llmc.targets.cuda.build import PREAMBLE, cuda_source
 from llmc.targets.cuda.lower import LOWERINGS
+from llmc.targets.lowering import free_ops
+from llmc.targets.toolchain import build
 
 Array = np.ndarray[Any, Any]
 HERE = Path(__file__).parent
@@ -29,7 +31,7 @@ _HEAD = re.compile(
     r'extern "C" __global__ void __launch_bounds__\((\d+)\) (\w+)\(([^()]*)\) \{(.*?)\n\}\n', re.S
 )
 _WAITS = ("__syncthreads", "__shfl", "wmma")
-_FLAGS = ("-O1", "-shared", "-fPIC", "-g0", "-fno-sanitize=undefined", "-s")
+_FLAGS = ("-O1", "-shared", "-fPIC", "-s")
 _KERNEL_FLAGS = (
     "-std=c++17",
     "-fno-exceptions",
@@ -41,9 +43,7 @@ _KERNEL_FLAGS = (
 
 
 def _compile(output: Path, source: Path, *flags: str) -> None:
-    command = [sys.executable, "-m", "ziglang", "cc", *_FLAGS, *flags, "-o", str(output), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[:4000]
+    build(output, [source], HERE, (*_FLAGS, *flags), (), TARGETS["cuda"].zig)
 
 
 def emulated(source: str, folder: Path, name: str = "kernels") -> Path:
@@ -60,7 +60,7 @@ def emulated(source: str, folder: Path, name: str = "kernels") -> Path:
     path = folder / f"{name}.cpp"
     body = source[len(PREAMBLE) :].replace("__shared__ alignas(64)", "alignas(64) static")
     path.write_text('#include "emulate.h"\n' + body + table)
-    _compile(folder / f"{name}.so", path, *_KERNEL_FLAGS, "-mf16c", f"-I{HERE}")
+    _compile(folder / f"{name}.so", path, *_KERNEL_FLAGS, "-mf16c")
     return folder / f"{name}.so"
 
 
@@ -111,7 +111,7 @@ class GpuLab:
     """Kernels of some graphs, emulated, run one by one."""
 
     def __init__(self, folder: Path, graphs: Sequence[Graph]) -> None:
-        self.calls = {n: LOWERINGS[n.op](n) for g in graphs for n in g.nodes if n.op not in FREE}
+        self.calls = {n: LOWERINGS[n.op](n) for g in graphs for n in g.nodes if n.op not in free_ops()}
         kernels = {c.kernel.symbol: c.kernel for c in self.calls.values()}
         self.source = cuda_source({symbol: k.emit(symbol, None) for symbol, k in kernels.items()})
         self._library = ctypes.CDLL(str(emulated(self.source, folder)))

@@ -22,9 +22,9 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
 from llmc.passes.quantise import QUANTISATIONS
-from llmc.runtime.sources import CUDA_SOURCES
-from llmc.targets import GPUS
+from llmc.runtime.sources import FOLDER
 from llmc.targets.cuda import build
+from llmc.targets.cuda.variants import GPUS
 from llmc.targets.store import Store, folder
 
 pytestmark = pytest.mark.xdist_group("cuda")  # compiling for the stand-in driver takes long: once is enough
@@ -119,7 +119,19 @@ def test_failures_are_sentences(
     assert bool(text) == bool(sentence)
 
 
-@pytest.mark.parametrize("source", [CUDA_SOURCES[-1], Path(__file__).parent / "libcuda.c"])
+def test_the_hosts_libc_is_not_looked_for(
+    gpu_lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zig asks `cc` for it unless a target is named, and gives up if it cannot open a folder of the answer."""
+    cc = tmp_path / "cc"
+    cc.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nexit 1\n")
+    cc.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    gpu_lab.stand_in(tmp_path / "libraries")
+    assert not (tmp_path / "asked").exists()
+
+
+@pytest.mark.parametrize("source", [FOLDER / "cuda.c", Path(__file__).parent / "libcuda.c"])
 def test_strict_c(tmp_path: Path, source: Path) -> None:
     cc = shutil.which("cc")
     if cc is None:

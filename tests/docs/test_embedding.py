@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="cc is not in
 
 
 def run(*command: object, **options: Any) -> Any:
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600, **options)
 
 
 @pytest.fixture(scope="module")

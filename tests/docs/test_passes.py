@@ -90,7 +90,7 @@ def test_text_of_a_model_needs_its_weights(imported, shell):
 def test_use_from_python(my_pass, block, tmp_path):
     code = block("passes", "use_it.py")
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == block("passes", "use_it.out")

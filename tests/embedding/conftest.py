@@ -23,7 +23,7 @@ STRICT = ["cc", "-std=c99", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pedant
 
 
 def run(*command: object, **options: Any) -> Any:
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600, **options)
 
 
 @pytest.fixture(scope="session")

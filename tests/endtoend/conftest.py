@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import instruction_sets
 import numpy as np
 import pytest
 import torch
@@ -66,12 +67,13 @@ def minilm_artifact(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def variants() -> Callable[[Path], list[str]]:
-    """`variants(artifact)`: those that this processor runs, best first."""
+    """`variants(artifact)`: those that this processor runs, best first; the runtime takes the first."""
 
     def runnable(path: Path) -> list[str]:
         with llmc.load(path) as model:
-            names = [v.name for v in model.manifest.variants]
-            return names[names.index(model.variant) :]
+            names = instruction_sets.choose(v.name for v in model.manifest.variants)
+            assert model.variant == names[0]
+            return names
 
     return runnable
 
@@ -94,7 +96,7 @@ def python() -> Callable[..., Any]:
 
     def run(code: str, *arguments: object, check: bool = True, **options: Any) -> Any:
         command = [sys.executable, "-c", code, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
         assert not check or done.returncode == 0, done.stderr
         return done
 

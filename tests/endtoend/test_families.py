@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import instruction_sets
 import numpy as np
 import pytest
 from joined import join, part
@@ -54,11 +55,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def all_outputs(made: SimpleNamespace) -> dict[Any, Any]:
     """(variant, shape) -> inputs and outputs, for every variant that runs here."""
-    names = [v.name for v in llmc.runtime.check(made.path).variants]
-    with llmc.load(made.path) as best:
-        names = names[names.index(best.variant) :]
     found = {}
-    for name in names:
+    for name in instruction_sets.choose(v.name for v in llmc.runtime.check(made.path).variants):
         with llmc.load(made.path, threads=2, variant=name) as model:
             for shape in SHAPES:
                 inputs = inputs_of(made, shape)

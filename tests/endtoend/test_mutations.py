@@ -19,7 +19,7 @@ MUTATE = Path(__file__).parents[1] / "runtime" / "mutate.py"
 @pytest.mark.parametrize("kind", ["files", "manifest"])
 def test_a_thousand_mutations(kind: str, copy_of_small: Path) -> None:
     done = subprocess.run(
-        [sys.executable, MUTATE, copy_of_small, kind, "1000"], capture_output=True, text=True, timeout=500
+        [sys.executable, MUTATE, copy_of_small, kind, "1000"], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, f"{done.returncode}\n{done.stderr}"
     outcomes = json.loads(done.stdout)

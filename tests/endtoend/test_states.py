@@ -102,7 +102,7 @@ def test_weights_of_two_functions_are_stored_once(tmp_path: Path) -> None:
         "layer": causal(seed=30),
     }
     sizes = {
-        n: compile_graph(g, tmp_path / n, passes="").sizes["weights.bin"] - 4096 for n, g in parts.items()
+        n: compile_graph(g, tmp_path / n, only_passes="").sizes["weights.bin"] - 4096 for n, g in parts.items()
     }
     assert sizes["both"] == sizes["encode"] + sizes["layer"]
 

@@ -12,7 +12,7 @@ from llmc.compiler import interpret
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_, make
-from llmc.compiler.ops.storage import DECODERS
+from llmc.compiler.ops.storage import stored_ops
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.text import parse_graph, weights_of
 from llmc.compiler.verify import verify
@@ -112,8 +112,8 @@ def test_untouched_where_nothing_applies(name):
 def test_unpack_stores_the_same_values_whole(name):
     before = run(SPECS[name], encoder())
     after = run("unpack", before)
-    assert not DECODERS & {n.op for n in after.nodes}
-    assert (after is before) == (not DECODERS & {n.op for n in before.nodes})
+    assert not stored_ops() & {n.op for n in after.nodes}
+    assert (after is before) == (not stored_ops() & {n.op for n in before.nodes})
     given = inputs_of(before)
     old, new = interpret.run(before, given), interpret.run(after, given)
     assert all(np.array_equal(new[k], old[k]) for k in old)

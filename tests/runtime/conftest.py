@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,10 +28,11 @@ from llmc.runtime.sources import (
     bench_definition,
 )
 from llmc.runtime.weights import weights_header
+from llmc.targets import TARGETS, toolchain
 
 HERE = Path(__file__).parent
 BUILD_ID = "0123456789abcdef" * 4
-ZIG = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu.2.17"]
+ZIG = toolchain.compiler(TARGETS["x86"].zig, None)
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Werror"]
 TABLE = (np.arange(30, dtype=np.float32) - 7).reshape(10, 3)
 

@@ -31,7 +31,7 @@ def tool(name):
 
 
 def run(*command, **options):
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, **options)
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, **options)
     assert result.returncode == 0, result.stdout + result.stderr
     return result
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 from integer_products import given, product
-from kernel_lab import Lab, cpus, same_bits
+from kernel_lab import Lab, same_bits
 
 from llmc.compiler.interpret import run
-from llmc.targets import AVX512AMX
+from llmc.targets.cpu.variants import AVX512AMX
 
-pytestmark = pytest.mark.skipif(
-    AVX512AMX not in cpus(), reason="this CPU has no AMX, or the system does not let processes use it"
-)
+pytestmark = pytest.mark.variant(AVX512AMX.name)
 
 
 @pytest.mark.parametrize(("n", "k"), [(64, 64), (96, 192)])

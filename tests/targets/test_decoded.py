@@ -12,7 +12,7 @@ from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS, constant, input_, make
 from llmc.compiler.ops.storage import pack_indices, packed_bytes
-from llmc.targets.cpu.lower import lower
+from llmc.targets.cpu.backend import BACKEND
 
 RNG = np.random.default_rng(3)
 
@@ -64,7 +64,7 @@ def test_the_bits_of_the_dense_product(kernels: Lab, kind: str, n: int, k: int) 
         }
         results = run_all(kernels, graph, given)
         assert same_bits(results["stored"], results["dense"])
-    assert len(lower(graph)) == 2, "the weight is decoded by the product, not beside it"
+    assert len(BACKEND.lower(graph)) == 2, "the weight is decoded by the product, not beside it"
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
@@ -72,7 +72,7 @@ def test_rows_by_themselves(kernels: Lab, kind: str) -> None:
     weight = WEIGHTS[kind](9, 21)
     results = run_all(kernels, Graph((), {"w": weight}), {})
     assert np.array_equal(results["w"], decoded(weight).attributes["value"].array)
-    assert len(lower(Graph((), {"w": weight}))) == 1
+    assert len(BACKEND.lower(Graph((), {"w": weight}))) == 1
 
 
 @pytest.mark.parametrize("bits", [4, 8])

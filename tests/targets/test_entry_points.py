@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from llmc.errors import LlmcError
-from llmc.targets import AVX2, Target, host
+from llmc.targets import Target, host
+from llmc.targets.cpu.variants import AVX2
 
 
 class Point:

@@ -13,19 +13,21 @@ from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import OPS, input_, make
-from llmc.targets.cpu.lower import FREE, LOWERINGS, lower
+from llmc.targets.cpu.backend import BACKEND
+from llmc.targets.cpu.lower import LOWERINGS
+from llmc.targets.lowering import REGIONS, free_ops
 from llmc.targets.tir.emit import LANES, Emitter, fma, i64
 
 
 def test_every_op_has_a_kernel() -> None:
-    assert set(LOWERINGS) | FREE == set(OPS)
-    assert not set(LOWERINGS) & FREE
+    assert set(LOWERINGS) | free_ops() | REGIONS == set(OPS)
+    assert not set(LOWERINGS) & free_ops()
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_random_graphs(kernels: Lab, random_graph: Callable[..., Any], seed: int) -> None:
     graph, inputs = random_graph(seed)
-    assert len(lower(graph)) == sum(node.op not in FREE for node in graph.nodes)
+    assert len(BACKEND.lower(graph)) == sum(node.op not in free_ops() for node in graph.nodes)
     results = run_all(kernels, graph, inputs)
     for name, expected in run(graph, inputs).items():
         scale = max(1.0, float(np.abs(expected).max()))

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from integer_products import M, given, product
-from kernel_lab import Lab, check, cpus, run_all, same_bits
+from kernel_lab import Lab, check, differing, run_all, same_bits
 
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import OPS, constant, input_, make
-from llmc.targets import AVX2, AVX2VNNI, AVX512, AVX512AMX, AVX512VNNI
 from llmc.targets.cpu.products import dots, widened
 from llmc.targets.cpu.products.qlinear import lower_qlinear
+from llmc.targets.cpu.variants import AVX2, AVX2VNNI, AVX512, AVX512AMX, AVX512VNNI
 
 Array = np.ndarray[Any, Any]
 SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
@@ -50,7 +50,7 @@ def test_a_hundred_random_inputs(kernels: Lab) -> None:
     for seed in range(100):
         inputs = given(graph, 100, 3 + seed % 11, seed)
         expected = run(graph, inputs)["y"]
-        for cpu in cpus():
+        for cpu in differing(["qlinear"]):
             assert same_bits(kernels.run(graph, inputs, cpu=cpu)["y"], expected), (cpu.name, seed)
 
 

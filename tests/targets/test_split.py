@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_lab import Lab, cpus, run_all, same_bits
+from kernel_lab import Lab, run_all, same_bits
 
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.ops.split import LIMIT, PARTS, TOP, UNIT, part_size, split, split_scales, split_weights
-from llmc.targets import AVX512AMX
+from llmc.targets.cpu.variants import AVX512AMX
 
 Array = np.ndarray[Any, Any]
 M = symbol("rows")
@@ -55,7 +55,7 @@ def test_products_have_the_bits_of_the_reference(kernels: Lab, n: int, k: int) -
         assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"]), m
 
 
-@pytest.mark.skipif(AVX512AMX not in cpus(), reason="this CPU has no AMX, or may not use it")
+@pytest.mark.variant(AVX512AMX.name)
 def test_every_number_of_rows_on_tiles(kernels: Lab) -> None:
     graph, _ = product(96, 192, 10, ("bias", "residual"))
     for m in [*range(1, 34), 47, 48, 49, 128, 129, 257]:

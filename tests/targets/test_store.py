@@ -15,8 +15,8 @@ from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops import constant, input_, make
 from llmc.targets import TARGETS, store
+from llmc.targets.cpu.backend import BACKEND
 from llmc.targets.cpu.build import compile_calls
-from llmc.targets.cpu.lower import lower
 
 
 def graph(width: int) -> Graph:
@@ -28,7 +28,7 @@ def graph(width: int) -> Graph:
 
 def objects(folder: Path | None, width: int = 40) -> tuple[dict[str, bytes], int]:
     kept = store.Store(folder)
-    return compile_calls(lower(graph(width)), TARGETS["x86-avx2"], kept), kept.found
+    return compile_calls(BACKEND.lower(graph(width)), TARGETS["x86-avx2"], kept), kept.found
 
 
 def test_the_second_compile_makes_nothing_anew(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_variants_share_what_is_the_same_for_them() -> None:
     x = input_("x", "f32", (symbol("n"), 24))
     weight = constant(np.ones((40, 24), np.int8))
     product = make("qlinear", (make("quantize_rows", (x,)), weight, constant(np.ones(40, np.float32))))
-    calls = lower(Graph((x,), {"y": product}, {"n": (1, 9)}))
+    calls = BACKEND.lower(Graph((x,), {"y": product}, {"n": (1, 9)}))
     names = {name.rpartition("_")[::2] for name in compile_calls(calls, TARGETS["x86"], store.Store(None))}
     of = {stem.partition("_")[0]: {c for s, c in names if s == stem} for stem, _ in names}
     assert of["qlinear"] == {"avx512amx", "avx512vnni", "avx512", "avx2vnni", "avx2"}

@@ -16,9 +16,10 @@ from llmc.compiler.dims import Bounds, symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops import constant, input_, make
 from llmc.errors import LlmcError
-from llmc.targets import AVX2, AVX512, NEON, TARGETS, store, tuning
-from llmc.targets.cpu.lower import lower
+from llmc.targets import TARGETS, store, tuning
+from llmc.targets.cpu.backend import BACKEND
 from llmc.targets.cpu.products.blocking import ProductShape, Schedule
+from llmc.targets.cpu.variants import AVX2, AVX512, NEON
 from llmc.targets.host import Processor, find_target, processor
 from llmc.targets.tuning.records import Records
 from llmc.targets.tuning.search import LAST, Outcome, changes, find_schedule, interval, takes, wins
@@ -251,7 +252,12 @@ def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         program, Fake.rows = graph(), ()
         target = find_target("native").serving(["linear"])
         tuned = tuning.tune(
-            lower(program), program.dims, target, store.Store(None), seconds, lambda *a: told.append(a)
+            BACKEND.lower(program),
+            program.dims,
+            target,
+            store.Store(None),
+            seconds,
+            lambda *a: told.append(a),
         )
         return tuned, Fake.rows, told
 

@@ -27,6 +27,7 @@ Examples:
   llmc compile ./my-model --quant int8 -o small.llmc
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
   llmc compile ./my-model --passes "fold,cse" -o plain.llmc
+  llmc compile ./my-model --add-pass "./my_pass.py:MyPass{width=4}@compress" -o m.llmc
   llmc compile ./my-model --prune 0.3 --share 256 -o small.llmc        measure it: llmc eval --help
   llmc compile ./my-model --prune heads:0.25 --prune neurons:0.25 -o fast.llmc
   llmc compile ./my-model --tune -o m.llmc             the fastest kernels for this very machine
@@ -56,8 +57,18 @@ older artifact as it was.
     "-O", "level", type=click.IntRange(0, 3), default=3, show_default=True, help="Optimisation level."
 )
 @click.option(
-    "--passes", metavar="PIPELINE", help="A pipeline instead of a level; `llmc passes` lists the passes."
+    "--passes",
+    metavar="PIPELINE",
+    help="A pipeline instead of the level's; what the target needs and ragged execution stay.",
 )
+@click.option(
+    "--add-pass",
+    "add_passes",
+    metavar="SPEC[@PLACE]",
+    multiple=True,
+    help="Passes more; `llmc passes` lists passes and places. Repeatable.  [default place: user]",
+)
+@click.option("--only-passes", metavar="PIPELINE", help="Run these passes and nothing else.")
 @click.option(
     "--prune",
     metavar="SPEC",
@@ -81,7 +92,7 @@ older artifact as it was.
     show_default=True,
     help="What int8 does with attention, on CPUs.",
 )
-@click.option("--calib", metavar="FILE|auto", help="Samples for int8-static: .txt, .jsonl, .csv or .npz.")
+@click.option("--calib", metavar="FILE|auto", help="Samples, for int8-static and passes that want some.")
 @click.option(
     "--calib-method",
     type=click.Choice(["minmax", "percentile", "entropy"]),

@@ -18,6 +18,7 @@ Examples:
   llmc opt ./my-model -O0                               as imported
   llmc opt ./my-model --passes "fold,cse" --time-passes
   llmc opt ./my-model --passes "./my_pass.py:MyPass" --print-after all
+  llmc opt ./my-model --add-pass "./my_pass.py:MyPass@compress"
   llmc opt ./my-model --passes "fuse" -o fused.txt      the graph's text goes to a file
   llmc opt fused.txt --weights ./my-model --passes "cse"   and can be read again with the model's weights
 
@@ -30,7 +31,16 @@ stdout, everything else to stderr.
 
 @click.command("opt", epilog=_EPILOG, short_help="Run passes on a model and print the graph.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--passes", metavar="PIPELINE", help="Passes to run, joined by commas.")
+@click.option("--passes", metavar="PIPELINE", help="Passes to run instead of the level's, joined by commas.")
+@click.option(
+    "--add-pass",
+    "add_passes",
+    metavar="SPEC[@PLACE]",
+    multiple=True,
+    help="Passes more; `llmc passes` lists passes and places. Repeatable.  [default place: user]",
+)
+@click.option("--only-passes", metavar="PIPELINE", help="Passes to run, and nothing else.")
+@click.option("--calib", metavar="FILE|auto", help="Samples of inputs, for passes that want some.")
 @click.option(
     "-O", "level", type=click.IntRange(0, 3), default=3, show_default=True, help="A level's pipeline."
 )
@@ -52,6 +62,9 @@ stdout, everything else to stderr.
 def command(
     model: Path,
     passes: str | None,
+    add_passes: tuple[str, ...],
+    only_passes: str | None,
+    calib: str | None,
     level: int,
     task: str,
     weights: Path | None,
@@ -65,20 +78,17 @@ def command(
     if not model.is_file():
         require_folder(model, "a model")
     from llmc.compiler.pipeline import Pipeline
-    from llmc.compiler.promises import run_verified
-    from llmc.passes import LEVELS, PASSES
+    from llmc.passes import PASSES
 
-    pipeline = Pipeline.parse(
-        LEVELS[level] if passes is None else passes, PASSES
-    )  # a slip shows before the import
-    graph, own = read_graph(model, task, weights)
-    if passes is None and own is not None:  # a reproducer names its pipeline
+    asked = {"level": level, "passes": passes, "add_passes": add_passes, "only_passes": only_passes}
+    pipeline = _pipeline(asked)  # a slip shows before the import
+    given = _samples(pipeline, calib)
+    graph, own, tokenizer = read_graph(model, task, weights)
+    if passes is None and only_passes is None and own is not None:  # a reproducer names its pipeline
         pipeline = Pipeline.parse(own, PASSES)
     shown = [print_after] if print_after else []
-    if verify_each:
-        graph, report = run_verified(pipeline, graph, print_after=shown, say=partial(click.echo, err=True))
-    else:
-        graph, report = pipeline.run(graph, print_after=shown)
+    with given(tokenizer):
+        graph, report = _run(pipeline, graph, shown, verify_each)
     if time_passes and not as_json:
         click.echo(str(report), err=True)
     if output is not None:
@@ -89,8 +99,36 @@ def command(
         click.echo(str(graph), nl=False)
 
 
-def read_graph(model: Path, task: str, weights: Path | None = None) -> tuple[Any, str | None]:
-    """The graph of a model folder or file, or of a text that `llmc opt -o` or a test wrote, and its own pipeline.
+def _pipeline(asked: dict[str, Any]) -> Any:
+    from llmc.options import placed_passes
+
+    return placed_passes(asked).pipeline
+
+
+def _samples(pipeline: Any, calib: str | None) -> Any:
+    """Tokenizer -> a context in which passes may ask for the samples of `calib`."""
+    from llmc.compiler.given import Given, giving
+    from llmc.quantisation import Quantisation
+
+    wanted = any(step.change.wants_samples for step in pipeline.steps)
+    data = Quantisation(calib=calib, wanted=wanted)
+    return lambda tokenizer: giving(
+        Given(partial(data.samples, tokenizer=tokenizer) if calib else None, tokenizer)
+    )
+
+
+def _run(pipeline: Any, graph: Any, shown: list[str], verify_each: bool) -> Any:
+    from llmc.compiler.promises import run_verified
+
+    if not verify_each:
+        return pipeline.run(graph, print_after=shown)
+    return run_verified(pipeline, graph, print_after=shown, say=partial(click.echo, err=True))
+
+
+def read_graph(model: Path, task: str, weights: Path | None = None) -> tuple[Any, str | None, Any]:
+    """The graph of a model folder or file, or of a text that `llmc opt -o` or a test wrote.
+
+    With it its own pipeline, if the text names one, and the model's tokenizer, if it has one.
 
     Small constants are written out in the text; `weights` is the model folder that holds the others.
 
@@ -105,16 +143,20 @@ def read_graph(model: Path, task: str, weights: Path | None = None) -> tuple[Any
         )
     from llmc.compiler.frontends import dispatch
 
-    return dispatch.load(model, task=task).graph, None
+    imported = dispatch.load(model, task=task)
+    return imported.graph, None, imported.tokenizer
 
 
-def _read_text(file: Path, task: str, weights: Path | None) -> tuple[Any, str | None]:
+def _read_text(file: Path, task: str, weights: Path | None) -> tuple[Any, str | None, Any]:
     from llmc.compiler.reproducer import read_text
     from llmc.compiler.text import weights_of
 
-    known = weights_of(read_graph(require_folder(weights, "a model"), task)[0]) if weights is not None else {}
+    known, tokenizer = {}, None
+    if weights is not None:
+        whole, _, tokenizer = read_graph(require_folder(weights, "a model"), task)
+        known = weights_of(whole)
     try:
-        return read_text(file, known)
+        return (*read_text(file, known), tokenizer)
     except UnicodeDecodeError:
         hint = "give a model folder, an .onnx or .pt2 file, or a graph written by `llmc opt -o`"
         raise LlmcError("not a graph's text", at=str(file), hint=hint) from None

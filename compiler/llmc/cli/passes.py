@@ -15,28 +15,56 @@ Examples:
   llmc passes
   llmc compile ./my-model --passes "fold,simplify,fuse" -o m.llmc
   llmc opt ./my-model --passes "./my_pass.py:MyPass,fuse"
+  llmc compile ./my-model --add-pass "./my_pass.py:MyPass@compress" -o m.llmc
 
 \b
-A pass's options go in braces: name{option=value,other=1}. -O0 to -O3 are pipelines, shown below the table.
+A pass's options go in braces: name{option=value,other=1}. A pipeline has places, in order; -O0 to -O3 have passes
+at some of them, a target, --quant and --add-pass add theirs.
 """
 
 
 @click.command("passes", epilog=_EPILOG, short_help="List the passes and the optimisation levels.")
 @json_option
 def command(as_json: bool) -> None:
-    """List every pass with its options and what it keeps, and the pipelines behind -O0 to -O3."""
+    """List every pass with its options and what it keeps, and the places of a pipeline with what runs there."""
+    from llmc.compiler.places import PLACES
     from llmc.passes import LEVELS, PASSES
 
     rows = [describe(name, kind) for name, kind in PASSES.items()]
-    levels = {str(k): str(v) for k, v in (LEVELS.items() if hasattr(LEVELS, "items") else enumerate(LEVELS))}
     if as_json:
-        print_json({"passes": rows, "levels": levels})
+        levels = {str(level): text for level, text in enumerate(LEVELS)}
+        print_json({"passes": rows, "levels": levels, "places": {name: _place(name) for name in PLACES}})
         return
     cells = [(r["name"], _options_text(r["options"]), r["keeps"], r["summary"]) for r in rows]
     print_table("", ["pass", "options", "keeps", "what it does"], cells)
-    for level, pipeline in levels.items():
-        click.echo(f"-O{level.lstrip('O')}  {pipeline or '(none)'}")
-    click.echo("To -O3 `compile` adds what the target wants: blank,ragged for CPUs, unpack for GPUs.")
+    for level, text in enumerate(LEVELS):
+        click.echo(f"-O{level}  {text or '(none)'}")
+    print_table("", ["place, in order", "what is there", "at -O3"], [_row(name) for name in PLACES])
+    click.echo("--add-pass SPEC@PLACE adds a pass; `llmc inspect` shows what an artifact was made by.")
+
+
+def _place(name: str) -> dict[str, Any]:
+    """What runs at a place: by level, and for the targets of each backend."""
+    from llmc.compiler.places import PLACES
+    from llmc.passes import LEVEL_PARTS
+    from llmc.targets.backends import backend_of
+    from llmc.targets.host import all_targets
+
+    levels = {str(level): parts[name] for level, parts in enumerate(LEVEL_PARTS) if name in parts}
+    backends: dict[str, str] = {}
+    for target in all_targets().values():
+        backend = backend_of(target)
+        if text := backend.passes(target).get(name, ""):
+            backends[backend.name] = text
+        if name == "compress" and backend.ragged:
+            backends[backend.name] = "blank,ragged where they apply"
+    return {"summary": PLACES[name], "levels": levels, "backends": backends}
+
+
+def _row(name: str) -> tuple[str, str, str]:
+    found = _place(name)
+    backends = (f"{backend}: {text}" for backend, text in found["backends"].items())
+    return name, found["summary"], "; ".join(filter(None, (found["levels"].get("3", ""), *backends)))
 
 
 def describe(name: str, kind: type[Any]) -> dict[str, Any]:

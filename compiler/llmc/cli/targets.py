@@ -32,12 +32,14 @@ def command(as_json: bool) -> None:
 
 
 def describe(target: Any) -> dict[str, Any]:
-    """Name, description, LLVM triple and the CPU features that each variant of the code needs."""
+    """Name, description, LLVM triple and what a machine must have for each variant of the code."""
+    from llmc.targets.backends import backend_of
+
     return {
         "name": target.name,
         "description": target.description,
         "triple": target.triple,
-        "needs": [cpu.needs for cpu in target.cpus] or [", ".join(target.gpus)],
+        "needs": [variant.needs for variant in backend_of(target).variants(target)],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmc.targets import Cpu
@@ -117,6 +118,6 @@ class Schedule:
         return max(s.cut(k).scratch for s in (self, Schedule(self.width, self.rows)))
 
 
-def panel_width(n: int) -> int:
-    """The width with the fewest padded columns; of equals, the one whose tile is fastest."""
-    return min(WIDTHS, key=lambda width: -n % width)
+def panel_width(n: int, widths: Sequence[int] = WIDTHS) -> int:
+    """The width of `widths`, best first, with the fewest padded columns; of equals, the one whose tile is fastest."""
+    return min(widths, key=lambda width: -n % width)

@@ -22,7 +22,8 @@ from llmc.compiler.ops.recurrent import GRU_GATES, LSTM_GATES
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.cpu.products.blocking import AHEAD, Blocking
-from llmc.targets.cpu.products.linear import multiply, pad_columns, rows_that_fit
+from llmc.targets.cpu.products.linear import multiply, rows_that_fit
+from llmc.targets.cpu.products.packing import pad_columns
 from llmc.targets.tir import math
 from llmc.targets.tir.emit import LANES, Emitter, Expr, div, fma, i64
 from llmc.targets.tir.epilogue import unpadded

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,23 +26,11 @@ from llmc.compiler.graph import DTYPES, Node, Weight
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.cpu.products.blocking import Blocking, ProductShape, Schedule
+from llmc.targets.cpu.products.packing import pack_panels, pad_columns
+from llmc.targets.lowering import Lowerings
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, fma, i64, mod, splat
 from llmc.targets.tir.epilogue import finish
 from llmc.targets.tir.tiling import tiles, zeros
-
-
-def pack_panels(array: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
-    """f32 `[n, k]` -> `[ceil(n / width), k, width]`, missing columns zero."""
-    n, k = array.shape
-    panels = -(-n // width)
-    padded = np.zeros((panels * width, k), array.dtype)
-    padded[:n] = array
-    return np.ascontiguousarray(padded.reshape(panels, width, k).transpose(0, 2, 1))
-
-
-def pad_columns(array: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
-    """`[n]` -> `[ceil(n / width) * width]`, missing elements zero."""
-    return np.pad(array, (0, -len(array) % width))
 
 
 def tile_shape(cpu: Cpu, width: int, height: int = 0) -> tuple[int, int]:
@@ -58,11 +45,8 @@ def rows_that_fit(cpu: Cpu, vectors: int) -> int:
     return max(1, (cpu.vectors - 1) // pieces // vectors - 1)
 
 
-def lower_linear(node: Node, schedules: Mapping[ProductShape, Schedule] = MappingProxyType({})) -> Call:
-    """One call for `linear`: items are (panel, block of rows), the rows of a panel next to each other.
-
-    `schedules` has those of the products that are not to have the default.
-    """
+def lower_linear(node: Node, schedule: Schedule | None = None) -> Call:
+    """One call for `linear`: items are (panel, block of rows), the rows of a panel next to each other."""
     x, w, *extras = node.inputs
     if w.op != "constant":
         raise LlmcError(
@@ -70,10 +54,9 @@ def lower_linear(node: Node, schedules: Mapping[ProductShape, Schedule] = Mappin
         )
     if w.dtype not in ("f32", "f16") or {i.dtype for i in (x, *extras)} != {"f32"}:
         raise LlmcError(f"linear: no kernel for {x.dtype} x {w.dtype}")
-    n, k = (int(d) for d in w.shape)
-    epilogue: tuple[str, ...] = node.attributes["epilogue"]
-    shape = ProductShape(n, k, w.dtype, epilogue)
-    schedule = schedules.get(shape, Schedule.default(n))
+    shape = product_shape(node)
+    n, k, epilogue = shape.n, shape.k, shape.epilogue
+    schedule = schedule or Schedule.default(n)
     width = schedule.width
     weight: Weight = w.attributes["value"]
     operands: list[Any] = [x, Packed(weight, f"panels{width}", partial(pack_panels, width=width))]
@@ -108,6 +91,19 @@ def lower_linear(node: Node, schedules: Mapping[ProductShape, Schedule] = Mappin
         4 * rows * (k + n) + n * k * DTYPES[w.dtype].itemsize,
         node.source,
     )
+
+
+def product_shape(node: Node) -> ProductShape:
+    """What a `linear` computes, as schedules are found by."""
+    w = node.inputs[1]
+    n, k = (int(d) for d in w.shape)
+    return ProductShape(n, k, w.dtype, node.attributes["epilogue"])
+
+
+def lower_scheduled(node: Node, schedules: Mapping[ProductShape, Schedule]) -> Call | None:
+    """`linear` with a plain weight that `schedules` has a schedule for."""
+    known = node.inputs[1].op == "constant" and product_shape(node) in schedules
+    return lower_linear(node, schedules[product_shape(node)]) if known else None
 
 
 def emit_linear(
@@ -302,4 +298,4 @@ def _widened(e: Emitter, values: Expr) -> Expr:
     return values if dtype_of(values) == "float32x16" else e.let(tirx.Cast("float32x16", values))
 
 
-LOWERINGS: Mapping[str, Callable[[Node], Call]] = {"linear": lower_linear}
+LOWERINGS: Lowerings = {"linear": lower_linear}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,11 +10,12 @@ import sympy
 from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel
-from llmc.compiler.dims import Dim, ceil_div, product
+from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
-from llmc.targets.tir.emit import LANES, Emitter, Expr, div, f32, fma, i64, mod, splat
+from llmc.targets.tir.emit import LANES, Emitter, Expr, div, f32, fma, i64, splat
+from llmc.targets.tir.matrices import matrix_groups, matrix_offset
 from llmc.targets.tir.tiling import tiles
 
 ROWS_PER_ITEM = 48
@@ -41,20 +42,6 @@ def lower_matmul(node: Node) -> Call:
         4 * (product(a.shape) + product(b.shape) + product(node.shape)),
         node.source,
     )
-
-
-def matrix_groups(out: Sequence[Dim], a: Sequence[Dim], b: Sequence[Dim]) -> list[tuple[Dim, bool, bool]]:
-    """Leading axes as (size, moves in a, moves in b), neighbours that move alike joined; outermost first."""
-    groups: list[tuple[Dim, bool, bool]] = []
-    for i, size in enumerate(out):
-        here = [side[i - len(out) + len(side)] if i - len(out) + len(side) >= 0 else 1 for side in (a, b)]
-        in_a, in_b = (d != 1 for d in here)
-        if size == 1:
-            continue
-        if groups and groups[-1][1:] == (in_a, in_b):
-            size *= groups.pop()[0]
-        groups.append((size, in_a, in_b))
-    return groups
 
 
 def emit_matmul(symbol: str, cpu: Cpu, *, moves: tuple[tuple[bool, bool], ...]) -> Any:
@@ -105,17 +92,6 @@ def emit_matmul(symbol: str, cpu: Cpu, *, moves: tuple[tuple[bool, bool], ...]) 
         with e.loop(0, div(n - done + (LANES - 1), LANES), "strip") as s:
             strip(e.let(done + s * LANES), 1, True, 12 if wide else 4, at)
     return e.function()
-
-
-def matrix_offset(e: Emitter, matrix: Expr, sizes: list[Expr], moving: list[bool]) -> Expr:
-    """Which matrix of an operand goes with matrix number `matrix` of the result."""
-    offset, stride, rest = i64(0), i64(1), matrix
-    for size, moves in zip(reversed(sizes), reversed(moving), strict=True):
-        if moves:
-            offset = e.let(offset + mod(rest, size) * stride)
-            stride = e.let(stride * size)
-        rest = e.let(div(rest, size))
-    return offset
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {"matmul": lower_matmul}

@@ -21,19 +21,15 @@ from llmc.compiler.ops.split import PARTS
 from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.cpu.products import amx, dots, widened
+from llmc.targets.cpu.products.blocking import panel_width
 from llmc.targets.cpu.products.integer import ROWS_PER_ITEM, Product, strip_of
-from llmc.targets.cpu.products.linear import pad_columns
+from llmc.targets.cpu.products.packing import pad_columns
 from llmc.targets.tir.emit import LANES, Emitter
 from llmc.targets.tir.math import ACTIVATIONS
 
 WIDTHS = (64, 32, 48, 16)  # panel widths, best first
 
 Array = np.ndarray[Any, Any]
-
-
-def panel_width(n: int) -> int:
-    """The width with the fewest padded columns; of equals, the one whose tile is fastest."""
-    return min(WIDTHS, key=lambda width: -n % width)
 
 
 def pack_dots(array: Array, width: int) -> Array:
@@ -67,7 +63,7 @@ def _lower(node: Node, parts: int) -> Call:
     if w.op != "constant" or w_scale.op != "constant":
         raise LlmcError(f"{node.op}: the weight is computed at run time")
     n, k = (int(d) for d in w.shape)
-    width = panel_width(n)
+    width = panel_width(n, WIDTHS)
     weight: Weight = w.attributes["value"]
     epilogue: tuple[str, ...] = node.attributes["epilogue"]
     pad = partial(pad_columns, width=width)

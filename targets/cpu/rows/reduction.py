@@ -9,57 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel
-from llmc.compiler.dims import Dim, dim, product
-from llmc.compiler.graph import DTYPES, Node
+from llmc.compiler.dims import dim, product
+from llmc.compiler.graph import Node
 from llmc.compiler.ops.rules import same_dim
 from llmc.targets.tir import math, math64
 from llmc.targets.tir.emit import LANES, STORAGE, Emitter, Expr, i64, lanes_of, splat, vector
 from llmc.targets.tir.grid import ceil_div, chunk_count, nbytes, offset, strides, vectors, walk
-from llmc.targets.tir.scalar_ops import cast, constant, float_sum, maximum, minimum
-
-Combine = Callable[[Emitter, str, Expr, Expr], Expr]
-
-
-def _plus(k: Emitter, dtype: str, a: Expr, b: Expr) -> Expr:
-    return float_sum(k, a, b) if dtype == "f32" else a + b
-
-
-def _highest(dtype: str) -> float:
-    return float("inf") if dtype == "f32" else 1 if dtype == "bool" else int(np.iinfo(DTYPES[dtype]).max)
-
-
-def _lowest(dtype: str) -> float:
-    return float("-inf") if dtype == "f32" else 0 if dtype == "bool" else int(np.iinfo(DTYPES[dtype]).min)
-
-
-COMBINE: dict[str, Combine] = {
-    "sum": _plus,
-    "mean": _plus,
-    "max": maximum,
-    "min": minimum,
-    "any": maximum,
-    "all": minimum,
-}
-NEUTRAL: dict[str, Callable[[str], float]] = {
-    "sum": lambda dtype: 0,
-    "mean": lambda dtype: 0,
-    "max": _lowest,
-    "min": _highest,
-    "any": _lowest,
-    "all": _highest,
-}
-
-
-def compute_dtype(dtype: str) -> str:
-    """What a reduction accumulates in."""
-    return "f32" if dtype == "f16" else dtype
-
+from llmc.targets.tir.reduce import COMBINE, NEUTRAL, Line, argmax, compute_dtype, cumsum, merge_kept
+from llmc.targets.tir.scalar_ops import cast, constant, maximum
 
 # --- reductions
 
@@ -75,20 +38,6 @@ class Reduction:
     @property
     def inner_kept(self) -> bool:
         return self.kept[-1]
-
-
-def merge_kept(shape: tuple[Dim, ...], axes: tuple[int, ...]) -> list[tuple[Dim, bool]]:
-    """(extent, kept?) for each run of axes with the same fate; at least one."""
-    merged: list[tuple[Dim, bool]] = []
-    for axis, extent in enumerate(shape):
-        kept = axis not in axes
-        if same_dim(extent, 1):
-            continue
-        if merged and merged[-1][1] == kept:
-            merged[-1] = (dim(merged[-1][0] * extent), kept)
-        else:
-            merged.append((extent, kept))
-    return merged or [(1, True)]
 
 
 def reduce_(node: Node) -> Call:
@@ -308,9 +257,6 @@ class _Softmax:
 # --- along one axis, element by element
 
 
-Line = Callable[[Any, Any, Any, Expr, Expr, Expr, Expr], None]  # (emitter, x, y, first, step, length, item)
-
-
 def _along(node: Node, body: Line) -> Call:
     """`body(k, x, y, first, step, length, item)` for each line of the axis; one item is one line."""
     x, axis = node.inputs[0], node.attributes["axis"]
@@ -333,47 +279,10 @@ def _along(node: Node, body: Line) -> Call:
     )
 
 
-def cumsum(node: Node, along: Callable[[Node, Line], Call] = _along) -> Call:
-    """Running sums in index order; f16 accumulates in f32. `along` writes the loop over the lines."""
-    dtype = node.dtype
-    wide = compute_dtype(dtype)
-
-    def body(k: Any, x: Any, y: Any, first: Expr, step: Expr, length: Expr, item: Expr) -> None:
-        total = k.registers(1, STORAGE[wide])
-        k.set(total, 0, constant(wide, 0, 1))
-        with k.loop(0, length) as i:
-            at = k.let(first + i * step)
-            k.set(total, 0, k.let(k.get(total)) + cast(k, dtype, wide, k.load(x, at)))
-            k.store(y, at, cast(k, wide, dtype, k.let(k.get(total))))
-
-    return along(node, body)
-
-
-def argmax(node: Node, along: Callable[[Node, Line], Call] = _along) -> Call:
-    """Index of the first largest element; NaN counts as largest. `along` as of `cumsum`."""
-    dtype = node.inputs[0].dtype
-    wide = compute_dtype(dtype)
-
-    def body(k: Any, x: Any, y: Any, first: Expr, step: Expr, length: Expr, item: Expr) -> None:
-        best, place = k.registers(1, STORAGE[wide]), k.registers(1, "int64")
-        k.set(best, 0, cast(k, dtype, wide, k.load(x, first)))
-        k.set(place, 0, i64(0))
-        with k.loop(1, length) as i:
-            value = k.let(cast(k, dtype, wide, k.load(x, k.let(first + i * step))))
-            old = k.let(k.get(best))
-            better = tirx.And(tirx.Not(value <= old), tirx.EQ(old, old)) if wide == "f32" else value > old
-            with k.when(better):
-                k.set(best, 0, value)
-                k.set(place, 0, i)
-        k.store(y, item, k.let(k.get(place)))
-
-    return along(node, body)
-
-
 LOWERINGS: dict[str, Callable[[Node], Call]] = {
     **dict.fromkeys(COMBINE, reduce_),
     "softmax": softmax,
     "log_softmax": softmax,
-    "cumsum": cumsum,
-    "argmax": argmax,
+    "cumsum": partial(cumsum, along=_along),
+    "argmax": partial(argmax, along=_along),
 }

@@ -1,0 +1,60 @@
+"""What a pass may ask for besides its graph: samples of the model's inputs, and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.graph import Graph
+from llmc.errors import LlmcError
+
+Sample = Mapping[str, np.ndarray[Any, Any]]  # input -> array
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a compile knows beside the graph.
+
+    Args:
+        read: graph -> samples for its inputs, read from `--calib` anew each time; None: there are none.
+        tokenizer: the model's `frontends.folder.Tokenizer`; None: it has none.
+    """
+
+    read: Callable[[Graph], Iterator[Sample]] | None = None
+    tokenizer: Any = None
+
+    def samples(self, graph: Graph) -> Iterator[Sample]:
+        """Samples of the inputs of `graph`, of batch 1, without padding.
+
+        Raises:
+            LlmcError: there are none, or they do not fit the graph.
+        """
+        if self.read is None:
+            raise LlmcError(
+                "this pass works on samples of the model's inputs", hint="--calib FILE gives them"
+            )
+        return self.read(graph)
+
+
+_NOTHING = Given()
+_GIVEN: ContextVar[Given] = ContextVar("given", default=_NOTHING)
+
+
+def given() -> Given:
+    """What is known to the pass that is running."""
+    return _GIVEN.get()
+
+
+@contextmanager
+def giving(known: Given) -> Iterator[None]:
+    """Let the passes that run within ask for `known`."""
+    token = _GIVEN.set(known)
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)

@@ -1,0 +1,205 @@
+"""What a compile can be asked for, checked before any work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from llmc import embed
+from llmc.compiler.pipeline import Pipeline
+from llmc.compiler.places import Placed, additions, placed
+from llmc.errors import LlmcError
+from llmc.passes import LEVEL_PARTS, PASSES
+from llmc.passes.compress import shortcuts
+from llmc.quantisation import Quantisation
+from llmc.report import Progress
+from llmc.targets import host
+from llmc.targets.backends import backend_of
+
+TUNE_SECONDS = 60.0
+PADDING = ("zero", "computed")  # what outputs by token hold at padding
+MATMUL: Mapping[str, Pipeline] = {  # how products of float32 with weights are computed, and the passes for it
+    "fma": Pipeline(()),
+    "int8x3": Pipeline.parse("split,cse", PASSES),
+}
+
+
+class Options(TypedDict, total=False):
+    """What the three ways to compile have in common, by keyword.
+
+    Args:
+        target: a name in `llmc.targets.TARGETS`, or "native" for this machine.
+        level: 0 to 3, which passes of `llmc.passes.LEVEL_PARTS` run; `passes` is a pipeline text instead of them.
+        add_passes: passes more, each SPEC or SPEC@PLACE (compiler/places.py).
+        only_passes: a pipeline text that runs instead of everything else, what the target needs included.
+        prune, share, factorize: compression as `--prune 0.3` writes it (docs/compression.md), before `quant`.
+        verify_each: hold each pass to its promise by the interpreter, which takes long.
+        quant: "none", "int8", "int8-static" or "fp16": see docs/quantisation.md.
+        attention: "int8" or "float": what int8 and int8-static do with attention on CPUs.
+        calib: samples for int8-static and for passes that want some, a .txt, .jsonl, .csv or .npz file, or "auto".
+        calib_method: "minmax", "percentile" or "entropy".
+        padding: what outputs that have a row for each token hold where attention_mask is 0: "zero", which lets
+            encoders skip padding, or "computed", the values that the source model has there. The default of
+            `compile` is "zero", of the other two "computed".
+        matmul: "fma", or "int8x3": float32 products with weights in three parts of 8 bits each, for processors with
+            AMX (docs/numerics.md).
+        tune: search for the fastest schedule of each product on this machine (docs/tuning.md), for `tune_time`
+            seconds at most; those that the cache has take no time.
+        keep: folder that gets the graphs and the generated C.
+        cc: C compiler command instead of the `ziglang` package's.
+        emit: a form of the model beside module.so, one of `llmc.embed.FORMS`.
+        prefix: goes before every symbol of a static library.
+        progress: called with (stage, fraction done) as each stage begins.
+    """
+
+    target: str
+    level: int
+    passes: str | None
+    add_passes: str | Sequence[str]
+    only_passes: str | None
+    prune: str | Sequence[str]
+    share: str | None
+    factorize: str | None
+    verify_each: bool
+    quant: str
+    attention: str
+    calib: str | Path | None
+    calib_method: str
+    padding: str
+    matmul: str
+    tune: bool
+    tune_time: float
+    keep: str | Path | None
+    cc: str | None
+    emit: str
+    prefix: str
+    progress: Progress | None
+
+
+class Order:
+    """What `Options` mean, checked before any work begins."""
+
+    def __init__(self, output: str | Path, name: str | None, options: Options) -> None:
+        unknown = options.keys() - Options.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"compile got unknown options: {', '.join(sorted(unknown))}")
+        self.output, self.name = Path(output), name
+        self.verify_each, self.padding = options.get("verify_each", False), options.get("padding", "computed")
+        self.keep, self.cc, self.progress = options.get("keep"), options.get("cc"), options.get("progress")
+        self.form = embed.form(options.get("emit", "shared"), options.get("prefix", ""))
+        self.target = host.find_target(options.get("target", "native"))
+        self.backend = backend_of(self.target)
+        self.only, self.level = options.get("only_passes") is not None, options.get("level", 3)
+        self.whole = self.level == _HIGHEST
+        self.placed = placed_passes(options)
+        self.quant = Quantisation(
+            options.get("quant", "none"),
+            options.get("calib"),
+            options.get("calib_method", "percentile"),
+            options.get("attention", "int8"),
+            wanted=any(step.change.wants_samples for step in self.placed.pipeline.steps),
+        )
+        self.tune, self.tune_time = options.get("tune", False), options.get("tune_time", TUNE_SECONDS)
+        self.matmul = options.get("matmul", "fma")
+        self._check()
+
+    def _check(self) -> None:
+        if self.padding not in PADDING:
+            raise LlmcError(
+                f"no padding {self.padding!r}", at="--padding", hint=f"use {' or '.join(PADDING)}"
+            )
+        self._check_matmul()
+        self._check_backend()
+        if self.tune:
+            self.backend.check_tuning(self.target)
+        if self.only and (self.quant.mode, self.matmul) != ("none", "fma"):
+            raise LlmcError(
+                "--only-passes runs nothing else",
+                at=f"--quant {self.quant.mode}, --matmul {self.matmul}",
+                hint="use --passes, or write what they append into the pipeline: `llmc inspect` shows it",
+            )
+
+    def _check_matmul(self) -> None:
+        if self.matmul not in MATMUL:
+            raise LlmcError(f"no matmul {self.matmul!r}", at="--matmul", hint=f"use {' or '.join(MATMUL)}")
+        if self.matmul == "fma":
+            return
+        if self.matmul not in self.backend.matmuls(self.target):
+            raise LlmcError(
+                f"--matmul {self.matmul} is for processors with AMX: without, fma is faster",
+                at=f"--target {self.target.name}",
+                found=", ".join(variant.name for variant in self.backend.variants(self.target)),
+                hint="leave it out, or compile with --target x86-avx512 for a processor that has AMX",
+            )
+        if self.quant.mode != "none":
+            raise LlmcError(
+                f"--matmul {self.matmul} is for float32",
+                at=f"--quant {self.quant.mode}",
+                hint="use one of the two",
+            )
+        if self.tune:
+            raise LlmcError(
+                "--tune searches for kernels of fma", at=f"--matmul {self.matmul}", hint="use one of the two"
+            )
+
+    def _check_backend(self) -> None:
+        backend, target = self.backend, self.target.name
+        if self.form.name not in backend.forms:
+            raise LlmcError(
+                f"artifacts for {target} have no other form than {' or '.join(map(_file, backend.forms))}",
+                at=f"--emit {self.form.name}",
+            )
+        if self.quant.mode != "none" and self.quant.mode not in backend.quantisations:
+            raise LlmcError(
+                f"the backend {backend.name} has no kernels for {self.quant.mode}",
+                at=f"--target {target}",
+                hint=f"it has: {', '.join(sorted(backend.quantisations)) or 'float32 only'}",
+            )
+
+
+_HIGHEST = len(LEVEL_PARTS) - 1
+
+
+def _file(form: str) -> str:
+    return {"shared": "module.so", "static": embed.LIBRARY, "executable": embed.PROGRAM}.get(form, form)
+
+
+def placed_passes(options: Options) -> Placed:
+    """The passes of the level or of `passes`, the compression that is asked for, and what is added.
+
+    Raises:
+        LlmcError: an option names what there is not, or `only_passes` is not the only one.
+    """
+    if options.get("only_passes") is not None:
+        return _only(options)
+    level, passes = options.get("level", 3), options.get("passes")
+    if passes is None and level not in range(len(LEVEL_PARTS)):
+        raise LlmcError(f"there is no optimisation level {level!r}", hint=f"use 0 to {_HIGHEST}")
+    parts = LEVEL_PARTS[level] if passes is None else {"simplify": passes}
+    added = options.get("add_passes", ())
+    return placed({**parts, "compress": _compression(options)}, PASSES).joined(
+        additions((added,) if isinstance(added, str) else added, PASSES)
+    )
+
+
+def _compression(options: Options) -> str:
+    prune = options.get("prune", ())
+    given = (prune,) if isinstance(prune, str) else prune
+    return shortcuts.compression(given, options.get("share"), options.get("factorize"))
+
+
+def _only(options: Options) -> Placed:
+    """The passes of `only_passes`.
+
+    Raises:
+        LlmcError: something else is asked for as well.
+    """
+    others = {name for name in ("passes", "add_passes", "prune", "share", "factorize") if options.get(name)}
+    if others:
+        raise LlmcError(
+            "--only-passes runs nothing else",
+            at=", ".join(f"--{name.replace('_', '-').removesuffix('es')}" for name in sorted(others)),
+            hint="write all passes into its text, or use --passes",
+        )
+    return placed({"user": options["only_passes"] or ""}, PASSES)

@@ -1,0 +1,1 @@
+"""Weights stored compressed: a file for each format says how a product reads it."""
