@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmc.runtime.benchmark import BenchmarkReport, CompareReport, compare
+    from llmc.runtime.benchmark import compare
     from llmc.runtime.manifest import Manifest, read_manifest
     from llmc.runtime.model import Model, check, load
+    from llmc.runtime.reports import BenchmarkReport, CompareReport
     from llmc.runtime.session import Session
     from llmc.runtime.signature import Function, StateInfo, TensorInfo
     from llmc.runtime.threads import Threads
@@ -35,8 +36,8 @@ __all__ = [
 ]
 
 _HOME = {
-    "BenchmarkReport": "benchmark",
-    "CompareReport": "benchmark",
+    "BenchmarkReport": "reports",
+    "CompareReport": "reports",
     "Function": "signature",
     "Manifest": "manifest",
     "Model": "model",

@@ -25,7 +25,7 @@ from llmc.runtime.signature import TensorInfo, check_same, read_signature
 from llmc.runtime.threads import Threads, count
 
 if TYPE_CHECKING:
-    from llmc.runtime.benchmark import BenchmarkReport
+    from llmc.runtime.reports import BenchmarkReport
     from llmc.runtime.selftest import SelftestResult
 
 

@@ -71,7 +71,7 @@ def test_an_unknown_feature_is_refused(names: list[str], tmp_path: Path) -> None
 
 
 def test_what_is_lacking_is_said_in_linuxs_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "host_flags", lambda: frozenset(host._FLAGS[0x001]))
+    monkeypatch.setattr(host, "host_flags", lambda: frozenset(host.FLAGS[0x001]))
     monkeypatch.setattr(instruction_sets, "note", lambda *_: None)
     assert instruction_sets.lacking(AVX2) == ""
     assert instruction_sets.lacking(AVX512) == "avx512bw, avx512cd, avx512dq, avx512f, avx512vl"

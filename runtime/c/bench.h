@@ -16,6 +16,7 @@ typedef struct bench_artifact {
     const llmc_api *api;
     llmc_model *model;
     const llmc_info *info;
+    int function;                 /* its number */
     int64_t sizes[LLMC_MAX_DIMS]; /* asked for; 0: default */
 } bench_artifact;
 

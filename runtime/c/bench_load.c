@@ -98,6 +98,7 @@ static const llmc_api *get_api(const char *path) {
     const llmc_api *(*function)(void) = NULL;
     void *symbol, *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     const llmc_api *api;
+    char problem[100];
     if (!library) {
         bench_complain(dlerror(), path, "was it compiled for this system?");
         return NULL;
@@ -106,7 +107,9 @@ static const llmc_api *get_api(const char *path) {
     memcpy(&function, &symbol, sizeof function); /* ISO C has no cast from object to function pointer */
     api = function ? function() : NULL;
     if (api && api->version == LLMC_VERSION) return api;
-    bench_complain("module.so speaks another version of llmc.h", path, "compile the model again");
+    snprintf(problem, sizeof problem, "module.so speaks version %d of llmc.h, this program version %d",
+             api ? api->version : 0, LLMC_VERSION);
+    bench_complain(problem, path, "compile the model again");
     return NULL;
 }
 

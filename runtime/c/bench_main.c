@@ -15,6 +15,8 @@ static const char help[] =
     "\n"
     "  --batch N, --seq N   sizes; the same as --dim batch=N, --dim seq=N\n"
     "  --dim NAME=N         any named size of the model (default: batch 1, others 128 or their bound)\n"
+    "  --function NAME      of the model's functions this one (default: the first)\n"
+    "  --past N             positions that the states hold when each run begins (default: 0)\n"
     "  --shortest N         rows of N tokens to all, drawn evenly; the rest is padding (default: no padding)\n"
     "  --threads N          threads that work on one run (default: one for each usable core)\n"
     "  --pin                bind each worker thread to a core\n"
@@ -32,7 +34,8 @@ typedef struct arguments {
     const char *dims[LLMC_MAX_DIMS]; /* names, each ended by '=' or 0 */
     int64_t sizes[LLMC_MAX_DIMS];
     int n_dims, profile, json;
-    const char *vs;
+    int64_t past; /* -1: not given */
+    const char *vs, *function;
     llmc_options options;
     llmc_benchmark_options benchmark;
 } arguments;
@@ -82,6 +85,10 @@ static int set_option(arguments *a, const char *option, const char *value) {
         a->options.variant = value;
     } else if (!strcmp(option, "--vs")) {
         a->vs = value;
+    } else if (!strcmp(option, "--function")) {
+        a->function = value;
+    } else if (!strcmp(option, "--past")) {
+        status = to_integer(value, 0, INT32_MAX, &a->past);
     } else {
         return usage("no such option", option);
     }
@@ -113,6 +120,19 @@ static int same_name(const char *asked, const char *name) {
     return strlen(name) == n && strncmp(asked, name, n) == 0;
 }
 
+/* Every state that grows holds that many positions. */
+static int set_past(const arguments *a, bench_artifact *artifact) {
+    const llmc_info *info = artifact->info;
+    int i, found = 0;
+    for (i = 0; i < info->n_states; i++) {
+        const llmc_state_spec *spec = &info->states[i];
+        if (spec->grows < 0) continue;
+        artifact->sizes[-1 - spec->dims[spec->grows]] = a->past;
+        found = 1;
+    }
+    return found ? 0 : usage("the model has no state that grows", "--past");
+}
+
 /* Give the sizes asked for to the artifact's dims. */
 static int set_sizes(const arguments *a, bench_artifact *artifact) {
     const llmc_info *info = artifact->info;
@@ -123,12 +143,19 @@ static int set_sizes(const arguments *a, bench_artifact *artifact) {
         if (d == info->n_dims) return usage("the model has no such size", a->dims[i]);
         artifact->sizes[d] = a->sizes[i];
     }
-    return 0;
+    return a->past < 0 ? 0 : set_past(a, artifact);
 }
 
 static int failed(const bench_artifact *artifact, const llmc_error *error) {
     bench_complain(error->message, artifact->folder, error->hint);
     return 1;
+}
+
+static int set_function(arguments *a, bench_artifact *artifact) {
+    llmc_error error;
+    if (a->function) artifact->function = artifact->api->find_function(artifact->model, a->function, &error);
+    a->benchmark.function = artifact->function;
+    return artifact->function < 0 ? failed(artifact, &error) : 0;
 }
 
 static int run_one(const arguments *a, bench_artifact *artifact) {
@@ -137,7 +164,7 @@ static int run_one(const arguments *a, bench_artifact *artifact) {
     llmc_error error;
     int status = 0;
     if (a->profile) {
-        steps = (llmc_step_report *)calloc((size_t)artifact->info->n_steps + 1, sizeof *steps);
+        steps = (llmc_step_report *)calloc((size_t)artifact->info->functions[artifact->function].n_steps + 1, sizeof *steps);
         if (!steps) return bench_complain("out of memory", NULL, NULL), 1;
     }
     if (artifact->api->benchmark(artifact->model, artifact->sizes, &a->benchmark, &report, steps, &error) != LLMC_OK)
@@ -156,6 +183,9 @@ static int run_pair(const arguments *a, bench_artifact pair[2]) {
     int status;
     if (snprintf(pair[1].folder, BENCH_MAX_PATH, "%s", a->vs) >= BENCH_MAX_PATH) return usage("path too long", a->vs);
     if (bench_expected_hash(pair[1].folder, hash) != 0 || bench_load(&pair[1], hash, &a->options) != 0) return 1;
+    pair[1].function = pair[1].api->find_function(pair[1].model, pair[0].info->functions[pair[0].function].name, &error);
+    if (pair[1].function < 0 && pair[0].function) return failed(&pair[1], &error);
+    if (pair[1].function < 0) pair[1].function = 0; /* first beside first, whatever they are called */
     status = set_sizes(a, &pair[1]);
     if (status) return status;
     if (pair[0].api->compare(pair[0].api, pair[0].model, pair[0].sizes, pair[1].api, pair[1].model, pair[1].sizes,
@@ -182,11 +212,13 @@ int main(int argc, char **argv) {
     int i, status;
     for (i = 1; i < argc; i++)
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return fputs(help, stdout) < 0;
+    a.past = -1;
     status = parse(&a, argc, argv);
     if (status) return status;
     if (bench_find_folder(argv[0], pair[0].folder) != 0 || find_hash(pair[0].folder, hash) != 0) return 1;
     if (bench_load(&pair[0], hash, &a.options) != 0) return 1;
-    status = set_sizes(&a, &pair[0]);
+    status = set_function(&a, &pair[0]);
+    if (!status) status = set_sizes(&a, &pair[0]);
     if (!status) status = a.vs ? run_pair(&a, pair) : run_one(&a, &pair[0]);
     for (i = 0; i < 2; i++)
         if (pair[i].model) pair[i].api->close(pair[i].model);

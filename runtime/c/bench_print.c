@@ -23,8 +23,9 @@ static double ratio_of(double a, double b) {
 
 static void print_title(const bench_artifact *artifact, const int64_t *sizes) {
     const llmc_info *info = artifact->info;
-    int i;
-    printf("%s:", info->name);
+    const char *function = info->functions[artifact->function].name;
+    int i, named = strcmp(function, "forward") != 0;
+    printf("%s%s%s:", info->name, named ? " " : "", named ? function : "");
     for (i = 0; sizes && i < info->n_dims; i++) printf(" %s %lld,", info->dims[i].name, (long long)sizes[i]);
     printf(" %d thread%s, %s\n", info->threads, info->threads == 1 ? "" : "s", info->variant);
 }
@@ -43,15 +44,15 @@ static void print_step(const llmc_benchmark_report *report, const llmc_step_repo
            1e-9 * bytes, 100 * ratio_of(bytes, report->peak_bytes_per_second), step->kernel, step->source);
 }
 
-static void print_profile(const llmc_info *info, const llmc_benchmark_report *report, const llmc_step_report *steps) {
+static void print_profile(int n_steps, const llmc_benchmark_report *report, const llmc_step_report *steps) {
     double total = 0;
     int i;
-    for (i = 0; i < info->n_steps; i++) total += steps[i].seconds;
+    for (i = 0; i < n_steps; i++) total += steps[i].seconds;
     printf("  peak     %.1f GFLOP/s by fma, %.1f GB/s from memory (0: not known); shares below are of these\n",
            1e-9 * report->peak_flops_per_second, 1e-9 * report->peak_bytes_per_second);
     printf("\n  %10s %8s  %13s %7s  %12s %7s  kernel, source\n", "time", "share", "arithmetic", "of peak", "traffic",
            "of peak");
-    for (i = 0; i < info->n_steps; i++) print_step(report, &steps[i], total);
+    for (i = 0; i < n_steps; i++) print_step(report, &steps[i], total);
 }
 
 void bench_print_text(const bench_artifact *artifact, const llmc_benchmark_report *report,
@@ -63,7 +64,7 @@ void bench_print_text(const bench_artifact *artifact, const llmc_benchmark_repor
     printf("  samples  %lld after %lld warm-up runs\n", (long long)s->n, (long long)report->warmup_runs);
     printf("  load     %s   peak memory %.1f MB\n", duration(report->load_seconds),
            1e-6 * (double)report->peak_memory_bytes);
-    if (steps) print_profile(artifact->info, report, steps);
+    if (steps) print_profile(artifact->info->functions[artifact->function].n_steps, report, steps);
 }
 
 void bench_print_pair_text(const bench_artifact pair[2], const llmc_summary summary[2], const llmc_ratio *ratio) {
@@ -96,6 +97,7 @@ static void json_artifact(const bench_artifact *artifact) {
     json_string("artifact", artifact->folder);
     json_string("name", info->name);
     json_string("build_id", info->build_id);
+    json_string("function", info->functions[artifact->function].name);
     json_string("variant", info->variant);
     printf("\"threads\": %d, ", info->threads);
 }
@@ -106,10 +108,10 @@ static void json_summary(const llmc_summary *s) {
            (long long)s->n, s->mean, s->mean_low, s->mean_high, s->p50, s->p90, s->p95, s->p99, s->min, s->max);
 }
 
-static void json_steps(const llmc_info *info, const llmc_step_report *steps) {
+static void json_steps(int n_steps, const llmc_step_report *steps) {
     int i;
     printf(", \"steps\": [");
-    for (i = 0; i < info->n_steps; i++) {
+    for (i = 0; i < n_steps; i++) {
         printf("%s{", i ? ", " : "");
         json_string("kernel", steps[i].kernel);
         json_string("source", steps[i].source);
@@ -134,7 +136,7 @@ void bench_print_json(const bench_artifact *artifact, const llmc_benchmark_repor
            "\"bytes\": %.17g, \"peak_flops_per_second\": %.9g, \"peak_bytes_per_second\": %.9g",
            report->runs_per_second, report->load_seconds, (unsigned long long)report->peak_memory_bytes, report->flops,
            report->bytes, report->peak_flops_per_second, report->peak_bytes_per_second);
-    if (steps) json_steps(info, steps);
+    if (steps) json_steps(info->functions[artifact->function].n_steps, steps);
     printf("}\n");
 }
 

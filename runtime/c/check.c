@@ -84,12 +84,19 @@ static void bind_states(const llmc_session *session, const llmc_function *functi
     }
 }
 
+static int has_expression(const llmc_tensor_spec *spec) {
+    int axis;
+    for (axis = 0; axis < spec->rank; axis++)
+        if (spec->dims[axis] == INT64_MIN) return 1;
+    return 0;
+}
+
 static llmc_status check_expressions(const llmc_function *function, const llmc_tensor *inputs, const int64_t *sizes,
                                      llmc_error *error) {
     int i, axis;
     for (i = 0; i < function->n_inputs; i++) {
         int64_t shape[LLMC_MAX_RANK];
-        if (!inputs[i].data) continue;
+        if (!inputs[i].data || !has_expression(&function->inputs[i])) continue;
         llmc_input_shape(function, sizes, i, shape);
         for (axis = 0; axis < function->inputs[i].rank; axis++)
             if (inputs[i].shape[axis] != shape[axis])
@@ -140,14 +147,12 @@ static void fill_shape(const llmc_tensor_spec *spec, const int64_t *sizes, int64
 }
 
 void llmc_input_shape(const llmc_function *function, const int64_t *sizes, int i, int64_t *shape) {
-    memset(shape, 0, LLMC_MAX_RANK * sizeof *shape);
-    if (function->input_shape) function->input_shape(sizes, i, shape);
+    if (has_expression(&function->inputs[i])) function->input_shape(sizes, i, shape);
     fill_shape(&function->inputs[i], sizes, shape);
 }
 
 void llmc_output_shape(const llmc_function *function, const int64_t *sizes, int i, int64_t *shape) {
-    memset(shape, 0, LLMC_MAX_RANK * sizeof *shape);
-    function->output_shape(sizes, i, shape);
+    if (has_expression(&function->outputs[i])) function->output_shape(sizes, i, shape);
     fill_shape(&function->outputs[i], sizes, shape);
 }
 

@@ -85,13 +85,10 @@ static uint64_t bytes_of_states(const llmc_program *program, const llmc_function
     uint64_t bytes = 0;
     int i;
     for (i = 0; i < program->n_states; i++) {
-        int use = function->state_use[i];
-        size_t before, after;
-        if (use == LLMC_STATE_UNUSED) continue;
-        before = function->state_bytes(sizes, i, 0);
-        after = use == LLMC_STATE_READ ? 0 : function->state_bytes(sizes, i, 1);
-        bytes += llmc_held_for(use == LLMC_STATE_APPENDED && after > before ? after : before);
-        if (use == LLMC_STATE_REPLACED) bytes += llmc_held_for(after);
+        llmc_room room = llmc_room_of_state(function, sizes, i);
+        if (function->state_use[i] == LLMC_STATE_UNUSED) continue;
+        bytes += llmc_held_for(room.value);
+        if (function->state_use[i] == LLMC_STATE_REPLACED) bytes += llmc_held_for(room.next);
     }
     return bytes;
 }

@@ -7,6 +7,17 @@ size_t llmc_held_for(size_t bytes) {
     return bytes > SIZE_MAX - 256 ? SIZE_MAX : (bytes + 63) / 64 * 64 + 64; /* never empty */
 }
 
+/* What a region that must hold `bytes` shall hold; half more than now at least, where there is room for that. */
+static size_t target(const llmc_region *region, size_t bytes, int generous) {
+    size_t least = llmc_held_for(bytes), more = llmc_held_for(region->bytes + region->bytes / 2);
+    if (least <= region->bytes) return region->bytes;
+    return generous && more > least ? more : least;
+}
+
+size_t llmc_growth_of(const llmc_region *region, size_t bytes, int generous) {
+    return target(region, bytes, generous) - region->bytes;
+}
+
 static llmc_status refuse(const char *whose, uint64_t bytes, uint64_t bound, llmc_error *error) {
     return llmc_fail(error, LLMC_ERROR_MEMORY, "use smaller inputs, a shorter sequence, or a larger max_memory",
                      "%s would hold %llu bytes, max_memory is %llu", whose, (unsigned long long)bytes,
@@ -33,23 +44,22 @@ static void refund(llmc_session *session, size_t bytes) {
     __atomic_sub_fetch(&session->model->held, bytes, __ATOMIC_RELAXED);
 }
 
-static llmc_status grow(llmc_session *session, const llmc_device *device, llmc_region *region, size_t bytes,
-                        size_t keep, llmc_error *error) {
-    size_t more = bytes - region->bytes;
-    llmc_status status = charge(session, more, error);
-    if (status != LLMC_OK) return status;
-    status = device->grow(session, region, bytes, keep, error);
-    if (region->bytes < bytes) refund(session, bytes - region->bytes);
+llmc_status llmc_check_room(llmc_session *session, size_t bytes, llmc_error *error) {
+    llmc_status status = charge(session, bytes, error);
+    if (status == LLMC_OK) refund(session, bytes);
     return status;
 }
 
 llmc_status llmc_reserve(llmc_session *session, const llmc_device *device, llmc_region *region, size_t bytes,
                          size_t keep, llmc_error *error) {
-    size_t least = llmc_held_for(bytes), half_more = llmc_held_for(region->bytes + region->bytes / 2);
-    if (least <= region->bytes) return LLMC_OK;
-    if (session->model->program->n_states && least < half_more) /* a sequence grows again and again */
-        if (grow(session, device, region, half_more, keep, NULL) == LLMC_OK) return LLMC_OK;
-    return grow(session, device, region, least, keep, error);
+    size_t all = target(region, bytes, session->generous);
+    llmc_status status;
+    if (all == region->bytes) return LLMC_OK;
+    status = charge(session, all - region->bytes, error);
+    if (status != LLMC_OK) return status;
+    status = device->grow(session, region, all, keep, error);
+    if (region->bytes < all) refund(session, all - region->bytes);
+    return status;
 }
 
 void llmc_release(llmc_session *session, const llmc_device *device, llmc_region *region, int forked) {

@@ -92,6 +92,7 @@ struct llmc_session {
     int busy;                /* a thread uses it; atomic */
     llmc_stop stop;
     uint64_t max_memory, held;
+    int generous; /* regions that grow do so by half, because a sequence grows again and again */
     llmc_device_session *on_device;
 
     llmc_region arena, defaults; /* `defaults`: the inputs that were not given, one after the other; the host's */
@@ -139,14 +140,26 @@ llmc_status llmc_reserve(llmc_session *session, const llmc_device *device, llmc_
                          size_t keep, llmc_error *error); /* as llmc_device.grow, where the region is too small */
 void llmc_release(llmc_session *session, const llmc_device *device, llmc_region *region, int forked);
 size_t llmc_held_for(size_t bytes); /* what a region of so many bytes counts */
+size_t llmc_growth_of(const llmc_region *region, size_t bytes, int generous); /* what llmc_reserve() would add */
+llmc_status llmc_check_room(llmc_session *session, size_t bytes, llmc_error *error); /* for so many more */
 
 /* states.c */
+typedef struct llmc_room { /* of a state in one call, bytes */
+    size_t before, value;  /* of its value before the call, and that its memory must hold */
+    size_t next;           /* of its next value in other memory */
+} llmc_room;
+
+llmc_room llmc_room_of_state(const llmc_function *function, const int64_t *sizes, int i);
 void llmc_forget(llmc_session *session); /* as a new session */
 llmc_status llmc_check_growth(const llmc_program *program, const llmc_function *function, const int64_t *sizes,
                               llmc_error *error); /* no length may pass its bound */
+size_t llmc_growth_of_states(const llmc_session *session, const llmc_function *function, const int64_t *sizes,
+                             int generous);
+uint64_t llmc_bytes_of_states(const llmc_session *session); /* held */
 llmc_status llmc_place_states(llmc_session *session, const llmc_function *function, const int64_t *sizes,
                               llmc_error *error); /* the frame's states and next */
 void llmc_commit_states(llmc_session *session, const llmc_function *function, const int64_t *sizes);
+void llmc_release_spare(llmc_session *session); /* memory whose contents nobody needs */
 int llmc_dim_of_states(const llmc_program *program, int d); /* 0: no state has it, 1: one has, 2: one grows along it */
 
 /* session.c */

@@ -1,7 +1,7 @@
 /*
  * pool.c - threads that share the work items of one task at a time.
  *
- * A job is cut into chunks of equal length, and these into two stretches. `ticket` holds the job's number in its upper
+ * A job is cut into chunks, and these into two stretches. `ticket` holds the job's number in its upper
  * half and how many chunks of each stretch are taken in its lower half; a thread takes a chunk by counting the
  * ticket up with compare-and-swap. It reads the job before that: if the swap succeeds, the job still had a free chunk,
  * hence was not finished, hence nobody had begun to write the next one over it. So a job waits only for threads that
@@ -18,12 +18,12 @@
 #include <string.h>
 #include <time.h>
 
+#include "caution.h"
+#include "chunks.h"
 #include "model.h"
 
 #define SMALL_JOB 20000       /* cost below which waking others takes longer than the work */
-#define SMALL_CHUNK 10000     /* cost of a chunk at least */
 #define LONG_PART 500000000   /* cost after which a lone thread looks whether to go on: tens of milliseconds */
-#define CHUNKS_PER_THREAD 8   /* the last chunk to end keeps the others waiting for 1/8 of a thread's share at most */
 
 #define PATIENCE_NS 2000000   /* how long take_turn() waits */
 
@@ -46,9 +46,10 @@ struct llmc_pool {
     llmc_task task;  /* the job; written while no chunk is free */
     const void *arguments;
     llmc_stop *stop;
-    int64_t items, chunk;
-    uint32_t chunks;
+    int64_t items, chunk;   /* as in cutting */
+    uint32_t chunks, first;
 
+    caution caution; /* the caller's */
     int threads, started; /* with the caller; workers that run */
     int pin;
     double spin; /* seconds */
@@ -73,12 +74,11 @@ static void relax(void) {
 #define LLMC_POOL_WINDOW() /* a test makes the moments between ticket and fields long */
 #endif
 
-#define STRETCH 0xffffu    /* chunks of a stretch at most */
 #define CLOSED 0xffffffffu /* as the lower half of a ticket: nothing may be taken */
 
 /* The chunk that a thread should take, with in `*step` what its ticket counts up; -1: none is free. */
-static int64_t free_chunk(uint32_t taken, uint32_t chunks, int second, uint64_t *step) {
-    const uint32_t begin[2] = {0, (chunks + 1) / 2}, end[2] = {(chunks + 1) / 2, chunks};
+static int64_t free_chunk(uint32_t taken, uint32_t chunks, uint32_t first, int second, uint64_t *step) {
+    const uint32_t begin[2] = {0, first}, end[2] = {first, chunks};
     int tries;
     for (tries = 0; tries < 2; tries++, second = !second) {
         uint32_t next = begin[second] + (second ? taken >> 16 : taken & STRETCH);
@@ -103,7 +103,8 @@ static int run_chunk(llmc_pool *pool, int thread, uint32_t *job) {
         llmc_task task;
         llmc_stop *stop;
         const void *arguments;
-        int64_t chunk, number, begin, end, items;
+        int64_t chunk, number, items, range[2];
+        uint32_t first;
         uint64_t step;
         LLMC_POOL_WINDOW();
         task = LOAD(pool->task);
@@ -112,15 +113,15 @@ static int run_chunk(llmc_pool *pool, int thread, uint32_t *job) {
         chunk = LOAD(pool->chunk);
         items = LOAD(pool->items);
         *job = (uint32_t)(ticket >> 32);
-        number = free_chunk((uint32_t)ticket, LOAD(pool->chunks), 2 * thread >= pool->threads, &step);
+        first = LOAD(pool->first);
+        number = free_chunk((uint32_t)ticket, LOAD(pool->chunks), first, 2 * thread >= pool->threads, &step);
         if (number < 0) return 0;
-        begin = number * chunk;
-        end = begin + chunk;
+        cut_chunk(items, chunk, pool->threads, number, first, range);
         if (!__atomic_compare_exchange_n(&pool->ticket, &ticket, ticket + step, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
             continue;
         /* The caller's thread looks at the clock, where there is a deadline; the others see what it found. */
         if (!(thread ? __atomic_load_n(&stop->why, __ATOMIC_RELAXED) : llmc_stopped(stop)))
-            task(arguments, begin, end < items ? end : items, pool->scratch + (size_t)thread * pool->scratch_bytes);
+            task(arguments, range[0], range[1], pool->scratch + (size_t)thread * pool->scratch_bytes);
         __atomic_add_fetch(&pool->done, 1, __ATOMIC_RELEASE);
         return 1;
     }
@@ -173,32 +174,32 @@ static void wait_for_chunks(llmc_pool *pool) {
     }
 }
 
-/* Items in a chunk: enough work each, and a few chunks for each thread. */
-static int64_t chunk_length(int64_t items, int64_t cost, int threads) {
-    int64_t by_count = items / ((int64_t)threads * CHUNKS_PER_THREAD), by_cost = SMALL_CHUNK / cost;
-    int64_t length = by_count > by_cost ? by_count : by_cost;
-    int64_t least = (items - 1) / STRETCH + 1; /* so that a ticket can count them */
-    return length > least ? length : least;
-}
-
 /* On the calling thread alone: at once, or if that takes long in parts, so that it can be given up. */
 static void run_alone(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost,
                       llmc_stop *stop) {
-    int64_t part = LONG_PART / cost + 1, begin;
+    int64_t part = items, begin;
+    if ((double)items * (double)cost > LONG_PART) part = LONG_PART / cost + 1;
     for (begin = 0; begin < items && !llmc_stopped(stop); begin += part)
         task(arguments, begin, items - begin < part ? items : begin + part, pool->scratch);
 }
 
 static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost, llmc_stop *stop) {
     uint32_t job = (uint32_t)(LOAD(pool->ticket) >> 32) + 1;
-    int64_t chunk;
+    cutting c;
+    int own = 0;
+#if LLMC_POOL_CAUTION
+    double begin = 0, waiting;
+#endif
     if (items <= 0) return;
     if (cost < 1) cost = 1;
-    if (pool->started == 0 || items == 1 || items < SMALL_JOB / cost) {
+    if (pool->started == 0 || items == 1 || items < SMALL_JOB / cost || is_alone(&pool->caution)) {
         run_alone(pool, task, arguments, items, cost, stop);
         return;
     }
-    chunk = chunk_length(items, cost, pool->threads);
+#if LLMC_POOL_CAUTION
+    begin = llmc_now();
+#endif
+    c = plan(items, cost, pool->threads);
     /* A worker may hold the last job's ticket still: were it to read the new job's fields beside it, the old
      * ticket could pass for a free chunk. Closing it first makes the exchange of such a worker fail. */
     STORE(pool->ticket, (uint64_t)(job - 1) << 32 | CLOSED);
@@ -206,8 +207,9 @@ static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t 
     STORE(pool->arguments, arguments);
     STORE(pool->stop, stop);
     STORE(pool->items, items);
-    STORE(pool->chunk, chunk);
-    STORE(pool->chunks, (uint32_t)((items + chunk - 1) / chunk));
+    STORE(pool->chunk, c.chunk);
+    STORE(pool->first, c.first);
+    STORE(pool->chunks, c.chunks);
     STORE(pool->done, 0);
     LLMC_POOL_WINDOW();
     __atomic_store_n(&pool->ticket, (uint64_t)job << 32, __ATOMIC_SEQ_CST);
@@ -216,9 +218,16 @@ static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t 
         pthread_cond_broadcast(&pool->wake);
         pthread_mutex_unlock(&pool->lock);
     }
-    while (run_chunk(pool, 0, &job)) {
-    }
+    while (run_chunk(pool, 0, &job)) own++;
+#if LLMC_POOL_CAUTION
+    if (LOAD(pool->done) == pool->chunks) return;
+    waiting = llmc_now();
     wait_for_chunks(pool);
+    judge_wait(&pool->caution, begin, waiting, own);
+#else
+    (void)own;
+    wait_for_chunks(pool);
+#endif
 }
 
 static llmc_status start_workers(llmc_pool *pool, llmc_error *error) {

@@ -96,6 +96,7 @@ static llmc_status resize(llmc_session *session, const int64_t *asked, llmc_erro
     llmc_status status = LLMC_OK;
     move m;
     int i, d;
+    session->generous = 0;
     memcpy(sizes, session->sizes, sizeof sizes);
     for (d = 0; d < program->n_dims && status == LLMC_OK; d++)
         if (llmc_dim_of_states(program, d)) status = take_size(program, d, asked[d], &sizes[d], error);

@@ -5,11 +5,15 @@
 
 #include "model.h"
 
+static size_t padded(size_t bytes) {
+    return (bytes + 127) / 64 * 64; /* never empty */
+}
+
 size_t llmc_default_bytes(const llmc_function *function, const int64_t *sizes, int input) {
     const llmc_tensor_spec *spec = &function->inputs[input];
     int64_t shape[LLMC_MAX_RANK];
     llmc_input_shape(function, sizes, input, shape);
-    return (llmc_elements(spec->rank, shape) * llmc_dtype_size(spec->dtype) + 127) / 64 * 64; /* never empty */
+    return padded(llmc_elements(spec->rank, shape) * llmc_dtype_size(spec->dtype));
 }
 
 static void fill(unsigned char *data, const llmc_tensor_spec *spec, size_t n) {
@@ -25,24 +29,53 @@ static void fill(unsigned char *data, const llmc_tensor_spec *spec, size_t n) {
     }
 }
 
-/* Point session->inputs at the caller's tensors, and at filled ones for those that are absent. */
-static llmc_status place_inputs(llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
-                                const int64_t *sizes, llmc_error *error) {
-    size_t bytes = 0, used = 0;
-    llmc_status status;
+static size_t bytes_of_defaults(const llmc_function *function, const llmc_tensor *inputs, const int64_t *sizes) {
+    size_t bytes = 0;
     int i;
     for (i = 0; i < function->n_inputs; i++)
         if (!inputs[i].data) bytes += llmc_default_bytes(function, sizes, i);
+    return bytes;
+}
+
+static size_t growth(const llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
+                     const int64_t *sizes, int generous) {
+    size_t defaults = bytes_of_defaults(function, inputs, sizes);
+    llmc_region run = {NULL, NULL, 0}; /* all that the device needs beside states, as if in one piece */
+    run.bytes = (size_t)(session->held - llmc_bytes_of_states(session)) - session->defaults.bytes;
+    return llmc_growth_of_states(session, function, sizes, generous) +
+           (defaults ? llmc_growth_of(&session->defaults, defaults, generous) : 0) +
+           llmc_growth_of(&run, session->model->device->run_bytes(function, sizes) - 64, generous);
+}
+
+/* Where memory is bounded, a call that it does not suffice for is refused before any of it is taken. */
+static llmc_status check_memory(llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
+                                const int64_t *sizes, llmc_error *error) {
+    session->generous = session->model->program->n_states > 0;
+    if (!session->max_memory && !session->model->max_memory) return LLMC_OK;
+    if (session->generous && llmc_check_room(session, growth(session, function, inputs, sizes, 1), NULL) == LLMC_OK)
+        return LLMC_OK;
+    session->generous = 0;
+    return llmc_check_room(session, growth(session, function, inputs, sizes, 0), error);
+}
+
+/* Point session->inputs at the caller's tensors, and at filled ones for those that are absent. */
+static llmc_status place_inputs(llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
+                                const int64_t *sizes, llmc_error *error) {
+    size_t bytes = bytes_of_defaults(function, inputs, sizes), used = 0;
+    llmc_status status;
+    int i;
     status = bytes ? llmc_reserve(session, &llmc_host, &session->defaults, bytes, 0, error) : LLMC_OK;
     if (status != LLMC_OK) return status;
     for (i = 0; i < function->n_inputs; i++) {
         int64_t shape[LLMC_MAX_RANK];
+        size_t n;
         session->inputs[i] = inputs[i].data;
         if (inputs[i].data) continue;
         session->inputs[i] = session->defaults.at + used;
         llmc_input_shape(function, sizes, i, shape);
-        fill(session->defaults.at + used, &function->inputs[i], llmc_elements(function->inputs[i].rank, shape));
-        used += llmc_default_bytes(function, sizes, i);
+        n = llmc_elements(function->inputs[i].rank, shape);
+        fill(session->defaults.at + used, &function->inputs[i], n);
+        used += padded(n * llmc_dtype_size(function->inputs[i].dtype));
     }
     return LLMC_OK;
 }
@@ -66,7 +99,8 @@ static llmc_status given_up(int why, double timeout, llmc_error *error) {
 
 static llmc_status run_in_turn(llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
                                const llmc_tensor *outputs, const int64_t *sizes, llmc_error *error) {
-    llmc_status status = place_inputs(session, function, inputs, sizes, error);
+    llmc_status status = check_memory(session, function, inputs, sizes, error);
+    if (status == LLMC_OK) status = place_inputs(session, function, inputs, sizes, error);
     if (status == LLMC_OK) status = llmc_place_states(session, function, sizes, error);
     return status == LLMC_OK ? session->model->device->run(session, function, outputs, sizes, error) : status;
 }
@@ -82,6 +116,10 @@ static llmc_status run(llmc_session *session, const llmc_function *function, con
     why = llmc_take_turn(session);
     if (why) return given_up(why, timeout, error);
     status = run_in_turn(session, function, inputs, outputs, bound.sizes, error);
+    if (status == LLMC_ERROR_MEMORY) { /* what other sizes left may be in the way */
+        llmc_release_spare(session);
+        status = run_in_turn(session, function, inputs, outputs, bound.sizes, error);
+    }
     why = llmc_stopped(&session->stop); /* also where the last steps were skipped */
     if (status == LLMC_OK && why) status = given_up(why, timeout, error);
     if (status == LLMC_OK && !(options && options->discard)) llmc_commit_states(session, function, bound.sizes);

@@ -11,7 +11,7 @@
 #include "npy.h"
 
 #define MAX_PATH 4096
-#define MAX_TENSORS 64
+#define MAX_INPUTS 64 /* on the command line */
 
 static const char help[] =
     "usage: run [options] INPUT=FILE.npy ... [INPUT:2x16=FILE ...]\n"
@@ -19,6 +19,8 @@ static const char help[] =
     "Run this artifact's model once. An input that has a default may be left out; the second form reads a file of bare\n"
     "elements. Each output goes to OUTPUT.npy. Without arguments: what the model takes and gives.\n"
     "\n"
+    "  --function NAME  of the model's functions this one (default: the first)\n"
+    "  --past N       positions, all zeros, that the states hold before the run (default: 0)\n"
     "  -o DIR         where outputs go, a folder that exists (default: the current one)\n"
     "  --threads N    threads that work on the run (default: one for each usable core)\n"
     "  --variant V    run this code instead of the best for this CPU\n"
@@ -29,8 +31,10 @@ static const char help[] =
 
 typedef struct arguments {
     const char *model, *folder;
-    const char *inputs[MAX_TENSORS];
+    const char *inputs[MAX_INPUTS];
+    const char *function;
     int n_inputs;
+    int64_t past; /* -1: not given */
     llmc_options options;
 } arguments;
 
@@ -45,7 +49,14 @@ static int usage(const char *problem, const char *what) {
     return complain(problem, what, "run --help"), 2;
 }
 
+static int parse_number(const char *text, int64_t low, int64_t high, int64_t *value) {
+    char *end;
+    *value = strtoll(text, &end, 10);
+    return end != text && !*end && *value >= low && *value <= high;
+}
+
 static int set_option(arguments *a, const char *option, const char *value) {
+    int64_t n;
     if (!value) return usage("no such option, or its value is missing", option);
     if (!strcmp(option, "-o"))
         a->folder = value;
@@ -53,11 +64,13 @@ static int set_option(arguments *a, const char *option, const char *value) {
         a->model = value;
     else if (!strcmp(option, "--variant"))
         a->options.variant = value;
+    else if (!strcmp(option, "--function"))
+        a->function = value;
     else if (!strcmp(option, "--threads")) {
-        char *end;
-        long n = strtol(value, &end, 10);
-        if (end == value || *end || n < 1 || n > 1024) return usage("not a number of threads", value);
+        if (!parse_number(value, 1, 1024, &n)) return usage("not a number of threads", value);
         a->options.threads = (int)n;
+    } else if (!strcmp(option, "--past")) {
+        if (!parse_number(value, 0, INT32_MAX, &a->past)) return usage("not a number of positions", value);
     } else
         return usage("no such option", option);
     return 0;
@@ -72,7 +85,7 @@ static int parse(arguments *a, int argc, char **argv) {
             i++;
         } else if (!strchr(argv[i], '=')) {
             return usage("not INPUT=FILE", argv[i]);
-        } else if (a->n_inputs == MAX_TENSORS) {
+        } else if (a->n_inputs == MAX_INPUTS) {
             return usage("too many inputs", argv[i]);
         } else {
             a->inputs[a->n_inputs++] = argv[i];
@@ -94,7 +107,7 @@ static int parse_shape(const char *text, llmc_tensor *tensor) {
 }
 
 /* Read what INPUT=FILE or INPUT:SHAPE=FILE names. */
-static int read_input(const llmc_info *info, const char *argument, llmc_tensor *inputs) {
+static int read_input(const llmc_function_info *info, const char *argument, llmc_tensor *inputs) {
     const char *file = strchr(argument, '=') + 1, *problem;
     size_t name = strcspn(argument, ":=");
     int i;
@@ -121,20 +134,68 @@ static int write_output(const char *folder, const char *name, const llmc_tensor 
     return problem ? fprintf(stderr, "error: cannot use %s: %s\n", path, problem), 1 : 0;
 }
 
-static int run(llmc_model *model, const arguments *a, llmc_tensor *inputs, llmc_tensor *outputs) {
-    const llmc_info *info = llmc_describe(model);
+static int failed(const llmc_error *error) {
+    return complain(error->message, NULL, error->hint);
+}
+
+/* The size of dim `d` in the inputs; -1: none has it. */
+static int64_t size_in(const llmc_function_info *function, const llmc_tensor *inputs, int d) {
+    int i, axis;
+    for (i = 0; i < function->n_inputs; i++)
+        for (axis = 0; inputs[i].data && axis < function->inputs[i].rank && axis < inputs[i].rank; axis++)
+            if (function->inputs[i].dims[axis] == -1 - d) return inputs[i].shape[axis];
+    return -1;
+}
+
+/* States that grow hold `past` positions; their other sizes are those of the inputs. */
+static llmc_status set_past(llmc_session *session, const llmc_info *info, const llmc_function_info *function,
+                            int64_t past, const llmc_tensor *inputs, llmc_error *error) {
+    int64_t sizes[LLMC_MAX_DIMS];
+    int i;
+    for (i = 0; i < info->n_dims; i++) sizes[i] = size_in(function, inputs, i);
+    for (i = 0; i < info->n_states; i++)
+        if (info->states[i].grows >= 0) sizes[-1 - info->states[i].dims[info->states[i].grows]] = past;
+    return llmc_session_resize(session, sizes, error);
+}
+
+static int run(llmc_session *session, const llmc_info *info, int number, const arguments *a, llmc_tensor *inputs,
+               llmc_tensor *outputs) {
+    const llmc_function_info *function = &info->functions[number];
     llmc_error error;
     int i, status = 0;
-    for (i = 0; i < a->n_inputs && !status; i++) status = read_input(info, a->inputs[i], inputs);
+    for (i = 0; i < a->n_inputs && !status; i++) status = read_input(function, a->inputs[i], inputs);
     if (status) return status;
-    if (llmc_output_shapes(model, inputs, outputs, &error) != LLMC_OK) return complain(error.message, NULL, error.hint);
-    for (i = 0; i < info->n_outputs; i++) {
+    if (a->past >= 0 && set_past(session, info, function, a->past, inputs, &error) != LLMC_OK) return failed(&error);
+    if (llmc_session_output_shapes(session, number, inputs, outputs, &error) != LLMC_OK) return failed(&error);
+    for (i = 0; i < function->n_outputs; i++) {
         outputs[i].data = malloc(npy_bytes(&outputs[i]) + 1);
-        if (!outputs[i].data) return complain("no memory for an output", info->outputs[i].name, "use a smaller batch");
+        if (!outputs[i].data) return complain("no memory for an output", function->outputs[i].name, "use a smaller batch");
     }
-    if (llmc_run(model, inputs, outputs, &error) != LLMC_OK) return complain(error.message, NULL, error.hint);
-    for (i = 0; i < info->n_outputs && !status; i++)
-        status = write_output(a->folder, info->outputs[i].name, &outputs[i]);
+    if (llmc_session_run(session, number, inputs, outputs, NULL, &error) != LLMC_OK) return failed(&error);
+    for (i = 0; i < function->n_outputs && !status; i++)
+        status = write_output(a->folder, function->outputs[i].name, &outputs[i]);
+    return status;
+}
+
+static int run_in_session(llmc_model *model, int number, const arguments *a) {
+    const llmc_info *info = llmc_describe(model);
+    const llmc_function_info *function = &info->functions[number];
+    llmc_tensor *inputs = (llmc_tensor *)calloc((size_t)function->n_inputs + 1, sizeof *inputs);
+    llmc_tensor *outputs = (llmc_tensor *)calloc((size_t)function->n_outputs + 1, sizeof *outputs);
+    llmc_session *session = NULL;
+    llmc_error error;
+    int i, status;
+    if (!inputs || !outputs)
+        status = complain("no memory for the tensors", NULL, NULL);
+    else if (llmc_session_open(model, NULL, &session, &error) != LLMC_OK)
+        status = failed(&error);
+    else
+        status = run(session, info, number, a, inputs, outputs);
+    for (i = 0; inputs && i < function->n_inputs; i++) free(inputs[i].data);
+    for (i = 0; outputs && i < function->n_outputs; i++) free(outputs[i].data);
+    free(inputs);
+    free(outputs);
+    llmc_session_close(session);
     return status;
 }
 
@@ -145,14 +206,26 @@ static void print_tensor(const char *kind, const llmc_tensor_spec *spec) {
     printf("]%s\n", spec->has_default ? " optional" : "");
 }
 
-static void describe(const llmc_info *info) {
+static void print_state(const llmc_state_spec *spec) {
     int i;
+    printf("state %s %s [", spec->name, llmc_dtype_name(spec->dtype));
+    for (i = 0; i < spec->rank; i++) printf("%s%s", i ? ", " : "", spec->dims_text[i]);
+    printf("]%s%s\n", spec->grows < 0 ? "" : " grows along ", spec->grows < 0 ? "" : spec->dims_text[spec->grows]);
+}
+
+static void describe(const llmc_info *info) {
+    int i, f;
     printf("%s, code for %s\n", info->name, info->variant);
     for (i = 0; i < info->n_dims; i++)
         printf("size %s within %lld..%lld\n", info->dims[i].name, (long long)info->dims[i].low,
                (long long)info->dims[i].high);
-    for (i = 0; i < info->n_inputs; i++) print_tensor("input", &info->inputs[i]);
-    for (i = 0; i < info->n_outputs; i++) print_tensor("output", &info->outputs[i]);
+    for (i = 0; i < info->n_states; i++) print_state(&info->states[i]);
+    for (f = 0; f < info->n_functions; f++) {
+        const llmc_function_info *function = &info->functions[f];
+        if (info->n_functions > 1) printf("function %s\n", function->name);
+        for (i = 0; i < function->n_inputs; i++) print_tensor("input", &function->inputs[i]);
+        for (i = 0; i < function->n_outputs; i++) print_tensor("output", &function->outputs[i]);
+    }
 }
 
 /* The folder this program lies in. */
@@ -164,8 +237,16 @@ static int own_folder(char *folder) {
     return 0;
 }
 
+static int use(llmc_model *model, const arguments *a, int only_describe) {
+    llmc_error error;
+    int number = a->function ? llmc_find_function(model, a->function, &error) : 0;
+    if (number < 0) return failed(&error);
+    if (!only_describe) return run_in_session(model, number, a);
+    describe(llmc_describe(model));
+    return 0;
+}
+
 int main(int argc, char **argv) {
-    static llmc_tensor inputs[MAX_TENSORS], outputs[MAX_TENSORS];
     static arguments a;
     char own[MAX_PATH];
     llmc_model *model;
@@ -174,18 +255,12 @@ int main(int argc, char **argv) {
     for (i = 1; i < argc; i++)
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return fputs(help, stdout) < 0;
     a.folder = ".";
+    a.past = -1;
     status = parse(&a, argc, argv);
     if (!status && !a.model) status = own_folder(own);
     if (status) return status;
-    if (llmc_open(a.model ? a.model : own, &a.options, &model, &error) != LLMC_OK)
-        return complain(error.message, NULL, error.hint);
-    if (llmc_describe(model)->n_inputs > MAX_TENSORS || llmc_describe(model)->n_outputs > MAX_TENSORS)
-        status = complain("the model has too many inputs or outputs for this program", NULL, "use llmc.h");
-    else if (argc == 1)
-        describe(llmc_describe(model));
-    else
-        status = run(model, &a, inputs, outputs);
-    for (i = 0; i < MAX_TENSORS; i++) free(inputs[i].data), free(outputs[i].data);
+    if (llmc_open(a.model ? a.model : own, &a.options, &model, &error) != LLMC_OK) return failed(&error);
+    status = use(model, &a, argc == 1);
     llmc_close(model);
     if (fflush(stdout) != 0 && !status) status = 1;
     return status;

@@ -135,14 +135,6 @@ void llmc_session_cancel(llmc_session *session) {
                                     __ATOMIC_RELAXED);
 }
 
-static uint64_t state_bytes(const llmc_session *session) {
-    uint64_t bytes = 0;
-    int i;
-    for (i = 0; i < session->model->program->n_states; i++)
-        bytes += session->values[i].bytes + session->others[i].bytes;
-    return bytes;
-}
-
 llmc_status llmc_session_info(llmc_session *session, llmc_session_report *report, llmc_error *error) {
     llmc_status status;
     if (!session || !report)
@@ -152,7 +144,7 @@ llmc_status llmc_session_info(llmc_session *session, llmc_session_report *report
     memset(report, 0, sizeof *report);
     report->threads = session->pool_can->threads(session->pool);
     memcpy(report->sizes, session->sizes, sizeof report->sizes);
-    report->state_bytes = state_bytes(session);
+    report->state_bytes = llmc_bytes_of_states(session);
     report->arena_bytes = session->held - report->state_bytes;
     llmc_unclaim(session);
     return LLMC_OK;

@@ -52,18 +52,50 @@ llmc_status llmc_check_growth(const llmc_program *program, const llmc_function *
     return LLMC_OK;
 }
 
+llmc_room llmc_room_of_state(const llmc_function *function, const int64_t *sizes, int i) {
+    llmc_room room = {0, 0, 0};
+    size_t after;
+    if (function->state_use[i] == LLMC_STATE_UNUSED) return room;
+    room.before = room.value = function->state_bytes(sizes, i, 0);
+    after = changes(function, i) ? function->state_bytes(sizes, i, 1) : 0;
+    if (function->state_use[i] == LLMC_STATE_REPLACED) room.next = after;
+    if (function->state_use[i] == LLMC_STATE_APPENDED && after > room.before) room.value = after;
+    return room;
+}
+
+size_t llmc_growth_of_states(const llmc_session *session, const llmc_function *function, const int64_t *sizes,
+                             int generous) {
+    size_t bytes = 0;
+    int i;
+    for (i = 0; i < session->model->program->n_states; i++) {
+        llmc_room room = llmc_room_of_state(function, sizes, i);
+        if (function->state_use[i] == LLMC_STATE_UNUSED) continue;
+        bytes += llmc_growth_of(&session->values[i], room.value, generous);
+        if (function->state_use[i] == LLMC_STATE_REPLACED)
+            bytes += llmc_growth_of(&session->others[i], room.next, generous);
+    }
+    return bytes;
+}
+
+uint64_t llmc_bytes_of_states(const llmc_session *session) {
+    uint64_t bytes = 0;
+    int i;
+    for (i = 0; i < session->model->program->n_states; i++)
+        bytes += session->values[i].bytes + session->others[i].bytes;
+    return bytes;
+}
+
 /* Memory for the value of state `i` now and after the call. */
 static llmc_status place(llmc_session *session, const llmc_function *function, int i, const int64_t *sizes,
                          llmc_error *error) {
     const llmc_device *device = session->model->device;
-    int use = function->state_use[i];
-    size_t before = function->state_bytes(sizes, i, 0), after = changes(function, i) ? function->state_bytes(sizes, i, 1) : 0;
-    size_t most = use == LLMC_STATE_APPENDED && after > before ? after : before;
-    llmc_status status = llmc_reserve(session, device, &session->values[i], most, session->begun[i] ? before : 0, error);
-    if (status == LLMC_OK && !session->begun[i] && before)
-        status = device->copy(session, session->values[i].at, NULL, before, error);
-    if (status == LLMC_OK && use == LLMC_STATE_REPLACED)
-        status = llmc_reserve(session, device, &session->others[i], after, 0, error);
+    llmc_room room = llmc_room_of_state(function, sizes, i);
+    size_t keep = session->begun[i] ? room.before : 0;
+    llmc_status status = llmc_reserve(session, device, &session->values[i], room.value, keep, error);
+    if (status == LLMC_OK && !session->begun[i] && room.before)
+        status = device->copy(session, session->values[i].at, NULL, room.before, error);
+    if (status == LLMC_OK && function->state_use[i] == LLMC_STATE_REPLACED)
+        status = llmc_reserve(session, device, &session->others[i], room.next, 0, error);
     return status;
 }
 
@@ -80,6 +112,17 @@ llmc_status llmc_place_states(llmc_session *session, const llmc_function *functi
         if (function->state_use[i] == LLMC_STATE_REPLACED) session->next[i] = session->others[i].at;
     }
     return LLMC_OK;
+}
+
+void llmc_release_spare(llmc_session *session) {
+    const llmc_device *device = session->model->device;
+    int i;
+    for (i = 0; i < session->model->program->n_states; i++) {
+        llmc_release(session, device, &session->others[i], 0);
+        if (!session->begun[i]) llmc_release(session, device, &session->values[i], 0);
+    }
+    llmc_release(session, device, &session->arena, 0);
+    llmc_release(session, &llmc_host, &session->defaults, 0);
 }
 
 static void flip(llmc_session *session, int i) {

@@ -31,9 +31,9 @@ class CpuBackend(Backend):
 
     @property
     def decodes(self) -> frozenset[str]:
-        from llmc.targets.cpu.storage.panels import readers
+        from llmc.targets.cpu import lower  # llmc's own formats are among the readers once it is there
 
-        return frozenset(readers())
+        return frozenset(lower.readers())
 
     def variants(self, target: Target) -> Sequence[Variant]:
         return [_variant(cpu) for cpu in target.cpus]

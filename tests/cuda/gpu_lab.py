@@ -67,7 +67,9 @@ def emulated(source: str, folder: Path, name: str = "kernels") -> Path:
 def stand_in(folder: Path) -> Path:
     """The folder that holds a libcuda.so.1 of ours."""
     folder.mkdir(parents=True, exist_ok=True)
-    _compile(folder / "libcuda.so.1", HERE / "libcuda.c", "-std=c99", "-fvisibility=hidden", "-ldl")
+    _compile(
+        folder / "libcuda.so.1", HERE / "libcuda.c", "-std=c99", "-fvisibility=hidden", "-ldl", "-lpthread"
+    )
     return folder
 
 

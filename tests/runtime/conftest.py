@@ -194,6 +194,16 @@ def write_tokenizer(path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def shell() -> Callable[..., Any]:
+    """`shell(program, arguments...)`: what `subprocess.run` gives, with text."""
+
+    def run(*command: object, **options: Any) -> Any:
+        return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def build() -> SimpleNamespace:
     """The functions of this file, which tests cannot import."""
     return SimpleNamespace(

@@ -12,6 +12,9 @@
 #include <string.h>
 
 #include "llmc.h"
+#ifdef FAILURES
+#include "failures.h"
+#endif
 
 #define CHECK(condition)                                                                  \
     do {                                                                                  \
@@ -169,38 +172,6 @@ static void use(const char *folder, int threads) {
 }
 
 #ifdef FAILURES
-static long countdown; /* 0: no failure; also when it has passed */
-static int fails(void) {
-    return countdown && --countdown == 0;
-}
-
-void *__real_malloc(size_t);
-void *__real_calloc(size_t, size_t);
-int __real_posix_memalign(void **, size_t, size_t);
-void *__real_mmap(void *, size_t, int, int, int, long);
-int __real_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
-void *__wrap_malloc(size_t n);
-void *__wrap_calloc(size_t n, size_t m);
-int __wrap_posix_memalign(void **p, size_t a, size_t n);
-void *__wrap_mmap(void *a, size_t n, int p, int f, int d, long o);
-int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *a, void *(*f)(void *), void *x);
-
-void *__wrap_malloc(size_t n) {
-    return fails() ? NULL : __real_malloc(n);
-}
-void *__wrap_calloc(size_t n, size_t m) {
-    return fails() ? NULL : __real_calloc(n, m);
-}
-int __wrap_posix_memalign(void **p, size_t a, size_t n) {
-    return fails() ? 12 : __real_posix_memalign(p, a, n);
-}
-void *__wrap_mmap(void *a, size_t n, int p, int f, int d, long o) {
-    return fails() ? (void *)-1 : __real_mmap(a, n, p, f, d, o);
-}
-int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *a, void *(*f)(void *), void *x) {
-    return fails() ? 11 : __real_pthread_create(t, a, f, x);
-}
-
 /* After a failure the same model runs. */
 static void fail_each(const char *folder) {
     static call c;

@@ -30,6 +30,7 @@ static void count(const void *arguments, int64_t begin, int64_t end, void *scrat
 
 int main(int argc, char **argv) {
     static job jobs[64];
+    llmc_stop never = {LLMC_OK, 0};
     llmc_pool *pool = NULL;
     llmc_error error;
     int rounds = argc > 1 ? atoi(argv[1]) : 1000, threads = argc > 2 ? atoi(argv[2]) : 8, round;
@@ -39,7 +40,7 @@ int main(int argc, char **argv) {
         int64_t i;
         memset(j, 0, sizeof *j);
         j->items = 2 + (round * 2654435761u >> 7) % 4000;
-        llmc_pool_can.run(pool, count, j, j->items, 20000);
+        llmc_pool_can.run(pool, count, j, j->items, 20000, &never);
         for (i = 0; i < 4096; i++)
             if (j->done[i] != (i < j->items)) {
                 printf("round %d: item %d of %d was done %d times\n", round, (int)i, (int)j->items, j->done[i]);

@@ -184,3 +184,58 @@ def test_python_refuses(model, options, message):
     with pytest.raises(LlmcError) as caught:
         model.benchmark(**options)
     assert message in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def stateful(tally):
+    with load(tally, threads=1) as model:
+        yield model
+
+
+def test_function_and_past(tally, stateful):
+    """Each run begins at the same length, in C and in Python."""
+    arguments = ("--json", "--batch", 2, "--seq", 4, "--profile", *BRIEF)
+    report = json.loads(bench(tally, "--function", "step", "--past", 30, *arguments))
+    assert (report["function"], report["sizes"]) == ("step", {"batch": 2, "seq": 4, "past": 30})
+    assert report["flops"] == 2 * 3 * 2
+    assert [s["bytes"] for s in report["steps"]] == [8 * 2 * 34] * 6
+    again = stateful.benchmark(batch=2, seq=4, past=30, duration=0.05, profile=True).to_dict()
+    assert (again["function"], again["sizes"], again["flops"]) == ("step", report["sizes"], report["flops"])
+    assert set(again) == set(report)
+    peek = json.loads(bench(tally, "--function", "peek", "--past", 5, "--json", *BRIEF))
+    assert (peek["function"], peek["sizes"]["past"]) == ("peek", 5)
+    assert stateful.benchmark(function="square", duration=0.05).sizes["past"] == 0
+    assert bench(tally, "--function", "peek", *BRIEF).startswith("tally peek: batch 1, ")
+    assert str(stateful.benchmark(function="peek", duration=0.05)).startswith("tally peek: batch 1, ")
+
+
+def test_compare_functions(tally, stateful):
+    pair = json.loads(bench(tally, "--vs", tally, "--function", "peek", "--past", 9, "--json", *BRIEF))
+    assert pair["a"]["function"] == pair["b"]["function"] == "peek"
+    assert compare(stateful, stateful, function="square", duration=0.05).a.n >= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--function", "stp"], 1, "the model has no function 'stp'"),
+        (["--function", "stp"], 1, "did you mean step? it has step, peek, square"),
+        (["--past", "-1"], 2, "not a number that fits here: -1"),
+        (["--past", "41"], 1, "past is 41, must be within 0..40"),
+        (["--past", "40"], 1, "past is 40 in the session and would be 48 after this call"),
+    ],
+)
+def test_refuses_functions(tally, arguments, code, message):
+    assert message in bench(tally, *arguments, *BRIEF, code=code)
+
+
+def test_refuses_functions_in_python(stateful, model, tiny):
+    for options, message in (
+        ({"function": "stp"}, "did you mean step?"),
+        ({"past": -1}, "past is -1, must be an int, at least 0"),
+        ({"past": 40}, "past is 40 in the session and would be 48 after this call"),
+    ):
+        with pytest.raises(LlmcError) as caught:
+            stateful.benchmark(**options)
+        assert message in str(caught.value)
+    assert "the model has no state that grows: --past" in bench(tiny, "--past", 3, code=2)

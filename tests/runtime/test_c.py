@@ -11,7 +11,16 @@ import pytest
 from llmc.runtime.sources import BENCH_SOURCES, HEADER, MODULE_SOURCES
 
 STRICT = ["-Wall", "-Wextra", "-pedantic", "-Werror"]
-WRAPPED = ("malloc", "calloc", "posix_memalign", "mmap", "pthread_create")
+WRAPPED = ("malloc", "calloc", "realloc", "posix_memalign", "mmap", "pthread_create")
+
+
+DRIVERS = {"driver": "tiny", "sessions": "tally"}  # and the program that each is linked with
+
+
+@pytest.fixture
+def artifact(tiny, tally):
+    """The artifact that a driver is for."""
+    return lambda name: {"tiny": tiny, "tally": tally}[DRIVERS[name]]
 
 
 def tool(name):
@@ -29,12 +38,13 @@ def run(*command, **options):
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory, build):
-    """Compile the driver together with the runtime: flags -> executable."""
+    """Compile a driver together with its program and the runtime: (name, flags) -> executable."""
 
-    def compile_driver(*flags):
+    def compile_driver(name, *flags):
         output = tmp_path_factory.mktemp("driver") / "driver"
-        sources = [build.tiny_c.with_name("driver.c"), build.tiny_c, *MODULE_SOURCES]
-        digest = f'-DWEIGHTS_SHA256="{build.sha256(build.weights_payload())}"'
+        program, payload = DRIVERS[name], build.weights_payload() if name == "driver" else bytes(64)
+        sources = [build.tiny_c.with_name(f"{n}.c") for n in (name, program)] + list(MODULE_SOURCES)
+        digest = f'-DWEIGHTS_SHA256="{build.sha256(payload)}"'
         build.compile_c(
             output,
             "-g",
@@ -73,28 +83,28 @@ def test_compiles_for_arm(build, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", DRIVERS)
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_sanitizers(driver, tiny, sanitizer):
-    program = driver(f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+def test_sanitizers(driver, artifact, name, sanitizer):
+    program = driver(name, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
     # thread sanitizer needs a fixed address layout on kernels with many random bits
-    result = run(
-        *(["setarch", "-R"] if sanitizer == "thread" and shutil.which("setarch") else []), program, tiny
-    )
-    assert result.stdout == "done\n"
+    fixed = ["setarch", "-R"] if sanitizer == "thread" and shutil.which("setarch") else []
+    assert run(*fixed, program, artifact(name)).stdout == "done\n"
 
 
 @pytest.mark.slow
-def test_valgrind(driver, tiny):
+@pytest.mark.parametrize("name", DRIVERS)
+def test_valgrind(driver, artifact, name):
     valgrind = [tool("valgrind"), "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=all", "-q"]
-    assert run(*valgrind, driver(), tiny).stdout == "done\n"
+    assert run(*valgrind, driver(name), artifact(name)).stdout == "done\n"
 
 
 @pytest.mark.slow
-def test_failing_allocations(driver, tiny):
-    program = driver(
-        "-DFAILURES", *(f"-Wl,--wrap={name}" for name in WRAPPED), "-fsanitize=address,undefined"
-    )
-    text = run(program, tiny, "failures").stdout
+@pytest.mark.parametrize("name", DRIVERS)
+def test_failing_allocations(driver, artifact, name):
+    wrapped = [f"-Wl,--wrap={function}" for function in WRAPPED]
+    program = driver(name, "-DFAILURES", *wrapped, "-fsanitize=address,undefined")
+    text = run(program, artifact(name), "failures").stdout
     assert int(re.match(r"(\d+) allocations failed", text)[1]) >= 15
 
 

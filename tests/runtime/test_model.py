@@ -370,3 +370,15 @@ def test_an_artifact_that_replaced_another_is_loaded_anew(copy_of_tiny, build, e
                 assert model.manifest.build_id == own
                 same(model(input_ids=IDS), expected(IDS))
         same(old(input_ids=IDS), expected(IDS))
+
+
+def test_memory_bound(tiny, expected):
+    """Of a model without states: what does not fit is refused, what fits runs."""
+    with load(tiny, threads=1) as free:
+        needed = free.memory_needed(batch=2, seq=3)
+    assert (needed.weights, needed.states) == (128, 0)
+    with load(tiny, threads=1, max_memory=needed.arena) as model:
+        same(model(input_ids=IDS), expected(IDS))
+        with pytest.raises(LlmcError, match="the sessions of the model would hold"):
+            model(input_ids=np.ones((64, 512), int))
+        same(model(input_ids=IDS), expected(IDS))

@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from llmc.cli.output import Seconds, json_option, print_json, require_artifact
+from llmc.cli.output import Seconds, json_option, lengths_of, print_json, require_artifact
 
 _EPILOG = """\b
 Examples:
   llmc bench my-model.llmc
   llmc bench my-model.llmc --batch 8 --seq 128 --threads 2
   llmc bench my-model.llmc --batch 32 --shortest 5     a batch of texts of different length
+  llmc bench decoder.llmc --function step --seq 1 --past 500
   llmc bench my-model.llmc --profile                   time, bytes and FLOP of every kernel
   llmc bench new.llmc --vs old.llmc                    runs both in turns, prints the ratio
   llmc bench my-model.llmc --json > result.json
@@ -33,6 +34,10 @@ than most improvements do. The artifact's own `bench` executable measures the sa
     type=click.IntRange(min=1),
     help="Rows of so many tokens to all, evenly.  [default: no padding]",
 )
+@click.option("--function", metavar="NAME", help="Of the model's functions this one.  [default: the first]")
+@click.option(
+    "--past", type=click.IntRange(min=0), help="Positions that the states hold before each run.  [default: 0]"
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the runtime's]")
 @click.option("--duration", type=Seconds(), default="3s", show_default=True, help="How long to measure.")
 @click.option("--variant", help="Use this code variant rather than the best for the CPU.")
@@ -46,6 +51,8 @@ def command(
     batch: int | None,
     seq: int | None,
     shortest: int | None,
+    function: str | None,
+    past: int | None,
     threads: int | None,
     duration: float,
     variant: str | None,
@@ -56,13 +63,15 @@ def command(
     """Measure the latency of ARTIFACT on random input of one shape."""
     if vs is not None and profile:
         raise click.UsageError("--profile measures one artifact; use it without --vs.")
-    given = (("batch", batch), ("seq", seq), ("shortest", shortest))
+    given = (("batch", batch), ("seq", seq), ("shortest", shortest), ("function", function))
     options: dict[str, Any] = {name: size for name, size in given if size is not None}
     paths = [require_artifact(path) for path in (artifact, vs) if path is not None]
 
     import llmc
 
     models = [llmc.load(path, threads=threads, variant=variant) for path in paths]
+    if past is not None:
+        options |= dict.fromkeys(lengths_of(models[0]), past)
     report: Any
     if vs is None:
         report = models[0].benchmark(**options, duration=duration, profile=profile)

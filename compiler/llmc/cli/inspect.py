@@ -14,6 +14,7 @@ from llmc.cli.output import (
     extension_option,
     is_artifact,
     json_option,
+    lengths_of,
     print_json,
     print_table,
     require_folder,
@@ -25,6 +26,8 @@ from llmc.errors import LlmcError
 _EPILOG = """\b
 Examples:
   llmc inspect my-model.llmc            signature, sizes, code variants, pipeline, kernels
+  llmc inspect my-model.llmc --batch 8 --seq 128     what a run of that size takes
+  llmc inspect decoder.llmc --past 500 --sessions 4
   llmc inspect ./my-model               architecture, task, parameters, and whether llmc can compile it
   llmc inspect model.onnx               inputs, outputs, bounds, ops; says at once what cannot be compiled
   llmc inspect my-model.llmc --json     the whole manifest
@@ -34,9 +37,19 @@ Examples:
 @click.command("inspect", epilog=_EPILOG, short_help="Show what an artifact or a model folder holds.")
 @click.argument("path", type=click.Path(path_type=Path))
 @extension_option
+@click.option("--batch", type=click.IntRange(min=1), help="Rows of a call whose memory is wanted.")
+@click.option("--seq", type=click.IntRange(min=1), help="Its tokens in a row.")
+@click.option("--past", type=click.IntRange(min=0), help="Positions that the states hold before it.")
+@click.option("--sessions", type=click.IntRange(min=1), help="Sequences held at a time.  [default: 1]")
 @json_option
-def command(path: Path, as_json: bool) -> None:
-    """Show what PATH, an artifact or a model, holds. Nothing of it is run."""
+def command(
+    path: Path, batch: int | None, seq: int | None, past: int | None, sessions: int | None, as_json: bool
+) -> None:
+    """Show what PATH, an artifact or a model, holds, and what a run of some size takes. Nothing of it is run."""
+    sizes = {name: n for name, n in (("batch", batch), ("seq", seq), ("past", past)) if n is not None}
+    wants_memory = bool(sizes) or sessions is not None
+    if wants_memory and (is_model_file(path) or not is_artifact(path)):
+        raise click.UsageError("--batch, --seq, --past and --sessions are for artifacts.")
     if is_model_file(path):
         _show_file(path, _file(path), as_json)
         return
@@ -49,6 +62,8 @@ def command(path: Path, as_json: bool) -> None:
             hint="give a Hugging Face folder or something that `llmc compile` wrote",
         )
     facts = _artifact(path) if is_artifact(path) else _model(path)
+    if wants_memory:
+        facts["memory"] = _memory(path, sizes, sessions or 1)
     if as_json:
         print_json(facts)
     elif is_artifact(path):
@@ -61,6 +76,30 @@ def _artifact(path: Path) -> dict[str, Any]:
     from llmc.runtime.manifest import read_manifest
 
     return dict(read_manifest(path).raw)
+
+
+def _memory(path: Path, sizes: dict[str, int], sessions: int) -> list[dict[str, Any]]:
+    """What one call of each function takes, by the program's own arithmetic."""
+    import llmc
+
+    with llmc.load(path, threads=1) as model:
+        if "past" in sizes:
+            sizes |= dict.fromkeys(lengths_of(model), sizes.pop("past"))
+        found = []
+        for name in model.functions:
+            needed = model.memory_needed(name, **sizes)
+            each = needed.arena + needed.states
+            found.append(
+                {
+                    "name": name,
+                    "weights": needed.weights,
+                    "arena": needed.arena,
+                    "states": needed.states,
+                    "sessions": sessions,
+                    "total": needed.weights + sessions * each,
+                }
+            )
+    return found
 
 
 def _model(path: Path) -> dict[str, Any]:
@@ -95,7 +134,7 @@ def _show_file(path: Path, facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    _show(f"model {path}", {k: v for k, v in facts.items() if k not in _TABLES})
+    _show(f"model {path}", {k: v for k, v in facts.items() if k not in ("inputs", "outputs", "dims")})
     for key in ("inputs", "outputs", "dims"):
         _show_records(key, facts[key])
 
@@ -116,11 +155,15 @@ def _plain_fields(summary: Any) -> dict[str, Any]:
 
 
 # Shown as tables of their own, in this order, when the manifest has them.
-_TABLES = ("inputs", "outputs", "dims", "files", "variants", "kernels", "products")
+_TABLES = ("states", "dims", "memory", "files", "variants", "kernels", "products")
 
 
 def _show_artifact(path: Path, manifest: dict[str, Any]) -> None:
-    _show(f"artifact {path}", {k: v for k, v in manifest.items() if k not in _TABLES})
+    _show(f"artifact {path}", {k: v for k, v in manifest.items() if k not in (*_TABLES, "functions")})
+    for function in manifest["functions"]:
+        of = f" of {function['name']}" if len(manifest["functions"]) > 1 else ""
+        for key in ("inputs", "outputs"):
+            _show_records(key + of, function[key])
     for key in _TABLES:
         if manifest.get(key):
             _show_records(key, manifest[key])
@@ -140,8 +183,11 @@ def _show_records(title: str, records: Any) -> None:
     print_table(title, columns, [[_cell(column, row.get(column, "")) for column in columns] for row in rows])
 
 
+_BYTES = ("bytes", "weights", "arena", "states", "total")
+
+
 def _cell(column: str, value: Any) -> str:
-    return size_text(value) if column == "bytes" else _text(value)
+    return size_text(value) if column in _BYTES and isinstance(value, int) else _text(value)
 
 
 def _named(records: Any) -> list[tuple[str, Any]]:

@@ -156,6 +156,17 @@ def require_artifact(path: Path) -> Path:
     raise LlmcError("this folder is not an artifact", at=str(path), found="no manifest.json")
 
 
+def lengths_of(model: Any) -> tuple[str, ...]:
+    """The sizes that `--past` sets: those along which the model's states grow.
+
+    Raises:
+        LlmcError: it has no such state.
+    """
+    if model.lengths:
+        return tuple(model.lengths)
+    raise LlmcError("the model has no state that grows", at=str(model.path), hint="leave --past out")
+
+
 class Progress:
     """Stages on stderr: a bar on a terminal, one line for each stage elsewhere. Call it with both."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from llmc.cli.output import json_option, print_json, require_artifact
+from llmc.cli.output import json_option, lengths_of, print_json, require_artifact
 from llmc.errors import LlmcError
 
 _EPILOG = """\b
@@ -18,6 +18,7 @@ Examples:
   cat lines.txt | llmc run my-model.llmc --text -               one text a line
   llmc run qa.llmc --text "Who wrote it?" --pair "It was written by Ada."
   llmc run my-model.llmc --input input_ids=ids.npy --output out.npz
+  llmc run decoder.llmc --function step --past 16 --input input_ids=ids.npy
   llmc run my-model.llmc --selftest
 
 \b
@@ -38,6 +39,10 @@ span, or the words that fit the mask. --json and --output give everything.
 @click.option(
     "--output", metavar="FILE.npz", type=click.Path(path_type=Path), help="Write the outputs there."
 )
+@click.option("--function", metavar="NAME", help="Of the model's functions this one.  [default: the first]")
+@click.option(
+    "--past", type=click.IntRange(min=0), help="Positions, zeros, that the states hold.  [default: 0]"
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the runtime's]")
 @click.option("--variant", help="Use this code variant rather than the best for the CPU.")
 @click.option("--selftest", is_flag=True, help="Compare with the outputs recorded when it was compiled.")
@@ -48,6 +53,8 @@ def command(
     pairs: tuple[str, ...],
     inputs: tuple[str, ...],
     output: Path | None,
+    function: str | None,
+    past: int | None,
     threads: int | None,
     variant: str | None,
     selftest: bool,
@@ -57,6 +64,8 @@ def command(
     if sum((bool(texts), bool(inputs), selftest)) != 1:
         raise click.UsageError("Give one of --text, --input or --selftest.")
     lines = [line for text in texts for line in _lines(text)]
+    if (function or past is not None) and not inputs:
+        raise click.UsageError("--function and --past go with --input.")
     if pairs and len(pairs) != len(lines):
         raise click.UsageError(f"{len(pairs)} --pair for {len(lines)} --text; give one for each.")
     require_artifact(artifact)
@@ -67,7 +76,9 @@ def command(
     if selftest:
         _selftest(model, as_json)
     elif inputs:
-        _run_arrays(model, inputs, output, as_json)
+        arrays = dict(map(_read_input, inputs))
+        outputs = _in_session(model, function, past, arrays)
+        _show_arrays(outputs, output, as_json)
     else:
         _run_texts(model, lines, list(pairs), output, as_json)
 
@@ -99,8 +110,30 @@ def _selftest(model: Any, as_json: bool) -> None:
         )
 
 
-def _run_arrays(model: Any, inputs: tuple[str, ...], output: Path | None, as_json: bool) -> None:
-    outputs = model(**{name: array for name, array in map(_read_input, inputs)})
+def _in_session(model: Any, function: str | None, past: int | None, arrays: dict[str, Any]) -> Any:
+    """Run a function once, after `past` positions of zeros."""
+    with model.session() as session:
+        if past is not None:
+            sizes = dict.fromkeys(lengths_of(model), past)
+            session.resize(**sizes, **_sizes_of_states(model, function, arrays))
+        return session.run(arrays, function=function)
+
+
+def _sizes_of_states(model: Any, function: str | None, arrays: dict[str, Any]) -> dict[str, int]:
+    """The sizes, other than lengths, that states and inputs have in common, as the inputs have them."""
+    name = function or next(iter(model.functions))
+    takes = model.functions[name].inputs if name in model.functions else {}
+    wanted = {axis for state in model.states.values() for axis in state.shape if isinstance(axis, str)}
+    return {
+        axis: size
+        for name, array in arrays.items()
+        if name in takes
+        for axis, size in zip(takes[name].shape, array.shape, strict=False)
+        if axis in wanted and axis not in model.lengths
+    }
+
+
+def _show_arrays(outputs: Any, output: Path | None, as_json: bool) -> None:
     _save(outputs, output)
     if as_json:
         print_json(dict(outputs))
