@@ -32,7 +32,7 @@ def lacking(cpu: Cpu) -> str:
     """What this processor lacks for `cpu`, in Linux's words; empty if nothing."""
     if cpu.machine != host.machine():
         return cpu.machine
-    needed = set().union(*(flags for bit, flags in host._FLAGS.items() if cpu.features & bit))
+    needed = set().union(*(flags for bit, flags in host.FLAGS.items() if cpu.features & bit))
     missing = ", ".join(sorted(needed - host.host_flags()))
     return missing or ("" if host.runs_here(cpu) else "the system's leave to use tiles")
 

@@ -15,7 +15,8 @@ import pytest
 from masked import feature_mask
 
 from llmc.runtime.sources import FOLDER, MODULE_SOURCES
-from llmc.targets import AVX2, AVX512, AVX512AMX, TARGETS, host, toolchain
+from llmc.targets import TARGETS, host, toolchain
+from llmc.targets.cpu.variants import AVX2, AVX512, AVX512AMX
 
 TELL = """
 import json, sys
@@ -71,7 +72,7 @@ def test_an_unknown_feature_is_refused(names: list[str], tmp_path: Path) -> None
 
 
 def test_what_is_lacking_is_said_in_linuxs_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "host_flags", lambda: frozenset(host._FLAGS[0x001]))
+    monkeypatch.setattr(host, "host_flags", lambda: frozenset(host.FLAGS[0x001]))
     monkeypatch.setattr(instruction_sets, "note", lambda *_: None)
     assert instruction_sets.lacking(AVX2) == ""
     assert instruction_sets.lacking(AVX512) == "avx512bw, avx512cd, avx512dq, avx512f, avx512vl"

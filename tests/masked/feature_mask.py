@@ -57,12 +57,12 @@ def mask(names: Sequence[str], folder: Path) -> Mask:
     from llmc.runtime.sources import FOLDER
     from llmc.targets import host, store
 
-    known = {flag for flags in host._FLAGS.values() for flag in flags}
+    known = {flag for flags in host.FLAGS.values() for flag in flags}
     unknown = [name for name in names if not any(flag.startswith(name) for flag in known)]
     if unknown or not all(names):
         raise ValueError(f"no such feature: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     flags = {flag for flag in known if flag.startswith(tuple(names))}
-    bits = sum(bit for bit, needed in host._FLAGS.items() if needed & flags)
+    bits = sum(bit for bit, needed in host.FLAGS.items() if needed & flags)
     path = folder / "cpu.c"
     text = _WRAPPER.format(folder=FOLDER, bits=bits)
     store.write(path, text.encode())  # whole at once: each worker of xdist writes the same
