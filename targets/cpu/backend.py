@@ -31,7 +31,7 @@ class CpuBackend(Backend):
 
     @property
     def decodes(self) -> frozenset[str]:
-        from llmc.targets.cpu.storage.panels import readers
+        from llmc.targets.cpu.storage.formats import readers
 
         return frozenset(readers())
 

@@ -22,7 +22,8 @@ from llmc.targets.cpu.products import linear
 from llmc.targets.cpu.products.blocking import Blocking, panel_width
 from llmc.targets.cpu.products.linear import tile_shape
 from llmc.targets.cpu.products.packing import pad_columns
-from llmc.targets.cpu.storage.panels import Stored, readers
+from llmc.targets.cpu.storage.formats import readers
+from llmc.targets.cpu.storage.panels import Stored
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Emitter, Expr, div, i64
@@ -38,14 +39,14 @@ Array = np.ndarray[Any, Any]
 def lower_linear(node: Node) -> Call | None:
     """`linear` with a compressed weight that has a reader."""
     x, w, *extras = node.inputs
-    read = readers().get(w.op)
-    if read is None:
+    reader = readers().get(w.op)
+    if reader is None:
         return None
     if any(i.op != "constant" for i in w.inputs):
         raise LlmcError("linear: the weight is computed at run time")
     n, k = (int(d) for d in w.shape)
     width, epilogue = panel_width(n), node.attributes["epilogue"]
-    stored = read(w, width)
+    stored = reader(w, width)
     reading = [s for s in epilogue if s in ("bias", "residual")]
     given = [_extra(step, extra, width) for step, extra in zip(reading, extras, strict=True)]
     rows = product(x.shape[:-1])
