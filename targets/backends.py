@@ -40,10 +40,10 @@ def find_backend(name: str) -> Backend:
         return _REGISTERED[name]
     added = extensions.backends()
     if name in added and name not in _MODULES:
-        backend = added[name]
-        if not isinstance(backend, Backend):
-            raise LlmcError(f"the backend {name!r} of an extension is not a Backend", found=repr(backend))
-        return backend
+        outside = added[name]
+        if not isinstance(outside, Backend):
+            raise LlmcError(f"the backend {name!r} of an extension is not a Backend", found=repr(outside))
+        return outside
     if name not in _MODULES:
         raise LlmcError(f"there is no backend {name!r}", hint=near(name, {*_MODULES, *_REGISTERED, *added}))
     found: Backend = importlib.import_module(_MODULES[name]).BACKEND

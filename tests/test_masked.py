@@ -15,7 +15,8 @@ import pytest
 from masked import feature_mask
 
 from llmc.runtime.sources import FOLDER, MODULE_SOURCES
-from llmc.targets import AVX2, AVX512, AVX512AMX, TARGETS, host, toolchain
+from llmc.targets import TARGETS, host, toolchain
+from llmc.targets.cpu.variants import AVX2, AVX512, AVX512AMX
 
 TELL = """
 import json, sys

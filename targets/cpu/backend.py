@@ -31,9 +31,9 @@ class CpuBackend(Backend):
 
     @property
     def decodes(self) -> frozenset[str]:
-        from llmc.targets.cpu import lower  # llmc's own formats are among the readers once it is there
+        from llmc.targets.cpu.storage.formats import readers
 
-        return frozenset(lower.readers())
+        return frozenset(readers())
 
     def variants(self, target: Target) -> Sequence[Variant]:
         return [_variant(cpu) for cpu in target.cpus]

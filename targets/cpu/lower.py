@@ -8,10 +8,7 @@ from llmc.targets.cpu.elementwise import elementwise, filling, joining, movement
 from llmc.targets.cpu.products import cell, decoded, linear, matmul, qlinear, split_rows
 from llmc.targets.cpu.rows import norm, quantised, ragged, reduction, scan, softmax
 from llmc.targets.cpu.storage import bitmask, codebook
-from llmc.targets.cpu.storage.panels import readers
 from llmc.targets.lowering import Lowerings, layered
-
-__all__ = ["LOWERINGS", "readers"]
 
 LOWERINGS: Lowerings = layered(
     elementwise.LOWERINGS,

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.targets import DOTPROD, NEON, TARGETS
+from llmc.targets import TARGETS
 from llmc.targets.cpu.build import compile_object
 from llmc.targets.cpu.products.blocking import Schedule
 from llmc.targets.cpu.products.linear import emit_linear
 from llmc.targets.cpu.products.qlinear import emit_qlinear
+from llmc.targets.cpu.variants import DOTPROD, NEON
 
 Words = np.ndarray[Any, Any]
 

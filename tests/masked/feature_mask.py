@@ -20,7 +20,7 @@ from typing import Any
 
 VARIABLE = "LLMC_TESTS_MASK"  # a Mask as JSON, for processes that tests start
 HERE = Path(__file__).parent
-_SOURCES = ("MODULE_SOURCES", "CUDA_SOURCES", "RUN_SOURCES")
+_SOURCES = ("MODULE_SOURCES", "RUN_SOURCES")
 # cpu.c defines _GNU_SOURCE first of all; a static declaration before it keeps its function out of every symbol table.
 _WRAPPER = """\
 #define _GNU_SOURCE

@@ -9,9 +9,9 @@ from kernel_lab import Array, Lab, check, run_all, same_bits
 from llmc.compiler.dims import evaluate, symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import constant, input_, make
-from llmc.targets import AVX2, AVX512
 from llmc.targets.cpu.products.blocking import BLOCK_BYTES, ROWS_PER_ITEM, Blocking, panel_width
 from llmc.targets.cpu.products.linear import lower_linear
+from llmc.targets.cpu.variants import AVX2, AVX512
 from llmc.targets.tir.emit import Emitter, i64
 from llmc.targets.tir.tiling import tiles
 

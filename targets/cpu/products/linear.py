@@ -49,9 +49,8 @@ def lower_linear(node: Node, schedule: Schedule | None = None) -> Call:
     """One call for `linear`: items are (panel, block of rows), the rows of a panel next to each other."""
     x, w, *extras = node.inputs
     if w.op != "constant":
-        raise LlmcError(
-            "linear: the weight is computed at run time", hint="use matmul for two computed operands"
-        )
+        hint = "use matmul for two computed operands"
+        raise LlmcError("linear: the weight is computed at run time", hint=hint)
     if w.dtype not in ("f32", "f16") or {i.dtype for i in (x, *extras)} != {"f32"}:
         raise LlmcError(f"linear: no kernel for {x.dtype} x {w.dtype}")
     shape = product_shape(node)

@@ -13,7 +13,7 @@ from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import OPS
 from llmc.errors import LlmcError
 from llmc.targets.cpu.products.packing import pack_panels
-from llmc.targets.cpu.storage.panels import Stored, reads
+from llmc.targets.cpu.storage.panels import Stored
 from llmc.targets.cpu.storage.rows import rows_call
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
@@ -22,7 +22,6 @@ from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, s
 Array = np.ndarray[Any, Any]
 
 
-@reads("bitmask")
 def panels(weight: Node, width: int) -> Stored:
     """Masks and values by panels, and where each panel's values begin."""
     held: list[Weight] = [i.attributes["value"] for i in weight.inputs]

@@ -13,7 +13,7 @@ from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops.storage import unpack_indices
 from llmc.errors import LlmcError
 from llmc.targets.cpu.products.packing import pack_panels
-from llmc.targets.cpu.storage.panels import Stored, reads
+from llmc.targets.cpu.storage.panels import Stored
 from llmc.targets.cpu.storage.rows import rows_call
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
@@ -22,7 +22,6 @@ from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, i64
 Array = np.ndarray[Any, Any]
 
 
-@reads("codebook")
 def panels(weight: Node, width: int) -> Stored:
     """Indices by panels, and a value for every index there can be."""
     columns, bits = weight.attributes["columns"], weight.attributes["bits"]

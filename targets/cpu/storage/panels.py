@@ -1,15 +1,14 @@
 """What a storage format says to the products of CPUs: its arrays by panels, and the code that decodes one.
 
-A format is an op whose value is the weight (compiler/ops/storage.py) and, for CPUs, a reader in `READERS`. With
+A format is an op whose value is the weight (compiler/ops/storage.py) and, for CPUs, a reader (`formats.py`). With
 no reader, the pass `unpack` makes plain weights of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llmc.compiler import extensions
 from llmc.compiler.calls import Packed
 from llmc.compiler.graph import Node
 from llmc.targets.target import Cpu
@@ -37,20 +36,3 @@ class Stored:
 
 
 Reader = Callable[[Node, int], Stored]  # of (a node of the op with constant inputs, columns of a panel)
-READERS: dict[str, Reader] = {}  # op -> how products read weights of it; filled by @reads
-
-
-def readers() -> Mapping[str, Reader]:
-    """llmc's own readers, and those of extensions."""
-    return {**READERS, **extensions.formats("cpu")}
-
-
-def reads(op: str) -> Callable[[Reader], Reader]:
-    """Let products decode weights of `op` by the decorated function."""
-
-    def declare(reader: Reader) -> Reader:
-        assert op not in READERS, f"two readers of {op}"
-        READERS[op] = reader
-        return reader
-
-    return declare

@@ -1,0 +1,14 @@
+"""The storage formats that products on CPUs read: llmc's own, and those of extensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llmc.compiler import extensions
+from llmc.targets.cpu.storage import bitmask, codebook
+from llmc.targets.cpu.storage.panels import Reader
+
+
+def readers() -> Mapping[str, Reader]:
+    """Op -> how products read weights of it."""
+    return {"codebook": codebook.panels, "bitmask": bitmask.panels, **extensions.formats("cpu")}
