@@ -111,7 +111,8 @@ def _value(node: Node, arguments: list[Any], given: Mapping[Any, Array], sizes: 
     if node in given:
         return np.asarray(given[node])
     declared = OPS[node.op]
-    extra = {"sizes": sizes} if declared.symbolic else {}
+    extra: dict[str, Any] = {"sizes": sizes} if declared.symbolic else {}
+    extra |= {"run": run_body} if declared.bodies else {}
     value = declared.reference(*arguments, **node.attributes, **extra)
     parts = value if isinstance(value, tuple) else (value,)
     for part, kind in zip(parts, results_of(node.type), strict=True):

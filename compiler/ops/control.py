@@ -6,7 +6,7 @@ it but the names of its dims. `loop` is the scan of JAX and ONNX: slices along a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,10 @@ from llmc.compiler.graph import DTYPES, Graph, Results, TensorType
 from llmc.compiler.ops.declare import REQUIRED, op
 from llmc.compiler.ops.rules import Array, same_dim, same_shape, want_int
 from llmc.errors import LlmcError
+
+Run = Callable[
+    ..., tuple[Array, ...]
+]  # (body, operands, sizes) -> its outputs: the interpreter, which lends itself
 
 
 def _result_reference(values: tuple[Array, ...], *, index: int) -> Array:
@@ -40,9 +44,8 @@ def _loop_reference(
     carried: int,
     reverse: bool,
     sizes: Mapping[str, int],
+    run: Run,
 ) -> tuple[Array, ...]:
-    from llmc.compiler.interpret import run_body
-
     trips = evaluate(count, sizes)
     slices, state, captured = (
         operands[:scanned],
@@ -53,7 +56,7 @@ def _loop_reference(
     stacked = [np.zeros((trips, *(evaluate(d, sizes) for d in n.shape)), DTYPES[n.dtype]) for n in rest]
     for trip in range(trips):
         at = trips - 1 - trip if reverse else trip
-        made = run_body(body, (*(s[at] for s in slices), *state, *captured), sizes)
+        made = run(body, (*(s[at] for s in slices), *state, *captured), sizes)
         state = made[:carried]
         for whole, part in zip(stacked, made[carried:], strict=True):
             whole[at] = part
@@ -63,7 +66,7 @@ def _loop_reference(
 @op(
     "loop",
     _loop_reference,
-    traits={"symbolic": True},
+    traits={"symbolic": True, "bodies": True},
     body=REQUIRED,
     count=REQUIRED,
     scanned=0,
@@ -131,14 +134,12 @@ def _want_operands(operands: Iterable[TensorType], inputs: list[TensorType], wha
 
 
 def _branch_reference(
-    condition: Array, *operands: Array, then: Graph, otherwise: Graph, sizes: Mapping[str, int]
+    condition: Array, *operands: Array, then: Graph, otherwise: Graph, sizes: Mapping[str, int], run: Run
 ) -> tuple[Array, ...]:
-    from llmc.compiler.interpret import run_body
-
-    return run_body(then if condition else otherwise, operands, sizes)
+    return run(then if condition else otherwise, operands, sizes)
 
 
-@op("branch", _branch_reference, traits={"symbolic": True}, then=REQUIRED, otherwise=REQUIRED)
+@op("branch", _branch_reference, traits={"symbolic": True, "bodies": True}, then=REQUIRED, otherwise=REQUIRED)
 def _branch(condition: TensorType, *operands: TensorType, then: Any, otherwise: Any) -> TensorType:
     if condition.dtype != "bool" or condition.rank:
         raise LlmcError(f"the condition is {condition}, not bool[]")

@@ -32,14 +32,16 @@ class Op:
         name: as written in the text form.
         rule: type rule, called with one TensorType for each input and the attributes by keyword.
         reference: NumPy meaning, called with one array for each input, the attributes by keyword, and, if
-            `symbolic`, `sizes` (dim name -> int). Returns an array, which may share memory with an input,
-            or a tuple of them where there are several results; never warns.
+            `symbolic`, `sizes` (dim name -> int), and, if it has `bodies`, `run` (body, operands, sizes) -> outputs.
+            Returns an array, which may share memory with an input, or a tuple of them where there are several
+            results; never warns.
         defaults: attribute -> default; `REQUIRED` where there is none.
         elementwise: each output element depends on the input elements at its (broadcast) index only.
         view: the output holds the input's elements in the same order, so no kernel is needed.
         moves: every element of the output is one of the first input: the op computes nothing.
         product: a product with a weight, as which most of a model's work is done.
         symbolic: attributes hold dims, so the reference needs their sizes.
+        bodies: attributes are graphs, which whoever calls the reference runs for it.
         commutative: the first two inputs may be swapped.
         stored: its value is a weight that its inputs store in another form: no pass may compute it ahead of time.
         accuracy: "exact" results are compared bit for bit in tests, "close" ones with a tolerance.
@@ -63,6 +65,7 @@ class Op:
     moves: bool = False
     product: bool = False
     symbolic: bool = False
+    bodies: bool = False
     commutative: bool = False
     stored: bool = False
     accuracy: str = "exact"
@@ -180,6 +183,7 @@ def define(
         _check_traits(name, traits, defaults, place)
         _check_parameters(name, "type rule", rule, defaults, place)
         extra = {**defaults, "sizes": None} if traits.get("symbolic") else defaults
+        extra = {**extra, "run": None} if traits.get("bodies") else extra
         _check_parameters(name, "reference", reference, extra, place)
         return Op(name, told_rule(name, rule), _quiet(reference), MappingProxyType(defaults), **traits)
 
@@ -189,7 +193,7 @@ def define(
 _TRAITS: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
     {
         **dict.fromkeys(
-            ("elementwise", "view", "moves", "product", "symbolic", "commutative", "stored"),
+            ("elementwise", "view", "moves", "product", "symbolic", "bodies", "commutative", "stored"),
             ("true or false", lambda value: isinstance(value, bool)),
         ),
         "accuracy": ('"exact" or "close"', lambda value: value in ("exact", "close")),
