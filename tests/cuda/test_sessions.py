@@ -17,7 +17,9 @@ import pytest
 from llmc.runtime.manifest import seal
 from llmc.runtime.sources import FOLDER, MODULE_FLAGS, MODULE_LIBRARIES, MODULE_SOURCES
 from llmc.runtime.weights import weights_header
+from llmc.targets import TARGETS
 from llmc.targets.cuda.build import PREAMBLE
+from llmc.targets.toolchain import build
 
 pytestmark = pytest.mark.xdist_group("cuda")
 HERE = Path(__file__).parent
@@ -65,19 +67,14 @@ def scenario(tmp_path_factory: pytest.TempPathFactory, gpu_lab: ModuleType) -> C
     place = tmp_path_factory.mktemp("ledger")
     folder = place / "ledger.llmc"
     folder.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "ziglang",
-        "cc",
-        "-target",
-        "x86_64-linux-gnu.2.17",
-        *MODULE_FLAGS,
-        "-Wall",
-        "-Werror",
-    ]
-    command += [f"-I{FOLDER}", *map(str, SOURCES), *MODULE_LIBRARIES, "-ldl"]
-    subprocess.run([*command, "-o", str(folder / "module.so")], check=True)
+    build(
+        folder / "module.so",
+        SOURCES,
+        FOLDER,
+        (*MODULE_FLAGS, "-Wall", "-Werror"),
+        (*MODULE_LIBRARIES, "-ldl"),
+        TARGETS["cuda"].zig,
+    )
     (folder / "weights.bin").write_bytes(weights_header(BUILD_ID, 64) + bytes(64))
     (folder / "manifest.json").write_text(json.dumps(seal(_manifest(folder))))
     environment = {
