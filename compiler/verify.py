@@ -202,7 +202,7 @@ def _check_body(body: Graph) -> None:
     _check_acyclic(body)
     for node in body.nodes:
         _check_node(node)
-        if node.op == "pack_index":
+        if counted_dim(node):
             raise broken("a dim is counted inside a body", node)
         if node.op in ("state", "append"):
             raise broken("a state is read or written inside a body", node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,8 +15,8 @@ import pytest
 import llmc
 from llmc.compiler import extensions, interpret
 from llmc.compiler.graph import Graph
-from llmc.compiler.ops import OPS, input_, make
-from llmc.compiler.ops.declare import define
+from llmc.compiler.ops import OPS, declare, input_, make
+from llmc.compiler.ops.declare import Op, define
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.text import parse_graph
 from llmc.compiler.verify import verify
@@ -167,6 +168,11 @@ def test_a_failed_load_leaves_all_as_it_was(write: Callable[..., Path], text: st
     assert problem in str(caught.value)
     assert "mine.py" in str(caught.value), "the message names the file"
     assert state() == before
+
+
+def test_every_trait_may_be_declared() -> None:
+    fields = {f.name for f in dataclasses.fields(Op)}
+    assert set(declare._TRAITS) == fields - {"name", "rule", "reference", "defaults", "fusible", "origin"}
 
 
 def test_two_extensions_with_one_op(write: Callable[..., Path]) -> None:
