@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from llmc.compiler.graph import Weight
 from llmc.compiler.module import FORWARD, Module
-from llmc.compiler.text import Parser, print_graph, read_lines
+from llmc.compiler.parse import Parser, read_lines
+from llmc.compiler.text import print_graph
 from llmc.errors import LlmcError
 
 _FUNCTION = re.compile(r"function (?P<name>\w+)")

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from llmc.compiler.graph import Graph, Weight
-from llmc.compiler.text import INLINE, parse_graph, print_graph, weights_of
+from llmc.compiler.parse import parse_graph
+from llmc.compiler.text import INLINE, print_graph, weights_of
 from llmc.errors import LlmcError
 
 _PIPELINE = "# pipeline: "

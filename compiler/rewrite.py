@@ -15,10 +15,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from llmc.compiler.equality import same_type
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import unplaced
 from llmc.compiler.spec import Pass
-from llmc.compiler.text import same_type
 from llmc.errors import LlmcError
 
 Rule = Callable[..., Any]

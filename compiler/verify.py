@@ -11,10 +11,10 @@ import sympy
 
 from llmc.compiler.counted import counted_dim, counted_dims
 from llmc.compiler.dims import symbol
+from llmc.compiler.equality import same_type
 from llmc.compiler.graph import DTYPES, Graph, Node, Results, Weight, results_of
 from llmc.compiler.module import Module
 from llmc.compiler.ops import OPS
-from llmc.compiler.text import same_type
 from llmc.compiler.verify_states import broken, check_functions, check_states, growing_dims
 from llmc.errors import LlmcError
 

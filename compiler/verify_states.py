@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmc.compiler.dims import Dim, dim_names
+from llmc.compiler.equality import same_type
 from llmc.compiler.graph import Graph, Node, TensorType
 from llmc.compiler.module import Module, State
 from llmc.compiler.ops.rules import same_dim
-from llmc.compiler.text import same_type
 from llmc.errors import LlmcError
 
 

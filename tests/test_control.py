@@ -11,12 +11,14 @@ from random_loops import BATCH, DIMS, SEQ, random_loop, random_values
 
 from llmc.compiler import interpret
 from llmc.compiler.dims import symbol
+from llmc.compiler.equality import equal
 from llmc.compiler.graph import Graph, Node, Results, TensorType, Weight
 from llmc.compiler.ops import constant, input_, make, results
+from llmc.compiler.parse import parse_graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.plan import make_plan
 from llmc.compiler.plan_bodies import Move, Repeat
-from llmc.compiler.text import equal, parse_graph, weights_of
+from llmc.compiler.text import weights_of
 from llmc.compiler.verify import verify
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES

@@ -17,8 +17,8 @@ from llmc.compiler import extensions, interpret
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops import OPS, declare, input_, make
 from llmc.compiler.ops.declare import Op, define
+from llmc.compiler.parse import parse_graph
 from llmc.compiler.pipeline import Pipeline
-from llmc.compiler.text import parse_graph
 from llmc.compiler.verify import verify
 from llmc.errors import LlmcError
 from llmc.passes import PASSES

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmc.compiler.equality import equal
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import LOSSY, Pass, Pipeline, close
 from llmc.compiler.promises import run_verified, samples
 from llmc.compiler.reproducer import read_text
 from llmc.compiler.rewrite import RewritePass
-from llmc.compiler.text import equal
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
 

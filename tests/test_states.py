@@ -23,11 +23,13 @@ from stateful_graphs import (
 
 from llmc.compiler import interpret
 from llmc.compiler.dims import symbol
+from llmc.compiler.equality import equal
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.module import Module, State
 from llmc.compiler.module_text import parse_module, print_module
 from llmc.compiler.ops import input_, make, state_
-from llmc.compiler.text import equal, parse_graph, print_graph, weights_of
+from llmc.compiler.parse import parse_graph
+from llmc.compiler.text import print_graph, weights_of
 from llmc.compiler.verify import verify, verify_module
 from llmc.errors import LlmcError
 

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmc.compiler.dims import symbol
+from llmc.compiler.equality import equal, same_value
 from llmc.compiler.graph import DTYPES, Graph, Source, Weight
 from llmc.compiler.ops import constant, input_, make
-from llmc.compiler.text import equal, parse_graph, print_graph, same_value, weights_of
+from llmc.compiler.parse import parse_graph
+from llmc.compiler.text import print_graph, weights_of
 from llmc.errors import LlmcError
 
 SEQ = symbol("seq")

@@ -18,7 +18,8 @@ from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 from llmc.compiler.frontends.buckets import tabulate
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.interpret import run
-from llmc.compiler.text import parse_graph, print_graph, weights_of
+from llmc.compiler.parse import parse_graph
+from llmc.compiler.text import print_graph, weights_of
 from llmc.compiler.verify import verify
 
 SHAPES = [(1, 1), (3, 17), (2, 64)]

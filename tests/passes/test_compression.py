@@ -13,8 +13,9 @@ from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.ops.storage import stored_ops
+from llmc.compiler.parse import parse_graph
 from llmc.compiler.pipeline import Pipeline
-from llmc.compiler.text import parse_graph, weights_of
+from llmc.compiler.text import weights_of
 from llmc.compiler.verify import verify
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES

@@ -11,11 +11,13 @@ from random_encoders import Encoder
 
 from llmc.compiler import interpret
 from llmc.compiler.dims import symbol
+from llmc.compiler.equality import equal
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.parse import parse_graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.rewrite import recording
-from llmc.compiler.text import equal, parse_graph, print_graph, weights_of
+from llmc.compiler.text import print_graph, weights_of
 from llmc.passes import LEVELS, PASSES
 from llmc.passes.rows.blank import Blank
 from llmc.passes.rows.ragged import Ragged, ragged_steps
