@@ -14,11 +14,11 @@ from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
-from llmc.compiler.plan import make_plans
+from llmc.compiler.plan import Plan, make_plans
 from llmc.compiler.verify import verify_module
 from llmc.errors import LlmcError
 from llmc.kernels import Kernels
-from llmc.optimise import optimise
+from llmc.optimise import Optimised, optimise
 from llmc.options import PADDING, TUNE_SECONDS, Options, Order
 from llmc.package import Build, manifest
 from llmc.report import CompileReport, Progress, Stages
@@ -121,8 +121,8 @@ def compile_module(
 
 def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
     """The stages in order; `load` is the first."""
-    stages, output, target = Stages(order.progress), order.output, order.target
-    with artifact.new_folder(output) as folder:
+    stages, target = Stages(order.progress), order.target
+    with artifact.new_folder(order.output) as folder:
         stages.enter("import the model", 0.02)
         imported = load()
         stages.enter("optimise the graph", 0.4)
@@ -154,18 +154,23 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
         check(folder, target)
         stages.leave()
-    sizes = {p.name: p.stat().st_size for p in sorted(output.iterdir())}
+    return _report(order, stages, optimised, kernels, plans)
+
+
+def _report(
+    order: Order, stages: Stages, optimised: Optimised, kernels: Kernels, plans: Mapping[str, Plan]
+) -> CompileReport:
     return CompileReport(
-        output,
-        stages.seconds,
-        sizes,
-        target.name,
-        pipeline,
-        sum(len(graph.nodes) for graph in module.functions.values()),
-        len({call.kernel.symbol for call in kernels.every}),
-        sum(len(plan.leaves) for plan in plans.values()),
-        kernels.kept.found,
-        kernels.products(),
+        path=order.output,
+        seconds=stages.seconds,
+        sizes={p.name: p.stat().st_size for p in sorted(order.output.iterdir())},
+        target=kernels.target.name,
+        pipeline=optimised.pipeline,
+        nodes=sum(len(graph.nodes) for graph in optimised.module.functions.values()),
+        kernels=len({call.kernel.symbol for call in kernels.every}),
+        steps=sum(len(plan.leaves) for plan in plans.values()),
+        cached=kernels.kept.found,
+        products=kernels.products(),
     )
 
 
