@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends.folder import Tokenizer
 from llmc.compiler.frontends.sentence import Sentence
-from llmc.compiler.module import Module
 
 if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
+    from llmc.compiler.module import Module
 
 MAX_BATCH = 1024
 GENERIC = "generic"  # the task of a model that is arrays in, arrays out
@@ -48,4 +48,6 @@ class Imported:
     @property
     def module(self) -> Module:
         """All functions of the model."""
+        from llmc.compiler.module import Module  # looking at a folder needs no sympy
+
         return Module(self.functions) if self.functions else Module.of(self.graph)

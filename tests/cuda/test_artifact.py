@@ -19,6 +19,7 @@ import llmc
 from llmc.compiler import interpret
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
+from llmc.compiler.module import Module
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
@@ -62,13 +63,13 @@ def test_a_self_test_allows_for_activations_in_half(tmp_path: Path) -> None:
     """Of products on tensor cores: 5e-3 of the largest answer; elsewhere activations stay float."""
     x = input_("x", "f32", (symbol("batch"), 16))
     outputs = {"y": make("linear", (x, constant(np.full((8, 16), 3, np.float16))))}
-    graph = Graph((x,), outputs, {"batch": (1, 4)})
-    on_gpu = record(tmp_path, graph, graph, "0" * 64, halves=True)
+    module = Module.of(Graph((x,), outputs, {"batch": (1, 4)}))
+    on_gpu = record(tmp_path, module, module, "0" * 64, halves=True)
     _, cases = read_selftest(tmp_path / "selftest.bin")
-    largest = max(np.abs(answers["y"]).max() for _, answers in cases)
+    largest = max(np.abs(call.outputs["y"]).max() for case in cases for call in case)
     assert largest > 1
     assert on_gpu == {"rtol": 1e-3, "atol": pytest.approx(5e-3 * largest)}
-    assert record(tmp_path, graph, graph, "0" * 64) == TOLERANCE
+    assert record(tmp_path, module, module, "0" * 64) == TOLERANCE
 
 
 @pytest.mark.parametrize("option", [{"share": "256"}, {"prune": "0.3"}])
