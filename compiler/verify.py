@@ -47,6 +47,7 @@ def verify(graph: Graph) -> None:
     - Next values are of states in `Graph.states` and have their types, but for the size of the axis that grows.
     - An `append` is to a state whose first axis grows, and is its next value.
     - A dim that grows is nowhere else in the shape of a state, and states that share it come to the same length.
+    - A slice of what grows lies inside while states are empty and other dims as small as they may be.
 
     Raises:
         LlmcError: an invariant is broken; the message names the node and its source.

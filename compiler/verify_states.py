@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from llmc.compiler.dims import Dim, dim_names
+from llmc.compiler.dims import Dim, dim_names, evaluate
 from llmc.compiler.equality import same_type
 from llmc.compiler.graph import Graph, Node, TensorType
 from llmc.compiler.module import Module, State
@@ -34,6 +34,7 @@ def check_states(graph: Graph) -> None:
     for node in graph.nodes:
         if node.op == "append":
             _check_append(graph, node)
+    _check_slices(graph)
     _check_growing([State.of(node) for node in graph.states], graph.updates)
 
 
@@ -58,6 +59,32 @@ def _check_append(graph: Graph, node: Node) -> None:
         raise broken("it does not append to a state whose first axis grows", node)
     if graph.updates.get(state.attributes["name"]) is not node:
         raise broken(f"it is not the next value of state {state.attributes['name']!r}", node)
+
+
+def _check_slices(graph: Graph) -> None:
+    """A slice lies inside what it is of when a session begins too: any function may be called first.
+
+    Kernels do not look: they would read what lies beside a state, such as rows of the sequence before a reset.
+    """
+    growing = growing_dims(graph)
+    least = {name: 0 if name in growing else bounds.low for name, bounds in graph.dims.items()}
+    for node in graph.nodes if growing else ():
+        if node.op != "slice":
+            continue
+        size = node.inputs[0].shape[node.attributes["axis"]]
+        ends: tuple[Dim, ...] = (node.attributes["start"], node.attributes["stop"], size)
+        names = frozenset().union(*map(dim_names, ends))
+        if names.isdisjoint(growing) or not names <= least.keys():
+            continue
+        start, stop, length = (evaluate(d, least) for d in ends)
+        if not 0 <= start <= stop <= length:
+            where = ", ".join(f"{name} = {least[name]}" for name in sorted(names))
+            raise broken(
+                "a slice reaches outside when a session begins",
+                node,
+                found=f"{ends[0]} to {ends[1]} of {size}: {start} to {stop} of {length} where {where}",
+                hint="clamp its ends by sympy.Max and sympy.Min, or raise the lower bound of another dim",
+            )
 
 
 def _check_growing(states: Iterable[State], updates: Mapping[str, Node]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sympy
 from stateful_graphs import (
     BATCH,
     EVERY,
@@ -22,7 +23,7 @@ from stateful_graphs import (
 )
 
 from llmc.compiler import interpret
-from llmc.compiler.dims import symbol
+from llmc.compiler.dims import dim, symbol
 from llmc.compiler.equality import equal
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.module import Module, State
@@ -342,3 +343,34 @@ def test_inputs_may_have_axes_that_are_sums():
     )
     with pytest.raises(LlmcError, match="has size 5 on axis 1, not 6"):
         played(masked, [("forward", {"x": x}), ("forward", {**given, "mask": given["mask"][:, :5]})])
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "found"),
+    [
+        (0, 1, "0 to 1 of past: 0 to 1 of 0 where past = 0"),  # would read what was there before a reset
+        (1, symbol("past"), "1 to past of past: 1 to 0 of 0 where past = 0"),
+    ],
+)
+def test_slices_lie_inside_an_empty_state(start, stop, found):
+    seen = state_("seen", "f32", (symbol("past"), 4), grows=0)
+    first = make("slice", (seen,), axis=0, start=start, stop=stop)
+    with pytest.raises(LlmcError, match="a slice reaches outside when a session begins") as caught:
+        verify(Graph((), {"first": first}, {"past": (0, 8)}, (seen,)))
+    assert caught.value.found == found
+
+
+def test_the_last_rows_of_a_state_need_an_input_as_long():
+    past, seq = symbol("past"), symbol("seq")
+    x, seen = input_("x", "f32", (seq, 4)), state_("seen", "f32", (past, 4), grows=0)
+    rows = make("concat", (seen, x), axis=0)
+    two = make("slice", (rows,), axis=0, start=dim(past + seq - 2), stop=dim(past + seq))
+    some = make("slice", (rows,), axis=0, start=dim(sympy.Max(0, past + seq - 2)), stop=dim(past + seq))
+
+    def graph(last, least):
+        return Graph((x,), {"y": last}, {"seq": (least, 8), "past": (0, 8)}, (seen,), {"seen": rows})
+
+    verify(graph(two, 2))
+    verify(graph(some, 1))
+    with pytest.raises(LlmcError, match="a slice reaches outside when a session begins"):
+        verify(graph(two, 1))
