@@ -7,7 +7,7 @@ import pytest
 
 from llmc import LlmcError
 from llmc.runtime import load
-from llmc.runtime.selftest import Call, read_selftest, write_selftest
+from llmc.runtime.selftest import Call, _difference, read_selftest, write_selftest
 
 
 def test_passes(tiny):
@@ -72,3 +72,13 @@ def test_other_build(copy_of_tiny, build):
     build.write_manifest(copy_of_tiny)
     with load(copy_of_tiny) as model, pytest.raises(LlmcError, match="belongs to another build"):
         model.selftest()
+
+
+@pytest.mark.parametrize(("recorded", "within"), [(np.nan, False), (np.inf, False), (None, True)])
+def test_what_is_not_finite_is_compared_too(recorded, within):
+    found = np.array([1.0, np.nan, np.inf, -np.inf], np.float32)
+    expected = found.copy()
+    if recorded is not None:
+        expected[0] = recorded
+    assert _difference(found, expected, 1e-3, 1e-3)[1] is within
+    assert _difference(expected, found, 1e-3, 1e-3)[1] is within
