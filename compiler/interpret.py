@@ -113,16 +113,34 @@ def _value(node: Node, arguments: list[Any], given: Mapping[Any, Array], sizes: 
     declared = OPS[node.op]
     extra: dict[str, Any] = {"sizes": sizes} if declared.symbolic else {}
     extra |= {"run": run_body} if declared.bodies else {}
-    value = declared.reference(*arguments, **node.attributes, **extra)
+    try:
+        value = declared.reference(*arguments, **node.attributes, **extra)
+    except (ValueError, IndexError) as error:  # NumPy's: of nothing there is no largest, and no row to take
+        raise _without_value(node, sizes, str(error)) from error
     parts = value if isinstance(value, tuple) else (value,)
     for part, kind in zip(parts, results_of(node.type), strict=True):
         shape = tuple(evaluate(d, sizes) for d in kind.shape)
         if part.dtype != DTYPES[kind.dtype] or part.shape != shape:
             gives, wanted = f"{part.dtype}{list(part.shape)}", f"{DTYPES[kind.dtype]}{list(shape)}"
             problem = f"the reference of {node.op} gives {gives}, its type rule {wanted}"
-            where = f"{declared.origin}: " if declared.origin else ""
-            raise LlmcError(f"{where}{problem}", at=fault_place(declared.reference), found=f"at {node!r}")
+            if not declared.origin:  # its type holds for other sizes: a slice begins or ends outside, say
+                raise _without_value(node, sizes, problem)
+            raise LlmcError(
+                f"{declared.origin}: {problem}", at=fault_place(declared.reference), found=f"at {node!r}"
+            )
     return value
+
+
+def _without_value(node: Node, sizes: Mapping[str, int], reason: str) -> LlmcError:
+    read = frozenset().union(*(dim_names(d) for n in (node, *node.inputs) for d in _dims_of(n)))
+    at_sizes = ", ".join(f"{name} = {sizes[name]}" for name in sorted(read & sizes.keys()))
+    problem = f"{node.op} has no value" + (f" where {at_sizes}" if at_sizes else "")
+    hint = "bounds of dims decide which sizes there are; a state that grows holds nothing at first"
+    return LlmcError(problem, at=str(node.source) or None, found=f"{reason}, at {node!r}", hint=hint)
+
+
+def _dims_of(node: Node) -> tuple[Dim, ...]:
+    return tuple(d for kind in results_of(node.type) for d in kind.shape)
 
 
 def bind(

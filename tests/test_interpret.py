@@ -10,8 +10,8 @@ import pytest
 
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node
-from llmc.compiler.interpret import run
-from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.interpret import run, step
+from llmc.compiler.ops import constant, input_, make, state_
 from llmc.errors import LlmcError
 
 BATCH, SEQ = symbol("batch"), symbol("seq")
@@ -133,3 +133,21 @@ def test_random_graphs_run_to_finite_values_and_repeat(random_graph):
         for name, value in first.items():
             assert np.isfinite(value).all()
             np.testing.assert_array_equal(value, second[name])
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [
+        ("max", {"axes": (0,)}),
+        ("argmax", {"axis": 0}),
+        ("slice", {"axis": 0, "start": 1, "stop": symbol("past")}),
+    ],
+)
+def test_what_has_no_value_while_a_state_is_empty_is_told(op, attributes):
+    seen = state_("seen", "f32", (symbol("past"), 4), grows=0)
+    graph = Graph((), {"y": make(op, (seen,), **attributes)}, {"past": (0, 8)}, (seen,))
+    with pytest.raises(LlmcError, match=rf"^{op} has no value where past = 0") as caught:
+        run(graph, {})
+    assert caught.value.at == "seen"
+    one = {"seen": np.ones((1, 4), np.float32)}
+    assert step(graph, {}, one)[0]["y"].size == (0 if op == "slice" else 4)
