@@ -69,7 +69,7 @@ def check_names(kind: str, given: Iterable[str], known: Mapping[str, Any]) -> No
         LlmcError: with the nearest known name as a hint.
     """
     for name in given:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             near = difflib.get_close_matches(str(name), known, 1)
             guess = f"did you mean {near[0]}? " if near else ""
             raise LlmcError(

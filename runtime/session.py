@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ctypes import byref, c_int64
+from numbers import Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ class Session:
         handle = self._open_handle()
         name = next(iter(self.model.functions)) if function is None else function
         check_names("function", [name], self.model.functions)
-        if timeout is not None and not timeout > 0:
+        if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
             raise LlmcError(f"timeout is {timeout!r}, must be seconds above 0, or None")
         chosen, library = self.model.functions[name], handle.library
         who = handle.pointer, chosen.number

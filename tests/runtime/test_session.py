@@ -242,6 +242,8 @@ def test_deadline(model, build, threads):
         same(session.run({"ids": IDS}, timeout=100), expected.step(IDS))
         refused("timeout is -1", session.run, {"ids": IDS}, timeout=-1)
         refused("timeout is 0", session.run, {"ids": IDS}, timeout=0)
+        refused("timeout is '1'", session.run, {"ids": IDS}, timeout="1")
+        refused("the model has no function ['step']", lambda: session.run({"ids": IDS}, function=["step"]))
 
 
 def test_deadline_while_others_have_the_threads(model, build):
