@@ -62,7 +62,7 @@ def _run(file: Path, name: str, what: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up while they are being made
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sys.modules.pop(name)
         if earlier is not None:
             sys.modules[name] = earlier
@@ -71,7 +71,7 @@ def _run(file: Path, name: str, what: str) -> ModuleType:
     return module
 
 
-def _line(error: Exception, file: Path) -> str:
+def _line(error: BaseException, file: Path) -> str:
     """`:12`, the last line of `file` on the way to `error`."""
     if isinstance(error, SyntaxError):
         return f":{error.lineno}"
@@ -83,6 +83,6 @@ def _line(error: Exception, file: Path) -> str:
     return line
 
 
-def _own_problem(error: Exception) -> str | None:
+def _own_problem(error: BaseException) -> str | None:
     """What an `LlmcError` says beyond its problem."""
     return error.found if isinstance(error, LlmcError) else None

@@ -118,6 +118,7 @@ def test_a_pass_named_by_its_file_brings_its_op() -> None:
 WRONG: list[tuple[str, str]] = [
     ("1 / 0", "the extension file fails: ZeroDivisionError"),
     ("def f(:", "the extension file fails: SyntaxError"),
+    ("raise SystemExit(3)", "the extension file fails: SystemExit: 3"),
     ("import nothing_of_that_name", "No module named 'nothing_of_that_name'"),
     ("", "it holds no extension"),
     ('a = Extension("a")\nb = Extension("b")', "it holds 2 extensions"),
