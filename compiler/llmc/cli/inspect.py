@@ -187,6 +187,8 @@ _BYTES = ("bytes", "weights", "arena", "states", "total")
 
 
 def _cell(column: str, value: Any) -> str:
+    if value is None:  # such as the axis that grows, of a state whose shape stays
+        return ""
     return size_text(value) if column in _BYTES and isinstance(value, int) else _text(value)
 
 
