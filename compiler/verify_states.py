@@ -34,6 +34,7 @@ def check_states(graph: Graph) -> None:
     for node in graph.nodes:
         if node.op == "append":
             _check_append(graph, node)
+    _check_beginnings(graph)
     _check_slices(graph)
     _check_growing([State.of(node) for node in graph.states], graph.updates)
 
@@ -59,6 +60,17 @@ def _check_append(graph: Graph, node: Node) -> None:
         raise broken("it does not append to a state whose first axis grows", node)
     if graph.updates.get(state.attributes["name"]) is not node:
         raise broken(f"it is not the next value of state {state.attributes['name']!r}", node)
+
+
+def _check_beginnings(graph: Graph) -> None:
+    for node in graph.states:
+        name = State.of(node).length
+        if name in graph.dims and graph.dims[name].low > 0:
+            raise broken(
+                f"dim {name!r}, along which a state grows, is at least {graph.dims[name].low}",
+                node,
+                hint="a session begins with nothing: its lower bound is 0",
+            )
 
 
 def _check_slices(graph: Graph) -> None:

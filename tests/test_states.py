@@ -360,6 +360,12 @@ def test_slices_lie_inside_an_empty_state(start, stop, found):
     assert caught.value.found == found
 
 
+def test_a_state_begins_with_nothing():
+    seen = state_("seen", "f32", (symbol("past"), 4), grows=0)
+    with pytest.raises(LlmcError, match="dim 'past', along which a state grows, is at least 2"):
+        verify(Graph((), {"seen": seen}, {"past": (2, 8)}, (seen,)))
+
+
 def test_the_last_rows_of_a_state_need_an_input_as_long():
     past, seq = symbol("past"), symbol("seq")
     x, seen = input_("x", "f32", (seq, 4)), state_("seen", "f32", (past, 4), grows=0)
