@@ -37,7 +37,7 @@ typedef struct player { /* one sequence, and what it should hold */
     int64_t batch, past, seen[ROWS][MOST];
     float total[ROWS][3];
     unsigned seed;
-    int status;
+    int status, running; /* running: a long run is about to begin, or has */
 } player;
 
 static int next(player *p, int below) {
@@ -65,7 +65,9 @@ static llmc_status step(player *p, int64_t seq, int64_t rounds, const llmc_run_o
     CHECK(out[1].shape[0] == p->batch && out[1].shape[1] == p->past + seq);
     out[0].data = sums;
     out[1].data = history;
-    status = llmc_session_run(p->session, 0, in, out, options, &error);
+    __atomic_store_n(&p->running, rounds > 0, __ATOMIC_SEQ_CST); /* what keeps the session busy from now on is the run */
+    do status = llmc_session_run(p->session, 0, in, out, options, &error);
+    while (status == LLMC_ERROR_BUSY && rounds); /* the other thread looked at the session just then */
     if (status != LLMC_OK || (options && options->discard)) return status;
     for (b = 0; b < p->batch; b++)
         for (s = 0; s < seq; s++) {
@@ -143,8 +145,7 @@ static void play_together(llmc_model *model, const llmc_session_options *options
 
 static void *run_long(void *argument) {
     player *p = (player *)argument;
-    do p->status = (int)step(p, 1, 1000000, NULL);
-    while (p->status == LLMC_ERROR_BUSY); /* the other thread looked at the session just then */
+    p->status = (int)step(p, 1, 1000000, NULL);
     return NULL;
 }
 
@@ -158,6 +159,7 @@ static void check_busy_and_cancel(llmc_model *model, const llmc_session_options 
     CHECK(forget(&p, 2) == LLMC_OK && step(&p, 3, 0, NULL) == LLMC_OK);
     other = p;
     CHECK(pthread_create(&thread, NULL, run_long, &p) == 0);
+    while (!__atomic_load_n(&p.running, __ATOMIC_SEQ_CST)) sched_yield();
     do {
         status = llmc_session_info(other.session, &report, &error);
         sched_yield();
