@@ -201,11 +201,13 @@ def running(session, **options):
 
     thread = threading.Thread(target=work)
     thread.start()
-    while thread.is_alive():
+    busy = 0  # looks in a row: asking for the outputs' shapes, before the run, keeps the session for a moment too
+    while thread.is_alive() and busy < 30:
         try:
             _ = session.lengths
+            busy = 0
         except LlmcError:  # it is in use
-            break
+            busy += 1
         time.sleep(0.001)
     return thread, raised
 
