@@ -12,6 +12,7 @@ import click
 from llmc.cli.output import (
     Progress,
     Seconds,
+    add_pass_option,
     extension_option,
     json_option,
     print_json,
@@ -62,13 +63,7 @@ older artifact as it was.
     metavar="PIPELINE",
     help="A pipeline instead of the level's; what the target needs and ragged execution stay.",
 )
-@click.option(
-    "--add-pass",
-    "add_passes",
-    metavar="SPEC[@PLACE]",
-    multiple=True,
-    help="Passes more; `llmc passes` lists passes and places. Repeatable.  [default place: user]",
-)
+@add_pass_option
 @click.option("--only-passes", metavar="PIPELINE", help="Run these passes and nothing else.")
 @click.option(
     "--prune",

@@ -8,7 +8,14 @@ from typing import Any, cast
 
 import click
 
-from llmc.cli.output import extension_option, is_artifact, json_option, print_json, require_folder
+from llmc.cli.output import (
+    add_pass_option,
+    extension_option,
+    is_artifact,
+    json_option,
+    print_json,
+    require_folder,
+)
 from llmc.compiler.frontends.dispatch import is_model_file
 from llmc.errors import LlmcError
 
@@ -32,13 +39,7 @@ stdout, everything else to stderr.
 @click.command("opt", epilog=_EPILOG, short_help="Run passes on a model and print the graph.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--passes", metavar="PIPELINE", help="Passes to run instead of the level's, joined by commas.")
-@click.option(
-    "--add-pass",
-    "add_passes",
-    metavar="SPEC[@PLACE]",
-    multiple=True,
-    help="Passes more; `llmc passes` lists passes and places. Repeatable.  [default place: user]",
-)
+@add_pass_option
 @click.option("--only-passes", metavar="PIPELINE", help="Passes to run, and nothing else.")
 @click.option("--calib", metavar="FILE|auto", help="Samples of inputs, for passes that want some.")
 @click.option(

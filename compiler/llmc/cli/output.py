@@ -42,6 +42,14 @@ extension_option = click.option(
     help="Python file with ops, kernels, passes or targets of your own; repeatable.",
 )
 
+add_pass_option = click.option(
+    "--add-pass",
+    "add_passes",
+    metavar="SPEC[@PLACE]",
+    multiple=True,
+    help="Passes more; `llmc passes` lists passes and places. Repeatable.  [default place: user]",
+)
+
 
 def print_json(value: Any) -> None:
     """`value` as indented JSON; NumPy numbers and arrays become numbers and lists."""
