@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import lzma
 import shutil
 import sys
@@ -24,12 +24,15 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from gpu_models import PRECISIONS, SUBJECTS, Arrays, Subject, tokens, torch_model
 
 import llmc
 from llmc.compiler import interpret
 from llmc.compiler.frontends import huggingface
+from llmc.compiler.frontends.module import graph as from_module
 from llmc.compiler.graph import Graph
+from llmc.compiler.module import Module
 from llmc.compiler.pipeline import Pipeline
 from llmc.driver import compile_graph
 from llmc.passes import LEVELS, PASSES
@@ -68,26 +71,34 @@ def write_cases(path: Path, cases: Cases) -> None:
     np.savez_compressed(path, **arrays)
 
 
-def kernel_tests() -> ModuleType:
-    """tests/cuda/test_kernels.py, which makes the graphs."""
-    sys.path[:0] = [str(TESTS), str(TESTS / "cuda")]
-    spec = importlib.util.spec_from_file_location("test_kernels", TESTS / "cuda" / "test_kernels.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def from_tests(name: str) -> ModuleType:
+    """A module of tests/ or tests/cuda/: they make the graphs."""
+    for folder in (str(TESTS), str(TESTS / "cuda")):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    return importlib.import_module(name)
+
+
+def recurrent_cases() -> Iterator[tuple[Graph, Arrays]]:
+    """An LSTM both ways over rows of different lengths, then a GRU: loops."""
+    tests, rng = from_tests("test_loops"), np.random.default_rng(0)
+    sample = {"x": torch.zeros(2, tests.STEPS, tests.WIDTH), "lengths": torch.tensor([tests.STEPS] * 2)}
+    graph = from_module(tests.Network().eval(), sample, ("y",), 8)
+    for lengths in ((3,), (5, 1, 4, 2)):
+        x = rng.standard_normal((len(lengths), tests.STEPS, tests.WIDTH)).astype(np.float32)
+        yield graph, {"x": x, "lengths": np.array(lengths)}
 
 
 def kernel_graphs() -> dict[str, list[tuple[Graph, Arrays]]]:
     """Name -> cases of one graph."""
-    tests = kernel_tests()
+    tests = from_tests("test_kernels")
     found: dict[str, list[tuple[Graph, Arrays]]] = {}
     for name, (graph, inputs) in tests.GRAPHS.items():
         parts = name.split("-")
         if parts[1].isdigit() and int(parts[1]) >= SEEDS:
             continue
         found.setdefault(parts[0] if "x" in parts[-1] else name, []).append((graph, inputs))
+    found["loops"] = list(recurrent_cases())
     integers = tests.integer_graph()
     found["integers"] = [(integers, {"x": value}) for value in map(tests.integer_rows, (1, 7, 64, 65))]
     return found
@@ -104,6 +115,15 @@ def prepare_kernels(folder: Path, target: str, say: Callable[[str], None]) -> No
         say(f"kernels/{name}")
         compile_graph(cases[0][0], place, target=where, level=0)
         write_cases(place / "cases.npz", cases)
+
+
+def prepare_sessions(folder: Path, target: str, say: Callable[[str], None]) -> None:
+    """Functions with states: no cases, the self-test is sessions. kernels/"""
+    for name, make in from_tests("stateful_graphs").EVERY.items():
+        place = folder / "kernels" / f"states-{name.replace(', ', '-').replace(' ', '-')}"
+        if not place.exists():
+            say(f"kernels/{place.name}")
+            compile_graph(Module.of(make()), place, target=target)
 
 
 def model_folder(name: str, folder: Path) -> Path:
@@ -184,6 +204,7 @@ def prepare(folder: Path, target: str, say: Callable[[str], Any]) -> None:
     """Everything."""
     make_folders(folder)
     prepare_kernels(folder, target, say)
+    prepare_sessions(folder, target, say)
     prepare_models(folder, target, say)
     prepare_rest(folder)
     pack_all(folder)

@@ -33,7 +33,9 @@ def limit(artifact: Path) -> float:
 
 
 def read_cases(path: Path) -> list[tuple[dict[str, Array], dict[str, Array]]]:
-    """Inputs and expected outputs."""
+    """Inputs and expected outputs; none where the self-test has all."""
+    if not path.exists():
+        return []
     cases: dict[int, tuple[dict[str, Array], dict[str, Array]]] = defaultdict(lambda: ({}, {}))
     with np.load(path) as file:
         for key in file.files:
@@ -72,7 +74,7 @@ def check(artifact: Path, repeats: int = 3) -> dict[str, Any]:
                     unsteady.append(f"case {number}, {name}")
     return {
         "limit": most,
-        "error": max(outputs.values()),
+        "error": max(outputs.values(), default=tested.largest_error),
         "outputs": dict(outputs),
         "wrong": wrong,
         "unsteady": unsteady,
