@@ -69,7 +69,7 @@ def outputs(model: Any, ids: torch.Tensor, artifacts: dict[str, Path]) -> None:
 def times(ids: Array, artifacts: dict[str, Path]) -> None:
     """int8x3 over fma for each instruction set; that of fma is the one whose code for it is the best below."""
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    plain = [v.name for v in llmc.runtime.check(artifacts["fma"]).variants]
+    plain = [v.name for v in llmc.runtime.read_manifest(artifacts["fma"]).variants]
     with llmc.load(artifacts["int8x3"]) as model:
         names = [v.name for v in model.manifest.variants]
         names = names[names.index(model.variant) :]

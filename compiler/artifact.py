@@ -10,8 +10,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from llmc.compiler.checksums import Checksums
 from llmc.compiler.plan import ALIGNMENT, Plan
 from llmc.errors import LlmcError
 
@@ -85,17 +87,26 @@ def _os_error(problem: str, path: Path, error: OSError) -> LlmcError:
     return LlmcError(f"{problem}: {error.strerror or error}", at=str(path), hint=hints.get(error.errno or 0))
 
 
-def write_weights(path: Path, plan: Plan, header_bytes: int) -> str:
-    """Write the weights after an empty header (`stamp_weights` fills it); the payload's sha256 in hex."""
-    digest = hashlib.sha256()
+@dataclass(frozen=True)
+class Written:
+    """What was written: its sha256 in hex, and the checksum of every block (checksums.py)."""
+
+    sha256: str
+    checksums: tuple[int, ...]
+
+
+def write_weights(path: Path, plan: Plan, header_bytes: int) -> Written:
+    """Write the weights after an empty header (`stamp_weights` fills it)."""
+    digest, checksums = hashlib.sha256(), Checksums()
     with path.open("wb") as file:
         file.write(bytes(header_bytes))
         for stored in plan.weights:
             data = stored.array().tobytes()
             data += bytes(-len(data) % ALIGNMENT)
             digest.update(data)
+            checksums.add(data)
             file.write(data)
-    return digest.hexdigest()
+    return Written(digest.hexdigest(), checksums.finish())
 
 
 def stamp_weights(path: Path, header: bytes) -> None:

@@ -66,13 +66,14 @@ def write_program(
     variants: Sequence[Variant],
     name: str,
     build_id: str,
-    weights_sha256: str,
+    checksums: Sequence[int],
     architectures: Sequence[str] = (),
     device: str = "",
 ) -> str:
     """The text of module.c.
 
     Args:
+        checksums: of the blocks of the weights.
         device: the `llmc_device` that launches kernels, made for `architectures`; empty: the program calls them.
     """
     environment = jinja2.Environment(
@@ -89,7 +90,7 @@ def write_program(
         name=c_string(name),
         build_id=build_id,
         weights_bytes=next(iter(plans.values())).weights_bytes,
-        weights_sha256=weights_sha256,
+        checksums=checksums,
         dims=[(n, *bounds) for n, bounds in module.dims.items()],
         states=[state_spec(state, names) for state in module.states.values()],
         functions=[_function(n, module, plans[n], kernels) for n in module.functions],

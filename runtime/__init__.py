@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmc.runtime.benchmark import compare
     from llmc.runtime.manifest import Manifest, read_manifest
-    from llmc.runtime.model import Model, check, load
+    from llmc.runtime.model import Model, load
     from llmc.runtime.reports import BenchmarkReport, CompareReport
     from llmc.runtime.session import Session
     from llmc.runtime.signature import Function, StateInfo, TensorInfo
     from llmc.runtime.threads import Threads
+    from llmc.runtime.verify import Verification, verify
 
 __all__ = [
     "BenchmarkReport",
@@ -29,10 +30,11 @@ __all__ = [
     "StateInfo",
     "TensorInfo",
     "Threads",
-    "check",
+    "Verification",
     "compare",
     "load",
     "read_manifest",
+    "verify",
 ]
 
 _HOME = {
@@ -45,10 +47,11 @@ _HOME = {
     "StateInfo": "signature",
     "TensorInfo": "signature",
     "Threads": "threads",
-    "check": "model",
+    "Verification": "verify",
     "compare": "benchmark",
     "load": "model",
     "read_manifest": "manifest",
+    "verify": "verify",
 }
 
 

@@ -6,7 +6,6 @@ collector may come at any time: the C model goes when the last call has returned
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,8 @@ from llmc.errors import LlmcError
 from llmc.runtime import native
 from llmc.runtime.arrays import Array, check_names
 from llmc.runtime.calls import Caller
-from llmc.runtime.manifest import MODULE, WEIGHTS, Manifest, read_manifest
+from llmc.runtime.files import check_files
+from llmc.runtime.manifest import MODULE, Manifest, read_manifest
 from llmc.runtime.session import Session, memory_bound
 from llmc.runtime.signature import TensorInfo, check_same, read_signature
 from llmc.runtime.threads import Threads, count
@@ -36,11 +36,12 @@ def load(
     *,
     pin: bool = False,
     max_memory: int | None = None,
+    check_weights: bool = True,
 ) -> Model:
     """Open the artifact in folder `path`.
 
-    Every file but the weights is hashed before any of it is used; of the weights, size and header are
-    checked.
+    Every file but the weights is hashed before any of it is used. The weights are compared with the checksums that the
+    module holds, at the speed of memory; `llmc.runtime.verify` hashes them too.
 
     Args:
         threads: that work on one run, or a `Threads` that other models work with too; None: one for each usable core.
@@ -48,6 +49,7 @@ def load(
         pin: bind each worker thread to a core of its own.
         max_memory: bytes that the model's sessions may hold together, the one inside included; None: no bound. Weights,
             which are mapped, are not counted.
+        check_weights: False: only size and header of the weights are checked, and pages nobody needs are never read.
 
     Raises:
         LlmcError: a file is missing, damaged or of another build, or this CPU cannot run it.
@@ -55,7 +57,7 @@ def load(
     folder = Path(path)
     manifest = read_manifest(folder)
     _check_machine(manifest)
-    _check_files(folder, manifest, hash_weights=False)
+    check_files(folder, manifest)
     shared = threads if isinstance(threads, Threads) else None
     if variant is not None and not isinstance(variant, str):
         raise LlmcError(f"variant is {variant!r}, must be a name or None")
@@ -63,21 +65,10 @@ def load(
         threads=count(None if isinstance(threads, Threads) else threads),
         pin=bool(pin),
         variant=variant.encode() if variant else None,
+        skip_weights_check=not check_weights,
         max_memory=memory_bound(max_memory),
     )
     return Model(folder, manifest, options, shared)
-
-
-def check(path: str | os.PathLike[str]) -> Manifest:
-    """Check every file of an artifact, the weights too, without loading any code.
-
-    Raises:
-        LlmcError: a file is missing or damaged.
-    """
-    folder = Path(path)
-    manifest = read_manifest(folder)
-    _check_files(folder, manifest, hash_weights=True)
-    return manifest
 
 
 @dataclass(frozen=True)
@@ -241,7 +232,7 @@ def _check_machine(manifest: Manifest) -> None:
     here = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
     if manifest.machine == here:
         return
-    raise LlmcError(
+    raise native.MachineError(
         f"the artifact is for {manifest.machine} and this machine is {here}",
         at=str(manifest.path.parent),
         found=f"compiled with --target {manifest.target}",
@@ -249,31 +240,4 @@ def _check_machine(manifest: Manifest) -> None:
     )
 
 
-def _check_files(folder: Path, manifest: Manifest, hash_weights: bool) -> None:
-    for name, entry in manifest.files.items():
-        path = folder / name
-        hashed = hash_weights or name != WEIGHTS
-        try:
-            size, digest = path.stat().st_size, ""
-            if hashed and size == entry.bytes:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise LlmcError(
-                f"cannot read {name}: {error.strerror or error}", at=str(path), hint="copy the whole artifact"
-            ) from None
-        if size != entry.bytes:
-            found = f"{size} bytes, the manifest says {entry.bytes}"
-        elif hashed and digest != entry.sha256:
-            found = f"sha256 {digest[:12]}..., the manifest says {entry.sha256[:12]}..."
-        else:
-            continue
-        raise LlmcError(
-            f"{name} is damaged or of another build",
-            at=str(path),
-            found=found,
-            hint="copy the artifact again, or compile the model again",
-        )
-
-
-__all__ = ["Model", "TensorInfo", "check", "load"]
+__all__ = ["Model", "TensorInfo", "load"]

@@ -11,6 +11,8 @@ from typing import Any
 from llmc.errors import LlmcError
 from llmc.runtime.structs import (
     DTYPE_NAMES,
+    ERROR_CPU,
+    ERROR_DEVICE,
     EXPRESSION,
     MAX_DIMS,
     MAX_RANK,
@@ -37,6 +39,8 @@ from llmc.runtime.structs import (
 
 __all__ = [
     "DTYPE_NAMES",
+    "ERROR_CPU",
+    "ERROR_DEVICE",
     "EXPRESSION",
     "MAX_DIMS",
     "MAX_RANK",
@@ -48,6 +52,7 @@ __all__ = [
     "Handle",
     "Info",
     "Library",
+    "MachineError",
     "Memory",
     "Options",
     "Ratio",
@@ -147,6 +152,10 @@ def _checked_api(library: ctypes.CDLL, path: Path) -> int:
     return api
 
 
+class MachineError(LlmcError):
+    """The artifact is whole, but this machine cannot run it."""
+
+
 class Library:
     """A loaded module.so. It stays loaded until the process ends, so no model can outlive its code."""
 
@@ -172,7 +181,8 @@ class Library:
         """Raise the C side's error, if there is one."""
         if status:
             message = error.message.decode(errors="replace") or self.status_text(status).decode()
-            raise LlmcError(message, at=at, hint=error.hint.decode(errors="replace") or None)
+            kind = MachineError if status in (ERROR_CPU, ERROR_DEVICE) else LlmcError
+            raise kind(message, at=at, hint=error.hint.decode(errors="replace") or None)
 
 
 class Handle:

@@ -13,6 +13,7 @@ MODULE_SOURCES = tuple(
         "benchmark",
         "check",
         "cpu",
+        "crc32c",
         "error",
         "functions",
         "host",
@@ -23,10 +24,10 @@ MODULE_SOURCES = tuple(
         "resize",
         "run",
         "session",
-        "sha256",
         "states",
         "stats",
         "threads",
+        "weights",
         "workload",
     )
 )

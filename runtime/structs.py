@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, c_char, c_char_p, c_double, c_int, c_int64, c_ubyte, c_uint64, c_void_p
 
-VERSION = 3
+VERSION = 4
+ERROR_CPU, ERROR_DEVICE = 5, 12  # of llmc_status
 MAX_RANK = 8
 MAX_DIMS = 16
 EXPRESSION = -(2**63)  # a size in TensorSpec.dims that the program computes
@@ -24,7 +25,7 @@ class Options(Structure):
         ("threads", c_int),
         ("pin", c_int),
         ("spin_us", c_int),
-        ("check_weights", c_int),
+        ("skip_weights_check", c_int),
         ("variant", c_char_p),
         ("shared", c_void_p),
         ("max_memory", c_uint64),

@@ -55,17 +55,17 @@ class Build:
     def write(self, code: Code) -> None:
         """All of it; the id of the build depends on every byte."""
         weights = self.folder / WEIGHTS
-        digest = artifact.write_weights(weights, self.weights, HEADER_BYTES)
+        written = artifact.write_weights(weights, self.weights, HEADER_BYTES)
         variants = self.backend.variants(self.target)
         device, built = self.backend.device, self.target.architectures
 
         def text(build_id: str) -> str:
             return write_program(
-                self.module, self.plans, variants, self.name, build_id, digest, built, device
+                self.module, self.plans, variants, self.name, build_id, written.checksums, built, device
             )
 
         made = (*code.objects.values(), *code.data.values())
-        parts = [llmc.__version__.encode(), digest.encode(), text("").encode(), *made]
+        parts = [llmc.__version__.encode(), written.sha256.encode(), text("").encode(), *made]
         self.build_id = hashlib.sha256(b"\0".join(parts)).hexdigest()
         artifact.stamp_weights(weights, weights_header(self.build_id, self.weights.weights_bytes))
         self.program = text(self.build_id)

@@ -23,6 +23,7 @@ static const char help[] =
     "  --duration S         seconds of samples (default: 3)\n"
     "  --warmup N           runs to discard (default: until steady)\n"
     "  --profile            time per kernel, and its share of what this machine can do\n"
+    "  --no-check           do not read all of weights.bin first, to compare it with its checksums\n"
     "  --variant V          run this code instead of the best for this CPU\n"
     "  --vs OTHER.llmc      time both in turns; ratio of the medians with its 95 % interval\n"
     "  --json               one JSON object; times in seconds\n"
@@ -106,6 +107,8 @@ static int parse(arguments *a, int argc, char **argv) {
             a->json = 1;
         else if (!strcmp(option, "--pin"))
             a->options.pin = 1;
+        else if (!strcmp(option, "--no-check"))
+            a->options.skip_weights_check = 1;
         else if (option[0] != '-' || i + 1 == argc)
             return usage(option[0] == '-' ? "no such option, or its value is missing" : "not an option", option);
         else

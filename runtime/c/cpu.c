@@ -54,6 +54,12 @@ unsigned llmc_cpu_features(void) {
     return features;
 }
 
+int llmc_cpu_has_crc32c(void) {
+    const unsigned sse42 = 1u << 20; /* leaf 1, ecx */
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & sse42);
+}
+
 /* MXCSR: all exceptions masked, round to nearest, denormals kept. */
 uint64_t llmc_float_mode(void) {
     uint64_t mode = __builtin_ia32_stmxcsr();
@@ -77,6 +83,10 @@ unsigned llmc_cpu_features(void) {
            (more & i8mm ? LLMC_CPU_I8MM : 0);
 }
 
+int llmc_cpu_has_crc32c(void) {
+    return getauxval(AT_HWCAP) >> 7 & 1;
+}
+
 /* FPCR: the same as MXCSR above. */
 uint64_t llmc_float_mode(void) {
     uint64_t mode;
@@ -92,6 +102,10 @@ void llmc_set_float_mode(uint64_t mode) {
 #else
 
 unsigned llmc_cpu_features(void) {
+    return 0;
+}
+
+int llmc_cpu_has_crc32c(void) {
     return 0;
 }
 

@@ -53,7 +53,7 @@
 extern "C" {
 #endif
 
-#define LLMC_VERSION 3 /* of this interface; counts up when anything here changes its meaning or layout */
+#define LLMC_VERSION 4 /* of this interface; counts up when anything here changes its meaning or layout */
 #define LLMC_MAX_RANK 8
 #define LLMC_MAX_DIMS 16
 
@@ -174,11 +174,11 @@ typedef struct llmc_threads llmc_threads;
 
 /* Set to zero for the defaults. */
 typedef struct llmc_options {
-    int threads;         /* that work on one run, the caller's included; 0: one for each usable core */
-    int pin;             /* not 0: bind each worker thread to a core of its own */
-    int spin_us;         /* how long a worker waits awake for more work; 0: a good value, -1: sleep at once */
-    int check_weights;   /* not 0: hash weights.bin (reads all of it) */
-    const char *variant; /* NULL: the best that this CPU can run */
+    int threads;          /* that work on one run, the caller's included; 0: one for each usable core */
+    int pin;              /* not 0: bind each worker thread to a core of its own */
+    int spin_us;          /* how long a worker waits awake for more work; 0: a good value, -1: sleep at once */
+    int skip_weights_check; /* not 0: do not read all of weights.bin to compare it with its checksums */
+    const char *variant;  /* NULL: the best that this CPU can run */
     llmc_threads *shared; /* NULL: threads of its own. Else it works with these, and `threads`, `pin` and `spin_us` are unused */
     uint64_t max_memory;  /* bytes that the model's sessions may hold together, its own included; 0: no bound. Neither the
                              mapped weights nor what threads work with are counted */
@@ -191,7 +191,8 @@ LLMC_API llmc_status llmc_threads_open(const llmc_options *options, llmc_threads
 /* After the last model that works with them is closed. NULL is fine. */
 LLMC_API void llmc_threads_close(llmc_threads *threads);
 
-/* Map the weights of the artifact in folder `directory`, check that they belong to this module, start the threads.
+/* Map the weights of the artifact in folder `directory`, start the threads, check that the weights are those of this
+ * module: header and size, and every MiB against its CRC-32C, at the speed of memory.
  * `options` may be NULL. `*model` is NULL after a failure. */
 LLMC_API llmc_status llmc_open(const char *directory, const llmc_options *options, llmc_model **model,
                                llmc_error *error);

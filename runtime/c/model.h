@@ -171,7 +171,16 @@ void llmc_unclaim(llmc_session *session);
 const llmc_function *llmc_function_of(const llmc_model *model, int number, llmc_error *error); /* NULL: no such */
 void llmc_model_leave(llmc_model *model); /* open.c: one user less; the last frees it */
 
+/* weights.c */
+llmc_status llmc_map_weights(llmc_model *model, const char *directory, llmc_error *error); /* and check size and header */
+llmc_status llmc_check_weights(const llmc_model *model, const char *directory, llmc_error *error); /* on its threads */
+
+/* crc32c.c: the same number by two ways */
+uint32_t llmc_crc32c_by_instruction(const void *data, size_t bytes); /* where llmc_cpu_has_crc32c() */
+uint32_t llmc_crc32c_by_table(const void *data, size_t bytes);
+
 /* cpu.c */
+int llmc_cpu_has_crc32c(void);
 unsigned llmc_cpu_features(void);                                   /* LLMC_CPU_* this processor and system have */
 void llmc_cpu_feature_names(unsigned features, char *text, size_t size); /* "AVX2 and FMA, AVX-512 VNNI" */
 int llmc_usable_cores(void);                                        /* physical cores this process may use, >= 1 */
@@ -203,7 +212,7 @@ int llmc_stopped(llmc_stop *stop); /* pool.c; llmc_status */
 double llmc_peak_flops(llmc_session *session);
 double llmc_peak_stream(llmc_session *session);
 
-/* sha256.c */
+/* sha256.c: of `bench` */
 typedef struct llmc_sha256 {
     uint32_t state[8];
     uint64_t bytes;

@@ -105,12 +105,14 @@ typedef struct llmc_function {
     void (*run)(llmc_frame *frame, const void *kernels);
 } llmc_function;
 
+#define LLMC_WEIGHTS_BLOCK (1 << 20)
+
 typedef struct llmc_program {
     uint32_t abi;               /* LLMC_MODULE_ABI */
     const char *name;           /* model name, for messages */
     const char *build_id;       /* 64 hex digits; weights.bin starts with the same */
-    uint64_t weights_bytes;     /* size of weights.bin after its 4096-byte header */
-    const char *weights_sha256; /* of those bytes, 64 hex digits; NULL if unknown */
+    uint64_t weights_bytes;         /* size of weights.bin after its 4096-byte header */
+    const uint32_t *weights_crc32c; /* of each LLMC_WEIGHTS_BLOCK of those bytes, the last of what is left; NULL if unknown */
     int n_dims;
     const llmc_dim_info *dims; /* of all functions, shared by name */
     int n_functions;
@@ -126,7 +128,7 @@ typedef struct llmc_program {
 
 extern const llmc_device llmc_cuda; /* cuda.c, linked where a program names it */
 
-#define LLMC_MODULE_ABI 2u
+#define LLMC_MODULE_ABI 3u
 
 extern const llmc_program llmc_this_program;
 

@@ -3,13 +3,10 @@
  */
 #define _GNU_SOURCE
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "model.h"
@@ -100,78 +97,6 @@ static llmc_status pick_variant(llmc_model *model, const char *name, llmc_error 
                      model->variant->name);
 }
 
-static llmc_status check_header(const llmc_model *model, const char *path, llmc_error *error) {
-    static const char again[] = "compile the model again, or copy the whole artifact";
-    const llmc_program *program = model->program;
-    const unsigned char *header = model->map;
-    uint64_t payload = 0;
-    int i;
-    if (memcmp(header, "LLMCWTS1", 8) != 0)
-        return llmc_fail(error, LLMC_ERROR_WEIGHTS, again, "%s is not a weights file: it does not start with LLMCWTS1",
-                         path);
-    if (memcmp(header + 8, program->build_id, 64) != 0)
-        return llmc_fail(error, LLMC_ERROR_WEIGHTS, again, "%s belongs to another build: id %.12s..., expected %.12s...",
-                         path, (const char *)header + 8, program->build_id);
-    for (i = 7; i >= 0; i--) payload = payload << 8 | header[72 + i];
-    if (payload != program->weights_bytes)
-        return llmc_fail(error, LLMC_ERROR_WEIGHTS, again, "the header of %s says %llu bytes of weights, expected %llu",
-                         path, (unsigned long long)payload, (unsigned long long)program->weights_bytes);
-    for (i = 80; i < LLMC_WEIGHTS_HEADER; i++)
-        if (header[i]) return llmc_fail(error, LLMC_ERROR_WEIGHTS, again, "byte %d of %s is not zero", i, path);
-    return LLMC_OK;
-}
-
-static llmc_status hash_weights(const llmc_model *model, const char *path, llmc_error *error) {
-    const char *expected = model->program->weights_sha256;
-    llmc_sha256 hash;
-    char found[65];
-    if (!expected)
-        return llmc_fail(error, LLMC_ERROR_ARGUMENT, "open without check_weights", "the hash of %s is not known", path);
-    llmc_sha256_start(&hash);
-    llmc_sha256_add(&hash, model->map + LLMC_WEIGHTS_HEADER, model->map_bytes - LLMC_WEIGHTS_HEADER);
-    llmc_sha256_hex(&hash, found);
-    if (strcmp(found, expected) == 0) return LLMC_OK;
-    return llmc_fail(error, LLMC_ERROR_WEIGHTS, "copy the artifact again",
-                     "%s is damaged: its weights have sha256 %.12s..., expected %.12s...", path, found, expected);
-}
-
-/* Map an open file if it has the right kind and size. */
-static llmc_status map_file(llmc_model *model, const char *path, int file, llmc_error *error) {
-    uint64_t expected = LLMC_WEIGHTS_HEADER + model->program->weights_bytes;
-    struct stat info;
-    void *map;
-    if (fstat(file, &info) != 0 || !S_ISREG(info.st_mode))
-        return llmc_fail(error, LLMC_ERROR_FILE, NULL, "%s is not a file", path);
-    if ((uint64_t)info.st_size != expected)
-        return llmc_fail(error, LLMC_ERROR_WEIGHTS, "copy the artifact again", "%s has %lld bytes, expected %llu", path,
-                         (long long)info.st_size, (unsigned long long)expected);
-    if (expected > SIZE_MAX) return llmc_fail_memory(error, SIZE_MAX);
-    map = mmap(NULL, (size_t)expected, PROT_READ, MAP_SHARED, file, 0);
-    if (map == MAP_FAILED)
-        return llmc_fail(error, LLMC_ERROR_MEMORY, NULL, "cannot map %s: %s", path, strerror(errno));
-    model->map = (unsigned char *)map;
-    model->map_bytes = (size_t)expected;
-    madvise(map, (size_t)expected, MADV_WILLNEED); /* advice only */
-    return LLMC_OK;
-}
-
-static llmc_status map_weights(llmc_model *model, const char *directory, int check, llmc_error *error) {
-    char path[4096];
-    llmc_status status;
-    int file;
-    if (snprintf(path, sizeof path, "%s/weights.bin", directory) >= (int)sizeof path)
-        return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "the path has more than %d bytes", (int)sizeof path);
-    file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0)
-        return llmc_fail(error, LLMC_ERROR_FILE, "give the artifact's folder", "cannot open %s: %s", path,
-                         strerror(errno));
-    status = map_file(model, path, file, error);
-    close(file);
-    if (status == LLMC_OK) status = check_header(model, path, error);
-    if (status == LLMC_OK && check) status = hash_weights(model, path, error);
-    return status;
-}
-
 /* What llmc_describe() tells. */
 static llmc_status describe(llmc_model *model, llmc_error *error) {
     const llmc_program *program = model->program;
@@ -221,8 +146,9 @@ static llmc_status open_parts(llmc_model *model, const char *directory, const ll
                               llmc_error *error) {
     llmc_status status = check_program(model->program, error);
     if (status == LLMC_OK) status = pick_variant(model, options->variant, error);
-    if (status == LLMC_OK) status = map_weights(model, directory, options->check_weights, error);
+    if (status == LLMC_OK) status = llmc_map_weights(model, directory, error);
     if (status == LLMC_OK) status = find_threads(model, options, error);
+    if (status == LLMC_OK && !options->skip_weights_check) status = llmc_check_weights(model, directory, error);
     if (status == LLMC_OK) status = model->device->open(model, error);
     if (status == LLMC_OK) status = describe(model, error);
     return status == LLMC_OK ? llmc_session_open(model, NULL, &model->own, error) : status;

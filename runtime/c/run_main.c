@@ -24,6 +24,7 @@ static const char help[] =
     "  -o DIR         where outputs go, a folder that exists (default: the current one)\n"
     "  --threads N    threads that work on the run (default: one for each usable core)\n"
     "  --variant V    run this code instead of the best for this CPU\n"
+    "  --no-check     do not read all of weights.bin first, to compare it with its checksums\n"
     "  --model DIR    folder of weights.bin (default: this program's own)\n"
     "  --help\n"
     "\n"
@@ -79,7 +80,9 @@ static int set_option(arguments *a, const char *option, const char *value) {
 static int parse(arguments *a, int argc, char **argv) {
     int i, status;
     for (i = 1; i < argc; i++) {
-        if (argv[i][0] == '-') {
+        if (!strcmp(argv[i], "--no-check")) {
+            a->options.skip_weights_check = 1;
+        } else if (argv[i][0] == '-') {
             status = set_option(a, argv[i], i + 1 < argc ? argv[i + 1] : NULL);
             if (status) return status;
             i++;

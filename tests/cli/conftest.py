@@ -89,7 +89,7 @@ def fake_artifact(tmp_path, monkeypatch):
     monkeypatch.setattr(
         llmc,
         "load",
-        lambda path, threads=None, variant=None: FakeModel(path, threads, variant),
+        lambda path, threads=None, variant=None, check_weights=True: FakeModel(path, threads, variant),
         raising=False,
     )
     return folder

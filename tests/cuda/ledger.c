@@ -85,8 +85,11 @@ static const llmc_function functions[] = {
      .run = run}};
 static const llmc_variant variants[] = {{"cuda", 0, NULL, NULL}};
 
+static const uint32_t weights_crc32c[] = {0x03c8eb67u}; /* 64 zeros */
+
 const llmc_program llmc_this_program = {
-    .abi = LLMC_MODULE_ABI, .name = "ledger", .build_id = BUILD_ID, .weights_bytes = 64, .n_dims = 2, .dims = dims,
+    .abi = LLMC_MODULE_ABI, .name = "ledger", .build_id = BUILD_ID, .weights_bytes = 64,
+    .weights_crc32c = weights_crc32c, .n_dims = 2, .dims = dims,
     .n_functions = 1, .functions = functions, .n_states = 3, .states = states, .n_variants = 1, .variants = variants,
     .device = &llmc_cuda, .gpu = &gpu_code,
 };

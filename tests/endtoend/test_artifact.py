@@ -47,7 +47,7 @@ def test_files(small: Path, small_model: Path) -> None:
     }  # fmt: skip
     assert sum((small / name).stat().st_size for name in ("module.so", "bench")) <= 800_000
     assert (small / "tokenizer.json").read_bytes() == (small_model / "tokenizer.json").read_bytes()
-    assert llmc.runtime.check(small).labels == ("bad", "so-so", "good")
+    assert llmc.runtime.read_manifest(small).labels == ("bad", "so-so", "good")
     assert [p.name for p in small.parent.iterdir()] == ["small.llmc"]
 
 

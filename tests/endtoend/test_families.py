@@ -56,7 +56,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def all_outputs(made: SimpleNamespace) -> dict[Any, Any]:
     """(variant, shape) -> inputs and outputs, for every variant that runs here."""
     found = {}
-    for name in instruction_sets.choose(v.name for v in llmc.runtime.check(made.path).variants):
+    for name in instruction_sets.choose(v.name for v in llmc.runtime.read_manifest(made.path).variants):
         with llmc.load(made.path, threads=2, variant=name) as model:
             for shape in SHAPES:
                 inputs = inputs_of(made, shape)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmc.compiler.checksums import Checksums
 from llmc.runtime.manifest import seal
 from llmc.runtime.selftest import Call, write_selftest
 from llmc.runtime.sources import (
@@ -41,6 +42,13 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def checksums(payload: bytes) -> str:
+    """The flag that tells tiny.c and tally.c the checksums of their weights."""
+    made = Checksums()
+    made.add(payload)
+    return f"-DWEIGHTS_CRC32C={','.join(f'{crc:#x}u' for crc in made.finish())}"
+
+
 def weights_payload() -> bytes:
     return TABLE.tobytes().ljust(128, b"\0")
 
@@ -53,13 +61,25 @@ def compile_c(output: Path, *arguments: str, compiler: list[str] | None = None) 
 
 
 def compile_module(
-    output: Path, *arguments: str, compiler: list[str] | None = None, program: str = "tiny.c"
+    output: Path,
+    *arguments: str,
+    compiler: list[str] | None = None,
+    program: str = "tiny.c",
+    payload: bytes | None = None,
 ) -> Path:
+    """The program with the runtime; `payload`: its weights, where they are not the usual ones."""
     sources = map(str, (HERE / program, *MODULE_SOURCES))
-    payload = weights_payload() if program == "tiny.c" else bytes(64)
-    digest = f'-DWEIGHTS_SHA256="{sha256(payload)}"'
+    usual = weights_payload() if program == "tiny.c" else bytes(64)
+    size = (f"-DWEIGHTS_BYTES={len(payload)}",) if payload is not None else ()
     return compile_c(
-        output, *MODULE_FLAGS, digest, *arguments, *sources, *MODULE_LIBRARIES, compiler=compiler
+        output,
+        *MODULE_FLAGS,
+        checksums(usual if payload is None else payload),
+        *size,
+        *arguments,
+        *sources,
+        *MODULE_LIBRARIES,
+        compiler=compiler,
     )
 
 
@@ -214,6 +234,7 @@ def build() -> SimpleNamespace:
         write_manifest=write_manifest,
         manifest_fields=manifest_fields,
         sha256=sha256,
+        checksums=checksums,
         tiny_c=HERE / "tiny.c",
         tally=TALLY,
         tally_model=TallyModel,

@@ -160,7 +160,6 @@ static void use(const char *folder, int threads) {
     options.threads = threads;
     options.pin = threads == 2;
     options.spin_us = threads == 3 ? -1 : 0;
-    options.check_weights = 1;
     CHECK(llmc_open(folder, &options, &model, &error) == LLMC_OK);
     CHECK(llmc_describe(model)->threads == threads);
     run_together(model);

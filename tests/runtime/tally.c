@@ -245,8 +245,10 @@ static double fma_loop(int64_t rounds) {
 static const llmc_task kernels[] = {sum, add, append, concat, gather, nap, scale, copy, multiply};
 static const llmc_variant variants[] = {{"base", 0, kernels, fma_loop}};
 
+static const uint32_t weights_crc32c[] = {WEIGHTS_CRC32C};
+
 const llmc_program llmc_this_program = {
-    .abi = LLMC_MODULE_ABI, .name = "tally", .build_id = BUILD_ID, .weights_bytes = 64, .weights_sha256 = WEIGHTS_SHA256,
+    .abi = LLMC_MODULE_ABI, .name = "tally", .build_id = BUILD_ID, .weights_bytes = 64, .weights_crc32c = weights_crc32c,
     .n_dims = N_DIMS, .dims = dims, .n_functions = 3, .functions = functions, .n_states = N_STATES, .states = states,
     .n_variants = 1, .variants = variants, .scratch_bytes = 12,
 };

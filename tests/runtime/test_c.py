@@ -44,12 +44,11 @@ def driver(tmp_path_factory, build):
         output = tmp_path_factory.mktemp("driver") / "driver"
         program, payload = DRIVERS[name], build.weights_payload() if name == "driver" else bytes(64)
         sources = [build.tiny_c.with_name(f"{n}.c") for n in (name, program)] + list(MODULE_SOURCES)
-        digest = f'-DWEIGHTS_SHA256="{build.sha256(payload)}"'
         build.compile_c(
             output,
             "-g",
             "-DSTREAM_FLOATS=65536",
-            digest,
+            build.checksums(payload),
             *flags,
             *map(str, sources),
             "-lpthread",

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from llmc import LlmcError
-from llmc.runtime import TensorInfo, Threads, check, load, native
+from llmc.runtime import TensorInfo, Threads, load, native
 
 IDS = np.array([[1, 2, 3], [4, 5, 6]])
 
@@ -319,16 +319,6 @@ def test_public_names():
         assert getattr(llmc.runtime, name).__name__ == name
 
 
-def test_check(copy_of_tiny):
-    assert check(copy_of_tiny).name == "tiny"
-    with (copy_of_tiny / "weights.bin").open("r+b") as file:
-        file.seek(4200)
-        file.write(b"\x01")
-    load(copy_of_tiny).close()  # reads the weights' header only
-    with pytest.raises(LlmcError, match=r"weights\.bin is damaged"):
-        check(copy_of_tiny)
-
-
 def test_weights_of_another_build(copy_of_tiny, build):
     build.write_weights(copy_of_tiny / "weights.bin", build.weights_payload(), build_id="f" * 64)
     with pytest.raises(
@@ -339,8 +329,9 @@ def test_weights_of_another_build(copy_of_tiny, build):
 
 def test_large_weights_are_mapped_not_read(tmp_path, build):
     size = 90_000_000
-    build.compile_module(tmp_path / "module.so", f"-DWEIGHTS_BYTES={size}")
-    build.write_weights(tmp_path / "weights.bin", build.weights_payload() + bytes(size - 128))
+    payload = build.weights_payload() + bytes(size - 128)
+    build.compile_module(tmp_path / "module.so", payload=payload)
+    build.write_weights(tmp_path / "weights.bin", payload)
     build.write_manifest(tmp_path)
     before = _bytes_read()
     load(tmp_path).close()

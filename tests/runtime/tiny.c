@@ -4,6 +4,8 @@
  *   hidden[batch, seq, 3] = table[input_ids] * attention_mask      table: 10 x 3 weights
  *   sums[batch, 3]        = hidden summed over seq, through the arena and the scratch memory
  *   ramp[2*seq + 1]       = 0, 1, 2, ...
+ *
+ * Compiled with -DWEIGHTS_CRC32C=0x...,0x...: the checksums of its weights.
  */
 #include <string.h>
 
@@ -15,8 +17,8 @@
 #ifndef WEIGHTS_BYTES
 #define WEIGHTS_BYTES 128
 #endif
-#ifndef WEIGHTS_SHA256
-#define WEIGHTS_SHA256 0
+#ifndef HAS_CHECKSUMS
+#define HAS_CHECKSUMS 1
 #endif
 #ifndef REPEAT /* makes a run slower */
 #define REPEAT 1
@@ -114,8 +116,10 @@ static const llmc_function functions[] = {{
     .step_cost = step_cost, .run = run,
 }};
 
+static const uint32_t weights_crc32c[] = {WEIGHTS_CRC32C};
+
 const llmc_program llmc_this_program = {
     .abi = LLMC_MODULE_ABI, .name = "tiny", .build_id = BUILD_ID, .weights_bytes = WEIGHTS_BYTES,
-    .weights_sha256 = WEIGHTS_SHA256, .n_dims = 2, .dims = dims, .n_functions = 1, .functions = functions,
+    .weights_crc32c = HAS_CHECKSUMS ? weights_crc32c : NULL, .n_dims = 2, .dims = dims, .n_functions = 1, .functions = functions,
     .n_variants = 3, .variants = variants, .scratch_bytes = 12,
 };

@@ -30,7 +30,19 @@ Start here:
 Exit codes: 0 done, 1 failed (a sentence on stderr says why), 2 wrong usage, 130 interrupted.
 """
 
-_COMMANDS = ("compile", "run", "bench", "eval", "inspect", "opt", "passes", "targets", "demo", "completion")
+_COMMANDS = (
+    "compile",
+    "run",
+    "bench",
+    "eval",
+    "inspect",
+    "verify",
+    "opt",
+    "passes",
+    "targets",
+    "demo",
+    "completion",
+)
 
 
 class _Commands(click.Group):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from llmc.cli.output import Seconds, json_option, lengths_of, print_json, require_artifact
+from llmc.cli.output import Seconds, json_option, lengths_of, no_check_option, print_json, require_artifact
 
 _EPILOG = """\b
 Examples:
@@ -45,6 +45,7 @@ than most improvements do. The artifact's own `bench` executable measures the sa
 @click.option(
     "--vs", metavar="OTHER", type=click.Path(path_type=Path), help="A second artifact, run in turns."
 )
+@no_check_option
 @json_option
 def command(
     artifact: Path,
@@ -58,6 +59,7 @@ def command(
     variant: str | None,
     profile: bool,
     vs: Path | None,
+    no_check: bool,
     as_json: bool,
 ) -> None:
     """Measure the latency of ARTIFACT on random input of one shape."""
@@ -69,7 +71,7 @@ def command(
 
     import llmc
 
-    models = [llmc.load(path, threads=threads, variant=variant) for path in paths]
+    models = [llmc.load(path, threads=threads, variant=variant, check_weights=not no_check) for path in paths]
     if past is not None:
         options |= dict.fromkeys(lengths_of(models[0]), past)
     report: Any

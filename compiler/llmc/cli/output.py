@@ -17,6 +17,12 @@ from llmc.errors import LlmcError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
+no_check_option = click.option(
+    "--no-check",
+    is_flag=True,
+    help="Do not read all of the weights first, to compare them with their checksums.",
+)
+
 
 def _load_extensions(ctx: click.Context, param: click.Parameter, files: tuple[str, ...]) -> None:
     """What is installed, then the files in the order given."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from llmc.cli.output import json_option, lengths_of, print_json, require_artifact
+from llmc.cli.output import json_option, lengths_of, no_check_option, print_json, require_artifact
 from llmc.errors import LlmcError
 
 _EPILOG = """\b
@@ -46,6 +46,7 @@ span, or the words that fit the mask. --json and --output give everything.
 @click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the runtime's]")
 @click.option("--variant", help="Use this code variant rather than the best for the CPU.")
 @click.option("--selftest", is_flag=True, help="Compare with the outputs recorded when it was compiled.")
+@no_check_option
 @json_option
 def command(
     artifact: Path,
@@ -58,6 +59,7 @@ def command(
     threads: int | None,
     variant: str | None,
     selftest: bool,
+    no_check: bool,
     as_json: bool,
 ) -> None:
     """Run ARTIFACT on texts, on NumPy arrays, or on its own recorded samples."""
@@ -72,7 +74,7 @@ def command(
 
     import llmc
 
-    model = llmc.load(artifact, threads=threads, variant=variant)
+    model = llmc.load(artifact, threads=threads, variant=variant, check_weights=not no_check)
     if selftest:
         _selftest(model, as_json)
     elif inputs:
