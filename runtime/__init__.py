@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmc.runtime.session import Session
     from llmc.runtime.signature import Function, StateInfo, TensorInfo
     from llmc.runtime.threads import Threads
-    from llmc.runtime.verify import Verification, verify
+    from llmc.runtime.verification import Verification, verify
 
 __all__ = [
     "BenchmarkReport",
@@ -47,11 +47,11 @@ _HOME = {
     "StateInfo": "signature",
     "TensorInfo": "signature",
     "Threads": "threads",
-    "Verification": "verify",
+    "Verification": "verification",
     "compare": "benchmark",
     "load": "model",
     "read_manifest": "manifest",
-    "verify": "verify",
+    "verify": "verification",
 }
 
 

@@ -36,15 +36,20 @@ class Field:
         return isinstance(self.value, dict) and self.value.get(key) is not None
 
     def __getitem__(self, key: str) -> Field:
-        fields = self.mapping()
-        if key not in fields:
-            raise Field("nothing", self.file, f"{self.place}.{key}".lstrip(".")).wrong("present")
-        return fields[key]
+        if key not in self._object():
+            raise self._child(key, "nothing").wrong("present")
+        return self._child(key, self.value[key])
 
     def mapping(self) -> dict[str, Field]:
+        return {key: self._child(key, value) for key, value in self._object().items()}
+
+    def _object(self) -> dict[str, Any]:
         if not isinstance(self.value, dict):
             raise self.wrong("an object")
-        return {k: Field(v, self.file, f"{self.place}.{k}".lstrip(".")) for k, v in self.value.items()}
+        return self.value
+
+    def _child(self, key: str, value: Any) -> Field:
+        return Field(value, self.file, f"{self.place}.{key}".lstrip("."))
 
     def items(self) -> list[Field]:
         if not isinstance(self.value, list):
