@@ -76,7 +76,7 @@ def _shifted(crcs: Words, level: int) -> Words:
 def _tables(level: int) -> tuple[Words, Words]:
     """`_shifted` of all values of the lower and of the upper 16 bits."""
     low = np.arange(1 << 16, dtype=np.uint32)
-    first, second = low, low << 16
+    first, second = low, low << np.uint32(16)
     if level == 0:
         return _byte_after(first), _byte_after(second)
     return _twice(first, level - 1), _twice(second, level - 1)
