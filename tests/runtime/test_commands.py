@@ -117,6 +117,17 @@ def test_program(program, tally, ids, shell, tmp_path, build):
         np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), value)
 
 
+def test_program_checks_weights_unless_told(program, tally, ids, shell, tmp_path):
+    data = bytearray((tally / "weights.bin").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "weights.bin").write_bytes(data)
+    given = ("--model", tmp_path, "--function", "square", f"ids={ids}")
+    done = shell(program, *given, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "weights.bin is damaged" in done.stderr
+    assert shell(program, "--no-check", *given, cwd=tmp_path).returncode == 0
+
+
 def test_program_without_the_first_function(program, tally, ids, shell, tmp_path):
     assert (
         shell(program, "--model", tally, "--function", "square", f"ids={ids}", cwd=tmp_path).returncode == 0
