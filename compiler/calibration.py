@@ -119,7 +119,10 @@ def _encoded(encode: Encode | None, text: Any, pair: Any, path: Path | str, plac
         raise _refused("the model has no tokenizer for texts", path, hint="give its inputs as an .npz file")
     if not isinstance(text, str) or not isinstance(pair, str | None):
         raise _refused("a text is not a string", path, place, found=repr(text if pair is None else pair))
-    return encode(text, pair)
+    try:
+        return encode(text, pair)
+    except LlmcError as error:
+        raise _refused(error.problem, path, place) from None
 
 
 def _read_txt(path: Path, graph: Graph, encode: Encode | None) -> Read:

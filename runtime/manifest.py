@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.errors import LlmcError
+from llmc.runtime.encoder import TokenizerEntry, read_entry
 from llmc.runtime.fields import Field
 
 FORMAT = 2
@@ -67,16 +68,6 @@ class Variant:
 
     name: str
     features: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TokenizerEntry:
-    """What `Model.run_text` needs beside the file: the longest sequence and what pads a shorter one."""
-
-    file: str
-    max_length: int
-    pad_id: int
-    pad_token: str
 
 
 @dataclass(frozen=True)
@@ -213,7 +204,7 @@ def _manifest(root: Field, path: Path) -> Manifest:
         files=files,
         selftest=_selftest(root),
         labels=tuple(f.text() for f in root["labels"].items()) if "labels" in root else None,
-        tokenizer=_tokenizer(root["tokenizer"], files) if "tokenizer" in root else None,
+        tokenizer=read_entry(root["tokenizer"], files) if "tokenizer" in root else None,
         postprocess={k: f.scalar() for k, f in root["postprocess"].mapping().items()},
         sizes={k: f.integer(0, MAX_SIZE) for k, f in root["sizes"].mapping().items()},
         raw=root.value,
@@ -285,12 +276,3 @@ def _selftest(root: Field) -> tuple[float, float] | None:
         return None
     entry = root["selftest"]
     return entry["rtol"].number(0), entry["atol"].number(0)
-
-
-def _tokenizer(entry: Field, files: Mapping[str, FileEntry]) -> TokenizerEntry:
-    return TokenizerEntry(
-        file=entry["file"].one_of(files),
-        max_length=entry["max_length"].integer(1, MAX_SIZE),
-        pad_id=entry["pad_id"].integer(0, 2**31 - 1),
-        pad_token=entry["pad_token"].text(),
-    )

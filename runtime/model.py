@@ -177,21 +177,32 @@ class Model:
         handle.library.check(status, error, str(self.path))
         return MemoryNeeded(memory.weights, memory.arena, memory.states)
 
+    @property
+    def scores(self) -> str | None:
+        """What turns logits into what is told: "softmax", "sigmoid" or "none"; None if the artifact does not say."""
+        found = self.manifest.postprocess.get("scores")
+        return None if found is None else str(found)
+
     def run_text(
-        self, texts: str | tuple[str, str] | Sequence[str | tuple[str, str]], *, truncate: bool = True
+        self,
+        texts: str | tuple[str, str] | Sequence[str | tuple[str, str]],
+        *,
+        truncate: bool = True,
+        prompt: str | None = None,
     ) -> dict[str, Array]:
         """Tokenise and run: one text, one (text, pair), or a list of either, which makes one batch.
 
         Longer texts are cut to the model's bound, unless `truncate` is False, shorter ones padded to the
-        longest.
+        longest. `prompt` names one of the model's prompts instead of its default, if it has any.
 
         Raises:
-            LlmcError: the artifact has no tokenizer, or a text is empty of tokens or too long.
+            LlmcError: the artifact has no tokenizer or no such prompt, or a text is empty of tokens, too long or no
+                Unicode (`llmc.runtime.encoder.BadTexts` says which).
         """
         from llmc.runtime.text import Tokenizer
 
         self._open_handle()
-        return self.run(Tokenizer.of(self)(texts, truncate=truncate))
+        return self.run(Tokenizer.of(self)(texts, truncate=truncate, prompt=prompt))
 
     def benchmark(self, *, duration: float = 3.0, profile: bool = False, **options: Any) -> BenchmarkReport:
         """Time the model on random valid inputs; see `llmc.runtime.benchmark.run_benchmark`."""

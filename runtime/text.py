@@ -9,40 +9,24 @@ import numpy as np
 
 from llmc.errors import LlmcError
 from llmc.runtime.arrays import Array
+from llmc.runtime.encoder import Encoder, Text
 
 if TYPE_CHECKING:
     from llmc.runtime.model import Model
 
 _FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-Text = str | tuple[str, str]
 
 
 class Tokenizer:
-    """Makes batches. `encoder` is a `tokenizers.Tokenizer` that pads and does not truncate.
-
-    Its truncation would be state that threads share; `_encode` cuts by a second one, set up once.
-    """
+    """Makes batches for a model."""
 
     def __init__(self, model: Model) -> None:
         entry = model.manifest.tokenizer
         if entry is None:
             raise LlmcError("the artifact has no tokenizer", at=str(model.path), hint="give input_ids")
-        try:
-            import tokenizers
-        except ImportError:
-            raise LlmcError("text needs the package tokenizers", hint="pip install tokenizers") from None
         self.low, self.longest = _length_bounds(model, entry.max_length)
-        self.names = [name for name in model.inputs if name in _FIELDS]
-        self.pad = {"pad_id": entry.pad_id, "pad_token": entry.pad_token}
-        try:
-            path = str(model.path / entry.file)
-            self.whole, self.cut = (tokenizers.Tokenizer.from_file(path) for _ in range(2))
-            for encoder in (self.whole, self.cut):
-                encoder.enable_padding(**self.pad)
-            self.whole.no_truncation()
-            self.cut.enable_truncation(self.longest)
-        except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
-            raise LlmcError(f"{entry.file} is no tokenizer: {error}", at=str(model.path)) from None
+        self.names = [name for name in model.inputs if name in entry.inputs]
+        self.encoder = Encoder(_read(model, entry.file), entry, self.longest, str(model.path))
 
     @staticmethod
     def of(model: Model) -> Tokenizer:
@@ -53,14 +37,21 @@ class Tokenizer:
         assert isinstance(made, Tokenizer)
         return made
 
-    def __call__(self, texts: Text | Sequence[Text], *, truncate: bool = True) -> dict[str, Array]:
+    def __call__(
+        self, texts: Text | Sequence[Text], *, truncate: bool = True, prompt: str | None = None
+    ) -> dict[str, Array]:
         """int64 arrays [batch, longest text] for the inputs that the tokenizer can make.
 
         Raises:
             LlmcError: no texts, something else than texts, or a text that is too long and may not be cut.
         """
-        batch = _as_batch(texts)
-        encodings = (self.cut if truncate else self.whole).encode_batch(batch)
+        return self.arrays(self.encode(texts, truncate=truncate, prompt=prompt))
+
+    def encode(
+        self, texts: Text | Sequence[Text], *, truncate: bool = True, prompt: str | None = None
+    ) -> list[Any]:
+        """The library's encodings, all of one length; errors as above."""
+        encodings = self.encoder(_as_batch(texts), truncate=truncate, prompt=prompt)
         columns = len(encodings[0].ids)
         if columns > self.longest:
             raise LlmcError(
@@ -69,11 +60,21 @@ class Tokenizer:
             )
         if columns == 0:
             raise LlmcError("the texts have no tokens", hint="give at least one word")
-        width = max(columns, self.low)
-        if width > columns:
+        if columns < self.low:
             for encoding in encodings:
-                encoding.pad(width, **self.pad)
+                encoding.pad(self.low, **self.encoder.pad)
+        return encodings
+
+    def arrays(self, encodings: Sequence[Any]) -> dict[str, Array]:
+        """The model's inputs of encodings."""
         return {n: np.array([getattr(e, _FIELDS[n]) for e in encodings], np.int64) for n in self.names}
+
+
+def _read(model: Model, name: str) -> str:
+    try:
+        return (model.path / name).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise LlmcError(f"{name} is no tokenizer: {error}", at=str(model.path)) from None
 
 
 def _length_bounds(model: Model, max_length: int) -> tuple[int, int]:

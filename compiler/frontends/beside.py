@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.dims import Bounds
-from llmc.compiler.frontends.folder import Tokenizer, labels, read_tokenizer
+from llmc.compiler.frontends import tokenizer as tokenizers
+from llmc.compiler.frontends.folder import EMBEDDING, labels
 from llmc.compiler.frontends.imported import GENERIC, Imported
 from llmc.compiler.frontends.json_file import read_object
 from llmc.compiler.frontends.ranges import longest
-from llmc.compiler.frontends.tasks import FAMILIES, TASKS, near
+from llmc.compiler.frontends.sentence_text import TextSettings, text_settings
+from llmc.compiler.frontends.tasks import FAMILIES, TASKS, near, scores_of
+from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.compiler.graph import Graph
 from llmc.errors import LlmcError
 
@@ -28,6 +31,8 @@ class Extras:
         task: a name in `tasks.TASKS`, or "generic".
         config: config.json, empty if there is none.
         max_positions: the longest sequence by config.json, None if it does not say.
+        folder: where all this lies.
+        text: what sentence-transformers does to texts, None for other models.
     """
 
     task: str
@@ -35,6 +40,8 @@ class Extras:
     labels: tuple[str, ...]
     tokenizer: Tokenizer | None
     max_positions: int | None
+    folder: Path
+    text: TextSettings | None = None
 
 
 def read(path: Path, task: str) -> Extras:
@@ -50,18 +57,32 @@ def read(path: Path, task: str) -> Extras:
     config = read_object(folder / "config.json") if (folder / "config.json").exists() else {}
     positions = _positions(config)
     labelled = task != GENERIC and TASKS[task].labelled
+    embeds = task == EMBEDDING and (folder / "modules.json").exists()
+    text = text_settings(folder, folder) if embeds else None
     return Extras(
         task,
         config,
-        labels(config) if labelled and config else (),
-        read_tokenizer(folder, config, positions or DEFAULT_SEQ, None),
+        labels(config, str(folder / "config.json")) if labelled and config else (),
+        tokenizers.read(folder, config, positions or DEFAULT_SEQ, text),
         positions,
+        folder,
+        text,
     )
+
+
+def _tokenizer(extras: Extras) -> Tokenizer | None:
+    """The tokenizer as transformers builds it, where anything says how."""
+    told = any((extras.folder / name).exists() for name in ("tokenizer_config.json", "config.json"))
+    if extras.tokenizer is None or not (told or extras.tokenizer.file.name == "tokenizer.json"):
+        return None
+    if not told:
+        return extras.tokenizer
+    return tokenizers.build(extras.tokenizer, extras.folder, extras.max_positions or DEFAULT_SEQ, extras.text)
 
 
 def _is_home(folder: Path, path: Path) -> bool:
     """Beside the file, or above a folder called onnx, as hubs lay it out."""
-    known = any((folder / name).exists() for name in ("tokenizer.json", "config.json"))
+    known = any((folder / name).exists() for name in (*tokenizers.FILES, "config.json"))
     return known and (folder == path.parent or path.parent.name == "onnx")
 
 
@@ -117,10 +138,11 @@ def imported(path: Path, graph: Graph, extras: Extras, producer: str) -> Importe
         model_type=str(extras.config.get("model_type", "")),
         architecture=producer,
         labels=extras.labels,
-        tokenizer=extras.tokenizer
+        tokenizer=_tokenizer(extras)
         if any(n.attributes["name"] == "input_ids" for n in graph.inputs)
         else None,
         sentence=None,
+        scores=scores_of(extras.config, extras.task, len(extras.labels), str(extras.folder)),
     )
 
 

@@ -16,12 +16,13 @@ def is_model_file(path: str | Path) -> bool:
     return Path(path).suffix.lower() in SUFFIXES and not Path(path).is_dir()
 
 
-def load(path: str | Path, task: str = "auto", **bounds: Any) -> Imported:
+def load(path: str | Path, task: str = "auto", *, ignore_unused: bool = False, **bounds: Any) -> Imported:
     """Import a model of any kind.
 
     Args:
         path: a folder, an .onnx file or a .pt2 file.
         task: see the frontends' `load`.
+        ignore_unused: leave out weights of a folder that the task has no use for.
         bounds: `max_batch` and `max_seq`.
 
     Raises:
@@ -37,7 +38,7 @@ def load(path: str | Path, task: str = "auto", **bounds: Any) -> Imported:
     if not is_model_file(path):
         from llmc.compiler.frontends import huggingface
 
-        return huggingface.load(path, task=task, **bounds)
+        return huggingface.load(path, task=task, ignore_unused=ignore_unused, **bounds)
     if not path.exists():
         raise LlmcError("no such model file", at=str(path), hint="is the path right?")
     if path.suffix.lower() == ".onnx":

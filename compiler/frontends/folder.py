@@ -13,22 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmc.compiler.frontends import leftovers, tokenizer
 from llmc.compiler.frontends.json_file import read_object
 from llmc.compiler.frontends.safetensors_file import Tensor, read_header
-from llmc.compiler.frontends.sentence import Sentence, read_modules
+from llmc.compiler.frontends.sentence import Sentence, read_modules, transformer_folder
+from llmc.compiler.frontends.sentence_text import want_unicode
 from llmc.compiler.frontends.tasks import Task, architecture_of, family_of, task_of
+from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.errors import LlmcError
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """The folder's tokenizer.json, the most tokens a text may have, and the id that pads."""
-
-    file: Path
-    max_length: int
-    pad_id: int
+EMBEDDING = "sentence-embedding"
+LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 
 
 @dataclass(frozen=True)
@@ -57,12 +53,13 @@ class Summary:
     max_positions: int
 
 
-def inspect(path: str | Path, task: str = "auto") -> Summary:
+def inspect(path: str | Path, task: str = "auto", ignore_unused: bool = False) -> Summary:
     """Read and check a model folder; takes milliseconds.
 
     Args:
         path: the folder.
         task: "auto" or a name in `tasks.TASKS`.
+        ignore_unused: whether heads in files of their own may be left out.
 
     Raises:
         LlmcError: what is missing, broken or not supported.
@@ -73,11 +70,14 @@ def inspect(path: str | Path, task: str = "auto") -> Summary:
         raise LlmcError(
             f"no model folder {str(path)!r}", found=found, hint="give the folder that holds config.json"
         )
-    sentence = read_modules(path)
-    root = path / sentence.transformer if sentence else path
+    sentence = read_modules(path) if task in ("auto", EMBEDDING) else None
+    root = transformer_folder(path)
     config = read_config(root)
+    for folder in {path, root}:
+        leftovers.want_whole(folder, ignore_unused)
     at = str(root / "config.json")
     family = family_of(config, at)
+    want_layers(config, at)
     chosen = task_of(config, task, sentence is not None, at)
     tensors = read_weights(root)
     positions = _number(config, family.positions, at, 512) - family.reserved
@@ -90,9 +90,9 @@ def inspect(path: str | Path, task: str = "auto") -> Summary:
         task=chosen,
         parameters=None if tensors is None else _count(tensors),
         dtypes=_dtypes(tensors),
-        labels=labels(config) if chosen.labelled else (),
-        tokenizer=read_tokenizer(root, config, positions, sentence),
-        sentence=sentence if chosen.name == "sentence-embedding" else None,
+        labels=labels(config, at) if chosen.labelled else (),
+        tokenizer=tokenizer.read(root, config, positions, sentence.text if sentence else None),
+        sentence=sentence,
         max_positions=positions,
     )
 
@@ -178,45 +178,30 @@ def _number(config: Mapping[str, Any], key: str, at: str, default: int) -> int:
     return value
 
 
-def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+def want_layers(config: Mapping[str, Any], at: str) -> None:
+    """Refuse a number of layers that is none: transformers would build a model without layers."""
+    for key in LAYERS:
+        if key in config:
+            _number(config, key, at, 1)
+
+
+def labels(config: Mapping[str, Any], at: str = "config.json") -> tuple[str, ...]:
     """Class names in order of their ids; transformers' LABEL_0, LABEL_1 where the config has none."""
     names = config.get("id2label")
     if not isinstance(names, dict) or not all(str(k).isdecimal() for k in names):
         count = config.get("num_labels")
         return tuple(f"LABEL_{i}" for i in range(count if isinstance(count, int) else 2))
-    return tuple(str(names[key]) for key in sorted(names, key=int))
-
-
-def read_tokenizer(
-    root: Path, config: Mapping[str, Any], positions: int, sentence: Sentence | None
-) -> Tokenizer | None:
-    """The tokenizer, None if the folder has no tokenizer.json.
-
-    Its limit is the smallest of what the tokenizer, sentence-transformers and the positions allow.
-    """
-    file = root / "tokenizer.json"
-    if not file.exists():
-        return None
-    if "model" not in read_object(file):
-        raise LlmcError(
-            "tokenizer.json is not a tokenizer", at=str(file), hint="save it with save_pretrained"
-        )
-    extra = root / "tokenizer_config.json"
-    settings = read_object(extra) if extra.exists() else {}
-    limits = [positions, settings.get("model_max_length"), sentence.max_length if sentence else None]
-    pad = config.get("pad_token_id")
-    return Tokenizer(
-        file,
-        min(int(n) for n in limits if isinstance(n, (int, float)) and n >= 1),
-        pad if isinstance(pad, int) else 0,
-    )
+    found = tuple(str(names[key]) for key in sorted(names, key=int))
+    for name in found:
+        want_unicode(name, "a label", at)
+    return found
 
 
 def require_tokenizer(summary: Summary) -> Tokenizer:
     """The tokenizer of a folder that must have one.
 
     Raises:
-        LlmcError: there is none that needs no Python code.
+        LlmcError: there is none.
     """
     if summary.tokenizer is None:
         raise LlmcError(

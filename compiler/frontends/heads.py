@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from llmc.compiler.frontends.sentence import Dense, Sentence
+from llmc.compiler.frontends.sentence import Dense, Sentence, Step
 
 ROOT = "model."  # where the wrapped model sits, to be left out of module paths
 
@@ -56,23 +56,27 @@ class ImageHead(nn.Module):
 
 
 class SentenceHead(Head):
-    """Adds pooling, dense layers and normalisation as sentence-transformers does."""
+    """Adds pooling, and dense layers and normalisation on either side of it, as sentence-transformers does.
 
-    def __init__(self, head: Head, sentence: Sentence, dense: Sequence[nn.Module]) -> None:
+    Args:
+        dense: makes the module of a Dense.
+    """
+
+    def __init__(self, head: Head, sentence: Sentence, dense: Callable[[Dense], nn.Module]) -> None:
         super().__init__(head.model, head.names, ("sentence_embedding", "last_hidden_state"), head.fixed)
-        self.pooling = Pooling(sentence.pooling)
-        layers = iter(dense)
-        self.steps = nn.ModuleList(
-            [next(layers) if isinstance(s, Dense) else Normalize() for s in sentence.steps]
-        )
+        self.pooling, self.width = Pooling(sentence.pooling), sentence.width
+        self.before, self.steps = _modules(sentence.before, dense), _modules(sentence.steps, dense)
 
     def forward(self, *values: Any) -> tuple[Any, ...]:
         result, mask = self.run(values)
         hidden = result["last_hidden_state"]
-        vector = self.pooling(hidden, mask)
-        for step in self.steps:
-            vector = step(vector)
-        return vector, hidden
+        vector = self.pooling(self.before(hidden), mask)
+        vector = self.steps(vector)
+        return vector if self.width is None else vector[:, : self.width], hidden
+
+
+def _modules(steps: Sequence[Step], dense: Callable[[Dense], nn.Module]) -> nn.Sequential:
+    return nn.Sequential(*(dense(step) if isinstance(step, Dense) else Normalize() for step in steps))
 
 
 class Pooling(nn.Module):
@@ -88,10 +92,10 @@ class Pooling(nn.Module):
 
 
 class Normalize(nn.Module):
-    """x / max(|x|, 1e-12)"""
+    """x / max(|x|, 1e-12) over the last axis."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(x, p=2.0, dim=1)
+        return nn.functional.normalize(x, p=2.0, dim=x.ndim - 1)
 
 
 class DenseLayer(nn.Module):

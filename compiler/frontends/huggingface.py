@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends import images
-from llmc.compiler.frontends.folder import Summary, Tokenizer, inspect
+from llmc.compiler.frontends import tokenizer as tokenizers
+from llmc.compiler.frontends.folder import Summary, inspect
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.frontends.pretrained import build, first_line
 from llmc.compiler.frontends.sentence import Dense, Sentence
-from llmc.compiler.frontends.tasks import FAMILIES
+from llmc.compiler.frontends.tasks import FAMILIES, scores_of
+from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.errors import LlmcError
 
 if TYPE_CHECKING:
@@ -35,7 +37,11 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def load(
-    path: str | Path, task: str = "auto", max_batch: int = MAX_BATCH, max_seq: int | None = None
+    path: str | Path,
+    task: str = "auto",
+    max_batch: int = MAX_BATCH,
+    max_seq: int | None = None,
+    ignore_unused: bool = False,
 ) -> Imported:
     """Import a model folder.
 
@@ -45,14 +51,16 @@ def load(
             `last_hidden_state`, and `pooler_output` if the checkpoint holds the pooler's weights.
             "sentence-embedding" gives `sentence_embedding` and `last_hidden_state`.
         max_batch, max_seq: upper bounds of the dims; the default of max_seq is what the positions allow.
+        ignore_unused: leave out weights that the task has no use for, which is an error otherwise.
 
     Raises:
         LlmcError: the folder, the weights, the architecture or an op of the model is not usable.
     """
-    summary = inspect(path, task)
+    summary = inspect(path, task, ignore_unused)
     max_seq = _bounds(summary, max_batch, max_seq)
     with _quiet():
-        model, outputs = build(summary)
+        tokenizer = _tokenizer(summary)
+        model, outputs = build(summary, ignore_unused)
         graph = _graph(summary, model, outputs, max_batch, max_seq)
     return Imported(
         graph=graph,
@@ -61,10 +69,32 @@ def load(
         model_type=summary.model_type,
         architecture=type(model).__name__,
         labels=summary.labels,
-        tokenizer=summary.tokenizer,
+        tokenizer=tokenizer,
         sentence=summary.sentence,
         preprocess=images.preprocessing(summary.root) if _is_vision(summary) else {},
+        scores=scores_of(summary.config, summary.task.name, len(summary.labels), str(summary.root)),
     )
+
+
+def _tokenizer(summary: Summary) -> Tokenizer | None:
+    """The folder's tokenizer as transformers builds it.
+
+    Raises:
+        LlmcError: it cannot be built, or pads where the pooling does not look.
+    """
+    if _is_vision(summary):
+        return None
+    told = summary.sentence.text if summary.sentence else None
+    made = tokenizers.build(summary.tokenizer, summary.root, summary.max_positions, told)
+    first = {"cls", "weightedmean"} & set(summary.sentence.pooling if summary.sentence else ())
+    if made is not None and made.padding_side == "left" and first:
+        raise LlmcError(
+            f"padding on the left is not supported where the pooling is {', '.join(sorted(first))}",
+            at=str(summary.root / "tokenizer_config.json"),
+            found="padding_side: left",
+            hint="set it to right if the model was trained so",
+        )
+    return made
 
 
 @dataclass(frozen=True)
@@ -75,7 +105,7 @@ class TorchModel:
         names: inputs it takes, i64 `[batch, seq]`.
         outputs: their names, in order.
         run: one tensor for each input -> one for each output.
-        tokenizer: None if the folder has no tokenizer.json.
+        tokenizer: None if the folder has none.
     """
 
     names: tuple[str, ...]
@@ -90,12 +120,13 @@ def load_torch(path: str | Path, task: str = "auto") -> TorchModel:
     Raises:
         LlmcError: as `load`.
     """
-    summary = inspect(path, task)
+    summary = inspect(path, task, ignore_unused=True)
     with _quiet():
-        model, outputs = build(summary)
+        model, outputs = build(summary, ignore_unused=True)
         names, fixed = _inputs(model)
         head = _head(summary, model, names, fixed, outputs)
-    return TorchModel(tuple(names), tuple(outputs), head, summary.tokenizer)
+        tokenizer = _tokenizer(summary)
+    return TorchModel(tuple(names), tuple(outputs), head, tokenizer)
 
 
 def _is_vision(summary: Summary) -> bool:
@@ -194,8 +225,7 @@ def _head(
     if summary.task.name != "sentence-embedding":
         return head.eval()
     sentence = summary.sentence or Sentence()
-    layers = [_dense(step) for step in sentence.steps if isinstance(step, Dense)]
-    return SentenceHead(head, sentence, layers).eval()
+    return SentenceHead(head, sentence, _dense).eval()
 
 
 def _dense(step: Dense) -> Any:

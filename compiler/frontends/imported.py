@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.frontends.folder import Tokenizer
 from llmc.compiler.frontends.sentence import Sentence
+from llmc.compiler.frontends.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
@@ -28,10 +28,11 @@ class Imported:
         task: a name in `tasks.TASKS`, or "generic".
         architecture: transformers' class; of a file, what wrote it.
         labels: class names, empty if the task has none.
-        tokenizer: None if the folder has no tokenizer.json.
+        tokenizer: None if the folder has none.
         sentence: pooling and normalisation, computed in the graph; None for other tasks.
         functions: of a model with several, the graphs by name, `graph` the first of them; else empty.
         preprocess: how images become `pixel_values`, f32 [batch, channels, height, width]; see `images`.
+        scores: of a text classifier, what makes its logits what is told: "softmax", "sigmoid" or "none".
     """
 
     graph: Graph
@@ -44,6 +45,7 @@ class Imported:
     sentence: Sentence | None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     functions: Mapping[str, Graph] = field(default_factory=dict)
+    scores: str | None = None
 
     @property
     def module(self) -> Module:

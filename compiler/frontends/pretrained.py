@@ -10,13 +10,17 @@ import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmc.compiler.frontends import leftovers
 from llmc.compiler.frontends.folder import Summary
 from llmc.compiler.frontends.tasks import FAMILIES
 from llmc.errors import LlmcError
 
 
-def build(summary: Summary) -> tuple[Any, tuple[str, ...]]:
+def build(summary: Summary, ignore_unused: bool = False) -> tuple[Any, tuple[str, ...]]:
     """The model in eval mode with all its weights in f32, and the names of the outputs it has.
+
+    Args:
+        ignore_unused: whether the checkpoint may hold weights of heads that the task has no use for.
 
     Raises:
         LlmcError: the weights are not those of the model, or cannot be read.
@@ -26,21 +30,21 @@ def build(summary: Summary) -> tuple[Any, tuple[str, ...]]:
     kind = getattr(transformers, FAMILIES[summary.model_type].class_of(summary.task))
     outputs = summary.task.outputs
     can_pool = "add_pooling_layer" in signatures.signature(kind.__init__).parameters
-    if "pooler_output" not in outputs:
-        return _checked(summary, kind, {"add_pooling_layer": False} if can_pool else {}), outputs
-    if can_pool:
-        model, info = _loaded(summary, kind, {})
-        if not any("pooler." in key for key in info["missing_keys"]):
-            _check_weights(summary, model, info)
-            return model, outputs
-    # a pooler without trained weights must not be exported
-    return _checked(summary, kind, {"add_pooling_layer": False} if can_pool else {}), outputs[:1]
-
-
-def _checked(summary: Summary, kind: Any, options: Mapping[str, Any]) -> Any:
-    model, info = _loaded(summary, kind, options)
+    without = {"add_pooling_layer": False} if can_pool else {}
+    model, info = _loaded(summary, kind, {} if "pooler_output" in outputs else without)
+    if "pooler_output" in outputs and not _pools(can_pool, info):
+        # a pooler without trained weights must not be exported
+        model, info = _loaded(summary, kind, without)
+        outputs = outputs[:1]
     _check_weights(summary, model, info)
-    return model
+    if not ignore_unused:
+        left, at = info["unexpected_keys"], str(summary.root)
+        leftovers.want_used(model, left, summary.task.name, at, summary.config)
+    return model, outputs
+
+
+def _pools(can_pool: bool, info: Mapping[str, Any]) -> bool:
+    return can_pool and not any("pooler." in key for key in info["missing_keys"])
 
 
 def _loaded(summary: Summary, kind: Any, options: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
@@ -102,22 +106,12 @@ def _check_weights(summary: Summary, model: Any, info: Mapping[str, Any]) -> Non
             found=f"a {summary.architecture} checkpoint, wanted {wanted}",
             hint="choose the task the model was trained for, or fine-tune it first",
         )
-    if left := _left_over(model, info["unexpected_keys"]):
+    if left := leftovers.of_trunk(model, info["unexpected_keys"]):
         raise LlmcError(
             f"the checkpoint has weights that the model of config.json lacks: {_some(left)}",
             at=at,
             hint="config.json and weights are of different models",
         )
-
-
-def _left_over(model: Any, unexpected: Sequence[str]) -> list[str]:
-    """Unused weights of the trunk; other heads and position buffers may be left over."""
-    trunk = {name.split(".")[0] for name, _ in model.base_model.named_parameters()} - {"pooler"}
-    prefix = f"{model.base_model_prefix}."
-    buffers = ("position_ids", "token_type_ids")
-    return sorted(
-        k for k in unexpected if k.removeprefix(prefix).split(".")[0] in trunk and not k.endswith(buffers)
-    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmc.compiler.frontends.json_file import read_json, read_object
+from llmc.compiler.frontends.sentence_text import TextSettings, text_settings
 from llmc.errors import LlmcError
 
 # key in 1_Pooling/config.json -> mode, in the order sentence-transformers concatenates them
@@ -20,15 +21,19 @@ POOLING = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid")
+TOKENS, SENTENCE = "token_embeddings", "sentence_embedding"  # what a module reads and writes
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A linear layer after pooling: the folder with its weights, and the torch.nn class of its activation."""
+    """A linear layer: the folder with its weights, and the torch.nn class of its activation."""
 
     folder: Path
     bias: bool
     activation: str
+
+
+Step = Dense | str  # "normalize"
 
 
 @dataclass(frozen=True)
@@ -37,20 +42,30 @@ class Sentence:
 
     Args:
         transformer: folder of the transformer, relative to the model's.
+        before: what each token's vector goes through before pooling, in order.
         pooling: modes whose results are concatenated: cls, max, mean, mean_sqrt_len_tokens, weightedmean.
-        steps: what follows, in order: a Dense or "normalize".
-        max_length: most tokens of a text, None if not stated.
+        steps: what follows, in order.
+        text: what is done to texts.
+        width: how many numbers of the vector are kept, None for all.
     """
 
     transformer: str = ""
     pooling: tuple[str, ...] = ("mean",)
-    steps: tuple[Dense | str, ...] = ()
-    max_length: int | None = None
+    steps: tuple[Step, ...] = ()
+    before: tuple[Step, ...] = ()
+    text: TextSettings = field(default_factory=TextSettings)
+    width: int | None = None
 
     @property
     def normalized(self) -> bool:
         """Whether the vector has length 1."""
-        return bool(self.steps) and self.steps[-1] == "normalize"
+        return bool(self.steps) and self.steps[-1] == "normalize" and self.width is None
+
+
+def transformer_folder(path: Path) -> Path:
+    """Where the transformer is: modules.json may name a subfolder."""
+    file = path / "modules.json"
+    return path / _entries(file)[0][1] if file.exists() else path
 
 
 def read_modules(path: Path) -> Sentence | None:
@@ -62,70 +77,112 @@ def read_modules(path: Path) -> Sentence | None:
     file = path / "modules.json"
     if not file.exists():
         return None
-    entries = read_json(file)
-    if not isinstance(entries, list) or not entries:
-        raise LlmcError("modules.json is not a list of modules", at=str(file))
-    kinds = [(_kind(entry, file), str(entry.get("path", ""))) for entry in entries]
+    kinds = _entries(file)
     if kinds[0][0] != "Transformer":
         raise LlmcError(
             f"the first sentence-transformers module is {kinds[0][0]}, not Transformer", at=str(file)
         )
-    pooling: tuple[str, ...] = ()
-    steps: list[Dense | str] = []
-    for kind, folder in kinds[1:]:
-        match kind:
-            case "Pooling" if not pooling:
-                pooling = _pooling(path / folder / "config.json")
-            case "Normalize":
-                steps.append("normalize")
-            case "Dense":
-                steps.append(_dense(path / folder))
-            case _:
-                raise LlmcError(
-                    f"sentence-transformers module {kind} is not supported",
-                    at=str(file),
-                    hint="supported: Transformer, Pooling, Dense, Normalize",
-                )
-    return Sentence(kinds[0][1], pooling or ("mean",), tuple(steps), _max_length(path, kinds[0][1]))
+    at = [kind for kind, _ in kinds].index("Pooling") if ("Pooling" in dict(kinds)) else None
+    if at is None:
+        raise LlmcError(
+            "modules.json has no Pooling, so there is no sentence embedding",
+            at=str(file),
+            found=", ".join(kind for kind, _ in kinds),
+            hint="--task feature-extraction compiles the transformer alone",
+        )
+    width, text = _model_config(path), text_settings(path, path / kinds[0][1])
+    modes = _pooling(path / kinds[at][1] / "config.json", text.prompts)
+    before, steps = _steps(path, kinds[1:at], TOKENS), _steps(path, kinds[at + 1 :], SENTENCE)
+    return Sentence(kinds[0][1], modes, steps, before, text, width)
+
+
+def _entries(file: Path) -> list[tuple[str, str]]:
+    """Kind and folder of each module."""
+    entries = read_json(file)
+    if not isinstance(entries, list) or not entries:
+        raise LlmcError("modules.json is not a list of modules", at=str(file))
+    return [(_kind(entry, file), str(entry.get("path", ""))) for entry in entries]
 
 
 def _kind(entry: Any, file: Path) -> str:
-    """`sentence_transformers.models.Pooling` -> `Pooling`"""
+    """`sentence_transformers.models.Pooling` -> `Pooling`; a class of other code keeps its whole name."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("type"), str):
         raise LlmcError("modules.json has an entry without a type", at=str(file))
-    return str(entry["type"].rpartition(".")[2])
+    name = str(entry["type"])
+    return name.rpartition(".")[2] if name.startswith("sentence_transformers.") else name
 
 
-def _pooling(file: Path) -> tuple[str, ...]:
+def _model_config(path: Path) -> int | None:
+    """`truncate_dim`.
+
+    Raises:
+        LlmcError: the folder holds another kind of model.
+    """
+    file = path / "config_sentence_transformers.json"
+    config = read_object(file) if file.exists() else {}
+    kind, width = config.get("model_type") or "SentenceTransformer", config.get("truncate_dim")
+    if kind != "SentenceTransformer":
+        hint = "--task names what else to compile it for"
+        raise LlmcError(f"the folder holds a {kind}, not a SentenceTransformer", at=str(file), hint=hint)
+    if width is not None and (type(width) is not int or width < 1):
+        raise LlmcError("truncate_dim is not a positive number", at=str(file), found=repr(width)[:60])
+    return width
+
+
+def _steps(path: Path, kinds: Iterable[tuple[str, str]], reads: str) -> tuple[Step, ...]:
+    """The modules on one side of the pooling, all of which must read what is there and write it back."""
+    return tuple(_step(kind, path / folder, path / "modules.json", reads) for kind, folder in kinds)
+
+
+def _step(kind: str, folder: Path, at: Path, reads: str) -> Step:
+    if kind not in ("Normalize", "Dense"):
+        raise LlmcError(
+            f"sentence-transformers module {kind} is not supported" + (" twice" if kind == "Pooling" else ""),
+            at=str(at),
+            hint="supported: Transformer, Pooling, Dense, Normalize",
+        )
+    file = folder / "config.json"
+    config = read_object(file) if kind == "Dense" or (folder != at.parent and file.exists()) else {}
+    name = config.get("module_input_name") or SENTENCE
+    if (name, config.get("module_output_name") or name) != (reads, reads):
+        place = "before" if reads == TOKENS else "after"
+        raise LlmcError(
+            f"{kind} {place} the pooling reads and writes {reads} only",
+            at=str(file),
+            found=f"it reads {name}, writes {config.get('module_output_name') or name}",
+        )
+    return "normalize" if kind == "Normalize" else _dense(folder, config)
+
+
+def _pooling(file: Path, prompts: Mapping[str, str]) -> tuple[str, ...]:
     config = read_object(file)
     named = config.get("pooling_mode")
     modes = tuple(mode for key, mode in POOLING.items() if config.get(key))
     if named:
         modes = (named,) if isinstance(named, str) else tuple(named)
-    for mode in modes or ("none",):
+    for mode in modes:
         if mode == "lasttoken" or mode not in POOLING.values():
             raise LlmcError(
                 f"pooling mode {mode!r} is not supported",
                 at=str(file),
                 hint="supported: cls, max, mean, mean_sqrt_len_tokens, weightedmean",
             )
-    return modes
-
-
-def _dense(folder: Path) -> Dense:
-    file = folder / "config.json"
-    config = read_object(file)
-    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
-    if activation not in ACTIVATIONS:
+    if config.get("include_prompt", True) is False and any(prompts.values()):
         raise LlmcError(
-            f"activation {activation} is not supported",
+            "pooling that leaves the prompt's tokens out is not supported",
             at=str(file),
-            hint=f"supported: {', '.join(ACTIVATIONS)}",
+            found="include_prompt: false",
         )
+    return modes or ("mean",)
+
+
+def _dense(folder: Path, config: Mapping[str, Any]) -> Dense:
+    at = str(folder / "config.json")
+    full = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    activation = full.rpartition(".")[2]
+    if activation not in ACTIVATIONS or not full.startswith("torch."):
+        hint = f"supported: {', '.join(ACTIVATIONS)} of torch.nn"
+        raise LlmcError(f"activation {full} is not supported", at=at, hint=hint)
+    if config.get("use_residual"):
+        raise LlmcError("a Dense layer with use_residual is not supported", at=at)
     return Dense(folder, bool(config.get("bias", True)), activation)
-
-
-def _max_length(path: Path, transformer: str) -> int | None:
-    file = path / transformer / "sentence_bert_config.json"
-    value = read_object(file).get("max_seq_length") if file.exists() else None
-    return value if isinstance(value, int) and value > 0 else None

@@ -174,3 +174,39 @@ def _explicit(task: str, family: Family) -> Task:
         able = ", ".join(t.name for t in family.tasks())
         raise LlmcError(f"{family.prefix} models have no head for {task}", hint=f"they can do {able}")
     return TASKS[task]
+
+
+PROBLEMS = {
+    "regression": "none",
+    "multi_label_classification": "sigmoid",
+    "single_label_classification": "softmax",
+}
+_ACTIVATIONS = {"Identity": "none", "Sigmoid": "sigmoid", "Softmax": "softmax"}
+
+
+def scores_of(config: Mapping[str, Any], task: str, count: int, at: str) -> str | None:
+    """What transformers' pipeline does to the logits of a text classifier: softmax, sigmoid or none.
+
+    An activation that sentence-transformers has noted for a CrossEncoder goes before.
+
+    Args:
+        count: how many labels there are; if none is known, nobody can say.
+
+    Raises:
+        LlmcError: config.json names something else.
+    """
+    if task != "text-classification" or not count:
+        return None
+    noted = config.get("sentence_transformers")
+    noted = noted.get("activation_fn") if isinstance(noted, dict) else None
+    noted = noted or config.get("sbert_ce_default_activation_function")
+    problem = config.get("problem_type") or "single_label_classification"
+    if noted:
+        name = str(noted)
+        found = _ACTIVATIONS.get(name.rpartition(".")[2]) if name.startswith("torch.") else None
+        if found is None:
+            raise LlmcError(f"the activation {name:.60} of a CrossEncoder is not supported", at=at)
+        return found
+    if problem not in PROBLEMS:
+        raise LlmcError(f"no problem_type {problem!r:.60}", at=at, hint=near(str(problem), PROBLEMS, "types"))
+    return "sigmoid" if count == 1 and problem != "regression" else PROBLEMS[problem]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from llmc import embed
+from llmc import embed, tokens
 from llmc.compiler import artifact, extensions
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
@@ -44,6 +44,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     max_batch: int | None = None,
     max_seq: int | None = None,
     name: str | None = None,
+    ignore_unused_weights: bool = False,
     **options: Unpack[Options],
 ) -> CompileReport:
     """Compile a model into an artifact.
@@ -54,6 +55,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         task: what to compute, "auto" takes it from the folder; of a file, arrays in and arrays out.
         max_batch, max_seq: upper bounds of the dims.
         name: model name in the manifest.
+        ignore_unused_weights: leave out heads of a folder that the task has no use for, which is an error otherwise.
         options: `target`, `quant` and all others of `Options`.
 
     Raises:
@@ -62,7 +64,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     """
     options.setdefault("padding", PADDING[0])
     bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
-    return _compile(lambda: dispatch.load(model, task=task, **bounds), Order(output, name, options))
+    load = partial(dispatch.load, model, task=task, ignore_unused=ignore_unused_weights, **bounds)
+    return _compile(load, Order(output, name, options))
 
 
 def compile_graph(
@@ -146,7 +149,7 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         answers, source = optimised.answering, optimised.source
         accepted = record(folder, answers, source, build.build_id, halves=kernels.backend.halves)
         if imported.tokenizer is not None:
-            shutil.copyfile(imported.tokenizer.file, folder / "tokenizer.json")
+            imported.tokenizer.write(folder / tokens.FILE)
         fields = manifest(imported, build, pipeline, folder)
         fields |= {"quantisation": order.quant.mode, "selftest": accepted, "products": kernels.products()}
         if added := extensions.described():

@@ -13,6 +13,7 @@ import numpy as np
 
 from llmc.dataset import Row, label_index, read_rows
 from llmc.errors import LlmcError
+from llmc.runtime.encoder import BadTexts
 
 Array = np.ndarray[Any, Any]
 Predict = Callable[[list[Any]], Array]
@@ -93,14 +94,28 @@ def evaluate(
                 at=str(artifact),
                 hint=f"it measures {' and '.join(OUTPUTS)}",
             )
+        _want_classes(model, str(artifact))
         rows = islice(read_rows(Path(data), text, pair, label), limit)
         counts = _Counts(model.task, model.labels or (), str(data))
         other = None if baseline is None else _baseline(baseline, model, threads)
         own = _artifact(model)
         for batch in _batches(rows):
-            counts.add(batch, own(_texts(batch)), None if other is None else other(_texts(batch)))
+            texts = _texts(batch)
+            try:
+                counts.add(batch, own(texts), None if other is None else other(texts))
+            except BadTexts as error:
+                row, reason = next(iter(error.rows.items()))
+                raise LlmcError(f"a text {reason}", at=f"{data}, line {batch[row].line}") from None
             progress(counts.rows)
     return _judged(counts.result(), limits or Limits())
+
+
+def _want_classes(model: Any, at: str) -> None:
+    """Accuracy is of labels of which one is right."""
+    scores = model.manifest.postprocess.get("scores", "softmax")
+    if model.task == "text-classification" and scores != "softmax":
+        kind = "labels that may hold together" if scores == "sigmoid" else "numbers, not classes"
+        raise LlmcError(f"eval knows no measure for a model that gives {kind}", at=at)
 
 
 def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -139,18 +154,17 @@ def _baseline(path: str | Path, model: Any, threads: int | None) -> Predict:
 
 def _torch(path: Path, model: Any, threads: int | None) -> Predict:
     """The folder in PyTorch, its own tokenizer cut at the artifact's longest sequence."""
-    import tokenizers
     import torch
 
     from llmc.compiler.frontends import huggingface
     from llmc.runtime.text import Tokenizer
+    from llmc.tokens import encoder_of
 
     source = huggingface.load_torch(path, model.task)
     if source.tokenizer is None:
-        raise LlmcError("the baseline has no tokenizer.json", at=str(path))
-    encoder = tokenizers.Tokenizer.from_file(str(source.tokenizer.file))
-    encoder.enable_padding(pad_id=source.tokenizer.pad_id)
-    encoder.enable_truncation(min(source.tokenizer.max_length, Tokenizer.of(model).longest))
+        raise LlmcError("the baseline has no tokenizer", at=str(path))
+    longest = min(source.tokenizer.max_length, Tokenizer.of(model).longest)
+    encoder, made = encoder_of(source.tokenizer, longest), source.tokenizer.inputs
     fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
     place = source.outputs.index(OUTPUTS[model.task])
     if threads is not None:
@@ -158,13 +172,18 @@ def _torch(path: Path, model: Any, threads: int | None) -> Predict:
 
     @torch.no_grad()
     def predict(texts: list[Any]) -> Array:
-        encoded = encoder.encode_batch(texts)
-        given = [torch.tensor([getattr(e, fields[n]) for e in encoded]) for n in source.names]
+        encoded = encoder(texts)
+        given = [torch.tensor([_field(e, fields[n], n in made) for e in encoded]) for n in source.names]
         result = source.run(*given)
         chosen = result[place] if isinstance(result, tuple | list) else result
         return np.asarray(chosen.numpy())
 
     return predict
+
+
+def _field(encoding: Any, name: str, made: bool) -> Any:
+    """An input of the model; what the tokenizer does not make has transformers' default."""
+    return getattr(encoding, name) if made else [int(name == "attention_mask")] * len(encoding.ids)
 
 
 # --- counting

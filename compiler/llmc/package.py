@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import llmc
+from llmc import tokens
 from llmc.compiler import artifact
 from llmc.compiler.c_text import Tensor
 from llmc.compiler.calls import Call
-from llmc.compiler.dims import Bounds
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module, State
@@ -110,7 +110,7 @@ def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> d
         "variants": [{"name": v.name, "features": [v.needs]} for v in build.backend.variants(build.target)],
         "pipeline": pipeline,
         "files": artifact.file_entries(folder),
-        "postprocess": {},
+        "postprocess": _postprocess(imported),
         "sizes": {
             "parameters": _parameters(imported.module),
             "code_bytes": sum((folder / f).stat().st_size for f in (MODULE, "bench")),
@@ -123,14 +123,21 @@ def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> d
         fields["preprocess"] = dict(imported.preprocess)
     if imported.labels:
         fields["labels"] = list(imported.labels)
-    if imported.sentence is not None:
-        fields["postprocess"] = {
-            "pooling": "+".join(imported.sentence.pooling),
-            "normalize": "normalize" in imported.sentence.steps,
-        }
     if imported.tokenizer is not None:
-        fields["tokenizer"] = _tokenizer_entry(imported.tokenizer, build.module.dims)
+        fields["tokenizer"] = tokens.manifest_entry(imported.tokenizer, build.module.dims)
     return fields
+
+
+def _postprocess(imported: Imported) -> dict[str, Any]:
+    """What was done to make the outputs what they are, or is to be done."""
+    if imported.scores is not None:
+        return {"scores": imported.scores}
+    if imported.sentence is None:
+        return {}
+    return {
+        "pooling": "+".join(imported.sentence.pooling),
+        "normalize": "normalize" in imported.sentence.steps,
+    }
 
 
 def _parameters(module: Module) -> int:
@@ -162,16 +169,3 @@ def _tensor_entry(tensor: Tensor) -> dict[str, Any]:
     if tensor.low is not None:
         entry["range"] = [tensor.low, tensor.high]
     return entry
-
-
-def _tokenizer_entry(tokenizer: Any, dims: Mapping[str, Bounds]) -> dict[str, Any]:
-    import tokenizers
-
-    token = tokenizers.Tokenizer.from_file(str(tokenizer.file)).id_to_token(tokenizer.pad_id)
-    longest = min(tokenizer.max_length, dims["seq"].high if "seq" in dims else tokenizer.max_length)
-    return {
-        "file": "tokenizer.json",
-        "max_length": longest,
-        "pad_id": tokenizer.pad_id,
-        "pad_token": token if token is not None else "[PAD]",
-    }

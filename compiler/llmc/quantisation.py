@@ -133,17 +133,14 @@ def _sources(graph: Graph, change: Quantize) -> list[str]:
 
 
 def _encoder(tokenizer: Any, graph: Graph) -> calibration.Encode:
-    """Texts to inputs of batch 1, no padding, no longer than the model takes."""
-    import tokenizers
+    """Texts to inputs of batch 1, no longer than the model takes."""
+    from llmc.tokens import encoder_of, longest_of
 
-    tool = tokenizers.Tokenizer.from_file(str(tokenizer.file))
-    tool.no_padding()
-    longest = graph.dims["seq"].high if "seq" in graph.dims else tokenizer.max_length
-    tool.enable_truncation(min(tokenizer.max_length, longest))
-    names = {node.attributes["name"] for node in graph.inputs}
+    tool = encoder_of(tokenizer, longest_of(tokenizer, graph.dims))
+    names = {node.attributes["name"] for node in graph.inputs} & set(tokenizer.inputs)
 
     def encode(text: str, pair: str | None) -> calibration.Sample:
-        made = tool.encode(text, pair)
+        (made,) = tool([text if pair is None else (text, pair)])
         values = {"input_ids": made.ids, "token_type_ids": made.type_ids}
         return {k: np.array([v], np.int64) for k, v in values.items() if k in names}
 

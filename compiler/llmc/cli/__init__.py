@@ -95,12 +95,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except LlmcError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_shown(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:
         return _os_error(error)
     except Exception as error:
         return _internal_error(error)
+
+
+def _shown(text: str) -> str:
+    """Lines of a message, which may quote what a model or a user wrote."""
+    from llmc.cli.output import printable
+
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _os_error(error: OSError) -> int:
@@ -111,7 +118,7 @@ def _os_error(error: OSError) -> int:
         return 1
     if os.environ.get("LLMC_DEBUG"):
         traceback.print_exc()
-    where = f"\n  at:    {error.filename}" if error.filename else ""
+    where = f"\n  at:    {_shown(str(error.filename))}" if error.filename else ""
     print(f"error: {(error.strerror or str(error)).lower()}{where}", file=sys.stderr)
     return 1
 
@@ -119,7 +126,7 @@ def _os_error(error: OSError) -> int:
 def _internal_error(error: Exception) -> int:
     if os.environ.get("LLMC_DEBUG"):
         traceback.print_exc()
-    first = (str(error).strip().splitlines() or [""])[0][:300]
+    first = _shown((str(error).strip().splitlines() or [""])[0][:300])
     print(
         f"internal error: {type(error).__name__}: {first}\n"
         f"  this is a bug in llmc {__version__}, not in your model or command\n"

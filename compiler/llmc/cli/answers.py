@@ -8,6 +8,7 @@ from typing import Any
 import click
 import numpy as np
 
+from llmc.cli.output import printable
 from llmc.errors import LlmcError
 
 Array = np.ndarray[Any, Any]
@@ -24,23 +25,29 @@ class Encoded:
     tokenizer: Any
 
 
-def encode(model: Any, texts: list[str], pairs: list[str]) -> Encoded:
+def encode(model: Any, texts: list[str], pairs: list[str], prompt: str | None = None) -> Encoded:
     """Tokenise with the artifact's tokenizer, padded to the longest text and cut at the `seq` bound.
 
     Raises:
-        LlmcError: the artifact has no tokenizer, or a text has no tokens.
+        LlmcError: the artifact has no tokenizer or no such prompt, or a text is not to be tokenised.
     """
     from llmc.runtime.text import Tokenizer
 
     tokenizer = Tokenizer.of(model)
     batch = list(zip(texts, pairs, strict=True)) if pairs else list(texts)
-    return Encoded(texts, pairs, tokenizer.cut.encode_batch(batch), tokenizer(batch), tokenizer.cut)
+    encodings = tokenizer.encode(batch, prompt=prompt)
+    return Encoded(texts, pairs, encodings, tokenizer.arrays(encodings), tokenizer.encoder.cut)
 
 
 def softmax(logits: Array) -> Array:
     """Softmax over the last axis, in double."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(-1, keepdims=True))
+
+
+def sigmoid(logits: Array) -> Array:
+    """1 / (1 + exp(-x)), in double."""
+    return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))))
 
 
 def describe(model: Any, encoded: Encoded, outputs: Any) -> list[dict[str, Any]]:
@@ -66,9 +73,16 @@ def _embedding(model: Any, encoded: Encoded, outputs: Any, row: int) -> dict[str
     return {"embedding": vector, "norm": float(np.linalg.norm(vector))}
 
 
+_SCORES = {"softmax": softmax, "sigmoid": sigmoid}
+
+
 def _classes(model: Any, encoded: Encoded, outputs: Any, row: int) -> dict[str, Any]:
+    """Probabilities by falling size; of a regression the numbers as they are."""
     logits = outputs["logits"][row]
-    chances = softmax(logits) if logits.size > 1 else logits
+    kind = getattr(model, "scores", None) or ("softmax" if logits.size > 1 else "sigmoid")
+    if kind not in _SCORES:
+        return {"values": {_label(model, i): float(value) for i, value in enumerate(logits)}}
+    chances = _SCORES[kind](logits)
     order = np.argsort(-chances, kind="stable")
     scores = {_label(model, int(i)): float(chances[i]) for i in order}
     return {"label": _label(model, int(order[0])), "probabilities": scores}
@@ -128,9 +142,9 @@ def _raw(model: Any, encoded: Encoded, outputs: Any, row: int) -> dict[str, Any]
 def show(answers: list[dict[str, Any]]) -> None:
     """The answers as text, one or a few lines each."""
     for answer in answers:
-        click.echo(answer["text"])
+        click.echo(printable(answer["text"]))
         for line in _describe_answer(answer):
-            click.echo(f"  {line}")
+            click.echo(f"  {printable(line)}")
 
 
 def _describe_answer(answer: dict[str, Any]) -> list[str]:
@@ -141,6 +155,8 @@ def _describe_answer(answer: dict[str, Any]) -> list[str]:
     if "probabilities" in answer:
         ranked = list(answer["probabilities"].items())[:5]
         return ["  ".join(f"{name} {value:.4f}" for name, value in ranked)]
+    if "values" in answer:
+        return ["  ".join(f"{name} {value:.6g}" for name, value in answer["values"].items())]
     if "tokens" in answer:
         return [f"{t['token']:<16} {t['label']:<12} {t['probability']:.4f}" for t in answer["tokens"]]
     if "answer" in answer:

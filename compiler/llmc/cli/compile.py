@@ -130,6 +130,11 @@ older artifact as it was.
 )
 @click.option("--prefix", default="", metavar="NAME", help="Before every symbol of libmodel.a.")
 @click.option("--cc", metavar="COMMAND", help="C compiler.  [default: the ziglang package's]")
+@click.option(
+    "--ignore-unused-weights",
+    is_flag=True,
+    help="Leave out heads that the task has no use for; they are an error otherwise.",
+)
 @click.option("--name", help="Name in the manifest.  [default: the folder's]")
 @extension_option
 @json_option

@@ -59,6 +59,7 @@ stdout, everything else to stderr.
 )
 @click.option("--time-passes", is_flag=True, help="Print each pass's time and what it changed.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the final graph there.")
+@click.option("--ignore-unused-weights", is_flag=True, help="Leave out heads that the task has no use for.")
 @extension_option
 @json_option
 def command(
@@ -74,6 +75,7 @@ def command(
     verify_each: bool,
     time_passes: bool,
     output: Path | None,
+    ignore_unused_weights: bool,
     as_json: bool,
 ) -> None:
     """Import MODEL (a folder, an .onnx or .pt2 file, or a graph's text file), run passes, and print the graph."""
@@ -82,7 +84,7 @@ def command(
     asked = {"level": level, "passes": passes, "add_passes": add_passes, "only_passes": only_passes}
     pipeline = _pipeline(asked)  # a slip shows before the import
     given = _samples(pipeline, calib)
-    graph, own, tokenizer = read_graph(model, task, weights)
+    graph, own, tokenizer = read_graph(model, task, weights, ignore_unused_weights)
     if passes is None and only_passes is None and own is not None:  # a reproducer names its pipeline
         pipeline = _pipeline({**asked, "passes": own})
     shown = [print_after] if print_after else []
@@ -124,7 +126,9 @@ def _run(pipeline: Any, graph: Any, shown: list[str], verify_each: bool) -> Any:
     return run_verified(pipeline, graph, print_after=shown, say=partial(click.echo, err=True))
 
 
-def read_graph(model: Path, task: str, weights: Path | None = None) -> tuple[Any, str | None, Any]:
+def read_graph(
+    model: Path, task: str, weights: Path | None = None, ignore_unused: bool = False
+) -> tuple[Any, str | None, Any]:
     """The graph of a model folder or file, or of a text that `llmc opt -o` or a test wrote.
 
     With it its own pipeline, if the text names one, and the model's tokenizer, if it has one.
@@ -135,24 +139,27 @@ def read_graph(model: Path, task: str, weights: Path | None = None) -> tuple[Any
         LlmcError: nothing there, it is neither, or a weight of the text is not in `weights`.
     """
     if model.is_file() and not is_model_file(model):
-        return _read_text(model, task, weights)
+        return _read_text(model, task, weights, ignore_unused)
     if is_artifact(model):
         raise LlmcError(
             "this is an artifact; its graph is gone", at=str(model), hint="give the model's own folder"
         )
     from llmc.compiler.frontends import dispatch
 
-    imported = dispatch.load(model, task=task)
+    imported = dispatch.load(model, task=task, ignore_unused=ignore_unused)
     return imported.graph, None, imported.tokenizer
 
 
-def _read_text(file: Path, task: str, weights: Path | None) -> tuple[Any, str | None, Any]:
+def _read_text(
+    file: Path, task: str, weights: Path | None, ignore_unused: bool
+) -> tuple[Any, str | None, Any]:
     from llmc.compiler.reproducer import read_text
     from llmc.compiler.text import weights_of
 
     known, tokenizer = {}, None
     if weights is not None:
-        whole, _, tokenizer = read_graph(require_folder(weights, "a model"), task)
+        folder = require_folder(weights, "a model")
+        whole, _, tokenizer = read_graph(folder, task, ignore_unused=ignore_unused)
         known = weights_of(whole)
     try:
         return (*read_text(file, known), tokenizer)

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +58,23 @@ add_pass_option = click.option(
 )
 
 
+_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: str) -> str:
+    r"""The text on one line, without what a terminal would obey: a label of a model may be "\x1b[2J".
+
+    Control characters, those that turn the direction of text and lone surrogates are written as Python does.
+    """
+    if text.isprintable() or not any(_obeyed(c) for c in text):
+        return text
+    return "".join(repr(c)[1:-1] if _obeyed(c) else c for c in text)
+
+
+def _obeyed(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNING
+
+
 def print_json(value: Any) -> None:
     """`value` as indented JSON; NumPy numbers and arrays become numbers and lists."""
     click.echo(json.dumps(value, indent=2, default=_plain))
@@ -78,7 +96,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     from rich.text import Text
 
     table = Table(
-        title=title or None,
+        title=Text(printable(title), "table.title") if title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -89,7 +107,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
             name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold"
         )
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
     if sys.stdout.isatty():
         Console(highlight=False).print(table)
         return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from llmc.cli.lines import Line, encode, read_lines, want_all
 from llmc.cli.output import json_option, lengths_of, no_check_option, print_json, require_artifact
 from llmc.errors import LlmcError
 
@@ -15,7 +15,8 @@ _EPILOG = """\b
 Examples:
   llmc run my-model.llmc --text "a film to remember"
   llmc run my-model.llmc --text "first" --text "second" --json
-  cat lines.txt | llmc run my-model.llmc --text -               one text a line
+  cat lines.txt | llmc run my-model.llmc --text -               one text a line, blank ones too
+  llmc run embedder.llmc --prompt query --text "who wrote it?"
   llmc run qa.llmc --text "Who wrote it?" --pair "It was written by Ada."
   llmc run my-model.llmc --input input_ids=ids.npy --output out.npz
   llmc run decoder.llmc --function step --past 16 --input input_ids=ids.npy
@@ -23,7 +24,8 @@ Examples:
 
 \b
 What is printed follows the model's task: embeddings, labels with probabilities, labelled tokens, the answer's
-span, or the words that fit the mask. --json and --output give everything.
+span, or the words that fit the mask. --json and --output give everything. A text that is no UTF-8, or that
+the tokenizer cannot take, is named on stderr; the others run, and the exit code is 1.
 """
 
 
@@ -35,6 +37,7 @@ span, or the words that fit the mask. --json and --output give everything.
 @click.option(
     "--pair", "pairs", multiple=True, help="The second text of each --text (the context of a question)."
 )
+@click.option("--prompt", metavar="NAME", help="Of the model's prompts this one.  [default: the model's]")
 @click.option("--input", "inputs", metavar="NAME=FILE.npy", multiple=True, help="An input array; repeatable.")
 @click.option(
     "--output", metavar="FILE.npz", type=click.Path(path_type=Path), help="Write the outputs there."
@@ -52,6 +55,7 @@ def command(
     artifact: Path,
     texts: tuple[str, ...],
     pairs: tuple[str, ...],
+    prompt: str | None,
     inputs: tuple[str, ...],
     output: Path | None,
     function: str | None,
@@ -65,11 +69,11 @@ def command(
     """Run ARTIFACT on texts, on NumPy arrays, or on its own recorded samples."""
     if sum((bool(texts), bool(inputs), selftest)) != 1:
         raise click.UsageError("Give one of --text, --input or --selftest.")
-    lines = [line for text in texts for line in _lines(text)]
     if (function or past is not None) and not inputs:
         raise click.UsageError("--function and --past go with --input.")
-    if pairs and len(pairs) != len(lines):
-        raise click.UsageError(f"{len(pairs)} --pair for {len(lines)} --text; give one for each.")
+    if (prompt is not None or pairs) and not texts:
+        raise click.UsageError("--prompt and --pair go with --text.")
+    lines = read_lines(texts, pairs)
     require_artifact(artifact)
 
     import llmc
@@ -82,18 +86,7 @@ def command(
         outputs = _in_session(model, function, past, arrays)
         _show_arrays(outputs, output, as_json)
     else:
-        _run_texts(model, lines, list(pairs), output, as_json)
-
-
-def _lines(text: str) -> list[str]:
-    """The text itself, or the lines of stdin for `-`."""
-    if text != "-":
-        return [text]
-    lines = [line.rstrip("\r\n") for line in sys.stdin]
-    kept = [line for line in lines if line.strip()]
-    if not kept:
-        raise LlmcError("no text on standard input", hint="pipe in one text a line")
-    return kept
+        _run_texts(model, lines, prompt, output, as_json)
 
 
 def _selftest(model: Any, as_json: bool) -> None:
@@ -167,17 +160,21 @@ def _read_input(text: str) -> tuple[str, Any]:
     return name, array
 
 
-def _run_texts(model: Any, texts: list[str], pairs: list[str], output: Path | None, as_json: bool) -> None:
+def _run_texts(model: Any, lines: list[Line], prompt: str | None, output: Path | None, as_json: bool) -> None:
+    """Answers in the order of the texts; those that cannot be run come as an error, after the others."""
     from llmc.cli import answers
 
-    encoded = answers.encode(model, texts, pairs)
-    outputs = model(**encoded.arrays)
-    _save(outputs, output)
-    found = answers.describe(model, encoded, outputs)
+    lines, encoded = encode(model, lines, prompt)
+    outputs = {} if encoded is None else model(**encoded.arrays)
+    if encoded is not None:
+        _save(outputs, output)
+    found = iter([] if encoded is None else answers.describe(model, encoded, outputs))
+    told = [{"at": line.place, "error": line.problem} if line.problem else next(found) for line in lines]
     if as_json:
-        print_json(found)
+        print_json(told)
     else:
-        answers.show(found)
+        answers.show([answer for answer in told if "error" not in answer])
+    want_all(lines)
 
 
 def _save(outputs: Any, path: Path | None) -> None:
