@@ -59,7 +59,7 @@ def load(
     summary = inspect(path, task, ignore_unused)
     max_seq = _bounds(summary, max_batch, max_seq)
     with _quiet():
-        tokenizer = _tokenizer(summary)
+        tokenizer = tokenizer_of(summary)
         model, outputs = build(summary, ignore_unused)
         graph = _graph(summary, model, outputs, max_batch, max_seq)
     return Imported(
@@ -76,7 +76,7 @@ def load(
     )
 
 
-def _tokenizer(summary: Summary) -> Tokenizer | None:
+def tokenizer_of(summary: Summary) -> Tokenizer | None:
     """The folder's tokenizer as transformers builds it.
 
     Raises:
@@ -125,7 +125,7 @@ def load_torch(path: str | Path, task: str = "auto") -> TorchModel:
         model, outputs = build(summary, ignore_unused=True)
         names, fixed = _inputs(model)
         head = _head(summary, model, names, fixed, outputs)
-        tokenizer = _tokenizer(summary)
+        tokenizer = tokenizer_of(summary)
     return TorchModel(tuple(names), tuple(outputs), head, tokenizer)
 
 

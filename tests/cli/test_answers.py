@@ -8,7 +8,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from llmc.cli.answers import Encoded, describe, show, softmax
+from llmc.cli.output import print_table, printable
+from llmc.compiler.frontends.tasks import scores_of
 from llmc.errors import LlmcError
+from llmc.evaluate import _want_classes
 
 
 @pytest.fixture
@@ -39,6 +42,77 @@ def test_classes_are_ranked_with_probabilities(encoded):
     assert first["probabilities"] == pytest.approx({"positive": 0.75, "negative": 0.25})
     assert second["label"] == "negative"
     assert list(second["probabilities"]) == ["negative", "positive"]
+
+
+LOGITS = np.float32([[1.0565, -0.2492, -0.9643]])
+
+
+def scored(scores, logits, labels, encoded):
+    made = SimpleNamespace(task="text-classification", labels=labels, scores=scores)
+    return describe(made, encoded(["a"]), {"logits": logits})[0]
+
+
+def test_labels_that_hold_together(encoded):
+    """transformers' pipeline takes the sigmoid of each."""
+    answer = scored("sigmoid", LOGITS, ("a", "b", "c"), encoded)
+    assert answer["probabilities"] == pytest.approx({"a": 0.742, "b": 0.438, "c": 0.276}, abs=5e-4)
+
+
+def test_one_label(encoded):
+    answer = scored("sigmoid", np.float32([[-0.2465]]), ("good",), encoded)
+    assert answer["probabilities"] == pytest.approx({"good": 0.4387}, abs=5e-5)
+
+
+def test_a_regression_gives_numbers(encoded, capsys):
+    answer = scored("none", np.float32([[3.25, -1]]), ("stars", "price"), encoded)
+    assert answer == {"text": "a", "values": {"stars": 3.25, "price": -1.0}}
+    show([answer])
+    assert capsys.readouterr().out == "a\n  stars 3.25  price -1\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "count", "scores"),
+    [
+        ({}, 2, "softmax"),
+        ({}, 1, "sigmoid"),
+        ({"problem_type": "single_label_classification"}, 3, "softmax"),
+        ({"problem_type": "multi_label_classification"}, 3, "sigmoid"),
+        ({"problem_type": "regression"}, 1, "none"),
+        ({"problem_type": "regression"}, 2, "none"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, 1, "none"),
+    ],
+)
+def test_what_the_config_makes_of_logits(config, count, scores):
+    assert scores_of(config, "text-classification", count, "config.json") == scores
+    assert scores_of(config, "token-classification", count, "config.json") is None
+
+
+def test_a_problem_that_is_none():
+    with pytest.raises(LlmcError, match="no problem_type 'multi_label'"):
+        scores_of({"problem_type": "multi_label"}, "text-classification", 2, "config.json")
+
+
+@pytest.mark.parametrize("scores", ["sigmoid", "none"])
+def test_eval_has_no_accuracy_for_these(scores):
+    made = SimpleNamespace(
+        task="text-classification", manifest=SimpleNamespace(postprocess={"scores": scores})
+    )
+    with pytest.raises(LlmcError, match="eval knows no measure"):
+        _want_classes(made, "m.llmc")
+
+
+HOSTILE = "\x1b[2J\x07red\u202egnp\x9b"
+
+
+def test_labels_do_not_reach_the_terminal_raw(encoded, capsys):
+    made = model("text-classification", (HOSTILE, "b"))
+    show(describe(made, encoded([HOSTILE + "\n"]), {"logits": np.float32([[1, 0]])}))
+    print_table(HOSTILE, ["", ""], [("labels", HOSTILE)])
+    out = capsys.readouterr().out
+    assert out.count(r"\x1b[2J\x07red\u202egnp\x9b") == 4
+    assert not set(out) & set(HOSTILE[:1] + "\x07\u202e\x9b")
+    assert printable("\udc80\n") == r"\udc80\n"
+    assert printable("naïve 日本 👩‍💻") == "naïve 日本 👩‍💻"
 
 
 def test_labels_without_names(encoded):

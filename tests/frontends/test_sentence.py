@@ -87,6 +87,51 @@ def test_two_modes_dense_and_normalize(saved: Any, sample_inputs: Any) -> None:
     np.testing.assert_allclose(result["sentence_embedding"], expected, rtol=0, atol=1e-5)
 
 
+def test_dense_before_the_pooling(saved: Any, sample_inputs: Any) -> None:
+    """Of each token's vector: tanh of a mean is no mean of tanh. And `truncate_dim` cuts what comes out."""
+    path, _ = saved("bert", "Model", num_hidden_layers=1)
+    add_modules(path, ["mean"], "Dense")
+    entries = json.loads((path / "modules.json").read_text())
+    (path / "modules.json").write_text(json.dumps([entries[0], entries[2], entries[1]]))
+    (path / "2_Dense").mkdir()
+    config = {"in_features": 32, "out_features": 8, "module_input_name": "token_embeddings"}
+    (path / "2_Dense" / "config.json").write_text(json.dumps(config))
+    (path / "config_sentence_transformers.json").write_text('{"truncate_dim": 5}')
+    weight, bias = torch.randn(8, 32), torch.randn(8)
+    save_file({"linear.weight": weight, "linear.bias": bias}, path / "2_Dense" / "model.safetensors")
+
+    graph = load(path).graph
+
+    inputs = sample_inputs(graph, 3, 12)
+    result = run(graph, inputs)
+    tokens = np.tanh(result["last_hidden_state"] @ weight.numpy().T + bias.numpy())
+    expected = pooled(tokens, inputs["attention_mask"], "mean")[:, :5]
+    np.testing.assert_allclose(result["sentence_embedding"], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("order", "name"), [((0, 2, 1), "sentence_embedding"), ((0, 1, 2), "token_embeddings")]
+)
+def test_dense_on_the_wrong_side(order: tuple[int, ...], name: str, saved: Any) -> None:
+    path, _ = saved("bert", "Model", num_hidden_layers=1)
+    add_modules(path, ["mean"], "Dense")
+    entries = json.loads((path / "modules.json").read_text())
+    (path / "modules.json").write_text(json.dumps([entries[i] for i in order]))
+    (path / "2_Dense").mkdir()
+    (path / "2_Dense" / "config.json").write_text(json.dumps({"module_input_name": name}))
+    with pytest.raises(LlmcError, match=r"Dense .* the pooling reads and writes"):
+        load(path)
+
+
+def test_no_pooling(saved: Any) -> None:
+    path, _ = saved("bert", "Model", num_hidden_layers=1)
+    add_modules(path, ["mean"])
+    entries = json.loads((path / "modules.json").read_text())
+    (path / "modules.json").write_text(json.dumps(entries[:1]))
+    with pytest.raises(LlmcError, match="has no Pooling"):
+        load(path)
+
+
 def test_plain_features_of_a_sentence_folder(saved: Any) -> None:
     path, _ = saved("bert", "Model")
     add_modules(path, ["mean"])
