@@ -242,6 +242,10 @@ def _dense(step: Dense) -> Any:
             state = load_file(step.folder / SAFETENSORS)
         else:
             state = torch.load(step.folder / PICKLED, weights_only=True, map_location="cpu")
+        used = {"linear.weight", "linear.bias"} if step.bias else {"linear.weight"}
+        if left := sorted(set(state) - used):
+            at = str(step.folder)
+            raise LlmcError(f"the Dense layer has weights that it does not use: {', '.join(left)}", at=at)
         return DenseLayer(
             state["linear.weight"], state["linear.bias"] if step.bias else None, step.activation
         )

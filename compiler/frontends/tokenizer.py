@@ -17,8 +17,17 @@ from llmc.compiler.frontends.json_file import read_object
 from llmc.compiler.frontends.sentence_text import TextSettings
 from llmc.errors import LlmcError
 
-FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "spm.model")
-FILES += ("tokenizer.model", "tokenizer.tiktoken", "tekken.json")
+FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "spm.model",
+    "tokenizer.model",
+    "tokenizer.tiktoken",
+    "tekken.json",
+)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 SIDES = ("right", "left")
 _UNBOUNDED = 1 << 30  # transformers' way to say that a tokenizer has no limit is a number far above
