@@ -237,6 +237,16 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         read(tmp_path / "folder.txt")
 
 
+def test_a_text_that_is_none_is_told_with_its_line(tmp_path: Path) -> None:
+    def encode(text: str, pair: str | None) -> Any:
+        raise LlmcError("the text is not valid Unicode")
+
+    (tmp_path / "a.jsonl").write_text('\n{"text": "\\ud83d"}\n')
+    with pytest.raises(LlmcError, match="the text is not valid Unicode") as caught:
+        read(tmp_path / "a.jsonl", encode)
+    assert str(caught.value.at).endswith("a.jsonl, line 2")
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl"])
 def test_texts_need_a_tokenizer(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text({"a.txt": "a\n", "a.csv": "text\na\n", "a.jsonl": '{"text": "a"}\n'}[name])

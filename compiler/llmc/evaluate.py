@@ -112,7 +112,7 @@ def evaluate(
 
 def _want_classes(model: Any, at: str) -> None:
     """Accuracy is of labels of which one is right."""
-    scores = model.manifest.postprocess.get("scores", "softmax")
+    scores = getattr(model, "scores", None) or "softmax"
     if model.task == "text-classification" and scores != "softmax":
         kind = "labels that may hold together" if scores == "sigmoid" else "numbers, not classes"
         raise LlmcError(f"eval knows no measure for a model that gives {kind}", at=at)

@@ -94,9 +94,7 @@ def test_a_problem_that_is_none():
 
 @pytest.mark.parametrize("scores", ["sigmoid", "none"])
 def test_eval_has_no_accuracy_for_these(scores):
-    made = SimpleNamespace(
-        task="text-classification", manifest=SimpleNamespace(postprocess={"scores": scores})
-    )
+    made = SimpleNamespace(task="text-classification", scores=scores)
     with pytest.raises(LlmcError, match="eval knows no measure"):
         _want_classes(made, "m.llmc")
 

@@ -7,6 +7,7 @@ import pytest
 
 from llmc.cli import _COMMANDS, llmc
 from llmc.cli.output import Progress, Seconds, size_text, time_text
+from llmc.errors import LlmcError
 
 
 def test_help_lists_every_command_with_a_summary(cli):
@@ -27,6 +28,20 @@ def test_every_help_teaches_by_examples(cli, name):
 def test_every_command_that_reports_has_json(name):
     options = {o for p in llmc.get_command(None, name).params for o in p.opts}
     assert "--json" in options
+
+
+def test_unused_weights_are_left_out_if_one_asks(cli, demo_folder, monkeypatch, tmp_path):
+    asked = []
+
+    def load(path, *, ignore_unused, **rest):
+        asked.append(ignore_unused)
+        raise LlmcError("seen")
+
+    monkeypatch.setattr("llmc.compiler.frontends.dispatch.load", load)
+    for command in (["compile", "-o", tmp_path / "m.llmc"], ["opt"]):
+        assert cli(*command, demo_folder).code == 1
+        assert cli(*command, demo_folder, "--ignore-unused-weights").code == 1
+    assert asked == [False, True] * 2
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -13,6 +13,7 @@ from llmc.cli import main
 from llmc.dataset import label_index, read_rows
 from llmc.errors import LlmcError
 from llmc.evaluate import Limits, evaluate, mcnemar, paired
+from llmc.runtime.encoder import BadTexts
 
 ROWS = [("a great film", 1), ("a bad film", 0), ("bad, bad", 0), ("great fun", 1)]
 
@@ -71,6 +72,20 @@ def test_accuracy_and_the_paired_difference(artifacts, data):
     low, high = found.interval
     assert (low + high) / 2 == 0.5
     assert high - low == pytest.approx(2 * 1.96 * 0.25)
+
+
+def test_half_a_character_is_told_with_its_line(artifacts, data, monkeypatch):
+    """JSON may hold one; the runtime says which text of a batch it is."""
+
+    def run_text(self, texts):
+        raise BadTexts({texts.index("a \ud83d film"): "is not valid Unicode"}, len(texts))
+
+    monkeypatch.setattr(Fake, "run_text", run_text)
+    with data.open("a") as file:
+        file.write(json.dumps({"text": "a \ud83d film", "label": 1}) + "\n")
+    with pytest.raises(LlmcError, match="a text is not valid Unicode") as caught:
+        evaluate(artifacts / "great", data)
+    assert caught.value.at == f"{data}, line 5"
 
 
 def test_the_interval_and_the_p_value():
