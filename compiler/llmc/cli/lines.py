@@ -25,7 +25,7 @@ def read_lines(texts: Sequence[str], pairs: Sequence[str]) -> list[Line]:
     """Each text, `-` standing for the lines of stdin; there are as many pairs as texts, or none.
 
     Raises:
-        LlmcError: there is nothing on stdin.
+        LlmcError: there is nothing on stdin, or nothing but blank lines.
     """
     lines = [line for number, text in enumerate(texts, 1) for line in _lines(text, number)]
     if not pairs:
@@ -41,10 +41,11 @@ def _lines(text: str, number: int) -> Iterator[Line]:
     if text != "-":
         yield _decoded(os.fsencode(text), f"--text {number}")
         return
-    count = 0
+    blank = True
     for count, raw in enumerate(sys.stdin.buffer, 1):
+        blank = blank and not raw.strip()
         yield _decoded(raw.removesuffix(b"\n").removesuffix(b"\r"), f"line {count}")
-    if not count:
+    if blank:
         raise LlmcError("no text on standard input", hint="pipe in one text a line")
 
 
