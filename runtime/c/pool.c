@@ -18,7 +18,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "caution.h"
 #include "chunks.h"
 #include "model.h"
 
@@ -48,8 +47,6 @@ struct llmc_pool {
     llmc_stop *stop;
     int64_t items, chunk;   /* as in cutting */
     uint32_t chunks, first;
-
-    caution caution; /* the caller's */
     int threads, started; /* with the caller; workers that run */
     int pin;
     double spin; /* seconds */
@@ -116,7 +113,7 @@ static int run_chunk(llmc_pool *pool, int thread, uint32_t *job) {
         first = LOAD(pool->first);
         number = free_chunk((uint32_t)ticket, LOAD(pool->chunks), first, 2 * thread >= pool->threads, &step);
         if (number < 0) return 0;
-        cut_chunk(items, chunk, pool->threads, number, first, range);
+        cut_chunk(items, chunk, number, range);
         if (!__atomic_compare_exchange_n(&pool->ticket, &ticket, ticket + step, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
             continue;
         /* The caller's thread looks at the clock, where there is a deadline; the others see what it found. */
@@ -186,19 +183,12 @@ static void run_alone(llmc_pool *pool, llmc_task task, const void *arguments, in
 static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost, llmc_stop *stop) {
     uint32_t job = (uint32_t)(LOAD(pool->ticket) >> 32) + 1;
     cutting c;
-    int own = 0;
-#if LLMC_POOL_CAUTION
-    double begin = 0, waiting;
-#endif
     if (items <= 0) return;
     if (cost < 1) cost = 1;
-    if (pool->started == 0 || items == 1 || items < SMALL_JOB / cost || is_alone(&pool->caution)) {
+    if (pool->started == 0 || items == 1 || items < SMALL_JOB / cost) {
         run_alone(pool, task, arguments, items, cost, stop);
         return;
     }
-#if LLMC_POOL_CAUTION
-    begin = llmc_now();
-#endif
     c = plan(items, cost, pool->threads);
     /* A worker may hold the last job's ticket still: were it to read the new job's fields beside it, the old
      * ticket could pass for a free chunk. Closing it first makes the exchange of such a worker fail. */
@@ -218,16 +208,8 @@ static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t 
         pthread_cond_broadcast(&pool->wake);
         pthread_mutex_unlock(&pool->lock);
     }
-    while (run_chunk(pool, 0, &job)) own++;
-#if LLMC_POOL_CAUTION
-    if (LOAD(pool->done) == pool->chunks) return;
-    waiting = llmc_now();
+    while (run_chunk(pool, 0, &job)) continue;
     wait_for_chunks(pool);
-    judge_wait(&pool->caution, begin, waiting, own);
-#else
-    (void)own;
-    wait_for_chunks(pool);
-#endif
 }
 
 static llmc_status start_workers(llmc_pool *pool, llmc_error *error) {
