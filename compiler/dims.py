@@ -128,23 +128,36 @@ def upper_bound(value: Dim, bounds: Mapping[str, Bounds]) -> int:
 def dim_c(value: Dim) -> str:
     """`value` as a C expression in integer arithmetic over int64_t variables named like the dims.
 
-    `llmc_max` and `llmc_min` take two arguments. Sizes are not negative, so C's `/` is floor.
+    `llmc_max`, `llmc_min` and, for quotients, `llmc_floor` take two arguments.
     """
     if isinstance(value, (int, sympy.Integer, sympy.Symbol)):
         return str(value)
-    parts = [dim_c(part) for part in value.args] if not isinstance(value, sympy.floor) else []
+    if isinstance(value, sympy.floor) or _divides(value):
+        return _quotient(value.args[0] if isinstance(value, sympy.floor) else value)
+    parts = [dim_c(part) for part in value.args]
     if isinstance(value, sympy.Add):
         return f"({' + '.join(parts)})"
     if isinstance(value, sympy.Mul):
         return f"({' * '.join(parts)})"
     if isinstance(value, sympy.Pow):
         return f"({' * '.join([parts[0]] * int(value.exp))})"
-    if isinstance(value, (sympy.Max, sympy.Min)):
-        name = "llmc_max" if isinstance(value, sympy.Max) else "llmc_min"
-        return reduce(lambda a, b: f"{name}({a}, {b})", parts)
-    assert isinstance(value, sympy.floor), f"no C form of {value!r}"
-    numerator, denominator = sympy.fraction(sympy.together(value.args[0]))
-    return f"({dim_c(sympy.expand(numerator))} / {dim_c(denominator)})"
+    assert isinstance(value, (sympy.Max, sympy.Min)), f"no C form of {value!r}"
+    name = "llmc_max" if isinstance(value, sympy.Max) else "llmc_min"
+    return reduce(lambda a, b: f"{name}({a}, {b})", parts)
+
+
+def _divides(value: Dim) -> bool:
+    """Whether a term has a factor such as 1/2: it is whole at the sizes that a graph takes (constraints.py)."""
+    factors = (term.as_coeff_Mul()[0] for term in sympy.Add.make_args(value))
+    return any(not factor.is_Integer for factor in factors)
+
+
+def _quotient(value: Dim) -> str:
+    numerator, denominator = sympy.fraction(sympy.together(value))
+    numerator = sympy.expand(numerator)
+    over, under = dim_c(numerator), dim_c(denominator)
+    positive = all(term.as_coeff_Mul()[0] > 0 for term in sympy.Add.make_args(numerator))
+    return f"({over} / {under})" if positive else f"llmc_floor({over}, {under})"  # C's / is no floor below 0
 
 
 def ceil_div(a: Dim, b: int) -> Dim:

@@ -327,5 +327,6 @@ def _guarded_op(op: Op, origin: str, found: Extension) -> Op:
         rule=told(op.rule, f"the type rule of {op.name}", origin),
         reference=told(op.reference, f"the reference of {op.name}", origin),
         partial=op.partial and told(op.partial, f"the trait partial of {op.name}", origin),
+        constraints=op.constraints and told(op.constraints, f"the trait constraints of {op.name}", origin),
         fusible=bool(computed) and not alone,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import sympy
 
+from llmc.compiler.constraints import check_sizes
 from llmc.compiler.counted import counted_dims
 from llmc.compiler.dims import Dim, dim_names, evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node, results_of
@@ -34,7 +35,7 @@ def run(graph: Graph, inputs: Mapping[str, Array], watch: Watch | None = None) -
         Output name -> array that shares no memory with inputs or constants.
 
     Raises:
-        LlmcError: an input is unknown, missing, of wrong dtype or shape, or out of bounds.
+        LlmcError: an input is unknown, missing, of wrong dtype or shape, or out of bounds, or sizes do not fit.
     """
     return step(graph, inputs, {}, watch)[0]
 
@@ -58,6 +59,7 @@ def step(
     sizes = bind(graph, inputs, states)
     for name, mask in counted_dims(graph).items():
         sizes[name] = int(kept(_value(mask, [], inputs, sizes)).sum())
+    check_sizes(graph, sizes)
     given: dict[Any, Array] = {**inputs}
     given.update((node, states[n]) for node in graph.states if (n := node.attributes["name"]) in states)
     outputs, updated = _run(graph, given, sizes, watch)

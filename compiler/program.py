@@ -15,6 +15,7 @@ import jinja2
 
 from llmc.compiler.c_text import Tensor, c_size, c_string, state_spec, tensor_spec
 from llmc.compiler.calls import Call, Kernel
+from llmc.compiler.constraints import Constraint, constraints
 from llmc.compiler.counted import counted_dims
 from llmc.compiler.dims import Dim, dim
 from llmc.compiler.graph import Graph, Node
@@ -111,9 +112,8 @@ def _function(name: str, module: Module, plan: Plan, kernels: Sequence[Kernel]) 
     writer = _Steps(plan, kernels)
     program = writer.write(plan, plan.steps, 1)
     uses = {state: state_use(graph, state) for state in module.states}
-    needed = used_dims(
-        replace(graph, states=tuple(n for n in graph.states if uses[n.attributes["name"]] != "unused"))
-    )
+    used = replace(graph, states=tuple(n for n in graph.states if uses[n.attributes["name"]] != "unused"))
+    needed = used_dims(used)
     return {
         "name": name,
         "counts": [(n, graph.inputs.index(mask)) for n, mask in counted_dims(graph).items()],
@@ -124,6 +124,7 @@ def _function(name: str, module: Module, plan: Plan, kernels: Sequence[Kernel]) 
         "program": program,
         "steps": writer.leaves,
         "slots": [c_size(size) for size in plan.slots],
+        "constraints": [_constraint(c) for c in constraints(used)],
         "dims_used": [int(n in needed) for n in names],
         "states": [
             {"number": i, "use": uses[state].upper(), **_state_sizes(graph, state)}
@@ -142,6 +143,17 @@ def _state_sizes(graph: Graph, name: str) -> dict[str, Any]:
         "before": c_size(nbytes(state)),
         "after": c_size(nbytes(after)),
         "length": "0" if grows is None else c_size(after.shape[grows]),
+    }
+
+
+def _constraint(constraint: Constraint) -> dict[str, Any]:
+    return {
+        "low": c_size(constraint.low),
+        "high": c_size(constraint.high),
+        "times": "" if constraint.times == 1 else c_size(constraint.times),
+        "head": c_string(constraint.head),
+        "middle": c_string(constraint.middle),
+        "values": [c_size(value) for value in constraint.values],
     }
 
 

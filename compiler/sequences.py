@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import sympy
 
+from llmc.compiler.constraints import constraints
 from llmc.compiler.dims import Bounds, dim_names, evaluate
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module, State
@@ -76,6 +77,8 @@ def _fitting(graph: Graph, batch: int, other: int, held: Mapping[str, int]) -> S
     sizes |= dict.fromkeys(growing, 0) | {name: size for name, size in held.items() if name in sizes}
     after = _after(graph, sizes)
     fits = all(graph.dims[n].low <= sizes[n] and after[n] <= graph.dims[n].high for n in growing)
+    if graph.states:  # a session that holds too little; where there are none it is the caller's to know
+        fits = fits and not any(constraint.refusal(sizes) for constraint in constraints(graph))
     given = {str(d) for node in graph.inputs if node.attributes["default"] is None for d in node.shape}
     return sizes if fits and after.keys() <= {*given, *growing, *held} else None
 

@@ -118,7 +118,7 @@ def test_dims_print_and_parse_back(text):
 )
 def test_c_form_has_the_value(text):
     value = parse_dim(text)
-    names = {"llmc_max": max, "llmc_min": min}
+    names = {"llmc_max": max, "llmc_min": min, "llmc_floor": lambda a, b: a // b}
     for seq in range(1, 40):
         sizes = {"seq": seq, "batch": 3}
         # Python's // is C's / of non-negative integers

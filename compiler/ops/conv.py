@@ -15,6 +15,7 @@ from llmc.compiler.ops.declare import REQUIRED, op
 from llmc.compiler.ops.linear import ACTIVATIONS, EXTRAS
 from llmc.compiler.ops.reduction import F32
 from llmc.compiler.ops.rules import Array, want_dtype, want_int, want_rank, want_shape
+from llmc.compiler.ops.traits import AtMost
 from llmc.errors import LlmcError
 
 STEPS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
@@ -77,10 +78,29 @@ def _conv2d_reference(
     return np.asarray(total).astype(np.float32)
 
 
+def _fitting(x: TensorType, kernel: Any, padding: Any, dilation: Any) -> Iterator[AtMost]:
+    """A window lies within the padded image."""
+    for at, axis in enumerate((2, 3)):
+        extent = dilation[at] * (kernel[at] - 1) + 1
+        room = dim(x.shape[axis] + padding[at] + padding[at + 2])
+        yield AtMost(extent, room, "its window", f"the padded size of axis {axis}")
+
+
+def _conv2d_constraints(
+    x: TensorType,
+    w: TensorType,
+    *extras: TensorType,
+    padding: Any,
+    dilation: Any,
+    **others: Any,
+) -> Iterator[AtMost]:
+    return _fitting(x, w.shape[2:], padding, dilation)
+
+
 @op(
     "conv2d",
     _conv2d_reference,
-    traits={"accuracy": "close"},
+    traits={"accuracy": "close", "constraints": _conv2d_constraints},
     stride=(1, 1),
     padding=NO_PADDING,
     dilation=(1, 1),
@@ -152,6 +172,12 @@ def _result(
 # --- pooling
 
 
+def _pool_constraints(
+    x: TensorType, kernel: Any, stride: Any, padding: Any, dilation: Any = (1, 1)
+) -> Iterator[AtMost]:
+    return _fitting(x, kernel, padding, dilation)
+
+
 def _max_pool_reference(x: Array, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Array:
     taps = [part for _, _, part in _windows(x, kernel, stride, padding, dilation, -np.inf)]
     with np.errstate(invalid="ignore"):
@@ -161,6 +187,7 @@ def _max_pool_reference(x: Array, kernel: Any, stride: Any, padding: Any, dilati
 @op(
     "max_pool2d",
     _max_pool_reference,
+    traits={"constraints": _pool_constraints},
     kernel=REQUIRED,
     stride=REQUIRED,
     padding=NO_PADDING,
@@ -180,7 +207,7 @@ def _avg_pool_reference(x: Array, kernel: Any, stride: Any, padding: Any) -> Arr
 @op(
     "avg_pool2d",
     _avg_pool_reference,
-    traits={"accuracy": "close"},
+    traits={"accuracy": "close", "constraints": _pool_constraints},
     kernel=REQUIRED,
     stride=REQUIRED,
     padding=NO_PADDING,

@@ -15,7 +15,7 @@ from llmc.compiler.dims import product
 from llmc.compiler.graph import Results, Source, TensorType
 from llmc.compiler.ops.faults import Fault, fault_place, told_rule
 from llmc.compiler.ops.rules import broadcast, same_dim, same_shape
-from llmc.compiler.ops.traits import ELEMENTWISE, Known, Partial, Rows, Sequences
+from llmc.compiler.ops.traits import ELEMENTWISE, Constraints, Known, Partial, Rows, Sequences
 from llmc.errors import LlmcError
 
 TypeRule = Callable[..., TensorType]
@@ -50,6 +50,8 @@ class Op:
             each input and the attributes; None: nothing. Without it, all operands must be known.
         rows: for an op that works on each row for itself. Element-wise ones do.
         sequences: for an op that works on each sequence for itself.
+        constraints: what sizes must satisfy beyond the type rule, which sees no numbers: called as the rule, gives
+            `AtMost`s. A call at sizes that do not is refused before it runs (constraints.py).
         counts: an attribute that names a dim: how many places of the first input, a mask, are kept (ragged.py).
         fusible: for an element-wise op: chains may hold it, for wherever there is a kernel there is one for values
             in registers. Not declared: it follows from the kernels.
@@ -73,6 +75,7 @@ class Op:
     partial: Partial | None = None
     rows: Rows | None = None
     sequences: Sequences | None = None
+    constraints: Constraints | None = None
     counts: str = ""
     fusible: bool = True
     origin: str = ""
@@ -204,6 +207,7 @@ _TRAITS: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
             "a llmc.compiler.ops.traits.Sequences",
             lambda value: isinstance(value, Sequences),
         ),
+        "constraints": ("a function", callable),
         "counts": ("the name of an attribute", lambda value: isinstance(value, str)),
     }
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +26,8 @@ from llmc.compiler.ops.rules import (
     want_same_dtype,
     want_shape,
 )
-from llmc.compiler.ops.traits import Rows
+from llmc.compiler.ops.shape import table_constraints
+from llmc.compiler.ops.traits import AtMost, Rows
 from llmc.errors import LlmcError
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
@@ -130,7 +131,16 @@ def _indices(node: Node) -> Collection[int]:
     return range(1, 2 * node.attributes["tables"], 2)
 
 
-_EMBED_NORM = {"accuracy": "close", "rows": Rows(_indices, broadcast=True)}
+def _embed_norm_constraints(*inputs: TensorType, eps: float, tables: int) -> Iterator[AtMost]:
+    for at in range(tables):
+        yield from table_constraints(*inputs[2 * at : 2 * at + 2], f"table {at}")
+
+
+_EMBED_NORM = {
+    "accuracy": "close",
+    "rows": Rows(_indices, broadcast=True),
+    "constraints": _embed_norm_constraints,
+}
 
 
 @op("embed_norm", _embed_norm_reference, traits=_EMBED_NORM, eps=REQUIRED, tables=REQUIRED)

@@ -5,7 +5,7 @@ References of `f32` results compute in float64 and round once, so that they are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from llmc.compiler.ops.rules import (
     want_number,
     want_shape,
 )
-from llmc.compiler.ops.traits import Rows, last_axes
+from llmc.compiler.ops.traits import AtMost, Rows, last_axes
 from llmc.errors import LlmcError
 
 F32 = frozenset({"f32"})
@@ -44,15 +44,20 @@ def reduced(shape: tuple[Dim, ...], axes: tuple[int, ...], keepdims: bool) -> tu
     return tuple(d for i, d in enumerate(shape) if i not in axes)
 
 
+def _some(x: TensorType, axes: tuple[int, ...], keepdims: bool) -> Iterator[AtMost]:
+    """Of nothing there is no largest element."""
+    return (AtMost(1, x.shape[axis], high_name=f"the size of axis {axis}") for axis in axes)
+
+
 def _reduction(
-    name: str, allowed: frozenset[str], reference: Callable[..., Any], accuracy: str = "exact"
+    name: str, allowed: frozenset[str], reference: Callable[..., Any], accuracy: str = "exact", **traits: Any
 ) -> None:
     def rule(x: TensorType, axes: Any, keepdims: Any) -> TensorType:
         want_dtype(x, allowed)
         want_flags(keepdims=keepdims)
         return TensorType(x.dtype, reduced(x.shape, want_axes(x, axes), keepdims))
 
-    traits = {"accuracy": accuracy, "rows": last_axes("axes")}
+    traits = {"accuracy": accuracy, "rows": last_axes("axes"), **traits}
     op(name, reference, traits=traits, axes=REQUIRED, keepdims=False)(rule)
 
 
@@ -66,13 +71,23 @@ def _mean(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
 
 _reduction("sum", NUMBERS, _sum, "close")
 _reduction("mean", FLOATS, _mean, "close")
-_reduction("max", NUMBERS, lambda x, axes, keepdims: np.max(x, axes, keepdims=keepdims))
-_reduction("min", NUMBERS, lambda x, axes, keepdims: np.min(x, axes, keepdims=keepdims))
+_reduction("max", NUMBERS, lambda x, axes, keepdims: np.max(x, axes, keepdims=keepdims), constraints=_some)
+_reduction("min", NUMBERS, lambda x, axes, keepdims: np.min(x, axes, keepdims=keepdims), constraints=_some)
 _reduction("any", BOOL, lambda x, axes, keepdims: np.any(x, axes, keepdims=keepdims))
 _reduction("all", BOOL, lambda x, axes, keepdims: np.all(x, axes, keepdims=keepdims))
 
 
-@op("argmax", lambda x, axis, keepdims: np.argmax(x, axis, keepdims=keepdims), axis=REQUIRED, keepdims=False)
+def _argmax_constraints(x: TensorType, axis: int, keepdims: bool) -> Iterator[AtMost]:
+    return _some(x, (axis,), keepdims)
+
+
+@op(
+    "argmax",
+    lambda x, axis, keepdims: np.argmax(x, axis, keepdims=keepdims),
+    traits={"constraints": _argmax_constraints},
+    axis=REQUIRED,
+    keepdims=False,
+)
 def _argmax(x: TensorType, axis: Any, keepdims: Any) -> TensorType:
     want_dtype(x, NUMBERS)
     want_flags(keepdims=keepdims)

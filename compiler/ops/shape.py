@@ -28,7 +28,7 @@ from llmc.compiler.ops.rules import (
     want_same_dtype,
     want_shape,
 )
-from llmc.compiler.ops.traits import SHAPED, Rows, last_axes
+from llmc.compiler.ops.traits import SHAPED, AtMost, Rows, last_axes
 from llmc.errors import LlmcError
 
 Sizes = Mapping[str, int]
@@ -160,7 +160,22 @@ def _slice_reference(x: Array, axis: int, start: Dim, stop: Dim, step: int, size
     return x[(slice(None),) * axis + (part,)]
 
 
-_SLICE = {"symbolic": True, "moves": True, "rows": last_axes("axis")}
+def _slice_constraints(
+    x: TensorType, axis: int, start: Dim, stop: Dim, step: int
+) -> tuple[AtMost, AtMost, AtMost]:
+    return (
+        AtMost(0, start, high_name="its start"),
+        AtMost(start, stop, "its start", "its stop"),
+        AtMost(stop, x.shape[axis], "its stop", f"the size of axis {axis}"),
+    )
+
+
+_SLICE = {
+    "symbolic": True,
+    "moves": True,
+    "rows": last_axes("axis"),
+    "constraints": _slice_constraints,
+}
 
 
 @op("slice", _slice_reference, traits=_SLICE, axis=REQUIRED, start=REQUIRED, stop=REQUIRED, step=1)
@@ -168,7 +183,7 @@ def _slice(x: TensorType, axis: int, start: Dim, stop: Dim, step: int) -> Tensor
     want_axis(x, axis)
     want_int(step, "step", 1)
     start, stop = want_dim(start, "start"), want_dim(stop, "stop")
-    # what is not known at compile time is the caller's promise
+    # what is not known at compile time is looked at before each call: `_slice_constraints`
     for low, high in ((0, start), (start, stop), (stop, x.shape[axis])):
         room = dim(high - low)
         if isinstance(room, int) and room < 0:
@@ -221,7 +236,11 @@ def _gather_reference(x: Array, index: Array, axis: int) -> Array:
     return np.take_along_axis(x, np.clip(index, 0, max(x.shape[axis] - 1, 0)), axis)
 
 
-@op("gather", _gather_reference, axis=REQUIRED)
+def _gather_constraints(x: TensorType, index: TensorType, axis: int) -> tuple[AtMost]:
+    return (AtMost(1, x.shape[axis], high_name=f"the size of axis {axis}", times=product(index.shape)),)
+
+
+@op("gather", _gather_reference, traits={"constraints": _gather_constraints}, axis=REQUIRED)
 def _gather(x: TensorType, index: TensorType, axis: int) -> TensorType:
     want_dtype(index, INDICES, "the index")
     want_axis(x, axis)
@@ -230,10 +249,15 @@ def _gather(x: TensorType, index: TensorType, axis: int) -> TensorType:
     return TensorType(x.dtype, index.shape)
 
 
+def table_constraints(table: TensorType, index: TensorType, what: str = "its table") -> tuple[AtMost]:
+    """An index is clamped to the rows that there are, so there is one."""
+    return (AtMost(1, table.shape[0], high_name=f"the number of rows of {what}", times=product(index.shape)),)
+
+
 @op(
     "embedding",
     lambda table, index: np.take(table, index, axis=0, mode="clip"),
-    traits={"rows": Rows((1,))},
+    traits={"rows": Rows((1,)), "constraints": table_constraints},
 )
 def _embedding(table: TensorType, index: TensorType) -> TensorType:
     want_dtype(index, INDICES, "the index")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,8 +12,26 @@ from llmc.compiler.dims import Dim
 from llmc.compiler.graph import Node
 
 Known = np.ndarray[Any, Any] | None  # a value, or not known
+Constraints = Callable[..., Iterable["AtMost"]]
 Partial = Callable[..., Known]
 Positions = Collection[int] | Callable[[Node], Collection[int]]
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """A constraint on sizes, without which a node has no value: `low <= high`.
+
+    Args:
+        low, high: dims.
+        low_name, high_name: what they are, for messages: "its stop", "the size of axis 1".
+        times: how often the node computes anything; where that is 0 it needs nothing.
+    """
+
+    low: Dim
+    high: Dim
+    low_name: str = ""
+    high_name: str = ""
+    times: Dim = 1
 
 
 def _same(node: Node, lead: tuple[Dim, ...]) -> Mapping[str, Any]:

@@ -126,6 +126,15 @@ llmc_status llmc_bind(const llmc_session *session, const llmc_function *function
     return status == LLMC_OK ? check_expressions(function, inputs, bound->sizes, error) : status;
 }
 
+llmc_status llmc_check_sizes(const llmc_function *function, const int64_t *sizes, llmc_error *error) {
+    int64_t found[2];
+    int i = function->misfit ? function->misfit(sizes, found) : -1;
+    if (i < 0) return LLMC_OK;
+    return llmc_fail(error, LLMC_ERROR_SHAPE, "give inputs whose sizes fit; a state that grows holds nothing at first",
+                     "%s%lld%s%lld", function->constraints[i].head, (long long)found[0], function->constraints[i].middle,
+                     (long long)found[1]);
+}
+
 size_t llmc_elements(int rank, const int64_t *shape) {
     size_t total = 1;
     int axis;

@@ -78,6 +78,7 @@ static llmc_status take_sizes(const llmc_program *program, const llmc_function *
         sizes[d] = asked[d];
     }
     llmc_count_dims(program, function, NULL, sizes);
+    if (llmc_check_sizes(function, sizes, error) != LLMC_OK) return LLMC_ERROR_SHAPE;
     return llmc_check_growth(program, function, sizes, error);
 }
 

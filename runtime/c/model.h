@@ -123,6 +123,8 @@ typedef struct llmc_binding {
 /* Check inputs against what a function takes and what the session holds; `bound` gets the sizes. */
 llmc_status llmc_bind(const llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
                       llmc_binding *bound, llmc_error *error);
+/* Of sizes that are bound and counted: whether the function has a value at all of them together. */
+llmc_status llmc_check_sizes(const llmc_function *function, const int64_t *sizes, llmc_error *error);
 llmc_status llmc_check_values(const llmc_function *function, const llmc_tensor *inputs, llmc_error *error);
 llmc_status llmc_check_outputs(const llmc_function *function, const llmc_tensor *outputs, const int64_t *sizes,
                                llmc_error *error);

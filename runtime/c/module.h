@@ -31,6 +31,12 @@ typedef struct llmc_step_spec {
     const char *source; /* "encoder.layer.3.attention.self.query" */
 } llmc_step_spec;
 
+/* How to tell that sizes do not fit: a text, a value, a text, a value. */
+typedef struct llmc_constraint {
+    const char *head;   /* "slice at encoder.positions: its stop, seq = " */
+    const char *middle; /* ", is above the size of axis 0, width = " */
+} llmc_constraint;
+
 typedef struct llmc_frame llmc_frame;
 
 /* What a running program sees. All addresses but `dims` are of the memory its kernels work on, which on a GPU the
@@ -95,6 +101,11 @@ typedef struct llmc_function {
 
     const unsigned char *dims_used; /* n_dims: 1 where the function needs the size; inputs and states give it */
     const unsigned char *state_use; /* n_states: llmc_state_use */
+
+    /* The constraint that sizes do not satisfy, with its two values in `found`; -1: none. NULL: all sizes within bounds
+     * are fine. What the functions below say of other sizes means nothing. */
+    int (*misfit)(const int64_t *dims, int64_t *found);
+    const llmc_constraint *constraints;
 
     size_t (*arena_bytes)(const int64_t *dims);
     void (*input_shape)(const int64_t *dims, int input, int64_t *shape);   /* the axes that are INT64_MIN in the spec */

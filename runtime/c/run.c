@@ -86,6 +86,7 @@ static llmc_status check_call(const llmc_session *session, const llmc_function *
     llmc_status status = llmc_bind(session, function, inputs, bound, error);
     if (status == LLMC_OK) status = llmc_check_values(function, inputs, error);
     if (status == LLMC_OK) llmc_count_dims(program, function, inputs, bound->sizes);
+    if (status == LLMC_OK) status = llmc_check_sizes(function, bound->sizes, error);
     if (status == LLMC_OK) status = llmc_check_growth(program, function, bound->sizes, error);
     return status == LLMC_OK ? llmc_check_outputs(function, outputs, bound->sizes, error) : status;
 }
@@ -172,12 +173,13 @@ static llmc_status output_shapes(const llmc_session *session, const llmc_functio
     int i;
     if (status != LLMC_OK) return status;
     llmc_count_dims(session->model->program, function, inputs, bound.sizes);
-    for (i = 0; i < function->n_outputs; i++) {
+    status = llmc_check_sizes(function, bound.sizes, error);
+    for (i = 0; i < function->n_outputs && status == LLMC_OK; i++) {
         outputs[i].dtype = function->outputs[i].dtype;
         outputs[i].rank = function->outputs[i].rank;
         llmc_output_shape(function, bound.sizes, i, outputs[i].shape);
     }
-    return LLMC_OK;
+    return status;
 }
 
 llmc_status llmc_output_shapes(const llmc_model *model, const llmc_tensor *inputs, llmc_tensor *outputs,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from llmc.compiler.constraints import constraints
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.frontends.sentence import POOLING
 from llmc.compiler.interpret import run
@@ -163,6 +164,7 @@ def test_minilm(minilm: Path) -> None:
 
     assert imported.tokenizer is not None
     assert (imported.tokenizer.max_length, imported.tokenizer.pad_id) == (256, 0)
+    assert constraints(imported.graph) == ()
     model = BertModel.from_pretrained(minilm, local_files_only=True).eval()
     for batch, seq in ((1, 1), (3, 31)):
         inputs = sample_of(batch, seq)
