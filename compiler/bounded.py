@@ -56,7 +56,7 @@ def _sign(value: Any, symbol: Any) -> int:
 
 
 def _polynomial_holds(value: Any, box: Box) -> bool:
-    """Whether a polynomial is above -1, which for what is whole is 0. If linear in each name it is least at a corner."""
+    """Whether a polynomial is above -1: of what is whole, at least 0. One linear in each name is least at a corner."""
     names = sorted(box, key=str)
     if not value.is_polynomial(*names):
         return False

@@ -79,7 +79,7 @@ def _unproven(graph: Graph, bounds: Mapping[str, Bounds], times: Dim) -> Iterato
             if not never_negative(dim(at_most.high - at_most.low), bounds):
                 yield node, limited
         for body in node.bodies:
-            runs = node.attributes["count"] if "count" in node.attributes else 1
+            runs = node.attributes.get("count", 1)
             yield from _unproven(body, bounds, _least(times, runs, bounds))
 
 

@@ -7,122 +7,36 @@ on them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
-from llmc.compiler.dims import Bounds, Dim, dim, dim_text
+from llmc.compiler.dims import Bounds, Dim
+from llmc.compiler.tensors import DTYPES, Results, Source, TensorType, Weight, dtype_name, results_of
 from llmc.errors import LlmcError
 
-DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
-    {
-        "f32": np.dtype(np.float32),
-        "f16": np.dtype(np.float16),
-        "i8": np.dtype(np.int8),
-        "u8": np.dtype(np.uint8),
-        "i32": np.dtype(np.int32),
-        "i64": np.dtype(np.int64),
-        "bool": np.dtype(np.bool_),
-    }
-)
-_NAMES = {v: k for k, v in DTYPES.items()}
+__all__ = [
+    "DECLARED",
+    "DTYPES",
+    "Attributes",
+    "Graph",
+    "Node",
+    "Results",
+    "Source",
+    "TensorType",
+    "Weight",
+    "dtype_name",
+    "make",
+    "results_of",
+    "unplaced",
+]
 
-
-def dtype_name(dtype: Any) -> str:
-    """llmc's short name of a NumPy dtype.
-
-    Raises:
-        LlmcError: llmc has no such dtype.
-    """
-    try:
-        return _NAMES[np.dtype(dtype)]
-    except (KeyError, TypeError) as error:
-        raise LlmcError(f"dtype {dtype} is not supported", hint=f"use one of {', '.join(DTYPES)}") from error
-
-
-@dataclass(frozen=True)
-class TensorType:
-    """dtype name and shape; a dim is an int or a sympy expression."""
-
-    dtype: str
-    shape: tuple[Dim, ...]
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise LlmcError(f"dtype {self.dtype!r} is not supported", hint=f"use one of {', '.join(DTYPES)}")
-        object.__setattr__(self, "shape", tuple(dim(d) for d in self.shape))
-
-    def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join(dim_text(d) for d in self.shape)}]"
-
-    @property
-    def rank(self) -> int:
-        return len(self.shape)
-
-
-@dataclass(frozen=True, init=False)
-class Results(TensorType):
-    """What a node with several results gives: their types. Only the op `result` reads such a node."""
-
-    types: tuple[TensorType, ...]
-
-    def __init__(self, types: Iterable[TensorType]) -> None:
-        object.__setattr__(self, "dtype", "results")  # no dtype of a tensor, so nobody takes it for one
-        object.__setattr__(self, "shape", ())
-        object.__setattr__(self, "types", tuple(types))
-
-    def __str__(self) -> str:
-        return f"({', '.join(map(str, self.types))})"
-
-
-def results_of(kind: TensorType) -> tuple[TensorType, ...]:
-    """The types of all that a node of this type gives."""
-    return kind.types if isinstance(kind, Results) else (kind,)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a node came from: module path (`encoder.layer.3.attention`) and `file:line`, either may be empty."""
-
-    path: str = ""
-    line: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path} ({self.line})" if self.line else self.path
-
-
-class Weight:
-    """A constant's values and name. Equal contents have equal digests; the array is never written to."""
-
-    __slots__ = ("_digest", "array", "name")
-
-    def __init__(self, array: np.ndarray[Any, Any], name: str = "") -> None:
-        self.array = array
-        self.name = name
-        self._digest: str | None = None
-
-    @property
-    def digest(self) -> str:
-        """sha256 over dtype, shape and little-endian bytes, in hex."""
-        if self._digest is None:
-            head = f"{dtype_name(self.array.dtype)}{self.array.shape}".encode()
-            self._digest = hashlib.sha256(head + np.ascontiguousarray(self.array).tobytes()).hexdigest()
-        return self._digest
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Weight) and self.digest == other.digest)
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-    def __repr__(self) -> str:
-        return f"Weight({self.name or self.digest[:12]})"
-
+# name -> what an op declares. The ops fill it (ops/declare.py, where `OPS` is its typed name): graphs ask by the name.
+DECLARED: dict[str, Any] = {}
 
 Attributes = Mapping[str, Any]
 
@@ -158,12 +72,45 @@ class Node:
 
     def with_inputs(self, inputs: Iterable[Node]) -> Node:
         """The same op, attributes and source on other inputs; the type is inferred again."""
-        from llmc.compiler.ops import make
-
         return make(self.op, tuple(inputs), self.source, **self.attributes)
 
     def __repr__(self) -> str:
         return f"<{self.op} {self.type} {self.source}>"
+
+
+def make(
+    op: str, inputs: tuple[Node, ...] | list[Node], source: Source | None = None, /, **attributes: Any
+) -> Node:
+    """A node of `op`, the only way one is built; missing attributes take the op's defaults.
+
+    Raises:
+        LlmcError: no such op or attribute, or the type rule refuses the inputs.
+    """
+    declared = DECLARED.get(op)
+    if declared is None:
+        hint = "docs/ir.md lists the ops; one of an extension needs --extension FILE, or llmc.load_extension"
+        raise LlmcError(f"there is no op {op!r}", at=str(source or "") or None, hint=hint)
+    full = declared.complete(attributes)
+    place = source or (inputs[0].source if inputs else Source())
+    result = declared.infer(tuple(i.type for i in inputs), full, place)
+    node = Node(op, tuple(inputs), full, result, place)
+    if source is None and (made := _unplaced.get()) is not None:
+        made.add(node)
+    return node
+
+
+_unplaced: ContextVar[set[Node] | None] = ContextVar("unplaced", default=None)
+
+
+@contextmanager
+def unplaced() -> Iterator[set[Node]]:
+    """The nodes made inside the block without a source of their own: they have that of their first input."""
+    made: set[Node] = set()
+    token = _unplaced.set(made)
+    try:
+        yield made
+    finally:
+        _unplaced.reset(token)
 
 
 @dataclass(frozen=True, eq=False)

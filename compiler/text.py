@@ -32,8 +32,7 @@ import sympy
 
 from llmc.compiler.dims import dim, dim_text
 from llmc.compiler.equality import same_value
-from llmc.compiler.graph import DTYPES, Graph, Node, Weight, dtype_name
-from llmc.compiler.ops import OPS
+from llmc.compiler.graph import DECLARED, DTYPES, Graph, Node, Weight, dtype_name
 
 INLINE = 8  # elements of the largest constant that is written out
 DIGITS = 16  # of a digest
@@ -85,7 +84,9 @@ def _named_nodes(nodes: Mapping[str, Node], names: Mapping[Node, str]) -> str:
 def _origins(graph: Graph) -> list[str]:
     """Comments that say where the ops come from that llmc itself has not."""
     named = {name for node in graph.everywhere() for name in _texts((node.op, *node.attributes.values()))}
-    return [f"# op {n} is of {OPS[n].origin}" for n in sorted(named) if n in OPS and OPS[n].origin]
+    return [
+        f"# op {n} is of {origin}" for n in sorted(named) if (origin := n in DECLARED and DECLARED[n].origin)
+    ]
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -98,7 +99,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _node_line(node: Node, names: Mapping[Node, str], bodies: Mapping[Graph, int]) -> str:
-    declared = OPS.get(node.op)
+    declared = DECLARED.get(node.op)
     defaults = declared.defaults if declared else {}
     given = [
         (k, v) for k, v in node.attributes.items() if k not in defaults or not same_value(v, defaults[k])

@@ -156,3 +156,7 @@ class Backend(ABC):
     def products(self, calls: Sequence[Call], found: Mapping[Any, Any]) -> list[dict[str, Any]]:
         """For the manifest: the schedules of products, and what tuning measured."""
         return []
+
+    def choices(self, schedule: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Of a schedule as `products` has it, what is worth telling: what is not as without tuning."""
+        return schedule

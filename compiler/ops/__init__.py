@@ -6,12 +6,9 @@ inputs. `OPS` is the table; every other table keyed by op is tested complete aga
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
-from llmc.compiler.graph import Node, Source, TensorType, Weight, dtype_name, results_of
+from llmc.compiler.graph import Node, Source, TensorType, Weight, dtype_name, make, results_of, unplaced
 from llmc.compiler.ops import (
     attention,
     control,
@@ -28,7 +25,6 @@ from llmc.compiler.ops import (
     storage,
 )
 from llmc.compiler.ops.declare import OPS, Op
-from llmc.errors import LlmcError
 
 __all__ = [
     "OPS",
@@ -51,42 +47,8 @@ __all__ = [
     "state",
     "state_",
     "storage",
+    "unplaced",
 ]
-
-
-def make(
-    op: str, inputs: tuple[Node, ...] | list[Node], source: Source | None = None, /, **attributes: Any
-) -> Node:
-    """A node of `op`; missing attributes take the op's defaults.
-
-    Raises:
-        LlmcError: no such op or attribute, or the type rule refuses the inputs.
-    """
-    declared = OPS.get(op)
-    if declared is None:
-        hint = "docs/ir.md lists the ops; one of an extension needs --extension FILE, or llmc.load_extension"
-        raise LlmcError(f"there is no op {op!r}", at=str(source or "") or None, hint=hint)
-    full = declared.complete(attributes)
-    place = source or (inputs[0].source if inputs else Source())
-    result = declared.infer(tuple(i.type for i in inputs), full, place)
-    node = Node(op, tuple(inputs), full, result, place)
-    if source is None and (made := _unplaced.get()) is not None:
-        made.add(node)
-    return node
-
-
-_unplaced: ContextVar[set[Node] | None] = ContextVar("unplaced", default=None)
-
-
-@contextmanager
-def unplaced() -> Iterator[set[Node]]:
-    """The nodes made inside the block without a source of their own: they have that of their first input."""
-    made: set[Node] = set()
-    token = _unplaced.set(made)
-    try:
-        yield made
-    finally:
-        _unplaced.reset(token)
 
 
 def input_(name: str, dtype: str, shape: tuple[Any, ...], **attributes: Any) -> Node:

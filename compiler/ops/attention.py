@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.graph import Node, TensorType
+from llmc.compiler.graph import Node, TensorType, make
 from llmc.compiler.ops.declare import REQUIRED, op
 from llmc.compiler.ops.int8_attention import int8_attention, supported
 from llmc.compiler.ops.reduction import F32
@@ -136,8 +136,6 @@ def _keys(node: Node) -> int | None:
 
 def _packed(node: Node, packing: Packing) -> Node:
     """mha(q, k, v, keys, bias?) -> ragged_mha(q, k, v, keys, index, offsets, bias?)"""
-    from llmc.compiler.ops import make
-
     rows = map(packing.rows, node.inputs[:4])
     inputs = (*rows, packing.index, packing.offsets, *map(packing.padded, node.inputs[4:]))
     names = ("heads", "head_dim", "scale", "offsets", "has_bias", "kv_heads")

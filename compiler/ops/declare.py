@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.dims import product
-from llmc.compiler.graph import Results, Source, TensorType
+from llmc.compiler.graph import DECLARED, Results, Source, TensorType
 from llmc.compiler.ops.faults import Fault, fault_place, told_rule
 from llmc.compiler.ops.rules import broadcast, same_dim, same_shape
 from llmc.compiler.ops.traits import ELEMENTWISE, Constraints, Known, Partial, Rows, Sequences
@@ -21,7 +21,7 @@ from llmc.errors import LlmcError
 TypeRule = Callable[..., TensorType]
 Reference = Callable[..., Any]
 
-OPS: dict[str, Op] = {}  # name -> declaration, filled by @op
+OPS: dict[str, Op] = DECLARED  # name -> declaration, filled by @op
 
 
 @dataclass(frozen=True)

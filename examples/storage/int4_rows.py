@@ -18,8 +18,8 @@ from llmc.compiler.ops.declare import REQUIRED, define
 from llmc.compiler.ops.storage import pack_indices, unpack_indices
 from llmc.compiler.pipeline import LOSSY, Pass
 from llmc.passes.compress.weights import products, replaced, stored
-from llmc.targets.cpu.products.packing import pad_columns
 from llmc.targets.cpu.storage.codebook import halves, pack_nibbles
+from llmc.targets.cpu.storage.packing import pad_columns
 from llmc.targets.cpu.storage.panels import Stored
 from llmc.targets.tir.emit import LANES, mod, splat
 

@@ -6,6 +6,7 @@ What needs TVM is imported when it is first used.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -82,6 +83,16 @@ class CpuBackend(Backend):
         from llmc.targets.tuning import described
 
         return described(calls, found)
+
+    def choices(self, schedule: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The width, and what else is not as by default."""
+        from llmc.targets.cpu.products.blocking import Schedule
+
+        usual = {
+            "cpu": schedule.get("cpu"),
+            **{f.name: f.default for f in fields(Schedule) if f.name != "cpu"},
+        }
+        return {name: value for name, value in schedule.items() if value != usual[name]}
 
 
 def _variant(cpu: Cpu) -> Variant:

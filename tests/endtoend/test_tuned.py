@@ -110,7 +110,7 @@ def test_the_table_of_a_compile(capsys: pytest.CaptureFixture[str]) -> None:
     product: dict[str, Any] = {"name": "96 x 40 f32", "calls": 2, "schedule": {"width": 32, "cpu": "avx512"}}
     found = {"ratio": 0.8, "interval": [0.79, 0.81], "tried": 12, "complete": True, "cpu": "one"}
     tuned = [found, {**found, "ratio": 1.0}, {**found, "ratio": 1.0, "complete": False}]
-    print_tuning([product, *({**product, "tuned": t} for t in tuned)])
+    print_tuning([product, *({**product, "tuned": t} for t in tuned)], "x86")
     shown = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[-1].strip() for line in shown if line.strip().startswith("96")] == [
         "default: there was no time to search",
@@ -119,5 +119,5 @@ def test_the_table_of_a_compile(capsys: pytest.CaptureFixture[str]) -> None:
         "default: nothing was faster in the time given",
     ]
     assert any("0.800 (0.790-0.810)" in line for line in shown)
-    print_tuning([])
+    print_tuning([], "x86")
     assert capsys.readouterr().out.startswith("nothing was tuned")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,9 @@ Nothing is downloaded and no code of the model is run. One artifact serves every
 length up to the bounds. The output appears under its name only when it is whole: a failed compile leaves an
 older artifact as it was.
 """
+
+
+Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 @click.command("compile", epilog=_EPILOG, short_help="Compile a model into a native artifact.")
@@ -146,7 +148,7 @@ def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> 
         print_json(report.to_dict())
         return
     if options["tune"]:
-        print_tuning(report.products)
+        print_tuning(report.products, report.target)
     print_report(report)
 
 
@@ -159,26 +161,30 @@ def run_compile(model: Path, output: Path, **options: Any) -> Any:
         return driver.compile(model, output, progress=progress, **options)
 
 
-def print_tuning(products: Sequence[Mapping[str, Any]]) -> None:
-    """What was found for each product."""
+def print_tuning(products: Sequence[Mapping[str, Any]], target: str) -> None:
+    """What was found for each product by the backend of the target of that name."""
     if not products:
         click.echo("nothing was tuned: the model has no float product with a weight of its own")
         return
     columns = ["product", ">calls", ">tried", ">time of the default's", "schedule"]
-    print_table("", columns, [_tuning_row(product) for product in products])
+    from llmc.targets.backends import backend_of
+    from llmc.targets.host import find_target
+
+    choices = backend_of(find_target(target)).choices
+    print_table("", columns, [_tuning_row(product, choices) for product in products])
 
 
 _DEFAULT = {True: "default: nothing was faster", False: "default: nothing was faster in the time given"}
 
 
-def _tuning_row(product: Mapping[str, Any]) -> tuple[object, ...]:
+def _tuning_row(product: Mapping[str, Any], choices: Choices) -> tuple[object, ...]:
     found = product.get("tuned")
     if found is None:
         return product["name"], product["calls"], 0, "", "default: there was no time to search"
     if found["ratio"] == 1:
         return product["name"], product["calls"], found["tried"], "1", _DEFAULT[found["complete"]]
     low, high = found["interval"]
-    schedule = ", ".join(f"{name} {value}" for name, value in _choices(product["schedule"]))
+    schedule = ", ".join(f"{name} {value}" for name, value in choices(product["schedule"]).items())
     return (
         product["name"],
         product["calls"],
@@ -186,14 +192,6 @@ def _tuning_row(product: Mapping[str, Any]) -> tuple[object, ...]:
         f"{found['ratio']:.3f} ({low:.3f}-{high:.3f})",
         schedule,
     )
-
-
-def _choices(schedule: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The width, and what else is not as by default."""
-    from llmc.targets.cpu.products.blocking import Schedule
-
-    usual = {"cpu": schedule.get("cpu"), **{f.name: f.default for f in fields(Schedule) if f.name != "cpu"}}
-    return [(name, value) for name, value in schedule.items() if value != usual[name]]
 
 
 def print_report(report: Any) -> None:

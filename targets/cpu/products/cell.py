@@ -23,7 +23,7 @@ from llmc.errors import LlmcError
 from llmc.targets import Cpu
 from llmc.targets.cpu.products.blocking import Blocking
 from llmc.targets.cpu.products.linear import multiply, rows_that_fit
-from llmc.targets.cpu.products.packing import pad_columns
+from llmc.targets.cpu.storage.packing import pad_columns
 from llmc.targets.tir import math
 from llmc.targets.tir.emit import LANES, Emitter, Expr, div, fma, i64
 from llmc.targets.tir.epilogue import unpadded

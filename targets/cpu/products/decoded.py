@@ -21,8 +21,8 @@ from llmc.errors import LlmcError
 from llmc.targets.cpu.products import linear
 from llmc.targets.cpu.products.blocking import Blocking, panel_width
 from llmc.targets.cpu.products.linear import tile_shape
-from llmc.targets.cpu.products.packing import pad_columns
 from llmc.targets.cpu.storage.formats import readers
+from llmc.targets.cpu.storage.packing import pad_columns
 from llmc.targets.cpu.storage.panels import Stored
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu

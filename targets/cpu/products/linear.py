@@ -25,7 +25,7 @@ from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import DTYPES, Node, Weight
 from llmc.errors import LlmcError
 from llmc.targets.cpu.products.blocking import Blocking, ProductShape, Schedule
-from llmc.targets.cpu.products.packing import pack_panels, pad_columns
+from llmc.targets.cpu.storage.packing import pack_panels, pad_columns
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, fma, i64, mod, splat

@@ -22,7 +22,7 @@ from llmc.errors import LlmcError
 from llmc.targets.cpu.products import amx, dots, widened
 from llmc.targets.cpu.products.blocking import panel_width
 from llmc.targets.cpu.products.integer import ROWS_PER_ITEM, Product, strip_of
-from llmc.targets.cpu.products.packing import pad_columns
+from llmc.targets.cpu.storage.packing import pad_columns
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Emitter
 from llmc.targets.tir.math import ACTIVATIONS

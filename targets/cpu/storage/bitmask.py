@@ -12,7 +12,7 @@ from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import OPS
 from llmc.errors import LlmcError
-from llmc.targets.cpu.products.packing import pack_panels
+from llmc.targets.cpu.storage.packing import pack_panels
 from llmc.targets.cpu.storage.panels import Stored
 from llmc.targets.cpu.storage.rows import rows_call
 from llmc.targets.lowering import Lowerings

@@ -1,0 +1,118 @@
+"""What nodes are of: dtypes, types of tensors, sources and weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.dims import Dim, dim, dim_text
+from llmc.errors import LlmcError
+
+DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
+    {
+        "f32": np.dtype(np.float32),
+        "f16": np.dtype(np.float16),
+        "i8": np.dtype(np.int8),
+        "u8": np.dtype(np.uint8),
+        "i32": np.dtype(np.int32),
+        "i64": np.dtype(np.int64),
+        "bool": np.dtype(np.bool_),
+    }
+)
+_NAMES = {v: k for k, v in DTYPES.items()}
+
+
+def dtype_name(dtype: Any) -> str:
+    """llmc's short name of a NumPy dtype.
+
+    Raises:
+        LlmcError: llmc has no such dtype.
+    """
+    try:
+        return _NAMES[np.dtype(dtype)]
+    except (KeyError, TypeError) as error:
+        raise LlmcError(f"dtype {dtype} is not supported", hint=f"use one of {', '.join(DTYPES)}") from error
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """dtype name and shape; a dim is an int or a sympy expression."""
+
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise LlmcError(f"dtype {self.dtype!r} is not supported", hint=f"use one of {', '.join(DTYPES)}")
+        object.__setattr__(self, "shape", tuple(dim(d) for d in self.shape))
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(dim_text(d) for d in self.shape)}]"
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+
+@dataclass(frozen=True, init=False)
+class Results(TensorType):
+    """What a node with several results gives: their types. Only the op `result` reads such a node."""
+
+    types: tuple[TensorType, ...]
+
+    def __init__(self, types: Iterable[TensorType]) -> None:
+        object.__setattr__(self, "dtype", "results")  # no dtype of a tensor, so nobody takes it for one
+        object.__setattr__(self, "shape", ())
+        object.__setattr__(self, "types", tuple(types))
+
+    def __str__(self) -> str:
+        return f"({', '.join(map(str, self.types))})"
+
+
+def results_of(kind: TensorType) -> tuple[TensorType, ...]:
+    """The types of all that a node of this type gives."""
+    return kind.types if isinstance(kind, Results) else (kind,)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a node came from: module path (`encoder.layer.3.attention`) and `file:line`, either may be empty."""
+
+    path: str = ""
+    line: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.line})" if self.line else self.path
+
+
+class Weight:
+    """A constant's values and name. Equal contents have equal digests; the array is never written to."""
+
+    __slots__ = ("_digest", "array", "name")
+
+    def __init__(self, array: np.ndarray[Any, Any], name: str = "") -> None:
+        self.array = array
+        self.name = name
+        self._digest: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """sha256 over dtype, shape and little-endian bytes, in hex."""
+        if self._digest is None:
+            head = f"{dtype_name(self.array.dtype)}{self.array.shape}".encode()
+            self._digest = hashlib.sha256(head + np.ascontiguousarray(self.array).tobytes()).hexdigest()
+        return self._digest
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Weight) and self.digest == other.digest)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"Weight({self.name or self.digest[:12]})"
