@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from llmc.compiler.bodies import run_everywhere
 from llmc.compiler.graph import Graph
@@ -258,19 +260,24 @@ def _show_events(run: PassRun, graph: Graph) -> None:
 
 
 class _Dump:
-    """Writes `00_input.txt`, then `03_fuse.txt` for the third pass, and so on."""
+    """Writes `00_input.txt`, then `03_fuse.txt` for the third pass, and so on.
+
+    What else this process runs goes on counting: `04_input.txt` begins the next pipeline, or the next function.
+    """
+
+    written: ClassVar[Counter[Path]] = Counter()  # files in each folder
 
     def __init__(self, folder: Path, graph: Graph) -> None:
-        self.folder, self.count = folder, 0
+        self.folder = folder
         self.write("input", graph)
 
     def __call__(self, run: PassRun, graph: Graph) -> None:
-        self.count += 1
         self.write(run.name.split("{")[0].rsplit(":", 1)[-1], graph)
 
     def write(self, name: str, graph: Graph) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / f"{self.count:02}_{name}.txt").write_text(str(graph))
+            (self.folder / f"{self.written[self.folder]:02}_{name}.txt").write_text(str(graph))
+            self.written[self.folder] += 1
         except OSError as error:
             raise LlmcError(f"LLMC_DUMP: cannot write: {error.strerror}", at=str(self.folder)) from error

@@ -10,6 +10,7 @@ from llmc.errors import LlmcError
 from llmc.runtime import native
 from llmc.runtime.arrays import check_names
 from llmc.runtime.reports import BenchmarkReport, CompareReport, Latency, Step
+from llmc.runtime.session import check_fits
 
 if TYPE_CHECKING:
     from llmc.runtime.model import Model
@@ -143,8 +144,9 @@ def sizes_array(model: Model, sizes: Mapping[str, int]) -> Any:
     array = (c_int64 * native.MAX_DIMS)()
     for i, name in enumerate(model.dims):
         size, least = sizes.get(name, 0), 0 if name in model.lengths else 1
-        if name in sizes and (type(size) is not int or not least <= size < 2**62):
+        if name in sizes and (type(size) is not int or size < least):
             raise LlmcError(f"{name} is {size!r}, must be an int" + (" above 0" if least else ", at least 0"))
+        check_fits(name, size, model.dims[name])
         array[i] = size
     return array
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from ctypes import byref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmc.errors import LlmcError
 from llmc.runtime import native
@@ -135,6 +135,7 @@ class Model:
             LlmcError: an input is missing, unknown, of wrong dtype or shape, or a value is out of its range.
         """
         handle = self._open_handle()
+        self._check_alone()
         library = handle.library
         caller = Caller(library, library.output_shapes, library.run, (handle.pointer,), str(self.path))
         return caller(self._first, inputs, out)
@@ -226,10 +227,27 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise LlmcError(
+            "a model cannot be pickled or copied: it is memory and code of this process",
+            at=str(self.path),
+            hint="give its path away and load it there: llmc.load(path)",
+        )
+
     def __repr__(self) -> str:
         if len(self.functions) == 1:
             return f"<llmc.Model {self.name} {self._first}>"
         return f"<llmc.Model {self.name} {', '.join(f'{n}{f}' for n, f in self.functions.items())}>"
+
+    def _check_alone(self) -> None:
+        """C refuses it too, and says how a C program does it."""
+        if self._first.states:
+            raise LlmcError(
+                f"function {next(iter(self.functions))} keeps state {next(iter(self._first.states))} from call to "
+                "call, so it needs a session",
+                at=str(self.path),
+                hint="run it in one: with model.session() as session: session.run(inputs)",
+            )
 
     def _open_handle(self) -> native.Handle:
         handle = self._handle

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from ctypes import byref, c_int64
 from numbers import Real
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmc.errors import LlmcError
 from llmc.runtime import native
@@ -81,7 +81,9 @@ class Session:
         handle = self._open_handle()
         name = next(iter(self.model.functions)) if function is None else function
         check_names("function", [name], self.model.functions)
-        if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
+        if timeout is not None and (
+            isinstance(timeout, bool) or not (isinstance(timeout, Real) and timeout > 0)
+        ):
             raise LlmcError(f"timeout is {timeout!r}, must be seconds above 0, or None")
         chosen, library = self.model.functions[name], handle.library
         who = handle.pointer, chosen.number
@@ -112,8 +114,9 @@ class Session:
         known = {name: now for name, now in zip(self.model.dims, self._report().sizes, strict=False)}
         check_names("size of states", sizes, {n: None for n in known if n in self._state_sizes()})
         for name, size in sizes.items():
-            if type(size) is not int or not 0 <= size < 2**62:
+            if type(size) is not int or size < 0:
                 raise LlmcError(f"{name} is {size!r}, must be an int, at least 0")
+            check_fits(name, size, self.model.dims[name])
         array = (c_int64 * native.MAX_DIMS)(*(sizes.get(name, now) for name, now in known.items()))
         status = handle.library.session_resize(handle.pointer, array, byref(error))
         handle.library.check(status, error, str(self.model.path))
@@ -166,6 +169,13 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise LlmcError(
+            "a session cannot be pickled or copied: its states are in memory of this process",
+            at=str(self.model.path),
+            hint="open another where it is needed: llmc.load(path).session()",
+        )
+
     def __repr__(self) -> str:
         if self._handle is None:
             return f"<llmc.Session of {self.model.name}, closed>"
@@ -187,6 +197,16 @@ class Session:
 
     def _state_sizes(self) -> set[str]:
         return {axis for state in self.model.states.values() for axis in state.shape if isinstance(axis, str)}
+
+
+def check_fits(name: str, size: int, bounds: tuple[int, int]) -> None:
+    """Raise where C, which knows the bounds too, could not even be asked.
+
+    Raises:
+        LlmcError: the size is no int64.
+    """
+    if size >= 2**63:
+        raise LlmcError(f"{name} is {size}, must be within {bounds[0]}..{bounds[1]}")
 
 
 def memory_bound(number: int | None) -> int:

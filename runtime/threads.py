@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from ctypes import byref, c_void_p
 from threading import Lock
-from typing import Any
+from typing import Any, NoReturn
 
 from llmc.errors import LlmcError
 from llmc.runtime import native
@@ -48,6 +48,11 @@ class Threads:
             if self._owner != os.getpid():
                 raise LlmcError("the threads are of the parent process", hint="make others after fork()")
             return self._pointer
+
+    def __reduce__(self) -> NoReturn:
+        raise LlmcError(
+            "threads cannot be pickled or copied", hint="make others: llmc.runtime.Threads(number)"
+        )
 
     def __del__(self) -> None:
         close = getattr(self, "_close", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmc.compiler.graph import Graph, Node, Source
+from llmc.compiler.module import Module
 from llmc.compiler.ops import input_, make
 from llmc.compiler.pipeline import Pass, Pipeline
 from llmc.compiler.rewrite import Decline, RewritePass
@@ -147,6 +148,11 @@ def test_dumps(monkeypatch, tmp_path):
         "02_fold.txt",
     ]
     assert "neg" in (tmp_path / "dump" / "00_input.txt").read_text()
+    two = Module({"first": graph("neg"), "second": graph("exp")})
+    Pipeline.parse("fold", PASSES).run_module(two)  # and nothing is written over
+    later = ["03_input.txt", "04_fold.txt", "05_input.txt", "06_fold.txt"]
+    assert sorted(f.name for f in (tmp_path / "dump").iterdir())[3:] == later
+    assert "exp" in (tmp_path / "dump" / later[2]).read_text()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LLMC_DUMP", str(tmp_path / "file"))
     with pytest.raises(LlmcError, match="LLMC_DUMP: cannot write"):

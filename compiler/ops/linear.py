@@ -133,7 +133,7 @@ def _indices(node: Node) -> Collection[int]:
 
 def _embed_norm_constraints(*inputs: TensorType, eps: float, tables: int) -> Iterator[AtMost]:
     for at in range(tables):
-        yield from table_constraints(*inputs[2 * at : 2 * at + 2], f"table {at}")
+        yield from table_constraints(inputs[2 * at], inputs[2 * at + 1], f"table {at}")
 
 
 _EMBED_NORM = {

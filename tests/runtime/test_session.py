@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import shutil
 import subprocess
 import threading
@@ -126,6 +128,15 @@ def test_a_state_is_needed_first(session):
 
 def test_a_function_with_states_needs_a_session(model):
     refused("function step keeps state total from call to call, so it needs a session", model, ids=IDS)
+    refused("with model.session() as session", model.run, {"ids": IDS})
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_what_belongs_to_this_process_is_not_copied(model, session, copied):
+    refused("a model cannot be pickled or copied", copied, model)
+    refused("llmc.load(path)", copied, model)
+    refused("a session cannot be pickled or copied", copied, session)
+    refused("threads cannot be pickled or copied", copied, Threads(2))
 
 
 def test_resize(session, build):
@@ -158,6 +169,9 @@ def test_resize_refuses(session):
     refused("batch is 3, but 2 in the session", session.resize, batch=3)
     refused("the model has no size of states 'seq'", session.resize, seq=3)
     refused("past is -1, must be an int", session.resize, past=-1)
+    for huge in (2**62, 2**63 - 1, 2**63, 2**200):
+        refused(f"past is {huge}, must be within 0..40", session.resize, past=huge)
+        refused(f"past is {huge}, must be within 0..40", session.model.memory_needed, past=huge)
     assert session.lengths == {"past": 3}
 
 
@@ -245,6 +259,7 @@ def test_deadline(model, build, threads):
         refused("timeout is -1", session.run, {"ids": IDS}, timeout=-1)
         refused("timeout is 0", session.run, {"ids": IDS}, timeout=0)
         refused("timeout is '1'", session.run, {"ids": IDS}, timeout="1")
+        refused("timeout is True, must be seconds", session.run, {"ids": IDS}, timeout=True)
         refused("the model has no function ['step']", lambda: session.run({"ids": IDS}, function=["step"]))
 
 
