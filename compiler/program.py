@@ -24,7 +24,7 @@ from llmc.compiler.plan import ALIGNMENT, Copy, Plan
 from llmc.compiler.plan_bodies import Body, Choice, Move, Repeat
 from llmc.compiler.plan_states import state_use
 from llmc.compiler.slots import Place, nbytes
-from llmc.compiler.verify import used_dims
+from llmc.compiler.verify_dims import used_dims
 
 LANES = 16  # multiply-adds in the unit of `Call.cost`
 

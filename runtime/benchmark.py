@@ -46,30 +46,31 @@ def run_benchmark(
     Raises:
         LlmcError: a function or size is unknown or out of bounds, or an option makes no sense.
     """
-    if threads is not None and threads != model.threads:
-        from llmc.runtime.model import load
-
-        with load(model.path, threads, model.variant) as other:
-            return run_benchmark(
-                other,
-                duration=duration,
-                profile=profile,
-                warmup=warmup,
-                max_runs=max_runs,
-                seed=seed,
-                shortest=shortest,
-                function=function,
-                **sizes,
-            )
-    chosen = _function(model, function)
-    handle = model._open_handle()
-    report, error = native.Report(), native.Error()
-    n_steps = handle.info.functions[model.functions[chosen].number].n_steps
-    steps = (native.StepReport * (n_steps + 1))() if profile else None
     options = _options(duration, warmup, max_runs, seed, shortest)
-    options.function = model.functions[chosen].number
+    if threads is None or threads == model.threads:
+        return _timed(model, options, profile, function, sizes)
+    from llmc.runtime.model import load
+
+    with load(model.path, threads, model.variant) as other:
+        return _timed(other, options, profile, function, sizes)
+
+
+def _timed(
+    model: Model,
+    options: native.BenchmarkOptions,
+    profile: bool,
+    function: str | None,
+    sizes: Mapping[str, int],
+) -> BenchmarkReport:
+    """One benchmark by C, on the threads that the model has."""
+    chosen = _function(model, function)
+    options.function = number = model.functions[chosen].number
+    handle, report, error = model._open_handle(), native.Report(), native.Error()
+    n_steps = handle.info.functions[number].n_steps
+    steps = (native.StepReport * (n_steps + 1))() if profile else None
+    array = sizes_array(model, sizes)
     status = handle.library.benchmark(
-        handle.pointer, sizes_array(model, sizes), byref(options), byref(report), steps, byref(error)
+        handle.pointer, array, byref(options), byref(report), steps, byref(error)
     )
     handle.library.check(status, error, str(model.path))
     return _report(model, chosen, report, None if steps is None else tuple(map(_step, steps[:n_steps])))

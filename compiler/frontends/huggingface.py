@@ -269,7 +269,7 @@ def _export(head: Any, inputs: int, bounds: Mapping[str, tuple[int, int]]) -> An
     """torch.export with dynamic axes; a dim whose bound is 1 is static."""
     import torch
 
-    from llmc.compiler.frontends.torch_export import trace
+    from llmc.compiler.frontends.tracing import trace
 
     shape = tuple(min(high, sample) for sample, (_, high) in zip((2, 7), bounds.values(), strict=True))
     axes = {

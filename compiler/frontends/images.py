@@ -68,7 +68,8 @@ def graph(summary: Summary, model: Any, outputs: Sequence[str], max_batch: int) 
     import torch
 
     from llmc.compiler.frontends.heads import ROOT, ImageHead
-    from llmc.compiler.frontends.torch_export import Declared, to_graph, trace
+    from llmc.compiler.frontends.torch_export import Declared, to_graph
+    from llmc.compiler.frontends.tracing import trace
 
     shape = image_shape(summary.config, str(summary.root / "config.json"))
     axes = {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch > 1 else {}

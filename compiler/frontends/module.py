@@ -25,7 +25,8 @@ def graph(module: Any, sample: Mapping[str, Any], outputs: Sequence[str], max_ba
     """
     import torch
 
-    from llmc.compiler.frontends.torch_export import Declared, to_graph, trace
+    from llmc.compiler.frontends.torch_export import Declared, to_graph
+    from llmc.compiler.frontends.tracing import trace
 
     if module.training:
         raise LlmcError("the module is in training mode", hint="call module.eval() first")

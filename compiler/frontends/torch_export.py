@@ -7,13 +7,9 @@ in-place ops are functionalised first. Sizes need no nodes: torch knows each as 
 
 from __future__ import annotations
 
-import inspect
-import io
 import re
-import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -23,14 +19,15 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.frontends import aten_image, aten_math, aten_nn, aten_rnn, aten_shape, inplace, packed
+from llmc.compiler.frontends import aten_image, aten_math, aten_nn, aten_rnn, aten_shape, inplace
 from llmc.compiler.frontends.aten import TABLE, Call, Symbols, dtype_of
 from llmc.compiler.frontends.report import Problem, UnsupportedError, report
+from llmc.compiler.frontends.tracing import NOT_THEIRS
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_
 from llmc.errors import LlmcError
 
-__all__ = ["Declared", "aten_image", "aten_math", "aten_nn", "aten_rnn", "aten_shape", "to_graph", "trace"]
+__all__ = ["Declared", "aten_image", "aten_math", "aten_nn", "aten_rnn", "aten_shape", "to_graph"]
 
 
 @dataclass(frozen=True)
@@ -45,38 +42,6 @@ class Declared:
     default: int | None = None
     low: int | None = None
     high: int | None = None
-
-
-def trace(module: torch.nn.Module, sample: tuple[Any, ...], axes: tuple[Any, ...]) -> ExportedProgram:
-    """`torch.export` of a module.
-
-    Args:
-        module: in eval mode.
-        sample: one tensor for each input.
-        axes: for each input, position of a dynamic axis -> `torch.export.Dim`.
-
-    Raises:
-        LlmcError: the module does something the tracer cannot follow, with the line that does it.
-    """
-    try:
-        # it prints the failed graph
-        with packed.exportable(module), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            return torch.export.export(module, sample, dynamic_shapes=(axes,) if _variadic(module) else axes)
-    except Exception as error:  # torch.export raises many kinds, all about the module's code
-        frames = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
-        theirs = [f for f in frames if not f.startswith((_TORCH, _OURS, "<"))]
-        message = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise LlmcError(
-            f"torch.export cannot trace the model: {message[0] if message else type(error).__name__}",
-            at=PurePath(theirs[-1]).name if theirs else None,
-            found=type(error).__name__,
-            hint="control flow on tensor values, or on sizes beyond the dynamic ones, cannot be compiled",
-        ) from error
-
-
-def _variadic(module: torch.nn.Module) -> bool:
-    """Whether forward is `forward(self, *values)`: then torch wants the axes as one entry."""
-    return any(p.kind == p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
 
 
 def to_graph(
@@ -291,11 +256,10 @@ def _steps(node: Any) -> int | None:
     return None
 
 
-_TORCH, _OURS = (str(PurePath(inspect.getfile(m)).parent) for m in (torch, inplace))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def _line(trace: str) -> str:
     """`file:line` of the innermost frame that is neither torch nor llmc."""
-    frames = [f for f in _FRAME.findall(trace) if not f[0].startswith((_TORCH, _OURS))]
+    frames = [f for f in _FRAME.findall(trace) if not f[0].startswith(NOT_THEIRS)]
     return f"{PurePath(frames[-1][0]).name}:{frames[-1][1]}" if frames else ""

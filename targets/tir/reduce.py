@@ -13,7 +13,8 @@ from llmc.compiler.dims import Dim, dim
 from llmc.compiler.graph import DTYPES, Node
 from llmc.compiler.ops.rules import same_dim
 from llmc.targets.tir.emit import STORAGE, Emitter, Expr, i64
-from llmc.targets.tir.scalar_ops import cast, constant, float_sum, maximum, minimum
+from llmc.targets.tir.scalar_ops import cast, constant, maximum, minimum
+from llmc.targets.tir.sums import float_sum
 
 Combine = Callable[[Emitter, str, Expr, Expr], Expr]
 

@@ -16,7 +16,8 @@ from llmc.compiler import extensions
 from llmc.compiler.ops import OPS
 from llmc.errors import LlmcError
 from llmc.targets.tir import math, math64
-from llmc.targets.tir.emit import STORAGE, Emitter, Expr, dtype_of, fma, lanes_of, splat, vector
+from llmc.targets.tir.emit import STORAGE, Emitter, Expr, dtype_of, lanes_of, splat, vector
+from llmc.targets.tir.sums import float_sum, negative
 
 Operation = Callable[..., Expr]
 
@@ -43,50 +44,7 @@ def to_storage(dtype: str, value: Expr) -> Expr:
     return tirx.Cast(vector("uint8", lanes_of(value)), value) if dtype == "bool" else value
 
 
-# --- sums: a product that feeds one becomes an explicit fma
-
-
-def _definition(k: Emitter, value: Expr) -> Expr:
-    while isinstance(value, tirx.Var) and str(value.name) in k.bound:
-        value = k.bound[str(value.name)]
-    return value
-
-
-def _is_minus_one(value: Expr) -> bool:
-    value = value.value if isinstance(value, tirx.Broadcast) else value
-    return isinstance(value, FloatImm) and float(value.value) == -1.0
-
-
-def _term(k: Emitter, value: Expr) -> tuple[bool, Expr, tuple[Expr, Expr] | None]:
-    """`value` as (negated, |value's body|, factors if that is a product)."""
-    negated = False
-    while True:
-        made = _definition(k, value)
-        if not isinstance(made, tirx.Mul):
-            return negated, value, None
-        if not _is_minus_one(made.b):
-            return negated, value, (made.a, made.b)
-        negated, value = not negated, made.a
-
-
-def _negative(value: Expr, negated: bool = True) -> Expr:
-    """-value, exact; also for 0."""
-    return value * splat(-1.0, lanes_of(value)) if negated else value
-
-
-def float_sum(k: Emitter, a: Expr, b: Expr, minus: bool = False) -> Expr:
-    """a + b or a - b of f32; a product among them is fused: the code generator would, by its own lights."""
-    (down_a, body_a, factors_a), (down_b, body_b, factors_b) = _term(k, a), _term(k, b)
-    down_b ^= minus
-    if factors_a:
-        return fma(_negative(factors_a[0], down_a), factors_a[1], _negative(body_b, down_b))
-    if factors_b:
-        return fma(_negative(factors_b[0], down_b), factors_b[1], _negative(body_a, down_a))
-    if down_a and down_b:
-        return _negative(k.let(body_a + body_b))
-    if down_a:
-        return body_b - body_a
-    return body_a - body_b if down_b else body_a + body_b
+# --- arithmetic
 
 
 def _add(k: Emitter, dtype: str, a: Expr, b: Expr) -> Expr:
@@ -97,11 +55,8 @@ def _sub(k: Emitter, dtype: str, a: Expr, b: Expr) -> Expr:
     return float_sum(k, a, b, minus=True) if dtype == "f32" else a - b
 
 
-# --- arithmetic
-
-
 def _neg(k: Emitter, dtype: str, x: Expr) -> Expr:
-    return _negative(x) if dtype == "f32" else constant(dtype, 0, lanes_of(x)) - x
+    return negative(x) if dtype == "f32" else constant(dtype, 0, lanes_of(x)) - x
 
 
 def _abs(k: Emitter, dtype: str, x: Expr) -> Expr:
@@ -175,7 +130,7 @@ def _float_divmod(k: Emitter, a: Expr, b: Expr) -> tuple[Expr, Expr]:
     nothing = k.let(tirx.EQ(b, zero))
     low = tirx.Select(tirx.EQ(quotient, zero), math64.copysign(k, zero, k.let(a / b)), low)
     whole = k.let(tirx.Select(nothing, k.let(a / b), low))
-    moved = tirx.Select(apart, math64.difference(k, rest, k.let(_negative(b))), rest)
+    moved = tirx.Select(apart, math64.difference(k, rest, k.let(negative(b))), rest)
     moved = tirx.Select(tirx.EQ(rest, zero), math64.copysign(k, zero, b), moved)
     return whole, k.let(tirx.Select(nothing, splat(float("nan"), lanes), moved))
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from llmc.compiler.frontends import inplace, masks
 from llmc.compiler.frontends.aten import TABLE
-from llmc.compiler.frontends.torch_export import Declared, to_graph, trace
+from llmc.compiler.frontends.torch_export import Declared, to_graph
+from llmc.compiler.frontends.tracing import trace
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
 from llmc.compiler.verify import verify

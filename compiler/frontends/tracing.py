@@ -1,0 +1,51 @@
+"""`torch.export` of a module: what it prints is kept, what it raises is told with the line of the model's code."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from llmc.compiler.frontends import packed
+from llmc.errors import LlmcError
+
+# Folders of files that are not the model's: torch's own, and these.
+NOT_THEIRS = tuple(str(PurePath(inspect.getfile(m)).parent) for m in (torch, packed))
+
+
+def trace(module: torch.nn.Module, sample: tuple[Any, ...], axes: tuple[Any, ...]) -> ExportedProgram:
+    """`torch.export` of a module.
+
+    Args:
+        module: in eval mode.
+        sample: one tensor for each input.
+        axes: for each input, position of a dynamic axis -> `torch.export.Dim`.
+
+    Raises:
+        LlmcError: the module does something the tracer cannot follow, with the line that does it.
+    """
+    try:
+        # it prints the failed graph
+        with packed.exportable(module), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            return torch.export.export(module, sample, dynamic_shapes=(axes,) if _variadic(module) else axes)
+    except Exception as error:  # torch.export raises many kinds, all about the module's code
+        frames = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
+        theirs = [f for f in frames if not f.startswith((*NOT_THEIRS, "<"))]
+        message = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise LlmcError(
+            f"torch.export cannot trace the model: {message[0] if message else type(error).__name__}",
+            at=PurePath(theirs[-1]).name if theirs else None,
+            found=type(error).__name__,
+            hint="control flow on tensor values, or on sizes beyond the dynamic ones, cannot be compiled",
+        ) from error
+
+
+def _variadic(module: torch.nn.Module) -> bool:
+    """Whether forward is `forward(self, *values)`: then torch wants the axes as one entry."""
+    return any(p.kind == p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())

@@ -1,0 +1,94 @@
+"""What the verifier asks of dims: names, bounds, and that each gets a size."""
+
+from __future__ import annotations
+
+import keyword
+from typing import Any
+
+import sympy
+
+from llmc.compiler.counted import counted_dim, counted_dims
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import Graph, Node, results_of
+from llmc.compiler.verify_states import broken, growing_dims
+
+RESERVED = frozenset({"inf", "nan", "weight", "tensor", "Max", "Min", "floor"})  # words of the text form
+
+
+def check_dims(graph: Graph) -> None:
+    """The invariants of dims in one function; `verify` lists them."""
+    _check_symbols(graph)
+    _check_bounds(graph)
+    _check_counted(graph)
+    _check_dims_known(graph)
+
+
+def _symbols_in(value: Any) -> frozenset[Any]:
+    """The sympy symbols in an attribute value or shape."""
+    if isinstance(value, tuple):
+        return frozenset().union(*map(_symbols_in, value))
+    return frozenset(value.free_symbols) if isinstance(value, sympy.Expr) else frozenset()
+
+
+def _symbols_of(node: Node) -> frozenset[Any]:
+    """Those in a node's types and attributes."""
+    return _symbols_in((*(kind.shape for kind in results_of(node.type)), *node.attributes.values()))
+
+
+def used_dims(graph: Graph) -> dict[str, Node]:
+    """dim name -> the first node that uses it."""
+    used: dict[str, Node] = {}
+    for node in graph.everywhere():
+        for name in sorted(s.name for s in _symbols_of(node)):
+            used.setdefault(name, node)
+    return used
+
+
+def _check_bounds(graph: Graph) -> None:
+    used = used_dims(graph)
+    for name, node in used.items():
+        if name not in graph.dims:
+            raise broken(f"dim {name!r} has no bounds", node)
+    positive = used.keys() - growing_dims(graph)
+    for name, (low, high) in graph.dims.items():
+        if not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
+            raise broken(f"{name!r} cannot be the name of a dim")
+        least = 1 if name in positive else 0
+        if type(low) is not int or type(high) is not int or not least <= low <= high:
+            raise broken(
+                f"dim {name!r} has bounds {low}..{high}", hint=f"bounds are integers, {least} <= low <= high"
+            )
+
+
+def _check_symbols(graph: Graph) -> None:
+    for node in graph.everywhere():
+        for found in _symbols_of(node):
+            if found != symbol(found.name):
+                raise broken(f"the symbol {found.name!r} was not made by `dims.symbol`", node)
+
+
+def _check_counted(graph: Graph) -> None:
+    counted = counted_dims(graph)
+    shapes = frozenset(str(s) for node in graph.inputs for s in _symbols_in(node.shape))
+    for node in graph.nodes:
+        name = counted_dim(node)
+        if not name:
+            continue
+        mask = node.inputs[0]
+        if mask.op != "input" or mask.attributes["default"] == 0:
+            raise broken("the mask that places are counted by is not an input, or 0 by default", node)
+        if mask is not counted[name]:
+            raise broken(f"dim {name!r} is counted from two masks", node)
+        if name in shapes:
+            raise broken(f"dim {name!r} is counted, and the size of an input", node)
+
+
+def _check_dims_known(graph: Graph) -> None:
+    required = [node for node in graph.inputs if node.attributes["default"] is None]
+    giving = (*required, *graph.states)
+    known = {str(d) for node in giving for d in node.shape if isinstance(d, sympy.Symbol)}
+    known |= counted_dims(graph).keys()
+    what = "required input or state" if graph.states else "required input"
+    for name, node in used_dims(graph).items():
+        if name not in known:
+            raise broken(f"no {what} has an axis of size {name!r}", node)

@@ -1,0 +1,51 @@
+"""Sums of f32 on TIR vectors: a product that feeds one becomes an explicit fma, so that no code generator decides."""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.tirx import FloatImm
+
+from llmc.targets.tir.emit import Emitter, Expr, fma, lanes_of, splat
+
+
+def _definition(k: Emitter, value: Expr) -> Expr:
+    while isinstance(value, tirx.Var) and str(value.name) in k.bound:
+        value = k.bound[str(value.name)]
+    return value
+
+
+def _is_minus_one(value: Expr) -> bool:
+    value = value.value if isinstance(value, tirx.Broadcast) else value
+    return isinstance(value, FloatImm) and float(value.value) == -1.0
+
+
+def _term(k: Emitter, value: Expr) -> tuple[bool, Expr, tuple[Expr, Expr] | None]:
+    """`value` as (negated, |value's body|, factors if that is a product)."""
+    negated = False
+    while True:
+        made = _definition(k, value)
+        if not isinstance(made, tirx.Mul):
+            return negated, value, None
+        if not _is_minus_one(made.b):
+            return negated, value, (made.a, made.b)
+        negated, value = not negated, made.a
+
+
+def negative(value: Expr, negated: bool = True) -> Expr:
+    """-value, exact; also for 0."""
+    return value * splat(-1.0, lanes_of(value)) if negated else value
+
+
+def float_sum(k: Emitter, a: Expr, b: Expr, minus: bool = False) -> Expr:
+    """a + b or a - b of f32; a product among them is fused: the code generator would, by its own lights."""
+    (down_a, body_a, factors_a), (down_b, body_b, factors_b) = _term(k, a), _term(k, b)
+    down_b ^= minus
+    if factors_a:
+        return fma(negative(factors_a[0], down_a), factors_a[1], negative(body_b, down_b))
+    if factors_b:
+        return fma(negative(factors_b[0], down_b), factors_b[1], negative(body_a, down_a))
+    if down_a and down_b:
+        return negative(k.let(body_a + body_b))
+    if down_a:
+        return body_b - body_a
+    return body_a - body_b if down_b else body_a + body_b
