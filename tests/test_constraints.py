@@ -6,16 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sympy
 from random_encoders import random_encoder
 from stateful_graphs import EVERY
 
 from llmc.compiler.bounded import never_negative
 from llmc.compiler.constraints import constraints
-from llmc.compiler.dims import Bounds, dim_c, parse_dim, symbol
+from llmc.compiler.dims import Bounds, dim, dim_c, parse_dim, symbol
 from llmc.compiler.graph import Graph, Node
-from llmc.compiler.interpret import run
+from llmc.compiler.interpret import run, step
 from llmc.compiler.module import Module
-from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.ops import constant, input_, make, state_
 from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
@@ -77,6 +78,21 @@ def test_the_strongest_of_those_that_say_alike_is_left() -> None:
     x, y = input_("x", "f32", (A,)), input_("y", "f32", (B,))
     graph = of(cut(x, 0, B), cut(x, 1, B + 2), cut(x, 0, B), cut(x, B, A, 2), y)
     assert said(graph) == ["slice at x: its stop, b + 2 = _, is above the size of axis 0, a = _"]
+
+
+def test_a_slice_of_nothing_by_steps() -> None:
+    """Two slices become one that ends before it begins, and reads nothing."""
+    past = symbol("past")
+    seen = state_("seen", "f32", (past,), grows=0)
+    half = cut(cut(seen, 0, past, 2), 0, dim(sympy.floor((past + 1) / 2)))
+    dims = {"past": (0, 8)}
+    graph = Graph((), {"0": half}, dims, (seen,))
+    one = Pipeline.parse("simplify", PASSES).run(graph)[0]
+    assert len(one.nodes) < len(graph.nodes)
+    for length in (0, 1, 4):
+        given = {"seen": np.arange(length, dtype=np.float32)}
+        for each in (graph, one):
+            np.testing.assert_array_equal(step(each, {}, given)[0]["0"], given["seen"][::2])
 
 
 def test_an_encoder_has_none() -> None:

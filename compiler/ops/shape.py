@@ -156,7 +156,10 @@ def _expand(x: TensorType, shape: Any) -> TensorType:
 
 
 def _slice_reference(x: Array, axis: int, start: Dim, stop: Dim, step: int, sizes: Sizes) -> Array:
-    part = slice(evaluate(dim(start), sizes), evaluate(dim(stop), sizes), step)
+    stop = max(
+        evaluate(dim(stop), sizes), 0
+    )  # one of nothing by steps may end before the axis, as indices do not
+    part = slice(evaluate(dim(start), sizes), stop, step)
     return x[(slice(None),) * axis + (part,)]
 
 
@@ -165,7 +168,9 @@ def _slice_constraints(
 ) -> tuple[AtMost, AtMost, AtMost]:
     return (
         AtMost(0, start, high_name="its start"),
-        AtMost(start, stop, "its start", "its stop"),
+        AtMost(
+            start, dim(stop + step - 1), "its start", f"its stop and {step - 1}" if step > 1 else "its stop"
+        ),
         AtMost(stop, x.shape[axis], "its stop", f"the size of axis {axis}"),
     )
 
