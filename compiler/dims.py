@@ -117,6 +117,8 @@ def evaluate(value: Dim, sizes: Mapping[str, int]) -> int:
     """
     if isinstance(value, int):
         return value
+    if isinstance(value, sympy.Symbol):  # most are, and sympy's way takes long
+        return int(sizes[value.name])
     return int(value.subs({s: sizes[str(s)] for s in value.free_symbols}))
 
 

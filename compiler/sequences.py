@@ -1,4 +1,8 @@
-"""Sizes of the dims, call by call, for sessions that try a module: a prompt, the next token, several tokens."""
+"""Sizes of the dims, call by call, for sessions that try a module: a prompt, the next token, several tokens.
+
+Sizes are odd and unequal, so that blocks have a rest and exchanged axes show, and go up to the largest that is quick, as
+what is wrong may be so from some size on.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,24 @@ from types import MappingProxyType
 import sympy
 
 from llmc.compiler.constraints import constraints
+from llmc.compiler.counted import given_dims
 from llmc.compiler.dims import Bounds, dim_names, evaluate
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module, State
 from llmc.compiler.plan_states import state_use
+from llmc.compiler.work import work
 
 Sizes = dict[str, int]
-CALLS = (5, 1, 3)  # what a session is given one after the other
+Tried = tuple[int, tuple[int, ...]]  # size of the dim `batch`, and of the first other dim at each call
+
+BATCH = 3
+SESSIONS: tuple[Tried, ...] = ((1, (5, 1, 3)), (BATCH, (17, 1, 2)), (BATCH, (65, 1, 17)))  # where there are states
 READ = 4  # rows of a state that a function reads and leaves as it is
-SIZES = (1, 5)  # every dim at each of these, or at its nearest bound
+_SMALL: tuple[Tried, ...] = ((1, (9,)), (BATCH, (1,)), (BATCH, (17,)))
+_LARGER = (33, 65, 129, 257, 513, 1025)
+_USUAL = 65  # a size to try as long as it is no trouble; larger ones have to be quick
+_TROUBLE = 10**11  # operations of the interpreter: some seconds
+_QUICK = 3 * 10**8  # likewise: some hundredths
 
 
 def calls(
@@ -29,7 +42,7 @@ def calls(
 
     Args:
         batch: size of the dim `batch`, or the nearest within its bounds.
-        others: likewise of all other dims, at each call.
+        others: likewise of the first other dim at each call; the second is larger by 1, and so on.
         held: sizes of dims of states as the session begins.
     """
     held = dict(held)
@@ -42,15 +55,45 @@ def calls(
 
 
 def sessions(graph: Graph) -> list[list[Sizes]]:
-    """The calls of sessions of one function at a small and an odd batch; one call each if it has no states.
+    """The calls of sessions of one function, each of other sizes; one call each if it has no states.
 
     What it only reads is there from the start, as another function may have left it.
     """
-    tried = ((size, CALLS if graph.states else (size,)) for size in SIZES)
-    return [
-        [sizes for _, sizes in calls(Module.of(graph), batch, others, _begun(graph, batch, others[0]))]
-        for batch, others in tried
-    ]
+    found: list[list[Sizes]] = []
+    for batch, others in tried(graph):
+        begun = _begun(graph, batch, others[0])
+        made = [sizes for _, sizes in calls(Module.of(graph), batch, others, begun)]
+        if made and made not in found:  # bounds make many the same
+            found.append(made)
+    return found
+
+
+def tried(graph: Graph) -> tuple[Tried, ...]:
+    """What to try a function with: small sizes, 65 if that is no trouble, and the largest that is quick."""
+    if graph.states:
+        return SESSIONS
+    if not _others(graph):
+        return *_SMALL, *_largest(graph, [(n, (n,)) for n in _LARGER], _QUICK)
+    shapes = [(BATCH, (n,)) for n in _LARGER]
+    usual = _largest(graph, [shape for shape in shapes if shape[1] <= (_USUAL,)], _TROUBLE)
+    quick = _largest(graph, shapes, _QUICK)
+    return *_SMALL, *usual, *(shape for shape in quick if shape > max(usual))
+
+
+def _others(graph: Graph) -> list[str]:
+    """The dims that inputs and states tell, all but the batch."""
+    return [name for name in given_dims(graph) if name != "batch"]
+
+
+def _largest(graph: Graph, shapes: Sequence[Tried], most: int) -> list[Tried]:
+    """The last of `shapes` until one is more work than `most`."""
+    fits: list[Tried] = []
+    for batch, others in shapes:
+        sizes = {name: _wanted(graph, name, batch, others[0]) for name in given_dims(graph)}
+        if work(graph, sizes) > most:
+            break
+        fits = [(batch, others)]
+    return fits
 
 
 def _begun(graph: Graph, batch: int, other: int) -> Sizes:
@@ -77,14 +120,15 @@ def _fitting(graph: Graph, batch: int, other: int, held: Mapping[str, int]) -> S
     sizes |= dict.fromkeys(growing, 0) | {name: size for name, size in held.items() if name in sizes}
     after = _after(graph, sizes)
     fits = all(graph.dims[n].low <= sizes[n] and after[n] <= graph.dims[n].high for n in growing)
-    if graph.states:  # a session that holds too little; where there are none it is the caller's to know
-        fits = fits and not any(constraint.refusal(sizes) for constraint in constraints(graph))
+    fits = fits and not any(constraint.refusal(sizes) for constraint in constraints(graph))
     given = {str(d) for node in graph.inputs if node.attributes["default"] is None for d in node.shape}
     return sizes if fits and after.keys() <= {*given, *growing, *held} else None
 
 
 def _wanted(graph: Graph, name: str, batch: int, other: int) -> int:
-    return _within(batch if name == "batch" else other, graph.dims[name])
+    others = _others(graph)
+    apart = others.index(name) if name in others else 0
+    return _within(batch if name == "batch" else other + apart, graph.dims[name])
 
 
 def _within(size: int, bounds: Bounds) -> int:

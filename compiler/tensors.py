@@ -91,12 +91,17 @@ class Source:
 
 
 class Weight:
-    """A constant's values and name. Equal contents have equal digests; the array is never written to."""
+    """A constant's values and name. Equal contents have equal digests; the array is read-only.
+
+    Graphs share weights, so a pass that wrote into one would change the graph it was given, and the answers that its
+    own is compared with.
+    """
 
     __slots__ = ("_digest", "array", "name")
 
     def __init__(self, array: np.ndarray[Any, Any], name: str = "") -> None:
-        self.array = array
+        self.array = array.view()
+        self.array.setflags(write=False)
         self.name = name
         self._digest: str | None = None
 

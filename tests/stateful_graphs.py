@@ -13,7 +13,7 @@ from llmc.compiler.dims import Dim, dim, symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.module import Module
 from llmc.compiler.ops import constant, input_, make, state_
-from llmc.compiler.promises import Session
+from llmc.compiler.samples import Session
 
 BATCH, SEQ, PAST, SRC = (symbol(name) for name in ("batch", "seq", "past", "src"))
 HEADS, SIZE = 2, 16

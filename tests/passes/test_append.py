@@ -21,7 +21,8 @@ from llmc.compiler.graph import Graph, Node
 from llmc.compiler.module import Module
 from llmc.compiler.ops import input_, make, state_
 from llmc.compiler.pipeline import Pipeline
-from llmc.compiler.promises import play, run_verified, samples
+from llmc.compiler.promises import run_verified
+from llmc.compiler.samples import play, samples
 from llmc.compiler.verify import verify_module
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES

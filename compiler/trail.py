@@ -1,0 +1,174 @@
+"""The passes that a graph went through, held together by the interpreter.
+
+What a lossy pass does is measured; whatever comes before, between and after lossy passes is held to what it promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmc.compiler.culprit import Breach, Trial
+from llmc.compiler.differences import Arrays, furthest, moved
+from llmc.compiler.graph import Graph
+from llmc.compiler.pipeline import PassRun, Pipeline, Step
+from llmc.compiler.promises import allowed
+from llmc.compiler.samples import Session, play, samples
+
+# Sums in another order differ by so much, as a share of an output's scale, before what follows rounds them.
+_NOISE = 1e-6
+# A value between two int8 levels falls to either side by that.
+_LEVELS = 2e-2
+# A pass that promises less is measured, as lossy ones are: the artifact answers for what is left after it.
+_COARSE = 1e-3
+# Nothing of an output is left in one that is further from it than two of its size can be.
+_LOST = 2.0
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A pass, what it was given and what it made.
+
+    Args:
+        trusted: it does what its caller means it to do; nothing is compared over it.
+    """
+
+    step: Step
+    before: Graph
+    after: Graph
+    trusted: bool = False
+
+    @property
+    def free(self) -> bool:
+        """Whether it may change answers by more than other ways to compute do."""
+        return self.trusted or allowed(self.step.change.keeps) > _COARSE
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a lossy pass did: the largest difference of `output` as a share of its largest magnitude."""
+
+    step: str
+    output: str
+    difference: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"pass": self.step, "output": self.output, "difference": self.difference}
+
+
+class Trail:
+    """The passes that changed a graph, in order."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.first, self.taken = graph, list[Taken]()
+        self.last = graph
+
+    def noting(self, pipeline: Pipeline, trusted: Pipeline) -> Any:
+        """An observer of a run of `pipeline` over the last graph."""
+        steps, kept = iter(pipeline.steps), {id(step) for step in trusted.steps}
+
+        def note(run: PassRun, after: Graph) -> None:
+            step = next(steps)
+            if run.changed:
+                self.taken.append(Taken(step, self.last, after, id(step) in kept))
+            self.last = after
+
+        return note
+
+    @property
+    def lossy(self) -> bool:
+        """Whether a pass was free to change the answers."""
+        return any(taken.free and not taken.trusted for taken in self.taken)
+
+    def hold(self) -> tuple[Loss, ...]:
+        """Run what was between lossy passes, and measure these.
+
+        Raises:
+            Breach: a pass did not keep its promise, or a lossy one leaves nothing of an output.
+        """
+        chain = _Chain(self.first)
+        for taken in self.taken:
+            chain.add(taken)
+        chain.close(self.last)
+        return tuple(chain.losses)
+
+    def blame(self) -> Breach | None:
+        """The pass that changes answers, by the interpreter; None if none does."""
+        kept = [taken for taken in self.taken if not taken.free]
+        return _blame(kept, samples(self.first))
+
+
+class _Chain:
+    """Passes since the last lossy one, and the answers that they have to keep."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._sessions = samples(graph)
+        self._since: list[Taken] = []
+        self._expected = _outputs(graph, self._sessions)
+        self.losses: list[Loss] = []
+
+    def add(self, taken: Taken) -> None:
+        if not taken.free:
+            self._since.append(taken)
+            return
+        before = self.close(taken.before)
+        self._expected, self._since = _outputs(taken.after, self._sessions), []
+        if not taken.trusted:
+            self._measure(taken, before)
+
+    def close(self, graph: Graph) -> list[Arrays]:
+        """The answers of `graph`, which the passes since the last lossy one made."""
+        if not self._since:
+            return self._expected
+        found = _outputs(graph, self._sessions)
+        apart = furthest(self._expected, found)[1]
+        if apart > sum(_limit(taken) for taken in self._since):
+            fault = _blame(self._since, self._sessions)
+            if fault is not None:
+                raise fault
+        return found
+
+    def _measure(self, taken: Taken, before: list[Arrays]) -> None:
+        name, difference = moved(before, self._expected)
+        keeps = taken.step.change.keeps
+        if keeps.kind == "lossy":
+            limit, problem = _LOST, f"pass {taken.step} leaves nothing of output {name!r}"
+        else:
+            limit, problem = allowed(keeps), f"pass {taken.step} promises {keeps} and breaks it"
+        if difference > limit:
+            trial = Trial(taken.step, taken.before, self._sessions, before, limit)
+            found = f"output {name!r} is {difference:.3g} of its scale apart"
+            raise trial.breach(taken.after, problem, name, found)
+        self.losses.append(Loss(taken.step.label, name, difference))
+
+
+def _outputs(graph: Graph, sessions: Sequence[Session]) -> list[Arrays]:
+    return [play(graph, session) for session in sessions]
+
+
+def _limit(taken: Taken) -> float:
+    keeps = taken.step.change.keeps
+    noise = _LEVELS if keeps.kind != "exact" and rounds(taken.after) else _NOISE
+    return allowed(keeps) + noise
+
+
+def _blame(kept: Sequence[Taken], sessions: Sequence[Session]) -> Breach | None:
+    """The first of passes that breaks its promise."""
+    for taken in kept:
+        before, after = _outputs(taken.before, sessions), _outputs(taken.after, sessions)
+        (name, apart), limit = furthest(before, after), _limit(taken)
+        if apart > limit:
+            problem = f"pass {taken.step} promises {taken.step.change.keeps} and breaks it"
+            found = f"output {name!r} is {apart:.3g} of its scale apart"
+            return Trial(taken.step, taken.before, sessions, before, limit).breach(
+                taken.after, problem, name, found
+            )
+    return None
+
+
+def rounds(graph: Graph) -> bool:
+    """Whether values are rounded to int8 levels."""
+    return any(
+        node.op in ("quantize", "quantize_rows") or node.attributes.get("int8") for node in graph.everywhere()
+    )
