@@ -26,6 +26,10 @@ from llmc.errors import LlmcError
 __all__ = ["EXACT", "LOSSY", "Keeps", "Observer", "Pass", "PassRun", "Pipeline", "Report", "close", "near"]
 
 
+_DUMP = "a fault of the pass; set LLMC_DUMP=folder to keep the graph it was given"
+_SHARED = "graphs share weights: a pass makes a new array and a new constant"
+
+
 @dataclass(frozen=True)
 class PassRun:
     """How one pass went.
@@ -185,7 +189,7 @@ def _guarded(step: Step, graph: Graph, before: list[str]) -> Graph:
         raise LlmcError(
             f"pass {step} failed: {type(error).__name__}: {error}",
             found=f"passes already run: {', '.join(before) or 'none'}",
-            hint="a fault of the pass; set LLMC_DUMP=folder to keep the graph it was given",
+            hint=_SHARED if "read-only" in str(error) else _DUMP,
         ) from error
     if not isinstance(after, Graph):
         raise LlmcError(f"pass {step} returned no graph", found=repr(after))

@@ -110,7 +110,10 @@ def without_empty(graph: Graph, inputs: Arrays, outputs: Arrays) -> dict[str, Ar
     for name in masks:
         kept = inputs[name].any(axis=1) if name in inputs else np.True_
         if not np.all(kept):
-            outputs = {n: np.where(kept.reshape(-1, *(1,) * (v.ndim - 1)), v, v.dtype.type(0)) for n, v in outputs.items()}
+            outputs = {
+                n: np.where(kept.reshape(-1, *(1,) * (v.ndim - 1)), v, v.dtype.type(0))
+                for n, v in outputs.items()
+            }
     return dict(outputs)
 
 

@@ -1,7 +1,7 @@
 """Sizes of the dims, call by call, for sessions that try a module: a prompt, the next token, several tokens.
 
-Sizes are odd and unequal, so that blocks have a rest and exchanged axes show, and go up to the largest that is quick, as
-what is wrong may be so from some size on.
+Sizes are odd and unequal, so that blocks have a rest and exchanged axes show, and go up to the largest that is quick,
+for what is wrong may be so from some size on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ Sizes = dict[str, int]
 Tried = tuple[int, tuple[int, ...]]  # size of the dim `batch`, and of the first other dim at each call
 
 BATCH = 3
-SESSIONS: tuple[Tried, ...] = ((1, (5, 1, 3)), (BATCH, (17, 1, 2)), (BATCH, (65, 1, 17)))  # where there are states
+SESSIONS: tuple[Tried, ...] = (
+    (1, (5, 1, 3)),
+    (BATCH, (17, 1, 2)),
+    (BATCH, (65, 1, 17)),
+)  # where there are states
 READ = 4  # rows of a state that a function reads and leaves as it is
 _SMALL: tuple[Tried, ...] = ((1, (9,)), (BATCH, (1,)), (BATCH, (17,)))
 _LARGER = (33, 65, 129, 257, 513, 1025)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmc.compiler.culprit import Breach, Trial
+from llmc.compiler.culprit import Breach, Trial, is_own
 from llmc.compiler.differences import Arrays, furthest, moved
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import PassRun, Pipeline, Step
@@ -58,7 +58,7 @@ class Loss:
 
 
 class Trail:
-    """The passes that changed a graph, in order."""
+    """The passes that a graph went through, in order."""
 
     def __init__(self, graph: Graph) -> None:
         self.first, self.taken = graph, list[Taken]()
@@ -70,8 +70,7 @@ class Trail:
 
         def note(run: PassRun, after: Graph) -> None:
             step = next(steps)
-            if run.changed:
-                self.taken.append(Taken(step, self.last, after, id(step) in kept))
+            self.taken.append(Taken(step, self.last, after, id(step) in kept))
             self.last = after
 
         return note
@@ -79,15 +78,18 @@ class Trail:
     @property
     def lossy(self) -> bool:
         """Whether a pass was free to change the answers."""
-        return any(taken.free and not taken.trusted for taken in self.taken)
+        return any(t.free and not t.trusted and t.after is not t.before for t in self.taken)
 
-    def hold(self) -> tuple[Loss, ...]:
+    def hold(self, noted: Sequence[Arrays]) -> tuple[Loss, ...]:
         """Run what was between lossy passes, and measure these.
+
+        Args:
+            noted: the outputs in each of `samples` before any pass ran; empty: not noted.
 
         Raises:
             Breach: a pass did not keep its promise, or a lossy one leaves nothing of an output.
         """
-        chain = _Chain(self.first)
+        chain = _Chain(self, noted)
         for taken in self.taken:
             chain.add(taken)
         chain.close(self.last)
@@ -95,20 +97,32 @@ class Trail:
 
     def blame(self) -> Breach | None:
         """The pass that changes answers, by the interpreter; None if none does."""
-        kept = [taken for taken in self.taken if not taken.free]
+        kept = [taken for taken in self.taken if not taken.free and taken.after is not taken.before]
         return _blame(kept, samples(self.first))
+
+    def written(self) -> Breach:
+        """The error for a graph that is not any more what it was when the passes began."""
+        outside = [str(t.step) for t in self.taken if not is_own(t.step)]
+        return Breach(
+            "a pass wrote into the graph that it was given, or into a weight",
+            at=", ".join(outside or [str(t.step) for t in self.taken]),
+            found="the graph as it was imported gives other answers than before the passes",
+            hint="graphs, nodes and weights are shared: make new ones; --verify-each says which pass it is",
+        )
 
 
 class _Chain:
     """Passes since the last lossy one, and the answers that they have to keep."""
 
-    def __init__(self, graph: Graph) -> None:
-        self._sessions = samples(graph)
+    def __init__(self, trail: Trail, noted: Sequence[Arrays]) -> None:
+        self._trail, self._sessions = trail, samples(trail.first)
         self._since: list[Taken] = []
-        self._expected = _outputs(graph, self._sessions)
+        self._expected = list(noted) or _outputs(trail.first, self._sessions)
         self.losses: list[Loss] = []
 
     def add(self, taken: Taken) -> None:
+        if taken.after is taken.before:
+            return
         if not taken.free:
             self._since.append(taken)
             return
@@ -124,9 +138,7 @@ class _Chain:
         found = _outputs(graph, self._sessions)
         apart = furthest(self._expected, found)[1]
         if apart > sum(_limit(taken) for taken in self._since):
-            fault = _blame(self._since, self._sessions)
-            if fault is not None:
-                raise fault
+            raise _blame(self._since, self._sessions) or self._trail.written()
         return found
 
     def _measure(self, taken: Taken, before: list[Arrays]) -> None:
@@ -139,6 +151,8 @@ class _Chain:
         if difference > limit:
             trial = Trial(taken.step, taken.before, self._sessions, before, limit)
             found = f"output {name!r} is {difference:.3g} of its scale apart"
+            if difference == float("inf"):
+                found = f"output {name!r} has values that are not finite, and had none"
             raise trial.breach(taken.after, problem, name, found)
         self.losses.append(Loss(taken.step.label, name, difference))
 

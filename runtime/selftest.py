@@ -121,14 +121,14 @@ def run_selftest(model: Model) -> SelftestResult:
                         raise LlmcError(
                             f"{SELFTEST} expects another output than {name} of the model", at=str(path)
                         )
-                    error, within = _difference(found[name], expected, rtol, atol)
+                    error, within = difference(found[name], expected, rtol, atol)
                     largest = max(largest, error)
                     if not within:
                         failures.append(f"{place}: {name} is off by {error:.3g}")
     return SelftestResult(len(cases), largest, tuple(failures))
 
 
-def _difference(found: Array, expected: Array, rtol: float, atol: float) -> tuple[float, bool]:
+def difference(found: Array, expected: Array, rtol: float, atol: float) -> tuple[float, bool]:
     """The largest absolute difference, and whether all are within the tolerance; NaN equals NaN."""
     a, b = found.astype(np.float64), expected.astype(np.float64)
     with np.errstate(invalid="ignore"):  # inf - inf

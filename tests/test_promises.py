@@ -13,9 +13,9 @@ from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import LOSSY, Pass, Pipeline, close
 from llmc.compiler.promises import run_verified
-from llmc.compiler.samples import samples
 from llmc.compiler.reproducer import read_text
 from llmc.compiler.rewrite import RewritePass
+from llmc.compiler.samples import samples
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
 

@@ -146,16 +146,18 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         if order.keep is not None:
             _keep(Path(order.keep), imported.module, module, {"module.c": build.program, **code.sources})
         stages.enter("self-test", 0.9)
-        answers, source = optimised.answering, optimised.source
-        accepted = record(folder, answers, source, build.build_id, halves=kernels.backend.halves)
+        cases, source = optimised.cases, optimised.source
+        accepted = record(folder, module, cases, source, build.build_id, halves=kernels.backend.halves)
         if imported.tokenizer is not None:
             imported.tokenizer.write(folder / tokens.FILE)
         fields = manifest(imported, build, pipeline, folder)
         fields |= {"quantisation": order.quant.mode, "selftest": accepted, "products": kernels.products()}
+        if optimised.losses:
+            fields["losses"] = [loss.to_dict() for loss in optimised.losses]
         if added := extensions.described():
             fields["extensions"] = added
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
-        check(folder, target)
+        check(folder, target, optimised)
         stages.leave()
     return _report(order, stages, optimised, kernels, plans)
 
@@ -174,6 +176,7 @@ def _report(
         steps=sum(len(plan.leaves) for plan in plans.values()),
         cached=kernels.kept.found,
         products=kernels.products(),
+        losses=[loss.to_dict() for loss in optimised.losses],
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,17 +11,20 @@ from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.given import Given, giving
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
-from llmc.compiler.pipeline import Pipeline
+from llmc.compiler.pipeline import Observer, Pipeline
 from llmc.compiler.places import PLACES
 from llmc.compiler.promises import run_verified
+from llmc.compiler.trail import Loss, Trail
 from llmc.compiler.verify import verify_module
 from llmc.options import MATMUL, Order
 from llmc.passes import PASSES
 from llmc.passes.append import append_steps
-from llmc.passes.rows.ragged import blanked, ragged_steps
+from llmc.passes.rows.ragged import ragged_steps
 from llmc.report import Stages
+from llmc.runtime.selftest import Case
+from llmc.selfcheck import answers, blanked_answers, outputs_of, replayed
 
-Run = Callable[[Pipeline, Graph], tuple[Graph, Any]]
+Run = Callable[[Pipeline, Graph, Observer], tuple[Graph, Any]]
 
 
 @dataclass(frozen=True)
@@ -30,24 +33,30 @@ class Optimised:
 
     Args:
         pipeline: all that ran; where functions differ in that, those of each.
-        source: what an artifact without lossy passes is to compute.
-        answering: the module that the self-test's answers are of.
+        noted: sessions with the answers of the imported module, from before any pass ran.
+        source: the same with zeros at padding where they are meant.
+        cases: the same sessions with what the artifact is to answer: after a lossy pass what is left after it.
+        trails: the passes of each function.
+        losses: what lossy passes did.
     """
 
     module: Module
     pipeline: str
-    source: Module
-    answering: Module
+    noted: Sequence[Case]
+    source: Sequence[Case]
+    cases: Sequence[Case]
+    trails: Mapping[str, Trail]
+    losses: Sequence[Loss]
 
 
 @dataclass(frozen=True)
 class _Function:
-    """What the passes made of one function, what it is to compute without lossy ones, and whether one was."""
+    """What the passes made of one function; `packing` are those by which it skips padding."""
 
     graph: Graph
     pipeline: Pipeline
-    source: Graph
-    lossy: bool
+    packing: Pipeline
+    trail: Trail
 
 
 class _Road:
@@ -56,7 +65,13 @@ class _Road:
     def __init__(self, graph: Graph, run: Run) -> None:
         self._graph, self._run = graph, run
         self._waiting = Pipeline(())
-        self.pipeline = Pipeline(())
+        self.pipeline, self.packing = Pipeline(()), Pipeline(())
+        self.trail = Trail(graph)
+
+    def pack(self, passes: Pipeline) -> None:
+        """Add the passes by which encoders skip padding: zeros there are meant."""
+        self.packing = passes
+        self.add(passes)
 
     def add(self, passes: Pipeline) -> None:
         self._waiting = Pipeline((*self._waiting.steps, *passes.steps))
@@ -66,7 +81,8 @@ class _Road:
     def graph(self) -> Graph:
         """After all passes that were added."""
         if self._waiting.steps:
-            self._graph, _ = self._run(self._waiting, self._graph)
+            noting = self.trail.noting(self._waiting, self.packing)
+            self._graph, _ = self._run(self._waiting, self._graph, noting)
             self._waiting = Pipeline(())
         return self._graph
 
@@ -79,17 +95,27 @@ def optimise(
     Args:
         compile_graph: as `llmc.driver.compile_graph`: makes the native code that calibration runs.
     """
+    noted = answers(imported.module)
     functions = imported.module.functions.items()
     parts = {name: _function(graph, imported, order, stages, compile_graph) for name, graph in functions}
     module = Module({name: part.graph for name, part in parts.items()})
     verify_module(module)
-    source = Module({name: part.source for name, part in parts.items()})
-    # A lossy pass is meant to change the answers: the artifact then answers for what is left after it.
-    lossy = any(part.lossy for part in parts.values())
     texts = {name: str(part.pipeline) for name, part in parts.items()}
     same = len(set(texts.values())) == 1
     text = next(iter(texts.values())) if same else "; ".join(f"{name}: {t}" for name, t in texts.items())
-    return Optimised(module, text, source, module if lossy else source)
+    trails = {name: part.trail for name, part in parts.items()}
+    lossy = any(trail.lossy for trail in trails.values())
+    # Machine code that this machine does not run shows nothing: the graphs have to.
+    held = lossy or not order.backend.runs_here(order.target)
+    losses = [
+        loss
+        for name, trail in trails.items()
+        if held
+        for loss in trail.hold(outputs_of(noted, name, trail.first))
+    ]
+    source = blanked_answers(noted, imported.module, {name: part.packing for name, part in parts.items()})
+    cases = replayed(module, source) if lossy else source
+    return Optimised(module, text, noted, source, cases, trails, losses)
 
 
 def _function(
@@ -99,23 +125,20 @@ def _function(
     read = (
         partial(order.quant.samples, tokenizer=imported.tokenizer) if order.quant.calib is not None else None
     )
-    packing = Pipeline(())
+    verified = partial(run_verified, say=order.say)
     with giving(Given(read, imported.tokenizer)):
-        road = _Road(graph, run_verified if order.verify_each else Pipeline.run)
+        road = _Road(graph, verified if order.verify_each else Pipeline.run)
         road.add(append_steps(imported.module) if order.level and not order.only else Pipeline(()))
         needed = {} if order.only else order.backend.passes(order.target)
         for place in PLACES:
             road.add(order.placed.at(place))
             road.add(Pipeline.parse(needed.get(place, ""), PASSES))
             if place == "compress":
-                packing = _packing(road, order)
-                road.add(packing)
+                road.pack(_packing(road, order))
             if place == "quantise":
                 _quantise(road, imported, order, stages, compile_graph)
         after = road.graph
-    own = {id(step) for step in packing.steps}
-    lossy = Pipeline(tuple(step for step in road.pipeline.steps if id(step) not in own)).lossy
-    return _Function(after, road.pipeline, blanked(graph, packing), lossy)
+    return _Function(after, road.pipeline, road.packing, road.trail)
 
 
 def _packing(road: _Road, order: Order) -> Pipeline:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -52,6 +52,7 @@ class Options(TypedDict, total=False):
         emit: a form of the model beside module.so, one of `llmc.embed.FORMS`.
         prefix: goes before every symbol of a static library.
         progress: called with (stage, fraction done) as each stage begins.
+        say: called with each line that `verify_each` finds.
     """
 
     target: str
@@ -76,6 +77,7 @@ class Options(TypedDict, total=False):
     emit: str
     prefix: str
     progress: Progress | None
+    say: Callable[[str], None]
 
 
 class Order:
@@ -89,6 +91,7 @@ class Order:
         self.output, self.name = Path(output), name
         self.verify_each, self.padding = options.get("verify_each", False), options.get("padding", "computed")
         self.keep, self.cc, self.progress = options.get("keep"), options.get("cc"), options.get("progress")
+        self.say = options.get("say", lambda line: None)
         self.form = embed.form(options.get("emit", "shared"), options.get("prefix", ""))
         self.target = host.find_target(options.get("target", "native"))
         self.backend = backend_of(self.target)

@@ -22,7 +22,7 @@ class CompileReport:
         target, pipeline: what it was compiled for, and the passes that ran.
         nodes: size of the graph after the passes; `kernels` distinct kernels make `steps` calls.
         cached: how many of the files of machine code an earlier compile had made.
-        products: as the manifest has them (runtime/format.md).
+        products, losses: as the manifest has them (runtime/format.md).
     """
 
     path: Path
@@ -35,6 +35,7 @@ class CompileReport:
     steps: int
     cached: int
     products: Sequence[Mapping[str, Any]] = ()
+    losses: Sequence[Mapping[str, Any]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -49,6 +50,7 @@ class CompileReport:
             "steps": self.steps,
             "cached": self.cached,
             "products": list(self.products),
+            "losses": list(self.losses),
         }
 
 

@@ -1,23 +1,35 @@
-"""The self-test of an artifact: recorded by the interpreter, run on the finished code before it gets its name."""
+"""The self-test of an artifact: answers of the interpreter, compared with the finished code before it gets its name.
+
+The code is tried with more and larger calls than selftest.bin keeps.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import llmc
-from llmc.compiler import interpret
-from llmc.compiler.dims import evaluate
-from llmc.compiler.graph import DTYPES, Graph
+from llmc.compiler import extensions, interpret
+from llmc.compiler.differences import furthest, largest
+from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
-from llmc.compiler.sequences import CALLS, calls
+from llmc.compiler.ops import input_
+from llmc.compiler.pipeline import Pipeline
+from llmc.compiler.samples import draw, samples, without_empty
+from llmc.compiler.sequences import SESSIONS, calls
+from llmc.compiler.trail import rounds
 from llmc.errors import LlmcError
-from llmc.runtime.selftest import SELFTEST, Call, Case, write_selftest
+from llmc.passes.rows.ragged import blanked
+from llmc.runtime.selftest import SELFTEST, Call, Case, difference, write_selftest
 from llmc.targets import Target
 from llmc.targets.backends import backend_of
+
+if TYPE_CHECKING:
+    from llmc.optimise import Optimised
 
 # Largest difference between the artifact and the interpreter, relative and absolute, that a self-test accepts.
 TOLERANCE = {"rtol": 1e-3, "atol": 5e-4}
@@ -25,21 +37,99 @@ TOLERANCE = {"rtol": 1e-3, "atol": 5e-4}
 TOLERANCE_LOSSY = {"rtol": 2e-2, "atol": 2e-2}
 # Tensor cores round activations to half: a self-test of such products accepts this share of the largest answer.
 HALVES = 5e-3
-_CASES = ((1, 1), (2, 9))  # size of the dim `batch`, of all others
-_SESSIONS = ((1, CALLS), (2, (9, 1, 2)))  # likewise, call by call, where there are states
+# selftest.bin keeps the smallest cases up to so many bytes, and one in any case.
+KEPT_BYTES = 100_000
 
-Arrays = Mapping[str, Any]
+Given = Sequence[tuple[str, Mapping[str, Any]]]  # function and inputs, call by call
+
+
+# --- answers
+
+
+def answers(module: Module) -> list[Case]:
+    """Sessions of many sizes with what the interpreter says. Functions without states have sessions of their own."""
+    return [_played(module, given) for given in _given(module)]
+
+
+def replayed(module: Module, cases: Sequence[Case]) -> list[Case]:
+    """The same sessions with the answers of another module."""
+    return [_played(module, [(call.function, call.inputs) for call in case]) for case in cases]
+
+
+def outputs_of(cases: Sequence[Case], name: str, graph: Graph) -> list[Mapping[str, Any]]:
+    """The answers of a function in each of `samples`; none if it has states, whose sessions are of all functions."""
+    if graph.states:
+        return []
+    calls_of = (call for case in cases for call in case if call.function == name)
+    return [without_empty(graph, call.inputs, call.outputs) for call in calls_of]
+
+
+def blanked_answers(cases: Sequence[Case], module: Module, packing: Mapping[str, Pipeline]) -> Sequence[Case]:
+    """The answers with zeros at padding, where the passes of `packing` leave it out."""
+    made = {name: (stub, blanked(stub, packing[name])) for name, stub in _stubs(module).items()}
+    if all(after is stub for stub, after in made.values()):
+        return cases
+    return [[_blanked(call, made[call.function][1]) for call in case] for case in cases]
+
+
+def _stubs(module: Module) -> dict[str, Graph]:
+    """Functions that are given their outputs, and the inputs that say where padding is."""
+    return {name: _stub(graph) for name, graph in module.functions.items()}
+
+
+def _stub(graph: Graph) -> Graph:
+    outputs = {name: input_(f"output {name}", n.dtype, n.shape) for name, n in graph.outputs.items()}
+    return Graph((*graph.inputs, *outputs.values()), outputs, graph.dims)
+
+
+def _blanked(call: Call, stub: Graph) -> Call:
+    given = {f"output {name}": value for name, value in call.outputs.items()}
+    return replace(call, outputs=interpret.run(stub, {**call.inputs, **given}))
+
+
+def _given(module: Module) -> list[Given]:
+    alone = {name: graph for name, graph in module.functions.items() if not graph.states}
+    kept = Module({name: graph for name, graph in module.functions.items() if graph.states})
+    found: list[Given] = [
+        [(name, inputs) for inputs in session.calls]
+        for name, graph in alone.items()
+        for session in samples(graph)
+    ]
+    for batch, others in SESSIONS if kept.functions else ():
+        order = calls(kept, batch, others)
+        found.append([(name, _drawn(kept, name, sizes, turn)) for turn, (name, sizes) in enumerate(order)])
+    return found
+
+
+def _drawn(module: Module, name: str, sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
+    return draw(module.functions[name], sizes, np.random.default_rng(seed))
+
+
+def _played(module: Module, given: Given) -> list[Call]:
+    states: dict[str, Any] = {}
+    made = []
+    for name, inputs in given:
+        outputs, states = interpret.step(module.functions[name], inputs, states)
+        made.append(Call(name, inputs, outputs))
+    return made
+
+
+# --- the file
 
 
 def record(
-    folder: Path, module: Module, source: Module, build_id: str, *, halves: bool = False
+    folder: Path,
+    module: Module,
+    cases: Sequence[Case],
+    source: Sequence[Case],
+    build_id: str,
+    *,
+    halves: bool = False,
 ) -> dict[str, float]:
-    """Sessions of the interpreter on `module`: as imported, no pass and no kernel had a part in them.
-
-    After a lossy pass it is the module which that made, and only the kernels are judged.
+    """Write the self-test of `module`, the smallest of `cases`.
 
     Args:
-        source: what `module` was made from; the same if no pass was lossy.
+        source: as `cases`, with the answers before a lossy pass.
         halves: as `Backend.halves` has it.
 
     Returns:
@@ -47,18 +137,36 @@ def record(
         rounding itself did to the answers of `source`: a model that rounding moves far, one of random weights say,
         is moved by a last bit too.
     """
-    rounds = any(map(_rounds, module.functions.values()))
-    cases = [_played(module, given) for given in _given(module)]
-    write_selftest(folder / SELFTEST, build_id, cases)
-    if not rounds:
+    write_selftest(folder / SELFTEST, build_id, _smallest(module, cases))
+    if not any(map(rounds, module.functions.values())):
         return _halved(cases) if halves and _has_halves(module) else TOLERANCE
-    answers = (_played(source, [(call.function, call.inputs) for call in case]) for case in cases)
-    moved = max(
-        _difference(a, b)
-        for case, wanted in zip(cases, answers, strict=True)
-        for a, b in zip(case, wanted, strict=True)
+    pairs = (
+        (a, b) for case, wanted in zip(cases, source, strict=True) for a, b in zip(case, wanted, strict=True)
     )
+    moved = max((_difference(a, b) for a, b in pairs), default=0.0)
     return {**TOLERANCE_LOSSY, "atol": max(TOLERANCE_LOSSY["atol"], 2 * moved)}
+
+
+def _smallest(module: Module, cases: Sequence[Case]) -> list[Case]:
+    """Those that are kept, in order: as many as there is room for, and none with a row that is empty."""
+    whole = [case for case in cases if all(_is_whole(module, call) for call in case)]
+    order = sorted(whole, key=_bytes)
+    kept, total = order[:1], sum(map(_bytes, order[:1]))
+    for case in order[1:]:
+        total += _bytes(case)
+        if total <= KEPT_BYTES:
+            kept.append(case)
+    return [case for case in whole if any(case is other for other in kept)]
+
+
+def _is_whole(module: Module, call: Call) -> bool:
+    ones = {name: np.ones_like(value) for name, value in call.outputs.items()}
+    seen = without_empty(module.functions[call.function], call.inputs, ones)
+    return all(value.all() for value in seen.values())
+
+
+def _bytes(case: Case) -> int:
+    return sum(v.nbytes for call in case for v in (*call.inputs.values(), *call.outputs.values()))
 
 
 def _has_halves(module: Module) -> bool:
@@ -68,76 +176,79 @@ def _has_halves(module: Module) -> bool:
 
 def _halved(cases: Sequence[Case]) -> dict[str, float]:
     outputs = (array for case in cases for call in case for array in call.outputs.values())
-    return {**TOLERANCE, "atol": HALVES * max(1.0, *(float(np.abs(a).max()) for a in outputs if a.size))}
-
-
-def _given(module: Module) -> list[list[tuple[str, Arrays]]]:
-    """The calls of each session, as function and inputs. Functions without states have sessions of their own."""
-    alone = {name: graph for name, graph in module.functions.items() if not graph.states}
-    kept = Module({name: graph for name, graph in module.functions.items() if graph.states})
-    orders = [
-        calls(Module.of(graph, name), b, (other,)) for name, graph in alone.items() for b, other in _CASES
-    ]
-    orders += [calls(kept, batch, others) for batch, others in _SESSIONS] if kept.functions else []
-    return [
-        [(name, _sample(module.functions[name], sizes, number)) for number, (name, sizes) in enumerate(order)]
-        for order in orders
-    ]
-
-
-def _played(module: Module, given: Sequence[tuple[str, Arrays]]) -> list[Call]:
-    states: dict[str, Any] = {}
-    made = []
-    for name, inputs in given:
-        outputs, states = interpret.step(module.functions[name], inputs, states)
-        made.append(Call(name, inputs, outputs))
-    return made
-
-
-def _rounds(graph: Graph) -> bool:
-    return any(
-        node.op in ("quantize", "quantize_rows") or node.attributes.get("int8") for node in graph.everywhere()
-    )
+    return {**TOLERANCE, "atol": HALVES * max(1.0, *(largest(a, np.zeros_like(a)) for a in outputs))}
 
 
 def _difference(found: Call, expected: Call) -> float:
-    """The largest of any output."""
-    gaps = (np.abs(v.astype(np.float64) - found.outputs[name]) for name, v in expected.outputs.items())
-    return max((float(gap.max()) for gap in gaps if gap.size), default=0.0)
+    """The largest of any output; what is no number in either is left out, as it says nothing of rounding."""
+    gaps = (largest(found.outputs[name], value) for name, value in expected.outputs.items())
+    return max(gaps, default=0.0)
 
 
-def _sample(graph: Graph, sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
-    """Legal inputs drawn with a fixed seed; of an input with a default, the second row ends in zeros (padding)."""
-    rng, values = np.random.default_rng(seed), {}
-    for node in graph.inputs:
-        a = node.attributes
-        shape, dtype = tuple(evaluate(d, sizes) for d in node.shape), DTYPES[node.dtype]
-        if a["default"] is not None:
-            value = np.full(shape, a["default"], dtype)
-            if value.ndim == 2 and value.shape[1] > 4:
-                value[1:, -4:] = 0
-        elif dtype.kind == "f":
-            value = rng.standard_normal(shape).astype(dtype)
-        else:
-            low, high = a["low"] or 0, 1 if a["high"] is None else a["high"]
-            value = rng.integers(low, high + 1, shape).astype(dtype)
-        values[a["name"]] = value
-    return values
+# --- the check
 
 
-def check(folder: Path, target: Target) -> None:
-    """Run the self-test of every variant that this machine can run.
+def check(folder: Path, target: Target, made: Optimised) -> None:
+    """Compare every variant that this machine can run with all that is known, and run its self-test.
 
     Raises:
-        LlmcError: an output differs.
+        LlmcError: an output differs. It names the pass at fault, if one is.
     """
     for variant in backend_of(target).runs_here(target):
         with llmc.load(folder, variant=variant) as model:
-            result = model.selftest()
-        if not result.passed:
-            raise LlmcError(
-                "the compiled model does not compute what the source model does",
-                at=f"variant {variant}",
-                found=result.failures[0],
-                hint="this is a fault of llmc: please report it with the model's config.json",
-            )
+            failures = [*_failures(model, made), *model.selftest().failures]
+        if failures:
+            raise _fault(made, variant, failures[0])
+
+
+def _failures(model: Any, made: Optimised) -> list[str]:
+    """A sentence for each output that is too far off."""
+    rtol, atol = model.manifest.selftest
+    found = []
+    for case in made.cases:
+        with model.session() as session:
+            for call in case:
+                graph = made.module.functions[call.function]
+                outputs = session.run(call.inputs, function=call.function)
+                got, wanted = (without_empty(graph, call.inputs, o) for o in (outputs, call.outputs))
+                gaps = {name: difference(got[name], value, rtol, atol) for name, value in wanted.items()}
+                found += [f"{n} is off by {gap:.3g}{_at(call)}" for n, (gap, ok) in gaps.items() if not ok]
+    return found
+
+
+def _at(call: Call) -> str:
+    shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in call.inputs.items())
+    return f" for {shapes}" if shapes else ""
+
+
+def _fault(made: Optimised, variant: str, failure: str) -> LlmcError:
+    """The pass that changes answers, by the interpreter; if it is none, the code is wrong."""
+    for trail in made.trails.values():
+        if (breach := trail.blame()) is not None:
+            return breach
+    first = Module({name: trail.first for name, trail in made.trails.items()})
+    if not _same(replayed(first, made.noted), made.noted):
+        return next(iter(made.trails.values())).written()
+    problem, outside = "the compiled model does not compute what the source model does", _outside(made.module)
+    hint = "this is a fault of llmc: please report it with the model's config.json"
+    if outside:
+        hint = f"no pass changes it: look at the kernels of {', '.join(outside)}"
+    return LlmcError(problem, at=f"variant {variant}", found=failure, hint=hint)
+
+
+def _same(cases: Sequence[Case], others: Sequence[Case]) -> bool:
+    pairs = ((a, b) for c, o in zip(cases, others, strict=True) for a, b in zip(c, o, strict=True))
+    return all(not furthest([a.outputs], [b.outputs])[1] for a, b in pairs)
+
+
+def _outside(module: Module) -> list[str]:
+    """Extensions whose kernels, or formats of weights, the module may use."""
+    ops = {node.op for graph in module.functions.values() for node in graph.everywhere()}
+    tables = (
+        (item, (item.given.scalars, item.given.kernels, item.given.formats)) for item in extensions.loaded()
+    )
+    return [
+        item.origin
+        for item, kinds in tables
+        if any(not ops.isdisjoint(table) for kind in kinds for table in kind.values())
+    ]

@@ -27,7 +27,7 @@ from llmc.passes import LEVELS, PASSES
 from llmc.passes.quantise import QUANTISATIONS
 from llmc.runtime.selftest import read_selftest
 from llmc.runtime.sources import FOLDER
-from llmc.selfcheck import TOLERANCE, record
+from llmc.selfcheck import TOLERANCE, answers, record
 from llmc.targets.cuda import build
 from llmc.targets.cuda.variants import GPUS
 from llmc.targets.store import Store, folder
@@ -64,12 +64,13 @@ def test_a_self_test_allows_for_activations_in_half(tmp_path: Path) -> None:
     x = input_("x", "f32", (symbol("batch"), 16))
     outputs = {"y": make("linear", (x, constant(np.full((8, 16), 3, np.float16))))}
     module = Module.of(Graph((x,), outputs, {"batch": (1, 4)}))
-    on_gpu = record(tmp_path, module, module, "0" * 64, halves=True)
-    _, cases = read_selftest(tmp_path / "selftest.bin")
+    cases = answers(module)
+    on_gpu = record(tmp_path, module, cases, cases, "0" * 64, halves=True)
+    assert len(read_selftest(tmp_path / "selftest.bin")[1]) == len(cases)
     largest = max(np.abs(call.outputs["y"]).max() for case in cases for call in case)
     assert largest > 1
     assert on_gpu == {"rtol": 1e-3, "atol": pytest.approx(5e-3 * largest)}
-    assert record(tmp_path, module, module, "0" * 64) == TOLERANCE
+    assert record(tmp_path, module, cases, cases, "0" * 64) == TOLERANCE
 
 
 @pytest.mark.parametrize("option", [{"share": "256"}, {"prune": "0.3"}])

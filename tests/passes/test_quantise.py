@@ -230,8 +230,9 @@ def test_mistakes(text: str) -> None:
 
 
 def test_a_weight_that_is_not_finite_is_named() -> None:
-    w = weights(32, 20)
-    w.array[3, 3] = np.nan
+    values = weights(32, 20).array.copy()
+    values[3, 3] = np.nan
+    w = Weight(values, "w32")
     x = input_("x", "f32", (B, 20))
     with pytest.raises(LlmcError, match="not finite") as caught:
         quantised(Graph((x,), {"y": make("linear", (x, constant(w)))}, {"batch": (1, 8)}))

@@ -7,7 +7,7 @@ import pytest
 
 from llmc import LlmcError
 from llmc.runtime import load
-from llmc.runtime.selftest import Call, _difference, read_selftest, write_selftest
+from llmc.runtime.selftest import Call, difference, read_selftest, write_selftest
 
 
 def test_passes(tiny):
@@ -80,5 +80,5 @@ def test_what_is_not_finite_is_compared_too(recorded, within):
     expected = found.copy()
     if recorded is not None:
         expected[0] = recorded
-    assert _difference(found, expected, 1e-3, 1e-3)[1] is within
-    assert _difference(expected, found, 1e-3, 1e-3)[1] is within
+    assert difference(found, expected, 1e-3, 1e-3)[1] is within
+    assert difference(expected, found, 1e-3, 1e-3)[1] is within

@@ -158,7 +158,7 @@ def run_compile(model: Path, output: Path, **options: Any) -> Any:
         progress("loading the compiler", 0.0)
         from llmc import driver
 
-        return driver.compile(model, output, progress=progress, **options)
+        return driver.compile(model, output, progress=progress, say=progress.say, **options)
 
 
 def print_tuning(products: Sequence[Mapping[str, Any]], target: str) -> None:
@@ -198,4 +198,10 @@ def print_report(report: Any) -> None:
     """Times by stage, sizes by file, and what to type next."""
     print_table("", ["stage", ">time"], [(k, time_text(v)) for k, v in dict(report.seconds).items()])
     print_table("", ["file", ">size"], [(k, size_text(v)) for k, v in dict(report.sizes).items()])
+    for loss in report.losses:
+        click.echo(
+            f"{loss['pass']} moves {loss['output']} by {loss['difference']:.1e} of its scale on random inputs"
+        )
+    if report.losses:
+        click.echo("what that does to answers: llmc eval\n")
     click.echo(f"wrote {report.path}\n\nnext:  llmc bench {report.path}\n       llmc inspect {report.path}")

@@ -241,6 +241,13 @@ class Progress:
             click.echo(f"{self._label}: {fraction:4.0%} {seconds:6.1f} s  {stage}", err=True)
         self._stage = stage
 
+    def say(self, line: str) -> None:
+        """A line of its own on stderr, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        else:
+            click.echo(line, err=True)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
