@@ -40,6 +40,11 @@ class Taken:
     trusted: bool = False
 
     @property
+    def unchanged(self) -> bool:
+        """Whether it says that there was nothing to do."""
+        return self.after is self.before
+
+    @property
     def free(self) -> bool:
         """Whether it may change answers by more than other ways to compute do."""
         return self.trusted or allowed(self.step.change.keeps) > _COARSE
@@ -78,7 +83,7 @@ class Trail:
     @property
     def lossy(self) -> bool:
         """Whether a pass was free to change the answers."""
-        return any(t.free and not t.trusted and t.after is not t.before for t in self.taken)
+        return any(t.free and not t.trusted and not t.unchanged for t in self.taken)
 
     def hold(self, noted: Sequence[Arrays]) -> tuple[Loss, ...]:
         """Run what was between lossy passes, and measure these.
@@ -97,7 +102,7 @@ class Trail:
 
     def blame(self) -> Breach | None:
         """The pass that changes answers, by the interpreter; None if none does."""
-        kept = [taken for taken in self.taken if not taken.free and taken.after is not taken.before]
+        kept = [taken for taken in self.taken if taken.unchanged or not taken.free]
         return _blame(kept, samples(self.first))
 
     def written(self) -> Breach:
@@ -121,9 +126,9 @@ class _Chain:
         self.losses: list[Loss] = []
 
     def add(self, taken: Taken) -> None:
-        if taken.after is taken.before:
+        if taken.unchanged and is_own(taken.step):
             return
-        if not taken.free:
+        if taken.unchanged or not taken.free:
             self._since.append(taken)
             return
         before = self.close(taken.before)
@@ -162,6 +167,8 @@ def _outputs(graph: Graph, sessions: Sequence[Session]) -> list[Arrays]:
 
 
 def _limit(taken: Taken) -> float:
+    if taken.unchanged:
+        return _NOISE
     keeps = taken.step.change.keeps
     noise = _LEVELS if keeps.kind != "exact" and rounds(taken.after) else _NOISE
     return allowed(keeps) + noise
@@ -170,6 +177,8 @@ def _limit(taken: Taken) -> float:
 def _blame(kept: Sequence[Taken], sessions: Sequence[Session]) -> Breach | None:
     """The first of passes that breaks its promise."""
     for taken in kept:
+        if taken.unchanged:
+            continue
         before, after = _outputs(taken.before, sessions), _outputs(taken.after, sessions)
         (name, apart), limit = furthest(before, after), _limit(taken)
         if apart > limit:

@@ -230,4 +230,6 @@ def test_quantised(quant: str, tmp_path: Path) -> None:
 
 
 def test_verify_each(tmp_path: Path) -> None:
-    compile_graph(encoder_decoder(), tmp_path / "m.llmc", verify_each=True)
+    said: list[str] = []
+    compile_graph(encoder_decoder(), tmp_path / "m.llmc", verify_each=True, say=said.append)
+    assert any(line.startswith("fuse: ") and "promised close(1e-05)" in line for line in said)
