@@ -159,7 +159,9 @@ def test_what_reads_nothing(level: int, tmp_path: Path) -> None:
 def test_the_selftest_is_of_sessions(tmp_path: Path) -> None:
     compile_graph(encoder_decoder(), tmp_path / "m.llmc")
     _, cases = read_selftest(tmp_path / "m.llmc" / "selftest.bin")
-    assert all([call.function for call in case][:3] == ["encode", "step", "step"] for case in cases)
+    assert [[call.function for call in case] for case in cases[:2]] == [
+        ["encode", "step", "step", "step"]
+    ] * 2
     assert [call.inputs["x"].shape[:2] for call in cases[0][1:]] == [(1, 5), (1, 1), (1, 3)]
     assert {call.inputs["x"].shape[0] for call in cases[1][1:]} == {3}
     with llmc.load(tmp_path / "m.llmc") as model:
