@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,8 +119,8 @@ def test_a_weight_that_is_no_number_is_not_taken_for_a_right_one(tmp_path: Path)
         assert model.selftest().passed
 
 
-def test_a_kernel_of_an_extension_is_named(tmp_path: Path) -> None:
-    """No pass is at fault, nor llmc."""
+def test_a_kernel_of_an_extension_is_named(tmp_path: Path, extension: Any) -> None:
+    """No pass is at fault, nor llmc. The fixture unloads it."""
     op = define("thrice", lambda x: x * np.float32(3), traits={"elementwise": True})(lambda x: x)
     wrong = llmc.Extension("wrong", ops=(op,), scalars={"cpu": {"thrice": lambda k, dtype, x: x}})
     llmc.load_extension(wrong)
