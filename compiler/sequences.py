@@ -6,7 +6,7 @@ for what is wrong may be so from some size on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import sympy
@@ -30,6 +30,7 @@ SESSIONS: tuple[Tried, ...] = (
 )  # where there are states
 READ = 4  # rows of a state that a function reads and leaves as it is
 _SMALL: tuple[Tried, ...] = ((1, (9,)), (BATCH, (1,)), (BATCH, (17,)))
+_ANY = (2, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512)
 _LARGER = (33, 65, 129, 257, 513, 1025)
 _USUAL = 65  # a size to try as long as it is no trouble; larger ones have to be quick
 _TROUBLE = 10**11  # operations of the interpreter: some seconds
@@ -46,13 +47,14 @@ def calls(
 
     Args:
         batch: size of the dim `batch`, or the nearest within its bounds.
-        others: likewise of the first other dim at each call; the second is larger by 1, and so on.
+        others: likewise of the first other dim at each call; the second is larger by 1, and so on, or all are equal
+            where that does not fit.
         held: sizes of dims of states as the session begins.
     """
     held = dict(held)
     for name, graph in sorted(module.functions.items(), key=lambda item: not _begins(item[1])):
         for other in others[: 1 if _begins(graph) or not graph.states else None]:
-            sizes = _fitting(graph, batch, other, held)
+            sizes = _fitting(graph, batch, other, held) or _fitting(graph, batch, other, held, 0)
             if sizes is not None:
                 held |= _after(graph, sizes)
                 yield name, sizes
@@ -64,12 +66,18 @@ def sessions(graph: Graph) -> list[list[Sizes]]:
     What it only reads is there from the start, as another function may have left it.
     """
     found: list[list[Sizes]] = []
-    for batch, others in tried(graph):
+    _add(graph, tried(graph), found)
+    if not found:  # no such sizes fit each other
+        _add(graph, [(BATCH, (n,)) for n in _ANY], found)
+    return found
+
+
+def _add(graph: Graph, shapes: Iterable[Tried], found: list[list[Sizes]]) -> None:
+    for batch, others in shapes:
         begun = _begun(graph, batch, others[0])
         made = [sizes for _, sizes in calls(Module.of(graph), batch, others, begun)]
         if made and made not in found:  # bounds make many the same
             found.append(made)
-    return found
 
 
 def tried(graph: Graph) -> tuple[Tried, ...]:
@@ -117,10 +125,10 @@ def _begins(graph: Graph) -> bool:
     return "replaced" in uses and not any(graph.users[node] for node in graph.states)
 
 
-def _fitting(graph: Graph, batch: int, other: int, held: Mapping[str, int]) -> Sizes | None:
+def _fitting(graph: Graph, batch: int, other: int, held: Mapping[str, int], apart: int = 1) -> Sizes | None:
     """Sizes near those wanted, those that the session holds as they are; None where the call is not possible."""
     growing = {State.of(node).length for node in graph.states} - {""}
-    sizes = {name: _wanted(graph, name, batch, other) for name in graph.dims}
+    sizes = {name: _wanted(graph, name, batch, other, apart) for name in graph.dims}
     sizes |= dict.fromkeys(growing, 0) | {name: size for name, size in held.items() if name in sizes}
     after = _after(graph, sizes)
     fits = all(graph.dims[n].low <= sizes[n] and after[n] <= graph.dims[n].high for n in growing)
@@ -129,10 +137,10 @@ def _fitting(graph: Graph, batch: int, other: int, held: Mapping[str, int]) -> S
     return sizes if fits and after.keys() <= {*given, *growing, *held} else None
 
 
-def _wanted(graph: Graph, name: str, batch: int, other: int) -> int:
+def _wanted(graph: Graph, name: str, batch: int, other: int, apart: int = 1) -> int:
     others = _others(graph)
-    apart = others.index(name) if name in others else 0
-    return _within(batch if name == "batch" else other + apart, graph.dims[name])
+    place = others.index(name) if name in others else 0
+    return _within(batch if name == "batch" else other + apart * place, graph.dims[name])
 
 
 def _within(size: int, bounds: Bounds) -> int:

@@ -208,3 +208,15 @@ def test_an_empty_row_is_nobody_s_answer(random_encoder: Any) -> None:
     for value in play(graph, samples(graph)[2]).values():
         assert not value[empty].any()
         assert value[~empty].any()
+
+
+def test_sizes_that_do_not_fit_each_other_are_left_out() -> None:
+    """A slice of `narrow` places from `wide`: equal sizes fit, larger ones do not."""
+    wide, narrow = symbol("wide"), symbol("narrow")
+    x, y = input_("x", "f32", (wide,)), input_("y", "f32", (narrow,))
+    part = make("slice", (x,), axis=0, start=0, stop=narrow)
+    graph = Graph((x, y), {"z": make("add", (part, y))}, {"wide": (1, 64), "narrow": (1, 64)})
+    found = [sizes for (sizes,) in sessions(graph)]
+    assert {"wide": 17, "narrow": 17} in found
+    assert all(sizes["narrow"] <= sizes["wide"] for sizes in found)
+    assert len([play(graph, session) for session in samples(graph)]) == len(found)
