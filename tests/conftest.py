@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import instruction_sets
+import kept
 import numpy as np
 import pytest
 import random_encoders
@@ -35,10 +38,25 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     ):  # as a shell's background job, whose children inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    cache = getattr(config, "cache", None)  # absent under -p no:cacheprovider
-    os.environ["LLMC_CACHE"] = str(cache.mkdir("llmc")) if cache else "off"
+    if not hasattr(config, "workerinput"):  # the workers of xdist inherit it
+        os.environ["LLMC_CACHE"] = str(_cache(config))
+    kept.use(Path(os.environ["LLMC_CACHE"]) / "tests")
     if config.getoption("--mask-features"):
         _mask(config, config.getoption("--mask-features").split(","))
+
+
+def _cache(config: pytest.Config) -> Path:
+    """A folder of pytest's cache, named by what compiles kernels; under -p no:cacheprovider one of this run."""
+    cache = getattr(config, "cache", None)
+    if cache is None:
+        folder = Path(tempfile.mkdtemp(prefix="llmc-tests-"))
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        return folder
+    own = cache.mkdir("llmc") / kept.sources("targets/cpu/build.py", "targets/store.py")[:16]
+    for other in set(own.parent.iterdir()) - {own}:  # what an earlier compiler made is of no use
+        shutil.rmtree(other, ignore_errors=True)
+    own.mkdir(exist_ok=True)
+    return Path(own)
 
 
 def _mask(config: pytest.Config, names: list[str]) -> None:
@@ -92,6 +110,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(folder))
         elif folder == "targets":
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`shared("small.llmc", make)`: what `make(path)` writes, once for all workers of a run; do not change it."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    return lambda name, make: kept.folder_made(folder / name, make)
 
 
 @pytest.fixture(scope="session")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+import kept_graphs
 import numpy as np
 import torch
 import transformers
 
-from llmc.compiler.frontends import huggingface
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.frontends.tasks import FAMILIES, TASKS, Task
 from llmc.compiler.graph import Graph
@@ -59,7 +57,6 @@ HEADS = [
     for t in TASKS.values()
     if "encoder" in t.kinds and t.name not in ("sentence-embedding", "replaced-token-detection")
 ]
-OWN_ATTENTION = ("mpnet", "deberta-v2", "deberta-v2-conv")
 FEW = {"camembert": 1, "deberta-v2-conv": 1}  # RoBERTa's code again; DeBERTa with a convolution
 
 
@@ -92,16 +89,9 @@ def layers(suffix: str) -> dict[str, int]:
 
 @cache
 def imported(family: str, suffix: str) -> tuple[Any, Imported]:
-    """`random_model(family, suffix)`, and what llmc makes of its folder: traced once for all tests of a process."""
+    """`random_model(family, suffix)`, and what llmc makes of its folder: traced once for all tests."""
     model = random_model(family, suffix, **layers(suffix))
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        return model, huggingface.load(Path(folder), max_batch=8)
-
-
-def group(family: str) -> str:
-    """The tests that import this family run in one process: the name of their xdist group."""
-    return "families-biased" if family in OWN_ATTENTION else "families-plain"
+    return model, kept_graphs.imported(model, max_batch=8)
 
 
 def sample(graph: Graph, batch: int, seq: int) -> dict[str, np.ndarray[Any, Any]]:

@@ -10,11 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import kept_graphs
 import numpy as np
 import torch
 import transformers
 
-from llmc.compiler.frontends import huggingface
 from llmc.compiler.frontends.imported import Imported
 
 VOCABULARY, CLASSES, IMAGE = 100, 5, 32
@@ -100,7 +100,7 @@ def imported(name: str) -> tuple[Path, Any, Imported]:
     """The folder of `random_model(name)`, not to be changed, the model, and what llmc makes of it: traced once."""
     folder, model = _FOLDERS / name, random_model(name)
     model.save_pretrained(folder)
-    return folder, model, huggingface.load(folder, max_batch=8)
+    return folder, model, kept_graphs.imported(model, max_batch=8)
 
 
 def sample(name: str, batch: int, seq: int) -> dict[str, np.ndarray[Any, Any]]:
