@@ -7,10 +7,12 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import kept_graphs
 import torch
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
@@ -70,14 +72,28 @@ def to_onnx(
     max_seq: int = 64,
     **options: Any,
 ) -> Path:
-    """Export with the dynamo or the TorchScript exporter; both with dynamic batch and sequence."""
+    """Export with the dynamo or the TorchScript exporter; both with dynamic batch and sequence. Kept between runs."""
+    given = (exporter, opset, output, max_seq)
+    write = partial(_write_onnx, model, *given, options)
+    return kept_graphs.exported(model, path, f"onnx {given} {sorted(options.items())}", write)
+
+
+def _write_onnx(
+    model: Any,
+    exporter: str,
+    opset: int | None,
+    output: str,
+    max_seq: int,
+    options: dict[str, Any],
+    path: Path,
+) -> None:
     module = Outputs(model, output).eval()
     if exporter == "dynamo":
-        options |= {"dynamic_shapes": (axes(module, max_seq),), "dynamo": True}
+        options = options | {"dynamic_shapes": (axes(module, max_seq),), "dynamo": True}
     else:
         named: Sequence[str] = (*module.names, output)
         dynamic = {n: {0: "batch_size", 1: "sequence_length"} for n in named if n != "logits"}
-        options |= {"dynamic_axes": {**dynamic, "logits": {0: "batch_size"}}, "dynamo": False}
+        options = options | {"dynamic_axes": {**dynamic, "logits": {0: "batch_size"}}, "dynamo": False}
         if output != "logits":
             del options["dynamic_axes"]["logits"]
     with quiet():
@@ -90,15 +106,17 @@ def to_onnx(
             opset_version=opset,
             **options,
         )
-    return path
 
 
 def to_pt2(model: Any, path: Path, max_seq: int = 64) -> Path:
-    """`torch.export.save` of the model itself, inputs by name."""
+    """`torch.export.save` of the model itself, inputs by name. Kept between runs."""
+    return kept_graphs.exported(model, path, f"pt2 {max_seq}", partial(_write_pt2, model, max_seq))
+
+
+def _write_pt2(model: Any, max_seq: int, path: Path) -> None:
     module = Outputs(model, "")
     given = dict(zip(module.names, sample(len(module.names)), strict=True))
     shapes = dict(zip(module.names, axes(module, max_seq), strict=True))
     with quiet():
         program = torch.export.export(model, (), given, dynamic_shapes=shapes)
         torch.export.save(program, path)
-    return path

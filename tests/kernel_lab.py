@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import instruction_sets
+import kept
 import numpy as np
 import tvm_ffi
 from tvm import tirx
@@ -21,9 +22,9 @@ from llmc.compiler.counted import counted_dims
 from llmc.compiler.dims import evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node, Results, results_of
 from llmc.compiler.ops import OPS
-from llmc.compiler.ops.ragged import kept
+from llmc.compiler.ops.ragged import kept as kept_tokens
 from llmc.targets import Cpu
-from llmc.targets.cpu.build import compile_object
+from llmc.targets.cpu.build import compile_object, content_version
 
 Array = np.ndarray[Any, Any]
 Lowerings = Mapping[str, Callable[[Node], Call]]
@@ -86,6 +87,12 @@ def check_no_contraction(function: Any) -> None:
             assert not isinstance(operand, tirx.Mul), f"a product feeds {node}"
 
 
+def _object(symbol: str, function: Any, cpu: Cpu) -> bytes:
+    """A kernel's machine code, kept between runs under what its PrimFunc says and what compiles it."""
+    made_by = (content_version(function), TRIPLE, repr(cpu), kept.sources("targets/cpu/build.py"))
+    return kept.made("kernels", (symbol, *made_by), lambda: compile_object({symbol: function}, TRIPLE, cpu))
+
+
 class Lab:
     """Compiles each kernel once for each CPU and keeps it."""
 
@@ -109,15 +116,17 @@ class Lab:
         made = {k.symbol: k.emit(k.symbol, cpu) for k in missing}
         for function in made.values():
             check_no_contraction(function)
-        library = self._link(compile_object(made, TRIPLE, cpu))
+        library = self._link([_object(symbol, function, cpu) for symbol, function in made.items()])
         self._loaded.update({(cpu.name, k): getattr(library, k.symbol) for k in missing})
 
-    def _link(self, code: bytes) -> ctypes.CDLL:
+    def _link(self, objects: Sequence[bytes]) -> ctypes.CDLL:
         self._libraries += 1
         path = self.folder / f"kernels{self._libraries}.so"
-        path.with_suffix(".o").write_bytes(code)
+        files = [path.with_suffix(f".{i}.o") for i in range(len(objects))]
+        for file, code in zip(files, objects, strict=True):
+            file.write_bytes(code)
         command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "--no-undefined", "-o", str(path)]
-        subprocess.run([*command, str(path.with_suffix(".o")), libc()], check=True)
+        subprocess.run([*command, *map(str, files), libc()], check=True)
         return ctypes.CDLL(str(path))
 
     def call_of(self, node: Node) -> Call:
@@ -206,7 +215,7 @@ def infer_sizes(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, int]:
             if not isinstance(d, int) and d.is_Symbol:
                 sizes[str(d)] = size
     for name, mask in counted_dims(graph).items():
-        sizes[name] = int(kept(inputs[mask.attributes["name"]]).sum())
+        sizes[name] = int(kept_tokens(inputs[mask.attributes["name"]]).sum())
     return sizes
 
 
