@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmc.compiler.dims import Bounds
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import input_
 
@@ -18,9 +19,10 @@ def join(graphs: Mapping[str, Graph], shared: bool) -> Graph:
             lambda node, label=label: _renamed(node, inputs, "" if shared else f"{label}.")
         )
         outputs |= {f"{label}.{name}": node for name, node in joined.outputs.items()}
-    dims = [graph.dims for graph in graphs.values()]
-    assert all(d == dims[0] for d in dims)
-    return Graph(tuple(inputs.values()), outputs, dims[0])
+    dims: dict[str, Bounds] = {}
+    for graph in graphs.values():
+        assert all(dims.setdefault(name, bounds) == bounds for name, bounds in graph.dims.items())
+    return Graph(tuple(inputs.values()), outputs, dims)
 
 
 def _renamed(node: Node, inputs: dict[str, Node], prefix: str) -> Node:

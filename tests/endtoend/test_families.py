@@ -1,125 +1,158 @@
-"""Every family with every head, compiled and run, against PyTorch.
+"""Every family with every head after the passes of a compile, against PyTorch; a few of them compiled and run.
 
-The heads of several families are compiled as one graph: the code and the passes are those of each alone, and
-kernels that are equal are made once.
+LLVM takes most of a compile, and what it makes of a family is kernels that other families have too. So numbers are
+compared by the interpreter, and those that are compiled have, together, every kind of kernel of all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import instruction_sets
+import kept
 import numpy as np
 import pytest
 from joined import join, part
-from random_families import cases, group, imported, reference, sample
+from kernel_kinds import kernels_of, kinds, whole
+from random_families import cases, imported, reference, sample
 
 import llmc
+from llmc.compiler import interpret
+from llmc.compiler.graph import Graph
 from llmc.driver import compile_graph
 
 SHAPES = [(1, 1), (3, 17), (2, 64)]
-GROUPS = {
-    name: [(f, t) for f, t in cases() if group(f) == name] for name in sorted({group(f) for f, _ in cases()})
-}
-PICKED = [("mpnet", "fill-mask"), ("deberta-v2", "question-answering")]
+CASES = {f"{family}-{task.name}": (family, task) for family, task in cases()}
+FIRST = {family: f"{family}-{task.name}" for family, task in reversed(cases())}  # one head of each
+QUANTISED = ("none", "int8", "fp16")
+COMPILED = (  # together they have every kind of kernel that a family or a head needs
+    "albert-feature-extraction",
+    "deberta-v2-feature-extraction",
+    "deberta-v2-text-classification",
+    "deberta-v2-conv-feature-extraction",
+    "distilbert-feature-extraction",
+    "distilbert-text-classification",
+    "mpnet-feature-extraction",
+    "mpnet-text-classification",
+    "roberta-text-classification",
+)
+LEVELS = ("mpnet-fill-mask", "deberta-v2-question-answering")
 
 
-def build(pairs: list[Any], folder: Path, **options: Any) -> SimpleNamespace:
-    """The models, their graphs, and one artifact of all."""
-    models, graphs = {}, {}
-    for family, task in pairs:
-        label = f"{family}-{task.name}"
-        models[label], found = imported(family, task.suffix)
-        assert found.task == task.name
-        graphs[label] = found.graph
-    path = folder / "all.llmc"
-    compile_graph(join(graphs, shared=True), path, **options)
-    return SimpleNamespace(path=path, models=models, graphs=graphs)
+def graph_of(label: str) -> Graph:
+    family, task = CASES[label]
+    found = imported(family, task.suffix)[1]
+    assert found.task == task.name
+    return found.graph
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`built(group)`, compiled once with the code of every processor."""
-    done: dict[str, Any] = {}
-
-    def of(group: str) -> Any:
-        if group not in done:
-            done[group] = build(GROUPS[group], tmp_path_factory.mktemp(group), target="x86")
-            done[group].outputs = all_outputs(done[group])
-        return done[group]
-
-    return of
+@cache
+def kernels(label: str, quant: str) -> Any:
+    return kernels_of(graph_of(label), target="x86", quant=quant)
 
 
-def all_outputs(made: SimpleNamespace) -> dict[Any, Any]:
-    """(variant, shape) -> inputs and outputs, for every variant that runs here."""
-    found = {}
-    for name in instruction_sets.choose(v.name for v in llmc.runtime.read_manifest(made.path).variants):
-        with llmc.load(made.path, threads=2, variant=name) as model:
-            for shape in SHAPES:
-                inputs = inputs_of(made, shape)
-                found[name, shape] = inputs, model(**inputs)
-    return found
+@cache
+def compiled_kinds(quant: str) -> frozenset[str]:
+    return frozenset().union(*(kinds_of(label, quant) for label in COMPILED))
 
 
-def inputs_of(made: SimpleNamespace, shape: tuple[int, int]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for graph in made.graphs.values():
-        values = {**sample(graph, *shape), **values}
-    return values
+def kinds_of(label: str, quant: str) -> frozenset[str]:
+    """Kept, for every worker compares with those of all that is compiled."""
+    made_by = (kept.versions("torch", "transformers"), kept.sources("compiler", "passes", "targets", "tests"))
+    text = kept.made("kinds", (label, quant, *made_by), lambda: _text(kinds(kernels(label, quant))))
+    return frozenset(text.decode().splitlines())
 
 
-def difference(made: SimpleNamespace, label: str, inputs: dict[str, Any], outputs: dict[str, Any]) -> float:
+def _text(lines: Iterable[str]) -> bytes:
+    return "\n".join(sorted(lines)).encode()
+
+
+def assert_kinds_are_compiled(label: str, quant: str) -> None:
+    new = kinds(kernels(label, quant)) - compiled_kinds(quant)
+    assert not new, f"add it to COMPILED, which has no such kernels: {sorted(new)}"
+
+
+def difference(label: str, inputs: dict[str, Any], found: dict[str, Any]) -> float:
     """The largest difference to PyTorch as a fraction of the output's largest value."""
-    own = {n.attributes["name"] for n in made.graphs[label].inputs}
-    expected = reference(made.models[label], {k: v for k, v in inputs.items() if k in own})
-    found, worst = part(outputs, label), 0.0
-    assert set(found) == set(made.graphs[label].outputs)
+    family, task = CASES[label]
+    own = {n.attributes["name"] for n in graph_of(label).inputs}
+    expected = reference(imported(family, task.suffix)[0], {k: v for k, v in inputs.items() if k in own})
+    worst = 0.0
+    assert set(found) == set(graph_of(label).outputs)
     for name, value in found.items():
         assert value.shape == expected[name].shape
         worst = max(worst, float(np.abs(value - expected[name]).max() / np.abs(expected[name]).max()))
     return worst
 
 
-@pytest.mark.parametrize(
-    ("group", "label"),
-    [
-        pytest.param(group, f"{family}-{task.name}", marks=pytest.mark.xdist_group(group))
-        for group, pairs in GROUPS.items()
-        for family, task in pairs
-    ],
-)
-def test_family_and_head(group: str, label: str, built: Any) -> None:
-    made = built(group)
-    differences = {
-        key: difference(made, label, inputs, outputs) for key, (inputs, outputs) in made.outputs.items()
-    }
-    assert max(differences.values()) <= 1e-4, differences
-
-
-@pytest.mark.parametrize("group", [pytest.param(g, marks=pytest.mark.xdist_group(g)) for g in GROUPS])
-def test_same_bits_at_every_thread_count_and_variant(group: str, built: Any, bits_agree: Any) -> None:
-    made = built(group)
+@pytest.mark.parametrize("label", CASES)
+def test_family_and_head(label: str) -> None:
+    assert_kinds_are_compiled(label, "none")
+    after = whole(kernels(label, "none"))
     for shape in SHAPES:
-        runs = [outputs for (_, s), (_, outputs) in made.outputs.items() if s == shape]
-        for threads in (1, 3, 4):
-            with llmc.load(made.path, threads=threads) as model:
-                runs.append(model(**inputs_of(made, shape)))
-        assert bits_agree(runs), shape
+        inputs = sample(graph_of(label), *shape)
+        assert difference(label, inputs, interpret.run(after, inputs)) <= 2e-5, shape
+
+
+@pytest.mark.parametrize("quant", QUANTISED[1:])
+@pytest.mark.parametrize("label", FIRST.values())
+def test_quantised(label: str, quant: str) -> None:
+    """Random weights, so near means a tenth of the answers' size."""
+    assert_kinds_are_compiled(label, quant)
+    inputs = sample(graph_of(label), 2, 9)
+    expected, found = (interpret.run(g, inputs) for g in (graph_of(label), whole(kernels(label, quant))))
+    for name, value in expected.items():
+        assert np.abs(found[name] - value).mean() <= 0.1 * np.abs(value).max(), name
+
+
+def inputs_of(graphs: Iterable[Graph], shape: tuple[int, int]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for graph in graphs:
+        values = {**sample(graph, *shape), **values}
+    return values
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("families-biased")
-@pytest.mark.parametrize("level", [0, 1, 2])
-def test_every_level_agrees(level: int, tmp_path: Path) -> None:
-    pairs = [next((f, t) for f, t in cases() if (f, t.name) == picked) for picked in PICKED]
-    made = build(pairs, tmp_path, level=level)
+@pytest.mark.parametrize("quant", QUANTISED)
+def test_compiled(quant: str, tmp_path: Path, bits_agree: Any) -> None:
+    """One artifact, so that equal kernels are made once: the same bits on every variant and number of threads."""
+    graphs = {label: whole(kernels(label, quant)) for label in COMPILED}
+    path = tmp_path / "all.llmc"
+    compile_graph(join(graphs, shared=True), path, target="x86", only_passes="")
+    names = instruction_sets.choose(v.name for v in llmc.runtime.read_manifest(path).variants)
+    for shape in SHAPES:
+        inputs, runs = inputs_of(graphs.values(), shape), []
+        for name, threads in ((names[0], 1), (names[0], 3), (names[0], 4), *((n, 2) for n in names)):
+            with llmc.load(path, threads=threads, variant=name) as model:
+                runs.append(model(**inputs))
+        assert bits_agree(runs), shape
+        for label in graphs:
+            check_outputs(quant, label, inputs, part(runs[0], label))
 
-    with llmc.load(made.path) as model:
+
+def check_outputs(quant: str, label: str, inputs: dict[str, Any], found: dict[str, Any]) -> None:
+    if quant == "none":
+        assert difference(label, inputs, found) <= 1e-4, label
+        return
+    for name, value in interpret.run(graph_of(label), inputs).items():
+        assert np.abs(found[name] - value).mean() <= 0.1 * np.abs(value).max(), (label, name)
+
+
+@pytest.mark.slow
+def test_every_level_agrees(tmp_path: Path) -> None:
+    """What the levels make of the same models, as one artifact."""
+    graphs = {
+        f"{level}/{label}": whole(kernels_of(graph_of(label), level=level))
+        for level in (0, 1, 2)
+        for label in LEVELS
+    }
+    compile_graph(join(graphs, shared=True), tmp_path / "all.llmc", only_passes="")
+    with llmc.load(tmp_path / "all.llmc") as model:
         for shape in SHAPES:
-            inputs = inputs_of(made, shape)
+            inputs = inputs_of(graphs.values(), shape)
             outputs = model(**inputs)
-            for label in made.models:
-                assert difference(made, label, inputs, outputs) <= 1e-4
+            for name in graphs:
+                assert difference(name.partition("/")[2], inputs, part(outputs, name)) <= 1e-4, name

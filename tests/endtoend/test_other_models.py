@@ -1,4 +1,7 @@
-"""Decoders and vision models compiled and run, against PyTorch: one artifact for each kind, as of the encoders."""
+"""Decoders and vision models compiled and run, against PyTorch: one artifact for each kind.
+
+Those that are compiled have, together, every kind of kernel of all; tests/frontends compares the others.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from joined import join, part
-from random_others import VISION, difference, imported, sample
+from kernel_kinds import kernels_of, kinds
+from random_others import CONFIGS, VISION, difference, imported, sample
 
 import llmc
 from llmc.driver import compile_graph
@@ -36,6 +40,13 @@ def test_against_pytorch(group: str, tmp_path: Path, variants: Any, bits_agree: 
         assert bits_agree(runs), shape
         for name, model in models.items():
             assert difference(model, inputs, part(runs[0], name)["logits"]) <= 1e-4, (name, shape)
+
+
+def test_every_kind_of_kernel_is_compiled() -> None:
+    """A model that brings a new kind is added to GROUPS."""
+    found = {name: kinds(kernels_of(imported(name)[2].graph, target="x86")) for name in CONFIGS}
+    compiled = frozenset().union(*(found[name] for names in GROUPS.values() for name in names))
+    assert not {name: new for name, has in found.items() if (new := has - compiled)}
 
 
 def test_padding_changes_no_bit(tmp_path: Path) -> None:

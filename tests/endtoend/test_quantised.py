@@ -1,25 +1,24 @@
-"""Quantised artifacts of the demo model and of every family: near the float answers, the same bits everywhere."""
+"""Quantised artifacts of the demo model: near the float answers, the same bits everywhere."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from joined import join
-from random_families import cases, imported, random_model
+from random_families import random_model
 
 import llmc
 from llmc import demo
 from llmc.compiler import interpret
 from llmc.compiler.frontends import huggingface
 from llmc.compiler.pipeline import Pipeline
-from llmc.driver import compile_graph
 from llmc.errors import LlmcError
 from llmc.passes import PASSES
 
@@ -33,19 +32,15 @@ ASKED: dict[str, tuple[dict[str, Any], float, float]] = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def made(shared: Callable[..., Path]) -> Callable[[str], Path]:
     """`made(quant)`: the demo model's artifact with the code of every processor, compiled once.
 
     "none" is compared with, so it has the code of this processor only.
     """
-    folder, done = tmp_path_factory.mktemp("quantised"), {}
 
     def of(quant: str) -> Path:
-        if quant not in done:
-            done[quant] = folder / f"{quant}.llmc"
-            options = {"target": "x86", **ASKED[quant][0]} if quant in ASKED else {}
-            llmc.compile(demo.model_folder(), done[quant], **options)
-        return done[quant]
+        options = {"target": "x86", **ASKED[quant][0]} if quant in ASKED else {}
+        return shared(f"demo-{quant}.llmc", partial(llmc.compile, demo.model_folder(), **options))
 
     return of
 
@@ -56,7 +51,6 @@ def inputs_of(batch: int, seq: int) -> dict[str, Any]:
     return inputs
 
 
-@pytest.mark.xdist_group("quantised")
 @pytest.mark.parametrize("quant", ASKED)
 def test_near_the_float_answers(quant: str, made: Any) -> None:
     _, limit, share = ASKED[quant]
@@ -73,7 +67,6 @@ def test_near_the_float_answers(quant: str, made: Any) -> None:
     assert sizes[0] <= share * sizes[1]
 
 
-@pytest.mark.xdist_group("quantised")
 @pytest.mark.parametrize("quant", ASKED)
 def test_same_bits_at_every_thread_count_and_variant(
     quant: str, made: Any, bits_agree: Any, variants: Any
@@ -90,7 +83,6 @@ def test_same_bits_at_every_thread_count_and_variant(
         assert bits_agree(runs), shape
 
 
-@pytest.mark.xdist_group("quantised")
 @pytest.mark.parametrize("quant", ASKED)
 def test_a_row_is_the_same_alone_and_in_a_padded_batch(quant: str, made: Any) -> None:
     inputs = inputs_of(3, 20)
@@ -102,7 +94,6 @@ def test_a_row_is_the_same_alone_and_in_a_padded_batch(quant: str, made: Any) ->
             np.testing.assert_array_equal(alone[0], together[row])
 
 
-@pytest.mark.xdist_group("quantised")
 def test_the_recorded_pipeline_builds_it_again(made: Any) -> None:
     """Calibrated scales are in the pipeline's text: the interpreter on that graph gives the artifact's answers."""
     graph = huggingface.load(demo.model_folder()).graph
@@ -111,30 +102,6 @@ def test_the_recorded_pipeline_builds_it_again(made: Any) -> None:
         after, _ = Pipeline.parse(model.manifest.pipeline, PASSES).run(graph)
         expected = interpret.run(after, {k: given[k] for k in ("input_ids", "attention_mask")})
         assert np.abs(model(**given)["logits"] - expected["logits"]).max() <= 0.05
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("families-plain")
-@pytest.mark.parametrize("quant", ["int8", "fp16"])
-def test_every_family(quant: str, tmp_path: Path, bits_agree: Any, variants: Any) -> None:
-    """One head of each family in one graph: random weights, so near means a tenth of the answers' size."""
-    picked = {family: task for family, task in reversed(cases())}
-    graphs = {}
-    for family, task in sorted(picked.items(), key=lambda item: item[0]):
-        graphs[family] = imported(family, task.suffix)[1].graph
-    whole = join(graphs, shared=True)
-    compile_graph(whole, tmp_path / "all.llmc", target="x86", quant=quant)
-    given = {
-        node.attributes["name"]: np.ones((2, 9), np.int64) for node in whole.inputs
-    } | {"input_ids": np.random.default_rng(0).integers(2, 100, (2, 9))}  # fmt: skip
-    given = {k: v for k, v in given.items() if k in {n.attributes["name"] for n in whole.inputs}}
-    expected, runs = interpret.run(whole, given), []
-    for name in variants(tmp_path / "all.llmc"):
-        with llmc.load(tmp_path / "all.llmc", variant=name) as model:
-            runs.append(model(**given))
-    assert bits_agree(runs)
-    for name, value in expected.items():
-        assert np.abs(runs[0][name] - value).mean() <= 0.1 * np.abs(value).max(), name
 
 
 def test_attention_may_stay_float(tmp_path: Path, small_model: Path) -> None:

@@ -1,6 +1,6 @@
 """Every family against PyTorch, and what the imported graphs look like.
 
-Here each family and each head comes once; every pair of them is compiled and compared in tests/endtoend.
+What the passes make of them, and what is compiled of it, is in tests/endtoend.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_families import cases, group, imported
+from random_families import cases, imported
 from transformers.models.deberta_v2 import modeling_deberta_v2 as deberta
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
@@ -23,15 +23,10 @@ from llmc.compiler.text import print_graph, weights_of
 from llmc.compiler.verify import verify
 
 SHAPES = [(1, 1), (3, 17), (2, 64)]
-CASES = list({**{f: (f, t) for f, t in cases()}, **{t.name: (f, t) for f, t in cases()}}.values())
+CASES = [pytest.param(f, t, id=f"{f}-{t.name}") for f, t in cases()]
 
 
-def in_group(family: str, *more: Any, **options: Any) -> Any:
-    """A parameter of a test that runs where the family has been imported."""
-    return pytest.param(family, *more, marks=pytest.mark.xdist_group(group(family)), **options)
-
-
-@pytest.mark.parametrize(("family", "task"), [in_group(f, t, id=f"{f}-{t.name}") for f, t in CASES])
+@pytest.mark.parametrize(("family", "task"), CASES)
 def test_family_and_head(family: str, task: Any, difference: Any) -> None:
     model, found = imported(family, task.suffix)
 
@@ -41,7 +36,6 @@ def test_family_and_head(family: str, task: Any, difference: Any) -> None:
     assert difference(model, found.graph, SHAPES) < 1e-5
 
 
-@pytest.mark.xdist_group(group("bert"))
 def test_pooler_output_only_with_trained_weights(saved: Any) -> None:
     assert tuple(imported("bert", "Model")[1].graph.outputs) == ("last_hidden_state", "pooler_output")
 
@@ -65,7 +59,6 @@ def test_inputs(saved: Any) -> None:
     assert dict(graph.dims) == {"batch": (1, 5), "seq": (1, 30)}
 
 
-@pytest.mark.xdist_group(group("roberta"))
 def test_one_segment_needs_no_input() -> None:
     graph = imported("roberta", "Model")[1].graph
 
@@ -105,7 +98,7 @@ def test_bert_arrives_whole(saved: Any) -> None:
     assert masks == {"bool[batch, 1, 1, seq]"}
 
 
-@pytest.mark.parametrize("family", [in_group("bert"), in_group("deberta-v2")])
+@pytest.mark.parametrize("family", ["bert", "deberta-v2"])
 def test_text_form_reads_back(family: str) -> None:
     graph = imported(family, "Model")[1].graph
 
@@ -113,7 +106,6 @@ def test_text_form_reads_back(family: str) -> None:
     assert print_graph(parse_graph(text, weights_of(graph))) == text
 
 
-@pytest.mark.xdist_group(group("bert"))
 def test_sources() -> None:
     graph = imported("bert", "Model")[1].graph
 
@@ -124,7 +116,6 @@ def test_sources() -> None:
     assert "encoder.layer.1.output.dense.weight" in weights
 
 
-@pytest.mark.xdist_group(group("albert"))
 def test_tied_weights_are_one_node() -> None:
     """ALBERT's layers share all weights, BERT's decoder is its word embedding."""
     albert = imported("albert", "Model")[1].graph
@@ -135,7 +126,6 @@ def test_tied_weights_are_one_node() -> None:
     assert bert.outputs["logits"].inputs[1] in tables
 
 
-@pytest.mark.xdist_group(group("mpnet"))
 def test_buckets_are_tables() -> None:
     """A logarithm next to a rounding would decide buckets by its last bit."""
     for family in ("mpnet", "deberta-v2"):

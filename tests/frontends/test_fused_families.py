@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_families import cases, group, imported
+from random_families import cases, imported
 
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.graph import Graph
@@ -32,9 +32,7 @@ def count(graph: Graph) -> Counter[str]:
     return Counter(n.op for n in graph.nodes if n.op not in ("input", "constant"))
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=pytest.mark.xdist_group(group(f))) for f in FAMILIES]
-)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_are_fused(family: str, sample_inputs: Any) -> None:
     before = imported(family, "ForTokenClassification")[1].graph
     after, _ = O3.run(before)
@@ -70,7 +68,6 @@ def test_sizes(saved: Any) -> None:
     assert not [event for run in report.runs for event in run.declined]
 
 
-@pytest.mark.xdist_group(group("bert"))
 def test_tied_weights_stay_tied() -> None:
     """BERT's decoder is its word embedding; ALBERT's layers share even the merged projections."""
     after, _ = O3.run(imported("bert", "ForMaskedLM")[1].graph)
@@ -83,7 +80,6 @@ def test_tied_weights_stay_tied() -> None:
     assert projections[0].inputs[1:] == projections[1].inputs[1:]
 
 
-@pytest.mark.xdist_group(group("distilbert"))
 def test_sources_name_the_model() -> None:
     """Errors and profiles of fused nodes still point into the model."""
     after, _ = O3.run(imported("distilbert", "Model")[1].graph)
