@@ -1,4 +1,4 @@
-"""Artifacts of real compiles, each made once for each worker, and the command line in this process."""
+"""Artifacts of real compiles, each made once, and the command line in this process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,11 +46,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(small_model: Path, shared: Callable[..., Path]) -> Path:
     """The artifact of `small_model` with every variant; do not change it (see `copy_of_small`)."""
-    path = tmp_path_factory.mktemp("artifacts") / "small.llmc"
-    llmc.compile(small_model, path, target="x86", max_batch=8)
-    return path
+    return shared("small.llmc", partial(llmc.compile, small_model, target="x86", max_batch=8))
 
 
 @pytest.fixture
@@ -58,11 +57,9 @@ def copy_of_small(small: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def minilm_artifact(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def minilm_artifact(minilm: Path, shared: Callable[..., Path]) -> Path:
     """all-MiniLM-L6-v2 with every variant."""
-    path = tmp_path_factory.mktemp("artifacts") / "minilm.llmc"
-    llmc.compile(minilm, path, target="x86")
-    return path
+    return shared("minilm.llmc", partial(llmc.compile, minilm, target="x86"))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,11 @@ import pytest
 
 import llmc
 
-pytestmark = pytest.mark.xdist_group("small")
-
 
 @pytest.fixture(scope="module")
-def made(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("int8x3") / "small.llmc"
-    llmc.compile(small_model, path, target="x86", max_batch=8, matmul="int8x3")
-    return path
+def made(small_model: Path, shared: Callable[..., Path]) -> Path:
+    options = {"target": "x86", "max_batch": 8, "matmul": "int8x3"}
+    return shared("small-int8x3.llmc", partial(llmc.compile, small_model, **options))
 
 
 def given(batch: int, seq: int) -> dict[str, Any]:
