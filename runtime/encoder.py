@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, extras_named
 from llmc.runtime.fields import Field
 
 Text = str | tuple[str, str]
@@ -82,10 +82,8 @@ class Encoder:
     """
 
     def __init__(self, text: str, entry: TokenizerEntry, longest: int, at: str) -> None:
-        try:
+        with extras_named():
             import tokenizers
-        except ImportError:
-            raise LlmcError("text needs the package tokenizers", hint="pip install tokenizers") from None
         self.entry = entry
         self.pad = {"pad_id": entry.pad_id, "pad_token": entry.pad_token, "direction": entry.padding_side}
         self.risky = '"Regex"' in text  # a pattern of the model's own may backtrack without end

@@ -26,6 +26,7 @@ from llmc.compiler.frontends.pretrained import build, first_line
 from llmc.compiler.frontends.sentence import Dense, Sentence
 from llmc.compiler.frontends.tasks import FAMILIES, scores_of
 from llmc.compiler.frontends.tokenizer import Tokenizer
+from llmc.compiler.frontends.versions import warn_if_untested
 from llmc.errors import LlmcError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def load(
     """
     summary = inspect(path, task, ignore_unused)
     max_seq = _bounds(summary, max_batch, max_seq)
+    warn_if_untested("torch", "transformers")
     with _quiet():
         tokenizer = tokenizer_of(summary)
         model, outputs = build(summary, ignore_unused)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.frontends.versions import warn_if_untested
 from llmc.errors import LlmcError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def graph(module: Any, sample: Mapping[str, Any], outputs: Sequence[str], max_ba
     from llmc.compiler.frontends.torch_export import Declared, to_graph
     from llmc.compiler.frontends.tracing import trace
 
+    warn_if_untested("torch")
     if module.training:
         raise LlmcError("the module is in training mode", hint="call module.eval() first")
     if not sample or any(not isinstance(v, torch.Tensor) or v.dim() == 0 for v in sample.values()):

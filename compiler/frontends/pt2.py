@@ -10,6 +10,7 @@ from llmc.compiler.dims import Bounds
 from llmc.compiler.frontends import beside
 from llmc.compiler.frontends.axes import SEGMENTS, AxisNames
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
+from llmc.compiler.frontends.versions import warn_if_untested
 from llmc.errors import LlmcError
 
 
@@ -32,6 +33,7 @@ def load(
     path = Path(path)
     extras = beside.read(path, task)
     bounds = beside.first_bounds(max_batch)
+    warn_if_untested("torch")
     file = read(path)
     names, dims = AxisNames(), {}
     declared = []

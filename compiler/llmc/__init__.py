@@ -1,6 +1,6 @@
 """llmc: optimise, quantise and compile fine-tuned models into small native artifacts.
 
-`llmc.compile` needs torch and TVM, `llmc.load` needs numpy only; each is imported when it is first used.
+`llmc.compile` needs the extra `compile`, `llmc.load` needs numpy only; each is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -53,4 +53,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'llmc' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOME[name]), _NAMES.get(name, name))
+    from llmc.errors import extras_named
+
+    with extras_named():
+        return getattr(import_module(_HOME[name]), _NAMES.get(name, name))
+
+
+def __dir__() -> list[str]:
+    return __all__

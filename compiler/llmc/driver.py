@@ -16,7 +16,7 @@ from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
 from llmc.compiler.plan import Plan, make_plans
 from llmc.compiler.verify import verify_module
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, extras_named
 from llmc.kernels import Kernels
 from llmc.optimise import Optimised, optimise
 from llmc.options import PADDING, TUNE_SECONDS, Options, Order
@@ -122,6 +122,7 @@ def compile_module(
     return _compile(load, Order(output, name, options))
 
 
+@extras_named()
 def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
     """The stages in order; `load` is the first."""
     stages, target = Stages(order.progress), order.target

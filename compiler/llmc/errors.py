@@ -1,6 +1,29 @@
-"""The one exception a user of llmc sees; every package may import it."""
+"""The exception and the warning that a user of llmc sees, and the extras; every package may import it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Extra -> the modules it brings. Whoever has an extra has those of `text` too, if it names them.
+EXTRAS = {
+    "": ("numpy", "click", "rich"),
+    "text": ("tokenizers", "jinja2"),
+    "vision": ("PIL",),
+    "compile": (
+        "torch",
+        "transformers",
+        "safetensors",
+        "onnx",
+        "onnx_graphsurgeon",
+        "google",  # protobuf, which onnx brings
+        "tvm",
+        "tvm_ffi",
+        "ziglang",
+        "sympy",
+        "networkx",
+    ),
+}
 
 
 class LlmcError(Exception):
@@ -25,3 +48,37 @@ class LlmcError(Exception):
             if text:
                 lines.append(f"  {label + ':':<7}{text}")
         return "\n".join(lines)
+
+
+class LlmcWarning(UserWarning):
+    """What a user should know, and what stops nothing."""
+
+
+def lacks(module: str) -> LlmcError | None:
+    """What to say of a module that cannot be found; None if llmc does not need it.
+
+    Args:
+        module: its import name, dots included.
+    """
+    package = module.split(".")[0]
+    for extra, modules in EXTRAS.items():
+        if package in modules:
+            wanted = f"'llmc[{extra}]'" if extra else "llmc"
+            return LlmcError(f"this needs the package {package}", hint=f"pip install {wanted}")
+    return None
+
+
+@contextmanager
+def extras_named() -> Iterator[None]:
+    """Within it, and in functions that it decorates, a package that is not installed is an `LlmcError`.
+
+    Raises:
+        LlmcError: a module of `EXTRAS` was not found; the hint says which extra brings it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        told = lacks(error.name or "")
+        if told is None:
+            raise
+        raise told from None

@@ -16,7 +16,8 @@ from importlib import import_module
 import click
 
 from llmc import __version__
-from llmc.errors import LlmcError
+from llmc.cli.verbosity import scope, with_options
+from llmc.errors import LlmcError, extras_named
 
 _EPILOG = """\b
 Start here:
@@ -55,7 +56,7 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         command: click.Command = import_module(f"llmc.cli.{cmd_name}").command
-        return command
+        return with_options(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -82,10 +83,19 @@ def llmc() -> None:
     """Turn a fine-tuned model into a small native artifact that runs without Python."""
 
 
+with_options(llmc)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code and never raises for a user's mistake."""
+    with scope():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
-        code = llmc.main(arguments, prog_name="llmc", standalone_mode=False)
+        with extras_named():
+            code = llmc.main(arguments, prog_name="llmc", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:

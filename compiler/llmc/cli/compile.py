@@ -19,6 +19,7 @@ from llmc.cli.output import (
     size_text,
     time_text,
 )
+from llmc.cli.verbosity import is_quiet
 
 _EPILOG = """\b
 Examples:
@@ -146,6 +147,8 @@ def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> 
     report = run_compile(model, output, **options)
     if as_json:
         print_json(report.to_dict())
+        return
+    if is_quiet():
         return
     if options["tune"]:
         print_tuning(report.products, report.target)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from llmc.cli.output import json_option, print_json, print_table, require_artifact
+from llmc.cli.verbosity import is_quiet
 from llmc.errors import LlmcError
 
 _EPILOG = """\b
@@ -88,8 +89,9 @@ def _progress() -> Any:
     def show(rows: int) -> None:
         nonlocal following
         if rows >= following:
-            click.echo(f"eval: {rows} rows", err=True)
             following = 2 * rows
+            if not is_quiet():
+                click.echo(f"eval: {rows} rows", err=True)
 
     return show
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from llmc.cli.verbosity import is_quiet
 from llmc.errors import LlmcError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
@@ -200,17 +201,18 @@ def lengths_of(model: Any) -> tuple[str, ...]:
 
 
 class Progress:
-    """Stages on stderr: a bar on a terminal, one line for each stage elsewhere. Call it with both."""
+    """Stages on stderr: a bar on a terminal, one line for each stage elsewhere; nothing if -q. Call it with both."""
 
     def __init__(self, label: str) -> None:
         self._label = label
         self._start = time.perf_counter()
         self._stage = ""
+        self._quiet = is_quiet()
         self._bar: Any = None
         self._task: Any = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._quiet:
             self._open_bar()
         return self
 
@@ -236,7 +238,7 @@ class Progress:
         """`stage` is under way and `fraction` of the whole, 0 to 1, is done."""
         if self._bar is not None:
             self._bar.update(self._task, description=f"{self._label}: {stage}", completed=fraction)
-        elif stage != self._stage:
+        elif stage != self._stage and not self._quiet:
             seconds = time.perf_counter() - self._start
             click.echo(f"{self._label}: {fraction:4.0%} {seconds:6.1f} s  {stage}", err=True)
         self._stage = stage

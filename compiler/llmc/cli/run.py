@@ -9,6 +9,7 @@ import click
 
 from llmc.cli.lines import Line, encode, read_lines, want_all
 from llmc.cli.output import json_option, lengths_of, no_check_option, print_json, require_artifact
+from llmc.cli.verbosity import say
 from llmc.errors import LlmcError
 
 _EPILOG = """\b
@@ -79,6 +80,7 @@ def command(
     import llmc
 
     model = llmc.load(artifact, threads=threads, variant=variant, check_weights=not no_check)
+    say(f"{artifact}: threads {model.threads}, code {model.variant}")
     if selftest:
         _selftest(model, as_json)
     elif inputs:
