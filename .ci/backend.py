@@ -17,10 +17,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import links
 from setuptools import build_meta
 from setuptools.build_meta import get_requires_for_build_sdist, get_requires_for_build_wheel
-
-import links
 
 __all__ = [
     "build_editable",

@@ -12,7 +12,7 @@ BESIDE = ("compiler", "passes", "targets", "runtime")
 
 def refresh(root):
     """`make`, at Python's start: a checkout that is gone, or that may not be written, stops nobody."""
-    try:
+    try:  # noqa: SIM105 (importing contextlib would cost every Python a millisecond)
         make(root)
     except OSError:
         pass
@@ -29,7 +29,7 @@ def make(root):
     for name in set(os.listdir(folder)) - set(wanted) - {"__pycache__"}:
         os.unlink(os.path.join(folder, name))
     for name in set(wanted) - set(os.listdir(folder)):
-        try:
+        try:  # noqa: SIM105
             os.symlink(os.path.join("..", "..", wanted[name]), os.path.join(folder, name))
         except FileExistsError:  # another Python has started at the same time
             pass
