@@ -57,7 +57,7 @@ FLOORS: tuple[Mapping[str, tuple[str, ...]], ...] = (
     {"llmc.targets.cpu": ()},
     {"llmc": ()},
     {"llmc.demo": ()},
-    {"llmc.cli": ()},
+    {"llmc.cli": ("llmc.__main__",)},
 )
 
 

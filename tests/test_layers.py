@@ -127,7 +127,7 @@ def test_the_wheel_holds_everything(tmp_path: Path) -> None:
         if (ROOT / name).is_file():
             (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "src" / name).write_bytes((ROOT / name).read_bytes())
-    code = "from setuptools import build_meta; build_meta.build_wheel('..')"
+    code = "import sys; sys.path.insert(0, '.ci'); import backend; backend.build_wheel('..')"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "src", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")

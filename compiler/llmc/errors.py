@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Extra -> the modules it brings. Whoever has an extra has those of `text` too, if it names them.
+# Extra -> the modules that are missed without it. `text` has jinja2 too, but only the compiler imports it.
 EXTRAS = {
     "": ("numpy", "click", "rich"),
-    "text": ("tokenizers", "jinja2"),
+    "text": ("tokenizers",),
     "vision": ("PIL",),
     "compile": (
         "torch",
@@ -20,6 +20,7 @@ EXTRAS = {
         "tvm",
         "tvm_ffi",
         "ziglang",
+        "jinja2",
         "sympy",
         "networkx",
     ),

@@ -23,7 +23,11 @@ from llmc.compiler.text import print_graph, weights_of
 from llmc.compiler.verify import verify
 
 SHAPES = [(1, 1), (3, 17), (2, 64)]
-CASES = [pytest.param(f, t, id=f"{f}-{t.name}") for f, t in cases()]
+FEW = {**{f: (f, t) for f, t in cases()}, **{t.name: (f, t) for f, t in cases()}}.values()  # each family, each head
+CASES = [
+    pytest.param(f, t, id=f"{f}-{t.name}", marks=[pytest.mark.imports] if (f, t) in FEW else [])
+    for f, t in cases()
+]
 
 
 @pytest.mark.parametrize(("family", "task"), CASES)

@@ -36,6 +36,7 @@ def made() -> Callable[[str], Any]:
     return of
 
 
+@pytest.mark.imports
 @pytest.mark.parametrize("name", CONFIGS)
 def test_forward_pass(name: str, made: Any) -> None:
     _, model, imported, graph = made(name)
