@@ -18,8 +18,11 @@ from llmc.compiler.samples import Session, play, samples
 
 # Sums in another order differ by so much, as a share of an output's scale, before what follows rounds them.
 _NOISE = 1e-6
-# A value between two int8 levels falls to either side by that.
+# A value between two int8 levels falls to either side by that, and what follows is rounded anew: in a deep model the
+# answers move as far as rounding itself moved them, each as good as the other. At least so much:
 _LEVELS = 2e-2
+# of what the lossy passes moved.
+_ANEW = 2.0
 # A pass that promises less is measured, as lossy ones are: the artifact answers for what is left after it.
 _COARSE = 1e-3
 # Nothing of an output is left in one that is further from it than two of its size can be.
@@ -68,6 +71,8 @@ class Trail:
     def __init__(self, graph: Graph) -> None:
         self.first, self.taken = graph, list[Taken]()
         self.last = graph
+        self.losses: list[Loss] = []
+        self.anew = _LEVELS  # how far answers may move where values are rounded anew
 
     def noting(self, pipeline: Pipeline, trusted: Pipeline) -> Any:
         """An observer of a run of `pipeline` over the last graph."""
@@ -98,12 +103,35 @@ class Trail:
         for taken in self.taken:
             chain.add(taken)
         chain.close(self.last)
-        return tuple(chain.losses)
+        return tuple(self.losses)
 
     def blame(self) -> Breach | None:
         """The pass that changes answers, by the interpreter; None if none does."""
         kept = [taken for taken in self.taken if taken.unchanged or not taken.free]
-        return _blame(kept, samples(self.first))
+        return self.first_breach(kept, samples(self.first))
+
+    def limit(self, taken: Taken) -> float:
+        """How far a pass may move the answers, as a share of an output's scale."""
+        if taken.unchanged:
+            return _NOISE
+        keeps = taken.step.change.keeps
+        if keeps.kind == "exact" or not rounds(taken.after):
+            return allowed(keeps) + _NOISE
+        return allowed(keeps) + self.anew
+
+    def first_breach(self, kept: Sequence[Taken], sessions: Sequence[Session]) -> Breach | None:
+        """The first of passes that breaks its promise."""
+        for taken in kept:
+            if taken.unchanged:
+                continue
+            before, after = _outputs(taken.before, sessions), _outputs(taken.after, sessions)
+            (name, apart), limit = furthest(before, after), self.limit(taken)
+            if apart > limit:
+                problem = f"pass {taken.step} promises {taken.step.change.keeps} and breaks it"
+                found = f"output {name!r} is {apart:.3g} of its scale apart"
+                trial = Trial(taken.step, taken.before, sessions, before, limit)
+                return trial.breach(taken.after, problem, name, found)
+        return None
 
     def written(self) -> Breach:
         """The error for a graph that is not any more what it was when the passes began."""
@@ -123,7 +151,6 @@ class _Chain:
         self._trail, self._sessions = trail, samples(trail.first)
         self._since: list[Taken] = []
         self._expected = list(noted) or _outputs(trail.first, self._sessions)
-        self.losses: list[Loss] = []
 
     def add(self, taken: Taken) -> None:
         if taken.unchanged and is_own(taken.step):
@@ -142,8 +169,8 @@ class _Chain:
             return self._expected
         found = _outputs(graph, self._sessions)
         apart = furthest(self._expected, found)[1]
-        if apart > sum(_limit(taken) for taken in self._since):
-            raise _blame(self._since, self._sessions) or self._trail.written()
+        if apart > sum(self._trail.limit(taken) for taken in self._since):
+            raise self._trail.first_breach(self._since, self._sessions) or self._trail.written()
         return found
 
     def _measure(self, taken: Taken, before: list[Arrays]) -> None:
@@ -159,35 +186,12 @@ class _Chain:
             if difference == float("inf"):
                 found = f"output {name!r} has values that are not finite, and had none"
             raise trial.breach(taken.after, problem, name, found)
-        self.losses.append(Loss(taken.step.label, name, difference))
+        self._trail.losses.append(Loss(taken.step.label, name, difference))
+        self._trail.anew = max(self._trail.anew, min(_ANEW * furthest(before, self._expected)[1], _LOST))
 
 
 def _outputs(graph: Graph, sessions: Sequence[Session]) -> list[Arrays]:
     return [play(graph, session) for session in sessions]
-
-
-def _limit(taken: Taken) -> float:
-    if taken.unchanged:
-        return _NOISE
-    keeps = taken.step.change.keeps
-    noise = _LEVELS if keeps.kind != "exact" and rounds(taken.after) else _NOISE
-    return allowed(keeps) + noise
-
-
-def _blame(kept: Sequence[Taken], sessions: Sequence[Session]) -> Breach | None:
-    """The first of passes that breaks its promise."""
-    for taken in kept:
-        if taken.unchanged:
-            continue
-        before, after = _outputs(taken.before, sessions), _outputs(taken.after, sessions)
-        (name, apart), limit = furthest(before, after), _limit(taken)
-        if apart > limit:
-            problem = f"pass {taken.step} promises {taken.step.change.keeps} and breaks it"
-            found = f"output {name!r} is {apart:.3g} of its scale apart"
-            return Trial(taken.step, taken.before, sessions, before, limit).breach(
-                taken.after, problem, name, found
-            )
-    return None
 
 
 def rounds(graph: Graph) -> bool:
