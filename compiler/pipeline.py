@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from llmc.compiler.bodies import run_everywhere
+from llmc.compiler.effects import Effect, joined, listening
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
 from llmc.compiler.rewrite import Event, Journal, recording
@@ -41,6 +42,7 @@ class PassRun:
         applied: rule -> how often it applied.
         events: rules that applied or declined, with place and reason.
         changed: whether the pass returned another graph.
+        effects: what the pass says it did.
     """
 
     name: str
@@ -50,6 +52,7 @@ class PassRun:
     applied: Mapping[str, int] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
     changed: bool = True
+    effects: tuple[Effect, ...] = ()
 
     @property
     def declined(self) -> tuple[Event, ...]:
@@ -58,7 +61,8 @@ class PassRun:
     def __str__(self) -> str:
         rules = "  ".join(f"{rule} {count}" for rule, count in sorted(self.applied.items()))
         size = f"{self.nodes_before} -> {self.nodes_after} nodes"
-        return f"{self.name:<12} {self.seconds:7.3f} s  {size}  {rules}"
+        done = "".join(f"\n{'':<12} {effect}" for effect in self.effects)
+        return f"{self.name:<12} {self.seconds:7.3f} s  {size}  {rules}".rstrip() + done
 
 
 @dataclass(frozen=True)
@@ -158,15 +162,17 @@ class Pipeline:
 
 def _run(step: Step, graph: Graph, before: list[str]) -> tuple[PassRun, Graph]:
     start = time.perf_counter()
-    with recording() as journal:
+    with recording() as journal, listening() as heard:
         after = _guarded(step, graph, before)
     seconds = time.perf_counter() - start
     if after is not graph:
         _checked(step, graph, after)
-    return _record(step, seconds, graph, after, journal), after
+    return _record(step, seconds, graph, after, journal, heard), after
 
 
-def _record(step: Step, seconds: float, graph: Graph, after: Graph, journal: Journal) -> PassRun:
+def _record(
+    step: Step, seconds: float, graph: Graph, after: Graph, journal: Journal, heard: list[Effect]
+) -> PassRun:
     return PassRun(
         str(step),
         seconds,
@@ -175,6 +181,7 @@ def _record(step: Step, seconds: float, graph: Graph, after: Graph, journal: Jou
         dict(journal.applied),
         (*journal.fired, *journal.declined),
         after is not graph,
+        joined(heard),
     )
 
 

@@ -23,6 +23,7 @@ from llmc.report import Stages
 WAYS = {"linear": "whole", "norm": "post", "sum": "ab", "attention": "explicit", "activation": "gelu"}
 WAYS |= {"positions": "buffer", "scale": "div", "bias": "no", "mask": "fill"}
 O3 = LEVELS[3]
+PACKED = f'{O3},blank{{mask="mask"}},ragged'
 CALIBRATION = '{"ids": [1, 2, 3], "mask": [1, 1, 1]}\n{"ids": [4, 5], "mask": [1, 1]}\n'
 ASKING = """
 from pathlib import Path
@@ -97,7 +98,7 @@ def test_mistakes_in_additions(added: str, message: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, f"{O3},blank{{mask=\"mask\"}},ragged"),
+        ({}, PACKED),
         ({"level": 2}, LEVELS[2]),
         ({"padding": "computed"}, O3),
         ({"passes": "simplify"}, "simplify"),  # without fused attention there is nothing to pack
@@ -109,10 +110,10 @@ def test_mistakes_in_additions(added: str, message: str, hint: str) -> None:
         ({"target": "cuda", "only_passes": "fold"}, "fold"),
         ({"add_passes": "cse", "level": 2}, LEVELS[1] + ",cse," + LEVEL_PARTS[2]["fuse"]),
         ({"add_passes": ["tie@import", "cse@final"], "level": 1}, f"tie,{LEVELS[1]},cse"),
-        ({"add_passes": "share@compress", "prune": "0.5", "level": 1}, f"{LEVELS[1]},prune{{sparsity=0.5}},share"),
+        ({"add_passes": "share@compress", "prune": "least=1", "level": 1}, f"{LEVELS[1]},prune{{least=1}},share"),
         ({"add_passes": "share@compress", "target": "cuda", "level": 0}, "expand-cells,share,unpack"),
-        ({"add_passes": "cse@layout", "quant": "fp16", "level": 0}, 'quantize{mode="fp16"},qfuse,cse,cse'),
-        ({"add_passes": "tie@quantise", "quant": "int8", "attention": "float", "level": 0}, "tie,quantize,qfuse,cse"),
+        ({"add_passes": "cse@layout", "quant": "fp16"}, f'{PACKED},quantize{{mode="fp16"}},qfuse,cse,cse'),
+        ({"add_passes": "tie@quantise", "quant": "int8", "attention": "float"}, f"{PACKED},tie,quantize,qfuse,cse"),
     ],
 )  # fmt: skip
 def test_what_runs_where(options: dict[str, Any], expected: str) -> None:

@@ -152,7 +152,8 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         if imported.tokenizer is not None:
             imported.tokenizer.write(folder / tokens.FILE)
         fields = manifest(imported, build, pipeline, folder)
-        fields |= {"quantisation": order.quant.mode, "selftest": accepted, "products": kernels.products()}
+        fields |= {"quantisation": optimised.quantisation, "effects": optimised.effects}
+        fields |= {"selftest": accepted, "products": kernels.products()}
         if optimised.losses:
             fields["losses"] = [loss.to_dict() for loss in optimised.losses]
         if added := extensions.described():
@@ -178,6 +179,7 @@ def _report(
         cached=kernels.kept.found,
         products=kernels.products(),
         losses=[loss.to_dict() for loss in optimised.losses],
+        effects=optimised.effects,
     )
 
 

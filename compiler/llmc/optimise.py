@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from llmc import done
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.given import Given, giving
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
-from llmc.compiler.pipeline import Observer, Pipeline
+from llmc.compiler.pipeline import Observer, PassRun, Pipeline, Step
 from llmc.compiler.places import PLACES
 from llmc.compiler.promises import run_verified
 from llmc.compiler.trail import Loss, Trail
 from llmc.compiler.verify import verify_module
+from llmc.done import Asked
 from llmc.options import MATMUL, Order
 from llmc.passes import PASSES
 from llmc.passes.append import append_steps
@@ -32,12 +34,14 @@ class Optimised:
     """What the passes made.
 
     Args:
-        pipeline: all that ran; where functions differ in that, those of each.
+        pipeline: all that ran, but what was asked for and changed nothing; where functions differ, those of each.
         noted: sessions with the answers of the imported module, from before any pass ran.
         source: the same with zeros at padding where they are meant.
         cases: the same sessions with what the artifact is to answer: after a lossy pass what is left after it.
         trails: the passes of each function.
         losses: what lossy passes did.
+        effects: what each option did, as the manifest has it.
+        quantisation: the mode of `--quant`, if it changed anything.
     """
 
     module: Module
@@ -47,16 +51,19 @@ class Optimised:
     cases: Sequence[Case]
     trails: Mapping[str, Trail]
     losses: Sequence[Loss]
+    effects: Sequence[Mapping[str, Any]]
+    quantisation: str
 
 
 @dataclass(frozen=True)
 class _Function:
-    """What the passes made of one function; `packing` are those by which it skips padding."""
+    """What the passes made of one function; `packing` are those by which it skips padding, `asked` those of options."""
 
     graph: Graph
     pipeline: Pipeline
     packing: Pipeline
     trail: Trail
+    asked: tuple[Asked, ...]
 
 
 class _Road:
@@ -66,7 +73,7 @@ class _Road:
         self._graph, self._run = graph, run
         self._waiting = Pipeline(())
         self.pipeline, self.packing = Pipeline(()), Pipeline(())
-        self.trail = Trail(graph)
+        self.trail, self.runs = Trail(graph), list[tuple[Step, PassRun]]()
 
     def pack(self, passes: Pipeline) -> None:
         """Add the passes by which encoders skip padding: zeros there are meant."""
@@ -82,7 +89,8 @@ class _Road:
         """After all passes that were added."""
         if self._waiting.steps:
             noting = self.trail.noting(self._waiting, self.packing)
-            self._graph, _ = self._run(self._waiting, self._graph, noting)
+            self._graph, report = self._run(self._waiting, self._graph, noting)
+            self.runs += zip(self._waiting.steps, report.runs, strict=True)
             self._waiting = Pipeline(())
         return self._graph
 
@@ -103,6 +111,9 @@ def optimise(
     texts = {name: str(part.pipeline) for name, part in parts.items()}
     same = len(set(texts.values())) == 1
     text = next(iter(texts.values())) if same else "; ".join(f"{name}: {t}" for name, t in texts.items())
+    asked = [one for part in parts.values() for one in part.asked]
+    if not order.allow_noop:
+        done.want_all(asked)
     trails = {name: part.trail for name, part in parts.items()}
     lossy = any(trail.lossy for trail in trails.values())
     # Machine code that this machine does not run shows nothing: the graphs have to.
@@ -115,7 +126,8 @@ def optimise(
     ]
     source = blanked_answers(noted, imported.module, {name: part.packing for name, part in parts.items()})
     cases = replayed(module, source) if lossy else source
-    return Optimised(module, text, noted, source, cases, trails, losses)
+    mode = order.quant.mode if done.changed(asked, order.quant.option) else "none"
+    return Optimised(module, text, noted, source, cases, trails, losses, done.told(asked), mode)
 
 
 def _function(
@@ -126,6 +138,7 @@ def _function(
         partial(order.quant.samples, tokenizer=imported.tokenizer) if order.quant.calib is not None else None
     )
     verified = partial(run_verified, say=order.say)
+    added: Mapping[str, Pipeline] = {}
     with giving(Given(read, imported.tokenizer)):
         road = _Road(graph, verified if order.verify_each else Pipeline.run)
         road.add(append_steps(imported.module) if order.level and not order.only else Pipeline(()))
@@ -136,9 +149,13 @@ def _function(
             if place == "compress":
                 road.pack(_packing(road, order))
             if place == "quantise":
-                _quantise(road, imported, order, stages, compile_graph)
+                added = _quantise(road, imported, order, stages, compile_graph)
         after = road.graph
-    return _Function(after, road.pipeline, road.packing, road.trail)
+    options = order.options_by_step | {id(step): o for o, p in added.items() for step in p.steps}
+    asked = tuple(Asked(options[id(step)], step, run) for step, run in road.runs if id(step) in options)
+    idle = {id(step) for step in done.idle(asked)}
+    ran = Pipeline(tuple(step for step in road.pipeline.steps if id(step) not in idle))
+    return _Function(after, ran, road.packing, road.trail, asked)
 
 
 def _packing(road: _Road, order: Order) -> Pipeline:
@@ -150,13 +167,14 @@ def _packing(road: _Road, order: Order) -> Pipeline:
 
 def _quantise(
     road: _Road, imported: Imported, order: Order, stages: Stages, compile_graph: Callable[..., Any]
-) -> None:
-    """What `--quant` and `--matmul` ask for."""
+) -> Mapping[str, Pipeline]:
+    """What `--quant` and `--matmul` ask for, by option."""
+    scales: tuple[float, ...] = ()
     if order.quant.static:
         graph = road.graph
         stages.enter("calibrate", 0.42)
         scales = order.quant.scales(graph, imported.tokenizer, compile_graph)
-        road.add(order.quant.pipeline(order.backend.integer_attention, scales))
-    else:
-        road.add(order.quant.pipeline(order.backend.integer_attention))
+    quantising = order.quant.pipeline(order.backend.integer_attention, scales)
+    road.add(quantising)
     road.add(MATMUL[order.matmul])
+    return {order.quant.option: quantising, f"--matmul {order.matmul}": MATMUL[order.matmul]}

@@ -9,7 +9,8 @@ from typing import TypedDict
 from llmc import embed
 from llmc.compiler import extensions
 from llmc.compiler.pipeline import Pipeline
-from llmc.compiler.places import Placed, additions, placed
+from llmc.compiler.places import PLACES, Placed, additions, placed
+from llmc.done import ADDED
 from llmc.errors import LlmcError
 from llmc.passes import LEVEL_PARTS, PASSES
 from llmc.passes.compress import shortcuts
@@ -35,6 +36,8 @@ class Options(TypedDict, total=False):
         add_passes: passes more, each SPEC or SPEC@PLACE (compiler/places.py).
         only_passes: a pipeline text that runs instead of everything else, what the target needs included.
         prune, share, factorize: compression as `--prune 0.3` writes it (docs/compression.md), before `quant`.
+        allow_noop: compile all the same where one of these options, `quant` or `matmul` changes nothing in the model,
+            which is an error otherwise.
         verify_each: hold each pass to its promise by the interpreter, which takes long.
         quant: "none", "int8", "int8-static" or "fp16": see docs/quantisation.md.
         attention: "int8" or "float": what int8 and int8-static do with attention on CPUs.
@@ -63,6 +66,7 @@ class Options(TypedDict, total=False):
     prune: str | Sequence[str]
     share: str | None
     factorize: str | None
+    allow_noop: bool
     verify_each: bool
     quant: str
     attention: str
@@ -97,7 +101,9 @@ class Order:
         self.backend = backend_of(self.target)
         self.only, self.level = options.get("only_passes") is not None, options.get("level", 3)
         self.whole = self.level == _HIGHEST
+        self.allow_noop = options.get("allow_noop", False)
         self.placed = placed_passes(options)
+        self.options_by_step = _options_by_step(self.placed, options)
         self.quant = Quantisation(
             options.get("quant", "none"),
             options.get("calib"),
@@ -182,16 +188,32 @@ def placed_passes(options: Options) -> Placed:
     if passes is None and level not in range(len(LEVEL_PARTS)):
         raise LlmcError(f"there is no optimisation level {level!r}", hint=f"use 0 to {_HIGHEST}")
     parts = LEVEL_PARTS[level] if passes is None else {"simplify": passes}
-    added = options.get("add_passes", ())
-    return placed({**parts, "compress": _compression(options)}, PASSES).joined(
-        additions((added,) if isinstance(added, str) else added, PASSES)
-    )
+    return placed({**parts, "compress": _compression(options)}, PASSES).joined(_added(options))
 
 
 def _compression(options: Options) -> str:
     prune = options.get("prune", ())
     given = (prune,) if isinstance(prune, str) else prune
     return shortcuts.compression(given, options.get("share"), options.get("factorize"))
+
+
+def _options_by_step(placed: Placed, options: Options) -> dict[int, str]:
+    """id of a step -> the option that asked for it, if one did."""
+    if options.get("only_passes") is not None:
+        return {}
+    found = {}
+    for place in PLACES:
+        steps, added = placed.at(place).steps, len(_added(options).at(place).steps)
+        own, more = steps[: len(steps) - added], steps[len(steps) - added :]
+        if place == "compress":
+            found |= {id(step): f"--{step.change.name.partition('-')[0]}" for step in own}
+        found |= dict.fromkeys(map(id, more), ADDED)
+    return found
+
+
+def _added(options: Options) -> Placed:
+    added = options.get("add_passes", ())
+    return additions((added,) if isinstance(added, str) else added, PASSES)
 
 
 def _others(options: Options) -> dict[str, object]:

@@ -65,6 +65,11 @@ class Quantisation:
             raise LlmcError("there is no such calibration file", at=str(self.calib))
 
     @property
+    def option(self) -> str:
+        """As it is typed."""
+        return f"--quant {self.mode}"
+
+    @property
     def static(self) -> bool:
         """Whether ranges are found by calibration."""
         return self.mode == STATIC
@@ -103,10 +108,10 @@ class Quantisation:
             )
         change = _quantize(Pipeline.parse(QUANTISATIONS[STATIC], PASSES).steps[0].change)
         sites, named = change.sites(graph), _sources(graph, change)
+        samples = self.samples(graph, tokenizer)
+        first = list(islice(samples, 1))  # data that does not fit the model is refused whatever it is for
         if not sites:
             return ()
-        samples = self.samples(graph, tokenizer)
-        first = list(islice(samples, 1))
         watched = Graph(graph.inputs, {f"site{i}": site for i, site in enumerate(sites)}, graph.dims)
         for sample in first:  # mistakes show before native code is made
             calibration.want_finite(named, list(interpret.run(watched, sample).values()), 1)

@@ -22,7 +22,7 @@ class CompileReport:
         target, pipeline: what it was compiled for, and the passes that ran.
         nodes: size of the graph after the passes; `kernels` distinct kernels make `steps` calls.
         cached: how many of the files of machine code an earlier compile had made.
-        products, losses: as the manifest has them (runtime/format.md).
+        products, losses, effects: as the manifest has them (runtime/format.md).
     """
 
     path: Path
@@ -36,6 +36,7 @@ class CompileReport:
     cached: int
     products: Sequence[Mapping[str, Any]] = ()
     losses: Sequence[Mapping[str, Any]] = ()
+    effects: Sequence[Mapping[str, Any]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -51,6 +52,7 @@ class CompileReport:
             "cached": self.cached,
             "products": list(self.products),
             "losses": list(self.losses),
+            "effects": list(self.effects),
         }
 
 

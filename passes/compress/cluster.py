@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
+from llmc.compiler.effects import tell_weights
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import make
 from llmc.compiler.ops.storage import pack_indices
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError
-from llmc.passes.compress.weights import Array, Make, place, products, rebuild, stored, values
+from llmc.passes.compress.weights import Array, Make, left, products, rebuild, stored, values
 
 ROUNDS = 40  # of Lloyd's iteration; it has mostly settled after 20
 _BINS = 4096
@@ -49,28 +50,34 @@ class Share(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """Cluster every weight once, then let each reader decode it."""
-        found: dict[Node, tuple[str, Array]] = {}
-        for product in products(graph, self.skip, decode=True):
-            if product.weight.op != "codebook":
-                found[product.weight] = (product.place, product.array)
-        for table, reader in _tables(graph) if self.tables else ():
-            array = values(table)
-            if table.op == "constant" and array is not None and array.dtype == np.float32:
-                found.setdefault(table, (place(reader), array))
-        large = {w: (at, array) for w, (at, array) in found.items() if array.size >= self.least}
-        books = {w: self._stored(w, at, array) for w, (at, array) in large.items()}
+        tables = dict.fromkeys(_tables(graph) if self.tables else ())
+        reasons: dict[Node, str] = {}
+        books: dict[Node, Node] = {}
+        for weight, array in self._found(graph, tables).items():
+            if array.size < self.least:
+                reasons[weight] = f"below {self.least} values"
+            elif (book := self._stored(weight, array)) is not None:
+                books[weight] = book
+            else:
+                reasons[weight] = f"of fewer than {self.clusters} different values"
+        tell_weights(graph, books, lambda w: reasons.get(w) or left(graph, w, self.skip))
         return rebuild(graph, _changes(graph, books))
 
-    def _stored(self, weight: Node, at: str, array: Array) -> Node:
-        """The `codebook` node that stands for a weight."""
+    def _found(self, graph: Graph, tables: Collection[Node]) -> dict[Node, Array]:
+        """The weights to cluster, and their values."""
+        wanted = products(graph, self.skip, decode=True)
+        found = {p.weight: p.array for p in wanted if p.weight.op != "codebook"}
+        for table in tables:
+            array = values(table)
+            if table.op == "constant" and array is not None and array.dtype == np.float32:
+                found.setdefault(table, array)
+        return found
+
+    def _stored(self, weight: Node, array: Array) -> Node | None:
+        """The `codebook` node that stands for a weight; None where it has too few values to gain by it."""
         distinct, counts = np.unique(array, return_counts=True)
         if len(distinct) < self.clusters:
-            raise LlmcError(
-                f"share: {self.clusters} clusters are more than the weight has values",
-                at=at,
-                found=f"{len(distinct)} different values",
-                hint="take fewer clusters, or leave it out by skip",
-            )
+            return None
         centres, place_of = cluster(distinct, counts, self.clusters)
         indices = place_of[np.searchsorted(distinct, array)].astype(np.uint8)
         bits = 4 if self.clusters <= 16 else 8
@@ -122,14 +129,13 @@ def _pin(centres: Array) -> Array:
     return pinned
 
 
-def _tables(graph: Graph) -> Iterator[tuple[Node, Node]]:
-    """Embedding tables and who reads them."""
+def _tables(graph: Graph) -> Iterator[Node]:
+    """Embedding tables."""
     for node in graph.nodes:
         if node.op == "embedding":
-            yield node.inputs[0], node
+            yield node.inputs[0]
         elif node.op == "embed_norm":
-            for table in node.inputs[: 2 * node.attributes["tables"] : 2]:
-                yield table, node
+            yield from node.inputs[: 2 * node.attributes["tables"] : 2]
 
 
 def _changes(graph: Graph, books: dict[Node, Node]) -> dict[Node, Make]:

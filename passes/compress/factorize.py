@@ -8,11 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from llmc.compiler.effects import tell_weights
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import make
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError
-from llmc.passes.compress.weights import Array, Make, Product, products, rebuild, stored
+from llmc.passes.compress.weights import Array, Make, Product, left, products, rebuild, stored
 
 DEFAULT = 0.9  # of the energy
 
@@ -51,23 +52,22 @@ class Factorize(Pass):
     def run(self, graph: Graph) -> Graph:
         """Factor each weight that shrinks by it."""
         changes: dict[Node, Make] = {}
-        for product in products(graph, self.skip):
-            if product.array.size >= self.least and (factors := self._factors(product)) is not None:
+        wanted = [p for p in products(graph, self.skip) if p.array.size >= self.least]
+        changed = set()
+        for product in wanted:
+            if (factors := self._factors(product)) is not None:
+                changed.add(product.weight)
                 changes |= {
                     n: partial(_two, n, factors)
                     for n in graph.users[product.weight]
                     if n.op == "linear" and n.inputs[1] is product.weight
                 }
+        no_gain = dict.fromkeys((p.weight for p in wanted), "whose two factors would be no smaller")
+        tell_weights(graph, changed, lambda w: no_gain.get(w) or left(graph, w, self.skip, self.least))
         return rebuild(graph, changes)
 
     def _factors(self, product: Product) -> tuple[Node, Node] | None:
         n, k = product.array.shape
-        if self.rank is not None and self.rank > min(n, k):
-            raise LlmcError(
-                f"factorize: rank {self.rank} is more than the weight has",
-                at=product.place,
-                found=f"a weight of [{n}, {k}]",
-            )
         if self.rank is not None and self.rank * (n + k) >= n * k:
             return None
         u, s, vt = np.linalg.svd(product.array.astype(np.float64), full_matrices=False)

@@ -7,12 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from llmc.compiler.effects import tell_weights
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import make
 from llmc.compiler.ops.storage import packed_bytes
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError
-from llmc.passes.compress.weights import Array, Product, products, replaced, share_of, stored
+from llmc.passes.compress.weights import Array, Product, left, products, replaced, share_of, stored
 
 DEFAULT = 0.3
 _PATTERNS, _SCOPES = ("unstructured", "2:4"), ("global", "layer")
@@ -58,7 +59,17 @@ class Prune(Pass):
         chosen = [p for p in products(graph, self.skip) if self._wanted(graph, p)]
         masks = [_two_of_four(p) for p in chosen] if self.pattern == "2:4" else self._largest(chosen)
         pairs = zip(chosen, masks, strict=True)
-        return replaced(graph, {p.weight: stored_sparse(p, keep) for p, keep in pairs if not keep.all()})
+        made = {p.weight: stored_sparse(p, keep) for p, keep in pairs if not keep.all()}
+        tell_weights(graph, made, lambda weight: self._left(graph, weight))
+        return replaced(graph, made)
+
+    def _left(self, graph: Graph, weight: Node) -> str:
+        """Why a weight stays as it is; empty if no product reads it."""
+        if not any(n.op == "linear" and n.inputs[1] is weight for n in graph.users[weight]):
+            return ""
+        if any(n.op != "linear" for n in graph.users[weight]):
+            return "looked up as well"
+        return left(graph, weight, self.skip, self.least) or "none of whose values is among the smallest"
 
     def _wanted(self, graph: Graph, product: Product) -> bool:
         """Large enough, and read by products only: a table that is looked up as well stays."""

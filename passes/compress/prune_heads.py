@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from llmc.compiler.effects import Verdict, tell
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import make
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
@@ -72,6 +73,7 @@ class PruneHeads(Pass):
         for layer, keep in zip(chosen, self._kept([_scores(a) for a in chosen]), strict=True):
             if len(keep) < layer.heads:
                 changes.update(_shrunk(layer, keep))
+        _tell(graph, {layer.mha for layer in chosen}, changes)
         return rebuild(graph, changes)
 
     def _kept(self, scores: list[Array]) -> list[Array]:
@@ -87,6 +89,20 @@ class PruneHeads(Pass):
             np.flatnonzero(~g) if not g.all() else np.array([s.argmax()])
             for g, s in zip(parts, scores, strict=True)
         ]
+
+
+def _tell(graph: Graph, chosen: Collection[Node], changes: Mapping[Node, Make]) -> None:
+    """What became of each attention, of which the chosen ones could have lost heads."""
+    reasons = {
+        False: "named by skip, or not between products with weights of its own",
+        True: "keeps all its heads",
+    }
+    attentions = [n for n in graph.nodes if n.op in ("mha", "attention")]
+    verdicts = (
+        Verdict(n, int(n.attributes.get("heads", 1)), "" if n in changes else reasons[n in chosen])
+        for n in attentions
+    )
+    tell("attentions", verdicts)
 
 
 def layers(graph: Graph) -> Iterator[Layer]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from llmc.compiler.effects import Verdict, tell
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS, make
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
@@ -66,9 +67,14 @@ class PruneNeurons(Pass):
         """Shrink every block that is big enough."""
         allowed = {p.node for p in linears(graph, self.skip)}
         changes: dict[Node, Make] = {}
+        verdicts = []
         for block in blocks(graph):
-            if {block.down, *block.ups} <= allowed and not changes.keys() & {block.down, *block.ups}:
-                changes.update(self._shrunk(block))
+            own = {block.down, *block.ups}
+            shrunk = {} if not own <= allowed or changes.keys() & own else self._shrunk(block)
+            reason = "whose width stays" if own <= allowed else "named by skip"
+            verdicts.append(Verdict(block.down, block.width, "" if shrunk else reason))
+            changes.update(shrunk)
+        tell("feed-forward blocks", verdicts)
         return rebuild(graph, changes)
 
     def _shrunk(self, block: Block) -> Mapping[Node, Make]:

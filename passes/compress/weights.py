@@ -91,6 +91,23 @@ def _fits(node: Node, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in (node.source.path, *names))
 
 
+def left(graph: Graph, weight: Node, skip: Sequence[str], least: int = 0) -> str:
+    """Why a pass over products leaves a weight; empty if no product reads it, or for a reason of the pass's own."""
+    readers = [n for n in graph.users[weight] if n.op == "linear" and n.inputs[1] is weight]
+    if not readers:
+        return ""
+    if weight.op != "constant":
+        return f"stored as {weight.op}"
+    if all(any(_fits(node, pattern) for pattern in skip) for node in readers):
+        return "named by skip"
+    return f"below {least} values" if values_of(weight) < least else ""
+
+
+def values_of(weight: Node) -> int:
+    """How many values a constant has."""
+    return int(weight.attributes["value"].array.size)
+
+
 def _all_used(graph: Graph, unused: set[str]) -> None:
     if unused:
         places = sorted({n.source.path for n in graph.nodes if n.op == "linear"})

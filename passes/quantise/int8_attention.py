@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
+from llmc.compiler.effects import Verdict, tell
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import make
 from llmc.compiler.ops.int8_attention import supported
@@ -29,14 +30,26 @@ class Qattention(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """One walk."""
+        attentions = [node for node in graph.nodes if node.op in ("mha", "ragged_mha", "attention")]
+        tell("attentions", (Verdict(n, 1, self._left(n)) for n in attentions))
         return graph.replace(lambda node: _on_int8(node) if self._wanted(node) else node)
 
     def _wanted(self, node: Node) -> bool:
-        if node.op not in ("mha", "ragged_mha") or node.attributes["has_bias"] or node.attributes["int8"]:
-            return False
+        return node.op in ("mha", "ragged_mha") and not self._left(node)
+
+    def _left(self, node: Node) -> str:
+        """Why an attention stays float; empty if it does not."""
+        if node.op == "attention":
+            return "not one of heads between products"
         a = node.attributes
-        plain = not a.get("causal", False) and a["scale"] > 0 and supported(a["head_dim"])
-        return plain and not any(fnmatchcase(node.source.path, pattern) for pattern in self.skip)
+        reasons = {
+            "with a bias": a["has_bias"],
+            "on int8 before": a["int8"],
+            "causal": a.get("causal", False) or a["scale"] <= 0,
+            "whose heads are of another size": not supported(a["head_dim"]),
+            "named by skip": any(fnmatchcase(node.source.path, pattern) for pattern in self.skip),
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _on_int8(node: Node) -> Node:

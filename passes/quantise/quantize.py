@@ -15,6 +15,7 @@ from llmc.compiler.ops.quantise import LONGEST
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError
 from llmc.passes.match import weight
+from llmc.passes.quantise.told import tell_quantised
 
 STATIC = "int8-static"
 MODES = ("int8", STATIC, "fp16")
@@ -65,10 +66,28 @@ class Quantize(Pass):
         return tuple(dict.fromkeys(node.inputs[0] for node in self.products(graph)))
 
     def _wanted(self, node: Node) -> bool:
-        if node.op != "linear" or node.inputs[1].op != "constant" or node.inputs[1].dtype != "f32":
-            return False
-        n, k = node.inputs[1].shape
-        return self.min_columns <= int(n) and 0 < int(k) < LONGEST and not self._skipped(node)
+        return node.op == "linear" and not self._left_product(node)
+
+    def _left_product(self, node: Node) -> str:
+        """Why a product stays float; empty if it does not."""
+        w = node.inputs[1]
+        if w.op != "constant" or w.dtype != "f32":
+            return f"stored as {w.op if w.op != 'constant' else w.dtype}"
+        n, k = w.shape
+        if int(n) < self.min_columns:
+            return f"with fewer than {self.min_columns} output columns"
+        if not 0 < int(k) < LONGEST:
+            return f"with rows of no value, or of {LONGEST} and more"
+        return "named by skip" if self._skipped(node) else ""
+
+    def _left(self, node: Node, w: Node) -> str:
+        """Why the weight of a product or table stays float, given that it does."""
+        if node.op == "linear":
+            return self._left_product(node) or "with a value beyond the range of f16"
+        if self._skipped(node):
+            return "named by skip"
+        known = any(i is w and _is_table(node, at) for at, i in enumerate(node.inputs))
+        return "with a value beyond the range of f16" if known else f"tables of at most {SMALL_TABLE} bytes"
 
     def _skipped(self, node: Node) -> bool:
         return any(fnmatchcase(node.source.path, pattern) for pattern in self.skip)
@@ -95,7 +114,9 @@ class Quantize(Pass):
                 return node if same else node.with_inputs(inputs)
             return node
 
-        return graph.rebuild(change)
+        after = graph.rebuild(change)
+        tell_quantised(graph, {w for w, new in made.known.items() if new is not w}, self._left)
+        return after
 
     def _product(self, node: Node, scale: float | None, made: _Made) -> Node:
         x, w, *extras = node.inputs

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from llmc.compiler.effects import tell_weights, weights
 from llmc.compiler.graph import Graph, Node, Weight
 from llmc.compiler.ops import constant, make
 from llmc.compiler.ops.split import LONGEST, split_weights
@@ -51,20 +52,31 @@ class Split(Pass):
         def change(node: Node) -> Node:
             return _in_parts(node, rows(node.inputs[0])) if self._wanted(node) else node
 
+        users = graph.users
+        reasons = {w: self._left(n) for w in weights(graph) for n in users[w] if _is_product(n, w)}
+        tell_weights(graph, {w for w, reason in reasons.items() if not reason}, lambda w: reasons.get(w, ""))
         return graph.replace(change)
 
     def _wanted(self, node: Node) -> bool:
-        if node.op != "linear" or node.inputs[1].op != "constant" or node.inputs[1].dtype != "f32":
-            return False
-        n, k = (int(d) for d in node.inputs[1].shape)
+        return node.op == "linear" and not self._left(node)
+
+    def _left(self, node: Node) -> str:
+        """Why a product stays as it is; empty if it does not."""
         value = weight(node.inputs[1])
-        assert value is not None
-        return (
-            min(n, k) >= self.min_columns
-            and k <= LONGEST
-            and not any(fnmatchcase(node.source.path, pattern) for pattern in self.skip)
-            and bool(np.isfinite(value.array).all())
-        )
+        if value is None or value.array.dtype != np.float32:
+            return f"stored as {node.inputs[1].op} {node.inputs[1].dtype}"
+        n, k = value.array.shape
+        if min(n, k) < self.min_columns:
+            return f"with fewer than {self.min_columns} rows or columns"
+        if k > LONGEST:
+            return f"with rows of more than {LONGEST} values"
+        if any(fnmatchcase(node.source.path, pattern) for pattern in self.skip):
+            return "named by skip"
+        return "" if np.isfinite(value.array).all() else "not finite"
+
+
+def _is_product(node: Node, weight: Node) -> bool:
+    return node.op == "linear" and node.inputs[1] is weight
 
 
 def _in_parts(node: Node, rows: Node) -> Node:

@@ -325,13 +325,6 @@ def test_options_refused(text, message):
 
 MISFITS = [
     ('prune{pattern="2:4",least=1}', product(8, 10), "multiple of 4", "[8, 10]"),
-    (
-        "share{clusters=64,least=1}",
-        product(4, 4),
-        "64 clusters are more than the weight has values",
-        "16 different",
-    ),
-    ("factorize{rank=9,least=1}", product(8, 10), "rank 9 is more", "[8, 10]"),
 ]
 
 

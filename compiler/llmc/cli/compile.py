@@ -76,6 +76,11 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 )
 @click.option("--share", metavar="SPEC", help="Cluster weights to 16 or 256 values, or options of the pass.")
 @click.option("--factorize", metavar="SPEC", help="Two thin products for one: a rank, or energy=0.9.")
+@click.option(
+    "--allow-noop",
+    is_flag=True,
+    help="Compile though an option changes nothing, which is an error otherwise.",
+)
 @click.option("--verify-each", is_flag=True, help="Hold each pass to its promise by the interpreter; slow.")
 @click.option(
     "--quant",
@@ -152,6 +157,7 @@ def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> 
         return
     if options["tune"]:
         print_tuning(report.products, report.target)
+    print_effects(report.effects)
     print_report(report)
 
 
@@ -162,6 +168,21 @@ def run_compile(model: Path, output: Path, **options: Any) -> Any:
         from llmc import driver
 
         return driver.compile(model, output, progress=progress, say=progress.say, **options)
+
+
+def print_effects(effects: Sequence[Mapping[str, Any]]) -> None:
+    """What each option did, and what it left for which reason."""
+    if not effects:
+        return
+    columns = ["option", "pass", ">changed", "of", ">values", "left"]
+    print_table("", columns, map(_effect_row, effects))
+
+
+def _effect_row(effect: Mapping[str, Any]) -> tuple[object, ...]:
+    left = effect["left"]
+    kept = ", ".join(f"{count} {reason}" for reason, count in left.items())
+    things = f"{effect['changed'] + sum(left.values())} {effect['of']}"
+    return effect["option"], effect["pass"], effect["changed"], things, f"{effect['share']:.1%}", kept
 
 
 def print_tuning(products: Sequence[Mapping[str, Any]], target: str) -> None:

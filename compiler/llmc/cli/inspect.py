@@ -155,7 +155,7 @@ def _plain_fields(summary: Any) -> dict[str, Any]:
 
 
 # Shown as tables of their own, in this order, when the manifest has them.
-_TABLES = ("states", "dims", "memory", "files", "variants", "kernels", "products")
+_TABLES = ("states", "dims", "memory", "files", "variants", "kernels", "products", "effects")
 
 
 def _show_artifact(path: Path, manifest: dict[str, Any]) -> None:

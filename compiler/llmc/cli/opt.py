@@ -191,6 +191,10 @@ def _as_dict(pipeline: str, graph: Any, report: Any) -> dict[str, Any]:
             "nodes_before": run.nodes_before,
             "nodes_after": run.nodes_after,
             "applied": dict(run.applied),
+            "effects": [
+                {"of": e.what, "changed": e.changed, "share": e.share, "left": dict(e.left)}
+                for e in run.effects
+            ],
             "declined": [{"rule": e.rule, "at": str(e.source), "reason": e.reason} for e in run.declined],
         }
         for run in report.runs

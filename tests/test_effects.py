@@ -1,0 +1,170 @@
+"""What options did: counted, with reasons; one that changes nothing is refused, and never claimed."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.cli.compile import print_effects
+from llmc.compiler.dims import symbol
+from llmc.compiler.effects import Effect, Verdict, joined
+from llmc.compiler.frontends.imported import Imported
+from llmc.compiler.graph import Graph, Node, Source
+from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.pipeline import Pass, Pipeline
+from llmc.errors import LlmcError
+from llmc.optimise import Optimised, optimise
+from llmc.options import Options, Order
+from llmc.passes import PASSES
+from llmc.report import Stages
+
+RNG = np.random.default_rng(3)
+QUANTS = ("int8", "int8-static", "fp16")
+COMPRESSION: tuple[dict[str, Any], ...] = (
+    {"prune": "0.3"},
+    {"prune": "2:4"},
+    {"prune": "heads:0.25"},
+    {"prune": "neurons:0.25"},
+    {"share": "16"},
+    {"factorize": "4"},
+)
+IDLE: tuple[dict[str, Any], ...] = (
+    *({"quant": q, **({"calib": "IMAGES"} if q == "int8-static" else {})} for q in QUANTS),
+    *COMPRESSION,
+)
+
+
+def weight(*shape: int, name: str = "w") -> Node:
+    return constant(RNG.normal(size=shape).astype(np.float32), name)
+
+
+def cnn() -> Graph:
+    """Two convolutions and a small classifier: nothing that compression or quantisation works on."""
+    x = input_("pixel_values", "f32", (symbol("batch"), 3, 6, 6))
+    y: Node = x
+    for name, (out, into) in {"a": (32, 3), "b": (64, 32)}.items():
+        sizes = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
+        y = make("conv2d", (y, weight(out, into, 2, 2, name=name)), Source(name), **sizes)
+    pooled = make("mean", (y,), axes=(2, 3), keepdims=False)
+    return Graph((x,), {"logits": make("linear", (pooled, weight(3, 64)), Source("head"))}, {"batch": (1, 8)})
+
+
+def dense(*sizes: int) -> Graph:
+    """Products one after the other."""
+    x = input_("x", "f32", (symbol("batch"), sizes[0]))
+    y: Node = x
+    for number, (k, n) in enumerate(pairwise(sizes)):
+        y = make("linear", (y, weight(n, k, name=f"w{number}")), Source(f"layer.{number}"))
+    return Graph((x,), {"y": y}, {"batch": (1, 8)})
+
+
+def run(graph: Graph, **options: Any) -> Optimised:
+    imported = Imported(graph, "m", "graph", "", "", (), None, None)
+    order = Order("m.llmc", None, Options(**{"target": "x86-avx512", "level": 0, **options}))
+    return optimise(imported, order, Stages(None), lambda *a, **b: pytest.fail("no native code is needed"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    np.savez(tmp_path / "images.npz", pixel_values=np.zeros((2, 3, 6, 6), np.float32))
+    return tmp_path / "images.npz"
+
+
+def given(options: dict[str, Any], images: Path) -> dict[str, Any]:
+    return {k: images if v == "IMAGES" else v for k, v in options.items()}
+
+
+@pytest.mark.parametrize("options", [*IDLE, {"matmul": "int8x3"}], ids=str)
+def test_an_option_that_changes_nothing_is_refused(options: dict[str, Any], images: Path) -> None:
+    with pytest.raises(
+        LlmcError, match=r"^--(quant|matmul|prune|share|factorize).* changes nothing"
+    ) as caught:
+        run(cnn(), **given(options, images))
+    assert "--allow-noop" in str(caught.value.hint)
+    assert "read by conv2d" in str(caught.value.found) or "no " in str(caught.value.found)
+
+
+@pytest.mark.parametrize("options", IDLE, ids=str)
+def test_with_leave_it_is_not_claimed(options: dict[str, Any], images: Path) -> None:
+    graph = cnn()
+    found = run(graph, allow_noop=True, **given(options, images))
+    assert (found.pipeline, found.quantisation) == ("", "none")
+    assert found.answering is found.source, "the self-test answers for the model itself"
+    assert found.effects
+    assert not any(effect["changed"] for effect in found.effects)
+    assert list(found.module.functions.values()) == [graph]
+
+
+def test_counts_and_reasons() -> None:
+    graph = dense(64, 96, 96, 8)
+    (pruned,) = run(graph, prune='sparsity=0.3,skip=["layer.0"]').effects
+    assert pruned == {
+        "option": "--prune",
+        "pass": 'prune{sparsity=0.3,skip=["layer.0"]}',
+        "of": "weights",
+        "changed": 1,
+        "share": pytest.approx(96 / (64 + 96 + 8), abs=1e-4),
+        "left": {"named by skip": 1, "below 4096 values": 1},
+    }
+    (quantised, attention) = run(graph, quant="int8").effects
+    assert (quantised["pass"], quantised["changed"]) == ("quantize", 2)
+    assert quantised["left"] == {"with fewer than 16 output columns": 1}
+    assert (attention["of"], attention["changed"], attention["left"]) == ("attentions", 0, {})
+    (split,) = run(graph, matmul="int8x3").effects
+    assert (split["changed"], split["left"]) == (2, {"with fewer than 32 rows or columns": 1})
+
+
+def test_a_weight_that_gains_nothing_is_left_and_told() -> None:
+    graph = dense(64, 96, 80)
+    (thin,) = run(graph, factorize="40").effects
+    assert (thin["changed"], thin["left"]) == (1, {"whose two factors would be no smaller": 1})
+    few = constant(np.sign(RNG.normal(size=(80, 96))).astype(np.float32), "signs")
+    (shared,) = run(graph.replace(lambda n: few if n.shape == (80, 96) else n), share="16").effects
+    assert (shared["changed"], shared["left"]) == (1, {"of fewer than 16 different values": 1})
+
+
+def test_weights_stored_compressed_stay_so_under_quantisation() -> None:
+    found = run(dense(64, 96, 96), prune="sparsity=0.3,least=9000", quant="fp16").effects
+    assert [(e["pass"].partition("{")[0], e["changed"], e["left"]) for e in found] == [
+        ("prune", 1, {"below 9000 values": 1}),
+        ("quantize", 1, {"stored as bitmask": 1}),
+    ]
+
+
+def test_an_added_pass_says_whether_it_did_anything() -> None:
+    (found,) = run(dense(64, 96), add_passes="tie").effects
+    assert (found["option"], found["changed"], found["left"]) == (
+        "--add-pass",
+        0,
+        {"where it had nothing to do": 1},
+    )
+
+
+def test_what_functions_share_counts_once() -> None:
+    thing = object()
+    (found,) = joined(
+        [Effect("weights", (Verdict(thing, 4, "cold"),)), Effect("weights", (Verdict(thing, 4),))]
+    )
+    assert (found.changed, found.left, found.share) == (1, {}, 1.0)
+
+
+@pytest.mark.parametrize("name", [n for n, p in PASSES.items() if p.keeps.kind == "lossy" and n != "blank"])
+def test_every_lossy_pass_tells(name: str) -> None:
+    change: Pass = PASSES[name]()
+    _, report = Pipeline.of(change).run(dense(64, 96))
+    assert report.runs[0].effects, "what an option did is told, not supposed"
+
+
+def test_text_for_an_image_model_is_refused() -> None:
+    with pytest.raises(LlmcError, match="the model has no tokenizer for texts"):
+        run(cnn(), quant="int8-static", calib="auto", allow_noop=True)
+
+
+def test_the_report_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_effects(run(dense(64, 96, 8), quant="fp16").effects)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert 'quantize{mode="fp16"} 1 2 weights 88.9% 1 with fewer than 16 output columns' in shown
