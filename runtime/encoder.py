@@ -68,11 +68,16 @@ class BadTexts(LlmcError):
         count: texts in the batch.
     """
 
-    def __init__(self, rows: Mapping[int, str], count: int) -> None:
+    def __init__(self, rows: Mapping[int, str], count: int, hint: str | None = None) -> None:
         self.rows = dict(rows)
         first, reason = next(iter(self.rows.items()))
         more = f", and {len(self.rows) - 1} more like it" if len(self.rows) > 1 else ""
-        super().__init__(f"text {first + 1} {reason}{more}" if count > 1 else f"the text {reason}")
+        super().__init__(f"text {first + 1} {reason}{more}" if count > 1 else f"the text {reason}", hint=hint)
+
+
+def was_cut(encodings: Sequence[Any]) -> list[int]:
+    """The rows of which a part was left out."""
+    return [row for row, encoding in enumerate(encodings) if encoding.overflowing]
 
 
 class Encoder:

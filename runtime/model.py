@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from ctypes import byref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, TextsCut
 from llmc.runtime import native
 from llmc.runtime.arrays import Array, check_names
 from llmc.runtime.calls import Caller
@@ -193,17 +194,30 @@ class Model:
     ) -> dict[str, Array]:
         """Tokenise and run: one text, one (text, pair), or a list of either, which makes one batch.
 
-        Longer texts are cut to the model's bound, unless `truncate` is False, shorter ones padded to the
-        longest. `prompt` names one of the model's prompts instead of its default, if it has any.
+        Longer texts are cut to the model's bound, with a warning (`llmc.errors.TextsCut`), unless `truncate` is False,
+        shorter ones padded to the longest. `prompt` names one of the model's prompts instead of its default, if it
+        has any.
 
         Raises:
             LlmcError: the artifact has no tokenizer or no such prompt, or a text is empty of tokens, too long or no
                 Unicode (`llmc.runtime.encoder.BadTexts` says which).
         """
+        from llmc.runtime.encoder import was_cut
         from llmc.runtime.text import Tokenizer
 
         self._open_handle()
-        return self.run(Tokenizer.of(self)(texts, truncate=truncate, prompt=prompt))
+        tokenizer = Tokenizer.of(self)
+        encodings = tokenizer.encode(texts, truncate=truncate, prompt=prompt)
+        if cut := was_cut(encodings):
+            warnings.warn(TextsCut(len(cut), len(encodings), tokenizer.longest), stacklevel=2)
+        return self.run(tokenizer.arrays(encodings))
+
+    @property
+    def cut_texts(self) -> int:
+        """How many texts were longer than the model takes and were cut, so far."""
+        from llmc.runtime.text import Tokenizer
+
+        return Tokenizer.of(self).cut_texts
 
     def benchmark(self, *, duration: float = 3.0, profile: bool = False, **options: Any) -> BenchmarkReport:
         """Time the model on random valid inputs; see `llmc.runtime.benchmark.run_benchmark`."""

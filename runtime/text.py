@@ -9,7 +9,7 @@ import numpy as np
 
 from llmc.errors import LlmcError
 from llmc.runtime.arrays import Array
-from llmc.runtime.encoder import Encoder, Text
+from llmc.runtime.encoder import BadTexts, Encoder, Text, was_cut
 
 if TYPE_CHECKING:
     from llmc.runtime.model import Model
@@ -27,6 +27,7 @@ class Tokenizer:
         self.low, self.longest = _length_bounds(model, entry.max_length)
         self.names = [name for name in model.inputs if name in entry.inputs]
         self.encoder = Encoder(_read(model, entry.file), entry, self.longest, str(model.path))
+        self.cut_texts = 0
 
     @staticmethod
     def of(model: Model) -> Tokenizer:
@@ -50,20 +51,27 @@ class Tokenizer:
     def encode(
         self, texts: Text | Sequence[Text], *, truncate: bool = True, prompt: str | None = None
     ) -> list[Any]:
-        """The library's encodings, all of one length; errors as above."""
+        """The library's encodings, all of one length; errors as above. `cut_texts` counts those that were cut."""
         encodings = self.encoder(_as_batch(texts), truncate=truncate, prompt=prompt)
         columns = len(encodings[0].ids)
         if columns > self.longest:
-            raise LlmcError(
-                f"a text has {columns} tokens, the model takes {self.longest}",
-                hint="let it be truncated, or split it",
-            )
+            raise self._too_long(encodings)
+        self.cut_texts += len(was_cut(encodings))
         if columns == 0:
             raise LlmcError("the texts have no tokens", hint="give at least one word")
         if columns < self.low:
             for encoding in encodings:
                 encoding.pad(self.low, **self.encoder.pad)
         return encodings
+
+    def _too_long(self, encodings: Sequence[Any]) -> BadTexts:
+        lengths = [sum(encoding.attention_mask) for encoding in encodings]
+        rows = {
+            row: f"has {length} tokens, the model takes {self.longest}"
+            for row, length in enumerate(lengths)
+            if length > self.longest
+        }
+        return BadTexts(rows, len(encodings), "let it be truncated, or split it")
 
     def arrays(self, encodings: Sequence[Any]) -> dict[str, Array]:
         """The model's inputs of encodings."""
@@ -84,6 +92,15 @@ def _length_bounds(model: Model, max_length: int) -> tuple[int, int]:
         raise LlmcError("the model does not take text: it has no input_ids", at=str(model.path))
     low, high = (axis, axis) if isinstance(axis, int) else model.dims[axis]
     return low, min(high, max_length)
+
+
+def most_rows(model: Any) -> int | None:
+    """The most texts of one run; None if the model has no such bound."""
+    info = model.inputs.get("input_ids")
+    if info is None or not info.shape:
+        return None
+    axis = info.shape[0]
+    return axis if isinstance(axis, int) else int(model.dims[axis][1])
 
 
 def _as_batch(texts: Any) -> list[Text]:

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -88,6 +89,14 @@ def _records(path: Path, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]
             yield reader.line_num, {k: v for k, v in record.items() if k is not None}
     except csv.Error as error:
         raise LlmcError(f"broken row: {error}", at=f"{path}, line {reader.line_num}") from error
+
+
+def column_names(path: Path) -> list[str]:
+    """Of the first row; none if the file has no columns."""
+    if path.suffix == ".txt":
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [name for _, record in islice(_records(path, file), 1) for name in record]
 
 
 def _object(at: str, line: str) -> Mapping[str, Any]:

@@ -52,7 +52,26 @@ class LlmcError(Exception):
 
 
 class LlmcWarning(UserWarning):
-    """What a user should know, and what stops nothing."""
+    """Something goes on otherwise than a user may think, and stops nothing."""
+
+
+class TextsCut(LlmcWarning):
+    """Texts were longer than the model takes and only a part of each was used.
+
+    Args:
+        count, of: how many texts, of how many.
+        longest: tokens that the model takes.
+        who: of which model, where there are two.
+        hint: how not to.
+    """
+
+    def __init__(
+        self, count: int, of: int, longest: int | None = None, who: str = "", hint: str = ""
+    ) -> None:
+        self.count = count
+        texts = "the text was" if of == 1 else f"{count} of {of} texts {'was' if count == 1 else 'were'}"
+        bound = "what" if longest is None else f"the {longest} tokens that"
+        super().__init__(f"{who}{texts} cut to {bound} the model takes" + (f"; {hint}" if hint else ""))
 
 
 def lacks(module: str) -> LlmcError | None:

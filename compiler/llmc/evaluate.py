@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmc.dataset import Row, label_index, read_rows
+from llmc.dataset import Row, column_names, label_index, read_rows
 from llmc.errors import LlmcError
+from llmc.predictors import OUTPUTS, of_artifact, of_baseline
 from llmc.runtime.encoder import BadTexts
+from llmc.runtime.text import most_rows
 
 Array = np.ndarray[Any, Any]
-Predict = Callable[[list[Any]], Array]
 BATCH, BUFFER = 16, 256  # rows of a run; rows that are sorted by length together
-OUTPUTS = {"text-classification": "logits", "sentence-embedding": "sentence_embedding"}
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Evaluation:
         difference: accuracy minus the baseline's, on the same rows, with its 95 % interval.
         p_value: of the exact McNemar test: how likely are the rows where one alone is right, were both as good?
         cosine_mean, cosine_min: between the embeddings.
+        cut, baseline_cut: rows whose text was longer than the model takes and was cut.
     """
 
     task: str
@@ -43,6 +44,8 @@ class Evaluation:
     p_value: float | None = None
     cosine_mean: float | None = None
     cosine_min: float | None = None
+    cut: int = 0
+    baseline_cut: int = 0
     broken: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,6 +74,7 @@ def evaluate(
     limits: Limits | None = None,
     threads: int | None = None,
     limit: int | None = None,
+    strict: bool = False,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Evaluation:
     """Run an artifact, and a baseline on the same rows, over a file of texts in constant memory.
@@ -80,6 +84,7 @@ def evaluate(
         baseline: another artifact, or a Hugging Face folder, which PyTorch runs.
         limits: thresholds; those that are broken are listed in `Evaluation.broken`.
         limit: rows to stop after.
+        strict: whether a text longer than the artifact takes is an error; it is cut otherwise, and counted.
         progress: called with the number of rows done.
 
     Raises:
@@ -96,10 +101,14 @@ def evaluate(
             )
         _want_classes(model, str(artifact))
         rows = islice(read_rows(Path(data), text, pair, label), limit)
+        first = next(rows)  # data without a row is an error of `read_rows`
+        if baseline is None:
+            _want_measure(model.task, first, Path(data))
+        rows = chain((first,), rows)
         counts = _Counts(model.task, model.labels or (), str(data))
-        other = None if baseline is None else _baseline(baseline, model, threads)
-        own = _artifact(model)
-        for batch in _batches(rows):
+        other = None if baseline is None else of_baseline(baseline, model, threads)
+        own = of_artifact(model, strict)
+        for batch in _batches(rows, _rows_of_a_run(model)):
             texts = _texts(batch)
             try:
                 counts.add(batch, own(texts), None if other is None else other(texts))
@@ -107,7 +116,32 @@ def evaluate(
                 row, reason = next(iter(error.rows.items()))
                 raise LlmcError(f"a text {reason}", at=f"{data}, line {batch[row].line}") from None
             progress(counts.rows)
-    return _judged(counts.result(), limits or Limits())
+        found = counts.result()
+        found.cut, found.baseline_cut = own.cut(), other.cut() if other is not None else 0
+    return _judged(found, limits or Limits())
+
+
+def _rows_of_a_run(model: Any) -> int:
+    """As many as suit, and no more than the artifact takes."""
+    return min(BATCH, most_rows(model) or BATCH)
+
+
+def _want_measure(task: str, first: Row, data: Path) -> None:
+    """Without a baseline there is accuracy alone, which needs labels."""
+    if task != "text-classification":
+        raise LlmcError(
+            "there is nothing to compare the embeddings with",
+            at=str(data),
+            hint="give an artifact or a model folder: --baseline MODEL",
+        )
+    if first.label is None:
+        columns = column_names(data)
+        raise LlmcError(
+            "there are no labels to hold the answers to",
+            at=str(data),
+            found=f"columns {', '.join(columns)}" if columns else "a text a line",
+            hint="name their column, --label-column NAME, or give a --baseline to agree with",
+        )
 
 
 def _want_classes(model: Any, at: str) -> None:
@@ -118,72 +152,15 @@ def _want_classes(model: Any, at: str) -> None:
         raise LlmcError(f"eval knows no measure for a model that gives {kind}", at=at)
 
 
-def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+def _batches(rows: Iterator[Row], count: int) -> Iterator[list[Row]]:
     """Batches of texts of like length, so that little is padded."""
     while buffer := list(islice(rows, BUFFER)):
         buffer.sort(key=lambda r: len(r.text) + len(r.pair or ""))
-        yield from (buffer[i : i + BATCH] for i in range(0, len(buffer), BATCH))
+        yield from (buffer[i : i + count] for i in range(0, len(buffer), count))
 
 
 def _texts(batch: Sequence[Row]) -> list[Any]:
     return [r.text if r.pair is None else (r.text, r.pair) for r in batch]
-
-
-# --- models
-
-
-def _artifact(model: Any) -> Predict:
-    name = OUTPUTS[model.task]
-
-    def predict(texts: list[Any]) -> Array:
-        return np.asarray(model.run_text(texts)[name])
-
-    return predict
-
-
-def _baseline(path: str | Path, model: Any, threads: int | None) -> Predict:
-    import llmc
-
-    if (Path(path) / "manifest.json").is_file():
-        other = llmc.load(path, threads=threads)
-        if other.task != model.task:
-            raise LlmcError(f"the baseline's task is {other.task}, not {model.task}", at=str(path))
-        return _artifact(other)
-    return _torch(Path(path), model, threads)
-
-
-def _torch(path: Path, model: Any, threads: int | None) -> Predict:
-    """The folder in PyTorch, its own tokenizer cut at the artifact's longest sequence."""
-    import torch
-
-    from llmc.compiler.frontends import huggingface
-    from llmc.runtime.text import Tokenizer
-    from llmc.tokens import encoder_of
-
-    source = huggingface.load_torch(path, model.task)
-    if source.tokenizer is None:
-        raise LlmcError("the baseline has no tokenizer", at=str(path))
-    longest = min(source.tokenizer.max_length, Tokenizer.of(model).longest)
-    encoder, made = encoder_of(source.tokenizer, longest), source.tokenizer.inputs
-    fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-    place = source.outputs.index(OUTPUTS[model.task])
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-    @torch.no_grad()
-    def predict(texts: list[Any]) -> Array:
-        encoded = encoder(texts)
-        given = [torch.tensor([_field(e, fields[n], n in made) for e in encoded]) for n in source.names]
-        result = source.run(*given)
-        chosen = result[place] if isinstance(result, tuple | list) else result
-        return np.asarray(chosen.numpy())
-
-    return predict
-
-
-def _field(encoding: Any, name: str, made: bool) -> Any:
-    """An input of the model; what the tokenizer does not make has transformers' default."""
-    return getattr(encoding, name) if made else [int(name == "attention_mask")] * len(encoding.ids)
 
 
 # --- counting

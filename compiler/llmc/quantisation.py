@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,10 +18,12 @@ from llmc.compiler import calibration, interpret
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.pipeline import Pass, Pipeline, near
 from llmc.compiler.ranges import METHODS
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, TextsCut
 from llmc.passes import PASSES
 from llmc.passes.quantise import ATTENTION, QUANTISATIONS, STATIC, Quantize
+from llmc.runtime.encoder import was_cut
 from llmc.targets import TARGETS, host
+from llmc.tokens import encoder_of, longest_of
 
 CompileGraph = Callable[..., Any]  # as llmc.driver.compile_graph
 ATTENTIONS = ("int8", "float")
@@ -120,8 +123,14 @@ class Quantisation:
 
     def samples(self, graph: Graph, tokenizer: Any) -> Iterator[calibration.Sample]:
         """The calibration data as inputs of `graph`; with none, no sample."""
-        encode = None if tokenizer is None else _encoder(tokenizer, graph)
-        return iter(()) if self.calib is None else calibration.read_samples(self.calib, graph, encode)
+        if self.calib is None:
+            return
+        cut: list[bool] = []
+        encode = None if tokenizer is None else _encoder(tokenizer, graph, cut)
+        yield from calibration.read_samples(self.calib, graph, encode)
+        if any(cut):
+            longest = longest_of(tokenizer, graph.dims)
+            warnings.warn(TextsCut(sum(cut), len(cut), longest, "calibration: "), stacklevel=2)
 
 
 def _quantize(change: Pass) -> Quantize:
@@ -137,15 +146,14 @@ def _sources(graph: Graph, change: Quantize) -> list[str]:
     return [f"input of {', '.join(names)}" for names in readers.values()]
 
 
-def _encoder(tokenizer: Any, graph: Graph) -> calibration.Encode:
-    """Texts to inputs of batch 1, no longer than the model takes."""
-    from llmc.tokens import encoder_of, longest_of
-
+def _encoder(tokenizer: Any, graph: Graph, cut: list[bool]) -> calibration.Encode:
+    """Texts to inputs of batch 1, no longer than the model takes; `cut` gets for each whether it was longer."""
     tool = encoder_of(tokenizer, longest_of(tokenizer, graph.dims))
     names = {node.attributes["name"] for node in graph.inputs} & set(tokenizer.inputs)
 
     def encode(text: str, pair: str | None) -> calibration.Sample:
         (made,) = tool([text if pair is None else (text, pair)])
+        cut.append(bool(was_cut([made])))
         values = {"input_ids": made.ids, "token_type_ids": made.type_ids}
         return {k: np.array([v], np.int64) for k, v in values.items() if k in names}
 

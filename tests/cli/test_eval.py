@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ ROWS = [("a great film", 1), ("a bad film", 0), ("bad, bad", 0), ("great fun", 1
 class Fake:
     """A classifier that answers 1 where `word` is in the text, or an embedder."""
 
-    labels, dims, inputs = ("negative", "positive"), {}, {}
+    labels, dims, inputs, cut_texts = ("negative", "positive"), {}, {}, 0
 
     def __init__(self, word, task="text-classification"):
         self.word, self.task = word, task
@@ -32,7 +33,7 @@ class Fake:
     def __exit__(self, *_):
         pass
 
-    def run_text(self, texts):
+    def run_text(self, texts, truncate=True):
         hit = np.array([self.word in text for text in texts], np.float32)
         if self.task == "sentence-embedding":
             return {"sentence_embedding": np.stack([1 - hit, hit + 1], 1)}
@@ -65,6 +66,57 @@ def data(tmp_path):
 # --- counting
 
 
+def test_texts_that_are_cut_are_counted(artifacts, data, monkeypatch, cli):
+    monkeypatch.setattr(Fake, "cut_texts", 3)
+    found = evaluate(artifacts / "great", data, artifacts / "film")
+    assert (found.cut, found.baseline_cut) == (3, 3)
+    said = cli("eval", artifacts / "great", "--data", data).err
+    assert said == "warning: 3 of 4 texts were cut to what the model takes; --strict makes it an error\n"
+
+
+def test_strict_refuses_what_would_be_cut(artifacts, data, monkeypatch, cli):
+    def run_text(self, texts, truncate=True):
+        assert not truncate
+        raise BadTexts({2: "has 300 tokens, the model takes 128"}, len(texts))
+
+    monkeypatch.setattr(Fake, "run_text", run_text)
+    said = cli("eval", artifacts / "great", "--data", data, "--strict")
+    assert said.code == 1
+    assert "a text has 300 tokens, the model takes 128" in said.err
+    assert "data.jsonl, line" in said.err
+
+
+def test_batches_are_no_larger_than_the_artifact_takes(artifacts, data, monkeypatch):
+    sizes = []
+
+    def run_text(self, texts, truncate=True):
+        sizes.append(len(texts))
+        return {"logits": np.zeros((len(texts), 2), np.float32)}
+
+    monkeypatch.setattr(Fake, "run_text", run_text)
+    monkeypatch.setattr(Fake, "inputs", {"input_ids": SimpleNamespace(shape=("batch", "seq"))})
+    monkeypatch.setattr(Fake, "dims", {"batch": (1, 3)})
+    evaluate(artifacts / "great", data)
+    assert sizes == [3, 1]
+
+
+def test_nothing_to_measure_is_said(artifacts, tmp_path, cli):
+    """Not `rows 2` and no more."""
+    plain = tmp_path / "plain.csv"
+    plain.write_text("text,stars\ngood,1\nbad,0\n")
+    said = cli("eval", artifacts / "great", "--data", plain)
+    assert said.code == 1
+    assert "there are no labels to hold the answers to" in said.err
+    assert "columns text, stars" in said.err
+    assert "--label-column NAME" in said.err
+    said = cli("eval", artifacts / "great", "--data", plain, "--baseline", artifacts / "film")
+    assert said.code == 0
+    assert "warning: no accuracy: the data has no labels; --label-column NAME names them" in said.err
+    said = cli("eval", artifacts / "embed-great", "--data", plain)
+    assert "nothing to compare the embeddings with" in said.err
+    assert "--baseline MODEL" in said.err
+
+
 def test_accuracy_and_the_paired_difference(artifacts, data):
     found = evaluate(artifacts / "great", data, artifacts / "film")
     assert (found.rows, found.accuracy, found.baseline_accuracy) == (4, 1.0, 0.5)
@@ -77,7 +129,7 @@ def test_accuracy_and_the_paired_difference(artifacts, data):
 def test_half_a_character_is_told_with_its_line(artifacts, data, monkeypatch):
     """JSON may hold one; the runtime says which text of a batch it is."""
 
-    def run_text(self, texts):
+    def run_text(self, texts, truncate=True):
         raise BadTexts({texts.index("a \ud83d film"): "is not valid Unicode"}, len(texts))
 
     monkeypatch.setattr(Fake, "run_text", run_text)

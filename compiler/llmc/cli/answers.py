@@ -25,8 +25,10 @@ class Encoded:
     tokenizer: Any
 
 
-def encode(model: Any, texts: list[str], pairs: list[str], prompt: str | None = None) -> Encoded:
-    """Tokenise with the artifact's tokenizer, padded to the longest text and cut at the `seq` bound.
+def encode(
+    model: Any, texts: list[str], pairs: list[str], prompt: str | None = None, *, truncate: bool = True
+) -> Encoded:
+    """Tokenise with the artifact's tokenizer, padded to the longest text and cut at the `seq` bound if `truncate`.
 
     Raises:
         LlmcError: the artifact has no tokenizer or no such prompt, or a text is not to be tokenised.
@@ -35,7 +37,7 @@ def encode(model: Any, texts: list[str], pairs: list[str], prompt: str | None = 
 
     tokenizer = Tokenizer.of(model)
     batch = list(zip(texts, pairs, strict=True)) if pairs else list(texts)
-    encodings = tokenizer.encode(batch, prompt=prompt)
+    encodings = tokenizer.encode(batch, prompt=prompt, truncate=truncate)
     return Encoded(texts, pairs, encodings, tokenizer.arrays(encodings), tokenizer.encoder.cut)
 
 

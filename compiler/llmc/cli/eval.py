@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 
 from llmc.cli.output import json_option, print_json, print_table, require_artifact
 from llmc.cli.verbosity import is_quiet
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, LlmcWarning, TextsCut
 
 _EPILOG = """\b
 Examples:
@@ -59,6 +60,9 @@ class Share(click.ParamType[float]):
 @click.option("--min-accuracy", type=Share(), help="Least accuracy.")
 @click.option("--min-agreement", type=Share(), help="Least share of answers equal to the baseline's.")
 @click.option("--min-cosine", type=Share(), help="Least mean cosine to the baseline's embeddings.")
+@click.option(
+    "--strict", is_flag=True, help="A text longer than the artifact takes is an error; it is cut otherwise."
+)
 @click.option("--limit", type=click.IntRange(min=1), metavar="ROWS", help="Stop after so many rows.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the runtime's]")
 @json_option
@@ -78,8 +82,21 @@ def command(artifact: Path, data: Path, baseline: Path | None, as_json: bool, **
         print_json(found.to_dict())
     else:
         print_table("", ["measure", ">value", "95 % interval"], _lines(found))
+    _warn(found)
     if found.broken:
         raise LlmcError(f"a limit is broken: {'; '.join(found.broken)}", at=str(artifact))
+
+
+def _warn(found: Any) -> None:
+    """What was not measured, and texts that were not seen whole."""
+    if found.task == "text-classification" and found.accuracy is None:
+        warnings.warn(
+            LlmcWarning("no accuracy: the data has no labels; --label-column NAME names them"), stacklevel=2
+        )
+    for who, count in (("", found.cut), ("baseline: ", found.baseline_cut)):
+        if count:
+            hint = "--strict makes it an error" if not who else ""
+            warnings.warn(TextsCut(count, found.rows, who=who, hint=hint), stacklevel=2)
 
 
 def _progress() -> Any:

@@ -62,8 +62,13 @@ def _paired(line: Line, pair: str) -> Line:
     return Line(line.place, line.text, made.text, problem)
 
 
-def encode(model: Any, lines: Sequence[Line], prompt: str | None) -> tuple[list[Line], Any]:
+def encode(
+    model: Any, lines: Sequence[Line], prompt: str | None, strict: bool = False
+) -> tuple[list[Line], Any]:
     """The lines, what is wrong with them noted, and the encodings of those with which nothing is.
+
+    Args:
+        strict: whether something is wrong with a text longer than the model takes; it is cut otherwise.
 
     Raises:
         LlmcError: the model takes no text, has no such prompt, or nothing of these texts.
@@ -76,7 +81,9 @@ def encode(model: Any, lines: Sequence[Line], prompt: str | None) -> tuple[list[
         kept = [lines[i] for i in good]
         pairs = [line.pair for line in kept if line.pair is not None]
         try:
-            return lines, answers.encode(model, [line.text for line in kept], pairs, prompt)
+            return lines, answers.encode(
+                model, [line.text for line in kept], pairs, prompt, truncate=not strict
+            )
         except BadTexts as error:
             for row, reason in error.rows.items():
                 bad = lines[good[row]]

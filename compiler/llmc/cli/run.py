@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import click
 from llmc.cli.lines import Line, encode, read_lines, want_all
 from llmc.cli.output import json_option, lengths_of, no_check_option, print_json, require_artifact
 from llmc.cli.verbosity import say
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, TextsCut
 
+_ROWS = 32  # of a run: a larger batch is no faster a text
 _EPILOG = """\b
 Examples:
   llmc run my-model.llmc --text "a film to remember"
@@ -26,7 +29,8 @@ Examples:
 \b
 What is printed follows the model's task: embeddings, labels with probabilities, labelled tokens, the answer's
 span, or the words that fit the mask. --json and --output give everything. A text that is no UTF-8, or that
-the tokenizer cannot take, is named on stderr; the others run, and the exit code is 1.
+the tokenizer cannot take, is named on stderr; the others run, and the exit code is 1. There may be any number
+of texts. Those longer than the model takes are cut, with a warning that counts them; --strict refuses them.
 """
 
 
@@ -39,6 +43,9 @@ the tokenizer cannot take, is named on stderr; the others run, and the exit code
     "--pair", "pairs", multiple=True, help="The second text of each --text (the context of a question)."
 )
 @click.option("--prompt", metavar="NAME", help="Of the model's prompts this one.  [default: the model's]")
+@click.option(
+    "--strict", is_flag=True, help="A text longer than the model takes cannot be run; it is cut otherwise."
+)
 @click.option("--input", "inputs", metavar="NAME=FILE.npy", multiple=True, help="An input array; repeatable.")
 @click.option(
     "--output", metavar="FILE.npz", type=click.Path(path_type=Path), help="Write the outputs there."
@@ -57,6 +64,7 @@ def command(
     texts: tuple[str, ...],
     pairs: tuple[str, ...],
     prompt: str | None,
+    strict: bool,
     inputs: tuple[str, ...],
     output: Path | None,
     function: str | None,
@@ -72,8 +80,8 @@ def command(
         raise click.UsageError("Give one of --text, --input or --selftest.")
     if (function or past is not None) and not inputs:
         raise click.UsageError("--function and --past go with --input.")
-    if (prompt is not None or pairs) and not texts:
-        raise click.UsageError("--prompt and --pair go with --text.")
+    if (prompt is not None or pairs or strict) and not texts:
+        raise click.UsageError("--prompt, --pair and --strict go with --text.")
     lines = read_lines(texts, pairs)
     require_artifact(artifact)
 
@@ -88,7 +96,7 @@ def command(
         outputs = _in_session(model, function, past, arrays)
         _show_arrays(outputs, output, as_json)
     else:
-        _run_texts(model, lines, prompt, output, as_json)
+        _run_texts(model, lines, prompt, strict, output, as_json)
 
 
 def _selftest(model: Any, as_json: bool) -> None:
@@ -162,21 +170,82 @@ def _read_input(text: str) -> tuple[str, Any]:
     return name, array
 
 
-def _run_texts(model: Any, lines: list[Line], prompt: str | None, output: Path | None, as_json: bool) -> None:
+def _run_texts(
+    model: Any, lines: list[Line], prompt: str | None, strict: bool, output: Path | None, as_json: bool
+) -> None:
     """Answers in the order of the texts; those that cannot be run come as an error, after the others."""
     from llmc.cli import answers
 
-    lines, encoded = encode(model, lines, prompt)
-    outputs = {} if encoded is None else model(**encoded.arrays)
-    if encoded is not None:
-        _save(outputs, output)
-    found = iter([] if encoded is None else answers.describe(model, encoded, outputs))
-    told = [{"at": line.place, "error": line.problem} if line.problem else next(found) for line in lines]
+    told: list[dict[str, Any]] = []
+    seen: list[Line] = []
+    parts: list[Any] = []
+    for chunk in _chunks(model, lines):
+        chunk, encoded = encode(model, chunk, prompt, strict)
+        outputs = {} if encoded is None else model(**encoded.arrays)
+        found = iter([] if encoded is None else answers.describe(model, encoded, outputs))
+        here = [{"at": line.place, "error": line.problem} if line.problem else next(found) for line in chunk]
+        seen += chunk
+        if output is not None and encoded is not None:
+            parts.append(outputs)
+        if as_json:
+            told += here
+        else:
+            answers.show([answer for answer in here if "error" not in answer])
+    if parts:
+        _save(parts[0] if len(parts) == 1 else joined(model, parts), output)
     if as_json:
         print_json(told)
-    else:
-        answers.show([answer for answer in told if "error" not in answer])
-    want_all(lines)
+    _warn_of_cuts(model, sum(not line.problem for line in seen))
+    want_all(seen)
+
+
+def _chunks(model: Any, lines: list[Line]) -> Iterator[list[Line]]:
+    """As many lines at a time as the model takes, and no more than are fast together."""
+    from llmc.runtime.text import most_rows
+
+    size = min(_ROWS, most_rows(model) or _ROWS)
+    return (lines[i : i + size] for i in range(0, len(lines), size))
+
+
+def joined(model: Any, parts: list[Any]) -> dict[str, Any]:
+    """The outputs of all chunks; where they are by token, rows of a chunk of shorter texts are filled up with zeros.
+
+    Raises:
+        LlmcError: an output has no row for each text.
+    """
+    import numpy as np
+
+    from llmc.runtime.text import most_rows
+
+    axis = model.inputs["input_ids"].shape[0]
+    for name in parts[0]:
+        if model.outputs[name].shape[:1] != (axis,):
+            problem = f"the output {name!r} has no row for each text, and a run takes {most_rows(model)}"
+            raise LlmcError(
+                problem, at="--output", found=f"{name} {model.outputs[name]}", hint="give fewer texts"
+            )
+    entry = model.manifest.tokenizer
+    left = entry is not None and entry.padding_side == "left"
+
+    def filled(array: Any, shape: tuple[int, ...]) -> Any:
+        gaps = [(0, 0), *((0, to - size) for size, to in zip(array.shape[1:], shape, strict=True))]
+        return np.pad(array, [gap[::-1] if left else gap for gap in gaps])
+
+    found = {}
+    for name in parts[0]:
+        arrays = [part[name] for part in parts]
+        shape = tuple(map(max, zip(*(a.shape[1:] for a in arrays), strict=True)))
+        found[name] = np.concatenate([filled(a, shape) for a in arrays])
+    return found
+
+
+def _warn_of_cuts(model: Any, count: int) -> None:
+    from llmc.runtime.text import Tokenizer
+
+    tokenizer = Tokenizer.of(model)
+    if tokenizer.cut_texts:
+        hint = "--strict makes it an error"
+        warnings.warn(TextsCut(tokenizer.cut_texts, count, tokenizer.longest, hint=hint), stacklevel=2)
 
 
 def _save(outputs: Any, path: Path | None) -> None:

@@ -83,6 +83,7 @@ def scope() -> Iterator[None]:
     """In here llmc's warnings are lines such as its errors; what -v sets ends with it."""
     before = os.environ.get("LLMC_DEBUG")
     with warnings.catch_warnings():
+        warnings.simplefilter("always", LlmcWarning)
         warnings.showwarning = _shown(warnings.showwarning)
         try:
             yield
