@@ -16,10 +16,12 @@ import pytest
 from llmc.compiler import calibration
 from llmc.compiler.calibration_text import CALIBRATION_TEXT
 from llmc.compiler.dims import symbol
+from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops import input_, make
 from llmc.compiler.ranges import BINS, METHODS, Magnitudes
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, TextsCut
+from llmc.quantisation import Quantisation
 
 Array = np.ndarray[Any, Any]
 B, S = symbol("batch"), symbol("seq")
@@ -252,3 +254,18 @@ def test_texts_need_a_tokenizer(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text({"a.txt": "a\n", "a.csv": "text\na\n", "a.jsonl": '{"text": "a"}\n'}[name])
     with pytest.raises(LlmcError, match="no tokenizer"):
         read(tmp_path / name, None)
+
+
+def test_texts_that_are_cut_are_counted(tmp_path: Path) -> None:
+    import tokenizers
+
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[PAD]": 1}, unk_token="a"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", 100, 1, made=made.to_str())
+    (tmp_path / "d.txt").write_text("a a a a a\na a\na a a a\n")
+    ids = input_("input_ids", "i64", (B, S), low=0, high=1)
+    graph = Graph((ids,), {"y": make("cast", (ids,), dtype="f32")}, {"batch": (1, 2), "seq": (1, 3)})
+    data = Quantisation("int8-static", tmp_path / "d.txt")
+    with pytest.warns(TextsCut, match="^calibration: 2 of 3 texts were cut to the 3 tokens"):
+        samples = list(data.samples(graph, tokenizer))
+    assert [s["input_ids"].shape[1] for s in samples] == [3, 2, 3]
