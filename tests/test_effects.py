@@ -93,7 +93,7 @@ def test_with_leave_it_is_not_claimed(options: dict[str, Any], images: Path) -> 
     graph = cnn()
     found = run(graph, allow_noop=True, **given(options, images))
     assert (found.pipeline, found.quantisation) == ("", "none")
-    assert found.answering is found.source, "the self-test answers for the model itself"
+    assert found.cases is found.source, "the self-test answers for the model itself"
     assert found.effects
     assert not any(effect["changed"] for effect in found.effects)
     assert list(found.module.functions.values()) == [graph]
