@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+_ABOVE_FLOPS = (
+    "  above 100 % of arithmetic: integer products pass fma, or the machine was busier during the peak"
+)
+_ABOVE_BYTES = "  above 100 % of traffic: what lies in the caches is read faster than memory"
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -99,10 +104,21 @@ class BenchmarkReport:
             f"  peak     {self.peak_flops_per_second / 1e9:.1f} GFLOP/s by fma, "
             f"{self.peak_bytes_per_second / 1e9:.1f} GB/s from memory (0: not known); "
             "shares below are of these",
+            *self._above(),
             "",
             f"{head}  kernel, source",
             *(self._step_line(step, total) for step in self.steps),
         ]
+
+    def _above(self) -> list[str]:
+        """Why shares are above 100 %, if some are."""
+        found = []
+        for step in self.steps or ():
+            flops, traffic = _ratio(step.flops, step.seconds), _ratio(step.bytes, step.seconds)
+            arithmetic = _ratio(flops, self.peak_flops_per_second) > 1
+            memory = _ratio(traffic, self.peak_bytes_per_second) > 1
+            found += [_ABOVE_FLOPS] * arithmetic + [_ABOVE_BYTES] * memory
+        return [note for note in (_ABOVE_FLOPS, _ABOVE_BYTES) if note in found]
 
     def _step_line(self, step: Step, total: float) -> str:
         flops, traffic = _ratio(step.flops, step.seconds), _ratio(step.bytes, step.seconds)

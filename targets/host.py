@@ -149,12 +149,31 @@ def _named(name: str) -> Target:
     targets = all_targets()
     if name in targets:
         return targets[name]
+    raise _unknown(name, list(targets))
+
+
+_BITS_32 = re.compile(
+    r"arm(v[1-7].*|hf|el|32|7l?|6l?|eabi.*)|i[3-6]86|x86[-_]?32|ia32|rpi[-_]?(1|2|zero)"
+    r"|(mips|riscv|ppc|powerpc|sparc|win|wasm|linux)(el)?32|cortex-m\d.*|(thumb|mips(el)?|esp32).*"
+)
+_MEANT = {
+    **dict.fromkeys(("x86-64", "x86_64", "amd64", "x64", "intel", "amd"), "x86"),
+    **dict.fromkeys(("aarch64", "arm64", "armv8", "armv8-a", "armv9", "neoverse"), "arm"),
+    **dict.fromkeys(("gpu", "nvidia"), "cuda"),
+}
+
+
+def _unknown(name: str, targets: list[str]) -> LlmcError:
+    """The error for a name that no target has: what it may be, if that is known."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name, targets, 1)
-    known = ", ".join(["native", *targets])
-    raise LlmcError(
-        f"unknown target {name!r}",
-        at="--target",
-        hint=f"did you mean {near[0]}? known: {known}" if near else f"known: {known}",
-    )
+    word, known = name.lower(), f"known: {', '.join(['native', *targets])}"
+    if _BITS_32.fullmatch(word):
+        return LlmcError(
+            f"no code is made for {name!r}: 32-bit processors are not supported",
+            at="--target",
+            hint=f"64-bit x86 and ARM are; {known}",
+        )
+    near = [_MEANT[word]] if word in _MEANT else get_close_matches(name, targets, 1)
+    hint = f"did you mean {near[0]}? {known}" if near else known
+    return LlmcError(f"unknown target {name!r}", at="--target", hint=hint)

@@ -11,13 +11,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from llmc.errors import LlmcError
 
 _ALWAYS = ("-fno-sanitize=undefined", "-g0")  # zig cc checks for undefined behaviour unless told not to
 
+_PATIENCE = 10.0  # seconds of one command before somebody is told
 _ROOM = 2_000_000  # bytes: less than what compiling and linking write
 
 
@@ -41,7 +44,9 @@ def build(
         LlmcError: the compiler is missing or fails.
     """
     files = [str(path) for path in sources]
-    _run([*compiler(zig_target, cc), *flags, f"-I{include}", *files, *libraries], output)
+    command = [*compiler(zig_target, cc), *flags, f"-I{include}", *files, *libraries, "-o", str(output)]
+    first = f"making {output.name}: zig first builds the C library of {zig_target}, once, for minutes"
+    _start(command, output, "" if cc else first)
 
 
 def embed(folder: Path, symbol: str, data: bytes) -> Path:
@@ -88,26 +93,58 @@ def archive(output: Path, objects: Sequence[Path]) -> None:
     _start([sys.executable, "-m", "ziglang", "ar", "rcsD", str(output), *map(str, objects)], output)
 
 
-def _run(command: Sequence[str], output: Path) -> None:
-    _start([*command, "-o", str(output)], output)
+_tell: ContextVar[Callable[[str], None] | None] = ContextVar("tell", default=None)
 
 
-def _start(command: Sequence[str], output: Path) -> None:
+@contextmanager
+def telling(tell: Callable[[str], None]) -> Iterator[None]:
+    """Inside the block `tell` gets a sentence where a compiler takes long, and another each minute."""
+    token = _tell.set(tell)
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        yield
+    finally:
+        _tell.reset(token)
+
+
+def _finished(command: Sequence[str], told: str) -> tuple[int, str]:
+    """Run it: exit code and stderr; `told` is what takes so long, if it does."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            return _waited(process, told)
+        except BaseException:
+            process.kill()
+            raise
+
+
+def _waited(process: subprocess.Popen[str], told: str) -> tuple[int, str]:
+    tell, minutes = _tell.get(), 0
+    while True:
+        limit = None if tell is None or not told else 60.0 if minutes else _PATIENCE
+        try:
+            _, said = process.communicate(timeout=limit)
+            return process.returncode, said
+        except subprocess.TimeoutExpired:
+            assert tell is not None
+            tell(told + (f": {minutes} min so far" if minutes else ""))
+            minutes += 1
+
+
+def _start(command: Sequence[str], output: Path, told: str = "") -> None:
+    try:
+        code, said = _finished(command, told)
     except OSError as error:
         raise LlmcError(
             f"cannot start the C compiler: {error.strerror or error}",
             at=command[0],
             hint="check the --cc option",
         ) from None
-    if done.returncode:
+    if code:
         _check_space(output.parent, Path(tempfile.gettempdir()))
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        lines = [line for line in said.splitlines() if line.strip()]
         raise LlmcError(
             f"the C compiler failed on {output.name}",
             at=shlex.join(command[:6]) + " ...",
-            found="\n         ".join(lines[:5]) or f"exit code {done.returncode}",
+            found="\n         ".join(lines[:5]) or f"exit code {code}",
             hint="is the disk full, or does --cc name a compiler for another machine?",
         )
 

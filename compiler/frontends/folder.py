@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.frontends import leftovers, tokenizer
+from llmc.compiler.frontends.hub import download_hint
 from llmc.compiler.frontends.json_file import read_object
 from llmc.compiler.frontends.safetensors_file import Tensor, read_header
 from llmc.compiler.frontends.sentence import Sentence, read_modules, transformer_folder
@@ -67,9 +68,8 @@ def inspect(path: str | Path, task: str = "auto", ignore_unused: bool = False) -
     path = Path(path)
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing there"
-        raise LlmcError(
-            f"no model folder {str(path)!r}", found=found, hint="give the folder that holds config.json"
-        )
+        hint = download_hint(path) or "give the folder that holds config.json"
+        raise LlmcError(f"no model folder {str(path)!r}", found=found, hint=hint)
     sentence = read_modules(path) if task in ("auto", EMBEDDING) else None
     root = transformer_folder(path)
     config = read_config(root)

@@ -182,7 +182,7 @@ def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: in
     bounds = {"batch": (1, max_batch), "seq": (1, max_seq)}
     if FAMILIES[summary.model_type].own_attention:
         _tabulate(model, max_seq)
-    program = _export(head, len(names), bounds)
+    program = _export(head, len(names), bounds, str(summary.root / "config.json"))
     ranges: Mapping[str, Mapping[str, int]] = {
         "attention_mask": {"default": 1, "low": 0, "high": 1},
         "token_type_ids": {"default": 0},
@@ -267,8 +267,12 @@ def _whole_activations(model: Any) -> None:
                 setattr(module, name, torch.nn.GELU("tanh"))
 
 
-def _export(head: Any, inputs: int, bounds: Mapping[str, tuple[int, int]]) -> Any:
-    """torch.export with dynamic axes; a dim whose bound is 1 is static."""
+def _export(head: Any, inputs: int, bounds: Mapping[str, tuple[int, int]], at: str) -> Any:
+    """torch.export with dynamic axes; a dim whose bound is 1 is static.
+
+    Raises:
+        LlmcError: the model does not run as config.json, which is `at`, describes it.
+    """
     import torch
 
     from llmc.compiler.frontends.tracing import trace
@@ -281,7 +285,15 @@ def _export(head: Any, inputs: int, bounds: Mapping[str, tuple[int, int]]) -> An
     }
     sample = tuple(torch.zeros(shape, dtype=torch.long) for _ in range(inputs))
     with torch.no_grad():
-        head(*sample)  # makes the tables
+        try:
+            head(*sample)  # makes the tables
+        except Exception as error:  # whatever transformers makes of settings that contradict each other
+            raise LlmcError(
+                f"transformers cannot run the model: {first_line(error)}",
+                at=at,
+                found=type(error).__name__,
+                hint="is config.json the one that was saved with these weights?",
+            ) from error
         return trace(head, sample, tuple(axes for _ in sample))
 
 

@@ -155,12 +155,21 @@ def task_of(config: Mapping[str, Any], task: str, sentence: bool, at: str) -> Ta
     if architecture == f"{family.prefix}ForPreTraining" and family.kind == "encoder":
         found = found or TASKS["fill-mask"]  # masked words are one of its two heads
     if found is None:
+        names = ", ".join(sorted(known))
         raise LlmcError(
             f"architecture {architecture!r} is not supported",
             at=at,
-            hint=near(architecture, known, "here"),
+            found=_other_task(architecture, family),
+            hint=f"of {family.prefix} models llmc compiles {names}; another head is another model: train one of these",
         )
     return found
+
+
+def _other_task(architecture: str, family: Family) -> str | None:
+    """What a head of this name is for, where other families have it."""
+    suffix = architecture.removeprefix(family.prefix)
+    task = next((t for t in TASKS.values() if t.suffix == suffix), None)
+    return None if task is None else f"a model for {task.name}, which llmc has for other families"
 
 
 def _explicit(task: str, family: Family) -> Task:

@@ -24,6 +24,7 @@ from llmc.package import Build, manifest
 from llmc.report import CompileReport, Progress, Stages
 from llmc.runtime.manifest import MANIFEST, seal
 from llmc.selfcheck import check, record
+from llmc.targets import toolchain
 
 __all__ = [
     "TUNE_SECONDS",
@@ -126,7 +127,10 @@ def compile_module(
 def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
     """The stages in order; `load` is the first."""
     stages, target = Stages(order.progress), order.target
-    with artifact.new_folder(order.output) as folder:
+    with (
+        artifact.new_folder(order.output) as folder,
+        toolchain.telling(lambda line: order.say(f"compile: {line}")),
+    ):
         stages.enter("import the model", 0.02)
         imported = load()
         stages.enter("optimise the graph", 0.4)
@@ -177,6 +181,7 @@ def _report(
         kernels=len({call.kernel.symbol for call in kernels.every}),
         steps=sum(len(plan.leaves) for plan in plans.values()),
         cached=kernels.kept.found,
+        runs_here=bool(order.backend.runs_here(order.target)),
         products=kernels.products(),
         losses=[loss.to_dict() for loss in optimised.losses],
         effects=optimised.effects,

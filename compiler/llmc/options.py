@@ -55,7 +55,7 @@ class Options(TypedDict, total=False):
         emit: a form of the model beside module.so, one of `llmc.embed.FORMS`.
         prefix: goes before every symbol of a static library.
         progress: called with (stage, fraction done) as each stage begins.
-        say: called with each line that `verify_each` finds.
+        say: called with each line that `verify_each` finds, and where a C compiler takes long.
     """
 
     target: str

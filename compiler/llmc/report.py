@@ -22,6 +22,7 @@ class CompileReport:
         target, pipeline: what it was compiled for, and the passes that ran.
         nodes: size of the graph after the passes; `kernels` distinct kernels make `steps` calls.
         cached: how many of the files of machine code an earlier compile had made.
+        runs_here: whether this machine can run it.
         products, losses, effects: as the manifest has them (runtime/format.md).
     """
 
@@ -34,6 +35,7 @@ class CompileReport:
     kernels: int
     steps: int
     cached: int
+    runs_here: bool = True
     products: Sequence[Mapping[str, Any]] = ()
     losses: Sequence[Mapping[str, Any]] = ()
     effects: Sequence[Mapping[str, Any]] = ()
@@ -50,6 +52,7 @@ class CompileReport:
             "kernels": self.kernels,
             "steps": self.steps,
             "cached": self.cached,
+            "runs_here": self.runs_here,
             "products": list(self.products),
             "losses": list(self.losses),
             "effects": list(self.effects),

@@ -44,12 +44,26 @@ static void print_step(const llmc_benchmark_report *report, const llmc_step_repo
            1e-9 * bytes, 100 * ratio_of(bytes, report->peak_bytes_per_second), step->kernel, step->source);
 }
 
+/* Why shares are above 100 %, if some are; the words are those of reports.py. */
+static void print_above(int n_steps, const llmc_benchmark_report *report, const llmc_step_report *steps) {
+    int i, arithmetic = 0, traffic = 0;
+    for (i = 0; i < n_steps; i++) {
+        double seconds = steps[i].seconds;
+        arithmetic |= ratio_of(ratio_of(steps[i].flops, seconds), report->peak_flops_per_second) > 1;
+        traffic |= ratio_of(ratio_of(steps[i].bytes, seconds), report->peak_bytes_per_second) > 1;
+    }
+    if (arithmetic)
+        printf("  above 100 %% of arithmetic: integer products pass fma, or the machine was busier during the peak\n");
+    if (traffic) printf("  above 100 %% of traffic: what lies in the caches is read faster than memory\n");
+}
+
 static void print_profile(int n_steps, const llmc_benchmark_report *report, const llmc_step_report *steps) {
     double total = 0;
     int i;
     for (i = 0; i < n_steps; i++) total += steps[i].seconds;
     printf("  peak     %.1f GFLOP/s by fma, %.1f GB/s from memory (0: not known); shares below are of these\n",
            1e-9 * report->peak_flops_per_second, 1e-9 * report->peak_bytes_per_second);
+    print_above(n_steps, report, steps);
     printf("\n  %10s %8s  %13s %7s  %12s %7s  kernel, source\n", "time", "share", "arithmetic", "of peak", "traffic",
            "of peak");
     for (i = 0; i < n_steps; i++) print_step(report, &steps[i], total);

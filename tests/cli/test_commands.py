@@ -1,13 +1,17 @@
 """Commands in this process, against stand-ins for the compiler and the runtime."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.shell_completion import BashComplete
 
 from llmc.cli import _COMMANDS, llmc
+from llmc.cli.compile import print_report
 from llmc.cli.output import Progress, Seconds, size_text, time_text
 from llmc.errors import LlmcError
+from llmc.report import CompileReport
 
 
 def test_help_lists_every_command_with_a_summary(cli):
@@ -95,6 +99,33 @@ def test_durations(text, seconds):
 def test_sizes_and_times_have_units():
     assert [size_text(n) for n in (12, 3100, 5_960_000, 2.5e9)] == ["12 B", "3.1 kB", "6.0 MB", "2.50 GB"]
     assert [time_text(s) for s in (12e-6, 0.00345, 1.2)] == ["12 us", "3.45 ms", "1.20 s"]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("compile m --target ar", {"arm", "arm-neon", "arm-dotprod"}),
+        ("compile m --target na", {"native"}),
+        ("compile m --task text", {"text-classification", "text-generation"}),
+        ("opt m --task au", {"auto"}),
+    ],
+)
+def test_names_are_completed(monkeypatch, capsys, words, offered):
+    """As the script of `llmc completion bash` asks."""
+    monkeypatch.setenv("COMP_WORDS", f"llmc {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    command = BashComplete(llmc, {}, "llmc", "_LLMC_COMPLETE")
+    assert {line.partition(",")[2] for line in command.complete().splitlines()} == offered
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_what_is_next_depends_on_where_it_runs(capsys, here):
+    report = CompileReport(Path("m.llmc"), {}, {}, "rpi5", "", 1, 1, 1, 0, runs_here=here)
+    print_report(report)
+    shown = capsys.readouterr().out
+    assert ("llmc bench m.llmc" in shown) == here
+    assert ("copy m.llmc to a machine for which rpi5 is, and run m.llmc/bench there" in shown) != here
+    assert report.to_dict()["runs_here"] == here
 
 
 def test_progress_prints_one_line_a_stage(capsys):

@@ -46,6 +46,20 @@ def test_a_user_error_is_printed_whole(cli, raising):
     ]
 
 
+@pytest.mark.parametrize("command", [["compile"], ["opt"], ["inspect"]])
+@pytest.mark.parametrize("name", ["bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_a_name_on_a_hub_is_no_folder(cli, command, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cli(*command, name)
+    assert result.code == 1
+    assert "llmc downloads nothing" in result.err
+    folder = name.rpartition("/")[2]
+    assert f"`hf download {name} --local-dir {folder}` first, then give ./{folder}" in result.err
+    (tmp_path / "models").mkdir()
+    for path in ("/no/such/folder", "models/bert"):
+        assert "downloads nothing" not in cli(*command, path).err
+
+
 def test_a_bug_says_how_to_report_it(cli, raising, monkeypatch):
     monkeypatch.delenv("LLMC_DEBUG", raising=False)
     raising(ZeroDivisionError("division by zero"))

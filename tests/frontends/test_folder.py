@@ -17,6 +17,7 @@ import torch
 
 from llmc.compiler.frontends.folder import inspect, require_tokenizer
 from llmc.compiler.frontends.huggingface import load
+from llmc.compiler.frontends.tasks import FAMILIES, task_of
 from llmc.errors import LlmcError
 
 
@@ -237,3 +238,30 @@ def test_importing_is_silent(folder: Path) -> None:
         [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
     )
     assert (result.stdout, result.stderr) == ("", "")
+
+
+OTHERS = "a model for text-classification, which llmc has for other families"
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture", "found"),
+    [
+        (
+            "llama",
+            "LlamaForSequenceClassification",
+            OTHERS,
+        ),
+        ("vit", "ViTForMaskedImageModeling", None),
+        ("bert", "BertForNextSentencePrediction", None),
+    ],
+)
+def test_a_head_that_is_not_supported_is_no_slip_of_the_pen(
+    family: str, architecture: str, found: str | None
+) -> None:
+    """A near name is another task: nobody means it."""
+    with pytest.raises(LlmcError, match="is not supported") as caught:
+        task_of({"model_type": family, "architectures": [architecture]}, "auto", False, "config.json")
+    assert "did you mean" not in str(caught.value)
+    assert caught.value.found == found
+    assert f"{FAMILIES[family].prefix} models llmc compiles" in str(caught.value.hint)
+    assert "another head is another model" in str(caught.value.hint)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from random_others import CONFIGS, DECODERS, difference, imported, sample
 
 from llmc.compiler.frontends.huggingface import load
@@ -140,3 +141,18 @@ def test_a_wrong_image_size_is_refused(made: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config, "image_size": -3}))
     with pytest.raises(LlmcError, match="image_size"):
         load(tmp_path)
+
+
+def test_settings_that_contradict_each_other_are_no_bug(tmp_path: Path) -> None:
+    """transformers finds out when the model runs: layers slide, and nothing says how far."""
+    options = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    config = transformers.Qwen2Config(**{**CONFIGS["llama"], **options})
+    transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "sliding_window": None}))
+    with pytest.raises(
+        LlmcError, match="transformers cannot run the model: Could not find a `sliding_window`"
+    ) as caught:
+        load(tmp_path)
+    assert caught.value.at == str(tmp_path / "config.json")
+    assert "saved with these weights" in str(caught.value.hint)

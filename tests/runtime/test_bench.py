@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from llmc import LlmcError
-from llmc.runtime import compare, load
+from llmc.runtime import compare, load, reports
+from llmc.runtime.sources import FOLDER
 
 BRIEF = ("--duration", "0.05")
 
@@ -84,6 +86,24 @@ def test_tables(tiny, model):
         assert text.startswith("tiny: batch 1, seq 128, ")
         for word in ("p50", "95 % interval", "runs/s", "warm-up", "peak memory", "gather  embeddings"):
             assert word in text
+
+
+def test_shares_above_the_peak_are_explained(tiny, model):
+    """In both programs, by the same words, and only where there are any."""
+    made = model.benchmark(duration=0.05, profile=True)
+    fast = replace(made, peak_flops_per_second=1.0, peak_bytes_per_second=1.0)
+    assert reports._ABOVE_FLOPS in str(fast).splitlines()
+    assert reports._ABOVE_BYTES in str(fast).splitlines()
+    slow = replace(made, peak_flops_per_second=1e20, peak_bytes_per_second=1e20)
+    assert "above 100 %" not in str(slow)
+    words = (FOLDER / "bench_print.c").read_text().replace("%%", "%")
+    assert f'"{reports._ABOVE_FLOPS}\\n"' in words
+    assert f'"{reports._ABOVE_BYTES}\\n"' in words
+    for text in (bench(tiny, "--profile", *BRIEF), str(made)):
+        rows = [line.split() for line in text.splitlines() if " GF/s " in line]
+        arithmetic, traffic = (max(int(row[place]) for row in rows) for place in (6, 10))
+        assert arithmetic <= 100 or reports._ABOVE_FLOPS in text
+        assert traffic <= 100 or reports._ABOVE_BYTES in text
 
 
 def test_compare(tiny, model):

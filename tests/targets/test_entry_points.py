@@ -51,3 +51,46 @@ def test_broken_ones_are_named(monkeypatch: pytest.MonkeyPatch, found: Any, mess
         host.find_target("mine")
     assert "'mine'" in caught.value.problem
     assert host.find_target("x86").name == "x86"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "armv7",
+        "armv7l",
+        "armhf",
+        "ARMv6",
+        "arm32",
+        "i686",
+        "x86_32",
+        "rpi2",
+        "rpi-zero",
+        "riscv32",
+        "cortex-m4",
+    ],
+)
+def test_32_bits_are_not_supported(name: str) -> None:
+    """No name that is near is offered: it would be for another processor."""
+    with pytest.raises(LlmcError, match="32-bit processors are not supported") as caught:
+        host.find_target(name)
+    assert "did you mean" not in str(caught.value)
+    assert "known: native, x86" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("aarch64", "arm"),
+        ("arm64", "arm"),
+        ("armv8", "arm"),
+        ("AMD64", "x86"),
+        ("x86_64", "x86"),
+        ("gpu", "cuda"),
+        ("rpi", "rpi5"),
+        ("graviton", "graviton3"),
+    ],
+)
+def test_other_names_of_targets(name: str, meant: str) -> None:
+    with pytest.raises(LlmcError, match=f"did you mean {meant}[?] known: native") as caught:
+        host.find_target(name)
+    assert "32-bit" not in str(caught.value)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from llmc.cli import values
 from llmc.cli.output import (
     Progress,
     Seconds,
@@ -53,10 +54,18 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
     "-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: NAME.llmc]"
 )
 @click.option(
-    "--target", default="native", show_default=True, help="Where it will run; `llmc targets` lists them."
+    "--target",
+    default="native",
+    show_default=True,
+    shell_complete=values.targets,
+    help="Where it will run; `llmc targets` lists them.",
 )
 @click.option(
-    "--task", default="auto", show_default=True, help="What to compute, such as text-classification."
+    "--task",
+    default="auto",
+    show_default=True,
+    shell_complete=values.tasks,
+    help="What to compute, such as text-classification.",
 )
 @click.option(
     "-O", "level", type=click.IntRange(0, 3), default=3, show_default=True, help="Optimisation level."
@@ -228,4 +237,11 @@ def print_report(report: Any) -> None:
         )
     if report.losses:
         click.echo("what that does to answers: llmc eval\n")
-    click.echo(f"wrote {report.path}\n\nnext:  llmc bench {report.path}\n       llmc inspect {report.path}")
+    click.echo(f"wrote {report.path}\n\nnext:  {_next(report)}\n       llmc inspect {report.path}")
+
+
+def _next(report: Any) -> str:
+    """What measures it, where it runs."""
+    if report.runs_here:
+        return f"llmc bench {report.path}"
+    return f"copy {report.path} to a machine for which {report.target} is, and run {report.path.name}/bench there"

@@ -70,9 +70,10 @@ def command(artifact: Path, data: Path, baseline: Path | None, as_json: bool, **
     """Run ARTIFACT over the rows of a file and count: accuracy, agreement with a baseline, paired difference."""
     require_artifact(artifact)
     if baseline is not None and not baseline.is_dir():
-        raise LlmcError(
-            "the baseline was not found", at=str(baseline), hint="give an artifact or a model folder"
-        )
+        from llmc.compiler.frontends.hub import download_hint
+
+        hint = download_hint(baseline) or "give an artifact or a model folder"
+        raise LlmcError("the baseline was not found", at=str(baseline), hint=hint)
     from llmc.evaluate import Limits, evaluate
 
     names = ("max_drop", "min_accuracy", "min_agreement", "min_cosine")

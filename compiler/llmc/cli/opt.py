@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import click
 
+from llmc.cli import values
 from llmc.cli.output import (
     add_pass_option,
     extension_option,
@@ -46,7 +47,11 @@ stdout, everything else to stderr.
     "-O", "level", type=click.IntRange(0, 3), default=3, show_default=True, help="A level's pipeline."
 )
 @click.option(
-    "--task", default="auto", show_default=True, help="What to compute, such as text-classification."
+    "--task",
+    default="auto",
+    show_default=True,
+    shell_complete=values.tasks,
+    help="What to compute, such as text-classification.",
 )
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="The model that a graph's text was made from."

@@ -160,9 +160,17 @@ def require_folder(path: Path, what: str) -> Path:
         return path
     if path.exists():
         raise LlmcError(f"{what} is a folder, this is a file", at=str(path))
+    raise LlmcError(f"{what} was not found", at=str(path), hint=_where(path, what))
+
+
+def _where(path: Path, what: str) -> str | None:
+    """How to find what was not found: a model may be a name on a hub, of another path some part exists."""
+    from llmc.compiler.frontends.hub import download_hint
+
+    if "model" in what and (hint := download_hint(path)):
+        return hint
     nearest = next((p for p in path.parents if p.is_dir()), None)
-    hint = f"{nearest} exists; what follows it does not" if nearest else None
-    raise LlmcError(f"{what} was not found", at=str(path), hint=hint)
+    return f"{nearest} exists; what follows it does not" if nearest else None
 
 
 def is_artifact(path: Path) -> bool:
