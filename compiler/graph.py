@@ -30,6 +30,7 @@ __all__ = [
     "TensorType",
     "Weight",
     "dtype_name",
+    "following",
     "make",
     "results_of",
     "unplaced",
@@ -113,6 +114,19 @@ def unplaced() -> Iterator[set[Node]]:
         _unplaced.reset(token)
 
 
+_follow: ContextVar[Callable[[Node, Node], None] | None] = ContextVar("follow", default=None)
+
+
+@contextmanager
+def following(follow: Callable[[Node, Node], None]) -> Iterator[None]:
+    """`follow(before, after)` is told of every node of a graph that is rebuilt inside the block."""
+    token = _follow.set(follow)
+    try:
+        yield
+    finally:
+        _follow.reset(token)
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """A function: from named inputs and states to named outputs and the next values of states.
@@ -169,10 +183,16 @@ class Graph:
     def rebuild(self, change: Callable[[Node, Node], Node]) -> Graph:
         """As `replace`; `change` sees the node as it is in this graph too, before the one on replaced inputs."""
         done: dict[Node, Node] = {}
+        follow = _follow.get()
         for node in self.nodes:
             inputs = tuple(done[i] for i in node.inputs)
             same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
-            done[node] = change(node, node if same else node.with_inputs(inputs))
+            moved = node if same else node.with_inputs(inputs)
+            if follow is not None:
+                follow(node, moved)
+            done[node] = change(node, moved)
+            if follow is not None:
+                follow(moved, done[node])
         if all(a is b for a, b in done.items()):
             return self
         return self.exchanged(done.__getitem__)

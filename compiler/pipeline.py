@@ -22,6 +22,7 @@ from llmc.compiler.module import Module
 from llmc.compiler.rewrite import Event, Journal, recording
 from llmc.compiler.spec import EXACT, LOSSY, Keeps, Pass, build, close, near, parse_texts
 from llmc.compiler.verify import verify, verify_module
+from llmc.compiler.watch import watched
 from llmc.errors import LlmcError
 
 __all__ = ["EXACT", "LOSSY", "Keeps", "Observer", "Pass", "PassRun", "Pipeline", "Report", "close", "near"]
@@ -162,8 +163,9 @@ class Pipeline:
 
 def _run(step: Step, graph: Graph, before: list[str]) -> tuple[PassRun, Graph]:
     start = time.perf_counter()
-    with recording() as journal, listening() as heard:
+    with recording() as journal, listening() as heard, watched(str(step), graph) as results:
         after = _guarded(step, graph, before)
+        results.append(after)
     seconds = time.perf_counter() - start
     if after is not graph:
         _checked(step, graph, after)

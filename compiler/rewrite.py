@@ -1,8 +1,9 @@
 """Rules tried on every node until none applies.
 
-A rule is a function `Node -> Node | Decline | None` whose docstring says `before -> after`. It sees a node
+A rule is a function `Node -> Node | Decline | Miss | None` whose docstring says `before -> after`. It sees a node
 whose inputs are already rewritten, and returns a node of the same type, `Decline(reason)` when it nearly
-applied, or None. A rule with a second parameter also gets the `Context`, which knows use counts.
+applied, `Miss(node, reason)` to say where its pattern stopped to fit, or None. A rule with a second parameter also
+gets the `Context`, which knows use counts. Rules are tried at the ops that their code begins with (`sources.py`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from llmc.compiler.equality import same_type
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import unplaced
+from llmc.compiler.sources import Roots, roots
 from llmc.compiler.spec import Pass
+from llmc.compiler.watch import watcher
 from llmc.errors import LlmcError
 
 Rule = Callable[..., Any]
@@ -32,6 +35,24 @@ class Decline:
     """Why a rule that matched does not apply."""
 
     reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Miss:
+    """Where a pattern stopped to fit, and why. It is false, as None would be: helpers of rules return one.
+
+    Args:
+        node: the node that does not fit.
+        reason: what it is, and what it would have to be.
+        matched: how many nodes of the pattern were there; None: those on the way from the rule's node to this one.
+    """
+
+    node: Node
+    reason: str
+    matched: int | None = None
+
+    def __bool__(self) -> Literal[False]:
+        return False
 
 
 @dataclass(frozen=True)
@@ -98,9 +119,11 @@ def recording(limit: int | None = None) -> Iterator[Journal]:
 
 def note(rule: Rule, node: Node, reason: str = "") -> None:
     """Tell the journal that `rule` applied at `node`, or why not: for passes that are not a set of rules."""
-    journal = _journal.get()
+    journal, watch = _journal.get(), watcher()
     if journal is not None:
         journal.note(rule, node, reason)
+    if watch is not None and reason:
+        watch.declined(rule, node, reason)
 
 
 class Context:
@@ -143,14 +166,29 @@ class Context:
 
 
 @dataclass(frozen=True)
-class _Bound:
-    """A rule and whether it wants the context."""
+class Bound:
+    """A rule, the ops at its root (None: any), and whether it wants the context."""
 
     rule: Rule
+    roots: Roots
     wants_context: bool
 
     def __call__(self, node: Node, context: Context) -> Any:
         return self.rule(node, context) if self.wants_context else self.rule(node)
+
+
+class Rules:
+    """Rules in order, by the op at their root."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._all = [Bound(r, roots(r), len(inspect.signature(r).parameters) > 1) for r in rules]
+        self._at: dict[str, tuple[Bound, ...]] = {}
+
+    def at(self, op: str) -> tuple[Bound, ...]:
+        """The rules that may apply at a node of `op`."""
+        if op not in self._at:
+            self._at[op] = tuple(b for b in self._all if b.roots is None or op in b.roots)
+        return self._at[op]
 
 
 def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
@@ -162,14 +200,16 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     Raises:
         LlmcError: a rule changes a type or raises, or the rules undo each other for ever.
     """
-    bound = [_Bound(r, len(inspect.signature(r).parameters) > 1) for r in rules]
+    indexed = Rules(rules)
     journal = _journal.get() or Journal()
     earlier = journal.declined.copy()
     for _ in range(SWEEPS):
         before, applied = graph, journal.applied.copy()
         journal.declined = earlier.copy()  # what declines in one sweep may apply in the next
-        graph = _sweep(graph, bound, journal)
+        graph = _sweep(graph, indexed, journal)
         if graph is before:
+            if (watch := watcher()) is not None:
+                watch.settled(graph, rules)
             return graph
     raise _endless(journal.applied - applied, f"{SWEEPS} sweeps over the graph")
 
@@ -179,7 +219,7 @@ def _endless(applied: Counter[str], where: str) -> LlmcError:
     return LlmcError(f"the rules do not come to an end: {names}", at=where, hint="one of them undoes another")
 
 
-def _sweep(graph: Graph, rules: Sequence[_Bound], journal: Journal) -> Graph:
+def _sweep(graph: Graph, rules: Rules, journal: Journal) -> Graph:
     """One walk from the inputs to the outputs."""
     context = Context(graph)
 
@@ -190,7 +230,7 @@ def _sweep(graph: Graph, rules: Sequence[_Bound], journal: Journal) -> Graph:
     return graph.rebuild(change)
 
 
-def _settle(node: Node, rules: Sequence[_Bound], context: Context, journal: Journal) -> Node:
+def _settle(node: Node, rules: Rules, context: Context, journal: Journal) -> Node:
     """Apply rules at one node until none applies."""
     fired: list[str] = []
     while (after := _first(node, rules, context, journal)) is not None:
@@ -202,26 +242,33 @@ def _settle(node: Node, rules: Sequence[_Bound], context: Context, journal: Jour
 
 
 def _first(
-    node: Node, rules: Sequence[_Bound], context: Context, journal: Journal
+    node: Node, rules: Rules, context: Context, journal: Journal
 ) -> tuple[str, Node] | None:
     """The first rule that applies and its result."""
     if journal.exhausted:
         return None
-    for bound in rules:
+    for bound in rules.at(node.op):
         with unplaced() as made:
-            found = _call(bound, node, context)
+            found = attempt(bound, node, context)
         if isinstance(found, Decline):
             journal.note(bound.rule, node, found.reason)
-        elif found is not None:
+        elif isinstance(found, Node):
             placed = context.knows(found) or (found not in made and str(found.source))
             after = found if placed else replace(found, source=node.source)
             context.swapped(node, after)
             journal.note(bound.rule, node)
+            if (watch := watcher()) is not None:
+                watch.applied(bound.rule, node, after)
             return bound.rule.__name__, after
     return None
 
 
-def _call(bound: _Bound, node: Node, context: Context) -> Node | Decline | None:
+def attempt(bound: Bound, node: Node, context: Context) -> Node | Decline | Miss | None:
+    """What a rule says to a node.
+
+    Raises:
+        LlmcError: it raises, or returns what is no answer, or a node of another type.
+    """
     name = bound.rule.__name__
     try:
         found = bound(node, context)
@@ -231,7 +278,7 @@ def _call(bound: _Bound, node: Node, context: Context) -> Node | Decline | None:
         ) from error
     except Exception as error:
         raise LlmcError(f"rule {name} failed: {type(error).__name__}: {error}", at=repr(node)) from error
-    if found is None or isinstance(found, Decline):
+    if found is None or isinstance(found, (Decline, Miss)):
         return found
     if not isinstance(found, Node):
         raise LlmcError(f"rule {name} returned no node", at=repr(node), found=repr(found))
