@@ -128,20 +128,21 @@ def _uses(context: Context, asked: str, node: Node, otherwise: Miss) -> Miss:
     return otherwise
 
 
-def number(node: Node) -> str:
+def _number(node: Node) -> str:
     """The number that a node is everywhere, or its op."""
     while node.op in ("expand", "reshape"):
         node = node.inputs[0]
     value = node.attributes.get("value")
-    if node.op == "constant" and isinstance(value, Weight) and value.array.size == 1:
-        return f"{value.array.reshape(())[()]:.7g}" if value.array.dtype.kind in "fiu" else str(value.array)
-    return f"a tensor {list(node.shape)}" if node.op == "constant" else node.op
+    if node.op == "constant" and isinstance(value, Weight):
+        array = value.array
+        return f"{array.item():.7g}" if array.size == 1 else f"a tensor {list(node.shape)}"
+    return node.op
 
 
 # Helpers of `passes/match.py`, whose question is told better than their code.
 _WORDS: Mapping[str, Callable[[tuple[Any, ...]], str]] = {
-    "is_scalar": lambda given: f"is {number(given[0])}, not {' or '.join(f'{v:g}' for v in given[1:])}",
-    "scalar": lambda given: f"is {number(given[0])}, not one number",
+    "is_scalar": lambda given: f"is {_number(given[0])}, not {' or '.join(f'{v:g}' for v in given[1:])}",
+    "scalar": lambda given: f"is {_number(given[0])}, not one number",
     "weight": lambda given: f"is {given[0].op}, not constant",
 }
 
@@ -177,8 +178,6 @@ def shown(value: Any) -> str:
         return value.op
     if isinstance(value, str):
         return value
-    if isinstance(value, tuple):
-        text = f"({', '.join(map(shown, value))})"
-    else:
-        text = " ".join(str(value).split())
+    inside = ", ".join(map(shown, value)) if isinstance(value, tuple) else ""
+    text = f"({inside})" if inside else " ".join(str(value).split())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

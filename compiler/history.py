@@ -75,6 +75,9 @@ class History:
     _change: str = ""
     _before: Graph | None = None
     _since: int = 0
+    _ruled: set[Node] = field(
+        default_factory=set
+    )  # what rules changed: the walk around them tells of it again
 
     # --- what is told
 
@@ -83,12 +86,13 @@ class History:
         self.imported = self.imported or graph
 
     def linked(self, before: Node, after: Node) -> None:
-        if before is not after:
+        if before is not after and before not in self._ruled:
             taken = frozenset[Node]() if before.op == after.op else _swallowed(before, after)
             self.changes.append(Change(self._change, "", "", before, after, taken))
 
     def applied(self, rule: Any, before: Node, after: Node) -> None:
         taken = _swallowed(before, after)
+        self._ruled.add(before)
         self.changes.append(Change(self._change, rule.__name__, says(rule), before, after, taken))
 
     def declined(self, rule: Any, node: Node, reason: str) -> None:

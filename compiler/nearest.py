@@ -31,11 +31,18 @@ class Stop:
         node: the node that does not fit.
         reason: why.
         matched: how many nodes of the pattern were there before.
+        declined: the pattern was there, and the rule said why it does not apply.
     """
 
     node: Node
     reason: str
     matched: int
+    declined: bool = False
+
+    @property
+    def near(self) -> bool:
+        """Whether more than the op at its root speaks for the rule."""
+        return self.declined or self.matched > 1
 
 
 class _Unknown(Exception):
@@ -45,7 +52,7 @@ class _Unknown(Exception):
 def nearest(rule: Callable[..., Any], said: Decline | Miss | None, root: Node, context: Context) -> Stop:
     """Why `rule`, which said this, did not apply at `root`."""
     if isinstance(said, Decline):
-        return Stop(root, said.reason, _size(root))
+        return Stop(said.node or root, said.reason, 1, declined=True)
     if isinstance(said, Miss):
         return _of_miss(said, root)
     given = (root, context)[: len(signature(rule).parameters)]
@@ -55,11 +62,6 @@ def nearest(rule: Callable[..., Any], said: Decline | Miss | None, root: Node, c
 
 def _of_miss(miss: Miss, root: Node) -> Stop:
     return Stop(miss.node, miss.reason, max(miss.matched or 0, _above(root, miss.node)))
-
-
-def _size(node: Node) -> int:
-    """A rule that declines has found its whole pattern: more than any that has not."""
-    return 100 + len(node.inputs)
 
 
 def _above(root: Node, node: Node) -> int:

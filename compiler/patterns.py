@@ -28,7 +28,8 @@ class Matching:
             case ast.MatchAs(inner, name):
                 if inner is not None and (miss := self.fits(inner, value, what)) is not None:
                     return miss
-                return self._bind(name, value)
+                self._bind(name, value)
+                return None
             case ast.MatchValue(expected) | ast.MatchSingleton(expected):
                 return self._equal(expected, value, what)
             case ast.MatchOr(patterns):

@@ -32,9 +32,10 @@ STEPS_PER_NODE = 60
 
 @dataclass(frozen=True)
 class Decline:
-    """Why a rule that matched does not apply."""
+    """Why a rule that matched does not apply, and the node that is in the way, if it is not the rule's own."""
 
     reason: str
+    node: Node | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,9 +242,7 @@ def _settle(node: Node, rules: Rules, context: Context, journal: Journal) -> Nod
     return node
 
 
-def _first(
-    node: Node, rules: Rules, context: Context, journal: Journal
-) -> tuple[str, Node] | None:
+def _first(node: Node, rules: Rules, context: Context, journal: Journal) -> tuple[str, Node] | None:
     """The first rule that applies and its result."""
     if journal.exhausted:
         return None

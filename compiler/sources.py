@@ -55,20 +55,19 @@ def _constants(code: CodeType) -> Iterator[Any]:
             yield value
 
 
-def subject(function: ast.FunctionDef, rule: Callable[..., Any]) -> str | None:
-    """The name of the parameter that is the node."""
-    names = [a.arg for a in (*function.args.posonlyargs, *function.args.args)]
-    first = int(inspect.ismethod(rule))
-    return names[first] if len(names) > first else None
-
-
 def roots(rule: Callable[..., Any]) -> Roots:
     """The ops at which `rule` may apply: at all others it is known to return nothing, for its code begins so.
 
     Read are a `match` on the node, and tests of `node.op` before it. A rule that begins otherwise is tried everywhere.
     """
-    function = tree_of(rule)
-    name = None if function is None else subject(function, rule)
+    code = getattr(rule, "__code__", None)
+    return _roots(code, int(inspect.ismethod(rule))) if isinstance(code, CodeType) else None
+
+
+@cache
+def _roots(code: CodeType, first: int) -> Roots:
+    function = _tree(code)
+    name = code.co_varnames[first] if code.co_argcount > first else None
     return None if function is None or name is None else _of_block(function.body, name)
 
 

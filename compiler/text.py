@@ -64,14 +64,20 @@ def _bodies(graph: Graph) -> Iterator[Graph]:
             yield body
 
 
-def _lines(graph: Graph, bodies: Mapping[Graph, int]) -> list[str]:
-    """The nodes and the `return` of a graph."""
+def node_names(graph: Graph) -> dict[Node, str]:
+    """The names by which the text calls the nodes."""
     names: dict[Node, str] = {}
     constants = 0
     for node in graph.nodes:
         is_constant = node.op == "constant"
         names[node] = f"%w{constants}" if is_constant else f"%{len(names) - constants}"
         constants += is_constant
+    return names
+
+
+def _lines(graph: Graph, bodies: Mapping[Graph, int]) -> list[str]:
+    """The nodes and the `return` of a graph."""
+    names = node_names(graph)
     update = f" update {_named_nodes(graph.updates, names)}" if graph.updates else ""
     lines = [_node_line(node, names, bodies) for node in graph.nodes]
     return [*lines, f"return {_named_nodes(graph.outputs, names)}{update}"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import OPS, make
 
@@ -29,6 +31,14 @@ def is_scalar(node: Node, *values: float) -> bool:
     """Whether `node` is one of `values` at every index (-0.0 counts as 0.0)."""
     found = scalar(node)
     return found is not None and any(found == v for v in values)
+
+
+def number_text(node: Node) -> str:
+    """The number that `node` is everywhere, or what else it is: for reasons."""
+    value = scalar(node)
+    if value is None:
+        return f"a tensor {list(node.shape)}" if node.op == "constant" else f"the value of {node.op}"
+    return f"{value:.7g}" if isinstance(value, np.number) else str(value)
 
 
 def resized(node: Node, like: Node) -> Node:

@@ -7,6 +7,7 @@ from typing import Any
 
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS, make
+from llmc.compiler.rewrite import note
 
 Step = tuple[str, tuple[int, ...], tuple[tuple[str, Any], ...]]
 
@@ -49,22 +50,42 @@ def fuse_chains(graph: Graph, max_steps: int, max_inputs: int) -> Graph:
     return _rebuilt(graph, groups) if groups else graph
 
 
+def fuse_chain(node: Node) -> None:
+    """f(g(x), y) -> chain(x, y), of element-wise f and g: the name by which the journal knows it."""
+
+
 def _simple(node: Node) -> bool:
     return OPS[node.op].elementwise and OPS[node.op].fusible and node.op != "chain"
 
 
 def _grow(root: Node, graph: Graph, outputs: set[Node], max_steps: int, max_inputs: int) -> set[Node]:
     """The nodes of the chain that ends in `root`, found breadth first."""
-    group, edge = {root}, [root]
+    group, edge, outside = {root}, [root], dict[Node, str]()
     while edge:
         for read in edge.pop(0).inputs:
-            inner = set(graph.users[read]) <= group and read not in outputs
-            if read in group or not inner or not _simple(read) or read.shape != root.shape:
+            if read in group or not _simple(read):
                 continue
-            if len(group) < max_steps and len(_reads(group | {read})) <= max_inputs:
+            outside[read] = _obstacle(read, root, set(graph.users[read]) <= group and read not in outputs)
+            if not outside[read] and len(group) == max_steps:
+                outside[read] = f"the chain has {max_steps} steps already"
+            if not outside[read] and len(_reads(group | {read})) > max_inputs:
+                outside[read] = f"the chain would read more than {max_inputs} values"
+            if not outside[read]:
                 group.add(read)
                 edge.append(read)
+    for read, reason in outside.items():
+        if reason:
+            note(fuse_chain, read, reason)
     return group
+
+
+def _obstacle(read: Node, root: Node, inner: bool) -> str:
+    """Why a value cannot be computed in the chain that ends in `root`."""
+    if not inner:
+        return "is read elsewhere too"
+    if read.shape != root.shape:
+        return f"is smaller than the chain, {list(read.shape)} of {list(root.shape)}"
+    return ""
 
 
 def _reads(group: set[Node]) -> set[Node]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import make
-from llmc.compiler.rewrite import Context, Decline
+from llmc.compiler.rewrite import Context, Decline, Miss
 from llmc.passes.match import is_scalar, reshaped, scalar
 
 Pair = tuple[Node, Node]
@@ -88,15 +88,17 @@ def add_norm(node: Node, context: Context) -> Node | Decline | None:
             if x.type != total.type or r.type != total.type:
                 return Decline("the sum broadcasts")
             if not context.single(total):
-                return Decline("the sum is read elsewhere too")
+                return Decline("the sum is read elsewhere too", total)
             return make("add_norm", (x, r, weight, bias), node.source, eps=node.attributes["eps"])
 
 
-def norm_from_parts(node: Node) -> Node | None:
+def norm_from_parts(node: Node) -> Node | Miss | None:
     """(x - mean(x)) / sqrt(mean((x - mean(x))**2) + eps) -> layer_norm(x)"""
-    found = _quotient(node)
-    if found is None:
+    if node.op not in ("div", "mul"):
         return None
+    found = _quotient(node)
+    if isinstance(found, Miss):
+        return found
     centred, variance = found
     match variance:
         case Node("add", (Node("mean", (square,), {"axes": axes, "keepdims": True}), eps)):
@@ -112,7 +114,7 @@ def norm_from_parts(node: Node) -> Node | None:
         return make("layer_norm", (x,), node.source, eps=float(scalar(eps)), has_weight=False, has_bias=False)
 
 
-def _quotient(node: Node) -> Pair | None:
+def _quotient(node: Node) -> Pair | Miss:
     """a and v of a / sqrt(v), a * rsqrt(v), a * (1 / sqrt(v))"""
     match node:
         case Node("div", (a, Node("sqrt", (v,)))):
@@ -124,6 +126,7 @@ def _quotient(node: Node) -> Pair | None:
                         return x, v
                     case Node("div", (one, Node("sqrt", (v,)))) if is_scalar(one, 1):
                         return x, v
+    return Miss(node, "divides by no root", 1)
 
 
 def _of_centred(node: Node) -> Node | None:
@@ -159,7 +162,7 @@ def norm_weight(node: Node, context: Context) -> Node | Decline | None:
     if len(y.inputs) > 1:
         return None
     if not context.single(y):
-        return Decline("the norm is read elsewhere too")
+        return Decline("the norm is read elsewhere too", y)
     inputs = (y.inputs[0], reshaped(w, w.shape[-1:]))
     return make("layer_norm", inputs, node.source, eps=y.attributes["eps"], has_weight=True, has_bias=False)
 
@@ -176,7 +179,7 @@ def norm_bias(node: Node, context: Context) -> Node | Decline | None:
     if y.attributes["has_bias"] or not y.attributes["has_weight"]:
         return None
     if not context.single(y):
-        return Decline("the norm is read elsewhere too")
+        return Decline("the norm is read elsewhere too", y)
     inputs = (*y.inputs, reshaped(b, b.shape[-1:]))
     return make("layer_norm", inputs, node.source, eps=y.attributes["eps"], has_weight=True, has_bias=True)
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import make
+from llmc.compiler.rewrite import Miss
 from llmc.passes.match import scalar
 
 
-def rms_norm(node: Node) -> Node | None:
+def rms_norm(node: Node) -> Node | Miss | None:
     """weight * (x * rsqrt(mean(x * x) + eps)) -> rms_norm(x, weight)"""
+    if node.op != "mul":
+        return None
     match node:
         case Node("mul", (weight, Node("mul") as scaled)) if weight.op == "constant":
             pass
         case Node("mul", (Node("mul") as scaled, weight)) if weight.op == "constant":
             pass
         case _:
-            return None
+            return Miss(node, "is no product with a constant weight", 1)
     for x, factor in (scaled.inputs, scaled.inputs[::-1]):
         eps = _rms_eps(factor, x)
         if eps is not None and weight.shape == x.shape[-1:] and node.type == x.type:

@@ -138,6 +138,8 @@ _NUMPY = {"f32": "f4", "f16": "f2", "i8": "i1", "u8": "u1", "i32": "i4", "i64": 
 
 def uniform_to_expand(node: Node) -> Node | None:
     """a constant of equal integers or flags -> expand(one of them); buffers of zeros are such"""
+    if node.op != "constant":
+        return None
     value = weight(node)
     if value is None or node.dtype in ("f32", "f16") or not 1 < value.array.size <= _UNIFORM_LIMIT:
         return None

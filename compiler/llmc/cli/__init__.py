@@ -39,6 +39,7 @@ _COMMANDS = (
     "inspect",
     "verify",
     "opt",
+    "explain",
     "passes",
     "targets",
     "demo",
