@@ -25,6 +25,7 @@ class Change:
         rule: the rule, with its docstring's first line; empty where a walk did it.
         before, after: the nodes.
         taken: what `after` does too, and nothing else needs any more.
+        made: what `after` reads and was not there before.
     """
 
     change: str
@@ -33,6 +34,7 @@ class Change:
     before: Node
     after: Node
     taken: frozenset[Node] = frozenset()
+    made: frozenset[Node] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,9 @@ class History:
             self.changes.append(Change(self._change, "", "", before, after, taken))
 
     def applied(self, rule: Any, before: Node, after: Node) -> None:
-        taken = _swallowed(before, after)
+        taken, made = _swallowed(before, after), _swallowed(after, before)
         self._ruled.add(before)
-        self.changes.append(Change(self._change, rule.__name__, says(rule), before, after, taken))
+        self.changes.append(Change(self._change, rule.__name__, _says(rule), before, after, taken, made))
 
     def declined(self, rule: Any, node: Node, reason: str) -> None:
         stop = nearest(rule, Decline(reason), node, Context(Graph((), {"": node})))
@@ -143,7 +145,7 @@ def _swallowed(before: Node, after: Node) -> frozenset[Node]:
     return _below(before) - _below(after) - {before}
 
 
-def says(rule: Any) -> str:
+def _says(rule: Any) -> str:
     """What a rule promises: `before -> after`."""
     return (rule.__doc__ or "").strip().split("\n")[0]
 

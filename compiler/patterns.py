@@ -36,8 +36,8 @@ class Matching:
                 return self._any(patterns, value, what)
             case ast.MatchClass():
                 return self._class(pattern, value, what)
-            case ast.MatchSequence(patterns):
-                return self._sequence(patterns, value, what)
+            case ast.MatchSequence():
+                return self._sequence(pattern, value, what)
             case ast.MatchMapping():
                 return self._mapping(pattern, value)
         return Miss(self._at, f"wants {ast.unparse(pattern)}")
@@ -93,9 +93,12 @@ class Matching:
             return None
         return Miss(node, f"is {node.op}, not {_alternatives(pattern)}")
 
-    def _sequence(self, patterns: Sequence[ast.pattern], value: Any, what: str) -> Miss | None:
+    def _sequence(self, pattern: ast.MatchSequence, value: Any, what: str) -> Miss | None:
+        patterns = pattern.patterns
         stars = [at for at, p in enumerate(patterns) if isinstance(p, ast.MatchStar)]
         least = len(patterns) - len(stars)
+        if not any(isinstance(v, Node) for v in value) and len(value) != least:
+            return Miss(self._at, f"{what} is {shown(value)}, not ({ast.unparse(pattern)[1:-1]})")
         if len(value) < least or (not stars and len(value) > least):
             return Miss(self._at, f"has {len(value)} {what}, not {least}{' or more' if stars else ''}")
         if stars:

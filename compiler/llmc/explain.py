@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
@@ -22,11 +22,12 @@ from llmc.kernels import Kernels
 from llmc.optimise import optimise
 from llmc.options import Order
 from llmc.report import Stages
+from llmc.story import Missed, Step, Story
 
 IMPORTED = "@import"  # behind the name of a node of the graph as imported
 _SILENT = ("input", "state", "constant")  # no rule is asked about these unless the user does
 
-Measured = Mapping[tuple[str, str], float]  # kernel and source -> seconds
+Measured = Mapping[tuple[str, str], Sequence[float]]  # family of kernels and place -> seconds of each call
 
 
 def explain(imported: Imported, order: Order, measured: Measured | None = None) -> Explanation:
@@ -46,66 +47,39 @@ def explain(imported: Imported, order: Order, measured: Measured | None = None) 
         optimised = optimise(imported, order, Stages(None), unwatched)
     after = next(iter(optimised.module.functions.values()))
     history.imported = history.imported or imported.graph
-    calls: dict[Node, list[Call]] = defaultdict(list)
-    unlowered = ""
+    calls, unlowered = list[Call](), ""
     try:
-        for call in Kernels.of(optimised.module, order.target).every:
-            last = call.operands[-1]
-            if isinstance(last, Node):
-                calls[last].append(call)
+        calls = Kernels.of(optimised.module, order.target).every
     except LlmcError as error:
         unlowered = error.problem
-    return Explanation(
-        history, after, optimised.pipeline, order.target.name, calls, unlowered, measured or {}
-    )
+    steps = _steps(calls, measured or {})
+    return Explanation(history, after, optimised.pipeline, order.target.name, steps, unlowered)
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one kernel call does: `read` and `written` are types of numbers, `seconds` None if not measured."""
-
-    kernel: str
-    read: tuple[str, ...]
-    written: tuple[str, ...]
-    flops: str
-    bytes: str
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class Missed:
-    """A rule that stopped, where, and why.
-
-    Args:
-        at: the node at which it was tried, `stopped` that which does not fit: op, name and place.
-        declined: its pattern was there, and it said why it does not apply.
-        count: how many equal ones this stands for.
-    """
-
-    rule: str
-    change: str
-    at: str
-    stopped: str
-    reason: str
-    matched: int
-    declined: bool
-    count: int = 1
+def _steps(calls: Sequence[Call], measured: Measured) -> dict[Node, list[Step]]:
+    """The kernel calls that write each node, with their times where each call can be told from the others."""
+    of: dict[tuple[str, str], list[Call]] = defaultdict(list)
+    for call in calls:
+        of[call.kernel.family, call.source.path].append(call)
+    times = {
+        call: seconds
+        for key, alike in of.items()
+        if len(alike) == len(measured.get(key, ()))
+        for call, seconds in zip(alike, measured[key], strict=True)
+    }
+    steps: dict[Node, list[Step]] = defaultdict(list)
+    for call in calls:
+        last = call.operands[-1]
+        if isinstance(last, Node):
+            steps[last].append(_step(call, times.get(call)))
+    return steps
 
 
-@dataclass(frozen=True)
-class Story:
-    """One node: what it was made of, by which rules, how it runs, and which rules stopped at it."""
-
-    name: str
-    op: str
-    type: str
-    source: str
-    became: str
-    made_of: tuple[str, ...]
-    rewritten: tuple[tuple[str, str, str], ...]
-    steps: tuple[Step, ...]
-    misses: tuple[Missed, ...]
-    farther: int
+def _step(call: Call, seconds: float | None) -> Step:
+    kernel = call.kernel
+    split = len(kernel.pointers) - kernel.written
+    read, written = (tuple(dict.fromkeys(p)) for p in (kernel.pointers[:split], kernel.pointers[split:]))
+    return Step(kernel.symbol, read, written, dim_text(call.flops), dim_text(call.bytes), seconds)
 
 
 @dataclass(frozen=True)
@@ -114,16 +88,15 @@ class Explanation:
 
     Args:
         after: the graph that is lowered.
-        calls: of the nodes that have kernels; `unlowered` says why none has.
+        steps: of the nodes that have kernels; `unlowered` says why none has.
     """
 
     history: History
     after: Graph
     pipeline: str
     target: str
-    calls: Mapping[Node, Sequence[Call]]
+    steps: Mapping[Node, Sequence[Step]]
     unlowered: str
-    measured: Measured = field(default_factory=dict)
 
     @property
     def imported(self) -> Graph:
@@ -249,7 +222,7 @@ class Explanation:
             became="" if last is node else self._label(last) if alive else "nothing: no output needs it",
             made_of=tuple(self._label(n) for n in self._origins(last) if n is not node and alive),
             rewritten=tuple(dict.fromkeys(map(_rewriting, changes))),
-            steps=tuple(map(self._step, self.calls.get(last, ()))),
+            steps=tuple(self.steps.get(last, ())),
             misses=tuple(map(self._missed, shown)),
             farther=len(named) - len(shown),
         )
@@ -273,14 +246,9 @@ class Explanation:
                 family |= {change.before, *change.taken}
                 if change.rule or change.before.op != change.after.op:
                     changes.insert(0, change)
+            elif change.made & family:
+                changes.insert(0, change)
         return family, changes
-
-    def _step(self, call: Call) -> Step:
-        kernel = call.kernel
-        split = len(kernel.pointers) - kernel.written
-        read, written = (tuple(dict.fromkeys(p)) for p in (kernel.pointers[:split], kernel.pointers[split:]))
-        seconds = self.measured.get((kernel.symbol, str(call.source)))
-        return Step(kernel.symbol, read, written, dim_text(call.flops), dim_text(call.bytes), seconds)
 
 
 def _rewriting(change: Change) -> tuple[str, str, str]:

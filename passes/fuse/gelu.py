@@ -83,7 +83,7 @@ def _one_plus(node: Node, op: str) -> Node | Miss:
     """argument of 1 + op(argument)"""
     left, right = node.inputs
     f, one = (left, right) if left.op == op else (right, left)
-    return f.inputs[0] if is_scalar(one, 1) else Miss(node, f"adds {number_text(one)}, not 1")
+    return f.inputs[0] if is_scalar(one, 1) else Miss(node, f"adds {number_text(one)}, not 1", 3)
 
 
 def _near(node: Node, value: float) -> bool:

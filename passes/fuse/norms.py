@@ -153,9 +153,9 @@ def _is_square(node: Node, x: Node) -> bool:
 def norm_weight(node: Node, context: Context) -> Node | Decline | None:
     """layer_norm(x) * w -> layer_norm(x, w), w constant"""
     match node:
-        case Node("mul", (Node("layer_norm") as y, w)) if _is_parameter(y, w):
+        case Node("mul", (Node("layer_norm") as y, Node("constant") as w)) if _is_parameter(y, w):
             pass
-        case Node("mul", (w, Node("layer_norm") as y)) if _is_parameter(y, w):
+        case Node("mul", (Node("constant") as w, Node("layer_norm") as y)) if _is_parameter(y, w):
             pass
         case _:
             return None
@@ -170,9 +170,9 @@ def norm_weight(node: Node, context: Context) -> Node | Decline | None:
 def norm_bias(node: Node, context: Context) -> Node | Decline | None:
     """layer_norm(x, w) + b -> layer_norm(x, w, b), b constant"""
     match node:
-        case Node("add", (Node("layer_norm") as y, b)) if _is_parameter(y, b):
+        case Node("add", (Node("layer_norm") as y, Node("constant") as b)) if _is_parameter(y, b):
             pass
-        case Node("add", (b, Node("layer_norm") as y)) if _is_parameter(y, b):
+        case Node("add", (Node("constant") as b, Node("layer_norm") as y)) if _is_parameter(y, b):
             pass
         case _:
             return None
@@ -185,12 +185,8 @@ def norm_bias(node: Node, context: Context) -> Node | Decline | None:
 
 
 def _is_parameter(y: Node, p: Node) -> bool:
-    """A constant with one number for each column."""
-    return (
-        p.op == "constant"
-        and p.shape == (1,) * (p.type.rank - 1) + y.shape[-1:]
-        and p.type.rank <= y.type.rank
-    )
+    """Whether a constant has one number for each column."""
+    return p.shape == (1,) * (p.type.rank - 1) + y.shape[-1:] and p.type.rank <= y.type.rank
 
 
 # Norms written out in elementary ops; they come first, so that what follows sees whole norms.

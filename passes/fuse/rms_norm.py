@@ -13,12 +13,12 @@ def rms_norm(node: Node) -> Node | Miss | None:
     if node.op != "mul":
         return None
     match node:
-        case Node("mul", (weight, Node("mul") as scaled)) if weight.op == "constant":
+        case Node("mul", (Node("constant") as weight, Node("mul") as scaled)) if weight.type.rank == 1:
             pass
-        case Node("mul", (Node("mul") as scaled, weight)) if weight.op == "constant":
+        case Node("mul", (Node("mul") as scaled, Node("constant") as weight)) if weight.type.rank == 1:
             pass
         case _:
-            return Miss(node, "is no product with a constant weight", 1)
+            return Miss(node, "is no product with one number for each column", 1)
     for x, factor in (scaled.inputs, scaled.inputs[::-1]):
         eps = _rms_eps(factor, x)
         if eps is not None and weight.shape == x.shape[-1:] and node.type == x.type:

@@ -99,9 +99,9 @@ def command(
         return
     if sizes and measure is None:
         raise click.UsageError("--batch and --seq are for --measure ARTIFACT, or for an artifact.")
-    steps = None if measure is None else _profile(require_artifact(measure), sizes)
+    measured = {} if measure is None else _measured(require_artifact(measure), sizes)
     read = (model, task, weights, ignore_unused_weights)
-    explanation = _explain(read, options, {(s.kernel, s.source): s.seconds for s in steps or ()})
+    explanation = _explain(read, options, measured)
     if rule is not None:
         explanation.check_rule(rule)
     if node is None:
@@ -135,6 +135,14 @@ def _profile(artifact: Path, sizes: Mapping[str, int]) -> Any:
 
     model = llmc.load(artifact, threads=1)
     return model.benchmark(duration=0.5, profile=True, **sizes).steps
+
+
+def _measured(artifact: Path, sizes: Mapping[str, int]) -> dict[tuple[str, str], list[float]]:
+    """Kernel and place -> the times of its calls, in order."""
+    times: dict[tuple[str, str], list[float]] = {}
+    for step in _profile(artifact, sizes):
+        times.setdefault((step.kernel, step.source), []).append(step.seconds)
+    return times
 
 
 # --- a model
@@ -209,7 +217,7 @@ def _show_story(story: Any, rule: str | None) -> None:
     title = f"{rule} stopped" if rule else "near misses"
     _show_lines(title, [line for miss in story.misses for line in _miss_lines(miss)])
     if story.farther:
-        click.echo(f"  {story.farther} more rules stopped at once (--all)")
+        click.echo(f"  {story.farther} more tries of rules stopped at once (--all)")
     click.echo()
 
 
