@@ -302,6 +302,51 @@ def test_nothing_to_do_is_told_too(explain):
     assert facts["nodes"][0]["misses"] == []
 
 
+def test_measured_times_go_to_their_nodes(explain, monkeypatch):
+    steps = [runtime_step("chain", "layer.0.gelu", 2e-6), runtime_step("linear", "elsewhere", 1.0)]
+    monkeypatch.setattr("llmc.cli.explain.require_artifact", lambda path: path)
+    monkeypatch.setattr("llmc.cli.explain._profile", lambda artifact, sizes: steps)
+    out, _, _ = explain(of(y=gelu(X, scale=0.7)[0]), "layer.0", "--measure", "m.llmc")
+    assert "12 bytes, 2 us" in out
+
+
+def runtime_step(kernel, source, seconds):
+    from llmc.runtime.reports import Step
+
+    return Step(kernel, source, seconds, 44.0, 28.0)
+
+
+@pytest.fixture
+def artifact(tmp_path, monkeypatch):
+    """A folder that looks like an artifact of one kernel."""
+    folder = tmp_path / "m.llmc"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    monkeypatch.setattr("llmc.cli.explain.require_artifact", lambda path: path)
+    monkeypatch.setattr("llmc.cli.explain._profile", lambda *_: [runtime_step("chain", "layer.0.gelu", 2e-6)])
+    return folder
+
+
+def test_an_artifact_shows_its_kernels(artifact, capsys):
+    assert main(["explain", str(artifact), "layer.0"]) == 0
+    out = capsys.readouterr().out
+    assert "layer.0.gelu" in out
+    assert "llmc explain MODEL" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rule", "fuse_bias"], "an artifact has no graph any more"),
+        (["%3"], "an artifact has no graph: give a path"),
+        (["layer.0.gelo"], "did you mean layer.0.gelu?"),
+    ],
+)
+def test_an_artifact_has_no_history(artifact, capsys, arguments, said):
+    assert main(["explain", str(artifact), *arguments]) == 1
+    assert said in capsys.readouterr().err
+
+
 def test_sizes_are_for_measurements(explain):
     _, err, code = explain(of(y=op("exp", X)), "--batch", "2")
     assert code == 2

@@ -189,7 +189,7 @@ class Explanation:
         if name not in names:
             which = "as imported" if graph is self.imported else "after the passes"
             last = [n for n in names if not n.startswith("%w")][-1]
-            hint = f"it has %0 to {last}; `llmc opt` prints it, NAME{IMPORTED} is a node of the graph as imported"
+            hint = f"it has %0 to {last}; NAME{IMPORTED} is a node of the graph as imported"
             raise LlmcError(f"the graph {which} has no node {name}", hint=hint)
         return names[name]
 

@@ -26,8 +26,8 @@ _EPILOG = """\b
 Examples:
   llmc explain ./my-model                             what was fused how often, and what nearly was
   llmc explain ./my-model encoder.layer.0.intermediate
-  llmc explain ./my-model %12                         a node of the graph that `llmc opt` prints
-  llmc explain ./my-model %12@import                  a node of the graph as imported (`llmc opt -O0`)
+  llmc explain ./my-model %12                         a node after the passes
+  llmc explain ./my-model %12@import                  a node of the graph as imported
   llmc explain ./my-model encoder.layer.0 --rule gelu_from_erf
   llmc explain ./my-model --measure my-model.llmc encoder.layer.0
   llmc explain my-model.llmc encoder.layer.0          kernels, FLOP, bytes and times of an artifact
@@ -35,7 +35,7 @@ Examples:
 \b
 The passes run as `llmc compile` runs them with the same options; nothing is compiled. A rule's miss is near if
 more of its pattern was there than the op at its root. An artifact has no graph any more: of it the kernels are
-shown, measured.
+shown, measured. `llmc compile --keep DIR` leaves both graphs with the names of their nodes.
 """
 
 _DETAILED = 12  # nodes below a path that are told one by one
@@ -214,10 +214,12 @@ def _show_story(story: Any, rule: str | None) -> None:
     _show_lines("with" if story.became else "made of", story.made_of)
     _show_lines("rewritten", [_rewriting(*change) for change in story.rewritten])
     _show_lines("runs as", [_step_text(step) for step in story.steps])
-    title = f"{rule} stopped" if rule else "near misses"
-    _show_lines(title, [line for miss in story.misses for line in _miss_lines(miss)])
+    _show_lines(
+        "stopped" if rule else "near misses", [line for miss in story.misses for line in _miss_lines(miss)]
+    )
     if story.farther:
-        click.echo(f"  {story.farther} more tries of rules stopped at once (--all)")
+        tries = "try" if story.farther == 1 else "tries"
+        click.echo(f"  {story.farther} more {tries} of rules stopped at once (--all)")
     click.echo()
 
 
