@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +21,7 @@ from llmc.compiler.checksums import Checksums
 from llmc.compiler.plan import ALIGNMENT, Plan
 from llmc.errors import LlmcError
 
+_FRESH = 60.0  # seconds
 _ROOM = 2_000_000  # bytes: a disk with less is full
 
 
@@ -25,7 +30,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output`, renamed to it when the block ends well and removed when it does not.
 
     An artifact that was there before is replaced in the last step only; where `output` is a link to one, the one
-    it points to.
+    it points to. What a process left that was killed is removed.
 
     Raises:
         LlmcError: the place cannot be written, or holds something that is not an artifact.
@@ -33,8 +38,10 @@ def new_folder(output: Path) -> Iterator[Path]:
     try:
         _check_replaceable(output)
         output = output.resolve() if output.is_symlink() else output
+        _sweep(output)
         part = output.parent / f".{output.name}.{secrets.token_hex(4)}.part"
         part.mkdir()
+        lock = _locked(part)
     except OSError as error:
         raise _os_error("cannot write the artifact", output, error) from None
     try:
@@ -44,6 +51,36 @@ def new_folder(output: Path) -> Iterator[Path]:
         raise _os_error("cannot write the artifact", output, error) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the folder's lock, as long as this process lives and it is open.
+
+    Raises:
+        OSError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _sweep(output: Path) -> None:
+    """Remove temporary folders of this output whose process is gone; one just made may not be locked yet."""
+    ours = re.compile(rf"\.{re.escape(output.name)}\.[0-9a-f]{{8}}\.part")
+    for path in output.parent.iterdir():
+        if not ours.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+            continue
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime < _FRESH:
+                continue
+            lock = _locked(path)
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
 
 
 def _check_replaceable(output: Path) -> None:

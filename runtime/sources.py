@@ -49,7 +49,7 @@ MODULE_FLAGS = (
 MODULE_LIBRARIES = ("-lm", "-lpthread")
 
 BENCH_SOURCES = tuple(FOLDER / f"{name}.c" for name in ("bench_load", "bench_main", "bench_print", "sha256"))
-BENCH_FLAGS = ("-std=c99", "-O2", "-s")
+BENCH_FLAGS = ("-std=c99", "-O2", "-fPIE", "-pie", "-s")
 BENCH_LIBRARIES = ("-ldl",)
 
 
@@ -61,7 +61,15 @@ def bench_definition(module_sha256: str) -> str:
 # `run`, the model as one program: the runtime and the kernels are linked in, so it needs no module.so.
 RUN_SOURCES = (*MODULE_SOURCES, *(FOLDER / f"{name}.c" for name in ("npy", "run_main")))
 # musl gives threads the main thread's stack size as linked, 128 kB by default.
-RUN_FLAGS = ("-std=c99", "-O2", "-static", "-fvisibility=hidden", "-Wl,-z,stack-size=1048576", "-s")
+RUN_FLAGS = (
+    "-std=c99",
+    "-O2",
+    "-fPIE",
+    "-static-pie",
+    "-fvisibility=hidden",
+    "-Wl,-z,stack-size=1048576",
+    "-s",
+)
 
 # libmodel.a: a section for each function, so that a program takes only what it uses.
 OBJECT_FLAGS = (

@@ -1,4 +1,4 @@
-"""Symbols of relocatable object files (ELF, 64 bits, little-endian), renamed without a compiler or objcopy.
+"""Relocatable object files (ELF, 64 bits, little-endian) without a compiler or objcopy: symbols renamed, DWARF dropped.
 
 Kernels and runtime have the same names in every model, so two static libraries fit into one program only if
 each gives its symbols a prefix of its own.
@@ -14,8 +14,10 @@ _SECTION = struct.Struct(
     "<IIQQQQIIQQ"
 )  # name, type, flags, address, offset, size, link, info, align, entry size
 _SYMBOL = struct.Struct("<IBBHQQ")  # name, info, other, section, value, size
-_SECTIONS_AT, _SECTION_COUNT_AT = 40, 60  # in the file's header
-_SYMTAB, _LOCAL = 2, 0
+_SECTIONS_AT, _SECTION_COUNT_AT, _SECTION_NAMES_AT = 40, 60, 62  # in the file's header
+_HEADER_BYTES = 64
+_SYMTAB, _NOBITS, _LOCAL = 2, 8, 0
+_ABSOLUTE = 0xFFF1  # the section of a symbol that is in none
 
 
 class _Symbol(NamedTuple):
@@ -66,3 +68,40 @@ def _rename(code: bytes, names: frozenset[bytes], prefix: bytes) -> bytes:
     (start,) = struct.unpack_from("<Q", code, _SECTIONS_AT)
     struct.pack_into("<QQ", result, start + table[6] * _SECTION.size + 24, len(result), len(strings))
     return bytes(result + strings)
+
+
+def without_debug(code: bytes) -> bytes:
+    """An object file without its DWARF. Sections keep their numbers, those of DWARF become inactive ones."""
+    sections = _sections(code)
+    (names,) = struct.unpack_from("<H", code, _SECTION_NAMES_AT)
+    dropped = {
+        number
+        for number, section in enumerate(sections)
+        if _name(code, sections[names], section).startswith((b".debug", b".rela.debug"))
+    }
+    made, table = bytearray(code[:_HEADER_BYTES]), []
+    for number, (name, kind, flags, address, offset, size, *rest) in enumerate(sections):
+        if number in dropped:
+            table.append(_SECTION.pack(*[0] * 10))
+            continue
+        content = b"" if not number or kind == _NOBITS else code[offset : offset + size]
+        made += bytes(-len(made) % max(rest[2], 1))
+        table.append(_SECTION.pack(name, kind, flags, address, len(made) if number else offset, size, *rest))
+        made += _loose(content, dropped) if kind == _SYMTAB else content
+    made += bytes(-len(made) % 8)
+    struct.pack_into("<Q", made, _SECTIONS_AT, len(made))
+    return bytes(made) + b"".join(table)
+
+
+def _name(code: bytes, names: tuple[int, ...], section: tuple[int, ...]) -> bytes:
+    start = names[4] + section[0]
+    return code[start : code.index(b"\0", start)]
+
+
+def _loose(symbols: bytes, dropped: set[int]) -> bytes:
+    """The symbols of sections that are no more name nothing; they stay, as others are counted by their places."""
+    made = bytearray(symbols)
+    for at in range(0, len(made), _SYMBOL.size):
+        if _SYMBOL.unpack_from(made, at)[3] in dropped:
+            _SYMBOL.pack_into(made, at, 0, 0, 0, _ABSOLUTE, 0, 0)
+    return bytes(made)

@@ -6,17 +6,21 @@ on a new system runs on an old one; `cc` names another instead.
 
 from __future__ import annotations
 
+import atexit
+import functools
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 from llmc.errors import LlmcError
+from llmc.targets import store
 
 _ALWAYS = ("-fno-sanitize=undefined", "-g0")  # zig cc checks for undefined behaviour unless told not to
 
@@ -27,6 +31,49 @@ _ROOM = 2_000_000  # bytes: less than what compiling and linking write
 def compiler(zig_target: str, cc: str | None) -> list[str]:
     """The command of the C compiler."""
     return shlex.split(cc) if cc else [sys.executable, "-m", "ziglang", "cc", "-target", zig_target, *_ALWAYS]
+
+
+def want_compiler(cc: str | None) -> None:
+    """Refuse a command that names no program, before anything is compiled for it.
+
+    Raises:
+        LlmcError: there is none of that name.
+    """
+    if cc is None:
+        return
+    try:
+        words = shlex.split(cc)
+    except ValueError as error:
+        raise LlmcError(f"--cc is not a command: {error}", at="--cc", found=cc) from None
+    if not words or shutil.which(words[0]) is None:
+        name = words[0] if words else ""
+        raise LlmcError(f"there is no C compiler {name!r}", at="--cc", hint="give a command, or its path")
+
+
+_CACHE = "ZIG_GLOBAL_CACHE_DIR"  # where zig keeps what it has compiled of libc
+
+
+def _environment() -> Mapping[str, str]:
+    """The compiler's: its cache lies in llmc's, as the home folder may be missing or not to be written."""
+    if os.environ.get(_CACHE):
+        return os.environ
+    place = str(_cache(store.folder("zig")))
+    return {**os.environ, _CACHE: place, "ZIG_LOCAL_CACHE_DIR": place}
+
+
+@functools.cache
+def _cache(wanted: Path | None) -> Path:
+    """`wanted` if it can be written, else a folder until this process ends."""
+    try:
+        if wanted is not None:
+            wanted.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryFile(dir=wanted):
+                return wanted.absolute()
+    except OSError:
+        pass
+    made = tempfile.mkdtemp(prefix="llmc-zig-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return Path(made)
 
 
 def build(
@@ -108,7 +155,8 @@ def telling(tell: Callable[[str], None]) -> Iterator[None]:
 
 def _finished(command: Sequence[str], told: str) -> tuple[int, str]:
     """Run it: exit code and stderr; `told` is what takes so long, if it does."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=_environment(), **pipes) as process:
         try:
             return _waited(process, told)
         except BaseException:

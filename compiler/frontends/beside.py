@@ -10,7 +10,7 @@ from typing import Any
 from llmc.compiler.dims import Bounds
 from llmc.compiler.frontends import tokenizer as tokenizers
 from llmc.compiler.frontends.folder import EMBEDDING, labels
-from llmc.compiler.frontends.imported import GENERIC, Imported
+from llmc.compiler.frontends.imported import GENERIC, Imported, want_bound
 from llmc.compiler.frontends.json_file import read_object
 from llmc.compiler.frontends.ranges import longest
 from llmc.compiler.frontends.sentence_text import TextSettings, text_settings
@@ -90,13 +90,12 @@ def _positions(config: Mapping[str, Any]) -> int | None:
     count, family = config.get("max_position_embeddings"), FAMILIES.get(str(config.get("model_type")))
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         return None
-    return count - (family.reserved if family else 0)
+    return max(count - (family.reserved(config) if family else 0), 1)
 
 
 def first_bounds(max_batch: int) -> dict[str, tuple[int, int]]:
     """Bounds while importing, before the limit of the sequence is known; "" stands for any other dim."""
-    if max_batch < 1:
-        raise LlmcError(f"max_batch is {max_batch}", hint="give a number from 1 on")
+    want_bound("max_batch", max_batch)
     return {"batch": (1, max_batch), "seq": (1, _UNBOUNDED), "": (1, DEFAULT_SEQ)}
 
 
@@ -106,8 +105,7 @@ def bounded(graph: Graph, extras: Extras, max_seq: int | None, path: Path) -> Gr
     Raises:
         LlmcError: max_seq is more than the model's positions.
     """
-    if max_seq is not None and max_seq < 1:
-        raise LlmcError(f"max_seq is {max_seq}", hint="give a number from 1 on")
+    want_bound("max_seq", max_seq)
     if "seq" not in graph.dims:
         return graph
     limits = [n for n in (longest(graph, "seq"), extras.max_positions) if n is not None]

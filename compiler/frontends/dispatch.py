@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.frontends.imported import Imported
+from llmc.compiler.frontends.regular_file import want_regular
 from llmc.errors import LlmcError
 
 SUFFIXES = (".onnx", ".pt2")
@@ -41,6 +42,7 @@ def load(path: str | Path, task: str = "auto", *, ignore_unused: bool = False, *
         return huggingface.load(path, task=task, ignore_unused=ignore_unused, **bounds)
     if not path.exists():
         raise LlmcError("no such model file", at=str(path), hint="is the path right?")
+    want_regular(path)
     if path.suffix.lower() == ".onnx":
         from llmc.compiler.frontends import onnx
 

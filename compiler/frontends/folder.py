@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.compiler.frontends import leftovers, tokenizer
+from llmc.compiler.frontends import leftovers, sizes, tokenizer
 from llmc.compiler.frontends.hub import download_hint
 from llmc.compiler.frontends.json_file import read_object
+from llmc.compiler.frontends.regular_file import want_all_regular
 from llmc.compiler.frontends.safetensors_file import Tensor, read_header
 from llmc.compiler.frontends.sentence import Sentence, read_modules, transformer_folder
 from llmc.compiler.frontends.sentence_text import want_unicode
@@ -25,6 +26,12 @@ from llmc.errors import LlmcError
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 EMBEDDING = "sentence-embedding"
+MOST_NUMBER = 2**31 - 1
+MOST_LAYERS = 1000
+FEW_LABELS, MOST_LABELS = (
+    1000,
+    1_000_000,
+)  # so many need no proof; the most of weights that have not been opened
 LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 
 
@@ -70,17 +77,19 @@ def inspect(path: str | Path, task: str = "auto", ignore_unused: bool = False) -
         found = "a file" if path.exists() else "nothing there"
         hint = download_hint(path) or "give the folder that holds config.json"
         raise LlmcError(f"no model folder {str(path)!r}", found=found, hint=hint)
+    want_all_regular(path)
     sentence = read_modules(path) if task in ("auto", EMBEDDING) else None
     root = transformer_folder(path)
     config = read_config(root)
     for folder in {path, root}:
+        want_all_regular(folder)
         leftovers.want_whole(folder, ignore_unused)
     at = str(root / "config.json")
     family = family_of(config, at)
-    want_layers(config, at)
     chosen = task_of(config, task, sentence is not None, at)
     tensors = read_weights(root)
-    positions = _number(config, family.positions, at, 512) - family.reserved
+    sizes.want_of(config, tensors, at)
+    positions = sizes.positions(config, family, tensors, at)
     return Summary(
         path=path,
         root=root,
@@ -171,23 +180,11 @@ def _dtypes(tensors: Mapping[str, Tensor] | None) -> Mapping[str, int]:
     return dict(count)
 
 
-def _number(config: Mapping[str, Any], key: str, at: str, default: int) -> int:
-    value = config.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise LlmcError(f"{key} is not a positive number", at=at, found=repr(value))
-    return value
-
-
-def want_layers(config: Mapping[str, Any], at: str) -> None:
-    """Refuse a number of layers that is none: transformers would build a model without layers."""
-    for key in LAYERS:
-        if key in config:
-            _number(config, key, at, 1)
-
-
 def labels(config: Mapping[str, Any], at: str = "config.json") -> tuple[str, ...]:
     """Class names in order of their ids; transformers' LABEL_0, LABEL_1 where the config has none."""
     names = config.get("id2label")
+    if isinstance(names, dict) and any(str(key).isdecimal() and len(str(key)) > 9 for key in names):
+        raise LlmcError("a key of id2label is larger than any label's number", at=at)
     if not isinstance(names, dict) or not all(str(k).isdecimal() for k in names):
         count = config.get("num_labels")
         return tuple(f"LABEL_{i}" for i in range(count if isinstance(count, int) else 2))

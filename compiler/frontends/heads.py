@@ -113,6 +113,12 @@ class DenseLayer(nn.Module):
         return self.activation(self.linear(x))  # type: ignore[no-any-return]  # an nn.Module call is Any
 
 
+def _first(hidden: Any, mask: Any) -> Any:
+    """The first token of each row, wherever padding lies."""
+    place = mask[:, :, 0].argmax(1)
+    return hidden.gather(1, place[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
+
+
 def _mean(hidden: Any, mask: Any) -> Any:
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
 
@@ -129,7 +135,7 @@ def _weighted_mean(hidden: Any, mask: Any) -> Any:
 
 # mode -> function of hidden f32 [batch, seq, width] and mask f32 [batch, seq, 1]
 POOL = {
-    "cls": lambda hidden, mask: hidden[:, 0],
+    "cls": _first,
     "max": lambda hidden, mask: hidden.masked_fill(mask == 0, -1e9).amax(1),
     "mean": _mean,
     "mean_sqrt_len_tokens": _mean_sqrt_len,

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.frontends import images
+from llmc.compiler.frontends import forward, images
 from llmc.compiler.frontends import tokenizer as tokenizers
 from llmc.compiler.frontends.folder import Summary, inspect
-from llmc.compiler.frontends.imported import MAX_BATCH, Imported
+from llmc.compiler.frontends.imported import MAX_BATCH, Imported, want_bound
 from llmc.compiler.frontends.pretrained import build, first_line
 from llmc.compiler.frontends.sentence import Dense, Sentence
 from llmc.compiler.frontends.tasks import FAMILIES, scores_of
@@ -136,9 +136,8 @@ def _is_vision(summary: Summary) -> bool:
 
 
 def _bounds(summary: Summary, max_batch: int, max_seq: int | None) -> int:
-    for name, value in (("max_batch", max_batch), ("max_seq", max_seq)):
-        if value is not None and value < 1:
-            raise LlmcError(f"{name} is {value}", hint="give a number from 1 on")
+    want_bound("max_batch", max_batch)
+    want_bound("max_seq", max_seq)
     if max_seq is not None and max_seq > summary.max_positions:
         raise LlmcError(
             f"max_seq {max_seq} is more than the model's {summary.max_positions} positions",
@@ -178,7 +177,7 @@ def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: in
         return images.graph(summary, model, outputs, max_batch)
     names, fixed = _inputs(model)
     head = _head(summary, model, names, fixed, outputs)
-    _one_pass(model.config, max_seq)
+    forward.one_pass(model, max_seq)
     bounds = {"batch": (1, max_batch), "seq": (1, max_seq)}
     if FAMILIES[summary.model_type].own_attention:
         _tabulate(model, max_seq)
@@ -189,21 +188,6 @@ def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: in
     }
     declared = [Declared(name, ("batch", "seq"), **ranges.get(name, {})) for name in names]
     return to_graph(program, declared, outputs, bounds, ROOT)
-
-
-def _one_pass(config: Any, max_seq: int) -> None:
-    """No cache of keys and values; no sliding window where it is at least as wide as the longest sequence."""
-    config.use_cache = False
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in ("dynamic", "longrope"):
-        raise LlmcError(
-            f"rotary scaling of type {rope!r} is not supported",
-            at="config.json: rope_parameters",
-            hint="its frequencies depend on the length of the sequence; default, linear, yarn and llama3 do not",
-        )
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window >= max_seq:
-        config.sliding_window = None
 
 
 def _inputs(model: Any) -> tuple[list[str], list[str]]:
@@ -222,7 +206,7 @@ def _head(
 ) -> Any:
     from llmc.compiler.frontends.heads import Head, SentenceHead
 
-    _whole_activations(model)
+    forward.whole(model)
     head = Head(model, names, outputs, fixed)
     if summary.task.name != "sentence-embedding":
         return head.eval()
@@ -237,7 +221,9 @@ def _dense(step: Dense) -> Any:
 
     from llmc.compiler.frontends.folder import PICKLED, SAFETENSORS, read_weights
     from llmc.compiler.frontends.heads import DenseLayer
+    from llmc.compiler.frontends.regular_file import want_all_regular
 
+    want_all_regular(step.folder)
     known = read_weights(step.folder)
     try:
         if known is not None:
@@ -253,18 +239,6 @@ def _dense(step: Dense) -> Any:
         )
     except (KeyError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise LlmcError(f"cannot load the Dense layer: {first_line(error)}", at=str(step.folder)) from None
-
-
-def _whole_activations(model: Any) -> None:
-    """gelu's tanh form written out in Python -> torch's gelu, which the graph keeps whole."""
-    import torch
-    from transformers import activations
-
-    spelled = (activations.NewGELUActivation, activations.FastGELUActivation)
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, spelled):
-                setattr(module, name, torch.nn.GELU("tanh"))
 
 
 def _export(head: Any, inputs: int, bounds: Mapping[str, tuple[int, int]], at: str) -> Any:
@@ -285,16 +259,25 @@ def _export(head: Any, inputs: int, bounds: Mapping[str, tuple[int, int]], at: s
     }
     sample = tuple(torch.zeros(shape, dtype=torch.long) for _ in range(inputs))
     with torch.no_grad():
-        try:
-            head(*sample)  # makes the tables
-        except Exception as error:  # whatever transformers makes of settings that contradict each other
-            raise LlmcError(
-                f"transformers cannot run the model: {first_line(error)}",
-                at=at,
-                found=type(error).__name__,
-                hint="is config.json the one that was saved with these weights?",
-            ) from error
+        _make_tables(head, sample, at)
         return trace(head, sample, tuple(axes for _ in sample))
+
+
+def _make_tables(head: Any, sample: Sequence[Any], at: str) -> None:
+    """One run, in which models make the tables that they keep.
+
+    Raises:
+        LlmcError: config.json says what the model cannot be run with.
+    """
+    try:
+        head(*sample)
+    except Exception as error:  # anything that transformers and torch raise
+        raise LlmcError(
+            f"transformers cannot run the model: {first_line(error)}",
+            at=at,
+            found=type(error).__name__,
+            hint="is config.json the one saved with these weights?",
+        ) from error
 
 
 def _tabulate(model: Any, max_seq: int) -> None:

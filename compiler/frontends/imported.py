@@ -8,13 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends.sentence import Sentence
 from llmc.compiler.frontends.tokenizer import Tokenizer
+from llmc.errors import LlmcError
 
 if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
     from llmc.compiler.module import Module
 
 MAX_BATCH = 1024
+LARGEST = 2**31 - 1  # of any dim: sizes are counted in 63 bits
 GENERIC = "generic"  # the task of a model that is arrays in, arrays out
+
+
+def want_bound(name: str, value: int | None) -> None:
+    """Refuse an upper bound that sizes cannot be counted with; None is the default.
+
+    Raises:
+        LlmcError: it is below 1 or larger than 31 bits hold.
+    """
+    if value is not None and value < 1:
+        raise LlmcError(f"{name} is {value}", hint="give a number from 1 on")
+    if value is not None and value > LARGEST:
+        raise LlmcError(f"{name} is larger than {LARGEST}", hint="give what a machine has the memory for")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.frontends.imported import want_bound
 from llmc.compiler.frontends.versions import warn_if_untested
 from llmc.errors import LlmcError
 
@@ -30,6 +31,7 @@ def graph(module: Any, sample: Mapping[str, Any], outputs: Sequence[str], max_ba
     from llmc.compiler.frontends.tracing import trace
 
     warn_if_untested("torch")
+    want_bound("max_batch", max_batch)
     if module.training:
         raise LlmcError("the module is in training mode", hint="call module.eval() first")
     if not sample or any(not isinstance(v, torch.Tensor) or v.dim() == 0 for v in sample.values()):

@@ -17,8 +17,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
+from llmc.compiler.frontends.regular_file import want_regular
 from llmc.errors import LlmcError
 
+MOST_BYTES = 2**31 - 1  # of a protobuf message
 OPSETS = range(11, 24)  # versions of the default domain whose ops the converters know
 
 # Floats of any width are computed as f32: half checkpoints gain, doubles are constants that exporters left.
@@ -89,6 +91,7 @@ def read(path: Path) -> OnnxFile:
 
 
 def _parse(path: Path) -> onnx.ModelProto:
+    want_regular(path, MOST_BYTES)
     try:
         model = onnx.load_model(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, ValueError) as error:
@@ -145,8 +148,8 @@ def _external(tensor: TensorProto, path: Path) -> tuple[Path, int, int]:
     """File, offset and bytes of external data, checked: the file is inside the model's folder and long enough."""
     entries = {e.key: e.value for e in tensor.external_data}
     location, folder = entries.get("location", ""), path.parent.resolve()
-    file = (folder / location).resolve()
-    if not location or not file.is_relative_to(folder):
+    file = (folder / location).resolve() if "\0" not in location else folder
+    if not location or not _may_be_read(folder, location, file):
         raise LlmcError(
             f"the data of weight {tensor.name!r} is outside the model's folder",
             at=str(path),
@@ -172,6 +175,19 @@ def _external(tensor: TensorProto, path: Path) -> tuple[Path, int, int]:
             hint="the file is cut off or of another model: download both again",
         )
     return file, offset, length
+
+
+def _may_be_read(folder: Path, location: str, file: Path) -> bool:
+    """Whether a file is the model's own: in its folder, or there a link into the cache that the folder is of.
+
+    Hugging Face's cache has `models--NAME/snapshots/REVISION/...` of links into `models--NAME/blobs`.
+    """
+    if file.is_relative_to(folder):
+        return True
+    if ".." in Path(location).parts or Path(location).is_absolute():
+        return False
+    caches = (p.parent.parent for p in (folder, *folder.parents) if p.parent.name == "snapshots")
+    return any(file.parent == cache / "blobs" for cache in caches)
 
 
 def _bytes(tensor: TensorProto) -> int:

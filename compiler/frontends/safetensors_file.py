@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmc.compiler.frontends.regular_file import want_regular
 from llmc.errors import LlmcError
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the format's own library
@@ -37,6 +38,7 @@ def read_header(file: Path) -> Mapping[str, Tensor]:
     Raises:
         LlmcError: the file is truncated, corrupt or not safetensors.
     """
+    want_regular(file)
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:

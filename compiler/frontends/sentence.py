@@ -101,7 +101,17 @@ def _entries(file: Path) -> list[tuple[str, str]]:
     entries = read_json(file)
     if not isinstance(entries, list) or not entries:
         raise LlmcError("modules.json is not a list of modules", at=str(file))
-    return [(_kind(entry, file), str(entry.get("path", ""))) for entry in entries]
+    return [(_kind(entry, file), _folder(entry, file)) for entry in entries]
+
+
+def _folder(entry: Mapping[str, Any], file: Path) -> str:
+    """Where a module is, below the model's folder."""
+    path = entry.get("path", "")
+    plain, home = isinstance(path, str) and "\0" not in path, file.parent
+    if not plain or not (home / path).resolve().is_relative_to(home.resolve()):
+        problem = "modules.json names a folder that is not in the model's"
+        raise LlmcError(problem, at=str(file), found=repr(path)[:60], hint="download the model again")
+    return str(path)
 
 
 def _kind(entry: Any, file: Path) -> str:

@@ -18,7 +18,8 @@ class Family:
     Args:
         prefix: of its classes, as in `BertForMaskedLM`.
         own_attention: the model computes scores itself and adds the mask to them.
-        reserved: position embeddings that no token uses because positions start after the padding index.
+        pad_id: positions start after this padding index, None: at 0.
+        pad_stated: whether `pad_token_id` of config.json takes its place.
         kind: what it reads and how: "encoder", "decoder" (text, each token sees those before it), "vision".
         positions: the key of config.json that says how many positions there are.
         suffixes: task -> suffix of its class where that is not the task's own.
@@ -26,7 +27,8 @@ class Family:
 
     prefix: str
     own_attention: bool = False
-    reserved: int = 0
+    pad_id: int | None = None
+    pad_stated: bool = True
     kind: str = "encoder"
     positions: str = "max_position_embeddings"
     suffixes: Mapping[str, str] = field(default_factory=dict)
@@ -34,6 +36,13 @@ class Family:
     def class_of(self, task: Task) -> str:
         """transformers' class for a task."""
         return self.prefix + self.suffixes.get(task.name, task.suffix)
+
+    def reserved(self, config: Mapping[str, Any]) -> int:
+        """How many position embeddings no token uses."""
+        if self.pad_id is None:
+            return 0
+        stated = config.get("pad_token_id", self.pad_id) if self.pad_stated else self.pad_id
+        return max(stated + 1, 0) if type(stated) is int else self.pad_id + 1
 
     def tasks(self) -> list[Task]:
         """What models of the family can be compiled for."""
@@ -44,7 +53,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "albert": Family("Albert"),
         "bert": Family("Bert"),
-        "camembert": Family("Camembert", reserved=2),
+        "camembert": Family("Camembert", pad_id=1),
         "deberta-v2": Family("DebertaV2", own_attention=True),
         "distilbert": Family("DistilBert"),
         "electra": Family("Electra"),
@@ -54,11 +63,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "llama": Family("Llama", kind="decoder"),
         "mistral": Family("Mistral", kind="decoder"),
         "mobilenet_v2": Family("MobileNetV2", kind="vision"),
-        "mpnet": Family("MPNet", own_attention=True, reserved=2),
+        "mpnet": Family("MPNet", own_attention=True, pad_id=1, pad_stated=False),
         "qwen2": Family("Qwen2", kind="decoder"),
-        "roberta": Family("Roberta", reserved=2),
+        "roberta": Family("Roberta", pad_id=1),
         "vit": Family("ViT", kind="vision"),
-        "xlm-roberta": Family("XLMRoberta", reserved=2),
+        "xlm-roberta": Family("XLMRoberta", pad_id=1),
     }
 )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.frontends.json_file import read_object
+from llmc.compiler.frontends.regular_file import want_regular
 from llmc.compiler.frontends.sentence_text import TextSettings
 from llmc.errors import LlmcError
 
@@ -30,6 +31,8 @@ FILES = (
 )
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 SIDES = ("right", "left")
+MOST_BYTES = 64 << 20  # of tokenizer.json: the largest vocabularies take half of it
+_MOST_ID = 2**31 - 1
 _UNBOUNDED = 1 << 30  # transformers' way to say that a tokenizer has no limit is a number far above
 
 
@@ -82,10 +85,11 @@ def read(
     Raises:
         LlmcError: a file is damaged, or its settings are none.
     """
-    file = next((root / name for name in FILES if (root / name).is_file()), None)
+    file = next((root / name for name in FILES if (root / name).exists()), None)
     if file is None:
         return None
-    if file.name == "tokenizer.json" and "model" not in read_object(file):
+    want_regular(file, MOST_BYTES)
+    if file.name == "tokenizer.json" and not isinstance(_content(file).get("model"), dict):
         raise LlmcError(
             "tokenizer.json is not a tokenizer", at=str(file), hint="save it with save_pretrained"
         )
@@ -93,15 +97,21 @@ def read(
     settings = read_object(extra) if extra.exists() else {}
     stated = (told.max_length if told else None) or settings.get("model_max_length")
     pad = config.get("pad_token_id")
+    if type(pad) is int and pad > _MOST_ID:
+        raise LlmcError("pad_token_id is no token's", at=str(root / "config.json"), found=f"{pad:#x}"[:60])
     return Tokenizer(
         file,
         _limit(positions, stated),
-        pad if isinstance(pad, int) else 0,
+        pad if type(pad) is int and pad >= 0 else 0,  # -1 says that no token pads
         truncation_side=_side(settings, "truncation_side", extra),
         padding_side=_side(settings, "padding_side", extra),
         prompts=told.prompts if told else None,
         prompt=told.prompt if told else None,
     )
+
+
+def _content(file: Path) -> dict[str, Any]:
+    return read_object(file, MOST_BYTES)
 
 
 def _limit(positions: int, stated: Any) -> int:
@@ -170,7 +180,7 @@ def _same_kind(own: Any, file: Path) -> bool:
     """Whether the class is made for the model in tokenizer.json; what it would make of another is nonsense."""
     if file.name != "tokenizer.json":
         return True
-    kind, wanted = read_object(file)["model"].get("type"), getattr(type(own).model, "__name__", None)
+    kind, wanted = _content(file)["model"].get("type"), getattr(type(own).model, "__name__", None)
     return kind is None or wanted is None or kind == wanted
 
 
@@ -178,7 +188,7 @@ def _other_kind(own: Any, file: Path) -> LlmcError:
     return LlmcError(
         f"tokenizer.json is of another kind than {type(own).__name__}, which its neighbours name",
         at=str(file),
-        found=f"{read_object(file)['model'].get('type')}, wanted {type(own).model.__name__}",
+        found=f"{_content(file)['model'].get('type')}, wanted {type(own).model.__name__}",
         hint='"tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json takes the file as it is',
     )
 

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 from llmc import embed, tokens
 from llmc.compiler import artifact, extensions
+from llmc.compiler.countable import want_countable
 from llmc.compiler.frontends import dispatch
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
@@ -133,6 +134,7 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
     ):
         stages.enter("import the model", 0.02)
         imported = load()
+        want_countable(imported.module)
         stages.enter("optimise the graph", 0.4)
         optimised = optimise(imported, order, stages, compile_graph)
         module, pipeline = optimised.module, optimised.pipeline

@@ -16,7 +16,7 @@ from llmc.passes import LEVEL_PARTS, PASSES
 from llmc.passes.compress import shortcuts
 from llmc.quantisation import Quantisation
 from llmc.report import Progress
-from llmc.targets import host
+from llmc.targets import host, toolchain
 from llmc.targets.backends import backend_of
 
 TUNE_SECONDS = 60.0
@@ -96,6 +96,7 @@ class Order:
         self.verify_each, self.padding = options.get("verify_each", False), options.get("padding", "computed")
         self.keep, self.cc, self.progress = options.get("keep"), options.get("cc"), options.get("progress")
         self.say = options.get("say", lambda line: None)
+        toolchain.want_compiler(self.cc)
         self.form = embed.form(options.get("emit", "shared"), options.get("prefix", ""))
         self.target = host.find_target(options.get("target", "native"))
         self.backend = backend_of(self.target)

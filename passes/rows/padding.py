@@ -2,6 +2,7 @@
 
 A value is `wanted` if its entries at padding reach an output or anything that mixes places. It is not wanted by
 what has a known value at padding whatever it reads there: `x * mask`, `where(mask, x, 0)`, keys of an attention.
+But what makes the value known is wanted unless it is zero: `where(mask == 0, -1e9, x)` reads its condition.
 """
 
 from __future__ import annotations
@@ -25,6 +26,28 @@ def first_column(node: Node) -> bool:
         case Node("slice", _, {"axis": 1, "start": start, "stop": stop}):
             return same_dim(start, 0) and same_dim(stop, 1)
     return False
+
+
+def first_token(node: Node, mask: Node) -> Node | None:
+    """The place i64[batch] of each row's first token, if `node` is what lies there: always a place that is kept.
+
+    gather(x, expand(argmax(mask))) on axis 1; a row without tokens gives its first place.
+    """
+    match node:
+        case Node("gather", (x, index), {"axis": 1}) if by_token(x, mask) and same_dim(index.shape[1], 1):
+            while index.op in ("reshape", "expand"):
+                index = index.inputs[0]
+            match index:
+                case Node("argmax", (flags,), {"axis": 1}) if _is_mask(flags, mask):
+                    return index
+    return None
+
+
+def _is_mask(flags: Node, mask: Node) -> bool:
+    """Whether `flags` is a mask that holds 0 and 1, perhaps cast."""
+    while flags.op in ("reshape", "cast"):
+        flags = flags.inputs[0]
+    return flags is mask and (mask.attributes["low"], mask.attributes["high"]) == (0, 1)
 
 
 def row_inputs(node: Node) -> frozenset[int]:
@@ -69,14 +92,25 @@ class Padding:
         wanted.update((node, f"output {name}") for name, node in self.graph.outputs.items())
         for node in reversed(self.graph.nodes):
             read = self._read(node) if by_token(node, self.mask) else frozenset()
-            ignored = self._known[node] is not None or first_column(node)
+            ignored = self._known[node] is not None or self._picks(node)
+            whole = node in wanted or not read
             for position, x in enumerate(node.inputs):
                 crossed = position in read and missing_axes(node, position)  # batch against seq
-                if crossed or not (ignored or position in read):
+                told = whole and ignored and self._not_zero(x)
+                if crossed or told or not (ignored or position in read):
                     wanted.setdefault(x, f"{node.op} {node.source}".rstrip())
                 elif node in wanted and not ignored:
                     wanted.setdefault(x, wanted[node])
         return wanted
+
+    def _picks(self, node: Node) -> bool:
+        """Whether `node` is one place of each row, and one that is kept."""
+        return first_column(node) or first_token(node, self.mask) is not None
+
+    def _not_zero(self, x: Node) -> bool:
+        """Whether what is known of `x` at padding is lost on its way through rows, which come back as zeros."""
+        known = self._known[x]
+        return known is not None and bool(known)
 
     def _read(self, node: Node) -> frozenset[int]:
         """Positions of the operands of which `node` reads nothing at padding but for its own rows there."""

@@ -22,7 +22,7 @@ from llmc.compiler.pipeline import Keeps, Pass, Pipeline, close
 from llmc.compiler.rewrite import note
 from llmc.passes.match import is_scalar, reshaped, through_views
 from llmc.passes.rows.blank import Blank
-from llmc.passes.rows.padding import Padding, by_token, first_column, row_inputs
+from llmc.passes.rows.padding import Padding, by_token, first_column, first_token, row_inputs
 
 TOKENS = "tokens"  # the dim that is counted
 
@@ -165,6 +165,9 @@ class _Packer:
         if first_column(node) and node.inputs[0] in packed:  # kept whatever the mask says
             picked = make("embedding", (self.packed[node.inputs[0]], self.starts), node.source)
             return reshaped(picked, node.shape)
+        first = first_token(node, self.mask)
+        if first is not None and node.inputs[0] in packed:
+            return self._first(node, self.padded(first))
         match node:
             case Node("where", (flags, x, zero)) if x in packed and is_scalar(zero, 0):
                 if node.shape == x.shape and self._are_tokens(flags):
@@ -172,6 +175,13 @@ class _Packer:
         inputs = tuple(map(self.padded, node.inputs))
         same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
         return node if same else node.with_inputs(inputs)
+
+    def _first(self, node: Node, place: Node) -> Node:
+        """What lies at the first token of each row: its first row, or the second if padding is before it."""
+        place = reshaped(place, (self.batch,))
+        behind = make("cast", (make("ne", (place, constant(np.int64(0)))),), dtype="i64")
+        rows = make("add", (self.starts, behind))
+        return reshaped(make("embedding", (self.packed[node.inputs[0]], rows), node.source), node.shape)
 
     def _are_tokens(self, flags: Node) -> bool:
         """Whether `flags` is the mask itself, as bool."""

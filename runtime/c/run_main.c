@@ -17,7 +17,7 @@ static const char help[] =
     "usage: run [options] INPUT=FILE.npy ... [INPUT:2x16=FILE ...]\n"
     "\n"
     "Run this artifact's model once. An input that has a default may be left out; the second form reads a file of bare\n"
-    "elements. Each output goes to OUTPUT.npy. Without arguments: what the model takes and gives.\n"
+    "elements. Each output goes to OUTPUT.npy, a / in its name written as %2F. Without arguments: what the model takes and gives.\n"
     "\n"
     "  --function NAME  of the model's functions this one (default: the first)\n"
     "  --past N       positions, all zeros, that the states hold before the run (default: 0)\n"
@@ -129,10 +129,21 @@ static int read_input(const llmc_function_info *info, const char *argument, llmc
     return 0;
 }
 
+/* FOLDER/NAME.npy. A name may hold any characters: '/' would lead out of the folder. 0 if it is too long. */
+static int output_path(char *path, const char *folder, const char *name) {
+    int used = snprintf(path, MAX_PATH, "%s/", folder);
+    for (; used >= 0 && used < MAX_PATH - 8 && *name; name++) {
+        const char *format = *name == '/' || *name == '%' ? "%%%02X" : "%c";
+        used += snprintf(path + used, (size_t)(MAX_PATH - used), format, (unsigned char)*name);
+    }
+    if (used < 0 || used >= MAX_PATH - 8) return 0;
+    return snprintf(path + used, (size_t)(MAX_PATH - used), ".npy") == 4;
+}
+
 static int write_output(const char *folder, const char *name, const llmc_tensor *tensor) {
     char path[MAX_PATH];
     const char *problem;
-    if (snprintf(path, sizeof path, "%s/%s.npy", folder, name) >= MAX_PATH) return complain("path too long", name, NULL);
+    if (!output_path(path, folder, name)) return complain("path too long", name, NULL);
     problem = npy_write(path, tensor);
     return problem ? fprintf(stderr, "error: cannot use %s: %s\n", path, problem), 1 : 0;
 }

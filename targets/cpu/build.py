@@ -21,7 +21,7 @@ from tvm import tirx
 
 from llmc import __version__
 from llmc.compiler.calls import Call
-from llmc.targets import store
+from llmc.targets import elf, store
 from llmc.targets.cpu.peak import emit_peak
 from llmc.targets.target import Cpu, Target
 
@@ -53,7 +53,7 @@ def compile_calls(calls: Sequence[Call], target: Target, kept: store.Store) -> d
     return objects
 
 
-_VERSIONS = f"llmc {__version__} tvm {tvm.__version__} object 1"
+_VERSIONS = f"llmc {__version__} tvm {tvm.__version__} object 2"
 
 
 def _content(function: Any) -> str:
@@ -83,7 +83,7 @@ def compile_object(functions: Mapping[str, Any], triple: str, cpu: Cpu) -> bytes
     library = tvm.get_global_func("target.build.llvm")(module, target)
     with _memory_file() as path:
         library.write_to_file(str(path), "o")
-        return path.read_bytes()
+        return elf.without_debug(path.read_bytes())
 
 
 @contextmanager

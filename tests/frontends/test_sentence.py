@@ -15,7 +15,10 @@ from llmc.compiler.constraints import constraints
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.frontends.sentence import POOLING
 from llmc.compiler.interpret import run
+from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
+from llmc.passes import LEVELS, PASSES
+from llmc.passes.rows.ragged import ragged_steps
 
 KEYS = {mode: key for key, mode in POOLING.items()}
 
@@ -38,7 +41,7 @@ def pooled(hidden: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], mode: str) 
         weights = np.arange(1, len(tokens) + 1)[kept]
         rows.append(
             {
-                "cls": lambda tokens=tokens: tokens[0],
+                "cls": lambda real=real: real[0],
                 "max": lambda real=real: real.max(0),
                 "mean": lambda real=real: real.mean(0),
                 "mean_sqrt_len_tokens": lambda real=real: real.sum(0) / np.sqrt(len(real)),
@@ -62,6 +65,24 @@ def test_pooling(mode: str, saved: Any, sample_inputs: Any) -> None:
     result = run(imported.graph, inputs)
     expected = pooled(result["last_hidden_state"], inputs["attention_mask"], mode)
     np.testing.assert_allclose(result["sentence_embedding"], expected, rtol=0, atol=1e-5)
+
+
+def test_cls_of_rows_padded_on_the_left(saved: Any) -> None:
+    """The first token, as sentence-transformers 6 takes it; on rows of tokens too."""
+    path, _ = saved("bert", "Model")
+    add_modules(path, ["cls"])
+    graph = load(path).graph
+    mask = np.array([[0, 0, 1, 1], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
+    inputs = {"input_ids": np.random.default_rng(0).integers(2, 100, mask.shape), "attention_mask": mask}
+    result = run(graph, inputs)
+    expected = result["last_hidden_state"][np.arange(4), [2, 0, 1, 0]]
+    np.testing.assert_array_equal(result["sentence_embedding"], expected)
+
+    fused = Pipeline.parse(LEVELS[3], PASSES).run(graph)[0]
+    after = ragged_steps(fused, blank=True).run(fused)[0]
+    assert any(node.op == "ragged_mha" for node in after.nodes)
+    packed = run(after, inputs)["sentence_embedding"]
+    np.testing.assert_allclose(packed, expected, rtol=0, atol=1e-5)
 
 
 def test_two_modes_dense_and_normalize(saved: Any, sample_inputs: Any) -> None:

@@ -150,10 +150,18 @@ def test_attentions_that_see_padding():
     [
         (lambda x, m: make("sum", (make("mul", (x, m)),), axes=(1,)), True),
         (lambda x, m: make("max", (make("where", (make("gt", (m, zero())), x, low())),), axes=(1,)), True),
+        (lambda x, m: make("max", (make("where", (make("eq", (m, zero())), low(), x)),), axes=(1,)), True),
+        (lambda x, m: make("max", (make("where", (inverted(m), low(), x)),), axes=(1,)), True),
+        (
+            lambda x, m: make("min", (make("where", (make("not", (inverted(m),)), x, high())),), axes=(1,)),
+            True,
+        ),
         (lambda x, m: make("sum", (make("add", (x, m)),), axes=(1,)), False),
         (lambda x, m: make("mean", (x,), axes=(1,)), False),
         (lambda x, m: make("slice", (x,), axis=1, start=S - 1, stop=S), False),
         (lambda x, m: make("slice", (x,), axis=1, start=0, stop=1), True),
+        (lambda x, m: make("gather", (x, at_first(m)), axis=1), True),
+        (lambda x, m: make("gather", (x, at_first(inverted(m))), axis=1), False),
         (lambda x, m: make("add", (make("slice", (x,), axis=2, start=0, stop=1), zero())), False),
     ],
 )
@@ -174,6 +182,34 @@ def zero() -> Node:
 
 def low() -> Node:
     return constant(np.float32(-1e9))
+
+
+def high() -> Node:
+    return constant(np.float32(1e9))
+
+
+def inverted(mask: Node) -> Node:
+    """True at padding, as some models write it: 1 - mask."""
+    return make("cast", (make("sub", (constant(np.float32(1)), mask)),), dtype="bool")
+
+
+def at_first(mask: Node) -> Node:
+    """i64[batch, 1, 8]: the first place of each row where a mask `[batch, seq, 1]` is largest."""
+    flags = make("cast", (mask,), dtype="f32")
+    return make("expand", (make("argmax", (flags,), axis=1, keepdims=True),), shape=(B, 1, 8))
+
+
+def test_an_inverted_mask(same_output):
+    """What makes its keys known is not zero at padding; here one attention stays whole and reads them there."""
+    graph = encoder(10, mask="fill", norm="post")
+    pad = make("eq", (graph.inputs[1], constant(np.int64(0))))
+    inverse = changed(
+        graph, "mha", lambda n: n.with_inputs((*n.inputs[:3], make("not", (pad,)), *n.inputs[4:]))
+    )
+    first, _ = (n for n in inverse.nodes if n.op == "mha")
+    seen = {"pooled": inverse.outputs["pooled"], "seen": make("sum", (first,), axes=(1,))}
+    after = same_output(Ragged(), Graph(graph.inputs, seen, graph.dims), inputs())
+    assert (ops(after)["mha"], ops(after)["ragged_mha"]) == (1, 1)
 
 
 def test_steps():

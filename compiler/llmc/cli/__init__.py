@@ -16,6 +16,7 @@ from importlib import import_module
 import click
 
 from llmc import __version__
+from llmc.cli.terminated import Terminated, terminable
 from llmc.cli.verbosity import scope, with_options
 from llmc.errors import LlmcError, extras_named
 
@@ -28,7 +29,7 @@ Start here:
   llmc COMMAND --help                         options and examples of one command
 
 \b
-Exit codes: 0 done, 1 failed (a sentence on stderr says why), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 failed (a sentence on stderr says why), 2 wrong usage, 130 interrupted, 143 terminated.
 """
 
 _COMMANDS = (
@@ -95,13 +96,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        with extras_named():
+        with extras_named(), terminable():
             code = llmc.main(arguments, prog_name="llmc", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except Terminated as signalled:
+        print("terminated", file=sys.stderr)
+        return 128 + signalled.number
     except (KeyboardInterrupt, click.Abort):
         print("interrupted", file=sys.stderr)
         return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -256,8 +257,16 @@ def _save(outputs: Any, path: Path | None) -> None:
 
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as stream:
-            np.savez(stream, **dict(outputs))
+        with part.open("wb") as stream, zipfile.ZipFile(stream, "w") as archive:
+            for name, array in outputs.items():
+                with archive.open(f"{_member(name)}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _member(name: str) -> str:
+    """The name of an output as one in an archive: unpacked, it must not lie elsewhere."""
+    leads_out = name.startswith("/") or ".." in name.split("/")
+    return name.replace("%", "%25").replace("/", "%2F") if leads_out else name

@@ -1,0 +1,106 @@
+"""Whether the sizes in config.json are those of the weights, asked before anybody makes a model or a list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmc.compiler.frontends.safetensors_file import Tensor
+from llmc.compiler.frontends.tasks import Family
+from llmc.errors import LlmcError
+
+MOST_NUMBER = 2**31 - 1
+MOST_LAYERS = 1000
+MOST_POSITIONS = 1 << 20  # tables of rotary positions have as many rows
+UNOPENED = 10_000_000  # the most of a size where weights are in a pickle
+FEW = 1000  # sizes up to it need no weight: libraries find out what is wrong
+MOST_PIXELS = 4096  # of an image's side
+MOST_WIDENING = 16.0
+LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+SIZES = (
+    *("num_labels", "vocab_size", "hidden_size", "intermediate_size", "embedding_size"),
+    "type_vocab_size",
+    *("dim", "hidden_dim", "n_embd", "n_inner", "position_buckets", "max_relative_positions"),
+)
+
+Config = Mapping[str, Any]
+Tensors = Mapping[str, Tensor]
+
+
+def number(config: Config, key: str, at: str, default: int) -> int:
+    """A positive number of config.json.
+
+    Raises:
+        LlmcError: it is something else.
+    """
+    value = config.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise LlmcError(f"{key} is not a positive number", at=at, found=repr(value)[:60])
+    if value > MOST_NUMBER:
+        raise LlmcError(f"{key} is larger than {MOST_NUMBER}", at=at, hint="is config.json damaged?")
+    return value
+
+
+def want_of(config: Config, tensors: Tensors | None, at: str) -> None:
+    """Refuse layers that are none or without end, and sizes that no weight has.
+
+    Raises:
+        LlmcError: config.json is not of these weights.
+    """
+    for key in LAYERS:
+        if key in config and number(config, key, at, 1) > MOST_LAYERS:
+            problem = f"{key} is larger than {MOST_LAYERS}"
+            raise LlmcError(problem, at=at, found=str(config[key]), hint="is config.json damaged?")
+    if config.get("num_labels") is not None:
+        number(config, "num_labels", at, 2)
+    most = _largest(tensors)
+    for key in SIZES:
+        if type(config.get(key)) is int and config[key] > max(most, FEW):
+            raise _other(key, config[key], most, at)
+    _want_pictures(config, at)
+
+
+def _want_pictures(config: Config, at: str) -> None:
+    """Refuse images and widths that no memory holds; that they are sizes at all is asked later."""
+    stated = config.get("image_size")
+    sides = [n for n in (stated if isinstance(stated, list) else [stated]) if isinstance(n, int | float)]
+    if max(sides, default=0) > MOST_PIXELS:
+        raise LlmcError(f"image_size is larger than {MOST_PIXELS}", at=at, hint="is config.json damaged?")
+    widening = config.get("depth_multiplier")
+    if isinstance(widening, int | float) and not 0 < widening <= MOST_WIDENING:
+        raise LlmcError(f"depth_multiplier is not within 0 to {MOST_WIDENING:g}", at=at)
+
+
+def positions(config: Config, family: Family, tensors: Tensors | None, at: str) -> int:
+    """The most tokens that a row may have.
+
+    Raises:
+        LlmcError: there is none, or more than any table has.
+    """
+    count, reserved = number(config, family.positions, at, 512), family.reserved(config)
+    most = max(_largest(tensors), MOST_POSITIONS)
+    if count > most:
+        raise _other(family.positions, count, most, at)
+    if count <= reserved:
+        raise LlmcError(
+            "no position is left for a token: they start after pad_token_id",
+            at=at,
+            found=f"{family.positions} {count}, pad_token_id {reserved - 1}"[:80],
+        )
+    return count - reserved
+
+
+def _largest(tensors: Tensors | None) -> int:
+    """The largest size of any weight."""
+    if tensors is None:
+        return UNOPENED
+    return max((size for tensor in tensors.values() for size in tensor.shape), default=1)
+
+
+def _other(key: str, value: int, most: int, at: str) -> LlmcError:
+    return LlmcError(
+        f"{key} is larger than any weight",
+        at=at,
+        found=f"the largest is {most}" if value > MOST_NUMBER else f"{value}, the largest is {most}",
+        hint="config.json and weights are of different models",
+    )
