@@ -64,10 +64,10 @@ DECODERS = ("gpt2", "llama", "llama3", "mistral", "mistral-window", "qwen2")
 VISION = ("vit", "mobilenet_v2")
 
 
-def random_model(name: str) -> Any:
+def random_model(name: str, **changes: Any) -> Any:
     """A model whose weights are large enough for every part to show in the outputs, yet keep images in range."""
     kind = name.partition("-")[0].replace("llama3", "llama")
-    config = transformers.AutoConfig.for_model(kind, **CONFIGS[name])
+    config = transformers.AutoConfig.for_model(kind, **{**CONFIGS[name], **changes})
     factory = (
         transformers.AutoModelForCausalLM
         if name in DECODERS

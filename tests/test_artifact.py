@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,29 @@ def test_what_is_not_an_artifact_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     make(tmp_path / "empty", "1")
     assert read(tmp_path / "empty") == "1"
+
+
+def left_behind(folder: Path, age: float) -> Path:
+    """What a process that was killed so many seconds ago leaves."""
+    path = folder / ".m.llmc.0123abcd.part"
+    path.mkdir()
+    (path / "weights.bin").write_bytes(b"half")
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    left = left_behind(tmp_path, 1000)
+    with new_folder(tmp_path / "other.llmc"):
+        assert left.exists()
+    with new_folder(tmp_path / "m.llmc"):
+        assert not left.exists()
+
+
+def test_what_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    fresh = left_behind(tmp_path, 1)
+    with new_folder(tmp_path / "m.llmc") as first:
+        os.utime(first, (time.time() - 1000,) * 2)
+        with new_folder(tmp_path / "m.llmc"):
+            assert first.exists()
+            assert fresh.exists()

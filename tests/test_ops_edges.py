@@ -69,6 +69,19 @@ def test_fully_masked_row_of_mha_gives_zeros():
     assert (found[1] != 0).any()
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_fully_masked_row_of_mha_takes_values_evenly(bias: bool):
+    """As PyTorch does where the mask adds float32's minimum."""
+    keys = np.array([[False] * 5, [True] * 5])
+    more, low = (floats(1, 3, 4, 5),) if bias else (), np.finfo(np.float32).min
+    q, k, v = (torch.from_numpy(x).unflatten(-1, (3, 4)).transpose(1, 2) for x in (P, R, R))
+    added = torch.from_numpy(np.where(keys, np.float32(0), low)[:, None, None] + (more[0] if bias else 0))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, added, scale=0.3)
+    given = {"heads": 3, "head_dim": 4, "scale": 0.3, "has_keys": True, "has_bias": bias, "evenly": True}
+    found = apply("mha", P, R, R, keys, *more, **given)
+    np.testing.assert_allclose(found, expected.transpose(1, 2).flatten(2).numpy(), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("op", ["gather", "embedding"])
 def test_indices_are_clamped(op: str):
     index = np.array([-5, 0, 3, 99])

@@ -241,6 +241,7 @@ REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ("attention", (t(B, 2, S, 8),) * 3 + (b(B, S, S),), {"scale": 1.0, "has_mask": True}, "mask of shape"),
     ("mha", (t(B, S, 8),) * 3, {**MHA, "offsets": (0, 0, 1)}, "v has no columns 1 to 9"),
     ("mha", (t(B, S, 8),) * 3 + (b(S, B),), {**MHA, "has_keys": True}, "keys has shape"),
+    ("mha", (t(B, S, 8),) * 3, {**MHA, "evenly": True}, "evenly is for attention with keys"),
     ("pack_index", (n(B, S),), {"tokens": 4}, "not the name of a dim"),
     ("pack_index", (t(B, S),), {"tokens": T}, "the mask has dtype f32"),
     ("pack_offsets", (n(B, S, 1),), {}, "the mask has rank 3"),

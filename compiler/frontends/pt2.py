@@ -28,13 +28,17 @@ def load(
         LlmcError: the file is damaged or holds code, or ops, dtypes or shapes of it are not supported.
     """
     from llmc.compiler.frontends.pt2_file import read
-    from llmc.compiler.frontends.torch_export import Declared, to_graph
 
     path = Path(path)
     extras = beside.read(path, task)
     bounds = beside.first_bounds(max_batch)
     warn_if_untested("torch")
     file = read(path)
+    from llmc.compiler.frontends.torch_export import (  # a file that is refused needs no torch
+        Declared,
+        to_graph,
+    )
+
     names, dims = AxisNames(), {}
     declared = []
     for name in file.inputs:

@@ -1,6 +1,7 @@
 """Attention. References compute in float64 and round once.
 
-A query with every key masked out (all scores -inf) gives zeros, where a plain softmax would give NaN.
+A query with every key masked out (all scores -inf) gives zeros, where a plain softmax would give NaN. `evenly` says
+that it takes all values in equal parts, as where masks add float32's minimum: that swallows the scores.
 """
 
 from __future__ import annotations
@@ -106,17 +107,21 @@ def mha_reference(
     has_bias: bool,
     kv_heads: int | None,
     int8: bool,
+    evenly: bool,
 ) -> Array:
     """`mha` in float64: every position attends, masked ones are left out by a score of -inf. On int8 if asked for."""
     counts = (heads, kv_heads or heads, kv_heads or heads)
     q, k, v = (_split(x, o, n, head_dim) for x, o, n in zip(inputs[:3], offsets, counts, strict=True))
+    keys = inputs[3] if has_keys else np.ones((k.shape[0], k.shape[2]), np.bool_)
+    bare = (~keys.any(1) & evenly)[:, None]  # scores of 0 for all keys
+    keys, q = keys | bare, np.where(bare[..., None, None], np.float32(0), q)
     if int8:
         k, v = (np.repeat(x, heads // x.shape[1], axis=1) for x in (k, v))
-        keys = inputs[3] if has_keys else np.ones((k.shape[0], k.shape[2]), np.bool_)
         return _joined(int8_attention(q, k, v, keys, scale))
     mask = inputs[-1].astype(np.float64) if has_bias else np.zeros((1, 1, 1, 1))
     if has_keys:
-        mask = np.where(inputs[3][:, None, None, :], mask, -np.inf)
+        mask = np.where(bare[..., None, None], 0, mask)
+        mask = np.where(keys[:, None, None, :], mask, -np.inf)
     return _joined(attention64(q, k, v, mask, scale, causal))
 
 
@@ -138,7 +143,7 @@ def _packed(node: Node, packing: Packing) -> Node:
     """mha(q, k, v, keys, bias?) -> ragged_mha(q, k, v, keys, index, offsets, bias?)"""
     rows = map(packing.rows, node.inputs[:4])
     inputs = (*rows, packing.index, packing.offsets, *map(packing.padded, node.inputs[4:]))
-    names = ("heads", "head_dim", "scale", "offsets", "has_bias", "kv_heads")
+    names = ("heads", "head_dim", "scale", "offsets", "has_bias", "kv_heads", "evenly")
     kept = {name: node.attributes[name] for name in names}
     return make("ragged_mha", inputs, node.source, seq=packing.seq, **kept)
 
@@ -156,6 +161,7 @@ def _packed(node: Node, packing: Packing) -> Node:
     has_bias=False,
     kv_heads=None,
     int8=False,
+    evenly=False,
 )
 def _mha(
     *inputs: TensorType,
@@ -168,8 +174,11 @@ def _mha(
     has_bias: bool,
     kv_heads: Any,
     int8: bool,
+    evenly: bool,
 ) -> TensorType:
-    want_flags(causal=causal, has_keys=has_keys, has_bias=has_bias, int8=int8)
+    want_flags(causal=causal, has_keys=has_keys, has_bias=has_bias, int8=int8, evenly=evenly)
+    if evenly and (causal or not has_keys):
+        raise LlmcError("evenly is for attention with keys that is not causal")
     if int8:
         want_integers(head_dim, scale, causal or has_bias)
     widths = head_widths(heads, head_dim, scale, kv_heads)

@@ -1,8 +1,9 @@
 """Batches without their padding: the rows of real tokens side by side, and the way there and back.
 
-A mask `[batch, seq]` says which places hold tokens. Kept are those where it is not 0, and the first of every
-row whatever the mask says: models pool it, and no row is then empty. The number kept is a dim that the data
-decides, `tokens`: it is counted from the mask, an input of the graph, before anything else runs.
+A mask `[batch, seq]` says which places hold tokens. Kept are those where it is not 0, the first of every row
+whatever the mask says, as models pool it, and all of a row without tokens: its attention may be even. The number
+kept is a dim that the data decides, `tokens`: it is counted from the mask, an input of the graph, before anything
+else runs.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ MASKS = frozenset({"bool", "i8", "u8", "i32", "i64"})
 def kept(mask: Array) -> Array:
     """bool `[batch, seq]`: which places of a mask are kept."""
     places = mask != 0
+    places |= ~places.any(1, keepdims=True)
     places[:, :1] = True
     return np.asarray(places)
 
@@ -129,6 +131,7 @@ def _ragged_mha_reference(
     has_bias=False,
     kv_heads=None,
     int8=False,
+    evenly=False,
 )
 def _ragged_mha(
     q: TensorType,
@@ -146,8 +149,9 @@ def _ragged_mha(
     has_bias: bool,
     kv_heads: Any,
     int8: bool,
+    evenly: bool,
 ) -> TensorType:
-    want_flags(has_bias=has_bias, int8=int8)
+    want_flags(has_bias=has_bias, int8=int8, evenly=evenly)
     if int8:
         want_integers(head_dim, scale, has_bias)
     want_count(bias, int(has_bias))

@@ -192,7 +192,7 @@ def mha_from_attention(node: Node) -> Node | Decline | None:
     masks = keys_and_bias(core)
     if isinstance(masks, Decline):
         return masks
-    keys, bias = masks
+    keys, bias, evenly = masks
     columns = [p for p in parts if p is not None]
     extras = [m for m in (keys, bias) if m is not None]
     merged = make(
@@ -207,6 +207,7 @@ def mha_from_attention(node: Node) -> Node | Decline | None:
         has_keys=keys is not None,
         has_bias=bias is not None,
         kv_heads=None if groups == h else groups,
+        evenly=evenly and not core.attributes["causal"],
     )
     return reshaped(merged, node.shape)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import make
@@ -11,18 +12,24 @@ from llmc.passes.match import reshaped, scalar, through_views, without_ones
 
 _NEVER = -1e30  # a score this low has weight exp(-1e30) = 0
 
-Masks = tuple[Node | None, Node | None]
+
+class Masks(NamedTuple):
+    """The keys `[b, t]` and the bias of `mha`, and whether a query without keys takes all values evenly."""
+
+    keys: Node | None = None
+    bias: Node | None = None
+    evenly: bool = False
 
 
 def keys_and_bias(core: Node) -> Masks | Decline:
-    """The mask of an `attention` as the keys `[b, t]` and the bias of `mha`."""
+    """The mask of an `attention` as `mha` has it."""
     if not core.attributes["has_mask"]:
-        return None, None
+        return Masks()
     mask, batch, length = core.inputs[3], core.shape[0], core.inputs[1].shape[2]
     mask = reshaped(mask, (1,) * (4 - mask.type.rank) + mask.shape)
     if mask.dtype == "bool":
         keys = _as_keys(mask, batch, length)
-        return (keys, None) if keys else Decline("the mask is boolean and differs between queries or heads")
+        return Masks(keys) if keys else Decline("the mask is boolean and differs between queries or heads")
     return _split_bias(mask, batch, length)
 
 
@@ -39,10 +46,12 @@ def _as_keys(mask: Node, batch: object, length: object) -> Node | None:
 def _split_bias(mask: Node, batch: object, length: object) -> Masks:
     """Addends that are 0 or very low, and the same for all queries and heads, become keys; the rest is bias.
 
-    Where at least one key is attended to, a score lowered so far has weight 0 either way.
+    Where at least one key is attended to, a score lowered so far has weight 0 either way. Where none is, a finite
+    addend swallows all scores, and they are equal.
     """
     keys: Node | None = None
     bias: Node | None = None
+    evenly = True
     for term in _terms(mask):
         flags = _as_flags(term)
         found = _as_keys(flags, batch, length) if flags is not None else None
@@ -50,7 +59,15 @@ def _split_bias(mask: Node, batch: object, length: object) -> Masks:
             bias = term if bias is None else make("add", (bias, term), mask.source)
         else:
             keys = found if keys is None else make("and", (keys, found), mask.source)
-    return keys, None if bias is None else reshaped(bias, (1,) * (4 - bias.type.rank) + bias.shape)
+            evenly = evenly and _is_finite(term)
+    bias = None if bias is None else reshaped(bias, (1,) * (4 - bias.type.rank) + bias.shape)
+    return Masks(keys, bias, evenly and keys is not None)
+
+
+def _is_finite(term: Node) -> bool:
+    """Whether a term that is 0 or very low is low by a finite number."""
+    term = through_views(term)
+    return all(math.isfinite(scalar(x)) for x in term.inputs if is_low(x))
 
 
 def _terms(node: Node) -> list[Node]:

@@ -187,8 +187,9 @@ void llmc_count_dims(const llmc_program *program, const llmc_function *function,
         columns = (size_t)shape[1];
         kept = mask && mask->data ? 0 : (int64_t)all; /* absent: all ones */
         for (i = 0; mask && mask->data && columns && i < all; i += columns) {
-            kept++;
-            for (j = 1; j < columns; j++) kept += element(mask, i + j) != 0;
+            int64_t tokens = 0; /* without any the whole row is kept, else the first place too */
+            for (j = 0; j < columns; j++) tokens += element(mask, i + j) != 0;
+            kept += tokens ? tokens + !element(mask, i) : (int64_t)columns;
         }
         sizes[program->n_dims + c] = kept;
     }

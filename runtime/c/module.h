@@ -95,7 +95,8 @@ typedef struct llmc_function {
     const llmc_step_spec *steps;
 
     /* Dims that the data decides: dim n_dims + i is the number of places kept by input counted[i], an integer mask
-     * [rows, columns]: those that are not 0, and the first of every row. */
+     * [rows, columns]: those that are not 0, the first of every row, and all
+     * of a row of zeros. */
     int n_counted;
     const int *counted;
 

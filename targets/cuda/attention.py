@@ -80,6 +80,7 @@ class _Head:
         self.query = k.let(tirx.min(first + k.thread, self.s - i64(1)))
         # Causal: keys after the block's last query are seen by none of it.
         self.end = k.let(tirx.min(self.t, first + QUERIES)) if shape.causal else self.t
+        self.bare = self.is_bare() if shape.evenly else None
 
     def start(self, layout: Layout, heads: int, length: Expr) -> Expr:
         head = (
@@ -174,9 +175,22 @@ class _Head:
             else:
                 score = k.let(fma(value, f32(shape.scale), entry))
         if self.flags is not None:
-            flag = k.load(self.flags, self.batch * self.t + key)
-            score = k.let(tirx.Select(tirx.NE(flag, tirx.const(0, "uint8")), score, masked))
+            otherwise = masked if self.bare is None else k.let(tirx.Select(self.bare, f32(0.0), masked))
+            score = k.let(tirx.Select(self.flag(key), score, otherwise))
         return k.let(tirx.Select(key <= self.query, score, masked)) if shape.causal else score
+
+    def flag(self, key: Expr) -> Expr:
+        """Whether a key may be attended."""
+        return tirx.NE(self.k.load(self.flags, self.batch * self.t + key), tirx.const(0, "uint8"))
+
+    def is_bare(self) -> Expr:
+        """Whether no key may be attended."""
+        k = self.k
+        count = k.registers(1, "int64")
+        k.set(count, 0, i64(0))
+        with k.loop(0, self.t, "key") as key:
+            k.set(count, 0, k.let(k.get(count)) + tirx.Cast("int64", self.flag(key)))
+        return k.let(tirx.EQ(k.let(k.get(count)), i64(0)))
 
     def entry(self, varies: Sequence[bool], key: Expr) -> Expr:
         """Element of the mask for this query and `key`."""

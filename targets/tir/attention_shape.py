@@ -52,6 +52,7 @@ class Shape:
     Args:
         mask: dtype ("bool" or "f32") and, for each of batch, head, query and key, whether the mask varies along it.
         keys: a bool [batch, key] mask is given too.
+        evenly: a sequence without keys takes all values evenly.
     """
 
     heads: int
@@ -61,6 +62,7 @@ class Shape:
     causal: bool
     keys: bool
     mask: tuple[str, bool, bool, bool, bool] | None
+    evenly: bool = False
 
 
 class Problem(NamedTuple):
@@ -99,7 +101,8 @@ def token_shape(
     widths = [int(operand.shape[-1]) for operand in node.inputs[:3]]
     at = [Layout(True, width, offset, size) for width, offset in zip(widths, a["offsets"], strict=True)]
     layouts = Layouts(at[0], at[1], at[2], Layout(True, heads * size, 0, size))
-    return Shape(heads, a["kv_heads"] or heads, layouts, float(a["scale"]), causal, keys, mask)
+    groups, scale = a["kv_heads"] or heads, float(a["scale"])
+    return Shape(heads, groups, layouts, scale, causal, keys, mask, a["evenly"])
 
 
 def _by_heads(node: Node) -> Problem:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import llmc.cli as front
+from llmc.compiler.artifact import new_folder
 from llmc.errors import LlmcError
 
 RUN = [sys.executable, "-c", "import sys; from llmc.cli import main; sys.exit(main())"]
@@ -81,6 +82,21 @@ def test_an_interrupt_is_130(cli, raising):
     result = cli("targets")
     assert result.code == 130
     assert result.err.strip() == "interrupted"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_termination_removes_what_was_begun(cli, monkeypatch, tmp_path, number, code):
+    @click.command("targets")
+    def command():
+        with new_folder(tmp_path / "m.llmc") as part:
+            (part / "weights.bin").write_bytes(b"half")
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(front._Commands, "get_command", lambda self, ctx, name: command)
+    result = cli("targets")
+    assert (result.code, result.err) == (code, "terminated\n")
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_a_full_disk_is_the_systems_sentence(cli, raising):

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 import llmc
+from llmc.compiler.graph import Graph
+from llmc.compiler.ops import input_, make
+from llmc.driver import compile_graph
 from llmc.errors import LlmcError
 from llmc.runtime.sources import FOLDER
 
@@ -49,6 +52,30 @@ def test_bare_elements_with_a_shape(start, static, tmp_path):
     (tmp_path / "out").mkdir()
     assert start("input_ids:2x4=ids.bin", "attention_mask=mask.npy", "-o", "out").returncode == 0
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "logits.npy"), expected(static))
+
+
+def test_an_output_stays_in_its_folder(link, shell, tmp_path):
+    """A file may call its output anything."""
+    x = input_("x", "f32", (2,))
+    outputs = {"../../x": make("neg", (x,)), "/a%": make("abs", (x,)), "..": make("relu", (x,))}
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    compile_graph(Graph((x,), outputs), tmp_path / "m.llmc", target="x86-avx2", emit="static")
+    sources = [FOLDER / "run_main.c", FOLDER / "npy.c", tmp_path / "m.llmc" / "libmodel.a"]
+    program = link("run_names", sources, "-lm", "-lpthread")
+    np.save(tmp_path / "x.npy", np.float32([1, -2]))
+    result = shell(program, "--model", tmp_path / "m.llmc", "x=x.npy", "-o", "a/b", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "m.llmc", "x.npy"]
+    names = {p.name: np.load(p).tolist() for p in (tmp_path / "a" / "b").iterdir()}
+    assert names == {"..%2F..%2Fx.npy": [-1, 2], "%2Fa%25.npy": [1, 2], "...npy": [1, 0]}
+
+
+def test_programs_may_lie_anywhere_and_hold_no_dwarf(static):
+    """`bench` is position-independent, and nothing in the library says how the kernels were written."""
+    assert (static / "bench").read_bytes()[16] == 3  # ET_DYN
+    library = (static / "libmodel.a").read_bytes()
+    assert b".debug_" not in library.replace(b".debug_frame", b"")
+    assert b"DW.ref" not in library
 
 
 def test_without_inputs_it_describes_the_model(program, static, shell, tmp_path):

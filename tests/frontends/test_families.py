@@ -11,19 +11,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_families import cases, imported
+from random_families import cases, imported, layers, reference, sample
 from transformers.models.deberta_v2 import modeling_deberta_v2 as deberta
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from llmc.compiler.frontends.buckets import tabulate
 from llmc.compiler.frontends.huggingface import load
+from llmc.compiler.frontends.sizes import positions
+from llmc.compiler.frontends.tasks import FAMILIES
 from llmc.compiler.interpret import run
 from llmc.compiler.parse import parse_graph
+from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.text import print_graph, weights_of
 from llmc.compiler.verify import verify
+from llmc.errors import LlmcError
+from llmc.passes import LEVELS, PASSES
+from llmc.passes.rows.ragged import ragged_steps
 
 SHAPES = [(1, 1), (3, 17), (2, 64)]
-FEW = {**{f: (f, t) for f, t in cases()}, **{t.name: (f, t) for f, t in cases()}}.values()  # each family, each head
+FEW = {
+    **{f: (f, t) for f, t in cases()},
+    **{t.name: (f, t) for f, t in cases()},
+}.values()  # each family, each head
 CASES = [
     pytest.param(f, t, id=f"{f}-{t.name}", marks=[pytest.mark.imports] if (f, t) in FEW else [])
     for f, t in cases()
@@ -68,6 +77,38 @@ def test_one_segment_needs_no_input() -> None:
 
     assert [n.attributes["name"] for n in graph.inputs] == ["input_ids", "attention_mask"]
     assert graph.dims["seq"] == (1, 64)  # 66 positions, of which 2 are reserved
+
+
+def test_positions_start_after_the_padding(saved: Any, difference: Any) -> None:
+    folder, model = saved("roberta", "Model", pad_token_id=3, max_position_embeddings=34, **layers("x"))
+    graph = load(folder, task="feature-extraction", max_batch=2).graph
+    assert graph.dims["seq"] == (1, 30)
+    assert difference(model, graph, [(2, 30)]) < 1e-5
+    with pytest.raises(LlmcError, match="no position is left"):
+        positions({"max_position_embeddings": 34, "pad_token_id": 33}, FAMILIES["roberta"], {}, "config.json")
+    assert [FAMILIES[name].reserved({"pad_token_id": 5}) for name in ("mpnet", "bert", "camembert")] == [
+        2,
+        0,
+        6,
+    ]
+    assert FAMILIES["roberta"].reserved({"pad_token_id": -1}) == 0
+
+
+@pytest.mark.parametrize("family", ["mpnet", "deberta-v2", "bert"])
+def test_a_row_without_tokens(family: str) -> None:
+    """PyTorch's values: of a mask that adds, attention is even; as imported, fused, and on rows of tokens."""
+    model, found = imported(family, "ForSequenceClassification")
+    inputs = sample(found.graph, 3, 6)
+    inputs["attention_mask"][1] = 0
+    expected = reference(model, inputs)["logits"]
+    fused = Pipeline.parse(LEVELS[3], PASSES).run(found.graph)[0]
+    for graph in (found.graph, fused, ragged_steps(fused, blank=True).run(fused)[0]):
+        np.testing.assert_allclose(run(graph, inputs)["logits"], expected, rtol=0, atol=2e-5)
+
+
+def test_a_feed_forward_by_chunks(saved: Any, difference: Any) -> None:
+    folder, model = saved("bert", "Model", chunk_size_feed_forward=3, **layers("x"))
+    assert difference(model, load(folder, max_batch=2).graph, [(2, 6)]) < 1e-5
 
 
 def test_absent_inputs_take_transformers_defaults(saved: Any) -> None:

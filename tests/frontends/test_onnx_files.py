@@ -225,6 +225,28 @@ def test_external_data(tmp_path: Path) -> None:
     assert isinstance(weight.base, np.memmap) or isinstance(weight, np.memmap) or weight.base is not None
 
 
+def test_external_data_in_the_cache_of_the_hub(tmp_path: Path) -> None:
+    """models--NAME/snapshots/REVISION/onnx holds links into models--NAME/blobs; other links lead outside."""
+    home, blobs = (
+        tmp_path / "models--a--b" / "snapshots" / "0123" / "onnx",
+        tmp_path / "models--a--b" / "blobs",
+    )
+    for folder in (home, blobs):
+        folder.mkdir(parents=True)
+    path, _ = external(home)
+    for number, file in enumerate((path, home / "m.data")):
+        file.rename(blobs / f"{number}")
+        file.symlink_to(Path("../../../blobs") / f"{number}")
+    (weight,) = (n.attributes["value"].array for n in load(path).graph.nodes if n.op == "constant")
+    np.testing.assert_array_equal(weight, np.arange(6, dtype=np.float32))
+
+    (blobs / "1").rename(tmp_path / "m.data")
+    (home / "m.data").unlink()
+    (home / "m.data").symlink_to(tmp_path / "m.data")
+    with pytest.raises(LlmcError, match="outside the model's folder"):
+        load(path)
+
+
 def entry(made: Any, key: str, value: str) -> None:
     entries = made.graph.initializer[0].external_data
     found = [e for e in entries if e.key == key] or [entries.add(key=key)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import transformers
-from random_others import CONFIGS, DECODERS, difference, imported, sample
+from random_others import CONFIGS, DECODERS, difference, imported, random_model, sample
 
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.interpret import run
@@ -68,6 +68,19 @@ def test_a_window_narrower_than_the_sequence_is_a_mask(made: Any) -> None:
     _, _, _, graph = made("mistral-window")
     masks = {str(n.inputs[3].type) for n in graph.nodes if n.op == "attention"}
     assert masks == {"bool[batch, 1, seq, seq]"}
+
+
+@pytest.mark.parametrize("window", [8, 64])
+def test_windows_of_qwen2(window: int, tmp_path: Path) -> None:
+    """A window as long as the sequence is none; the others are in the layers that have them."""
+    options = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
+    model = random_model("qwen2", **options)
+    model.save_pretrained(tmp_path)
+    graph = load(tmp_path, max_batch=2, max_seq=16).graph
+    masks = {str(n.inputs[3].type) for n in graph.nodes if n.op == "attention"}
+    assert ("bool[batch, 1, seq, seq]" in masks) == (window < 16)
+    inputs = sample("qwen2", 2, 16)
+    assert difference(model, inputs, run(graph, inputs)["logits"]) <= 2e-5
 
 
 def test_parts_of_llama_are_whole(made: Any) -> None:

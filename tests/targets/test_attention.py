@@ -76,3 +76,6 @@ def test_grouped_heads_side_by_side(tokens: int, kernels: Lab) -> None:
         {"y": make("mha", (x, x, x, flags), has_keys=True, **heads)},
         {"x": floats(2, tokens, 90), "flags": keys},
     )
+    keys[1] = False
+    even = {"y": make("mha", (x, x, x, flags), has_keys=True, evenly=True, **heads)}
+    check(kernels, even, {"x": floats(2, tokens, 90), "flags": keys})

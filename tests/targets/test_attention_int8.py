@@ -91,6 +91,9 @@ def test_unusual_values(case: str, kernels: Lab) -> None:
     assert np.isfinite(found).all()
     if case == "no key":
         assert not found[1].any()
+        even = run(kernels, q, k, v, keys, heads=2, head_dim=16, evenly=True)
+        np.testing.assert_array_equal(even[0], found[0])
+        np.testing.assert_allclose(even[1], np.tile(v[1].mean(0), (5, 1)), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -43,7 +43,7 @@ def test_where_tokens_are(dtype: str, kernels: Lab) -> None:
         check(kernels, {"y": make("unpack_rows", (x, p))}, {"x": rows, "p": at})
 
 
-def attentions(bias: bool, int8: bool) -> tuple[Graph, Graph]:
+def attentions(bias: bool, int8: bool, evenly: bool) -> tuple[Graph, Graph]:
     """`ragged_mha` of packed rows, and `mha` of the same batch with its padding."""
     mask, keys = input_("mask", "i64", (B, S)), input_("keys", "bool", (B, S))
     x, packed = input_("x", "f32", (B, S, 98)), input_("packed", "f32", (T, 98))
@@ -57,17 +57,18 @@ def attentions(bias: bool, int8: bool) -> tuple[Graph, Graph]:
         "offsets": (0, 32, 65),
         "has_bias": bias,
         "int8": int8,
+        "evenly": evenly,
     }
     whole: Node = make("mha", (x, x, x, keys, *more), has_keys=True, **heads)
     rows = make("ragged_mha", (packed,) * 3 + (flags, *places, *more), seq=S, **heads)
     return Graph((mask, packed, flags, *more), {"y": rows}), Graph((x, keys, *more), {"y": whole})
 
 
-@pytest.mark.parametrize("kind", ["plain", "bias", "int8"])
+@pytest.mark.parametrize("kind", ["plain", "bias", "int8", "bias evenly", "int8 evenly"])
 def test_attention_has_the_bits_of_the_padded_run(kind: str, kernels: Lab) -> None:
-    ragged, padded = attentions(kind == "bias", kind == "int8")
+    ragged, padded = attentions("bias" in kind, "int8" in kind, "evenly" in kind)
     # the levels of the first 2 or 8 blocks of 64 keys are kept, those of others are not
-    for seq in (1, 5, 64, 65, 150, *((600,) if kind == "int8" else ())):
+    for seq in (1, 5, 64, 65, 150, *((600,) if "int8" in kind else ())):
         mask, rng = masks(seq), np.random.default_rng(seq)
         x = rng.standard_normal((*mask.shape, 98)).astype(np.float32)
         values = {"mask": mask, "keys": mask != 0, "x": x, "packed": x[kept(mask)]}

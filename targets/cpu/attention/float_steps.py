@@ -65,6 +65,7 @@ class FloatSteps:
             last = item.sequence.queries - 1
             at = [e.let(q.row(tirx.min(rows + i, last)) + feature) for i in range(LANES)]
             for i, value in enumerate(load_transposed(e, q.buffer, at, here)):
+                value = item.query(e, value)
                 e.store(self.work.memory, (feature + i) * QUERIES + vector * LANES, value)
 
     def _gather(self, item: Item, keys: Expr) -> None:

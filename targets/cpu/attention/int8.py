@@ -231,7 +231,7 @@ def _take(steps: Int8Steps, item: Item, vector: Expr) -> None:
         for i, value in enumerate(load_transposed(e, q.buffer, here, LANES)):
             feature = e.let(group * LANES + i)
             scale = int8.scales.of("k", feature)
-            value = e.let(value * splat(scale))
+            value = e.let(item.query(e, value) * splat(scale))
             e.store(work.memory, held + feature * LANES, value)
             e.set(top, 0, tirx.max(e.get(top), magnitude(e, value)))
     scale = scale_of(e, e.let(e.get(top)))

@@ -10,7 +10,7 @@ from tvm import tirx
 from llmc.targets.cpu.attention.scratch import QUERIES
 from llmc.targets.cpu.attention.sequences import Batch, Sequence
 from llmc.targets.tir.attention_shape import Layout, Shape
-from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, i64, mod
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, mod, splat
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ class Item:
     k: Rows
     v: Rows
     out: Rows
+
+    def query(self, e: Emitter, value: Expr) -> Expr:
+        """A feature of 16 queries: zeros, and so scores of 0, where all keys are to be attended evenly."""
+        if self.sequence.bare is None:
+            return value
+        return e.let(tirx.Select(splat(self.sequence.bare) > splat(i64(0)), splat(f32(0.0)), value))
 
 
 def locate(e: Emitter, shape: Shape, at: Mapping[str, Buffer], batch: Batch, number: Expr) -> Item:

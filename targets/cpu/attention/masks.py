@@ -40,7 +40,8 @@ class Mask:
         e, shape = self.work.e, self.work.shape
         lowest = splat(f32(float("-inf")))
         if self.scales:
-            score = e.let(fma(score, splat(f32(shape.scale)), self._lanes(item, key, vector)))
+            bias = item.query(e, self._lanes(item, key, vector))
+            score = e.let(fma(score, splat(f32(shape.scale)), bias))
         elif shape.mask is not None:
             attend = self._lanes(item, key, vector)
             score = e.let(tirx.Select(attend != splat(f32(0.0)), score, lowest))

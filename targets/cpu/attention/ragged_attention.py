@@ -21,7 +21,7 @@ from llmc.compiler.ops.int8_attention import KEYS
 from llmc.targets.cpu.attention.attention import attention_call, is_int8, steps
 from llmc.targets.cpu.attention.item import locate
 from llmc.targets.cpu.attention.scratch import VECTORS
-from llmc.targets.cpu.attention.sequences import Listed
+from llmc.targets.cpu.attention.sequences import Listed, is_bare, with_bare
 from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Layout, Problem, Shape, mask_of, token_shape
 from llmc.targets.tir.emit import Buffer, Emitter, Expr, i64
@@ -85,6 +85,7 @@ class RaggedSequence:
     row: Expr
     length: Expr
     places: tuple[Expr, Expr]
+    bare: Expr | None = None
 
     @property
     def queries(self) -> Expr:
@@ -106,7 +107,7 @@ class RaggedSequence:
         return self.e.let(self.place(self.length - 1) + 1)
 
     def flag(self, key: Expr) -> Expr:
-        return self.e.load(self.at["keys"], self.row + key)
+        return with_bare(self.e.load(self.at["keys"], self.row + key), self.bare)
 
     def select(self, block: Expr, end: Expr) -> Expr:
         """The keys whose places are in the block follow one another."""
@@ -117,7 +118,7 @@ class RaggedSequence:
         with e.loop(0, e.let(tirx.min(i64(KEYS), self.length - start)), "j") as j:
             row = e.let(self.row + start + j)
             inside = e.let(tirx.Cast("int64", e.load(self.at["index"], row) < stop))
-            attends = tirx.Cast("int64", e.load(self.at["keys"], row))
+            attends = tirx.Cast("int64", self.flag(start + j))
             listed.offer(start + j)
             listed.keep(inside * attends)
             cursor.move(inside)
@@ -139,6 +140,7 @@ class RaggedBatch:
     listed: Listed
     cursor: Cursor
     places: tuple[Expr, Expr]
+    evenly: bool
 
     @property
     def longest(self) -> Expr:
@@ -150,7 +152,8 @@ class RaggedBatch:
         origin = e.let(number * self.longest)
         row = e.let(e.load(starts, number))
         length = e.let(e.load(starts, number + 1) - row)
-        return RaggedSequence(e, self.at, self.listed, self.cursor, number, origin, row, length, self.places)
+        made = RaggedSequence(e, self.at, self.listed, self.cursor, number, origin, row, length, self.places)
+        return replace(made, bare=is_bare(e, length, made.flag)) if self.evenly else made
 
 
 def emit_ragged_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = False) -> Any:
@@ -161,7 +164,7 @@ def emit_ragged_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = F
     at = {name: e.pointer(name, dtype) for name, dtype in (*names, *bias, ("out", "f32"))}
     places = e.scalar("s"), e.scalar("t")
     arithmetic = steps(e, cpu, shape, at, int8)
-    batch = RaggedBatch(e, at, arithmetic.work.listed, Cursor.of(e), places)
+    batch = RaggedBatch(e, at, arithmetic.work.listed, Cursor.of(e), places, shape.evenly)
     with e.loop(e.begin, e.end, "item") as number:
         item = locate(e, shape, at, batch, number)
         with e.when(item.queries > 0):

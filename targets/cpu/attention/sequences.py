@@ -7,8 +7,8 @@ and of a sequence nothing but its length.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tvm import tirx
@@ -49,8 +49,21 @@ class Listed:
         return self.e.let(self.e.get(self.count))
 
 
+def is_bare(e: Emitter, keys: Expr, flag: Callable[[Expr], Expr]) -> Expr:
+    """1 for a sequence none of whose keys may be attended, else 0."""
+    count = e.registers(1, "int64")
+    e.set(count, 0, i64(0))
+    with e.loop(0, keys, "key") as key:
+        e.set(count, 0, e.get(count) + tirx.Cast("int64", flag(key)))
+    return e.let(tirx.Cast("int64", tirx.EQ(e.let(e.get(count)), i64(0))))
+
+
 class Sequence(Protocol):
     """One sequence of the batch."""
+
+    @property
+    def bare(self) -> Expr | None:
+        """1 if it has no keys and all are to be attended evenly, else 0; None: that is not asked for."""
 
     @property
     def batch(self) -> Expr:
@@ -107,6 +120,11 @@ class Batch(Protocol):
         """Look one up."""
 
 
+def with_bare(flag: Expr, bare: Expr | None) -> Expr:
+    """Whether a key may be attended, given what is said of it."""
+    return flag if bare is None else tirx.max(tirx.Cast("int64", flag), bare)
+
+
 @dataclass(frozen=True)
 class PaddedSequence:
     """One of a batch whose sequences all have as many queries and keys."""
@@ -118,6 +136,7 @@ class PaddedSequence:
     batch: Expr
     queries: Expr
     keys: Expr
+    bare: Expr | None = None
 
     @property
     def places(self) -> tuple[Expr, Expr]:
@@ -136,7 +155,7 @@ class PaddedSequence:
         return self.keys
 
     def flag(self, key: Expr) -> Expr:
-        return self.e.load(self.at["keys"], self.batch * self.keys + key)
+        return with_bare(self.e.load(self.at["keys"], self.batch * self.keys + key), self.bare)
 
     def select(self, block: Expr, end: Expr) -> Expr:
         e, listed = self.e, self.listed
@@ -168,4 +187,5 @@ class PaddedBatch:
     keys: Expr
 
     def sequence(self, number: Expr) -> PaddedSequence:
-        return PaddedSequence(self.e, self.shape, self.at, self.listed, number, self.longest, self.keys)
+        made = PaddedSequence(self.e, self.shape, self.at, self.listed, number, self.longest, self.keys)
+        return replace(made, bare=is_bare(self.e, made.keys, made.flag)) if self.shape.evenly else made

@@ -21,12 +21,22 @@ from llmc.targets.tir.scalar_ops import constant
 Visit = Callable[[Expr, Expr, Expr, Expr], None]
 
 
+def _is_token(k: Emitter, mask: Buffer, place: Expr) -> Expr:
+    """1 where the mask is not 0."""
+    return tirx.Cast("int64", tirx.Cast("int64", k.load(mask, place)) != i64(0))
+
+
 def _walk(k: Emitter, mask: Buffer, count: Buffer, row: Expr, columns: Expr, visit: Visit) -> None:
     """`visit` every place of one row of the mask; `count` goes on counting what is kept."""
+    tokens = k.registers(1, "int64")
+    k.set(tokens, 0, i64(0))
+    with k.loop(0, columns, "column") as column:
+        k.set(tokens, 0, k.get(tokens) + _is_token(k, mask, row * columns + column))
+    bare = k.let(tirx.EQ(k.let(k.get(tokens)), i64(0)))
     with k.loop(0, columns, "column") as column:
         flat = k.let(row * columns + column)
-        token = k.let(tirx.Cast("int64", k.load(mask, flat)) != i64(0))
-        keep = k.let(tirx.Or(token, column == i64(0)))
+        token = k.let(_is_token(k, mask, flat) > i64(0))
+        keep = k.let(tirx.Or(tirx.Or(token, column == i64(0)), bare))
         before = k.let(k.get(count))
         visit(flat, before, token, keep)
         k.set(count, 0, before + tirx.Cast("int64", keep))
