@@ -70,15 +70,20 @@ def _rename(code: bytes, names: frozenset[bytes], prefix: bytes) -> bytes:
     return bytes(result + strings)
 
 
-def without_debug(code: bytes) -> bytes:
-    """An object file without its DWARF. Sections keep their numbers, those of DWARF become inactive ones."""
+def debug_sections(code: bytes) -> frozenset[int]:
+    """The numbers of the sections of an object file that hold DWARF."""
     sections = _sections(code)
     (names,) = struct.unpack_from("<H", code, _SECTION_NAMES_AT)
-    dropped = {
+    return frozenset(
         number
         for number, section in enumerate(sections)
         if _name(code, sections[names], section).startswith((b".debug", b".rela.debug"))
-    }
+    )
+
+
+def without_debug(code: bytes) -> bytes:
+    """An object file without its DWARF. Sections keep their numbers, those of DWARF become inactive ones."""
+    sections, dropped = _sections(code), debug_sections(code)
     made, table = bytearray(code[:_HEADER_BYTES]), []
     for number, (name, kind, flags, address, offset, size, *rest) in enumerate(sections):
         if number in dropped:
@@ -98,7 +103,7 @@ def _name(code: bytes, names: tuple[int, ...], section: tuple[int, ...]) -> byte
     return code[start : code.index(b"\0", start)]
 
 
-def _loose(symbols: bytes, dropped: set[int]) -> bytes:
+def _loose(symbols: bytes, dropped: frozenset[int]) -> bytes:
     """The symbols of sections that are no more name nothing; they stay, as others are counted by their places."""
     made = bytearray(symbols)
     for at in range(0, len(made), _SYMBOL.size):
