@@ -41,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # the workers of xdist inherit it
         os.environ["LLMC_CACHE"] = str(_cache(config))
     kept.use(Path(os.environ["LLMC_CACHE"]) / "tests")
+    libc = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zig"
+    os.environ.setdefault("ZIG_GLOBAL_CACHE_DIR", str(libc))  # made once for all checkouts
     if config.getoption("--mask-features"):
         _mask(config, config.getoption("--mask-features").split(","))
 

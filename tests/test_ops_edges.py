@@ -73,7 +73,7 @@ def test_fully_masked_row_of_mha_gives_zeros():
 def test_fully_masked_row_of_mha_takes_values_evenly(bias: bool):
     """As PyTorch does where the mask adds float32's minimum."""
     keys = np.array([[False] * 5, [True] * 5])
-    more, low = (floats(1, 3, 4, 5),) if bias else (), np.finfo(np.float32).min
+    more, low = (floats(1, 3, 3, 5),) if bias else (), np.finfo(np.float32).min
     q, k, v = (torch.from_numpy(x[..., :12]).unflatten(-1, (3, 4)).transpose(1, 2) for x in (P, R, R))
     added = torch.from_numpy(np.where(keys, np.float32(0), low)[:, None, None] + (more[0] if bias else 0))
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, added, scale=0.3)

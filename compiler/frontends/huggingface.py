@@ -88,10 +88,10 @@ def tokenizer_of(summary: Summary) -> Tokenizer | None:
         return None
     told = summary.sentence.text if summary.sentence else None
     made = tokenizers.build(summary.tokenizer, summary.root, summary.max_positions, told)
-    first = {"cls", "weightedmean"} & set(summary.sentence.pooling if summary.sentence else ())
-    if made is not None and made.padding_side == "left" and first:
+    counted = summary.sentence is not None and "weightedmean" in summary.sentence.pooling
+    if made is not None and made.padding_side == "left" and counted:
         raise LlmcError(
-            f"padding on the left is not supported where the pooling is {', '.join(sorted(first))}",
+            "padding on the left is not supported where the pooling is weightedmean",
             at=str(summary.root / "tokenizer_config.json"),
             found="padding_side: left",
             hint="set it to right if the model was trained so",

@@ -113,7 +113,7 @@ def mha_reference(
     counts = (heads, kv_heads or heads, kv_heads or heads)
     q, k, v = (_split(x, o, n, head_dim) for x, o, n in zip(inputs[:3], offsets, counts, strict=True))
     keys = inputs[3] if has_keys else np.ones((k.shape[0], k.shape[2]), np.bool_)
-    bare = (~keys.any(1) & evenly)[:, None]  # scores of 0 for all keys
+    bare = np.asarray(~keys.any(1) & evenly)[:, None]  # scores of 0 for all keys
     keys, q = keys | bare, np.where(bare[..., None, None], np.float32(0), q)
     if int8:
         k, v = (np.repeat(x, heads // x.shape[1], axis=1) for x in (k, v))

@@ -190,7 +190,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "padding where the pooling looks": (
         lambda p: (
             write(p / "tokenizer_config.json", padding_side="left"),
-            write(p / "1_Pooling" / "config.json", pooling_mode="cls"),
+            write(p / "1_Pooling" / "config.json", pooling_mode="weightedmean"),
         ),
         "padding on the left is not supported",
     ),
