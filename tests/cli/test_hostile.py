@@ -36,17 +36,22 @@ def alarm() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.fixture
-def model(demo_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the demo's model, in a folder of its own."""
-    folder = tmp_path / "home" / "model"
+def copied(demo: Path, place: Path) -> Path:
+    """The demo's model in a folder of its own below `place`."""
+    folder = place / "home" / "model"
     folder.mkdir(parents=True)
-    for file in demo_folder.iterdir():
+    for file in demo.iterdir():
         if file.suffix == ".json":
             (folder / file.name).write_bytes(file.read_bytes())
         elif file.name == "model.safetensors":
             (folder / file.name).symlink_to(file)
     return folder
+
+
+@pytest.fixture
+def model(demo_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the demo's model."""
+    return copied(demo_folder, tmp_path)
 
 
 def edit(**changes: Any) -> Damage:

@@ -139,7 +139,9 @@ def changed(graph: Graph, op: str, change: Any) -> Graph:
 
 def test_attentions_that_see_padding():
     graph = BLANK.run(encoder())
-    causal = changed(graph, "mha", lambda n: make(n.op, n.inputs, **{**n.attributes, "causal": True}))
+    causal = changed(
+        graph, "mha", lambda n: make(n.op, n.inputs, **{**n.attributes, "causal": True, "evenly": False})
+    )
     assert reasons(causal) == {"it is causal"}
     inverse = changed(graph, "mha", lambda n: n.with_inputs((*n.inputs[:3], make("not", (n.inputs[3],)))))
     assert reasons(inverse) == {"padding by mask is not masked"}
