@@ -155,8 +155,9 @@ def telling(tell: Callable[[str], None]) -> Iterator[None]:
 
 def _finished(command: Sequence[str], told: str) -> tuple[int, str]:
     """Run it: exit code and stderr; `told` is what takes so long, if it does."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, env=_environment(), **pipes) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
+    ) as process:
         try:
             return _waited(process, told)
         except BaseException:

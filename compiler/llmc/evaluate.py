@@ -100,7 +100,7 @@ def evaluate(
                 hint=f"it measures {' and '.join(OUTPUTS)}",
             )
         _want_classes(model, str(artifact))
-        rows = islice(read_rows(Path(data), text, pair, label), limit)
+        rows: Iterator[Row] = islice(read_rows(Path(data), text, pair, label), limit)
         first = next(rows)  # data without a row is an error of `read_rows`
         if baseline is None:
             _want_measure(model.task, first, Path(data))

@@ -95,7 +95,7 @@ class Order:
         self.output, self.name = Path(output), name
         self.verify_each, self.padding = options.get("verify_each", False), options.get("padding", "computed")
         self.keep, self.cc, self.progress = options.get("keep"), options.get("cc"), options.get("progress")
-        self.say = options.get("say", lambda line: None)
+        self.say: Callable[[str], None] = options.get("say", lambda line: None)
         toolchain.want_compiler(self.cc)
         self.form = embed.form(options.get("emit", "shared"), options.get("prefix", ""))
         self.target = host.find_target(options.get("target", "native"))
@@ -202,7 +202,7 @@ def _options_by_step(placed: Placed, options: Options) -> dict[int, str]:
     """id of a step -> the option that asked for it, if one did."""
     if options.get("only_passes") is not None:
         return {}
-    found = {}
+    found: dict[int, str] = {}
     for place in PLACES:
         steps, added = placed.at(place).steps, len(_added(options).at(place).steps)
         own, more = steps[: len(steps) - added], steps[len(steps) - added :]
