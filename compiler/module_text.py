@@ -19,6 +19,11 @@ def print_module(module: Module) -> str:
     return "\n".join(f"function {name}\n{print_graph(graph)}" for name, graph in module.functions.items())
 
 
+def text_of(module: Module) -> str:
+    """As `print_module`; a function alone that has the usual name needs none."""
+    return str(module.functions[FORWARD]) if list(module.functions) == [FORWARD] else print_module(module)
+
+
 def parse_module(text: str, weights: Mapping[str, Weight] | None = None) -> Module:
     """The module written by `print_module`. A text without a line `function NAME` is one function, `forward`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,18 @@ from typing import IO, Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+
+
+_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+)
 
 
 class NpzError(ValueError):
@@ -31,12 +44,8 @@ class Rows:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        with _as_npz_errors():
-            version = np.lib.format.read_magic(file)
-            read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-            if version[0] not in read:
-                raise NpzError(f"the array's format has version {version[0]}")
-            self.shape, columns_first, self.dtype = read[version[0]](file)
+        with as_npz_errors():
+            self.shape, columns_first, self.dtype = array_header(file)
         if self.dtype.hasobject:
             raise NpzError("an array holds Python objects, which are not read")
         # Columns first, no row lies in one piece.
@@ -57,11 +66,21 @@ class Rows:
 
     def _read(self, shape: tuple[int, ...]) -> Array:
         size = math.prod(shape) * self.dtype.itemsize
-        with _as_npz_errors():
+        with as_npz_errors():
             data = self._file.read(size)
         if len(data) != size:
             raise NpzError("an array ends early")
         return np.frombuffer(data, self.dtype).reshape(shape)
+
+
+def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and dtype of a .npy file, which is left at its data."""
+    version = np.lib.format.read_magic(file)
+    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    if version[0] not in read:
+        raise NpzError(f"the array's format has version {version[0]}")
+    shape, columns_first, dtype = read[version[0]](file)
+    return shape, columns_first, dtype
 
 
 @contextmanager
@@ -72,18 +91,18 @@ def open_npz(path: Path) -> Iterator[dict[str, Rows]]:
         NpzError: it is no .npz file.
         OSError: it cannot be read.
     """
-    with _as_npz_errors():
+    with as_npz_errors():
         archive = zipfile.ZipFile(path)
     with archive, ExitStack() as opened:
-        with _as_npz_errors():
+        with as_npz_errors():
             files = {name: opened.enter_context(archive.open(name)) for name in archive.namelist()}
         yield {name.removesuffix(".npy"): Rows(file) for name, file in files.items()}
 
 
 @contextmanager
-def _as_npz_errors() -> Iterator[None]:
+def as_npz_errors() -> Iterator[None]:
     """zipfile, zlib and NumPy each have errors of their own."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+    except _ERRORS as error:
         raise NpzError(str(error)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -191,6 +192,8 @@ class Parser:
                 return self._body(number)
             case ast.Call(func=ast.Name(id="weight"), args=[name, digest]):
                 return self._weight(self._value(name), self._value(digest))
+            case ast.Call(func=ast.Name(id="weight"), args=[name]):
+                return self._weight_of_name(self._value(name))
             case ast.Call(func=ast.Name(id="tensor"), args=[name, dtype, shape, values]):
                 return _tensor(*map(self._value, (name, dtype, shape, values)))
         return parse_dim(ast.unparse(tree))
@@ -204,7 +207,17 @@ class Parser:
         found = self.weights.get(digest)
         if found is None:
             raise LlmcError(f"no weight with digest {digest} is given for {name!r}", hint="pass weights=")
-        return found if found.name == name else Weight(found.array, name)
+        return found if found.name == name else found.named(name)
+
+    def _weight_of_name(self, name: str) -> Weight:
+        """What hand-written text has no digest for."""
+        found = [weight for weight in self.weights.values() if weight.name == name]
+        if len(found) != 1:
+            known = [weight.name for weight in self.weights.values()]
+            close = " or ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5))
+            hint = "write its digest as well" if found else f"did you mean {close}?" if close else None
+            raise LlmcError(f"{len(found) or 'no'} weights are called {name!r}", hint=hint)
+        return found[0]
 
 
 def _tensor(name: str, dtype: str, shape: tuple[int, ...], values: tuple[Any, ...]) -> Weight:

@@ -1,24 +1,21 @@
 """A pipeline: passes run in order over a graph, each verified, timed, printed and reported.
 
 None of this is a pass's business. The environment variables LLMC_DEBUG (1: times, 2: changed graphs,
-3: every rule that fired or declined) and LLMC_DUMP (a folder for the graph after each pass) work everywhere.
+3: every rule that fired or declined) and LLMC_DUMP (a folder for the graph after each pass, with LLMC_DUMP_WEIGHTS=1
+weights and all) work everywhere.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import ClassVar
 
 from llmc.compiler.bodies import run_everywhere
 from llmc.compiler.effects import Effect, joined, listening
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
+from llmc.compiler.observers import Observer, environment, printing
 from llmc.compiler.rewrite import Event, Journal, recording
 from llmc.compiler.spec import EXACT, LOSSY, Keeps, Pass, build, close, near, parse_texts
 from llmc.compiler.verify import verify, verify_module
@@ -76,9 +73,6 @@ class Report:
         return "\n".join(str(run).rstrip() for run in self.runs)
 
 
-Observer = Callable[[PassRun, Graph], None]
-
-
 @dataclass(frozen=True)
 class Step:
     """A pass and the name it goes by in the pipeline's text (`file.py:Name` for a pass from a file)."""
@@ -130,7 +124,7 @@ class Pipeline:
         Raises:
             LlmcError: a pass failed or returned an invalid graph; `at` names the node.
         """
-        watching = (*observers, *_environment(graph), *_printing(print_after, self))
+        watching = (*observers, *environment(graph), *printing(print_after, self))
         runs: list[PassRun] = []
         for step in self.steps:
             before = [run.name for run in runs]
@@ -224,73 +218,3 @@ def _signature(graph: Graph) -> list[str]:
     outputs = [f"output {name} {node.type}" for name, node in graph.outputs.items()]
     states = [f"state {n.attributes['name']} {n.dtype} {sorted(map(str, n.shape))}" for n in graph.states]
     return [*inputs, *outputs, *states, *(f"update {name}" for name in graph.updates)]
-
-
-def _printing(names: Collection[str], pipeline: Pipeline) -> tuple[Observer, ...]:
-    """An observer that prints the graph after the named passes.
-
-    Raises:
-        LlmcError: no pass of the pipeline has that name.
-    """
-    known = {step.label for step in pipeline.steps} | {"all"}
-    for name in names:
-        if name not in known:
-            raise LlmcError(f"--print-after: the pipeline has no pass {name!r}", hint=near(name, known))
-
-    def show(run: PassRun, graph: Graph) -> None:
-        if "all" in names or run.name.split("{")[0] in names:
-            print(f"# after {run.name}\n{graph}", file=sys.stderr)
-
-    return (show,) if names else ()
-
-
-def _environment(graph: Graph) -> tuple[Observer, ...]:
-    """The observers that LLMC_DEBUG and LLMC_DUMP ask for.
-
-    Raises:
-        LlmcError: LLMC_DEBUG is not a number.
-    """
-    level, folder = os.environ.get("LLMC_DEBUG", "0"), os.environ.get("LLMC_DUMP")
-    if not level.isdigit():
-        raise LlmcError("LLMC_DEBUG must be a number from 0 to 4", found=level)
-    ladder: tuple[Observer, ...] = (_show_time, _show_changed, _show_events)
-    return ladder[: int(level)] + ((_Dump(Path(folder), graph),) if folder else ())
-
-
-def _show_time(run: PassRun, graph: Graph) -> None:
-    print(run, file=sys.stderr)
-
-
-def _show_changed(run: PassRun, graph: Graph) -> None:
-    if run.changed:
-        print(f"# after {run.name}\n{graph}", file=sys.stderr)
-
-
-def _show_events(run: PassRun, graph: Graph) -> None:
-    for event in run.events:
-        outcome = f"declined: {event.reason}" if event.reason else "applied"
-        print(f"#   {event.rule}: {event.node} {event.source}: {outcome}", file=sys.stderr)
-
-
-class _Dump:
-    """Writes `00_input.txt`, then `03_fuse.txt` for the third pass, and so on.
-
-    What else this process runs goes on counting: `04_input.txt` begins the next pipeline, or the next function.
-    """
-
-    written: ClassVar[Counter[Path]] = Counter()  # files in each folder
-
-    def __init__(self, folder: Path, graph: Graph) -> None:
-        self.folder = folder
-        self.write("input", graph)
-
-    def __call__(self, run: PassRun, graph: Graph) -> None:
-        self.write(run.name.split("{")[0].rsplit(":", 1)[-1], graph)
-
-    def write(self, name: str, graph: Graph) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / f"{self.written[self.folder]:02}_{name}.txt").write_text(str(graph))
-            self.written[self.folder] += 1
-        except OSError as error:
-            raise LlmcError(f"LLMC_DUMP: cannot write: {error.strerror}", at=str(self.folder)) from error

@@ -137,14 +137,23 @@ def _quoted(text: str) -> str:
 
 
 def _weight_text(weight: Weight) -> str:
+    if not written_out(weight):
+        return f"weight({_quoted(weight.name)}, {_quoted(weight.digest[:DIGITS])})"
     array = weight.array
-    if array.size <= INLINE:
-        values = tuple(math.nan if v != v else v for v in array.ravel().tolist())
-        if array_of(dtype_name(array.dtype), array.shape, values).tobytes() == array.tobytes():
-            parts = (weight.name, dtype_name(array.dtype), array.shape, values)
-            return f"tensor({', '.join(map(value_text, parts))})"
-    # a NaN with unusual bits has no text of its own
-    return f"weight({_quoted(weight.name)}, {_quoted(weight.digest[:DIGITS])})"
+    parts = (weight.name, dtype_name(array.dtype), array.shape, _values(array))
+    return f"tensor({', '.join(map(value_text, parts))})"
+
+
+def written_out(weight: Weight) -> bool:
+    """Whether the text holds the values: those of small ones, but a NaN with unusual bits has no text of its own."""
+    array = weight.array
+    if array.size > INLINE:
+        return False
+    return array_of(dtype_name(array.dtype), array.shape, _values(array)).tobytes() == array.tobytes()
+
+
+def _values(array: np.ndarray[Any, Any]) -> tuple[Any, ...]:
+    return tuple(math.nan if v != v else v for v in array.ravel().tolist())
 
 
 def array_of(dtype: str, shape: tuple[int, ...], values: tuple[Any, ...]) -> np.ndarray[Any, Any]:

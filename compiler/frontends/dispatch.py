@@ -1,27 +1,53 @@
-"""Which frontend reads a path: a model folder, an .onnx file or a .pt2 file."""
+"""Which frontend reads a path: a model folder, an .onnx file, a .pt2 file or a graph's text."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from llmc.compiler.frontends.graph_text import is_graph_text
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.frontends.regular_file import want_regular
 from llmc.errors import LlmcError
 
-SUFFIXES = (".onnx", ".pt2")
+SUFFIXES = (".onnx", ".pt2", ".txt")
 
 
 def is_model_file(path: str | Path) -> bool:
-    """Whether a path names a model file, by its ending."""
-    return Path(path).suffix.lower() in SUFFIXES and not Path(path).is_dir()
+    """Whether a path names a model file, by its ending; a graph's text may have any."""
+    path = Path(path)
+    return not path.is_dir() and (path.suffix.lower() in SUFFIXES or is_graph_text(path))
+
+
+def weights_for(path: Path, task: str = "auto", ignore_unused: bool = False) -> dict[str, Any]:
+    """digest -> Weight of a model, or of an .npz file, for a text that has no weights beside it.
+
+    Of an .onnx file its initialisers as they are, too.
+
+    Raises:
+        LlmcError: as `load`.
+    """
+    from llmc.compiler.text import weights_of
+
+    if path.suffix.lower() == ".npz":
+        from llmc.compiler.weight_file import read_weights
+
+        return {weight.digest: weight for weight in read_weights(path).weights.values()}
+    found: dict[str, Any] = {}
+    if path.suffix.lower() == ".onnx" and path.is_file():
+        from llmc.compiler.frontends import onnx
+
+        found |= onnx.weights(path)
+    for graph in load(path, task=task, ignore_unused=ignore_unused).module.functions.values():
+        found |= weights_of(graph)
+    return found
 
 
 def load(path: str | Path, task: str = "auto", *, ignore_unused: bool = False, **bounds: Any) -> Imported:
     """Import a model of any kind.
 
     Args:
-        path: a folder, an .onnx file or a .pt2 file.
+        path: a folder, an .onnx file, a .pt2 file or a graph's text.
         task: see the frontends' `load`.
         ignore_unused: leave out weights of a folder that the task has no use for.
         bounds: `max_batch` and `max_seq`.
@@ -34,7 +60,7 @@ def load(path: str | Path, task: str = "auto", *, ignore_unused: bool = False, *
         raise LlmcError(
             f"{path.name} is no kind of model llmc reads",
             at=str(path),
-            hint=f"give a Hugging Face folder, or a file that ends in {' or '.join(SUFFIXES)}",
+            hint=f"give a Hugging Face folder, or a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}",
         )
     if not is_model_file(path):
         from llmc.compiler.frontends import huggingface
@@ -43,6 +69,10 @@ def load(path: str | Path, task: str = "auto", *, ignore_unused: bool = False, *
     if not path.exists():
         raise LlmcError("no such model file", at=str(path), hint="is the path right?")
     want_regular(path)
+    if path.suffix.lower() not in (".onnx", ".pt2"):
+        from llmc.compiler.frontends import graph_text
+
+        return graph_text.load(path, task=task, **bounds)
     if path.suffix.lower() == ".onnx":
         from llmc.compiler.frontends import onnx
 

@@ -47,6 +47,7 @@ class Imported:
         functions: of a model with several, the graphs by name, `graph` the first of them; else empty.
         preprocess: how images become `pixel_values`, f32 [batch, channels, height, width]; see `images`.
         scores: of a text classifier, what makes its logits what is told: "softmax", "sigmoid" or "none".
+        pipeline: the passes that a graph's text names to be run, None for all others.
     """
 
     graph: Graph
@@ -60,6 +61,7 @@ class Imported:
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     functions: Mapping[str, Graph] = field(default_factory=dict)
     scores: str | None = None
+    pipeline: str | None = None
 
     @property
     def module(self) -> Module:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from llmc.compiler.frontends import beside
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
-from llmc.compiler.frontends.onnx_file import read
+from llmc.compiler.frontends.onnx_file import DTYPES, read, values
 from llmc.compiler.frontends.onnx_graph import to_graph
+from llmc.compiler.graph import Weight
 
 
 def load(
@@ -29,3 +30,14 @@ def load(
     file = read(path)
     graph = to_graph(file, beside.first_bounds(max_batch))
     return beside.imported(path, beside.bounded(graph, extras, max_seq, path), extras, file.producer)
+
+
+def weights(path: Path) -> dict[str, Weight]:
+    """digest -> Weight of a file's initialisers of tensors that llmc has.
+
+    Raises:
+        LlmcError: the file is damaged.
+    """
+    tensors = read(path).model.graph.initializer
+    found = (Weight(values(t, path), t.name) for t in tensors if t.data_type in DTYPES)
+    return {weight.digest: weight for weight in found}

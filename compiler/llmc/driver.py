@@ -11,7 +11,7 @@ from typing import Any, Unpack
 from llmc import embed, tokens
 from llmc.compiler import artifact, extensions
 from llmc.compiler.countable import want_countable
-from llmc.compiler.frontends import dispatch
+from llmc.compiler.frontends import dispatch, graph_text
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
@@ -52,7 +52,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     """Compile a model into an artifact.
 
     Args:
-        model: Hugging Face folder, .onnx file or .pt2 file.
+        model: Hugging Face folder, .onnx file, .pt2 file, or a graph's text with its weights beside it.
         output: the artifact to write; one that is there is replaced once the new one is whole.
         task: what to compute, "auto" takes it from the folder; of a file, arrays in and arrays out.
         max_batch, max_seq: upper bounds of the dims.
@@ -151,7 +151,7 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         build.write(code)
         embed.write_form(order.form, folder, build.program, code, target, order.cc)
         if order.keep is not None:
-            _keep(Path(order.keep), imported.module, module, {"module.c": build.program, **code.sources})
+            _keep(Path(order.keep), imported, module, {"module.c": build.program, **code.sources})
         stages.enter("self-test", 0.9)
         cases, source = optimised.cases, optimised.source
         accepted = record(folder, module, cases, source, build.build_id, halves=kernels.backend.halves)
@@ -190,17 +190,11 @@ def _report(
     )
 
 
-def _text(module: Module) -> str:
-    """A function alone needs no name."""
-    graphs = list(module.functions.values())
-    return str(graphs[0]) if len(graphs) == 1 else str(module)
-
-
-def _keep(folder: Path, imported: Module, module: Module, sources: Mapping[str, str]) -> None:
+def _keep(folder: Path, imported: Imported, module: Module, sources: Mapping[str, str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "imported.txt").write_text(_text(imported))
-        (folder / "optimised.txt").write_text(_text(module))
+        graph_text.write(folder / "imported.txt", imported)
+        graph_text.write(folder / "optimised.txt", imported, module)
         for name, text in sources.items():
             (folder / name).write_text(text)
     except OSError as error:

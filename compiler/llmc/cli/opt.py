@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -27,8 +28,9 @@ Examples:
   llmc opt ./my-model --passes "fold,cse" --time-passes
   llmc opt ./my-model --passes "./my_pass.py:MyPass" --print-after all
   llmc opt ./my-model --add-pass "./my_pass.py:MyPass@compress"
-  llmc opt ./my-model --passes "fuse" -o fused.txt      the graph's text goes to a file
-  llmc opt fused.txt --weights ./my-model --passes "cse"   and can be read again with the model's weights
+  llmc opt ./my-model --passes "fuse" -o fused.txt      the graph goes to fused.txt, its weights to fused.npz
+  llmc opt fused.txt --passes "cse"                     and is a model for every command that takes one
+  llmc opt plain.txt --weights plain.onnx               a text alone, and the model that has its weights
 
 \b
 The manager checks the graph after every pass. With --verify-each a pass that breaks its promise is traced to
@@ -54,16 +56,27 @@ stdout, everything else to stderr.
     help="What to compute, such as text-classification.",
 )
 @click.option(
-    "--weights", type=click.Path(path_type=Path), help="The model that a graph's text was made from."
+    "--weights", type=click.Path(path_type=Path), help="The model of a text that has no weights beside it."
 )
 @click.option(
     "--print-after", metavar="NAME|all", help="Print the graph after the pass NAME, or after every pass."
 )
 @click.option(
+    "--keep",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Write the graphs of --print-after there, with their weights, instead of printing them.",
+)
+@click.option(
     "--verify-each", is_flag=True, help="Hold each pass to its promise by running the graph before and after."
 )
 @click.option("--time-passes", is_flag=True, help="Print each pass's time and what it changed.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the final graph there.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write the final graph there: FILE.txt and FILE.npz.",
+)
 @click.option("--ignore-unused-weights", is_flag=True, help="Leave out heads that the task has no use for.")
 @extension_option
 @json_option
@@ -77,6 +90,7 @@ def command(
     task: str,
     weights: Path | None,
     print_after: str | None,
+    keep: Path | None,
     verify_each: bool,
     time_passes: bool,
     output: Path | None,
@@ -84,25 +98,29 @@ def command(
     as_json: bool,
 ) -> None:
     """Import MODEL (a folder, an .onnx or .pt2 file, or a graph's text file), run passes, and print the graph."""
-    if not model.is_file():
-        require_folder(model, "a model")
+    from llmc.compiler.graph_file import want_place
+    from llmc.compiler.module_text import text_of
+
+    if output is not None:
+        want_place(output)
     asked = {"level": level, "passes": passes, "add_passes": add_passes, "only_passes": only_passes}
     pipeline = _pipeline(asked)  # a slip shows before the import
     given = _samples(pipeline, calib)
-    graph, own, tokenizer = read_graph(model, task, weights, ignore_unused_weights)
-    if passes is None and only_passes is None and own is not None:  # a reproducer names its pipeline
-        pipeline = _pipeline({**asked, "passes": own})
-    shown = [print_after] if print_after else []
-    with given(tokenizer):
-        graph, report = _run(pipeline, graph, shown, verify_each)
+    imported = read_model(model, task, weights, ignore_unused_weights)
+    if passes is None and only_passes is None and imported.pipeline is not None:  # of a reproducer
+        pipeline = _pipeline({**asked, "passes": imported.pipeline})
+    with given(imported.tokenizer):
+        module, reports = _run(pipeline, imported.module, print_after, keep, verify_each)
     if time_passes and not as_json:
-        click.echo(str(report), err=True)
+        click.echo(_times(reports), err=True)
     if output is not None:
-        write_text(output, str(graph))
+        from llmc.compiler.frontends import graph_text
+
+        graph_text.write(output, imported, module)
     if as_json:
-        print_json(_as_dict(str(pipeline), graph, report))
+        print_json(_as_dict(str(pipeline), module, reports))
     elif output is None:
-        click.echo(str(graph), nl=False)
+        click.echo(text_of(module), nl=False)
 
 
 def _pipeline(asked: dict[str, Any]) -> Any:
@@ -123,85 +141,79 @@ def _samples(pipeline: Any, calib: str | None) -> Any:
     )
 
 
-def _run(pipeline: Any, graph: Any, shown: list[str], verify_each: bool) -> Any:
+def _run(pipeline: Any, module: Any, print_after: str | None, keep: Path | None, verify_each: bool) -> Any:
+    """The module after the passes, and a report for each function."""
+    from llmc.compiler.module import Module
+    from llmc.compiler.observers import Dump, want_passes
     from llmc.compiler.promises import run_verified
+    from llmc.compiler.verify import verify_module
 
-    if not verify_each:
-        return pipeline.run(graph, print_after=shown)
-    return run_verified(pipeline, graph, print_after=shown, say=partial(click.echo, err=True))
+    names = [print_after] if print_after else []
+    want_passes(names, pipeline)
+    run, said = pipeline.run, {"print_after": [] if keep else names}
+    if verify_each:
+        run = partial(run_verified, pipeline)
+        said["say"] = partial(click.echo, err=True)
+    observers = () if keep is None else (Dump(keep, weights=True, names=names or ["all"]),)
+    found = {name: run(graph, *observers, **said) for name, graph in module.functions.items()}
+    after = Module({name: graph for name, (graph, _) in found.items()})
+    verify_module(after)
+    return after, {name: report for name, (_, report) in found.items()}
 
 
-def read_graph(
-    model: Path, task: str, weights: Path | None = None, ignore_unused: bool = False
-) -> tuple[Any, str | None, Any]:
-    """The graph of a model folder or file, or of a text that `llmc opt -o` or a test wrote.
+def _times(reports: Mapping[str, Any]) -> str:
+    if len(reports) == 1:
+        return str(*reports.values())
+    return "\n".join(f"function {name}\n{report}" for name, report in reports.items())
 
-    With it its own pipeline, if the text names one, and the model's tokenizer, if it has one.
 
-    Small constants are written out in the text; `weights` is the model folder that holds the others.
+def read_model(model: Path, task: str, weights: Path | None = None, ignore_unused: bool = False) -> Any:
+    """What a model folder or file holds, or a text that `llmc opt -o` or a test wrote: `Imported`.
+
+    Small constants are written out in a text, the others lie beside it; `weights` is a model that holds what does not.
 
     Raises:
-        LlmcError: nothing there, it is neither, or a weight of the text is not in `weights`.
+        LlmcError: nothing there, it is neither, or a weight of the text is nowhere.
     """
-    if model.is_file() and not is_model_file(model):
-        return _read_text(model, task, weights, ignore_unused)
+    from llmc.compiler.frontends import dispatch, graph_text
+
     if is_artifact(model):
         raise LlmcError(
             "this is an artifact; its graph is gone", at=str(model), hint="give the model's own folder"
         )
-    from llmc.compiler.frontends import dispatch
-
-    imported = dispatch.load(model, task=task, ignore_unused=ignore_unused)
-    return imported.graph, None, imported.tokenizer
-
-
-def _read_text(
-    file: Path, task: str, weights: Path | None, ignore_unused: bool
-) -> tuple[Any, str | None, Any]:
-    from llmc.compiler.reproducer import read_text
-    from llmc.compiler.text import weights_of
-
-    known, tokenizer = {}, None
-    if weights is not None:
-        folder = require_folder(weights, "a model")
-        whole, _, tokenizer = read_graph(folder, task, ignore_unused=ignore_unused)
-        known = weights_of(whole)
-    try:
-        return (*read_text(file, known), tokenizer)
-    except UnicodeDecodeError:
-        hint = "give a model folder, an .onnx or .pt2 file, or a graph written by `llmc opt -o`"
-        raise LlmcError("not a graph's text", at=str(file), hint=hint) from None
-    except LlmcError as error:
-        if not error.problem.startswith("no weight"):
-            raise
-        hint = "--weights FOLDER names the model it was made from; weights made by passes are not in there"
-        raise LlmcError(error.problem, at=error.at, found=error.found, hint=hint) from None
+    if not is_model_file(model):
+        require_folder(model, "a model")
+    if weights is None:
+        return dispatch.load(model, task=task, ignore_unused=ignore_unused)
+    if not model.is_file() or model.suffix.lower() in (".onnx", ".pt2"):
+        raise LlmcError("--weights is for a graph's text; this model has its own", at=str(model))
+    if is_artifact(weights):
+        raise LlmcError("--weights takes a model; this is an artifact", at=str(weights))
+    known = dispatch.weights_for(_there(weights), task, ignore_unused)
+    return graph_text.load(model, task, known=known)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+def _there(weights: Path) -> Path:
+    return weights if weights.is_file() else require_folder(weights, "a model")
 
 
-def _as_dict(pipeline: str, graph: Any, report: Any) -> dict[str, Any]:
-    runs = [
-        {
-            "pass": run.name,
-            "seconds": run.seconds,
-            "nodes_before": run.nodes_before,
-            "nodes_after": run.nodes_after,
-            "applied": dict(run.applied),
-            "effects": [
-                {"of": e.what, "changed": e.changed, "share": e.share, "left": dict(e.left)}
-                for e in run.effects
-            ],
-            "declined": [{"rule": e.rule, "at": str(e.source), "reason": e.reason} for e in run.declined],
-        }
-        for run in report.runs
-    ]
-    return {"pipeline": pipeline, "passes": runs, "graph": str(graph)}
+def _as_dict(pipeline: str, module: Any, reports: Mapping[str, Any]) -> dict[str, Any]:
+    from llmc.compiler.module_text import text_of
+
+    runs = {name: [_run_as_dict(run) for run in report.runs] for name, report in reports.items()}
+    passes = next(iter(runs.values())) if len(runs) == 1 else runs
+    return {"pipeline": pipeline, "passes": passes, "graph": text_of(module)}
+
+
+def _run_as_dict(run: Any) -> dict[str, Any]:
+    return {
+        "pass": run.name,
+        "seconds": run.seconds,
+        "nodes_before": run.nodes_before,
+        "nodes_after": run.nodes_after,
+        "applied": dict(run.applied),
+        "effects": [
+            {"of": e.what, "changed": e.changed, "share": e.share, "left": dict(e.left)} for e in run.effects
+        ],
+        "declined": [{"rule": e.rule, "at": str(e.source), "reason": e.reason} for e in run.declined],
+    }

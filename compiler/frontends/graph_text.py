@@ -1,0 +1,195 @@
+"""A graph's text -> Imported, and back: `model.json` beside the weights says what else the import had found out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from llmc.compiler.frontends.imported import GENERIC, Imported
+from llmc.compiler.frontends.sentence import Dense, Sentence, Step
+from llmc.compiler.frontends.tokenizer import Tokenizer
+from llmc.errors import LlmcError
+
+SUFFIX = ".txt"
+TOKENIZER = "tokenizer.json"
+_FIRST = re.compile(r"dims\b|function \w+$|graph \d+$|%\w+ = ")  # what a text begins with, comments apart
+_TEXTS = ("name", "task", "model_type", "architecture")
+_SETTINGS: Mapping[str, Any] = {  # of a tokenizer, and the types that JSON gives them
+    "max_length": int,
+    "pad_id": int,
+    "pad_token": (str, type(None)),
+    "truncation_side": str,
+    "padding_side": str,
+    "inputs": list,
+    "prompts": (dict, type(None)),
+    "prompt": (str, type(None)),
+}
+
+
+def is_graph_text(path: Path) -> bool:
+    """Whether a file is a graph's text: by its name, or by its first line."""
+    if path.suffix.lower() == SUFFIX:
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        lines = file.read(1 << 16).decode(errors="replace").splitlines()
+    first = next((line for line in map(str.strip, lines) if line and not line.startswith("#")), "")
+    return _FIRST.match(first) is not None
+
+
+def load(
+    path: str | Path,
+    task: str = "auto",
+    max_batch: int | None = None,
+    max_seq: int | None = None,
+    known: Mapping[str, Any] | None = None,
+) -> Imported:
+    """Read a graph or module that `llmc opt -o` or `llmc compile --keep` wrote, or a text written by hand.
+
+    Args:
+        task: "auto" is what it was imported for.
+        max_batch, max_seq: lower upper bounds of the dims than those of the text.
+        known: digest -> Weight, for weights that are not beside it.
+
+    Raises:
+        LlmcError: a file is damaged, the two do not belong together, or what is asked for does not fit them.
+    """
+    from llmc.compiler.graph_file import read_graph, weights_path
+    from llmc.compiler.verify import verify_module
+
+    path = Path(path)
+    found = read_graph(path, known)
+    module = found.module.each(lambda _, graph: _bounded(graph, path, batch=max_batch, seq=max_seq))
+    verify_module(module)
+    graph = next(iter(module.functions.values()))
+    functions = {} if len(module.functions) == 1 and "forward" in module.functions else module.functions
+    try:
+        imported = _imported(graph, path, found.facts, found.texts.get(TOKENIZER), weights_path(path))
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"model.json is not as llmc writes it: {type(error).__name__} {error}"
+        raise LlmcError(problem, at=str(weights_path(path)), hint="write the graph again") from None
+    return _for_task(replace(imported, functions=functions, pipeline=found.pipeline), task, path)
+
+
+def _bounded(graph: Any, path: Path, **asked: int | None) -> Any:
+    """The graph with lower bounds, where they are asked for."""
+    dims = dict(graph.dims)
+    for name, most in asked.items():
+        if most is None or name not in dims:
+            continue
+        low, high = dims[name]
+        if not max(low, 1) <= most <= high:
+            raise LlmcError(
+                f"max_{name} {most} is not within the graph's bounds",
+                at=str(path),
+                found=f"{name}={low}..{high}",
+            )
+        dims[name] = (low, most)
+    return replace(graph, dims=dims)
+
+
+def _imported(
+    graph: Any, path: Path, facts: Mapping[str, Any], tokenizer: str | None, beside: Path
+) -> Imported:
+    usual = {"name": path.stem, "task": GENERIC}
+    said = {key: _of(facts.get(key, usual.get(key, "")), str) for key in _TEXTS}
+    return Imported(
+        graph,
+        **said,
+        labels=tuple(_of(label, str) for label in _of(facts.get("labels", []), list)),
+        tokenizer=None if tokenizer is None else _tokenizer(facts["tokenizer"], tokenizer, beside),
+        sentence=_sentence(facts["sentence"]) if facts.get("sentence") else None,
+        preprocess=_of(facts.get("preprocess", {}), dict),
+        scores=_of(facts.get("scores"), (str, type(None))),
+    )
+
+
+def _of(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(repr(value)[:60])
+    return value
+
+
+def _tokenizer(facts: Mapping[str, Any], text: str, file: Path) -> Tokenizer:
+    said = {key: _of(facts.get(key), kind) for key, kind in _SETTINGS.items()}
+    said["inputs"] = tuple(_of(name, str) for name in said["inputs"])
+    return Tokenizer(file=file, made=text, **said)
+
+
+def _sentence(facts: Mapping[str, Any]) -> Sentence:
+    """All that is said of pooling; what is done to texts is in the tokenizer by now."""
+    return Sentence(
+        pooling=tuple(_of(mode, str) for mode in facts["pooling"]),
+        before=tuple(map(_step, facts["before"])),
+        steps=tuple(map(_step, facts["steps"])),
+        width=_of(facts["width"], (int, type(None))),
+    )
+
+
+def _step(fact: Any) -> Step:
+    return Dense(Path(), bool(fact["bias"]), str(fact["activation"])) if isinstance(fact, dict) else str(fact)
+
+
+def _for_task(imported: Imported, task: str, path: Path) -> Imported:
+    if task in ("auto", imported.task):
+        return imported
+    if imported.task != GENERIC:
+        found, hint = f"--task {task}", "import the model again for another task"
+        raise LlmcError(f"the graph was imported for {imported.task}", at=str(path), found=found, hint=hint)
+    from llmc.compiler.frontends.beside import with_task
+    from llmc.compiler.frontends.tasks import TASKS, near
+
+    if task not in TASKS:
+        raise LlmcError(f"no task {task!r}", hint=near(task, ["auto", GENERIC, *TASKS], "tasks"))
+    return replace(imported, graph=with_task(path, imported.graph, task), task=task)
+
+
+def write(path: Path, imported: Imported, module: Any = None) -> None:
+    """Write a graph's two files; `module` is what passes have made of the import.
+
+    Raises:
+        LlmcError: they cannot be written, or would take the place of what llmc did not write.
+    """
+    from llmc.compiler.graph_file import write_graph
+
+    write_graph(path, module or imported.module, texts_of(imported))
+
+
+def texts_of(imported: Imported) -> dict[str, str]:
+    """What else the import knows, as the texts of `load`."""
+    from llmc.compiler.graph_file import FORMAT, MODEL
+
+    facts: dict[str, Any] = {"format": FORMAT, **{key: getattr(imported, key) for key in _TEXTS}}
+    facts |= {
+        "labels": list(imported.labels),
+        "preprocess": dict(imported.preprocess),
+        "scores": imported.scores,
+    }
+    if imported.sentence is not None:
+        facts["sentence"] = _sentence_facts(imported.sentence)
+    if imported.tokenizer is None:
+        return {MODEL: _json(facts)}
+    settings = asdict(imported.tokenizer)
+    facts["tokenizer"] = {key: settings[key] for key in _SETTINGS}
+    return {MODEL: _json(facts), TOKENIZER: imported.tokenizer.text}
+
+
+def _json(facts: Mapping[str, Any]) -> str:
+    return json.dumps({k: v for k, v in facts.items() if v not in ("", [], {}, None)}, indent=1)
+
+
+def _sentence_facts(sentence: Sentence) -> dict[str, Any]:
+    def plain(step: Step) -> Any:
+        return step if isinstance(step, str) else {"bias": step.bias, "activation": step.activation}
+
+    return {
+        "pooling": list(sentence.pooling),
+        "before": [plain(step) for step in sentence.before],
+        "steps": [plain(step) for step in sentence.steps],
+        "width": sentence.width,
+    }
