@@ -230,6 +230,12 @@ class Graph:
 
         return print_graph(self)
 
+    def _repr_html_(self) -> str:
+        from llmc.compiler.text import facts_of, table_of
+        from llmc.html import Page
+
+        return str(Page(f"graph of {len(self.nodes)} nodes", str(self), facts_of(self), (table_of(self),)))
+
 
 def _visit(root: Node, seen: dict[Node, None]) -> None:
     """Depth-first post-order without recursion: deep models would exceed Python's stack."""

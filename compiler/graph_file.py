@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from llmc.compiler.graph import Graph, TensorType, Weight, dtype_name
 from llmc.compiler.module import Module
@@ -109,7 +109,7 @@ def write_graph(
 
 
 @contextmanager
-def _renamed(path: Path) -> Iterator[IO[bytes]]:
+def _renamed(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `path` when the block is left without an error."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -82,3 +82,12 @@ class Module:
         from llmc.compiler.module_text import print_module
 
         return print_module(self)
+
+    def _repr_html_(self) -> str:
+        from llmc.compiler.text import table_of
+        from llmc.html import Page
+
+        facts: dict[str, object] = {f"state {name}": state for name, state in self.states.items()}
+        facts |= {f"dim {name}": f"{low}..{high}" for name, (low, high) in self.dims.items()}
+        tables = [table_of(graph, f"function {name}") for name, graph in self.functions.items()]
+        return str(Page(f"module: {', '.join(self.functions)}", str(self), facts, tables))

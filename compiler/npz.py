@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ _ERRORS = (
     NotImplementedError,
     RuntimeError,
     OverflowError,
+    SyntaxError,  # of a header, which is Python's syntax
+    tokenize.TokenError,
 )
 
 

@@ -72,6 +72,21 @@ class Report:
     def __str__(self) -> str:
         return "\n".join(str(run).rstrip() for run in self.runs)
 
+    def _repr_html_(self) -> str:
+        from llmc.html import Page, Table
+
+        rows = [
+            (
+                r.name,
+                f"{r.seconds:.3f} s",
+                f"{r.nodes_before} -> {r.nodes_after}",
+                dict(sorted(r.applied.items())),
+            )
+            for r in self.runs
+        ]
+        table = Table(("pass", "time", "nodes", "rules applied"), rows)
+        return str(Page(f"{len(rows)} passes", str(self), tables=(table,)))
+
 
 @dataclass(frozen=True)
 class Step:

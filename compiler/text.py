@@ -33,6 +33,7 @@ import sympy
 from llmc.compiler.dims import dim, dim_text
 from llmc.compiler.equality import same_value
 from llmc.compiler.graph import DECLARED, DTYPES, Graph, Node, Weight, dtype_name
+from llmc.html import Table
 
 INLINE = 8  # elements of the largest constant that is written out
 DIGITS = 16  # of a digest
@@ -62,6 +63,28 @@ def _bodies(graph: Graph) -> Iterator[Graph]:
         for body in node.bodies:
             yield from _bodies(body)
             yield body
+
+
+def node_lines(graph: Graph) -> dict[Node, str]:
+    """Each node's line, the bodies in it numbered as `print_graph` does."""
+    bodies: dict[Graph, int] = {}
+    for body in _bodies(graph):
+        bodies.setdefault(body, len(bodies))
+    names = node_names(graph)
+    return {node: _node_line(node, names, bodies) for node in graph.nodes}
+
+
+def facts_of(graph: Graph) -> dict[str, object]:
+    """The signature, for pages."""
+    facts: dict[str, object] = {f"dim {name}": f"{low}..{high}" for name, (low, high) in graph.dims.items()}
+    facts |= {f"{node.op} {node.attributes['name']}": node.type for node in (*graph.inputs, *graph.states)}
+    return facts | {f"output {name}": node.type for name, node in graph.outputs.items()}
+
+
+def table_of(graph: Graph, title: str = "") -> Table:
+    """The nodes, for pages."""
+    rows = [line.partition("  # ")[::2] for line in node_lines(graph).values()]
+    return Table(("node", "source"), rows, title)
 
 
 def node_names(graph: Graph) -> dict[Node, str]:

@@ -95,6 +95,20 @@ class BenchmarkReport:
         ]
         return "\n".join(lines + self._profile_lines())
 
+    def _repr_html_(self) -> str:
+        from llmc.html import Page, Table
+
+        values = asdict(self.latency)
+        samples = values.pop("n")
+        sizes = ", ".join(f"{name} {size}" for name, size in self.sizes.items())
+        facts = {"function": self.function, "sizes": sizes, "variant": self.variant, "threads": self.threads}
+        facts |= {"samples": samples, "runs per second": f"{self.runs_per_second:.4g}"}
+        rows = [(name, duration_text(value)) for name, value in values.items()]
+        steps = [(duration_text(s.seconds), s.kernel, s.source) for s in self.steps or ()]
+        tables = [Table(("latency", "time"), rows)]
+        tables += [Table(("time", "kernel", "source"), steps)] if steps else []
+        return str(Page(f"benchmark of {self.name}", str(self), facts, tables))
+
     def _profile_lines(self) -> list[str]:
         if self.steps is None:
             return []
@@ -156,6 +170,15 @@ class CompareReport:
                 f"of the medians of {self.a.n} interleaved pairs",
             ]
         )
+
+    def _repr_html_(self) -> str:
+        from llmc.html import Page, Table
+
+        facts = {"A": self.names[0], "B": self.names[1]}
+        facts["A / B"] = f"{self.ratio:.4f}, 95 % interval {self.low:.4f} to {self.high:.4f}"
+        b = asdict(self.b)
+        rows = [(n, duration_text(v), duration_text(b[n])) for n, v in asdict(self.a).items() if n != "n"]
+        return str(Page("two models in turns", str(self), facts, (Table(("latency", "A", "B"), rows),)))
 
 
 def duration_text(seconds: float) -> str:

@@ -18,7 +18,7 @@ PLACES = SETTINGS["package-dir"]
 # From the ground up: an import goes down. A room is a package, its subpackages apart, unless its modules are on two
 # floors; then the upper one is what gathers the subpackages, and the lower one, of these modules, what they use.
 FLOORS: tuple[Mapping[str, tuple[str, ...]], ...] = (
-    {"llmc.errors": ("llmc.errors",)},
+    {"llmc.errors": ("llmc.errors",), "llmc.html": ("llmc.html",)},
     {
         "llmc.compiler: the graph": tuple(
             f"llmc.compiler.{name}" for name in ("dims", "tensors", "graph", "equality", "text")

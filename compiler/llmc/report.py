@@ -58,6 +58,15 @@ class CompileReport:
             "effects": list(self.effects),
         }
 
+    def _repr_html_(self) -> str:
+        from llmc.html import Page, Table
+
+        facts = {k: v for k, v in self.to_dict().items() if isinstance(v, str | int)}
+        plain = "\n".join(f"{name}: {value}" for name, value in facts.items())
+        times = [(name, f"{seconds:.2f} s") for name, seconds in self.seconds.items()]
+        tables = Table(("stage", "time"), times), Table(("file", "bytes"), list(self.sizes.items()))
+        return str(Page(f"compiled {self.path.name}", plain, facts, tables))
+
 
 @dataclass
 class Stages:

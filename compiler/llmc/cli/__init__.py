@@ -41,6 +41,7 @@ _COMMANDS = (
     "verify",
     "opt",
     "explain",
+    "diff",
     "passes",
     "targets",
     "demo",
@@ -110,12 +111,17 @@ def _run(arguments: Sequence[str] | None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except LlmcError as error:
-        print(f"error: {_shown(str(error))}", file=sys.stderr)
+        show_error(error)
         return 1
     except OSError as error:
         return _os_error(error)
     except Exception as error:
         return _internal_error(error)
+
+
+def show_error(error: LlmcError) -> None:
+    """The error on stderr."""
+    print(f"error: {_shown(str(error))}", file=sys.stderr)
 
 
 def _shown(text: str) -> str:

@@ -109,34 +109,65 @@ def _model(path: Path) -> dict[str, Any]:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    """What an .onnx or .pt2 file holds, as llmc imports it."""
+    """What an .onnx or .pt2 file or a graph's text holds, as llmc imports it."""
     from llmc.compiler.frontends import dispatch
-    from llmc.compiler.program import signature
 
     imported = dispatch.load(path)
-    graph = imported.graph
-    tables = [n.attributes["value"].array for n in graph.nodes if n.op == "constant"]
-    ops = Counter(n.op for n in graph.nodes if n.op not in ("input", "constant"))
-    inputs, outputs = signature(graph)
-    return {
+    module = imported.module
+    nodes = [node for graph in module.functions.values() for node in graph.nodes]
+    ops = Counter(n.op for n in nodes if n.op not in ("input", "state", "constant"))
+    facts = {
         "path": str(path),
         "written_by": imported.architecture,
-        "parameters": sum(int(t.size) for t in tables if t.dtype.kind == "f"),
+        "task": imported.task,
+        "labels": list(imported.labels),
+        "parameters": _parameters(module.functions),
         "tokenizer": str(imported.tokenizer.file) if imported.tokenizer else None,
         "ops": dict(ops.most_common()),
-        "inputs": [{"name": t.name, "type": str(t.type)} for t in inputs],
-        "outputs": [{"name": t.name, "type": str(t.type)} for t in outputs],
-        "dims": {name: list(bounds) for name, bounds in graph.dims.items()},
     }
+    functions = {name: _signature(graph) for name, graph in module.functions.items()}
+    if len(functions) > 1:
+        facts["functions"] = functions
+    facts |= next(iter(functions.values()))
+    if module.states:
+        facts["states"] = {name: str(state) for name, state in module.states.items()}
+    return facts | {"dims": {name: list(bounds) for name, bounds in _dims(module).items()}}
+
+
+def _signature(graph: Any) -> dict[str, Any]:
+    from llmc.compiler.program import signature
+
+    names = ("inputs", "outputs")
+    found = zip(names, signature(graph), strict=True)
+    return {key: [{"name": t.name, "type": str(t.type)} for t in tensors] for key, tensors in found}
+
+
+def _dims(module: Any) -> dict[str, Any]:
+    return {name: bounds for graph in module.functions.values() for name, bounds in graph.dims.items()}
+
+
+def _parameters(functions: Mapping[str, Any]) -> int:
+    """Floats in constants; what functions share counts once."""
+    found = {}
+    for function in functions.values():
+        constants = [n.attributes["value"] for n in function.nodes if n.op == "constant"]
+        for i, weight in enumerate(constants):
+            found[weight.name or i, weight.array.shape] = weight.array
+    return sum(int(array.size) for array in found.values() if array.dtype.kind == "f")
 
 
 def _show_file(path: Path, facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    _show(f"model {path}", {k: v for k, v in facts.items() if k not in ("inputs", "outputs", "dims")})
-    for key in ("inputs", "outputs", "dims"):
-        _show_records(key, facts[key])
+    tables = ("inputs", "outputs", "states", "dims")
+    _show(f"model {path}", {k: v for k, v in facts.items() if k not in (*tables, "functions")})
+    for name, function in facts.get("functions", {}).items():
+        for key, records in function.items():
+            _show_records(f"{key} of {name}", records)
+    for key in tables if "functions" not in facts else tables[2:]:
+        if facts.get(key):
+            _show_records(key, facts[key])
 
 
 def _plain_fields(summary: Any) -> dict[str, Any]:

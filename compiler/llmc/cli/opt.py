@@ -150,10 +150,10 @@ def _run(pipeline: Any, module: Any, print_after: str | None, keep: Path | None,
 
     names = [print_after] if print_after else []
     want_passes(names, pipeline)
-    run, said = pipeline.run, {"print_after": [] if keep else names}
+    said: dict[str, Any] = {"print_after": () if keep else names}
+    run = pipeline.run
     if verify_each:
-        run = partial(run_verified, pipeline)
-        said["say"] = partial(click.echo, err=True)
+        run, said["say"] = partial(run_verified, pipeline), partial(click.echo, err=True)
     observers = () if keep is None else (Dump(keep, weights=True, names=names or ["all"]),)
     found = {name: run(graph, *observers, **said) for name, graph in module.functions.items()}
     after = Module({name: graph for name, (graph, _) in found.items()})

@@ -92,7 +92,6 @@ def _plain(value: Any) -> Any:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table on stdout; columns named with a leading `>` are aligned right. Without names, no header."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -109,6 +108,13 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         )
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
+    print_rich(table)
+
+
+def print_rich(table: Any) -> None:
+    """What rich draws: in colour on a terminal, elsewhere as plain lines."""
+    from rich.console import Console
+
     if sys.stdout.isatty():
         Console(highlight=False).print(table)
         return
