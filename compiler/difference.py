@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -140,24 +140,32 @@ class Difference:
     def _run(self, session: Session, found: Compared) -> None:
         seen: dict[Node, list[Array]] = {}
         twins = {b: a for a, b in self.pairs.items() if _is_one_value(a, b)}
-        watched = set(twins.values())
+        watched, parted = set(twins.values()), dict[Node, float]()
 
         def note(node: Node, value: Array) -> None:
             if node in watched:
                 seen.setdefault(node, []).append(value)
 
         def compare(node: Node, value: Array) -> None:
-            if found.first is not None or not seen.get(twins.get(node, node)):
+            if node not in twins or not seen.get(twins[node]):
                 return
             earlier = seen[twins[node]].pop(0)
             if earlier.shape == value.shape and (apart := distance(earlier, value)) > found.tolerance:
-                found.first = (_short(twins[node]), _short(node), apart)
+                parted.setdefault(node, apart)
 
         before = play(self.a, session, note)
         after = play(self.b, session, compare)
         for name in before.keys() & after.keys():
             found.add(name, before[name], after[name])
         found.samples += 1
+        if found.first is None and not found.same and parted:
+            node = next((n for n in parted if self._is_cause(twins[n], n, parted)), next(iter(parted)))
+            found.first = (_short(twins[node]), _short(node), parted[node])
+
+    def _is_cause(self, a: Node, b: Node, parted: Container[Node]) -> bool:
+        """Whether what a pair reads is in pairs too, and has not parted before it."""
+        reads = zip(a.inputs, b.inputs, strict=True)
+        return all(self.pairs.get(x) is y and y not in parted for x, y in reads)
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ class Compared:
     Args:
         tolerance: as a share of a value's scale; what is further apart differs.
         outputs: name -> the largest difference, and as a share of the scale; states after the last call, too.
-        first: of the nodes in pairs the first whose values differ, in either graph, and their share.
+        first: where outputs differ, the first pair of nodes whose values do, though what they read does not.
     """
 
     tolerance: float

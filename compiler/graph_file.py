@@ -153,7 +153,7 @@ def _parsed(text: str, weights: Mapping[str, Weight]) -> Module:
 
 
 def _hint(error: LlmcError) -> str | None:
-    if not error.problem.startswith("no weight"):
+    if not error.problem.startswith("no weight with digest"):
         return error.hint
     return "--weights FOLDER, or a model's file, names what it was made from; weights made by passes are not there"
 

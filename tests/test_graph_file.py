@@ -105,7 +105,8 @@ def test_weights_of_another_graph(file: Path, tmp_path: Path) -> None:
         "the weight 'dense.weight' has other values than the text was written with"
     )
     assert (
-        with_weights_of(dense(0, 6)).problem == "the weight 'dense.weight' is f32[4, 6], the text says f32[4, 5]"
+        with_weights_of(dense(0, 6)).problem
+        == "the weight 'dense.weight' is f32[4, 6], the text says f32[4, 5]"
     )
     assert with_weights_of(dense(1, name="other")).problem == "no weight 'dense.weight' in there"
 

@@ -102,8 +102,8 @@ def _imported(
         graph,
         **said,
         labels=tuple(_of(label, str) for label in _of(facts.get("labels", []), list)),
-        tokenizer=None if tokenizer is None else _tokenizer(facts["tokenizer"], tokenizer, beside),
-        sentence=_sentence(facts["sentence"]) if facts.get("sentence") else None,
+        tokenizer=None if tokenizer is None else _tokenizer(_of(facts["tokenizer"], dict), tokenizer, beside),
+        sentence=_sentence(_of(facts["sentence"], dict)) if facts.get("sentence") else None,
         preprocess=_of(facts.get("preprocess", {}), dict),
         scores=_of(facts.get("scores"), (str, type(None))),
     )

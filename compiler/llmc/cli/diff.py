@@ -208,7 +208,8 @@ def _side_by_side(rows: Sequence[Any], titles: tuple[str, str], everything: bool
 
 
 def _shortened(rows: Sequence[Any], everything: bool) -> Iterator[Any]:
-    """The rows, or how many equal ones are left out."""
+    """The rows, or how many equal ones are left out; equal constants are no context for anybody."""
+    rows = [row for row in rows if everything or row.mark != "=" or " = constant(" not in str(row.b)]
     wanted = [everything or row.mark != "=" for row in rows]
     left_out = 0
     for i, row in enumerate(rows):
@@ -244,6 +245,8 @@ def _show_numbers(numbers: Mapping[str, Any]) -> None:
     where = (
         f"values first part at {first['b']}, by {first['of_scale']:.3g} of their scale (A: {first['a']})"
         if first
+        else "outputs are within the tolerance"
+        if numbers["same"]
         else "no pair of nodes parts"
     )
     click.echo(f"{printable(where)}; {numbers['samples']} samples, tolerance {numbers['tolerance']:g}")
