@@ -75,14 +75,14 @@ def test_everything_that_may_be_known_comes_back(written: Path, tmp_path: Path) 
         assert getattr(found.tokenizer, name) == getattr(tokenizer, name), name
 
 
+@pytest.mark.slow
 def test_the_artifact_is_that_of_the_model(written: Path, demo_folder: Path, tmp_path: Path) -> None:
     options = {"target": "x86-avx2", "level": 1, "max_seq": 64}
     llmc.compile(written, tmp_path / "a.llmc", keep=tmp_path / "kept", **options)
     llmc.compile(demo_folder, tmp_path / "b.llmc", **options)
-    llmc.compile(tmp_path / "kept" / "imported.txt", tmp_path / "c.llmc", **options)
-    for other in ("b.llmc", "c.llmc"):
-        for file in (tmp_path / "a.llmc").iterdir():
-            assert file.read_bytes() == (tmp_path / other / file.name).read_bytes(), (other, file.name)
+    for file in (tmp_path / "a.llmc").iterdir():
+        assert file.read_bytes() == (tmp_path / "b.llmc" / file.name).read_bytes(), file.name
+    assert dispatch.load(tmp_path / "kept" / "imported.txt").labels == ("negative", "positive")
     assert read_graph(tmp_path / "kept" / "optimised.txt").facts["labels"]
 
 

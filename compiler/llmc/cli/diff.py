@@ -53,6 +53,8 @@ def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
 
     try:
         same = _diff(as_json=as_json, **options)
+    except BrokenPipeError:
+        raise  # whoever reads has seen enough
     except (LlmcError, OSError) as error:
         show_error(error if isinstance(error, LlmcError) else LlmcError(str(error.strerror or error).lower()))
         ctx.exit(2)
@@ -70,7 +72,7 @@ def _diff(
     as_json: bool,
 ) -> bool:
     """Print what differs; whether nothing does."""
-    from llmc.compiler.difference import FEW, Difference
+    from llmc.compiler.graph_diff import FEW, Difference
 
     if tolerance is not None and data is None:
         raise LlmcError("--tolerance judges what --data shows", hint="--data random makes some")
@@ -112,8 +114,8 @@ def _read(path: Path, task: str) -> Any:
 
 def _sessions(found: Any, data: str, count: int, tokenizer: Any) -> Iterator[Any]:
     """What both graphs are run on."""
-    from llmc.compiler.difference import random_sessions, want_same_inputs
-    from llmc.compiler.promises import Session
+    from llmc.compiler.graph_diff import random_sessions, want_same_inputs
+    from llmc.compiler.samples import Session
     from llmc.quantisation import Quantisation
 
     if data == "random":

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.align import Numbers, align
+from llmc.compiler.differences import apart
 from llmc.compiler.dims import Bounds
 from llmc.compiler.equality import same_type, same_value
 from llmc.compiler.graph import Graph, Node, Weight
-from llmc.compiler.promises import Session, distance, play, samples
+from llmc.compiler.samples import Session, play, samples
 from llmc.compiler.text import node_lines, value_text
 from llmc.errors import LlmcError
 
@@ -150,8 +151,8 @@ class Difference:
             if node not in twins or not seen.get(twins[node]):
                 return
             earlier = seen[twins[node]].pop(0)
-            if earlier.shape == value.shape and (apart := distance(earlier, value)) > found.tolerance:
-                parted.setdefault(node, apart)
+            if earlier.shape == value.shape and (share := apart(earlier, value)) > found.tolerance:
+                parted.setdefault(node, share)
 
         before = play(self.a, session, note)
         after = play(self.b, session, compare)
@@ -200,7 +201,7 @@ class Compared:
 
     def add(self, name: str, a: Array, b: Array) -> None:
         """One value of each graph."""
-        share = distance(a, b) if a.shape == b.shape else float("inf")
+        share = apart(a, b) if a.shape == b.shape else float("inf")
         most, before = self.outputs.get(name, (0.0, 0.0))
         self.outputs[name] = (max(most, _furthest(a, b)), max(before, share))
 
@@ -277,5 +278,5 @@ def _furthest(a: Array, b: Array) -> float:
         return float("inf")
     x, y = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(all="ignore"):
-        apart = np.abs(x - y)[~((x == y) | (np.isnan(x) & np.isnan(y)))]
-    return float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0))
+        gaps = np.abs(x - y)[~((x == y) | (np.isnan(x) & np.isnan(y)))]
+    return float(np.nan_to_num(gaps, nan=np.inf).max(initial=0.0))
