@@ -99,7 +99,8 @@ def _diff(
             click.echo(f"function {printable(name)}: only in {side}")
     for name, fact in facts.items():
         _show(name if len(ours) > 1 else "", fact, found[name].rows, (str(a), str(b)), everything)
-    click.echo("the same" if same else "different")
+    what = "" if tolerance is None else " outputs"
+    click.echo(f"the same{what}" if same else f"different{what}")
     return same
 
 
