@@ -34,8 +34,13 @@ def explain(imported: Imported, order: Order, measured: Measured | None = None) 
     """Run the passes on a model of one function, and keep what they did.
 
     Raises:
-        LlmcError: a pass fails.
+        LlmcError: a pass fails, or the model has several functions.
     """
+    if len(imported.functions) > 1:
+        hint = "write the one function into a text of its own"
+        raise LlmcError(
+            "explain tells of models of one function", found=", ".join(imported.functions), hint=hint
+        )
     history = History()
 
     def unwatched(*arguments: Any, **options: Any) -> Any:

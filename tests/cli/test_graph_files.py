@@ -105,6 +105,14 @@ def test_inspect(cli: Any, written: Path) -> None:
     assert "logits" in cli("inspect", written).out
 
 
+def test_explain(cli: Any, written: Path, tmp_path: Path) -> None:
+    done = cli("explain", written, "bert.pooler.dense", "--target", "x86-avx2")
+    assert done.code == 0, done.err
+    assert "made of" in done.out
+    write_graph(tmp_path / "m.txt", encoder_decoder())
+    assert "explain tells of models of one function" in cli("explain", tmp_path / "m.txt").err
+
+
 def test_several_functions(cli: Any, tmp_path: Path) -> None:
     module = encoder_decoder()
     write_graph(tmp_path / "m.txt", module)

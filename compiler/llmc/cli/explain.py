@@ -72,7 +72,7 @@ _DETAILED = 12  # nodes below a path that are told one by one
 @click.option("--matmul", type=click.Choice(["fma", "int8x3"]), default="fma", show_default=True)
 @click.option("--padding", type=click.Choice(["zero", "computed"]), default="zero", show_default=True)
 @click.option(
-    "--weights", type=click.Path(path_type=Path), help="The model that a graph's text was made from."
+    "--weights", type=click.Path(path_type=Path), help="The model of a text that has no weights beside it."
 )
 @click.option("--ignore-unused-weights", is_flag=True, help="Leave out heads that the task has no use for.")
 @extension_option
@@ -111,16 +111,15 @@ def command(
 
 
 def _explain(read: tuple[Path, str, Path | None, bool], options: Mapping[str, Any], measured: Any) -> Any:
-    from llmc.cli.opt import read_graph
-    from llmc.compiler.frontends.imported import GENERIC, Imported
+    from llmc.cli.opt import read_model
     from llmc.explain import explain
     from llmc.options import Options, Order
 
     order = Order("explained", None, cast(Options, dict(options)))  # a slip shows before the import
-    graph, own, tokenizer = read_graph(*read)
+    imported = read_model(*read)
+    own = imported.pipeline
     if own is not None and not any(options[k] for k in ("passes", "only_passes", "add_passes")):
         order = Order("explained", None, cast(Options, {**options, "only_passes": own}))
-    imported = Imported(graph, read[0].stem, GENERIC, "", "", (), tokenizer, None)
     return explain(imported, order, measured)
 
 
