@@ -16,6 +16,7 @@ import pytest
 
 from llmc import LlmcError
 from llmc.cli import main
+from llmc.errors import TextsCut
 from llmc.runtime import load
 from llmc.runtime.encoder import BadTexts, held_stderr
 
