@@ -39,4 +39,4 @@ def test_sessions(name: str, gpu_lab: Any, needs_nvcc: None, tmp_path: Path) -> 
     command = [sys.executable, "-c", SELFTEST, str(artifact)]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("2 ")
+    assert done.stdout.startswith("3 ")
