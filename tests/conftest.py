@@ -34,10 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Kernels that several tests compile are made once, and the user's own cache is left alone."""
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # as a shell's background job, whose children inherit it
+    # As a shell's background job, or under nohup, children inherit that these are ignored.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if not hasattr(config, "workerinput"):  # the workers of xdist inherit it
         os.environ["LLMC_CACHE"] = str(_cache(config))
     kept.use(Path(os.environ["LLMC_CACHE"]) / "tests")

@@ -296,8 +296,13 @@ CASES: list[Case] = [
             .flatten(2)
         ),
     ),
-    ("pack_index", (HOLES,), {"tokens": symbol("tokens")}, lambda m: torch.from_numpy(INDEX)),
-    ("pack_offsets", (HOLES,), {}, lambda m: torch.from_numpy(STARTS)),
+    ("pack_index", (HOLES,), {"tokens": symbol("tokens")}, lambda m: torch.tensor([*INDEX, 10, 11])),
+    (
+        "pack_offsets",
+        (HOLES,),
+        {},
+        lambda m: torch.tensor([0, 2, 5, 7, 10]),
+    ),  # a row without tokens is kept whole
     ("pack_places", (HOLES,), {}, lambda m: torch.tensor(PLACES)),
     (
         "unpack_rows",
