@@ -17,6 +17,7 @@ from llmc.cli.output import (
     json_option,
     print_json,
     print_table,
+    quant_option,
     size_text,
     time_text,
 )
@@ -91,13 +92,7 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
     help="Compile though an option changes nothing, which is an error otherwise.",
 )
 @click.option("--verify-each", is_flag=True, help="Hold each pass to its promise by the interpreter; slow.")
-@click.option(
-    "--quant",
-    type=click.Choice(["none", "int8", "int8-static", "fp16"]),
-    default="none",
-    show_default=True,
-    help="int8: products and tables; int8-static: with calibrated ranges; fp16: weights and tables.",
-)
+@quant_option("int8: products and tables; int8-static: with calibrated ranges; fp16: weights and tables.")
 @click.option(
     "--attention",
     type=click.Choice(["int8", "float"]),

@@ -16,6 +16,7 @@ from llmc.cli.output import (
     json_option,
     print_json,
     print_table,
+    quant_option,
     require_artifact,
     require_folder,
     time_text,
@@ -60,13 +61,7 @@ _DETAILED = 12  # nodes below a path that are told one by one
 @click.option("--prune", metavar="SPEC", multiple=True, help="See docs/compression.md.")
 @click.option("--share", metavar="SPEC", help="See docs/compression.md.")
 @click.option("--factorize", metavar="SPEC", help="See docs/compression.md.")
-@click.option(
-    "--quant",
-    type=click.Choice(["none", "int8", "int8-static", "fp16"]),
-    default="none",
-    show_default=True,
-    help="See docs/quantisation.md.",
-)
+@quant_option("See docs/quantisation.md.")
 @click.option("--attention", type=click.Choice(["int8", "float"]), default="int8", show_default=True)
 @click.option("--calib", metavar="FILE|auto", help="Samples.")
 @click.option("--matmul", type=click.Choice(["fma", "int8x3"]), default="fma", show_default=True)

@@ -59,6 +59,12 @@ add_pass_option = click.option(
 )
 
 
+def quant_option(help: str) -> Callable[[Any], Any]:
+    """`--quant`, with what a command says of it."""
+    kinds = click.Choice(["none", "int8", "int8-static", "fp16"])
+    return click.option("--quant", type=kinds, default="none", show_default=True, help=help)
+
+
 _TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
