@@ -103,6 +103,10 @@ class Difference:
         ]
         for what in ("outputs", "updates"):
             found += self._roots(what.removesuffix("s"), getattr(self.a, what), getattr(self.b, what))
+        if list(self.a.outputs) != list(self.b.outputs) and self.a.outputs.keys() == self.b.outputs.keys():
+            found.append(
+                f"outputs in another order: {', '.join(self.a.outputs)} -> {', '.join(self.b.outputs)}"
+            )
         return found
 
     def _roots(self, what: str, a: Mapping[str, Node], b: Mapping[str, Node]) -> Iterator[str]:
@@ -156,8 +160,11 @@ class Difference:
 
         before = play(self.a, session, note)
         after = play(self.b, session, compare)
-        for name in before.keys() & after.keys():
-            found.add(name, before[name], after[name])
+        for name in dict.fromkeys((*before, *after)):
+            if name in before and name in after:
+                found.add(name, before[name], after[name])
+            else:  # nothing is near what is not there
+                found.outputs[name] = float("inf"), float("inf")
         found.samples += 1
         if found.first is None and not found.same and parted:
             node = next((n for n in parted if self._is_cause(twins[n], n, parted)), next(iter(parted)))
@@ -196,8 +203,8 @@ class Compared:
 
     @property
     def same(self) -> bool:
-        """Whether no output differs."""
-        return all(share <= self.tolerance for _, share in self.outputs.values())
+        """Whether there was data, and no output differs."""
+        return self.samples > 0 and all(share <= self.tolerance for _, share in self.outputs.values())
 
     def add(self, name: str, a: Array, b: Array) -> None:
         """One value of each graph."""

@@ -107,7 +107,11 @@ def _weight(archive: zipfile.ZipFile, member: zipfile.ZipInfo, whole: mmap.mmap,
     if array is None:
         data = archive.read(member)
         array = _array(io.BytesIO(data), data, 0, len(data))
-    weight = Weight(array, _stem(member).rpartition(".")[0])
+    name, _, digest = _stem(member).rpartition(".")
+    named = re.fullmatch(rf"[0-9a-f]{{{DIGITS}}}", digest)
+    weight = Weight(array, name if named or not digest else _stem(member))
+    if not named:
+        archive.read(member)  # nothing else tells damage: this compares with the archive's own checksum
     try:
         _ = weight.digest
     except LlmcError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -17,6 +18,9 @@ from llmc.errors import LlmcError
 SUFFIX = ".txt"
 TOKENIZER = "tokenizer.json"
 _FIRST = re.compile(r"dims\b|function \w+$|graph \d+$|%\w+ = ")  # what a text begins with, comments apart
+_NAMES = frozenset({"format", "name", "model_type", "architecture"})  # change no answer
+_SIDES = ("left", "right")
+_SCORES = ("softmax", "sigmoid", "none", None)
 _TEXTS = ("name", "task", "model_type", "architecture")
 _SETTINGS: Mapping[str, Any] = {  # of a tokenizer, and the types that JSON gives them
     "max_length": int,
@@ -105,7 +109,7 @@ def _imported(
         tokenizer=None if tokenizer is None else _tokenizer(_of(facts["tokenizer"], dict), tokenizer, beside),
         sentence=_sentence(_of(facts["sentence"], dict)) if facts.get("sentence") else None,
         preprocess=_of(facts.get("preprocess", {}), dict),
-        scores=_of(facts.get("scores"), (str, type(None))),
+        scores=_one_of(facts.get("scores"), _SCORES),
     )
 
 
@@ -115,9 +119,19 @@ def _of(value: Any, kind: Any) -> Any:
     return value
 
 
+def _one_of(value: Any, known: tuple[Any, ...]) -> Any:
+    if value not in known:
+        raise ValueError(repr(value)[:60])
+    return value
+
+
 def _tokenizer(facts: Mapping[str, Any], text: str, file: Path) -> Tokenizer:
     said = {key: _of(facts.get(key), kind) for key, kind in _SETTINGS.items()}
     said["inputs"] = tuple(_of(name, str) for name in said["inputs"])
+    for key in ("truncation_side", "padding_side"):
+        _one_of(said[key], _SIDES)
+    if said["max_length"] < 1 or said["pad_id"] < 0:
+        raise ValueError(f"max_length {said['max_length']}, pad_id {said['pad_id']}")
     return Tokenizer(file=file, made=text, **said)
 
 
@@ -177,6 +191,18 @@ def texts_of(imported: Imported) -> dict[str, str]:
     settings = asdict(imported.tokenizer)
     facts["tokenizer"] = {key: settings[key] for key in _SETTINGS}
     return {MODEL: _json(facts), TOKENIZER: imported.tokenizer.text}
+
+
+def said(imported: Imported) -> dict[str, Any]:
+    """What else the import knows that changes answers, by name: not what the model is called."""
+    from llmc.compiler.graph_file import MODEL
+
+    texts = texts_of(imported)
+    facts = json.loads(texts[MODEL])
+    facts |= {f"tokenizer's {key}": value for key, value in facts.pop("tokenizer", {}).items()}
+    if TOKENIZER in texts:
+        facts[TOKENIZER] = f"sha256 {hashlib.sha256(texts[TOKENIZER].encode()).hexdigest()[:16]}"
+    return {key: value for key, value in facts.items() if key not in _NAMES}
 
 
 def _json(facts: Mapping[str, Any]) -> str:

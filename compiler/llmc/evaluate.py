@@ -181,6 +181,9 @@ class _Counts:
         if other is not None and own.shape != other.shape:
             shapes = f"{list(other.shape[1:])}, not {list(own.shape[1:])}"
             raise LlmcError("the baseline's outputs have another size", found=shapes)
+        self._want_finite(batch, own, "the artifact's")
+        if other is not None:
+            self._want_finite(batch, other, "the baseline's")
         if self.task == "sentence-embedding":
             self._add_cosines(own, other)
             return
@@ -190,6 +193,16 @@ class _Counts:
             self.equal += int((answers == others).sum())
         if batch[0].label is not None:
             self._add_labels(batch, answers, others, own.shape[-1])
+
+    def _want_finite(self, batch: Sequence[Row], outputs: Array, whose: str) -> None:
+        """A measure of NaN would be no measure: it has a largest value, and is below no limit."""
+        bad = np.flatnonzero(~np.isfinite(outputs).reshape(len(batch), -1).all(1))
+        if bad.size:
+            raise LlmcError(
+                f"{whose} outputs are not finite numbers",
+                at=f"{self.data}, line {batch[int(bad[0])].line}",
+                hint="fp16 overflows beyond 65504; are the weights damaged?",
+            )
 
     def _add_labels(self, batch: Sequence[Row], answers: Array, others: Array | None, count: int) -> None:
         truth = [label_index(f"{self.data}, line {r.line}", r.label, self.labels, count) for r in batch]
@@ -267,6 +280,6 @@ def _judged(found: Evaluation, limits: Limits) -> Evaluation:
                 found=f"task {found.task}, {'labels' if found.accuracy is not None else 'no labels'}",
                 hint="accuracy needs labels, agreement and cosine need a --baseline",
             )
-        if (value > limit + 1e-12) if upper else (value < limit - 1e-12):
+        if not (value <= limit + 1e-12 if upper else value >= limit - 1e-12):
             found.broken.append(f"{name} is {value:.4g}, the limit {limit:g}")
     return found

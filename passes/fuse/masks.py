@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from llmc.compiler.graph import Node
-from llmc.compiler.ops import make
+from llmc.compiler.ops import OPS, make
 from llmc.compiler.rewrite import Decline
 from llmc.passes.match import reshaped, scalar, through_views, without_ones
 
@@ -52,7 +52,10 @@ def _split_bias(mask: Node, batch: object, length: object) -> Masks:
     keys: Node | None = None
     bias: Node | None = None
     evenly = True
-    for term in _terms(mask):
+    terms = _terms(mask)
+    if _lowers_twice(terms):
+        return Masks(bias=mask)
+    for term in terms:
         flags = _as_flags(term)
         found = _as_keys(flags, batch, length) if flags is not None else None
         if found is None:
@@ -62,6 +65,25 @@ def _split_bias(mask: Node, batch: object, length: object) -> Masks:
             evenly = evenly and _is_finite(term)
     bias = None if bias is None else reshaped(bias, (1,) * (4 - bias.type.rank) + bias.shape)
     return Masks(keys, bias, evenly and keys is not None)
+
+
+def _lowers_twice(terms: list[Node]) -> bool:
+    """Whether a score may be lowered by a finite addend and another: where every key is, those lowered once count."""
+    low = [term for term in terms if _holds_low(term)]
+    return len(low) > 1 and any(_as_flags(term) is not None and _is_finite(term) for term in low)
+
+
+def _holds_low(term: Node) -> bool:
+    """Whether a term may have very low values: a constant that low is worked into it."""
+    pending, seen = [term], set[Node]()
+    while pending:
+        node = pending.pop()
+        if is_low(node):
+            return True
+        if node not in seen and (OPS[node.op].elementwise or OPS[node.op].moves):
+            seen.add(node)
+            pending += node.inputs
+    return False
 
 
 def _is_finite(term: Node) -> bool:

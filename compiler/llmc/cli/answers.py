@@ -105,13 +105,21 @@ def _tokens(model: Any, encoded: Encoded, outputs: Any, row: int) -> dict[str, A
 
 
 def _span(model: Any, encoded: Encoded, outputs: Any, row: int) -> dict[str, Any]:
-    """The span in the second text with the largest start * end probability, at most 30 tokens long."""
+    """The span in the second text with the largest start * end probability, at most 30 tokens long.
+
+    As in transformers' pipeline, probabilities are of the places in that text and of the first token, which stands for
+    "no answer": neither the question nor padding, which a batch decides, takes a share.
+    """
     e = encoded.encodings[row]
     inside = np.array([s == (1 if encoded.pairs else 0) for s in e.sequence_ids])
     if not inside.any():
         return {"answer": "", "probability": 0.0, "start": 0, "end": 0}
     count = len(inside)
-    first, last = (softmax(outputs[name][row, :count]) for name in ("start_logits", "end_logits"))
+    possible = inside.copy()
+    begin = int(np.argmax(e.attention_mask))
+    possible[begin] |= bool(e.special_tokens_mask[begin])
+    logits = (outputs[name][row, :count] for name in ("start_logits", "end_logits"))
+    first, last = (softmax(np.where(possible, values, -np.inf)) for values in logits)
     scores = np.outer(first * inside, last * inside)
     scores = np.triu(scores) - np.triu(scores, 30)
     i, j = np.unravel_index(int(scores.argmax()), scores.shape)

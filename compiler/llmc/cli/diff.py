@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,7 @@ they compute, then by source, op, type and order; where they come from is no dif
 1 different, 2 there was an error. With --tolerance only the outputs decide.
 """
 
+_BRIEF = 60  # characters of a setting
 _NEAR, _ROWS = 2, 200  # equal rows shown around others, rows shown of a function
 
 
@@ -87,13 +89,17 @@ def _diff(
         }
     alone = {"A": [n for n in ours if n not in theirs], "B": [n for n in theirs if n not in ours]}
     facts = {name: _as_dict(d, numbers.get(name), everything) for name, d in found.items()}
+    beside = _beside(first, second)
     outputs = all(n.same for n in numbers.values())
-    same = (
-        outputs and (tolerance is not None or all(d.same for d in found.values())) and not any(alone.values())
-    )
+    graphs = tolerance is not None or (all(d.same for d in found.values()) and not beside)
+    same = outputs and graphs and not any(alone.values())
     if as_json:
-        print_json({"a": str(a), "b": str(b), "same": same, "alone": alone, "functions": facts})
+        print_json(
+            {"a": str(a), "b": str(b), "same": same, "alone": alone, "beside": beside, "functions": facts}
+        )
         return same
+    for line in beside:
+        click.echo(printable(line))
     for side, names in alone.items():
         for name in names:
             click.echo(f"function {printable(name)}: only in {side}")
@@ -111,6 +117,23 @@ def _read(path: Path, task: str) -> Any:
         hint = "compile with --keep DIR and give DIR/optimised.txt; `llmc inspect` shows its manifest"
         raise LlmcError("an artifact holds no graph to compare", at=str(path), hint=hint)
     return read_model(path, task)
+
+
+def _beside(a: Any, b: Any) -> list[str]:
+    """What differs in that which makes answers of a graph's outputs, and inputs of texts."""
+    from llmc.compiler.frontends.graph_text import said
+
+    ours, theirs = said(a), said(b)
+    return [
+        f"{name}: {_brief(ours.get(name))} -> {_brief(theirs.get(name))}"
+        for name in sorted({*ours, *theirs})
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _brief(value: Any) -> str:
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _BRIEF else f"{text[:_BRIEF]}..."
 
 
 def _sessions(found: Any, data: str, count: int, tokenizer: Any) -> Iterator[Any]:
