@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from llmc.compiler.frontends.imported import Imported
-from llmc.compiler.frontends.tasks import FAMILIES, TASKS, Task
+from llmc.compiler.frontends.tasks import TASKS, Task
 from llmc.compiler.graph import Graph
 
 VOCABULARY, PAD = 100, 1
@@ -51,11 +51,23 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
         "type_vocab_size": 2,
     },
 }
-ENCODERS = [name for name, family in FAMILIES.items() if family.kind == "encoder"]
+ENCODERS = (
+    "albert",
+    "bert",
+    "camembert",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+)
 HEADS = [
-    t
-    for t in TASKS.values()
-    if "encoder" in t.kinds and t.name not in ("sentence-embedding", "replaced-token-detection")
+    TASKS[name]
+    for name in (
+        *("feature-extraction", "text-classification", "token-classification", "question-answering"),
+        "fill-mask",
+    )
 ]
 FEW = {"camembert": 1, "deberta-v2-conv": 1}  # RoBERTa's code again; DeBERTa with a convolution
 
@@ -72,7 +84,7 @@ def random_model(family: str, suffix: str, seed: int = 0, **changes: Any) -> Any
     config = transformers.AutoConfig.for_model(model_type, **{**COMMON, **SPECIAL[family], **changes})
     prefix = type(config).__name__.removesuffix("Config")
     generator = torch.Generator().manual_seed(seed)
-    model = getattr(transformers, prefix + suffix)(config).eval()
+    model = getattr(transformers, suffix if suffix.startswith(prefix) else prefix + suffix)(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator) * 0.2

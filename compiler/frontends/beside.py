@@ -14,7 +14,8 @@ from llmc.compiler.frontends.imported import GENERIC, Imported, want_bound
 from llmc.compiler.frontends.json_file import read_object
 from llmc.compiler.frontends.ranges import longest
 from llmc.compiler.frontends.sentence_text import TextSettings, text_settings
-from llmc.compiler.frontends.tasks import FAMILIES, TASKS, near, scores_of
+from llmc.compiler.frontends.sizes import reserved
+from llmc.compiler.frontends.tasks import TASKS, near, scores_of
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.compiler.graph import Graph
 from llmc.errors import LlmcError
@@ -87,10 +88,10 @@ def _is_home(folder: Path, path: Path) -> bool:
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:
-    count, family = config.get("max_position_embeddings"), FAMILIES.get(str(config.get("model_type")))
+    count = config.get("max_position_embeddings")
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         return None
-    return max(count - (family.reserved(config) if family else 0), 1)
+    return max(count - reserved(config), 1)
 
 
 def first_bounds(max_batch: int) -> dict[str, tuple[int, int]]:
@@ -146,7 +147,7 @@ def imported(path: Path, graph: Graph, extras: Extras, producer: str) -> Importe
 
 def with_task(path: Path, graph: Graph, task: str) -> Graph:
     """The graph with its outputs checked, and named as the task has them where there is but one."""
-    wanted = TASKS[task].outputs
+    wanted = TASKS[task].outputs or tuple(graph.outputs)
     if wanted[0] in graph.outputs:
         return graph
     if len(graph.outputs) == 1 and (len(wanted) == 1 or task == "feature-extraction"):

@@ -20,7 +20,7 @@ from llmc.compiler.frontends.regular_file import want_all_regular
 from llmc.compiler.frontends.safetensors_file import Tensor, read_header
 from llmc.compiler.frontends.sentence import Sentence, read_modules, transformer_folder
 from llmc.compiler.frontends.sentence_text import want_unicode
-from llmc.compiler.frontends.tasks import Task, architecture_of, family_of, task_of
+from llmc.compiler.frontends.tasks import Task, architecture_of, task_of
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.errors import LlmcError
 
@@ -41,6 +41,7 @@ class Summary:
 
     Args:
         path: the folder given; `root` is where the transformer is, in some sentence-transformers a subfolder.
+        architecture: the class that config.json names, empty if none.
         parameters: number of weights, None if they are in a pickle that has not been opened.
         dtypes: safetensors dtype -> number of weights.
         labels: names of the classes, empty if the task has none.
@@ -85,17 +86,16 @@ def inspect(path: str | Path, task: str = "auto", ignore_unused: bool = False) -
         want_all_regular(folder)
         leftovers.want_whole(folder, ignore_unused)
     at = str(root / "config.json")
-    family = family_of(config, at)
     chosen = task_of(config, task, sentence is not None, at)
     tensors = read_weights(root)
     sizes.want_of(config, tensors, at)
-    positions = sizes.positions(config, family, tensors, at)
+    positions = sizes.positions(config, tensors, at)
     return Summary(
         path=path,
         root=root,
         config=config,
         model_type=config["model_type"],
-        architecture=architecture_of(config) or family.prefix + "Model",
+        architecture=architecture_of(config),
         task=chosen,
         parameters=None if tensors is None else _count(tensors),
         dtypes=_dtypes(tensors),

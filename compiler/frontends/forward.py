@@ -7,31 +7,39 @@ from typing import Any
 from llmc.errors import LlmcError
 
 
-def one_pass(model: Any, max_seq: int) -> None:
-    """No cache of keys and values; no sliding window where it is at least as wide as the longest sequence."""
-    config = model.config
-    config.use_cache = False
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in ("dynamic", "longrope"):
-        raise LlmcError(
-            f"rotary scaling of type {rope!r} is not supported",
-            at="config.json: rope_parameters",
-            hint="its frequencies depend on the length of the sequence; default, linear, yarn and llama3 do not",
-        )
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window >= max_seq:
-        _widen(model)
-
-
-def _widen(model: Any) -> None:
-    """Full attention in every layer."""
-    model.config.sliding_window = None
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = ["full_attention"] * len(model.config.layer_types)
+def without_cache(model: Any) -> None:
+    """No part keeps keys and values."""
     for module in model.modules():
-        for name, value in (("has_sliding_layers", False), ("sliding_window", None)):
-            if hasattr(module, name):
-                setattr(module, name, value)
+        if hasattr(getattr(module, "config", None), "use_cache"):
+            module.config.use_cache = False
+
+
+def one_pass(model: Any, max_seq: int) -> None:
+    """What depends on a sequence's length is as for all up to `max_seq`.
+
+    Raises:
+        LlmcError: rotary frequencies change within `max_seq`.
+    """
+    for module in model.modules():
+        if hasattr(module, "rope_type"):
+            _fix_frequencies(module, max_seq)
+
+
+def _fix_frequencies(rotary: Any, max_seq: int) -> None:
+    """Frequencies that change beyond a length are those of shorter sequences, if all are shorter."""
+    kinds = rotary.rope_type if isinstance(rotary.rope_type, dict) else {"": rotary.rope_type}
+    if not (changing := [kind for kind in kinds.values() if kind == "longrope" or "dynamic" in str(kind)]):
+        return
+    stated = getattr(rotary.config, "rope_parameters", None) or {}
+    limit = stated.get("original_max_position_embeddings") or rotary.original_max_seq_len
+    if max_seq > limit or isinstance(rotary.rope_type, dict):
+        raise LlmcError(
+            f"rotary scaling of type {changing[0]!r} is not supported for sequences of {max_seq} tokens",
+            at="config.json: rope_parameters",
+            found=f"its frequencies change beyond {limit}",
+            hint=f"compile for shorter ones: --max-seq {limit}; default, linear, yarn and llama3 do not change",
+        )
+    rotary.rope_type = "default"
 
 
 def whole(model: Any) -> None:

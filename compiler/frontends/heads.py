@@ -36,22 +36,10 @@ class Head(nn.Module):
         result: Mapping[str, Any] = self.model(
             **given, **dict.fromkeys(self.fixed, self.zero), return_dict=True
         )
-        return result, given["attention_mask"]
+        return result, given.get("attention_mask")
 
     def forward(self, *values: Any) -> tuple[Any, ...]:
         result, _ = self.run(values)
-        return tuple(result[name] for name in self.outputs)
-
-
-class ImageHead(nn.Module):
-    """`forward(pixel_values)` -> the named outputs of a vision model, in order."""
-
-    def __init__(self, model: nn.Module, outputs: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.outputs = model, tuple(outputs)
-
-    def forward(self, pixel_values: torch.Tensor) -> tuple[Any, ...]:
-        result = self.model(pixel_values, return_dict=True)
         return tuple(result[name] for name in self.outputs)
 
 

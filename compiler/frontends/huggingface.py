@@ -7,12 +7,11 @@ no code from the folder is run.
 
 from __future__ import annotations
 
-import inspect as signatures
 import logging
 import os
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +19,22 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends import forward, images
 from llmc.compiler.frontends import tokenizer as tokenizers
-from llmc.compiler.frontends.folder import Summary, inspect
+from llmc.compiler.frontends.folder import EMBEDDING, Summary, inspect
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported, want_bound
-from llmc.compiler.frontends.pretrained import build, first_line
+from llmc.compiler.frontends.inputs import IMAGE, TEXT, Inputs, inputs_of
+from llmc.compiler.frontends.pretrained import build
 from llmc.compiler.frontends.sentence import Dense, Sentence
-from llmc.compiler.frontends.tasks import FAMILIES, scores_of
+from llmc.compiler.frontends.tasks import Task, scores_of
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.compiler.frontends.versions import warn_if_untested
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, first_line
 
 if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
 
 __all__ = ["Imported", "inspect", "load"]
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+BUCKETED = ("MPNetEncoder", "DebertaV2Encoder")  # whose relative positions come in logarithmic buckets
 
 
 def load(
@@ -62,19 +62,20 @@ def load(
     warn_if_untested("torch", "transformers")
     with _quiet():
         tokenizer = tokenizer_of(summary)
-        model, outputs = build(summary, ignore_unused)
-        graph = _graph(summary, model, outputs, max_batch, max_seq)
+        model, does = build(summary, ignore_unused)
+        graph = _graph(summary, model, does, max_batch, max_seq)
+    names = {node.attributes["name"] for node in graph.inputs}
     return Imported(
         graph=graph,
         name=summary.path.resolve().name,
-        task=summary.task.name,
+        task=does.name,
         model_type=summary.model_type,
         architecture=type(model).__name__,
         labels=summary.labels,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer if TEXT in names else None,
         sentence=summary.sentence,
-        preprocess=images.preprocessing(summary.root) if _is_vision(summary) else {},
-        scores=scores_of(summary.config, summary.task.name, len(summary.labels), str(summary.root)),
+        preprocess=images.preprocessing(summary.root) if IMAGE in names else {},
+        scores=scores_of(summary.config, does.name, len(summary.labels), str(summary.root)),
     )
 
 
@@ -84,8 +85,6 @@ def tokenizer_of(summary: Summary) -> Tokenizer | None:
     Raises:
         LlmcError: it cannot be built, or pads where the pooling does not look.
     """
-    if _is_vision(summary):
-        return None
     told = summary.sentence.text if summary.sentence else None
     made = tokenizers.build(summary.tokenizer, summary.root, summary.max_positions, told)
     counted = summary.sentence is not None and "weightedmean" in summary.sentence.pooling
@@ -122,17 +121,21 @@ def load_torch(path: str | Path, task: str = "auto") -> TorchModel:
     Raises:
         LlmcError: as `load`.
     """
+    import torch
+
+    from llmc.compiler.frontends import reference
+    from llmc.compiler.frontends.implementations import set_way
+
     summary = inspect(path, task, ignore_unused=True)
     with _quiet():
-        model, outputs = build(summary, ignore_unused=True)
-        names, fixed = _inputs(model)
-        head = _head(summary, model, names, fixed, outputs)
+        model, chosen = build(summary, ignore_unused=True)
+        inputs = inputs_of(model, summary.root, MAX_BATCH, summary.max_positions)
+        values = reference.sample(inputs, model.config)
+        sample = [torch.from_numpy(values[name]) for name in inputs.names]
+        head, outputs = _head(summary, model, chosen, inputs, sample)
         tokenizer = tokenizer_of(summary)
-    return TorchModel(tuple(names), tuple(outputs), head, tokenizer)
-
-
-def _is_vision(summary: Summary) -> bool:
-    return FAMILIES[summary.model_type].kind == "vision"
+        set_way(model, "sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
+    return TorchModel(inputs.names, outputs, head, tokenizer)
 
 
 def _bounds(summary: Summary, max_batch: int, max_seq: int | None) -> int:
@@ -169,49 +172,55 @@ def _quiet() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
-def _graph(summary: Summary, model: Any, outputs: tuple[str, ...], max_batch: int, max_seq: int) -> Graph:
+def _graph(summary: Summary, model: Any, task: Task, max_batch: int, max_seq: int) -> Graph:
+    """The model's graph, which computes what the model does: see `reference`."""
+    import torch
+
+    from llmc.compiler.frontends import reference
     from llmc.compiler.frontends.heads import ROOT
-    from llmc.compiler.frontends.torch_export import Declared, to_graph
+    from llmc.compiler.frontends.implementations import choose
+    from llmc.compiler.frontends.torch_export import to_graph
 
-    if _is_vision(summary):
-        return images.graph(summary, model, outputs, max_batch)
-    names, fixed = _inputs(model)
-    head = _head(summary, model, names, fixed, outputs)
+    at = str(summary.root / "config.json")
+    inputs = inputs_of(model, summary.root, max_batch, max_seq)
+    values = reference.sample(inputs, model.config)
+    tensors = [torch.from_numpy(values[name]) for name in inputs.names]
+    forward.without_cache(model)
+    head, outputs = _head(summary, model, task, inputs, tensors)
+
+    def run() -> dict[str, Any]:
+        with torch.no_grad():
+            return {n: v.numpy() for n, v in zip(outputs, head(*tensors), strict=True)}
+
+    wanted = _asked(run, at)
+    choose(model, run, wanted, values, max_seq)
+    forward.whole(model)
     forward.one_pass(model, max_seq)
-    bounds = {"batch": (1, max_batch), "seq": (1, max_seq)}
-    if FAMILIES[summary.model_type].own_attention:
-        _tabulate(model, max_seq)
-    program = _export(head, len(names), bounds, str(summary.root / "config.json"))
-    ranges: Mapping[str, Mapping[str, int]] = {
-        "attention_mask": {"default": 1, "low": 0, "high": 1},
-        "token_type_ids": {"default": 0},
-    }
-    declared = [Declared(name, ("batch", "seq"), **ranges.get(name, {})) for name in names]
-    return to_graph(program, declared, outputs, bounds, ROOT)
-
-
-def _inputs(model: Any) -> tuple[list[str], list[str]]:
-    """Inputs of the graph, and those with one legal value: segments where the model has only one."""
-    accepted = signatures.signature(model.forward).parameters
-    names = [name for name in INPUTS if name in accepted]
-    segments = getattr(model.config, "type_vocab_size", 0)
-    if segments > 1 or "token_type_ids" not in names:
-        return names, []
-    names.remove("token_type_ids")
-    return names, ["token_type_ids"] if segments == 1 else []
+    _tabulate(model, max_seq)
+    program = _export(head, inputs, model.config, at)
+    graph = to_graph(program, inputs.given, outputs, inputs.bounds, ROOT)
+    reference.want_same(graph, values, wanted, at)
+    return graph
 
 
 def _head(
-    summary: Summary, model: Any, names: Sequence[str], fixed: Sequence[str], outputs: Sequence[str]
-) -> Any:
+    summary: Summary, model: Any, task: Task, inputs: Inputs, sample: Sequence[Any]
+) -> tuple[Any, tuple[str, ...]]:
+    """The model with the task's outputs, and their names.
+
+    Args:
+        sample: a tensor for each input; what the model makes of it says which outputs there are.
+    """
     from llmc.compiler.frontends.heads import Head, SentenceHead
 
-    forward.whole(model)
-    head = Head(model, names, outputs, fixed)
-    if summary.task.name != "sentence-embedding":
-        return head.eval()
+    head = Head(model, inputs.names, (), inputs.fixed)
+    if task.name != EMBEDDING:
+        found = _asked(lambda: head.run(sample)[0], str(summary.root / "config.json"))
+        head.outputs = outputs_of(found, task)
+        return head.eval(), head.outputs
     sentence = summary.sentence or Sentence()
-    return SentenceHead(head, sentence, _dense).eval()
+    whole = SentenceHead(head, sentence, _dense).eval()
+    return whole, whole.outputs
 
 
 def _dense(step: Dense) -> Any:
@@ -241,36 +250,28 @@ def _dense(step: Dense) -> Any:
         raise LlmcError(f"cannot load the Dense layer: {first_line(error)}", at=str(step.folder)) from None
 
 
-def _export(head: Any, inputs: int, bounds: Mapping[str, tuple[int, int]], at: str) -> Any:
-    """torch.export with dynamic axes; a dim whose bound is 1 is static.
+_NO_OUTPUTS = ("loss", "past_key_values", "hidden_states", "attentions")
+
+
+def outputs_of(result: Mapping[str, Any], task: Task) -> tuple[str, ...]:
+    """Names of the outputs that the task has, in its order; all tensors of the result if it has none of them."""
+    import torch
+
+    tensors = [k for k, v in result.items() if isinstance(v, torch.Tensor) and not k.endswith(_NO_OUTPUTS)]
+    return tuple(n for n in task.outputs if n in tensors) or tuple(tensors)
+
+
+def _asked(run: Callable[[], Any], at: str) -> Any:
+    """What the model gives.
 
     Raises:
-        LlmcError: the model does not run as config.json, which is `at`, describes it.
+        LlmcError: config.json, which is `at`, says what the model cannot be run with.
     """
     import torch
 
-    from llmc.compiler.frontends.tracing import trace
-
-    shape = tuple(min(high, sample) for sample, (_, high) in zip((2, 7), bounds.values(), strict=True))
-    axes = {
-        axis: torch.export.Dim(name, min=low, max=high)
-        for axis, (name, (low, high)) in enumerate(bounds.items())
-        if high > 1
-    }
-    sample = tuple(torch.zeros(shape, dtype=torch.long) for _ in range(inputs))
-    with torch.no_grad():
-        _make_tables(head, sample, at)
-        return trace(head, sample, tuple(axes for _ in sample))
-
-
-def _make_tables(head: Any, sample: Sequence[Any], at: str) -> None:
-    """One run, in which models make the tables that they keep.
-
-    Raises:
-        LlmcError: config.json says what the model cannot be run with.
-    """
     try:
-        head(*sample)
+        with torch.no_grad():
+            return run()
     except Exception as error:  # anything that transformers and torch raise
         raise LlmcError(
             f"transformers cannot run the model: {first_line(error)}",
@@ -280,8 +281,31 @@ def _make_tables(head: Any, sample: Sequence[Any], at: str) -> None:
         ) from error
 
 
+def _export(head: Any, inputs: Inputs, config: Any, at: str) -> Any:
+    """torch.export with dynamic axes; a dim whose bound is 1 is static.
+
+    Raises:
+        LlmcError: the model does not run as config.json, which is `at`, describes it.
+    """
+    import torch
+
+    from llmc.compiler.frontends import reference
+    from llmc.compiler.frontends.tracing import trace
+
+    dims = {n: torch.export.Dim(n, min=low, max=high) for n, (low, high) in inputs.bounds.items() if high > 1}
+    sizes = {**reference.SIZES, "batch": 2, "seq": 7}
+    values = reference.sample(inputs, config, sizes)
+    sample = tuple(torch.from_numpy(values[name]) for name in inputs.names)
+    axes = tuple({i: dims[a] for i, a in enumerate(given.axes) if a in dims} for given in inputs.given)
+    _asked(lambda: head(*sample), at)  # models make the tables that they keep
+    with torch.no_grad():
+        return trace(head, sample, axes)
+
+
 def _tabulate(model: Any, max_seq: int) -> None:
     """Relative-position buckets as tables, in the families that have them."""
+    if not any(type(module).__name__ in BUCKETED for module in model.modules()):
+        return
     from llmc.compiler.frontends.buckets import tabulate
 
     tabulate(model, max_seq)

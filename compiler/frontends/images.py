@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llmc.compiler.frontends.folder import Summary
 from llmc.compiler.frontends.json_file import read_object
 from llmc.errors import LlmcError
-
-if TYPE_CHECKING:
-    from llmc.compiler.graph import Graph
-
-INPUT = "pixel_values"
 
 # preprocessor_config.json key -> key in the manifest; what a runtime needs to make `pixel_values`
 _FACTS = {
@@ -47,34 +41,30 @@ def preprocessing(root: Path) -> Mapping[str, Any]:
     }
 
 
-def image_shape(config: Mapping[str, Any], at: str) -> tuple[int, int, int]:
-    """Channels, height and width of `config.json`.
+_SIDES = (("height", "width"), ("shortest_edge",) * 2, ("longest_edge",) * 2)
+
+
+def image_shape(config: Any, root: Path) -> tuple[int, int, int]:
+    """Channels, height and width: what the processor makes, else what the model's configuration says, else 224.
+
+    Args:
+        config: transformers' configuration of the part that sees.
 
     Raises:
         LlmcError: the size is not one or two positive numbers.
     """
-    size, channels = config.get("image_size", 224), config.get("num_channels", 3)
-    pair = size if isinstance(size, list) else [size, size]
-    numbers = [channels, *pair]
+    channels, size = getattr(config, "num_channels", 3), getattr(config, "image_size", None)
+    stated = preprocessing(root)
+    if size is None:
+        size = stated.get("crop_size") or stated.get("size") or 224
+    if isinstance(size, Mapping):
+        size = next(([size[k] for k in pair] for pair in _SIDES if all(k in size for k in pair)), size)
+    pair = list(size) if isinstance(size, (list, tuple)) else [size, size]
+    numbers: list[Any] = [channels, *pair]
     if len(numbers) != 3 or not all(type(n) is int and n > 0 for n in numbers):
         raise LlmcError(
-            "image_size or num_channels is not a positive number", at=at, found=f"{size}, {channels}"
+            "image_size or num_channels is not a positive number",
+            at=str(root / "config.json"),
+            found=f"{size}, {channels}"[:80],
         )
     return numbers[0], numbers[1], numbers[2]
-
-
-def graph(summary: Summary, model: Any, outputs: Sequence[str], max_batch: int) -> Graph:
-    """The model's graph; the batch is dynamic."""
-    import torch
-
-    from llmc.compiler.frontends.heads import ROOT, ImageHead
-    from llmc.compiler.frontends.torch_export import Declared, to_graph
-    from llmc.compiler.frontends.tracing import trace
-
-    shape = image_shape(summary.config, str(summary.root / "config.json"))
-    axes = {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch > 1 else {}
-    sample = torch.zeros((min(2, max_batch), *shape))
-    with torch.no_grad():
-        program = trace(ImageHead(model, outputs).eval(), (sample,), (axes,))
-    bounds = {"batch": (1, max_batch)}
-    return to_graph(program, [Declared(INPUT, ("batch", *shape))], outputs, bounds, ROOT)

@@ -9,6 +9,7 @@ mask or the causal flag.
 from __future__ import annotations
 
 import functools
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,12 +21,37 @@ WHOLE = "llmc"  # attention in one op, bool mask
 ADDED = "llmc_added"  # for models that compute scores themselves and add the mask to them
 
 
-def key_mask(*, mask_function: Any, attention_mask: Any = None, **options: Any) -> Any:
-    """The bool mask; transformers' own where more is masked than keys and the future (sliding window)."""
-    plain = mask_function in (bidirectional_mask_function, causal_mask_function)
-    if plain and attention_mask is not None:
+longest: ContextVar[int] = ContextVar("longest", default=0)  # tokens of a row, while a model is exported
+
+
+def key_mask(
+    *, mask_function: Any, attention_mask: Any = None, local_size: int | None = None, **options: Any
+) -> Any:
+    """The bool mask; transformers' own where more is masked than keys and the future.
+
+    A sliding window masks nothing more where it is at least as wide as the longest sequence.
+    """
+    wide = local_size is None or local_size >= longest.get()
+    if wide and attention_mask is not None and _is_plain(mask_function):
         return attention_mask[:, None, None, :]
+    options["local_size"] = local_size
     return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **options)
+
+
+_WINDOWS = ("sliding_window_overlay.", "sliding_window_bidirectional_overlay.")
+
+
+def _is_plain(function: Any) -> bool:
+    """Whether a mask function is that of all keys or of the past, maybe within a window."""
+    if function in (bidirectional_mask_function, causal_mask_function):
+        return True
+    name = getattr(function, "__qualname__", "")
+    if name.startswith(_WINDOWS):
+        return True
+    if not name.startswith("and_masks."):
+        return False
+    parts = [cell.cell_contents for cell in function.__closure__ or ()]
+    return all(isinstance(part, tuple) and all(map(_is_plain, part)) for part in parts)
 
 
 def added_mask(*, dtype: Any = torch.float32, **options: Any) -> Any:
@@ -62,7 +88,9 @@ def attention(
 ) -> Any:
     """transformers' attention function; a decoder's with masked keys alone becomes one op."""
     by_key = attention_mask is not None and attention_mask.shape[2] == 1
-    if not by_key or not getattr(module, "is_causal", False):
+    causal = options.get("is_causal")
+    causal = getattr(module, "is_causal", False) if causal is None else causal
+    if not by_key or not causal:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return causal_attention(query, key, value, attention_mask, scale).transpose(1, 2), None

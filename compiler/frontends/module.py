@@ -27,7 +27,8 @@ def graph(module: Any, sample: Mapping[str, Any], outputs: Sequence[str], max_ba
     """
     import torch
 
-    from llmc.compiler.frontends.torch_export import Declared, to_graph
+    from llmc.compiler.frontends.inputs import Input
+    from llmc.compiler.frontends.torch_export import to_graph
     from llmc.compiler.frontends.tracing import trace
 
     warn_if_untested("torch")
@@ -45,5 +46,5 @@ def graph(module: Any, sample: Mapping[str, Any], outputs: Sequence[str], max_ba
     count = len(made) if isinstance(made, (tuple, list)) else 1
     if count != len(outputs):
         raise LlmcError(f"the module returns {count} tensors", found=f"{len(outputs)} output names")
-    declared = [Declared(name, ("batch", *map(int, v.shape[1:]))) for name, v in sample.items()]
+    declared = [Input(name, ("batch", *map(int, v.shape[1:]))) for name, v in sample.items()]
     return to_graph(program, declared, outputs, {"batch": (1, max_batch)})

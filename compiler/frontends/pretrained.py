@@ -10,57 +10,54 @@ import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmc.compiler.frontends import leftovers
+from llmc.compiler.frontends import classes, leftovers
 from llmc.compiler.frontends.folder import Summary
-from llmc.compiler.frontends.tasks import FAMILIES
-from llmc.errors import LlmcError
+from llmc.compiler.frontends.tasks import Task, read_by
+from llmc.errors import LlmcError, first_line
 
 
-def build(summary: Summary, ignore_unused: bool = False) -> tuple[Any, tuple[str, ...]]:
-    """The model in eval mode with all its weights in f32, and the names of the outputs it has.
+def build(summary: Summary, ignore_unused: bool = False) -> tuple[Any, Task]:
+    """The model in eval mode with all its weights in f32, and the task that it does, by what it reads.
+
+    Attention is transformers' own ("eager"): see `implementations`.
 
     Args:
         ignore_unused: whether the checkpoint may hold weights of heads that the task has no use for.
 
     Raises:
-        LlmcError: the weights are not those of the model, or cannot be read.
+        LlmcError: there is no such class, or the weights are not those of the model, or cannot be read.
     """
-    import transformers
-
-    kind = getattr(transformers, FAMILIES[summary.model_type].class_of(summary.task))
-    outputs = summary.task.outputs
+    root = str(summary.root)
+    config = classes.config_of(root, summary.config)
+    kind = classes.class_of(config, summary.architecture, summary.task, f"{root}/config.json")
+    task = read_by(summary.task, kind.__name__, _READS.get(kind.main_input_name, ""))
     can_pool = "add_pooling_layer" in signatures.signature(kind.__init__).parameters
+    pools = can_pool and "pooler_output" in task.outputs
     without = {"add_pooling_layer": False} if can_pool else {}
-    model, info = _loaded(summary, kind, {} if "pooler_output" in outputs else without)
-    if "pooler_output" in outputs and not _pools(can_pool, info):
+    model, info = _loaded(summary, kind, {} if pools else without)
+    if pools and any("pooler." in key for key in info["missing_keys"]):
         # a pooler without trained weights must not be exported
         model, info = _loaded(summary, kind, without)
-        outputs = outputs[:1]
     _check_weights(summary, model, info)
     if not ignore_unused:
-        left, at = info["unexpected_keys"], str(summary.root)
-        leftovers.want_used(model, left, summary.task.name, at, summary.config)
-    return model, outputs
+        left = info["unexpected_keys"]
+        leftovers.want_used(model, left, task.name, root, summary.config)
+    return model, task
 
 
-def _pools(can_pool: bool, info: Mapping[str, Any]) -> bool:
-    return can_pool and not any("pooler." in key for key in info["missing_keys"])
+_READS = {"input_values": "audio", "input_features": "audio", "pixel_values": "image"}
 
 
 def _loaded(summary: Summary, kind: Any, options: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
     import torch
 
-    from llmc.compiler.frontends.masks import ADDED, WHOLE, register
-
-    register()
-    added = FAMILIES[summary.model_type].own_attention
     try:
         model, info = kind.from_pretrained(
             str(summary.root),
             local_files_only=True,
             weights_only=True,
             dtype=torch.float32,
-            attn_implementation=ADDED if added else WHOLE,
+            attn_implementation="eager",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are reported by name below
             **options,
@@ -79,12 +76,6 @@ def _loaded(summary: Summary, kind: Any, options: Mapping[str, Any]) -> tuple[An
             hint="is config.json the one saved with these weights?",
         ) from error
     return model.eval().requires_grad_(False), info
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a library's message, or its type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _check_weights(summary: Summary, model: Any, info: Mapping[str, Any]) -> None:

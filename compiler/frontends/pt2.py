@@ -10,6 +10,7 @@ from llmc.compiler.dims import Bounds
 from llmc.compiler.frontends import beside
 from llmc.compiler.frontends.axes import SEGMENTS, AxisNames
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
+from llmc.compiler.frontends.inputs import Input
 from llmc.compiler.frontends.versions import warn_if_untested
 from llmc.errors import LlmcError
 
@@ -34,10 +35,7 @@ def load(
     bounds = beside.first_bounds(max_batch)
     warn_if_untested("torch")
     file = read(path)
-    from llmc.compiler.frontends.torch_export import (  # a file that is refused needs no torch
-        Declared,
-        to_graph,
-    )
+    from llmc.compiler.frontends.torch_export import to_graph  # a file that is refused needs no torch
 
     names, dims = AxisNames(), {}
     declared = []
@@ -47,7 +45,7 @@ def load(
         for size, axis in zip(sizes, axes, strict=True):
             if isinstance(axis, str):
                 dims[axis] = _bounds(file.program, size, bounds.get(axis, bounds[""]))
-        declared.append(Declared(name, tuple(axes), **_ranges(name)))
+        declared.append(Input(name, tuple(axes), **_ranges(name)))
     graph = to_graph(file.program, declared, file.outputs, dims, _root(file.program))
     writer = f"torch {file.torch_version}".strip()
     return beside.imported(path, beside.bounded(graph, extras, max_seq, path), extras, writer)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmc.compiler.frontends.safetensors_file import Tensor
-from llmc.compiler.frontends.tasks import Family
 from llmc.errors import LlmcError
 
 MOST_NUMBER = 2**31 - 1
@@ -71,23 +70,52 @@ def _want_pictures(config: Config, at: str) -> None:
         raise LlmcError(f"depth_multiplier is not within 0 to {MOST_WIDENING:g}", at=at)
 
 
-def positions(config: Config, family: Family, tensors: Tensors | None, at: str) -> int:
+# What config.json calls the number of positions, the usual name first.
+POSITIONS = (
+    *("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx"),
+    *("max_source_positions", "encoder_max_position_embeddings"),
+)
+# Model types whose positions start after a padding index, what it is if config.json does not say, and whether it may.
+_AFTER_PADDING: Mapping[str, tuple[int, bool]] = {
+    **dict.fromkeys(
+        ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"), (1, True)
+    ),
+    **dict.fromkeys(
+        ("data2vec-text", "longformer", "layoutlmv3", "markuplm", "lilt", "xmod", "luke"), (1, True)
+    ),
+    **dict.fromkeys(("ibert", "esm", "mluke"), (1, True)),
+    "mpnet": (1, False),
+}
+
+
+def reserved(config: Config) -> int:
+    """How many position embeddings no token uses."""
+    model_type = config.get("model_type")
+    usual, stated = _AFTER_PADDING.get(model_type if isinstance(model_type, str) else "", (-1, False))
+    found = config.get("pad_token_id", usual) if stated else usual
+    return max(found + 1, 0) if type(found) is int else usual + 1
+
+
+def positions(config: Config, tensors: Tensors | None, at: str) -> int:
     """The most tokens that a row may have.
 
     Raises:
         LlmcError: there is none, or more than any table has.
     """
-    count, reserved = number(config, family.positions, at, 512), family.reserved(config)
+    text = config.get("text_config")
+    where = text if isinstance(text, dict) else config
+    key = next((k for k in POSITIONS if where.get(k) is not None), POSITIONS[0])
+    count, unused = number(where, key, at, 512), reserved(config)
     most = max(_largest(tensors), MOST_POSITIONS)
     if count > most:
-        raise _other(family.positions, count, most, at)
-    if count <= reserved:
+        raise _other(key, count, most, at)
+    if count <= unused:
         raise LlmcError(
             "no position is left for a token: they start after pad_token_id",
             at=at,
-            found=f"{family.positions} {count}, pad_token_id {reserved - 1}"[:80],
+            found=f"{key} {count}, pad_token_id {unused - 1}"[:80],
         )
-    return count - reserved
+    return count - unused
 
 
 def _largest(tensors: Tensors | None) -> int:

@@ -1,10 +1,13 @@
-"""Which model families and tasks can be imported, and how their classes and outputs are named."""
+"""What models are for: the heads that transformers' classes have, and what each gives.
+
+Which families there are is not said here: transformers knows. A task is one entry in `TASKS`.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -12,100 +15,116 @@ from llmc.errors import LlmcError
 
 
 @dataclass(frozen=True)
-class Family:
-    """One `model_type` of transformers.
+class Task:
+    """What a model is for.
 
     Args:
-        prefix: of its classes, as in `BertForMaskedLM`.
-        own_attention: the model computes scores itself and adds the mask to them.
-        pad_id: positions start after this padding index, None: at 0.
-        pad_stated: whether `pad_token_id` of config.json takes its place.
-        kind: what it reads and how: "encoder", "decoder" (text, each token sees those before it), "vision".
-        positions: the key of config.json that says how many positions there are.
-        suffixes: task -> suffix of its class where that is not the task's own.
-    """
-
-    prefix: str
-    own_attention: bool = False
-    pad_id: int | None = None
-    pad_stated: bool = True
-    kind: str = "encoder"
-    positions: str = "max_position_embeddings"
-    suffixes: Mapping[str, str] = field(default_factory=dict)
-
-    def class_of(self, task: Task) -> str:
-        """transformers' class for a task."""
-        return self.prefix + self.suffixes.get(task.name, task.suffix)
-
-    def reserved(self, config: Mapping[str, Any]) -> int:
-        """How many position embeddings no token uses."""
-        if self.pad_id is None:
-            return 0
-        stated = config.get("pad_token_id", self.pad_id) if self.pad_stated else self.pad_id
-        return max(stated + 1, 0) if type(stated) is int else self.pad_id + 1
-
-    def tasks(self) -> list[Task]:
-        """What models of the family can be compiled for."""
-        return [t for t in TASKS.values() if self.kind in t.kinds and t.only in ("", self.prefix)]
-
-
-FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {
-        "albert": Family("Albert"),
-        "bert": Family("Bert"),
-        "camembert": Family("Camembert", pad_id=1),
-        "deberta-v2": Family("DebertaV2", own_attention=True),
-        "distilbert": Family("DistilBert"),
-        "electra": Family("Electra"),
-        "gpt2": Family(
-            "GPT2", kind="decoder", positions="n_positions", suffixes={"text-generation": "LMHeadModel"}
-        ),
-        "llama": Family("Llama", kind="decoder"),
-        "mistral": Family("Mistral", kind="decoder"),
-        "mobilenet_v2": Family("MobileNetV2", kind="vision"),
-        "mpnet": Family("MPNet", own_attention=True, pad_id=1, pad_stated=False),
-        "qwen2": Family("Qwen2", kind="decoder"),
-        "roberta": Family("Roberta", pad_id=1),
-        "vit": Family("ViT", kind="vision"),
-        "xlm-roberta": Family("XLMRoberta", pad_id=1),
-    }
-)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a model is for: the suffix of its class, the outputs in order, whether it has labels.
-
-    `kinds` are the kinds of family that have such a head; `only` names the one class prefix, if not all do.
+        suffixes: how transformers' classes of it end, the usual one first.
+        auto: transformers' class that picks the one of a model type.
+        outputs: what the graph keeps of the model's outputs, in order, where the model has them; all if it has
+            none of these, or none is named.
+        labelled: whether outputs stand for the names of `id2label`.
+        reads: the kind of input that tells it from a task with the same suffix; empty if it does not matter.
     """
 
     name: str
-    suffix: str
-    outputs: tuple[str, ...]
+    suffixes: tuple[str, ...]
+    auto: str
+    outputs: tuple[str, ...] = ("logits",)
     labelled: bool = False
-    only: str = ""
-    kinds: tuple[str, ...] = ("encoder",)
+    reads: str = ""
 
+    @property
+    def suffix(self) -> str:
+        """The usual end of a class's name."""
+        return self.suffixes[0]
+
+
+def _labelled(name: str, kind: str, *outputs: str, reads: str = "", others: tuple[str, ...] = ()) -> Task:
+    """A task of the head `ForKind` with labels."""
+    suffixes = (f"For{kind}", *others)
+    return Task(name, suffixes, f"AutoModelFor{kind}", outputs or ("logits",), True, reads)
+
+
+PRETRAINED = "ForPreTraining"  # masked words are one of its heads, which has a class of its own
+_TRUNKS = (
+    *("EncoderModel", "TextModel", "VisionModel", "AudioModel"),
+    *("TextModelWithProjection", "VisionModelWithProjection", "AudioModelWithProjection"),
+)
+_TEACHER = ("ForImageClassificationWithTeacher",)
+_SEGMENTS = ("logits", "class_queries_logits", "masks_queries_logits", "pred_boxes", "pred_masks")
 
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
         task.name: task
         for task in (
-            Task("feature-extraction", "Model", ("last_hidden_state", "pooler_output")),
-            Task("sentence-embedding", "Model", ("sentence_embedding", "last_hidden_state")),
-            Task("text-classification", "ForSequenceClassification", ("logits",), labelled=True),
-            Task("token-classification", "ForTokenClassification", ("logits",), labelled=True),
-            Task("question-answering", "ForQuestionAnswering", ("start_logits", "end_logits")),
-            Task("fill-mask", "ForMaskedLM", ("logits",)),
-            Task("replaced-token-detection", "ForPreTraining", ("logits",), only="Electra"),
-            Task("text-generation", "ForCausalLM", ("logits",), kinds=("decoder",)),
             Task(
-                "image-classification",
-                "ForImageClassification",
-                ("logits",),
-                labelled=True,
-                kinds=("vision",),
+                "feature-extraction", ("Model", *_TRUNKS), "AutoModel", ("last_hidden_state", "pooler_output")
             ),
+            Task(
+                "sentence-embedding",
+                ("Model", *_TRUNKS),
+                "AutoModel",
+                ("sentence_embedding", "last_hidden_state"),
+            ),
+            _labelled("text-classification", "SequenceClassification"),
+            _labelled(
+                "audio-classification",
+                "AudioClassification",
+                reads="audio",
+                others=("ForSequenceClassification",),
+            ),
+            _labelled("token-classification", "TokenClassification"),
+            Task(
+                "question-answering",
+                ("ForQuestionAnswering", "ForQuestionAnsweringSimple"),
+                "AutoModelForQuestionAnswering",
+                ("start_logits", "end_logits"),
+            ),
+            Task("multiple-choice", ("ForMultipleChoice",), "AutoModelForMultipleChoice"),
+            Task(
+                "next-sentence-prediction",
+                ("ForNextSentencePrediction",),
+                "AutoModelForNextSentencePrediction",
+            ),
+            Task("fill-mask", ("ForMaskedLM", "WithLMHeadModel", PRETRAINED), "AutoModelForMaskedLM"),
+            Task("replaced-token-detection", ("ElectraForPreTraining",), "AutoModelForPreTraining"),
+            Task("text-generation", ("ForCausalLM", "LMHeadModel"), "AutoModelForCausalLM"),
+            Task(
+                "automatic-speech-recognition",
+                ("ForCTC", "ForSpeechSeq2Seq", "ForConditionalGeneration"),
+                "AutoModelForCTC",
+                reads="audio",
+            ),
+            Task(
+                "image-text-to-text",
+                ("ForConditionalGeneration",),
+                "AutoModelForImageTextToText",
+                reads="image",
+            ),
+            Task("text2text-generation", ("ForConditionalGeneration", "MTModel"), "AutoModelForSeq2SeqLM"),
+            _labelled("image-classification", "ImageClassification", "logits", others=_TEACHER),
+            _labelled("video-classification", "VideoClassification"),
+            _labelled("image-segmentation", "SemanticSegmentation", *_SEGMENTS),
+            _labelled(
+                "universal-segmentation", "UniversalSegmentation", *_SEGMENTS, others=("ForSegmentation",)
+            ),
+            _labelled("object-detection", "ObjectDetection", "logits", "pred_boxes"),
+            Task(
+                "depth-estimation",
+                ("ForDepthEstimation",),
+                "AutoModelForDepthEstimation",
+                ("predicted_depth",),
+            ),
+            Task("masked-image-modeling", ("ForMaskedImageModeling",), "AutoModelForMaskedImageModeling", ()),
+            Task(
+                "image-to-image",
+                ("ForImageSuperResolution",),
+                "AutoModelForImageToImage",
+                ("reconstruction",),
+            ),
+            _labelled("audio-frame-classification", "AudioFrameClassification"),
+            Task("audio-xvector", ("ForXVector",), "AutoModelForAudioXVector", ("logits", "embeddings")),
         )
     }
 )
@@ -119,28 +138,6 @@ def near(word: str, known: Iterable[str], what: str) -> str:
     return f"{guess}supported {what}: {', '.join(names)}"
 
 
-def family_of(config: Mapping[str, Any], at: str) -> Family:
-    """The family of a `config.json`.
-
-    Raises:
-        LlmcError: the model_type is absent or not supported.
-    """
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise LlmcError(
-            "config.json has no model_type",
-            at=at,
-            hint=f"is this a transformers model? supported model types: {', '.join(FAMILIES)}",
-        )
-    if model_type not in FAMILIES:
-        raise LlmcError(
-            f"model type {model_type!r} is not supported",
-            at=at,
-            hint=near(model_type, FAMILIES, "model types"),
-        )
-    return FAMILIES[model_type]
-
-
 def architecture_of(config: Mapping[str, Any]) -> str:
     """The class that wrote the checkpoint, such as `BertForMaskedLM`; empty if unknown."""
     names = config.get("architectures")
@@ -151,47 +148,46 @@ def task_of(config: Mapping[str, Any], task: str, sentence: bool, at: str) -> Ta
     """The task asked for; "auto" is that of the checkpoint's class, or the folder's sentence embedding.
 
     Raises:
-        LlmcError: no such task, or the architecture is not one of the family's supported ones.
+        LlmcError: no such task, config.json names no model type, or a head that llmc does not know.
     """
-    family = family_of(config, at)
+    if not isinstance(config.get("model_type"), str):
+        raise LlmcError("config.json has no model_type", at=at, hint="is this a transformers model?")
     if task != "auto":
-        return _explicit(task, family)
+        if task not in TASKS:
+            raise LlmcError(f"no task {task!r}", hint=near(task, ["auto", *TASKS], "tasks"))
+        return TASKS[task]
     if sentence:
         return TASKS["sentence-embedding"]
     architecture = architecture_of(config)
-    known = {family.class_of(t): t for t in reversed(family.tasks())}
-    found = known.get(architecture or f"{family.prefix}Model")
-    if architecture == f"{family.prefix}ForPreTraining" and family.kind == "encoder":
-        found = found or TASKS["fill-mask"]  # masked words are one of its two heads
+    if not architecture:
+        return TASKS["feature-extraction"]
+    found = next(iter(tasks_of(architecture)), None)
     if found is None:
-        names = ", ".join(sorted(known))
         raise LlmcError(
             f"architecture {architecture!r} is not supported",
             at=at,
-            found=_other_task(architecture, family),
-            hint=f"of {family.prefix} models llmc compiles {names}; another head is another model: train one of these",
+            found="no head that llmc knows by the end of its name",
+            hint=f"a head is one of {', '.join(s for t in TASKS.values() for s in t.suffixes[:1])}; "
+            "or say by --task what the model is for",
         )
     return found
 
 
-def _other_task(architecture: str, family: Family) -> str | None:
-    """What a head of this name is for, where other families have it."""
-    suffix = architecture.removeprefix(family.prefix)
-    task = next((t for t in TASKS.values() if t.suffix == suffix), None)
-    return None if task is None else f"a model for {task.name}, which llmc has for other families"
+def tasks_of(architecture: str) -> list[Task]:
+    """The tasks of a class of transformers by the longest end of its name; several where inputs decide."""
+    ends = {len(s): s for t in TASKS.values() for s in t.suffixes if architecture.endswith(s)}
+    if not ends:
+        return []
+    suffix = ends[max(ends)]
+    found = [t for t in TASKS.values() if suffix in t.suffixes and t.name != "sentence-embedding"]
+    return sorted(found, key=lambda t: bool(t.reads))
 
 
-def _explicit(task: str, family: Family) -> Task:
-    if task not in TASKS:
-        raise LlmcError(f"no task {task!r}", hint=near(task, ["auto", *TASKS], "tasks"))
-    if TASKS[task].only not in ("", family.prefix):
-        raise LlmcError(
-            f"{family.prefix} models have no head for {task}", hint=f"only {TASKS[task].only} does that"
-        )
-    if TASKS[task] not in family.tasks():
-        able = ", ".join(t.name for t in family.tasks())
-        raise LlmcError(f"{family.prefix} models have no head for {task}", hint=f"they can do {able}")
-    return TASKS[task]
+def read_by(task: Task, architecture: str, reads: str) -> Task:
+    """The task of the same head for models that read audio or images."""
+    if task not in (known := tasks_of(architecture)):
+        return task
+    return next((t for t in known if t.reads == reads), task)
 
 
 PROBLEMS = {

@@ -16,7 +16,7 @@ from typing import Any
 from llmc.compiler.frontends.json_file import read_object
 from llmc.compiler.frontends.regular_file import want_regular
 from llmc.compiler.frontends.sentence_text import TextSettings
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, first_line
 
 FILES = (
     "tokenizer.json",
@@ -168,9 +168,8 @@ def _load(root: Path) -> Any:
     except BaseException as error:  # it raises many kinds, and panics of the Rust library are no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise LlmcError(
-            f"transformers cannot build the tokenizer: {lines[0] if lines else type(error).__name__}",
+            f"transformers cannot build the tokenizer: {first_line(error)}",
             at=str(root),
             hint="save it where it works: AutoTokenizer.from_pretrained(...).save_pretrained(folder)",
         ) from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -21,32 +20,19 @@ from torch.export.graph_signature import InputKind, OutputKind
 from llmc.compiler.dims import symbol
 from llmc.compiler.frontends import aten_image, aten_math, aten_nn, aten_rnn, aten_shape, inplace
 from llmc.compiler.frontends.aten import TABLE, Call, Symbols, dtype_of
+from llmc.compiler.frontends.inputs import Input
 from llmc.compiler.frontends.report import Problem, UnsupportedError, report
 from llmc.compiler.frontends.tracing import NOT_THEIRS
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_
 from llmc.errors import LlmcError
 
-__all__ = ["Declared", "aten_image", "aten_math", "aten_nn", "aten_rnn", "aten_shape", "to_graph"]
-
-
-@dataclass(frozen=True)
-class Declared:
-    """What the caller knows of a program's input: its name, the names of its dynamic axes, default and range.
-
-    An int in `axes` stands for an axis of fixed size; `high=None` is found from the table the input indexes.
-    """
-
-    name: str
-    axes: tuple[str | int, ...]
-    default: int | None = None
-    low: int | None = None
-    high: int | None = None
+__all__ = ["aten_image", "aten_math", "aten_nn", "aten_rnn", "aten_shape", "to_graph"]
 
 
 def to_graph(
     program: ExportedProgram,
-    inputs: Sequence[Declared],
+    inputs: Sequence[Input],
     outputs: Sequence[str],
     dims: Mapping[str, tuple[int, int]],
     root: str = "",
@@ -87,7 +73,7 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
 class _Reader:
     """Walks the program's nodes once; `values` maps each to what it became (None: could not be imported)."""
 
-    def __init__(self, program: ExportedProgram, inputs: Sequence[Declared], root: str) -> None:
+    def __init__(self, program: ExportedProgram, inputs: Sequence[Input], root: str) -> None:
         self.program, self.root = program, root
         self.values: dict[Any, Any] = {}
         self.by_name: dict[str, Any] = {n.name: n for n in program.graph.nodes}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from llmc.compiler.frontends import packed
-from llmc.errors import LlmcError
+from llmc.compiler.frontends import exporters, packed
+from llmc.errors import LlmcError, first_line
 
 # Folders of files that are not the model's: torch's own, and these.
 NOT_THEIRS = tuple(str(PurePath(inspect.getfile(m)).parent) for m in (torch, packed))
@@ -31,15 +31,15 @@ def trace(module: torch.nn.Module, sample: tuple[Any, ...], axes: tuple[Any, ...
         LlmcError: the module does something the tracer cannot follow, with the line that does it.
     """
     try:
-        # it prints the failed graph
-        with packed.exportable(module), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        printed = io.StringIO()  # the failed graph
+        quiet = redirect_stdout(printed), redirect_stderr(printed)
+        with packed.exportable(module), exporters.patched(module), quiet[0], quiet[1]:
             return torch.export.export(module, sample, dynamic_shapes=(axes,) if _variadic(module) else axes)
     except Exception as error:  # torch.export raises many kinds, all about the module's code
         frames = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
         theirs = [f for f in frames if not f.startswith((*NOT_THEIRS, "<"))]
-        message = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise LlmcError(
-            f"torch.export cannot trace the model: {message[0] if message else type(error).__name__}",
+            f"torch.export cannot trace the model: {first_line(error)}",
             at=PurePath(theirs[-1]).name if theirs else None,
             found=type(error).__name__,
             hint="control flow on tensor values, or on sizes beyond the dynamic ones, cannot be compiled",

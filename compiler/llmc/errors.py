@@ -102,3 +102,9 @@ def extras_named() -> Iterator[None]:
         if told is None:
             raise
         raise told from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, or its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

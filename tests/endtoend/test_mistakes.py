@@ -92,7 +92,7 @@ def edit_config(**fields: Any) -> Any:
         (write("model.safetensors", b"\xff" * 100), ["safetensors"]),
         (write("config.json", b"{"), ["config.json"]),
         (write("config.json", b"[]"), ["config.json"]),
-        (edit_config(model_type="bloom"), ["'bloom' is not supported"]),
+        (edit_config(model_type="blooom"), ["'blooom' is not supported", "did you mean bloom"]),
         (edit_config(architectures=["BertForNothing"]), ["'BertForNothing' is not supported"]),
         (edit_config(hidden_size=48), ["hint"]),
         (edit_config(num_attention_heads=5), []),

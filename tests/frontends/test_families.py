@@ -17,8 +17,7 @@ from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from llmc.compiler.frontends.buckets import tabulate
 from llmc.compiler.frontends.huggingface import load
-from llmc.compiler.frontends.sizes import positions
-from llmc.compiler.frontends.tasks import FAMILIES
+from llmc.compiler.frontends.sizes import positions, reserved
 from llmc.compiler.interpret import run
 from llmc.compiler.parse import parse_graph
 from llmc.compiler.pipeline import Pipeline
@@ -85,13 +84,15 @@ def test_positions_start_after_the_padding(saved: Any, difference: Any) -> None:
     assert graph.dims["seq"] == (1, 30)
     assert difference(model, graph, [(2, 30)]) < 1e-5
     with pytest.raises(LlmcError, match="no position is left"):
-        positions({"max_position_embeddings": 34, "pad_token_id": 33}, FAMILIES["roberta"], {}, "config.json")
-    assert [FAMILIES[name].reserved({"pad_token_id": 5}) for name in ("mpnet", "bert", "camembert")] == [
+        positions(
+            {"model_type": "roberta", "max_position_embeddings": 34, "pad_token_id": 33}, {}, "config.json"
+        )
+    assert [reserved({"model_type": name, "pad_token_id": 5}) for name in ("mpnet", "bert", "camembert")] == [
         2,
         0,
         6,
     ]
-    assert FAMILIES["roberta"].reserved({"pad_token_id": -1}) == 0
+    assert reserved({"model_type": "roberta", "pad_token_id": -1}) == 0
 
 
 @pytest.mark.parametrize("family", ["mpnet", "deberta-v2", "bert"])

@@ -128,8 +128,8 @@ def test_preprocessing_is_read(made: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "task", "message"),
     [
-        ("llama", "fill-mask", "Llama models have no head for fill-mask"),
-        ("vit", "text-generation", "ViT models have no head for text-generation"),
+        ("llama", "fill-mask", "llama models have no head for fill-mask"),
+        ("vit", "text-generation", "vit models have no head for text-generation"),
     ],
 )
 def test_other_heads_are_refused(name: str, task: str, message: str, made: Any) -> None:
@@ -141,9 +141,11 @@ def test_length_dependent_rotary_is_refused(made: Any, tmp_path: Path) -> None:
     folder, _, _, _ = made("llama")
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    config["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    scaling = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    config["rope_parameters"] = {**scaling, "original_max_position_embeddings": 16}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(LlmcError, match="'dynamic' is not supported"):
+    assert load(tmp_path, max_seq=16).graph.dims["seq"] == (1, 16)  # where nothing changes
+    with pytest.raises(LlmcError, match="'dynamic' is not supported for sequences of"):
         load(tmp_path)
 
 

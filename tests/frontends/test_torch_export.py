@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from llmc.compiler.frontends import inplace, masks
 from llmc.compiler.frontends.aten import TABLE
-from llmc.compiler.frontends.torch_export import Declared, to_graph
+from llmc.compiler.frontends.inputs import Input
+from llmc.compiler.frontends.torch_export import to_graph
 from llmc.compiler.frontends.tracing import trace
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
@@ -44,7 +45,7 @@ def exported(module: nn.Module) -> Any:
 
 
 def imported(module: nn.Module, outputs: int = 1) -> Graph:
-    inputs = [Declared("x", ("batch", "seq", 6)), Declared("i", ("batch", "seq"))]
+    inputs = [Input("x", ("batch", "seq", 6)), Input("i", ("batch", "seq"))]
     return to_graph(exported(module), inputs, [f"y{n}" for n in range(outputs)], BOUNDS)
 
 

@@ -1,0 +1,190 @@
+"""What a model of transformers takes: read from the signature of its forward, its configuration and its processor."""
+
+from __future__ import annotations
+
+import inspect as signatures
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmc.compiler.frontends import images
+from llmc.compiler.frontends.json_file import read_object
+from llmc.errors import LlmcError
+
+TEXT, IMAGE, VIDEO, WAVE, FEATURES = (
+    "input_ids",
+    "pixel_values",
+    "pixel_values",
+    "input_values",
+    "input_features",
+)
+MASK, SEGMENTS, TARGET, BOXES = "attention_mask", "token_type_ids", "decoder_input_ids", "bbox"
+MOST_SECONDS = 30  # of audio of any length
+_LARGEST_BOX = 1000  # coordinates of LayoutLM are thousandths of the page
+
+
+@dataclass(frozen=True)
+class Input:
+    """One tensor that the model takes.
+
+    Args:
+        axes: a name for each dynamic axis, a size for each fixed one.
+        default, low, high: of integers; `high=None` is found from the table that the input indexes.
+    """
+
+    name: str
+    axes: tuple[str | int, ...]
+    default: int | None = None
+    low: int | None = None
+    high: int | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a model takes.
+
+    Args:
+        given: the graph's inputs, in order.
+        fixed: inputs with one legal value, zero: segments where the model has only one.
+        bounds: of every dim, by name.
+    """
+
+    given: tuple[Input, ...]
+    fixed: tuple[str, ...]
+    bounds: Mapping[str, tuple[int, int]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of `given`."""
+        return tuple(i.name for i in self.given)
+
+
+def inputs_of(model: Any, root: Path, max_batch: int, max_seq: int) -> Inputs:
+    """The inputs of a model in the order in which they are known best: texts, images, sound, then the decoder's.
+
+    Raises:
+        LlmcError: it takes nothing that llmc knows, or the size of an image cannot be told.
+    """
+    takes = signatures.signature(model.forward).parameters
+    config = model.config
+    found = [i for make in _MAKERS for i in make(model, config, takes, root)]
+    if not found:
+        main = model.main_input_name
+        raise LlmcError(
+            f"{type(model).__name__} takes {main}, which llmc does not know",
+            at=str(root / "config.json"),
+            hint="export the model with torch.export, and compile the .pt2 file",
+        )
+    dims = {axis for i in found for axis in i.axes if isinstance(axis, str)}
+    most = {"batch": max_batch, "seq": max_seq, "target": _targets(config, max_seq), "choices": 64}
+    most["samples"] = MOST_SECONDS * _rate(root)
+    low = {"samples": _least_samples(config)} if "samples" in dims else {}
+    segments = getattr(config, "type_vocab_size", 0) if SEGMENTS in takes and TEXT in takes else 0
+    return Inputs(
+        tuple(found),
+        (SEGMENTS,) if segments == 1 else (),
+        {name: (low.get(name, 1), most[name]) for name in most if name in dims},
+    )
+
+
+Takes = Mapping[str, Any]
+
+
+def _texts(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
+    if TEXT not in takes or model.main_input_name not in (TEXT, IMAGE) or _only_sees(model, config):
+        return []
+    axes = (
+        ("batch", "choices", "seq")
+        if type(model).__name__.endswith("ForMultipleChoice")
+        else ("batch", "seq")
+    )
+    found = [Input(TEXT, axes)]
+    if BOXES in takes:
+        found.append(Input(BOXES, (*axes, 4), low=0, high=_LARGEST_BOX))
+    if MASK in takes:
+        found.append(Input(MASK, axes, default=1, low=0, high=1))
+    if SEGMENTS in takes and getattr(config, "type_vocab_size", 0) > 1:
+        found.append(Input(SEGMENTS, axes, default=0))
+    return found
+
+
+def _only_sees(model: Any, config: Any) -> bool:
+    """Whether input_ids of a vision model are for something else."""
+    return model.main_input_name == IMAGE and not _part(config, "text_config")
+
+
+def _images(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
+    seen = model.main_input_name == IMAGE or _part(config, "vision_config") is not None
+    if IMAGE not in takes or not seen:
+        return []
+    shape = images.image_shape(_part(config, "vision_config") or config, root)
+    frames = getattr(config, "num_frames", None)
+    return [Input(IMAGE, ("batch", *([frames] if frames else []), *shape))]
+
+
+def _sounds(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
+    main = model.main_input_name
+    if main == WAVE and WAVE in takes:
+        if (bins := getattr(config, "num_mel_bins", None)) is not None:  # a spectrogram of fixed length
+            return [Input(WAVE, ("batch", int(config.max_length), int(bins)))]
+        masked = MASK in takes and getattr(config, "feat_extract_norm", "layer") == "layer"
+        return [Input(n, ("batch", "samples"), **_MASKED.get(n, {})) for n in (WAVE, MASK)[: 1 + masked]]
+    if main == FEATURES and FEATURES in takes:
+        return [Input(FEATURES, _features(config, root))]
+    return []
+
+
+_MASKED: Mapping[str, Any] = {MASK: {"default": 1, "low": 0, "high": 1}}
+
+
+def _features(config: Any, root: Path) -> tuple[str | int, ...]:
+    """Whisper's spectrograms have the length that its positions hold, two frames for each."""
+    bins, positions = getattr(config, "num_mel_bins", None), getattr(config, "max_source_positions", None)
+    if bins is None or positions is None:
+        raise LlmcError(
+            "the shape of input_features cannot be told",
+            at=str(root / "config.json"),
+            found="no num_mel_bins or max_source_positions",
+            hint="export the model with torch.export, and compile the .pt2 file",
+        )
+    return ("batch", int(bins), 2 * int(positions))
+
+
+def _targets_in(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
+    makes_own = not type(model).__name__.endswith(("ForConditionalGeneration", "Model"))
+    if not getattr(config, "is_encoder_decoder", False) or TARGET not in takes or makes_own:
+        return []
+    return [Input(TARGET, ("batch", "target"))]
+
+
+_MAKERS: Sequence[Callable[[Any, Any, Takes, Path], list[Input]]] = (_texts, _images, _sounds, _targets_in)
+
+
+def _targets(config: Any, max_seq: int) -> int:
+    """The most tokens of a decoder."""
+    stated = [
+        getattr(config, key, None) for key in ("max_target_positions", "decoder_max_position_embeddings")
+    ]
+    return min([n for n in stated if isinstance(n, int)], default=max_seq)
+
+
+def _part(config: Any, name: str) -> Any:
+    """The configuration of one of several towers."""
+    return getattr(config, name, None)
+
+
+def _least_samples(config: Any) -> int:
+    """As many samples as give one vector: what a stack of convolutions sees at once."""
+    seen = 1
+    windows, steps = getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ())
+    for window, step in zip(reversed(windows), reversed(steps), strict=False):
+        seen = (seen - 1) * step + window
+    return max(seen, 1)
+
+
+def _rate(root: Path) -> int:
+    """Samples a second by preprocessor_config.json."""
+    file = root / "preprocessor_config.json"
+    stated = read_object(file).get("sampling_rate") if file.exists() else None
+    return stated if isinstance(stated, int) and 0 < stated <= 192_000 else 16_000

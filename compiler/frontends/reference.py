@@ -1,0 +1,138 @@
+"""What transformers itself computes on a sample: the measure of how attention is exported, and of the graph.
+
+Nothing that the importer does to a model before the export, and nothing of the export or of its import, is trusted:
+the model as transformers loads it is run first, and the graph by the interpreter last, on the same values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmc.compiler.frontends.inputs import BOXES, MASK, Inputs
+from llmc.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.compiler.graph import Graph
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Values = Mapping[str, Array]
+
+SIZES: Mapping[str, int] = {"batch": 3, "seq": 11, "target": 5, "choices": 3, "samples": 2000}
+TOLERANCE = (
+    5e-4  # of an output's largest value; what is wrongly understood is off by hundreds of times as much
+)
+_SMALLEST = 1e-6
+
+
+def sample(inputs: Inputs, config: Any, sizes: Mapping[str, int] = SIZES, seed: int = 0) -> dict[str, Array]:
+    """Random values for each input: rows padded on the right, not at all, and on the left.
+
+    Args:
+        config: transformers', for the number of tokens.
+        sizes: of each dim, cut to its bounds; an axis that convolutions shorten is made long enough.
+    """
+    rng = np.random.default_rng(seed)
+    cut = {name: min(max(sizes[name], low), high) for name, (low, high) in inputs.bounds.items()}
+    if "samples" in cut:
+        cut["samples"] = min(
+            max(sizes["samples"], 4 * inputs.bounds["samples"][0]), inputs.bounds["samples"][1]
+        )
+    shapes = {i.name: tuple(cut[a] if isinstance(a, str) else a for a in i.axes) for i in inputs.given}
+    kept = _kept(shapes[MASK]) if MASK in shapes else None
+    return {i.name: _values(i.name, shapes[i.name], i, config, kept, rng) for i in inputs.given}
+
+
+def _kept(shape: tuple[int, ...]) -> Array:
+    """The mask i64 of `shape`, whose last axis is the sequence's."""
+    length = shape[-1]
+    places, rows = np.arange(length), np.arange(int(np.prod(shape[:-1]))).reshape(*shape[:-1], 1)
+    short = max(length * 2 // 3, 1)
+    kept: Array = np.where(
+        rows % 3 == 0, places < short, np.where(rows % 3 == 2, places >= length - short, True)
+    )
+    return kept.astype(np.int64)
+
+
+def _values(
+    name: str, shape: tuple[int, ...], given: Any, config: Any, kept: Array | None, rng: Any
+) -> Array:
+    if name == MASK and kept is not None:
+        return kept
+    if name == BOXES:  # left, top, right, bottom
+        corners = [rng.integers(low, low + 400, (*shape[:-1], 2)) for low in (0, 500)]
+        return np.asarray(np.concatenate(corners, -1))
+    if not name.endswith("_ids"):
+        return np.asarray(rng.normal(size=shape), np.float32)
+    if given.default == 0:  # segments
+        return np.broadcast_to(np.arange(shape[-1]) * 2 // shape[-1], shape).astype(np.int64)
+    pad, most = _tokens(config)
+    ids = rng.integers(0, most, shape)
+    ids = np.where(ids == pad, (pad + 1) % most, ids)
+    return ids if kept is None or kept.shape != shape else np.where(kept == 1, ids, pad)
+
+
+def _tokens(config: Any) -> tuple[int, int]:
+    """The padding token, 0 if there is none, and how many tokens there are."""
+    text = getattr(config, "text_config", None) or config
+    sizes = [getattr(c, "vocab_size", None) for c in (config, text)]
+    most = min([n for n in sizes if isinstance(n, int)], default=2)
+    pad = getattr(text, "pad_token_id", None)
+    pad = getattr(config, "pad_token_id", None) if pad is None else pad
+    return (pad if isinstance(pad, int) and 0 <= pad < most else 0), most
+
+
+def farthest(found: Values, wanted: Values, values: Values) -> tuple[str, float]:
+    """The output that is farthest off, and how far in parts of its largest value; padded tokens do not count."""
+    worst = ("", 0.0)
+    for name, want in wanted.items():
+        if name not in found or found[name].shape != want.shape:
+            return name, float("inf")
+        away = _away(found[name], want, values.get(MASK))
+        if not away <= worst[1]:
+            worst = name, away
+    return worst
+
+
+def _away(found: Array, wanted: Array, mask: Array | None) -> float:
+    if mask is not None and wanted.shape[: mask.ndim] == mask.shape:
+        found, wanted = found[mask == 1], wanted[mask == 1]
+    if not wanted.size:
+        return 0.0
+    if wanted.dtype.kind not in "fc":
+        return float((found != wanted).any())
+    same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+    scale = np.abs(np.where(np.isfinite(wanted), wanted, 0)).max()
+    with np.errstate(invalid="ignore"):
+        off = np.where(same, 0.0, np.abs(found - wanted))
+    return float(np.max(np.where(np.isnan(off), np.inf, off)) / max(scale, _SMALLEST))
+
+
+def want_same(graph: Graph, values: Values, wanted: Values, at: str) -> None:
+    """Refuse a graph that computes something else than the model.
+
+    Args:
+        wanted: what transformers computes of `values`.
+
+    Raises:
+        LlmcError: an output is off.
+    """
+    from llmc.compiler.interpret import run
+
+    try:
+        found = run(graph, {n.attributes["name"]: values[n.attributes["name"]] for n in graph.inputs})
+    except LlmcError as error:
+        raise LlmcError(
+            f"the imported graph cannot be run: {error.problem}", at=at, found=error.found
+        ) from error
+    name, away = farthest(found, wanted, values)
+    if away > TOLERANCE:
+        shapes = {k: "x".join(map(str, v.shape)) for k, v in values.items()}
+        raise LlmcError(
+            f"the imported graph computes another {name!r} than transformers",
+            at=at,
+            found=f"off by {away:.2g} of its largest value at {shapes}",
+            hint="this is a fault of llmc's import: please report it with config.json",
+        )
