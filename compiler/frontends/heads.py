@@ -43,6 +43,31 @@ class Head(nn.Module):
         return tuple(result[name] for name in self.outputs)
 
 
+class EndHead(Head):
+    """The head of BART and T5 for sequences: it classifies what stands at a row's last end token.
+
+    Theirs picks rows by a mask, whose count depends on values; the place of that token does not.
+    """
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """Whether a model has such a head."""
+        two = getattr(model.config, "is_encoder_decoder", False)
+        return bool(two and hasattr(model, "classification_head") and model.config.eos_token_id is not None)
+
+    def run(self, values: Sequence[Any]) -> tuple[Mapping[str, Any], Any]:
+        """The logits."""
+        given = dict(zip(self.names, values, strict=True))
+        model: Any = self.model
+        ids = given["input_ids"]
+        shifted = {"decoder_input_ids": model._shift_right(ids)} if hasattr(model, "_shift_right") else {}
+        hidden = model.base_model(**given, **shifted, return_dict=True)[0]
+        places = torch.arange(ids.shape[1])[None, :]
+        last = torch.where(ids == model.config.eos_token_id, places, 0).amax(1)
+        chosen = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
+        return {"logits": model.classification_head(chosen)}, given.get("attention_mask")
+
+
 class SentenceHead(Head):
     """Adds pooling, and dense layers and normalisation on either side of it, as sentence-transformers does.
 

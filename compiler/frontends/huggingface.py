@@ -13,7 +13,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,16 +103,37 @@ class TorchModel:
     """The folder's model in PyTorch, called as its artifact is.
 
     Args:
-        names: inputs it takes, i64 `[batch, seq]`.
+        inputs: what it takes.
         outputs: their names, in order.
         run: one tensor for each input -> one for each output.
         tokenizer: None if the folder has none.
+        config: transformers' configuration.
     """
 
-    names: tuple[str, ...]
+    inputs: Inputs
     outputs: tuple[str, ...]
     run: Any
     tokenizer: Tokenizer | None
+    config: Any
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the inputs, in order."""
+        return self.inputs.names
+
+    def sample(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
+        """Random values of the inputs: see `reference.sample`."""
+        from llmc.compiler.frontends import reference
+
+        return reference.sample(self.inputs, self.config, sizes, seed)
+
+    def values(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Arrays in, arrays out by name."""
+        import torch
+
+        with torch.no_grad():
+            found = self.run(*(torch.from_numpy(inputs[name]) for name in self.names))
+        return {name: value.numpy() for name, value in zip(self.outputs, found, strict=True)}
 
 
 def load_torch(path: str | Path, task: str = "auto") -> TorchModel:
@@ -135,7 +156,7 @@ def load_torch(path: str | Path, task: str = "auto") -> TorchModel:
         head, outputs = _head(summary, model, chosen, inputs, sample)
         tokenizer = tokenizer_of(summary)
         set_way(model, "sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
-    return TorchModel(inputs.names, outputs, head, tokenizer)
+    return TorchModel(inputs, outputs, head, tokenizer, model.config)
 
 
 def _bounds(summary: Summary, max_batch: int, max_seq: int | None) -> int:
@@ -177,7 +198,7 @@ def _graph(summary: Summary, model: Any, task: Task, max_batch: int, max_seq: in
     import torch
 
     from llmc.compiler.frontends import reference
-    from llmc.compiler.frontends.heads import ROOT
+    from llmc.compiler.frontends.heads import ROOT, EndHead
     from llmc.compiler.frontends.implementations import choose
     from llmc.compiler.frontends.torch_export import to_graph
 
@@ -193,11 +214,13 @@ def _graph(summary: Summary, model: Any, task: Task, max_batch: int, max_seq: in
             return {n: v.numpy() for n, v in zip(outputs, head(*tensors), strict=True)}
 
     wanted = _asked(run, at)
+    if EndHead.fits(model):
+        head = EndHead(model, inputs.names, outputs, inputs.fixed).eval()
     choose(model, run, wanted, values, max_seq)
     forward.whole(model)
     forward.one_pass(model, max_seq)
     _tabulate(model, max_seq)
-    program = _export(head, inputs, model.config, at)
+    program, inputs = _export(head, inputs, model.config, at)
     graph = to_graph(program, inputs.given, outputs, inputs.bounds, ROOT)
     reference.want_same(graph, values, wanted, at)
     return graph
@@ -281,8 +304,8 @@ def _asked(run: Callable[[], Any], at: str) -> Any:
         ) from error
 
 
-def _export(head: Any, inputs: Inputs, config: Any, at: str) -> Any:
-    """torch.export with dynamic axes; a dim whose bound is 1 is static.
+def _export(head: Any, inputs: Inputs, config: Any, at: str) -> tuple[Any, Inputs]:
+    """torch.export with dynamic axes, and the bounds within which what it gives holds; a bound of 1 is static.
 
     Raises:
         LlmcError: the model does not run as config.json, which is `at`, describes it.
@@ -290,16 +313,21 @@ def _export(head: Any, inputs: Inputs, config: Any, at: str) -> Any:
     import torch
 
     from llmc.compiler.frontends import reference
-    from llmc.compiler.frontends.tracing import trace
+    from llmc.compiler.frontends.tracing import narrower, trace
 
     dims = {n: torch.export.Dim(n, min=low, max=high) for n, (low, high) in inputs.bounds.items() if high > 1}
-    sizes = {**reference.SIZES, "batch": 2, "seq": 7}
-    values = reference.sample(inputs, config, sizes)
+    values = reference.sample(inputs, config, {**reference.SIZES, "batch": 2, "seq": 7})
     sample = tuple(torch.from_numpy(values[name]) for name in inputs.names)
     axes = tuple({i: dims[a] for i, a in enumerate(given.axes) if a in dims} for given in inputs.given)
     _asked(lambda: head(*sample), at)  # models make the tables that they keep
-    with torch.no_grad():
-        return trace(head, sample, axes)
+    try:
+        with torch.no_grad():
+            return trace(head, sample, axes), inputs
+    except LlmcError as error:
+        bounds = narrower(error, inputs.bounds)
+        if bounds == inputs.bounds:
+            raise
+    return _export(head, replace(inputs, bounds=bounds), config, at)
 
 
 def _tabulate(model: Any, max_seq: int) -> None:

@@ -68,20 +68,35 @@ def _values(
         return np.asarray(rng.normal(size=shape), np.float32)
     if given.default == 0:  # segments
         return np.broadcast_to(np.arange(shape[-1]) * 2 // shape[-1], shape).astype(np.int64)
-    pad, most = _tokens(config)
-    ids = rng.integers(0, most, shape)
-    ids = np.where(ids == pad, (pad + 1) % most, ids)
-    return ids if kept is None or kept.shape != shape else np.where(kept == 1, ids, pad)
+    return _ids(shape, config, kept if kept is not None and kept.shape == shape else None, rng)
 
 
-def _tokens(config: Any) -> tuple[int, int]:
-    """The padding token, 0 if there is none, and how many tokens there are."""
-    text = getattr(config, "text_config", None) or config
-    sizes = [getattr(c, "vocab_size", None) for c in (config, text)]
-    most = min([n for n in sizes if isinstance(n, int)], default=2)
-    pad = getattr(text, "pad_token_id", None)
-    pad = getattr(config, "pad_token_id", None) if pad is None else pad
-    return (pad if isinstance(pad, int) and 0 <= pad < most else 0), most
+def _ids(shape: tuple[int, ...], config: Any, kept: Array | None, rng: Any) -> Array:
+    """Random tokens, none of which pads, and one that ends each row: some heads look for it."""
+    most = _least_of(config, "vocab_size", 2)
+    pad, end = (_token(config, f"{name}_token_id", most) for name in ("pad", "eos"))
+    plain = np.array([i for i in range(min(most, 5000)) if i not in (pad, end)] or [0])
+    ids = plain[rng.integers(0, len(plain), shape)]
+    kept = np.ones(shape, np.int64) if kept is None else kept
+    last = shape[-1] - 1 - np.argmax(kept[..., ::-1], -1)
+    if end is not None and shape[-1] > 1:
+        np.put_along_axis(ids, last[..., None], end, -1)
+    return np.where(kept == 1, ids, 0 if pad is None else pad)
+
+
+def _least_of(config: Any, key: str, default: int) -> int:
+    """A number of a configuration or of its text part."""
+    parts = (config, getattr(config, "text_config", None))
+    return min([n for p in parts if isinstance(n := getattr(p, key, None), int)], default=default)
+
+
+def _token(config: Any, key: str, most: int) -> int | None:
+    for part in (getattr(config, "text_config", None), config):
+        stated = getattr(part, key, None)
+        stated = stated[0] if isinstance(stated, list) and stated else stated
+        if isinstance(stated, int) and 0 <= stated < most:
+            return stated
+    return None
 
 
 def farthest(found: Values, wanted: Values, values: Values) -> tuple[str, float]:

@@ -46,6 +46,8 @@ def _labelled(name: str, kind: str, *outputs: str, reads: str = "", others: tupl
     return Task(name, suffixes, f"AutoModelFor{kind}", outputs or ("logits",), True, reads)
 
 
+_TOWERS = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "audio_embeds")
+_VECTORS = ("last_hidden_state", "pooler_output", *_TOWERS)
 PRETRAINED = "ForPreTraining"  # masked words are one of its heads, which has a class of its own
 _TRUNKS = (
     *("EncoderModel", "TextModel", "VisionModel", "AudioModel"),
@@ -58,9 +60,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
     {
         task.name: task
         for task in (
-            Task(
-                "feature-extraction", ("Model", *_TRUNKS), "AutoModel", ("last_hidden_state", "pooler_output")
-            ),
+            Task("feature-extraction", ("Model", *_TRUNKS), "AutoModel", _VECTORS),
             Task(
                 "sentence-embedding",
                 ("Model", *_TRUNKS),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 import traceback
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import PurePath
 from typing import Any
@@ -44,6 +46,18 @@ def trace(module: torch.nn.Module, sample: tuple[Any, ...], axes: tuple[Any, ...
             found=type(error).__name__,
             hint="control flow on tensor values, or on sizes beyond the dynamic ones, cannot be compiled",
         ) from error
+
+
+_SUGGESTED = re.compile(r"^\s*(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)\s*$", re.MULTILINE)
+
+
+def narrower(error: LlmcError, bounds: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """The bounds within which torch says that a refused export would hold; the same where it says nothing."""
+    found = dict(bounds)
+    for name, low, high in _SUGGESTED.findall(str(error.__cause__)):
+        if name in found:
+            found[name] = max(found[name][0], int(low or 0)), min(found[name][1], int(high or found[name][1]))
+    return found
 
 
 def _variadic(module: torch.nn.Module) -> bool:

@@ -1,0 +1,190 @@
+"""Which model types of the installed transformers llmc takes: each tried, with a small random configuration.
+
+    python bench/support.py                          tries what is not in the cache yet, and writes docs/support.md
+    python bench/support.py --only bert,gpt2         these, again
+    python bench/support.py --compile 50             also compiles for this machine, until 50 are right
+    python bench/support.py --write                  writes docs/support.md from the cache alone
+
+Of each type the main task's class (`support_models.MAIN`) is made, saved, imported, and compared with PyTorch by the
+interpreter at three shapes, one with padded rows; then its artifact is compared in the same way. Each runs in a process
+of its own with a limit of time and of memory. Results are kept in the cache, a line for each type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import support_models
+import support_table
+
+TOLERANCE = 1e-4  # of an output's largest value
+SECONDS, GIBIBYTES = 420, 10
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmc" / "support.jsonl"
+
+
+def main() -> None:
+    options = _options()
+    rows = _read(options.cache)
+    if not options.write:
+        _try_all(options, rows)
+    Path(options.output).write_text(support_table.page(rows), encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="model types, with commas between")
+    parser.add_argument("--compile", type=int, default=0, metavar="N", help="compile until N are right")
+    parser.add_argument("--write", action="store_true", help="write the page from the cache")
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--output", default="docs/support.md")
+    parser.add_argument("--again", action="store_true", help="those that failed, too")
+    return parser.parse_args()
+
+
+def _read(cache: Path) -> dict[str, dict[str, Any]]:
+    """Model type -> the last that was found."""
+    if not cache.exists():
+        return {}
+    lines = cache.read_text(encoding="utf-8").splitlines()
+    return {row["type"]: row for row in map(json.loads, lines)}
+
+
+def _try_all(options: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> None:
+    _load_libraries()
+    options.cache.parent.mkdir(parents=True, exist_ok=True)
+    chosen = options.only.split(",") if options.only else support_models.model_types()
+    for number, name in enumerate(chosen, 1):
+        compiled = sum(row.get("compiled") is not None for row in rows.values())
+        wanted = compiled < options.compile
+        known = rows.get(name)
+        if known and not options.only and not _is_due(known, wanted, options.again):
+            continue
+        rows[name] = _apart(name, wanted)
+        with options.cache.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(rows[name]) + "\n")
+        print(f"{number}/{len(chosen)} {support_table.line(rows[name])}", flush=True)
+
+
+def _is_due(row: dict[str, Any], compiles: bool, again: bool) -> bool:
+    right = row["state"] == "right"
+    return (right and compiles and row.get("compiled") is None) or (again and not right)
+
+
+def _apart(name: str, compiles: bool) -> dict[str, Any]:
+    """`_try` in a process of its own, forked where all libraries are loaded already."""
+    started = time.monotonic()
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(name, compiles, theirs))
+    process.start()
+    theirs.close()
+    row: dict[str, Any] = {"type": name, "state": "limit", "reason": f"took more than {SECONDS} s"}
+    if mine.poll(SECONDS):
+        try:
+            row = mine.recv()
+        except EOFError:
+            process.join()
+            row = {"type": name, "state": "crash", "reason": f"ended with {process.exitcode}"}
+    process.kill()
+    process.join()
+    return {**row, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _send(name: str, compiles: bool, pipe: Any) -> None:
+    """What becomes of one model type, into a pipe."""
+    resource.setrlimit(resource.RLIMIT_DATA, (GIBIBYTES << 30,) * 2)
+    try:
+        pipe.send(_try(name, compiles))
+    except BaseException as error:  # everything that is no sentence is a fault of llmc's
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
+        pipe.send({"type": name, "state": "crash", "reason": reason[:300]})
+
+
+def _load_libraries() -> None:
+    """What every process needs."""
+    import torch
+    import torch.export
+    import transformers
+
+    from llmc.compiler import interpret
+    from llmc.compiler.frontends import heads, huggingface, masks, torch_export
+
+    warnings.simplefilter("ignore")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    assert all((interpret, heads, huggingface, masks, torch_export))
+
+
+def _try(name: str, compiles: bool) -> dict[str, Any]:
+    """What becomes of one model type."""
+    row: dict[str, Any] = {"type": name, "class": support_models.main_class(name)}
+    try:
+        model = support_models.model_of(name)
+    except Exception as error:  # whatever a configuration made by rule runs into
+        return {**row, "state": "unmade", "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model.save_pretrained(folder)
+        except Exception as error:
+            return {**row, "state": "unmade", "reason": f"cannot be saved: {error}".splitlines()[0][:200]}
+        return row | _imported(Path(folder), compiles)
+
+
+def _imported(folder: Path, compiles: bool) -> dict[str, Any]:
+    from llmc.compiler.frontends import huggingface
+    from llmc.errors import LlmcError
+
+    try:
+        found = huggingface.load(folder, max_batch=8)
+        reference = huggingface.load_torch(folder)
+        row: dict[str, Any] = {"task": found.task, "worst": _compared(found.graph, reference, None)}
+    except LlmcError as error:
+        return {"state": "refused", "reason": error.problem[:300], "found": str(error.found or "")[:600]}
+    row["state"] = "right" if row["worst"] <= TOLERANCE else "wrong"
+    if compiles and row["state"] == "right":
+        row |= _compiled(folder, found.graph, reference)
+    return row
+
+
+def _compiled(folder: Path, graph: Any, reference: Any) -> dict[str, Any]:
+    import llmc
+    from llmc.errors import LlmcError
+
+    try:
+        llmc.compile(folder, output=folder / "artifact", max_batch=8)
+        with llmc.load(folder / "artifact") as model:
+            worst = _compared(graph, reference, model)
+    except LlmcError as error:
+        return {"compile_reason": error.problem[:300]}
+    return {"compiled": worst}
+
+
+def _compared(graph: Any, reference: Any, artifact: Any) -> float:
+    """The largest difference to PyTorch at all shapes, of the interpreter or of an artifact."""
+    from llmc.compiler.frontends.reference import farthest
+    from llmc.compiler.interpret import run
+
+    worst = 0.0
+    for number, sizes in enumerate(support_models.shapes()):
+        values = reference.sample(sizes, number)
+        found = run(graph, values) if artifact is None else artifact.run(values)
+        worst = max(worst, farthest(found, reference.values(values), values)[1])
+    return worst
+
+
+if __name__ == "__main__":
+    main()
