@@ -93,7 +93,7 @@ def attention(
     if not by_key or not causal:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return causal_attention(query, key, value, attention_mask, scale).transpose(1, 2), None
+    return causal_attention(query, key, value, attention_mask, scale).transpose(1, 2).contiguous(), None
 
 
 @functools.cache
