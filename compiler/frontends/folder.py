@@ -62,13 +62,16 @@ class Summary:
     max_positions: int
 
 
-def inspect(path: str | Path, task: str = "auto", ignore_unused: bool = False) -> Summary:
+def inspect(
+    path: str | Path, task: str = "auto", ignore_unused: bool = False, need_weights: bool = True
+) -> Summary:
     """Read and check a model folder; takes milliseconds.
 
     Args:
         path: the folder.
         task: "auto" or a name in `tasks.TASKS`.
         ignore_unused: whether heads in files of their own may be left out.
+        need_weights: whether a folder without weights is refused.
 
     Raises:
         LlmcError: what is missing, broken or not supported.
@@ -87,7 +90,7 @@ def inspect(path: str | Path, task: str = "auto", ignore_unused: bool = False) -
         leftovers.want_whole(folder, ignore_unused)
     at = str(root / "config.json")
     chosen = task_of(config, task, sentence is not None, at)
-    tensors = read_weights(root)
+    tensors = read_weights(root) if need_weights or _holds_weights(root) else None
     sizes.want_of(config, tensors, at)
     positions = sizes.positions(config, tensors, at)
     return Summary(
@@ -126,6 +129,11 @@ def read_config(root: Path) -> Mapping[str, Any]:
             hint="give the float model; llmc quantises itself",
         )
     return config
+
+
+def _holds_weights(root: Path) -> bool:
+    """Whether any weights lie there; an index alone is none."""
+    return any(p.suffix in (".safetensors", ".bin") for p in root.iterdir())
 
 
 def read_weights(root: Path) -> Mapping[str, Tensor] | None:

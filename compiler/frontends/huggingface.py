@@ -60,7 +60,7 @@ def load(
     summary = inspect(path, task, ignore_unused)
     max_seq = _bounds(summary, max_batch, max_seq)
     warn_if_untested("torch", "transformers")
-    with _quiet():
+    with quiet():
         tokenizer = tokenizer_of(summary)
         model, does = build(summary, ignore_unused)
         graph = _graph(summary, model, does, max_batch, max_seq)
@@ -148,7 +148,7 @@ def load_torch(path: str | Path, task: str = "auto") -> TorchModel:
     from llmc.compiler.frontends.implementations import set_way
 
     summary = inspect(path, task, ignore_unused=True)
-    with _quiet():
+    with quiet():
         model, chosen = build(summary, ignore_unused=True)
         inputs = inputs_of(model, summary.root, MAX_BATCH, summary.max_positions)
         values = reference.sample(inputs, model.config)
@@ -172,7 +172,7 @@ def _bounds(summary: Summary, max_batch: int, max_seq: int | None) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Neither warnings nor progress bars of the libraries; their settings are put back."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with warnings.catch_warnings():

@@ -16,6 +16,7 @@ FEW = 1000  # sizes up to it need no weight: libraries find out what is wrong
 MOST_PIXELS = 4096  # of an image's side
 MOST_WIDENING = 16.0
 LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+DEPTHS = (*LAYERS, "encoder_layers", "decoder_layers", "num_decoder_layers", "num_encoder_layers")
 SIZES = (
     *("num_labels", "vocab_size", "hidden_size", "intermediate_size", "embedding_size"),
     "type_vocab_size",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -30,12 +30,18 @@ from llmc.errors import LlmcError
 __all__ = ["aten_image", "aten_math", "aten_nn", "aten_rnn", "aten_shape", "to_graph"]
 
 
+def array_of(tensor: Any) -> Any:
+    """A tensor's values, in its own memory."""
+    return tensor.numpy()
+
+
 def to_graph(
     program: ExportedProgram,
     inputs: Sequence[Input],
     outputs: Sequence[str],
     dims: Mapping[str, tuple[int, int]],
     root: str = "",
+    weight: Callable[[Any], Any] = array_of,
 ) -> Graph:
     """Import an exported program.
 
@@ -45,12 +51,13 @@ def to_graph(
         outputs: names of the user outputs, in order.
         dims: bounds of the named dims.
         root: module path prefix to leave out of sources and weight names.
+        weight: the array of a weight's tensor.
 
     Raises:
         LlmcError: ops, dtypes or patterns that are not supported, all of them in one error.
     """
     program = _functional(program)
-    reader = _Reader(program, inputs, root)
+    reader = _Reader(program, inputs, root, weight)
     for node in program.graph.nodes:
         reader.read(node)
     if reader.problems:
@@ -73,8 +80,10 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
 class _Reader:
     """Walks the program's nodes once; `values` maps each to what it became (None: could not be imported)."""
 
-    def __init__(self, program: ExportedProgram, inputs: Sequence[Input], root: str) -> None:
-        self.program, self.root = program, root
+    def __init__(
+        self, program: ExportedProgram, inputs: Sequence[Input], root: str, array: Callable[[Any], Any]
+    ) -> None:
+        self.program, self.root, self.array = program, root, array
         self.values: dict[Any, Any] = {}
         self.by_name: dict[str, Any] = {n.name: n for n in program.graph.nodes}
         self.specs = {s.arg.name: s for s in program.graph_signature.input_specs}
@@ -157,12 +166,13 @@ class _Reader:
     def _weight(self, tensor: Any, name: str) -> Node:
         """One node for all names of the same memory; the array is a view of the tensor."""
         tensor = tensor.detach()
-        memory = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
+        storage = tensor.untyped_storage()
+        memory = (storage._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
         key = (*memory, tensor.dtype)
         if key not in self._weights:
             dtype_of(tensor.dtype)
             path = name.removeprefix(self.root)
-            self._weights[key] = constant(tensor.numpy(), path, Source(path.rpartition(".")[0]))
+            self._weights[key] = constant(self.array(tensor), path, Source(path.rpartition(".")[0]))
         return self._weights[key]
 
     def _call(self, node: Any, meta: Any) -> Any:

@@ -1,0 +1,92 @@
+"""`llmc check`: will it compile, for which targets and precisions, and how large will it be."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llmc.cli import values
+from llmc.cli.output import extension_option, json_option, print_json, print_table, printable, size_text
+
+if TYPE_CHECKING:
+    from llmc.foresight import Foresight
+
+_EPILOG = """\b
+Examples:
+  llmc check ./my-model                        every target and precision
+  llmc check ./my-model --target cuda --quant int8
+  llmc check ./config-only --json              config.json alone is enough
+
+\b
+Nothing is compiled and no weight is read: the model is made with the shapes of config.json and a few of its layers
+are traced. So numbers are not compared: `llmc compile` does that. Exit codes: 0 it will compile, 1 it will not,
+2 there was an error.
+"""
+
+
+@click.command("check", epilog=_EPILOG, short_help="Say whether a model will compile, before any work.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--target", shell_complete=values.targets, help="As in `llmc compile`.  [default: x86, arm and cuda]"
+)
+@click.option("--quant", type=click.Choice(["none", "fp16", "int8", "int8-static"]), help="This precision.")
+@click.option(
+    "--task", default="auto", show_default=True, shell_complete=values.tasks, help="What to compute."
+)
+@click.option("--max-seq", type=click.IntRange(min=1), help="Upper bound of the sequence.")
+@extension_option
+@json_option
+def command(
+    model: Path, target: str | None, quant: str | None, task: str, max_seq: int | None, as_json: bool
+) -> None:
+    """Say whether MODEL will compile, for which targets and precisions, and how large it will be."""
+    from llmc.errors import LlmcError
+    from llmc.foresight import foresee
+
+    targets = [target] if target else ["x86", "arm", "cuda"]
+    try:
+        found = foresee(model, task, max_seq, targets)
+    except LlmcError as error:
+        click.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+    wanted = [(t, q) for t in targets for q in ([quant] if quant else found.precisions[t])]
+    verdicts = {t: {q: found.serves(t, q) for u, q in wanted if u == t} for t in targets}
+    if as_json:
+        print_json({**asdict(found), "compiles": verdicts})
+    else:
+        _show(found, wanted)
+    asked = all if target or quant else any  # without a wish, one way to compile is good news
+    if not asked(found.serves(t, q) for t, q in wanted):
+        raise SystemExit(1)
+
+
+def _show(found: Foresight, wanted: list[tuple[str, str]]) -> None:
+    depth = f", {found.layers[1]} of {found.layers[0]} layers looked at" if found.layers[0] else ""
+    click.echo(printable(f"{found.architecture} for {found.task}: {found.parameters:,} parameters{depth}"))
+    for name, kind in found.inputs.items():
+        click.echo(printable(f"  {name}: {kind}"))
+    for problem in found.problems:
+        click.echo(printable(f"cannot be imported: {problem}"))
+    rows = [
+        (
+            target,
+            quant,
+            _verdict(found, target, quant),
+            size_text(found.weights[quant]) if quant in found.weights else "",
+        )
+        for target, quant in wanted
+    ]
+    print_table("", ["target", "precision", "compiles", ">weights, about"], rows)
+    for target, lacking in found.targets.items():
+        for line in lacking:
+            click.echo(printable(f"no kernel on {target}: {line}"))
+    click.echo(f"compiling takes about {size_text(found.needed)} of memory")
+
+
+def _verdict(found: Foresight, target: str, quant: str) -> str:
+    if quant not in found.precisions[target]:
+        return "no: the target has not this precision"
+    return "yes" if found.serves(target, quant) else "no"

@@ -1,0 +1,129 @@
+"""Whether a model will compile, for which targets and precisions, and how large it will be: before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmc.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.compiler.graph import Graph
+
+QUANTISATIONS = ("none", "fp16", "int8", "int8-static")
+COPIES = 3  # of the f32 weights that a compile holds at a time: as read, as packed, as written
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """What a compile of a model would come to.
+
+    Args:
+        path: the model.
+        task, architecture, model_type: what it is.
+        parameters: number of weights.
+        layers: how many there are, and how many were looked at.
+        inputs: name -> type.
+        weights: `--quant` -> bytes of weights.bin, about.
+        needed: bytes of memory that compiling takes, about.
+        problems: what stands in the way of any compile, each with its place.
+        targets: target -> what it has no kernel for; empty lists where it will compile.
+        precisions: target -> modes of `--quant` it has.
+    """
+
+    path: str
+    task: str
+    architecture: str
+    model_type: str
+    parameters: int
+    layers: tuple[int, int]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, int] = field(default_factory=dict)
+    needed: int = 0
+    problems: tuple[str, ...] = ()
+    targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    precisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def serves(self, target: str, quant: str) -> bool:
+        """Whether a compile for `target` with `--quant quant` is foreseen to succeed."""
+        return not self.problems and not self.targets[target] and quant in self.precisions[target]
+
+
+def foresee(path: str | Path, task: str, max_seq: int | None, targets: Iterable[str]) -> Foresight:
+    """Look at a model: a folder by its config.json and headers of its weights, a file by all of it.
+
+    Raises:
+        LlmcError: it is no model, or nothing of it can be told.
+    """
+    from llmc.compiler.frontends.dispatch import is_model_file
+
+    if is_model_file(path):
+        return _of_file(path, task, max_seq, targets)
+    from llmc.compiler.frontends.outline import outline, weight_bytes
+
+    found = outline(path, task, max_seq)
+    weights = weight_bytes(found)
+    facts: dict[str, Any] = {
+        "task": found.summary.task.name,
+        "architecture": found.architecture,
+        "model_type": found.summary.model_type,
+        "parameters": found.parameters,
+        "layers": found.layers,
+        "weights": weights,
+        "needed": COPIES * weights["none"],
+        "problems": () if found.problem is None else _lines(found.problem),
+    }
+    return Foresight(str(path), **facts, **_of_graph(found.graph, targets))
+
+
+def _of_file(path: str | Path, task: str, max_seq: int | None, targets: Iterable[str]) -> Foresight:
+    from llmc.compiler.frontends import dispatch
+
+    bounds: dict[str, Any] = {} if max_seq is None else {"max_seq": max_seq}
+    imported = dispatch.load(path, task=task, **bounds)
+    constants = [n for n in imported.graph.nodes if n.op == "constant" and n.dtype == "f32"]
+    count = sum(n.attributes["value"].array.size for n in constants)
+    facts: dict[str, Any] = {
+        "task": imported.task,
+        "architecture": imported.architecture,
+        "model_type": imported.model_type,
+        "parameters": count,
+        "layers": (0, 0),
+        "weights": {"none": 4 * count},
+        "needed": 4 * COPIES * count,
+    }
+    return Foresight(str(path), **facts, **_of_graph(imported.graph, targets))
+
+
+def _of_graph(graph: Graph | None, targets: Iterable[str]) -> dict[str, Any]:
+    """Inputs, and what each target has for the graph's ops."""
+    from llmc.targets.backends import backend_of
+    from llmc.targets.host import find_target
+
+    lacks: dict[str, tuple[str, ...]] = {}
+    has: dict[str, tuple[str, ...]] = {}
+    for name in targets:
+        target = find_target(name)
+        backend = backend_of(target)
+        has[name] = tuple(q for q in QUANTISATIONS if q == "none" or q in backend.quantisations)
+        lacks[name] = () if graph is None else _lacking(graph, backend)
+    inputs = {} if graph is None else {n.attributes["name"]: str(n.type) for n in graph.inputs}
+    return {"inputs": inputs, "targets": lacks, "precisions": has}
+
+
+def _lacking(graph: Graph, backend: Any) -> tuple[str, ...]:
+    try:
+        backend.lower(graph)
+    except LlmcError as error:
+        return tuple(line.strip() for line in str(error.found).splitlines())
+    return ()
+
+
+def _lines(error: LlmcError) -> tuple[str, ...]:
+    """A report of several problems, each on a line of its own; else the problem with its place."""
+    several = [line.strip() for line in str(error.found or "").splitlines() if " x" in line]
+    where = f" at {error.at}" if error.at else ""
+    hint = f" ({error.hint})" if error.hint and not several else ""
+    return tuple(several) or (f"{error.problem}{where}{hint}",)
