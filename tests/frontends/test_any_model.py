@@ -1,0 +1,181 @@
+"""Models of families that nothing in llmc names: the class, the inputs and the way of attention are found out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import kept_graphs
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from llmc.compiler.frontends import reference
+from llmc.compiler.frontends.huggingface import load, load_torch
+from llmc.compiler.frontends.implementations import EAGER, choose
+from llmc.compiler.frontends.inputs import inputs_of
+from llmc.compiler.interpret import run
+from llmc.errors import LlmcError
+
+TEXT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+    "pad_token_id": 1,
+}
+DECODER = {**TEXT, "num_key_value_heads": 2, "head_dim": 8}
+TWO = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_heads": 4, "vocab_size": 100}
+SEES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+PICTURES = {**SEES, "image_size": 16, "patch_size": 8}
+CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
+    "LlamaForSequenceClassification": ("text-classification", DECODER, {"input_ids", "attention_mask"}),
+    "GPT2ForSequenceClassification": (
+        "text-classification",
+        {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 100, "n_positions": 64, "pad_token_id": 1},
+        {"input_ids", "attention_mask"},
+    ),
+    "Gemma2ForCausalLM": (
+        "text-generation",
+        {**DECODER, "sliding_window": 8},
+        {"input_ids", "attention_mask"},
+    ),
+    "BloomForCausalLM": (
+        "text-generation",
+        {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100, "pad_token_id": 1},
+        {"input_ids", "attention_mask"},
+    ),
+    "AlbertForMultipleChoice": (
+        "multiple-choice",
+        {**TEXT, "embedding_size": 16},
+        {"input_ids", "attention_mask", "token_type_ids"},
+    ),
+    "LayoutLMForTokenClassification": (
+        "token-classification",
+        TEXT,
+        {"input_ids", "bbox", "attention_mask", "token_type_ids"},
+    ),
+    "T5ForConditionalGeneration": (
+        "text2text-generation",
+        {**TWO, "decoder_start_token_id": 0},
+        {"input_ids", "attention_mask", "decoder_input_ids"},
+    ),
+    "CLIPModel": (
+        "feature-extraction",
+        {"text_config": {**TEXT, "eos_token_id": 3}, "vision_config": PICTURES, "projection_dim": 16},
+        {"input_ids", "attention_mask", "pixel_values"},
+    ),
+}
+SHAPES = ({"batch": 1, "seq": 4}, {"batch": 3, "seq": 23})
+
+
+def made(name: str, settings: dict[str, Any], seed: int = 0) -> Any:
+    """A model of a class whose weights are large enough for every part to show."""
+    kind = getattr(transformers, name)
+    model = kind(kind.config_class(**settings)).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for place, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.2
+            parameter.copy_(noise + 1 if "norm" in place and place.endswith("weight") else noise)
+    return model
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_computes_what_transformers_does(name: str) -> None:
+    """Rows padded on the right, on the left and not at all, longer than what was traced."""
+    task, settings, inputs = CASES[name]
+    model = made(name, settings)
+    found = kept_graphs.imported(model, max_batch=4)
+    assert (found.task, {n.attributes["name"] for n in found.graph.inputs}) == (task, inputs)
+
+    takes = inputs_of(model, Path("nowhere"), 4, 64)
+    for number, sizes in enumerate(SHAPES):
+        values = reference.sample(takes, model.config, {**reference.SIZES, **sizes}, number)
+        with torch.no_grad():
+            given = {k: torch.from_numpy(v) for k, v in values.items()}
+            result = model(**given, return_dict=True)
+        wanted = {k: result[k].numpy() for k in found.graph.outputs}
+        assert reference.farthest(run(found.graph, values), wanted, values)[1] < 1e-5
+
+
+def test_a_mask_that_would_lose_the_past_is_not_taken() -> None:
+    """BLOOM adds the mask itself: llmc's ways would show it the future."""
+    model = made("BloomForCausalLM", CASES["BloomForCausalLM"][1])
+    takes = inputs_of(model, Path("nowhere"), 4, 64)
+    values = reference.sample(takes, model.config)
+    given = {k: torch.from_numpy(v) for k, v in values.items()}
+    model.set_attn_implementation("eager")
+
+    def result() -> dict[str, Any]:
+        with torch.no_grad():
+            return {"logits": model(**given).logits.numpy()}
+
+    wanted = result()
+    assert choose(model, result, wanted, values, 64) == EAGER
+    assert reference.farthest(result(), wanted, values)[1] < 1e-6
+
+
+def test_a_graph_that_computes_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong between the model and its graph is found before anything is compiled."""
+    from llmc.compiler.frontends import aten
+
+    model = made("BertForSequenceClassification", {**TEXT, "num_hidden_layers": 1})
+    model.save_pretrained(tmp_path)
+    whole = aten.TABLE["layer_norm.default"]
+
+    def wrong(call: Any) -> Any:
+        return call.op("mul", whole(call), call.scalar(1.01, "f32"))
+
+    monkeypatch.setitem(aten.TABLE, "layer_norm.default", wrong)
+    with pytest.raises(LlmcError, match="the imported graph computes another 'logits' than transformers"):
+        load(tmp_path)
+
+
+def test_padded_places_do_not_count_but_all_others_do() -> None:
+    mask = np.array([[1, 1, 0]])
+    wanted = {"y": np.array([[1.0, 2.0, 3.0]]), "z": np.ones((1, 4))}
+    assert (
+        reference.farthest({**wanted, "y": np.array([[1.0, 2.0, 9.0]])}, wanted, {"attention_mask": mask})[1]
+        == 0
+    )
+    name, away = reference.farthest(
+        {**wanted, "y": np.array([[1.0, 3.0, 3.0]])}, wanted, {"attention_mask": mask}
+    )
+    assert (name, away) == ("y", 0.5)
+    assert reference.farthest({"z": wanted["z"]}, wanted, {})[1] == float("inf")
+    assert reference.farthest({"y": np.full((1, 3), np.nan), "z": wanted["z"]}, wanted, {})[1] == float("inf")
+
+
+def test_a_class_of_another_model_type_is_refused(tmp_path: Path) -> None:
+    import json
+
+    model = made("BertModel", {**TEXT, "num_hidden_layers": 1})
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+
+    def refused(**changes: Any) -> str:
+        file.write_text(json.dumps({**config, **changes}))
+        with pytest.raises(LlmcError) as caught:
+            load(tmp_path)
+        return str(caught.value)
+
+    assert "GPT2Model is not of the model type 'bert'" in refused(architectures=["GPT2Model"])
+    assert "did you mean bert" in refused(model_type="berrt")
+    assert "needs Python code from the folder" in refused(model_type="mine", auto_map={"AutoModel": "m.M"})
+    assert "no such class in transformers" in refused(architectures=["BertSpecialModel"])
+
+
+def test_pytorch_is_called_as_the_artifact_is(tmp_path: Path) -> None:
+    model = made("LlamaForSequenceClassification", DECODER)
+    model.save_pretrained(tmp_path)
+    found = load_torch(tmp_path)
+    values = found.sample({**reference.SIZES, "batch": 2, "seq": 5})
+    assert (found.names, found.outputs) == (("input_ids", "attention_mask"), ("logits",))
+    assert found.values(values)["logits"].shape == (2, 2)
