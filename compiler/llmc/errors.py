@@ -105,6 +105,8 @@ def extras_named() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's message, or its type."""
+    """The first line of a library's message and what it announces, or its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}"
     return lines[0] if lines else type(error).__name__

@@ -39,10 +39,19 @@ are traced. So numbers are not compared: `llmc compile` does that. Exit codes: 0
 @click.option("--max-seq", type=click.IntRange(min=1), help="Upper bound of the sequence.")
 @extension_option
 @json_option
+@click.pass_context
 def command(
-    model: Path, target: str | None, quant: str | None, task: str, max_seq: int | None, as_json: bool
+    ctx: click.Context,
+    /,
+    model: Path,
+    target: str | None,
+    quant: str | None,
+    task: str,
+    max_seq: int | None,
+    as_json: bool,
 ) -> None:
     """Say whether MODEL will compile, for which targets and precisions, and how large it will be."""
+    from llmc.cli import show_error
     from llmc.errors import LlmcError
     from llmc.foresight import foresee
 
@@ -50,8 +59,8 @@ def command(
     try:
         found = foresee(model, task, max_seq, targets)
     except LlmcError as error:
-        click.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
+        show_error(error)
+        ctx.exit(2)
     wanted = [(t, q) for t in targets for q in ([quant] if quant else found.precisions[t])]
     verdicts = {t: {q: found.serves(t, q) for u, q in wanted if u == t} for t in targets}
     if as_json:
@@ -60,7 +69,7 @@ def command(
         _show(found, wanted)
     asked = all if target or quant else any  # without a wish, one way to compile is good news
     if not asked(found.serves(t, q) for t, q in wanted):
-        raise SystemExit(1)
+        ctx.exit(1)
 
 
 def _show(found: Foresight, wanted: list[tuple[str, str]]) -> None:

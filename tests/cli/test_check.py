@@ -1,0 +1,120 @@
+"""`llmc check`: what will compile, told from config.json alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from llmc.compiler.frontends import outline as outlines
+from llmc.compiler.frontends.outline import few_layers, outline, weight_bytes
+
+SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+
+
+def config(folder: Path, **settings: Any) -> Path:
+    """A folder with the config.json of a LLaMA and nothing else."""
+    made = transformers.LlamaConfig(**{**SMALL, "vocab_size": 100, "num_hidden_layers": 40, **settings})
+    made.architectures = ["LlamaForCausalLM"]
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return config(tmp_path_factory.mktemp("llama"))
+
+
+def test_all_is_told_of_a_config_alone(llama: Path, cli: Any) -> None:
+    done = cli("check", llama, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_pretrained(llama))
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert (found["task"], found["layers"]) == ("text-generation", [40, 2])
+    assert found["inputs"] == {"input_ids": "i64[batch, seq]", "attention_mask": "i64[batch, seq]"}
+    assert found["weights"]["none"] == 4 * found["parameters"]
+    assert found["weights"]["int8"] < found["weights"]["fp16"] < found["weights"]["none"]
+    assert all(all(by.values()) for by in found["compiles"].values())
+    assert list(found["compiles"]) == ["x86", "arm", "cuda"]
+
+
+def test_a_target_and_a_precision(llama: Path, cli: Any) -> None:
+    done = cli("check", llama, "--target", "cuda", "--quant", "int8")
+    assert done.code == 0, done.err
+    assert "40 layers looked at" in done.out
+    assert "cuda     int8        yes" in done.out
+    assert "fp16" not in done.out
+
+
+def test_what_no_target_has_is_listed(llama: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmc.targets.backends import find_backend
+
+    kind = type(find_backend("cuda"))
+    whole = kind.lowerings
+    monkeypatch.setattr(
+        kind, "lowerings", lambda self: {k: v for k, v in whole(self).items() if k != "linear"}
+    )
+    done = cli("check", llama)
+    assert done.code == 0, "x86 and arm remain"
+    assert "no kernel on cuda: model.layers.0.self_attn.q_proj" in done.out
+    assert cli("check", llama, "--target", "cuda").code == 1
+
+
+def test_ops_that_cannot_be_imported_are_listed(
+    llama: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmc.compiler.frontends import aten
+
+    monkeypatch.delitem(aten.TABLE, "silu.default")
+    monkeypatch.delitem(aten.TABLE, "rsqrt.default", raising=False)
+    done = cli("check", llama)
+    assert done.code == 1
+    assert "cannot be imported: aten.silu.default x2 at model.layers.*.mlp" in done.out
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model_type": "nothing"}, "'nothing' is not supported"),
+        ({"hidden_size": 10**9}, "hidden_size is larger than any weight"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is larger than"),
+        ({"num_attention_heads": 7}, "The hidden size (32) is not a multiple"),
+    ],
+    ids=str,
+)
+def test_what_is_no_model_is_a_sentence(
+    settings: dict[str, Any], words: str, tmp_path: Path, cli: Any
+) -> None:
+    config(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    done = cli("check", tmp_path)
+    assert (done.code, words in done.err) == (2, True), done.err
+
+
+def test_a_file_is_checked_as_a_whole(cli: Any, tmp_path: Path) -> None:
+    assert cli("check", tmp_path / "absent.onnx").code == 2
+
+
+def test_every_kind_of_layer_is_looked_at() -> None:
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    made = transformers.Gemma3TextConfig(num_hidden_layers=12, layer_types=kinds * 2)
+    few = few_layers(made)
+    assert (few.num_hidden_layers, set(few.layer_types)) == (2, set(kinds))
+    assert made.num_hidden_layers == 12
+
+
+def test_no_weight_is_read(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are zeros in no memory: an array of them has one number."""
+    found = outline(llama)
+    assert found.graph is not None
+    weights = [n.attributes["value"].array for n in found.graph.nodes if n.op == "constant"]
+    large = [w for w in weights if w.size > 1000]
+    assert large
+    assert all(w.strides == (0,) * w.ndim for w in large)
+    assert weight_bytes(found)["none"] == 4 * found.parameters
+    assert outlines.FEW == 2
