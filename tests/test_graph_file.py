@@ -137,6 +137,19 @@ def test_damage(file: Path) -> None:
         assert refused(file).problem.startswith("not weights that can be read")
 
 
+@pytest.mark.parametrize("name", ["fc.weight.", "fc.weight", "weight"])
+def test_damage_under_a_name_without_digest(tmp_path: Path, name: str) -> None:
+    """Nothing but the archive's own checksum tells it."""
+    whole = np.arange(12, dtype=np.float32).reshape(4, 3)
+    np.savez(tmp_path / "w.npz", **{name: whole})
+    assert [w.name for w in read_weights(tmp_path / "w.npz").weights.values()] == [name.rstrip(".")]
+    data = bytearray((tmp_path / "w.npz").read_bytes())
+    data[data.index(whole.tobytes()) + 5] ^= 1
+    (tmp_path / "w.npz").write_bytes(data)
+    with pytest.raises(LlmcError, match="Bad CRC-32"):
+        read_weights(tmp_path / "w.npz")
+
+
 def test_any_byte_may_be_wrong(file: Path) -> None:
     """Each is refused, or changes nothing."""
     beside = file.with_suffix(".npz")

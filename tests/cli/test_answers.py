@@ -147,6 +147,23 @@ def test_answer_is_a_span_of_the_second_text(encoded):
     assert (answer["start"], answer["end"]) == (4, 8)
 
 
+def test_neither_the_question_nor_padding_takes_a_share(encoded):
+    """Beside a longer text a row is padded: its answer's probability stays."""
+    texts = encoded(
+        ["who is good", "who"], ["the film is good", "the film is good and the film is bad and good"]
+    )
+    count = len(texts.encodings[0].ids)
+    logits = np.full((2, count), 3.0, np.float32)  # padding and question as likely as anything
+    context = [i for i, s in enumerate(texts.encodings[0].sequence_ids) if s == 1]
+    logits[0, context[1]] = 8
+    outputs = {"start_logits": logits, "end_logits": logits}
+    answer, _ = describe(model("question-answering"), texts, outputs)
+    places = [0, *context]  # the first token stands for no answer
+    chances = np.exp(logits[0, places] - 8.0)
+    assert answer["answer"] == "film"
+    assert answer["probability"] == pytest.approx((1 / chances.sum()) ** 2, rel=1e-6)
+
+
 def test_mask_is_filled_with_the_likeliest_pieces(encoded):
     texts = encoded(["a [MASK] film"])
     logits = np.zeros((1, len(texts.encodings[0].ids), texts.tokenizer.get_vocab_size()), np.float32)

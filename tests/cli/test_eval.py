@@ -126,6 +126,25 @@ def test_accuracy_and_the_paired_difference(artifacts, data):
     assert high - low == pytest.approx(2 * 1.96 * 0.25)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("whose", ["artifact", "baseline"])
+def test_outputs_that_are_no_numbers_are_refused(artifacts, data, monkeypatch, value, whose):
+    """NaN has a largest place and is below no limit: it would pass for an answer."""
+    whole = Fake.run_text
+    word = "great" if whose == "artifact" else "film"
+
+    def run_text(self, texts, truncate=True):
+        found = whole(self, texts, truncate)
+        if self.word == word:
+            found["logits"][[t == "a bad film" for t in texts]] = value
+        return found
+
+    monkeypatch.setattr(Fake, "run_text", run_text)
+    with pytest.raises(LlmcError, match=f"the {whose}'s outputs are not finite numbers") as caught:
+        evaluate(artifacts / "great", data, artifacts / "film", limits=Limits(min_agreement=0.0))
+    assert caught.value.at == f"{data}, line 2"
+
+
 def test_half_a_character_is_told_with_its_line(artifacts, data, monkeypatch):
     """JSON may hold one; the runtime says which text of a batch it is."""
 

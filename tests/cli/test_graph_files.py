@@ -21,8 +21,11 @@ from llmc.compiler.frontends import dispatch, graph_text
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.frontends.sentence import Dense, Sentence
 from llmc.compiler.frontends.tokenizer import Tokenizer
+from llmc.compiler.graph import Graph
+from llmc.compiler.graph_diff import Compared
 from llmc.compiler.graph_file import read_graph, write_graph
 from llmc.compiler.module import Module
+from llmc.compiler.ops import input_, make
 from llmc.demo import model_folder
 from llmc.errors import LlmcError
 
@@ -154,11 +157,19 @@ def test_bounds_and_task(written: Path) -> None:
         {"tokenizer": None},
         {"sentence": {"pooling": 1}},
         {"scores": []},
+        {"scores": "tanh"},
+        {"tokenizer": {"padding_side": "up"}},
+        {"tokenizer": {"truncation_side": "none"}},
+        {"tokenizer": {"max_length": 0}},
+        {"tokenizer": {"pad_id": -1}},
     ],
     ids=str,
 )
 def test_a_changed_description_is_a_sentence(text: Path, change: dict[str, Any]) -> None:
     found = read_graph(text)
+    settings = change.get("tokenizer")
+    if settings:
+        change = {"tokenizer": {**found.facts["tokenizer"], **settings}}
     facts = {**found.facts, **change}
     write_graph(text, found.module, {**found.texts, "model.json": json.dumps(facts)})
     with pytest.raises(LlmcError, match=r"model\.json is not as llmc writes it"):
@@ -301,6 +312,37 @@ def test_another_weight_is_found(cli: Any, written: Path, text: Path) -> None:
     assert list(facts["weights"]["different"].values()) == [pytest.approx(0.25)]
     assert facts["numbers"]["outputs"]["logits"]["difference"] == pytest.approx(0.25, rel=1e-5)
     assert "largest difference 0.25" in cli("diff", written, text).out
+
+
+def test_what_makes_answers_of_outputs_is_compared(cli: Any, written: Path, text: Path) -> None:
+    """Equal graphs with other labels, or another tokenizer, answer otherwise."""
+    found = read_graph(text)
+    labels = {"labels": ["good", "bad"], "name": "another"}
+    write_graph(text, found.module, {**found.texts, "model.json": json.dumps({**found.facts, **labels})})
+    done = cli("diff", written, text)
+    assert (done.code, "labels: [" in done.out, "name" in done.out.splitlines()[0]) == (1, True, False), (
+        done.out
+    )
+    assert json.loads(cli("diff", written, text, "--json").out)["beside"][0].startswith("labels: ")
+    assert cli("diff", written, text, "--data", "random", "--tolerance", "1e-4").code == 0, "outputs alone"
+
+    tokens = json.loads(found.texts["tokenizer.json"])
+    tokens["normalizer"] = {"type": "Lowercase"}
+    write_graph(text, found.module, {**found.texts, "tokenizer.json": json.dumps(tokens)})
+    assert "tokenizer.json: sha256 " in cli("diff", written, text).out
+
+
+def test_outputs_of_one_graph_alone_are_no_agreement(cli: Any, tmp_path: Path) -> None:
+    x = input_("x", "f32", (2,))
+    y, z = make("exp", (x,)), make("neg", (x,))
+    write_graph(tmp_path / "a.txt", Graph((x,), {"y": y, "z": z}, {}))
+    write_graph(tmp_path / "b.txt", Graph((x,), {"y": y}, {}))
+    write_graph(tmp_path / "c.txt", Graph((x,), {"z": z, "y": y}, {}))
+    run = ("--data", "random", "--tolerance", "1e-4")
+    assert cli("diff", tmp_path / "a.txt", tmp_path / "b.txt", *run).code == 1
+    assert cli("diff", tmp_path / "b.txt", tmp_path / "a.txt", *run).code == 1
+    assert "outputs in another order: y, z -> z, y" in cli("diff", tmp_path / "a.txt", tmp_path / "c.txt").out
+    assert not Compared(1e-4).same, "nothing was compared"
 
 
 def test_passes_change_nodes_but_not_numbers(cli: Any, written: Path, tmp_path: Path) -> None:

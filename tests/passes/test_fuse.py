@@ -15,6 +15,7 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
 from llmc.passes.fuse import Fuse
+from llmc.passes.fuse.masks import keys_and_bias
 from llmc.passes.fuse.qkv import Qkv
 
 PLAIN = {"linear": "whole", "norm": "post", "sum": "ab", "attention": "explicit", "activation": "gelu"}
@@ -80,6 +81,34 @@ def test_keys_are_told_from_bias(same_output):
         ("none", "yes"): (False, True),
         ("none", "no"): (False, False),
     }
+
+
+def test_two_finite_masks_stay_a_bias(same_output):
+    """A key lowered by both is below one lowered once: where every key is lowered, the latter alone count."""
+    b, s, low = symbol("b"), symbol("s"), -1e4
+    mask = input_("mask", "i64", (b, s), low=0, high=1)
+    window = input_("window", "i64", (s,), low=0, high=1)
+    q, k, v = (input_(name, "f32", (b, 2, s, 4)) for name in "qkv")
+    terms = [
+        make(
+            "where",
+            (
+                make("cast", (op("reshape", m, shape=shape),), None, dtype="bool"),
+                constant(0.0),
+                constant(low),
+            ),
+        )
+        for m, shape in ((mask, (b, 1, 1, s)), (window, (1, 1, 1, s)))
+    ]
+    core = op("attention", q, k, v, op("add", *terms), scale=0.5, has_mask=True)
+    before = Graph((q, k, v, mask, window), {"y": core}, {"b": (1, 4), "s": (1, 16)})
+    rng = np.random.default_rng(3)
+    values = {n: rng.normal(size=(2, 2, 3, 4)).astype(np.float32) for n in "qkv"}
+    given = {**values, "mask": np.array([[1, 0, 0], [0, 0, 1]]), "window": np.array([0, 1, 0])}
+    after = same_output(O3, before, given)
+    found = keys_and_bias(core)
+    assert (found.keys, found.bias is None, found.evenly) == (None, False, False)
+    assert Counter(n.op for n in after.nodes)["attention"] + Counter(n.op for n in after.nodes)["mha"] == 1
 
 
 B, S = symbol("b"), symbol("s")
