@@ -227,9 +227,10 @@ def _arange(call: Call) -> Node:
 _FILLS = {"ones": 1, "zeros": 0, "ones_like": 1, "zeros_like": 0, "new_ones": 1, "new_zeros": 0}
 
 
-@aten(*(f"{name}.default" for name in _FILLS))
+@aten(*(f"{name}.default" for name in _FILLS), "empty.memory_format")
 def _fill(call: Call) -> Node:
-    value = _FILLS[str(call.target).split(".")[1]]
+    """What is empty may hold anything."""
+    value = _FILLS.get(str(call.target).split(".")[1], 0)
     return call.op("full", shape=call.shape, value=value, dtype=call.dtype)
 
 
