@@ -16,6 +16,7 @@ from llmc.compiler.frontends.tracing import trace
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
 from llmc.compiler.verify import verify
+from llmc.errors import LlmcError
 
 BOUNDS = {"batch": (1, 8), "length": (45, 64)}
 GENERATOR = torch.Generator().manual_seed(0)
@@ -222,3 +223,19 @@ def test_converters(name: str) -> None:
         for want, (at, got) in zip(expected, made.items(), strict=True):
             assert (got.shape, got.dtype) == (want.shape, want.numpy().dtype), at
             np.testing.assert_allclose(got, want.numpy(), rtol=2e-5, atol=2e-5, err_msg=at)
+
+
+REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
+    "indices of a pool": (lambda x, s: F.max_pool2d(x, 2, return_indices=True)[1] + 1, "indices of a pool"),
+    "dynamic interpolation": (lambda x, s: F.interpolate(s, scale_factor=2.0, mode="linear"), "of dynamic"),
+    "dynamic windows": (lambda x, s: F.adaptive_avg_pool1d(s, 3), "adaptive pooling of dynamic"),
+    "counted padding": (lambda x, s: F.avg_pool1d(s, 3, 1, 1, False, False), "leaves out padding"),
+    "a computed kernel": (lambda x, s: F.conv_transpose1d(s, x[0, :, :2]), "computed weights"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_says_why(name: str) -> None:
+    function, reason = REFUSED[name]
+    with pytest.raises(LlmcError, match=reason):
+        imported(function, 1)
