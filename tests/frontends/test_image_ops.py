@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from llmc.compiler.frontends.torch_export import Declared, to_graph
+from llmc.compiler.frontends.inputs import Input
+from llmc.compiler.frontends.torch_export import to_graph
 from llmc.compiler.frontends.tracing import trace
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
@@ -43,7 +44,7 @@ def imported(function: Callable[..., Any], outputs: int) -> Graph:
     axes = ({0: batch}, {0: batch, 2: length})
     with torch.no_grad():
         program = trace(Function(function).eval(), (torch.zeros(2, 6, 12, 9), torch.zeros(2, 6, 47)), axes)
-    inputs = [Declared("x", ("batch", 6, 12, 9)), Declared("s", ("batch", 6, "length"))]
+    inputs = [Input("x", ("batch", 6, 12, 9)), Input("s", ("batch", 6, "length"))]
     return to_graph(program, inputs, [f"y{n}" for n in range(outputs)], BOUNDS)
 
 
