@@ -71,7 +71,7 @@ def parse_dim(text: str) -> Dim:
         ) from error
 
 
-_FUNCTIONS = {"Max": sympy.Max, "Min": sympy.Min, "floor": sympy.floor}
+_FUNCTIONS = {"Max": sympy.Max, "Min": sympy.Min, "floor": lambda x: floored(x)}
 _OPERATORS: dict[type, Any] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -162,9 +162,29 @@ def _quotient(value: Dim) -> str:
     return f"({over} / {under})" if positive else f"llmc_floor({over}, {under})"  # C's / is no floor below 0
 
 
+def floored(value: Any) -> Any:
+    """The floor of an expression in one form, so that equal sizes are equal expressions.
+
+    Of floors in a row one is left, floor((floor(u) + m) / n) = floor((u + m) / n), and of a constant the part below 1.
+    """
+    value = sympy.expand(value)
+    for term in sympy.Add.make_args(value):
+        factor, inner = term.as_coeff_Mul()
+        rest = value - term
+        if isinstance(inner, sympy.floor) and factor.p == 1 and (rest * factor.q).is_integer:
+            return floored(rest + factor * inner.args[0])
+    whole = sympy.floor(value.as_coeff_Add()[0])
+    return sympy.floor(value - whole) + whole
+
+
+def floor_div(a: Dim, b: int) -> Dim:
+    """a // b for a positive b."""
+    return a // b if isinstance(a, int) else dim(floored(a / sympy.Integer(b)))
+
+
 def ceil_div(a: Dim, b: int) -> Dim:
     """The number of parts of size `b` that cover `a`."""
-    return -(-a // b) if isinstance(a, int) else dim(sympy.floor((a + (b - 1)) / sympy.Integer(b)))
+    return floor_div(dim(a + (b - 1)), b)
 
 
 def product(dims: Any) -> Dim:

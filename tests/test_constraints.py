@@ -55,8 +55,9 @@ def test_what_bounds_prove(text: str, proven: bool) -> None:
 
 
 def test_a_quotient_in_c_is_floor_below_zero_too() -> None:
-    assert dim_c(parse_dim("floor((a - 3)/2)")) == "llmc_floor((-3 + a), 2)"
-    assert dim_c(parse_dim("floor((a + 3)/2)")) == "((3 + a) / 2)"
+    assert dim_c(parse_dim("floor((a - b)/2)")) == "llmc_floor((a + (-1 * b)), 2)"
+    assert dim_c(parse_dim("floor((a - 3)/2)")) == "(-2 + ((1 + a) / 2))"  # a is no size below 0
+    assert dim_c(parse_dim("floor((a + 3)/2)")) == "(1 + ((1 + a) / 2))"
     assert dim_c(parse_dim("a*b/4")) == "((a * b) / 4)"
 
 

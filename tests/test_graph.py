@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmc.compiler.dims import dim, dim_c, dim_text, evaluate, parse_dim, symbol
+from llmc.compiler.dims import ceil_div, dim, dim_c, dim_text, evaluate, floor_div, parse_dim, symbol
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_, make
 from llmc.errors import LlmcError
@@ -130,6 +130,19 @@ def test_dim_algebra_normalises():
     assert dim((batch + 1) * seq - batch * seq - seq) == 0
     assert dim(seq - seq + 3) == 3
     assert parse_dim("floor(7/2)") == 3
+
+
+def test_sizes_after_several_strides_have_one_form():
+    """(n - 3) // 5, less 4, // 2 is (n - 23) // 10."""
+    n = symbol("n")
+    twice = floor_div(dim(floor_div(dim(n - 3), 5) - 4), 2)
+    assert twice == floor_div(dim(n - 23), 10) == parse_dim("floor((floor((n - 3)/5) - 4)/2)")
+    assert dim_text(twice) == "floor(n/10 + 7/10) - 3"
+    kept = floor_div(dim(3 * floor_div(n, 4) + 1), 2)  # three of it: nothing to leave out
+    for size in range(40):
+        assert evaluate(twice, {"n": size}) == ((size - 3) // 5 - 4) // 2
+        assert evaluate(kept, {"n": size}) == (3 * (size // 4) + 1) // 2
+        assert evaluate(ceil_div(n, 4), {"n": size}) == -(-size // 4)
 
 
 @pytest.mark.parametrize(

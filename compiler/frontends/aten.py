@@ -1,7 +1,7 @@
 """How one ATen call becomes IR nodes: the table of converters and what a converter is given.
 
-The converters themselves are in `aten_math.py`, `aten_shape.py` and `aten_nn.py`. Each is registered under
-the names of the overloads it takes and returns a node, or a tuple of nodes for an op with several results.
+The converters themselves are in the files `aten_*.py`; what other frontends write alike is in `composed*.py`. Each
+is registered under the names of the overloads it takes and returns a node, or a tuple of nodes for several results.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import sympy
 import torch
 
-from llmc.compiler.dims import Dim, dim, from_one
+from llmc.compiler.dims import Dim, dim, floored, from_one
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import DTYPES, Node, Source
 from llmc.compiler.ops import constant, make
@@ -33,7 +33,7 @@ TORCH_DTYPES: Mapping[Any, str] = MappingProxyType(
     }
 )
 
-Result = Node | tuple[Node, ...]
+Result = Node | tuple[Node | None, ...]  # None: a result that is not computed, whose readers are refused
 Converter = Callable[["Call"], Result]
 TABLE: dict[str, Converter] = {}  # ATen overload such as "add.Tensor" -> converter
 
@@ -70,10 +70,10 @@ class Symbols:
         """A size as torch has it (int, SymInt) as a dim of the IR."""
         if isinstance(value, torch.SymInt):
             expr = value.node.expr
-            expr = expr.replace(
-                lambda e: type(e).__name__ == "FloorDiv", lambda e: sympy.floor(e.args[0] / e.args[1])
-            )
             expr = expr.xreplace(dict(self.names))
+            expr = expr.replace(
+                lambda e: type(e).__name__ == "FloorDiv", lambda e: floored(e.args[0] / e.args[1])
+            )
             self._check(expr)
             return from_one(dim(expr))
         return dim(value)

@@ -1,53 +1,95 @@
-"""ATen's ops on images: convolution, batch norm, pooling."""
+"""ATen's convolutions, and norms of channels."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from llmc.compiler.frontends.aten import Call, aten
+from llmc.compiler.frontends import composed_norm
+from llmc.compiler.frontends.aten import Call, Result, aten
+from llmc.compiler.frontends.composed import batched, by_channel
+from llmc.compiler.frontends.composed_conv import Windows, convolution, transposed_convolution
 from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import constant
 
 
-@aten("conv2d.default", "conv2d.padding")
-def _conv2d(call: Call) -> Node:
-    x, weight, bias = call["input"], call["weight"], call.get("bias")
-    stride, dilation = _pair(call.get("stride", [1])), _pair(call.get("dilation", [1]))
-    window = (weight.shape[2], weight.shape[3])
-    call.require(x.type.rank == 4, f"conv2d on {x.type.rank} axes", "use [batch, channels, height, width]")
-    return call.op(
-        "conv2d",
-        *(n for n in (x, weight, bias) if n is not None),
-        stride=stride,
-        dilation=dilation,
-        padding=_padding(call, window, dilation),
-        groups=call.get("groups", 1),
-        epilogue=() if bias is None else ("bias",),
+def spread(value: object, rank: int) -> tuple[int, ...]:
+    """One number stands for all axes."""
+    numbers = tuple(value) if isinstance(value, list) else (value,)
+    return numbers * rank if len(numbers) == 1 else numbers
+
+
+@aten(*(f"conv{n}d.{kind}" for n in (1, 2, 3) for kind in ("default", "padding")), "convolution.default")
+def _conv(call: Call) -> Result:
+    weight = call["weight"]
+    rank = weight.type.rank - 2
+    if call.get("transposed", False):
+        return _conv_transpose(call)
+    stride, dilation = spread(call.get("stride", 1), rank), spread(call.get("dilation", 1), rank)
+    before, after = _padding(call, weight.shape[2:], dilation)
+    windows = Windows(stride, dilation, before, after, call.get("groups", 1))
+    return batched(
+        call, call["input"], rank + 2, lambda x: convolution(call, x, weight, call.get("bias"), windows)
     )
 
 
-def _pair(value: list[int]) -> tuple[int, int]:
-    """One number stands for both axes."""
-    return (value[0], value[-1])
-
-
-def _padding(call: Call, window: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right); "same" puts the odd one after, as PyTorch does."""
-    padding = call.get("padding", [0])
+def _padding(
+    call: Call, kernel: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Zeros before and after; "same" puts the odd one after, as PyTorch does."""
+    padding, rank = call.get("padding", 0), len(kernel)
     if padding == "valid":
-        return 0, 0, 0, 0
+        return (0,) * rank, (0,) * rank
     if padding == "same":
-        span = [(k - 1) * d for k, d in zip(window, dilation, strict=True)]
-        return span[0] // 2, span[1] // 2, span[0] - span[0] // 2, span[1] - span[1] // 2
-    rows, columns = _pair(padding)
-    return rows, columns, rows, columns
+        span = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
+        return tuple(s // 2 for s in span), tuple(s - s // 2 for s in span)
+    return spread(padding, rank), spread(padding, rank)
 
 
-@aten("batch_norm.default", "_native_batch_norm_legit_no_training.default")
-def _batch_norm(call: Call) -> Node:
-    """x * scale + shift by channel; both are constants: scale = weight / sqrt(var + eps)."""
-    x = call["input"]
-    call.require(not call.get("training", False), "batch norm in training mode", "call model.eval() first")
+@aten("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
+def _conv_transpose(call: Call) -> Node:
+    weight = call["weight"]
+    rank = weight.type.rank - 2
+    stride, dilation = spread(call.get("stride", 1), rank), spread(call.get("dilation", 1), rank)
+    cut, more = spread(call.get("padding", 0), rank), spread(call.get("output_padding", 0), rank)
+    after = tuple(c - extra for c, extra in zip(cut, more, strict=True))
+    windows = Windows(stride, dilation, cut, after, call.get("groups", 1))
+    return batched(
+        call,
+        call["input"],
+        rank + 2,
+        lambda x: transposed_convolution(call, x, weight, call.get("bias"), windows),
+    )
+
+
+# --- norms
+
+
+@aten(
+    *("batch_norm.default", "_native_batch_norm_legit_no_training.default"),
+    "_native_batch_norm_legit.no_stats",
+)
+def _batch_norm(call: Call) -> Result:
+    """x * scale + shift by channel, both constants: scale = weight / sqrt(var + eps).
+
+    Without running statistics it is normalised by its own: so are weights whose variance a model sets.
+    """
+    x, several = call["input"], "native" in str(call.target)
+    running = call.get("running_mean")
+    call.require(
+        running is None or not call.get("training", False),
+        "batch norm in training mode",
+        "call model.eval() first",
+    )
+    if running is None:
+        y = composed_norm.normalised(call, x, (0, *range(2, x.type.rank)), call["eps"])
+        y = by_channel(call, y, "mul", call.get("weight"))
+        y = by_channel(call, y, "add", call.get("bias"))
+    else:
+        y = _scaled(call, x)
+    return (y, *(None for _ in call.meta[1:])) if several else y
+
+
+def _scaled(call: Call, x: Node) -> Node:
     names = ("running_mean", "running_var", "weight", "bias")
     values = [_values(call, name, default) for name, default in zip(names, (0, 1, 1, 0), strict=True)]
     mean, variance, weight, bias = values
@@ -64,62 +106,30 @@ def _batch_norm(call: Call) -> Node:
 def _values(call: Call, name: str, default: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     node = call.get(name)
     if node is None:
-        call.require(not name.startswith("running"), "batch norm without running statistics")
         return np.asarray(float(default))
     call.require(node.op == "constant", "batch norm with computed weights")
     return np.asarray(node.attributes["value"].array, np.float64)
 
 
-@aten("max_pool2d.default")
-def _max_pool2d(call: Call) -> Node:
-    rows, columns = _pair(call.get("padding", [0]))
-    kernel, call_stride = _pair(call["kernel_size"]), call.get("stride") or call["kernel_size"]
-    call.require(not call.get("ceil_mode", False), "max_pool2d with ceil_mode", "pad the input instead")
-    return call.op(
-        "max_pool2d",
-        call["self"],
-        kernel=kernel,
-        stride=_pair(call_stride),
-        padding=(rows, columns, rows, columns),
-        dilation=_pair(call.get("dilation", [1])),
-    )
+@aten("group_norm.default", "native_group_norm.default")
+def _group_norm(call: Call) -> Result:
+    groups = call.get("num_groups", call.get("group"))
+    parameters = (call.get("weight"), call.get("bias"))
+    y = composed_norm.group_norm(call, call["input"], groups, *parameters, call["eps"])
+    return (y, None, None) if "native" in str(call.target) else y
 
 
-@aten("avg_pool2d.default")
-def _avg_pool2d(call: Call) -> Node:
-    rows, columns = _pair(call.get("padding", [0]))
-    whole = not (rows or columns) or call.get("count_include_pad", True)
-    plain = whole and not call.get("ceil_mode", False) and call.get("divisor_override") is None
-    call.require(plain, "avg_pool2d with ceil_mode, divisor or uncounted padding", "pad the input instead")
-    return call.op(
-        "avg_pool2d",
-        call["self"],
-        kernel=_pair(call["kernel_size"]),
-        stride=_pair(call.get("stride") or call["kernel_size"]),
-        padding=(rows, columns, rows, columns),
-    )
+@aten("instance_norm.default")
+def _instance_norm(call: Call) -> Node:
+    """Every channel is a group."""
+    call.require(call["use_input_stats"], "instance norm with running statistics")
+    x = call["input"]
+    return composed_norm.group_norm(call, x, x.shape[1], call.get("weight"), call.get("bias"), call["eps"])
 
 
-@aten("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default")
-def _adaptive_avg_pool2d(call: Call) -> Node:
-    """To one pixel it is a mean; to a divisor of the size, windows side by side."""
-    x, (rows, columns) = call["self"], call.shape[-2:]
-    rank = x.type.rank
-    if (rows, columns) == (1, 1):
-        return call.op("mean", x, axes=(rank - 2, rank - 1), keepdims=True)
-    sizes = x.shape[-2:]
-    even = all(isinstance(d, int) and d % n == 0 for d, n in zip(sizes, (rows, columns), strict=True))
-    call.require(even and rank == 4, "adaptive_avg_pool2d to sizes that do not divide the image's")
-    window = (sizes[0] // rows, sizes[1] // columns)
-    return call.op("avg_pool2d", x, kernel=window, stride=window)
-
-
-@aten("hardswish.default", "hardsigmoid.default")
-def _hardswish(call: Call) -> Node:
-    """clamp(x + 3, 0, 6) / 6, and x times that"""
-    x = call["self"]
-    raised = call.op("add", x, call.scalar(3.0, x.dtype))
-    clamped = call.op("maximum", raised, call.scalar(0.0, x.dtype))
-    gate = call.op("minimum", clamped, call.scalar(6.0, x.dtype))
-    gate = call.op("div", gate, call.scalar(6.0, x.dtype))
-    return gate if "hardsigmoid" in str(call.target) else call.op("mul", x, gate)
+@aten("_weight_norm.default", "_weight_norm_interface.default")
+def _weight_norm(call: Call) -> Result:
+    """A weight by its direction and length."""
+    v, g = call["v"], call["g"]
+    made = composed_norm.weight_norm(call, v, g, call.axis(call.get("dim", 0), v.type.rank))
+    return made if "interface" in str(call.target) else made[0]

@@ -83,6 +83,7 @@ def _clamp(call: Call) -> Node:
 _BINARY = {
     "mul.Tensor": "mul",
     "mul.Scalar": "mul",
+    "multiply.Tensor": "mul",
     "maximum.default": "maximum",
     "minimum.default": "minimum",
     "max.other": "maximum",

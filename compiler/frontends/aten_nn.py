@@ -1,4 +1,4 @@
-"""ATen's products, norms, attention and convolution."""
+"""ATen's products, norms over the last axis and attention."""
 
 from __future__ import annotations
 
@@ -87,39 +87,3 @@ def _causal_attention(call: Call) -> Node:
     """Of a decoder; see `masks.causal_attention`."""
     inputs = (call["q"], call["k"], call["v"], call.cast(call["keys"], "bool"))
     return call.op("attention", *inputs, scale=call["scale"], causal=True, has_mask=True)
-
-
-@aten("conv1d.default", "conv1d.padding")
-def _conv1d(call: Call) -> Node:
-    """x [b, c, t] -> windows [b, t', k*c] times weight [o, k*c]: k shifted slices and one linear."""
-    x, weight, bias = call["input"], call["weight"], call.get("bias")
-    (stride,), (dilation,) = call.get("stride", [1]), call.get("dilation", [1])
-    width = weight.shape[2]
-    before, after = _padding(call, call.get("padding", [0]), (width - 1) * dilation)
-    call.require(
-        call.get("groups", 1) == 1 and stride == 1, "conv1d with groups or stride", "use groups=1, stride=1"
-    )
-    call.require(weight.op == "constant", "conv1d with computed weights")
-    rows = call.op("transpose", x, perm=(0, 2, 1))
-    rows = call.op("pad", rows, before=(0, before, 0), after=(0, after, 0)) if before or after else rows
-    length = call.shape[2]
-    shifts = [k * dilation for k in range(width)]
-    parts = [call.op("slice", rows, axis=1, start=s, stop=s + length) for s in shifts]
-    windows = parts[0] if width == 1 else call.op("concat", *parts, axis=2)
-    kept = weight.attributes["value"]
-    flat = np.ascontiguousarray(kept.array.transpose(0, 2, 1)).reshape(kept.array.shape[0], -1)
-    matrix = constant(flat, kept.name, weight.source)
-    extra, epilogue = ((), ()) if bias is None else ((bias,), ("bias",))
-    result = call.op("linear", windows, matrix, *extra, epilogue=epilogue)
-    return call.op("transpose", result, perm=(0, 2, 1))
-
-
-def _padding(call: Call, padding: object, span: int) -> tuple[int, int]:
-    """Zeros before and after; "same" puts the odd one after, as PyTorch does."""
-    if padding == "same":
-        return span // 2, span - span // 2
-    if padding == "valid":
-        return 0, 0
-    call.require(isinstance(padding, list), f"padding {padding!r}")
-    assert isinstance(padding, list)
-    return padding[0], padding[0]

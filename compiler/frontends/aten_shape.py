@@ -130,30 +130,18 @@ def _concat(call: Call) -> Node:
     return parts[0] if len(parts) == 1 else call.op("concat", *parts, axis=axis)
 
 
-@aten("constant_pad_nd.default", "pad.default")
-def _pad(call: Call) -> Node:
-    """PyTorch lists (before, after) from the last axis on."""
-    x, pads = call["self"], call["pad"]
-    call.require(
-        call.get("mode", "constant") == "constant",
-        f"padding mode {call.get('mode')!r}",
-        "pad with a constant",
-    )
-    call.require(
-        all(isinstance(p, int) and p >= 0 for p in pads), "negative or dynamic padding", "slice instead"
-    )
-    rank = x.type.rank
-    before, after = [0] * rank, [0] * rank
-    for position in range(len(pads) // 2):
-        before[rank - 1 - position], after[rank - 1 - position] = pads[2 * position : 2 * position + 2]
-    return call.op("pad", x, before=tuple(before), after=tuple(after), value=call.get("value", 0))
-
-
 @aten("roll.default")
 def _roll(call: Call) -> Node:
+    """Without axes the elements move as one row."""
     x: Node = call["self"]
-    for shift, axis in zip(call["shifts"], call["dims"], strict=True):
-        axis = call.axis(axis)
+    if not call.get("dims"):
+        flat = call.reshape(x, (product(x.shape),))
+        return call.reshape(_rolled(call, flat, call["shifts"], [0]), x.shape)
+    return _rolled(call, x, call["shifts"], [call.axis(axis) for axis in call["dims"]])
+
+
+def _rolled(call: Call, x: Node, shifts: list[int], axes: list[int]) -> Node:
+    for shift, axis in zip(shifts, axes, strict=True):
         size = x.shape[axis]
         call.require(isinstance(size, int), "roll along an axis of dynamic size")
         cut = -shift % size
@@ -239,9 +227,10 @@ def _arange(call: Call) -> Node:
 _FILLS = {"ones": 1, "zeros": 0, "ones_like": 1, "zeros_like": 0, "new_ones": 1, "new_zeros": 0}
 
 
-@aten(*(f"{name}.default" for name in _FILLS))
+@aten(*(f"{name}.default" for name in _FILLS), "empty.memory_format")
 def _fill(call: Call) -> Node:
-    value = _FILLS[str(call.target).split(".")[1]]
+    """What is empty may hold anything."""
+    value = _FILLS.get(str(call.target).split(".")[1], 0)
     return call.op("full", shape=call.shape, value=value, dtype=call.dtype)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from llmc.compiler.frontends.onnx_call import Call, Value, onnx_op
 from llmc.compiler.frontends.onnx_file import DTYPES, dtype_name
 from llmc.compiler.graph import Node
-from llmc.compiler.ops.rules import broadcast
 
 _UNARY = {
     **{name.title(): name for name in ("neg", "abs", "sign", "floor", "ceil", "exp", "log", "sqrt", "sin")},
@@ -106,36 +105,6 @@ def _clip(call: Call) -> Node:
         if call.has(position):
             x = call.op(op, x, call.node(position))
     return x
-
-
-@onnx_op("LeakyRelu", "Elu", "HardSigmoid", "Softplus", "Softsign", "HardSwish")
-def _activation(call: Call) -> Node:
-    """Written out in elementary ops."""
-    x = call.node(0)
-    one, zero = call.number(1, x.dtype), call.number(0, x.dtype)
-
-    def line(alpha: float, beta: float) -> Node:
-        scaled = call.op("mul", x, call.number(alpha, x.dtype))
-        top = call.op("minimum", call.op("add", scaled, call.number(beta, x.dtype)), one)
-        return call.op("maximum", top, zero)
-
-    match call.type:
-        case "LeakyRelu":
-            low = call.op("mul", x, call.number(call.attribute("alpha", 0.01), x.dtype))
-            return call.op("where", call.op("gt", x, zero), x, low)
-        case "Elu":
-            low = call.op("sub", call.op("exp", call.op("minimum", x, zero)), one)
-            low = call.op("mul", low, call.number(call.attribute("alpha", 1.0), x.dtype))
-            return call.op("where", call.op("gt", x, zero), x, low)
-        case "HardSigmoid":
-            return line(call.attribute("alpha", 0.2), call.attribute("beta", 0.5))
-        case "HardSwish":
-            return call.op("mul", x, line(1 / 6, 0.5))
-        case "Softsign":
-            return call.op("div", x, call.op("add", one, call.op("abs", x)))
-    # log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), which does not overflow
-    small = call.op("exp", call.op("neg", call.op("abs", x)))
-    return call.op("add", call.op("maximum", x, zero), call.op("log", call.op("add", one, small)))
 
 
 @onnx_op("Gelu")
@@ -242,10 +211,3 @@ def _softmax(call: Call) -> Node:
 
     flat = call.reshape(x, (product(x.shape[:axis]), product(x.shape[axis:])))
     return call.reshape(call.op(op, flat, axis=1), x.shape)
-
-
-@onnx_op("PRelu")
-def _prelu(call: Call) -> Node:
-    x, slope = call.nodes()
-    slope = call.expand(slope, broadcast(slope.shape, x.shape))
-    return call.op("where", call.op("gt", x, call.number(0, x.dtype)), x, call.op("mul", x, slope))

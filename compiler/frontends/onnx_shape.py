@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import sympy
 
 from llmc.compiler.dims import Dim, ceil_div, dim, from_one, product
+from llmc.compiler.frontends.composed_pad import mirrored, padded
 from llmc.compiler.frontends.onnx_call import Call, Value, known, onnx_op
 from llmc.compiler.frontends.onnx_sizes import as_value, floor_div
 from llmc.compiler.graph import DTYPES, Node
@@ -219,19 +221,26 @@ def _pad(call: Call) -> Node:
     """All numbers before the axes, then all after."""
     x, pads = call.node(0), call.dims(1, "padding")
     mode = call.attribute("mode", "constant")
-    call.require(mode == "constant", f"padding mode {mode!r}", "pad with a constant")
     rank = x.type.rank
     axes = [a % rank for a in call.dims(3, "axes")] if call.has(3) else list(range(rank))
     before, after = [0] * rank, [0] * rank
     for i, axis in enumerate(axes):
         before[axis], after[axis] = pads[i], pads[i + len(axes)]
-    valid = all(isinstance(p, int) and p >= 0 for p in (*before, *after))
-    call.require(valid, "negative or dynamic padding", "slice instead")
-    fill = known(call.value(2)) if call.has(2) else np.zeros(1, DTYPES[x.dtype])
-    call.require(fill is not None and fill.size == 1, "padding with a computed value")
-    assert fill is not None
-    return (
-        call.op("pad", x, before=tuple(before), after=tuple(after), value=fill.reshape(()).item())
-        if any(pads)
-        else x
-    )
+    call.require(all(isinstance(p, int) for p in (*before, *after)), "padding by sizes", "slice instead")
+    if mode == "constant":
+        fill = known(call.value(2)) if call.has(2) else np.zeros(1, DTYPES[x.dtype])
+        call.require(fill is not None and fill.size == 1, "padding with a computed value")
+        assert fill is not None
+        return padded(call, x, before, after, fill.reshape(()).item())
+    return _mirrored(call, x, before, after, mode)
+
+
+_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+
+
+def _mirrored(call: Call, x: Node, before: Sequence[int], after: Sequence[int], mode: str) -> Node:
+    call.require(mode in _MODES, f"padding mode {mode!r}", "pad with a constant")
+    call.require(min(*before, *after) >= 0, f"negative padding in mode {mode!r}", "slice instead")
+    for axis, (low, high) in enumerate(zip(before, after, strict=True)):
+        x = mirrored(call, x, axis, low, high, _MODES[mode])
+    return x

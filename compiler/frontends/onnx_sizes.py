@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import sympy
 
-from llmc.compiler.dims import Dim, dim, from_one
+from llmc.compiler.dims import Dim, dim, floored, from_one
 from llmc.compiler.frontends.onnx_call import Call, Sizes, Value, known
 from llmc.compiler.graph import DTYPES, Source
 from llmc.compiler.ops import constant
@@ -71,7 +71,7 @@ def floor_div(a: Dim, b: Dim) -> Dim:
     quotient = sympy.cancel(sympy.sympify(a) / b)
     if sympy.denom(quotient) == 1:
         return dim(quotient)
-    return dim(sympy.floor(quotient))
+    return dim(floored(quotient))
 
 
 def _each(function: Callable[..., Any]) -> Callable[..., Any]:

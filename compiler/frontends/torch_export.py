@@ -18,7 +18,18 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.frontends import aten_image, aten_math, aten_nn, aten_rnn, aten_shape, inplace
+from llmc.compiler.frontends import (
+    aten_activation,
+    aten_image,
+    aten_math,
+    aten_nn,
+    aten_pool,
+    aten_resize,
+    aten_rnn,
+    aten_shape,
+    aten_window,
+    inplace,
+)
 from llmc.compiler.frontends.aten import TABLE, Call, Symbols, dtype_of
 from llmc.compiler.frontends.inputs import Input
 from llmc.compiler.frontends.report import Problem, UnsupportedError, report
@@ -27,7 +38,18 @@ from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_
 from llmc.errors import LlmcError
 
-__all__ = ["aten_image", "aten_math", "aten_nn", "aten_rnn", "aten_shape", "to_graph"]
+_CONVERTERS = (
+    aten_activation,
+    aten_image,
+    aten_math,
+    aten_nn,
+    aten_pool,
+    aten_resize,
+    aten_rnn,
+    aten_shape,
+    aten_window,
+)
+__all__ = ["to_graph"]
 
 
 def array_of(tensor: Any) -> Any:
@@ -184,7 +206,8 @@ class _Reader:
         if any(self.values.get(read) is None for read in node.all_input_nodes):
             if not self.problems:
                 raise UnsupportedError(
-                    "a truth value or float computed from sizes", "compute it from tensors"
+                    "it reads a truth value or float computed from sizes, or indices of a pool",
+                    "compute it from tensors",
                 )
             return None  # what it reads has been reported
         call = Call(node.target, self._arguments(node), meta, self._source(node), self.symbols)
@@ -211,10 +234,12 @@ class _Reader:
         return self.symbols.dim(value) if isinstance(value, torch.SymInt) else value
 
     def _check(self, call: Call, result: Any) -> None:
-        """A converter must produce the type torch foresaw."""
+        """A converter must produce the type torch foresaw; None stands for a result it does not compute."""
         metas = call.meta if isinstance(call.meta, (tuple, list)) else [call.meta]
         results = result if isinstance(result, tuple) else [result]
         for meta, made in zip(metas, results, strict=True):
+            if made is None:
+                continue
             foreseen = (dtype_of(meta.dtype), call.shape_of(meta))
             assert (made.dtype, made.shape) == foreseen, (
                 f"{call.target}: made {made.type}, torch says {foreseen}"

@@ -7,9 +7,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import sympy
 
-from llmc.compiler.dims import Dim, dim
+from llmc.compiler.dims import Dim, dim, floor_div
 from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import REQUIRED, op
 from llmc.compiler.ops.linear import ACTIVATIONS, EXTRAS
@@ -26,8 +25,7 @@ NO_PADDING = (0, 0, 0, 0)
 
 def out_size(size: Dim, kernel: int, stride: int, pads: int, dilation: int) -> Dim:
     """How many windows of `kernel` taps, `dilation` apart, fit every `stride` elements."""
-    room = dim(size + pads - dilation * (kernel - 1) - 1)
-    return room // stride + 1 if isinstance(room, int) else dim(sympy.floor(room / stride) + 1)
+    return dim(floor_div(dim(size + pads - dilation * (kernel - 1) - 1), stride) + 1)
 
 
 def _windows(

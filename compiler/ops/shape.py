@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import sympy
 
-from llmc.compiler.dims import Dim, dim, dim_text, evaluate, product
+from llmc.compiler.dims import Dim, dim, dim_text, evaluate, floor_div, product
 from llmc.compiler.graph import DTYPES, TensorType, Weight, dtype_name
 from llmc.compiler.ops.declare import REQUIRED, op
 from llmc.compiler.ops.rules import (
@@ -195,9 +194,7 @@ def _slice(x: TensorType, axis: int, start: Dim, stop: Dim, step: int) -> Tensor
             raise LlmcError(
                 f"{dim_text(start)}:{dim_text(stop)} is not within 0:{dim_text(x.shape[axis])} on axis {axis}"
             )
-    length = dim(stop - start + step - 1)
-    if step > 1:
-        length = length // step if isinstance(length, int) else dim(sympy.floor(length / step))
+    length = floor_div(dim(stop - start + step - 1), step)
     return TensorType(x.dtype, (*x.shape[:axis], length, *x.shape[axis + 1 :]))
 
 

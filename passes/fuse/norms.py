@@ -92,7 +92,7 @@ def add_norm(node: Node, context: Context) -> Node | Decline | None:
             return make("add_norm", (x, r, weight, bias), node.source, eps=node.attributes["eps"])
 
 
-def norm_from_parts(node: Node) -> Node | Miss | None:
+def norm_from_parts(node: Node) -> Node | Miss | Decline | None:
     """(x - mean(x)) / sqrt(mean((x - mean(x))**2) + eps) -> layer_norm(x)"""
     if node.op not in ("div", "mul"):
         return None
@@ -110,6 +110,8 @@ def norm_from_parts(node: Node) -> Node | Miss | None:
     x = _of_centred(centred)
     if x is None or axes != (x.type.rank - 1,) or not _is_square(square, centred) or scalar(eps) is None:
         return None
+    if not isinstance(x.shape[-1], int):
+        return Decline("the rows are of dynamic size")
     if x.dtype == "f32" and float(scalar(eps)) >= 0 and x.type == node.type:
         return make("layer_norm", (x,), node.source, eps=float(scalar(eps)), has_weight=False, has_bias=False)
 

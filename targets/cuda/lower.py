@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmc.compiler.ops.recurrent import CELLS
-from llmc.targets.cuda import attention, elementwise, movement, norm, product, quantised, rows
+from llmc.targets.cuda import attention, conv, elementwise, movement, norm, product, quantised, rows
 from llmc.targets.lowering import Lowerings, layered
 
 LOWERINGS: Lowerings = layered(
@@ -13,11 +13,12 @@ LOWERINGS: Lowerings = layered(
     norm.LOWERINGS,
     product.LOWERINGS,
     attention.LOWERINGS,
+    conv.LOWERINGS,
     quantised.LOWERINGS,
 )
 
-# Ops of image models have no kernels yet; compressed weights are gone after the pass `unpack`, cells of recurrent
-# networks after `expand-cells`; `ragged` and `split` are for CPUs.
+# Compressed weights are gone after the pass `unpack`, cells of recurrent networks after `expand-cells`; `ragged` and
+# `split` are for CPUs.
 _RAGGED = frozenset({"pack_index", "pack_offsets", "pack_places", "unpack_rows", "ragged_mha"})
 _PARTS = frozenset({"split_rows", "split_linear"})
-MISSING = frozenset({"conv2d", "max_pool2d", "avg_pool2d"}) | _RAGGED | _PARTS | CELLS
+MISSING = _RAGGED | _PARTS | CELLS

@@ -115,6 +115,26 @@ def movement() -> Graph:
     return Graph((x, index), outputs, {"batch": (1, 4), "seq": (1, 80)})
 
 
+def windows() -> Graph:
+    """Convolutions and pools of an image whose width is dynamic; more channels than a thread has."""
+    x = input_("x", "f32", (B, S, 6))
+    image = make("reshape", (make("transpose", (x,), perm=(0, 2, 1)),), shape=(B, 6, 1, S))
+    outputs = {}
+    for name, (o, groups, kernel, epilogue), window in (
+        ("pixels", (9, 1, (1, 1), ("bias", "relu6")), {}),
+        ("plain", (13, 1, (3, 3), ()), {"padding": (1, 1, 1, 1), "stride": (1, 2)}),
+        ("grouped", (4, 2, (1, 5), ("bias",)), {"padding": (0, 4, 0, 4), "dilation": (1, 2), "groups": 2}),
+        ("channels", (6, 6, (1, 4), ("bias", "gelu")), {"padding": (0, 3, 0, 0), "groups": 6}),
+    ):
+        extras = [f32(o)] if epilogue else []
+        weight = f32(o, 6 // groups, *kernel)
+        outputs[name] = make("conv2d", (image, weight, *extras), epilogue=epilogue, **window)
+    options = {"kernel": (3, 3), "stride": (2, 1), "padding": (1, 2, 1, 0)}
+    for op in ("max_pool2d", "avg_pool2d"):
+        outputs[op] = make(op, (image,), **options)
+    return Graph((x,), outputs, {"batch": (1, 4), "seq": (1, 80)})
+
+
 def optimised(graph: Graph, more: str = "") -> Graph:
     return Pipeline.parse(LEVELS[3] + more, PASSES).run(graph)[0]
 
@@ -122,7 +142,7 @@ def optimised(graph: Graph, more: str = "") -> Graph:
 def graphs() -> dict[str, tuple[Graph, dict[str, Any]]]:
     """name -> graph, inputs"""
     found = {}
-    for build in (products, attentions, reductions, movement):
+    for build in (products, attentions, reductions, movement, windows):
         graph = build()
         for batch, seq in ((1, 1), (2, 5), (3, 66)):
             inputs = {}

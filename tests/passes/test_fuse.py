@@ -189,6 +189,17 @@ def test_untouched(why):
     assert Fuse().run(before) is before
 
 
+@pytest.mark.parametrize(("axis", "norms"), [(2, 1), (1, 0)])
+def test_a_norm_over_rows_of_dynamic_size_stays_in_parts(axis, norms, same_output):
+    """No kernel normalises such rows."""
+    x = op("transpose", X, perm=(0, 3 - axis, axis))
+    centred = op("sub", x, op("mean", x, axes=(2,), keepdims=True))
+    variance = op("mean", op("mul", centred, centred), axes=(2,), keepdims=True)
+    root = op("rsqrt", op("add", variance, constant(np.float32(1e-5))))
+    after = same_output(Fuse(), graph(z=op("mul", centred, root)))
+    assert count(after)["layer_norm"] == norms
+
+
 def test_declines_say_why():
     _, report = Pipeline.of(Fuse()).run(graph(**STAY["the product is an output too"]))
     assert [e.reason for e in report.runs[0].declined] == ["the product is read elsewhere too"]

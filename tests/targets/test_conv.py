@@ -13,7 +13,7 @@ from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import OPS, constant, input_, make
 
-B = symbol("batch")
+B, H, W = symbol("batch"), symbol("height"), symbol("width")
 RNG = np.random.default_rng(0)
 
 
@@ -79,3 +79,31 @@ def test_pools(kernels: Lab) -> None:
     results = check(kernels, {"y": make("avg_pool2d", (x,), **window)}, {"x": values})
     expected = torch.nn.functional.avg_pool2d(torch.from_numpy(values), 3, 2, 1).numpy()
     np.testing.assert_allclose(results["y"], expected, rtol=1e-5, atol=1e-6)
+
+
+# kernel, stride, padding, dilation, groups, epilogue
+DYNAMIC: list[tuple[Any, ...]] = [
+    ((1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1, ("bias", "relu")),
+    ((2, 5), (1, 2), (0, 2, 1, 3), (1, 2), 2, ("bias",)),
+    ((1, 20), (1, 1), (0, 19, 0, 0), (1, 1), 6, ()),
+]
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 700), (1, 19)])
+def test_dynamic_sizes(kernels: Lab, height: int, width: int) -> None:
+    """A row is cut into parts of 256 columns; padding may be wider than what is left for the last one."""
+    x, nodes = input_("x", "f32", (B, 6, H, W)), {}
+    for kernel, stride, padding, dilation, groups, epilogue in DYNAMIC:
+        w, bias = constant(floats(12, 6 // groups, *kernel)), [constant(floats(12))] * len(epilogue[:1])
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        node = make("conv2d", (x, w, *bias), **options, epilogue=epilogue)
+        nodes[f"conv{kernel}"] = node
+    nodes["max"] = make("max_pool2d", (x,), kernel=(1, 3), stride=(1, 2), padding=(0, 1, 0, 1))
+    nodes["avg"] = make("avg_pool2d", (x,), kernel=(1, 3), stride=(1, 1), padding=(0, 2, 0, 2))
+    check(kernels, nodes, {"x": floats(2, 6, height, width)})
+
+
+def test_the_size_of_a_dynamic_image_is_an_expression() -> None:
+    x = input_("x", "f32", (B, 2, 1, W))
+    node = make("conv2d", (x, constant(floats(4, 2, 1, 10))), stride=(1, 5), dilation=(1, 2))
+    assert str(node.type) == "f32[batch, 4, 1, floor(width/5 + 1/5) - 3]"

@@ -1,7 +1,7 @@
 """Convolution and pooling, 16 neighbouring columns (or pixels) of one output row in a vector.
 
 A 1x1 convolution is a product over channels (pointwise.py). Any other one first copies the rows under its windows
-into scratch (window.py).
+into scratch (window.py). Height and width may be dynamic.
 
 Sums run over (channel, row, column) of the window in order, one fma for each tap, padding included, so the
 bits depend neither on threads nor on vector width.
@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.calls import Call, Kernel, Operand, Packed
-from llmc.compiler.dims import Dim, ceil_div, product
+from llmc.compiler.dims import Dim, ceil_div, dim, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets.cpu.conv.channel_tile import CHANNELS
 from llmc.targets.cpu.conv.pointwise import PIXELS, VECTORS, emit_flat
 from llmc.targets.cpu.conv.window import SIZES, Window, emit_window
 from llmc.targets.tir.emit import LANES
+
+SPAN = 256  # columns of an item where their number is not known
 
 
 def pack_channels(array: np.ndarray[Any, Any], groups: int, tile: int) -> np.ndarray[Any, Any]:
@@ -34,12 +36,11 @@ def pack_channels(array: np.ndarray[Any, Any], groups: int, tile: int) -> np.nda
 
 
 def lower_conv2d(node: Node) -> Call:
-    """Items are (image, block of pixels, six channels) or (image, group, output row)."""
+    """Items are (image, block of pixels, six channels) or (image, group, output row, part of it)."""
     a = node.attributes
     x, w, *extras = node.inputs
     if w.op != "constant":
         raise LlmcError("conv2d: the weight is computed at run time")
-    sizes = _fixed(node)
     o, per_group, kh, kw = (int(d) for d in w.shape)
     groups = a["groups"]
     flat = (kh, kw) == a["stride"] == (1, 1) and groups == 1 and not any(a["padding"])
@@ -57,22 +58,24 @@ def lower_conv2d(node: Node) -> Call:
             3,
             partial(emit_flat, epilogue=a["epilogue"]),
         )
-        pixels = sizes[0] * sizes[1]
+        pixels = product(x.shape[2:])
         items = x.shape[0] * ceil_div(pixels, PIXELS) * panels
-        cost = per_group * tile * min(VECTORS, -(-pixels // LANES))
+        cost = (
+            per_group * tile * (VECTORS if not isinstance(pixels, int) else min(VECTORS, -(-pixels // LANES)))
+        )
         return Call(kernel, operands, (per_group, o, pixels), items, cost, flops, moved, node.source)
     window = ((kh, kw), a["stride"], a["dilation"])
     scalars, scratch = _scalars(node, window, per_group, o // groups, groups)
     key = Window("conv", *window, tile, a["epilogue"], scratch)
-    cost = per_group * kh * (kw * panels * tile * -(-sizes[3] // LANES) + sizes[1])
-    return _call(node, key, operands, scalars, x.shape[0] * groups * sizes[2], (cost, flops, moved))
+    span = scalars[-2]
+    cost = per_group * kh * (kw * panels * tile * -(-span // LANES) + span * a["stride"][1])
+    return _call(node, key, operands, scalars, x.shape[0] * groups, (cost, flops, moved))
 
 
 def lower_pool(node: Node) -> Call:
-    """Items are (image, channel, output row)."""
+    """Items are (image, channel, output row, part of it)."""
     a = node.attributes
     (x,) = node.inputs
-    sizes = _fixed(node)
     window = (a["kernel"], a["stride"], a.get("dilation", (1, 1)))
     channels = x.shape[1]
     if not isinstance(channels, int):
@@ -80,26 +83,20 @@ def lower_pool(node: Node) -> Call:
     scalars, scratch = _scalars(node, window, 1, 1, channels)
     key = Window(node.op[:3], *window, 1, (), scratch)
     taps = a["kernel"][0] * a["kernel"][1]
-    cost = taps * -(-sizes[3] // LANES) + a["kernel"][0] * sizes[1]
+    span = scalars[-2]
+    cost = taps * -(-span // LANES) + a["kernel"][0] * span * a["stride"][1]
     work = (cost, product(node.shape) * taps, _bytes(node))
-    return _call(node, key, (x, node), scalars, x.shape[0] * channels * sizes[2], work)
+    return _call(node, key, (x, node), scalars, x.shape[0] * channels, work)
 
 
 def _call(
-    node: Node, key: Window, operands: Any, scalars: tuple[int, ...], items: Dim, work: tuple[Dim, Dim, Dim]
+    node: Node, key: Window, operands: Any, scalars: tuple[Any, ...], planes: Dim, work: tuple[Dim, Dim, Dim]
 ) -> Call:
     kernel = Kernel(
         "window", key, ("f32",) * len(operands), len(SIZES), partial(emit_window, key=key), key.scratch
     )
+    items = dim(planes * node.shape[2] * ceil_div(node.shape[3], scalars[-2]))
     return Call(kernel, operands, scalars, items, *work, node.source)
-
-
-def _fixed(node: Node) -> tuple[int, int, int, int]:
-    """Height and width of input and output."""
-    sizes = (*node.inputs[0].shape[2:], *node.shape[2:])
-    if not all(isinstance(d, int) for d in sizes):
-        raise LlmcError(f"{node.op}: height and width must be fixed, found {node.inputs[0].type}")
-    return sizes[0], sizes[1], sizes[2], sizes[3]
 
 
 def _bytes(node: Node) -> Dim:
@@ -109,15 +106,16 @@ def _bytes(node: Node) -> Dim:
 
 def _scalars(
     node: Node, window: Any, per_group: int, outputs: int, groups: int
-) -> tuple[tuple[int, ...], int]:
+) -> tuple[tuple[Any, ...], int]:
     """The kernel's scalars, and bytes of scratch: a power of two, so that layers share a kernel."""
     (kh, kw), (_, step), (_, dilation) = window
-    height, width, rows, columns = _fixed(node)
     top, left = node.attributes["padding"][:2]
-    pitch = -(-(columns + LANES + (kw - 1) * dilation // step) // LANES) * LANES
+    columns = node.shape[3]
+    span = max(columns, 1) if isinstance(columns, int) else SPAN
+    pitch = -(-(span + LANES + (kw - 1) * dilation // step) // LANES) * LANES
     scratch = 4 * per_group * kh * step * pitch
-    sizes = (per_group, outputs, groups, height, width, top, left, rows, columns, pitch)
-    return sizes, 1 << (scratch - 1).bit_length()
+    image = (*node.inputs[0].shape[2:], top, left, *node.shape[2:])
+    return (per_group, outputs, groups, *image, span, pitch), 1 << (scratch - 1).bit_length()
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {

@@ -1,7 +1,8 @@
 """The kernel of what looks at windows of an image: a row of the output, from rows of the input in scratch.
 
 The rows under its windows are copied with padding, and columns sorted by their remainder of the stride: then the
-elements under one tap lie side by side whatever stride, padding and dilation are.
+elements under one tap lie side by side whatever stride, padding and dilation are. Of rows of dynamic width a part is
+an item, so that what it copies has a fixed size.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from llmc.targets.tir.scalar_ops import maximum
 from llmc.targets.tir.tiling import zeros
 
 # scalars of the kernel
-SIZES = ("per_group", "outputs", "groups", "height", "width", "top", "left", "rows", "columns", "pitch")
+_IMAGE = ("per_group", "outputs", "groups", "height", "width", "top", "left", "rows", "columns")
+SIZES = (*_IMAGE, "span", "pitch")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,12 @@ class Window:
 
 
 class _Rows:
-    """One output row: the input rows under its windows in scratch, and what is computed from them."""
+    """A part of an output row: the input rows under its windows in scratch, and what is computed from them.
+
+    Attributes:
+        first: its first column.
+        count: how many it has: `span`, or those that are left.
+    """
 
     def __init__(self, e: Emitter, key: Window, x: Buffer) -> None:
         self.e, self.key, self.x = e, key, x
@@ -55,8 +62,12 @@ class _Rows:
     def locate(self, sizes: Mapping[str, Expr], item: Expr) -> None:
         e = self.e
         self.sizes = sizes
-        rest = e.let(div(item, sizes["rows"]))
-        self.row = e.let(item - rest * sizes["rows"])
+        parts = e.let(div(sizes["columns"] + (sizes["span"] - 1), sizes["span"]))
+        row = e.let(div(item, parts))
+        self.first = e.let((item - row * parts) * sizes["span"])
+        self.count = e.let(tirx.min(sizes["span"], sizes["columns"] - self.first))
+        rest = e.let(div(row, sizes["rows"]))
+        self.row = e.let(row - rest * sizes["rows"])
         self.image, self.group = e.let(div(rest, sizes["groups"])), e.let(mod(rest, sizes["groups"]))
         self.plane = e.let(rest * sizes["per_group"])  # number of the first input channel
         self.line = e.let(sizes["pitch"] * self.key.stride[1])  # elements of a row in scratch
@@ -65,19 +76,21 @@ class _Rows:
         """scratch[channel, window row][column mod stride][column div stride] = x, `fill` outside the image."""
         e, s, key = self.e, self.sizes, self.key
         kh, step = key.kernel[0], key.stride[1]
-        known = e.let(tirx.min(s["width"], self.line - s["left"]))
+        shift = e.let(self.first * step - s["left"])  # column of x that comes first, from -left on
+        origin, skip = e.let(tirx.max(shift, i64(0))), e.let(tirx.max(-shift, i64(0)))
+        known = e.let(tirx.max(tirx.min(s["width"] - origin, self.line - skip), i64(0)))
         with e.loop(0, s["per_group"], "c") as c, e.loop(0, kh, "r") as r:
             base = e.let((c * kh + r) * self.line)
             with e.loop(0, div(self.line, LANES), "z") as z:
                 e.store(self.memory, base + z * LANES, splat(f32(fill)))
             y = e.let(self.row * key.stride[0] - s["top"] + r * key.dilation[0])
             with e.when(y >= 0), e.when(y < s["height"]):
-                source = e.let(((self.plane + c) * s["height"] + y) * s["width"])
+                source = e.let(((self.plane + c) * s["height"] + y) * s["width"] + origin)
                 if step == 1:
-                    self._copy_vectors(source, base, known)
+                    self._copy_vectors(source, e.let(base + skip), known)
                 else:
                     with e.loop(0, known, "x") as column:
-                        place = e.let(column + s["left"])
+                        place = e.let(column + skip)
                         at = mod(place, step) * s["pitch"] + div(place, step)
                         e.store(self.memory, base + at, e.load(self.x, source + column))
 
@@ -86,7 +99,7 @@ class _Rows:
         with e.loop(0, div(count + (LANES - 1), LANES), "v") as v:
             mask = e.first(count - v * LANES)
             value = e.load(self.x, source + v * LANES, LANES, mask)
-            e.store(self.memory, base + self.sizes["left"] + v * LANES, value, mask)
+            e.store(self.memory, base + v * LANES, value, mask)
 
     def taps(self, column: Expr, vectors: int, body: Callable[[Expr, list[Expr]], None]) -> None:
         """`body(number of the tap, the 16 * vectors elements under it from `column` on)`, in order."""
@@ -110,9 +123,14 @@ class _Rows:
                 with e.loop(0, kw, "tap") as j:
                     tap(j)
 
+    def place(self, plane: Expr, column: Expr) -> Expr:
+        """Where a column of the part lies in the output."""
+        line = (plane * self.sizes["rows"] + self.row) * self.sizes["columns"]
+        return self.e.let(line + self.first + column)
+
     def strips(self, cpu: Cpu, body: Callable[[Expr, int, Expr | None], None]) -> None:
-        """`body(column, vectors, mask)` over the output row."""
-        e, columns = self.e, self.sizes["columns"]
+        """`body(column, vectors, mask)` over the part; columns count from its first."""
+        e, columns = self.e, self.count
         done: Expr = i64(0)
         if cpu.vectors >= 32:
             full = e.let(div(columns, PIXELS))
@@ -125,7 +143,7 @@ class _Rows:
 
 
 def emit_window(symbol: str, cpu: Cpu, *, key: Window) -> Any:
-    """One output row an item, for all output channels of its group."""
+    """A part of an output row an item, for all output channels of its group."""
     e = Emitter(symbol)
     x = e.pointer("x", "f32")
     w = e.pointer("w", "f32") if key.kind == "conv" else None
@@ -166,7 +184,7 @@ def _conv_tile(
         place = e.let(panel * tile + i)
         channel = e.let(rows.group * s["outputs"] + place)
         plane = rows.image * s["groups"] * s["outputs"] + channel
-        return place < s["outputs"], channel, e.let((plane * s["rows"] + rows.row) * s["columns"] + column)
+        return place < s["outputs"], channel, rows.place(plane, column)
 
     rows.taps(column, vectors, tap)
     finish(e, acc, tile, vectors, extras, at, out, mask, rows.key.epilogue)
@@ -185,7 +203,7 @@ def _pool_tile(rows: _Rows, out: Buffer, column: Expr, vectors: int, mask: Expr 
 
     rows.taps(column, vectors, tap)
     plane = rows.image * s["groups"] + rows.group
-    line = e.let((plane * s["rows"] + rows.row) * s["columns"] + column)
+    line = rows.place(plane, column)
     for v in range(vectors):
         value = e.let(e.get(total, v))
         if not highest:

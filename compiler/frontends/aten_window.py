@@ -1,0 +1,122 @@
+"""ATen's windows as data, padding by elements, and views that move pixels to channels and back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmc.compiler.dims import dim, product
+from llmc.compiler.frontends.aten import Call, aten
+from llmc.compiler.frontends.aten_image import spread
+from llmc.compiler.frontends.composed import batched, joined, sliced
+from llmc.compiler.frontends.composed_conv import Windows, transposed_convolution
+from llmc.compiler.frontends.composed_pad import MODES, mirrored, padded, shuffled, unshuffled
+from llmc.compiler.graph import Node
+from llmc.compiler.ops import constant
+from llmc.compiler.ops.conv import out_size
+
+
+def _windows(call: Call) -> tuple[tuple[int, ...], ...]:
+    """kernel, stride, dilation and padding along both axes"""
+    names = ("kernel_size", "stride", "dilation", "padding")
+    return tuple(spread(call[name], 2) for name in names)
+
+
+@aten("im2col.default")
+def _im2col(call: Call) -> Node:
+    """[b, c, h, w] -> [b, c*kh*kw, oh*ow]: one slice for each tap."""
+    return batched(call, call["self"], 4, lambda x: _unfolded(call, x))
+
+
+def _unfolded(call: Call, x: Node) -> Node:
+    kernel, stride, dilation, padding = _windows(call)
+    wide = padded(call, x, (0, 0, *padding), (0, 0, *padding))
+    counts = [
+        out_size(d, k, s, 0, f) for d, k, s, f in zip(wide.shape[2:], kernel, stride, dilation, strict=True)
+    ]
+    batch, channels = x.shape[:2]
+    parts = []
+    for i in range(kernel[0]):
+        rows = sliced(call, wide, 2, i * dilation[0], counts[0], stride[0])
+        for j in range(kernel[1]):
+            part = sliced(call, rows, 3, j * dilation[1], counts[1], stride[1])
+            parts.append(call.reshape(part, (batch, channels, 1, product(counts))))
+    taps = joined(call, parts, 2)
+    return call.reshape(taps, (batch, dim(channels * len(parts)), product(counts)))
+
+
+@aten("col2im.default")
+def _col2im(call: Call) -> Node:
+    """The sum of windows: a transposed convolution whose weight puts each tap in its place."""
+    kernel, stride, dilation, padding = _windows(call)
+    height, width = (int(d) for d in call["output_size"])
+    taps = kernel[0] * kernel[1]
+    counts = [
+        out_size(d, k, s, 2 * p, f)
+        for d, k, s, f, p in zip((height, width), kernel, stride, dilation, padding, strict=True)
+    ]
+    full = [
+        (n - 1) * s + f * (k - 1) + 1 for n, s, f, k in zip(counts, stride, dilation, kernel, strict=True)
+    ]
+    after = tuple(f - p - d for f, p, d in zip(full, padding, (height, width), strict=True))
+
+    def fold(x: Node) -> Node:
+        channels = int(x.shape[1]) // taps
+        place = np.eye(taps, dtype=np.float32).reshape(taps, 1, *kernel)
+        weight = constant(np.tile(place, (channels, 1, 1, 1)), source=call.source)
+        image = call.reshape(x, (*x.shape[:2], *counts))
+        windows = Windows(stride, dilation, padding, after, channels)
+        return transposed_convolution(call, image, weight, None, windows)
+
+    return batched(call, call["self"], 3, fold)
+
+
+# --- padding
+
+
+def _sides(pads: list[int], rank: int) -> tuple[list[int], list[int]]:
+    """PyTorch lists (before, after) from the last axis on."""
+    before, after = [0] * rank, [0] * rank
+    for position in range(len(pads) // 2):
+        before[rank - 1 - position], after[rank - 1 - position] = pads[2 * position : 2 * position + 2]
+    return before, after
+
+
+_PADS = {"reflection": "reflect", "replication": "replicate"}
+
+
+@aten("constant_pad_nd.default", "pad.default", *(f"{n}_pad{d}d.default" for n in _PADS for d in (1, 2, 3)))
+def _pad(call: Call) -> Node:
+    x: Node = call["self"]
+    pads = call.get("pad", call.get("padding"))
+    call.require(all(isinstance(p, int) for p in pads), "padding by dynamic sizes", "slice instead")
+    before, after = _sides(pads, x.type.rank)
+    name = str(call.target).split(".")[1].partition("_")[0]
+    mode = _PADS.get(name, call.get("mode", "constant"))
+    if mode == "constant":
+        return padded(call, x, before, after, call.get("value", 0))
+    call.require(mode in MODES, f"padding mode {mode!r}", "pad with a constant")
+    for axis, (low, high) in enumerate(zip(before, after, strict=True)):
+        x = mirrored(call, x, axis, low, high, mode)
+    return x
+
+
+# --- pixels and channels
+
+
+@aten("pixel_shuffle.default")
+def _pixel_shuffle(call: Call) -> Node:
+    return shuffled(call, call["self"], call["upscale_factor"])
+
+
+@aten("pixel_unshuffle.default")
+def _pixel_unshuffle(call: Call) -> Node:
+    return unshuffled(call, call["self"], call["downscale_factor"])
+
+
+@aten("channel_shuffle.default", "native_channel_shuffle.default")
+def _channel_shuffle(call: Call) -> Node:
+    """[b, g*c, ...] -> [b, c*g, ...]"""
+    x, groups = call["self"], call["groups"]
+    batch, channels, *sizes = x.shape
+    wide = call.reshape(x, (batch, groups, channels // groups, *sizes))
+    return call.reshape(call.op("transpose", wide, perm=(0, 2, 1, *range(3, len(sizes) + 3))), x.shape)
