@@ -51,7 +51,9 @@ def aten(*overloads: str) -> Callable[[Converter], Converter]:
 
 
 def dtype_of(torch_dtype: Any) -> str:
-    """llmc's name of a torch dtype."""
+    """llmc's name of a torch dtype; of complex numbers that of their parts."""
+    if torch_dtype is torch.complex64:
+        return "f32"
     if torch_dtype not in TORCH_DTYPES:
         raise UnsupportedError(
             f"dtype {str(torch_dtype).removeprefix('torch.')}",

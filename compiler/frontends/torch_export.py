@@ -18,16 +18,48 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.frontends import aten_image, aten_math, aten_nn, aten_rnn, aten_shape, inplace
+from llmc.compiler.frontends import (
+    aten_alias,
+    aten_complex,
+    aten_einsum,
+    aten_experts,
+    aten_image,
+    aten_index,
+    aten_layout,
+    aten_math,
+    aten_nn,
+    aten_order,
+    aten_reduce,
+    aten_rnn,
+    aten_rounding,
+    aten_scatter,
+    aten_shape,
+    inplace,
+)
 from llmc.compiler.frontends.aten import TABLE, Call, Symbols, dtype_of
+from llmc.compiler.frontends.aten_complex import Complex, weight_of
 from llmc.compiler.frontends.inputs import Input
 from llmc.compiler.frontends.report import Problem, UnsupportedError, report
 from llmc.compiler.frontends.tracing import NOT_THEIRS
 from llmc.compiler.graph import Graph, Node, Source
-from llmc.compiler.ops import constant, input_
+from llmc.compiler.ops import input_
 from llmc.errors import LlmcError
 
-__all__ = ["aten_image", "aten_math", "aten_nn", "aten_rnn", "aten_shape", "to_graph"]
+_CONVERTERS = (  # importing them fills TABLE
+    *(
+        aten_alias,
+        aten_complex,
+        aten_einsum,
+        aten_experts,
+        aten_image,
+        aten_index,
+        aten_layout,
+        aten_math,
+        aten_nn,
+    ),
+    *(aten_order, aten_reduce, aten_rnn, aten_rounding, aten_scatter, aten_shape),
+)
+__all__ = ["to_graph"]
 
 
 def array_of(tensor: Any) -> Any:
@@ -64,6 +96,8 @@ def to_graph(
         raise report(reader.problems)
     specs = [s for s in program.graph_signature.output_specs if s.kind == OutputKind.USER_OUTPUT]
     nodes = [reader.values[reader.by_name[s.arg.name]] for s in specs]
+    if any(isinstance(n, Complex) for n in nodes):
+        raise LlmcError("an output of the model is complex", hint="return its real and imaginary parts")
     return Graph(tuple(reader.inputs), dict(zip(outputs, nodes, strict=True)), dims)  # type: ignore[arg-type]  # Bounds
 
 
@@ -89,7 +123,7 @@ class _Reader:
         self.specs = {s.arg.name: s for s in program.graph_signature.input_specs}
         self.inputs: list[Node] = []
         self.problems: list[Problem] = []
-        self._weights: dict[Any, Node] = {}
+        self._weights: dict[Any, Any] = {}
         user = [s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
         self.declared = dict(zip(user, inputs, strict=True))
         self.symbols = Symbols(self._names())
@@ -146,7 +180,7 @@ class _Reader:
             return None  # checks that torch has made at export
         return self._call(node, meta)
 
-    def _placeholder(self, node: Any) -> Node | None:
+    def _placeholder(self, node: Any) -> Any:
         spec = self.specs[node.name]
         if spec.kind == InputKind.USER_INPUT:
             self.inputs.append(self._input(node))
@@ -163,7 +197,7 @@ class _Reader:
             declared.name, dtype_of(meta.dtype), shape, default=declared.default, low=low, high=high
         )
 
-    def _weight(self, tensor: Any, name: str) -> Node:
+    def _weight(self, tensor: Any, name: str) -> Any:
         """One node for all names of the same memory; the array is a view of the tensor."""
         tensor = tensor.detach()
         storage = tensor.untyped_storage()
@@ -172,7 +206,8 @@ class _Reader:
         if key not in self._weights:
             dtype_of(tensor.dtype)
             path = name.removeprefix(self.root)
-            self._weights[key] = constant(self.array(tensor), path, Source(path.rpartition(".")[0]))
+            source = Source(path.rpartition(".")[0])
+            self._weights[key] = weight_of(tensor, path, source, self.array)
         return self._weights[key]
 
     def _call(self, node: Any, meta: Any) -> Any:
@@ -188,7 +223,7 @@ class _Reader:
                 )
             return None  # what it reads has been reported
         call = Call(node.target, self._arguments(node), meta, self._source(node), self.symbols)
-        result = convert(call)
+        result = aten_complex.by_parts(call, convert)
         self._check(call, result)
         return result
 
@@ -215,6 +250,7 @@ class _Reader:
         metas = call.meta if isinstance(call.meta, (tuple, list)) else [call.meta]
         results = result if isinstance(result, tuple) else [result]
         for meta, made in zip(metas, results, strict=True):
+            made = made.real if isinstance(made, Complex) else made
             foreseen = (dtype_of(meta.dtype), call.shape_of(meta))
             assert (made.dtype, made.shape) == foreseen, (
                 f"{call.target}: made {made.type}, torch says {foreseen}"
