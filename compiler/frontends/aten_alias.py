@@ -17,7 +17,7 @@ def _aliases() -> None:
     for alias, name in _ALIASES.items():
         found = {k.partition(".")[2]: convert for k, convert in TABLE.items() if k.partition(".")[0] == name}
         for overload in ("default", "Tensor", "Scalar", "Tensor_mode", "Scalar_mode"):
-            if overload in found:
+            if overload in found and f"{alias}.{overload}" not in TABLE:
                 aten(f"{alias}.{overload}")(found[overload])
 
 

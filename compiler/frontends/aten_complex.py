@@ -15,7 +15,8 @@ import numpy as np
 
 from llmc.compiler.dims import Dim
 from llmc.compiler.frontends.aten import Call, Converter, aten
-from llmc.compiler.frontends.aten_parts import sliced, to_end, transposed
+from llmc.compiler.frontends.foreign import Foreign, is_foreign
+from llmc.compiler.frontends.parts import sliced, to_end, transposed
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Node, Source
 from llmc.compiler.ops import constant
@@ -51,8 +52,15 @@ class Complex:
     imag: Node
 
 
-def weight_of(tensor: Any, name: str, source: Source, array: Callable[[Any], Any]) -> Node | Complex:
-    """A tensor as a constant, a complex one as two; `array` gives the values of one."""
+def weight_of(
+    tensor: Any, name: str, source: Source, array: Callable[[Any], Any]
+) -> Node | Complex | Foreign:
+    """A tensor as a constant, a complex one as two; one of a dtype that the IR has not as it is.
+
+    `array` gives the values of a tensor.
+    """
+    if is_foreign(tensor):
+        return Foreign(tensor)
     if not tensor.is_complex():
         return constant(array(tensor), name, source)
     parts = [constant(array(p.contiguous()), name, source) for p in (tensor.real, tensor.imag)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmc.compiler.dims import Dim, product
 from llmc.compiler.frontends.aten import Call, aten
-from llmc.compiler.frontends.aten_parts import expanded, inverse, sliced, transposed
+from llmc.compiler.frontends.parts import expanded, inverse, sliced, transposed
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.rules import broadcast
 

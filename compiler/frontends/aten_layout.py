@@ -9,7 +9,7 @@ import numpy as np
 from llmc.compiler.dims import dim, product
 from llmc.compiler.frontends.aten import Call, aten
 from llmc.compiler.frontends.aten_index import take
-from llmc.compiler.frontends.aten_parts import expanded, sliced, tiled, transposed
+from llmc.compiler.frontends.parts import expanded, sliced, tiled, transposed
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.rules import broadcast
 

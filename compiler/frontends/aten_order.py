@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmc.compiler.dims import Dim, dim
 from llmc.compiler.frontends.aten import Call, aten
-from llmc.compiler.frontends.aten_parts import sliced, to_end, transposed
+from llmc.compiler.frontends.parts import sliced, to_end, transposed
 from llmc.compiler.graph import Node
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from llmc.compiler.dims import product
 from llmc.compiler.frontends.aten import Call, aten
 from llmc.compiler.frontends.aten_index import wrapped
-from llmc.compiler.frontends.aten_parts import expanded, from_start, replaced, sliced
+from llmc.compiler.frontends.parts import expanded, from_start, replaced, sliced
 from llmc.compiler.graph import Node
 
 _REDUCTIONS: dict[Any, str] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmc.compiler.dims import dim
 from llmc.compiler.frontends.aten import Call, aten
-from llmc.compiler.frontends.aten_parts import from_start, sliced, transposed
+from llmc.compiler.frontends.parts import from_start, sliced, transposed
 from llmc.compiler.graph import Node
 
 # --- same elements, another shape

@@ -34,6 +34,7 @@ from llmc.compiler.frontends import (
     aten_rounding,
     aten_scatter,
     aten_shape,
+    foreign,
     inplace,
 )
 from llmc.compiler.frontends.aten import TABLE, Call, Symbols, dtype_of
@@ -46,18 +47,8 @@ from llmc.compiler.ops import input_
 from llmc.errors import LlmcError
 
 _CONVERTERS = (  # importing them fills TABLE
-    *(
-        aten_alias,
-        aten_complex,
-        aten_einsum,
-        aten_experts,
-        aten_image,
-        aten_index,
-        aten_layout,
-        aten_math,
-        aten_nn,
-    ),
-    *(aten_order, aten_reduce, aten_rnn, aten_rounding, aten_scatter, aten_shape),
+    *(aten_alias, aten_complex, aten_einsum, aten_experts, aten_image, aten_index, aten_layout),
+    *(aten_math, aten_nn, aten_order, aten_reduce, aten_rnn, aten_rounding, aten_scatter, aten_shape),
 )
 __all__ = ["to_graph"]
 
@@ -204,7 +195,6 @@ class _Reader:
         memory = (storage._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
         key = (*memory, tensor.dtype)
         if key not in self._weights:
-            dtype_of(tensor.dtype)
             path = name.removeprefix(self.root)
             source = Source(path.rpartition(".")[0])
             self._weights[key] = weight_of(tensor, path, source, self.array)
@@ -214,6 +204,10 @@ class _Reader:
         name = str(node.target)
         name = inplace.plain_name(name) if inplace.mutates(node) else name
         convert = TABLE.get(name.removeprefix("aten."))
+        if convert is None or foreign.is_foreign(meta) or any(map(self._is_foreign, node.all_input_nodes)):
+            made = foreign.computed(node.target, self._arguments(node), meta, self._source(node))
+            if made is not None:
+                return made
         if convert is None:
             raise UnsupportedError("no such op in llmc", "replace it by supported ops")
         if any(self.values.get(read) is None for read in node.all_input_nodes):
@@ -223,9 +217,13 @@ class _Reader:
                 )
             return None  # what it reads has been reported
         call = Call(node.target, self._arguments(node), meta, self._source(node), self.symbols)
+        foreign.want_native(call.arguments)
         result = aten_complex.by_parts(call, convert)
         self._check(call, result)
         return result
+
+    def _is_foreign(self, node: Any) -> bool:
+        return isinstance(self.values.get(node), foreign.Foreign)
 
     def _arguments(self, node: Any) -> dict[str, Any]:
         """Arguments by schema name, defaults filled in."""

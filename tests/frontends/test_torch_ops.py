@@ -199,6 +199,26 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+class Tables(torch.nn.Module):
+    """Buffers in dtypes that the IR has not, and an op on constants that it has not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("fine", torch.arange(6, dtype=torch.float64) / 3)
+        self.register_buffer("short", torch.arange(6).to(torch.bfloat16) / 3)
+        self.register_buffer("turns", torch.polar(torch.ones(6), torch.arange(6.0)))
+
+    def forward(self, x: torch.Tensor, i: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        steps = torch.arange(6, dtype=torch.float64) * self.fine
+        bessel = torch.special.i0(self.fine.float())
+        return x * steps.exp().float(), x + self.short.float(), x * bessel, (x * self.turns).imag
+
+
+def test_constants_of_other_dtypes() -> None:
+    graph = compare(Tables())
+    assert not {n.op for n in graph.nodes} - {"input", "constant", "mul", "add"}
+
+
 def rotated(x: torch.Tensor, i: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Rotary positions in complex numbers."""
     turns = torch.polar(torch.ones_like(x[..., :3]), i[..., None].float())

@@ -1,16 +1,28 @@
-"""Parts of tensors and orders of axes, as several converters of ATen need them."""
+"""Parts of tensors and orders of axes, as converters of every frontend need them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from llmc.compiler.dims import Dim, dim
-from llmc.compiler.frontends.aten import Call
-from llmc.compiler.graph import Node
+from llmc.compiler.graph import Node, Source
 
 
-def transposed(call: Call, x: Node, perm: Sequence[int]) -> Node:
+class Maker(Protocol):
+    """The call that is converted: `aten.Call` or `onnx_call.Call`."""
+
+    @property
+    def source(self) -> Source: ...
+
+    def op(self, name: str, *inputs: Node, **attributes: Any) -> Node: ...
+
+    def reshape(self, x: Node, shape: Sequence[Dim]) -> Node: ...
+
+    def require(self, holds: bool, reason: str, advice: str = "") -> None: ...
+
+
+def transposed(call: Maker, x: Node, perm: Sequence[int]) -> Node:
     """x -> transpose(x), or x itself if nothing moves."""
     perm = tuple(perm)
     return x if perm == tuple(range(len(perm))) else call.op("transpose", x, perm=perm)
@@ -28,7 +40,7 @@ def to_end(rank: int, axis: int) -> tuple[int, ...]:
     return tuple(perm)
 
 
-def expanded(call: Call, x: Node, shape: Sequence[Dim]) -> Node:
+def expanded(call: Maker, x: Node, shape: Sequence[Dim]) -> Node:
     """x -> expand(x), or x itself if it has the shape."""
     return x if x.shape == tuple(shape) else call.op("expand", x, shape=tuple(shape))
 
@@ -38,14 +50,14 @@ def from_start(index: Any, size: Any) -> Dim:
     return dim(index + size) if isinstance(index, int) and index < 0 else dim(index)
 
 
-def sliced(call: Call, x: Node, axis: int, start: Any, length: Any, step: int = 1) -> Node:
+def sliced(call: Maker, x: Node, axis: int, start: Any, length: Any, step: int = 1) -> Node:
     """`length` elements from `start` on; all of them is x itself."""
     if (start, length, step) == (0, x.shape[axis], 1):
         return x
     return call.op("slice", x, axis=axis, start=start, stop=dim(start + (length - 1) * step + 1), step=step)
 
 
-def replaced(call: Call, x: Node, part: Node, axis: int, start: Dim, step: int = 1) -> Node:
+def replaced(call: Maker, x: Node, part: Node, axis: int, start: Dim, step: int = 1) -> Node:
     """x with `part` in the place of `sliced(x, axis, start, length of part, step)`."""
     length = part.shape[axis]
     if step > 1:
@@ -59,7 +71,7 @@ def replaced(call: Call, x: Node, part: Node, axis: int, start: Dim, step: int =
     return part if len(parts) == 1 else call.op("concat", *parts, axis=axis)
 
 
-def tiled(call: Call, x: Node, times: Sequence[Dim]) -> Node:
+def tiled(call: Maker, x: Node, times: Sequence[Dim]) -> Node:
     """Each axis n becomes [1, n], is expanded to [times, n] and merged again."""
     shape = (1,) * (len(times) - x.type.rank) + x.shape
     split = tuple(d for n in shape for d in (1, n))
