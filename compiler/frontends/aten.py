@@ -7,7 +7,7 @@ the names of the overloads it takes and returns a node, or a tuple of nodes for 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -66,7 +66,13 @@ def dtype_of(torch_dtype: Any) -> str:
 class Symbols:
     """Names of torch's size symbols (`s10` -> `batch`)."""
 
-    names: Mapping[Any, sympy.Symbol]
+    names: MutableMapping[Any, Any]
+
+    def settle(self, shape: Sequence[Any], size: int) -> None:
+        """The symbol that torch made for a size which depends on values, in `shape`, is this number."""
+        for value in shape:
+            if isinstance(value, torch.SymInt) and value.node.expr not in self.names:
+                self.names[value.node.expr] = sympy.Integer(size)
 
     def dim(self, value: Any) -> Dim:
         """A size as torch has it (int, SymInt) as a dim of the IR."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from llmc.compiler.dims import Dim, product
 from llmc.compiler.frontends.aten import Call, aten
 from llmc.compiler.frontends.parts import expanded, inverse, sliced, transposed
 from llmc.compiler.graph import Node
+from llmc.compiler.ops import constant
 from llmc.compiler.ops.rules import broadcast
 
 
@@ -81,14 +84,14 @@ def _index(call: Call) -> Node:
 
     What they give goes where they were if they are neighbours, to the front if not.
     """
-    x, indices = call["self"], list(call["indices"])
-    used = [a for a, i in enumerate(indices) if i is not None]
-    call.require(all(indices[a].dtype != "bool" for a in used), "indexing by a bool mask", "use torch.where")
+    x, given = call["self"], _places(call, call["indices"])
+    indices = {axis: index for axis, index in enumerate(given) if index is not None}
+    used = list(indices)
     if len(used) == 1:
         return take(call, x, wrapped(call, indices[used[0]], x.shape[used[0]]), used[0])
     front = transposed(call, x, to_front(x.type.rank, used))
     sizes = front.shape[: len(used)]
-    index = merged_index(call, [indices[a] for a in used], sizes)
+    index = merged_index(call, list(indices.values()), sizes)
     merged = call.reshape(front, (product(sizes), *front.shape[len(used) :]))
     rows = call.op("embedding", merged, index)
     if used != list(range(used[0], used[0] + len(used))):
@@ -96,6 +99,35 @@ def _index(call: Call) -> Node:
     shift, rest = index.type.rank, len(rows.shape) - index.type.rank
     places = (*range(shift, shift + used[0]), *range(shift), *range(shift + used[0], shift + rest))
     return transposed(call, rows, places)
+
+
+def _places(call: Call, indices: Sequence[Node | None]) -> list[Node | None]:
+    """A constant mask becomes the indices of what it keeps, one for each of its axes.
+
+    PyTorch does not look into constants: to it, how many there are is a size of its own, which is known from here on.
+    """
+    places: list[Node | None] = []
+    for index in indices:
+        if index is None or index.dtype not in ("bool", "u8"):
+            places.append(index)
+            continue
+        call.require(index.op == "constant", "indexing by a computed mask", "use torch.where")
+        kept = np.nonzero(index.attributes["value"].array)
+        call.symbols.settle(call.meta.shape, len(kept[0]))
+        places += [constant(axis.astype(np.int64), source=call.source) for axis in kept]
+    return places
+
+
+@aten("nonzero.default", "argwhere.default")
+def _nonzero(call: Call) -> Node:
+    """Of a constant: where it is not zero."""
+    x = call["self"]
+    call.require(
+        x.op == "constant", "a size that depends on values", "use shapes that follow from the inputs'"
+    )
+    kept = np.argwhere(x.attributes["value"].array)
+    call.symbols.settle(call.meta.shape, len(kept))
+    return constant(kept.astype(np.int64), source=call.source)
 
 
 @aten("embedding.default")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from llmc.compiler.dims import dim
+from llmc.compiler.dims import Dim, dim
 from llmc.compiler.frontends.aten import Call, aten
+from llmc.compiler.frontends.aten_index import take
 from llmc.compiler.frontends.parts import from_start, sliced, transposed
 from llmc.compiler.graph import Node
 
@@ -132,13 +133,22 @@ def _pad(call: Call) -> Node:
     return call.op("pad", x, before=tuple(before), after=tuple(after), value=call.get("value", 0))
 
 
+def _turned(call: Call, x: Node, axis: int, shift: Dim) -> Node:
+    """A roll along an axis of dynamic size: element i is element i - shift, counted around."""
+    size = call.scalar(x.shape[axis], "i64")
+    index = call.op("sub", call.op("iota", length=x.shape[axis]), call.scalar(shift, "i64"))
+    return take(call, x, call.op("mod", index, size), axis)
+
+
 @aten("roll.default")
 def _roll(call: Call) -> Node:
     x: Node = call["self"]
     for shift, axis in zip(call["shifts"], call["dims"], strict=True):
         axis = call.axis(axis)
         size = x.shape[axis]
-        call.require(isinstance(size, int), "roll along an axis of dynamic size")
+        if not isinstance(size, int):
+            x = _turned(call, x, axis, shift)
+            continue
         cut = -shift % size
         x = call.op(
             "concat", sliced(call, x, axis, cut, size - cut), sliced(call, x, axis, 0, cut), axis=axis

@@ -19,7 +19,20 @@ from llmc.compiler.graph import Node, Source
 from llmc.compiler.ops import constant
 
 _MOST = 1 << 24  # elements of a value
-_MAKERS = ("arange", "full", "ones", "zeros", "linspace", "scalar_tensor")  # of nothing but numbers
+_MAKERS = (  # of nothing but numbers
+    *(
+        "arange",
+        "full",
+        "ones",
+        "zeros",
+        "linspace",
+        "logspace",
+        "scalar_tensor",
+        "tril_indices",
+        "triu_indices",
+    ),
+    *("hann_window", "hamming_window", "blackman_window", "bartlett_window", "kaiser_window"),
+)
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,25 @@ class Tables(torch.nn.Module):
     def forward(self, x: torch.Tensor, i: torch.Tensor) -> tuple[torch.Tensor, ...]:
         steps = torch.arange(6, dtype=torch.float64) * self.fine
         bessel = torch.special.i0(self.fine.float())
-        return x * steps.exp().float(), x + self.short.float(), x * bessel, (x * self.turns).imag
+        window = torch.hann_window(6)
+        return x * steps.exp().float(), x + self.short.float() * window, x * bessel, (x * self.turns).imag
+
+
+class Masks(torch.nn.Module):
+    """Constant masks, of which PyTorch does not know how much they keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([1, 0, 1, 1, 0, 0]).bool())
+        self.register_buffer("square", torch.eye(4, 6).bool())
+
+    def forward(self, x: torch.Tensor, i: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        kept = x[:, :, self.mask]
+        return kept + 1, W[self.square] * 2, kept.sum(-1), self.mask.nonzero() + 0
+
+
+def test_constant_masks() -> None:
+    compare(Masks())
 
 
 def test_constants_of_other_dtypes() -> None:
