@@ -205,7 +205,7 @@ class _Reader:
         name = inplace.plain_name(name) if inplace.mutates(node) else name
         convert = TABLE.get(name.removeprefix("aten."))
         if convert is None or foreign.is_foreign(meta) or any(map(self._is_foreign, node.all_input_nodes)):
-            made = foreign.computed(node.target, self._arguments(node), meta, self._source(node))
+            made = foreign.computed(node.target, self._arguments(node), self._source(node))
             if made is not None:
                 return made
         if convert is None:
