@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from llmc.compiler.dims import Dim
 from llmc.compiler.frontends.aten import Call, Converter, aten
@@ -57,10 +58,10 @@ def weight_of(
 ) -> Node | Complex | Foreign:
     """A tensor as a constant, a complex one as two; one of a dtype that the IR has not as it is.
 
-    `array` gives the values of a tensor.
+    `array` gives the values of a tensor; one without memory holds zeros.
     """
     if is_foreign(tensor):
-        return Foreign(tensor)
+        return Foreign(torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor)
     if not tensor.is_complex():
         return constant(array(tensor), name, source)
     parts = [constant(array(p.contiguous()), name, source) for p in (tensor.real, tensor.imag)]
