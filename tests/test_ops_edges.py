@@ -25,7 +25,7 @@ P, R = floats(2, 3, 30), floats(2, 5, 40)
 
 @pytest.mark.parametrize("op", sorted(n for n, o in OPS.items() if o.commutative))
 def test_commutative_ops_commute(op: str):
-    dtype = "bool" if op in ("and", "or", "xor") else "f32"
+    dtype = "bool" if op in ("and", "or", "xor") else "i32" if op.startswith("bit") else "f32"
     a, b = (make("cast", (constant(x),), dtype=dtype) for x in (floats(4), integers(4, low=0, high=2)))
     graph = Graph((), {"ab": make(op, (a, b)), "ba": make(op, (b, a))})
     result = run(graph, {})
@@ -88,6 +88,19 @@ def test_indices_are_clamped(op: str):
     x = floats(4)
     attributes = {"axis": 0} if op == "gather" else {}
     np.testing.assert_array_equal(apply(op, x, index, **attributes), x[[0, 0, 3, 3]])
+
+
+def test_the_last_of_several_values_stays():
+    values = floats(4)
+    for index, left in (([1, 1, -5, 0], [values[3], values[1]]), ([1, 0, 1, 99], [values[1], values[3]])):
+        found = apply("scatter", floats(2), np.array(index), values, axis=0)
+        np.testing.assert_array_equal(found, left)
+
+
+def test_ends_of_groups_are_kept_within_the_rows():
+    x, w = floats(4, 2), floats(3, 2, 5)
+    found = apply("grouped_matmul", x, w, np.array([3, 1, 99], np.int32))
+    np.testing.assert_allclose(found, np.concatenate([x[:3] @ w[0], x[3:] @ w[2]]), rtol=1e-5, atol=1e-6)
 
 
 def test_symbolic_attributes_take_their_sizes():

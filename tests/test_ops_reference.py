@@ -133,6 +133,22 @@ def split_linear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
 SPLIT_ROWS = OPS["split_rows"].reference(X)
 SPLIT_W = split_weights(W)
 
+TIES = integers(3, 4, 9, low=-2, high=3)
+HOLED = np.concatenate([SPECIAL, SPECIAL[::-1]])[None]
+HERE, PUT = integers(3, 6, 5, low=0, high=4), floats(3, 6, 5)
+EXPERTS, ROWS_OF = floats(4, 5, 3), floats(12, 5)
+
+
+def first_of(x: Any, count: int, down: bool) -> Any:
+    return torch.sort(x, dim=-1, descending=down, stable=True)[1][..., :count]
+
+
+def by_group(x: Any, w: Any, ends: Any) -> Any:
+    """Each row by the matrix of the first group that ends behind it."""
+    group = torch.searchsorted(ends, torch.arange(12), right=True)
+    return torch.einsum("rk,rkn->rn", x, torch.cat([w, torch.zeros(1, 5, 3)])[group])
+
+
 CHAIN = (("mul", (0, 1), ()), ("gelu", (-1,), (("approximate", "tanh"),)), ("add", (-2, 0), ()))
 
 # op, inputs, attributes, PyTorch
@@ -343,6 +359,32 @@ CASES: list[Case] = [
     ("append", (X, X[:1]), {}, lambda state, new: torch.cat((state, new))),
     ("append", (X[:0], X), {}, lambda state, new: new),
     ("bitmask", (BYTES[0], floats(int(MASK[:, :37].sum()))), {"columns": 37}, spread),
+    *[(n, (N, M), {}, getattr(torch, f"{n[:3]}wise_{n[3:]}")) for n in ("bitand", "bitor", "bitxor")],
+    ("prod", (X,), {"axes": (1,), "keepdims": True}, lambda x: x.prod(1, keepdim=True)),
+    ("prod", (N,), {"axes": (1,)}, lambda x: x.prod(1)),
+    *[
+        ("argsort", (x,), {"count": n, "descending": d}, lambda x, n=n, d=d: first_of(x, n, d))
+        for x, n in ((TIES, 9), (TIES, 4), (X, 2), (HOLED, 16), (HOLED, 5))
+        for d in (False, True)
+    ],
+    ("scatter", (X, HERE[:, :1], PUT[:, :1]), {"axis": 1}, lambda x, i, u: x.scatter(1, i, u)),
+    ("scatter", (X, np.array([2, 0]), PUT[:, :2]), {"axis": 1}, lambda x, i, u: x.index_copy(1, i, u)),
+    *[
+        (
+            "scatter",
+            (X, HERE, PUT),
+            {"axis": 1, "reduce": r},
+            lambda x, i, u, f=f: x.scatter_reduce(1, i, u, f),
+        )
+        for r, f in (("add", "sum"), ("mul", "prod"), ("max", "amax"), ("min", "amin"))
+    ],
+    (
+        "scatter",
+        (X, np.array([3, 1, 3]), PUT[:, :3]),
+        {"axis": 1, "reduce": "add"},
+        lambda x, i, u: x.index_add(1, i, u),
+    ),
+    ("grouped_matmul", (ROWS_OF, EXPERTS, np.array([3, 3, 7, 10])), {}, by_group),
 ]
 
 

@@ -7,7 +7,7 @@ is registered under the names of the overloads it takes and returns a node, or a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -51,7 +51,9 @@ def aten(*overloads: str) -> Callable[[Converter], Converter]:
 
 
 def dtype_of(torch_dtype: Any) -> str:
-    """llmc's name of a torch dtype."""
+    """llmc's name of a torch dtype; of complex numbers that of their parts."""
+    if torch_dtype is torch.complex64:
+        return "f32"
     if torch_dtype not in TORCH_DTYPES:
         raise UnsupportedError(
             f"dtype {str(torch_dtype).removeprefix('torch.')}",
@@ -64,7 +66,13 @@ def dtype_of(torch_dtype: Any) -> str:
 class Symbols:
     """Names of torch's size symbols (`s10` -> `batch`)."""
 
-    names: Mapping[Any, sympy.Symbol]
+    names: MutableMapping[Any, Any]
+
+    def settle(self, shape: Sequence[Any], size: int) -> None:
+        """The symbol that torch made for a size which depends on values, in `shape`, is this number."""
+        for value in shape:
+            if isinstance(value, torch.SymInt) and value.node.expr not in self.names:
+                self.names[value.node.expr] = sympy.Integer(size)
 
     def dim(self, value: Any) -> Dim:
         """A size as torch has it (int, SymInt) as a dim of the IR."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from llmc.compiler.frontends.aten import Call, aten
+from llmc.compiler.frontends.aten_rounding import truncated_quotient
 from llmc.compiler.graph import Node
 
 # --- one input
@@ -36,10 +35,12 @@ def _gelu(call: Call) -> Node:
 
 @aten("bitwise_not.default", "logical_not.default")
 def _not(call: Call) -> Node:
+    """The bits of an integer turned over: -1 - x."""
     x = call["self"]
-    logical = "logical" in str(call.target)
-    call.require(logical or x.dtype == "bool", "bitwise_not of integers", "use a bool mask")
-    return call.op("not", call.cast(x, "bool"))
+    if "logical" in str(call.target) or x.dtype == "bool":
+        return call.op("not", call.cast(x, "bool"))
+    full = call.scalar(255 if x.dtype == "u8" else -1, x.dtype)
+    return call.op("sub", full, x)
 
 
 @aten("reciprocal.default")
@@ -123,12 +124,11 @@ def _add(call: Call) -> Node:
 
 @aten("div.Tensor", "div.Scalar", "true_divide.Tensor", "div.Tensor_mode", "div.Scalar_mode")
 def _div(call: Call) -> Node:
-    """Plain division is in floats; rounding_mode="floor" keeps integers."""
+    """Plain division is in floats; a rounding_mode keeps integers."""
     a, b = (call.cast(x, call.dtype) for x in call.tensors("self", "other"))
     mode = call.get("rounding_mode")
-    call.require(
-        mode in (None, "floor"), f"division with rounding_mode={mode!r}", "use rounding_mode='floor'"
-    )
+    if mode == "trunc":
+        return truncated_quotient(call, a, b)
     return call.op("floordiv" if mode == "floor" else "div", a, b)
 
 
@@ -165,8 +165,8 @@ def _pow(call: Call) -> Node:
 def _logic(call: Call) -> Node:
     name = str(call.target).split(".")[1].strip("_").split("_")[-1]
     a, b = call.tensors("self", "other")
-    logical = "logical" in str(call.target)
-    call.require(logical or a.dtype == "bool", "bit operations on integers", "use bool tensors")
+    if "logical" not in str(call.target) and a.dtype != "bool":
+        return call.op(f"bit{name}", a, b)
     return call.op(name, call.cast(a, "bool"), call.cast(b, "bool"))
 
 
@@ -219,13 +219,6 @@ def _max_dim(call: Call) -> tuple[Node, ...]:
     return values, call.op("argmax", call.op("neg", x) if low else x, axis=axis, keepdims=_keepdims(call))
 
 
-@aten("argmax.default")
-def _argmax(call: Call) -> Node:
-    x = call["self"]
-    call.require(call["dim"] is not None, "argmax over all axes", "flatten first and give dim=0")
-    return call.op("argmax", x, axis=call.axis(call["dim"], x.type.rank), keepdims=_keepdims(call))
-
-
 @aten("any.default", "any.dim", "any.dims", "all.default", "all.dim", "all.dims")
 def _any(call: Call) -> Node:
     return _reduce(call, "any" if "any" in str(call.target) else "all", call.cast(call["self"], "bool"))
@@ -240,30 +233,6 @@ def _cumsum(call: Call) -> Node:
 def _softmax(call: Call) -> Node:
     op = "log_softmax" if "log_softmax" in str(call.target) else "softmax"
     return call.op(op, call.cast(call["self"], call.dtype), axis=call.axis(call["dim"]))
-
-
-@aten("linalg_vector_norm.default", "norm.ScalarOpt_dim")
-def _vector_norm(call: Call) -> Node:
-    """sqrt(sum(x^2)), or sum(|x|) for order 1."""
-    x, order = call["self"], call.get("ord", call.get("p", 2))
-    call.require(order in (1, 2), f"norm of order {order}", "use order 1 or 2")
-    if order == 1:
-        return _reduce(call, "sum", call.op("abs", x))
-    return call.op("sqrt", _reduce(call, "sum", call.op("mul", x, x)))
-
-
-@aten("var.correction", "var.dim", "std.correction", "std.dim")
-def _variance(call: Call) -> Node:
-    """sum((x - mean)^2) / (n - correction)."""
-    x = call["self"]
-    axes = call.axes(call.get("dim"), x.type.rank)
-    correction = call.get("correction", int(call.get("unbiased", True)))
-    sizes = [x.shape[a] for a in axes]
-    call.require(all(isinstance(s, int) for s in sizes), "variance over an axis of dynamic size")
-    centred = call.op("sub", x, call.op("mean", x, axes=axes, keepdims=True))
-    total = call.op("sum", call.op("mul", centred, centred), axes=axes, keepdims=_keepdims(call))
-    result = call.op("div", total, call.scalar(float(np.prod(sizes)) - correction, x.dtype))
-    return call.op("sqrt", result) if "std" in str(call.target) else result
 
 
 # --- ops that change nothing at inference

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from llmc.compiler.dims import dim, product
+from llmc.compiler.dims import Dim, dim, product
 from llmc.compiler.frontends.aten import Call, aten
+from llmc.compiler.frontends.aten_index import take
+from llmc.compiler.frontends.parts import from_start, sliced, transposed
 from llmc.compiler.graph import Node
 
 # --- same elements, another shape
@@ -27,31 +27,27 @@ def _reshape(call: Call) -> Node:
     return call.reshape(call["input"] if "input" in call.arguments else call["self"], call.shape)
 
 
-def _transposed(call: Call, x: Node, perm: tuple[int, ...]) -> Node:
-    return x if perm == tuple(range(len(perm))) else call.op("transpose", x, perm=perm)
-
-
 def _swapped(rank: int, a: int, b: int) -> tuple[int, ...]:
     perm = list(range(rank))
     perm[a], perm[b] = perm[b], perm[a]
     return tuple(perm)
 
 
-@aten("transpose.int", "swapaxes.default")
+@aten("transpose.int", "swapaxes.default", "swapdims.default")
 def _transpose(call: Call) -> Node:
     a, b = call.get("dim0", call.get("axis0", 0)), call.get("dim1", call.get("axis1", 0))
-    return _transposed(call, call["self"], _swapped(len(call.shape), call.axis(a), call.axis(b)))
+    return transposed(call, call["self"], _swapped(len(call.shape), call.axis(a), call.axis(b)))
 
 
 @aten("t.default", "numpy_T.default", "mT.default")
 def _t(call: Call) -> Node:
     rank = len(call.shape)
-    return _transposed(call, call["self"], _swapped(rank, rank - 2, rank - 1) if rank > 1 else (0,) * rank)
+    return transposed(call, call["self"], _swapped(rank, rank - 2, rank - 1) if rank > 1 else (0,) * rank)
 
 
 @aten("permute.default")
 def _permute(call: Call) -> Node:
-    return _transposed(call, call["self"], tuple(call.axis(a) for a in call["dims"]))
+    return transposed(call, call["self"], tuple(call.axis(a) for a in call["dims"]))
 
 
 @aten("expand.default", "expand_as.default", "broadcast_to.default")
@@ -74,37 +70,25 @@ def _repeat(call: Call) -> Node:
 # --- parts
 
 
-def _sliced(call: Call, x: Node, axis: int, start: Any, length: Any, step: int = 1) -> Node:
-    """`length` elements from `start` on; all of them is x itself."""
-    if (start, length, step) == (0, x.shape[axis], 1):
-        return x
-    return call.op("slice", x, axis=axis, start=start, stop=dim(start + (length - 1) * step + 1), step=step)
-
-
-def _from_start(index: Any, size: Any) -> Any:
-    """A possibly negative index counted from the start."""
-    return dim(index + size) if isinstance(index, int) and index < 0 else dim(index)
-
-
 @aten("slice.Tensor")
 def _slice(call: Call) -> Node:
     x, axis = call["self"], call.axis(call["dim"])
-    start = _from_start(call.get("start", 0), x.shape[axis])
+    start = from_start(call.get("start", 0), x.shape[axis])
     length = call.shape[axis]
-    return _sliced(call, x, axis, 0 if length == 0 else start, length, call.get("step", 1))
+    return sliced(call, x, axis, 0 if length == 0 else start, length, call.get("step", 1))
 
 
 @aten("narrow.default")
 def _narrow(call: Call) -> Node:
     x, axis = call["self"], call.axis(call["dim"])
-    return _sliced(call, x, axis, _from_start(call["start"], x.shape[axis]), call.shape[axis])
+    return sliced(call, x, axis, from_start(call["start"], x.shape[axis]), call.shape[axis])
 
 
 @aten("select.int")
 def _select(call: Call) -> Node:
     x = call["self"]
     axis = call.axis(call["dim"], x.type.rank)
-    part = _sliced(call, x, axis, _from_start(call["index"], x.shape[axis]), 1)
+    part = sliced(call, x, axis, from_start(call["index"], x.shape[axis]), 1)
     return call.reshape(part, call.shape)
 
 
@@ -116,7 +100,7 @@ def _split(call: Call) -> tuple[Node, ...]:
     for meta in call.meta:
         shape = call.shape_of(meta)
         length = shape[axis] if len(shape) == x.type.rank else 1
-        parts.append(call.reshape(_sliced(call, x, axis, start, length), shape))
+        parts.append(call.reshape(sliced(call, x, axis, start, length), shape))
         start = dim(start + length)
     return tuple(parts)
 
@@ -128,6 +112,13 @@ def _concat(call: Call) -> Node:
     if "stack" in str(call.target):
         parts = [call.reshape(t, (*t.shape[:axis], 1, *t.shape[axis:])) for t in parts]
     return parts[0] if len(parts) == 1 else call.op("concat", *parts, axis=axis)
+
+
+def _turned(call: Call, x: Node, axis: int, shift: Dim) -> Node:
+    """A roll along an axis of dynamic size: element i is element i - shift, counted around."""
+    size = call.scalar(x.shape[axis], "i64")
+    index = call.op("sub", call.op("iota", length=x.shape[axis]), call.scalar(shift, "i64"))
+    return take(call, x, call.op("mod", index, size), axis)
 
 
 @aten("roll.default")
@@ -143,71 +134,14 @@ def _roll(call: Call) -> Node:
 def _rolled(call: Call, x: Node, shifts: list[int], axes: list[int]) -> Node:
     for shift, axis in zip(shifts, axes, strict=True):
         size = x.shape[axis]
-        call.require(isinstance(size, int), "roll along an axis of dynamic size")
+        if not isinstance(size, int):
+            x = _turned(call, x, axis, shift)
+            continue
         cut = -shift % size
         x = call.op(
-            "concat", _sliced(call, x, axis, cut, size - cut), _sliced(call, x, axis, 0, cut), axis=axis
+            "concat", sliced(call, x, axis, cut, size - cut), sliced(call, x, axis, 0, cut), axis=axis
         )
     return x
-
-
-# --- selection by index
-
-
-@aten("gather.default")
-def _gather(call: Call) -> Node:
-    """aten.gather may index fewer rows than x has; the IR wants them equal."""
-    x, index, axis = call["self"], call["index"], call.axis(call["dim"])
-    for other in range(x.type.rank):
-        if other != axis:
-            x = _sliced(call, x, other, 0, index.shape[other])
-    return call.op("gather", x, index, axis=axis)
-
-
-def _wrapped(call: Call, index: Node, size: Any) -> Node:
-    """Negative indices count from the end."""
-    if index.op == "constant" and bool((index.attributes["value"].array >= 0).all()):
-        return index
-    negative = call.op("lt", index, call.scalar(0, index.dtype))
-    return call.op("where", negative, call.op("add", index, call.scalar(size, index.dtype)), index)
-
-
-def _take(call: Call, x: Node, index: Node, axis: int) -> Node:
-    """x[..., index, ...] with the index at `axis`: the axis goes to the front and back."""
-    rank = x.type.rank
-    front = _transposed(call, x, (axis, *(a for a in range(rank) if a != axis)))
-    rows = call.op("embedding", front, index)
-    taken = tuple(range(index.type.rank))
-    rest = tuple(range(index.type.rank, index.type.rank + rank - 1))
-    return _transposed(call, rows, (*rest[:axis], *taken, *rest[axis:]))
-
-
-@aten("index_select.default")
-def _index_select(call: Call) -> Node:
-    return _take(call, call["self"], call["index"], call.axis(call["dim"]))
-
-
-@aten("index.Tensor")
-def _index(call: Call) -> Node:
-    """x[i], x[:, i], x[i, j]: several leading indices are merged into one over the merged axes."""
-    x, indices = call["self"], list(call["indices"])
-    used = [a for a, i in enumerate(indices) if i is not None]
-    call.require(all(indices[a].dtype != "bool" for a in used), "indexing by a bool mask", "use torch.where")
-    index = _wrapped(call, indices[used[0]], x.shape[used[0]])
-    if len(used) == 1:
-        return _take(call, x, index, used[0])
-    call.require(used == list(range(len(used))), "index lists on axes that are not the first ones")
-    for axis in used[1:]:
-        size = x.shape[axis]
-        index = call.op("mul", index, call.scalar(size, index.dtype))
-        index = call.op("add", index, call.cast(_wrapped(call, indices[axis], size), index.dtype))
-    merged = call.reshape(x, (product(x.shape[: len(used)]), *x.shape[len(used) :]))
-    return call.op("embedding", merged, index)
-
-
-@aten("embedding.default")
-def _embedding(call: Call) -> Node:
-    return call.op("embedding", call["weight"], call["indices"])
 
 
 # --- new tensors
@@ -227,9 +161,15 @@ def _arange(call: Call) -> Node:
 _FILLS = {"ones": 1, "zeros": 0, "ones_like": 1, "zeros_like": 0, "new_ones": 1, "new_zeros": 0}
 
 
-@aten(*(f"{name}.default" for name in _FILLS), "empty.memory_format")
+@aten(
+    *(
+        f"{name}.default"
+        for name in (*_FILLS, "zero", "empty_like", "new_empty", "new_empty_strided", "empty_strided")
+    ),
+    "empty.memory_format",
+)
 def _fill(call: Call) -> Node:
-    """What is empty may hold anything."""
+    """What is not set yet is zeros: it is written to before anybody reads it."""
     value = _FILLS.get(str(call.target).split(".")[1], 0)
     return call.op("full", shape=call.shape, value=value, dtype=call.dtype)
 

@@ -24,6 +24,7 @@ from llmc.compiler.frontends import (
     onnx_math,
     onnx_nn,
     onnx_resize,
+    onnx_select,
     onnx_shape,
 )
 from llmc.compiler.frontends.axes import SEGMENTS, AxisNames
@@ -35,7 +36,16 @@ from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_
 from llmc.errors import LlmcError
 
-_CONVERTERS = (onnx_activation, onnx_image, onnx_index, onnx_math, onnx_nn, onnx_resize, onnx_shape)
+_CONVERTERS = (
+    onnx_activation,
+    onnx_image,
+    onnx_index,
+    onnx_math,
+    onnx_nn,
+    onnx_resize,
+    onnx_select,
+    onnx_shape,
+)
 __all__ = ["to_graph"]
 
 _HINT = "change these parts of the model and export it again; docs/onnx.md lists the ops llmc reads"

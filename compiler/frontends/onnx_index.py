@@ -10,7 +10,7 @@ from llmc.compiler.frontends.ranges import Ranges, is_nonnegative
 from llmc.compiler.graph import Node
 
 
-def _wrapped(call: Call, index: Node, size: Dim) -> Node:
+def wrapped(call: Call, index: Node, size: Dim) -> Node:
     """Negative indices count from the end; most are known not to be negative."""
     index = index if index.dtype in ("i32", "i64") else call.cast(index, "i64")
     if is_nonnegative(Ranges()[index].low):
@@ -29,7 +29,7 @@ def _gather(call: Call) -> Node:
     place = known(call.value(1))
     if place is not None and place.ndim == 0 and x.op != "constant":
         return _element(call, x, axis, place.item())
-    index = _wrapped(call, call.node(1), x.shape[axis])
+    index = wrapped(call, call.node(1), x.shape[axis])
     front = call.transpose(x, (axis, *(a for a in range(rank) if a != axis)))
     rows = call.op("embedding", front, index)
     taken = tuple(range(index.type.rank))
@@ -48,7 +48,7 @@ def _element(call: Call, x: Node, axis: int, place: Dim) -> Node:
 def _gather_elements(call: Call) -> Node:
     """The index may have fewer rows than x; the IR wants them equal."""
     x, axis = call.node(0), call.axis(call.node(0).type.rank, 0)
-    index = _wrapped(call, call.node(1), x.shape[axis])
+    index = wrapped(call, call.node(1), x.shape[axis])
     for other in range(x.type.rank):
         if other != axis and x.shape[other] != index.shape[other]:
             x = call.sliced(x, other, 0, index.shape[other])
@@ -75,9 +75,9 @@ def _coordinate(call: Call, indices: Node, k: int, size: Dim) -> Node:
     shape = indices.shape[:-1]
     apart = indices.op == "concat" and indices.attributes["axis"] == len(shape)
     if apart and all(part.shape[-1] == 1 for part in indices.inputs):
-        return _wrapped(call, call.reshape(indices.inputs[k], shape), size)
+        return wrapped(call, call.reshape(indices.inputs[k], shape), size)
     part = call.sliced(indices, len(shape), k, k + 1)
-    return _wrapped(call, call.reshape(part, shape), size)
+    return wrapped(call, call.reshape(part, shape), size)
 
 
 def _merged(shape: Sequence[Dim], count: int) -> tuple[Dim, ...]:

@@ -54,8 +54,12 @@ def _div(call: Call) -> Node:
 
 @onnx_op("Mod")
 def _mod(call: Call) -> Node:
-    call.require(not call.attribute("fmod", 0), "Mod with the sign of the dividend", "use fmod=0")
-    return call.op("mod", *call.nodes())
+    """With the divisor's sign, or, by `fmod`, the dividend's."""
+    a, b = call.nodes()
+    if not call.attribute("fmod", 0):
+        return call.op("mod", a, b)
+    rest = call.op("mod", call.op("abs", a), call.op("abs", b))
+    return call.op("where", call.op("lt", a, call.number(0, a.dtype)), call.op("neg", rest), rest)
 
 
 _VARIADIC = {"Sum": "add", "Max": "maximum", "Min": "minimum"}
@@ -144,7 +148,10 @@ def _same(call: Call) -> Value:
 
 # --- reductions
 
-_REDUCTIONS = {"ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max", "ReduceMin": "min"}
+_REDUCTIONS = {
+    **{"ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max", "ReduceMin": "min"},
+    "ReduceProd": "prod",
+}
 
 
 def _axes(call: Call, x: Node) -> tuple[int, ...]:

@@ -20,34 +20,57 @@ from torch.export.graph_signature import InputKind, OutputKind
 from llmc.compiler.dims import symbol
 from llmc.compiler.frontends import (
     aten_activation,
+    aten_alias,
+    aten_complex,
+    aten_einsum,
+    aten_experts,
     aten_image,
+    aten_index,
+    aten_layout,
     aten_math,
     aten_nn,
+    aten_order,
     aten_pool,
+    aten_reduce,
     aten_resize,
     aten_rnn,
+    aten_rounding,
+    aten_scatter,
     aten_shape,
     aten_window,
+    foreign,
     inplace,
 )
 from llmc.compiler.frontends.aten import TABLE, Call, Symbols, dtype_of
+from llmc.compiler.frontends.aten_complex import Complex, weight_of
 from llmc.compiler.frontends.inputs import Input
 from llmc.compiler.frontends.report import Problem, UnsupportedError, report
 from llmc.compiler.frontends.tracing import NOT_THEIRS
 from llmc.compiler.graph import Graph, Node, Source
-from llmc.compiler.ops import constant, input_
+from llmc.compiler.ops import input_
 from llmc.errors import LlmcError
 
-_CONVERTERS = (
-    aten_activation,
-    aten_image,
-    aten_math,
-    aten_nn,
-    aten_pool,
-    aten_resize,
-    aten_rnn,
-    aten_shape,
-    aten_window,
+_CONVERTERS = (  # importing them fills TABLE
+    *(
+        aten_activation,
+        aten_alias,
+        aten_complex,
+        aten_einsum,
+        aten_experts,
+        aten_image,
+        aten_index,
+    ),
+    *(
+        aten_layout,
+        aten_math,
+        aten_nn,
+        aten_order,
+        aten_pool,
+        aten_reduce,
+        aten_resize,
+        aten_rnn,
+    ),
+    *(aten_rounding, aten_scatter, aten_shape, aten_window),
 )
 __all__ = ["to_graph"]
 
@@ -86,6 +109,8 @@ def to_graph(
         raise report(reader.problems)
     specs = [s for s in program.graph_signature.output_specs if s.kind == OutputKind.USER_OUTPUT]
     nodes = [reader.values[reader.by_name[s.arg.name]] for s in specs]
+    if any(isinstance(n, Complex) for n in nodes):
+        raise LlmcError("an output of the model is complex", hint="return its real and imaginary parts")
     return Graph(tuple(reader.inputs), dict(zip(outputs, nodes, strict=True)), dims)  # type: ignore[arg-type]  # Bounds
 
 
@@ -111,7 +136,7 @@ class _Reader:
         self.specs = {s.arg.name: s for s in program.graph_signature.input_specs}
         self.inputs: list[Node] = []
         self.problems: list[Problem] = []
-        self._weights: dict[Any, Node] = {}
+        self._weights: dict[Any, Any] = {}
         user = [s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
         self.declared = dict(zip(user, inputs, strict=True))
         self.symbols = Symbols(self._names())
@@ -168,7 +193,7 @@ class _Reader:
             return None  # checks that torch has made at export
         return self._call(node, meta)
 
-    def _placeholder(self, node: Any) -> Node | None:
+    def _placeholder(self, node: Any) -> Any:
         spec = self.specs[node.name]
         if spec.kind == InputKind.USER_INPUT:
             self.inputs.append(self._input(node))
@@ -185,22 +210,26 @@ class _Reader:
             declared.name, dtype_of(meta.dtype), shape, default=declared.default, low=low, high=high
         )
 
-    def _weight(self, tensor: Any, name: str) -> Node:
+    def _weight(self, tensor: Any, name: str) -> Any:
         """One node for all names of the same memory; the array is a view of the tensor."""
         tensor = tensor.detach()
         storage = tensor.untyped_storage()
         memory = (storage._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
         key = (*memory, tensor.dtype)
         if key not in self._weights:
-            dtype_of(tensor.dtype)
             path = name.removeprefix(self.root)
-            self._weights[key] = constant(self.array(tensor), path, Source(path.rpartition(".")[0]))
+            source = Source(path.rpartition(".")[0])
+            self._weights[key] = weight_of(tensor, path, source, self.array)
         return self._weights[key]
 
     def _call(self, node: Any, meta: Any) -> Any:
         name = str(node.target)
         name = inplace.plain_name(name) if inplace.mutates(node) else name
         convert = TABLE.get(name.removeprefix("aten."))
+        if convert is None or foreign.is_foreign(meta) or any(map(self._is_foreign, node.all_input_nodes)):
+            made = foreign.computed(node.target, self._arguments(node), self._source(node))
+            if made is not None:
+                return made
         if convert is None:
             raise UnsupportedError("no such op in llmc", "replace it by supported ops")
         if any(self.values.get(read) is None for read in node.all_input_nodes):
@@ -211,9 +240,13 @@ class _Reader:
                 )
             return None  # what it reads has been reported
         call = Call(node.target, self._arguments(node), meta, self._source(node), self.symbols)
-        result = convert(call)
+        foreign.want_native(call.arguments)
+        result = aten_complex.by_parts(call, convert)
         self._check(call, result)
         return result
+
+    def _is_foreign(self, node: Any) -> bool:
+        return isinstance(self.values.get(node), foreign.Foreign)
 
     def _arguments(self, node: Any) -> dict[str, Any]:
         """Arguments by schema name, defaults filled in."""
@@ -240,6 +273,7 @@ class _Reader:
         for meta, made in zip(metas, results, strict=True):
             if made is None:
                 continue
+            made = made.real if isinstance(made, Complex) else made
             foreseen = (dtype_of(meta.dtype), call.shape_of(meta))
             assert (made.dtype, made.shape) == foreseen, (
                 f"{call.target}: made {made.type}, torch says {foreseen}"

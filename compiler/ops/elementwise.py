@@ -13,7 +13,7 @@ import numpy as np
 
 from llmc.compiler.graph import DTYPES, TensorType
 from llmc.compiler.ops.declare import OPS, REQUIRED, op
-from llmc.compiler.ops.rules import FLOATS, NUMBERS, Array, broadcast, want_dtype, want_same_dtype
+from llmc.compiler.ops.rules import FLOATS, INTEGERS, NUMBERS, Array, broadcast, want_dtype, want_same_dtype
 from llmc.compiler.ops.traits import Known, Partial
 from llmc.errors import LlmcError
 
@@ -162,6 +162,9 @@ _binary("ge", NUMBERS, np.greater_equal, result="bool")
 _binary("and", BOOL, np.logical_and, commutative=True, partial=_absorbed(False))
 _binary("or", BOOL, np.logical_or, commutative=True, partial=_absorbed(True))
 _binary("xor", BOOL, np.logical_xor, commutative=True)
+_binary("bitand", INTEGERS, np.bitwise_and, commutative=True)
+_binary("bitor", INTEGERS, np.bitwise_or, commutative=True)
+_binary("bitxor", INTEGERS, np.bitwise_xor, commutative=True)
 
 
 def _gelu_reference(x: Array, approximate: str) -> Array:

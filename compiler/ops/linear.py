@@ -15,6 +15,7 @@ from llmc.compiler.ops.reduction import F32, layer_norm64, want_norm
 from llmc.compiler.ops.rows import row_stride, unpack_rows
 from llmc.compiler.ops.rules import (
     FLOATS,
+    INDICES,
     Array,
     broadcast,
     same_dim,
@@ -105,6 +106,34 @@ def _matmul(a: TensorType, b: TensorType) -> TensorType:
     if not same_dim(a.shape[-1], b.shape[-2]):
         raise LlmcError(f"inner dims differ: {shape_text(a.shape[-1:])} and {shape_text(b.shape[-2:-1])}")
     return TensorType(a.dtype, (*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
+
+
+def _grouped_reference(x: Array, w: Array, ends: Array) -> Array:
+    result = np.zeros((len(x), w.shape[2]), x.dtype)
+    start = 0
+    for matrix, end in zip(w, ends.tolist(), strict=True):
+        end = min(max(start, end), len(x))
+        result[start:end] = x[start:end].astype(np.float64) @ matrix.astype(np.float64)
+        start = end
+    return result
+
+
+@op("grouped_matmul", _grouped_reference, traits={"accuracy": "close"})
+def _grouped_matmul(x: TensorType, w: TensorType, ends: TensorType) -> TensorType:
+    """Rows of x, those of a group side by side, by the group's own matrix: group g ends before row `ends[g]`.
+
+    Rows behind the last end are zeros. Mixtures of experts are computed by it.
+    """
+    want_dtype(x, F32)
+    want_dtype(w, F32, "w")
+    want_dtype(ends, INDICES, "ends")
+    want_rank(x, 2, what="x")
+    want_rank(w, 3, what="w")
+    want_shape(ends, w.shape[:1], "ends")
+    want_shape(w, (w.shape[0], x.shape[1], w.shape[2]), "w")
+    if same_dim(w.shape[0], 0):
+        raise LlmcError("w has no matrix")
+    return TensorType("f32", (x.shape[0], w.shape[2]))
 
 
 # --- made by fusion only

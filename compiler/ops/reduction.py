@@ -69,7 +69,12 @@ def _mean(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
     return np.asarray(np.mean(x, axes, dtype=np.float64, keepdims=keepdims)).astype(x.dtype)
 
 
+def _prod(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
+    return np.asarray(np.prod(x, axes, dtype=_wide(x), keepdims=keepdims)).astype(x.dtype)
+
+
 _reduction("sum", NUMBERS, _sum, "close")
+_reduction("prod", NUMBERS, _prod, "close")
 _reduction("mean", FLOATS, _mean, "close")
 _reduction("max", NUMBERS, lambda x, axes, keepdims: np.max(x, axes, keepdims=keepdims), constraints=_some)
 _reduction("min", NUMBERS, lambda x, axes, keepdims: np.min(x, axes, keepdims=keepdims), constraints=_some)

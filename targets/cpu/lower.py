@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from llmc.targets.cpu.attention import attention, ragged_attention
 from llmc.targets.cpu.conv import conv
-from llmc.targets.cpu.elementwise import elementwise, filling, joining, movement, selection
-from llmc.targets.cpu.products import cell, decoded, linear, matmul, qlinear, split_rows
-from llmc.targets.cpu.rows import norm, quantised, ragged, reduction, scan, softmax
+from llmc.targets.cpu.elementwise import elementwise, filling, joining, movement, scattering, selection
+from llmc.targets.cpu.products import cell, decoded, grouped, linear, matmul, qlinear, split_rows
+from llmc.targets.cpu.rows import norm, order, quantised, ragged, reduction, scan, softmax
 from llmc.targets.cpu.storage import bitmask, codebook
 from llmc.targets.lowering import Lowerings, layered
 
@@ -15,16 +15,19 @@ LOWERINGS: Lowerings = layered(
     movement.LOWERINGS,
     joining.LOWERINGS,
     selection.LOWERINGS,
+    scattering.LOWERINGS,
     filling.LOWERINGS,
     reduction.LOWERINGS,
     softmax.LOWERINGS,
     scan.LOWERINGS,
+    order.LOWERINGS,
     decoded.LOWERINGS,  # declines plain weights
     linear.LOWERINGS,
     bitmask.LOWERINGS,
     codebook.LOWERINGS,
     cell.LOWERINGS,
     matmul.LOWERINGS,
+    grouped.LOWERINGS,
     attention.LOWERINGS,
     norm.LOWERINGS,
     conv.LOWERINGS,

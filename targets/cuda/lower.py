@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from llmc.compiler.ops.recurrent import CELLS
-from llmc.targets.cuda import attention, conv, elementwise, movement, norm, product, quantised, rows
+from llmc.targets.cuda import (
+    attention,
+    conv,
+    elementwise,
+    grouped,
+    movement,
+    norm,
+    product,
+    quantised,
+    rows,
+    selection,
+)
 from llmc.targets.lowering import Lowerings, layered
 
 LOWERINGS: Lowerings = layered(
     elementwise.LOWERINGS,
     movement.LOWERINGS,
+    selection.LOWERINGS,
     rows.LOWERINGS,
     norm.LOWERINGS,
     product.LOWERINGS,
+    grouped.LOWERINGS,
     attention.LOWERINGS,
     conv.LOWERINGS,
     quantised.LOWERINGS,

@@ -172,6 +172,13 @@ class Emitter:
         yield
         self.add(tirx.IfThenElse(condition, _block(self._blocks.pop()), None))
 
+    @contextmanager
+    def repeat(self, condition: Expr) -> Iterator[None]:
+        """while condition, which reads registers that the body sets"""
+        self._blocks.append([])
+        yield
+        self.add(tirx.While(condition, _block(self._blocks.pop())))
+
     # Values.
 
     def let(self, value: Expr, name: str = "t") -> Expr:

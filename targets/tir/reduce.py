@@ -31,8 +31,13 @@ def _lowest(dtype: str) -> float:
     return float("-inf") if dtype == "f32" else 0 if dtype == "bool" else int(np.iinfo(DTYPES[dtype]).min)
 
 
+def _times(k: Emitter, dtype: str, a: Expr, b: Expr) -> Expr:
+    return a * b
+
+
 COMBINE: dict[str, Combine] = {
     "sum": _plus,
+    "prod": _times,
     "mean": _plus,
     "max": maximum,
     "min": minimum,
@@ -41,6 +46,7 @@ COMBINE: dict[str, Combine] = {
 }
 NEUTRAL: dict[str, Callable[[str], float]] = {
     "sum": lambda dtype: 0,
+    "prod": lambda dtype: 1,
     "mean": lambda dtype: 0,
     "max": _lowest,
     "min": _highest,

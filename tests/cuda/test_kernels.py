@@ -135,6 +135,37 @@ def windows() -> Graph:
     return Graph((x,), outputs, {"batch": (1, 4), "seq": (1, 80)})
 
 
+def selections() -> Graph:
+    """Orders with ties, places written to several times, and groups of rows with some behind them."""
+    x = input_("x", "f32", (B, S, 37))
+    steps = make("floor", (x,))
+    places = make("cast", (make("mul", (x, constant(np.float32(40)))),), dtype="i64")
+    rows = make("argsort", (make("slice", (x,), axis=2, start=0, stop=9),), count=4, descending=True)
+    rows = make("slice", (make("reshape", (rows,), shape=(4 * B * S,)),), axis=0, start=0, stop=S)
+    flat = make("reshape", (x,), shape=(B * S, 37))
+    ends = make(
+        "concat", (constant(np.array([0, 1], np.int32)), *(size(n) for n in (B, B * S - B + 1))), axis=0
+    )
+    outputs = {
+        "order": make("argsort", (steps,), count=37),
+        "first": make("argsort", (steps,), count=5, descending=True),
+        "grouped": make("grouped_matmul", (flat, f32(4, 37, 70), ends)),
+        "product": make("prod", (steps,), axes=(2,)),
+    }
+    for reduce in ("none", "add", "max"):
+        outputs[f"lines {reduce}"] = make("scatter", (x, places, steps), axis=2, reduce=reduce)
+        outputs[f"rows {reduce}"] = make("scatter", (x, rows, steps), axis=1, reduce=reduce)
+    bits = [make("bitand", (places, make("argsort", (x,), count=37)))]
+    bits += [make(op, (places, bits[0])) for op in ("bitor", "bitxor")]
+    outputs |= {node.op: node for node in bits}
+    return Graph((x,), outputs, {"batch": (1, 4), "seq": (1, 80)})
+
+
+def size(value: Any) -> Node:
+    """A size as i32[1]."""
+    return make("reshape", (make("cast", (make("dim", (), value=value),), dtype="i32"),), shape=(1,))
+
+
 def optimised(graph: Graph, more: str = "") -> Graph:
     return Pipeline.parse(LEVELS[3] + more, PASSES).run(graph)[0]
 
@@ -142,7 +173,7 @@ def optimised(graph: Graph, more: str = "") -> Graph:
 def graphs() -> dict[str, tuple[Graph, dict[str, Any]]]:
     """name -> graph, inputs"""
     found = {}
-    for build in (products, attentions, reductions, movement, windows):
+    for build in (products, attentions, reductions, movement, windows, selections):
         graph = build()
         for batch, seq in ((1, 1), (2, 5), (3, 66)):
             inputs = {}

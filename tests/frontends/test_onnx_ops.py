@@ -74,6 +74,14 @@ def case(op: str, *inputs: Any, opset: int = 18, outputs: int = 1, **attributes:
     )
 
 
+def topk(k: int, **attributes: Any) -> Any:
+    """Values and indices in one tensor."""
+    nodes = [helper.make_node("TopK", ["x", "k"], ["values", "index"], **attributes)]
+    nodes += [helper.make_node("Cast", ["index"], ["number"], to=T.FLOAT)]
+    nodes += [helper.make_node("Concat", ["values", "number"], ["out"], axis=0)]
+    return pytest.param(nodes, [X], {"k": np.array([k], L)}, 18, id=f"TopK-{k}")
+
+
 CASES = [
     *(
         case(op, X)
@@ -215,6 +223,28 @@ CASES = [
     case("Pad", IMAGE, np.array([0, 0, 1, 2, 0, 0, 3, 1], L), np.array(0.5, F)),
     *(case("Pad", SIGNAL, np.array([0, 0, 1, 0, 0, 2], L), mode=mode) for mode in ("reflect", "edge")),
     case("GatherND", ("x", T.FLOAT, [4, 3, "n"]), np.array([[0, 1], [-1, 2]], L)),
+    *(topk(k, **extra) for k, extra in ((2, {}), (6, {"largest": 0}), (1, {"axis": 1}))),
+    case("ScatterElements", X, ("k", T.INT64, ["n", "m", 1]), ("y1", T.FLOAT, ["n", "m", 1]), axis=2),
+    case("ScatterElements", X, np.array([[[1, -1]]], L), np.array([[[5, 7]]], F), axis=-1),
+    case("ScatterElements", X, np.array([[[1, 1]]], L), np.array([[[5, 7]]], F), axis=2, reduction="add"),
+    case("ScatterND", ("x", T.FLOAT, [4, 3, "n"]), np.array([[0, 1], [-1, 2]], L), ("u", T.FLOAT, [2, "n"])),
+    case(
+        "ScatterND",
+        ("x", T.FLOAT, [4, "n"]),
+        np.array([[1], [1]], L),
+        ("u", T.FLOAT, [2, "n"]),
+        reduction="add",
+    ),
+    case("OneHot", K, np.array(5, L), np.array([-1, 2], F)),
+    case("OneHot", K, np.array(4, L), np.array([0, 1], F), axis=1),
+    case("Einsum", X, Y, equation="bsd,btd->bst"),
+    case("Einsum", X, A(30, dtype=F).reshape(6, 5), equation="...d,de"),
+    case("EyeLike", ("x", T.FLOAT, ["n", 6]), k=1),
+    case("EyeLike", ("x", T.FLOAT, [3, "n"]), dtype=T.INT64),
+    *(case(f"Bitwise{op}", K, np.array(3, L)) for op in ("And", "Or", "Xor")),
+    case("BitwiseNot", K),
+    case("ReduceProd", X, np.array([1], L)),
+    case("Mod", X, np.array(0.7, F), fmod=1),
 ]
 
 
@@ -238,7 +268,7 @@ def test_op(nodes: Any, inputs: Any, weights: Any, opset: int, tmp_path: Path) -
 
 def test_every_op_has_a_case() -> None:
     tried = {node.op_type for case in CASES for node in case.values[0]}
-    aliases = {"SimplifiedLayerNormalization"}  # ONNX Runtime's old name of RMSNormalization
+    aliases = {"SimplifiedLayerNormalization", "Scatter"}  # old names of RMSNormalization and ScatterElements
     assert set(TABLE) - aliases == tried
 
 

@@ -95,8 +95,20 @@ def test_special_values(kernels: Lab) -> None:
         check(kernels, nodes, {"m": x})
 
 
+def test_products(kernels: Lab) -> None:
+    """Of numbers around 1: others leave the range of floats."""
+    m = input_("m", "f32", SHAPES["m"])
+    nodes = {f"prod{a}": make("prod", (m,), axes=(a,)) for a in (0, 1)}
+    for size in (1, 21, 40):
+        check(
+            kernels,
+            nodes,
+            {"m": np.random.default_rng(size).uniform(-1.5, 1.5, (6, size)).astype(np.float32)},
+        )
+
+
 def test_integers_wrap(kernels: Lab) -> None:
     m = input_("m", "i64", SHAPES["m"])
-    nodes = {op: make(op, (m,), axes=(1,)) for op in ("sum", "max", "min")}
+    nodes = {op: make(op, (m,), axes=(1,)) for op in ("sum", "prod", "max", "min")}
     limits = np.iinfo(np.int64)
     check(kernels, nodes, {"m": np.array([[limits.max, 1, 5], [limits.min, -1, limits.min]])})

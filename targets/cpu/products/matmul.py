@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,9 @@ from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets.target import Cpu
-from llmc.targets.tir.emit import LANES, Emitter, Expr, div, f32, fma, i64, splat
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, splat
 from llmc.targets.tir.matrices import matrix_groups, matrix_offset
-from llmc.targets.tir.tiling import tiles
+from llmc.targets.tir.tiling import tiles, zeros
 
 ROWS_PER_ITEM = 48
 
@@ -59,39 +60,53 @@ def emit_matmul(symbol: str, cpu: Cpu, *, moves: tuple[tuple[bool, bool], ...]) 
         a0, b0, c0 = e.let(from_a * m * k), e.let(from_b * k * n), e.let(matrix * m * n)
         rows = e.let(tirx.min(i64(ROWS_PER_ITEM), m - first))
 
-        def strip(column: Expr, vectors: int, masked: bool, height: int, at: tuple[Expr, ...]) -> None:
-            a0, b0, c0, first, rows = at
-            mask = e.first(n - column) if masked else None
-
-            def tile(row: Expr, h: int) -> None:
-                acc = e.registers(h * vectors)
-                for i in range(h * vectors):
-                    e.set(acc, i, splat(f32(0.0)))
-                bases = [e.let(a0 + (row + i) * k) for i in range(h)]
-                with e.loop(0, k, "k") as step:
-                    line = e.let(b0 + step * n + column)
-                    values = [e.load(b, line + j * LANES, LANES, mask) for j in range(vectors)]
-                    for i in range(h):
-                        left = e.let(splat(e.load(a, bases[i] + step)))
-                        for j in range(vectors):
-                            e.set(acc, i * vectors + j, fma(left, values[j], e.get(acc, i * vectors + j)))
-                for i in range(h):
-                    line = e.let(c0 + (row + i) * n + column)
-                    for j in range(vectors):
-                        e.store(out, line + j * LANES, e.get(acc, i * vectors + j), mask)
-
-            tiles(e, first, rows, height, tile)
-
-        at = (a0, b0, c0, first, rows)
+        matrices = Matrices(e, (a, b, out), (a0, b0, c0), k, n)
         if wide:
             with e.loop(0, div(n, 3 * LANES), "strip") as s:
-                strip(e.let(s * (3 * LANES)), 3, False, 8, at)
+                matrices.strip(e.let(s * (3 * LANES)), 3, False, 8, first, rows)
             done = e.let(div(n, 3 * LANES) * (3 * LANES))
         else:
             done = i64(0)
         with e.loop(0, div(n - done + (LANES - 1), LANES), "strip") as s:
-            strip(e.let(done + s * LANES), 1, True, 12 if wide else 4, at)
+            matrices.strip(e.let(done + s * LANES), 1, True, 12 if wide else 4, first, rows)
     return e.function()
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Row-major a `[m, k]`, b `[k, n]` and their product.
+
+    Args:
+        at: of each the pointer, and the element at which it starts.
+    """
+
+    e: Emitter
+    buffers: tuple[Buffer, Buffer, Buffer]
+    at: tuple[Expr, Expr, Expr]
+    k: Expr
+    n: Expr
+
+    def strip(self, column: Expr, vectors: int, masked: bool, height: int, first: Expr, rows: Expr) -> None:
+        """Columns from `column` on, `vectors` * 16 of them, of `rows` rows, in tiles of up to `height` rows."""
+        e, (a, b, out), (a0, b0, c0), n = self.e, self.buffers, self.at, self.n
+        mask = e.first(n - column) if masked else None
+
+        def tile(row: Expr, h: int) -> None:
+            acc = zeros(e, h * vectors)
+            bases = [e.let(a0 + (row + i) * self.k) for i in range(h)]
+            with e.loop(0, self.k, "k") as step:
+                line = e.let(b0 + step * n + column)
+                values = [e.load(b, line + j * LANES, LANES, mask) for j in range(vectors)]
+                for i in range(h):
+                    left = e.let(splat(e.load(a, bases[i] + step)))
+                    for j in range(vectors):
+                        e.set(acc, i * vectors + j, fma(left, values[j], e.get(acc, i * vectors + j)))
+            for i in range(h):
+                line = e.let(c0 + (row + i) * n + column)
+                for j in range(vectors):
+                    e.store(out, line + j * LANES, e.get(acc, i * vectors + j), mask)
+
+        tiles(e, first, rows, height, tile)
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {"matmul": lower_matmul}

@@ -1,0 +1,93 @@
+"""ATen's roundings and remainders toward zero, and products that are added, written out in ops of the IR."""
+
+from __future__ import annotations
+
+from llmc.compiler.frontends.aten import Call, aten
+from llmc.compiler.graph import Node
+
+
+def _truncated(call: Call, x: Node) -> Node:
+    below = call.op("lt", x, call.scalar(0, x.dtype))
+    return call.op("where", below, call.op("ceil", x), call.op("floor", x))
+
+
+def truncated_quotient(call: Call, a: Node, b: Node) -> Node:
+    """a / b toward zero; of integers by their magnitudes."""
+    if a.dtype in ("f32", "f16"):
+        return _truncated(call, call.op("div", a, b))
+    whole = call.op("floordiv", call.op("abs", a), call.op("abs", b))
+    return call.op("mul", whole, call.op("mul", call.op("sign", a), call.op("sign", b)))
+
+
+@aten("trunc.default", "fix.default", "frac.default")
+def _trunc(call: Call) -> Node:
+    x = call["self"]
+    if x.dtype not in ("f32", "f16"):
+        return x  # type: ignore[no-any-return]
+    whole = _truncated(call, x)
+    return call.op("sub", x, whole) if "frac" in str(call.target) else whole
+
+
+@aten("round.default", "round.decimals")
+def _round(call: Call) -> Node:
+    """To the nearest, halves to the even one: floor, and one more where what is left is above a half or odd."""
+    x = call["self"]
+    call.require(call.get("decimals", 0) == 0, "rounding to decimals", "multiply, round and divide")
+    if x.dtype not in ("f32", "f16"):
+        return x  # type: ignore[no-any-return]
+    low, half = call.op("floor", x), call.scalar(0.5, x.dtype)
+    rest = call.op("sub", x, low)
+    odd = call.op("ne", call.op("mod", low, call.scalar(2, x.dtype)), call.scalar(0, x.dtype))
+    up = call.op("or", call.op("gt", rest, half), call.op("and", call.op("eq", rest, half), odd))
+    higher = call.op("add", low, call.scalar(1, x.dtype))
+    return call.op("where", up, higher, low)
+
+
+@aten("fmod.Tensor", "fmod.Scalar")
+def _fmod(call: Call) -> Node:
+    """The remainder with the sign of the dividend: of magnitudes, which is exact."""
+    a, b = call.tensors("self", "other")
+    rest = call.op("mod", call.op("abs", a), call.op("abs", b))
+    return call.op("where", call.op("lt", a, call.scalar(0, a.dtype)), call.op("neg", rest), rest)
+
+
+@aten("__lshift__.Scalar", "bitwise_left_shift.Tensor_Scalar")
+def _shift_left(call: Call) -> Node:
+    return call.op("mul", call["self"], call.scalar(1 << call["other"], call["self"].dtype))
+
+
+@aten("__rshift__.Scalar", "bitwise_right_shift.Tensor_Scalar")
+def _shift_right(call: Call) -> Node:
+    return call.op("floordiv", call["self"], call.scalar(1 << call["other"], call["self"].dtype))
+
+
+@aten("addcmul.default", "addcdiv.default")
+def _add_product(call: Call) -> Node:
+    """self + value * (a * b), or a / b."""
+    a, b = call["tensor1"], call["tensor2"]
+    made, value = call.op("div" if "div" in str(call.target) else "mul", a, b), call.get("value", 1)
+    made = made if value == 1 else call.op("mul", made, call.scalar(value, made.dtype))
+    return call.op("add", call["self"], made)
+
+
+@aten("lerp.Scalar", "lerp.Tensor")
+def _lerp(call: Call) -> Node:
+    """start + weight * (end - start); from the end where the weight is above a half, as PyTorch does."""
+    start, end = call["self"], call["end"]
+    weight = call.scalar(call["weight"], start.dtype)
+    away = call.op("sub", end, start)
+    near = call.op("add", start, call.op("mul", weight, away))
+    left = call.op("sub", call.scalar(1, start.dtype), weight)
+    far = call.op("sub", end, call.op("mul", away, left))
+    small = call.op("lt", call.op("abs", weight), call.scalar(0.5, start.dtype))
+    return call.op("where", small, near, far)
+
+
+@aten("tan.default", "sinh.default", "cosh.default")
+def _trigonometry(call: Call) -> Node:
+    x = call.cast(call["self"], call.dtype)
+    if "tan" in str(call.target):
+        return call.op("div", call.op("sin", x), call.op("cos", x))
+    up, down = call.op("exp", x), call.op("exp", call.op("neg", x))
+    both = call.op("sub" if "sinh" in str(call.target) else "add", up, down)
+    return call.op("mul", both, call.scalar(0.5, x.dtype))
