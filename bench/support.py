@@ -130,18 +130,30 @@ def _load_libraries() -> None:
 
 
 def _try(name: str, compiles: bool) -> dict[str, Any]:
-    """What becomes of one model type."""
-    row: dict[str, Any] = {"type": name, "class": support_models.main_class(name)}
+    """What becomes of one model type: of the smallest configuration with which it can be made and run."""
+    row: dict[str, Any] = {}
+    for level in range(len(support_models.LEVELS)):
+        row = _try_level(name, level, compiles)
+        made = row["state"] != "unmade" and not row.get("reason", "").startswith(_NOT_RUN)
+        if made:
+            break
+    return {"type": name, "class": support_models.main_class(name), **row}
+
+
+_NOT_RUN = ("transformers cannot run the model", "transformers cannot read config.json")
+
+
+def _try_level(name: str, level: int, compiles: bool) -> dict[str, Any]:
     try:
-        model = support_models.model_of(name)
+        model = support_models.model_of(name, level)
     except Exception as error:  # whatever a configuration made by rule runs into
-        return {**row, "state": "unmade", "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        return {"state": "unmade", "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     with tempfile.TemporaryDirectory() as folder:
         try:
             model.save_pretrained(folder)
         except Exception as error:
-            return {**row, "state": "unmade", "reason": f"cannot be saved: {error}".splitlines()[0][:200]}
-        return row | _imported(Path(folder), compiles)
+            return {"state": "unmade", "reason": f"cannot be saved: {error}".splitlines()[0][:200]}
+        return _imported(Path(folder), compiles)
 
 
 def _imported(folder: Path, compiles: bool) -> dict[str, Any]:

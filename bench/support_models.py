@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 # Auto classes by what a model is most often used for, first come first served.
@@ -57,7 +57,25 @@ SMALL: Mapping[str, Any] = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
     "use_timm_backbone": False,
+    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "window_size": 4,
+    "spectrogram_length": 64,
 }
+# What is left out where a model cannot be made with all of it, a little more each time.
+LEVELS: Sequence[frozenset[str]] = (
+    frozenset(),
+    frozenset({"head_dim", "attention_head_size", "d_kv", "rotary_dim", "window_size"}),
+    frozenset(SMALL)
+    - {"hidden_size", "d_model", "num_hidden_layers", "num_layers", "vocab_size", "pad_token_id"},
+    frozenset(SMALL)
+    - {"num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers", "vocab_size"},
+    frozenset(SMALL),
+)
+LARGEST = 60_000_000  # parameters
 # What these need beside it.
 OWN: Mapping[str, Mapping[str, Any]] = {
     "swin": {
@@ -116,32 +134,36 @@ def main_class(model_type: str) -> str | None:
     return None
 
 
-def configuration(model_type: str) -> Any:
-    """A small configuration: whichever of `SMALL` the model type has, in all its parts."""
+def configuration(model_type: str, level: int = 0) -> Any:
+    """A small configuration: whichever of `SMALL` the model type has, in all its parts, but for `LEVELS[level]`."""
     import transformers
 
     kind = transformers.AutoConfig.for_model(model_type).__class__
     usual = kind()
-    own = OWN.get(model_type, {})
-    given = {**{k: v for k, v in SMALL.items() if _takes(usual, k)}, **own}
+    small = {k: v for k, v in SMALL.items() if k not in LEVELS[level]}
+    given = {k: v for k, v in small.items() if _takes(usual, k)} | dict(OWN.get(model_type, {}))
     for name in getattr(kind, "sub_configs", {}):
         part = getattr(usual, name, None)
         if part is not None:
-            changed = {k: v for k, v in SMALL.items() if _takes(part, k)}
+            changed = {k: v for k, v in small.items() if _takes(part, k)}
             given[name] = {**part.to_dict(), **changed, **_lists(part, changed)}
     return kind(**{**given, **_lists(usual, given)})
 
 
 def _takes(config: Any, key: str) -> bool:
     value = getattr(config, key, None)
+    if isinstance(getattr(type(config), key, None), property):
+        return False
     known = key in ("pad_token_id", "bos_token_id", "eos_token_id", "num_labels")
     return hasattr(config, key) and (known or isinstance(value, (int, float)))
 
 
 def _lists(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Kinds of layers, cut to as many as there are."""
-    count = given.get("num_hidden_layers", 2)
+    count = given.get("num_hidden_layers", getattr(config, "num_hidden_layers", 2))
     kinds = getattr(config, "layer_types", None)
+    if isinstance(getattr(type(config), "layer_types", None), property):
+        return {}
     return {"layer_types": _few(kinds, count)} if isinstance(kinds, list) and kinds else {}
 
 
@@ -151,7 +173,7 @@ def _few(kinds: list[str], count: int) -> list[str]:
     return [first[i % len(first)] for i in range(count)]
 
 
-def model_of(model_type: str) -> Any:
+def model_of(model_type: str, level: int = 0) -> Any:
     """A model in eval mode, whose weights are large enough for every part to show in its outputs."""
     import torch
     import transformers
@@ -159,7 +181,12 @@ def model_of(model_type: str) -> Any:
     name = main_class(model_type)
     assert name is not None
     torch.manual_seed(0)
-    model = getattr(transformers, name)(configuration(model_type)).eval()
+    kind = getattr(transformers, name)
+    with torch.device("meta"):
+        size = sum(p.numel() for p in kind(configuration(model_type, level)).parameters())
+    if size > LARGEST:
+        raise ValueError(f"{size:,} parameters at the least")
+    model = kind(configuration(model_type, level)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for place, parameter in model.named_parameters():
