@@ -7,12 +7,8 @@ no code from the folder is run.
 
 from __future__ import annotations
 
-import logging
-import os
 import pickle
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +19,7 @@ from llmc.compiler.frontends.folder import EMBEDDING, Summary, inspect
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported, want_bound
 from llmc.compiler.frontends.inputs import IMAGE, TEXT, Inputs, inputs_of
 from llmc.compiler.frontends.pretrained import build
+from llmc.compiler.frontends.quiet import quiet
 from llmc.compiler.frontends.sentence import Dense, Sentence
 from llmc.compiler.frontends.tasks import Task, scores_of
 from llmc.compiler.frontends.tokenizer import Tokenizer
@@ -169,28 +166,6 @@ def _bounds(summary: Summary, max_batch: int, max_seq: int | None) -> int:
             hint=f"use at most {summary.max_positions}",
         )
     return max_seq or summary.max_positions
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Neither warnings nor progress bars of the libraries; their settings are put back."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformers.utils import logging as library
-
-        level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
-        disabled = logging.root.manager.disable
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
-            library.set_verbosity(level)
-            if bars:
-                library.enable_progress_bar()
 
 
 def _graph(summary: Summary, model: Any, task: Task, max_batch: int, max_seq: int) -> Graph:

@@ -38,7 +38,7 @@ def want_whole(folder: Path, ignore_unused: bool) -> None:
             "the folder has a PEFT adapter beside its base weights",
             at=str(folder),
             found=", ".join(adapters),
-            hint="merge it first: model.merge_and_unload().save_pretrained(...); or remove it to compile the base",
+            hint=f"--adapter {folder} merges it; remove it to compile the base",
         )
     heads = [n for n in names if n.startswith(HEADS)]
     if heads and not ignore_unused:

@@ -75,7 +75,7 @@ def test_an_adapter_beside_its_base(ignore: bool, saved: Any) -> None:
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(LlmcError, match="adapter beside its base weights") as caught:
         inspect(folder, ignore_unused=ignore)
-    assert "merge_and_unload" in str(caught.value.hint)
+    assert f"--adapter {folder} merges it" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("count", [0, -3])

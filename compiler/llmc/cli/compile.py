@@ -12,6 +12,7 @@ from llmc.cli import values
 from llmc.cli.output import (
     Progress,
     Seconds,
+    adapter_options,
     add_pass_option,
     extension_option,
     json_option,
@@ -28,6 +29,7 @@ Examples:
   llmc compile ./my-model -o my-model.llmc
   llmc compile ./my-model --target x86 --max-seq 256 -o my-model.llmc
   llmc compile model.onnx -o my-model.llmc             also .pt2, written by torch.export.save
+  llmc compile ./my-adapter --base ./my-model -o m.llmc  a PEFT adapter, merged into its base
   llmc compile ./my-model --quant int8 -o small.llmc
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
   llmc compile ./my-model --passes "fold,cse" -o plain.llmc
@@ -147,6 +149,7 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
     is_flag=True,
     help="Leave out heads that the task has no use for; they are an error otherwise.",
 )
+@adapter_options
 @click.option("--name", help="Name in the manifest.  [default: the folder's]")
 @extension_option
 @json_option
