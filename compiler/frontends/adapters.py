@@ -12,7 +12,7 @@ from typing import Any
 from llmc.compiler.frontends.json_file import read_object
 from llmc.compiler.frontends.regular_file import want_all_regular
 from llmc.compiler.frontends.safetensors_file import Tensor, read_header
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, extras_named, first_line
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -170,7 +170,6 @@ def merged(base: Path, adapter: Adapter) -> Any:
     Raises:
         LlmcError: peft is not installed, or the two do not fit each other.
     """
-    from llmc.errors import extras_named
 
     with extras_named():
         import peft
@@ -218,7 +217,6 @@ def _weights(adapter: Adapter, peft: Any) -> Mapping[str, Any]:
 
 
 def _failed(what: str, adapter: Adapter, error: Exception) -> LlmcError:
-    from llmc.compiler.frontends.pretrained import first_line
 
     found = type(error).__name__
     return LlmcError(f"peft cannot {what}: {first_line(error)}", at=str(adapter.path), found=found)
@@ -266,8 +264,6 @@ def _base_model(base: Path, adapter: Adapter, kind: Any, weights: Mapping[str, A
     """The base as the class, and the weights that it does not have itself: the adapter has to bring them."""
     import torch
 
-    from llmc.compiler.frontends.pretrained import first_line
-
     count = _labels(base, kind, weights)
     try:
         model, info = kind.from_pretrained(
@@ -277,13 +273,19 @@ def _base_model(base: Path, adapter: Adapter, kind: Any, weights: Mapping[str, A
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **({} if count is None else {"num_labels": count}),
+            **_options(kind, count),
         )
     except Exception as error:  # anything transformers and torch raise for a folder they cannot read
         problem = f"transformers cannot load the base model: {first_line(error)}"
         raise LlmcError(problem, at=str(base), found=type(error).__name__) from None
     mismatched = [name for name, *_ in info["mismatched_keys"]]
     return model.eval(), sorted({*info["missing_keys"], *mismatched})
+
+
+def _options(kind: Any, labels: int | None) -> dict[str, Any]:
+    """Of an Auto class also that no code of the folder is run; a class itself runs none."""
+    automatic = {"trust_remote_code": False} if kind.__name__.startswith("Auto") else {}
+    return automatic if labels is None else {**automatic, "num_labels": labels}
 
 
 _SENTINEL = 997  # a number of labels that no other size is
@@ -295,7 +297,9 @@ def _labels(base: Path, kind: Any, weights: Mapping[str, Any]) -> int | None:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(str(base), local_files_only=True, num_labels=_SENTINEL)
+        config = AutoConfig.from_pretrained(
+            str(base), local_files_only=True, trust_remote_code=False, num_labels=_SENTINEL
+        )
         with torch.device("meta"):
             make = getattr(kind, "from_config", None) or kind._from_config
             shapes = {name: tuple(p.shape) for name, p in make(config).named_parameters()}

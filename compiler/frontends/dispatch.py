@@ -11,7 +11,7 @@ from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.frontends.regular_file import want_regular
 from llmc.errors import LlmcError
 
-SUFFIXES = (".onnx", ".pt2", ".txt")
+SUFFIXES = (".onnx", ".pt2", ".gguf", ".txt")
 
 
 def is_model_file(path: str | Path) -> bool:
@@ -56,7 +56,7 @@ def load(
     """Import a model of any kind.
 
     Args:
-        path: a folder, an .onnx file, a .pt2 file or a graph's text.
+        path: a folder, an .onnx, .pt2 or .gguf file, or a graph's text.
         task: see the frontends' `load`.
         ignore_unused: leave out weights of a folder that the task has no use for.
         base: of a folder that is an adapter, its base model.
@@ -73,7 +73,7 @@ def load(
             at=str(path),
             hint=f"give a Hugging Face folder, or a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}",
         )
-    if not is_model_file(path):
+    if not is_model_file(path) or path.suffix.lower() == ".gguf":
         return _of_folder(path, base, adapter, task=task, ignore_unused=ignore_unused, **bounds)
     if base is not None or adapter is not None:
         raise LlmcError("--base and --adapter are for model folders", at=str(path))
@@ -94,10 +94,9 @@ def load(
 
 
 def _of_folder(path: Path, base: str | Path | None, adapter: str | Path | None, **options: Any) -> Imported:
-    from llmc.compiler.frontends import huggingface, overlay, plain_folder
+    from llmc.compiler.frontends import hub, huggingface, overlay, plain_folder
 
-    if not path.is_dir():
-        return huggingface.load(path, **options)  # which says what is wrong
     with plain_folder.plain(plain_folder.origin(path, base, adapter)) as plain:
         imported = huggingface.load(plain.path, **options)
+        imported = replace(imported, name=path.stem if path.is_file() else hub.name_of(path))
         return replace(imported, tokenizer=overlay.lasting(imported.tokenizer, plain.path, path))

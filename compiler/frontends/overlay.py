@@ -25,13 +25,13 @@ def is_weights(name: str) -> bool:
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """An empty folder called as `path` is; errors within it name `path` instead.
+    """An empty folder called as the model at `path` is; errors within it name `path` instead.
 
     Raises:
         LlmcError: what is raised within, of places that the user knows.
     """
     with tempfile.TemporaryDirectory(prefix="llmc-") as place:
-        folder = Path(place) / (path.resolve().name or "model")
+        folder = Path(place) / (path.resolve().stem if path.is_file() else path.resolve().name or "model")
         folder.mkdir()
         try:
             yield folder
@@ -61,6 +61,11 @@ def link(source: Path, folder: Path, wanted: Callable[[str], bool] = lambda name
             link(entry, place, wanted)
         elif wanted(entry.name) and not os.path.lexists(place):
             place.symlink_to(entry.absolute())
+
+
+def link_as(file: Path, place: Path) -> None:
+    """A link to one file, under another name."""
+    place.symlink_to(file.absolute())
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from llmc.compiler.frontends import adapters, overlay
+from llmc.compiler.frontends import adapters, checkpoints, gguf_file, overlay
 from llmc.compiler.frontends.adapters import Adapter
 from llmc.compiler.frontends.folder import Summary, inspect
-from llmc.compiler.frontends.hub import download_hint
+from llmc.compiler.frontends.hub import download_hint, snapshot
 from llmc.compiler.frontends.json_file import read_object
 from llmc.compiler.frontends.quiet import quiet
 from llmc.compiler.frontends.regular_file import want_all_regular
@@ -66,12 +66,61 @@ def plain(given: Origin, weights: bool = True) -> Iterator[Plain]:
     _want_folders(given)
     pair = _pair(given)
     if pair is None:
-        yield Plain(given.path)
+        with _whole(snapshot(given.path), weights) as found:
+            yield found
         return
     with overlay.temporary(given.path) as folder:
         adapter = adapters.read(pair[1])
         _merge(pair[0], adapter, folder, weights)
         yield Plain(folder, {"base": str(pair[0]), "adapter": f"{adapter.path} ({adapter.kind})"})
+
+
+@contextmanager
+def _whole(path: Path, weights: bool) -> Iterator[Plain]:
+    """A model without an adapter."""
+    if file := gguf_file.find(path):
+        with overlay.temporary(path) as folder:
+            with quiet():
+                kinds = gguf_file.write(file, folder, beside=path != file)
+            _say(f"{file}: weights in {kinds} become f32 numbers; llmc's own quantisation is --quant")
+            yield Plain(folder, {"gguf": f"{file} ({kinds})"})
+        return
+    root = transformer_folder(path)
+    found = _changes(root) if weights and (root / "config.json").is_file() else None
+    if not found:
+        yield Plain(path)
+        return
+    _tell(path, found)
+    with overlay.temporary(path) as folder:
+        checkpoints.write(root, _made(folder / root.relative_to(path)), found)
+        overlay.link(path, folder)
+        yield Plain(folder, {"checkpoint": str(path)})
+
+
+def _changes(root: Path) -> checkpoints.Changes:
+    with quiet():
+        return checkpoints.changes(root)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _tell(path: Path, found: checkpoints.Changes) -> None:
+    """What is taken otherwise than it is written."""
+    told = {
+        found.prefix: f"names of weights are read without {found.prefix!r}",
+        found.nested: f"the weights are read from {found.nested!r} in the checkpoint",
+        found.architecture: f"config.json names no architectures; the weights are those of {found.architecture}",
+        found.file: f"the weights are read from {found.file}",
+    }
+    for line in (line for key, line in told.items() if key):
+        _say(f"{path}: {line}")
+
+
+def _say(line: str) -> None:
+    warnings.warn(LlmcWarning(line), stacklevel=2)
 
 
 def look(given: Origin) -> tuple[Summary, Mapping[str, str]]:
@@ -115,7 +164,7 @@ def _pair(given: Origin) -> tuple[Path, Path] | None:
     if not alone:
         return None
     found_base = adapters.find_base(adapters.read(given.path))
-    warnings.warn(LlmcWarning(f"the adapter's base model is taken from {found_base}"), stacklevel=2)
+    _say(f"the adapter's base model is taken from {found_base}")
     return found_base, given.path
 
 

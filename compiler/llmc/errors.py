@@ -11,7 +11,7 @@ EXTRAS = {
     "text": ("tokenizers",),
     "vision": ("PIL",),
     "adapters": ("peft",),
-    "gguf": ("gguf",),
+    "gguf": ("gguf", "accelerate"),
     "tokenizers": ("sentencepiece", "tiktoken"),
     "compile": (
         "torch",

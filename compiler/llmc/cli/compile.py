@@ -23,6 +23,7 @@ from llmc.cli.output import (
     time_text,
 )
 from llmc.cli.verbosity import is_quiet
+from llmc.compiler.frontends.hub import name_of
 
 _EPILOG = """\b
 Examples:
@@ -41,7 +42,7 @@ Examples:
   llmc compile ./my-model --keep build -o m.llmc       leaves graphs and generated code in build/
 
 \b
-MODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json), an .onnx file or a .pt2 file.
+MODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json), an .onnx, .pt2 or .gguf file.
 Nothing is downloaded and no code of the model is run. One artifact serves every batch size and sequence
 length up to the bounds. The output appears under its name only when it is whole: a failed compile leaves an
 older artifact as it was.
@@ -155,7 +156,7 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 @json_option
 def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> None:
     """Compile MODEL into an artifact: native code, weights, a C header, a benchmarker, no other library."""
-    output = output or Path(f"{model.resolve().stem if model.is_file() else model.resolve().name}.llmc")
+    output = output or Path(f"{model.resolve().stem if model.is_file() else name_of(model)}.llmc")
     report = run_compile(model, output, **options)
     if as_json:
         print_json(report.to_dict())

@@ -22,6 +22,7 @@ from llmc.cli.output import (
     size_text,
 )
 from llmc.compiler.frontends.dispatch import is_model_file
+from llmc.compiler.frontends.hub import snapshot
 from llmc.errors import LlmcError
 
 _EPILOG = """\b
@@ -61,11 +62,12 @@ def command(
         raise click.UsageError("--batch, --seq, --past and --sessions are for artifacts.")
     if (base or adapter) and (is_model_file(path) or is_artifact(path)):
         raise click.UsageError("--base and --adapter are for model folders.")
-    if is_model_file(path):
+    if is_model_file(path) and path.suffix.lower() != ".gguf":
         _show_file(path, _file(path), as_json)
         return
-    require_folder(path, "a model or an artifact")
-    if not any((path / name).is_file() for name in _MARKS):
+    if not is_model_file(path):
+        require_folder(path, "a model or an artifact")
+    if not is_model_file(path) and not _is_model(path):
         raise LlmcError(
             "neither a model nor an artifact",
             at=str(path),
@@ -85,6 +87,12 @@ def command(
 
 # one of these is in every artifact and every model's folder
 _MARKS = ("manifest.json", "config.json", "modules.json", "adapter_config.json")
+
+
+def _is_model(path: Path) -> bool:
+    return (
+        any((path / name).is_file() for name in _MARKS) or any(path.glob("*.gguf")) or snapshot(path) != path
+    )
 
 
 def _artifact(path: Path) -> dict[str, Any]:
