@@ -142,6 +142,7 @@ def _sentence(facts: Mapping[str, Any]) -> Sentence:
         before=tuple(map(_step, facts["before"])),
         steps=tuple(map(_step, facts["steps"])),
         width=_of(facts["width"], (int, type(None))),
+        pools_prompt=_of(facts.get("pools_prompt", True), bool),
         similarity=_of(facts.get("similarity"), (str, type(None))),
     )
 
@@ -223,5 +224,6 @@ def _sentence_facts(sentence: Sentence) -> dict[str, Any]:
         "before": [plain(step) for step in sentence.before],
         "steps": [plain(step) for step in sentence.steps],
         "width": sentence.width,
+        "pools_prompt": sentence.pools_prompt,
         "similarity": sentence.similarity,
     }

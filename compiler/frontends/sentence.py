@@ -64,7 +64,7 @@ class Sentence:
         steps: what follows, in order.
         text: what is done to texts.
         width: how many numbers of the vector are kept, None for all.
-        pools_prompt: whether the tokens of a prompt are pooled too.
+        pools_prompt: whether the tokens of a prompt are pooled too; if not, the model has none of its own.
         similarity: how two vectors are to be compared, None if the model does not say.
     """
 
@@ -116,8 +116,10 @@ def read_modules(path: Path) -> Sentence | None:
     before, steps = _steps(path, kinds[1:at], TOKENS), _steps(path, kinds[at + 1 :], SENTENCE)
     if not _gives_layers(path / kinds[0][1]):  # what is not there is not weighted
         before = tuple(s for s in before if not (isinstance(s, Layer) and s.kind == "WeightedLayerPooling"))
-    left_out = not pools_prompt and any(text.prompts.values())
-    return Sentence(kinds[0][1], modes, steps, before, text, width, not left_out, similarity)
+    if not pools_prompt and any(text.prompts.values()):
+        problem = "pooling that leaves the prompt's tokens out is not supported"
+        raise LlmcError(problem, at=str(path / kinds[at][1]), found="include_prompt: false")
+    return Sentence(kinds[0][1], modes, steps, before, text, width, pools_prompt, similarity)
 
 
 def _gives_layers(transformer: Path) -> bool:
