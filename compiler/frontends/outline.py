@@ -20,6 +20,7 @@ from llmc.compiler.frontends.folder import Summary, inspect
 from llmc.compiler.frontends.huggingface import outputs_of
 from llmc.compiler.frontends.imported import MAX_BATCH
 from llmc.compiler.frontends.inputs import Inputs, inputs_of
+from llmc.compiler.frontends.quiet import quiet
 from llmc.compiler.frontends.sizes import DEPTHS
 from llmc.errors import LlmcError, first_line
 
