@@ -2,7 +2,8 @@
 
     python bench/encode.py ARTIFACT [--texts 5000] [--threads 1] [--rounds 3] [--against FOLDER] [--seed 0]
 
-In turns in one process, medians (and minima) in texts a second:
+In turns in one process, medians (and the best) in texts a second, and the processor's seconds, which other processes of
+the machine do not change:
 
     encode       model.encode(texts)
     by hand      texts sorted by their number of characters, run_text on 32 at a time, put back in order
@@ -60,14 +61,14 @@ def peer(folder: Path, threads: int) -> Callable[[list[str]], Array]:
     return lambda texts: np.asarray(model.encode(texts, batch_size=ROWS))
 
 
-def measure(runs: Mapping[str, Callable[[], Array]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, in turns, backwards every other time."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+def measure(runs: Mapping[str, Callable[[], Array]], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds by the clock and of the processor, in turns, backwards every other time."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for turn in range(rounds):
         for name in list(runs)[:: 1 if turn % 2 else -1]:
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             runs[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append((time.perf_counter() - start, time.process_time() - busy))
     return seconds
 
 
@@ -98,10 +99,14 @@ def main() -> None:
     print(
         f"{len(texts)} texts, {asked.threads} threads, {model.variant}, medians (and best) of {asked.rounds}"
     )
-    for name, taken in seconds.items():
+    clock, busy = ({n: [pair[i] for pair in taken] for n, taken in seconds.items()} for i in (0, 1))
+    for name, taken in clock.items():
         speed = f"{len(texts) / statistics.median(taken):7.0f} ({len(texts) / min(taken):.0f}) texts/s"
-        against = statistics.median(taken) / statistics.median(seconds["encode"])
-        print(f"  {name:<13}{speed}   {against:.2f} of encode's time   off by {worst[name]:.1e}")
+        ratios = (min(of[name]) / min(of["encode"]) for of in (clock, busy))
+        against = ", ".join(
+            f"{r:.2f} of encode's {what}" for r, what in zip(ratios, ("time", "work"), strict=True)
+        )
+        print(f"  {name:<13}{speed}   best: {against}   off by {worst[name]:.1e}")
 
 
 if __name__ == "__main__":

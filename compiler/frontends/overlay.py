@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,13 +15,12 @@ from typing import Any
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.errors import LlmcError
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+|\.\w+)?\.(safetensors|bin)(\.index\.json)?")
 
 
 def is_weights(name: str) -> bool:
     """Whether a file of this name holds the model's weights, a part of them or their index."""
-    stems = tuple(weights.partition(".")[0] for weights in WEIGHTS)
-    return name.startswith(stems) and name.endswith((".safetensors", ".bin", ".index.json"))
+    return _WEIGHTS.fullmatch(name) is not None
 
 
 @contextmanager

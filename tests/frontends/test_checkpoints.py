@@ -16,7 +16,7 @@ from random_families import random_model
 from safetensors.torch import load_file, save_file
 
 from llmc.cli import main
-from llmc.compiler.frontends import checkpoints, dispatch, hub, plain_folder
+from llmc.compiler.frontends import checkpoints, dispatch, hub, overlay, plain_folder
 from llmc.compiler.frontends.folder import inspect
 from llmc.compiler.frontends.pretrained import build
 from llmc.compiler.frontends.quiet import quiet
@@ -386,3 +386,30 @@ def test_gguf_is_asked_for(quantised: Path, monkeypatch: Any) -> None:
     with pytest.raises(LlmcError, match="this needs the package gguf") as caught:
         dispatch.load(quantised)
     assert caught.value.hint == "pip install 'llmc[gguf]'"
+
+
+def test_a_head_in_a_file_of_its_own_is_not_lost(tmp_path: Path) -> None:
+    """What is renamed leaves everything else where it was."""
+    saved_in(tmp_path, masked())
+    rename(tmp_path, lambda name: f"module.{name}")
+    save_file({"weight": torch.zeros(2, 3)}, tmp_path / "model_head.safetensors")
+    with TOLD, pytest.raises(LlmcError, match="a SetFit head"):
+        built(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("model.safetensors", True),
+        ("model-00001-of-00002.safetensors", True),
+        ("model.fp16.safetensors", True),
+        ("model.safetensors.index.json", True),
+        ("pytorch_model.bin", True),
+        ("model_head.safetensors", False),
+        ("model.onnx", False),
+        ("adapter_model.safetensors", False),
+        ("training_args.bin", False),
+    ],
+)
+def test_what_are_weights(name: str, weights: bool) -> None:
+    assert overlay.is_weights(name) == weights
