@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from llmc.errors import TextsCut, extras_named
+from llmc.errors import TextsCut
 from llmc.runtime.arrays import Array
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ class TextCalls:
         batch_size: int = 32,
         normalize: bool = False,
         truncate_dim: int | None = None,
-        convert_to_tensor: bool = False,
-    ) -> Any:
+    ) -> Array:
         """Embed any number of texts, in batches of like lengths; options are those of sentence-transformers.
 
         Args:
@@ -64,10 +63,10 @@ class TextCalls:
             batch_size: texts of a run.
             normalize: make every vector of length 1, after it was truncated.
             truncate_dim: keep that many numbers of each vector.
-            convert_to_tensor: give a torch tensor on the same memory.
 
         Returns:
-            f32 `[texts, width]` in the order of the texts; of one text that is no list `[width]`.
+            f32 `[texts, width]` in the order of the texts; of one text that is no list `[width]`. `torch.from_numpy`
+            makes a tensor of it on the same memory.
 
         Raises:
             LlmcError: the model gives no sentence embedding, has no tokenizer or no such prompt, an option makes no
@@ -77,12 +76,7 @@ class TextCalls:
 
         model = cast("Model", self)
         model._open_handle()
-        found = encode(model, texts, prompt_name, prompt, batch_size, normalize, truncate_dim)
-        if not convert_to_tensor:
-            return found
-        with extras_named():
-            import torch
-        return torch.from_numpy(found)
+        return encode(model, texts, prompt_name, prompt, batch_size, normalize, truncate_dim)
 
     @property
     def cut_texts(self) -> int:

@@ -23,6 +23,7 @@ from llmc.errors import LlmcError
 
 WRAPPERS = ("module", "_orig_mod")  # no model of transformers calls a part of itself so
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # keys below which trainers put the weights
+STACKS = {"layer", "layers", "block", "blocks", "h"}
 MOST_OF = 0.9  # of all names that begin alike, for this to be the name of a wrapper
 
 
@@ -164,6 +165,8 @@ def _prefix(root: Path, config: Mapping[str, Any], shapes: Mapping[str, Any]) ->
         if count < MOST_OF * len(shapes) or not all("." in n for n in names if n.startswith(first)):
             break
         rest = [name.removeprefix(f"{first}.") for name in names if name.startswith(f"{first}.")]
+        if {name.partition(".")[0] for name in rest} <= STACKS:
+            break  # an encoder without a head: nearly all of it is its layers
         if first not in WRAPPERS and not _wraps(root, config, first, names, rest):
             break
         found += f"{first}."

@@ -142,7 +142,7 @@ def _sentence(facts: Mapping[str, Any]) -> Sentence:
         before=tuple(map(_step, facts["before"])),
         steps=tuple(map(_step, facts["steps"])),
         width=_of(facts["width"], (int, type(None))),
-        pools_prompt=_of(facts.get("pools_prompt", True), bool),
+        pools_prompt=facts.get("pools_prompt") is not False,
         similarity=_of(facts.get("similarity"), (str, type(None))),
     )
 

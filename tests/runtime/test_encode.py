@@ -88,13 +88,6 @@ def test_truncation_then_length_one(embedder: Any) -> None:
     assert found.dtype == np.float32
 
 
-def test_a_tensor(embedder: Any) -> None:
-    torch = pytest.importorskip("torch")
-    found = embedder.encode(TEXTS[:3], convert_to_tensor=True)
-    assert isinstance(found, torch.Tensor)
-    assert found.dtype == torch.float32
-
-
 def test_too_long_is_cut_and_told(embedder: Any) -> None:
     with pytest.warns(TextsCut, match="^2 of 3 texts were cut to the 128 tokens"):
         found = embedder.encode(["a " * 300, "a", "b " * 129])
