@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from llmc.compiler.frontends import adapters, checkpoints, gguf_file, overlay
+from llmc.compiler.frontends import adapters, checkpoints, gguf_file, merging, overlay
 from llmc.compiler.frontends.adapters import Adapter
 from llmc.compiler.frontends.folder import Summary, inspect
 from llmc.compiler.frontends.hub import download_hint, snapshot
@@ -218,7 +218,7 @@ def _write_merged(base: Path, adapter: Adapter, root: Path) -> None:
     with quiet(), overlay.temporary(root) as place, overlay.temporary(base) as alone:
         # where an adapter lies beside the weights transformers would load it as well
         overlay.link(base, alone, lambda name: not adapters.is_file_of(name))
-        adapters.merged(alone, adapter).save_pretrained(place)
+        merging.merged(alone, adapter).save_pretrained(place)
         overlay.move(place, root)
     _name_labels(adapter, root)
 

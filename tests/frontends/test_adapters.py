@@ -15,7 +15,7 @@ from random_families import random_model
 from safetensors.torch import load_file, save_file
 
 from llmc.cli import main
-from llmc.compiler.frontends import adapters, dispatch, overlay, plain_folder
+from llmc.compiler.frontends import adapters, dispatch, merging, overlay, plain_folder
 from llmc.compiler.frontends.quiet import quiet
 from llmc.errors import LlmcError, LlmcWarning
 
@@ -82,7 +82,7 @@ CASES: dict[str, tuple[str, Callable[[], Any]]] = {
 
 def tuned(base: Path, config: Any, place: Path, labels: int = 3, words: int | None = None) -> Any:
     """An adapter with numbers that show, saved in `place`; the model that peft makes of both."""
-    kind = getattr(transformers, adapters.CLASSES.get(str(config.task_type), "AutoModel"))
+    kind = getattr(transformers, merging.CLASSES.get(str(config.task_type), "AutoModel"))
     with quiet():
         options = {"num_labels": labels} if config.task_type == "SEQ_CLS" else {}
         model = kind.from_pretrained(base, **options)
@@ -183,7 +183,7 @@ def test_all_ways_to_name_the_pair(pair: tuple[Path, Path]) -> None:
 
 def test_a_look_merges_nothing(pair: tuple[Path, Path], monkeypatch: Any) -> None:
     base, adapter = pair
-    monkeypatch.setattr(adapters, "merged", None)
+    monkeypatch.setattr(merging, "merged", None)
     summary, parts = plain_folder.look(plain_folder.Origin(adapter, base))
     assert summary.task.name == "text-classification"
     assert summary.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
