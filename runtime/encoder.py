@@ -88,22 +88,30 @@ class Encoder:
 
     def __init__(self, text: str, entry: TokenizerEntry, longest: int, at: str) -> None:
         with extras_named():
-            import tokenizers
+            import tokenizers  # noqa: F401
         self.entry = entry
         self.pad = {"pad_id": entry.pad_id, "pad_token": entry.pad_token, "direction": entry.padding_side}
+        self.text, self.longest = text, longest
+        self.bare: Any = None
         self.risky = '"Regex"' in text  # a pattern of the model's own may backtrack without end
         try:
             with self._guard():
-                self.whole, self.cut = (tokenizers.Tokenizer.from_str(text) for _ in range(2))
-                for tool in (self.whole, self.cut):
-                    tool.enable_padding(**self.pad)
+                self.whole, self.cut = self._tool(text), self._tool(text)
                 self.whole.no_truncation()
-                self.cut.enable_truncation(longest, direction=entry.truncation_side)
         except (
             BaseException
         ) as error:  # the library raises bare Exception for whatever is wrong with the file
             _want_mistake(error)
             raise LlmcError(f"{entry.file} is no tokenizer: {error}", at=at) from None
+
+    def _tool(self, text: str) -> Any:
+        """The library's object, which pads to the longest of a batch and cuts."""
+        import tokenizers
+
+        made = tokenizers.Tokenizer.from_str(text)
+        made.enable_padding(**self.pad)
+        made.enable_truncation(self.longest, direction=self.entry.truncation_side)
+        return made
 
     def __call__(
         self, texts: Sequence[Text], *, truncate: bool = True, prompt: str | None = None
@@ -116,19 +124,38 @@ class Encoder:
         Raises:
             LlmcError: a text is none (`BadTexts`), or there is no such prompt.
         """
-        before = self._prompt(prompt)
+        before = self.prompt_of(prompt)
         batch = [(before + t[0], t[1]) if isinstance(t, tuple) else before + t for t in texts]
+        return self._encoded(self.cut if truncate else self.whole, batch)
+
+    def unpadded(self, texts: Sequence[str], before: str) -> list[Any]:
+        """The encodings, each as long as it is, cut to the longest that is allowed, without places in the text.
+
+        Raises:
+            LlmcError: a text is none (`BadTexts`).
+        """
+        if self.bare is None:
+            with self._guard():
+                self.bare = self._tool(self.text)
+                self.bare.no_padding()
+        return self._encoded(self.bare, [before + text for text in texts], fast=True)
+
+    def _encoded(self, tool: Any, batch: Sequence[Text], fast: bool = False) -> list[Any]:
         if bad := {i: reason for i, text in enumerate(batch) if (reason := _surrogate(text))}:
             raise BadTexts(bad, len(batch))
-        tool = self.cut if truncate else self.whole
         with self._guard():
             try:
-                return list(tool.encode_batch(batch))
+                return list((tool.encode_batch_fast if fast else tool.encode_batch)(batch))
             except BaseException as error:
                 _want_mistake(error)
                 raise BadTexts(_failing(tool, batch, error), len(batch)) from None
 
-    def _prompt(self, name: str | None) -> str:
+    def prompt_of(self, name: str | None) -> str:
+        """The prompt of a name; None: the model's default, if it has one.
+
+        Raises:
+            LlmcError: there is no such prompt.
+        """
         name = self.entry.prompt if name is None else name
         if name is None:
             return ""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import platform
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from ctypes import byref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from llmc.errors import LlmcError, TextsCut
+from llmc.errors import LlmcError
 from llmc.runtime import native
 from llmc.runtime.arrays import Array, check_names
 from llmc.runtime.calls import Caller
@@ -23,6 +22,7 @@ from llmc.runtime.files import check_files
 from llmc.runtime.manifest import MODULE, Manifest, read_manifest
 from llmc.runtime.session import Session, memory_bound
 from llmc.runtime.signature import TensorInfo, check_same, read_signature
+from llmc.runtime.text_calls import TextCalls
 from llmc.runtime.threads import Threads, count
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class MemoryNeeded:
     states: int
 
 
-class Model:
+class Model(TextCalls):
     """A loaded model. Thread-safe: calls on it take turns, sessions of it may run at once. A context manager too.
 
     Attributes:
@@ -184,40 +184,6 @@ class Model:
         """What turns logits into what is told: "softmax", "sigmoid" or "none"; None if the artifact does not say."""
         found = self.manifest.postprocess.get("scores")
         return None if found is None else str(found)
-
-    def run_text(
-        self,
-        texts: str | tuple[str, str] | Sequence[str | tuple[str, str]],
-        *,
-        truncate: bool = True,
-        prompt: str | None = None,
-    ) -> dict[str, Array]:
-        """Tokenise and run: one text, one (text, pair), or a list of either, which makes one batch.
-
-        Longer texts are cut to the model's bound, with a warning (`llmc.errors.TextsCut`), unless `truncate` is False,
-        shorter ones padded to the longest. `prompt` names one of the model's prompts instead of its default, if it
-        has any.
-
-        Raises:
-            LlmcError: the artifact has no tokenizer or no such prompt, or a text is empty of tokens, too long or no
-                Unicode (`llmc.runtime.encoder.BadTexts` says which).
-        """
-        from llmc.runtime.encoder import was_cut
-        from llmc.runtime.text import Tokenizer
-
-        self._open_handle()
-        tokenizer = Tokenizer.of(self)
-        encodings = tokenizer.encode(texts, truncate=truncate, prompt=prompt)
-        if cut := was_cut(encodings):
-            warnings.warn(TextsCut(len(cut), len(encodings), tokenizer.longest), stacklevel=2)
-        return self.run(tokenizer.arrays(encodings))
-
-    @property
-    def cut_texts(self) -> int:
-        """How many texts were longer than the model takes and were cut, so far."""
-        from llmc.runtime.text import Tokenizer
-
-        return Tokenizer.of(self).cut_texts
 
     def benchmark(self, *, duration: float = 3.0, profile: bool = False, **options: Any) -> BenchmarkReport:
         """Time the model on random valid inputs; see `llmc.runtime.benchmark.run_benchmark`."""

@@ -77,6 +77,26 @@ class Tokenizer:
         """The model's inputs of encodings."""
         return {n: np.array([getattr(e, _FIELDS[n]) for e in encodings], np.int64) for n in self.names}
 
+    def padded(self, encodings: Sequence[Any], columns: int) -> dict[str, Array]:
+        """The same of encodings that are each as long as they are: int64 [batch, columns]."""
+        fill = {"input_ids": self.encoder.entry.pad_id}
+        left = self.encoder.entry.padding_side == "left"
+        return {
+            n: _stacked([getattr(e, _FIELDS[n]) for e in encodings], columns, fill.get(n, 0), left)
+            for n in self.names
+        }
+
+
+def _stacked(rows: Sequence[Sequence[int]], columns: int, fill: int, left: bool) -> Array:
+    """int64 [rows, columns], filled up on one side."""
+    found = np.full((len(rows), columns), fill, np.int64)
+    for row, values in enumerate(rows):
+        if left:
+            found[row, columns - len(values) :] = values
+        else:
+            found[row, : len(values)] = values
+    return found
+
 
 def _read(model: Model, name: str) -> str:
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.frontends.regular_file import want_regular
 from llmc.errors import LlmcError
 
-SUFFIXES = (".onnx", ".pt2", ".txt")
+SUFFIXES = (".onnx", ".pt2", ".gguf", ".txt")
 
 
 def is_model_file(path: str | Path) -> bool:
@@ -43,13 +44,23 @@ def weights_for(path: Path, task: str = "auto", ignore_unused: bool = False) -> 
     return found
 
 
-def load(path: str | Path, task: str = "auto", *, ignore_unused: bool = False, **bounds: Any) -> Imported:
+def load(
+    path: str | Path,
+    task: str = "auto",
+    *,
+    ignore_unused: bool = False,
+    base: str | Path | None = None,
+    adapter: str | Path | None = None,
+    **bounds: Any,
+) -> Imported:
     """Import a model of any kind.
 
     Args:
-        path: a folder, an .onnx file, a .pt2 file or a graph's text.
+        path: a folder, an .onnx, .pt2 or .gguf file, or a graph's text.
         task: see the frontends' `load`.
         ignore_unused: leave out weights of a folder that the task has no use for.
+        base: of a folder that is an adapter, its base model.
+        adapter: merged into the model in the folder.
         bounds: `max_batch` and `max_seq`.
 
     Raises:
@@ -62,10 +73,10 @@ def load(path: str | Path, task: str = "auto", *, ignore_unused: bool = False, *
             at=str(path),
             hint=f"give a Hugging Face folder, or a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}",
         )
-    if not is_model_file(path):
-        from llmc.compiler.frontends import huggingface
-
-        return huggingface.load(path, task=task, ignore_unused=ignore_unused, **bounds)
+    if not is_model_file(path) or path.suffix.lower() == ".gguf":
+        return _of_folder(path, base, adapter, task=task, ignore_unused=ignore_unused, **bounds)
+    if base is not None or adapter is not None:
+        raise LlmcError("--base and --adapter are for model folders", at=str(path))
     if not path.exists():
         raise LlmcError("no such model file", at=str(path), hint="is the path right?")
     want_regular(path)
@@ -80,3 +91,12 @@ def load(path: str | Path, task: str = "auto", *, ignore_unused: bool = False, *
     from llmc.compiler.frontends import pt2
 
     return pt2.load(path, task=task, **bounds)
+
+
+def _of_folder(path: Path, base: str | Path | None, adapter: str | Path | None, **options: Any) -> Imported:
+    from llmc.compiler.frontends import hub, huggingface, overlay, plain_folder
+
+    with plain_folder.plain(plain_folder.origin(path, base, adapter)) as plain:
+        imported = huggingface.load(plain.path, **options)
+        imported = replace(imported, name=path.stem if path.is_file() else hub.name_of(path))
+        return replace(imported, tokenizer=overlay.lasting(imported.tokenizer, plain.path, path))

@@ -114,7 +114,7 @@ def read_config(root: Path) -> Mapping[str, Any]:
     file = root / "config.json"
     if not file.exists():
         adapter = (root / "adapter_config.json").exists()
-        hint = "merge the adapter first: model.merge_and_unload().save_pretrained(...)" if adapter else None
+        hint = "--base DIR names the folder of its base model" if adapter else None
         raise LlmcError(
             "the folder has no config.json",
             at=str(root),

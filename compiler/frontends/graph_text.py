@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.frontends.imported import GENERIC, Imported
-from llmc.compiler.frontends.sentence import Dense, Sentence, Step
+from llmc.compiler.frontends.sentence import LAYERS, Dense, Layer, Sentence, Step
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.errors import LlmcError
 
@@ -142,11 +142,17 @@ def _sentence(facts: Mapping[str, Any]) -> Sentence:
         before=tuple(map(_step, facts["before"])),
         steps=tuple(map(_step, facts["steps"])),
         width=_of(facts["width"], (int, type(None))),
+        pools_prompt=facts.get("pools_prompt") is not False,
+        similarity=_of(facts.get("similarity"), (str, type(None))),
     )
 
 
 def _step(fact: Any) -> Step:
-    return Dense(Path(), bool(fact["bias"]), str(fact["activation"])) if isinstance(fact, dict) else str(fact)
+    if not isinstance(fact, dict):
+        return str(fact)
+    if "kind" in fact:
+        return Layer(_one_of(fact["kind"], tuple(LAYERS)), Path(), _of(fact["start"], int))
+    return Dense(Path(), bool(fact["bias"]), str(fact["activation"]), bool(fact.get("residual")))
 
 
 def _for_task(imported: Imported, task: str, path: Path) -> Imported:
@@ -211,11 +217,13 @@ def _json(facts: Mapping[str, Any]) -> str:
 
 def _sentence_facts(sentence: Sentence) -> dict[str, Any]:
     def plain(step: Step) -> Any:
-        return step if isinstance(step, str) else {"bias": step.bias, "activation": step.activation}
+        return step if isinstance(step, str) else {k: v for k, v in asdict(step).items() if k != "folder"}
 
     return {
         "pooling": list(sentence.pooling),
         "before": [plain(step) for step in sentence.before],
         "steps": [plain(step) for step in sentence.steps],
         "width": sentence.width,
+        "pools_prompt": sentence.pools_prompt,
+        "similarity": sentence.similarity,
     }

@@ -22,3 +22,21 @@ def download_hint(path: str | Path) -> str | None:
         f"llmc downloads nothing: if it is a model on the Hugging Face hub, "
         f"`hf download {name} --local-dir {folder}` first, then give ./{folder}"
     )
+
+
+def snapshot(path: Path) -> Path:
+    """The folder with the files of a model in a hub's cache, as in `models--owner--name`; other paths as they are."""
+    reference = path / "refs" / "main"
+    if not path.name.startswith("models--") or not reference.is_file() or reference.stat().st_size > 100:
+        return path
+    found = path / "snapshots" / reference.read_text(encoding="utf-8", errors="replace").strip()
+    return found if found.is_dir() and found.parent == path / "snapshots" else path
+
+
+def name_of(path: Path) -> str:
+    """What a model's folder is called; in a hub's cache that is not the folder's name, but that of the model."""
+    path = path.resolve()
+    for place in (path, path.parent.parent if path.parent.name == "snapshots" else path):
+        if place.name.startswith("models--"):
+            return place.name.rpartition("--")[2]
+    return path.name

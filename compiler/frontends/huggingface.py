@@ -7,12 +7,7 @@ no code from the folder is run.
 
 from __future__ import annotations
 
-import logging
-import os
-import pickle
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +18,8 @@ from llmc.compiler.frontends.folder import EMBEDDING, Summary, inspect
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported, want_bound
 from llmc.compiler.frontends.inputs import IMAGE, TEXT, Inputs, inputs_of
 from llmc.compiler.frontends.pretrained import build
-from llmc.compiler.frontends.sentence import Dense, Sentence
+from llmc.compiler.frontends.quiet import quiet
+from llmc.compiler.frontends.sentence import Sentence
 from llmc.compiler.frontends.tasks import Task, scores_of
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.compiler.frontends.versions import warn_if_untested
@@ -83,19 +79,10 @@ def tokenizer_of(summary: Summary) -> Tokenizer | None:
     """The folder's tokenizer as transformers builds it.
 
     Raises:
-        LlmcError: it cannot be built, or pads where the pooling does not look.
+        LlmcError: it cannot be built.
     """
     told = summary.sentence.text if summary.sentence else None
-    made = tokenizers.build(summary.tokenizer, summary.root, summary.max_positions, told)
-    counted = summary.sentence is not None and "weightedmean" in summary.sentence.pooling
-    if made is not None and made.padding_side == "left" and counted:
-        raise LlmcError(
-            "padding on the left is not supported where the pooling is weightedmean",
-            at=str(summary.root / "tokenizer_config.json"),
-            found="padding_side: left",
-            hint="set it to right if the model was trained so",
-        )
-    return made
+    return tokenizers.build(summary.tokenizer, summary.root, summary.max_positions, told)
 
 
 @dataclass(frozen=True)
@@ -171,28 +158,6 @@ def _bounds(summary: Summary, max_batch: int, max_seq: int | None) -> int:
     return max_seq or summary.max_positions
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Neither warnings nor progress bars of the libraries; their settings are put back."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformers.utils import logging as library
-
-        level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
-        disabled = logging.root.manager.disable
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
-            library.set_verbosity(level)
-            if bars:
-                library.enable_progress_bar()
-
-
 def _graph(summary: Summary, model: Any, task: Task, max_batch: int, max_seq: int) -> Graph:
     """The model's graph, which computes what the model does: see `reference`."""
     import torch
@@ -234,7 +199,8 @@ def _head(
     Args:
         sample: a tensor for each input; what the model makes of it says which outputs there are.
     """
-    from llmc.compiler.frontends.heads import Head, SentenceHead
+    from llmc.compiler.frontends.heads import Head
+    from llmc.compiler.frontends.sentence_head import SentenceHead
 
     head = Head(model, inputs.names, (), inputs.fixed)
     if task.name != EMBEDDING:
@@ -242,35 +208,8 @@ def _head(
         head.outputs = outputs_of(found, task)
         return head.eval(), head.outputs
     sentence = summary.sentence or Sentence()
-    whole = SentenceHead(head, sentence, _dense).eval()
+    whole = SentenceHead(head, sentence).eval()
     return whole, whole.outputs
-
-
-def _dense(step: Dense) -> Any:
-    """The Dense module with its weights."""
-    import torch
-    from safetensors.torch import load_file
-
-    from llmc.compiler.frontends.folder import PICKLED, SAFETENSORS, read_weights
-    from llmc.compiler.frontends.heads import DenseLayer
-    from llmc.compiler.frontends.regular_file import want_all_regular
-
-    want_all_regular(step.folder)
-    known = read_weights(step.folder)
-    try:
-        if known is not None:
-            state = load_file(step.folder / SAFETENSORS)
-        else:
-            state = torch.load(step.folder / PICKLED, weights_only=True, map_location="cpu")
-        used = {"linear.weight", "linear.bias"} if step.bias else {"linear.weight"}
-        if left := sorted(set(state) - used):
-            at = str(step.folder)
-            raise LlmcError(f"the Dense layer has weights that it does not use: {', '.join(left)}", at=at)
-        return DenseLayer(
-            state["linear.weight"], state["linear.bias"] if step.bias else None, step.activation
-        )
-    except (KeyError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise LlmcError(f"cannot load the Dense layer: {first_line(error)}", at=str(step.folder)) from None
 
 
 _NO_OUTPUTS = ("loss", "past_key_values", "hidden_states", "attentions")

@@ -19,6 +19,12 @@ HEADS = (
     "v_head.",
     "crf.",
 )
+SETFIT = ("model_head.", "config_setfit.")
+CRF = (
+    "crf.",
+    "crf_layer.",
+    "model.crf.",
+)  # how a conditional random field is called after a token classifier
 _BUFFERS = ("position_ids", "token_type_ids")
 _NEXT_SENTENCE = (
     "cls.seq_relationship.",
@@ -38,16 +44,22 @@ def want_whole(folder: Path, ignore_unused: bool) -> None:
             "the folder has a PEFT adapter beside its base weights",
             at=str(folder),
             found=", ".join(adapters),
-            hint="merge it first: model.merge_and_unload().save_pretrained(...); or remove it to compile the base",
+            hint=f"--adapter {folder} merges it; remove it to compile the base",
         )
     heads = [n for n in names if n.startswith(HEADS)]
-    if heads and not ignore_unused:
-        raise LlmcError(
-            "the folder has a head in a file of its own, which is not supported",
-            at=str(folder),
-            found=", ".join(heads),
-            hint=f"{FLAG} compiles the model without it",
-        )
+    if not heads or ignore_unused:
+        return
+    setfit = [n for n in heads if n.startswith(SETFIT)]
+    raise LlmcError(
+        "the folder has a SetFit head, which is a pickle and was not opened"
+        if setfit
+        else "the folder has a head in a file of its own, which is not supported",
+        at=str(folder),
+        found=", ".join(heads),
+        hint=f"{FLAG} compiles the embeddings; classify them by the head where you trust it"
+        if setfit
+        else f"{FLAG} compiles the model without it",
+    )
 
 
 def of_trunk(model: Any, unexpected: Sequence[str]) -> list[str]:
@@ -77,7 +89,9 @@ def want_used(model: Any, unexpected: Sequence[str], task: str, at: str, config:
     left = of_heads(model, unexpected, task)
     if not left:
         return
-    if config.get("architectures"):
+    if any(name.startswith(CRF) for name in left):
+        advice = "the CRF decodes what the model gives: compile the scores of each token and decode them by its weights"
+    elif config.get("architectures"):
         advice = "choose the task the model was trained for by --task"
     else:
         advice = "config.json names no architectures: say what the model is for by --task"

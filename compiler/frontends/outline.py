@@ -17,9 +17,10 @@ import numpy as np
 
 from llmc.compiler.frontends import classes, forward
 from llmc.compiler.frontends.folder import Summary, inspect
-from llmc.compiler.frontends.huggingface import outputs_of, quiet
+from llmc.compiler.frontends.huggingface import outputs_of
 from llmc.compiler.frontends.imported import MAX_BATCH
 from llmc.compiler.frontends.inputs import Inputs, inputs_of
+from llmc.compiler.frontends.quiet import quiet
 from llmc.compiler.frontends.sizes import DEPTHS
 from llmc.errors import LlmcError, first_line
 

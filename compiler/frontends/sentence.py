@@ -20,20 +20,37 @@ POOLING = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid")
+ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU")
 TOKENS, SENTENCE = "token_embeddings", "sentence_embedding"  # what a module reads and writes
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A linear layer: the folder with its weights, and the torch.nn class of its activation."""
+    """A linear layer: its folder, the torch.nn class of its activation, whether its input is added to its output."""
 
     folder: Path
     bias: bool
     activation: str
+    residual: bool = False
 
 
-Step = Dense | str  # "normalize"
+@dataclass(frozen=True)
+class Layer:
+    """A module whose weights say all of it, but for one number: `start`, the first layer that is weighted."""
+
+    kind: str  # a key of LAYERS
+    folder: Path
+    start: int = 0
+
+
+Step = Dense | Layer | str  # "normalize"
+# kind of Layer -> the file with its settings, and what it reads and writes
+LAYERS: Mapping[str, tuple[str, str]] = {
+    "LayerNorm": ("config.json", SENTENCE),
+    "CNN": ("cnn_config.json", TOKENS),
+    "WeightedLayerPooling": ("config.json", TOKENS),
+}
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 
 @dataclass(frozen=True)
@@ -43,10 +60,12 @@ class Sentence:
     Args:
         transformer: folder of the transformer, relative to the model's.
         before: what each token's vector goes through before pooling, in order.
-        pooling: modes whose results are concatenated: cls, max, mean, mean_sqrt_len_tokens, weightedmean.
+        pooling: modes whose results are concatenated: cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken.
         steps: what follows, in order.
         text: what is done to texts.
         width: how many numbers of the vector are kept, None for all.
+        pools_prompt: whether the tokens of a prompt are pooled too; if not, the model has none of its own.
+        similarity: how two vectors are to be compared, None if the model does not say.
     """
 
     transformer: str = ""
@@ -55,6 +74,8 @@ class Sentence:
     before: tuple[Step, ...] = ()
     text: TextSettings = field(default_factory=TextSettings)
     width: int | None = None
+    pools_prompt: bool = True
+    similarity: str | None = None
 
     @property
     def normalized(self) -> bool:
@@ -90,10 +111,21 @@ def read_modules(path: Path) -> Sentence | None:
             found=", ".join(kind for kind, _ in kinds),
             hint="--task feature-extraction compiles the transformer alone",
         )
-    width, text = _model_config(path), text_settings(path, path / kinds[0][1])
-    modes = _pooling(path / kinds[at][1] / "config.json", text.prompts)
+    (width, similarity), text = _model_config(path), text_settings(path, path / kinds[0][1])
+    modes, pools_prompt = _pooling(path / kinds[at][1] / "config.json")
     before, steps = _steps(path, kinds[1:at], TOKENS), _steps(path, kinds[at + 1 :], SENTENCE)
-    return Sentence(kinds[0][1], modes, steps, before, text, width)
+    if not _gives_layers(path / kinds[0][1]):  # what is not there is not weighted
+        before = tuple(s for s in before if not (isinstance(s, Layer) and s.kind == "WeightedLayerPooling"))
+    if not pools_prompt and any(text.prompts.values()):
+        problem = "pooling that leaves the prompt's tokens out is not supported"
+        raise LlmcError(problem, at=str(path / kinds[at][1]), found="include_prompt: false")
+    return Sentence(kinds[0][1], modes, steps, before, text, width, pools_prompt, similarity)
+
+
+def _gives_layers(transformer: Path) -> bool:
+    """Whether the transformer hands out the vectors of all its layers, as sentence-transformers asks."""
+    file = transformer / "config.json"
+    return file.exists() and read_object(file).get("output_hidden_states") is True
 
 
 def _entries(file: Path) -> list[tuple[str, str]]:
@@ -122,8 +154,8 @@ def _kind(entry: Any, file: Path) -> str:
     return name.rpartition(".")[2] if name.startswith("sentence_transformers.") else name
 
 
-def _model_config(path: Path) -> int | None:
-    """`truncate_dim`.
+def _model_config(path: Path) -> tuple[int | None, str | None]:
+    """`truncate_dim` and `similarity_fn_name`.
 
     Raises:
         LlmcError: the folder holds another kind of model.
@@ -136,24 +168,42 @@ def _model_config(path: Path) -> int | None:
         raise LlmcError(f"the folder holds a {kind}, not a SentenceTransformer", at=str(file), hint=hint)
     if width is not None and (type(width) is not int or width < 1):
         raise LlmcError("truncate_dim is not a positive number", at=str(file), found=repr(width)[:60])
-    return width
+    similarity = config.get("similarity_fn_name")
+    if similarity is not None and similarity not in SIMILARITIES:
+        hint = f"one of {', '.join(SIMILARITIES)}"
+        raise LlmcError(f"no similarity {similarity!r:.60}", at=str(file), hint=hint)
+    return width, similarity
 
 
 def _steps(path: Path, kinds: Iterable[tuple[str, str]], reads: str) -> tuple[Step, ...]:
     """The modules on one side of the pooling, all of which must read what is there and write it back."""
-    return tuple(_step(kind, path / folder, path / "modules.json", reads) for kind, folder in kinds)
+    made = (_step(kind, path / folder, path / "modules.json", reads) for kind, folder in kinds)
+    return tuple(step for step in made if step is not None)
 
 
-def _step(kind: str, folder: Path, at: Path, reads: str) -> Step:
-    if kind not in ("Normalize", "Dense"):
+_PLAIN = ("Dense", "Normalize", "Dropout")
+_NOT_HERE = {
+    "LSTM": "it wants the lengths of the rows, which a Transformer does not hand on: sentence-transformers "
+    "cannot run it either",
+    "Router": "it takes another way for queries than for documents: save each as a model of its own",
+    "Pooling": "only one pooling is supported",
+}
+
+
+def _step(kind: str, folder: Path, at: Path, reads: str) -> Step | None:
+    if kind not in (*_PLAIN, *LAYERS):
         raise LlmcError(
             f"sentence-transformers module {kind} is not supported" + (" twice" if kind == "Pooling" else ""),
             at=str(at),
-            hint="supported: Transformer, Pooling, Dense, Normalize",
+            hint=_NOT_HERE.get(
+                kind, f"supported: Transformer, Pooling, Dense, Normalize, Dropout, {', '.join(LAYERS)}"
+            ),
         )
-    file = folder / "config.json"
-    config = read_object(file) if kind == "Dense" or (folder != at.parent and file.exists()) else {}
-    name = config.get("module_input_name") or SENTENCE
+    if kind == "Dropout":
+        return None
+    file = folder / LAYERS.get(kind, ("config.json",))[0]
+    config = read_object(file) if kind != "Normalize" or (folder != at.parent and file.exists()) else {}
+    name = config.get("module_input_name") or LAYERS.get(kind, ("", SENTENCE))[1]
     if (name, config.get("module_output_name") or name) != (reads, reads):
         place = "before" if reads == TOKENS else "after"
         raise LlmcError(
@@ -161,29 +211,35 @@ def _step(kind: str, folder: Path, at: Path, reads: str) -> Step:
             at=str(file),
             found=f"it reads {name}, writes {config.get('module_output_name') or name}",
         )
+    if kind in LAYERS:
+        return _layer(kind, folder, config, str(file))
     return "normalize" if kind == "Normalize" else _dense(folder, config)
 
 
-def _pooling(file: Path, prompts: Mapping[str, str]) -> tuple[str, ...]:
+def _layer(kind: str, folder: Path, config: Mapping[str, Any], at: str) -> Layer:
+    """Convolutions keep the number of tokens here: with other steps the mask would not be theirs."""
+    start = config.get("layer_start", 4) if kind == "WeightedLayerPooling" else 0
+    if type(start) is not int or start < 0:
+        raise LlmcError("layer_start is not a number of a layer", at=at, found=repr(start)[:60])
+    sizes, strides = config.get("kernel_sizes") or (), config.get("stride_sizes") or ()
+    if any(type(n) is not int or n % 2 != 1 for n in sizes) or any(n != 1 for n in strides):
+        found = f"kernel_sizes {sizes}, stride_sizes {strides}"[:80]
+        raise LlmcError("a CNN that changes the number of tokens is not supported", at=at, found=found)
+    return Layer(kind, folder, start)
+
+
+def _pooling(file: Path) -> tuple[tuple[str, ...], bool]:
+    """The modes, and whether tokens of a prompt are pooled."""
     config = read_object(file)
     named = config.get("pooling_mode")
     modes = tuple(mode for key, mode in POOLING.items() if config.get(key))
     if named:
         modes = (named,) if isinstance(named, str) else tuple(named)
     for mode in modes:
-        if mode == "lasttoken" or mode not in POOLING.values():
-            raise LlmcError(
-                f"pooling mode {mode!r} is not supported",
-                at=str(file),
-                hint="supported: cls, max, mean, mean_sqrt_len_tokens, weightedmean",
-            )
-    if config.get("include_prompt", True) is False and any(prompts.values()):
-        raise LlmcError(
-            "pooling that leaves the prompt's tokens out is not supported",
-            at=str(file),
-            found="include_prompt: false",
-        )
-    return modes or ("mean",)
+        if mode not in POOLING.values():
+            hint = f"supported: {', '.join(POOLING.values())}"
+            raise LlmcError(f"pooling mode {mode!r} is not supported", at=str(file), hint=hint)
+    return modes or ("mean",), config.get("include_prompt", True) is not False
 
 
 def _dense(folder: Path, config: Mapping[str, Any]) -> Dense:
@@ -193,6 +249,4 @@ def _dense(folder: Path, config: Mapping[str, Any]) -> Dense:
     if activation not in ACTIVATIONS or not full.startswith("torch."):
         hint = f"supported: {', '.join(ACTIVATIONS)} of torch.nn"
         raise LlmcError(f"activation {full} is not supported", at=at, hint=hint)
-    if config.get("use_residual"):
-        raise LlmcError("a Dense layer with use_residual is not supported", at=at)
-    return Dense(folder, bool(config.get("bias", True)), activation)
+    return Dense(folder, bool(config.get("bias", True)), activation, bool(config.get("use_residual")))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmc.compiler.frontends import vocabulary
 from llmc.compiler.frontends.json_file import read_object
 from llmc.compiler.frontends.regular_file import want_regular
 from llmc.compiler.frontends.sentence_text import TextSettings
@@ -141,6 +142,7 @@ def build(
     if tokenizer is None:
         return None
     alone = _stands_alone(tokenizer, root)
+    vocabulary.want_readers(tokenizer.file)
     try:
         own = _load(root)
     except LlmcError:
@@ -151,6 +153,7 @@ def build(
         if not alone:
             raise _other_kind(own, tokenizer.file)
         return _lowered(tokenizer, told)
+    vocabulary.want_same_pieces(own, tokenizer.file)
     return _lowered(_taken(own, tokenizer, positions, told), told)
 
 

@@ -47,6 +47,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     max_seq: int | None = None,
     name: str | None = None,
     ignore_unused_weights: bool = False,
+    base: str | Path | None = None,
+    adapter: str | Path | None = None,
     **options: Unpack[Options],
 ) -> CompileReport:
     """Compile a model into an artifact.
@@ -58,6 +60,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         max_batch, max_seq: upper bounds of the dims.
         name: model name in the manifest.
         ignore_unused_weights: leave out heads of a folder that the task has no use for, which is an error otherwise.
+        base: of a folder that is a PEFT adapter, its base model's; None: what the adapter names, if it lies beside.
+        adapter: a PEFT adapter's folder, merged into the model.
         options: `target`, `quant` and all others of `Options`.
 
     Raises:
@@ -65,8 +69,9 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
             behind then, and an artifact of that name stays as it was.
     """
     options.setdefault("padding", PADDING[0])
-    bounds = {k: v for k, v in (("max_batch", max_batch), ("max_seq", max_seq)) if v is not None}
-    load = partial(dispatch.load, model, task=task, ignore_unused=ignore_unused_weights, **bounds)
+    asked = {"max_batch": max_batch, "max_seq": max_seq, "base": base, "adapter": adapter}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    load = partial(dispatch.load, model, task=task, ignore_unused=ignore_unused_weights, **given)
     return _compile(load, Order(output, name, options))
 
 

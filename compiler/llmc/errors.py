@@ -10,6 +10,9 @@ EXTRAS = {
     "": ("numpy", "click", "rich"),
     "text": ("tokenizers",),
     "vision": ("PIL",),
+    "adapters": ("peft",),
+    "gguf": ("gguf", "accelerate"),
+    "tokenizers": ("sentencepiece", "tiktoken"),
     "compile": (
         "torch",
         "transformers",

@@ -51,8 +51,18 @@ class Foresight:
         return not self.problems and not self.targets[target] and quant in self.precisions[target]
 
 
-def foresee(path: str | Path, task: str, max_seq: int | None, targets: Iterable[str]) -> Foresight:
+def foresee(
+    path: str | Path,
+    task: str,
+    max_seq: int | None,
+    targets: Iterable[str],
+    base: Path | None = None,
+    adapter: Path | None = None,
+) -> Foresight:
     """Look at a model: a folder by its config.json and headers of its weights, a file by all of it.
+
+    Args:
+        base, adapter: of a PEFT adapter, as `llmc.compile` takes them.
 
     Raises:
         LlmcError: it is no model, or nothing of it can be told.
@@ -62,9 +72,11 @@ def foresee(path: str | Path, task: str, max_seq: int | None, targets: Iterable[
     if is_model_file(path):
         return _of_file(path, task, max_seq, targets)
     from llmc.compiler.frontends.outline import outline, weight_bytes
+    from llmc.compiler.frontends.plain_folder import origin, plain
 
-    found = outline(path, task, max_seq)
-    weights = weight_bytes(found)
+    with plain(origin(path, base, adapter), weights=False) as made:
+        found = outline(made.path, task, max_seq)
+        weights = weight_bytes(found)
     facts: dict[str, Any] = {
         "task": found.summary.task.name,
         "architecture": found.architecture,

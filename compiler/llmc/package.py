@@ -134,10 +134,13 @@ def _postprocess(imported: Imported) -> dict[str, Any]:
         return {"scores": imported.scores}
     if imported.sentence is None:
         return {}
-    return {
+    said = {
         "pooling": "+".join(imported.sentence.pooling),
         "normalize": "normalize" in imported.sentence.steps,
+        "similarity": imported.sentence.similarity,
+        "pools_prompt": None if imported.sentence.pools_prompt else False,
     }
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def _parameters(module: Module) -> int:

@@ -57,15 +57,17 @@ def _torch(path: Path, model: Any, threads: int | None) -> Predictor:
     """The folder in PyTorch, its own tokenizer cut at the artifact's longest sequence."""
     import torch
 
-    from llmc.compiler.frontends import huggingface
+    from llmc.compiler.frontends import huggingface, overlay, plain_folder
     from llmc.runtime.text import Tokenizer
     from llmc.tokens import encoder_of
 
-    source = huggingface.load_torch(path, model.task)
-    if source.tokenizer is None:
+    with plain_folder.plain(plain_folder.origin(path)) as plain:
+        source = huggingface.load_torch(plain.path, model.task)
+        tokenizer = overlay.lasting(source.tokenizer, plain.path, path)
+    if tokenizer is None:
         raise LlmcError("the baseline has no tokenizer", at=str(path))
-    longest = min(source.tokenizer.max_length, Tokenizer.of(model).longest)
-    encoder, made = encoder_of(source.tokenizer, longest), source.tokenizer.inputs
+    longest = min(tokenizer.max_length, Tokenizer.of(model).longest)
+    encoder, made = encoder_of(tokenizer, longest), tokenizer.inputs
     fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
     place = source.outputs.index(OUTPUTS[model.task])
     if threads is not None:

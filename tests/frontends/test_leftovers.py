@@ -51,6 +51,9 @@ def test_layers_that_transformers_does_not_know(saved: Any) -> None:
     crf = {"crf.transitions": torch.zeros(2, 2), "crf.start_transitions": torch.zeros(2)}
     save_file({**load_file(file), **crf}, file, metadata={"format": "pt"})
     want_refused(folder, list(crf))
+    with pytest.raises(LlmcError) as caught:
+        build(inspect(folder))
+    assert "the CRF decodes what the model gives" in str(caught.value.hint)
 
 
 def test_the_next_sentence_head_may_be_left(saved: Any) -> None:
@@ -63,9 +66,17 @@ def test_the_next_sentence_head_may_be_left(saved: Any) -> None:
 def test_a_head_in_a_file_of_its_own(name: str, saved: Any) -> None:
     folder, _ = saved("bert", "Model", num_hidden_layers=1)
     (folder / name).write_text("{}")
+    with pytest.raises(LlmcError, match="a SetFit head, which is a pickle and was not opened") as caught:
+        inspect(folder)
+    assert "--ignore-unused-weights compiles the embeddings" in str(caught.value.hint)
+    assert inspect(folder, ignore_unused=True).task.name == "feature-extraction"
+
+
+def test_a_head_of_others(saved: Any) -> None:
+    folder, _ = saved("bert", "Model", num_hidden_layers=1)
+    (folder / "pytorch_model_head.bin").write_bytes(b"")
     with pytest.raises(LlmcError, match="head in a file of its own"):
         inspect(folder)
-    assert inspect(folder, ignore_unused=True).task.name == "feature-extraction"
 
 
 @pytest.mark.parametrize("ignore", [False, True])
@@ -75,7 +86,7 @@ def test_an_adapter_beside_its_base(ignore: bool, saved: Any) -> None:
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(LlmcError, match="adapter beside its base weights") as caught:
         inspect(folder, ignore_unused=ignore)
-    assert "merge_and_unload" in str(caught.value.hint)
+    assert f"--adapter {folder} merges it" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("count", [0, -3])

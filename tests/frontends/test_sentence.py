@@ -166,8 +166,9 @@ def test_plain_features_of_a_sentence_folder(saved: Any) -> None:
 
 def test_what_is_not_supported(saved: Any) -> None:
     path, _ = saved("bert", "Model")
-    add_modules(path, ["lasttoken"])
-    with pytest.raises(LlmcError, match="pooling mode 'lasttoken' is not supported"):
+    add_modules(path, ["mean"])
+    (path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "attention"}')
+    with pytest.raises(LlmcError, match="pooling mode 'attention' is not supported"):
         load(path)
     add_modules(path, ["mean"], "WordEmbeddings")
     with pytest.raises(LlmcError, match="module WordEmbeddings is not supported"):

@@ -187,13 +187,6 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: write(p / "config_sentence_transformers.json", model_type="CrossEncoder"),
         "holds a CrossEncoder",
     ),
-    "padding where the pooling looks": (
-        lambda p: (
-            write(p / "tokenizer_config.json", padding_side="left"),
-            write(p / "1_Pooling" / "config.json", pooling_mode="weightedmean"),
-        ),
-        "padding on the left is not supported",
-    ),
     "a side that is none": (
         lambda p: write(p / "tokenizer_config.json", padding_side="top"),
         "neither right",

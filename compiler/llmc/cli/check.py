@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from llmc.cli import values
-from llmc.cli.output import extension_option, json_option, print_json, print_table, printable, size_text
+from llmc.cli.output import (
+    adapter_options,
+    extension_option,
+    json_option,
+    print_json,
+    print_table,
+    printable,
+    size_text,
+)
 
 if TYPE_CHECKING:
     from llmc.foresight import Foresight
@@ -37,6 +45,7 @@ are traced. So numbers are not compared: `llmc compile` does that. Exit codes: 0
     "--task", default="auto", show_default=True, shell_complete=values.tasks, help="What to compute."
 )
 @click.option("--max-seq", type=click.IntRange(min=1), help="Upper bound of the sequence.")
+@adapter_options
 @extension_option
 @json_option
 @click.pass_context
@@ -48,6 +57,8 @@ def command(
     quant: str | None,
     task: str,
     max_seq: int | None,
+    base: Path | None,
+    adapter: Path | None,
     as_json: bool,
 ) -> None:
     """Say whether MODEL will compile, for which targets and precisions, and how large it will be."""
@@ -57,7 +68,7 @@ def command(
 
     targets = [target] if target else ["x86", "arm", "cuda"]
     try:
-        found = foresee(model, task, max_seq, targets)
+        found = foresee(model, task, max_seq, targets, base, adapter)
     except LlmcError as error:
         show_error(error)
         ctx.exit(2)

@@ -12,6 +12,7 @@ from llmc.cli import values
 from llmc.cli.output import (
     Progress,
     Seconds,
+    adapter_options,
     add_pass_option,
     extension_option,
     json_option,
@@ -22,12 +23,14 @@ from llmc.cli.output import (
     time_text,
 )
 from llmc.cli.verbosity import is_quiet
+from llmc.compiler.frontends.hub import name_of
 
 _EPILOG = """\b
 Examples:
   llmc compile ./my-model -o my-model.llmc
   llmc compile ./my-model --target x86 --max-seq 256 -o my-model.llmc
   llmc compile model.onnx -o my-model.llmc             also .pt2, written by torch.export.save
+  llmc compile ./my-adapter --base ./my-model -o m.llmc  a PEFT adapter, merged into its base
   llmc compile ./my-model --quant int8 -o small.llmc
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
   llmc compile ./my-model --passes "fold,cse" -o plain.llmc
@@ -39,7 +42,7 @@ Examples:
   llmc compile ./my-model --keep build -o m.llmc       leaves graphs and generated code in build/
 
 \b
-MODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json), an .onnx file or a .pt2 file.
+MODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json), an .onnx, .pt2 or .gguf file.
 Nothing is downloaded and no code of the model is run. One artifact serves every batch size and sequence
 length up to the bounds. The output appears under its name only when it is whole: a failed compile leaves an
 older artifact as it was.
@@ -147,12 +150,13 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
     is_flag=True,
     help="Leave out heads that the task has no use for; they are an error otherwise.",
 )
+@adapter_options
 @click.option("--name", help="Name in the manifest.  [default: the folder's]")
 @extension_option
 @json_option
 def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> None:
     """Compile MODEL into an artifact: native code, weights, a C header, a benchmarker, no other library."""
-    output = output or Path(f"{model.resolve().stem if model.is_file() else model.resolve().name}.llmc")
+    output = output or Path(f"{model.resolve().stem if model.is_file() else name_of(model)}.llmc")
     report = run_compile(model, output, **options)
     if as_json:
         print_json(report.to_dict())

@@ -10,6 +10,7 @@ from typing import Any, cast
 import click
 
 from llmc.cli.output import (
+    adapter_options,
     add_pass_option,
     extension_option,
     is_artifact,
@@ -70,6 +71,7 @@ _DETAILED = 12  # nodes below a path that are told one by one
     "--weights", type=click.Path(path_type=Path), help="The model of a text that has no weights beside it."
 )
 @click.option("--ignore-unused-weights", is_flag=True, help="Leave out heads that the task has no use for.")
+@adapter_options
 @extension_option
 @json_option
 def command(
@@ -83,6 +85,8 @@ def command(
     task: str,
     weights: Path | None,
     ignore_unused_weights: bool,
+    base: Path | None,
+    adapter: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -95,7 +99,7 @@ def command(
     if sizes and measure is None:
         raise click.UsageError("--batch and --seq are for --measure ARTIFACT, or for an artifact.")
     measured = {} if measure is None else _measured(require_artifact(measure), sizes)
-    read = (model, task, weights, ignore_unused_weights)
+    read = (model, task, weights, ignore_unused_weights, base, adapter)
     explanation = _explain(read, options, measured)
     if rule is not None:
         explanation.check_rule(rule)
@@ -105,7 +109,7 @@ def command(
         _show_nodes(explanation, node, rule, far, as_json)
 
 
-def _explain(read: tuple[Path, str, Path | None, bool], options: Mapping[str, Any], measured: Any) -> Any:
+def _explain(read: tuple[Any, ...], options: Mapping[str, Any], measured: Any) -> Any:
     from llmc.cli.opt import read_model
     from llmc.explain import explain
     from llmc.options import Options, Order

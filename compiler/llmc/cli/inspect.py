@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from llmc.cli.output import (
+    adapter_options,
     extension_option,
     is_artifact,
     json_option,
@@ -21,6 +22,7 @@ from llmc.cli.output import (
     size_text,
 )
 from llmc.compiler.frontends.dispatch import is_model_file
+from llmc.compiler.frontends.hub import snapshot
 from llmc.errors import LlmcError
 
 _EPILOG = """\b
@@ -41,27 +43,38 @@ Examples:
 @click.option("--seq", type=click.IntRange(min=1), help="Its tokens in a row.")
 @click.option("--past", type=click.IntRange(min=0), help="Positions that the states hold before it.")
 @click.option("--sessions", type=click.IntRange(min=1), help="Sequences held at a time.  [default: 1]")
+@adapter_options
 @json_option
 def command(
-    path: Path, batch: int | None, seq: int | None, past: int | None, sessions: int | None, as_json: bool
+    path: Path,
+    batch: int | None,
+    seq: int | None,
+    past: int | None,
+    sessions: int | None,
+    base: Path | None,
+    adapter: Path | None,
+    as_json: bool,
 ) -> None:
     """Show what PATH, an artifact or a model, holds, and what a run of some size takes. Nothing of it is run."""
     sizes = {name: n for name, n in (("batch", batch), ("seq", seq), ("past", past)) if n is not None}
     wants_memory = bool(sizes) or sessions is not None
     if wants_memory and (is_model_file(path) or not is_artifact(path)):
         raise click.UsageError("--batch, --seq, --past and --sessions are for artifacts.")
-    if is_model_file(path):
+    if (base or adapter) and (is_model_file(path) or is_artifact(path)):
+        raise click.UsageError("--base and --adapter are for model folders.")
+    if is_model_file(path) and path.suffix.lower() != ".gguf":
         _show_file(path, _file(path), as_json)
         return
-    require_folder(path, "a model or an artifact")
-    if not any((path / name).is_file() for name in ("manifest.json", "config.json", "modules.json")):
+    if not is_model_file(path):
+        require_folder(path, "a model or an artifact")
+    if not is_model_file(path) and not _is_model(path):
         raise LlmcError(
             "neither a model nor an artifact",
             at=str(path),
             found="no config.json and no manifest.json",
             hint="give a Hugging Face folder or something that `llmc compile` wrote",
         )
-    facts = _artifact(path) if is_artifact(path) else _model(path)
+    facts = _artifact(path) if is_artifact(path) else _model(path, base, adapter)
     if wants_memory:
         facts["memory"] = _memory(path, sizes, sessions or 1)
     if as_json:
@@ -70,6 +83,16 @@ def command(
         _show_artifact(path, facts)
     else:
         _show(f"model {path}", facts)
+
+
+# one of these is in every artifact and every model's folder
+_MARKS = ("manifest.json", "config.json", "modules.json", "adapter_config.json")
+
+
+def _is_model(path: Path) -> bool:
+    return (
+        any((path / name).is_file() for name in _MARKS) or any(path.glob("*.gguf")) or snapshot(path) != path
+    )
 
 
 def _artifact(path: Path) -> dict[str, Any]:
@@ -102,10 +125,11 @@ def _memory(path: Path, sizes: dict[str, int], sessions: int) -> list[dict[str, 
     return found
 
 
-def _model(path: Path) -> dict[str, Any]:
-    from llmc.compiler.frontends import folder
+def _model(path: Path, base: Path | None, adapter: Path | None) -> dict[str, Any]:
+    from llmc.compiler.frontends import plain_folder
 
-    return _plain_fields(folder.inspect(path))
+    summary, parts = plain_folder.look(plain_folder.origin(path, base, adapter))
+    return {**_plain_fields(summary), **parts}
 
 
 def _file(path: Path) -> dict[str, Any]:

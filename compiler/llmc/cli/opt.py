@@ -11,6 +11,7 @@ import click
 
 from llmc.cli import values
 from llmc.cli.output import (
+    adapter_options,
     add_pass_option,
     extension_option,
     is_artifact,
@@ -78,6 +79,7 @@ stdout, everything else to stderr.
     help="Write the final graph there: FILE.txt and FILE.npz.",
 )
 @click.option("--ignore-unused-weights", is_flag=True, help="Leave out heads that the task has no use for.")
+@adapter_options
 @extension_option
 @json_option
 def command(
@@ -95,6 +97,8 @@ def command(
     time_passes: bool,
     output: Path | None,
     ignore_unused_weights: bool,
+    base: Path | None,
+    adapter: Path | None,
     as_json: bool,
 ) -> None:
     """Import MODEL (a folder, an .onnx or .pt2 file, or a graph's text file), run passes, and print the graph."""
@@ -106,7 +110,7 @@ def command(
     asked = {"level": level, "passes": passes, "add_passes": add_passes, "only_passes": only_passes}
     pipeline = _pipeline(asked)  # a slip shows before the import
     given = _samples(pipeline, calib)
-    imported = read_model(model, task, weights, ignore_unused_weights)
+    imported = read_model(model, task, weights, ignore_unused_weights, base, adapter)
     if passes is None and only_passes is None and imported.pipeline is not None:  # of a reproducer
         pipeline = _pipeline({**asked, "passes": imported.pipeline})
     with given(imported.tokenizer):
@@ -167,7 +171,14 @@ def _times(reports: Mapping[str, Any]) -> str:
     return "\n".join(f"function {name}\n{report}" for name, report in reports.items())
 
 
-def read_model(model: Path, task: str, weights: Path | None = None, ignore_unused: bool = False) -> Any:
+def read_model(
+    model: Path,
+    task: str,
+    weights: Path | None = None,
+    ignore_unused: bool = False,
+    base: Path | None = None,
+    adapter: Path | None = None,
+) -> Any:
     """What a model folder or file holds, or a text that `llmc opt -o` or a test wrote: `Imported`.
 
     Small constants are written out in a text, the others lie beside it; `weights` is a model that holds what does not.
@@ -184,7 +195,7 @@ def read_model(model: Path, task: str, weights: Path | None = None, ignore_unuse
     if not is_model_file(model):
         require_folder(model, "a model")
     if weights is None:
-        return dispatch.load(model, task=task, ignore_unused=ignore_unused)
+        return dispatch.load(model, task=task, ignore_unused=ignore_unused, base=base, adapter=adapter)
     if not model.is_file() or model.suffix.lower() in (".onnx", ".pt2"):
         raise LlmcError("--weights is for a graph's text; this model has its own", at=str(model))
     if is_artifact(weights):

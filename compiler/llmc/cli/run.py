@@ -180,7 +180,8 @@ def _run_texts(
     told: list[dict[str, Any]] = []
     seen: list[Line] = []
     parts: list[Any] = []
-    for chunk in _chunks(model, lines):
+    order = _by_length(model, lines) if as_json and output is None else list(range(len(lines)))
+    for chunk in _chunks(model, [lines[i] for i in order]):
         chunk, encoded = encode(model, chunk, prompt, strict)
         outputs = {} if encoded is None else model(**encoded.arrays)
         found = iter([] if encoded is None else answers.describe(model, encoded, outputs))
@@ -195,9 +196,25 @@ def _run_texts(
     if parts:
         _save(parts[0] if len(parts) == 1 else joined(model, parts), output)
     if as_json:
-        print_json(told)
+        print_json(_in_place(told, order))
     _warn_of_cuts(model, sum(not line.problem for line in seen))
-    want_all(seen)
+    want_all(_in_place(seen, order))
+
+
+def _by_length(model: Any, lines: list[Line]) -> list[int]:
+    """The lines to run one after the other: of embeddings the longest first, as `Model.encode` does.
+
+    Lines without a letter stay among others: a batch of nothing else has no tokens.
+    """
+    places = list(range(len(lines)))
+    if str(model.task) != "sentence-embedding" or not all(line.text.strip() for line in lines):
+        return places
+    return sorted(places, key=lambda i: -len(lines[i].text))
+
+
+def _in_place(found: list[Any], order: list[int]) -> list[Any]:
+    """What came in `order`, each where it was."""
+    return [entry for _, entry in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
 
 
 def _chunks(model: Any, lines: list[Line]) -> Iterator[list[Line]]:
