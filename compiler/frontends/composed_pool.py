@@ -42,6 +42,14 @@ class Axis:
             count -= 1
         return max(0, (count - 1) * self.stride + extent - room)
 
+    def cut(self, size: Dim, beyond: int) -> Axis:
+        """The same windows with all padding said; of a single window that covers the axis, what lies on it."""
+        room = (size if isinstance(size, int) else 0) + sum(self.pads) + beyond
+        single = isinstance(size, int) and room - self.kernel < self.stride and self.dilation == 1
+        if single and self.kernel - self.pads[0] >= size:
+            return Axis(int(size), 1)
+        return Axis(self.kernel, self.stride, (self.pads[0], self.pads[1] + beyond), self.dilation)
+
     def counts(self, size: int, beyond: int, padding: bool) -> Array:
         """How many elements each window has, of the image alone or with its padding."""
         known = np.zeros(self.pads[0] + size + self.pads[1] + beyond)
@@ -63,9 +71,8 @@ def max_pool(m: Maker, x: Node, axes: Sequence[Axis]) -> Node:
     """x `[b, c, sizes...]`, one or two sizes."""
     m.require(len(axes) <= 2, f"pooling over {len(axes)} axes")
     image, both = _image(m, x, axes)
-    beyond = [a.beyond(m, d) for a, d in zip(both, image.shape[2:], strict=True)]
-    y = m.op("max_pool2d", image, **_window(both, beyond), dilation=tuple(a.dilation for a in both))
-    return _shaped(m, y, x, len(axes))
+    cut = [a.cut(d, a.beyond(m, d)) for a, d in zip(both, image.shape[2:], strict=True)]
+    return _shaped(m, _pooled(m, "max", image, cut), x, len(axes))
 
 
 def avg_pool(
@@ -74,38 +81,42 @@ def avg_pool(
     """x `[b, c, sizes...]`, one or two sizes; a window is divided by how much of it is counted, or by `divisor`."""
     m.require(len(axes) <= 2, f"pooling over {len(axes)} axes")
     image, both = _image(m, x, axes)
-    sizes = image.shape[2:]
-    beyond = [a.beyond(m, d) for a, d in zip(both, sizes, strict=True)]
-    y = m.op("avg_pool2d", image, **_window(both, beyond))
-    whole = both[0].kernel * both[1].kernel
+    beyond = [a.beyond(m, d) for a, d in zip(both, image.shape[2:], strict=True)]
+    cut = [a.cut(d, n) for a, d, n in zip(both, image.shape[2:], beyond, strict=True)]
+    y = _pooled(m, "mean", image, cut)
     if divisor is not None:
-        y = m.op("mul", y, number(m, whole / divisor, y))
+        y = m.op("mul", y, number(m, cut[0].kernel * cut[1].kernel / divisor, y))
     else:
-        rows, columns = (
-            _share(m, a, d, n, count_padding) for a, d, n in zip(both, sizes, beyond, strict=True)
-        )
+        places = zip(both, cut, image.shape[2:], beyond, strict=True)
+        rows, columns = (_share(m, *place, count_padding) for place in places)
         factor = rows[:, None] * columns
         if (factor != 1).any():
             y = m.op("mul", y, constant(factor.astype(np.float32), source=m.source))
     return _shaped(m, y, x, len(axes))
 
 
-def _share(m: Maker, axis: Axis, size: Dim, beyond: int, padding: bool) -> Array:
+def _share(m: Maker, axis: Axis, cut: Axis, size: Dim, beyond: int, padding: bool) -> Array:
     """kernel / count of each window along an axis; one number where all are whole."""
-    if not beyond and (padding or not any(axis.pads)):
+    if cut.kernel == axis.kernel and not beyond and (padding or not any(axis.pads)):
         return np.ones(1)
     m.require(isinstance(size, int), "pooling that leaves out padding along an axis of dynamic size")
     assert isinstance(size, int)
-    return axis.kernel / axis.counts(size, beyond, padding)
+    return cut.kernel / axis.counts(size, beyond, padding)
 
 
-def _window(axes: Sequence[Axis], beyond: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    after = [a.pads[1] + n for a, n in zip(axes, beyond, strict=True)]
-    return {
+def _pooled(m: Maker, op: str, image: Node, axes: Sequence[Axis]) -> Node:
+    """The largest or the mean of each window, padding included."""
+    sizes = image.shape[2:]
+    if all(isinstance(d, int) and a == Axis(d, 1) for a, d in zip(axes, sizes, strict=True)):
+        return m.op(op, image, axes=(2, 3), keepdims=True)
+    window: dict[str, tuple[int, ...]] = {
         "kernel": tuple(a.kernel for a in axes),
         "stride": tuple(a.stride for a in axes),
-        "padding": (*(a.pads[0] for a in axes), *after),
+        "padding": (*(a.pads[0] for a in axes), *(a.pads[1] for a in axes)),
     }
+    if op == "mean":
+        return m.op("avg_pool2d", image, **window)
+    return m.op("max_pool2d", image, **window, dilation=tuple(a.dilation for a in axes))
 
 
 def _shaped(m: Maker, y: Node, x: Node, count: int) -> Node:

@@ -127,6 +127,11 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         F.avg_pool2d(x, 3, 1, 1, count_include_pad=False, ceil_mode=True),
         F.avg_pool2d(x, (3, 2), divisor_override=5),
         F.avg_pool2d(x[0], 2),
+        F.avg_pool2d(x, 640, ceil_mode=True),
+        F.avg_pool2d(x, (14, 3), 2, 1, ceil_mode=True),
+        F.avg_pool2d(x, (14, 3), (14, 1), (1, 0), count_include_pad=False),
+        F.avg_pool2d(x, (12, 9), divisor_override=7),
+        F.max_pool2d(x, (20, 4), (20, 3), ceil_mode=True),
     ),
     "pools to a size": lambda x, s: (
         F.adaptive_avg_pool2d(x, 1),
@@ -224,6 +229,12 @@ def test_converters(name: str) -> None:
         for want, (at, got) in zip(expected, made.items(), strict=True):
             assert (got.shape, got.dtype) == (want.shape, want.numpy().dtype), at
             np.testing.assert_allclose(got, want.numpy(), rtol=2e-5, atol=2e-5, err_msg=at)
+
+
+def test_a_window_larger_than_the_image_is_cut_to_it() -> None:
+    """EfficientNet's last pool has windows as large as it has channels."""
+    graph = imported(lambda x, s: F.avg_pool2d(x, 640, ceil_mode=True), 1)
+    assert [n.op for n in graph.nodes if n.type.rank == 4] == ["input", "mean"]
 
 
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
