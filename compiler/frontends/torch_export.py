@@ -109,8 +109,9 @@ def to_graph(
         raise report(reader.problems)
     specs = [s for s in program.graph_signature.output_specs if s.kind == OutputKind.USER_OUTPUT]
     nodes = [reader.values[reader.by_name[s.arg.name]] for s in specs]
-    if any(isinstance(n, Complex) for n in nodes):
-        raise LlmcError("an output of the model is complex", hint="return its real and imaginary parts")
+    if not all(isinstance(n, Node) for n in nodes):
+        hint = "return its real and imaginary parts, or cast it to float32"
+        raise LlmcError("an output of the model is complex, or of a dtype that llmc has not", hint=hint)
     return Graph(tuple(reader.inputs), dict(zip(outputs, nodes, strict=True)), dims)  # type: ignore[arg-type]  # Bounds
 
 
@@ -203,6 +204,8 @@ class _Reader:
 
     def _input(self, node: Any) -> Node:
         declared, meta = self.declared[node.name], node.meta["val"]
+        if meta.dtype.is_complex:
+            raise UnsupportedError("a complex input", "take its real and imaginary parts")
         high = declared.high if declared.high is not None else _rows_indexed(node) or _steps(node)
         low = 0 if declared.low is None and high is not None else declared.low
         shape = tuple(self.symbols.dim(d) for d in meta.shape)

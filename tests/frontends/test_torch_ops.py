@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aten_lab import Function, compare
+from aten_lab import Function, compare, imported
 from torch.nn import functional as F
 
 from llmc.compiler.frontends import foreign
+from llmc.compiler.frontends.inputs import Input
+from llmc.compiler.frontends.torch_export import to_graph
+from llmc.compiler.frontends.tracing import trace
 from llmc.compiler.graph import Source
 from llmc.compiler.ops import constant
+from llmc.errors import LlmcError
 
 W = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 HEADS = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(2))
@@ -246,6 +250,22 @@ def test_only_small_constants_are_computed() -> None:
     assert foreign.computed(aten.full.default, {"size": [1 << 40], "fill_value": 1.0}, source) is None
     assert foreign.computed(aten.from_file.default, {"filename": "/etc/hostname", "size": 1}, source) is None
     assert foreign.computed(aten.sort.default, {"self": one}, source) is None
+
+
+class Turning(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (x * x,)
+
+
+@pytest.mark.parametrize("where", ["input", "output"])
+def test_complex_numbers_stay_inside(where: str) -> None:
+    if where == "output":
+        with pytest.raises(LlmcError, match="an output of the model is complex"):
+            imported(Function(lambda x, i: torch.fft.fft(x)))
+        return
+    program = trace(Turning().eval(), (torch.zeros(2, dtype=torch.complex64),), ({},))
+    with pytest.raises(LlmcError, match="a complex input"):
+        to_graph(program, [Input("x", (2,))], ["y"], {})
 
 
 def test_constants_of_other_dtypes() -> None:
