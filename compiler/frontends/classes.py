@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from llmc.compiler.frontends.tasks import PRETRAINED, Task, tasks_of
+from llmc.compiler.frontends.tasks import OTHER, PRETRAINED, Task, tasks_of
 from llmc.errors import LlmcError, first_line
 
 
@@ -62,7 +62,7 @@ def class_of(config: Any, architecture: str, task: Task, at: str) -> Any:
     """
     import transformers
 
-    if task in tasks_of(architecture) and not _of_pretraining(architecture, task):
+    if (task is OTHER or task in tasks_of(architecture)) and not _of_pretraining(architecture, task):
         found = getattr(transformers, architecture, None)
         if found is None or found.config_class is not type(config):
             raise _no_class(config, architecture, found, at)

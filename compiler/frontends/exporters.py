@@ -28,8 +28,30 @@ def patched(module: Any) -> Iterator[None]:
             owner = utils.import_dotted_path(path, missing_ok=True)
             if owner is not None:
                 stack.enter_context(utils.patch_attribute(owner, attribute, change))
+        for owner, attribute, own in _our_own():
+            stack.enter_context(utils.patch_attribute(owner, attribute, lambda _, own=own: own))
         stack.enter_context(dynamo.reset_model_state(module))
         yield
+
+
+def _our_own() -> Iterator[tuple[Any, str, Any]]:
+    """What torch.export would unroll or read as something else: owner, name, and what stands there meanwhile.
+
+    Positions that the model has made itself never belong to several texts packed into one row.
+    """
+    from llmc.compiler.frontends.scans import selective_scan
+
+    loaded = [
+        m
+        for name, m in sys.modules.items()
+        if name.startswith("transformers.models.") and ".modeling_" in name
+    ]
+    yield from (
+        (m, "mamba_selective_scan", selective_scan) for m in loaded if hasattr(m, "mamba_selective_scan")
+    )
+    masking = sys.modules.get("transformers.masking_utils")
+    if masking is not None and hasattr(masking, "find_packed_sequence_indices"):
+        yield masking, "find_packed_sequence_indices", lambda position_ids: None
 
 
 def _is_loaded(path: str) -> bool:

@@ -35,6 +35,7 @@ from llmc.compiler.frontends import (
     aten_resize,
     aten_rnn,
     aten_rounding,
+    aten_scan,
     aten_scatter,
     aten_shape,
     aten_window,
@@ -70,7 +71,7 @@ _CONVERTERS = (  # importing them fills TABLE
         aten_resize,
         aten_rnn,
     ),
-    *(aten_rounding, aten_scatter, aten_shape, aten_window),
+    *(aten_rounding, aten_scan, aten_scatter, aten_shape, aten_window),
 )
 __all__ = ["to_graph"]
 

@@ -106,8 +106,8 @@ def test_sizes_and_times_have_units():
     [
         ("compile m --target ar", {"arm", "arm-neon", "arm-dotprod"}),
         ("compile m --target na", {"native"}),
-        ("compile m --task text", {"text-classification", "text-generation"}),
-        ("opt m --task au", {"auto"}),
+        ("compile m --task text-", {"text-classification", "text-generation"}),
+        ("opt m --task aut", {"auto", "automatic-speech-recognition"}),
     ],
 )
 def test_names_are_completed(monkeypatch, capsys, words, offered):
