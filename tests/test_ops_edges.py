@@ -158,3 +158,16 @@ def test_gelu_poly_is_near_gelu():
     np.testing.assert_allclose(
         ACTIVATIONS["gelu_poly"](far), [0, 0, 1e9, np.inf, np.nan], rtol=1e-6, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("shape", [None, (3, 1, 1, 11), (1, 4, 9, 11), (9, 11)])
+def test_attention_of_many_tokens_is_computed_in_parts(shape, monkeypatch):
+    """The scores of an image of 7,000 patches would take gigabytes."""
+    from llmc.compiler.ops import attention
+
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 4, 9, 8)), rng.normal(size=(3, 2, 11, 8)), rng.normal(size=(3, 2, 11, 5))
+    mask = None if shape is None else rng.normal(size=shape)
+    whole = attention.attention64(q, k, v, mask, 0.5, False)
+    monkeypatch.setattr(attention, "MOST_SCORES", 100)
+    np.testing.assert_allclose(attention.attention64(q, k, v, mask, 0.5, False), whole, rtol=1e-12)

@@ -6,6 +6,7 @@ that it takes all values in equal parts, as where masks add float32's minimum: t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from llmc.compiler.ops.rules import (
 from llmc.compiler.ops.traits import Packing, Sequences
 from llmc.errors import LlmcError
 
+MOST_SCORES = 1 << 26  # held at a time, of 8 bytes each
+
 
 def attention64(q: Array, k: Array, v: Array, mask: Array | None, scale: float, causal: bool) -> Array:
     """softmax(q k^T * scale + mask) v in float64.
@@ -42,6 +45,11 @@ def attention64(q: Array, k: Array, v: Array, mask: Array | None, scale: float, 
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     groups = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, groups, axis=1), np.repeat(v, groups, axis=1)
+    if q.shape[0] * q.shape[1] > 1 and math.prod((*q.shape[:3], k.shape[2])) > MOST_SCORES:
+        axis = 0 if q.shape[0] > 1 else 1
+        return np.concatenate(
+            [attention64(*part, scale, causal) for part in _halves(q, k, v, mask, axis)], axis
+        )
     scores = q @ np.swapaxes(k, -1, -2) * scale
     if mask is not None:
         scores = np.where(mask, scores, -np.inf) if mask.dtype == np.bool_ else scores + mask
@@ -51,6 +59,19 @@ def attention64(q: Array, k: Array, v: Array, mask: Array | None, scale: float, 
     weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
     total = weights.sum(-1, keepdims=True)
     return np.asarray(weights / np.where(total == 0, 1.0, total) @ v)
+
+
+def _halves(
+    q: Array, k: Array, v: Array, mask: Array | None, axis: int
+) -> list[tuple[Array, Array, Array, Array | None]]:
+    """The operands cut in two along rows or heads, where nothing depends on the other half."""
+    cut = q.shape[axis] // 2
+    parts = [slice(0, cut), slice(cut, None)]
+    if mask is not None:
+        mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+        mask = mask if mask.shape[axis] > 1 else np.repeat(mask, q.shape[axis], axis)
+    places = [(slice(None),) * axis + (part,) for part in parts]
+    return [(q[at], k[at], v[at], None if mask is None else mask[at]) for at in places]
 
 
 def _attention_reference(
