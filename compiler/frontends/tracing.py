@@ -41,13 +41,23 @@ def trace(module: torch.nn.Module, sample: tuple[Any, ...], axes: tuple[Any, ...
         frames = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
         theirs = [f for f in frames if not f.startswith((*NOT_THEIRS, "<"))]
         raise LlmcError(
-            f"torch.export cannot trace the model: {first_line(error)}",
+            f"torch.export cannot trace the model: {_reason(error)}",
             at=PurePath(theirs[-1]).name if theirs else None,
             found=type(error).__name__,
             hint="control flow on tensor values, or on sizes beyond the dynamic ones, cannot be compiled",
         ) from error
 
 
+def _reason(error: Exception) -> str:
+    """What stood in the way, in one line."""
+    fixed = _FIXED.findall(str(error))
+    if not fixed:
+        return first_line(error)
+    names = ", ".join(sorted({name for name, _ in fixed}))
+    return f"its code holds for one size of {names} only, as a loop in Python over that axis does"
+
+
+_FIXED = re.compile(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")
 _SUGGESTED = re.compile(r"^\s*(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)\s*$", re.MULTILINE)
 
 

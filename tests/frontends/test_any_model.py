@@ -210,3 +210,24 @@ def test_pytorch_is_called_as_the_artifact_is(tmp_path: Path) -> None:
     values = found.sample({**reference.SIZES, "batch": 2, "seq": 5})
     assert (found.names, found.outputs) == (("input_ids", "attention_mask"), ("logits",))
     assert found.values(values)["logits"].shape == (2, 2)
+
+
+def test_an_axis_that_the_code_fixes_is_named(tmp_path: Path) -> None:
+    """A loop in Python over the tokens is unrolled: it holds for one length."""
+    made(
+        "XGLMForCausalLM", {"d_model": 32, "num_layers": 1, "attention_heads": 4, "vocab_size": 100}
+    ).save_pretrained(tmp_path)
+    kind = transformers.XGLMForCausalLM
+    whole = kind.forward
+
+    def forward(
+        self: Any, input_ids: Any = None, attention_mask: Any = None, return_dict: bool = True
+    ) -> Any:
+        for _ in range(input_ids.shape[1]):
+            input_ids = input_ids + 0
+        return whole(self, input_ids=input_ids, attention_mask=attention_mask)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "forward", forward)
+        with pytest.raises(LlmcError, match="its code holds for one size of seq only"):
+            load(tmp_path, max_batch=4)
