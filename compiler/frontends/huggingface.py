@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.frontends import forward, images
+from llmc.compiler.frontends import forward, processors
 from llmc.compiler.frontends import tokenizer as tokenizers
 from llmc.compiler.frontends.folder import EMBEDDING, Summary, inspect
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported, want_bound
-from llmc.compiler.frontends.inputs import IMAGE, TEXT, Inputs, inputs_of
+from llmc.compiler.frontends.inputs import TEXT, Inputs, inputs_of
 from llmc.compiler.frontends.pretrained import build
 from llmc.compiler.frontends.quiet import quiet
 from llmc.compiler.frontends.sentence import Sentence
@@ -60,7 +60,8 @@ def load(
         tokenizer = tokenizer_of(summary)
         model, does = build(summary, ignore_unused)
         graph = _graph(summary, model, does, max_batch, max_seq)
-    names = {node.attributes["name"] for node in graph.inputs}
+        shapes = {node.attributes["name"]: node.shape for node in graph.inputs}
+        processor = processors.for_inputs(summary.root, shapes)
     return Imported(
         graph=graph,
         name=summary.path.resolve().name,
@@ -68,9 +69,10 @@ def load(
         model_type=summary.model_type,
         architecture=type(model).__name__,
         labels=summary.labels,
-        tokenizer=tokenizer if TEXT in names else None,
+        tokenizer=tokenizer if TEXT in shapes else None,
         sentence=summary.sentence,
-        preprocess=images.preprocessing(summary.root) if IMAGE in names else {},
+        preprocess=dict(processor.steps) if processor else {},
+        processor=processor,
         scores=scores_of(summary.config, does.name, len(summary.labels), str(summary.root)),
     )
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from llmc import embed, tokens
+from llmc import embed, preprocessing, tokens
 from llmc.compiler import artifact, extensions
 from llmc.compiler.countable import want_countable
 from llmc.compiler.frontends import dispatch, graph_text
@@ -139,6 +139,8 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
     ):
         stages.enter("import the model", 0.02)
         imported = load()
+        if imported.processor is not None:
+            preprocessing.want_same(imported.processor)
         want_countable(imported.module)
         stages.enter("optimise the graph", 0.4)
         optimised = optimise(imported, order, stages, compile_graph)
