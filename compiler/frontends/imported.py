@@ -48,7 +48,8 @@ class Imported:
         functions: of a model with several, the graphs by name, `graph` the first of them; else empty.
         preprocess: how images or sounds become inputs, as runtime/format.md says; see `processors`.
         processor: transformers' own that does it, to compare with; None if the folder has none.
-        scores: of a text classifier, what makes its logits what is told: "softmax", "sigmoid" or "none".
+        scores: of a classifier, what makes its logits what is told: "softmax", "sigmoid" or "none".
+        decoder: of a speech model that writes characters, what makes its answers text; see `ctc`.
         pipeline: the passes that a graph's text names to be run, None for all others.
     """
 
@@ -63,6 +64,7 @@ class Imported:
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     functions: Mapping[str, Graph] = field(default_factory=dict)
     scores: str | None = None
+    decoder: Mapping[str, Any] = field(default_factory=dict)
     pipeline: str | None = None
     processor: Processor | None = None
 
