@@ -149,7 +149,7 @@ def load_torch(path: str | Path, task: str = "auto") -> TorchModel:
         values = reference.sample(inputs, model.config)
         sample = [torch.from_numpy(values[name]) for name in inputs.names]
         head, outputs = _head(summary, model, chosen, inputs, sample)
-        tokenizer = tokenizer_of(summary)
+        tokenizer = tokenizer_of(summary) if TEXT in inputs.names else None
         set_way(model, "sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
     return TorchModel(inputs, outputs, head, tokenizer, model.config)
 
