@@ -100,7 +100,7 @@ def evaluate(
             raise LlmcError(
                 f"eval knows no measure for the task {model.task}",
                 at=str(artifact),
-                hint=f"it measures {' and '.join(OUTPUTS)}",
+                hint=f"it measures {', '.join(OUTPUTS)}",
             )
         _want_classes(model, str(artifact))
         kind = MEDIA.get(model.task)

@@ -1,18 +1,50 @@
-"""Whether the runtime does to images and sounds what the folder's processor in transformers does: both are run."""
+"""Images and sounds when a model is compiled.
+
+Whether the runtime does to them what the folder's processor in transformers does, for which both are run; and images as
+samples for calibration.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llmc.compiler.frontends.processors import Processor
-from llmc.errors import LlmcWarning
+from llmc.compiler.graph import Graph
+from llmc.compiler.interpret import bind
+from llmc.errors import LlmcError, LlmcWarning, extras_named
 from llmc.runtime import audio, images
 from llmc.runtime.fields import Field
 
 LARGEST = 1e-4  # difference to transformers
+
+
+def image_samples(folder: Path, graph: Graph, preprocess: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Each image of a folder, and of the folders in it, as inputs of batch 1; other files are passed over.
+
+    Raises:
+        LlmcError: the model takes no images, or the folder has none that can be read.
+    """
+    inputs = {n.attributes["name"]: n for n in graph.inputs if n.dtype == "f32" and len(n.shape) == 4}
+    if len(inputs) != 1 or not preprocess:
+        hint = "give its inputs as an .npz file"
+        raise LlmcError("calibration: the model does not take images", at=str(folder), hint=hint)
+    (name,) = inputs
+    steps = images.read_steps(Field(dict(preprocess), str(folder), "preprocess"))
+    with extras_named():
+        from PIL import Image
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in endings)
+    if not files:
+        raise LlmcError("calibration: the folder has no images in it", at=str(folder))
+    for file in files:
+        sample = {name: images.pixels(images.open_image(file, steps.channels), steps)[None]}
+        bind(graph, sample)
+        yield sample
 
 
 def want_same(processor: Processor) -> None:

@@ -92,7 +92,7 @@ def _boxes(model: Any, outputs: Any, row: int, image: Any, asked: Asked) -> dict
 def class_map(outputs: Mapping[str, Array], row: int, image: Any) -> Array:
     """u16 [height, width] of the image: the class of each pixel, scores being interpolated between theirs."""
     logits = outputs["logits"][row]
-    return resized(logits, image.height, image.width).argmax(0).astype(np.uint16)
+    return np.asarray(resized(logits, image.height, image.width).argmax(0), np.uint16)
 
 
 def resized(planes: Array, height: int, width: int) -> Array:
