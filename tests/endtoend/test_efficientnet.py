@@ -45,7 +45,10 @@ def test_real_weights(imagenet: Any, tmp_path: Path, variants: Any, bits_agree: 
     for variant in variants(tmp_path / "net.llmc"):
         with llmc.load(tmp_path / "net.llmc", variant=variant, threads=2) as model:
             runs.append(model(pixel_values=pixels))
-            assert model.manifest.raw["preprocess"]["mean"] == [127.0] * 3
+            files = sorted(folder.glob("imagenet_*.jpg"))
+            prepared = model.preprocess(images=files)
+            assert np.abs(prepared["pixel_values"] - pixels).mean() < 0.05  # sides rounded otherwise
+            assert (model(**prepared)["logits"].argmax(1) == labels).sum() >= 18
     assert bits_agree(runs)
     expected = module(torch.from_numpy(pixels)).numpy()
     logits = runs[0]["logits"]

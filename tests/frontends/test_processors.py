@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 import transformers
 from PIL import Image
+from random_others import random_model
 
+import llmc
+from llmc.compiler.dims import symbol
+from llmc.compiler.frontends import graph_text
+from llmc.compiler.frontends.ctc import decoder_of
 from llmc.compiler.frontends.images import image_shape
+from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.frontends.processors import for_inputs, images_of, sounds_of
+from llmc.compiler.graph import Graph
+from llmc.compiler.ops import input_, make
 from llmc.errors import LlmcError, LlmcWarning
 from llmc.preprocessing import want_same
 from llmc.runtime import audio, images
@@ -241,3 +249,47 @@ def test_other_extractors_are_refused(tmp_path: Path) -> None:
     transformers.ClapFeatureExtractor().save_pretrained(tmp_path)
     with pytest.raises(LlmcError, match="llmc does not know what ClapFeatureExtractor does to sounds"):
         sounds_of(tmp_path)
+
+
+# --- what a compile makes of them
+
+
+def test_a_folder_whose_processor_does_otherwise_is_refused(tmp_path: Path) -> None:
+    """Before anything is optimised, and no artifact is left."""
+    random_model("vit").save_pretrained(tmp_path / "vit")
+    saved(
+        "Perceiver",
+        {"size": {"height": 32, "width": 32}, "crop_size": {"height": 32, "width": 32}},
+        tmp_path / "vit",
+    )
+    with pytest.raises(
+        LlmcError, match="llmc does not do to inputs what PerceiverImageProcessorPil does"
+    ) as caught:
+        llmc.compile(tmp_path / "vit", tmp_path / "m.llmc", max_batch=2)
+    assert "without preprocessor_config.json" in str(caught.value)
+    assert not (tmp_path / "m.llmc").exists()
+
+
+def test_letters_of_a_speech_model(tmp_path: Path) -> None:
+    tokens = ["<pad>", "<s>", "</s>", "<unk>", "|", "E", "T"]
+    (tmp_path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    assert decoder_of(tmp_path, "Wav2Vec2ForSequenceClassification") is None
+    transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json")).save_pretrained(tmp_path)
+    found = decoder_of(tmp_path, "Wav2Vec2ForCTC")
+    assert found is not None
+    assert found.tokens == tuple(tokens)
+    assert found.facts == {"blank": 0, "delimiter": "|", "space": " ", "lower": False}
+    (tmp_path / "vocab.json").write_text("{")
+    with pytest.raises(LlmcError, match="cannot make the folder's tokenizer"):
+        decoder_of(tmp_path, "Wav2Vec2ForCTC")
+
+
+def test_decoders_and_processors_go_with_a_graph_in_files(tmp_path: Path) -> None:
+    pixels = input_("pixel_values", "f32", (symbol("batch"), 3, 4, 4))
+    graph = Graph((pixels,), {"logits": make("relu", (pixels,))}, {"batch": (1, 2)})
+    facts = {"blank": 0, "delimiter": "|", "space": " ", "lower": False}
+    steps = {"size": {"height": 4, "width": 4}, "mean": [0.5], "std": [0.5]}
+    made = Imported(graph, "m", "module", "", "", ("a",), None, None, preprocess=steps, decoder=facts)
+    graph_text.write(tmp_path / "m.txt", made)
+    found = graph_text.load(tmp_path / "m.txt")
+    assert (found.decoder, found.preprocess, found.processor) == (facts, steps, None)
