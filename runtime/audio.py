@@ -51,6 +51,12 @@ class AudioSteps:
     window: int = 400
     hop: int = 160
 
+    @property
+    def longest(self) -> int | None:
+        """Samples that are heard, those after them are left out; None: the model says."""
+        kaldi = (self.frames - 1) * self.hop + self.window
+        return {"whisper": self.samples, "kaldi": kaldi}.get(self.kind)
+
 
 def read_steps(entry: Field) -> AudioSteps:
     """The manifest's field `preprocess` of a model of sounds.
@@ -204,8 +210,7 @@ def _whisper(sound: Array, steps: AudioSteps) -> Array:
 
 def _kaldi(sound: Array, steps: AudioSteps) -> Array:
     """Padding is zeros before the statistics of the model are taken off, as in transformers."""
-    hop, window = 160, 400
-    sound = sound[: (steps.frames - 1) * hop + window]  # later samples are in no frame that is kept
+    sound = sound[: steps.longest]  # later samples are in no frame that is kept
     found = mel.kaldi(sound, steps.bins, steps.rate)
     found = np.pad(found, ((0, steps.frames - len(found)), (0, 0)))
     if not steps.normalize:

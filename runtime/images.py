@@ -207,7 +207,7 @@ def target(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
             return (other, edge) if width <= height else (edge, other)
         case _:
             scale = size["longest_edge"] / long
-            return int(height * scale + 0.5), int(width * scale + 0.5)
+            return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def _within(height: int, width: int, edge: int, most: int) -> tuple[int, int]:

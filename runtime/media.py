@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, LlmcWarning
 from llmc.runtime import audio, images
 from llmc.runtime.arrays import Array
 from llmc.runtime.fields import Field
@@ -35,8 +36,21 @@ class Images:
         _, self.layers, self.height, self.width = model.inputs[self.name].shape
 
     def open(self, source: Any) -> Any:
-        """An image of Pillow; see `images.open_image`."""
-        return images.open_image(source, self.steps.channels)
+        """An image of Pillow; see `images.open_image`.
+
+        Raises:
+            LlmcError: also where it is so narrow that it would become too long.
+        """
+        image = images.open_image(source, self.steps.channels)
+        if self.steps.size is not None:
+            becomes = images.target(image.height, image.width, self.steps.size)
+            if max(becomes) > images.MOST:
+                raise LlmcError(
+                    "the image is too long and narrow",
+                    at=str(source) if isinstance(source, str) or hasattr(source, "__fspath__") else None,
+                    found=f"{image.width}x{image.height} pixels would become {becomes[1]}x{becomes[0]}",
+                )
+        return image
 
     def __call__(self, opened: Sequence[Any]) -> Array:
         """f32 [batch, channels, height, width] of what `open` gave.
@@ -81,6 +95,8 @@ class Sounds:
     def open(self, source: Any, rate: int | None = None, resample: bool = False) -> Array:
         """Samples f32 at the model's rate of a file, or of samples.
 
+        Warns where a spectrogram of fixed length leaves out the end.
+
         Raises:
             LlmcError: it is no sound, at another rate, or too long or too short for the model.
         """
@@ -101,6 +117,11 @@ class Sounds:
                 found=f"the model takes {low:.3g} to {high:.3g} s",
                 hint="cut it into parts" if len(samples) > self.bounds[1] else "give a longer one",
             )
+        heard = self.steps.longest
+        if heard is not None and len(samples) > heard:
+            whole, part = len(samples) / self.steps.rate, heard / self.steps.rate
+            told = f"the model hears the first {part:.3g} s of {whole:.3g}" + (f": {at}" if at else "")
+            warnings.warn(LlmcWarning(told), stacklevel=2)
         return samples
 
     def __call__(self, opened: Sequence[Array]) -> dict[str, Array]:

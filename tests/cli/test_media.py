@@ -194,6 +194,16 @@ def test_files_that_are_none_do_not_stop_the_others(cli, sees, album):
     assert "gone.png the image was not found" in done.err
 
 
+def test_an_image_that_would_become_too_long(cli, sees, album):
+    """Resizing it would take gigabytes."""
+    Image.new("RGB", (9000, 1)).save(album / "line.png")
+    steps = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}, "rescale_factor": 1 / 255}
+    done = cli("run", sees(steps, EYE), "--image", album)
+    assert done.code == 1
+    assert done.out.count("bright") == 5
+    assert "line.png the image is too long and narrow (9000x1 pixels would become 72000x8)" in done.err
+
+
 def test_class_maps_are_written(cli, sees, album, tmp_path, monkeypatch):
     monkeypatch.setattr(Seer, "task", "image-segmentation")
     monkeypatch.setattr(Seer, "__call__", lambda self, pixel_values: {"logits": pixel_values})
@@ -299,3 +309,11 @@ def test_mistakes_with_sounds(cli, sees, tmp_path):
     assert "cut.wav the sound is cut short (75 of 100 samples" in done.err
     assert "text.wav not a WAV file of whole numbers: " in done.err
     assert "gone.wav the sound was not found" in done.err
+
+
+def test_the_end_of_a_long_sound_is_not_heard(cli, sees, tmp_path):
+    steps = {"kind": "kaldi", "sampling_rate": 16000, "bins": 8, "frames": 4}
+    write(tmp_path / "a.wav", bytes(2 * 1600), rate=16000)
+    done = cli("run", sees(steps, ("input_values", ("batch", 4, 8))), "--audio", tmp_path / "a.wav")
+    assert done.code == 0, done.err
+    assert "the model hears the first 0.055 s of 0.1: " in done.err
