@@ -154,12 +154,12 @@ def prepare(
 
 
 def text_arrays(model: Model, texts: Any) -> dict[str, Array]:
-    """Token ids; of a model that looks at no mask filled up to the length that it was trained with, as SigLIP's."""
+    """Token ids; without a mask filled up to the length that the model was trained with, as SigLIP's are."""
     from llmc.runtime.text import Tokenizer
 
     tokenizer = Tokenizer.of(model)
     encodings = tokenizer.encode(texts)
-    if MASK not in model.inputs:
+    if MASK not in tokenizer.names:
         for encoding in encodings:
             encoding.pad(tokenizer.longest, **tokenizer.encoder.pad)
     return tokenizer.arrays(encodings)

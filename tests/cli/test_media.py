@@ -4,16 +4,20 @@ import json
 import wave
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from PIL import Image
 
 import llmc
-from llmc.cli import media_answers
+from llmc.cli import media, media_answers
 from llmc.cli.media_answers import Asked, class_map, describe, spelled
+from llmc.runtime.encoder import TokenizerEntry
+from llmc.runtime.media import text_arrays
 from llmc.runtime.signature import TensorInfo
 
 LABELS = ("cat", "dog", "bird", "fish", "cow", "hen")
@@ -317,3 +321,38 @@ def test_the_end_of_a_long_sound_is_not_heard(cli, sees, tmp_path):
     done = cli("run", sees(steps, ("input_values", ("batch", 4, 8))), "--audio", tmp_path / "a.wav")
     assert done.code == 0, done.err
     assert "the model hears the first 0.055 s of 0.1: " in done.err
+
+
+@pytest.mark.parametrize(("makes", "length"), [(("input_ids",), 8), (("input_ids", "attention_mask"), 3)])
+def test_candidates_without_a_mask_are_as_long_as_in_training(makes, length, tmp_path):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "a": 1, "cat": 2}, unk_token="a"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    seer = Seer(
+        tmp_path, PIXELS, EYE, *((name, ("batch", "seq")) for name in ("input_ids", "attention_mask"))
+    )
+    seer.manifest.tokenizer = TokenizerEntry("tokenizer.json", 100, 0, "<pad>", inputs=makes)
+    made = text_arrays(seer, ["a cat", "a cat a"])
+    assert {name: array.shape for name, array in made.items()} == dict.fromkeys(makes, (2, length))
+    assert made["input_ids"][1].tolist() == [1, 2, 1, *[0] * (length - 3)]
+
+
+def test_images_and_candidates_make_one_batch():
+    """The fewer are filled up: what comes of that is in no answer."""
+    asked = []
+
+    class Pairs:
+        inputs: ClassVar = {}
+
+        def __call__(self, **given):
+            asked.append({name: len(array) for name, array in given.items()})
+            return given
+
+    words = {"input_ids": np.array([[1], [2], [3]])}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(media, "text_arrays", lambda model, texts: words)
+        run = media.pairs_of(Pairs(), ["a", "b", "c"])
+    made = run(np.float32([[[[1]]], [[[2]]]]))
+    assert asked == [{"input_ids": 3, "pixel_values": 3}]
+    assert made["pixel_values"].ravel().tolist() == [1, 2, 2]
+    assert run(np.zeros((5, 1, 1, 1)))["input_ids"].ravel().tolist() == [1, 2, 3, 3, 3]
