@@ -72,6 +72,8 @@ def test_mistakes_with_modules(tmp_path: Path) -> None:
     module, sample = torch.nn.Linear(3, 2), {"x": torch.zeros(1, 3)}
     with pytest.raises(LlmcError, match="training mode"):
         llmc.compile_module(module.train(), sample, tmp_path / "m.llmc")
+    with pytest.raises(LlmcError, match="no task 'image-classify'"):
+        llmc.compile_module(module.eval(), sample, tmp_path / "m.llmc", task="image-classify")
     with pytest.raises(LlmcError, match="returns 1 tensors"):
         llmc.compile_module(module.eval(), sample, tmp_path / "m.llmc", outputs=("a", "b"))
     with pytest.raises(LlmcError, match="im2col"):
