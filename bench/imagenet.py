@@ -65,9 +65,22 @@ def compile_model(model: Any, output: Path, target: str) -> None:
     import torch
 
     sample = {"pixel_values": torch.zeros(1, 3, SIZE, SIZE)}
-    facts = {"size": {"height": SIZE, "width": SIZE}, "mean": [MEAN] * 3, "std": [STD] * 3}
+    facts = {
+        "size": {"shortest_edge": 256},
+        "resample": 3,
+        "crop_size": {"height": SIZE, "width": SIZE},
+        "mean": [MEAN] * 3,
+        "std": [STD] * 3,
+    }
     llmc.compile_module(
-        model, sample, output, outputs=("logits",), preprocess=facts, target=target, name="efficientnet-lite0"
+        model,
+        sample,
+        output,
+        outputs=("logits",),
+        task="image-classification",
+        preprocess=facts,
+        target=target,
+        name="efficientnet-lite0",
     )
 
 

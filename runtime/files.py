@@ -1,12 +1,14 @@
-"""The files of an artifact against what its manifest says of them."""
+"""The files of an artifact, and this machine, against what its manifest says of them."""
 
 from __future__ import annotations
 
 import hashlib
+import platform
 import stat
 from pathlib import Path
 
 from llmc.errors import LlmcError
+from llmc.runtime import native
 from llmc.runtime.manifest import WEIGHTS, FileEntry, Manifest
 
 
@@ -51,3 +53,16 @@ def check_files(folder: Path, manifest: Manifest) -> None:
                 found=found,
                 hint="copy the artifact again, or compile the model again",
             )
+
+
+def check_machine(manifest: Manifest) -> None:
+    """The linker's own words for a module of another architecture are no help."""
+    here = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    if manifest.machine == here:
+        return
+    raise native.MachineError(
+        f"the artifact is for {manifest.machine} and this machine is {here}",
+        at=str(manifest.path.parent),
+        found=f"compiled with --target {manifest.target}",
+        hint="compile the model for this machine, or run the artifact on the one it is for",
+    )

@@ -7,7 +7,6 @@ collector may come at any time: the C model goes when the last call has returned
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
 from ctypes import byref
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from llmc.errors import LlmcError
 from llmc.runtime import native
 from llmc.runtime.arrays import Array, check_names
 from llmc.runtime.calls import Caller
-from llmc.runtime.files import check_files
+from llmc.runtime.files import check_files, check_machine
 from llmc.runtime.manifest import MODULE, Manifest, read_manifest
 from llmc.runtime.session import Session, memory_bound
 from llmc.runtime.signature import TensorInfo, check_same, read_signature
@@ -57,7 +56,7 @@ def load(
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    _check_machine(manifest)
+    check_machine(manifest)
     check_files(folder, manifest)
     shared = threads if isinstance(threads, Threads) else None
     if variant is not None and not isinstance(variant, str):
@@ -185,6 +184,32 @@ class Model(TextCalls):
         found = self.manifest.postprocess.get("scores")
         return None if found is None else str(found)
 
+    def preprocess(
+        self,
+        *,
+        images: Any = None,
+        audio: Any = None,
+        texts: Any = None,
+        sampling_rate: int | None = None,
+        resample: bool = False,
+    ) -> dict[str, Array]:
+        """The inputs of one batch, as transformers' processors on Pillow and NumPy make them: `model(**made)`.
+
+        Args:
+            images: paths, images of Pillow (`llmc[vision]`), or arrays u8 [height, width, 3]; one or a list.
+            audio: paths of sound files, or samples as floats [samples] between -1 and 1; one or a list.
+            texts: of a model that reads texts beside images; a text or a list.
+            sampling_rate: of `audio` that is samples; of files it is known.
+            resample: whether audio at another rate than the model's is converted (needs soxr) or an error.
+
+        Raises:
+            LlmcError: a file is none, damaged or does not fit, the model takes no such thing, or its manifest does not
+                say how.
+        """
+        from llmc.runtime.media import prepare
+
+        return prepare(self, images, audio, texts, sampling_rate, resample)
+
     def benchmark(self, *, duration: float = 3.0, profile: bool = False, **options: Any) -> BenchmarkReport:
         """Time the model on random valid inputs; see `llmc.runtime.benchmark.run_benchmark`."""
         from llmc.runtime.benchmark import run_benchmark
@@ -234,19 +259,6 @@ class Model(TextCalls):
         if handle is None:
             raise LlmcError("the model is closed", at=str(self.path), hint="load it again")
         return handle
-
-
-def _check_machine(manifest: Manifest) -> None:
-    """The linker's own words for a module of another architecture are no help."""
-    here = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
-    if manifest.machine == here:
-        return
-    raise native.MachineError(
-        f"the artifact is for {manifest.machine} and this machine is {here}",
-        at=str(manifest.path.parent),
-        found=f"compiled with --target {manifest.target}",
-        hint="compile the model for this machine, or run the artifact on the one it is for",
-    )
 
 
 __all__ = ["Model", "TensorInfo", "load"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from llmc.compiler import calibration
 from llmc.compiler.calibration_text import CALIBRATION_TEXT
@@ -269,3 +270,26 @@ def test_texts_that_are_cut_are_counted(tmp_path: Path) -> None:
     with pytest.warns(TextsCut, match="^calibration: 2 of 3 texts were cut to the 3 tokens"):
         samples = list(data.samples(graph, tokenizer))
     assert [s["input_ids"].shape[1] for s in samples] == [3, 2, 3]
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    """Those of folders inside too, in order, prepared as the artifact will."""
+    for i, name in enumerate(("b.png", "a/c.png", "a/d.jpg")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (7, 9), 51 * (i + 1)).save(tmp_path / name)
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    pixels = input_("pixel_values", "f32", (B, 3, 4, 4))
+    graph = Graph((pixels,), {"y": make("relu", (pixels,))}, {"batch": (1, 2)})
+    data = Quantisation("int8-static", tmp_path)
+    steps = {"size": {"height": 4, "width": 4}, "rescale_factor": 1 / 255}
+    samples = list(data.samples(graph, None, steps))
+    assert [s["pixel_values"].shape for s in samples] == [(1, 3, 4, 4)] * 3
+    np.testing.assert_allclose([s["pixel_values"].mean() for s in samples], [0.4, 0.6, 0.2], atol=1e-3)
+
+    with pytest.raises(LlmcError, match="has size 5 on axis 2, not 4"):
+        list(data.samples(graph, None, {"size": {"height": 5, "width": 4}}))
+    with pytest.raises(LlmcError, match="the model does not take images"):
+        list(data.samples(graph, None))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(LlmcError, match="the folder has no images in it"):
+        list(Quantisation("int8-static", tmp_path / "none").samples(graph, None, steps))

@@ -20,7 +20,14 @@ MAY = {
     "llmc.runtime": {"llmc.errors", "llmc.html", "llmc.runtime"},
 }
 SEES_ALL = ("llmc.cli", "llmc.demo")
-LIGHT = {"numpy", "tokenizers", *sys.stdlib_module_names}
+LIGHT = {
+    "numpy",
+    "tokenizers",
+    "PIL",
+    "soundfile",
+    "soxr",
+    *sys.stdlib_module_names,
+}  # NumPy, and extras where used
 
 
 def within(name: str, packages: Any) -> bool:

@@ -110,6 +110,7 @@ def _imported(
         sentence=_sentence(_of(facts["sentence"], dict)) if facts.get("sentence") else None,
         preprocess=_of(facts.get("preprocess", {}), dict),
         scores=_one_of(facts.get("scores"), _SCORES),
+        decoder=_of(facts.get("decoder", {}), dict),
     )
 
 
@@ -188,6 +189,7 @@ def texts_of(imported: Imported) -> dict[str, str]:
     facts |= {
         "labels": list(imported.labels),
         "preprocess": dict(imported.preprocess),
+        "decoder": dict(imported.decoder),
         "scores": imported.scores,
     }
     if imported.sentence is not None:

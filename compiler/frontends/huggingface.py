@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.frontends import forward, images
+from llmc.compiler.frontends import forward, processors
 from llmc.compiler.frontends import tokenizer as tokenizers
+from llmc.compiler.frontends.ctc import decoder_of
 from llmc.compiler.frontends.folder import EMBEDDING, Summary, inspect
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported, want_bound
-from llmc.compiler.frontends.inputs import IMAGE, TEXT, Inputs, inputs_of
+from llmc.compiler.frontends.inputs import TEXT, Inputs, inputs_of
 from llmc.compiler.frontends.pretrained import build
 from llmc.compiler.frontends.quiet import quiet
 from llmc.compiler.frontends.sentence import Sentence
@@ -57,21 +59,27 @@ def load(
     max_seq = _bounds(summary, max_batch, max_seq)
     warn_if_untested("torch", "transformers")
     with quiet():
-        tokenizer = tokenizer_of(summary)
         model, does = build(summary, ignore_unused)
+        tokenizer = tokenizer_of(summary) if TEXT in signature(model.forward).parameters else None
         graph = _graph(summary, model, does, max_batch, max_seq)
-    names = {node.attributes["name"] for node in graph.inputs}
+        shapes = {node.attributes["name"]: node.shape for node in graph.inputs}
+        processor = processors.for_inputs(summary.root, shapes)
+        decoder = decoder_of(summary.root, type(model).__name__)
+    scores = scores_of(summary.config, does.name, len(summary.labels), str(summary.root))
     return Imported(
         graph=graph,
         name=summary.path.resolve().name,
         task=does.name,
         model_type=summary.model_type,
         architecture=type(model).__name__,
-        labels=summary.labels,
-        tokenizer=tokenizer if TEXT in names else None,
+        labels=decoder.tokens if decoder else summary.labels,
+        tokenizer=tokenizer if TEXT in shapes else None,
         sentence=summary.sentence,
-        preprocess=images.preprocessing(summary.root) if IMAGE in names else {},
-        scores=scores_of(summary.config, does.name, len(summary.labels), str(summary.root)),
+        preprocess=dict(processor.steps) if processor else {},
+        processor=processor,
+        scores=scores
+        or ("sigmoid" if hasattr(model, "logit_bias") else None),  # SigLIP: each pair for itself
+        decoder=decoder.facts if decoder else {},
     )
 
 
@@ -141,7 +149,7 @@ def load_torch(path: str | Path, task: str = "auto") -> TorchModel:
         values = reference.sample(inputs, model.config)
         sample = [torch.from_numpy(values[name]) for name in inputs.names]
         head, outputs = _head(summary, model, chosen, inputs, sample)
-        tokenizer = tokenizer_of(summary)
+        tokenizer = tokenizer_of(summary) if TEXT in inputs.names else None
         set_way(model, "sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
     return TorchModel(inputs, outputs, head, tokenizer, model.config)
 

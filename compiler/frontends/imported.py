@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from llmc.compiler.frontends.processors import Processor
 from llmc.compiler.frontends.sentence import Sentence
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.errors import LlmcError
@@ -45,8 +46,10 @@ class Imported:
         tokenizer: None if the folder has none.
         sentence: pooling and normalisation, computed in the graph; None for other tasks.
         functions: of a model with several, the graphs by name, `graph` the first of them; else empty.
-        preprocess: how images become `pixel_values`, f32 [batch, channels, height, width]; see `images`.
-        scores: of a text classifier, what makes its logits what is told: "softmax", "sigmoid" or "none".
+        preprocess: how images or sounds become inputs, as runtime/format.md says; see `processors`.
+        processor: transformers' own that does it, to compare with; None if the folder has none.
+        scores: of a classifier, what makes its logits what is told: "softmax", "sigmoid" or "none".
+        decoder: of a speech model that writes characters, what makes its answers text; see `ctc`.
         pipeline: the passes that a graph's text names to be run, None for all others.
     """
 
@@ -61,7 +64,9 @@ class Imported:
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     functions: Mapping[str, Graph] = field(default_factory=dict)
     scores: str | None = None
+    decoder: Mapping[str, Any] = field(default_factory=dict)
     pipeline: str | None = None
+    processor: Processor | None = None
 
     @property
     def module(self) -> Module:

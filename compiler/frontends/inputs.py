@@ -175,8 +175,8 @@ def _part(config: Any, name: str) -> Any:
 
 
 def _least_samples(config: Any) -> int:
-    """As many samples as give one vector: what a stack of convolutions sees at once."""
-    seen = 1
+    """As many samples as give two vectors by a stack of convolutions: torch.export has another graph for one."""
+    seen = 2
     windows, steps = getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ())
     for window, step in zip(reversed(windows), reversed(steps), strict=False):
         seen = (seen - 1) * step + window

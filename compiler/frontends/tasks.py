@@ -192,11 +192,12 @@ PROBLEMS = {
     "multi_label_classification": "sigmoid",
     "single_label_classification": "softmax",
 }
+_CLASSIFIERS = ("text-classification", "image-classification", "audio-classification")
 _ACTIVATIONS = {"Identity": "none", "Sigmoid": "sigmoid", "Softmax": "softmax"}
 
 
 def scores_of(config: Mapping[str, Any], task: str, count: int, at: str) -> str | None:
-    """What transformers' pipeline does to the logits of a text classifier: softmax, sigmoid or none.
+    """What transformers' pipeline does to the logits of a classifier: softmax, sigmoid or none.
 
     An activation that sentence-transformers has noted for a CrossEncoder goes before.
 
@@ -206,7 +207,7 @@ def scores_of(config: Mapping[str, Any], task: str, count: int, at: str) -> str 
     Raises:
         LlmcError: config.json names something else.
     """
-    if task != "text-classification" or not count:
+    if task not in _CLASSIFIERS or not count:
         return None
     noted = config.get("sentence_transformers")
     noted = noted.get("activation_fn") if isinstance(noted, dict) else None

@@ -1,4 +1,6 @@
-"""Labelled texts from .jsonl, .csv and .tsv files, one row at a time; .txt has a text on each line."""
+"""Labelled texts, images or sounds, one row at a time: .jsonl, .csv and .tsv files, .txt with a text on each line, and
+folders of files by class.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,13 @@ from llmc.errors import LlmcError
 TEXT = ("text", "sentence", "review", "content", "question", "premise", "sentence1", "query")
 PAIR = ("context", "hypothesis", "sentence2")
 LABEL = ("label", "labels", "class", "category", "target", "sentiment")
+MEDIA = {"image": ("image", "file", "path"), "audio": ("audio", "file", "path")}
 KINDS = (".jsonl", ".csv", ".tsv", ".txt")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One text, where it stands, and its label as written."""
+    """One text or the path of a file, where it stands, and its label as written."""
 
     line: int
     text: str
@@ -38,13 +41,18 @@ class Columns:
 
 
 def read_rows(
-    path: Path, text: str | None = None, pair: str | None = None, label: str | None = None
+    path: Path,
+    text: str | None = None,
+    pair: str | None = None,
+    label: str | None = None,
+    names: Sequence[str] = TEXT,
 ) -> Iterator[Row]:
     """The rows of a file, which is never held whole.
 
     Args:
         text, pair, label: columns; guessed by name where they are not given. A column that only may be there
             (pair, label) is left out when nothing fits.
+        names: of which one is the column of the text, where it is not given.
 
     Raises:
         LlmcError: no such file or kind of file, no rows, a column that is missing, a line that is broken.
@@ -54,7 +62,7 @@ def read_rows(
     empty = True
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            for row in _rows(path, file, (text, pair, label)):
+            for row in _rows(path, file, (text, pair, label), names):
                 empty = False
                 yield row
     except OSError as error:
@@ -65,14 +73,39 @@ def read_rows(
         raise LlmcError("the data is empty", at=str(path), hint="it needs at least one row")
 
 
-def _rows(path: Path, file: TextIO, given: tuple[str | None, str | None, str | None]) -> Iterator[Row]:
+def read_files(data: Path, kind: str, column: str | None = None, label: str | None = None) -> Iterator[Row]:
+    """The files that a table names, beside it, or those of a folder, of which each folder is a class.
+
+    Args:
+        kind: a key of MEDIA.
+
+    Raises:
+        LlmcError: as `read_rows`, or a folder has no folders with files in them.
+    """
+    if not data.is_dir():
+        for row in read_rows(data, column, None, label, MEDIA[kind]):
+            yield Row(row.line, str(data.parent / row.text), None, row.label)
+        return
+    line = 0
+    for folder in sorted(f for f in data.iterdir() if f.is_dir()):
+        for file in sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")):
+            line += 1
+            yield Row(line, str(file), None, folder.name)
+    if not line:
+        hint = f"a folder for each class, named by its label, with files of {kind} in it"
+        raise LlmcError("the folder has no classes in it", at=str(data), hint=hint)
+
+
+def _rows(
+    path: Path, file: TextIO, given: tuple[str | None, str | None, str | None], known: Sequence[str]
+) -> Iterator[Row]:
     if path.suffix == ".txt":
         lines = ((n, line.strip()) for n, line in enumerate(file, 1))
         yield from (Row(n, line) for n, line in lines if line)
         return
     columns: Columns | None = None
     for line, record in _records(path, file):
-        columns = columns or _columns(f"{path}, line {line}", list(record), given)
+        columns = columns or _columns(f"{path}, line {line}", list(record), given, known)
         yield _row(f"{path}, line {line}", line, record, columns)
 
 
@@ -111,17 +144,19 @@ def _object(at: str, line: str) -> Mapping[str, Any]:
     return found
 
 
-def _columns(at: str, names: Sequence[str], given: tuple[str | None, str | None, str | None]) -> Columns:
+def _columns(
+    at: str, names: Sequence[str], given: tuple[str | None, str | None, str | None], texts: Sequence[str]
+) -> Columns:
     for name in filter(None, given):
         if name not in names:
             raise LlmcError(f"there is no column {name!r}", at=at, found=f"columns {', '.join(names)}")
     text, pair, label = (
         name or next((n for n in known if n in names), None)
-        for name, known in zip(given, (TEXT, PAIR, LABEL), strict=True)
+        for name, known in zip(given, (texts, PAIR, LABEL), strict=True)
     )
     if text is None:
         raise LlmcError(
-            "no column looks like the text",
+            f"no column looks like the {'text' if texts is TEXT else 'file'}",
             at=at,
             found=f"columns {', '.join(names) or 'none'}",
             hint="name it: --text-column NAME",

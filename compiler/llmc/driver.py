@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from llmc import embed, tokens
+from llmc import embed, preprocessing, tokens
 from llmc.compiler import artifact, extensions
 from llmc.compiler.countable import want_countable
 from llmc.compiler.frontends import dispatch, graph_text
@@ -100,6 +100,7 @@ def compile_module(
     outputs: Sequence[str] = ("output",),
     labels: Sequence[str] = (),
     preprocess: Mapping[str, Any] | None = None,
+    task: str = "module",
     max_batch: int | None = None,
     name: str = "module",
     **options: Unpack[Options],
@@ -112,7 +113,8 @@ def compile_module(
             dynamic; the other axes keep the example's sizes.
         outputs: their names.
         labels: class names, for the manifest.
-        preprocess: what the manifest says of how inputs are made, such as mean and std.
+        preprocess: how images or sounds become the input, as runtime/format.md says it.
+        task: what the outputs mean, such as "image-classification" for one named "logits"; they are arrays otherwise.
 
     Raises:
         LlmcError: as `compile`; or the module cannot be traced or holds ops that are not supported.
@@ -120,10 +122,13 @@ def compile_module(
 
     def load() -> Imported:
         from llmc.compiler.frontends.module import graph
+        from llmc.compiler.frontends.tasks import TASKS, near
 
+        if task not in ("module", *TASKS):
+            raise LlmcError(f"no task {task!r}", hint=near(task, ["module", *TASKS], "tasks"))
         made = graph(module, sample, outputs, max_batch or MAX_BATCH)
         return Imported(
-            made, name, "module", "", type(module).__name__, tuple(labels), None, None, preprocess or {}
+            made, name, task, "", type(module).__name__, tuple(labels), None, None, preprocess or {}
         )
 
     return _compile(load, Order(output, name, options))
@@ -139,6 +144,8 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
     ):
         stages.enter("import the model", 0.02)
         imported = load()
+        if imported.processor is not None:
+            preprocessing.want_same(imported.processor)
         want_countable(imported.module)
         stages.enter("optimise the graph", 0.4)
         optimised = optimise(imported, order, stages, compile_graph)

@@ -10,6 +10,7 @@ EXTRAS = {
     "": ("numpy", "click", "rich"),
     "text": ("tokenizers",),
     "vision": ("PIL",),
+    "audio": ("soundfile", "soxr"),
     "adapters": ("peft",),
     "gguf": ("gguf", "accelerate"),
     "tokenizers": ("sentencepiece", "tiktoken"),

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from llmc.dataset import Row, column_names, label_index, read_rows
+from llmc.dataset import Row, column_names, label_index, read_files, read_rows
 from llmc.errors import LlmcError
-from llmc.predictors import OUTPUTS, of_artifact, of_baseline
+from llmc.predictors import EMBEDDING, MEDIA, OUTPUTS, of_artifact, of_baseline, rows_of_a_run
 from llmc.runtime.encoder import BadTexts
-from llmc.runtime.text import most_rows
 
 Array = np.ndarray[Any, Any]
-BATCH, BUFFER = 16, 256  # rows of a run; rows that are sorted by length together
+BUFFER, TOP = 256, 5  # rows that are sorted by length together; of the likeliest classes
 
 
 @dataclass
@@ -27,6 +26,7 @@ class Evaluation:
 
     Args:
         accuracy, baseline_accuracy: shares of right answers.
+        top5, baseline_top5: of images and sounds, shares of which the label is among the five likeliest.
         agreement: share of equal answers.
         difference: accuracy minus the baseline's, on the same rows, with its 95 % interval.
         p_value: of the exact McNemar test: how likely are the rows where one alone is right, were both as good?
@@ -38,6 +38,8 @@ class Evaluation:
     rows: int = 0
     accuracy: float | None = None
     baseline_accuracy: float | None = None
+    top5: float | None = None
+    baseline_top5: float | None = None
     agreement: float | None = None
     difference: float | None = None
     interval: tuple[float, float] | None = None
@@ -80,7 +82,8 @@ def evaluate(
     """Run an artifact, and a baseline on the same rows, over a file of texts in constant memory.
 
     Args:
-        data: .jsonl, .csv, .tsv or .txt; `text`, `pair`, `label` name its columns, guessed otherwise.
+        data: .jsonl, .csv, .tsv or .txt; `text`, `pair`, `label` name its columns, guessed otherwise. Of images and
+            sounds a folder of folders by class, too.
         baseline: another artifact, or a Hugging Face folder, which PyTorch runs.
         limits: thresholds; those that are broken are listed in `Evaluation.broken`.
         limit: rows to stop after.
@@ -97,10 +100,14 @@ def evaluate(
             raise LlmcError(
                 f"eval knows no measure for the task {model.task}",
                 at=str(artifact),
-                hint=f"it measures {' and '.join(OUTPUTS)}",
+                hint=f"it measures {', '.join(OUTPUTS)}",
             )
         _want_classes(model, str(artifact))
-        rows: Iterator[Row] = islice(read_rows(Path(data), text, pair, label), limit)
+        kind = MEDIA.get(model.task)
+        found_rows = (
+            read_files(Path(data), kind, text, label) if kind else read_rows(Path(data), text, pair, label)
+        )
+        rows: Iterator[Row] = islice(found_rows, limit)
         first = next(rows)  # data without a row is an error of `read_rows`
         if baseline is None:
             _want_measure(model.task, first, Path(data))
@@ -108,7 +115,7 @@ def evaluate(
         counts = _Counts(model.task, model.labels or (), str(data))
         other = None if baseline is None else of_baseline(baseline, model, threads)
         own = of_artifact(model, strict)
-        for batch in _batches(rows, _rows_of_a_run(model)):
+        for batch in _batches(rows, rows_of_a_run(model)):
             texts = _texts(batch)
             try:
                 counts.add(batch, own(texts), None if other is None else other(texts))
@@ -121,14 +128,9 @@ def evaluate(
     return _judged(found, limits or Limits())
 
 
-def _rows_of_a_run(model: Any) -> int:
-    """As many as suit, and no more than the artifact takes."""
-    return min(BATCH, most_rows(model) or BATCH)
-
-
 def _want_measure(task: str, first: Row, data: Path) -> None:
     """Without a baseline there is accuracy alone, which needs labels."""
-    if task != "text-classification":
+    if task == EMBEDDING:
         raise LlmcError(
             "there is nothing to compare the embeddings with",
             at=str(data),
@@ -147,7 +149,7 @@ def _want_measure(task: str, first: Row, data: Path) -> None:
 def _want_classes(model: Any, at: str) -> None:
     """Accuracy is of labels of which one is right."""
     scores = getattr(model, "scores", None) or "softmax"
-    if model.task == "text-classification" and scores != "softmax":
+    if model.task != EMBEDDING and scores != "softmax":
         kind = "labels that may hold together" if scores == "sigmoid" else "numbers, not classes"
         raise LlmcError(f"eval knows no measure for a model that gives {kind}", at=at)
 
@@ -172,19 +174,20 @@ class _Counts:
     def __init__(self, task: str, labels: Sequence[str], data: str) -> None:
         self.task, self.labels, self.data = task, labels, data
         self.rows = self.right = self.other_right = self.only = self.other_only = self.equal = 0
+        self.top = self.other_top = 0
         self.cosines, self.lowest, self.labelled, self.compared = 0.0, 1.0, False, False
 
     def add(self, batch: Sequence[Row], own: Array, other: Array | None) -> None:
         """Count one batch of outputs."""
         self.rows += len(batch)
-        self.compared = other is not None
+        self.compared, self.classes = other is not None, own.shape[-1]
         if other is not None and own.shape != other.shape:
             shapes = f"{list(other.shape[1:])}, not {list(own.shape[1:])}"
             raise LlmcError("the baseline's outputs have another size", found=shapes)
         self._want_finite(batch, own, "the artifact's")
         if other is not None:
             self._want_finite(batch, other, "the baseline's")
-        if self.task == "sentence-embedding":
+        if self.task == EMBEDDING:
             self._add_cosines(own, other)
             return
         answers = own.argmax(-1)
@@ -192,7 +195,9 @@ class _Counts:
         if others is not None:
             self.equal += int((answers == others).sum())
         if batch[0].label is not None:
-            self._add_labels(batch, answers, others, own.shape[-1])
+            truth = self._add_labels(batch, answers, others, own.shape[-1])
+            self.top += _among(own, truth)
+            self.other_top += 0 if other is None else _among(other, truth)
 
     def _want_finite(self, batch: Sequence[Row], outputs: Array, whose: str) -> None:
         """A measure of NaN would be no measure: it has a largest value, and is below no limit."""
@@ -204,7 +209,7 @@ class _Counts:
                 hint="fp16 overflows beyond 65504; are the weights damaged?",
             )
 
-    def _add_labels(self, batch: Sequence[Row], answers: Array, others: Array | None, count: int) -> None:
+    def _add_labels(self, batch: Sequence[Row], answers: Array, others: Array | None, count: int) -> Array:
         truth = [label_index(f"{self.data}, line {r.line}", r.label, self.labels, count) for r in batch]
         right, self.labelled = answers == truth, True
         self.right += int(right.sum())
@@ -213,6 +218,7 @@ class _Counts:
             self.other_right += int(other.sum())
             self.only += int((right & ~other).sum())
             self.other_only += int((other & ~right).sum())
+        return np.asarray(truth)
 
     def _add_cosines(self, own: Array, other: Array | None) -> None:
         if other is None:
@@ -226,19 +232,28 @@ class _Counts:
     def result(self) -> Evaluation:
         """The figures."""
         found, n = Evaluation(self.task, self.rows), self.rows
-        if self.task == "sentence-embedding":
+        if self.task == EMBEDDING:
             if self.compared:
                 found.cosine_mean, found.cosine_min = self.cosines / n, self.lowest
             return found
         found.accuracy = self.right / n if self.labelled else None
+        listed = self.labelled and self.task in MEDIA and self.classes > TOP
+        found.top5 = self.top / n if listed else None
         if not self.compared:
             return found
         found.agreement = self.equal / n
         if self.labelled:
             found.baseline_accuracy = self.other_right / n
+            found.baseline_top5 = self.other_top / n if listed else None
             found.difference, found.interval = paired(self.only, self.other_only, n)
             found.p_value = mcnemar(self.only, self.other_only)
         return found
+
+
+def _among(outputs: Array, truth: Array) -> int:
+    """Rows whose right class is among the likeliest."""
+    right = outputs[np.arange(len(truth)), truth]
+    return int(((outputs > right[:, None]).sum(-1) < TOP).sum())
 
 
 def paired(only: int, other_only: int, n: int) -> tuple[float, tuple[float, float]]:

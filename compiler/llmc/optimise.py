@@ -135,7 +135,9 @@ def _function(
 ) -> _Function:
     """The passes that are asked for, and those that states, a target, `--quant` and `--matmul` bring along."""
     read = (
-        partial(order.quant.samples, tokenizer=imported.tokenizer) if order.quant.calib is not None else None
+        partial(order.quant.samples, tokenizer=imported.tokenizer, preprocess=imported.preprocess)
+        if order.quant.calib is not None
+        else None
     )
     verified = partial(run_verified, say=order.say)
     added: Mapping[str, Pipeline] = {}
@@ -173,7 +175,7 @@ def _quantise(
     if order.quant.static:
         graph = road.graph
         stages.enter("calibrate", 0.42)
-        scales = order.quant.scales(graph, imported.tokenizer, compile_graph)
+        scales = order.quant.scales(graph, imported.tokenizer, compile_graph, imported.preprocess)
     quantising = order.quant.pipeline(order.backend.integer_attention, scales)
     road.add(quantising)
     road.add(MATMUL[order.matmul])

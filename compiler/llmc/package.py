@@ -130,6 +130,8 @@ def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> d
 
 def _postprocess(imported: Imported) -> dict[str, Any]:
     """What was done to make the outputs what they are, or is to be done."""
+    if imported.decoder:
+        return dict(imported.decoder)
     if imported.scores is not None:
         return {"scores": imported.scores}
     if imported.sentence is None:

@@ -1,4 +1,4 @@
-"""What `llmc eval` compares: texts in, arrays out, by an artifact or by PyTorch."""
+"""What `llmc eval` compares: texts, or paths of images or sounds, in, arrays out, by an artifact or by PyTorch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,20 @@ import numpy as np
 
 from llmc.errors import LlmcError, TextsCut
 from llmc.runtime.encoder import was_cut
+from llmc.runtime.media import Sounds
+from llmc.runtime.text import most_rows
 
 Array = np.ndarray[Any, Any]
 Predict = Callable[[list[Any]], Array]
-OUTPUTS = {"text-classification": "logits", "sentence-embedding": "sentence_embedding"}
+EMBEDDING = "sentence-embedding"
+OUTPUTS = {
+    "text-classification": "logits",
+    EMBEDDING: "sentence_embedding",
+    "image-classification": "logits",
+    "audio-classification": "logits",
+}
+MEDIA = {"image-classification": "image", "audio-classification": "audio"}  # what a row's file holds
+BATCH = 16  # rows of a run
 
 
 @dataclass(frozen=True)
@@ -29,9 +39,26 @@ class Predictor:
         return self.run(texts)
 
 
+def rows_of_a_run(model: Any) -> int:
+    """As many as suit, and no more than the artifact takes; one sound where padding would change answers."""
+    if model.task not in MEDIA:
+        return min(BATCH, most_rows(model) or BATCH)
+    if MEDIA[model.task] == "audio" and Sounds(model).alone:
+        return 1
+    axis = next(iter(model.inputs.values())).shape[0]
+    return min(BATCH, axis if isinstance(axis, int) else model.dims[axis][1])
+
+
+def prepared(model: Any, files: list[Any]) -> Any:
+    """The model's inputs for files of images or sounds."""
+    return model.preprocess(images=files) if MEDIA[model.task] == "image" else model.preprocess(audio=files)
+
+
 def of_artifact(model: Any, strict: bool = False) -> Predictor:
     """By an open artifact; if `strict`, a text that is too long is an error."""
     name = OUTPUTS[model.task]
+    if model.task in MEDIA:
+        return Predictor(lambda files: np.asarray(model.run(prepared(model, files))[name]), lambda: 0)
 
     def predict(texts: list[Any]) -> Array:
         with warnings.catch_warnings():
@@ -64,15 +91,16 @@ def _torch(path: Path, model: Any, threads: int | None) -> Predictor:
     with plain_folder.plain(plain_folder.origin(path)) as plain:
         source = huggingface.load_torch(plain.path, model.task)
         tokenizer = overlay.lasting(source.tokenizer, plain.path, path)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if model.task in MEDIA:
+        return _torch_media(source, model)
     if tokenizer is None:
         raise LlmcError("the baseline has no tokenizer", at=str(path))
     longest = min(tokenizer.max_length, Tokenizer.of(model).longest)
     encoder, made = encoder_of(tokenizer, longest), tokenizer.inputs
     fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
     place = source.outputs.index(OUTPUTS[model.task])
-    if threads is not None:
-        torch.set_num_threads(threads)
-
     cut = 0
 
     @torch.no_grad()
@@ -86,6 +114,21 @@ def _torch(path: Path, model: Any, threads: int | None) -> Predictor:
         return np.asarray(chosen.numpy())
 
     return Predictor(predict, lambda: cut)
+
+
+def _torch_media(source: Any, model: Any) -> Predictor:
+    """Images and sounds as the artifact prepares them, which is as the folder's processor does."""
+    import torch
+
+    place = source.outputs.index(OUTPUTS[model.task])
+
+    @torch.no_grad()
+    def predict(files: list[Any]) -> Array:
+        made = prepared(model, files)
+        result = source.run(*(torch.from_numpy(made[name]) for name in source.names))
+        return np.asarray((result[place] if isinstance(result, tuple | list) else result).numpy())
+
+    return Predictor(predict, lambda: 0)
 
 
 def _field(encoding: Any, name: str, made: bool) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -21,6 +21,7 @@ from llmc.compiler.ranges import METHODS
 from llmc.errors import LlmcError, TextsCut
 from llmc.passes import PASSES
 from llmc.passes.quantise import ATTENTION, QUANTISATIONS, STATIC, Quantize
+from llmc.preprocessing import image_samples
 from llmc.runtime.encoder import was_cut
 from llmc.targets import TARGETS, host
 from llmc.tokens import encoder_of, longest_of
@@ -35,7 +36,7 @@ class Quantisation:
 
     Args:
         mode: a key of QUANTISATIONS.
-        calib: calibration data of int8-static: a file, or "auto".
+        calib: calibration data of int8-static: a file, a folder of images, or "auto".
         method: how its ranges are chosen, a key of METHODS.
         attention: "int8" or "float", where products are on int8.
         wanted: whether a pass wants samples, so that calibration data is of use without int8-static.
@@ -64,7 +65,7 @@ class Quantisation:
         if self.calib is not None and not (self.static or self.wanted):
             found = f"--quant {self.mode}, and no pass that wants samples"
             raise LlmcError(f"calibration data is of use to {STATIC} only", at="--calib", found=found)
-        if self.calib not in (None, "auto") and not Path(str(self.calib)).is_file():
+        if self.calib not in (None, "auto") and not Path(str(self.calib)).exists():
             raise LlmcError("there is no such calibration file", at=str(self.calib))
 
     @property
@@ -92,12 +93,15 @@ class Quantisation:
         first, *rest = steps
         return Pipeline.of(replace(_quantize(first.change), scales=scales), *(step.change for step in rest))
 
-    def scales(self, graph: Graph, tokenizer: Any, compile_graph: CompileGraph) -> tuple[float, ...]:
+    def scales(
+        self, graph: Graph, tokenizer: Any, compile_graph: CompileGraph, preprocess: Mapping[str, Any] = {}
+    ) -> tuple[float, ...]:
         """The scales of int8-static for `graph`, by calibration.
 
         Args:
             tokenizer: the model's `frontends.folder.Tokenizer`, or None.
             compile_graph: makes the native code that calibration runs.
+            preprocess: how images become inputs.
 
         Raises:
             LlmcError: the calibration data is of no use.
@@ -111,7 +115,7 @@ class Quantisation:
             )
         change = _quantize(Pipeline.parse(QUANTISATIONS[STATIC], PASSES).steps[0].change)
         sites, named = change.sites(graph), _sources(graph, change)
-        samples = self.samples(graph, tokenizer)
+        samples = self.samples(graph, tokenizer, preprocess)
         first = list(islice(samples, 1))  # data that does not fit the model is refused whatever it is for
         if not sites:
             return ()
@@ -121,9 +125,14 @@ class Quantisation:
         with _observer(watched, compile_graph) if first else nullcontext(_nothing) as run:
             return calibration.scales(named, chain(first, samples), run, self.method)
 
-    def samples(self, graph: Graph, tokenizer: Any) -> Iterator[calibration.Sample]:
+    def samples(
+        self, graph: Graph, tokenizer: Any, preprocess: Mapping[str, Any] = {}
+    ) -> Iterator[calibration.Sample]:
         """The calibration data as inputs of `graph`; with none, no sample."""
         if self.calib is None:
+            return
+        if Path(str(self.calib)).is_dir():
+            yield from image_samples(Path(str(self.calib)), graph, preprocess)
             return
         cut: list[bool] = []
         encode = None if tokenizer is None else _encoder(tokenizer, graph, cut)

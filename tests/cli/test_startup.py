@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "transformers", "tvm", "tvm_ffi", "sympy", "onnx", "networkx"}
+HEAVY = {"torch", "transformers", "tvm", "tvm_ffi", "sympy", "onnx", "networkx", "PIL", "soundfile", "soxr"}
 PROBE = """
 import json, sys
 from llmc.cli import main
@@ -58,3 +58,11 @@ def test_bench_of_nothing_imports_nothing_heavy(tmp_path):
     assert code == 1
     assert not modules & HEAVY
     assert done.stderr.startswith("error: an artifact was not found")
+
+
+def test_the_runtime_imports_no_pillow_before_an_image():
+    modules = "print(sorted(m for m in sys.modules if chr(46) not in m))"
+    probe = f"import sys, llmc, llmc.runtime.media, llmc.runtime.model; {modules}"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert "numpy" in done.stdout
+    assert not {name for name in HEAVY if f"'{name}'" in done.stdout}

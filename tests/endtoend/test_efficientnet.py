@@ -45,7 +45,10 @@ def test_real_weights(imagenet: Any, tmp_path: Path, variants: Any, bits_agree: 
     for variant in variants(tmp_path / "net.llmc"):
         with llmc.load(tmp_path / "net.llmc", variant=variant, threads=2) as model:
             runs.append(model(pixel_values=pixels))
-            assert model.manifest.raw["preprocess"]["mean"] == [127.0] * 3
+            files = sorted(folder.glob("imagenet_*.jpg"))
+            prepared = model.preprocess(images=files)
+            assert np.abs(prepared["pixel_values"] - pixels).mean() < 0.05  # sides rounded otherwise
+            assert (model(**prepared)["logits"].argmax(1) == labels).sum() >= 18
     assert bits_agree(runs)
     expected = module(torch.from_numpy(pixels)).numpy()
     logits = runs[0]["logits"]
@@ -69,6 +72,8 @@ def test_mistakes_with_modules(tmp_path: Path) -> None:
     module, sample = torch.nn.Linear(3, 2), {"x": torch.zeros(1, 3)}
     with pytest.raises(LlmcError, match="training mode"):
         llmc.compile_module(module.train(), sample, tmp_path / "m.llmc")
+    with pytest.raises(LlmcError, match="no task 'image-classify'"):
+        llmc.compile_module(module.eval(), sample, tmp_path / "m.llmc", task="image-classify")
     with pytest.raises(LlmcError, match="returns 1 tensors"):
         llmc.compile_module(module.eval(), sample, tmp_path / "m.llmc", outputs=("a", "b"))
     with pytest.raises(LlmcError, match="im2col"):

@@ -122,7 +122,13 @@ def test_preprocessing_is_read(made: Any, tmp_path: Path) -> None:
         "image_mean": [0.5],
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    assert load(folder, max_batch=2).preprocess == {"size": {"height": 32, "width": 32}}
+    found = load(folder, max_batch=2)
+    assert found.preprocess == {
+        "size": {"height": 32, "width": 32},
+        "resample": 2,
+        "rescale_factor": 1 / 255,
+    }
+    assert found.processor is not None
 
 
 @pytest.mark.parametrize(

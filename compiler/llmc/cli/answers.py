@@ -65,7 +65,8 @@ def describe(model: Any, encoded: Encoded, outputs: Any) -> list[dict[str, Any]]
     return [{"text": text, **answer(model, encoded, outputs, row)} for row, text in enumerate(encoded.texts)]
 
 
-def _label(model: Any, index: int) -> str:
+def label_of(model: Any, index: int) -> str:
+    """The name of a class."""
     labels = model.labels or ()
     return str(labels[index]) if index < len(labels) else f"LABEL_{index}"
 
@@ -83,11 +84,11 @@ def _classes(model: Any, encoded: Encoded, outputs: Any, row: int) -> dict[str, 
     logits = outputs["logits"][row]
     kind = getattr(model, "scores", None) or ("softmax" if logits.size > 1 else "sigmoid")
     if kind not in _SCORES:
-        return {"values": {_label(model, i): float(value) for i, value in enumerate(logits)}}
+        return {"values": {label_of(model, i): float(value) for i, value in enumerate(logits)}}
     chances = _SCORES[kind](logits)
     order = np.argsort(-chances, kind="stable")
-    scores = {_label(model, int(i)): float(chances[i]) for i in order}
-    return {"label": _label(model, int(order[0])), "probabilities": scores}
+    scores = {label_of(model, int(i)): float(chances[i]) for i in order}
+    return {"label": label_of(model, int(order[0])), "probabilities": scores}
 
 
 def _tokens(model: Any, encoded: Encoded, outputs: Any, row: int) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def _tokens(model: Any, encoded: Encoded, outputs: Any, row: int) -> dict[str, A
         if e.special_tokens_mask[i]:
             continue
         best = int(chances[i].argmax())
-        label, chance = _label(model, best), float(chances[i, best])
+        label, chance = label_of(model, best), float(chances[i, best])
         found.append(
             {"token": e.tokens[i], "start": start, "end": end, "label": label, "probability": chance}
         )
@@ -153,11 +154,12 @@ def show(answers: list[dict[str, Any]]) -> None:
     """The answers as text, one or a few lines each."""
     for answer in answers:
         click.echo(printable(answer["text"]))
-        for line in _describe_answer(answer):
+        for line in describe_answer(answer):
             click.echo(f"  {printable(line)}")
 
 
-def _describe_answer(answer: dict[str, Any]) -> list[str]:
+def describe_answer(answer: dict[str, Any]) -> list[str]:
+    """The lines below a text."""
     if "embedding" in answer:
         vector = answer["embedding"]
         numbers = " ".join(f"{v:+.4f}" for v in vector[:8])

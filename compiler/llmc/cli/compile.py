@@ -103,7 +103,11 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
     show_default=True,
     help="What int8 does with attention, on CPUs.",
 )
-@click.option("--calib", metavar="FILE|auto", help="Samples, for int8-static and passes that want some.")
+@click.option(
+    "--calib",
+    metavar="FILE|FOLDER|auto",
+    help="Samples (a folder: of images), for int8-static and passes that want some.",
+)
 @click.option(
     "--calib-method",
     type=click.Choice(["minmax", "percentile", "entropy"]),

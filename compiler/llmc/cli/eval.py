@@ -19,10 +19,13 @@ Examples:
   llmc eval small.llmc --data test.csv --baseline ./my-model          and the same rows by PyTorch
   llmc eval small.llmc --data test.jsonl --baseline dense.llmc --max-drop 1%
   llmc eval embedder.llmc --data lines.txt --baseline ./my-model --min-cosine 0.99
+  llmc eval classifier.llmc --data photos/                             images in a folder for each class
+  llmc eval classifier.llmc --data test.jsonl --baseline ./my-model    {"image": "cat.jpg", "label": "cat"}
   llmc eval m.llmc --data d.tsv --text-column body --label-column stars --json
 
 \b
-DATA is .jsonl, .csv, .tsv (a column of texts, one of labels: names or numbers from 0) or .txt (a text a line).
+DATA is .jsonl, .csv, .tsv (a column of texts, one of labels: names or numbers from 0) or .txt (a text a line). For
+models of images or sounds the column has paths, from the table's folder on, and a folder of folders will do.
 Judge by the difference with its interval, not by two accuracies: both models see the same rows. Exit code 1
 if a limit is broken.
 """
@@ -45,7 +48,7 @@ class Share(click.ParamType[float]):
 )
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Texts, with labels if there are."
+    "--data", required=True, type=click.Path(path_type=Path), help="Texts or files, with labels if there are."
 )
 @click.option(
     "--baseline",
@@ -53,7 +56,7 @@ class Share(click.ParamType[float]):
     type=click.Path(path_type=Path),
     help="Another artifact, or a model folder.",
 )
-@click.option("--text-column", "text", metavar="NAME", help="Column of the text.  [default: guessed]")
+@click.option("--text-column", "text", metavar="NAME", help="Column of the text or file.  [default: guessed]")
 @click.option("--pair-column", "pair", metavar="NAME", help="Column of the second text.  [default: guessed]")
 @click.option("--label-column", "label", metavar="NAME", help="Column of the label.  [default: guessed]")
 @click.option("--max-drop", type=Share(), help="Most accuracy that may be lost to the baseline: 1%.")
@@ -90,7 +93,7 @@ def command(artifact: Path, data: Path, baseline: Path | None, as_json: bool, **
 
 def _warn(found: Any) -> None:
     """What was not measured, and texts that were not seen whole."""
-    if found.task == "text-classification" and found.accuracy is None:
+    if found.task != "sentence-embedding" and found.accuracy is None:
         warnings.warn(
             LlmcWarning("no accuracy: the data has no labels; --label-column NAME names them"), stacklevel=2
         )
@@ -117,7 +120,9 @@ def _progress() -> Any:
 def _lines(found: Any) -> list[tuple[str, str, str]]:
     shares = {
         "accuracy": found.accuracy,
+        "among the first five": found.top5,
         "baseline's accuracy": found.baseline_accuracy,
+        "baseline's first five": found.baseline_top5,
         "same answers": found.agreement,
     }
     lines = [("rows", str(found.rows), "")]

@@ -91,7 +91,7 @@ def encode(
     return lines, None
 
 
-def want_all(lines: Sequence[Line]) -> None:
+def want_all(lines: Sequence[Line], what: str = "texts") -> None:
     """The last thing a command does.
 
     Raises:
@@ -102,8 +102,8 @@ def want_all(lines: Sequence[Line]) -> None:
         return
     more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
     problem = (
-        f"{len(bad)} of {len(lines)} texts could not be run"
+        f"{len(bad)} of {len(lines)} {what} could not be run"
         if len(lines) > 1
-        else "the text could not be run"
+        else f"the {what.removesuffix('s')} could not be run"
     )
     raise LlmcError(problem, found="; ".join(bad[:10]) + more)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from llmc.cli.arrays import read_input, save, show_arrays
 from llmc.cli.lines import Line, encode, read_lines, want_all
 from llmc.cli.output import json_option, lengths_of, no_check_option, print_json, require_artifact
 from llmc.cli.verbosity import say
@@ -23,14 +23,20 @@ Examples:
   cat lines.txt | llmc run my-model.llmc --text -               one text a line, blank ones too
   llmc run embedder.llmc --prompt query --text "who wrote it?"
   llmc run qa.llmc --text "Who wrote it?" --pair "It was written by Ada."
+  llmc run classifier.llmc --image cat.jpg --image photos/         files, or all images of a folder
+  llmc run clip.llmc --image cat.jpg --text "a cat" --text "a dog" which text fits
+  llmc run detector.llmc --image street.jpg --threshold 0.8
+  llmc run speech.llmc --audio hello.wav
   llmc run my-model.llmc --input input_ids=ids.npy --output out.npz
   llmc run decoder.llmc --function step --past 16 --input input_ids=ids.npy
   llmc run my-model.llmc --selftest
 
 \b
 What is printed follows the model's task: embeddings, labels with probabilities, labelled tokens, the answer's
-span, or the words that fit the mask. --json and --output give everything. A text that is no UTF-8, or that
-the tokenizer cannot take, is named on stderr; the others run, and the exit code is 1. There may be any number
+span, the words that fit the mask; of images labels, objects with boxes in pixels, areas or depths; of sounds
+labels or what was said. --json and --output give everything. A text that is no UTF-8, or that
+the tokenizer cannot take, or a file that cannot be read, is named on stderr; the others run, and the exit
+code is 1. There may be any number
 of texts. Those longer than the model takes are cut, with a warning that counts them; --strict refuses them.
 """
 
@@ -46,6 +52,14 @@ of texts. Those longer than the model takes are cut, with a warning that counts 
 @click.option("--prompt", metavar="NAME", help="Of the model's prompts this one.  [default: the model's]")
 @click.option(
     "--strict", is_flag=True, help="A text longer than the model takes cannot be run; it is cut otherwise."
+)
+@click.option(
+    "--image", "images", metavar="FILE", multiple=True, help="An image, or a folder of images; repeatable."
+)
+@click.option("--audio", metavar="FILE", multiple=True, help="A sound, or a folder of sounds; repeatable.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Least score of an object.  [default: 0.5]")
+@click.option(
+    "--resample", is_flag=True, help="Convert sounds at another rate than the model's (needs soxr)."
 )
 @click.option("--input", "inputs", metavar="NAME=FILE.npy", multiple=True, help="An input array; repeatable.")
 @click.option(
@@ -66,6 +80,10 @@ def command(
     pairs: tuple[str, ...],
     prompt: str | None,
     strict: bool,
+    images: tuple[str, ...],
+    audio: tuple[str, ...],
+    threshold: float | None,
+    resample: bool,
     inputs: tuple[str, ...],
     output: Path | None,
     function: str | None,
@@ -76,13 +94,16 @@ def command(
     no_check: bool,
     as_json: bool,
 ) -> None:
-    """Run ARTIFACT on texts, on NumPy arrays, or on its own recorded samples."""
-    if sum((bool(texts), bool(inputs), selftest)) != 1:
-        raise click.UsageError("Give one of --text, --input or --selftest.")
-    if (function or past is not None) and not inputs:
-        raise click.UsageError("--function and --past go with --input.")
-    if (prompt is not None or pairs or strict) and not texts:
-        raise click.UsageError("--prompt, --pair and --strict go with --text.")
+    """Run ARTIFACT on texts, images, sounds, NumPy arrays, or on its own recorded samples."""
+    _want_sense(
+        {"text": texts, "image": images, "audio": audio, "input": inputs, "selftest": selftest},
+        {
+            "text": {"prompt": prompt, "pair": pairs or None, "strict": strict or None},
+            "image": {"threshold": threshold},
+            "audio": {"resample": resample or None},
+            "input": {"function": function, "past": past},
+        },
+    )
     lines = read_lines(texts, pairs)
     require_artifact(artifact)
 
@@ -93,11 +114,35 @@ def command(
     if selftest:
         _selftest(model, as_json)
     elif inputs:
-        arrays = dict(map(_read_input, inputs))
+        arrays = dict(map(read_input, inputs))
         outputs = _in_session(model, function, past, arrays)
-        _show_arrays(outputs, output, as_json)
+        show_arrays(outputs, output, as_json)
+    elif images or audio:
+        from llmc.cli import media
+
+        told = media.Told(as_json, output)
+        if images:
+            want_all(lines)
+            texts = tuple(line.text for line in lines)
+            media.run_images(model, images, texts, threshold, told)
+        else:
+            media.run_audio(model, audio, resample, told)
     else:
         _run_texts(model, lines, prompt, strict, output, as_json)
+
+
+def _want_sense(given: dict[str, Any], settings: dict[str, dict[str, Any]]) -> None:
+    """One kind of input, or images and texts, and no setting of another kind."""
+    kinds = {name for name, value in given.items() if value}
+    if len(kinds) != 1 and kinds != {"text", "image"}:
+        raise click.UsageError("Give one of --text, --image, --audio, --input or --selftest.")
+    for kind, options in settings.items():
+        used = [name for name, value in options.items() if value is not None]
+        if used and (kind not in kinds or (kind == "text" and "image" in kinds)):
+            *first, last = (f"--{name}" for name in options)
+            verb = "go" if first else "goes"
+            names = f"{', '.join(first)} and {last}" if first else last
+            raise click.UsageError(f"{names} {verb} with --{kind}.")
 
 
 def _selftest(model: Any, as_json: bool) -> None:
@@ -139,38 +184,6 @@ def _sizes_of_states(model: Any, function: str | None, arrays: dict[str, Any]) -
     }
 
 
-def _show_arrays(outputs: Any, output: Path | None, as_json: bool) -> None:
-    _save(outputs, output)
-    if as_json:
-        print_json(dict(outputs))
-        return
-    for name, array in outputs.items():
-        flat = array.reshape(-1)
-        shape = "x".join(map(str, array.shape))
-        click.echo(f"{name} {array.dtype}[{shape}]  {' '.join(f'{v:.5g}' for v in flat[:6])} ...")
-
-
-def _read_input(text: str) -> tuple[str, Any]:
-    """`name=file.npy` as the name and the array."""
-    import numpy as np
-
-    name, equals, file = text.partition("=")
-    if not equals or not name or not file:
-        raise click.UsageError(f"--input {text!r} is not NAME=FILE.npy.")
-    try:
-        array = np.load(file, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise LlmcError("input file was not found", at=f"--input {name}", found=file) from error
-    except (ValueError, EOFError, OSError) as error:
-        hint = "save it with numpy.save(file, array)"
-        raise LlmcError(
-            "not a .npy file that can be read", at=f"--input {name}", found=str(error), hint=hint
-        ) from error
-    if not isinstance(array, np.ndarray):
-        raise LlmcError("an input is one array in a .npy file", at=f"--input {name}", found="a .npz archive")
-    return name, array
-
-
 def _run_texts(
     model: Any, lines: list[Line], prompt: str | None, strict: bool, output: Path | None, as_json: bool
 ) -> None:
@@ -194,7 +207,7 @@ def _run_texts(
         else:
             answers.show([answer for answer in here if "error" not in answer])
     if parts:
-        _save(parts[0] if len(parts) == 1 else joined(model, parts), output)
+        save(parts[0] if len(parts) == 1 else joined(model, parts), output)
     if as_json:
         print_json(_in_place(told, order))
     _warn_of_cuts(model, sum(not line.problem for line in seen))
@@ -264,26 +277,3 @@ def _warn_of_cuts(model: Any, count: int) -> None:
     if tokenizer.cut_texts:
         hint = "--strict makes it an error"
         warnings.warn(TextsCut(tokenizer.cut_texts, count, tokenizer.longest, hint=hint), stacklevel=2)
-
-
-def _save(outputs: Any, path: Path | None) -> None:
-    """Write the outputs as .npz under a temporary name, then rename."""
-    if path is None:
-        return
-    import numpy as np
-
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as stream, zipfile.ZipFile(stream, "w") as archive:
-            for name, array in outputs.items():
-                with archive.open(f"{_member(name)}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _member(name: str) -> str:
-    """The name of an output as one in an archive: unpacked, it must not lie elsewhere."""
-    leads_out = name.startswith("/") or ".." in name.split("/")
-    return name.replace("%", "%25").replace("/", "%2F") if leads_out else name
