@@ -43,7 +43,7 @@ def _unknown(model_type: str, known: Mapping[str, str], stated: Mapping[str, Any
     close = difflib.get_close_matches(model_type, known, n=2, cutoff=0.5)
     guess = f"did you mean {' or '.join(close)}? " if close else ""
     return LlmcError(
-        f"model type {model_type!r} is not supported",
+        f"model type {model_type[:80]!r} is not supported",
         at=at,
         found=f"transformers {transformers.__version__}, which has {len(known)} others",
         hint=f"{guess}a newer transformers may know it; a model of your own can be given as .onnx or .pt2",
@@ -64,7 +64,7 @@ def class_of(config: Any, architecture: str, task: Task, at: str) -> Any:
 
     if (task is OTHER or task in tasks_of(architecture)) and not _of_pretraining(architecture, task):
         found = getattr(transformers, architecture, None)
-        if found is None or found.config_class is not type(config):
+        if found is None or getattr(found, "config_class", None) is not type(config):
             raise _no_class(config, architecture, found, at)
         return found
     mapping = getattr(transformers, task.auto)._model_mapping
@@ -82,16 +82,16 @@ def _of_pretraining(architecture: str, task: Task) -> bool:
 def _no_class(config: Any, architecture: str, found: Any, at: str) -> LlmcError:
     import transformers
 
-    if found is not None:
+    if getattr(found, "config_class", None) is not None:
         return LlmcError(
-            f"{architecture} is not of the model type {config.model_type!r}",
+            f"{architecture:.80} is not of the model type {config.model_type!r}",
             at=at,
             hint="is config.json the one saved with these weights?",
         )
     trunk = type(config).__name__.removesuffix("Config")
     known = sorted(n for n in dir(transformers) if n.startswith(trunk) and tasks_of(n))
     return LlmcError(
-        f"architecture {architecture!r} is not supported",
+        f"architecture {architecture[:80]!r} is not supported",
         at=at,
         found=f"no such class in transformers {transformers.__version__}",
         hint=f"of {config.model_type} models there are {', '.join(known)}",

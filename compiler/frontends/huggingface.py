@@ -247,8 +247,12 @@ def _asked(run: Callable[[], Any], at: str) -> Any:
             f"transformers cannot run the model: {first_line(error)}",
             at=at,
             found=type(error).__name__,
-            hint="is config.json the one saved with these weights?",
+            hint=_NO_PADDING if "no padding token" in str(error) else _OTHERS,
         ) from error
+
+
+_OTHERS = "is config.json the one saved with these weights?"
+_NO_PADDING = "give config.json a pad_token_id: the number of the token that the tokenizer pads with"
 
 
 def _export(head: Any, inputs: Inputs, config: Any, at: str) -> tuple[Any, Inputs]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmc.compiler.frontends.safetensors_file import Tensor
@@ -48,9 +48,9 @@ def want_of(config: Config, tensors: Tensors | None, at: str) -> None:
         LlmcError: config.json is not of these weights.
     """
     for key in LAYERS:
-        if key in config and number(config, key, at, 1) > MOST_LAYERS:
-            problem = f"{key} is larger than {MOST_LAYERS}"
-            raise LlmcError(problem, at=at, found=str(config[key]), hint="is config.json damaged?")
+        if key in config:
+            number(config, key, at, 1)
+    _want_at_most(config, (*DEPTHS, "depths"), MOST_LAYERS, at)
     if config.get("num_labels") is not None:
         number(config, "num_labels", at, 2)
     most = _largest(tensors)
@@ -60,12 +60,24 @@ def want_of(config: Config, tensors: Tensors | None, at: str) -> None:
     _want_pictures(config, at)
 
 
+def _want_at_most(config: Config, keys: Iterable[str], most: int, at: str) -> None:
+    """Refuse larger numbers under any of the keys, in lists and in the configurations of a model's parts too."""
+    parts = [config]
+    for part in parts:  # grows while it is read
+        parts += [value for value in part.values() if isinstance(value, dict)]
+    for key, stated in [(key, part[key]) for key in keys for part in parts if key in part]:
+        numbers = [
+            n for n in (stated if isinstance(stated, list) else [stated]) if isinstance(n, int | float)
+        ]
+        if max(numbers, default=0) > most:
+            raise LlmcError(
+                f"{key} is larger than {most}", at=at, found=repr(stated)[:60], hint="is config.json damaged?"
+            )
+
+
 def _want_pictures(config: Config, at: str) -> None:
     """Refuse images and widths that no memory holds; that they are sizes at all is asked later."""
-    stated = config.get("image_size")
-    sides = [n for n in (stated if isinstance(stated, list) else [stated]) if isinstance(n, int | float)]
-    if max(sides, default=0) > MOST_PIXELS:
-        raise LlmcError(f"image_size is larger than {MOST_PIXELS}", at=at, hint="is config.json damaged?")
+    _want_at_most(config, ("image_size", "num_channels"), MOST_PIXELS, at)
     widening = config.get("depth_multiplier")
     if isinstance(widening, int | float) and not 0 < widening <= MOST_WIDENING:
         raise LlmcError(f"depth_multiplier is not within 0 to {MOST_WIDENING:g}", at=at)

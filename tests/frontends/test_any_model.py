@@ -201,6 +201,15 @@ def test_a_class_of_another_model_type_is_refused(tmp_path: Path) -> None:
     assert "did you mean bert" in refused(model_type="berrt")
     assert "needs Python code from the folder" in refused(model_type="mine", auto_map={"AutoModel": "m.M"})
     assert "no such class in transformers" in refused(architectures=["BertSpecialModel"])
+    for other in ("logging", "pipeline", "__class__", "BertConfig", "AutoModel"):  # no models
+        assert "no such class in transformers" in refused(architectures=[other])
+    assert len(refused(architectures=["x" * 10_000])) < 2000
+
+
+def test_a_classifier_without_a_padding_token_is_told_what_it_lacks(tmp_path: Path) -> None:
+    made("LlamaForSequenceClassification", {**DECODER, "pad_token_id": None}).save_pretrained(tmp_path)
+    with pytest.raises(LlmcError, match=r"give config\.json a pad_token_id"):
+        load(tmp_path)
 
 
 def test_pytorch_is_called_as_the_artifact_is(tmp_path: Path) -> None:
