@@ -25,6 +25,7 @@ TOLERANCE = (
     5e-4  # of an output's largest value; what is wrongly understood is off by hundreds of times as much
 )
 _SMALLEST = 1e-6
+_ENDLESS = 1e30  # numbers at least as large stand for infinity, where a model masks, and measure nothing
 
 
 def sample(inputs: Inputs, config: Any, sizes: Mapping[str, int] = SIZES, seed: int = 0) -> dict[str, Array]:
@@ -118,9 +119,11 @@ def _away(found: Array, wanted: Array, mask: Array | None) -> float:
         return 0.0
     if wanted.dtype.kind not in "fc":
         return float((found != wanted).any())
-    same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
-    scale = np.abs(np.where(np.isfinite(wanted), wanted, 0)).max()
-    with np.errstate(invalid="ignore"):
+    endless = np.isfinite(wanted) & (np.abs(wanted) >= _ENDLESS)
+    both = endless & np.isfinite(found) & (np.abs(found) >= _ENDLESS) & (np.sign(found) == np.sign(wanted))
+    same = (found == wanted) | (np.isnan(found) & np.isnan(wanted)) | both
+    scale = np.abs(np.where(np.isfinite(wanted) & ~endless, wanted, 0)).max()
+    with np.errstate(invalid="ignore", over="ignore"):
         off = np.where(same, 0.0, np.abs(found - wanted))
     return float(np.max(np.where(np.isnan(off), np.inf, off)) / max(scale, _SMALLEST))
 

@@ -219,6 +219,6 @@ def scores_of(config: Mapping[str, Any], task: str, count: int, at: str) -> str 
         if found is None:
             raise LlmcError(f"the activation {name:.60} of a CrossEncoder is not supported", at=at)
         return found
-    if problem not in PROBLEMS:
+    if not isinstance(problem, str) or problem not in PROBLEMS:
         raise LlmcError(f"no problem_type {problem!r:.60}", at=at, hint=near(str(problem), PROBLEMS, "types"))
     return "sigmoid" if count == 1 and problem != "regression" else PROBLEMS[problem]

@@ -90,6 +90,8 @@ def test_what_the_config_makes_of_logits(config, count, scores):
 def test_a_problem_that_is_none():
     with pytest.raises(LlmcError, match="no problem_type 'multi_label'"):
         scores_of({"problem_type": "multi_label"}, "text-classification", 2, "config.json")
+    with pytest.raises(LlmcError, match="no problem_type"):
+        scores_of({"problem_type": ["regression"]}, "text-classification", 2, "config.json")
 
 
 @pytest.mark.parametrize("scores", ["sigmoid", "none"])

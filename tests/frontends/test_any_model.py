@@ -183,6 +183,15 @@ def test_padded_places_do_not_count_but_all_others_do() -> None:
     assert reference.farthest({"y": np.full((1, 3), np.nan), "z": wanted["z"]}, wanted, {})[1] == float("inf")
 
 
+def test_a_mask_in_an_output_hides_nothing() -> None:
+    lowest = np.finfo(np.float32).min
+    wanted = {"y": np.array([[1.0, 2.0, lowest]], np.float32)}
+    assert reference.farthest({"y": np.array([[1.0, 2.0, lowest / 2]], np.float32)}, wanted, {})[1] == 0
+    assert reference.farthest({"y": np.array([[1.0, 3.0, lowest]], np.float32)}, wanted, {})[1] == 0.5
+    assert reference.farthest({"y": np.array([[1.0, 2.0, 0.0]], np.float32)}, wanted, {})[1] > 1e30
+    assert reference.farthest({"y": np.array([[1.0, 2.0, -lowest]], np.float32)}, wanted, {})[1] > 1e30
+
+
 def test_a_class_of_another_model_type_is_refused(tmp_path: Path) -> None:
     import json
 
