@@ -46,6 +46,23 @@ def sample(inputs: Inputs, config: Any, sizes: Mapping[str, int] = SIZES, seed: 
     return {i.name: _values(i.name, shapes[i.name], i, config, kept, rng) for i in inputs.given}
 
 
+MORE = 5  # tokens beyond a window
+_WINDOWS = ("sliding_window", "local_attention", "window_size", "attention_window", "attention_chunk_size")
+_LONGEST = 160  # tokens of a row: the interpreter takes seconds for more
+
+
+def sizes_for(config: Any, max_seq: int) -> dict[str, int]:
+    """`SIZES`, with rows long enough for the narrowest window of attention to hide something.
+
+    Args:
+        config: transformers', in whose parts windows are stated.
+    """
+    parts = [p for p in (config, getattr(config, "text_config", None)) if p is not None]
+    stated = [getattr(part, key, None) for part in parts for key in _WINDOWS]
+    windows = [n for n in stated if type(n) is int and 0 < n < min(max_seq, _LONGEST - MORE)]
+    return {**SIZES, "seq": max(SIZES["seq"], min(windows, default=0) + MORE)}
+
+
 def _kept(shape: tuple[int, ...]) -> Array:
     """The mask i64 of `shape`, whose last axis is the sequence's."""
     length = shape[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kept_graphs
@@ -167,6 +168,40 @@ def test_a_graph_that_computes_something_else_is_refused(
     monkeypatch.setitem(aten.TABLE, "layer_norm.default", wrong)
     with pytest.raises(LlmcError, match="the imported graph computes another 'logits' than transformers"):
         load(tmp_path)
+
+
+def test_a_window_that_is_lost_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sample is longer than the window, or nobody would see that it hides nothing."""
+    from llmc.compiler.frontends import implementations, masks
+
+    made("MistralForCausalLM", {**DECODER, "sliding_window": 20, "num_hidden_layers": 1}).save_pretrained(
+        tmp_path
+    )
+    whole = masks.key_mask
+    monkeypatch.setattr(implementations, "EAGER", masks.WHOLE)  # no other way is right either
+    monkeypatch.setattr(implementations, "WAYS", (masks.WHOLE, masks.WHOLE))
+
+    def register() -> None:
+        transformers.AttentionMaskInterface.register(
+            masks.WHOLE, lambda local_size=None, **options: whole(local_size=None, **options)
+        )
+
+    masks.register()
+    monkeypatch.setattr(implementations, "register", register)
+    try:
+        with pytest.raises(LlmcError, match="the imported graph computes another 'logits'"):
+            load(tmp_path)
+    finally:
+        transformers.AttentionMaskInterface.register(masks.WHOLE, whole)
+
+
+def test_rows_are_longer_than_the_narrowest_window() -> None:
+    def longest(**windows: Any) -> int:
+        return reference.sizes_for(SimpleNamespace(**windows), 512)["seq"]
+
+    assert longest() == longest(sliding_window=None) == longest(sliding_window=4096) == reference.SIZES["seq"]
+    assert longest(sliding_window=20) == longest(local_attention=128, sliding_window=20) == 25
+    assert reference.sizes_for(SimpleNamespace(sliding_window=20), 16)["seq"] == reference.SIZES["seq"]
 
 
 def test_padded_places_do_not_count_but_all_others_do() -> None:
