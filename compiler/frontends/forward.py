@@ -7,9 +7,11 @@ from typing import Any
 from llmc.errors import LlmcError
 
 
-def without_cache(model: Any) -> None:
-    """No part keeps keys and values."""
+def in_one_piece(model: Any) -> None:
+    """No part keeps keys and values, or cuts sequences into chunks, whose lengths would have to be even."""
     for module in model.modules():
+        if getattr(module, "chunk_size_feed_forward", 0):
+            module.chunk_size_feed_forward = 0  # it saves memory in training, and the values are the same
         if hasattr(getattr(module, "config", None), "use_cache"):
             module.config.use_cache = False
 
@@ -43,12 +45,6 @@ def _fix_frequencies(rotary: Any, max_seq: int) -> None:
 
 
 def whole(model: Any) -> None:
-    """Activations and layers in one piece each."""
-    _whole_activations(model)
-    _whole_layers(model)
-
-
-def _whole_activations(model: Any) -> None:
     """gelu's tanh form written out in Python -> torch's gelu, which the graph keeps whole."""
     import torch
     from transformers import activations
@@ -58,10 +54,3 @@ def _whole_activations(model: Any) -> None:
         for name, child in module.named_children():
             if isinstance(child, spelled):
                 setattr(module, name, torch.nn.GELU("tanh"))
-
-
-def _whole_layers(model: Any) -> None:
-    """No feed-forward by chunks of the sequence: it saves memory in training, and the values are the same."""
-    for module in model.modules():
-        if getattr(module, "chunk_size_feed_forward", 0):
-            module.chunk_size_feed_forward = 0

@@ -179,7 +179,7 @@ def _graph(summary: Summary, model: Any, task: Task, max_batch: int, max_seq: in
     inputs = inputs_of(model, summary.root, max_batch, max_seq)
     values = reference.sample(inputs, model.config, reference.sizes_for(model.config, max_seq))
     tensors = [torch.from_numpy(values[name]) for name in inputs.names]
-    forward.without_cache(model)
+    forward.in_one_piece(model)
     head, outputs = _head(summary, model, task, inputs, tensors)
 
     def run() -> dict[str, Any]:

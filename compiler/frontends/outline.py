@@ -147,7 +147,7 @@ def _graph(summary: Summary, kind: Any, config: Any, max_seq: int) -> Graph:
     except Exception as error:
         raise LlmcError(f"a model of few layers cannot be made: {first_line(error)}") from error
     set_way(model, config._attn_implementation)
-    forward.without_cache(model)
+    forward.in_one_piece(model)
     forward.whole(model)
     inputs = inputs_of(model, summary.root, MAX_BATCH, max_seq)
     values = reference.sample(inputs, model.config, {**reference.SIZES, "batch": 2, "seq": 7})
