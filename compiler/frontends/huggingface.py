@@ -193,7 +193,7 @@ def _graph(summary: Summary, model: Any, task: Task, max_batch: int, max_seq: in
     forward.whole(model)
     forward.one_pass(model, max_seq)
     _tabulate(model, max_seq)
-    program, inputs = _export(head, inputs, model.config, at)
+    program, inputs = export(head, inputs, model.config, at)
     graph = to_graph(program, inputs.given, outputs, inputs.bounds, ROOT)
     reference.want_same(graph, values, wanted, at)
     return graph
@@ -255,7 +255,7 @@ _OTHERS = "is config.json the one saved with these weights?"
 _NO_PADDING = "give config.json a pad_token_id: the number of the token that the tokenizer pads with"
 
 
-def _export(head: Any, inputs: Inputs, config: Any, at: str) -> tuple[Any, Inputs]:
+def export(head: Any, inputs: Inputs, config: Any, at: str) -> tuple[Any, Inputs]:
     """torch.export with dynamic axes, and the bounds within which what it gives holds; a bound of 1 is static.
 
     Raises:
@@ -278,7 +278,7 @@ def _export(head: Any, inputs: Inputs, config: Any, at: str) -> tuple[Any, Input
         bounds = narrower(error, inputs.bounds)
         if bounds == inputs.bounds:
             raise
-    return _export(head, replace(inputs, bounds=bounds), config, at)
+    return export(head, replace(inputs, bounds=bounds), config, at)
 
 
 def _tabulate(model: Any, max_seq: int) -> None:

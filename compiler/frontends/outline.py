@@ -17,10 +17,11 @@ import numpy as np
 
 from llmc.compiler.frontends import classes, forward
 from llmc.compiler.frontends.folder import Summary, inspect
-from llmc.compiler.frontends.huggingface import outputs_of
+from llmc.compiler.frontends.huggingface import export, outputs_of
 from llmc.compiler.frontends.imported import MAX_BATCH
-from llmc.compiler.frontends.inputs import Inputs, inputs_of
+from llmc.compiler.frontends.inputs import inputs_of
 from llmc.compiler.frontends.quiet import quiet
+from llmc.compiler.frontends.report import LACKING
 from llmc.compiler.frontends.sizes import DEPTHS
 from llmc.errors import LlmcError, first_line
 
@@ -41,7 +42,7 @@ class Outline:
         products: how many of them are in matrices that quantisation stores in fewer bits.
         layers: how many there are, how many `graph` has.
         graph: of few layers with weights that are all zero; None if the model cannot be imported.
-        problem: why it cannot.
+        problem: why it cannot, or why that cannot be told without weights.
     """
 
     summary: Summary
@@ -51,6 +52,12 @@ class Outline:
     layers: tuple[int, int]
     graph: Graph | None
     problem: LlmcError | None
+
+    @property
+    def certain(self) -> bool:
+        """Whether a problem is one of the model, and not of tensors without values while it was traced."""
+        known = (LACKING, "rotary scaling", "its code holds for one size")
+        return self.problem is None or any(words in self.problem.problem for words in known)
 
 
 def outline(path: str | Path, task: str = "auto", max_seq: int | None = None) -> Outline:
@@ -134,10 +141,9 @@ def _graph(summary: Summary, kind: Any, config: Any, max_seq: int) -> Graph:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     from llmc.compiler.frontends import reference
-    from llmc.compiler.frontends.heads import ROOT, Head
+    from llmc.compiler.frontends.heads import ROOT, EndHead, Head
     from llmc.compiler.frontends.implementations import EAGER, set_way
     from llmc.compiler.frontends.torch_export import to_graph
-    from llmc.compiler.frontends.tracing import trace
 
     config._attn_implementation = "sdpa" if getattr(kind, "_supports_sdpa", False) else EAGER
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
@@ -150,7 +156,7 @@ def _graph(summary: Summary, kind: Any, config: Any, max_seq: int) -> Graph:
     forward.in_one_piece(model)
     forward.whole(model)
     inputs = inputs_of(model, summary.root, MAX_BATCH, max_seq)
-    values = reference.sample(inputs, model.config, {**reference.SIZES, "batch": 2, "seq": 7})
+    values = reference.sample(inputs, model.config)
     tensors = tuple(torch.from_numpy(values[name]) for name in inputs.names)
     head = Head(model, inputs.names, (), inputs.fixed).eval()
     with fake, torch.no_grad():
@@ -158,15 +164,11 @@ def _graph(summary: Summary, kind: Any, config: Any, max_seq: int) -> Graph:
             head.outputs = outputs_of(head.run(tensors)[0], summary.task)
         except Exception as error:
             raise LlmcError(f"transformers cannot run the model: {first_line(error)}") from error
-        program = trace(head, tensors, _axes(inputs))
+        if EndHead.fits(model):
+            head = EndHead(model, inputs.names, head.outputs, inputs.fixed).eval()
+        forward.one_pass(model, max_seq)
+        program, inputs = export(head, inputs, model.config, str(summary.root / "config.json"))
     return to_graph(program, inputs.given, head.outputs, inputs.bounds, ROOT, weight=nowhere)
-
-
-def _axes(inputs: Inputs) -> tuple[dict[int, Any], ...]:
-    import torch
-
-    dims = {n: torch.export.Dim(n, min=low, max=high) for n, (low, high) in inputs.bounds.items() if high > 1}
-    return tuple({i: dims[a] for i, a in enumerate(given.axes) if a in dims} for given in inputs.given)
 
 
 def nowhere(tensor: Any) -> Any:

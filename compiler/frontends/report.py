@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from llmc.compiler.graph import Source
 from llmc.errors import LlmcError
 
+LACKING = "of the model cannot be imported"  # in the error of `report`
+
 
 class UnsupportedError(Exception):
     """This call cannot be imported; `advice` tells the user a way out."""
@@ -41,7 +43,7 @@ def report(
     counts = Counter(group[0].op for group in groups.values())
     entries = "".join(f"\n    {_entry(group)}" for group in groups.values())
     return LlmcError(
-        f"{len(counts)} op{'s' * (len(counts) > 1)} of the model cannot be imported: {', '.join(counts)}",
+        f"{len(counts)} op{'s' * (len(counts) > 1)} {LACKING}: {', '.join(counts)}",
         found=entries.lstrip("\n").strip(),
         hint=hint,
     )

@@ -29,6 +29,7 @@ class Foresight:
         weights: `--quant` -> bytes of weights.bin, about.
         needed: bytes of memory that compiling takes, about.
         problems: what stands in the way of any compile, each with its place.
+        certain: whether they do; a model may fail to be traced without its weights alone.
         targets: target -> what it has no kernel for; empty lists where it will compile.
         precisions: target -> modes of `--quant` it has.
     """
@@ -43,6 +44,7 @@ class Foresight:
     weights: Mapping[str, int] = field(default_factory=dict)
     needed: int = 0
     problems: tuple[str, ...] = ()
+    certain: bool = True
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     precisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -86,6 +88,7 @@ def foresee(
         "weights": weights,
         "needed": COPIES * weights["none"],
         "problems": () if found.problem is None else _lines(found.problem),
+        "certain": found.certain,
     }
     return Foresight(str(path), **facts, **_of_graph(found.graph, targets))
 

@@ -122,3 +122,26 @@ def test_no_weight_is_read(llama: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert all(w.strides == (0,) * w.ndim for w in large)
     assert weight_bytes(found)["none"] == 4 * found.parameters
     assert outlines.FEW == 2
+
+
+def test_a_head_that_picks_rows_by_a_mask(cli: Any, tmp_path: Path) -> None:
+    sizes = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+    made = transformers.BartConfig(d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=50, **sizes)
+    made.architectures = ["BartForSequenceClassification"]
+    made.save_pretrained(tmp_path)
+    done = cli("check", tmp_path)
+    assert done.code == 0, done.out
+
+
+def test_what_cannot_be_told_without_weights_is_no_refusal(
+    llama: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmc.errors import LlmcError
+
+    def fail(*_: Any) -> Any:
+        raise LlmcError("torch.export cannot trace the model: fake tensors have no values")
+
+    monkeypatch.setattr(outlines, "export", fail)
+    done = cli("check", llama)
+    assert (done.code, "unknown" in done.out) == (2, True)
+    assert "cannot be told without the weights, compile to see: torch.export cannot trace" in done.out

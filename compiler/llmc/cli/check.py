@@ -31,7 +31,7 @@ Examples:
 \b
 Nothing is compiled and no weight is read: the model is made with the shapes of config.json and a few of its layers
 are traced. So numbers are not compared: `llmc compile` does that. Exit codes: 0 it will compile, 1 it will not,
-2 there was an error.
+2 there was an error, or only its\nweights can tell.
 """
 
 
@@ -80,7 +80,7 @@ def command(
         _show(found, wanted)
     asked = all if target or quant else any  # without a wish, one way to compile is good news
     if not asked(found.serves(t, q) for t, q in wanted):
-        ctx.exit(1)
+        ctx.exit(1 if found.certain else 2)
 
 
 def _show(found: Foresight, wanted: list[tuple[str, str]]) -> None:
@@ -89,7 +89,10 @@ def _show(found: Foresight, wanted: list[tuple[str, str]]) -> None:
     for name, kind in found.inputs.items():
         click.echo(printable(f"  {name}: {kind}"))
     for problem in found.problems:
-        click.echo(printable(f"cannot be imported: {problem}"))
+        words = (
+            "cannot be imported" if found.certain else "cannot be told without the weights, compile to see"
+        )
+        click.echo(printable(f"{words}: {problem}"))
     rows = [
         (
             target,
@@ -109,4 +112,6 @@ def _show(found: Foresight, wanted: list[tuple[str, str]]) -> None:
 def _verdict(found: Foresight, target: str, quant: str) -> str:
     if quant not in found.precisions[target]:
         return "no: the target has not this precision"
+    if not found.certain:
+        return "unknown"
     return "yes" if found.serves(target, quant) else "no"
