@@ -7,6 +7,7 @@ no code from the folder is run.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -25,7 +26,7 @@ from llmc.compiler.frontends.sentence import Sentence
 from llmc.compiler.frontends.tasks import Task, scores_of
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.compiler.frontends.versions import warn_if_untested
-from llmc.errors import LlmcError, first_line
+from llmc.errors import LlmcError, LlmcWarning, first_line
 
 if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
@@ -65,6 +66,8 @@ def load(
         shapes = {node.attributes["name"]: node.shape for node in graph.inputs}
         processor = processors.for_inputs(summary.root, shapes)
         decoder = decoder_of(summary.root, type(model).__name__)
+    if does.name == "text-classification" and hasattr(model, "score"):
+        _warn_of_padding(summary, tokenizer)
     scores = scores_of(summary.config, does.name, len(summary.labels), str(summary.root))
     return Imported(
         graph=graph,
@@ -80,6 +83,17 @@ def load(
         scores=scores
         or ("sigmoid" if hasattr(model, "logit_bias") else None),  # SigLIP: each pair for itself
         decoder=decoder.facts if decoder else {},
+    )
+
+
+def _warn_of_padding(summary: Summary, tokenizer: Tokenizer | None) -> None:
+    """A decoder's classifier finds a row's last token by config.json's padding, which the tokenizer does not use."""
+    pad = summary.config.get("pad_token_id")
+    if tokenizer is None or not isinstance(pad, int) or pad in (-1, tokenizer.pad_id):
+        return
+    told = f"{summary.root}: the tokenizer pads with {tokenizer.pad_id}, pad_token_id of config.json is {pad}"
+    warnings.warn(
+        LlmcWarning(f"{told}: of a padded row the head reads another token than the last"), stacklevel=2
     )
 
 

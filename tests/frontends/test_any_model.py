@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from llmc.compiler.frontends.huggingface import load, load_torch
 from llmc.compiler.frontends.implementations import EAGER, choose
 from llmc.compiler.frontends.inputs import inputs_of
 from llmc.compiler.interpret import run
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, LlmcWarning
 
 TEXT = {
     "hidden_size": 32,
@@ -285,3 +286,18 @@ def test_an_axis_that_the_code_fixes_is_named(tmp_path: Path) -> None:
         patch.setattr(kind, "forward", forward)
         with pytest.raises(LlmcError, match="its code holds for one size of seq only"):
             load(tmp_path, max_batch=4)
+
+
+def test_a_tokenizer_that_pads_with_another_token_is_told(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    made("LlamaForSequenceClassification", {**DECODER, "num_hidden_layers": 1}).save_pretrained(tmp_path)
+    words = Tokenizer(models.WordLevel({"a": 0, "[PAD]": 1, "</s>": 2}, unk_token="a"))
+    for pad in ("[PAD]", "</s>"):
+        transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad).save_pretrained(tmp_path)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", LlmcWarning)
+            load(tmp_path, max_batch=2)
+        found = [str(w.message) for w in told if issubclass(w.category, LlmcWarning)]
+        wanted = "the tokenizer pads with 2, pad_token_id of config.json is 1"
+        assert [wanted in text for text in found] == ([] if pad == "[PAD]" else [True])

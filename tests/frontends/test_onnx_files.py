@@ -359,7 +359,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(LlmcError, match=r"model.bin is no kind of model llmc reads") as caught:
         load(tmp_path / "model.bin")
-    assert ".onnx, .pt2 or .txt" in (caught.value.hint or "")
+    assert ".onnx, .pt2, .gguf or .txt" in (caught.value.hint or "")
 
 
 # --- opsets and dtypes of real exports
