@@ -13,6 +13,8 @@ MOST_LAYERS = 1000
 MOST_POSITIONS = 1 << 20  # tables of rotary positions have as many rows
 UNOPENED = 10_000_000  # the most of a size where weights are in a pickle
 FEW = 1000  # sizes up to it need no weight: libraries find out what is wrong
+COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_mel_bins")
+MOST_PARTS = 4096  # experts of a layer, bins of a spectrogram
 MOST_PIXELS = 4096  # of an image's side
 MOST_WIDENING = 16.0
 LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
@@ -51,6 +53,7 @@ def want_of(config: Config, tensors: Tensors | None, at: str) -> None:
         if key in config:
             number(config, key, at, 1)
     _want_at_most(config, (*DEPTHS, "depths"), MOST_LAYERS, at)
+    _want_at_most(config, COUNTS, MOST_PARTS, at)
     if config.get("num_labels") is not None:
         number(config, "num_labels", at, 2)
     most = _largest(tensors)
