@@ -6,7 +6,8 @@ import math
 
 from llmc.compiler.frontends import composed_math
 from llmc.compiler.frontends.aten import Call, aten
-from llmc.compiler.frontends.composed import by_channel, number, sliced
+from llmc.compiler.frontends.composed import by_channel, number
+from llmc.compiler.frontends.parts import sliced
 from llmc.compiler.graph import Node
 
 

@@ -7,9 +7,10 @@ import numpy as np
 from llmc.compiler.dims import dim, product
 from llmc.compiler.frontends.aten import Call, aten
 from llmc.compiler.frontends.aten_image import spread
-from llmc.compiler.frontends.composed import batched, joined, sliced
+from llmc.compiler.frontends.composed import batched, joined
 from llmc.compiler.frontends.composed_conv import Windows, transposed_convolution
 from llmc.compiler.frontends.composed_pad import MODES, mirrored, padded, shuffled, unshuffled
+from llmc.compiler.frontends.parts import sliced
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
 from llmc.compiler.ops.conv import out_size

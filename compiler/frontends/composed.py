@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from llmc.compiler.dims import Dim, dim
-from llmc.compiler.graph import DTYPES, Node, Source, Weight
+from llmc.compiler.dims import Dim
+from llmc.compiler.frontends.parts import Maker, transposed
+from llmc.compiler.graph import DTYPES, Node, Weight
 from llmc.compiler.ops import constant
 
 _MOST_PARTS = 16  # of one concat: a GPU kernel takes only so many arguments
 
 Array = np.ndarray[Any, Any]
-
-
-class Maker(Protocol):
-    """The call that is converted: `aten.Call` or `onnx_call.Call`."""
-
-    @property
-    def source(self) -> Source: ...
-
-    def op(self, name: str, *inputs: Node, **attributes: Any) -> Node: ...
-
-    def reshape(self, x: Node, shape: Sequence[Dim]) -> Node: ...
-
-    def require(self, holds: bool, reason: str, advice: str = "") -> None: ...
 
 
 def number(m: Maker, value: Any, like: Node) -> Node:
@@ -37,19 +25,6 @@ def number(m: Maker, value: Any, like: Node) -> Node:
 def size(m: Maker, value: Dim) -> Node:
     """A size as a rank-0 i64 node."""
     return constant(np.int64(value), source=m.source) if isinstance(value, int) else m.op("dim", value=value)
-
-
-def transposed(m: Maker, x: Node, perm: Sequence[int]) -> Node:
-    """x -> transpose(x), or x itself if nothing moves."""
-    perm = tuple(perm)
-    return x if perm == tuple(range(len(perm))) else m.op("transpose", x, perm=perm)
-
-
-def sliced(m: Maker, x: Node, axis: int, start: Dim, length: Dim, step: int = 1) -> Node:
-    """`length` elements from `start` on, every `step`; all of them is x itself."""
-    if (start, length, step) == (0, x.shape[axis], 1):
-        return x
-    return m.op("slice", x, axis=axis, start=start, stop=dim(start + (length - 1) * step + 1), step=step)
 
 
 def joined(m: Maker, parts: Sequence[Node], axis: int) -> Node:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmc.compiler.dims import dim, product
-from llmc.compiler.frontends.composed import Array, Maker, by_channel, changed, joined, sliced, transposed
+from llmc.compiler.frontends.composed import Array, by_channel, changed, joined
 from llmc.compiler.frontends.composed_pad import padded
+from llmc.compiler.frontends.parts import Maker, sliced, transposed
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.conv import out_size
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from llmc.compiler.frontends.composed import Maker, number
+from llmc.compiler.frontends.composed import number
+from llmc.compiler.frontends.parts import Maker
 from llmc.compiler.graph import Node
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from llmc.compiler.dims import dim, product
-from llmc.compiler.frontends.composed import Array, Maker, by_channel, number
+from llmc.compiler.frontends.composed import Array, by_channel, number
+from llmc.compiler.frontends.parts import Maker
 from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import constant
 

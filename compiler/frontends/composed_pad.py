@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.dims import Dim, dim
-from llmc.compiler.frontends.composed import Maker, number, size, sliced, taken, transposed
+from llmc.compiler.frontends.composed import number, size, taken
+from llmc.compiler.frontends.parts import Maker, sliced, transposed
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
 

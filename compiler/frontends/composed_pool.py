@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmc.compiler.dims import Dim
-from llmc.compiler.frontends.composed import Array, Maker, along, fixed, joined, number, sliced
+from llmc.compiler.frontends.composed import Array, along, fixed, joined, number
+from llmc.compiler.frontends.parts import Maker, sliced
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
 from llmc.compiler.ops.conv import out_size

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmc.compiler.frontends.composed import Array, Maker, taken
+from llmc.compiler.frontends.composed import Array, taken
+from llmc.compiler.frontends.parts import Maker
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
 
