@@ -22,11 +22,10 @@ def patched(module: Any) -> Iterator[None]:
     from transformers.exporters import exporter_dynamo as dynamo
     from transformers.exporters import utils
 
-    loaded = [patch for patch in utils._PATCHES.get("dynamo", ()) if _is_loaded(patch[0])]
     with ExitStack() as stack:
-        for path, attribute, change in loaded:
-            owner = utils.import_dotted_path(path, missing_ok=True)
-            if owner is not None:
+        for place, attribute, change in utils._PATCHES.get("dynamo", ()):
+            owner = _loaded(place)
+            if owner is not None and hasattr(owner, attribute):
                 stack.enter_context(utils.patch_attribute(owner, attribute, change))
         for owner, attribute, own in _our_own():
             stack.enter_context(utils.patch_attribute(owner, attribute, lambda _, own=own: own))
@@ -54,10 +53,13 @@ def _our_own() -> Iterator[tuple[Any, str, Any]]:
         yield masking, "find_packed_sequence_indices", lambda position_ids: None
 
 
-def _is_loaded(path: str) -> bool:
-    """Whether the module in which a dotted path lies has been imported."""
-    parts = path.split(".")
-    ends = (".".join(parts[: n + 1]) for n in range(len(parts)))
-    longest = max((end for end in ends if end in sys.modules), default="", key=len)
-    below = path[len(longest) :].lstrip(".").split(".")[0]
-    return bool(longest) and (not below or below[:1].isupper() or hasattr(sys.modules[longest], below))
+def _loaded(place: Any) -> Any:
+    """What a dotted path leads to, if its module has been imported; None otherwise."""
+    if not isinstance(place, str):
+        return place  # as older versions have it
+    parts = place.split(".")
+    count = max((n for n in range(len(parts) + 1) if ".".join(parts[:n]) in sys.modules), default=0)
+    owner = sys.modules.get(".".join(parts[:count]))
+    for name in parts[count:]:
+        owner = vars(owner).get(name) if owner is not None else None  # a lazy module would import it
+    return owner
