@@ -17,16 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx import NodeProto
 
 from llmc.compiler.dims import Dim, symbol
-from llmc.compiler.frontends import (
-    onnx_activation,
-    onnx_image,
-    onnx_index,
-    onnx_math,
-    onnx_nn,
-    onnx_resize,
-    onnx_select,
-    onnx_shape,
-)
+from llmc.compiler.frontends import converters
 from llmc.compiler.frontends.axes import SEGMENTS, AxisNames
 from llmc.compiler.frontends.onnx_call import TABLE, Call, Value
 from llmc.compiler.frontends.onnx_file import DTYPES, OnnxFile, dtype_name, values
@@ -36,17 +27,9 @@ from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_
 from llmc.errors import LlmcError
 
-_CONVERTERS = (
-    onnx_activation,
-    onnx_image,
-    onnx_index,
-    onnx_math,
-    onnx_nn,
-    onnx_resize,
-    onnx_select,
-    onnx_shape,
-)
 __all__ = ["to_graph"]
+
+converters.load("onnx_")  # fills TABLE
 
 _HINT = "change these parts of the model and export it again; docs/onnx.md lists the ops llmc reads"
 _QUANTISED = "give the float model: llmc quantises itself"

@@ -18,30 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.frontends import (
-    aten_activation,
-    aten_alias,
-    aten_complex,
-    aten_einsum,
-    aten_experts,
-    aten_image,
-    aten_index,
-    aten_layout,
-    aten_math,
-    aten_nn,
-    aten_order,
-    aten_pool,
-    aten_reduce,
-    aten_resize,
-    aten_rnn,
-    aten_rounding,
-    aten_scan,
-    aten_scatter,
-    aten_shape,
-    aten_window,
-    foreign,
-    inplace,
-)
+from llmc.compiler.frontends import aten_complex, converters, foreign, inplace
 from llmc.compiler.frontends.aten import TABLE, Call, Symbols, dtype_of
 from llmc.compiler.frontends.aten_complex import Complex, weight_of
 from llmc.compiler.frontends.inputs import Input
@@ -51,29 +28,9 @@ from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import input_
 from llmc.errors import LlmcError
 
-_CONVERTERS = (  # importing them fills TABLE
-    *(
-        aten_activation,
-        aten_alias,
-        aten_complex,
-        aten_einsum,
-        aten_experts,
-        aten_image,
-        aten_index,
-    ),
-    *(
-        aten_layout,
-        aten_math,
-        aten_nn,
-        aten_order,
-        aten_pool,
-        aten_reduce,
-        aten_resize,
-        aten_rnn,
-    ),
-    *(aten_rounding, aten_scan, aten_scatter, aten_shape, aten_window),
-)
 __all__ = ["to_graph"]
+
+converters.load("aten_")  # fills TABLE
 
 
 def array_of(tensor: Any) -> Any:
