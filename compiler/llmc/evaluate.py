@@ -96,12 +96,7 @@ def evaluate(
     import llmc
 
     with llmc.load(artifact, threads=threads) as model:
-        if model.task not in OUTPUTS:
-            raise LlmcError(
-                f"eval knows no measure for the task {model.task}",
-                at=str(artifact),
-                hint=f"it measures {', '.join(OUTPUTS)}",
-            )
+        _want_task(model, str(artifact))
         _want_classes(model, str(artifact))
         kind = MEDIA.get(model.task)
         found_rows = (
@@ -116,16 +111,27 @@ def evaluate(
         other = None if baseline is None else of_baseline(baseline, model, threads)
         own = of_artifact(model, strict)
         for batch in _batches(rows, rows_of_a_run(model)):
-            texts = _texts(batch)
-            try:
-                counts.add(batch, own(texts), None if other is None else other(texts))
-            except BadTexts as error:
-                row, reason = next(iter(error.rows.items()))
-                raise LlmcError(f"a text {reason}", at=f"{data}, line {batch[row].line}") from None
+            _count(counts, batch, own, other)
             progress(counts.rows)
         found = counts.result()
         found.cut, found.baseline_cut = own.cut(), other.cut() if other is not None else 0
     return _judged(found, limits or Limits())
+
+
+def _want_task(model: Any, at: str) -> None:
+    if model.task not in OUTPUTS:
+        hint = f"it measures {', '.join(OUTPUTS)}"
+        raise LlmcError(f"eval knows no measure for the task {model.task}", at=at, hint=hint)
+
+
+def _count(counts: _Counts, batch: Sequence[Row], own: Any, other: Any) -> None:
+    """Run a batch, and count what came of it; a text that is none is named with its line."""
+    texts = _texts(batch)
+    try:
+        counts.add(batch, own(texts), None if other is None else other(texts))
+    except BadTexts as error:
+        row, reason = next(iter(error.rows.items()))
+        raise LlmcError(f"a text {reason}", at=f"{counts.data}, line {batch[row].line}") from None
 
 
 def _want_measure(task: str, first: Row, data: Path) -> None:
