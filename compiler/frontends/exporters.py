@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from llmc.compiler.frontends.scans import selective_scan
+
 
 @contextmanager
 def patched(module: Any) -> Iterator[None]:
@@ -38,8 +40,6 @@ def _our_own() -> Iterator[tuple[Any, str, Any]]:
 
     Positions that the model has made itself never belong to several texts packed into one row.
     """
-    from llmc.compiler.frontends.scans import selective_scan
-
     loaded = [
         m
         for name, m in sys.modules.items()
