@@ -56,8 +56,19 @@ def spread(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return torch.zeros(3, 37).masked_scatter_(torch.from_numpy(MASK[:, :37]), values)
 
 
-def sdpa(q: Any, k: Any, v: Any, mask: Any = None, causal: bool = False, scale: float = 0.3) -> Any:
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=True)
+def sdpa(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any = None,
+    causal: bool = False,
+    scale: float = 0.3,
+    window: int | None = None,
+) -> Any:
+    if causal:  # the last query sees all keys; PyTorch's flag has the first query see one
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+        mask = mask if window is None else mask.triu(k.shape[2] - q.shape[2] - window + 1)
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
 
 
 def mha(q: Any, k: Any, v: Any, keys: Any, bias: Any) -> Any:
@@ -288,6 +299,12 @@ CASES: list[Case] = [
     ("matmul", (floats(2, 1, 3, 4), floats(5, 4, 6)), {}, torch.matmul),
     ("attention", (Q, K, V), {"scale": 0.3}, sdpa),
     ("attention", (Q, K, V), {"scale": 0.3, "causal": True}, lambda q, k, v: sdpa(q, k, v, causal=True)),
+    (
+        "attention",
+        (Q, K, V),
+        {"scale": 0.3, "causal": True, "window": 2},
+        lambda q, k, v: sdpa(q, k, v, causal=True, window=2),
+    ),
     ("attention", (Q, K, V, KEEP), {"scale": 0.3, "has_mask": True}, sdpa),
     ("attention", (Q, K, V, ADD), {"scale": 0.3, "has_mask": True}, sdpa),
     (

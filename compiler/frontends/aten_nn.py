@@ -9,6 +9,7 @@ import numpy as np
 from llmc.compiler.frontends.aten import Call, aten
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
+from llmc.compiler.ops.rules import same_dim
 
 
 @aten("linear.default")
@@ -72,14 +73,17 @@ def _attention(call: Call) -> Node:
         query.type.rank == 4, f"attention on {query.type.rank} axes", "use [batch, heads, seq, width]"
     )
     scale = call.get("scale", 1.0 / math.sqrt(query.shape[-1]))
+    causal = bool(call.get("is_causal", False))
+    if causal and not same_dim(query.shape[2], key.shape[2]):
+        mask, causal = _from_the_first(query, key, call), False
     inputs = (query, key, value) if mask is None else (query, key, value, mask)
-    return call.op(
-        "attention",
-        *inputs,
-        scale=scale,
-        causal=bool(call.get("is_causal", False)),
-        has_mask=mask is not None,
-    )
+    return call.op("attention", *inputs, scale=scale, causal=causal, has_mask=mask is not None)
+
+
+def _from_the_first(query: Node, key: Node, call: Call) -> Node:
+    """PyTorch's causal mask bool [queries, keys], where the first query sees the first key alone."""
+    queries, keys = (call.op("iota", length=x.shape[2]) for x in (query, key))
+    return call.op("le", keys, call.op("reshape", queries, shape=(query.shape[2], 1)))
 
 
 @aten("llmc.causal_attention.default")

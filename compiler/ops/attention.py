@@ -33,14 +33,17 @@ from llmc.errors import LlmcError
 MOST_SCORES = 1 << 26  # held at a time, of 8 bytes each
 
 
-def attention64(q: Array, k: Array, v: Array, mask: Array | None, scale: float, causal: bool) -> Array:
+def attention64(
+    q: Array, k: Array, v: Array, mask: Array | None, scale: float, causal: bool, window: int | None = None
+) -> Array:
     """softmax(q k^T * scale + mask) v in float64.
 
     Args:
         q, k, v: `[b, h, s, d]`, `[b, h2, t, d]`, `[b, h2, t, e]`, h a multiple of h2.
         mask: bool (True attends) or float (added), broadcastable to `[b, h, s, t]`.
         scale: factor on the products.
-        causal: query i sees keys 0..i only.
+        causal: the last query sees all keys, each before it one less.
+        window: of the keys that it sees, a query attends to the last so many; None: to all.
     """
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     groups = q.shape[1] // k.shape[1]
@@ -48,17 +51,24 @@ def attention64(q: Array, k: Array, v: Array, mask: Array | None, scale: float, 
     if q.shape[0] * q.shape[1] > 1 and math.prod((*q.shape[:3], k.shape[2])) > MOST_SCORES:
         axis = 0 if q.shape[0] > 1 else 1
         return np.concatenate(
-            [attention64(*part, scale, causal) for part in _halves(q, k, v, mask, axis)], axis
+            [attention64(*part, scale, causal, window) for part in _halves(q, k, v, mask, axis)], axis
         )
     scores = q @ np.swapaxes(k, -1, -2) * scale
     if mask is not None:
         scores = np.where(mask, scores, -np.inf) if mask.dtype == np.bool_ else scores + mask
     if causal:
-        scores = np.where(np.tri(*scores.shape[-2:], dtype=np.bool_), scores, -np.inf)
+        scores = np.where(seen(*scores.shape[-2:], window), scores, -np.inf)
     top = scores.max(-1, keepdims=True, initial=-np.inf)  # there may be no key at all
     weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
     total = weights.sum(-1, keepdims=True)
     return np.asarray(weights / np.where(total == 0, 1.0, total) @ v)
+
+
+def seen(queries: int, keys: int, window: int | None) -> Array:
+    """bool [queries, keys]: which keys a query attends to where attention is causal."""
+    past = keys - queries
+    upper: Array = np.tri(queries, keys, past, dtype=np.bool_)
+    return upper if window is None else upper & ~np.tri(queries, keys, past - window, dtype=np.bool_)
 
 
 def _halves(
@@ -75,9 +85,9 @@ def _halves(
 
 
 def _attention_reference(
-    q: Array, k: Array, v: Array, *mask: Array, scale: float, causal: bool, has_mask: bool
+    q: Array, k: Array, v: Array, *mask: Array, scale: float, causal: bool, window: int | None, has_mask: bool
 ) -> Array:
-    return attention64(q, k, v, mask[0] if has_mask else None, scale, causal).astype(q.dtype)
+    return attention64(q, k, v, mask[0] if has_mask else None, scale, causal, window).astype(q.dtype)
 
 
 @op(
@@ -86,10 +96,12 @@ def _attention_reference(
     traits={"accuracy": "close"},
     scale=REQUIRED,
     causal=False,
+    window=None,
     has_mask=False,
 )
-def _attention(*inputs: TensorType, scale: float, causal: bool, has_mask: bool) -> TensorType:
+def _attention(*inputs: TensorType, scale: float, causal: bool, window: Any, has_mask: bool) -> TensorType:
     want_flags(causal=causal, has_mask=has_mask)
+    want_window(window, causal)
     want_number(scale, "scale")
     want_count(inputs, 3 + has_mask)
     q, k, v = inputs[:3]
@@ -123,6 +135,7 @@ def mha_reference(
     head_dim: int,
     scale: float,
     causal: bool,
+    window: int | None,
     offsets: tuple[int, int, int],
     has_keys: bool,
     has_bias: bool,
@@ -143,7 +156,7 @@ def mha_reference(
     if has_keys:
         mask = np.where(bare[..., None, None], 0, mask)
         mask = np.where(keys[:, None, None, :], mask, -np.inf)
-    return _joined(attention64(q, k, v, mask, scale, causal))
+    return _joined(attention64(q, k, v, mask, scale, causal, window))
 
 
 def _joined(x: Array) -> Array:
@@ -177,6 +190,7 @@ def _packed(node: Node, packing: Packing) -> Node:
     head_dim=REQUIRED,
     scale=REQUIRED,
     causal=False,
+    window=None,
     offsets=(0, 0, 0),
     has_keys=False,
     has_bias=False,
@@ -190,6 +204,7 @@ def _mha(
     head_dim: int,
     scale: float,
     causal: bool,
+    window: Any,
     offsets: Any,
     has_keys: bool,
     has_bias: bool,
@@ -198,6 +213,7 @@ def _mha(
     evenly: bool,
 ) -> TensorType:
     want_flags(causal=causal, has_keys=has_keys, has_bias=has_bias, int8=int8, evenly=evenly)
+    want_window(window, causal)
     if evenly and (causal or not has_keys):
         raise LlmcError("evenly is for attention with keys that is not causal")
     if int8:
@@ -225,6 +241,12 @@ def head_widths(heads: int, head_dim: int, scale: float, kv_heads: Any) -> tuple
     if heads % groups:
         raise LlmcError(f"the number of heads, {heads}, is not a multiple of kv_heads, {groups}")
     return heads * head_dim, groups * head_dim, groups * head_dim
+
+
+def want_window(window: Any, causal: bool) -> None:
+    """A window of causal attention, or none."""
+    if window is not None and want_int(window, "window", 1) and not causal:
+        raise LlmcError("a window is for attention that is causal")
 
 
 def want_integers(head_dim: Any, scale: float, more: bool) -> None:

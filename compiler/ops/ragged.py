@@ -115,7 +115,7 @@ def _ragged_mha_reference(
         return rows.reshape(*shape, *x.shape[1:])
 
     inputs = (*map(spread, (q, k, v, keys)), *bias)
-    whole = mha_reference(*inputs, causal=False, has_keys=True, **attributes)
+    whole = mha_reference(*inputs, causal=False, window=None, has_keys=True, **attributes)
     return np.asarray(whole.reshape(-1, whole.shape[-1])[index])
 
 

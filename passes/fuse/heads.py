@@ -203,6 +203,7 @@ def mha_from_attention(node: Node) -> Node | Decline | None:
         head_dim=e,
         scale=core.attributes["scale"],
         causal=core.attributes["causal"],
+        window=core.attributes["window"],
         offsets=tuple(offset for _, offset in columns),
         has_keys=keys is not None,
         has_bias=bias is not None,

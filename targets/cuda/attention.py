@@ -79,7 +79,8 @@ class _Head:
         self.live = k.let(first + k.thread < self.s)
         self.query = k.let(tirx.min(first + k.thread, self.s - i64(1)))
         # Causal: keys after the block's last query are seen by none of it.
-        self.end = k.let(tirx.min(self.t, first + QUERIES)) if shape.causal else self.t
+        self.past = k.let(self.t - self.s)
+        self.end = k.let(tirx.min(self.t, self.past + first + QUERIES)) if shape.causal else self.t
         self.bare = self.is_bare() if shape.evenly else None
 
     def start(self, layout: Layout, heads: int, length: Expr) -> Expr:
@@ -177,7 +178,13 @@ class _Head:
         if self.flags is not None:
             otherwise = masked if self.bare is None else k.let(tirx.Select(self.bare, f32(0.0), masked))
             score = k.let(tirx.Select(self.flag(key), score, otherwise))
-        return k.let(tirx.Select(key <= self.query, score, masked)) if shape.causal else score
+        return self.causal(score, key) if shape.causal else score
+
+    def causal(self, score: Expr, key: Expr) -> Expr:
+        """MASKED where the key comes after the query, or has left its window."""
+        k, at, window = self.k, self.past + self.query, self.shape.window
+        score = k.let(tirx.Select(key <= at, score, f32(MASKED)))
+        return k.let(tirx.Select(at - key < i64(window), score, f32(MASKED))) if window else score
 
     def flag(self, key: Expr) -> Expr:
         """Whether a key may be attended."""

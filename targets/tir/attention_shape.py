@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from llmc.compiler.dims import Dim
@@ -52,6 +52,8 @@ class Shape:
     Args:
         mask: dtype ("bool" or "f32") and, for each of batch, head, query and key, whether the mask varies along it.
         keys: a bool [batch, key] mask is given too.
+        causal: the last query sees all keys, each before it one less.
+        window: of the keys that it sees, a query attends to the last so many; 0: to all.
         evenly: a sequence without keys takes all values evenly.
     """
 
@@ -63,6 +65,7 @@ class Shape:
     keys: bool
     mask: tuple[str, bool, bool, bool, bool] | None
     evenly: bool = False
+    window: int = 0
 
 
 class Problem(NamedTuple):
@@ -89,7 +92,8 @@ def _by_tokens(node: Node) -> Problem:
     q, k, *_ = node.inputs
     mask = mask_of(node.inputs[-1], k.shape[1]) if node.attributes["has_bias"] else None
     causal, keys = node.attributes["causal"], node.attributes["has_keys"]
-    return Problem(token_shape(node, causal, keys, mask), q.shape[0], q.shape[1], k.shape[1])
+    shape = replace(token_shape(node, causal, keys, mask), window=node.attributes["window"] or 0)
+    return Problem(shape, q.shape[0], q.shape[1], k.shape[1])
 
 
 def token_shape(
@@ -113,7 +117,10 @@ def _by_heads(node: Node) -> Problem:
         raise LlmcError(f"attention: heads and head sizes must be fixed, found {q.type}, {k.type}")
     layouts = Layouts(*(Layout(False, size, 0, size) for size in (d, d, e, e)))
     mask = mask_of(rest[0], t) if a["has_mask"] else None
-    return Problem(Shape(heads, kv_heads, layouts, float(a["scale"]), a["causal"], False, mask), batch, s, t)
+    shape = Shape(
+        heads, kv_heads, layouts, float(a["scale"]), a["causal"], False, mask, window=a["window"] or 0
+    )
+    return Problem(shape, batch, s, t)
 
 
 def mask_of(node: Node, keys: Dim) -> tuple[str, bool, bool, bool, bool]:

@@ -44,9 +44,9 @@ def inputs() -> tuple[Any, ...]:
 @pytest.mark.parametrize(("queries", "keys"), EDGES)
 def test_edges_of_blocks(queries: int, keys: int, kernels: Lab) -> None:
     given = operands(queries, keys)
-    nodes = {
-        name: make("attention", inputs(), scale=0.2, causal=name == "causal") for name in ("all", "causal")
-    }
+    kinds: dict[str, dict[str, Any]] = {"all": {}, "causal": {"causal": True}}
+    kinds |= {f"window {n}": {"causal": True, "window": n} for n in (1, 7, 64, 70)}
+    nodes = {name: make("attention", inputs(), scale=0.2, **kind) for name, kind in kinds.items()}
     check(kernels, nodes, given)
 
 

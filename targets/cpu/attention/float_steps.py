@@ -41,11 +41,17 @@ class FloatSteps:
         """The whole of one item."""
         e, sequence = self.work.e, item.sequence
         stages.begin(self.work, item, lambda v: self._take(item, v), LOWEST)
-        with e.loop(0, div(sequence.span() + (KEYS - 1), KEYS), "block") as block:
+        with e.loop(self._first(item), div(sequence.span() + (KEYS - 1), KEYS), "block") as block:
             keys = sequence.select(e.let(block * KEYS), item.first + item.queries)
             with e.when(keys > 0):
                 self._block(item, keys)
         stages.finish(self.work, item, lambda v: stages.divisor(self.work, v), self._result)
+
+    def _first(self, item: Item) -> Expr | int:
+        """The block with the oldest key that the first query attends to."""
+        window = self.work.shape.window
+        oldest = item.sequence.past + item.first - (window - 1)
+        return self.work.e.let(div(tirx.max(oldest, i64(0)), KEYS)) if window else 0
 
     def _block(self, item: Item, keys: Expr) -> None:
         """The keys listed, on top of those before."""

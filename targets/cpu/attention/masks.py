@@ -46,10 +46,21 @@ class Mask:
             attend = self._lanes(item, key, vector)
             score = e.let(tirx.Select(attend != splat(f32(0.0)), score, lowest))
         if shape.causal:
-            lane = tirx.Ramp(tirx.Cast("int32", item.first + vector * LANES), tirx.const(1, "int32"), LANES)
-            seen = lane >= splat(tirx.Cast("int32", key))
-            score = e.let(tirx.Select(seen, score, lowest))
+            score = self._causal(item, score, key, vector)
         return score
+
+    def _causal(self, item: Item, score: Expr, key: Expr, vector: Expr) -> Expr:
+        """-inf where the key comes after the query, or has left its window."""
+        e, window = self.work.e, self.work.shape.window
+        lowest, key = splat(f32(float("-inf"))), splat(tirx.Cast("int32", key))
+        first = tirx.Cast("int32", item.sequence.past + item.first + vector * LANES)
+        lane = tirx.Ramp(first, tirx.const(1, "int32"), LANES)
+        score = e.let(tirx.Select(lane >= key, score, lowest))
+        return (
+            e.let(tirx.Select(lane - key < splat(tirx.const(window, "int32")), score, lowest))
+            if window
+            else score
+        )
 
     def _lanes(self, item: Item, key: Expr, vector: Expr) -> Expr:
         """mask[batch, head, 16 queries, key] as f32, of a mask that may lack any of these axes."""

@@ -95,6 +95,10 @@ class RaggedSequence:
     def keys(self) -> Expr:
         return self.length
 
+    @property
+    def past(self) -> Expr:
+        return i64(0)
+
     def query_start(self, layout: Layout, head: Expr, heads: int) -> Expr:
         return layout.start(self.row, head, heads, i64(1))
 

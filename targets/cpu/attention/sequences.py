@@ -78,6 +78,10 @@ class Sequence(Protocol):
         """How many there are."""
 
     @property
+    def past(self) -> Expr:
+        """How many keys are before the first query's own, where attention is causal."""
+
+    @property
     def places(self) -> tuple[Expr, Expr]:
         """Of queries and keys in a mask: its last two axes."""
 
@@ -139,6 +143,10 @@ class PaddedSequence:
     bare: Expr | None = None
 
     @property
+    def past(self) -> Expr:
+        return self.keys - self.queries
+
+    @property
     def places(self) -> tuple[Expr, Expr]:
         return self.queries, self.keys
 
@@ -161,7 +169,7 @@ class PaddedSequence:
         e, listed = self.e, self.listed
         size = e.let(tirx.min(i64(KEYS), self.keys - block))
         if self.shape.causal:  # keys after the last query are seen by none
-            size = e.let(tirx.max(tirx.min(size, end - block), i64(0)))
+            size = e.let(tirx.max(tirx.min(size, self.past + end - block), i64(0)))
         listed.clear()
         with e.loop(0, size, "j") as j:
             listed.offer(block + j)
