@@ -91,3 +91,10 @@ def _causal_attention(call: Call) -> Node:
     """Of a decoder; see `masks.causal_attention`."""
     inputs = (call["q"], call["k"], call["v"], call.cast(call["keys"], "bool"))
     return call.op("attention", *inputs, scale=call["scale"], causal=True, has_mask=True)
+
+
+@aten("llmc.step_attention.default")
+def _step_attention(call: Call) -> Node:
+    """Of a decoder that is called token by token; see `step_attention`."""
+    inputs = (call["q"], call["k"], call["v"])
+    return call.op("attention", *inputs, scale=call["scale"], causal=True, window=call["window"] or None)

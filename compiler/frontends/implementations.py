@@ -7,7 +7,7 @@ which: each way is tried, and the first that gives transformers' own numbers on 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmc.compiler.frontends.masks import ADDED, WHOLE, longest, register
@@ -17,7 +17,14 @@ EAGER = "eager"  # the definition: scores, mask, softmax and product, one after 
 WAYS = (WHOLE, ADDED, "sdpa", EAGER)
 
 
-def choose(model: Any, run: Callable[[], Values], wanted: Values, values: Values, max_seq: int) -> str:
+def choose(
+    model: Any,
+    run: Callable[[], Values],
+    wanted: Values,
+    values: Values,
+    max_seq: int,
+    ways: Sequence[str] = WAYS,
+) -> str:
     """Set the first way that is right, and name it.
 
     Args:
@@ -25,10 +32,11 @@ def choose(model: Any, run: Callable[[], Values], wanted: Values, values: Values
         run: runs it on `values`.
         wanted: what it gave then.
         max_seq: the longest row: windows that are wider mask nothing.
+        ways: to be tried, the last of them if no other is right.
     """
     register()
     longest.set(max_seq)
-    for way in WAYS[:-1]:
+    for way in ways[:-1]:
         set_way(model, way)
         try:
             found = run()
@@ -36,8 +44,8 @@ def choose(model: Any, run: Callable[[], Values], wanted: Values, values: Values
             continue
         if farthest(found, wanted, values)[1] <= TOLERANCE / 10:
             return way
-    set_way(model, EAGER)
-    return EAGER
+    set_way(model, ways[-1])
+    return ways[-1]
 
 
 def set_way(model: Any, way: str) -> None:

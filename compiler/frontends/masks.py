@@ -32,7 +32,7 @@ def key_mask(
     A sliding window masks nothing more where it is at least as wide as the longest sequence.
     """
     wide = local_size is None or local_size >= longest.get()
-    if wide and attention_mask is not None and _is_plain(mask_function):
+    if wide and attention_mask is not None and is_plain(mask_function):
         return attention_mask[:, None, None, :]
     options["local_size"] = local_size
     return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **options)
@@ -41,7 +41,7 @@ def key_mask(
 _WINDOWS = ("sliding_window_overlay.", "sliding_window_bidirectional_overlay.")
 
 
-def _is_plain(function: Any) -> bool:
+def is_plain(function: Any) -> bool:
     """Whether a mask function is that of all keys or of the past, maybe within a window."""
     if function in (bidirectional_mask_function, causal_mask_function):
         return True
@@ -51,7 +51,7 @@ def _is_plain(function: Any) -> bool:
     if not name.startswith("and_masks."):
         return False
     parts = [cell.cell_contents for cell in function.__closure__ or ()]
-    return all(isinstance(part, tuple) and all(map(_is_plain, part)) for part in parts)
+    return all(isinstance(part, tuple) and all(map(is_plain, part)) for part in parts)
 
 
 def added_mask(*, dtype: Any = torch.float32, **options: Any) -> Any:

@@ -1,0 +1,191 @@
+"""A decoder as the function `step`: tokens and what is held of those before them -> logits, and what is held then.
+
+One function serves a prompt, the next token and several tokens, for a sequence of any length within the bound. It is
+checked as every import is: by transformers' own numbers for the whole text at once, without a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from llmc.compiler.dims import symbol
+from llmc.compiler.frontends import caches, forward, reference, step_attention
+from llmc.compiler.frontends.caches import Held
+from llmc.compiler.frontends.heads import ROOT
+from llmc.compiler.frontends.implementations import choose
+from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
+from llmc.compiler.frontends.masks import ADDED
+from llmc.compiler.frontends.report import UnsupportedError
+from llmc.compiler.frontends.torch_export import to_graph
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.ops import state_
+from llmc.errors import LlmcError, first_line
+
+STEP, KEEP, LOGITS = "step", "logits_to_keep", "logits"
+SEQ, PAST, KEPT = "seq", "past", "kept"
+WAYS = (step_attention.STEP, ADDED, "sdpa", "eager")
+_MORE = (1, 3)  # tokens of the calls after the prompt
+
+
+class StepHead(nn.Module):
+    """`forward(input_ids, logits_to_keep, *held)` -> logits of the tokens asked for, and what is held then.
+
+    Args:
+        model: a decoder of transformers in eval mode.
+        held: what its cache holds.
+    """
+
+    def __init__(self, model: nn.Module, held: Sequence[Held]) -> None:
+        super().__init__()
+        self.model, self.held = model, tuple(held)
+        self.name = caches.parameter_of(model)
+        self.keeps = KEEP in _parameters(model)
+
+    def forward(self, *values: Any) -> tuple[Any, ...]:
+        ids, kept, *tensors = values
+        cache = caches.filled(self.held, tensors)
+        options = {KEEP: kept} if self.keeps else {}
+        result = self.model(
+            input_ids=ids, use_cache=True, return_dict=True, **{self.name: cache}, **options
+        )
+        logits = result.logits if self.keeps else result.logits[:, kept]
+        return logits, *caches.parts_of(cache, self.held)
+
+    def nothing(self) -> list[Any]:
+        """What is held at first."""
+        return [torch.zeros(one.shape) for one in self.held]
+
+
+def _parameters(model: Any) -> Mapping[str, Any]:
+    import inspect
+
+    return inspect.signature(model.forward).parameters
+
+
+def step_graph(model: Any, max_seq: int, at: str, whole: Callable[[Any], Any]) -> Graph:
+    """The graph of `step`.
+
+    Args:
+        model: with transformers' own attention, which it loses.
+        max_seq: how many tokens a sequence may have.
+        at: its config.json.
+        whole: tokens i64 [1, n] -> logits of all of them, as transformers computes them without a cache.
+
+    Raises:
+        UnsupportedError: what it keeps cannot be placed in states.
+        LlmcError: as `huggingface.load`.
+    """
+    step_attention.register()
+    ids = _tokens(model, max_seq)
+    wanted = {LOGITS: whole(ids)}
+    head = StepHead(model, _held(model)).eval()
+    choose(model, lambda: _played(head, ids), wanted, {}, max_seq, WAYS)
+    forward.whole(model)
+    forward.one_pass(model, max_seq)
+    graph = _traced(head, ids, max_seq)
+    _want_same(graph, ids, wanted, at)
+    return graph
+
+
+def _held(model: Any) -> tuple[Held, ...]:
+    try:
+        return caches.held_by(model)
+    except UnsupportedError:
+        raise
+    except Exception as error:  # anything that a model of transformers raises
+        raise UnsupportedError(f"its cache cannot be used: {first_line(error)}", "") from error
+
+
+def _tokens(model: Any, max_seq: int) -> Any:
+    """A text i64 [1, n] that is longer than the narrowest window."""
+    count = min(reference.sizes_for(model.config, max_seq)["seq"] + sum(_MORE), max_seq)
+    given = Inputs((Input(TEXT, (1, SEQ)),), (), {SEQ: (1, max_seq)})
+    return torch.from_numpy(reference.sample(given, model.config, {**reference.SIZES, SEQ: count})[TEXT])
+
+
+def _calls(length: int) -> Iterator[slice]:
+    """A prompt, the next token, and several more."""
+    ends = [length - sum(_MORE[i:]) for i in range(len(_MORE) + 1)]
+    starts = [0, *ends[:-1]]
+    yield from (slice(start, end) for start, end in zip(starts, ends, strict=True) if 0 <= start < end)
+
+
+def _played(head: StepHead, ids: Any) -> dict[str, Any]:
+    """All logits of a text, call by call."""
+    held, found = head.nothing(), []
+    with torch.no_grad():
+        for part in _calls(ids.shape[1]):
+            logits, *held = head(ids[:, part], torch.arange(part.stop - part.start), *held)
+            found.append(logits.numpy())
+    return {LOGITS: np.concatenate(found, 1)}
+
+
+def _traced(head: StepHead, ids: Any, max_seq: int) -> Graph:
+    from llmc.compiler.frontends.tracing import trace
+
+    bounds = {SEQ: (1, max_seq), KEPT: (1, max_seq), PAST: (0, max_seq)}
+    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
+    cut = max(min(7, ids.shape[1]), 2)
+    states = [_with(one, torch.randn, 5) for one in head.held]
+    axes = ({1: dims[SEQ]}, {0: dims[KEPT]}, *({one.grows: dims[PAST]} for one in head.held))
+    with torch.no_grad():
+        program = trace(head, (ids[:, :cut], torch.arange(3) % cut, *states), axes)
+    inputs = [Input(TEXT, (1, SEQ)), Input(KEEP, (KEPT,), low=0, high=max_seq - 1)]
+    inputs += [Input(one.name, tuple(PAST if n == 0 else n for n in one.shape)) for one in head.held]
+    names = [one.name for one in head.held]
+    return _with_states(to_graph(program, inputs, (LOGITS, *names), bounds, ROOT), head.held)
+
+
+def _with(one: Held, make: Callable[[tuple[int, ...]], Any], tokens: int) -> Any:
+    return make(tuple(tokens if n == 0 else n for n in one.shape))
+
+
+def _with_states(graph: Graph, held: Sequence[Held]) -> Graph:
+    """Inputs and outputs of the same name -> states and their next values."""
+    names = {one.name: one for one in held}
+    states = {
+        node: _state(names[name], node) for node in graph.inputs if (name := node.attributes["name"]) in names
+    }
+    swapped = graph.replace(lambda node: states.get(node, node))
+    return replace(
+        swapped,
+        inputs=tuple(node for node in graph.inputs if node not in states),
+        outputs={LOGITS: swapped.outputs[LOGITS]},
+        states=tuple(states.values()),
+        updates={name: swapped.outputs[name] for name in names},
+    )
+
+
+def _state(one: Held, node: Node) -> Node:
+    shape = tuple(symbol(PAST) if n == 0 else n for n in one.shape)
+    return state_(one.name, node.dtype, shape, grows=one.grows)
+
+
+def _want_same(graph: Graph, ids: Any, wanted: Mapping[str, Any], at: str) -> None:
+    """Refuse a graph that computes something else than the model, call by call.
+
+    Raises:
+        LlmcError: it does.
+    """
+    from llmc.compiler.interpret import step
+
+    states: Mapping[str, Any] = {}
+    found = []
+    for part in _calls(ids.shape[1]):
+        given = {TEXT: ids[:, part].numpy(), KEEP: np.arange(part.stop - part.start)}
+        outputs, states = step(graph, given, states)
+        found.append(outputs[LOGITS])
+    _, away = reference.farthest({LOGITS: np.concatenate(found, 1)}, wanted, {})
+    if away > reference.TOLERANCE:
+        raise LlmcError(
+            "the imported graph computes other logits, token by token, than transformers for the whole text",
+            at=at,
+            found=f"off by {away:.2g} of the largest of {ids.shape[1]} tokens",
+            hint="this is a fault of llmc's import: please report it with config.json",
+        )
