@@ -22,8 +22,9 @@ from llmc.compiler.frontends.imported import MAX_BATCH, Imported, want_bound
 from llmc.compiler.frontends.inputs import TEXT, Inputs, inputs_of
 from llmc.compiler.frontends.pretrained import build
 from llmc.compiler.frontends.quiet import quiet
+from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.frontends.sentence import Sentence
-from llmc.compiler.frontends.tasks import Task, scores_of
+from llmc.compiler.frontends.tasks import GENERATION, SCORING, TASKS, Task, scores_of
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.compiler.frontends.versions import warn_if_untested
 from llmc.errors import LlmcError, LlmcWarning, first_line
@@ -49,7 +50,9 @@ def load(
         path: folder with config.json and weights.
         task: "auto" takes it from config.json and modules.json; see `tasks.TASKS`. "feature-extraction" gives
             `last_hidden_state`, and `pooler_output` if the checkpoint holds the pooler's weights.
-            "sentence-embedding" gives `sentence_embedding` and `last_hidden_state`.
+            "sentence-embedding" gives `sentence_embedding` and `last_hidden_state`. "text-generation" gives the
+            function `step`, which keeps states from call to call (see `stepping`), and "language-modeling" the logits
+            of whole texts; the latter stands in, with a warning, where the states cannot be placed.
         max_batch, max_seq: upper bounds of the dims; the default of max_seq is what the positions allow.
         ignore_unused: leave out weights that the task has no use for, which is an error otherwise.
 
@@ -62,7 +65,9 @@ def load(
     with quiet():
         model, does = build(summary, ignore_unused)
         tokenizer = tokenizer_of(summary) if TEXT in signature(model.forward).parameters else None
-        graph = _graph(summary, model, does, max_batch, max_seq)
+        steps = _steps(summary, model, max_seq) if does.name == GENERATION else None
+        does = TASKS[SCORING] if does.name == GENERATION and steps is None else does
+        graph = steps or _graph(summary, model, does, max_batch, max_seq)
         shapes = {node.attributes["name"]: node.shape for node in graph.inputs}
         processor = processors.for_inputs(summary.root, shapes)
         decoder = decoder_of(summary.root, type(model).__name__)
@@ -83,6 +88,7 @@ def load(
         scores=scores
         or ("sigmoid" if hasattr(model, "logit_bias") else None),  # SigLIP: each pair for itself
         decoder=decoder.facts if decoder else {},
+        functions={"step": steps} if steps else {},
     )
 
 
@@ -211,6 +217,30 @@ def _graph(summary: Summary, model: Any, task: Task, max_batch: int, max_seq: in
     graph = to_graph(program, inputs.given, outputs, inputs.bounds, ROOT)
     reference.want_same(graph, values, wanted, at)
     return graph
+
+
+def _steps(summary: Summary, model: Any, max_seq: int) -> Graph | None:
+    """The function `step` of a model that generates text; None, with a warning, where it has to do without states."""
+    import torch
+
+    from llmc.compiler.frontends.implementations import EAGER, set_way
+    from llmc.compiler.frontends.stepping import step_graph
+
+    at = str(summary.root / "config.json")
+
+    def whole(ids: Any) -> Any:
+        with torch.no_grad():
+            return model(input_ids=ids, use_cache=False, return_dict=True).logits.numpy()
+
+    forward.in_one_piece(model)
+    try:
+        return step_graph(model, max_seq, at, lambda ids: _asked(lambda: whole(ids), at))
+    except (UnsupportedError, LlmcError) as error:
+        why = error.problem if isinstance(error, LlmcError) else error.reason
+        told = f"{summary.root}: it gives the logits of whole texts and cannot generate token by token"
+        warnings.warn(LlmcWarning(f"{told}: {why}"), stacklevel=3)
+        set_way(model, EAGER)
+        return None
 
 
 def _head(

@@ -46,6 +46,8 @@ def _labelled(name: str, kind: str, *outputs: str, reads: str = "", others: tupl
     return Task(name, suffixes, f"AutoModelFor{kind}", outputs or ("logits",), True, reads)
 
 
+GENERATION, SCORING = "text-generation", "language-modeling"  # token by token; whole texts at once
+_DECODERS = ("ForCausalLM", "LMHeadModel", "GenerationDecoder")
 _TOWERS = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "audio_embeds")
 _VECTORS = ("last_hidden_state", "pooler_output", *_TOWERS)
 PRETRAINED = "ForPreTraining"  # masked words are one of its heads, which has a class of its own
@@ -89,9 +91,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             ),
             Task("fill-mask", ("ForMaskedLM", "WithLMHeadModel", PRETRAINED), "AutoModelForMaskedLM"),
             Task("replaced-token-detection", ("ElectraForPreTraining",), "AutoModelForPreTraining"),
-            Task(
-                "text-generation", ("ForCausalLM", "LMHeadModel", "GenerationDecoder"), "AutoModelForCausalLM"
-            ),
+            Task(GENERATION, _DECODERS, "AutoModelForCausalLM"),
+            Task(SCORING, _DECODERS, "AutoModelForCausalLM"),
             Task(
                 "automatic-speech-recognition",
                 ("ForCTC", "ForSpeechSeq2Seq", "ForConditionalGeneration"),
