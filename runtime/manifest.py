@@ -16,6 +16,7 @@ from typing import Any
 from llmc.errors import LlmcError
 from llmc.runtime.encoder import TokenizerEntry, read_entry
 from llmc.runtime.fields import Field
+from llmc.runtime.generation_entry import GenerationEntry, read_generation
 
 FORMAT = 2
 MANIFEST, MODULE, WEIGHTS = "manifest.json", "module.so", "weights.bin"
@@ -91,6 +92,7 @@ class Manifest:
     selftest: tuple[float, float] | None
     labels: tuple[str, ...] | None
     tokenizer: TokenizerEntry | None
+    generation: GenerationEntry | None
     postprocess: Mapping[str, Any]
     sizes: Mapping[str, int]
     raw: Mapping[str, Any]
@@ -184,13 +186,14 @@ def _manifest(root: Field, path: Path) -> Manifest:
     if len(dims) > MAX_DIMS:
         raise root["dims"].wrong(f"at most {MAX_DIMS} dims")
     files = {k: FileEntry(f["bytes"].integer(0, MAX_SIZE), f["sha256"].sha256()) for k, f in _files(root)}
+    functions = _functions(root["functions"])
     return Manifest(
         path=path,
         llmc=root["llmc"].text(),
         name=root["name"].text(),
         build_id=root["build_id"].sha256(),
         task=root["task"].text(),
-        functions=_functions(root["functions"]),
+        functions=functions,
         states=_states(root["states"]),
         dims=dims,
         target=root["target"].text(),
@@ -205,6 +208,9 @@ def _manifest(root: Field, path: Path) -> Manifest:
         selftest=_selftest(root),
         labels=tuple(f.text() for f in root["labels"].items()) if "labels" in root else None,
         tokenizer=read_entry(root["tokenizer"], files) if "tokenizer" in root else None,
+        generation=read_generation(root["generation"], {f.name: f for f in functions}, files)
+        if "generation" in root
+        else None,
         postprocess={k: f.scalar() for k, f in root["postprocess"].mapping().items()},
         sizes={k: f.integer(0, MAX_SIZE) for k, f in root["sizes"].mapping().items()},
         raw=root.value,

@@ -111,6 +111,8 @@ def _imported(
         preprocess=_of(facts.get("preprocess", {}), dict),
         scores=_one_of(facts.get("scores"), _SCORES),
         decoder=_of(facts.get("decoder", {}), dict),
+        generation=_of(facts.get("generation", {}), dict),
+        chat_template=_of(facts.get("chat_template"), (str, type(None))),
     )
 
 
@@ -192,6 +194,10 @@ def texts_of(imported: Imported) -> dict[str, str]:
         "decoder": dict(imported.decoder),
         "scores": imported.scores,
     }
+    if imported.generation:
+        facts["generation"] = dict(imported.generation)
+    if imported.chat_template is not None:
+        facts["chat_template"] = imported.chat_template
     if imported.sentence is not None:
         facts["sentence"] = _sentence_facts(imported.sentence)
     if imported.tokenizer is None:

@@ -50,6 +50,8 @@ class Imported:
         processor: transformers' own that does it, to compare with; None if the folder has none.
         scores: of a classifier, what makes its logits what is told: "softmax", "sigmoid" or "none".
         decoder: of a speech model that writes characters, what makes its answers text; see `ctc`.
+        generation: of a model that generates text, the manifest's field of that name; see `generation_config`.
+        chat_template: the text of its chat template; None if it has none.
         pipeline: the passes that a graph's text names to be run, None for all others.
     """
 
@@ -65,6 +67,8 @@ class Imported:
     functions: Mapping[str, Graph] = field(default_factory=dict)
     scores: str | None = None
     decoder: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
     pipeline: str | None = None
     processor: Processor | None = None
 

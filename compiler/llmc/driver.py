@@ -11,7 +11,7 @@ from typing import Any, Unpack
 from llmc import embed, preprocessing, tokens
 from llmc.compiler import artifact, extensions
 from llmc.compiler.countable import want_countable
-from llmc.compiler.frontends import dispatch, graph_text
+from llmc.compiler.frontends import chat_template, dispatch, graph_text
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
@@ -169,6 +169,8 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         accepted = record(folder, module, cases, source, build.build_id, halves=kernels.backend.halves)
         if imported.tokenizer is not None:
             imported.tokenizer.write(folder / tokens.FILE)
+        if imported.chat_template is not None:
+            (folder / chat_template.FILE).write_text(imported.chat_template, encoding="utf-8")
         fields = manifest(imported, build, pipeline, folder)
         fields |= {"quantisation": optimised.quantisation, "effects": optimised.effects}
         fields |= {"selftest": accepted, "products": kernels.products()}

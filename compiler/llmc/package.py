@@ -121,6 +121,8 @@ def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> d
     }
     if imported.preprocess:
         fields["preprocess"] = dict(imported.preprocess)
+    if imported.generation:
+        fields["generation"] = dict(imported.generation)
     if imported.labels:
         fields["labels"] = list(imported.labels)
     if imported.tokenizer is not None:

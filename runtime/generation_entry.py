@@ -1,0 +1,78 @@
+"""The manifest's field `generation`: how a model generates text, as `format.md` says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmc.runtime.fields import Field
+
+_MOST = 2**62
+
+
+@dataclass(frozen=True)
+class GenerationEntry:
+    """What of a model generates text.
+
+    Args:
+        function: the name of the function that takes tokens and gives logits.
+        tokens, keep: its inputs i64 [1, seq] and i64 [kept], the places whose logits are wanted; None: it gives all.
+        logits: its output f32 [1, kept, vocabulary].
+        length: the dim along which its states grow; None if they do not.
+        vocabulary: how many tokens have a logit.
+        max_length: the most tokens of a sequence.
+        bos, eos, pad: numbers of the tokens that begin a text, end one, fill one up.
+        defaults: options by transformers' names.
+        chat: the file of the chat template; None if there is none.
+        chat_tokens: texts of special tokens by the names that templates use.
+    """
+
+    function: str
+    tokens: str
+    keep: str | None
+    logits: str
+    length: str | None
+    vocabulary: int
+    max_length: int
+    bos: int | None
+    eos: tuple[int, ...]
+    pad: int | None
+    defaults: Mapping[str, Any]
+    chat: str | None
+    chat_tokens: Mapping[str, str]
+
+
+def read_generation(entry: Field, functions: Mapping[str, Any], files: Mapping[str, Any]) -> GenerationEntry:
+    """The entry, checked.
+
+    Args:
+        functions: name -> `FunctionEntry`.
+        files: by name.
+
+    Raises:
+        LlmcError: a field is not what it should be.
+    """
+    name = entry["function"].one_of(functions)
+    inputs, outputs = ([t.name for t in part] for part in (functions[name].inputs, functions[name].outputs))
+    vocabulary = entry["vocabulary"].integer(1, _MOST)
+    chat = entry["chat"] if "chat" in entry else None
+    return GenerationEntry(
+        function=name,
+        tokens=entry["tokens"].one_of(inputs),
+        keep=entry["keep"].one_of(inputs) if "keep" in entry else None,
+        logits=entry["logits"].one_of(outputs),
+        length=entry["length"].text() if "length" in entry else None,
+        vocabulary=vocabulary,
+        max_length=entry["max_length"].integer(1, _MOST),
+        bos=_token(entry, "bos", vocabulary),
+        eos=tuple(f.integer(0, vocabulary - 1) for f in entry["eos"].items()),
+        pad=_token(entry, "pad", vocabulary),
+        defaults={key: field.value for key, field in entry["defaults"].mapping().items()},
+        chat=chat["file"].one_of(files) if chat else None,
+        chat_tokens={k: f.text() for k, f in chat["tokens"].mapping().items()} if chat else {},
+    )
+
+
+def _token(entry: Field, key: str, vocabulary: int) -> int | None:
+    return entry[key].integer(0, vocabulary - 1) if key in entry else None
