@@ -56,7 +56,7 @@ def read_generation(entry: Field, functions: Mapping[str, Any], files: Mapping[s
     name = entry["function"].one_of(functions)
     inputs, outputs = ([t.name for t in part] for part in (functions[name].inputs, functions[name].outputs))
     vocabulary = entry["vocabulary"].integer(1, _MOST)
-    chat = entry["chat"] if "chat" in entry else None
+    chat = entry["chat"] if "chat" in entry else None  # noqa: SIM401  # a Field is no dict
     return GenerationEntry(
         function=name,
         tokens=entry["tokens"].one_of(inputs),

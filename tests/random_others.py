@@ -62,6 +62,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 }
 DECODERS = ("gpt2", "llama", "llama3", "mistral", "mistral-window", "qwen2")
 VISION = ("vit", "mobilenet_v2")
+WHOLE = "language-modeling"  # padded batches of whole texts at once; tests of `stepping` go token by token
 
 
 def random_model(name: str, **changes: Any) -> Any:
@@ -100,7 +101,8 @@ def imported(name: str) -> tuple[Path, Any, Imported]:
     """The folder of `random_model(name)`, not to be changed, the model, and what llmc makes of it: traced once."""
     folder, model = _FOLDERS / name, random_model(name)
     model.save_pretrained(folder)
-    return folder, model, kept_graphs.imported(model, max_batch=8)
+    task = {"task": WHOLE} if name in DECODERS else {}
+    return folder, model, kept_graphs.imported(model, max_batch=8, **task)
 
 
 def sample(name: str, batch: int, seq: int) -> dict[str, np.ndarray[Any, Any]]:

@@ -78,12 +78,12 @@ def parameter_of(model: Any) -> str:
     raise UnsupportedError(f"{type(model).__name__} takes no cache", "")
 
 
-def filled(held: Sequence[Held], tensors: Sequence[Any]) -> DynamicCache:
+def filled(held: Sequence[Held], tensors: Sequence[Any]) -> Any:
     """A cache that holds these tensors, one for each of `held`."""
     by_layer: dict[int, dict[str, Any]] = {}
     for one, tensor in zip(held, tensors, strict=True):
         by_layer.setdefault(one.layer, {})[one.part] = tensor
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     cache.layer_class_to_replicate = None  # all layers are there
     cache.layers = [Grown(**by_layer[number]) for number in sorted(by_layer)]
     return cache
@@ -105,8 +105,9 @@ def held_by(model: Any) -> tuple[Held, ...]:
     found: list[Held] = []
     for number, (before, after) in enumerate(zip(short, long, strict=True)):
         _want_plain(before, number)
-        shapes = [(tuple(getattr(x, part).shape) for x in (before, after)) for part in _PARTS]
-        found += [Held(number, part, _grown(*pair, number)) for part, pair in zip(_PARTS, shapes, strict=True)]
+        for part in _PARTS:
+            old, new = (tuple(getattr(layer, part).shape) for layer in (before, after))
+            found.append(Held(number, part, _grown(number, old, new)))
     if not found:
         raise UnsupportedError("its cache stays empty", "")
     return tuple(found)
@@ -114,11 +115,12 @@ def held_by(model: Any) -> tuple[Held, ...]:
 
 def _after(model: Any, name: str, tokens: int) -> list[Any]:
     """The layers of a new cache after a prompt of so many tokens."""
-    cache, ids = DynamicCache(), torch.ones((1, tokens), dtype=torch.long)
+    cache: Any = DynamicCache()
+    ids = torch.ones((1, tokens), dtype=torch.long)
     with torch.no_grad():
         result = model(input_ids=ids, use_cache=True, return_dict=True, **{name: cache})
-    kept = getattr(result, name, None)
-    if kept is not cache:
+    same = getattr(result, name, None) is cache
+    if not same:
         raise UnsupportedError(f"{type(model).__name__} keeps a cache of its own kind", "")
     return list(cache.layers)
 
@@ -130,7 +132,7 @@ def _want_plain(layer: Any, number: int) -> None:
         raise UnsupportedError(f"layer {number} of its cache is a {kind}, not keys and values alone", "")
 
 
-def _grown(before: tuple[int, ...], after: tuple[int, ...], number: int) -> tuple[int, ...]:
+def _grown(number: int, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:
     shape = tuple(0 if a != b else a for a, b in zip(before, after, strict=True))
     if shape.count(0) != 1 or len(shape) != 4 or shape[2] != 0 or shape[0] != 1:
         raise UnsupportedError(f"layer {number} of its cache goes from {before} to {after} by one token", "")

@@ -65,12 +65,15 @@ def load(
     with quiet():
         model, does = build(summary, ignore_unused)
         tokenizer = tokenizer_of(summary) if TEXT in signature(model.forward).parameters else None
-        steps = _steps(summary, model, max_seq) if does.name == GENERATION else None
-        does = TASKS[SCORING] if does.name == GENERATION and steps is None else does
+        steps, lacks = _steps(summary, model, max_seq) if does.name == GENERATION else (None, "")
+        does = TASKS[SCORING] if lacks else does
         graph = steps or _graph(summary, model, does, max_batch, max_seq)
         shapes = {node.attributes["name"]: node.shape for node in graph.inputs}
         processor = processors.for_inputs(summary.root, shapes)
         decoder = decoder_of(summary.root, type(model).__name__)
+    if lacks:
+        told = f"{summary.root}: it gives the logits of whole texts and cannot generate token by token"
+        warnings.warn(LlmcWarning(f"{told}: {lacks}"), stacklevel=2)
     if does.name == "text-classification" and hasattr(model, "score"):
         _warn_of_padding(summary, tokenizer)
     scores = scores_of(summary.config, does.name, len(summary.labels), str(summary.root))
@@ -88,8 +91,30 @@ def load(
         scores=scores
         or ("sigmoid" if hasattr(model, "logit_bias") else None),  # SigLIP: each pair for itself
         decoder=decoder.facts if decoder else {},
-        functions={"step": steps} if steps else {},
+        **(_generates(summary, steps) if steps else {}),
     )
+
+
+def _generates(summary: Summary, step: Graph) -> dict[str, Any]:
+    """Of a model that generates text: its function, and what its folder says."""
+    from llmc.compiler.frontends import generation_config, stepping
+
+    said = generation_config.read(
+        summary.root,
+        summary.config,
+        function=stepping.STEP,
+        tokens=TEXT,
+        keep=stepping.KEEP,
+        logits=stepping.LOGITS,
+        vocabulary=int(step.outputs[stepping.LOGITS].shape[-1]),
+        max_length=step.dims[stepping.PAST].high,
+        length=stepping.PAST,
+    )
+    return {
+        "functions": {stepping.STEP: step},
+        "generation": said.facts,
+        "chat_template": said.template,
+    }
 
 
 def _warn_of_padding(summary: Summary, tokenizer: Tokenizer | None) -> None:
@@ -219,8 +244,8 @@ def _graph(summary: Summary, model: Any, task: Task, max_batch: int, max_seq: in
     return graph
 
 
-def _steps(summary: Summary, model: Any, max_seq: int) -> Graph | None:
-    """The function `step` of a model that generates text; None, with a warning, where it has to do without states."""
+def _steps(summary: Summary, model: Any, max_seq: int) -> tuple[Graph | None, str]:
+    """The function `step` of a model that generates text; None, and why, where it has to do without states."""
     import torch
 
     from llmc.compiler.frontends.implementations import EAGER, set_way
@@ -234,13 +259,10 @@ def _steps(summary: Summary, model: Any, max_seq: int) -> Graph | None:
 
     forward.in_one_piece(model)
     try:
-        return step_graph(model, max_seq, at, lambda ids: _asked(lambda: whole(ids), at))
+        return step_graph(model, max_seq, at, lambda ids: _asked(lambda: whole(ids), at)), ""
     except (UnsupportedError, LlmcError) as error:
-        why = error.problem if isinstance(error, LlmcError) else error.reason
-        told = f"{summary.root}: it gives the logits of whole texts and cannot generate token by token"
-        warnings.warn(LlmcWarning(f"{told}: {why}"), stacklevel=3)
         set_way(model, EAGER)
-        return None
+        return None, error.problem if isinstance(error, LlmcError) else error.reason
 
 
 def _head(

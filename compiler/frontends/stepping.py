@@ -51,9 +51,7 @@ class StepHead(nn.Module):
         ids, kept, *tensors = values
         cache = caches.filled(self.held, tensors)
         options = {KEEP: kept} if self.keeps else {}
-        result = self.model(
-            input_ids=ids, use_cache=True, return_dict=True, **{self.name: cache}, **options
-        )
+        result = self.model(input_ids=ids, use_cache=True, return_dict=True, **{self.name: cache}, **options)
         logits = result.logits if self.keeps else result.logits[:, kept]
         return logits, *caches.parts_of(cache, self.held)
 

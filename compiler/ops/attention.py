@@ -57,7 +57,7 @@ def attention64(
     if mask is not None:
         scores = np.where(mask, scores, -np.inf) if mask.dtype == np.bool_ else scores + mask
     if causal:
-        scores = np.where(seen(*scores.shape[-2:], window), scores, -np.inf)
+        scores = np.where(seen(q.shape[2], k.shape[2], window), scores, -np.inf)
     top = scores.max(-1, keepdims=True, initial=-np.inf)  # there may be no key at all
     weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
     total = weights.sum(-1, keepdims=True)

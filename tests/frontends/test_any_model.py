@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from random_any import DECODER, TEXT, made
 
 from llmc.compiler.frontends import reference
 from llmc.compiler.frontends.huggingface import load, load_torch
@@ -21,16 +22,6 @@ from llmc.compiler.frontends.inputs import inputs_of
 from llmc.compiler.interpret import run
 from llmc.errors import LlmcError, LlmcWarning
 
-TEXT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "vocab_size": 100,
-    "max_position_embeddings": 64,
-    "pad_token_id": 1,
-}
-DECODER = {**TEXT, "num_key_value_heads": 2, "head_dim": 8}
 TWO = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_heads": 4, "vocab_size": 100}
 PARTS = {"layers": 1, "attention_heads": 4, "ffn_dim": 48}
 SEES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -43,12 +34,12 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {"input_ids", "attention_mask"},
     ),
     "Gemma2ForCausalLM": (
-        "text-generation",
+        "language-modeling",
         {**DECODER, "sliding_window": 8},
         {"input_ids", "attention_mask"},
     ),
     "BloomForCausalLM": (
-        "text-generation",
+        "language-modeling",
         {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100, "pad_token_id": 1},
         {"input_ids", "attention_mask"},
     ),
@@ -76,7 +67,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {"input_ids", "attention_mask"},
     ),
     "MambaForCausalLM": (  # a loop over the tokens
-        "text-generation",
+        "language-modeling",
         {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 100, "pad_token_id": 1},
         {"input_ids", "attention_mask"},
     ),
@@ -99,22 +90,10 @@ LOOPS = ("MambaForCausalLM",)  # graphs in graphs are not kept between runs
 SHAPES = ({"batch": 1, "seq": 4}, {"batch": 3, "seq": 23})
 
 
-def made(name: str, settings: dict[str, Any], seed: int = 0) -> Any:
-    """A model of a class whose weights are large enough for every part to show."""
-    kind = getattr(transformers, name)
-    model = kind(kind.config_class(**settings)).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for place, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * 0.2
-            parameter.copy_(noise + 1 if "norm" in place and place.endswith("weight") else noise)
-    return model
-
-
-def imported(model: Any) -> Any:
+def imported(model: Any, **options: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return load(folder, max_batch=4)
+        return load(folder, max_batch=4, **options)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -122,7 +101,8 @@ def test_it_computes_what_transformers_does(name: str) -> None:
     """Rows padded on the right, on the left and not at all, longer than what was traced."""
     task, settings, inputs = CASES[name]
     model = made(name, settings)
-    found = imported(model) if name in LOOPS else kept_graphs.imported(model, max_batch=4)
+    whole = {"task": task} if task == "language-modeling" else {}
+    found = imported(model, **whole) if name in LOOPS else kept_graphs.imported(model, max_batch=4, **whole)
     assert (found.task, {n.attributes["name"] for n in found.graph.inputs}) == (task, inputs)
 
     takes = inputs_of(model, Path("nowhere"), 4, 64)
@@ -191,7 +171,7 @@ def test_a_window_that_is_lost_is_found(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(implementations, "register", register)
     try:
         with pytest.raises(LlmcError, match="the imported graph computes another 'logits'"):
-            load(tmp_path)
+            load(tmp_path, "language-modeling")
     finally:
         transformers.AttentionMaskInterface.register(masks.WHOLE, whole)
 
@@ -285,7 +265,7 @@ def test_an_axis_that_the_code_fixes_is_named(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "forward", forward)
         with pytest.raises(LlmcError, match="its code holds for one size of seq only"):
-            load(tmp_path, max_batch=4)
+            load(tmp_path, "language-modeling", max_batch=4)
 
 
 def test_a_tokenizer_that_pads_with_another_token_is_told(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import transformers
-from random_others import CONFIGS, DECODERS, difference, imported, random_model, sample
+from random_others import CONFIGS, DECODERS, WHOLE, difference, imported, random_model, sample
 
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.interpret import run
@@ -41,7 +41,7 @@ def made() -> Callable[[str], Any]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_forward_pass(name: str, made: Any) -> None:
     _, model, imported, graph = made(name)
-    assert imported.task == ("text-generation" if name in DECODERS else "image-classification")
+    assert imported.task == (WHOLE if name in DECODERS else "image-classification")
     for version in (imported.graph, graph):
         verify(version)
         for shape in SHAPES:
@@ -76,7 +76,7 @@ def test_windows_of_qwen2(window: int, tmp_path: Path) -> None:
     options = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
     model = random_model("qwen2", **options)
     model.save_pretrained(tmp_path)
-    graph = load(tmp_path, max_batch=2, max_seq=16).graph
+    graph = load(tmp_path, WHOLE, max_batch=2, max_seq=16).graph
     masks = {str(n.inputs[3].type) for n in graph.nodes if n.op == "attention"}
     assert ("bool[batch, 1, seq, seq]" in masks) == (window < 16)
     inputs = sample("qwen2", 2, 16)

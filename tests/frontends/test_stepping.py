@@ -1,0 +1,129 @@
+"""Decoders as the function `step`: call by call they compute what transformers does for the whole text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from random_any import DECODER, made
+
+from llmc.compiler.frontends import stepping
+from llmc.compiler.frontends.huggingface import load
+from llmc.compiler.interpret import step
+from llmc.compiler.module import State
+from llmc.errors import LlmcError, LlmcWarning
+
+LATER = {**DECODER, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+CASES: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": DECODER,
+    "GPT2LMHeadModel": {k: v for k, v in LATER.items() if k.startswith(("n_", "vocab", "pad"))},
+    "MistralForCausalLM": {**DECODER, "sliding_window": 8},
+    "Gemma2ForCausalLM": {**DECODER, "sliding_window": 8},
+    "Gemma3ForCausalLM": {
+        **DECODER,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "BloomForCausalLM": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100, "pad_token_id": 1},
+    "MixtralForCausalLM": {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "OPTForCausalLM": {**DECODER, "word_embed_proj_dim": 32, "ffn_dim": 48},
+}
+CALLS = (7, 1, 1, 4, 1, 12, 3)
+
+
+def folder(name: str, place: Path, **changes: Any) -> Any:
+    model = made(name, {**CASES[name], **changes})
+    model.save_pretrained(place)
+    return model
+
+
+def played(graph: Any, ids: np.ndarray[Any, Any], calls: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """All logits of a text [1, n], in calls of so many tokens."""
+    states: Any = {}
+    found, at = [], 0
+    for tokens in calls:
+        given = {"input_ids": ids[:, at : at + tokens], "logits_to_keep": np.arange(tokens)}
+        outputs, states = step(graph, given, states)
+        found.append(outputs["logits"])
+        at += tokens
+    return np.concatenate(found, 1)
+
+
+@pytest.mark.imports
+@pytest.mark.parametrize("name", CASES)
+def test_every_step_is_that_of_the_whole_text(name: str, tmp_path: Path) -> None:
+    model = folder(name, tmp_path)
+    found = load(tmp_path)
+    graph = found.functions["step"]
+    assert (found.task, found.generation["length"], found.generation["vocabulary"]) == (
+        "text-generation",
+        "past",
+        100,
+    )
+    ids = np.random.default_rng(0).integers(4, 100, (1, sum(CALLS)))
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(ids), use_cache=False).logits.numpy()
+    for calls in (CALLS, (sum(CALLS),)):
+        away = np.abs(played(graph, ids, calls) - wanted).max() / np.abs(wanted).max()
+        assert away < 1e-5, calls
+
+
+def test_a_state_for_every_key_and_value(tmp_path: Path) -> None:
+    """No mask is made, and only the logits asked for are computed."""
+    folder("MistralForCausalLM", tmp_path)
+    graph = load(tmp_path).functions["step"]
+    states = {s.name: str(s) for s in map(State.of, graph.states)}
+    assert states == {
+        f"layers.{layer}.{part}": "f32[1, 2, past, 8], axis 2 grows"
+        for layer in (0, 1)
+        for part in ("keys", "values")
+    }
+    cores = [n for n in graph.nodes if n.op == "attention"]
+    assert [(n.attributes["causal"], n.attributes["window"], len(n.inputs)) for n in cores] == [
+        (True, 8, 3)
+    ] * 2
+    head = graph.outputs["logits"]
+    assert str(head.shape) == "(1, kept, 100)"
+    assert str(head.inputs[0].shape) == "(1, kept, 32)"
+
+
+def test_a_window_as_long_as_the_text_is_none(tmp_path: Path) -> None:
+    folder("MistralForCausalLM", tmp_path)
+    graph = load(tmp_path, max_seq=8).functions["step"]
+    assert {n.attributes["window"] for n in graph.nodes if n.op == "attention"} == {None}
+
+
+def test_states_that_cannot_be_placed_are_told(tmp_path: Path) -> None:
+    settings = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "state_size": 4,
+        "vocab_size": 100,
+        "pad_token_id": 1,
+    }
+    made("MambaForCausalLM", settings).save_pretrained(tmp_path)
+    with pytest.warns(LlmcWarning, match="cannot generate token by token: "):
+        found = load(tmp_path)
+    assert (found.task, dict(found.functions), found.generation) == ("language-modeling", {}, {})
+
+
+def test_a_step_that_computes_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = folder("LlamaForCausalLM", tmp_path)
+
+    def wrong(ids: Any) -> Any:
+        with torch.no_grad():
+            return model(ids, use_cache=False).logits.numpy() * 1.01
+
+    with pytest.raises(LlmcError, match="computes other logits, token by token"):
+        stepping.step_graph(model, 64, "here", wrong)
+
+
+def test_rows_of_weights_are_not_repeated_for_heads_that_share_keys(tmp_path: Path) -> None:
+    folder("LlamaForCausalLM", tmp_path)
+    graph = load(tmp_path).functions["step"]
+    assert not [n for n in graph.nodes if n.op == "expand" and n.type.rank > 3]
