@@ -23,7 +23,7 @@ def choose(
     wanted: Values,
     values: Values,
     max_seq: int,
-    ways: Sequence[str] = WAYS,
+    ways: Sequence[str] = (),
 ) -> str:
     """Set the first way that is right, and name it.
 
@@ -32,8 +32,9 @@ def choose(
         run: runs it on `values`.
         wanted: what it gave then.
         max_seq: the longest row: windows that are wider mask nothing.
-        ways: to be tried, the last of them if no other is right.
+        ways: to be tried, the last of them if no other is right; by default `WAYS`.
     """
+    ways = ways or WAYS
     register()
     longest.set(max_seq)
     for way in ways[:-1]:

@@ -183,7 +183,7 @@ def tasks_of(architecture: str) -> list[Task]:
 
 def read_by(task: Task, architecture: str, reads: str) -> Task:
     """The task of the same head for models that read audio or images."""
-    if task not in (known := tasks_of(architecture)):
+    if task.reads == reads or task not in (known := tasks_of(architecture)):
         return task
     return next((t for t in known if t.reads == reads), task)
 
