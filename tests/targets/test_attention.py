@@ -18,6 +18,9 @@ BROADCAST = {  # by dtype, axes of [batch, head, query, key] that masks vary alo
     "bool": ("", "k", "bq"),
     "f32": ("b", "hq", "bhqk"),
 }
+KINDS: dict[str, dict[str, Any]] = {"causal": {"causal": True}} | {
+    f"window {n}": {"causal": True, "window": n} for n in (1, 7, 64, 70)
+}
 RNG = np.random.default_rng(11)
 
 
@@ -44,8 +47,7 @@ def inputs() -> tuple[Any, ...]:
 @pytest.mark.parametrize(("queries", "keys"), EDGES)
 def test_edges_of_blocks(queries: int, keys: int, kernels: Lab) -> None:
     given = operands(queries, keys)
-    kinds: dict[str, dict[str, Any]] = {"all": {}, "causal": {"causal": True}}
-    kinds |= {f"window {n}": {"causal": True, "window": n} for n in (1, 7, 64, 70)}
+    kinds = {"all": {}, **KINDS}
     nodes = {name: make("attention", inputs(), scale=0.2, **kind) for name, kind in kinds.items()}
     check(kernels, nodes, given)
 
@@ -79,3 +81,20 @@ def test_grouped_heads_side_by_side(tokens: int, kernels: Lab) -> None:
     keys[1] = False
     even = {"y": make("mha", (x, x, x, flags), has_keys=True, evenly=True, **heads)}
     check(kernels, even, {"x": floats(2, tokens, 90), "flags": keys})
+
+
+@pytest.mark.parametrize("at", [0, 15, 63, 64, 130])
+def test_a_token_has_the_same_bits_alone_and_in_its_text(at: int, kernels: Lab) -> None:
+    """One query and two have code of their own."""
+    nodes = {name: make("attention", inputs(), scale=0.2, **kind) for name, kind in KINDS.items()}
+    given = operands(131, 131)
+    whole = check(kernels, nodes, given)
+    for queries in (1, 2, 3):
+        if queries > at + 1:
+            continue
+        part = {name: value[:, :, : at + 1] for name, value in given.items()}
+        part["q"] = part["q"][:, :, -queries:]
+        found = check(kernels, nodes, {name: np.ascontiguousarray(v) for name, v in part.items()})
+        for name, value in found.items():
+            wanted = whole[name][:, :, at + 1 - queries : at + 1]
+            assert np.ascontiguousarray(wanted).tobytes() == value.tobytes(), (name, queries)

@@ -23,6 +23,7 @@ import sympy
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import Node
+from llmc.targets.cpu.attention import few
 from llmc.targets.cpu.attention.byte_steps import ByteSteps
 from llmc.targets.cpu.attention.float_steps import FloatSteps
 from llmc.targets.cpu.attention.int8_steps import WholeSteps
@@ -79,7 +80,14 @@ def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = False) -
     arithmetic = steps(e, cpu, shape, at, int8)
     batch = PaddedBatch(e, shape, at, arithmetic.work.listed, s, t)
     with e.loop(e.begin, e.end, "item") as number:
-        arithmetic.attend(locate(e, shape, at, batch, number))
+        item = locate(e, shape, at, batch, number)
+        if few.suits(shape):
+            with e.when(item.queries <= few.FEW):
+                few.FewSteps(arithmetic.work).attend(item)
+            with e.when(item.queries > few.FEW):
+                arithmetic.attend(item)
+        else:
+            arithmetic.attend(item)
     return e.function()
 
 
