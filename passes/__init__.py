@@ -16,7 +16,7 @@ from llmc.passes.compress.unpack import Unpack
 from llmc.passes.fuse import Fuse
 from llmc.passes.fuse.cells import ExpandCells
 from llmc.passes.fuse.qkv import Qkv
-from llmc.passes.quantise import Qfuse, Quantize
+from llmc.passes.quantise import Blockwise, Qfuse, Quantize
 from llmc.passes.quantise.int8_attention import Qattention
 from llmc.passes.quantise.split import Split
 from llmc.passes.rows.blank import Blank
@@ -40,7 +40,7 @@ _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (
     ExpandCells,
 )
 _COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share)
-_QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse, Qattention, Split)
+_QUANTISATION: tuple[type[Pass], ...] = (Quantize, Blockwise, Qfuse, Qattention, Split)
 _RAGGED: tuple[type[Pass], ...] = (Blank, Ragged)
 _STATES: tuple[type[Pass], ...] = (Append,)
 _ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION, *_RAGGED, *_STATES)

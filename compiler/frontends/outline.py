@@ -187,4 +187,6 @@ def weight_bytes(found: Outline) -> Mapping[str, int]:
         "fp16": 2 * found.products + rest,
         "int8": found.products + math.ceil(found.products / 256) + rest,
         "int8-static": found.products + math.ceil(found.products / 256) + rest,
+        "w8": found.products + math.ceil(found.products / 256) + rest,
+        "w4": found.products // 2 + found.products // 16 + rest,  # a half-precision scale for 32
     }

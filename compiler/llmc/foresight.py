@@ -12,7 +12,7 @@ from llmc.errors import LlmcError
 if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
 
-QUANTISATIONS = ("none", "fp16", "int8", "int8-static")
+QUANTISATIONS = ("none", "fp16", "int8", "int8-static", "w8", "w4")
 COPIES = 3  # of the f32 weights that a compile holds at a time: as read, as packed, as written
 
 

@@ -39,7 +39,7 @@ class Options(TypedDict, total=False):
         allow_noop: compile all the same where one of these options, `quant` or `matmul` changes nothing in the model,
             which is an error otherwise.
         verify_each: hold each pass to its promise by the interpreter, which takes long.
-        quant: "none", "int8", "int8-static" or "fp16": see docs/quantisation.md.
+        quant: "none", "int8", "int8-static", "fp16", "w8" or "w4": see docs/quantisation.md.
         attention: "int8" or "float": what int8 and int8-static do with attention on CPUs.
         calib: samples for int8-static and for passes that want some, a .txt, .jsonl, .csv or .npz file, or "auto".
         calib_method: "minmax", "percentile" or "entropy".

@@ -13,7 +13,7 @@ import numpy as np
 from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import OPS, REQUIRED, op
 from llmc.compiler.ops.reduction import F32
-from llmc.compiler.ops.rules import Array, want_dtype, want_int, want_rank
+from llmc.compiler.ops.rules import Array, want_dtype, want_int, want_rank, want_shape
 from llmc.errors import LlmcError
 
 
@@ -79,6 +79,30 @@ def _bitmask(mask: TensorType, values: TensorType, columns: Any) -> TensorType:
     want_rank(values, 1, what="the values")
     _want_columns(mask, "the mask", packed_bytes(want_int(columns, "columns", 1), 1))
     return TensorType("f32", (mask.shape[0], columns))
+
+
+def _blockwise_reference(levels: Array, scales: Array, columns: int, bits: int, block: int) -> Array:
+    whole = unpack_indices(levels, columns, bits).astype(np.float32) - np.float32(1 << (bits - 1))
+    each = np.repeat(scales.astype(np.float32), block, axis=-1)[..., :columns]
+    return np.asarray(whole * each)
+
+
+@op("blockwise", _blockwise_reference, traits={"stored": True}, columns=REQUIRED, bits=8, block=REQUIRED)
+def _blockwise(levels: TensorType, scales: TensorType, columns: Any, bits: Any, block: Any) -> TensorType:
+    """levels u8 `[..., packed_bytes(columns, bits)]`, half of all for 0, scales f32 or f16
+    `[..., ceil(columns / block)]` -> f32 `[..., columns]`: level times scale, one for
+    `block` columns side by side
+    """
+    want_dtype(levels, {"u8"}, "the levels")
+    want_dtype(scales, {"f32", "f16"}, "the scales")
+    if bits not in (4, 8) or isinstance(bits, bool):
+        raise LlmcError(f"bits is {bits!r}, not 4 or 8")
+    columns, block = want_int(columns, "columns", 1), want_int(block, "block", 1)
+    if block % 2 and block < columns:
+        raise LlmcError(f"block is {block}, not an even number or all {columns} columns")
+    _want_columns(levels, "the levels", packed_bytes(columns, bits))
+    want_shape(scales, (*levels.shape[:-1], -(-columns // block)), "the scales")
+    return TensorType("f32", (*levels.shape[:-1], columns))
 
 
 def _want_columns(x: TensorType, what: str, count: int) -> None:

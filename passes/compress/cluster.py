@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
 from llmc.compiler.effects import tell_weights
-from llmc.compiler.graph import Graph, Node, Source
+from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import make
 from llmc.compiler.ops.storage import pack_indices
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError
-from llmc.passes.compress.weights import Array, Make, left, products, rebuild, stored, values
+from llmc.passes.compress.tables import changes, tables
+from llmc.passes.compress.weights import Array, left, products, rebuild, stored, values
 
 ROUNDS = 40  # of Lloyd's iteration; it has mostly settled after 20
 _BINS = 4096
@@ -50,10 +50,10 @@ class Share(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """Cluster every weight once, then let each reader decode it."""
-        tables = dict.fromkeys(_tables(graph) if self.tables else ())
+        looked_up = dict.fromkeys(tables(graph) if self.tables else ())
         reasons: dict[Node, str] = {}
         books: dict[Node, Node] = {}
-        for weight, array in self._found(graph, tables).items():
+        for weight, array in self._found(graph, looked_up).items():
             if array.size < self.least:
                 reasons[weight] = f"below {self.least} values"
             elif (book := self._stored(weight, array)) is not None:
@@ -61,13 +61,13 @@ class Share(Pass):
             else:
                 reasons[weight] = f"of fewer than {self.clusters} different values"
         tell_weights(graph, books, lambda w: reasons.get(w) or left(graph, w, self.skip))
-        return rebuild(graph, _changes(graph, books))
+        return rebuild(graph, changes(graph, books))
 
-    def _found(self, graph: Graph, tables: Collection[Node]) -> dict[Node, Array]:
+    def _found(self, graph: Graph, looked_up: Collection[Node]) -> dict[Node, Array]:
         """The weights to cluster, and their values."""
         wanted = products(graph, self.skip, decode=True)
         found = {p.weight: p.array for p in wanted if p.weight.op != "codebook"}
-        for table in tables:
+        for table in looked_up:
             array = values(table)
             if table.op == "constant" and array is not None and array.dtype == np.float32:
                 found.setdefault(table, array)
@@ -127,58 +127,3 @@ def _pin(centres: Array) -> Array:
     pinned = centres.copy()
     pinned[np.abs(pinned).argmin()] = 0.0
     return pinned
-
-
-def _tables(graph: Graph) -> Iterator[Node]:
-    """Embedding tables."""
-    for node in graph.nodes:
-        if node.op == "embedding":
-            yield node.inputs[0]
-        elif node.op == "embed_norm":
-            yield from node.inputs[: 2 * node.attributes["tables"] : 2]
-
-
-def _changes(graph: Graph, books: dict[Node, Node]) -> dict[Node, Make]:
-    changes: dict[Node, Make] = {}
-    for node in graph.nodes:
-        chosen = {i: books[i] for i in node.inputs if i in books}
-        if not chosen:
-            continue
-        if node.op == "linear" and node.inputs[1] in chosen:
-            changes[node] = partial(_linear, node, chosen[node.inputs[1]])
-        elif node.op == "embedding" and node.inputs[0] in chosen:
-            changes[node] = partial(_embedding, node, chosen[node.inputs[0]])
-        elif node.op == "embed_norm":
-            changes[node] = partial(_embed_norm, node, chosen)
-    return changes
-
-
-def _linear(node: Node, book: Node, inputs: tuple[Node, ...]) -> Node:
-    return make("linear", (inputs[0], book, *inputs[2:]), node.source, **node.attributes)
-
-
-def _embedding(node: Node, book: Node, inputs: tuple[Node, ...]) -> Node:
-    """embedding(codebook(i, v), at) -> codebook(embedding(i, at), v): only the rows looked up are decoded."""
-    return _decoded_rows(book, inputs[1], node.source)
-
-
-def _decoded_rows(book: Node, index: Node, source: Source) -> Node:
-    indices, centres = book.inputs
-    rows = make("embedding", (indices, index), source)
-    return make("codebook", (rows, centres), source, **book.attributes)
-
-
-def _embed_norm(node: Node, books: dict[Node, Node], inputs: tuple[Node, ...]) -> Node:
-    """embed_norm(t0, i0, ...) -> layer_norm(rows of t0 + ...), in its order of addition"""
-    end = 2 * node.attributes["tables"]
-    total: Node | None = None
-    for old, table, index in zip(node.inputs[:end:2], inputs[:end:2], inputs[1:end:2], strict=True):
-        if old in books:
-            rows = _decoded_rows(books[old], index, node.source)
-        else:
-            rows = make("embedding", (table, index), node.source)
-        total = rows if total is None else make("add", (total, rows), node.source)
-    assert total is not None
-    flags = {"has_weight": True, "has_bias": True}
-    eps = node.attributes["eps"]
-    return make("layer_norm", (total, *inputs[end:]), node.source, eps=eps, **flags)

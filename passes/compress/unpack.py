@@ -39,13 +39,28 @@ class Unpack(Pass):
 
     def decode_table(self, node: Node) -> Node | None:
         """codebook(embedding(indices, at), values) -> embedding(codebook(indices, values), at)"""
-        match node:
-            case Node(op, (Node("embedding", (Node("constant") as packed, at)) as rows, *others)) if (
-                self._wanted(node) and all(other.op == "constant" for other in others)
-            ):
-                table = make(op, (packed, *others), node.source, **node.attributes)
+        if not self._wanted(node):
+            return None
+        match node.inputs[0]:
+            case Node("embedding", (Node("constant"), at)) as rows:
+                parts = tuple(_table(part, at) for part in node.inputs)
+                if None in parts:
+                    return None
+                table = make(
+                    node.op, tuple(p for p in parts if p is not None), node.source, **node.attributes
+                )
                 return make("embedding", (table, at), node.source, **rows.attributes)
         return None
 
     def _wanted(self, node: Node) -> bool:
         return OPS[node.op].stored and node.op not in self.keep
+
+
+def _table(part: Node, at: Node) -> Node | None:
+    """The constant that a part is, or whose rows `at` it is."""
+    match part:
+        case Node("constant"):
+            return part
+        case Node("embedding", (Node("constant") as whole, index)) if index is at:
+            return whole
+    return None

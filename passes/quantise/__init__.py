@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from llmc.passes.quantise.blockwise import Blockwise
 from llmc.passes.quantise.qfuse import Qfuse
 from llmc.passes.quantise.quantize import STATIC, Quantize
 
-__all__ = ["ATTENTION", "QUANTISATIONS", "STATIC", "Qfuse", "Quantize"]
+__all__ = ["ATTENTION", "QUANTISATIONS", "STATIC", "Blockwise", "Qfuse", "Quantize"]
 
 # What `--quant` appends to a pipeline, and for a CPU to one on int8.
 QUANTISATIONS: Mapping[str, str] = MappingProxyType(
@@ -17,6 +18,8 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
         "int8": "quantize,qfuse,cse",
         STATIC: 'quantize{mode="int8-static"},qfuse,cse',  # and the scales that calibration finds
         "fp16": 'quantize{mode="fp16"},qfuse,cse',
+        "w8": "blockwise,cse",
+        "w4": "blockwise{bits=4,block=32},cse",
     }
 )
 ATTENTION = "qattention"

@@ -7,7 +7,7 @@ from llmc.targets.cpu.conv import conv
 from llmc.targets.cpu.elementwise import elementwise, filling, joining, movement, scattering, selection
 from llmc.targets.cpu.products import cell, decoded, grouped, linear, matmul, qlinear, split_rows
 from llmc.targets.cpu.rows import norm, order, quantised, ragged, reduction, scan, softmax
-from llmc.targets.cpu.storage import bitmask, codebook
+from llmc.targets.cpu.storage import bitmask, blockwise, codebook
 from llmc.targets.lowering import Lowerings, layered
 
 LOWERINGS: Lowerings = layered(
@@ -24,6 +24,7 @@ LOWERINGS: Lowerings = layered(
     decoded.LOWERINGS,  # declines plain weights
     linear.LOWERINGS,
     bitmask.LOWERINGS,
+    blockwise.LOWERINGS,
     codebook.LOWERINGS,
     cell.LOWERINGS,
     matmul.LOWERINGS,

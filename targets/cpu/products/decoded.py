@@ -7,6 +7,7 @@ weight on every CPU, and reads as many bytes as are stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,13 +21,13 @@ from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets.cpu.products import linear
 from llmc.targets.cpu.products.blocking import Blocking, panel_width
-from llmc.targets.cpu.products.linear import tile_shape
+from llmc.targets.cpu.products.linear import rows_that_fit, tile_shape
 from llmc.targets.cpu.storage.formats import readers
 from llmc.targets.cpu.storage.packing import pad_columns
 from llmc.targets.cpu.storage.panels import Stored
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
-from llmc.targets.tir.emit import LANES, Emitter, Expr, div, i64
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, splat
 from llmc.targets.tir.epilogue import finish
 from llmc.targets.tir.tiling import tiles, zeros
 
@@ -99,18 +100,61 @@ def emit_linear(
         panel = e.let(div(item, blocks))
         first = e.let((item - panel * blocks) * ROWS_PER_ITEM)
         count = e.let(tirx.min(i64(ROWS_PER_ITEM), m - first))
-        stored.decode(e, cpu, parts, panel, held, k * width // LANES)
-        for part in range(0, width // LANES, vectors):
+        few = _few(cpu, stored, width)
+        if few:
+            with e.when(count <= few):
+                _stream(e, stored, parts, x, panel, (first, count), few, store)
+        with e.when(count > few):
+            stored.decode(e, cpu, parts, panel, held, k * width // LANES)
+            for part in range(0, width // LANES, vectors):
 
-            def tile(row: Expr, height: int, part: int = part, panel: Expr = panel) -> None:
-                here = min(vectors, width // LANES - part)
-                acc, steps = zeros(e, height * here), i64(k // cut.unroll)
-                start, column = i64(part * LANES), e.let(panel * width + part * LANES)
-                linear.multiply(e, cut, acc, x, e.let(row * k), held, start, height, here, steps)
-                store(acc, row, column, height, here)
+                def tile(row: Expr, height: int, part: int = part, panel: Expr = panel) -> None:
+                    here = min(vectors, width // LANES - part)
+                    acc, steps = zeros(e, height * here), i64(k // cut.unroll)
+                    start, column = i64(part * LANES), e.let(panel * width + part * LANES)
+                    linear.multiply(e, cut, acc, x, e.let(row * k), held, start, height, here, steps)
+                    store(acc, row, column, height, here)
 
-            tiles(e, first, count, rows, tile)
+                tiles(e, first, count, rows, tile)
     return e.function()
+
+
+def _few(cpu: Cpu, stored: Stored, width: int) -> int:
+    """Rows at most for which the panel is decoded in registers as it streams by; 0: the format cannot."""
+    if stored.lines is None:
+        return 0
+    return min(4, max(1, rows_that_fit(cpu, width // LANES) - 2))
+
+
+def _stream(
+    e: Emitter,
+    stored: Stored,
+    parts: list[Buffer],
+    x: Buffer,
+    panel: Expr,
+    rows: tuple[Expr, Expr],
+    few: int,
+    store: Callable[..., None],
+) -> None:
+    """Few rows: every weight is used once it is decoded, in the order of k as everywhere."""
+    lines = stored.lines
+    assert lines is not None
+    vectors = lines.width // LANES
+
+    def tile(row: Expr, height: int) -> None:
+        acc, start = zeros(e, height * vectors), e.let(row * lines.k)
+
+        def use(first: Expr, steps: int, values: list[list[Expr]]) -> None:
+            for step in range(steps):
+                for i in range(height):
+                    a = e.let(splat(e.load(x, start + (i * lines.k + step) + first)))
+                    for j, b in enumerate(values[step]):
+                        e.set(acc, i * vectors + j, fma(a, b, e.get(acc, i * vectors + j)))
+
+        lines.emit(e, parts, panel, use)
+        store(acc, row, e.let(panel * lines.width), height, vectors)
+
+    tiles(e, *rows, few, tile)
 
 
 LOWERINGS: Lowerings = {"linear": lower_linear}

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llmc.compiler import extensions
-from llmc.targets.cpu.storage import bitmask, codebook
+from llmc.targets.cpu.storage import bitmask, blockwise, codebook
 from llmc.targets.cpu.storage.panels import Reader
 
 
 def readers() -> Mapping[str, Reader]:
     """Op -> how products read weights of it."""
-    return {"codebook": codebook.panels, "bitmask": bitmask.panels, **extensions.formats("cpu")}
+    own: dict[str, Reader] = {
+        "bitmask": bitmask.panels,
+        "blockwise": blockwise.panels,
+        "codebook": codebook.panels,
+    }
+    return {**own, **extensions.formats("cpu")}

@@ -1,0 +1,131 @@
+"""`blockwise` on CPUs: levels of 8 or 4 bits and a scale for each block of a row, decoded in registers.
+
+Two levels of 4 bits that follow each other in a row share a byte, those of sixteen columns lie side by side. So a load
+gives sixteen columns of two steps of k, and no lanes are exchanged.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from llmc.compiler.calls import Call, Kernel, Packed
+from llmc.compiler.graph import Node
+from llmc.compiler.ops.storage import packed_bytes, unpack_indices
+from llmc.targets.cpu.storage.packing import pack_panels
+from llmc.targets.cpu.storage.panels import Lines, Stored, decode_lines
+from llmc.targets.cpu.storage.rows import rows_call
+from llmc.targets.lowering import Lowerings
+from llmc.targets.target import Cpu
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, i64, splat
+
+Array = np.ndarray[Any, Any]
+
+
+def panels(weight: Node, width: int) -> Stored:
+    """Levels and scales by panels."""
+    columns, bits, block = (weight.attributes[name] for name in ("columns", "bits", "block"))
+    levels, scales = (i.attributes["value"] for i in weight.inputs)
+    pack = _signed if bits == 8 else _pairs
+    operands = (
+        Packed(levels, f"levels{bits} {width}", partial(pack, columns=columns, width=width)),
+        Packed(scales, f"panels{width}", partial(pack_panels, width=width)),
+    )
+    step = 1 if bits == 8 else 2
+    blocks = -(-columns // block)
+    lines = Lines(
+        columns,
+        width,
+        block,
+        step,
+        partial(_scales, blocks=blocks, width=width),
+        partial(_values, lines=-(-columns // step), width=width, bits=bits),
+    )
+    dtypes = ("i8" if bits == 8 else "u8", weight.inputs[1].dtype)
+    kind = f"blockwise{bits} {block} {dtypes[1]}"
+    return Stored(kind, operands, dtypes, partial(decode_lines, lines=lines), lines)
+
+
+def _signed(levels: Array, *, columns: int, width: int) -> Array:
+    """u8 `[n, k]`, 128 for 0 -> i8 `[panels, k, width]`."""
+    return pack_panels(np.bitwise_xor(levels, 128).view(np.int8), width)
+
+
+def _pairs(levels: Array, *, columns: int, width: int) -> Array:
+    """u8 `[n, ceil(k / 2)]` -> u8 `[panels, ceil(k / 2), width]`: of step k the low half, of k + 1 the high one."""
+    indices = unpack_indices(levels, columns + columns % 2, 4)
+    return pack_panels(np.ascontiguousarray(indices[:, ::2] | (indices[:, 1::2] << 4)), width)
+
+
+def _scales(
+    e: Emitter, parts: list[Buffer], panel: Expr, block: Expr, *, blocks: int, width: int
+) -> list[Expr]:
+    """The scale of each column of a panel in a block."""
+    line = e.let((panel * blocks + block) * width)
+    found = [e.load(parts[1], line + at, LANES) for at in range(0, width, LANES)]
+    if dtype_of(found[0]).startswith("float16"):
+        found = [e.let(tirx.Cast(f"float32x{LANES}", scale)) for scale in found]
+    return found
+
+
+def _values(
+    e: Emitter,
+    parts: list[Buffer],
+    panel: Expr,
+    line: Expr,
+    vector: int,
+    scales: list[Expr],
+    *,
+    lines: int,
+    width: int,
+    bits: int,
+) -> list[Expr]:
+    """Sixteen columns of the steps of a line."""
+    packed = e.load(parts[0], (panel * lines + line) * width + vector * LANES, LANES)
+    scale = scales[vector]
+    if bits == 8:
+        return [e.let(_float(packed) * scale)]
+    wide = e.let(tirx.Cast(f"int32x{LANES}", packed))
+    low = tirx.bitwise_and(wide, splat(tirx.const(15, "int32")))
+    high = tirx.shift_right(wide, splat(tirx.const(4, "int32")))
+    zero = splat(tirx.const(8, "int32"))
+    return [e.let(tirx.Cast(f"float32x{LANES}", e.let(half - zero)) * scale) for half in (low, high)]
+
+
+def _float(levels: Expr) -> Expr:
+    return tirx.Cast(f"float32x{LANES}", tirx.Cast(f"int32x{LANES}", levels))
+
+
+# --- rows by themselves
+
+
+def lower_blockwise(node: Node) -> Call:
+    """One item is one row, which may be computed: rows looked up in a table."""
+    columns, bits, block = (node.attributes[name] for name in ("columns", "bits", "block"))
+    dtypes = tuple(i.dtype for i in node.inputs)
+    emit = partial(emit_blockwise, columns=columns, bits=bits, block=block, dtype=dtypes[1])
+    kernel = Kernel("blockwise", (columns, bits, block, dtypes[1]), (*dtypes, "f32"), 0, emit)
+    return rows_call(node, kernel, (*node.inputs, node), columns * (4 + bits / 8))
+
+
+def emit_blockwise(symbol: str, cpu: Cpu, *, columns: int, bits: int, block: int, dtype: str) -> Any:
+    """out[row, c] = (levels[row, c] - zero) * scales[row, c // block]"""
+    e = Emitter(symbol)
+    levels, scales, out = e.pointer("levels", "u8"), e.pointer("scales", dtype), e.pointer("out", "f32")
+    stride, blocks, each = packed_bytes(columns, bits), -(-columns // block), 8 // bits
+    zero = f32(float(1 << (bits - 1)))
+    with e.loop(e.begin, e.end, "row") as row, e.loop(0, stride, "at") as at:
+        byte = e.let(tirx.Cast("int64", e.load(levels, row * stride + at)))
+        for half in range(each):
+            column = e.let(at * each + half)
+            with e.when(column < i64(columns)):
+                level = tirx.bitwise_and(tirx.shift_right(byte, i64(half * bits)), i64((1 << bits) - 1))
+                scale = tirx.Cast("float32", e.load(scales, row * blocks + div(column, block)))
+                e.store(out, row * columns + column, e.let(e.let(tirx.Cast("float32", level) - zero) * scale))
+    return e.function()
+
+
+LOWERINGS: Lowerings = {"blockwise": lower_blockwise}
