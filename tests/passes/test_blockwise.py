@@ -1,0 +1,112 @@
+"""`blockwise`: levels and scales for the weights of products and tables, and what stays as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler.dims import symbol
+from llmc.compiler.effects import listening
+from llmc.compiler.graph import Graph, Weight
+from llmc.compiler.interpret import run
+from llmc.compiler.ops import OPS, constant, input_, make
+from llmc.compiler.pipeline import Pipeline
+from llmc.compiler.verify import verify
+from llmc.errors import LlmcError
+from llmc.passes import PASSES
+from llmc.passes.compress.unpack import Unpack
+from llmc.passes.quantise import QUANTISATIONS, Blockwise
+from llmc.passes.quantise.blockwise import rounded
+
+RNG = np.random.default_rng(5)
+
+
+def weights(*shape: int) -> Any:
+    return constant(Weight(RNG.normal(size=shape).astype(np.float32), f"w{shape[0]}"))
+
+
+def network() -> Graph:
+    """A table that a product reads too, another product, and one with few columns."""
+    ids = input_("ids", "i64", (symbol("batch"), 4), low=0, high=99)
+    table = weights(100, 72)
+    x = make("embedding", (table, ids))
+    y = make("linear", (x, weights(64, 72)))
+    back = make("linear", (y, weights(72, 64)))
+    outputs = {"logits": make("linear", (back, table)), "few": make("linear", (back, weights(3, 72)))}
+    return Graph((ids,), outputs, {"batch": (1, 8)})
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("block", [6, 32, 70])
+def test_levels_are_the_nearest(bits: int, block: int) -> None:
+    array = RNG.normal(size=(9, 70)).astype(np.float32)
+    array[3] = 0
+    levels, scales = rounded(array, bits, block)
+    assert (levels.dtype, scales.shape) == (np.uint8, (9, -(-70 // block)))
+    step = np.repeat(scales.astype(np.float32), block, 1)[:, :70]
+    back = (levels.astype(np.float32) - (1 << (bits - 1))) * step
+    # the value farthest from 0 has no level on the other side: it may be off by a whole step there
+    assert (np.abs(back - array) <= np.abs(step) * (0.5001 if bits == 8 else 1.01)).all()
+    assert (np.abs(back - array) <= np.abs(step) * 0.51).mean() > 0.97
+    assert not back[3].any()
+
+
+def test_scales_that_half_precision_does_not_hold_stay_single() -> None:
+    array = np.full((16, 8), 1e-6, np.float32)
+    assert rounded(array, 4, 8)[1].dtype == np.float32
+    assert rounded(array * 1e6, 4, 8)[1].dtype == np.float16
+
+
+@pytest.mark.parametrize(("mode", "off"), [("w8", 0.02), ("w4", 0.25)])
+def test_products_and_tables_are_stored_so(mode: str, off: float) -> None:
+    graph = network()
+    first = Pipeline.parse(QUANTISATIONS[mode], PASSES).steps[0].change
+    with listening() as told:
+        after = first.run(graph)
+    verify(after)
+    assert [n.op for n in after.nodes].count("blockwise") == 4  # three weights, and the rows looked up
+    (effect,) = told
+    assert (effect.changed, dict(effect.left)) == (
+        3,
+        {"with fewer than 16 output columns, or of at most 4096 bytes": 1},
+    )
+    given = {"ids": RNG.integers(0, 100, (2, 4))}
+    before, now = run(graph, given)["logits"], run(after, given)["logits"]
+    assert np.abs(now - before).max() < off * np.abs(before).max()
+    assert not np.array_equal(now, before)
+
+
+def test_unpacked_it_computes_the_same() -> None:
+    after = Blockwise(bits=4, block=32).run(network())
+    plain = Unpack().run(after)
+    assert "blockwise" not in {n.op for n in plain.nodes}
+    given = {"ids": RNG.integers(0, 100, (2, 4))}
+    np.testing.assert_array_equal(run(after, given)["logits"], run(plain, given)["logits"])
+
+
+def test_what_is_left() -> None:
+    graph = network()
+    x = input_("x", "f32", (symbol("batch"), 8))
+    assert Blockwise(min_columns=200).run(graph) is graph
+    small = Graph((x,), {"y": make("linear", (x, weights(16, 8)))}, {"batch": (1, 8)})
+    assert Blockwise().run(small) is small
+    alone = Blockwise(tables=False, skip=("w*",)).run(graph)
+    assert alone is graph
+
+
+def test_mistakes() -> None:
+    for bad in ({"bits": 3}, {"block": 7}, {"block": -2}):
+        with pytest.raises(LlmcError, match="blockwise: "):
+            Blockwise(**bad)
+    x = input_("x", "f32", (symbol("batch"), 64))
+    broken = constant(Weight(np.full((64, 64), np.nan, np.float32), "w"))
+    with pytest.raises(LlmcError, match="not finite"):
+        Blockwise().run(Graph((x,), {"y": make("linear", (x, broken))}, {"batch": (1, 8)}))
+
+
+def test_the_reference() -> None:
+    levels = np.array([[0, 255, 128]], np.uint8)
+    found = OPS["blockwise"].reference(levels, np.array([[2.0]], np.float16), columns=3, bits=8, block=3)
+    np.testing.assert_array_equal(found, np.array([[-256, 254, 0]], np.float32))
