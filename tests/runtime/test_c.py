@@ -14,13 +14,13 @@ STRICT = ["-Wall", "-Wextra", "-pedantic", "-Werror"]
 WRAPPED = ("malloc", "calloc", "realloc", "posix_memalign", "mmap", "pthread_create")
 
 
-DRIVERS = {"driver": "tiny", "sessions": "tally"}  # and the program that each is linked with
+DRIVERS = {"driver": "tiny", "sessions": "tally", "generations": "words"}  # and the program that each is linked with
 
 
 @pytest.fixture
-def artifact(tiny, tally):
+def artifact(tiny, tally, words):
     """The artifact that a driver is for."""
-    return lambda name: {"tiny": tiny, "tally": tally}[DRIVERS[name]]
+    return lambda name: {"tiny": tiny, "tally": tally, "words": words}[DRIVERS[name]]
 
 
 def tool(name):
