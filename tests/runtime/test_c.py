@@ -14,7 +14,11 @@ STRICT = ["-Wall", "-Wextra", "-pedantic", "-Werror"]
 WRAPPED = ("malloc", "calloc", "realloc", "posix_memalign", "mmap", "pthread_create")
 
 
-DRIVERS = {"driver": "tiny", "sessions": "tally", "generations": "words"}  # and the program that each is linked with
+DRIVERS = {
+    "driver": "tiny",
+    "sessions": "tally",
+    "generations": "words",
+}  # and the program that each is linked with
 
 
 @pytest.fixture
