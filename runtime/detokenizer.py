@@ -10,7 +10,7 @@ _UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no character 
 class Detokenizer:
     """Gives the text that each token adds; all pieces together are the text of all tokens.
 
-    A window of tokens is decoded, because what one is worth depends on the one before it: the first of a text has no blank.
+    A window of tokens is decoded: what one is worth depends on the one before it, as the first of a text has no blank.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
