@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from llmc.cli import main
+from llmc.cli.generate import visible
 from llmc.runtime import load
 
 
@@ -119,6 +120,12 @@ def test_a_prompt_that_is_no_text(cli, words, tmp_path):
     assert code == 1
     assert "the prompt is not UTF-8" in err
     assert "byte 0xff at 3" in err
+
+
+def test_a_terminal_gets_nothing_that_it_obeys(monkeypatch):
+    assert visible("a\x1b[2J\n\tb") == "a\x1b[2J\n\tb"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert visible("a\x1b[2J\n\tb") == "a\\x1b[2J\n\tb"
 
 
 def test_options_without_effect_are_told(cli, words):

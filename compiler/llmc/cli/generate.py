@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from llmc.cli.output import print_json
+from llmc.cli.output import print_json, printable
 from llmc.cli.verbosity import say
 from llmc.errors import LlmcError
 
@@ -126,7 +126,7 @@ def run(model: Any, prompt: str | None, as_json: bool, settings: dict[str, Any])
         made.append(pieces.result)
         _note(pieces.result)
         if not as_json and not stream:
-            click.echo(pieces.result.text)
+            click.echo(visible(pieces.result.text))
     if as_json:
         print_json([described(text, one) for text, one in zip(texts, made, strict=True)])
 
@@ -134,10 +134,17 @@ def run(model: Any, prompt: str | None, as_json: bool, settings: dict[str, Any])
 def _show(pieces: Iterable[str], stream: bool) -> None:
     for piece in pieces:
         if stream:
-            click.echo(piece, nl=False)
+            click.echo(visible(piece), nl=False)
             sys.stdout.flush()
     if stream:
         click.echo()
+
+
+def visible(text: str) -> str:
+    """The text as it is, but to a terminal nothing that it would obey."""
+    if not sys.stdout.isatty():
+        return text
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
 def _note(made: Any) -> None:
