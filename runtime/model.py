@@ -26,6 +26,7 @@ from llmc.runtime.text_calls import TextCalls
 from llmc.runtime.threads import Threads, count
 
 if TYPE_CHECKING:
+    from llmc.runtime.generation_benchmark import GenerationBenchmark
     from llmc.runtime.reports import BenchmarkReport
     from llmc.runtime.selftest import SelftestResult
 
@@ -217,6 +218,12 @@ class Model(TextCalls, GenerationCalls):
         from llmc.runtime.benchmark import run_benchmark
 
         return run_benchmark(self, duration=duration, profile=profile, **options)
+
+    def benchmark_generation(self, **options: Any) -> GenerationBenchmark:
+        """Time prompts and new tokens; see `llmc.runtime.generation_benchmark.benchmark_generation`."""
+        from llmc.runtime.generation_benchmark import benchmark_generation
+
+        return benchmark_generation(self, **options)
 
     def selftest(self) -> SelftestResult:
         """Run the samples that the artifact carries; see `llmc.runtime.selftest.run_selftest`."""

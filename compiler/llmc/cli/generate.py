@@ -35,7 +35,7 @@ _OPTIONS: Mapping[str, tuple[Any, str]] = {
 
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
     """All of a model that generates, but --prompt; a command gets what was given of them."""
-    for name, (kind, told) in reversed(_OPTIONS.items()):
+    for name, (kind, told) in reversed(list(_OPTIONS.items())):
         flag = {"is_flag": True, "default": None} if kind is bool else {"type": kind}
         command = click.option(f"--{name}", help=told, **flag)(command)
     command = click.option(
