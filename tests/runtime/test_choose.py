@@ -6,13 +6,13 @@ from ctypes import POINTER, byref, c_double, c_float, c_int64
 
 import numpy as np
 import pytest
-import torch
-from transformers.generation import logits_process as theirs
 
 from llmc import LlmcError
 from llmc.runtime import load, native
 from llmc.runtime.generation_options import GenerationOptions, options_of
 
+torch = pytest.importorskip("torch")
+theirs = pytest.importorskip("transformers.generation.logits_process")
 SIZE = 300
 PROMPT, MADE = [3, 5, 5, 8], [9, 3, 11, 9]
 

@@ -6,8 +6,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from llmc import LlmcError
 from llmc.cli import main
@@ -70,6 +68,7 @@ def test_perplexity_is_that_of_its_windows(artifact, tmp_path):
 
 
 def test_the_baseline_in_pytorch(tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=41, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
