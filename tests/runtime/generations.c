@@ -1,7 +1,7 @@
 /*
  * generations.c - texts of words.c as a C program makes them, for the tests under sanitizers and valgrind.
  *
- *   generations FOLDER             everything once, then sessions opened, forked, cut and closed at random
+ *   generations FOLDER [STEPS]     everything once, then sessions opened, forked, cut and closed at random
  *   generations FOLDER failures    the n-th allocation fails, for n = 1, 2, ... (linked with --wrap)
  */
 #define _GNU_SOURCE
@@ -123,22 +123,26 @@ static void damage(llmc_model *model, const char *file) {
     llmc_session_close(session);
 }
 
-/* Eight sessions that are opened, continued, cut, forked and closed at random. */
+/* Many sessions that are opened, continued, cut, forked and closed at random. */
+#define SESSIONS 64
+
+static int steps = 300; /* of each thread */
+
 static void *at_random(void *argument) {
     llmc_model *model = (llmc_model *)argument;
     llmc_session_options alone;
-    llmc_session *sessions[8];
+    llmc_session *sessions[SESSIONS];
     unsigned seed = 1;
     int step;
     memset(sessions, 0, sizeof sessions);
     memset(&alone, 0, sizeof alone);
     alone.threads = 1;
-    for (step = 0; step < 1000; step++) {
+    for (step = 0; step < steps; step++) {
         int i, j;
         llmc_session_report report;
         seed = seed * 1664525u + 1013904223u;
-        i = (int)(seed >> 10) & 7;
-        j = (int)(seed >> 14) & 7;
+        i = (int)(seed >> 10) % SESSIONS;
+        j = (int)(seed >> 14) % SESSIONS;
         if (!sessions[i]) {
             CHECK(llmc_session_open(model, &alone, &sessions[i], &error) == LLMC_OK);
         } else if (seed >> 28 < 8) {
@@ -157,7 +161,7 @@ static void *at_random(void *argument) {
             sessions[i] = NULL;
         }
     }
-    for (step = 0; step < 8; step++) llmc_session_close(sessions[step]);
+    for (step = 0; step < SESSIONS; step++) llmc_session_close(sessions[step]);
     return NULL;
 }
 
@@ -167,7 +171,7 @@ int main(int argc, char **argv) {
     if (argc < 2) return 2;
     snprintf(file, sizeof file, "/tmp/llmc-generations-%ld", (long)getpid());
 #ifdef FAILURES
-    if (argc > 2) {
+    if (argc > 2 && strcmp(argv[2], "failures") == 0) {
         int failed = 1;
         long n;
         for (n = 1; failed; n++) {
@@ -185,6 +189,7 @@ int main(int argc, char **argv) {
         return 0;
     }
 #endif
+    if (argc > 2) steps = atoi(argv[2]);
     {
         pthread_t threads[3];
         int i;
