@@ -20,6 +20,7 @@ class Generated:
         usage: what it took.
         seed: that drew it; None where the likeliest tokens were taken.
         prompt: the tokens before it.
+        score: of a beam: the sum of logarithms over the length to the power of length_penalty.
     """
 
     text: str
@@ -28,6 +29,7 @@ class Generated:
     usage: Usage
     seed: int | None
     prompt: tuple[int, ...] = field(repr=False)
+    score: float | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -54,6 +54,40 @@ class GenerationCalls:
         ids = _ids(model, entry, prompt, special=True)
         return _stream(model, entry, ids, session, options)
 
+    def search(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        num_beams: int = 4,
+        num_return_sequences: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: bool | str = False,
+        **options: Any,
+    ) -> list[Generated]:
+        """The likeliest texts as a whole, best first, by beam search; the same as transformers finds.
+
+        Args:
+            num_beams: texts that go on at a time, each in a session of its own.
+            num_return_sequences: of the best that are given.
+            length_penalty, early_stopping: as transformers': see `llmc.runtime.beams.Search`.
+            options: as for `generate`, but for those that draw tokens, stop strings and log-probabilities.
+
+        Raises:
+            LlmcError: as `generate`.
+        """
+        from llmc.runtime.beams import Search, search_beams
+        from llmc.runtime.generation_options import options_of
+
+        model = cast("Model", self)
+        model._open_handle()
+        entry = generation_of(model)
+        search = Search(num_beams, num_return_sequences, length_penalty, early_stopping)
+        ids = _ids(model, entry, prompt, special=True)
+        want_tokens(ids, entry.vocabulary)
+        encoder = encoder_of(model)
+        found = options_of(entry, {"do_sample": False, **options})
+        return search_beams(model, entry, ids, found, search, encoder.text_of if encoder else None)
+
     def chat(
         self,
         messages: str | Sequence[Message],

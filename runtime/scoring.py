@@ -45,10 +45,30 @@ def logprobs(model: Model, ids: Sequence[int], begin: int, session: Session) -> 
 
 def chosen(logits: Array, targets: Array) -> Array:
     """Of logits `[n, vocabulary]` the logarithms of the probabilities of `targets [n]`, f64."""
+    return np.asarray(log_softmax(logits)[np.arange(len(targets)), targets])
+
+
+def log_softmax(logits: Array) -> Array:
+    """Over the last axis, f64."""
     exact = logits.astype(np.float64)
-    most = exact.max(-1)
-    total = np.log(np.exp(exact - most[:, None]).sum(-1)) + most
-    return np.asarray(exact[np.arange(len(targets)), targets] - total)
+    exact -= exact.max(-1, keepdims=True)
+    return np.asarray(exact - np.log(np.exp(exact).sum(-1, keepdims=True)))
+
+
+def next_logits(model: Model, ids: Sequence[int], session: Session) -> Array:
+    """Run tokens behind what the session holds; f32 `[vocabulary]` of the one that follows.
+
+    Raises:
+        LlmcError: they are more than the model takes, or as `Session.run`.
+    """
+    entry, chunk = generation_of(model), _chunk(model)
+    for start in range(0, len(ids), chunk):
+        tokens = np.array(ids[start : start + chunk], np.int64)
+        given = {entry.tokens: tokens[None]}
+        if entry.keep is not None:
+            given[entry.keep] = np.array([len(tokens) - 1])
+        logits = session.run(given, function=entry.function)[entry.logits][0, -1]
+    return logits
 
 
 def _chunk(model: Model) -> int:

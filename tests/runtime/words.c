@@ -45,7 +45,7 @@ static uint64_t mixed(uint64_t x) {
 
 void words_logits(uint64_t context, float *logits) {
     int v;
-    for (v = 0; v < WORDS; v++) logits[v] = (float)((mixed(context ^ (uint64_t)v << 40) >> 20) % 8000) / 1000 - 4;
+    for (v = 0; v < WORDS; v++) logits[v] = (float)((mixed(context ^ (uint64_t)v << 40) >> 20) % 8000000) / 1000000 - 4;
 }
 
 uint64_t words_context(const int64_t *tokens, int64_t n) {
