@@ -67,8 +67,8 @@ def next_logits(model: Model, ids: Sequence[int], session: Session) -> Array:
         given = {entry.tokens: tokens[None]}
         if entry.keep is not None:
             given[entry.keep] = np.array([len(tokens) - 1])
-        logits = session.run(given, function=entry.function)[entry.logits][0, -1]
-    return logits
+        logits = session.run(given, function=entry.function)[entry.logits]
+    return np.asarray(logits[0, -1])
 
 
 def _chunk(model: Model) -> int:
