@@ -85,6 +85,7 @@ static llmc_status run(llmc_generation *g, int64_t to, int64_t rows, llmc_error 
     const llmc_function *f = g->by.function;
     int64_t at = s->n_tokens, seq = to - at, places[LLMC_MOST_GUESSES + 1], i;
     llmc_tensor in[LLMC_MOST_INPUTS], out[1];
+    const llmc_run_options whole = {g->options.timeout, 0}; /* for what is said when time is up */
     llmc_status status = llmc_tokens_reserve(s, to, error);
     if (status != LLMC_OK) return status;
     memset(in, 0, sizeof in);
@@ -107,7 +108,7 @@ static llmc_status run(llmc_generation *g, int64_t to, int64_t rows, llmc_error 
     out[0].shape[0] = 1;
     out[0].shape[1] = g->by.keep >= 0 ? rows : seq;
     out[0].shape[2] = g->by.vocabulary;
-    status = llmc_run_claimed(s, f, in, out, NULL, error);
+    status = llmc_run_claimed(s, f, in, out, &whole, error);
     if (status != LLMC_OK) return status;
     memcpy(s->tokens + at, g->ids + at, (size_t)seq * sizeof *s->tokens);
     s->n_tokens = to;

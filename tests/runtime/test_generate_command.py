@@ -104,6 +104,7 @@ def test_a_conversation(cli, words, model):
             "--top-k, --stream go with --prompt, --prompt-file or --chat",
         ),
         (["--prompt-file", "nowhere"], 1, "cannot read the prompt: No such file"),
+        (["--text", "a"], 1, "give the text by --prompt"),
         ([], 2, "Give one of --text, --prompt"),
     ],
 )

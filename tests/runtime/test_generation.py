@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -264,6 +266,42 @@ def test_a_session_file_that_is_none(model, tmp_path):
         refused("cannot write", session.save, tmp_path / "nowhere" / "x")
         assert model.generate(PROMPT, session=session).usage.cached_tokens == len(PROMPT) - 1
         assert model.generate(PROMPT, session=session).ids == before.ids
+
+
+def test_a_text_that_takes_too_long(model):
+    with model.session() as session:
+        told = "the run took longer than its timeout of 1e-09 s"
+        refused(told, model.generate, PROMPT, session=session, timeout=1e-9)
+        stream = model.stream(PROMPT, session=session, eos_token_id=[], timeout=0.05, max_new_tokens=50)
+        next(stream)
+        time.sleep(0.06)  # what the caller does meanwhile does not count
+        next(stream)
+        assert model.generate(PROMPT, session=session).ids == model.generate(PROMPT).ids
+
+
+def test_two_threads_on_one_session(model):
+    """Each gets its text or a sentence, and the session is as good as before."""
+    expected, sentences = model.generate(PROMPT, eos_token_id=[]).ids, []
+
+    def use(session):
+        for _ in range(200):
+            try:
+                assert model.generate(PROMPT, session=session, eos_token_id=[]).ids == expected
+            except LlmcError as error:
+                sentences.append(str(error))
+
+    with model.session(threads=1) as session:
+        threads = [threading.Thread(target=use, args=(session,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        known = (
+            "the session is in use by another thread",
+            "the session was used for something else meanwhile",
+        )
+        assert all(text.startswith(known) for text in sentences)
+        assert model.generate(PROMPT, session=session, eos_token_id=[]).ids == expected
 
 
 def test_a_session_of_two_generations(model):
