@@ -40,8 +40,8 @@ def run_benchmark(
         seed: of the inputs.
         shortest: rows hold that many tokens to all, drawn evenly, and the rest is padding; None: no padding.
         threads: another number than the model was loaded with.
-        sizes: of the dims, such as batch=1, seq=128; by default 1 for batch, 0 for the length of states, and for others
-            128 or the nearest bound.
+        sizes: of the dims, such as batch=1, seq=128; by default 1 for batch and for the tokens whose logits are wanted,
+            0 for the length of states, and for others 128 or the nearest bound.
 
     Raises:
         LlmcError: a function or size is unknown or out of bounds, or an option makes no sense.
@@ -65,6 +65,7 @@ def _timed(
     """One benchmark by C, on the threads that the model has."""
     chosen = _function(model, function)
     options.function = number = model.functions[chosen].number
+    sizes = {**_usual(model, chosen), **sizes}
     handle, report, error = model._open_handle(), native.Report(), native.Error()
     n_steps = handle.info.functions[number].n_steps
     steps = (native.StepReport * (n_steps + 1))() if profile else None
@@ -133,6 +134,14 @@ def _options(
 def _function(model: Model, name: str | None) -> str:
     check_names("function", [] if name is None else [name], model.functions)
     return next(iter(model.functions)) if name is None else name
+
+
+def _usual(model: Model, function: str) -> dict[str, int]:
+    """Where text is generated, the logits of one token are wanted."""
+    entry = model.manifest.generation
+    if entry is None or entry.keep is None or entry.function != function:
+        return {}
+    return {axis: 1 for axis in model.functions[function].inputs[entry.keep].shape if isinstance(axis, str)}
 
 
 def sizes_array(model: Model, sizes: Mapping[str, int]) -> Any:

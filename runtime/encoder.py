@@ -140,6 +140,32 @@ class Encoder:
                 self.bare.no_padding()
         return self._encoded(self.bare, [before + text for text in texts], fast=True)
 
+    def ids(self, text: str, special: bool = True) -> list[int]:
+        """The tokens of one text, whole and not filled up.
+
+        Args:
+            special: add the tokens that the model wants around a text.
+
+        Raises:
+            LlmcError: it is no text that can be tokenised (`BadTexts`).
+        """
+        if not isinstance(text, str):
+            raise LlmcError(f"not a text: {text!r:.60}")
+        if special:
+            return list(self._encoded(self.whole, [text])[0].ids)
+        if reason := _surrogate(text):
+            raise BadTexts({0: reason}, 1)
+        with self._guard():
+            try:
+                return list(self.whole.encode(text, add_special_tokens=False).ids)
+            except BaseException as error:
+                _want_mistake(error)
+                raise BadTexts({0: f"cannot be tokenised: {_line(error)}"}, 1) from None
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of tokens; special ones have none."""
+        return str(self.whole.decode(list(ids), skip_special_tokens=True))
+
     def _encoded(self, tool: Any, batch: Sequence[Text], fast: bool = False) -> list[Any]:
         if bad := {i: reason for i, text in enumerate(batch) if (reason := _surrogate(text))}:
             raise BadTexts(bad, len(batch))

@@ -18,6 +18,7 @@ from llmc.runtime import native
 from llmc.runtime.arrays import Array, check_names
 from llmc.runtime.calls import Caller
 from llmc.runtime.files import check_files, check_machine
+from llmc.runtime.generation_calls import GenerationCalls
 from llmc.runtime.manifest import MODULE, Manifest, read_manifest
 from llmc.runtime.session import Session, memory_bound
 from llmc.runtime.signature import TensorInfo, check_same, read_signature
@@ -25,6 +26,7 @@ from llmc.runtime.text_calls import TextCalls
 from llmc.runtime.threads import Threads, count
 
 if TYPE_CHECKING:
+    from llmc.runtime.generation_benchmark import GenerationBenchmark
     from llmc.runtime.reports import BenchmarkReport
     from llmc.runtime.selftest import SelftestResult
 
@@ -80,7 +82,7 @@ class MemoryNeeded:
     states: int
 
 
-class Model(TextCalls):
+class Model(TextCalls, GenerationCalls):
     """A loaded model. Thread-safe: calls on it take turns, sessions of it may run at once. A context manager too.
 
     Attributes:
@@ -114,6 +116,7 @@ class Model(TextCalls):
         self.threads: int = handle.info.threads
         self.variant: str = handle.info.variant.decode()
         self.load_seconds: float = handle.info.load_seconds
+        self._idle: list[Session] = []
 
     def __call__(self, *, out: Mapping[str, Array] | None = None, **inputs: Any) -> dict[str, Array]:
         """Run once; see `run`."""
@@ -216,6 +219,12 @@ class Model(TextCalls):
 
         return run_benchmark(self, duration=duration, profile=profile, **options)
 
+    def benchmark_generation(self, **options: Any) -> GenerationBenchmark:
+        """Time prompts and new tokens; see `llmc.runtime.generation_benchmark.benchmark_generation`."""
+        from llmc.runtime.generation_benchmark import benchmark_generation
+
+        return benchmark_generation(self, **options)
+
     def selftest(self) -> SelftestResult:
         """Run the samples that the artifact carries; see `llmc.runtime.selftest.run_selftest`."""
         from llmc.runtime.selftest import run_selftest
@@ -225,6 +234,7 @@ class Model(TextCalls):
     def close(self) -> None:
         """Give everything back as soon as the calls in progress have returned. Closing twice is fine."""
         self._handle = None
+        self._idle.clear()
 
     def __enter__(self) -> Model:
         return self

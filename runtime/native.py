@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
 from llmc.errors import LlmcError
+from llmc.runtime.generation_structs import ChoiceOptions, GenerateOptions, GenerateReport, Token
 from llmc.runtime.structs import (
     DTYPE_NAMES,
     ERROR_CPU,
@@ -109,6 +110,38 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llmc_session_cancel": (None, [c_void_p]),
     "llmc_session_resize": (c_int, [c_void_p, POINTER(c_int64), POINTER(Error)]),
     "llmc_session_info": (c_int, [c_void_p, POINTER(SessionReport), POINTER(Error)]),
+    "llmc_session_rewind": (c_int, [c_void_p, c_int64, POINTER(Error)]),
+    "llmc_session_fork": (c_int, [c_void_p, POINTER(SessionOptions), POINTER(c_void_p), POINTER(Error)]),
+    "llmc_session_save": (c_int, [c_void_p, c_char_p, POINTER(Error)]),
+    "llmc_session_load": (c_int, [c_void_p, c_char_p, POINTER(Error)]),
+    "llmc_choose": (
+        c_int,
+        [
+            POINTER(ChoiceOptions),
+            POINTER(c_float),
+            c_int64,
+            POINTER(c_int64),
+            c_int64,
+            c_int64,
+            POINTER(c_int64),
+            POINTER(c_double),
+            POINTER(Error),
+        ],
+    ),
+    "llmc_generation_open": (
+        c_int,
+        [
+            c_void_p,
+            POINTER(GenerateOptions),
+            POINTER(c_int64),
+            c_int64,
+            POINTER(c_void_p),
+            POINTER(Error),
+        ],
+    ),
+    "llmc_generation_next": (c_int, [c_void_p, POINTER(Token), POINTER(c_int), POINTER(Error)]),
+    "llmc_generation_report": (None, [c_void_p, POINTER(GenerateReport)]),
+    "llmc_generation_close": (None, [c_void_p]),
     "llmc_get_api": (c_void_p, []),
     "llmc_compare": (
         c_int,
@@ -210,13 +243,20 @@ class Handle:
 class SessionHandle:
     """An open llmc_session, closed when the last reference goes; `model` and `keeps` live at least as long."""
 
-    def __init__(self, model: Handle, options: SessionOptions, at: str, keeps: object = None) -> None:
+    def __init__(
+        self,
+        model: Handle,
+        options: SessionOptions,
+        at: str,
+        keeps: object = None,
+        forked: SessionHandle | None = None,
+    ) -> None:
         self.pointer = c_void_p()
         self.model, self.keeps, self.library = model, keeps, model.library
         self._close = model.library.session_close
-        error = Error()
-        status = self.library.session_open(model.pointer, byref(options), byref(self.pointer), byref(error))
-        self.library.check(status, error, at)
+        error, begin = Error(), self.library.session_open if forked is None else self.library.session_fork
+        source = model.pointer if forked is None else forked.pointer
+        self.library.check(begin(source, byref(options), byref(self.pointer), byref(error)), error, at)
 
     def __del__(self) -> None:
         close = getattr(self, "_close", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from ctypes import byref, c_int64
 from numbers import Real
@@ -34,17 +35,8 @@ class Session:
         pin: bool = False,
     ) -> None:
         """See `Model.session`."""
-        handle = model._open_handle()
-        options = native.SessionOptions(max_memory=memory_bound(max_memory), pin=bool(pin))
-        shared = threads if isinstance(threads, Threads) else None
-        if shared is not None:
-            options.shared = shared.opened(handle.library)
-        else:
-            options.threads = count(None if isinstance(threads, Threads) else threads)
         self.model = model
-        self._handle: native.SessionHandle | None = native.SessionHandle(
-            handle, options, str(model.path), shared
-        )
+        self._handle: native.SessionHandle | None = _opened(model, threads, max_memory, pin)
 
     def __call__(self, *, out: Mapping[str, Array] | None = None, **inputs: Any) -> dict[str, Array]:
         """Run the model's first function; see `run`."""
@@ -119,6 +111,56 @@ class Session:
             check_fits(name, size, self.model.dims[name])
         array = (c_int64 * native.MAX_DIMS)(*(sizes.get(name, now) for name, now in known.items()))
         status = handle.library.session_resize(handle.pointer, array, byref(error))
+        handle.library.check(status, error, str(self.model.path))
+
+    def rewind(self, length: int) -> None:
+        """Go back to where it held `length` tokens, steps or whatever its states grow by.
+
+        Raises:
+            LlmcError: it holds fewer, or a state keeps its shape and so no trace of what it was (0 begins anew
+                then); the session is in use or closed.
+        """
+        if type(length) is not int or not 0 <= length < 2**63:
+            raise LlmcError(f"length is {length!r}, must be an int, at least 0")
+        handle, error = self._open_handle(), native.Error()
+        status = handle.library.session_rewind(handle.pointer, length, byref(error))
+        handle.library.check(status, error, str(self.model.path))
+
+    def fork(
+        self, threads: int | Threads | None = None, max_memory: int | None = None, *, pin: bool = False
+    ) -> Session:
+        """Another session that holds what this one does; from there on each goes its own way. All is copied.
+
+        Args:
+            threads, max_memory, pin: the new one's, as for `Model.session`.
+
+        Raises:
+            LlmcError: as `Model.session`, or there is no memory; the session is in use or closed.
+        """
+        other = Session.__new__(Session)
+        other.model = self.model
+        other._handle = _opened(self.model, threads, max_memory, pin, self._open_handle())
+        return other
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what it holds to a file, which appears whole or not at all, readable by its owner alone.
+
+        Raises:
+            LlmcError: the file cannot be written; the session is in use or closed.
+        """
+        self._file("session_save", path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Hold what was saved, by the same build of the model. Where that fails, the session is as it was.
+
+        Raises:
+            LlmcError: the file cannot be read, is damaged or another model's; the session is in use or closed.
+        """
+        self._file("session_load", path)
+
+    def _file(self, name: str, path: str | os.PathLike[str]) -> None:
+        handle, error = self._open_handle(), native.Error()
+        status = getattr(handle.library, name)(handle.pointer, os.fsencode(path), byref(error))
         handle.library.check(status, error, str(self.model.path))
 
     @property
@@ -197,6 +239,23 @@ class Session:
 
     def _state_sizes(self) -> set[str]:
         return {axis for state in self.model.states.values() for axis in state.shape if isinstance(axis, str)}
+
+
+def _opened(
+    model: Model,
+    threads: int | Threads | None,
+    max_memory: int | None,
+    pin: bool,
+    forked: native.SessionHandle | None = None,
+) -> native.SessionHandle:
+    handle = model._open_handle() if forked is None else forked.model
+    options = native.SessionOptions(max_memory=memory_bound(max_memory), pin=bool(pin))
+    shared = threads if isinstance(threads, Threads) else None
+    if shared is not None:
+        options.shared = shared.opened(handle.library)
+    else:
+        options.threads = count(None if isinstance(threads, Threads) else threads)
+    return native.SessionHandle(handle, options, str(model.path), shared, forked)
 
 
 def check_fits(name: str, size: int, bounds: tuple[int, int]) -> None:

@@ -58,18 +58,30 @@ def earlier() -> Node:
     )
 
 
-def causal(batch: Dim = 1, seed: int = 0, name: str = "") -> Graph:
-    """A causal attention layer with growing keys and values `[batch, heads, past, size]` and a residual."""
-    x = input_("x", "f32", (batch, SEQ, WIDTH))
+def attends(
+    x: Node, batch: Dim = 1, seed: int = 0, name: str = ""
+) -> tuple[Node, tuple[Node, ...], dict[str, Node]]:
+    """A causal attention layer on x `[batch, seq, WIDTH]` with growing keys and values and a residual.
+
+    Returns:
+        what it gives, its states `[batch, heads, past, size]`, and what these become.
+    """
     q, k, v = (projected(x, seed + i, batch, SEQ) for i in range(3))
     shape = (batch, HEADS, PAST, SIZE)
     states = tuple(state_(f"{name}{what}", "f32", shape, grows=2) for what in ("keys", "values"))
     keys, values = (make("concat", (s, new), axis=2) for s, new in zip(states, (k, v), strict=True))
     seen = make("attention", (q, keys, values, earlier()), scale=SIZE**-0.5, has_mask=True)
     y = make("add", (x, make("linear", (merged(seen, batch), weights(seed + 3, WIDTH, WIDTH)))))
+    return y, states, {f"{name}keys": keys, f"{name}values": values}
+
+
+def causal(batch: Dim = 1, seed: int = 0, name: str = "") -> Graph:
+    """Such a layer alone."""
+    x = input_("x", "f32", (batch, SEQ, WIDTH))
+    y, states, updates = attends(x, batch, seed, name)
     dims = {} if batch == 1 else {"batch": (1, 3)}
     dims |= {"seq": (1, LONGEST), "past": (0, LONGEST)}
-    return Graph((x,), {"y": y}, dims, states, {f"{name}keys": keys, f"{name}values": values})
+    return Graph((x,), {"y": y}, dims, states, updates)
 
 
 def encoder_decoder() -> Module:

@@ -23,6 +23,7 @@ SEES_ALL = ("llmc.cli", "llmc.demo")
 LIGHT = {
     "numpy",
     "tokenizers",
+    "jinja2",
     "PIL",
     "soundfile",
     "soxr",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Extra -> the modules that are missed without it. `text` has jinja2 too, but only the compiler imports it.
+# Extra -> the modules that are missed without it.
 EXTRAS = {
     "": ("numpy", "click", "rich"),
-    "text": ("tokenizers",),
+    "text": ("tokenizers", "jinja2"),
     "vision": ("PIL",),
     "audio": ("soundfile", "soxr"),
     "adapters": ("peft",),
@@ -24,7 +24,6 @@ EXTRAS = {
         "tvm",
         "tvm_ffi",
         "ziglang",
-        "jinja2",
         "sympy",
         "networkx",
     ),

@@ -35,7 +35,17 @@ static const llmc_api api = {LLMC_VERSION,
                              llmc_session_run,
                              llmc_session_cancel,
                              llmc_session_resize,
-                             llmc_session_info};
+                             llmc_session_info,
+                             llmc_session_rewind,
+                             llmc_session_fork,
+                             llmc_session_save,
+                             llmc_session_load,
+                             llmc_choose,
+                             llmc_generation_open,
+                             llmc_generation_next,
+                             llmc_generation_report,
+                             llmc_generation_close,
+                             llmc_generate};
 
 const llmc_api *llmc_get_api(void) {
     return &api;

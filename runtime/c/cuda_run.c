@@ -103,6 +103,30 @@ static llmc_status copy(llmc_session *session, void *to, const void *from, size_
     return result == 0 ? LLMC_OK : llmc_cuda_fail(s, result, "copy a state", error);
 }
 
+static llmc_status fetch(llmc_session *session, void *to, const void *from, size_t bytes, llmc_error *error) {
+    gpu *s = session->model->on_device;
+    stream own = session->on_device->stream;
+    context none;
+    int result = s->cuda.push(s->context);
+    if (result != 0) return llmc_cuda_fail(s, result, "use the GPU", error);
+    if (bytes) result = s->cuda.download(to, address(from), bytes, own);
+    if (result == 0) result = s->cuda.wait(own);
+    (void)s->cuda.pop(&none);
+    return result == 0 ? LLMC_OK : llmc_cuda_fail(s, result, "copy a state", error);
+}
+
+static llmc_status store(llmc_session *session, void *to, const void *from, size_t bytes, llmc_error *error) {
+    gpu *s = session->model->on_device;
+    stream own = session->on_device->stream;
+    context none;
+    int result = s->cuda.push(s->context);
+    if (result != 0) return llmc_cuda_fail(s, result, "use the GPU", error);
+    if (bytes) result = s->cuda.upload(address(to), from, bytes, own);
+    if (result == 0) result = s->cuda.wait(own);
+    (void)s->cuda.pop(&none);
+    return result == 0 ? LLMC_OK : llmc_cuda_fail(s, result, "copy a state", error);
+}
+
 static size_t input_bytes(const llmc_function *f, const int64_t *sizes, int i) {
     int64_t shape[LLMC_MAX_RANK];
     llmc_input_shape(f, sizes, i, shape);
@@ -233,4 +257,4 @@ static double unknown(llmc_session *session) {
 }
 
 const llmc_device llmc_cuda = {1,    llmc_cuda_open, llmc_cuda_close, open_session, close_session, grow, release,
-                               copy, run_bytes,      run,             unknown,      unknown};
+                               copy, fetch,          store,           run_bytes,    run,           unknown, unknown};

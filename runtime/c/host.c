@@ -97,5 +97,9 @@ void llmc_run_step(llmc_frame *frame, int step, llmc_task task, const void *argu
     session->step_seconds[step] += llmc_now() - begin;
 }
 
-const llmc_device llmc_host = {0,   open_model, close_model, open_session,    close_session,   grow, release,
-                               copy, run_bytes, run,         llmc_peak_flops, llmc_peak_stream};
+static llmc_status move(llmc_session *session, void *to, const void *from, size_t bytes, llmc_error *error) {
+    return bytes ? copy(session, to, from, bytes, error) : LLMC_OK;
+}
+
+const llmc_device llmc_host = {0,    open_model, close_model, open_session, close_session, grow,           release,
+                               copy, move,       move,        run_bytes,    run,           llmc_peak_flops, llmc_peak_stream};

@@ -53,7 +53,7 @@
 extern "C" {
 #endif
 
-#define LLMC_VERSION 4 /* of this interface; counts up when anything here changes its meaning or layout */
+#define LLMC_VERSION 5 /* of this interface; counts up when anything here changes its meaning or layout */
 #define LLMC_MAX_RANK 8
 #define LLMC_MAX_DIMS 16
 
@@ -290,6 +290,117 @@ typedef struct llmc_memory {
 LLMC_API llmc_status llmc_memory_needed(const llmc_model *model, int function, const int64_t *sizes,
                                         llmc_memory *memory, llmc_error *error);
 
+/* ---- Sessions: back, beside, on disk ---- */
+
+/* Put the session back to where it held `length` tokens, steps or whatever its states grow by. LLMC_ERROR_STATE if it
+ * holds fewer, or if a state that keeps its shape cannot go back, as a recurrent one; 0 begins it anew then. */
+LLMC_API llmc_status llmc_session_rewind(llmc_session *session, int64_t length, llmc_error *error);
+
+/* Another session that holds what this one does; from there on each goes its own way. What is held is copied. `options`
+ * are the new one's and may be NULL. */
+LLMC_API llmc_status llmc_session_fork(llmc_session *session, const llmc_session_options *options, llmc_session **other,
+                                       llmc_error *error);
+
+/* Write what the session holds to a file, which appears whole or not at all, readable by its owner alone. */
+LLMC_API llmc_status llmc_session_save(llmc_session *session, const char *path, llmc_error *error);
+
+/* Make the session hold what was saved, by the same build of the model: its build id is in the file. A file that is
+ * damaged, or another model's, leaves the session as it was. */
+LLMC_API llmc_status llmc_session_load(llmc_session *session, const char *path, llmc_error *error);
+
+/* ---- Text: tokens by their logits ---- */
+
+typedef struct llmc_bias {
+    int64_t token;
+    double bias; /* is added to its logit; -INFINITY: the token never comes */
+} llmc_bias;
+
+/* How the next token is chosen. Set to zero for the likeliest one: 0 means that an option is not used. The options mean
+ * what transformers' of the same names mean and come in this order: bias, repetition, presence, frequency, min_new_tokens,
+ * and where do_sample is not 0 temperature, top_k, top_p, min_p, typical_p. */
+typedef struct llmc_choice_options {
+    const llmc_bias *bias;
+    int64_t n_bias;
+    double repetition_penalty; /* logits of all tokens so far are divided by it, or multiplied if they are below 0 */
+    double presence_penalty;   /* is taken off the logits of new tokens, those behind the prompt */
+    double frequency_penalty;  /* likewise, as often as they came */
+    const int64_t *stop;       /* tokens that end a text */
+    int64_t n_stop;
+    int64_t min_new_tokens; /* before so many none of them comes */
+    int do_sample;          /* 0: the likeliest token */
+    double temperature;     /* logits are divided by it */
+    int64_t top_k;
+    double top_p, min_p, typical_p;
+    uint64_t seed; /* the same seed draws the same tokens on every machine */
+} llmc_choice_options;
+
+/* The token that follows the `n` ids, of which the first n_prompt are the prompt, by its `vocabulary` logits.
+ * `probabilities`, if not NULL, gets those of all tokens after penalties and filters. */
+LLMC_API llmc_status llmc_choose(const llmc_choice_options *options, const float *logits, int64_t vocabulary,
+                                 const int64_t *ids, int64_t n, int64_t n_prompt, int64_t *token, double *probabilities,
+                                 llmc_error *error);
+
+/* Set to zero for the defaults. */
+typedef struct llmc_generate_options {
+    const char *function, *tokens, *keep, *logits; /* names of the function, its inputs i64 [1, seq] and i64 [kept], the
+                                                      places in `tokens` whose logits are wanted, and its output f32 [1, kept, vocabulary];
+                                                      NULL: "step", "input_ids", "logits_to_keep", "logits" */
+    llmc_choice_options choice;
+    int64_t max_new_tokens; /* 0: as many as there is room for; it must be given where states do not grow */
+    int64_t chunk;          /* tokens of a prompt in one run; 0: 512 */
+    int64_t lookup;         /* so many tokens at most are guessed and checked in one run, 0: none. The text is the same. A guess is
+                               what came after the last tokens where they came before */
+    int64_t lookup_ngram;   /* so many last tokens at most are looked up; 0: 2 */
+    int logprobs;           /* not 0: llmc_token has them */
+    int64_t top_logprobs;   /* and those of so many of the likeliest tokens */
+    double timeout;         /* seconds for all of it; 0: none */
+} llmc_generate_options;
+
+typedef struct llmc_token {
+    int64_t token, index; /* 0 is the first behind the prompt */
+    int stops;            /* it is one of choice.stop, and the last */
+    double logprob;       /* by the model alone, before penalties and filters */
+    int64_t n_top;
+    const int64_t *top; /* the likeliest, best first, valid until the next token */
+    const double *top_logprobs;
+} llmc_token;
+
+typedef enum llmc_finish {
+    LLMC_FINISH_NONE = 0, /* there may be more tokens */
+    LLMC_FINISH_STOP,     /* a stop token */
+    LLMC_FINISH_LENGTH,   /* max_new_tokens, or the model's bound */
+    LLMC_FINISH_CALLER    /* the callback */
+} llmc_finish;
+
+typedef struct llmc_generate_report {
+    int64_t prompt_tokens, cached_tokens, new_tokens; /* cached: the session held them already */
+    int64_t runs, guessed, accepted;                  /* of the function; tokens of look-up */
+    double prompt_seconds, seconds;                   /* until the first token; of all */
+    int finish;                                       /* llmc_finish */
+} llmc_generate_report;
+
+typedef struct llmc_generation llmc_generation;
+
+/* Begin to continue a prompt of `n` >= 1 tokens. The session may hold anything: of what it holds by earlier calls of this
+ * the tokens that the prompt begins with are kept, the rest is forgotten. A session is used by one generation at a time. */
+LLMC_API llmc_status llmc_generation_open(llmc_session *session, const llmc_generate_options *options,
+                                          const int64_t *prompt, int64_t n, llmc_generation **generation,
+                                          llmc_error *error);
+
+/* The next token, *more = 1; or *more = 0 if there is none. The first call runs the prompt. */
+LLMC_API llmc_status llmc_generation_next(llmc_generation *generation, llmc_token *token, int *more,
+                                          llmc_error *error);
+
+LLMC_API void llmc_generation_report(const llmc_generation *generation, llmc_generate_report *report);
+
+/* Before its session. NULL is fine. The session then holds the prompt and all new tokens but the last. */
+LLMC_API void llmc_generation_close(llmc_generation *generation);
+
+/* All of the above: `on_token` gets each token, and ends the text if it returns other than 0. `report` may be NULL. */
+LLMC_API llmc_status llmc_generate(llmc_session *session, const llmc_generate_options *options, const int64_t *prompt,
+                                   int64_t n, int (*on_token)(void *user, const llmc_token *token), void *user,
+                                   llmc_generate_report *report, llmc_error *error);
+
 /* ---- Benchmark ---- Times are in seconds. */
 
 typedef struct llmc_summary {
@@ -371,6 +482,19 @@ typedef struct llmc_api {
     void (*session_cancel)(llmc_session *);
     llmc_status (*session_resize)(llmc_session *, const int64_t *, llmc_error *);
     llmc_status (*session_info)(llmc_session *, llmc_session_report *, llmc_error *);
+    llmc_status (*session_rewind)(llmc_session *, int64_t, llmc_error *);
+    llmc_status (*session_fork)(llmc_session *, const llmc_session_options *, llmc_session **, llmc_error *);
+    llmc_status (*session_save)(llmc_session *, const char *, llmc_error *);
+    llmc_status (*session_load)(llmc_session *, const char *, llmc_error *);
+    llmc_status (*choose)(const llmc_choice_options *, const float *, int64_t, const int64_t *, int64_t, int64_t,
+                          int64_t *, double *, llmc_error *);
+    llmc_status (*generation_open)(llmc_session *, const llmc_generate_options *, const int64_t *, int64_t,
+                                   llmc_generation **, llmc_error *);
+    llmc_status (*generation_next)(llmc_generation *, llmc_token *, int *, llmc_error *);
+    void (*generation_report)(const llmc_generation *, llmc_generate_report *);
+    void (*generation_close)(llmc_generation *);
+    llmc_status (*generate)(llmc_session *, const llmc_generate_options *, const int64_t *, int64_t,
+                            int (*)(void *, const llmc_token *), void *, llmc_generate_report *, llmc_error *);
 } llmc_api;
 
 LLMC_API const llmc_api *llmc_get_api(void);

@@ -56,6 +56,9 @@ struct llmc_device {
     llmc_status (*grow)(llmc_session *session, llmc_region *region, size_t bytes, size_t keep, llmc_error *error);
     void (*release)(llmc_session *session, llmc_region *region, int forked);
     llmc_status (*copy)(llmc_session *session, void *to, const void *from, size_t bytes, llmc_error *error); /* NULL: zeros */
+    /* From its memory to the host's and back, after all that came before is done; also of 0 bytes. */
+    llmc_status (*fetch)(llmc_session *session, void *to, const void *from, size_t bytes, llmc_error *error);
+    llmc_status (*store)(llmc_session *session, void *to, const void *from, size_t bytes, llmc_error *error);
     size_t (*run_bytes)(const llmc_function *function, const int64_t *sizes); /* what a run takes beside states */
     /* session->inputs are the host's, where outputs go too; states and next are the device's. */
     llmc_status (*run)(llmc_session *session, const llmc_function *function, const llmc_tensor *outputs,
@@ -104,6 +107,10 @@ struct llmc_session {
     unsigned char *begun;         /* of each state: its value is there; else it is zeros, or of length 0 */
     void **states, **next;        /* as the frame has them */
     int64_t sizes[LLMC_MAX_DIMS]; /* of the dims that states have; -1: not known. A length is known from the beginning */
+
+    /* Tokens that the states hold, as far as a generation has put them there: the first of the sequence. */
+    int64_t *tokens, n_tokens, room_for_tokens;
+    int has_others; /* the states hold what no list of tokens says */
 };
 
 /* error.c: fill `error` (may be NULL) and return `status`. */
@@ -168,6 +175,25 @@ int llmc_dim_of_states(const llmc_program *program, int d); /* 0: no state has i
 llmc_status llmc_check_owner(const llmc_model *model, llmc_error *error); /* LLMC_ERROR_FORK in another process */
 llmc_status llmc_claim(llmc_session *session, llmc_error *error); /* for this thread; LLMC_ERROR_BUSY, _FORK */
 void llmc_unclaim(llmc_session *session);
+
+/* resize.c, of a session that is claimed */
+llmc_status llmc_resize(llmc_session *session, const int64_t *sizes, llmc_error *error);
+const llmc_function *llmc_user_of_state(const llmc_program *program, int i); /* a function that knows its bytes, or NULL */
+
+/* rewind.c, likewise */
+int llmc_growing_dim(const llmc_program *program);   /* along which states grow; -1: none, or more than one */
+int llmc_fixed_history(const llmc_program *program); /* a state that no shorter length undoes; -1: none */
+llmc_status llmc_rewind(llmc_session *session, int64_t length, llmc_error *error);
+
+/* run.c, likewise */
+llmc_status llmc_run_claimed(llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
+                             const llmc_tensor *outputs, const llmc_run_options *options, llmc_error *error);
+
+/* history.c: the tokens that a session holds */
+llmc_status llmc_tokens_reserve(llmc_session *session, int64_t n, llmc_error *error); /* room for so many */
+void llmc_tokens_cut(llmc_session *session, int64_t n);
+void llmc_tokens_commit(llmc_session *session, const llmc_function *function); /* a run has changed states */
+int64_t llmc_tokens_shared(const llmc_session *session, const int64_t *tokens, int64_t n); /* with the first of these */
 
 /* functions.c */
 const llmc_function *llmc_function_of(const llmc_model *model, int number, llmc_error *error); /* NULL: no such */

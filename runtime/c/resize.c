@@ -6,7 +6,7 @@
 #include "model.h"
 
 /* A function that says how many bytes state `i` has. */
-static const llmc_function *user_of(const llmc_program *program, int i) {
+const llmc_function *llmc_user_of_state(const llmc_program *program, int i) {
     int f;
     for (f = 0; f < program->n_functions; f++)
         if (program->functions[f].state_use[i] != LLMC_STATE_UNUSED) return &program->functions[f];
@@ -44,7 +44,7 @@ typedef struct move { /* of one state */
 static llmc_status plan_move(const llmc_session *session, int i, const int64_t *sizes, move *m, llmc_error *error) {
     const llmc_program *program = session->model->program;
     const llmc_state_spec *spec = &program->states[i];
-    const llmc_function *function = user_of(program, i);
+    const llmc_function *function = llmc_user_of_state(program, i);
     int axis;
     memset(m, 0, sizeof *m);
     if (!function) return LLMC_OK;
@@ -90,7 +90,7 @@ static llmc_status carry_out(llmc_session *session, int i, const move *m, llmc_e
     return status;
 }
 
-static llmc_status resize(llmc_session *session, const int64_t *asked, llmc_error *error) {
+llmc_status llmc_resize(llmc_session *session, const int64_t *asked, llmc_error *error) {
     const llmc_program *program = session->model->program;
     int64_t sizes[LLMC_MAX_DIMS];
     llmc_status status = LLMC_OK;
@@ -111,6 +111,8 @@ static llmc_status resize(llmc_session *session, const int64_t *asked, llmc_erro
         if (m.outer) session->begun[i] = 1;
     }
     memcpy(session->sizes, sizes, sizeof sizes);
+    for (d = 0; d < program->n_dims; d++)
+        if (llmc_dim_of_states(program, d) == 2) llmc_tokens_cut(session, sizes[d]);
     if (status != LLMC_OK) llmc_forget(session); /* a device that cannot copy: what is where is not known any more */
     return status;
 }
@@ -121,7 +123,7 @@ llmc_status llmc_session_resize(llmc_session *session, const int64_t *sizes, llm
         return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "session and sizes must not be NULL");
     status = llmc_claim(session, error);
     if (status != LLMC_OK) return status;
-    status = resize(session, sizes, error);
+    status = llmc_resize(session, sizes, error);
     llmc_unclaim(session);
     return status;
 }

@@ -107,8 +107,8 @@ static llmc_status run_in_turn(llmc_session *session, const llmc_function *funct
 }
 
 /* By one thread at a time, but for llmc_run(): there all that is written is written in turn. */
-static llmc_status run(llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
-                       const llmc_tensor *outputs, const llmc_run_options *options, llmc_error *error) {
+llmc_status llmc_run_claimed(llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
+                             const llmc_tensor *outputs, const llmc_run_options *options, llmc_error *error) {
     double timeout = options ? options->timeout : 0;
     llmc_binding bound;
     llmc_status status = check_call(session, function, inputs, outputs, &bound, error);
@@ -145,7 +145,7 @@ llmc_status llmc_run(llmc_model *model, const llmc_tensor *inputs, const llmc_te
         return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "model, inputs and outputs must not be NULL");
     status = llmc_check_owner(model, error);
     if (status == LLMC_OK) status = needs_session(model, error);
-    return status == LLMC_OK ? run(model->own, model->program->functions, inputs, outputs, NULL, error) : status;
+    return status == LLMC_OK ? llmc_run_claimed(model->own, model->program->functions, inputs, outputs, NULL, error) : status;
 }
 
 llmc_status llmc_session_run(llmc_session *session, int function, const llmc_tensor *inputs,
@@ -161,7 +161,7 @@ llmc_status llmc_session_run(llmc_session *session, int function, const llmc_ten
     if (status != LLMC_OK) return status;
     if (options && options->timeout > 0) session->stop.until = llmc_now() + options->timeout;
     chosen = llmc_function_of(session->model, function, error);
-    status = chosen ? run(session, chosen, inputs, outputs, options, error) : LLMC_ERROR_ARGUMENT;
+    status = chosen ? llmc_run_claimed(session, chosen, inputs, outputs, options, error) : LLMC_ERROR_ARGUMENT;
     llmc_unclaim(session);
     return status;
 }

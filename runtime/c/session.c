@@ -114,6 +114,7 @@ void llmc_session_close(llmc_session *session) {
     model->device->close_session(session, forked);
     if (session->owns_pool && session->pool) (forked ? llmc_pool_abandon : llmc_pool_close)(session->pool);
     free(session->inputs);
+    free(session->tokens);
     free(session);
     llmc_model_leave(model);
 }

@@ -29,6 +29,8 @@ void llmc_forget(llmc_session *session) {
     for (d = 0; d < LLMC_MAX_DIMS; d++)
         session->sizes[d] = d < program->n_dims && llmc_dim_of_states(program, d) == 2 ? 0 : -1;
     if (program->n_states) memset(session->begun, 0, (size_t)program->n_states);
+    session->n_tokens = 0;
+    session->has_others = 0;
 }
 
 static int changes(const llmc_function *function, int i) {
@@ -145,4 +147,5 @@ void llmc_commit_states(llmc_session *session, const llmc_function *function, co
         if (function->state_use[i] == LLMC_STATE_REPLACED) flip(session, i);
         session->begun[i] = 1;
     }
+    llmc_tokens_commit(session, function);
 }

@@ -263,7 +263,10 @@ def test_mistakes(preprocess, inputs, arguments, message, cli, sees, album, monk
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--image", "a", "--input", "x=y"], "Give one of --text, --image, --audio, --input or --selftest."),
+        (
+            ["--image", "a", "--input", "x=y"],
+            "Give one of --text, --prompt, --image, --audio, --input or --selftest.",
+        ),
         (["--audio", "a", "--threshold", "0.5"], "--threshold goes with --image."),
         (["--image", "a", "--resample"], "--resample goes with --audio."),
         (["--image", "a", "--text", "b", "--prompt", "c"], "--prompt, --pair and --strict go with --text."),

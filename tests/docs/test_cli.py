@@ -15,6 +15,7 @@ DOCUMENTS = (
     "docs/embedding.md",
     "docs/benchmarks.md",
     "docs/tuning.md",
+    "docs/generation.md",
     "CONTRIBUTING.md",
 )
 

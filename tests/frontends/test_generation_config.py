@@ -13,6 +13,7 @@ import transformers
 from llmc.compiler.frontends import chat_template, generation_config
 from llmc.compiler.frontends.generation_config import Generation
 from llmc.errors import LlmcError, LlmcWarning
+from llmc.runtime.generation_options import OPTIONS
 
 
 def written(folder: Path, **files: Any) -> Path:
@@ -118,6 +119,10 @@ def test_every_default_of_transformers_changes_nothing(tmp_path: Path) -> None:
         facts = read(tmp_path).facts
 
     assert facts["defaults"]["do_sample"] is False
+
+
+def test_the_runtime_has_what_folders_may_say() -> None:
+    assert set(generation_config.KINDS) <= set(OPTIONS)
 
 
 # --- chat templates

@@ -170,6 +170,49 @@ TALLY: dict[str, Any] = {
 }
 
 
+WORDS: dict[str, Any] = {
+    "name": "words",
+    "build_id": "0f1e2d3c4b5a6978" * 4,
+    "task": "text-generation",
+    "functions": [
+        {
+            "name": "step",
+            "inputs": [
+                {"name": "input_ids", "dtype": "i64", "shape": [1, "seq"], "range": [0, 40]},
+                {"name": "logits_to_keep", "dtype": "i64", "shape": ["kept"]},
+            ],
+            "outputs": [{"name": "logits", "dtype": "f32", "shape": [1, "kept", 41]}],
+        }
+    ],
+    "dims": {"seq": [1, 16], "kept": [1, 8], "past": [0, 64]},
+    "states": [{"name": "seen", "dtype": "i64", "shape": ["past"], "grows": 0}],
+    "variants": [{"name": "base", "features": []}],
+    "generation": {
+        "function": "step",
+        "tokens": "input_ids",
+        "keep": "logits_to_keep",
+        "logits": "logits",
+        "length": "past",
+        "vocabulary": 41,
+        "max_length": 64,
+        "bos": None,
+        "eos": [0],
+        "pad": None,
+        "defaults": {"max_new_tokens": 12},
+        "chat": {"file": "chat_template.jinja", "tokens": {"eos_token": "</s>"}},
+    },
+}
+_FOLDED: dict[str, Any] = {
+    "dims": {"seq": [1, 16], "kept": [1, 8]},
+    "states": [{"name": "folded", "dtype": "i64", "shape": [1], "grows": None}],
+    "generation": {**WORDS["generation"], "length": None},
+}
+CHAT = (
+    "{% for message in messages %}{{ '<' + message['role'][0] + '>' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
 class TallyModel:
     """What tally.c should give, call after call."""
 
@@ -213,6 +256,44 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.save(str(path))
 
 
+def write_bytes_tokenizer(path: Path) -> None:
+    """41 tokens: the end of a text, two of chats, letters, blanks, and the bytes of é, € and of a smiling face."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    bytes_ = [*range(ord("a"), ord("z") + 1), *b" \n", *"é€😀".encode()]
+    shown = {byte: text for text, byte in zip(sorted_alphabet(), byte_order(), strict=True)}
+    words = {"</s>": 0, "<u>": 1, "<a>": 2, **{shown[b]: 3 + i for i, b in enumerate(dict.fromkeys(bytes_))}}
+    tokenizer = Tokenizer(models.BPE(words, []))
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in ("</s>", "<u>", "<a>")])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(path))
+
+
+def byte_order() -> list[int]:
+    """Bytes in the order in which GPT-2 names them: those that can be seen by themselves, the others from U+0100 on."""
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return seen + [b for b in range(256) if b not in seen]
+
+
+def sorted_alphabet() -> list[str]:
+    """What byte-level tokenizers write for these bytes."""
+    return [chr(b) for b in byte_order()[:188]] + [chr(256 + i) for i in range(68)]
+
+
+def write_words(folder: Path, *flags: str, **changed: Any) -> Path:
+    """The artifact of words.c."""
+    folder.mkdir()
+    compile_module(folder / "module.so", *flags, program="words.c")
+    shutil.copy(HEADER, folder)
+    write_weights(folder / "weights.bin", bytes(64), WORDS["build_id"])
+    write_bytes_tokenizer(folder / "tokenizer.json")
+    (folder / "chat_template.jinja").write_text(CHAT)
+    tokenizer = {"file": "tokenizer.json", "max_length": 64, "pad_id": 0, "pad_token": "</s>"}
+    write_manifest(folder, **{**WORDS, "tokenizer": tokenizer, **changed})
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shell() -> Callable[..., Any]:
     """`shell(program, arguments...)`: what `subprocess.run` gives, with text."""
@@ -238,6 +319,7 @@ def build() -> SimpleNamespace:
         tiny_c=HERE / "tiny.c",
         tally=TALLY,
         tally_model=TallyModel,
+        words=WORDS,
         table=TABLE,
         build_id=BUILD_ID,
     )
@@ -286,6 +368,18 @@ def tally(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_selftest(folder / "selftest.bin", TALLY["build_id"], cases)
     write_manifest(folder, **TALLY)
     return folder
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifact of words.c, which generates; do not change it."""
+    return write_words(tmp_path_factory.mktemp("artifact") / "words.llmc")
+
+
+@pytest.fixture(scope="session")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a state that keeps its shape."""
+    return write_words(tmp_path_factory.mktemp("artifact") / "folded.llmc", "-DRECURRENT", **_FOLDED)
 
 
 @pytest.fixture

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from llmc.cli.output import Seconds, json_option, lengths_of, no_check_option, print_json, require_artifact
+from llmc.cli.output import (
+    Counts,
+    Seconds,
+    json_option,
+    lengths_of,
+    no_check_option,
+    print_json,
+    require_artifact,
+)
 
 _EPILOG = """\b
 Examples:
@@ -18,6 +26,7 @@ Examples:
   llmc bench my-model.llmc --profile                   time, bytes and FLOP of every kernel
   llmc bench new.llmc --vs old.llmc                    runs both in turns, prints the ratio
   llmc bench my-model.llmc --json > result.json
+  llmc bench writer.llmc -p 128,512 -n 128 -d 0,512    tokens a second, of prompts and new ones
 
 \b
 Quote ratios measured with --vs rather than two times from two runs: the machine changes between runs more
@@ -45,6 +54,16 @@ than most improvements do. The artifact's own `bench` executable measures the sa
 @click.option(
     "--vs", metavar="OTHER", type=click.Path(path_type=Path), help="A second artifact, run in turns."
 )
+@click.option(
+    "-p",
+    "--prompt-tokens",
+    type=Counts(),
+    metavar="N,N",
+    help="Of prompts, where text is generated.  [default: 512]",
+)
+@click.option("-n", "--new-tokens", type=Counts(), metavar="N,N", help="New ones.  [default: 128]")
+@click.option("-d", "--depth", type=Counts(), metavar="N,N", help="Tokens held before.  [default: 0]")
+@click.option("-r", "--repetitions", type=click.IntRange(min=1), help="Of each.  [default: 5]")
 @no_check_option
 @json_option
 def command(
@@ -61,8 +80,10 @@ def command(
     vs: Path | None,
     no_check: bool,
     as_json: bool,
+    **generation: Any,
 ) -> None:
-    """Measure the latency of ARTIFACT on random input of one shape."""
+    """Measure the latency of ARTIFACT on random input of one shape, or how fast it generates text."""
+    asked = {name: value for name, value in generation.items() if value is not None}
     if vs is not None and profile:
         raise click.UsageError("--profile measures one artifact; use it without --vs.")
     given = (("batch", batch), ("seq", seq), ("shortest", shortest), ("function", function))
@@ -72,6 +93,14 @@ def command(
     import llmc
 
     models = [llmc.load(path, threads=threads, variant=variant, check_weights=not no_check) for path in paths]
+    whole = not (options or profile or vs is not None or past is not None)
+    if asked or (whole and models[0].manifest.generation is not None):
+        if not whole:
+            raise click.UsageError(
+                "A test of generation takes -p, -n, -d and -r, and no sizes, --profile or --vs."
+            )
+        _tell(_generation(models[0], asked), as_json)
+        return
     if past is not None:
         options |= dict.fromkeys(lengths_of(models[0]), past)
     report: Any
@@ -81,7 +110,24 @@ def command(
         from llmc.runtime import compare
 
         report = compare(models[0], models[1], **options, duration=duration)
+    _tell(report, as_json)
+
+
+def _tell(report: Any, as_json: bool) -> None:
     if as_json:
         print_json(report.to_dict())
     else:
         click.echo(str(report))
+
+
+def _generation(model: Any, asked: dict[str, Any]) -> Any:
+    """The tests asked for; those of the defaults that the model has room for."""
+    from llmc.runtime.generation_calls import generation_of
+
+    longest = generation_of(model).max_length
+    depths = asked.pop("depth", [0])
+    room = longest - max(depths) - 1
+    usual = {"prompt_tokens": [min(512, room)], "new_tokens": [min(128, room)]}
+    if set(asked) & set(usual):
+        usual = {name: [] for name in usual}
+    return model.benchmark_generation(**{**usual, **asked}, depths=depths)

@@ -1,4 +1,4 @@
-"""`llmc eval`: an artifact's answers on data, beside those of a baseline."""
+"""`llmc eval`: an artifact's answers on data, or its perplexity, beside those of a baseline."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ Examples:
   llmc eval classifier.llmc --data photos/                             images in a folder for each class
   llmc eval classifier.llmc --data test.jsonl --baseline ./my-model    {"image": "cat.jpg", "label": "cat"}
   llmc eval m.llmc --data d.tsv --text-column body --label-column stars --json
+  llmc eval writer.llmc --data book.txt --baseline ./my-model --max-rise 0.5%   perplexity
 
 \b
 DATA is .jsonl, .csv, .tsv (a column of texts, one of labels: names or numbers from 0) or .txt (a text a line). For
 models of images or sounds the column has paths, from the table's folder on, and a folder of folders will do.
+Of a model that generates text it is the perplexity of a .txt file, or of all texts of a table, that is measured.
 Judge by the difference with its interval, not by two accuracies: both models see the same rows. Exit code 1
 if a limit is broken.
 """
@@ -66,7 +68,14 @@ class Share(click.ParamType[float]):
 @click.option(
     "--strict", is_flag=True, help="A text longer than the artifact takes is an error; it is cut otherwise."
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="ROWS", help="Stop after so many rows.")
+@click.option(
+    "--window", type=int, metavar="TOKENS", help="Of a text seen at once.  [default: 1024, or the bound]"
+)
+@click.option("--stride", type=int, metavar="TOKENS", help="From window to window.  [default: half of one]")
+@click.option("--max-rise", type=Share(), help="Most perplexity above the baseline's: 1%.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="ROWS", help="Stop after so many rows, or tokens."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the runtime's]")
 @json_option
 def command(artifact: Path, data: Path, baseline: Path | None, as_json: bool, **options: Any) -> None:
@@ -77,6 +86,12 @@ def command(artifact: Path, data: Path, baseline: Path | None, as_json: bool, **
 
         hint = download_hint(baseline) or "give an artifact or a model folder"
         raise LlmcError("the baseline was not found", at=str(baseline), hint=hint)
+    of_texts = {name: options.pop(name) for name in ("window", "stride", "max_rise")}
+    if _generates(artifact):
+        _perplexity(artifact, data, baseline, as_json, of_texts, options)
+        return
+    if used := [f"--{name.replace('_', '-')}" for name, value in of_texts.items() if value is not None]:
+        raise LlmcError(f"{', '.join(used)} is for models that generate text", at=str(artifact))
     from llmc.evaluate import Limits, evaluate
 
     names = ("max_drop", "min_accuracy", "min_agreement", "min_cosine")
@@ -87,6 +102,42 @@ def command(artifact: Path, data: Path, baseline: Path | None, as_json: bool, **
     else:
         print_table("", ["measure", ">value", "95 % interval"], _lines(found))
     _warn(found)
+    if found.broken:
+        raise LlmcError(f"a limit is broken: {'; '.join(found.broken)}", at=str(artifact))
+
+
+def _generates(artifact: Path) -> bool:
+    from llmc.runtime.manifest import read_manifest
+
+    return read_manifest(artifact).generation is not None
+
+
+_OF_TEXTS = ("text", "limit", "threads")  # options that perplexity has too
+
+
+def _perplexity(
+    artifact: Path,
+    data: Path,
+    baseline: Path | None,
+    as_json: bool,
+    of_texts: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    if used := [f"--{n.replace('_', '-')}" for n, v in options.items() if v and n not in _OF_TEXTS]:
+        raise LlmcError(f"{', '.join(used)} is not for models that generate text", at=str(artifact))
+    from llmc.perplexity import perplexity
+
+    shared = {"column": options["text"], "limit": options["limit"], "threads": options["threads"]}
+    found = perplexity(artifact, data, baseline, progress=_progress("tokens"), **of_texts, **shared)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        rows = [("tokens", f"{found.tokens}, windows of {found.window} every {found.stride}")]
+        rows += [("perplexity", f"{found.perplexity:.4f}")]
+        if found.baseline_perplexity is not None and found.rise is not None:
+            rows.append(("baseline's perplexity", f"{found.baseline_perplexity:.4f}"))
+            rows.append(("rise", f"{100 * found.rise:+.3f} %"))
+        print_table("", ["measure", ">value"], rows)
     if found.broken:
         raise LlmcError(f"a limit is broken: {'; '.join(found.broken)}", at=str(artifact))
 
@@ -103,8 +154,8 @@ def _warn(found: Any) -> None:
             warnings.warn(TextsCut(count, found.rows, who=who, hint=hint), stacklevel=2)
 
 
-def _progress() -> Any:
-    """Rows done, on stderr, each time they have doubled."""
+def _progress(what: str = "rows") -> Any:
+    """How many are done, on stderr, each time they have doubled."""
     following = 256
 
     def show(rows: int) -> None:
@@ -112,7 +163,7 @@ def _progress() -> Any:
         if rows >= following:
             following = 2 * rows
             if not is_quiet():
-                click.echo(f"eval: {rows} rows", err=True)
+                click.echo(f"eval: {rows} {what}", err=True)
 
     return show
 

@@ -175,6 +175,17 @@ class Seconds(click.ParamType[float]):
         return float(found[1]) * {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0}[found[2]]
 
 
+class Counts(click.ParamType[list[int]]):
+    """Whole numbers such as `128,512`."""
+
+    name = "counts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text := str(value).replace(" ", "")):
+            self.fail(f"{value!r} is not a list of numbers; write 128,512", param, ctx)
+        return [int(number) for number in text.split(",")]
+
+
 def require_folder(path: Path, what: str) -> Path:
     """`path` if it is a folder.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from llmc.cli import generate
 from llmc.cli.arrays import read_input, save, show_arrays
 from llmc.cli.lines import Line, encode, read_lines, want_all
 from llmc.cli.output import json_option, lengths_of, no_check_option, print_json, require_artifact
@@ -30,6 +31,9 @@ Examples:
   llmc run my-model.llmc --input input_ids=ids.npy --output out.npz
   llmc run decoder.llmc --function step --past 16 --input input_ids=ids.npy
   llmc run my-model.llmc --selftest
+  llmc run writer.llmc --prompt "Once upon a time" --stream --max-new-tokens 100
+  llmc run writer.llmc --prompt-file question.txt --do-sample --temperature 0.7 --seed 1 --json
+  llmc run writer.llmc --chat                                      a conversation, a line each
 
 \b
 What is printed follows the model's task: embeddings, labels with probabilities, labelled tokens, the answer's
@@ -49,7 +53,12 @@ of texts. Those longer than the model takes are cut, with a warning that counts 
 @click.option(
     "--pair", "pairs", multiple=True, help="The second text of each --text (the context of a question)."
 )
-@click.option("--prompt", metavar="NAME", help="Of the model's prompts this one.  [default: the model's]")
+@click.option(
+    "--prompt",
+    metavar="TEXT|NAME",
+    help="A text to continue, - reads stdin; with --text, of the model's prompts this one.",
+)
+@generate.options
 @click.option(
     "--strict", is_flag=True, help="A text longer than the model takes cannot be run; it is cut otherwise."
 )
@@ -93,8 +102,19 @@ def command(
     selftest: bool,
     no_check: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
-    """Run ARTIFACT on texts, images, sounds, NumPy arrays, or on its own recorded samples."""
+    """Run ARTIFACT on texts, images, sounds, NumPy arrays, a prompt, or on its own recorded samples."""
+    if (
+        settings["chat"]
+        or settings["prompt_files"]
+        or (prompt is not None and not (texts or images or audio))
+    ):
+        others = {"text": texts, "image": images, "audio": audio, "input": inputs, "selftest": selftest}
+        generate.want_alone({**others, "output": output, "function": function, "past": past})
+        generate.run(_opened(artifact, threads, variant, no_check), prompt, as_json, settings)
+        return
+    generate.want_none(settings)
     _want_sense(
         {"text": texts, "image": images, "audio": audio, "input": inputs, "selftest": selftest},
         {
@@ -105,12 +125,7 @@ def command(
         },
     )
     lines = read_lines(texts, pairs)
-    require_artifact(artifact)
-
-    import llmc
-
-    model = llmc.load(artifact, threads=threads, variant=variant, check_weights=not no_check)
-    say(f"{artifact}: threads {model.threads}, code {model.variant}")
+    model = _opened(artifact, threads, variant, no_check)
     if selftest:
         _selftest(model, as_json)
     elif inputs:
@@ -131,11 +146,21 @@ def command(
         _run_texts(model, lines, prompt, strict, output, as_json)
 
 
+def _opened(artifact: Path, threads: int | None, variant: str | None, no_check: bool) -> Any:
+    require_artifact(artifact)
+
+    import llmc
+
+    model = llmc.load(artifact, threads=threads, variant=variant, check_weights=not no_check)
+    say(f"{artifact}: threads {model.threads}, code {model.variant}")
+    return model
+
+
 def _want_sense(given: dict[str, Any], settings: dict[str, dict[str, Any]]) -> None:
     """One kind of input, or images and texts, and no setting of another kind."""
     kinds = {name for name, value in given.items() if value}
     if len(kinds) != 1 and kinds != {"text", "image"}:
-        raise click.UsageError("Give one of --text, --image, --audio, --input or --selftest.")
+        raise click.UsageError("Give one of --text, --prompt, --image, --audio, --input or --selftest.")
     for kind, options in settings.items():
         used = [name for name, value in options.items() if value is not None]
         if used and (kind not in kinds or (kind == "text" and "image" in kinds)):
@@ -188,6 +213,8 @@ def _run_texts(
     model: Any, lines: list[Line], prompt: str | None, strict: bool, output: Path | None, as_json: bool
 ) -> None:
     """Answers in the order of the texts; those that cannot be run come as an error, after the others."""
+    if model.manifest.generation is not None:
+        raise LlmcError("the model continues texts", at=str(model.path), hint="give the text by --prompt")
     from llmc.cli import answers
 
     told: list[dict[str, Any]] = []

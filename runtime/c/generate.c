@@ -1,0 +1,307 @@
+/*
+ * generate.c - from a prompt to a text: the prompt in chunks, then token by token, or several where they were guessed.
+ *
+ * Invariant between two calls: of the `n` tokens known, the session holds the first n - 1 or fewer, and no other.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "generate.h"
+
+/* ---- memory ---- */
+
+static llmc_status find_memory(llmc_generation *g, llmc_error *error) {
+    llmc_generate_options *o = &g->options;
+    size_t rows = (size_t)o->lookup + 1, v = (size_t)g->by.vocabulary, top = (size_t)o->top_logprobs;
+    size_t bias = (size_t)o->choice.n_bias, stop = (size_t)o->choice.n_stop;
+    llmc_bias *own_bias = (llmc_bias *)malloc((bias + 1) * sizeof *own_bias); /* the caller's may go before the text ends */
+    int64_t *own_stop = (int64_t *)malloc((stop + 1) * sizeof *own_stop);
+    if (own_bias && bias) memcpy(own_bias, o->choice.bias, bias * sizeof *own_bias);
+    if (own_stop && stop) memcpy(own_stop, o->choice.stop, stop * sizeof *own_stop);
+    o->choice.bias = own_bias;
+    o->choice.stop = own_stop;
+    if (g->by.keep < 0 && rows < (size_t)o->chunk) rows = (size_t)o->chunk;
+    g->logits = rows < SIZE_MAX / 8 / v ? (float *)malloc(rows * v * sizeof *g->logits) : NULL;
+    g->logprobs = (double *)malloc(rows * sizeof *g->logprobs);
+    g->top = (int64_t *)malloc((rows * top + 1) * sizeof *g->top);
+    g->top_logprobs = (double *)malloc((rows * top + 1) * sizeof *g->top_logprobs);
+    if (own_bias && own_stop && g->logits && g->logprobs && g->top && g->top_logprobs)
+        return llmc_chooser_open(&g->chooser, &o->choice, g->by.vocabulary, error);
+    return llmc_fail_memory(error, rows * v * sizeof *g->logits);
+}
+
+static llmc_status reserve(llmc_generation *g, int64_t n, llmc_error *error) {
+    int64_t room = g->room + g->room / 2, *ids;
+    if (n <= g->room) return LLMC_OK;
+    if (room < n) room = n;
+    ids = (int64_t *)realloc(g->ids, (size_t)room * sizeof *ids);
+    if (!ids) return llmc_fail_memory(error, (size_t)room * sizeof *ids);
+    g->ids = ids;
+    g->room = room;
+    return LLMC_OK;
+}
+
+void llmc_generation_close(llmc_generation *g) {
+    if (!g) return;
+    llmc_chooser_close(&g->chooser);
+    free((void *)(uintptr_t)g->options.choice.bias);
+    free((void *)(uintptr_t)g->options.choice.stop);
+    free(g->ids);
+    free(g->logits);
+    free(g->logprobs);
+    free(g->top);
+    free(g->top_logprobs);
+    free(g);
+}
+
+/* ---- the session ---- */
+
+/* How many tokens it holds, of whatever sort. */
+static int64_t held(const llmc_session *session) {
+    int d = llmc_growing_dim(session->model->program);
+    return d >= 0 ? session->sizes[d] : session->n_tokens;
+}
+
+/* Keep what the prompt begins with, but for its last token, whose logits are wanted. */
+static llmc_status keep_shared(llmc_generation *g, llmc_error *error) {
+    llmc_session *s = g->session;
+    const llmc_program *program = s->model->program;
+    int can_cut = llmc_growing_dim(program) >= 0 && llmc_fixed_history(program) < 0;
+    int64_t shared = llmc_tokens_shared(s, g->ids, g->n - 1);
+    llmc_status status = LLMC_OK;
+    if (can_cut && !s->has_others)
+        status = llmc_rewind(s, shared, error);
+    else if (can_cut || s->has_others || shared != s->n_tokens || shared != held(s)) {
+        llmc_forget(s);
+        shared = 0;
+    }
+    g->report.cached_tokens = shared;
+    return status;
+}
+
+/* Run the tokens from where the session is to `to`; logits of the last `rows` of them go to g->logits. */
+static llmc_status run(llmc_generation *g, int64_t to, int64_t rows, llmc_error *error) {
+    llmc_session *s = g->session;
+    const llmc_function *f = g->by.function;
+    int64_t at = s->n_tokens, seq = to - at, places[LLMC_MOST_GUESSES + 1], i;
+    llmc_tensor in[LLMC_MOST_INPUTS], out[1];
+    const llmc_run_options whole = {g->options.timeout, 0}; /* for what is said when time is up */
+    llmc_status status = llmc_tokens_reserve(s, to, error);
+    if (status != LLMC_OK) return status;
+    memset(in, 0, sizeof in);
+    memset(out, 0, sizeof out);
+    for (i = 0; i < rows; i++) places[i] = seq - rows + i;
+    in[g->by.tokens].data = g->ids + at;
+    in[g->by.tokens].dtype = LLMC_I64;
+    in[g->by.tokens].rank = 2;
+    in[g->by.tokens].shape[0] = 1;
+    in[g->by.tokens].shape[1] = seq;
+    if (g->by.keep >= 0) {
+        in[g->by.keep].data = places;
+        in[g->by.keep].dtype = LLMC_I64;
+        in[g->by.keep].rank = 1;
+        in[g->by.keep].shape[0] = rows;
+    }
+    out[0].data = g->logits;
+    out[0].dtype = LLMC_F32;
+    out[0].rank = 3;
+    out[0].shape[0] = 1;
+    out[0].shape[1] = g->by.keep >= 0 ? rows : seq;
+    out[0].shape[2] = g->by.vocabulary;
+    status = llmc_run_claimed(s, f, in, out, &whole, error);
+    if (status != LLMC_OK) return status;
+    memcpy(s->tokens + at, g->ids + at, (size_t)seq * sizeof *s->tokens);
+    s->n_tokens = to;
+    s->has_others = 0;
+    g->report.runs++;
+    if (g->by.keep < 0 && seq > rows)
+        memmove(g->logits, g->logits + (seq - rows) * g->by.vocabulary,
+                (size_t)(rows * g->by.vocabulary) * sizeof *g->logits);
+    return LLMC_OK;
+}
+
+llmc_status llmc_generation_open(llmc_session *session, const llmc_generate_options *options, const int64_t *prompt,
+                                 int64_t n, llmc_generation **out, llmc_error *error) {
+    llmc_generation *g;
+    llmc_status status;
+    if (!session || !out || (n > 0 && !prompt))
+        return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "session, prompt and generation must not be NULL");
+    *out = NULL;
+    g = (llmc_generation *)calloc(1, sizeof *g);
+    if (!g) return llmc_fail_memory(error, sizeof *g);
+    g->session = session;
+    status = llmc_take_options(g, options, error);
+    if (status != LLMC_OK) { /* what is in the options is still the caller's */
+        free(g);
+        return status;
+    }
+    status = find_memory(g, error);
+    if (status == LLMC_OK) status = llmc_check_prompt(g, prompt, n, error);
+    if (status == LLMC_OK) status = reserve(g, n, error);
+    if (status == LLMC_OK) status = llmc_claim(session, error);
+    if (status == LLMC_OK) {
+        memcpy(g->ids, prompt, (size_t)n * sizeof *prompt);
+        g->n = g->report.prompt_tokens = n;
+        status = keep_shared(g, error);
+        llmc_unclaim(session);
+    }
+    if (status == LLMC_OK)
+        *out = g;
+    else
+        llmc_generation_close(g);
+    return status;
+}
+
+/* ---- tokens ---- */
+
+static int64_t n_made(const llmc_generation *g) {
+    return g->n - g->report.prompt_tokens;
+}
+
+static int is_stop(const llmc_generation *g, int64_t token) {
+    int64_t i;
+    for (i = 0; i < g->options.choice.n_stop; i++)
+        if (g->options.choice.stop[i] == token) return 1;
+    return 0;
+}
+
+static void note_logprobs(llmc_generation *g, int64_t row, int64_t token) {
+    const float *logits = g->logits + row * g->by.vocabulary;
+    int64_t top = g->options.top_logprobs;
+    double total;
+    if (!g->options.logprobs) return;
+    total = llmc_log_total(logits, g->by.vocabulary);
+    g->logprobs[row] = (double)logits[token] - total;
+    llmc_top_tokens(logits, g->by.vocabulary, total, top, g->top + row * top, g->top_logprobs + row * top);
+}
+
+/* How many more tokens may come. */
+static int64_t room_left(const llmc_generation *g) {
+    int64_t left = g->by.longest - g->n, most = g->options.max_new_tokens;
+    return most && most - n_made(g) < left ? most - n_made(g) : left;
+}
+
+/* Choose tokens by the rows of logits, as long as each is what had been guessed. */
+static llmc_status choose(llmc_generation *g, const int64_t *guesses, int64_t n_guesses, llmc_error *error) {
+    int64_t row;
+    g->first_ready = n_made(g);
+    for (row = 0; row <= n_guesses; row++) {
+        int64_t token;
+        llmc_status status = llmc_next_token(&g->chooser, g->logits + row * g->by.vocabulary, g->ids, g->n,
+                                             g->report.prompt_tokens, &token, error);
+        if (status != LLMC_OK) return status;
+        note_logprobs(g, row, token);
+        g->ids[g->n++] = token;
+        if (is_stop(g, token) || room_left(g) < 1 || row == n_guesses || token != guesses[row]) break;
+        g->report.accepted++;
+    }
+    return LLMC_OK;
+}
+
+/* Run what the session does not hold yet, guesses behind it, and choose the tokens that follow. */
+static llmc_status advance(llmc_generation *g, llmc_error *error) {
+    llmc_session *s = g->session;
+    int64_t guesses[LLMC_MOST_GUESSES], n_guesses = 0, room = room_left(g), n = g->n;
+    llmc_status status = reserve(g, n + g->options.lookup + 1, error);
+    while (status == LLMC_OK && n - s->n_tokens > g->options.chunk)
+        status = run(g, s->n_tokens + g->options.chunk, 1, error);
+    if (status != LLMC_OK) return status;
+    if (g->options.lookup && room > 1 && n - s->n_tokens == 1)
+        n_guesses = llmc_look_up(g->ids, n, g->options.lookup_ngram,
+                                 g->options.lookup < room - 1 ? g->options.lookup : room - 1, guesses);
+    if (n_guesses) memcpy(g->ids + n, guesses, (size_t)n_guesses * sizeof *guesses);
+    status = run(g, n + n_guesses, n_guesses + 1, error);
+    if (status != LLMC_OK) return status;
+    g->report.guessed += n_guesses;
+    status = choose(g, guesses, n_guesses, error);
+    if (status != LLMC_OK) {
+        g->n = n;
+        (void)llmc_rewind(s, n - 1, NULL); /* where it cannot, the next call says so */
+        return status;
+    }
+    return s->n_tokens > g->n - 1 ? llmc_rewind(s, g->n - 1, error) : LLMC_OK; /* what was guessed wrong */
+}
+
+static llmc_status check_session(const llmc_generation *g, llmc_error *error) {
+    const llmc_session *s = g->session;
+    if (!s->has_others && held(s) == s->n_tokens && s->n_tokens < g->n &&
+        llmc_tokens_shared(s, g->ids, g->n) == s->n_tokens)
+        return LLMC_OK;
+    return llmc_fail(error, LLMC_ERROR_STATE, "begin another generation", "the session was used for something else meanwhile");
+}
+
+static llmc_status advance_claimed(llmc_generation *g, llmc_error *error) {
+    llmc_session *s = g->session;
+    double left = g->options.timeout - g->report.seconds;
+    llmc_status status;
+    if (g->options.timeout > 0 && left <= 0)
+        return llmc_fail(error, LLMC_ERROR_DEADLINE, "allow more time, or fewer tokens",
+                         "the text took longer than its timeout of %g s", g->options.timeout);
+    status = llmc_claim(s, error);
+    if (status != LLMC_OK) return status;
+    if (g->options.timeout > 0) s->stop.until = llmc_now() + left;
+    status = check_session(g, error);
+    if (status == LLMC_OK) status = advance(g, error);
+    llmc_unclaim(s);
+    return status;
+}
+
+static void tell(llmc_generation *g, llmc_token *token) {
+    int64_t row = g->told - g->first_ready, top = g->options.top_logprobs;
+    memset(token, 0, sizeof *token);
+    token->index = g->told++;
+    token->token = g->ids[g->report.prompt_tokens + token->index];
+    token->stops = is_stop(g, token->token);
+    if (g->options.logprobs) {
+        token->logprob = g->logprobs[row];
+        token->n_top = top;
+        token->top = g->top + row * top;
+        token->top_logprobs = g->top_logprobs + row * top;
+    }
+    g->report.new_tokens = g->told;
+    if (token->stops)
+        g->report.finish = LLMC_FINISH_STOP;
+    else if (g->told == n_made(g) && room_left(g) < 1)
+        g->report.finish = LLMC_FINISH_LENGTH;
+}
+
+llmc_status llmc_generation_next(llmc_generation *g, llmc_token *token, int *more, llmc_error *error) {
+    double begin = llmc_now();
+    llmc_status status = LLMC_OK;
+    if (!g || !token || !more)
+        return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "generation, token and more must not be NULL");
+    *more = 0;
+    if (g->report.finish) return LLMC_OK;
+    if (g->told == n_made(g)) status = advance_claimed(g, error);
+    g->report.seconds += llmc_now() - begin;
+    if (status != LLMC_OK) return status;
+    if (!g->told) g->report.prompt_seconds = g->report.seconds;
+    tell(g, token);
+    *more = 1;
+    return LLMC_OK;
+}
+
+void llmc_generation_report(const llmc_generation *g, llmc_generate_report *report) {
+    if (g && report) *report = g->report;
+}
+
+llmc_status llmc_generate(llmc_session *session, const llmc_generate_options *options, const int64_t *prompt, int64_t n,
+                          int (*on_token)(void *user, const llmc_token *token), void *user,
+                          llmc_generate_report *report, llmc_error *error) {
+    llmc_generation *g = NULL;
+    llmc_token token;
+    int more = 1;
+    llmc_status status = llmc_generation_open(session, options, prompt, n, &g, error);
+    if (report) memset(report, 0, sizeof *report);
+    while (status == LLMC_OK) {
+        status = llmc_generation_next(g, &token, &more, error);
+        if (status != LLMC_OK || !more) break;
+        if (on_token && on_token(user, &token)) {
+            if (!g->report.finish) g->report.finish = LLMC_FINISH_CALLER;
+            break;
+        }
+    }
+    llmc_generation_report(g, report);
+    llmc_generation_close(g);
+    return status;
+}

@@ -1,0 +1,129 @@
+"""Text, token by token: what a model's `generate`, `stream` and `chat` are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from ctypes import byref, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmc.runtime import native
+from llmc.runtime.generation_options import GenerationOptions
+from llmc.runtime.generation_structs import GenerateReport
+from llmc.runtime.generation_structs import Token as CToken
+
+if TYPE_CHECKING:
+    from llmc.runtime.generation_entry import GenerationEntry
+    from llmc.runtime.session import Session
+
+FINISHES = ("", "stop", "length", "stop")  # of llmc_finish; the caller ends a text at a stop string
+
+
+@dataclass(frozen=True)
+class Token:
+    """One new token.
+
+    Args:
+        id: its number.
+        index: 0 is the first behind the prompt.
+        stops: it ends the text.
+        logprob: natural logarithm of its probability by the model alone, before penalties and filters; None: not asked.
+        top: the likeliest tokens and their logarithms, best first, as many as were asked for.
+    """
+
+    id: int
+    index: int
+    stops: bool
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a text took.
+
+    Args:
+        prompt_tokens: of the prompt; cached_tokens of them the session held already.
+        new_tokens: made, the one that ends the text included.
+        runs: of the model.
+        guessed, accepted: tokens that look-up guessed, and of these the right ones.
+        prompt_seconds: until the first token.
+        seconds: of all.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    new_tokens: int
+    runs: int
+    guessed: int
+    accepted: int
+    prompt_seconds: float
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of those behind the first."""
+        spent = self.seconds - self.prompt_seconds
+        return (self.new_tokens - 1) / spent if spent > 0 and self.new_tokens > 1 else 0.0
+
+
+class Generation(Iterator[Token]):
+    """The tokens that follow a prompt in a session, each computed when it is asked for.
+
+    The session may hold anything: what it holds of the prompt's beginning is kept, the rest is forgotten.
+    """
+
+    def __init__(
+        self, session: Session, entry: GenerationEntry, prompt: Sequence[int], options: GenerationOptions
+    ) -> None:
+        """
+        Raises:
+            LlmcError: the prompt is empty, too long or holds a number that is no token's; an option makes no sense; the
+                session is in use or closed.
+        """
+        self._session = session._open_handle()
+        self._at = str(session.model.path)
+        self._pointer, error = c_void_p(), native.Error()
+        library = self._session.library
+        self._close = library.generation_close
+        asked = options.to_c(entry, len(prompt))
+        tokens = (c_int64 * (len(prompt) or 1))(*prompt)
+        status = library.generation_open(
+            self._session.pointer, byref(asked), tokens, len(prompt), byref(self._pointer), byref(error)
+        )
+        library.check(status, error, self._at)
+
+    def __next__(self) -> Token:
+        """
+        Raises:
+            LlmcError: the session was cancelled, took too long, or has no memory for more.
+        """
+        token, more, error = CToken(), c_int(), native.Error()
+        library = self._session.library
+        if not self._pointer:
+            raise StopIteration
+        status = library.generation_next(self._pointer, byref(token), byref(more), byref(error))
+        library.check(status, error, self._at)
+        if not more.value:
+            raise StopIteration
+        top = tuple((token.top[i], token.top_logprobs[i]) for i in range(token.n_top))
+        known = bool(token.top)
+        return Token(token.token, token.index, bool(token.stops), token.logprob if known else None, top)
+
+    @property
+    def report(self) -> GenerateReport:
+        """So far, as llmc.h has it."""
+        report = GenerateReport()
+        self._session.library.generation_report(self._pointer, byref(report))
+        return report
+
+    @property
+    def usage(self) -> Usage:
+        """So far."""
+        report = self.report
+        return Usage(**{name: getattr(report, name) for name in Usage.__dataclass_fields__})
+
+    def __del__(self) -> None:
+        close: Any = getattr(self, "_close", None)
+        if close is not None and self._pointer:
+            close(self._pointer)

@@ -1,0 +1,245 @@
+"""How fast a model generates: tokens a second of prompts and of new ones, at several depths, as llama-bench counts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmc.errors import LlmcError
+from llmc.runtime.generation import Generation
+from llmc.runtime.generation_calls import generation_of
+from llmc.runtime.generation_options import GenerationOptions
+from llmc.runtime.reports import duration_text
+
+if TYPE_CHECKING:
+    from llmc.runtime.generation_entry import GenerationEntry
+    from llmc.runtime.model import Model
+    from llmc.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One test.
+
+    Args:
+        test: such as "pp512", a prompt of 512 tokens, or "tg128 @ d512", 128 new tokens behind 512.
+        tokens, depth: how many, and how many the session held before.
+        tokens_per_second, deviation: mean over the repetitions, and their standard deviation.
+        seconds: of a repetition: until the first token of a prompt, between the first and the last new one.
+        p50, p99: seconds between two new tokens, over all repetitions; of a prompt, until the first.
+        bytes: that a new token reads and writes, by what the kernels say; None of prompts.
+        bandwidth: share of what this machine reads from memory at most; None where it is not known.
+    """
+
+    test: str
+    tokens: int
+    depth: int
+    tokens_per_second: float
+    deviation: float
+    seconds: tuple[float, ...]
+    p50: float
+    p99: float
+    bytes: float | None = None
+    bandwidth: float | None = None
+
+
+@dataclass(frozen=True)
+class GenerationBenchmark:
+    """What `Model.benchmark_generation` found. `str()` of it is a table, `to_dict()` what `bench --json` prints.
+
+    Args:
+        speeds: of each test.
+        weights_bytes: mapped; session_bytes: that the session held at the end.
+        peak_bytes_per_second: measured on this machine with the model's threads; 0: unknown.
+    """
+
+    artifact: str
+    name: str
+    build_id: str
+    variant: str
+    threads: int
+    repetitions: int
+    weights_bytes: int
+    session_bytes: int
+    peak_bytes_per_second: float
+    speeds: tuple[Speed, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; times in seconds."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        sizes = f"weights {self.weights_bytes / 1e6:.1f} MB, session {self.session_bytes / 1e6:.1f} MB"
+        peak = (
+            f", {self.peak_bytes_per_second / 1e9:.1f} GB/s from memory" if self.peak_bytes_per_second else ""
+        )
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        head = f"{'test':>16} {'tokens/s':>18} {'p50':>10} {'p99':>10} {'of peak traffic':>16}"
+        lines = [
+            f"{self.name}: {threads}, {self.variant}, {self.repetitions} times each",
+            f"  {sizes}{peak}",
+            "",
+            head,
+        ]
+        return "\n".join(lines + [_line(speed) for speed in self.speeds])
+
+
+def _line(speed: Speed) -> str:
+    rate = f"{speed.tokens_per_second:.2f} ± {speed.deviation:.2f}"
+    share = "" if speed.bandwidth is None else f"{100 * speed.bandwidth:.0f} %"
+    return f"{speed.test:>16} {rate:>18} {duration_text(speed.p50):>10} {duration_text(speed.p99):>10} {share:>16}"
+
+
+def benchmark_generation(
+    model: Model,
+    *,
+    prompt_tokens: Sequence[int] = (512,),
+    new_tokens: Sequence[int] = (128,),
+    depths: Sequence[int] = (0,),
+    repetitions: int = 5,
+    seed: int = 0,
+) -> GenerationBenchmark:
+    """Time prompts and new tokens, every one of the lists at every depth, on random tokens.
+
+    The tests take turns, round after round, so that what disturbs the machine disturbs all; the first round warms up.
+
+    Args:
+        prompt_tokens, new_tokens: tokens of a test, 2 new ones at least; an empty list leaves that part out.
+        depths: tokens that the session holds before.
+        repetitions: rounds that count.
+
+    Raises:
+        LlmcError: the model does not generate, a number makes no sense, or a test is longer than the model takes.
+    """
+    entry = generation_of(model)
+    plan = [("pp", n, d) for d in depths for n in prompt_tokens] + [
+        ("tg", n, d) for d in depths for n in new_tokens
+    ]
+    _want(entry, plan, repetitions)
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, entry.vocabulary, max(n + d for _, n, d in plan) + 1).tolist()
+    found: list[list[list[float]]] = [[] for _ in plan]
+    with model.session() as session:
+        for round_ in range(repetitions + 1):
+            for times, (kind, n, depth) in zip(found, plan, strict=True):
+                taken = (_prompt if kind == "pp" else _new)(session, entry, ids, n, depth)
+                if round_:
+                    times.append(taken)
+        held = session.memory_bytes
+    peak, traffic = _peak(model, entry, depths) if new_tokens else (0.0, {})
+    speeds = tuple(_speed(t, times, traffic, peak) for t, times in zip(plan, found, strict=True))
+    info = model._open_handle().info
+    return GenerationBenchmark(
+        str(model.path),
+        model.name,
+        model.manifest.build_id,
+        model.variant,
+        model.threads,
+        repetitions,
+        int(info.weights_bytes),
+        held,
+        peak,
+        speeds,
+    )
+
+
+def _want(entry: GenerationEntry, plan: Sequence[tuple[str, int, int]], repetitions: int) -> None:
+    if type(repetitions) is not int or not 1 <= repetitions <= 10_000:
+        raise LlmcError(f"repetitions is {repetitions!r}, must be within 1..10000")
+    if not plan:
+        raise LlmcError(
+            "there is nothing to measure", hint="give lengths of prompts, or numbers of new tokens"
+        )
+    for kind, n, depth in plan:
+        least = 1 if kind == "pp" else 2
+        if type(n) is not int or type(depth) is not int or n < least or depth < 0:
+            raise LlmcError(f"a test of {n!r} tokens at depth {depth!r} makes no sense")
+        if entry.length is not None and n + depth + 1 > entry.max_length:
+            raise LlmcError(
+                f"{n} tokens at depth {depth} are more than the model takes",
+                found=f"at most {entry.max_length}, the next one included",
+                hint="give fewer, or compile it with a larger bound (--max-seq)",
+            )
+
+
+def _hold(session: Session, entry: GenerationEntry, ids: Sequence[int], depth: int) -> None:
+    """Make the session hold `depth` tokens, and no other."""
+    if entry.length is None:
+        session.reset()
+    if depth:  # the last token that is made is not run
+        _timed(session, entry, ids[:depth], 1)
+    if entry.length is not None:
+        session.rewind(depth)
+
+
+def _timed(session: Session, entry: GenerationEntry, prompt: Sequence[int], new: int) -> list[float]:
+    """Seconds until each new token, from the beginning."""
+    options = GenerationOptions(max_new_tokens=new, eos_token_id=())
+    generation, ends = Generation(session, entry, prompt, options), []
+    for _ in generation:
+        ends.append(generation.report.seconds)
+    return ends
+
+
+def _prompt(
+    session: Session, entry: GenerationEntry, ids: Sequence[int], tokens: int, depth: int
+) -> list[float]:
+    _hold(session, entry, ids, depth)
+    return _timed(session, entry, ids[: depth + tokens], 1)
+
+
+def _new(
+    session: Session, entry: GenerationEntry, ids: Sequence[int], tokens: int, depth: int
+) -> list[float]:
+    """Seconds between two tokens; the first is the prompt's."""
+    if entry.length is None:
+        session.reset()
+    ends = _timed(session, entry, ids[: max(depth, 1)], tokens)
+    return np.diff(ends).tolist()
+
+
+def _peak(model: Model, entry: GenerationEntry, depths: Sequence[int]) -> tuple[float, dict[int, float]]:
+    """What memory gives at most, and by depth the bytes of one new token."""
+    inputs = model.functions[entry.function].inputs
+    axes = [inputs[entry.tokens].shape[1], *(inputs[entry.keep].shape if entry.keep else ())]
+    ones = {axis: 1 for axis in axes if isinstance(axis, str)}
+    reports = {
+        depth: model.benchmark(
+            function=entry.function,
+            duration=0.05,
+            profile=depth == depths[0],
+            **ones,
+            **({entry.length: depth} if entry.length else {}),
+        )
+        for depth in depths
+    }
+    found = {depth: report.bytes for depth, report in reports.items()}
+    return reports[depths[0]].peak_bytes_per_second, found
+
+
+def _speed(
+    test: tuple[str, int, int], times: list[list[float]], traffic: dict[int, float], peak: float
+) -> Speed:
+    kind, tokens, depth = test
+    name = f"{kind}{tokens}" + (f" @ d{depth}" if depth else "")
+    seconds = tuple(map(sum, times))
+    counted = tokens if kind == "pp" else tokens - 1
+    rates = [counted / taken for taken in seconds]
+    rate, gaps = statistics.fmean(rates), [gap for taken in times for gap in taken]
+    share = traffic[depth] * rate / peak if kind == "tg" and peak else None
+    return Speed(
+        name,
+        tokens,
+        depth,
+        rate,
+        statistics.stdev(rates) if len(rates) > 1 else 0.0,
+        seconds,
+        float(np.percentile(gaps, 50)),
+        float(np.percentile(gaps, 99)),
+        traffic[depth] if kind == "tg" else None,
+        share,
+    )

@@ -1,0 +1,210 @@
+"""What a text may be asked for: options by transformers' names, checked, with what the model says by default.
+
+`logit_bias`, `presence_penalty`, `frequency_penalty`, `seed`, `logprobs`, `top_logprobs` and `stop` are OpenAI's names.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import c_int64, c_uint64
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llmc.errors import LlmcError, LlmcWarning
+from llmc.runtime.arrays import check_names
+from llmc.runtime.generation_entry import GenerationEntry
+from llmc.runtime.generation_structs import Bias, ChoiceOptions, GenerateOptions
+
+USUAL_NEW_TOKENS = 256  # where neither caller nor model says, as transformers' pipeline has it
+USUAL_TOP_K = 50  # of transformers, where tokens are drawn
+_TINY = 1e-300  # top_p = 0 keeps one token; to C 0 says that the option is not used
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """Options of one text. None: not said."""
+
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+    suppress_tokens: Sequence[int] | None = None
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    max_length: int | None = None
+    min_length: int | None = None
+    stop_strings: Sequence[str] | None = None
+    eos_token_id: Sequence[int] | None = None
+    seed: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
+    prefill_chunk_size: int | None = None
+    timeout: float | None = None
+
+    def new_tokens(self, prompt: int) -> int:
+        """How many at most, behind so many of the prompt.
+
+        Raises:
+            LlmcError: max_length leaves no room.
+        """
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        if self.max_length is None:
+            return USUAL_NEW_TOKENS
+        if self.max_length <= prompt:
+            raise LlmcError(
+                f"max_length is {self.max_length}, the prompt alone has {prompt} tokens",
+                hint="max_new_tokens counts new tokens only",
+            )
+        return self.max_length - prompt
+
+    def least_tokens(self, prompt: int) -> int:
+        """How many at least."""
+        return max(self.min_new_tokens or 0, (self.min_length or 0) - prompt, 0)
+
+    def to_c(self, entry: GenerationEntry, prompt: int) -> GenerateOptions:
+        """As llmc.h has them, for a prompt of so many tokens."""
+        biases = {**(self.logit_bias or {}), **dict.fromkeys(self.suppress_tokens or (), -math.inf)}
+        stops = entry.eos if self.eos_token_id is None else self.eos_token_id
+        top_k = USUAL_TOP_K if self.top_k is None else self.top_k
+        choice = ChoiceOptions(
+            bias=(Bias * (len(biases) or 1))(*(Bias(token, bias) for token, bias in biases.items())),
+            n_bias=len(biases),
+            repetition_penalty=self.repetition_penalty or 0,
+            presence_penalty=self.presence_penalty or 0,
+            frequency_penalty=self.frequency_penalty or 0,
+            stop=(c_int64 * (len(stops) or 1))(*stops),
+            n_stop=len(stops),
+            min_new_tokens=self.least_tokens(prompt),
+            do_sample=bool(self.do_sample),
+            temperature=self.temperature or 0,
+            top_k=top_k,
+            top_p=_TINY if self.top_p == 0 else self.top_p or 0,
+            min_p=self.min_p or 0,
+            typical_p=self.typical_p or 0,
+            seed=c_uint64(self.seed or 0),
+        )
+        return GenerateOptions(
+            function=entry.function.encode(),
+            tokens=entry.tokens.encode(),
+            keep=entry.keep.encode() if entry.keep else None,
+            logits=entry.logits.encode(),
+            choice=choice,
+            max_new_tokens=self.new_tokens(prompt),
+            chunk=self.prefill_chunk_size or 0,
+            lookup=self.prompt_lookup_num_tokens or 0,
+            lookup_ngram=self.max_matching_ngram_size or 0,
+            logprobs=bool(self.logprobs or self.top_logprobs),
+            top_logprobs=self.top_logprobs or 0,
+            timeout=self.timeout or 0,
+        )
+
+
+def options_of(entry: GenerationEntry, given: Mapping[str, Any]) -> GenerationOptions:
+    """The caller's options over the model's, checked; a seed is found where tokens are drawn.
+
+    Raises:
+        LlmcError: there is no such option, or its value makes no sense.
+    """
+    asked = {("stop_strings" if k == "stop" else k): v for k, v in given.items() if v is not None}
+    check_names("option", asked, _CHECKS)
+    own = dict(entry.defaults)
+    if "max_length" in asked and "max_new_tokens" not in asked:
+        own.pop("max_new_tokens", None)
+    found = {k: _checked(k, v) for k, v in {**own, **asked}.items() if k in _CHECKS}
+    options = GenerationOptions(**found)
+    if options.do_sample:
+        return options if options.seed is not None else replace(options, seed=secrets.randbits(64))
+    if idle := [name for name in _OF_DRAWING if name in asked]:
+        told = f"{', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect: do_sample is not set"
+        warnings.warn(LlmcWarning(told), stacklevel=4)
+    return options
+
+
+def _checked(name: str, value: Any) -> Any:
+    fits, must, *made = _CHECKS[name]
+    if not fits(value):
+        hint = "do_sample=False takes the likeliest token" if name == "temperature" else None
+        raise LlmcError(f"{name} is {value!r:.60}, must be {must}", hint=hint)
+    return made[0](value) if made else value
+
+
+def _number(low: float, high: float = math.inf, *, open_: bool = False) -> Callable[[Any], bool]:
+    def fits(value: Any) -> bool:
+        known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return known and (low < value if open_ else low <= value) and value <= high
+
+    return fits
+
+
+def _whole(low: int, high: int = 2**63 - 1) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(map(_whole(0), value))
+
+
+def _is_bias(value: Any) -> bool:
+    def numbers(bias: Any) -> bool:
+        return _number(-math.inf)(bias) or bias == -math.inf
+
+    return isinstance(value, Mapping) and _are_ids(list(value)) and all(map(numbers, value.values()))
+
+
+def _are_texts(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return isinstance(texts, Sequence) and all(isinstance(text, str) and text for text in texts)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return [value] if isinstance(value, str | int) else list(value)
+
+
+_SHARE = (_number(0, 1), "a number within 0..1")
+_COUNT = (_whole(0), "a whole number, at least 0")
+_ABOVE = (_number(0, open_=True), "a number above 0")
+_FLAG = (_is_flag, "True or False")
+_CHECKS: Mapping[str, tuple[Any, ...]] = {
+    "do_sample": _FLAG,
+    "temperature": _ABOVE,
+    "top_k": _COUNT,
+    "top_p": _SHARE,
+    "min_p": _SHARE,
+    "typical_p": (_number(0, 1, open_=True), "a number above 0, at most 1"),
+    "repetition_penalty": _ABOVE,
+    "presence_penalty": (_number(-math.inf), "a number"),
+    "frequency_penalty": (_number(-math.inf), "a number"),
+    "logit_bias": (_is_bias, "a mapping of tokens to numbers"),
+    "suppress_tokens": (_are_ids, "a list of tokens"),
+    "max_new_tokens": (_whole(1), "a whole number, at least 1"),
+    "min_new_tokens": _COUNT,
+    "max_length": (_whole(1), "a whole number, at least 1"),
+    "min_length": _COUNT,
+    "stop_strings": (_are_texts, "a text or a list of texts, none of them empty", _listed),
+    "eos_token_id": (lambda v: _whole(0)(v) or _are_ids(v), "a token or a list of tokens", _listed),
+    "seed": (_whole(0, 2**64 - 1), f"a whole number within 0..{2**64 - 1}"),
+    "logprobs": _FLAG,
+    "top_logprobs": _COUNT,
+    "prompt_lookup_num_tokens": (_whole(0, 64), "a whole number within 0..64"),
+    "max_matching_ngram_size": (_whole(1, 64), "a whole number within 1..64"),
+    "prefill_chunk_size": (_whole(1), "a whole number, at least 1"),
+    "timeout": _ABOVE,
+}
+OPTIONS = tuple(_CHECKS)
+_OF_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")

@@ -1,0 +1,81 @@
+"""How likely a model finds a text that is there: the logarithm of each token's probability after those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmc.runtime.generation_calls import generation_of, want_tokens
+
+if TYPE_CHECKING:
+    from llmc.runtime.model import Model
+    from llmc.runtime.session import Session
+
+Array = np.ndarray[Any, np.dtype[Any]]
+CHUNK = 64  # tokens of a run: their logits are held at once
+
+
+def logprobs(model: Model, ids: Sequence[int], begin: int, session: Session) -> Array:
+    """Natural logarithms, f64 `[len(ids) - begin]`, of tokens `begin` on; `begin` is 1 at least.
+
+    Args:
+        session: is begun anew.
+
+    Raises:
+        LlmcError: the model does not generate, or the text is longer than it takes.
+    """
+    entry = generation_of(model)
+    want_tokens(ids, entry.vocabulary)
+    session.reset()
+    chunk, found = _chunk(model), []
+    for start in range(0, len(ids) - 1, chunk):
+        tokens = np.array(ids[start : start + chunk], np.int64)
+        targets = np.array(ids[start + 1 : start + 1 + len(tokens)], np.int64)
+        places = np.arange(max(begin - 1 - start, 0), len(targets))
+        given = {entry.tokens: tokens[None]}
+        if entry.keep is not None:
+            given[entry.keep] = places if len(places) else np.array([0])
+        logits = session.run(given, function=entry.function)[entry.logits][0]
+        if len(places):
+            found.append(chosen(logits if entry.keep is not None else logits[places], targets[places]))
+    return np.concatenate(found)
+
+
+def chosen(logits: Array, targets: Array) -> Array:
+    """Of logits `[n, vocabulary]` the logarithms of the probabilities of `targets [n]`, f64."""
+    return np.asarray(log_softmax(logits)[np.arange(len(targets)), targets])
+
+
+def log_softmax(logits: Array) -> Array:
+    """Over the last axis, f64."""
+    exact = logits.astype(np.float64)
+    exact -= exact.max(-1, keepdims=True)
+    return np.asarray(exact - np.log(np.exp(exact).sum(-1, keepdims=True)))
+
+
+def next_logits(model: Model, ids: Sequence[int], session: Session) -> Array:
+    """Run tokens behind what the session holds; f32 `[vocabulary]` of the one that follows.
+
+    Raises:
+        LlmcError: they are more than the model takes, or as `Session.run`.
+    """
+    entry, chunk = generation_of(model), _chunk(model)
+    for start in range(0, len(ids), chunk):
+        tokens = np.array(ids[start : start + chunk], np.int64)
+        given = {entry.tokens: tokens[None]}
+        if entry.keep is not None:
+            given[entry.keep] = np.array([len(tokens) - 1])
+        logits = session.run(given, function=entry.function)[entry.logits]
+    return np.asarray(logits[0, -1])
+
+
+def _chunk(model: Model) -> int:
+    """Tokens of a run that every bound of the function allows."""
+    entry = generation_of(model)
+    inputs = model.functions[entry.function].inputs
+    axes = [inputs[entry.tokens].shape[1], *(inputs[entry.keep].shape if entry.keep else ())]
+    return min(
+        CHUNK, *(axis if isinstance(axis, int) else model.dims.get(axis, (1, CHUNK))[1] for axis in axes)
+    )

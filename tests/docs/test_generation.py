@@ -1,0 +1,111 @@
+"""docs/generation.md: its programs run, and print what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import writers
+
+import llmc
+
+STRICT = ["cc", "-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+PROGRAMS = ("generate", "stream", "chat", "beams", "session")
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory):
+    """The model of tests/writers.py, compiled; for AVX2 alone, as valgrind knows no AVX-512."""
+    folder = tmp_path_factory.mktemp("writer")
+    llmc.compile(writers.write_model(folder / "model"), folder / "m.llmc", target="x86-avx2")
+    return folder / "m.llmc"
+
+
+def printed(program, names):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(program, names)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def found(writer, block):
+    """What each block prints, one after the other in one program."""
+    names: dict[str, object] = {}
+    with contextlib.chdir(writer.parent):
+        return {name: printed(block("generation", f"{name}.py"), names) for name in PROGRAMS}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_print_what_the_page_says(found, block, name):
+    assert found[name].rstrip() == block("generation", f"{name}.out").rstrip()
+
+
+def test_the_command_says_what_the_page_says(writer, root, shell):
+    text = (root / "docs" / "generation.md").read_text()
+    ((line, shown),) = re.findall(r"^\$ llmc (.*)\n((?:.*\n)+?)^```$", text, re.MULTILINE)
+    shutil.copytree(writer, "m.llmc")
+    arguments = re.findall(r'"([^"]*)"|(\S+)', line)
+    assert shell(*(quoted or plain for quoted, plain in arguments)).stderr == shown
+
+
+@pytest.fixture(scope="module")
+def generate(writer, root, tmp_path_factory):
+    """examples/c/generate.c, compiled as its first comment says."""
+    if shutil.which("cc") is None:
+        pytest.skip("cc is not installed")
+    output = tmp_path_factory.mktemp("example") / "generate"
+    linked = [f"-L{writer}", "-l:module.so", f"-Wl,-rpath,{writer}", "-lm"]
+    source = root / "examples" / "c" / "generate.c"
+    assert len(source.read_text().splitlines()) < 80
+    subprocess.run([*STRICT, f"-I{writer}", source, *linked, "-o", output], check=True)
+    return output
+
+
+def run(*command):
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
+
+
+def test_c_says_what_python_says(generate, writer, block):
+    result = run(generate, writer, 8, 0, 0, 1, 8, 13, 18)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.rstrip() == block("generation", "c.out").rstrip()
+    with llmc.load(writer, threads=1) as model:
+        prompt = [1, 8, 13, 18]
+        assert list(map(int, result.stdout.split())) == model.generate(prompt, max_new_tokens=8).ids
+        drawn = model.generate(prompt, max_new_tokens=20, do_sample=True, seed=1, temperature=0.8, top_k=50)
+    assert list(map(int, run(generate, writer, 20, 0.8, 0, *prompt).stdout.split())) == drawn.ids
+
+
+def test_c_is_clean_under_valgrind(generate, writer):
+    if shutil.which("valgrind") is None:
+        pytest.skip("valgrind is not installed")
+    valgrind = ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=all"]
+    assert run(*valgrind, generate, writer, 20, 0.8, -1, 1, 8, 13).returncode == 0
+    result = run(*valgrind, generate, writer, 20, -1, -1, 1, 8, 13)
+    assert (result.returncode, result.stderr) == (
+        1,
+        "error: temperature is -1, must be above 0; do_sample = 0 takes the likeliest token\n",
+    )
+    assert run(*valgrind, generate, Path("nowhere"), 1, 0, 0, 1).returncode == 1
+
+
+def test_compiled_states_are_the_same_in_chunks_and_one_by_one(writer):
+    """A prompt at once, in pieces and by look-up: the same tokens, and the logits of whole passes."""
+    prompt = [1, *range(2, 20), 1, 2, 3, 4]
+    with llmc.load(writer, threads=2) as model:
+        plain = model.generate(prompt, eos_token_id=[], max_new_tokens=12, logprobs=True)
+        for options in (
+            {"prefill_chunk_size": 5},
+            {"prompt_lookup_num_tokens": 4},
+            {"prefill_chunk_size": 1},
+        ):
+            found = model.generate(
+                prompt, eos_token_id=[], max_new_tokens=12, logprobs=True, session=model.session(), **options
+            )
+            assert found.ids == plain.ids
+            assert found.tokens == plain.tokens

@@ -1,0 +1,158 @@
+/*
+ * words.c - a hand-written language model, for the tests of generation. With -DRECURRENT its state keeps its shape.
+ *
+ *   states   seen i64[past]   appended to; or folded i64[1], replaced: a hash of all tokens
+ *   step     tokens -> behind the state; logits[1, kept, VOCABULARY] of the places in logits_to_keep, by the last three
+ *            tokens, or by all where the state is a hash
+ */
+#include "words.h"
+
+#include <string.h>
+
+#include "module.h"
+
+#define BUILD_ID "0f1e2d3c4b5a69780f1e2d3c4b5a69780f1e2d3c4b5a69780f1e2d3c4b5a6978"
+
+enum { SEQ, KEPT, PAST };
+
+static const llmc_dim_info dims[] = {{"seq", 1, 16}, {"kept", 1, 8}, {"past", 0, WORDS_BOUND}};
+
+static const llmc_tensor_spec inputs[] = {
+    {.name = "input_ids", .dtype = LLMC_I64, .rank = 2, .dims = {1, -1}, .dims_text = {"1", "seq"}, .has_range = 1,
+     .low = 0, .high = WORDS - 1},
+    {.name = "logits_to_keep", .dtype = LLMC_I64, .rank = 1, .dims = {-2}, .dims_text = {"kept"}},
+};
+static const llmc_tensor_spec outputs[] = {
+    {.name = "logits", .dtype = LLMC_F32, .rank = 3, .dims = {1, -2, WORDS}, .dims_text = {"1", "kept", "41"}}};
+static const llmc_step_spec steps[] = {{"append", "seen"}, {"head", "logits"}};
+
+#ifdef RECURRENT
+#define N_DIMS 2
+static const llmc_state_spec states[] = {
+    {.name = "folded", .dtype = LLMC_I64, .rank = 1, .dims = {1}, .dims_text = {"1"}, .grows = -1}};
+static const unsigned char use[] = {LLMC_STATE_REPLACED}, dims_used[] = {1, 1};
+#else
+#define N_DIMS 3
+static const llmc_state_spec states[] = {
+    {.name = "seen", .dtype = LLMC_I64, .rank = 1, .dims = {-3}, .dims_text = {"past"}, .grows = 0}};
+static const unsigned char use[] = {LLMC_STATE_APPENDED}, dims_used[] = {1, 1, 1};
+#endif
+
+static uint64_t mixed(uint64_t x) {
+    x = (x ^ x >> 31) * 0x9E3779B97F4A7C15u;
+    return (x ^ x >> 29) * 0xBF58476D1CE4E5B9u;
+}
+
+void words_logits(uint64_t context, float *logits) {
+    int v;
+    for (v = 0; v < WORDS; v++) logits[v] = (float)((mixed(context ^ (uint64_t)v << 40) >> 20) % 8000000) / 1000000 - 4;
+}
+
+uint64_t words_context(const int64_t *tokens, int64_t n) {
+    uint64_t context = 1;
+    int64_t i = n > 3 ? n - 3 : 0;
+    for (; i < n; i++) context = mixed(context + (uint64_t)tokens[i] + 1);
+    return context;
+}
+
+typedef struct arguments {
+    int64_t seq, kept, past, *seen;
+    const int64_t *tokens, *keep, *before;
+    float *logits;
+} arguments;
+
+static void append(const void *argument, int64_t begin, int64_t end, void *scratch) {
+    const arguments *a = argument;
+    int64_t i;
+    (void)scratch;
+    for (i = begin; i < end; i++) a->seen[a->past + i] = a->tokens[i];
+}
+
+static void head(const void *argument, int64_t begin, int64_t end, void *scratch) {
+    const arguments *a = argument;
+    int64_t i;
+    (void)scratch;
+    for (i = begin; i < end; i++) words_logits(words_context(a->seen, a->past + a->keep[i] + 1), a->logits + i * WORDS);
+}
+
+static void fold(const void *argument, int64_t begin, int64_t end, void *scratch) {
+    const arguments *a = argument;
+    uint64_t context = (uint64_t)*a->before;
+    int64_t i, k;
+    (void)begin, (void)end, (void)scratch;
+    for (i = 0; i < a->seq; i++) {
+        context = mixed(context + (uint64_t)a->tokens[i] + 1);
+        for (k = 0; k < a->kept; k++)
+            if (a->keep[k] == i) words_logits(context, a->logits + k * WORDS);
+    }
+    *a->seen = (int64_t)context;
+}
+
+#define COST 20000 /* far too high: so that threads share the work */
+
+static void run(llmc_frame *f, const void *kernels) {
+    const llmc_task *task = kernels;
+    arguments a;
+    memset(&a, 0, sizeof a);
+    a.seq = f->dims[SEQ];
+    a.kept = f->dims[KEPT];
+    a.past = N_DIMS > PAST ? f->dims[PAST] : 0;
+    a.tokens = f->inputs[0];
+    a.keep = f->inputs[1];
+    a.logits = f->outputs[0];
+    a.before = f->states[0];
+    a.seen = N_DIMS > PAST ? f->states[0] : f->next[0];
+    if (N_DIMS > PAST) {
+        llmc_run_step(f, 0, task[0], &a, a.seq, COST);
+        llmc_run_step(f, 1, task[1], &a, a.kept, COST);
+    } else {
+        llmc_run_step(f, 0, task[2], &a, 1, COST);
+    }
+}
+
+static size_t no_arena(const int64_t *d) {
+    (void)d;
+    return 0;
+}
+
+static void no_shape(const int64_t *d, int i, int64_t *shape) {
+    (void)d, (void)i, (void)shape;
+}
+
+static size_t state_bytes(const int64_t *d, int state, int after) {
+    (void)state;
+    return N_DIMS > PAST ? (size_t)(d[PAST] + (after ? d[SEQ] : 0)) * 8 : 8;
+}
+
+static int64_t state_length(const int64_t *d, int state) {
+    (void)state;
+    return d[PAST] + d[SEQ];
+}
+
+static void step_cost(const int64_t *d, int step, double *flops, double *bytes) {
+    (void)step;
+    *flops = (double)d[KEPT] * WORDS;
+    *bytes = (double)d[SEQ] * 8;
+}
+
+static double fma_loop(int64_t rounds) {
+    volatile float x = 1;
+    int64_t i;
+    for (i = 0; i < rounds; i++) x = x * 0.5f + 0.5f;
+    return 2.0 * (double)rounds;
+}
+
+static const int counted[] = {-1};
+static const llmc_function functions[] = {
+    {.name = "step", .n_inputs = 2, .n_outputs = 1, .n_steps = 2, .inputs = inputs, .outputs = outputs, .steps = steps,
+     .counted = counted, .dims_used = dims_used, .state_use = use, .arena_bytes = no_arena, .input_shape = no_shape,
+     .output_shape = no_shape, .state_bytes = state_bytes, .state_length = state_length, .step_cost = step_cost, .run = run}};
+static const llmc_task kernels[] = {append, head, fold};
+static const llmc_variant variants[] = {{"base", 0, kernels, fma_loop}};
+static const uint32_t weights_crc32c[] = {WEIGHTS_CRC32C};
+
+const llmc_program llmc_this_program = {
+    .abi = LLMC_MODULE_ABI, .name = "words", .build_id = BUILD_ID, .weights_bytes = 64, .weights_crc32c = weights_crc32c,
+    .n_dims = N_DIMS, .dims = dims, .n_functions = 1, .functions = functions, .n_states = 1, .states = states,
+    .n_variants = 1, .variants = variants, .scratch_bytes = 12,
+};
