@@ -21,7 +21,6 @@ from llmc.compiler.frontends.inputs import TEXT, inputs_of
 from llmc.compiler.frontends.pretrained import build
 from llmc.compiler.frontends.program import asked, export, head_of
 from llmc.compiler.frontends.quiet import quiet
-from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.frontends.tasks import GENERATION, SCORING, TASKS, Task, scores_of
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.compiler.frontends.versions import warn_if_untested
@@ -186,6 +185,7 @@ def _steps(summary: Summary, model: Any, max_seq: int) -> tuple[Graph | None, st
     import torch
 
     from llmc.compiler.frontends.implementations import EAGER, set_way
+    from llmc.compiler.frontends.report import UnsupportedError
     from llmc.compiler.frontends.stepping import step_graph
 
     at = str(summary.root / "config.json")
