@@ -8,6 +8,7 @@ no code from the folder is run.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,9 +69,11 @@ def load(
         shapes = {node.attributes["name"]: node.shape for node in graph.inputs}
         processor = processors.for_inputs(summary.root, shapes)
         decoder = decoder_of(summary.root, type(model).__name__)
+        asked_for = inputs_of(model, summary.root, max_batch, max_seq).bounds if steps is None else {}
     if lacks:
         told = f"{summary.root}: it gives the logits of whole texts and cannot generate token by token"
         warnings.warn(LlmcWarning(f"{told}: {lacks}"), stacklevel=2)
+    _tell_narrowed(graph, asked_for, summary.root)
     if does.name == "text-classification" and hasattr(model, "score"):
         _warn_of_padding(summary, tokenizer)
     scores = scores_of(summary.config, does.name, len(summary.labels), str(summary.root))
@@ -112,6 +115,18 @@ def _generates(summary: Summary, step: Graph) -> dict[str, Any]:
         "generation": said.facts,
         "chat_template": said.template,
     }
+
+
+def _tell_narrowed(graph: Graph, asked: Mapping[str, tuple[int, int]], root: Path) -> None:
+    """Sizes that were asked for and that the artifact will not take: the code of the model is another for them."""
+    lost = [
+        f"{name} is {graph.dims[name][0]} to {graph.dims[name][1]}, not {low} to {high} as asked"
+        for name, (low, high) in asked.items()
+        if name in graph.dims and tuple(graph.dims[name]) != (low, high)
+    ]
+    if lost:
+        told = f"{root}: {'; '.join(lost)}: the model's code holds for no other sizes"
+        warnings.warn(LlmcWarning(told), stacklevel=3)
 
 
 def _warn_of_padding(summary: Summary, tokenizer: Tokenizer | None) -> None:
