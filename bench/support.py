@@ -157,12 +157,12 @@ def _try_level(name: str, level: int, compiles: bool) -> dict[str, Any]:
 
 
 def _imported(folder: Path, compiles: bool) -> dict[str, Any]:
-    from llmc.compiler.frontends import huggingface
+    from llmc.compiler.frontends import huggingface, torch_model
     from llmc.errors import LlmcError
 
     try:
         found = huggingface.load(folder, max_batch=8)
-        reference = huggingface.load_torch(folder)
+        reference = torch_model.load_torch(folder)
         row: dict[str, Any] = {"task": found.task, "worst": _compared(found.graph, reference, None)}
     except LlmcError as error:
         return {"state": "refused", "reason": error.problem[:300], "found": str(error.found or "")[:600]}

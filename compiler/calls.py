@@ -7,7 +7,7 @@ scalars and for how many work items it runs. The program writer knows no more of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,19 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Panels:
+    """A layout of a matrix, `[panels][depth][width]`: each row is a column of a panel.
+
+    Args:
+        width: rows of the matrix that lie in one panel, side by side.
+        depth: columns of the matrix, and what they are padded to.
+    """
+
+    width: int
+    depth: int
+
+
+@dataclass(frozen=True)
 class Packed:
     """A weight in a kernel's own layout, stored instead of the original.
 
@@ -57,14 +70,17 @@ class Packed:
         weight: the values as the model has them.
         layout: names the layout; equal (weight, layout) are stored once.
         pack: array -> packed array.
+        panels: what the layout is, where others may read rows of the weight from it.
     """
 
     weight: Weight
     layout: str
     pack: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] = field(compare=False)
+    panels: Panels | None = None
 
 
 Operand = Node | Packed
+Layouts = Sequence[Panels | None]  # of each operand that is read; None: as its dtype and shape say
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +96,7 @@ class Call:
         cost: work of one item, in vector operations or 64-byte lines moved: chunks are cut by it.
         flops, bytes: of the whole call, for the profile.
         source: for messages and profiles.
+        laid: what makes the same call for other layouts of its operands, where there is such a kernel.
     """
 
     kernel: Kernel
@@ -90,6 +107,7 @@ class Call:
     flops: Dim
     bytes: Dim
     source: Source = field(default_factory=Source)
+    laid: Callable[[Layouts], Call] | None = None
 
 
 @dataclass(frozen=True, eq=False)

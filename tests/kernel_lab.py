@@ -17,12 +17,13 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir.expr import TensorLoad
 
-from llmc.compiler.calls import Call, Kernel, Packed
+from llmc.compiler.calls import Call, Kernel, Packed, every_call
 from llmc.compiler.counted import counted_dims
 from llmc.compiler.dims import evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node, Results, results_of
 from llmc.compiler.ops import OPS
 from llmc.compiler.ops.ragged import kept as kept_tokens
+from llmc.compiler.stored_once import store_once
 from llmc.targets import Cpu
 from llmc.targets.cpu.build import compile_object, content_version
 
@@ -133,6 +134,11 @@ class Lab:
         assert node.op in self.lowerings, f"no kernel for {node.op}"
         return self.lowerings[node.op](node)
 
+    def calls_of(self, graph: Graph) -> dict[Any, Call]:
+        """As a compile has them."""
+        calls = [self.call_of(n) for n in graph.nodes if n.op not in FREE]
+        return {call.operands[-1]: call for call in every_call(store_once({"": calls})[""])}
+
     def run(
         self,
         graph: Graph,
@@ -143,7 +149,7 @@ class Lab:
     ) -> dict[str, Array]:
         """Outputs of `graph`; work items are cut into ranges of the sizes `cuts`, run in random order."""
         sizes = sizes or infer_sizes(graph, inputs)
-        calls = {n: self.call_of(n) for n in graph.nodes if n.op not in FREE}
+        calls = self.calls_of(graph)
         self.functions([c.kernel for c in calls.values()], cpu or cpus()[0])
 
         def compute(node: Node, values: dict[Node, Any]) -> Any:

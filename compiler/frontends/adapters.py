@@ -11,6 +11,7 @@ from typing import Any
 from llmc.compiler.frontends.json_file import read_object
 from llmc.compiler.frontends.regular_file import want_all_regular
 from llmc.compiler.frontends.safetensors_file import Tensor, read_header
+from llmc.compiler.frontends.tasks import architecture_of
 from llmc.errors import LlmcError
 
 CONFIG = "adapter_config.json"
@@ -137,10 +138,10 @@ def _places(adapter: Adapter) -> list[Path]:
 def head(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the merged model's config.json says otherwise than its base's, without a look at the weights."""
     suffix = SUFFIXES.get(adapter.task or "")
-    names = config.get("architectures")
-    if suffix is None or not (isinstance(names, list) and names and isinstance(names[0], str)):
+    name = architecture_of(config)
+    if suffix is None or not name:
         return {}
-    changed: dict[str, Any] = {"architectures": [re.split(r"For[A-Z]|Model$|LMHead", names[0])[0] + suffix]}
+    changed: dict[str, Any] = {"architectures": [re.split(r"For[A-Z]|Model$|LMHead", name)[0] + suffix]}
     sizes = [t.shape[0] for name, t in _header(adapter).items() if "lora_" not in name and len(t.shape) == 2]
     if sizes and min(sizes) != len(config.get("id2label") or ()):
         changed["id2label"] = {str(i): f"LABEL_{i}" for i in range(min(sizes))}

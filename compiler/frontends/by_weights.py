@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from llmc.compiler.frontends.tasks import architecture_of
+
 Shapes = Mapping[str, tuple[int, ...] | None]
 # the same weights as another class, and asked for by config.json where they are meant
 _CAUSAL = ("LMHeadModel", "ForCausalLM")
@@ -17,8 +19,7 @@ def expected(root: Path, config: Mapping[str, Any]) -> tuple[set[str], str]:
     """Names of the weights of the class in config.json, and its prefix; none if it cannot be made."""
     import transformers
 
-    names = config.get("architectures")
-    name = str(names[0]) if isinstance(names, list) and names else "AutoModel"
+    name = architecture_of(config) or "AutoModel"
     kind = getattr(transformers, name, None)
     made = None if kind is None else _made(kind, root)
     return (set(), "") if made is None else (set(made.state_dict()), made.base_model_prefix)

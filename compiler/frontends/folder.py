@@ -20,7 +20,7 @@ from llmc.compiler.frontends.regular_file import want_all_regular
 from llmc.compiler.frontends.safetensors_file import Tensor, read_header
 from llmc.compiler.frontends.sentence import Sentence, read_modules, transformer_folder
 from llmc.compiler.frontends.sentence_text import want_unicode
-from llmc.compiler.frontends.tasks import Task, architecture_of, task_of
+from llmc.compiler.frontends.tasks import Task, architecture_of, scores_of, task_of
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.errors import LlmcError
 
@@ -93,6 +93,8 @@ def inspect(
     tensors = read_weights(root) if need_weights or _holds_weights(root) else None
     sizes.want_of(config, tensors, at)
     positions = sizes.positions(config, tensors, at)
+    names = labels(config, at) if chosen.labelled else ()
+    scores_of(config, chosen.name, len(names), str(root))  # a mistake in it shows before any work
     return Summary(
         path=path,
         root=root,
@@ -102,7 +104,7 @@ def inspect(
         task=chosen,
         parameters=None if tensors is None else _count(tensors),
         dtypes=_dtypes(tensors),
-        labels=labels(config, at) if chosen.labelled else (),
+        labels=names,
         tokenizer=tokenizer.read(root, config, positions, sentence.text if sentence else None),
         sentence=sentence,
         max_positions=positions,

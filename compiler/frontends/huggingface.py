@@ -8,8 +8,7 @@ no code from the folder is run.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +16,16 @@ from typing import TYPE_CHECKING, Any
 from llmc.compiler.frontends import forward, processors
 from llmc.compiler.frontends import tokenizer as tokenizers
 from llmc.compiler.frontends.ctc import decoder_of
-from llmc.compiler.frontends.folder import EMBEDDING, Summary, inspect
+from llmc.compiler.frontends.folder import Summary, inspect
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported, want_bound
-from llmc.compiler.frontends.inputs import TEXT, Inputs, inputs_of
+from llmc.compiler.frontends.inputs import TEXT, inputs_of
 from llmc.compiler.frontends.pretrained import build
+from llmc.compiler.frontends.program import asked, export, head_of
 from llmc.compiler.frontends.quiet import quiet
-from llmc.compiler.frontends.report import UnsupportedError
-from llmc.compiler.frontends.sentence import Sentence
 from llmc.compiler.frontends.tasks import GENERATION, SCORING, TASKS, Task, scores_of
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.compiler.frontends.versions import warn_if_untested
-from llmc.errors import LlmcError, LlmcWarning, first_line
+from llmc.errors import LlmcError, LlmcWarning
 
 if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
@@ -71,9 +69,11 @@ def load(
         shapes = {node.attributes["name"]: node.shape for node in graph.inputs}
         processor = processors.for_inputs(summary.root, shapes)
         decoder = decoder_of(summary.root, type(model).__name__)
+        asked_for = inputs_of(model, summary.root, max_batch, max_seq).bounds if steps is None else {}
     if lacks:
         told = f"{summary.root}: it gives the logits of whole texts and cannot generate token by token"
         warnings.warn(LlmcWarning(f"{told}: {lacks}"), stacklevel=2)
+    _tell_narrowed(graph, asked_for, summary.root)
     if does.name == "text-classification" and hasattr(model, "score"):
         _warn_of_padding(summary, tokenizer)
     scores = scores_of(summary.config, does.name, len(summary.labels), str(summary.root))
@@ -117,6 +117,18 @@ def _generates(summary: Summary, step: Graph) -> dict[str, Any]:
     }
 
 
+def _tell_narrowed(graph: Graph, asked: Mapping[str, tuple[int, int]], root: Path) -> None:
+    """Sizes that were asked for and that the artifact will not take: the code of the model is another for them."""
+    lost = [
+        f"{name} is {graph.dims[name][0]} to {graph.dims[name][1]}, not {low} to {high} as asked"
+        for name, (low, high) in asked.items()
+        if name in graph.dims and tuple(graph.dims[name]) != (low, high)
+    ]
+    if lost:
+        told = f"{root}: {'; '.join(lost)}: the model's code holds for no other sizes"
+        warnings.warn(LlmcWarning(told), stacklevel=3)
+
+
 def _warn_of_padding(summary: Summary, tokenizer: Tokenizer | None) -> None:
     """A decoder's classifier finds a row's last token by config.json's padding, which the tokenizer does not use."""
     pad = summary.config.get("pad_token_id")
@@ -136,67 +148,6 @@ def tokenizer_of(summary: Summary) -> Tokenizer | None:
     """
     told = summary.sentence.text if summary.sentence else None
     return tokenizers.build(summary.tokenizer, summary.root, summary.max_positions, told)
-
-
-@dataclass(frozen=True)
-class TorchModel:
-    """The folder's model in PyTorch, called as its artifact is.
-
-    Args:
-        inputs: what it takes.
-        outputs: their names, in order.
-        run: one tensor for each input -> one for each output.
-        tokenizer: None if the folder has none.
-        config: transformers' configuration.
-    """
-
-    inputs: Inputs
-    outputs: tuple[str, ...]
-    run: Any
-    tokenizer: Tokenizer | None
-    config: Any
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the inputs, in order."""
-        return self.inputs.names
-
-    def sample(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
-        """Random values of the inputs: see `reference.sample`."""
-        from llmc.compiler.frontends import reference
-
-        return reference.sample(self.inputs, self.config, sizes, seed)
-
-    def values(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Arrays in, arrays out by name."""
-        import torch
-
-        with torch.no_grad():
-            found = self.run(*(torch.from_numpy(inputs[name]) for name in self.names))
-        return {name: value.numpy() for name, value in zip(self.outputs, found, strict=True)}
-
-
-def load_torch(path: str | Path, task: str = "auto") -> TorchModel:
-    """A model folder as PyTorch runs it, to compare with.
-
-    Raises:
-        LlmcError: as `load`.
-    """
-    import torch
-
-    from llmc.compiler.frontends import reference
-    from llmc.compiler.frontends.implementations import set_way
-
-    summary = inspect(path, task, ignore_unused=True)
-    with quiet():
-        model, chosen = build(summary, ignore_unused=True)
-        inputs = inputs_of(model, summary.root, MAX_BATCH, summary.max_positions)
-        values = reference.sample(inputs, model.config)
-        sample = [torch.from_numpy(values[name]) for name in inputs.names]
-        head, outputs = _head(summary, model, chosen, inputs, sample)
-        tokenizer = tokenizer_of(summary) if TEXT in inputs.names else None
-        set_way(model, "sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
-    return TorchModel(inputs, outputs, head, tokenizer, model.config)
 
 
 def _bounds(summary: Summary, max_batch: int, max_seq: int | None) -> int:
@@ -225,13 +176,13 @@ def _graph(summary: Summary, model: Any, task: Task, max_batch: int, max_seq: in
     values = reference.sample(inputs, model.config, reference.sizes_for(model.config, max_seq))
     tensors = [torch.from_numpy(values[name]) for name in inputs.names]
     forward.in_one_piece(model)
-    head, outputs = _head(summary, model, task, inputs, tensors)
+    head, outputs = head_of(summary, model, task, inputs, tensors)
 
     def run() -> dict[str, Any]:
         with torch.no_grad():
             return {n: v.numpy() for n, v in zip(outputs, head(*tensors), strict=True)}
 
-    wanted = _asked(run, at)
+    wanted = asked(run, at)
     if EndHead.fits(model):
         head = EndHead(model, inputs.names, outputs, inputs.fixed).eval()
     choose(model, run, wanted, values, max_seq)
@@ -249,6 +200,7 @@ def _steps(summary: Summary, model: Any, max_seq: int) -> tuple[Graph | None, st
     import torch
 
     from llmc.compiler.frontends.implementations import EAGER, set_way
+    from llmc.compiler.frontends.report import UnsupportedError
     from llmc.compiler.frontends.stepping import step_graph
 
     at = str(summary.root / "config.json")
@@ -259,92 +211,10 @@ def _steps(summary: Summary, model: Any, max_seq: int) -> tuple[Graph | None, st
 
     forward.in_one_piece(model)
     try:
-        return step_graph(model, max_seq, at, lambda ids: _asked(lambda: whole(ids), at)), ""
+        return step_graph(model, max_seq, at, lambda ids: asked(lambda: whole(ids), at)), ""
     except (UnsupportedError, LlmcError) as error:
         set_way(model, EAGER)
         return None, error.problem if isinstance(error, LlmcError) else error.reason
-
-
-def _head(
-    summary: Summary, model: Any, task: Task, inputs: Inputs, sample: Sequence[Any]
-) -> tuple[Any, tuple[str, ...]]:
-    """The model with the task's outputs, and their names.
-
-    Args:
-        sample: a tensor for each input; what the model makes of it says which outputs there are.
-    """
-    from llmc.compiler.frontends.heads import Head
-    from llmc.compiler.frontends.sentence_head import SentenceHead
-
-    head = Head(model, inputs.names, (), inputs.fixed)
-    if task.name != EMBEDDING:
-        found = _asked(lambda: head.run(sample)[0], str(summary.root / "config.json"))
-        head.outputs = outputs_of(found, task)
-        return head.eval(), head.outputs
-    sentence = summary.sentence or Sentence()
-    whole = SentenceHead(head, sentence).eval()
-    return whole, whole.outputs
-
-
-_NO_OUTPUTS = ("loss", "past_key_values", "hidden_states", "attentions")
-
-
-def outputs_of(result: Mapping[str, Any], task: Task) -> tuple[str, ...]:
-    """Names of the outputs that the task has, in its order; all tensors of the result if it has none of them."""
-    import torch
-
-    tensors = [k for k, v in result.items() if isinstance(v, torch.Tensor) and not k.endswith(_NO_OUTPUTS)]
-    return tuple(n for n in task.outputs if n in tensors) or tuple(tensors)
-
-
-def _asked(run: Callable[[], Any], at: str) -> Any:
-    """What the model gives.
-
-    Raises:
-        LlmcError: config.json, which is `at`, says what the model cannot be run with.
-    """
-    import torch
-
-    try:
-        with torch.no_grad():
-            return run()
-    except Exception as error:  # anything that transformers and torch raise
-        raise LlmcError(
-            f"transformers cannot run the model: {first_line(error)}",
-            at=at,
-            found=type(error).__name__,
-            hint=_NO_PADDING if "no padding token" in str(error) else _OTHERS,
-        ) from error
-
-
-_OTHERS = "is config.json the one saved with these weights?"
-_NO_PADDING = "give config.json a pad_token_id: the number of the token that the tokenizer pads with"
-
-
-def export(head: Any, inputs: Inputs, config: Any, at: str) -> tuple[Any, Inputs]:
-    """torch.export with dynamic axes, and the bounds within which what it gives holds; a bound of 1 is static.
-
-    Raises:
-        LlmcError: the model does not run as config.json, which is `at`, describes it.
-    """
-    import torch
-
-    from llmc.compiler.frontends import reference
-    from llmc.compiler.frontends.tracing import narrower, trace
-
-    dims = {n: torch.export.Dim(n, min=low, max=high) for n, (low, high) in inputs.bounds.items() if high > 1}
-    values = reference.sample(inputs, config, {**reference.SIZES, "batch": 2, "seq": 7})
-    sample = tuple(torch.from_numpy(values[name]) for name in inputs.names)
-    axes = tuple({i: dims[a] for i, a in enumerate(given.axes) if a in dims} for given in inputs.given)
-    _asked(lambda: head(*sample), at)  # models make the tables that they keep
-    try:
-        with torch.no_grad():
-            return trace(head, sample, axes), inputs
-    except LlmcError as error:
-        bounds = narrower(error, inputs.bounds)
-        if bounds == inputs.bounds:
-            raise
-    return export(head, replace(inputs, bounds=bounds), config, at)
 
 
 def _tabulate(model: Any, max_seq: int) -> None:

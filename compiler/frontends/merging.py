@@ -9,6 +9,7 @@ from typing import Any
 
 from llmc.compiler.frontends.adapters import CONFIG, Adapter
 from llmc.compiler.frontends.json_file import read_object
+from llmc.compiler.frontends.tasks import architecture_of
 from llmc.errors import LlmcError, extras_named, first_line
 
 PREFIX = "base_model.model."  # of every name in an adapter's file
@@ -90,9 +91,8 @@ def _classes(base: Path, adapter: Adapter) -> list[Any]:
 
     if adapter.task in CLASSES:
         return [getattr(transformers, CLASSES[adapter.task])]
-    names = read_object(base / "config.json").get("architectures") or []
-    known = [getattr(transformers, str(name), None) for name in names]
-    return [*(k for k in known if hasattr(k, "from_pretrained")), transformers.AutoModel]
+    known = getattr(transformers, architecture_of(read_object(base / "config.json")), None)
+    return [*([known] if hasattr(known, "from_pretrained") else []), transformers.AutoModel]
 
 
 def _merged(base: Path, adapter: Adapter, kind: Any, weights: Mapping[str, Any], peft: Any) -> Any:

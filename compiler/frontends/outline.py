@@ -17,9 +17,9 @@ import numpy as np
 
 from llmc.compiler.frontends import classes, forward
 from llmc.compiler.frontends.folder import Summary, inspect
-from llmc.compiler.frontends.huggingface import export, outputs_of
 from llmc.compiler.frontends.imported import MAX_BATCH
 from llmc.compiler.frontends.inputs import inputs_of
+from llmc.compiler.frontends.program import export, outputs_of
 from llmc.compiler.frontends.quiet import quiet
 from llmc.compiler.frontends.report import LACKING
 from llmc.compiler.frontends.sizes import DEPTHS

@@ -148,6 +148,8 @@ def near(word: str, known: Iterable[str], what: str) -> str:
 def architecture_of(config: Mapping[str, Any]) -> str:
     """The class that wrote the checkpoint, such as `BertForMaskedLM`; empty if unknown."""
     names = config.get("architectures")
+    if isinstance(names, str):
+        return names
     return str(names[0]) if isinstance(names, list) and names else ""
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from llmc.compiler.calls import Call, Region, every_call
 from llmc.compiler.module import Module
+from llmc.compiler.stored_once import store_once
 from llmc.targets import Target, store
 from llmc.targets.backend import Backend, Code
 from llmc.targets.backends import backend_of
+from llmc.targets.lowering import Lowerings
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,7 @@ class Kernels:
         Raises:
             LlmcError: an op has no kernel there, or a tool is missing.
         """
-        calls = {name: backend_of(target).lower(graph) for name, graph in module.functions.items()}
-        made = cls(module, target, calls)
+        made = cls(module, target, _calls(module, backend_of(target)))
         return replace(made, target=target.serving(call.kernel.family for call in made.every))
 
     @property
@@ -54,9 +55,7 @@ class Kernels:
         """With the fastest schedules that are found on this machine in `seconds`, or were before."""
         backend = self.backend
         tuned = backend.tune(self.every, self.module.dims, self.target, self.kept, seconds, tell)
-        first = backend.tuned(tuned)
-        calls = {name: backend.lower(graph, first) for name, graph in self.module.functions.items()}
-        return replace(self, tuned=tuned, calls=calls)
+        return replace(self, tuned=tuned, calls=_calls(self.module, backend, backend.tuned(tuned)))
 
     def code(self) -> Code:
         """The machine code, and the source of what was made from source."""
@@ -65,3 +64,10 @@ class Kernels:
     def products(self) -> list[dict[str, Any]]:
         """For the manifest: the schedules of products, and what tuning measured."""
         return self.backend.products(self.every, self.tuned)
+
+
+def _calls(
+    module: Module, backend: Backend, first: Lowerings | None = None
+) -> Mapping[str, Sequence[Call | Region]]:
+    """The calls of each function; `first` are lowerings that come before the backend's."""
+    return store_once({name: backend.lower(graph, first) for name, graph in module.functions.items()})

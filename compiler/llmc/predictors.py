@@ -84,12 +84,12 @@ def _torch(path: Path, model: Any, threads: int | None) -> Predictor:
     """The folder in PyTorch, its own tokenizer cut at the artifact's longest sequence."""
     import torch
 
-    from llmc.compiler.frontends import huggingface, overlay, plain_folder
+    from llmc.compiler.frontends import overlay, plain_folder, torch_model
     from llmc.runtime.text import Tokenizer
     from llmc.tokens import encoder_of
 
     with plain_folder.plain(plain_folder.origin(path)) as plain:
-        source = huggingface.load_torch(plain.path, model.task)
+        source = torch_model.load_torch(plain.path, model.task)
         tokenizer = overlay.lasting(source.tokenizer, plain.path, path)
     if threads is not None:
         torch.set_num_threads(threads)

@@ -7,19 +7,18 @@ accumulators leave by way of shared memory, so that the epilogue runs on whole r
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from tvm import tirx
 
-from llmc.compiler.calls import Call, Packed
+from llmc.compiler.calls import Call
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import WARP, GridEmitter
 from llmc.targets.cuda.operands import (
     apply_epilogue,
     epilogue_inputs,
-    pack_steps,
+    packed_steps,
     product_call,
     row_quad,
     tile_place,
@@ -135,5 +134,5 @@ def linear(node: Node) -> Call:
 
     if any(i.dtype != "f32" for i in (x, *extras)):
         raise LlmcError(f"linear: no kernel for {x.dtype} x {w.dtype}")
-    packed = Packed(weight, f"steps{DEPTH}x{COLUMNS}", partial(pack_steps, depth=DEPTH, columns=COLUMNS))
+    packed = packed_steps(weight, DEPTH)
     return product_call(node, "linear_half", packed, ("f32", "f16"), emit, THREADS)

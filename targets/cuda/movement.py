@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 
 from tvm import tirx
 
-from llmc.compiler.calls import Call
+from llmc.compiler.calls import Call, Layouts
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import flat
 from llmc.targets.tir.emit import STORAGE, Expr, i64
 from llmc.targets.tir.grid import offset
+from llmc.targets.tir.panels import row_place
 from llmc.targets.tir.scalar_ops import constant
 from llmc.targets.tir.strides import STRIDES, clamped, merge_strides, pad_axes
 
@@ -84,10 +87,10 @@ def pad(node: Node) -> Call:
     return flat(node, "move", ("pad", len(axes), repr(value)), emit, scalars, product(node.shape))
 
 
-def embedding(node: Node) -> Call:
-    """Rows of a table."""
+def embedding(node: Node, layouts: Layouts = (None, None)) -> Call:
+    """Rows of a table, which may lie by panels."""
     table, index = node.inputs
-    width = product(table.shape[1:])
+    width, panels = product(table.shape[1:]), layouts[0]
 
     def emit(k: GridEmitter) -> None:
         rows, indices = k.pointer("table", table.dtype), k.pointer("index", index.dtype)
@@ -96,10 +99,12 @@ def embedding(node: Node) -> Call:
         with k.each(size) as item:
             place, column = k.decode(item, [i64(1), length])
             row = clamped(k, k.load(indices, place), count)
-            k.store(target, item, k.load(rows, row * length + column))
+            start, step = row_place(k, row, length, panels)
+            k.store(target, item, k.load(rows, start + column * step))
 
-    scalars = (table.shape[0], width, product(node.shape))
-    return flat(node, "move", ("embedding",), emit, scalars, product(node.shape))
+    key, scalars = ("embedding", panels), (table.shape[0], width, product(node.shape))
+    call = flat(node, "move", key, emit, scalars, product(node.shape))
+    return replace(call, laid=partial(embedding, node))
 
 
 def gather(node: Node) -> Call:

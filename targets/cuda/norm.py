@@ -6,10 +6,12 @@ A row is read three times, for mean, variance and result: after the first it com
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 
 from tvm import tirx
 
-from llmc.compiler.calls import Call
+from llmc.compiler.calls import Call, Layouts, Panels
 from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.rows import ZERO, row_stride, scale_offset
@@ -17,6 +19,7 @@ from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.rows import Row, rows_call
 from llmc.targets.tir.emit import Buffer, Expr, f32, fma, i64, mod
+from llmc.targets.tir.panels import row_place
 from llmc.targets.tir.strides import clamped
 
 
@@ -47,14 +50,15 @@ def norm(node: Node) -> Call:
     return rows_call(node, "norm", key, emit, (rows,), rows, 8 * rows * n)
 
 
-def embed_norm(node: Node) -> Call:
-    """layer_norm of a sum of table rows; an index of [1, s] is shared by the batch."""
+def embed_norm(node: Node, layouts: Layouts = ()) -> Call:
+    """layer_norm of a sum of table rows, which may lie by panels; an index of [1, s] is shared by the batch."""
     n, rows, eps = _row_length(node), product(node.shape[:-1]), float(node.attributes["eps"])
     count = node.attributes["tables"]
     pairs = [(node.inputs[2 * i], node.inputs[2 * i + 1]) for i in range(count)]
     if any(t.dtype not in ("f32", "f16", "u8") or i.dtype not in ("i64", "i32") for t, i in pairs):
         raise LlmcError("embed_norm: no kernel for these dtypes")
     spec = tuple((int(t.shape[0]), t.dtype, i.dtype, i.shape != node.shape[:-1]) for t, i in pairs)
+    lying = tuple(layouts[: 2 * count : 2]) or (None,) * count
 
     def emit(k: GridEmitter) -> None:
         buffers = [(k.pointer("table", dtype), k.pointer("index", kind)) for _, dtype, kind, _ in spec]
@@ -62,10 +66,13 @@ def embed_norm(node: Node) -> Call:
         seq, total = k.scalar("seq"), k.scalar("rows")
         row = Row(k, total)
         parts = []
-        for (table, index), (size, dtype, _, shared) in zip(buffers, spec, strict=True):
+        for (table, index), (size, dtype, _, shared), panels in zip(buffers, spec, lying, strict=True):
             place = k.let(mod(row.at, seq)) if shared else row.at
             picked = clamped(k, k.load(index, place), i64(size))
-            parts.append(packed_row(k, table, picked, n) if dtype == "u8" else plain_row(k, table, picked, n))
+            packed = dtype == "u8"
+            parts.append(
+                packed_row(k, table, picked, n) if packed else plain_row(k, table, picked, n, panels)
+            )
 
         def value(column: Expr) -> Expr:
             total = f32(0.0)
@@ -75,16 +82,18 @@ def embed_norm(node: Node) -> Call:
 
         _normalise(row, n, eps, value, weight, bias, out, k.let(row.at * n), True)
 
-    return rows_call(node, "norm", ("embed", n, eps, spec), emit, (node.shape[-2], rows), rows, 8 * rows * n)
+    key = ("embed", n, eps, spec, lying)
+    call = rows_call(node, "norm", key, emit, (node.shape[-2], rows), rows, 8 * rows * n)
+    return replace(call, laid=partial(embed_norm, node))
 
 
 Part = Callable[[Expr, Expr], Expr]  # (column, total) -> total + the row's value there
 
 
-def plain_row(k: GridEmitter, table: Buffer, row: Expr, n: int) -> Part:
+def plain_row(k: GridEmitter, table: Buffer, row: Expr, n: int, panels: Panels | None = None) -> Part:
     """A row of a table of floats."""
-    start = k.let(row * n)
-    return lambda column, total: k.let(total + tirx.Cast("float32", k.load(table, start + column)))
+    start, step = row_place(k, row, i64(n), panels)
+    return lambda column, total: k.let(total + tirx.Cast("float32", k.load(table, start + column * step)))
 
 
 def packed_row(k: GridEmitter, rows: Buffer, row: Expr, n: int) -> Part:

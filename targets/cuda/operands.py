@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from llmc.compiler.calls import Call, Operand, Packed
+from llmc.compiler.calls import Call, Operand, Packed, Panels
 from llmc.compiler.dims import ceil_div, dim, product
 from llmc.compiler.graph import Node, Weight
 from llmc.errors import LlmcError
@@ -22,6 +23,13 @@ def pack_steps(array: np.ndarray[Any, Any], depth: int, columns: int) -> np.ndar
     """`w[n, k]` -> `[k][n]`, both padded with zeros to multiples of `depth` and `columns`."""
     n, k = array.shape
     return np.pad(array.T, ((0, -k % depth), (0, -n % columns)))
+
+
+def packed_steps(weight: Weight, depth: int) -> Packed:
+    """The weight of a product that stages `depth` steps of k at a time: one panel as wide as the padded columns."""
+    n, k = weight.array.shape
+    pack = partial(pack_steps, depth=depth, columns=COLUMNS)
+    return Packed(weight, f"steps{depth}x{COLUMNS}", pack, Panels(n + -n % COLUMNS, k + -k % depth))
 
 
 def weight_of(node: Node) -> Weight:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 from tvm import tirx
 
-from llmc.compiler.calls import Call, Packed
+from llmc.compiler.calls import Call
 from llmc.compiler.dims import ceil_div, dim, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
@@ -17,7 +16,7 @@ from llmc.targets.cuda.launch import launch
 from llmc.targets.cuda.operands import (
     apply_epilogue,
     epilogue_inputs,
-    pack_steps,
+    packed_steps,
     product_call,
     row_quad,
     tile_place,
@@ -60,7 +59,7 @@ def linear(node: Node) -> Call:
 
         tile.finish(tile.multiply(i64(depth)), m, i64(n), write)
 
-    packed = Packed(weight, f"steps{DEPTH}x{COLUMNS}", partial(pack_steps, depth=DEPTH, columns=COLUMNS))
+    packed = packed_steps(weight, DEPTH)
     return product_call(node, "linear", packed, ("f32", "f32"), emit, THREADS)
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from kernel_lab import assert_guard, by_nodes, bytes_of, guarded
 
-from llmc.compiler.calls import Call, Packed
+from llmc.compiler.calls import Call, Packed, every_call
 from llmc.compiler.dims import evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node
+from llmc.compiler.stored_once import store_once
 from llmc.targets import TARGETS
 from llmc.targets.cuda.build import PREAMBLE, cuda_source
 from llmc.targets.cuda.lower import LOWERINGS
@@ -107,11 +108,17 @@ def run_artifact(
     return results
 
 
+def calls_of(graph: Graph) -> dict[Any, Call]:
+    """As a compile has them."""
+    calls = [LOWERINGS[n.op](n) for n in graph.nodes if n.op not in free_ops()]
+    return {call.operands[-1]: call for call in every_call(store_once({"": calls})[""])}
+
+
 class GpuLab:
     """Kernels of some graphs, emulated, run one by one."""
 
     def __init__(self, folder: Path, graphs: Sequence[Graph]) -> None:
-        self.calls = {n: LOWERINGS[n.op](n) for g in graphs for n in g.nodes if n.op not in free_ops()}
+        self.calls = {node: call for graph in graphs for node, call in calls_of(graph).items()}
         kernels = {c.kernel.symbol: c.kernel for c in self.calls.values()}
         self.source = cuda_source({symbol: k.emit(symbol, None) for symbol, k in kernels.items()})
         self._library = ctypes.CDLL(str(emulated(self.source, folder)))

@@ -14,7 +14,7 @@ from random_graphs import random_graph
 
 from llmc.compiler import interpret
 from llmc.compiler.dims import symbol
-from llmc.compiler.graph import Graph, Node
+from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.ops import OPS, constant, input_, make
 from llmc.compiler.ops.storage import stored_ops
 from llmc.compiler.pipeline import Pipeline
@@ -170,10 +170,26 @@ def optimised(graph: Graph, more: str = "") -> Graph:
     return Pipeline.parse(LEVELS[3] + more, PASSES).run(graph)[0]
 
 
+def tied() -> Graph:
+    """Tables that products have as well."""
+    ids = input_("ids", "i64", (B, S, 1))
+    index = make("reshape", (ids,), shape=(B, S))
+    outputs: dict[str, Node] = {}
+    for dtype, columns in (("f32", 20), ("f16", 33)):
+        table = constant(RNG.normal(size=(11, columns)).astype(DTYPES[dtype]))
+        rows = make("embedding", (table, index))
+        outputs[dtype] = make("cast", (rows,), dtype="f32") if dtype == "f16" else rows
+        outputs[f"{dtype} head"] = make("linear", (outputs[dtype], table))
+    ones = constant(np.ones(20, np.float32))
+    table = outputs["f32"].inputs[0]
+    outputs["norm"] = make("embed_norm", (table, index, ones, ones), eps=1e-5, tables=1)
+    return Graph((ids,), outputs, {"batch": (1, 4), "seq": (1, 80)})
+
+
 def graphs() -> dict[str, tuple[Graph, dict[str, Any]]]:
     """name -> graph, inputs"""
     found = {}
-    for build in (products, attentions, reductions, movement, windows, selections):
+    for build in (products, attentions, reductions, movement, windows, selections, tied):
         graph = build()
         for batch, seq in ((1, 1), (2, 5), (3, 66)):
             inputs = {}

@@ -16,9 +16,10 @@ import transformers
 from random_any import DECODER, TEXT, made
 
 from llmc.compiler.frontends import reference
-from llmc.compiler.frontends.huggingface import load, load_torch
+from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.frontends.implementations import EAGER, choose
 from llmc.compiler.frontends.inputs import inputs_of
+from llmc.compiler.frontends.torch_model import load_torch
 from llmc.compiler.interpret import run
 from llmc.errors import LlmcError, LlmcWarning
 

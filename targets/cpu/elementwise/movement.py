@@ -67,6 +67,12 @@ def copy_run(k: Emitter, source: Any, start: Expr, target: Any, base: Expr, coun
     vectors(k, count, body)
 
 
+def pick_run(k: Emitter, source: Any, start: Expr, step: Expr, target: Any, base: Expr, count: Expr) -> None:
+    """`count` elements that lie `step` apart."""
+    with k.loop(0, count) as i:
+        k.store(target, base + i, k.load(source, k.let(start + i * step)))
+
+
 def fill_run(k: Emitter, value: Expr, target: Any, base: Expr, count: Expr) -> None:
     """`count` elements set to the vector `value`."""
     vectors(k, count, lambda position, mask: k.store(target, base + position, value, mask))
@@ -104,8 +110,7 @@ def _strided(k: Emitter, node: Node, rank: int, mode: str) -> None:
         elif mode == "fill":
             fill_run(k, splat(k.load(source, at)), target, base, count)
         else:
-            with k.loop(0, count) as i:
-                k.store(target, base + i, k.load(source, k.let(at + i * steps[-1])))
+            pick_run(k, source, at, steps[-1], target, base, count)
 
 
 def strided(node: Node) -> Call:

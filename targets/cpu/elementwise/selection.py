@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
-from llmc.compiler.calls import Call
+from llmc.compiler.calls import Call, Layouts
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.rules import same_dim
-from llmc.targets.cpu.elementwise.movement import copy_run, long_cost, move_call
+from llmc.targets.cpu.elementwise.movement import copy_run, long_cost, move_call, pick_run
 from llmc.targets.tir.emit import Emitter, i64
 from llmc.targets.tir.grid import walk
+from llmc.targets.tir.panels import row_place
 from llmc.targets.tir.strides import clamped
 
 
-def embedding(node: Node) -> Call:
-    """One item is one index: a row of the table."""
+def embedding(node: Node, layouts: Layouts = (None, None)) -> Call:
+    """One item is one index: a row of the table, which may lie by panels."""
     table, index = node.inputs
-    width = product(table.shape[1:])
+    width, panels = product(table.shape[1:]), layouts[0]
 
     def emit(k: Emitter) -> None:
         rows, indices = k.pointer("table", table.dtype), k.pointer("index", index.dtype)
@@ -25,10 +28,15 @@ def embedding(node: Node) -> Call:
         count, length = k.scalar("count"), k.scalar("width")
         with k.loop(k.begin, k.end) as item:
             row = clamped(k, k.load(indices, item), count)
-            copy_run(k, rows, k.let(row * length), target, k.let(item * length), length)
+            (start, step), base = row_place(k, row, length, panels), k.let(item * length)
+            if panels is None:
+                copy_run(k, rows, start, target, base, length)
+            else:
+                pick_run(k, rows, start, step, target, base, length)
 
-    scalars = (table.shape[0], width)
-    return move_call(node, ("embedding",), emit, scalars, product(index.shape), long_cost(width))
+    key, cost = ("embedding", *([panels] if panels else [])), dim(width) if panels else long_cost(width)
+    call = move_call(node, key, emit, (table.shape[0], width), product(index.shape), cost)
+    return replace(call, laid=partial(embedding, node))
 
 
 def gather(node: Node) -> Call:

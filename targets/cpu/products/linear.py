@@ -20,7 +20,7 @@ import numpy as np
 import sympy
 from tvm import tirx
 
-from llmc.compiler.calls import Call, Kernel, Packed
+from llmc.compiler.calls import Call, Kernel, Packed, Panels
 from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import DTYPES, Node, Weight
 from llmc.errors import LlmcError
@@ -58,7 +58,8 @@ def lower_linear(node: Node, schedule: Schedule | None = None) -> Call:
     schedule = schedule or Schedule.default(n)
     width = schedule.width
     weight: Weight = w.attributes["value"]
-    operands: list[Any] = [x, Packed(weight, f"panels{width}", partial(pack_panels, width=width))]
+    pack = partial(pack_panels, width=width)
+    operands: list[Any] = [x, Packed(weight, f"panels{width}", pack, Panels(width, k))]
     pending = iter(extras)
     for step in epilogue:
         if step == "bias":

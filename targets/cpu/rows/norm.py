@@ -7,12 +7,13 @@ Mean and variance are taken in two passes over 16 partial sums (lane = column mo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from tvm import tirx
 
-from llmc.compiler.calls import Call, Kernel
+from llmc.compiler.calls import Call, Kernel, Layouts, Panels
 from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.rows import row_stride
@@ -21,6 +22,7 @@ from llmc.targets.cpu.rows import quantised
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, dtype_of, f32, fma, i64, mod, splat
 from llmc.targets.tir.grid import by_rows, columns
+from llmc.targets.tir.panels import row_place
 
 
 def _row_length(node: Node) -> int:
@@ -75,8 +77,8 @@ def lower_add_norm(node: Node) -> Call:
     return _call(node, "add_norm", (n, eps), (), emit)
 
 
-def lower_embed_norm(node: Node) -> Call:
-    """layer_norm of a sum of table rows; an index of [1, s] is shared by the batch."""
+def lower_embed_norm(node: Node, layouts: Layouts = ()) -> Call:
+    """layer_norm of a sum of table rows, which may lie by panels; an index of [1, s] is shared by the batch."""
     n, eps = _row_length(node), float(node.attributes["eps"])
     count = node.attributes["tables"]
     pairs = [(node.inputs[2 * i], node.inputs[2 * i + 1]) for i in range(count)]
@@ -86,8 +88,12 @@ def lower_embed_norm(node: Node) -> Call:
         (int(table.shape[0]), table.dtype, index.dtype, index.shape != node.shape[:-1])
         for table, index in pairs
     )
-    emit = partial(emit_embed_norm, n=n, eps=eps, tables=tables)
-    return _call(node, "embed_norm", (n, eps, tables), (node.shape[-2],), emit)
+    lying = tuple(layouts[: 2 * count : 2])
+    emit = partial(emit_embed_norm, n=n, eps=eps, tables=tables, layouts=lying)
+    key = (n, eps, tables, *([lying] if lying else []))
+    return replace(
+        _call(node, "embed_norm", key, (node.shape[-2],), emit), laid=partial(lower_embed_norm, node)
+    )
 
 
 def emit_norm(
@@ -126,14 +132,23 @@ def emit_norm(
 
 
 def emit_embed_norm(
-    symbol: str, cpu: Cpu, *, n: int, eps: float, tables: tuple[tuple[int, str, str, bool], ...]
+    symbol: str,
+    cpu: Cpu,
+    *,
+    n: int,
+    eps: float,
+    tables: tuple[tuple[int, str, str, bool], ...],
+    layouts: Layouts = (),
 ) -> Any:
     """layer_norm(sum of table rows); `tables` holds (rows, dtype, index dtype, index shared by the batch)."""
     e = Emitter(symbol)
     pairs = [(e.pointer("table", dtype), e.pointer("index", kind)) for _, dtype, kind, _ in tables]
     weight, bias, out = e.pointer("weight", "f32"), e.pointer("bias", "f32"), e.pointer("out", "f32")
     readers = [
-        _TABLES[dtype](e, table, n) for (table, _), (_, dtype, _, _) in zip(pairs, tables, strict=True)
+        _TABLES[dtype](e, table, n) if panels is None else _table_by_panels(e, table, n, panels)
+        for (table, _), (_, dtype, _, _), panels in zip(
+            pairs, tables, layouts or (None,) * len(pairs), strict=True
+        )
     ]
     seq = e.scalar("seq")
     with e.loop(e.begin, e.end, "row") as row:
@@ -166,9 +181,29 @@ def _plain_table(e: Emitter, table: Buffer, n: int) -> _Reader:
         start = e.let(row * n)
 
         def plus(at: Expr, mask: Expr | None, total: Expr | None) -> Expr:
-            values = e.load(table, start + at, LANES, mask)
-            values = e.let(tirx.Cast("float32x16", values)) if dtype_of(values) != "float32x16" else values
-            return values if total is None else total + values
+            return _added(e, total, e.load(table, start + at, LANES, mask))
+
+        return plus
+
+    return read
+
+
+def _added(e: Emitter, total: Expr | None, values: Expr) -> Expr:
+    values = e.let(tirx.Cast("float32x16", values)) if dtype_of(values) != "float32x16" else values
+    return values if total is None else total + values
+
+
+def _table_by_panels(e: Emitter, table: Buffer, n: int, panels: Panels) -> _Reader:
+    """A column of a panel for each row; what lies past its end repeats the last value, and nobody stores it."""
+    lanes = tirx.Ramp(i64(0), i64(1), LANES)
+
+    def read(row: Expr) -> _Row:
+        start, step = row_place(e, row, i64(n), panels)
+
+        def plus(at: Expr, mask: Expr | None, total: Expr | None) -> Expr:
+            column = splat(at) + lanes if mask is None else tirx.min(splat(at) + lanes, splat(i64(n - 1)))
+            picked = e.let(tirx.BufferLoad(table, [splat(start) + column * splat(step)]))
+            return _added(e, total, picked)
 
         return plus
 

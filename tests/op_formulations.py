@@ -1,0 +1,160 @@
+"""Values for ops, and what PyTorch has to be told to compute some of them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from op_values import Random
+
+from llmc.compiler.ops import OPS
+from llmc.compiler.ops.split import split_weights
+
+RANDOM = Random(7)
+floats, integers, bools = RANDOM.floats, RANDOM.integers, RANDOM.bools
+
+
+SPECIAL = np.array([0.0, -0.0, 1.5, -2.5, 2.5, np.inf, -np.inf, np.nan], np.float32)
+X, Y = floats(3, 4, 5), floats(4, 1)
+N, M = integers(3, 4), integers(4, low=1)
+B, C = bools(3, 4), bools(4)
+TABLE = floats(11, 6)
+IDS = integers(2, 3, low=0, high=11)
+W, BIAS, RES = floats(7, 5), floats(7), floats(3, 4, 7)
+Q, K, V = floats(2, 4, 3, 8), floats(2, 2, 5, 8), floats(2, 2, 5, 6)
+KEEP, ADD = bools(2, 1, 1, 5) | (np.arange(5) == 0), floats(1, 4, 3, 5)
+P, R = floats(2, 3, 30), floats(2, 5, 40)
+KEYS, PB = bools(2, 5) | (np.arange(5) == 1), floats(1, 3, 3, 5)
+BYTES = integers(2, 3, 5, low=0, high=256, dtype="u8")
+MASK = (BYTES[0][:, :, None] >> np.arange(8, dtype=np.uint8) & 1).reshape(3, 40).astype(bool)
+
+
+GATES, STATE, MEMORY, CELL_W = floats(3, 24), floats(3, 6), floats(3, 6), floats(24, 6)
+
+
+def gru_step(x: Any, h: Any, w: Any, bias: Any) -> Any:
+    """PyTorch's cell, whose product with the input gives x."""
+    b_hh = torch.cat([torch.zeros(12), bias])
+    return torch._VF.gru_cell(x, h, torch.eye(18), w, torch.zeros(18), b_hh)
+
+
+def halves(packed: torch.Tensor) -> torch.Tensor:
+    """The two 4-bit numbers of each byte, the low one first."""
+    return torch.stack([packed % 16, packed // 16], -1).flatten(-2).long()
+
+
+def spread(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The values where a bit is set, in order."""
+    return torch.zeros(3, 37).masked_scatter_(torch.from_numpy(MASK[:, :37]), values)
+
+
+def sdpa(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any = None,
+    causal: bool = False,
+    scale: float = 0.3,
+    window: int | None = None,
+) -> Any:
+    if causal:  # the last query sees all keys; PyTorch's flag has the first query see one
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+        mask = mask if window is None else mask.triu(k.shape[2] - q.shape[2] - window + 1)
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+
+
+def mha(q: Any, k: Any, v: Any, keys: Any, bias: Any) -> Any:
+    """Three heads of four columns from columns 2, 3 and 20 on."""
+    split = [x[..., o : o + 12].unflatten(-1, (3, 4)).transpose(1, 2) for x, o in ((q, 2), (k, 3), (v, 20))]
+    mask = bias.masked_fill(~keys[:, None, None, :], -torch.inf)
+    return sdpa(*split, mask).transpose(1, 2).flatten(2)
+
+
+# A hole, no padding, padding on the left, and a row of nothing: the first place is kept whatever the mask says.
+HOLES = np.array([[1, 0, 1], [1, 1, 1], [0, 0, 1], [0, 0, 0]])
+PLACES = [[0, -1, 1], [2, 3, 4], [-1, -1, 6], [-1, -1, -1]]
+INDEX, STARTS = np.array([0, 2, 3, 4, 5, 6, 8, 9]), np.array([0, 2, 5, 7, 8])
+RAGGED = (floats(8, 30), floats(8, 40), floats(8, 40), (HOLES != 0).ravel()[INDEX], INDEX, STARTS)
+HEADS = {"heads": 3, "head_dim": 4, "scale": 0.3, "seq": 3, "offsets": (2, 3, 20)}
+
+
+def ragged_mha(q: Any, k: Any, v: Any, keys: Any, index: Any, starts: Any, *bias: Any) -> Any:
+    """Each sequence alone, a query without keys giving zeros."""
+    parts = []
+    for low, high in itertools.pairwise(starts.tolist()):
+        at, one = index[low:high] % 3, keys[low:high]
+        added = bias[0][:, :, at][..., at] if bias else torch.zeros(1, 3, high - low, high - low)
+        rows = mha(*(x[None, low:high] for x in (q, k, v)), one[None], added)
+        parts.append(rows[0] if one.any() else torch.zeros_like(rows[0]))
+    return torch.cat(parts)
+
+
+def norm(x: Any, *rest: Any, eps: float = 1e-3) -> Any:
+    return F.layer_norm(x, x.shape[-1:], *rest, eps=eps)
+
+
+Q8, S8 = integers(3, 4, 5, low=-127, high=128, dtype="i8"), abs(floats(3, 4, 1)) + np.float32(0.01)
+W8, WS = integers(7, 5, low=-127, high=128, dtype="i8"), abs(floats(7))
+
+
+def packed(q: Any, scale: Any) -> Any:
+    """Rows of 5 values: 16 bytes of them, 128 standing for 0, then the scale and 44 zeros."""
+    low = F.pad((q.int() + 128).to(torch.uint8), (0, 11), value=128)
+    return torch.cat([low, F.pad(scale.expand(3, 4, 1).contiguous().view(torch.uint8), (0, 44))], -1)
+
+
+def round_by(x: Any, scale: Any) -> Any:
+    return torch.clamp(torch.round(x * (1 / scale)), -127, 127).to(torch.int8)
+
+
+def row_scale(x: Any) -> Any:
+    return x.abs().amax(-1, keepdim=True) / 127
+
+
+ROWS = packed(torch.from_numpy(Q8), torch.from_numpy(S8)).numpy()
+
+
+def qlinear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
+    """In float64: where large sums cancel, float32 would keep few digits."""
+    x = torch.from_numpy(Q8.astype(np.float64) * S8)
+    return F.linear(x, w.double() * ws.double()[:, None], *(e.double() for e in extras)).float()
+
+
+def in_parts(x: Any) -> Any:
+    """Fixed point of 24 bits written out: h, then m, then l, 64 bytes each, all + 128."""
+    scale = x.abs().amax(-1, keepdim=True) / (8355711 / 65536)
+    fixed = torch.round(x * (65536 / scale)).clamp(-8355711, 8355711).to(torch.int64) + 0x808080
+    parts = [F.pad((fixed >> shift & 255).to(torch.uint8), (0, 59), value=128) for shift in (16, 8, 0)]
+    rest = F.pad(scale.contiguous().view(torch.uint8), (0, 60))
+    return torch.cat([*parts, rest], -1)
+
+
+def split_linear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
+    return F.linear(torch.from_numpy(X).double(), torch.from_numpy(W).double(), *extras).float()
+
+
+SPLIT_ROWS = OPS["split_rows"].reference(X)
+SPLIT_W = split_weights(W)
+
+TIES = integers(3, 4, 9, low=-2, high=3)
+HOLED = np.concatenate([SPECIAL, SPECIAL[::-1]])[None]
+HERE, PUT = integers(3, 6, 5, low=0, high=4), floats(3, 6, 5)
+EXPERTS, ROWS_OF = floats(4, 5, 3), floats(12, 5)
+
+
+def first_of(x: Any, count: int, down: bool) -> Any:
+    return torch.sort(x, dim=-1, descending=down, stable=True)[1][..., :count]
+
+
+def by_group(x: Any, w: Any, ends: Any) -> Any:
+    """Each row by the matrix of the first group that ends behind it."""
+    group = torch.searchsorted(ends, torch.arange(12), right=True)
+    return torch.einsum("rk,rkn->rn", x, torch.cat([w, torch.zeros(1, 5, 3)])[group])
+
+
+CHAIN = (("mul", (0, 1), ()), ("gelu", (-1,), (("approximate", "tanh"),)), ("add", (-2, 0), ()))
+
+# op, inputs, attributes, PyTorch
