@@ -75,6 +75,8 @@ def attentions() -> Graph:
     outputs = {
         "grouped": make("mha", (x, x, x), **grouped),
         "causal": make("mha", (x, x, x), causal=True, **grouped),
+        "window": make("mha", (x, x, x), causal=True, window=5, **grouped),
+        "late": make("mha", (make("slice", (x,), axis=1, start=S - 1, stop=S), x, x), causal=True, **grouped),
     }
     for name, mask in (("rows", rows), ("keys", keys)):
         outputs[name] = make("attention", (heads, heads, heads, mask), scale=0.2, has_mask=True)
