@@ -10,6 +10,8 @@ _UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no character 
 class Detokenizer:
     """Gives the text that each token adds; all pieces together are the text of all tokens.
 
+    Only where bytes are no characters a decoder may see them otherwise once it knows what follows.
+
     A window of tokens is decoded: what one is worth depends on the one before it, as the first of a text has no blank.
     """
 

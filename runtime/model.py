@@ -182,6 +182,11 @@ class Model(TextCalls, GenerationCalls):
         return MemoryNeeded(memory.weights, memory.arena, memory.states)
 
     @property
+    def generates(self) -> bool:
+        """Whether it continues texts: `generate`, `stream`, `chat`, `search`."""
+        return self.manifest.generation is not None
+
+    @property
     def scores(self) -> str | None:
         """What turns logits into what is told: "softmax", "sigmoid" or "none"; None if the artifact does not say."""
         found = self.manifest.postprocess.get("scores")

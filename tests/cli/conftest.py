@@ -59,7 +59,7 @@ class FakeReport:
 class FakeModel:
     """A model with one output, `y = x + 1`, that records how it was asked."""
 
-    task, labels, asked = "text-classification", ("negative", "positive"), None
+    task, labels, asked, generates = "text-classification", ("negative", "positive"), None, False
 
     def __init__(self, path, threads, variant):
         self.path, self.threads, self.variant = Path(path), threads, variant

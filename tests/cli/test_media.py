@@ -120,7 +120,7 @@ class Seer:
 
     labels, task, scores = ("dark", "bright"), "image-classification", None
     threads, variant, dims = 1, "avx2", {"batch": (1, 4), "samples": (10, 200), "seq": (1, 8)}
-    cut_texts = 0
+    cut_texts, generates = 0, False
 
     def __init__(self, path, preprocess, *inputs):
         self.path = Path(path)

@@ -114,8 +114,11 @@ def test_a_full_disk_is_the_systems_sentence(cli, raising):
         (["bench", "x", "--batch", "0"], "x>=1"),
         (["bench", "x", "--duration", "soon"], "write 3s, 500ms or 2m"),
         (["bench", "x", "--vs", "y", "--profile"], "without --vs"),
-        (["run", "x"], "one of --text, --image, --audio, --input or --selftest"),
-        (["run", "x", "--text", "a", "--selftest"], "one of --text, --image, --audio, --input or --selftest"),
+        (["run", "x"], "one of --text, --prompt, --image, --audio, --input or --selftest"),
+        (
+            ["run", "x", "--text", "a", "--selftest"],
+            "one of --text, --prompt, --image, --audio, --input or --selftest",
+        ),
         (["run", "x", "--text", "a", "--pair", "b", "--pair", "c"], "2 --pair for 1 --text"),
         (["compile", "x", "-O", "4"], "0<=x<=3"),
         (["completion", "tcsh"], "'bash', 'zsh', 'fish'"),

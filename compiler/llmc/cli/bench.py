@@ -94,7 +94,7 @@ def command(
 
     models = [llmc.load(path, threads=threads, variant=variant, check_weights=not no_check) for path in paths]
     whole = not (options or profile or vs is not None or past is not None)
-    if asked or (whole and models[0].manifest.generation is not None):
+    if asked or (whole and models[0].generates):
         if not whole:
             raise click.UsageError(
                 "A test of generation takes -p, -n, -d and -r, and no sizes, --profile or --vs."
