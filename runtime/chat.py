@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llmc.runtime.model import Model
 
 MOST_CHARACTERS = 1 << 24
-MOST_STEPS = 3_000_000  # lines of a template's code, as Jinja writes it in Python
+MOST_STEPS = 1_000_000  # lines of a template's code, as Jinja writes it in Python
 MOST_FACTOR = 10_000  # that repeats a text, or is an exponent
 Message = Mapping[str, Any]
 
@@ -66,11 +66,12 @@ def _rendered(text: str, variables: Mapping[str, Any], at: str) -> str:
     try:
         template = _template(text)
         with _Watch() as watch:
-            found = ""
+            pieces, characters = [], 0
             for piece in template.generate(**variables):
-                found += piece
-                watch.want_room(len(found))
-            return found
+                pieces.append(piece)
+                characters += len(piece)
+                watch.want_room(characters)
+            return "".join(pieces)
     except _EndlessTemplateError:
         problem, hint = "the chat template does not end", "mend chat_template.jinja, and compile again"
     except jinja2.TemplateError as error:
