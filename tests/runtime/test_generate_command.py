@@ -62,6 +62,11 @@ def test_stop_strings(cli, words, model):
     assert out == whole[: whole.index(whole[3])] + "\n"
 
 
+def test_beams(cli, words, model):
+    best = model.search("abc", num_beams=3, max_new_tokens=6)[0]
+    assert cli(words, "--prompt", "abc", "--num-beams", 3, "--max-new-tokens", 6) == (0, best.text + "\n", "")
+
+
 def test_verbose_tells_the_speed(cli, words):
     _, _, err = cli(words, "--prompt", "abc", "-v")
     assert "3 tokens of prompt, 0 of them held" in err
@@ -96,6 +101,8 @@ def test_a_conversation(cli, words, model):
         (["--prompt", "a", "--stop", ""], 1, "stop_strings is ['']"),
         (["--prompt", "a", "--temprature", "1"], 2, "Did you mean"),
         (["--prompt", "a", "--json", "--stream"], 2, "give one"),
+        (["--prompt", "a", "--num-beams", "3", "--stream"], 2, "--num-beams finds whole texts"),
+        (["--prompt", "a", "--num-beams", "0"], 1, "num_beams is 0, must be within 1..64"),
         (["--chat", "--json"], 2, "--json needs a --prompt"),
         (["--prompt", "a", "--input", "x=y.npy"], 2, "--input cannot go with a prompt that is continued"),
         (

@@ -28,6 +28,7 @@ _OPTIONS: Mapping[str, tuple[Any, str]] = {
     "presence-penalty": (float, "Taken off the logits of new tokens that have come."),
     "frequency-penalty": (float, "The same for each time that they have come."),
     "seed": (int, "The same seed draws the same text."),
+    "num-beams": (int, "The likeliest text as a whole, by beam search over so many."),
     "top-logprobs": (int, "With --json, so many of the likeliest tokens at each place."),
     "prompt-lookup-num-tokens": (int, "Guess so many tokens from the text so far; it stays the same."),
 }
@@ -116,19 +117,29 @@ def run(model: Any, prompt: str | None, as_json: bool, settings: dict[str, Any])
     texts = prompts(prompt, settings["prompt_files"])
     if as_json and not texts:
         raise click.UsageError("--json needs a --prompt: a conversation is printed as it comes.")
+    if "num_beams" in options and (chat or stream):
+        raise click.UsageError("--num-beams finds whole texts: it goes with neither --stream nor --chat.")
     if not texts:
         _converse(model, options)
         return
-    made = []
+    told = []
     for text in texts:
-        pieces = model.chat(text, stream=True, **options) if chat else model.stream(text, **options)
-        _show(pieces, stream)
-        made.append(pieces.result)
-        _note(pieces.result)
+        made = _continued(model, text, chat, stream, options)
+        told.append(described(text, made))
         if not as_json and not stream:
-            click.echo(visible(pieces.result.text))
+            click.echo(visible(made.text))
     if as_json:
-        print_json([described(text, one) for text, one in zip(texts, made, strict=True)])
+        print_json(told)
+
+
+def _continued(model: Any, text: str, chat: bool, stream: bool, options: dict[str, Any]) -> Any:
+    """One new text, printed as it comes if it is to be streamed."""
+    if "num_beams" in options:
+        return model.search(text, **options)[0]
+    pieces = model.chat(text, stream=True, **options) if chat else model.stream(text, **options)
+    _show(pieces, stream)
+    _note(pieces.result)
+    return pieces.result
 
 
 def _show(pieces: Iterable[str], stream: bool) -> None:
