@@ -193,6 +193,10 @@ def _stream(
     from llmc.runtime.generation_options import options_of
 
     model._open_handle()
+    if session is not None and getattr(session, "model", None) is not model:
+        raise LlmcError(
+            "the session is not one of this model", at=str(model.path), hint="open one: model.session()"
+        )
     options = options_of(entry, given)
     encoder = encoder_of(model)
     if options.stop_strings and encoder is None:

@@ -159,6 +159,8 @@ class Session:
         self._file("session_load", path)
 
     def _file(self, name: str, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, str | os.PathLike) or "\0" in os.fsdecode(path):
+            raise LlmcError(f"not the path of a file: {path!r:.60}")
         handle, error = self._open_handle(), native.Error()
         status = getattr(handle.library, name)(handle.pointer, os.fsencode(path), byref(error))
         handle.library.check(status, error, str(self.model.path))

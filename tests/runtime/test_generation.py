@@ -264,6 +264,8 @@ def test_a_session_file_that_is_none(model, tmp_path):
         file.write_bytes(data[:8] + b"f" * 64 + data[72:])
         refused("is a session of build ffffffffffff, this model is 0f1e2d3c4b5a", session.load, file)
         refused("cannot write", session.save, tmp_path / "nowhere" / "x")
+        for path in (3, None, "a\0b"):
+            refused("not the path of a file", session.save, path)
         assert model.generate(PROMPT, session=session).usage.cached_tokens == len(PROMPT) - 1
         assert model.generate(PROMPT, session=session).ids == before.ids
 
@@ -302,6 +304,15 @@ def test_two_threads_on_one_session(model):
         )
         assert all(text.startswith(known) for text in sentences)
         assert model.generate(PROMPT, session=session, eos_token_id=[]).ids == expected
+
+
+def test_a_session_that_is_another_models_or_closed(model, recurrent):
+    with recurrent.session() as session:
+        refused("the session is not one of this model", model.generate, PROMPT, session=session)
+        refused("the session is not one of this model", model.chat, "ab", session=3)
+    with model.session() as session:
+        pass
+    refused("the session is closed", model.generate, PROMPT, session=session)
 
 
 def test_a_session_of_two_generations(model):
