@@ -229,3 +229,28 @@ for _ in range(100):
 print("good")
 """
     assert scenario(code) == "good\n"
+
+
+def test_fork_save_and_load(scenario: Callable[..., str], tmp_path: Path) -> None:
+    """States lie in the GPU's memory: a fork copies them there, a file has them by way of the host."""
+    code = f"""
+with model.session() as session:
+    ledger = Ledger()
+    step(session, ledger, 3, 4)
+    session.save({str(tmp_path / "s")!r})
+    other, twin = session.fork(), Ledger()
+    twin.seen, twin.total = ledger.seen, ledger.total
+    step(session, ledger, 5)
+    step(other, twin, 6, 7)
+    step(session, ledger, 8)
+    session.load({str(tmp_path / "s")!r})
+    again = Ledger()
+    again.step(np.array([3, 4]))
+    step(session, again, 9)
+    told = refused(lambda: session.rewind(1))
+    assert "keeps no trace of what it was" in told, told
+    session.rewind(0)
+    step(session, Ledger(), 1)
+print("done")
+"""
+    assert scenario(code) == "done\n"
