@@ -140,7 +140,7 @@ def _perplexity(
         rows += [("perplexity", f"{found.perplexity:.4f}")]
         if found.baseline_perplexity is not None and found.rise is not None:
             rows.append(("baseline's perplexity", f"{found.baseline_perplexity:.4f}"))
-            rows.append(("rise", f"{100 * found.rise:+.3f} %"))
+            rows.append(("rise", f"{round(100 * found.rise, 3) + 0.0:+.3f} %"))  # no "-0.000"
         print_table("", ["measure", ">value"], rows)
     if found.broken:
         raise LlmcError(f"a limit is broken: {'; '.join(found.broken)}", at=str(artifact))
