@@ -13,7 +13,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.frontends import forward, processors
+from llmc.compiler.frontends import forward, padded_rows, processors
 from llmc.compiler.frontends import tokenizer as tokenizers
 from llmc.compiler.frontends.ctc import decoder_of
 from llmc.compiler.frontends.folder import Summary, inspect
@@ -63,6 +63,7 @@ def load(
     with quiet():
         model, does = build(summary, ignore_unused)
         tokenizer = tokenizer_of(summary) if TEXT in signature(model.forward).parameters else None
+        padding = padded_rows.fault(model, does.name, summary.config, tokenizer)
         steps, lacks = _steps(summary, model, max_seq) if does.name == GENERATION else (None, "")
         does = TASKS[SCORING] if lacks else does
         graph = steps or _graph(summary, model, does, max_batch, max_seq)
@@ -74,8 +75,8 @@ def load(
         told = f"{summary.root}: it gives the logits of whole texts and cannot generate token by token"
         warnings.warn(LlmcWarning(f"{told}: {lacks}"), stacklevel=2)
     _tell_narrowed(graph, asked_for, summary.root)
-    if does.name == "text-classification" and hasattr(model, "score"):
-        _warn_of_padding(summary, tokenizer)
+    if padding:
+        warnings.warn(LlmcWarning(f"{summary.root}: {padding}"), stacklevel=2)
     scores = scores_of(summary.config, does.name, len(summary.labels), str(summary.root))
     return Imported(
         graph=graph,
@@ -127,17 +128,6 @@ def _tell_narrowed(graph: Graph, asked: Mapping[str, tuple[int, int]], root: Pat
     if lost:
         told = f"{root}: {'; '.join(lost)}: the model's code holds for no other sizes"
         warnings.warn(LlmcWarning(told), stacklevel=3)
-
-
-def _warn_of_padding(summary: Summary, tokenizer: Tokenizer | None) -> None:
-    """A decoder's classifier finds a row's last token by config.json's padding, which the tokenizer does not use."""
-    pad = summary.config.get("pad_token_id")
-    if tokenizer is None or not isinstance(pad, int) or pad in (-1, tokenizer.pad_id):
-        return
-    told = f"{summary.root}: the tokenizer pads with {tokenizer.pad_id}, pad_token_id of config.json is {pad}"
-    warnings.warn(
-        LlmcWarning(f"{told}: of a padded row the head reads another token than the last"), stacklevel=2
-    )
 
 
 def tokenizer_of(summary: Summary) -> Tokenizer | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect as signatures
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,16 @@ def inputs_of(model: Any, root: Path, max_batch: int, max_seq: int) -> Inputs:
             at=str(root / "config.json"),
             hint="export the model with torch.export, and compile the .pt2 file",
         )
+    if compares(model, found):
+        found = [replace(i, axes=("images", *i.axes[1:])) if i.name == IMAGE else i for i in found]
     dims = {axis for i in found for axis in i.axes if isinstance(axis, str)}
-    most = {"batch": max_batch, "seq": max_seq, "target": _targets(config, max_seq), "choices": 64}
+    most = {
+        "batch": max_batch,
+        "images": max_batch,
+        "seq": max_seq,
+        "target": _targets(config, max_seq),
+        "choices": 64,
+    }
     most["samples"] = MOST_SECONDS * _rate(root)
     low = {"samples": _least_samples(config)} if "samples" in dims else {}
     segments = getattr(config, "type_vocab_size", 0) if SEGMENTS in takes and TEXT in takes else 0
@@ -86,6 +94,23 @@ def inputs_of(model: Any, root: Path, max_batch: int, max_seq: int) -> Inputs:
         (SEGMENTS,) if segments == 1 else (),
         {name: (low.get(name, 1), most[name]) for name in most if name in dims},
     )
+
+
+def compares(model: Any, found: Sequence[Input]) -> bool:
+    """Whether the model holds any number of images against any number of texts, as CLIP does."""
+    import torch
+
+    towers = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+    axes = {i.name: i.axes for i in found}
+    if not towers or set(axes) - {TEXT, MASK, IMAGE} or not {TEXT, IMAGE} <= set(axes):
+        return False
+    texts, images = torch.ones(2, 4, dtype=torch.int64), torch.zeros(3, *map(int, axes[IMAGE][1:]))
+    try:
+        with torch.no_grad():
+            logits = model(input_ids=texts, pixel_values=images)["logits_per_image"]
+    except Exception:  # whatever it is, the two are not apart
+        return False
+    return tuple(logits.shape) == (3, 2)
 
 
 Takes = Mapping[str, Any]

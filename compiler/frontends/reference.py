@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 Values = Mapping[str, Array]
 
-SIZES: Mapping[str, int] = {"batch": 3, "seq": 11, "target": 5, "choices": 3, "samples": 2000}
+SIZES: Mapping[str, int] = {"batch": 3, "seq": 11, "target": 5, "choices": 3, "samples": 2000, "images": 2}
 TOLERANCE = (
     5e-4  # of an output's largest value; what is wrongly understood is off by hundreds of times as much
 )
@@ -36,7 +36,9 @@ def sample(inputs: Inputs, config: Any, sizes: Mapping[str, int] = SIZES, seed: 
         sizes: of each dim, cut to its bounds; an axis that convolutions shorten is made long enough.
     """
     rng = np.random.default_rng(seed)
-    cut = {name: min(max(sizes[name], low), high) for name, (low, high) in inputs.bounds.items()}
+    cut = {
+        name: min(max(sizes.get(name, SIZES[name]), low), high) for name, (low, high) in inputs.bounds.items()
+    }
     if "samples" in cut:
         cut["samples"] = min(
             max(sizes["samples"], 4 * inputs.bounds["samples"][0]), inputs.bounds["samples"][1]

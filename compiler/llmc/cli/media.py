@@ -127,8 +127,11 @@ def _texts_wanted(model: Any) -> LlmcError:
 
 
 def pairs_of(model: Any, texts: Sequence[str]) -> Callable[[Any], Any]:
-    """Images to outputs of a model that takes as many images as texts: the fewer are filled up with the last."""
+    """Images to outputs, with the texts. Where a model takes as many of both, the fewer are filled up with the last."""
     words = text_arrays(model, list(texts))
+    counts = {i.shape[0] for name, i in model.inputs.items() if name in (*words, "pixel_values")}
+    if len(counts) > 1:
+        return lambda pixels: model(**words, pixel_values=pixels)
 
     def run(pixels: Any) -> Any:
         rows = max(len(pixels), len(texts))

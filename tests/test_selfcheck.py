@@ -1,0 +1,29 @@
+"""What the self-test of an artifact accepts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import Graph
+from llmc.compiler.module import Module
+from llmc.compiler.ops import constant, input_, make
+from llmc.selfcheck import TOLERANCE, answers, record
+
+
+@pytest.mark.parametrize(("factor", "share"), [(0.1, None), (1000.0, 1e-4)])
+def test_answers_are_held_to_the_largest(factor: float, share: float | None, tmp_path: Path) -> None:
+    """A logit near 0 beside others of 30 is off by what these are rounded by."""
+    x = input_("x", "f32", (symbol("batch"), 8))
+    scaled = make("mul", (x, constant(np.float32(factor))))
+    module = Module.of(Graph((x,), {"logits": scaled}, {"batch": (1, 4)}))
+    cases = answers(module)
+    most = max(float(np.abs(v).max()) for case in cases for call in case for v in call.outputs.values())
+
+    accepted = record(tmp_path, module, cases, cases, "0" * 64)
+
+    assert accepted["rtol"] == TOLERANCE["rtol"]
+    assert accepted["atol"] == pytest.approx(TOLERANCE["atol"] if share is None else share * most)
