@@ -28,7 +28,7 @@ import support_models
 import support_table
 
 TOLERANCE = 1e-4  # of an output's largest value
-SECONDS, GIBIBYTES = 420, 10
+SECONDS, GIBIBYTES = 240, 10
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmc" / "support.jsonl"
 
 
@@ -65,7 +65,7 @@ def _try_all(options: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> No
     _load_libraries()
     options.cache.parent.mkdir(parents=True, exist_ok=True)
     chosen = options.only.split(",") if options.only else support_models.model_types()
-    chosen = sorted(chosen, key=lambda name: rows.get(name, {}).get("state") != "right")  # these are quick
+    chosen = sorted(chosen, key=lambda name: name in rows)  # what nothing is known of comes first
     for number, name in enumerate(chosen, 1):
         compiled = sum(row.get("compiled") is not None for row in rows.values())
         wanted = compiled < options.compile
@@ -163,8 +163,9 @@ def _imported(folder: Path, compiles: bool) -> dict[str, Any]:
     from llmc.errors import LlmcError
 
     try:
-        found = huggingface.load(folder, max_batch=8)
-        reference = torch_model.load_torch(folder)
+        task = _task(folder)
+        found = huggingface.load(folder, task, max_batch=8)
+        reference = torch_model.load_torch(folder, task)
         row: dict[str, Any] = {"task": found.task, "worst": _compared(found.graph, reference, None)}
     except LlmcError as error:
         return {"state": "refused", "reason": error.problem[:300], "found": str(error.found or "")[:600]}
@@ -172,6 +173,15 @@ def _imported(folder: Path, compiles: bool) -> dict[str, Any]:
     if compiles and row["state"] == "right":
         row |= _compiled(folder, found.graph, reference)
     return row
+
+
+def _task(folder: Path) -> str:
+    """What is asked for: whole texts of models that generate, which need no states."""
+    from llmc.compiler.frontends import tasks
+
+    architecture = tasks.architecture_of(json.loads((folder / "config.json").read_text()))
+    generates = tasks.TASKS[tasks.GENERATION] in tasks.tasks_of(architecture)
+    return tasks.SCORING if generates else "auto"
 
 
 def _compiled(folder: Path, graph: Any, reference: Any) -> dict[str, Any]:

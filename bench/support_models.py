@@ -101,7 +101,9 @@ class Level:
 
 _HEADS = frozenset({"head_dim", "attention_head_size", "d_kv", "rotary_dim", "window_size"})
 _LAYERS = frozenset({"num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers"})
-TOLD = frozenset({"pad_token_id", "bos_token_id", "eos_token_id", "num_labels"})  # taken even where it is None
+TOLD = frozenset(  # taken even where it is None
+    {"pad_token_id", "bos_token_id", "eos_token_id", "num_labels", "vocab_size", "head_dim", "num_key_value_heads"}
+)
 # One after the other, until a model can be made and run.
 LEVELS: Sequence[Level] = (
     Level(),
@@ -112,6 +114,15 @@ LEVELS: Sequence[Level] = (
     Level(frozenset(SMALL) - _LAYERS - {"hidden_size", "d_model", "vocab_size", "pad_token_id"}, most=25_000_000),
     Level(frozenset(SMALL) - _LAYERS - {"vocab_size"}, most=25_000_000),
 )
+_MAMBA2 = {
+    **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8},
+    "mamba_chunk_size": 16,
+}
+_RESNET = {
+    **{"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1]},
+    "out_features": ["stage4"],
+}
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
 # What these need beside it.
 OWN: Mapping[str, Mapping[str, Any]] = {
     "swin": {
@@ -137,8 +148,38 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "levit": {"image_size": 64, "patch_size": 16},
     "layoutlmv2": {"max_2d_position_embeddings": 1024},
+    "dpt": {
+        "num_hidden_layers": 4,
+        "backbone_out_indices": [0, 1, 2, 3],
+        "neck_hidden_sizes": [8, 16, 16, 32],
+        "fusion_hidden_size": 16,
+    },
+    "esm": {"mask_token_id": 4},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 16},
+    "bamba": {**_MAMBA2, "attn_layer_indices": [1]},
+    "granitemoehybrid": {**_MAMBA2, "layer_types": ["mamba", "attention"]},
+    "zamba": {"n_mamba_heads": 2, "mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "glm4v_text": {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": _MROPE},
+    "glm4v_moe_text": {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": _MROPE, "head_dim": 16},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX", "adapter_reduction_factor": 2},
+    "luke": {"entity_vocab_size": 20, "entity_emb_size": 16},
+    "mluke": {"entity_vocab_size": 20, "entity_emb_size": 16},
+    "funnel": {"block_sizes": [1, 1], "num_decoder_layers": 1, "d_inner": 48, "n_head": 4, "d_head": 8},
+    "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+    "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 8},
     "wav2vec2": {"vocab_size": 40, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4, "num_conv_pos_embeddings": 8},
 }
+for _name in ("detr", "conditional_detr", "dab-detr", "table-transformer", "deformable_detr", "tvp"):
+    levels = ["stage2", "stage3", "stage4"] if _name == "deformable_detr" else ["stage4"]
+    backbone = {**_RESNET, "out_features": levels}
+    OWN = {**OWN, _name: {"use_timm_backbone": False, "backbone": None, "backbone_config": backbone}}
 for _name in (
     "hubert",
     "wavlm",
@@ -185,9 +226,13 @@ def _smaller(usual: Any, level: Level, own: Mapping[str, Any]) -> dict[str, Any]
     """What is to be given to a configuration instead of its usual values."""
     named = dict.fromkeys((*vars(usual), *SMALL))
     found = {k: v for k in named if (v := _small(usual, k, level)) is not None}
-    found |= {k: v for k, v in own.items() if not isinstance(v, Mapping)}
+    if "kv_lora_rank" in found:  # latent attention shares no heads
+        found["num_key_value_heads"] = SMALL["num_attention_heads"]
+    found |= {k: v for k, v in own.items() if k not in _parts(usual) or "model_type" in v}
     for name in _parts(usual):
         part, own_part = getattr(usual, name), own.get(name, {})
+        if "model_type" in own_part:
+            continue
         if isinstance(part, dict):
             found[name] = {**part, **own_part}
         else:
