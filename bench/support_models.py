@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 # Auto classes by what a model is most often used for, first come first served.
@@ -65,17 +67,62 @@ SMALL: Mapping[str, Any] = {
     "window_size": 4,
     "spectrogram_length": 64,
 }
-# What is left out where a model cannot be made with all of it, a little more each time.
-LEVELS: Sequence[frozenset[str]] = (
-    frozenset(),
-    frozenset({"head_dim", "attention_head_size", "d_kv", "rotary_dim", "window_size"}),
-    frozenset(SMALL)
-    - {"hidden_size", "d_model", "num_hidden_layers", "num_layers", "vocab_size", "pad_token_id"},
-    frozenset(SMALL)
-    - {"num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers", "vocab_size"},
-    frozenset(SMALL),
+# The most of what `SMALL` does not name, by what the names have in common; the first that is found counts.
+PATTERNS: Sequence[tuple[str, int]] = (
+    (r"(layers|layer|blocks|depth|depths|n_layer)$", 2),
+    (r"(kv|key_value)_heads$", 2),
+    (r"heads?$|n_head$", 4),
+    (r"(head_dim|head_size|head_channels|d_kv)$", 8),
+    (r"experts$", 4),
+    (r"(lora_rank|rank)$", 16),
+    (r"vocab|codebook_size|num_embeddings", 120),
+    (r"(token|start|end|pad)_(id|index|idx)$", 100),
+    (r"(intermediate|ffn|ff|inner|mlp|feedforward)", 48),
+    (r"(num_queries|queries)$", 10),
+    (r"(max_position|max_seq|positions|context_length)", 64),
+    (r"(hidden|embed|width|embd|d_model|d_state|state_size|channels|dim|dims|planes|size|features)", 32),
 )
-LARGEST = 60_000_000  # parameters
+
+
+@dataclass(frozen=True)
+class Level:
+    """One way to make a configuration small.
+
+    Args:
+        usual: entries of `SMALL` that stay as they are.
+        by_name: whether `PATTERNS` make others smaller.
+        most: parameters of the model.
+    """
+
+    usual: frozenset[str] = frozenset()
+    by_name: bool = False
+    most: int = 3_000_000
+
+
+_HEADS = frozenset({"head_dim", "attention_head_size", "d_kv", "rotary_dim", "window_size"})
+_LAYERS = frozenset({"num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers"})
+TOLD = frozenset(  # taken even where it is None
+    {"pad_token_id", "bos_token_id", "eos_token_id", "num_labels", "vocab_size", "head_dim", "num_key_value_heads"}
+)
+# One after the other, until a model can be made and run.
+LEVELS: Sequence[Level] = (
+    Level(),
+    Level(by_name=True),
+    Level(_HEADS),
+    Level(_HEADS, by_name=True),
+    Level(most=25_000_000),
+    Level(frozenset(SMALL) - _LAYERS - {"hidden_size", "d_model", "vocab_size", "pad_token_id"}, most=25_000_000),
+    Level(frozenset(SMALL) - _LAYERS - {"vocab_size"}, most=25_000_000),
+)
+_MAMBA2 = {
+    **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8},
+    "mamba_chunk_size": 16,
+}
+_RESNET = {
+    **{"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1]},
+    "out_features": ["stage4"],
+}
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
 # What these need beside it.
 OWN: Mapping[str, Mapping[str, Any]] = {
     "swin": {
@@ -96,10 +143,43 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         "depth_coefficient": 0.25,
         "image_size": 32,
     },
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "zaya": {"num_experts_per_tok": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "levit": {"image_size": 64, "patch_size": 16},
     "layoutlmv2": {"max_2d_position_embeddings": 1024},
-    "wav2vec2": {"conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4, "num_conv_pos_embeddings": 8},
+    "dpt": {
+        "num_hidden_layers": 4,
+        "backbone_out_indices": [0, 1, 2, 3],
+        "neck_hidden_sizes": [8, 16, 16, 32],
+        "fusion_hidden_size": 16,
+    },
+    "esm": {"mask_token_id": 4},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 16},
+    "bamba": {**_MAMBA2, "attn_layer_indices": [1]},
+    "granitemoehybrid": {**_MAMBA2, "layer_types": ["mamba", "attention"]},
+    "zamba": {"n_mamba_heads": 2, "mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "glm4v_text": {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": _MROPE},
+    "glm4v_moe_text": {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": _MROPE, "head_dim": 16},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX", "adapter_reduction_factor": 2},
+    "luke": {"entity_vocab_size": 20, "entity_emb_size": 16},
+    "mluke": {"entity_vocab_size": 20, "entity_emb_size": 16},
+    "funnel": {"block_sizes": [1, 1], "num_decoder_layers": 1, "d_inner": 48, "n_head": 4, "d_head": 8},
+    "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+    "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 8},
+    "wav2vec2": {"vocab_size": 40, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4, "num_conv_pos_embeddings": 8},
 }
+for _name in ("detr", "conditional_detr", "dab-detr", "table-transformer", "deformable_detr", "tvp"):
+    levels = ["stage2", "stage3", "stage4"] if _name == "deformable_detr" else ["stage4"]
+    backbone = {**_RESNET, "out_features": levels}
+    OWN = {**OWN, _name: {"use_timm_backbone": False, "backbone": None, "backbone_config": backbone}}
 for _name in (
     "hubert",
     "wavlm",
@@ -135,41 +215,82 @@ def main_class(model_type: str) -> str | None:
 
 
 def configuration(model_type: str, level: int = 0) -> Any:
-    """A small configuration: whichever of `SMALL` the model type has, in all its parts, but for `LEVELS[level]`."""
+    """A small configuration by the way `LEVELS[level]`, in all its parts."""
     import transformers
 
     kind = transformers.AutoConfig.for_model(model_type).__class__
-    usual = kind()
-    small = {k: v for k, v in SMALL.items() if k not in LEVELS[level]}
-    given = {k: v for k, v in small.items() if _takes(usual, k)} | dict(OWN.get(model_type, {}))
-    for name in getattr(kind, "sub_configs", {}):
-        part = getattr(usual, name, None)
-        if part is not None:
-            changed = {k: v for k, v in small.items() if _takes(part, k)}
-            given[name] = {**part.to_dict(), **changed, **_lists(part, changed)}
-    return kind(**{**given, **_lists(usual, given)})
+    return kind(**_smaller(kind(), LEVELS[level], OWN.get(model_type, {})))
 
 
-def _takes(config: Any, key: str) -> bool:
-    value = getattr(config, key, None)
-    if isinstance(getattr(type(config), key, None), property):
-        return False
-    known = key in ("pad_token_id", "bos_token_id", "eos_token_id", "num_labels")
-    return hasattr(config, key) and (known or isinstance(value, (int, float)))
+def _smaller(usual: Any, level: Level, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be given to a configuration instead of its usual values."""
+    named = dict.fromkeys((*vars(usual), *SMALL))
+    found = {k: v for k in named if (v := _small(usual, k, level)) is not None}
+    if "kv_lora_rank" in found:  # latent attention shares no heads
+        found["num_key_value_heads"] = SMALL["num_attention_heads"]
+    found |= {k: v for k, v in own.items() if k not in _parts(usual) or "model_type" in v}
+    for name in _parts(usual):
+        part, own_part = getattr(usual, name), own.get(name, {})
+        if "model_type" in own_part:
+            continue
+        if isinstance(part, dict):
+            found[name] = {**part, **own_part}
+        else:
+            kept = {k: v for k, v in part.to_dict().items() if not _is_property(part, k)}
+            found[name] = {**kept, **_smaller(part, level, own_part)}
+    return found | _kinds(usual, found)
 
 
-def _lists(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Kinds of layers, cut to as many as there are."""
-    count = given.get("num_hidden_layers", getattr(config, "num_hidden_layers", 2))
-    kinds = getattr(config, "layer_types", None)
-    if isinstance(getattr(type(config), "layer_types", None), property):
+def _parts(config: Any) -> list[str]:
+    """Names of the configurations within one."""
+    from transformers import PreTrainedConfig
+
+    return [k for k, v in vars(config).items() if isinstance(v, PreTrainedConfig)]
+
+
+def _small(config: Any, key: str, level: Level) -> Any:
+    """A smaller value of one entry; None to leave it."""
+    try:
+        value = getattr(config, key)
+    except Exception:  # it has none; or one for each layer, of which configurations have their own errors
+        return None
+    if key in level.usual or key.startswith("_") or _is_property(config, key):
+        return None
+    if key in SMALL and (key in TOLD or isinstance(value, int | float)):
+        return SMALL[key]
+    return _by_name(key, value) if level.by_name else None
+
+
+def _by_name(key: str, value: Any) -> Any:
+    """As `PATTERNS` say, where that is less."""
+    if isinstance(value, bool):
+        return None
+    most = next((n for pattern, n in PATTERNS if re.search(pattern, key)), None)
+    if most is None:
+        return None
+    if isinstance(value, list | tuple) and value and all(type(v) is int for v in value):
+        return [min(v, most) for v in value]
+    return most if isinstance(value, int) and value > most else None
+
+
+def _is_property(config: Any, key: str) -> bool:
+    return isinstance(getattr(type(config), key, None), property)
+
+
+def _kinds(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Kinds of layers and whatever else is told of each, cut to as many as there are."""
+    usual = getattr(config, "num_hidden_layers", None)
+    count = given.get("num_hidden_layers", usual)
+    if not isinstance(count, int):
         return {}
-    return {"layer_types": _few(kinds, count)} if isinstance(kinds, list) and kinds else {}
+    each = {k: v for k, v in vars(config).items() if isinstance(v, list) and not k.startswith("_")}
+    long = {k: v for k, v in each.items() if v and (len(v) == usual or k == "layer_types")}
+    return {k: _few(v, count) for k, v in long.items() if not _is_property(config, k)}
 
 
-def _few(kinds: list[str], count: int) -> list[str]:
+def _few(kinds: list[Any], count: int) -> list[Any]:
     """Every kind once, before any comes again."""
-    first = list(dict.fromkeys(kinds))
+    first = [kind for place, kind in enumerate(kinds) if kind not in kinds[:place]]
     return [first[i % len(first)] for i in range(count)]
 
 
@@ -184,7 +305,7 @@ def model_of(model_type: str, level: int = 0) -> Any:
     kind = getattr(transformers, name)
     with torch.device("meta"):
         size = sum(p.numel() for p in kind(configuration(model_type, level)).parameters())
-    if size > LARGEST:
+    if size > LEVELS[level].most:
         raise ValueError(f"{size:,} parameters at the least")
     model = kind(configuration(model_type, level)).eval()
     generator = torch.Generator().manual_seed(0)

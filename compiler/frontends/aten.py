@@ -79,6 +79,7 @@ class Symbols:
         if isinstance(value, torch.SymInt):
             expr = value.node.expr
             expr = expr.xreplace(dict(self.names))
+            expr = expr.replace(lambda e: type(e).__name__ in ("Mod", "PythonMod"), _remainder)
             expr = expr.replace(
                 lambda e: type(e).__name__ == "FloorDiv", lambda e: floored(e.args[0] / e.args[1])
             )
@@ -98,6 +99,12 @@ class Symbols:
             raise UnsupportedError(
                 f"a size computed by {min(strange)}", "use sums, products and floor division of sizes"
             )
+
+
+def _remainder(mod: Any) -> Any:
+    """a mod b -> a - b * floor(a / b)."""
+    a, b = mod.args
+    return a - b * floored(a / b)
 
 
 class Call:

@@ -108,7 +108,8 @@ def _split(call: Call) -> tuple[Node, ...]:
 @aten("cat.default", "stack.default")
 def _concat(call: Call) -> Node:
     axis = call.axis(call.get("dim", 0))
-    parts = [call.cast(t, call.dtype) for t in call["tensors"]]
+    given = [t for t in call["tensors"] if t.shape != (0,) or len(call.shape) == 1]  # torch leaves such out
+    parts = [call.cast(t, call.dtype) for t in given]
     if "stack" in str(call.target):
         parts = [call.reshape(t, (*t.shape[:axis], 1, *t.shape[axis:])) for t in parts]
     return parts[0] if len(parts) == 1 else call.op("concat", *parts, axis=axis)

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from llmc.compiler.frontends.tasks import OTHER, PRETRAINED, Task, tasks_of
+from llmc.compiler.frontends.tasks import OTHER, PRETRAINED, TASKS, Task, tasks_of
 from llmc.errors import LlmcError, first_line
 
 
@@ -64,7 +64,7 @@ def class_of(config: Any, architecture: str, task: Task, at: str) -> Any:
 
     if (task is OTHER or task in tasks_of(architecture)) and not _of_pretraining(architecture, task):
         found = getattr(transformers, architecture, None)
-        if found is None or getattr(found, "config_class", None) is not type(config):
+        if getattr(found, "config_class", None) is not type(config) and not _is_mapped(config, architecture):
             raise _no_class(config, architecture, found, at)
         return found
     mapping = getattr(transformers, task.auto)._model_mapping
@@ -73,6 +73,15 @@ def class_of(config: Any, architecture: str, task: Task, at: str) -> Any:
     if found is None or (found.__name__.endswith(PRETRAINED) and task not in tasks_of(found.__name__)):
         raise _no_head(config, architecture, task, at)
     return found
+
+
+def _is_mapped(config: Any, architecture: str) -> bool:
+    """Whether transformers itself makes a class of another model type for this configuration."""
+    import transformers
+
+    made = [getattr(transformers, task.auto)._model_mapping.get(type(config), None) for task in TASKS.values()]
+    classes = [kind for found in made for kind in (found if isinstance(found, (tuple, list)) else (found,))]
+    return architecture in [kind.__name__ for kind in classes if kind is not None]
 
 
 def _of_pretraining(architecture: str, task: Task) -> bool:
@@ -101,8 +110,6 @@ def _no_class(config: Any, architecture: str, found: Any, at: str) -> LlmcError:
 def _no_head(config: Any, architecture: str, task: Task, at: str) -> LlmcError:
     """A sentence that names the heads there are."""
     import transformers
-
-    from llmc.compiler.frontends.tasks import TASKS
 
     able = [
         t.name

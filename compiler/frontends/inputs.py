@@ -70,7 +70,7 @@ def inputs_of(model: Any, root: Path, max_batch: int, max_seq: int) -> Inputs:
     config = model.config
     found = [i for make in _MAKERS for i in make(model, config, takes, root)]
     if not found:
-        main = model.main_input_name
+        main = next(iter(takes), model.main_input_name)
         raise LlmcError(
             f"{type(model).__name__} takes {main}, which llmc does not know",
             at=str(root / "config.json"),
@@ -117,7 +117,8 @@ Takes = Mapping[str, Any]
 
 
 def _texts(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
-    if TEXT not in takes or model.main_input_name not in (TEXT, IMAGE) or _only_sees(model, config):
+    main = main_input(model, takes)
+    if TEXT not in takes or main not in (TEXT, IMAGE) or (main == IMAGE and not _part(config, "text_config")):
         return []
     axes = (
         ("batch", "choices", "seq")
@@ -134,13 +135,14 @@ def _texts(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
     return found
 
 
-def _only_sees(model: Any, config: Any) -> bool:
-    """Whether input_ids of a vision model are for something else."""
-    return model.main_input_name == IMAGE and not _part(config, "text_config")
+def main_input(model: Any, takes: Takes) -> str:
+    """What a model reads first: as it says, or, where its class only inherits a name, what its forward takes."""
+    main = str(model.main_input_name)
+    return main if main in takes else next((n for n in (IMAGE, WAVE, FEATURES) if n in takes), main)
 
 
 def _images(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
-    seen = model.main_input_name == IMAGE or _part(config, "vision_config") is not None
+    seen = main_input(model, takes) == IMAGE or _part(config, "vision_config") is not None
     if IMAGE not in takes or not seen:
         return []
     shape = images.image_shape(_part(config, "vision_config") or config, root)
@@ -149,7 +151,7 @@ def _images(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
 
 
 def _sounds(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
-    main = model.main_input_name
+    main = main_input(model, takes)
     if main == WAVE and WAVE in takes:
         if (bins := getattr(config, "num_mel_bins", None)) is not None:  # a spectrogram of fixed length
             return [Input(WAVE, ("batch", int(config.max_length), int(bins)))]

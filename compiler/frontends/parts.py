@@ -47,7 +47,8 @@ def expanded(call: Maker, x: Node, shape: Sequence[Dim]) -> Node:
 
 def from_start(index: Any, size: Any) -> Dim:
     """A possibly negative index counted from the start."""
-    return dim(index + size) if isinstance(index, int) and index < 0 else dim(index)
+    below = index < 0 if isinstance(index, int) else getattr(index, "is_nonpositive", False)  # -seq, seq being 1 or more
+    return dim(index + size) if below else dim(index)
 
 
 def sliced(call: Maker, x: Node, axis: int, start: Any, length: Any, step: int = 1) -> Node:

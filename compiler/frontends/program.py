@@ -77,8 +77,8 @@ def export(head: Any, inputs: Inputs, config: Any, at: str) -> tuple[Any, Inputs
     """
     import torch
 
-    from llmc.compiler.frontends import reference
-    from llmc.compiler.frontends.tracing import narrower, trace
+    from llmc.compiler.frontends import guards, reference
+    from llmc.compiler.frontends.tracing import is_unproved, narrower, trace
 
     dims = {n: torch.export.Dim(n, min=low, max=high) for n, (low, high) in inputs.bounds.items() if high > 1}
     values = reference.sample(inputs, config, {**reference.SIZES, "batch": 2, "seq": 7})
@@ -90,6 +90,13 @@ def export(head: Any, inputs: Inputs, config: Any, at: str) -> tuple[Any, Inputs
             return trace(head, sample, axes), inputs
     except LlmcError as error:
         bounds = narrower(error, inputs.bounds)
+        if bounds == inputs.bounds and is_unproved(error):
+            with torch.no_grad():
+                program = trace(head, sample, axes, asserted=True)
+            sizes = {a: n for i, v in zip(inputs.given, sample, strict=True) for a, n in zip(i.axes, v.shape)}
+            held = guards.holding(program, inputs, sizes)
+            if held is not None:
+                return program, replace(inputs, bounds=held)
         if bounds == inputs.bounds:
             raise
     return export(head, replace(inputs, bounds=bounds), config, at)

@@ -141,6 +141,8 @@ class _Reader:
         if node.op != "call_function":
             return None  # output; submodules of control flow, whose call is reported
         meta = node.meta.get("val")
+        if _is_checked_only(node):
+            return None
         if isinstance(meta, (int, torch.SymInt)) and not isinstance(meta, bool):
             return self.symbols.dim(meta)
         if getattr(node.target, "__name__", "") == "getitem":
@@ -148,7 +150,7 @@ class _Reader:
             return None if parts is None else parts[node.args[1]]
         if isinstance(meta, (bool, torch.SymBool)):
             return None  # read by the checks below
-        if meta is None and any(word in str(node.target) for word in ("assert", "sym_constrain")):
+        if meta is None and _is_check(node):
             return None  # checks that torch has made at export
         return self._call(node, meta)
 
@@ -247,6 +249,17 @@ class _Reader:
         return Source(
             f"{path}.".removeprefix(self.root).rstrip("."), _line(node.meta.get("stack_trace") or "")
         )
+
+
+def _is_checked_only(node: Any) -> bool:
+    """Whether a number is read by nothing but torch's own checks, such as that lengths are within a row's."""
+    if not isinstance(node.meta.get("val"), (int, float, bool, torch.SymInt, torch.SymBool, torch.SymFloat)):
+        return False
+    return all(_is_check(user) or _is_checked_only(user) for user in node.users)
+
+
+def _is_check(node: Any) -> bool:
+    return any(word in str(node.target) for word in ("assert", "sym_constrain"))
 
 
 def _rows_indexed(node: Any) -> int | None:

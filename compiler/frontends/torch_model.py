@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmc.compiler.frontends import forward
 from llmc.compiler.frontends.folder import inspect
 from llmc.compiler.frontends.huggingface import tokenizer_of
 from llmc.compiler.frontends.imported import MAX_BATCH
@@ -70,6 +71,7 @@ def load_torch(path: str | Path, task: str = "auto") -> TorchModel:
     with quiet():
         model, chosen = build(summary, ignore_unused=True)
         inputs = inputs_of(model, summary.root, MAX_BATCH, summary.max_positions)
+        forward.in_one_piece(model)
         values = reference.sample(inputs, model.config)
         sample = [torch.from_numpy(values[name]) for name in inputs.names]
         head, outputs = head_of(summary, model, chosen, inputs, sample)

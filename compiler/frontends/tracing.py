@@ -21,13 +21,16 @@ from llmc.errors import LlmcError, first_line
 NOT_THEIRS = tuple(str(PurePath(inspect.getfile(m)).parent) for m in (torch, packed))
 
 
-def trace(module: torch.nn.Module, sample: tuple[Any, ...], axes: tuple[Any, ...]) -> ExportedProgram:
+def trace(
+    module: torch.nn.Module, sample: tuple[Any, ...], axes: tuple[Any, ...], asserted: bool = False
+) -> ExportedProgram:
     """`torch.export` of a module.
 
     Args:
         module: in eval mode.
         sample: one tensor for each input.
         axes: for each input, position of a dynamic axis -> `torch.export.Dim`.
+        asserted: whether what holds of the sizes may be asserted in the program instead of proved: see `guards`.
 
     Raises:
         LlmcError: the module does something the tracer cannot follow, with the line that does it.
@@ -36,7 +39,12 @@ def trace(module: torch.nn.Module, sample: tuple[Any, ...], axes: tuple[Any, ...
         printed = io.StringIO()  # the failed graph
         quiet = redirect_stdout(printed), redirect_stderr(printed)
         with packed.exportable(module), exporters.patched(module), quiet[0], quiet[1]:
-            return torch.export.export(module, sample, dynamic_shapes=(axes,) if _variadic(module) else axes)
+            return torch.export.export(
+                module,
+                sample,
+                dynamic_shapes=(axes,) if _variadic(module) else axes,
+                prefer_deferred_runtime_asserts_over_guards=asserted,
+            )
     except Exception as error:  # torch.export raises many kinds, all about the module's code
         frames = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
         theirs = [f for f in frames if not f.startswith((*NOT_THEIRS, "<"))]
@@ -59,6 +67,11 @@ def _reason(error: Exception) -> str:
 
 _FIXED = re.compile(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")
 _SUGGESTED = re.compile(r"^\s*(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)\s*$", re.MULTILINE)
+
+
+def is_unproved(error: LlmcError) -> bool:
+    """Whether an export was refused for nothing but what torch cannot prove of the sizes."""
+    return "satisfy the generated guard" in str(error.__cause__) and not _FIXED.search(str(error.__cause__))
 
 
 def narrower(error: LlmcError, bounds: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
