@@ -258,6 +258,16 @@ def _computed(
     return value
 
 
+_RANGES = ("maximum", "minimum", "where")
+
+
+def _unseen(k: Emitter, value: Expr) -> Expr:
+    """By way of a register: TVM's analyzer takes these for ranges, and fails where one is multiplied by a number read."""
+    held = k.registers(1, dtype_of(value))
+    k.set(held, 0, value)
+    return k.let(k.get(held))
+
+
 def apply(
     k: Emitter,
     op: str,
@@ -275,5 +285,6 @@ def apply(
         for a, is_half in zip(arguments, narrow, strict=True)
     ]
     compute = "f32" if dtypes[-1] == "f16" else dtypes[-1]
-    value = k.let(_computed(k, op, compute, arguments, attributes, "f32" if result == "f16" else result))
+    value = _computed(k, op, compute, arguments, attributes, "f32" if result == "f16" else result)
+    value = _unseen(k, value) if op in _RANGES and compute == "f32" else k.let(value)
     return k.let(cast(k, "f32", "f16", value)) if result == "f16" else value

@@ -15,6 +15,7 @@ from joined import join
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.ops.storage import pack_indices
 from llmc.driver import compile_graph
 
 Array = np.ndarray[Any, Any]
@@ -47,10 +48,36 @@ def perceptron() -> Graph:
     return Graph((x,), {"y": y}, DIMS)
 
 
+def decoder() -> Graph:
+    """What a next token asks for: weights of 8 and 4 bits, and the last query of causal attention, within a window."""
+    rng = np.random.default_rng(4)
+    x = input_("x", "f32", (symbol("batch"), symbol("seq"), WIDTH))
+
+    def product(bits: int, block: int) -> Node:
+        levels = rng.integers(0, 1 << bits, (48, WIDTH)).astype(np.uint8)
+        scales = rng.normal(size=(48, -(-WIDTH // block))).astype(np.float16 if bits == 4 else np.float32)
+        parts = (constant(pack_indices(levels, bits)), constant(scales))
+        weight = make("blockwise", parts, columns=WIDTH, bits=bits, block=block)
+        return make("linear", (x, weight))
+
+    last = make("slice", (x,), axis=1, start=symbol("seq") - 1, stop=symbol("seq"))
+    heads = {"heads": 2, "kv_heads": 1, "head_dim": 20, "scale": 0.3, "offsets": (0, 40, 50), "causal": True}
+    outputs = {
+        "eight": product(8, WIDTH),
+        "four": product(4, 32),
+        "last": make("mha", (last, x, x), **heads),
+        "window": make("mha", (x, x, x), window=5, **heads),
+    }
+    return Graph((x,), outputs, DIMS)
+
+
 @pytest.fixture(scope="session")
 def networks(random_encoder: Callable[..., Any]) -> Graph:
     """Two encoders and a perceptron; inputs ids, mask and x."""
-    return join({"a": random_encoder(1)[0], "b": random_encoder(2)[0], "mlp": perceptron()}, shared=True)
+    return join(
+        {"a": random_encoder(1)[0], "b": random_encoder(2)[0], "mlp": perceptron(), "late": decoder()},
+        shared=True,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -164,6 +164,21 @@ def test_chain_fuses_products_into_sums(kernels: Lab) -> None:
         check(kernels, {"out": node}, inputs)
 
 
+def test_what_is_bounded_times_a_number_that_is_read(kernels: Lab) -> None:
+    """Apertus' and LeViT's activations: TVM's analyzer failed on the product."""
+    x, c = input_("x", "f32", (SEQ, 8)), input_("c", "f32", ())
+    bodies = {
+        "minimum": (("minimum", (0, 1), ()), ("mul", (-1, 1), ())),
+        "maximum": (("maximum", (0, 1), ()), ("mul", (-1, 1), ())),
+        "where": (("gt", (0, 1), ()), ("where", (-1, 0, 1), ()), ("mul", (-2, 1), ())),
+    }
+    inputs = {
+        "x": np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32),
+        "c": np.float32(0.3).reshape(()),
+    }
+    check(kernels, {name: make("chain", (x, c), body=body) for name, body in bodies.items()}, inputs)
+
+
 @pytest.mark.parametrize("exponent", [1.0, 2.0, 3.0, 4.0, -1.0, 0.5, 0.0])
 def test_constant_exponent(kernels: Lab, exponent: float) -> None:
     x = input_("x", "f32", (20,))
