@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from llmc.runtime.sources import BENCH_SOURCES, HEADER, MODULE_SOURCES
+from llmc.runtime.sources import BENCH_SOURCES, FOLDER, HEADER, MODULE_SOURCES
 
 STRICT = ["-Wall", "-Wextra", "-pedantic", "-Werror"]
 WRAPPED = ("malloc", "calloc", "realloc", "posix_memalign", "mmap", "pthread_create")
@@ -126,3 +126,24 @@ def test_module_exports_the_interface_only(tiny):
     }
     declared = set(re.findall(r"LLMC_API [^;(]*?(llmc_\w+)\(", HEADER.read_text()))
     assert exported == declared
+
+
+CHOICE = [FOLDER / f"{name}.c" for name in ("choose", "error", "filters", "portable")]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "flags", "runner"),
+    [
+        ("gcc", ["-O0"], None),
+        ("gcc", ["-O3", "-march=native"], None),
+        (None, ["-O3", "-mcpu=native"], None),
+        (None, ["-O3", "-static", "-target", "aarch64-linux-musl"], "qemu-aarch64"),
+    ],
+    ids=["gcc", "gcc with all that the processor has", "clang", "ARM"],
+)
+def test_draws_are_the_same_by_every_compiler(compiler, flags, runner, build, tmp_path):
+    """Bits of 60 distributions of 2000 tokens, and what is drawn of them."""
+    sources = [build.tiny_c.with_name("draws.c"), *CHOICE]
+    own = [tool(compiler)] if compiler else None
+    program = build.compile_c(tmp_path / "draws", *flags, *map(str, sources), compiler=own)
+    assert run(*([tool(runner)] if runner else []), program).stdout == "ae6f36ecff0dc429\n"
