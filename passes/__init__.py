@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from llmc.compiler.pipeline import Pass
 from llmc.passes.append import Append
+from llmc.passes.compress.blockwise import Blockwise
 from llmc.passes.compress.cluster import Share
 from llmc.passes.compress.factorize import Factorize
 from llmc.passes.compress.prune import Prune
@@ -16,7 +17,7 @@ from llmc.passes.compress.unpack import Unpack
 from llmc.passes.fuse import Fuse
 from llmc.passes.fuse.cells import ExpandCells
 from llmc.passes.fuse.qkv import Qkv
-from llmc.passes.quantise import Blockwise, Qfuse, Quantize
+from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.quantise.int8_attention import Qattention
 from llmc.passes.quantise.split import Split
 from llmc.passes.rows.blank import Blank
@@ -39,8 +40,8 @@ _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (
     Unpack,
     ExpandCells,
 )
-_COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share)
-_QUANTISATION: tuple[type[Pass], ...] = (Quantize, Blockwise, Qfuse, Qattention, Split)
+_COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share, Blockwise)
+_QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse, Qattention, Split)
 _RAGGED: tuple[type[Pass], ...] = (Blank, Ragged)
 _STATES: tuple[type[Pass], ...] = (Append,)
 _ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION, *_RAGGED, *_STATES)

@@ -71,6 +71,9 @@ def load(
         processor = processors.for_inputs(summary.root, shapes)
         decoder = decoder_of(summary.root, type(model).__name__)
         asked_for = inputs_of(model, summary.root, max_batch, max_seq).bounds if steps is None else {}
+    if steps and max_batch != MAX_BATCH:
+        told = f"{summary.root}: max_batch has no effect on a model that generates: a session holds one text"
+        warnings.warn(LlmcWarning(f"{told}; task language-modeling takes batches"), stacklevel=2)
     if lacks:
         told = f"{summary.root}: it gives the logits of whole texts and cannot generate token by token"
         warnings.warn(LlmcWarning(f"{told}: {lacks}"), stacklevel=2)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from llmc.passes.quantise.blockwise import Blockwise
 from llmc.passes.quantise.qfuse import Qfuse
 from llmc.passes.quantise.quantize import STATIC, Quantize
 
-__all__ = ["ATTENTION", "QUANTISATIONS", "STATIC", "Blockwise", "Qfuse", "Quantize"]
+__all__ = ["ATTENTION", "QUANTISATIONS", "STATIC", "Qfuse", "Quantize"]
 
 # What `--quant` appends to a pipeline, and for a CPU to one on int8.
 QUANTISATIONS: Mapping[str, str] = MappingProxyType(

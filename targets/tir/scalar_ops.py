@@ -262,7 +262,7 @@ _RANGES = ("maximum", "minimum", "where")
 
 
 def _unseen(k: Emitter, value: Expr) -> Expr:
-    """By way of a register: TVM's analyzer takes these for ranges, and fails where one is multiplied by a number read."""
+    """By way of a register: TVM's analyzer takes these for ranges, and fails where a range is multiplied."""
     held = k.registers(1, dtype_of(value))
     k.set(held, 0, value)
     return k.let(k.get(held))

@@ -16,9 +16,9 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.verify import verify
 from llmc.errors import LlmcError
 from llmc.passes import PASSES
+from llmc.passes.compress.blockwise import Blockwise, rounded
 from llmc.passes.compress.unpack import Unpack
-from llmc.passes.quantise import QUANTISATIONS, Blockwise
-from llmc.passes.quantise.blockwise import rounded
+from llmc.passes.quantise import QUANTISATIONS
 
 RNG = np.random.default_rng(5)
 
