@@ -102,7 +102,15 @@ class Level:
 _HEADS = frozenset({"head_dim", "attention_head_size", "d_kv", "rotary_dim", "window_size"})
 _LAYERS = frozenset({"num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers"})
 TOLD = frozenset(  # taken even where it is None
-    {"pad_token_id", "bos_token_id", "eos_token_id", "num_labels", "vocab_size", "head_dim", "num_key_value_heads"}
+    {
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+        "num_labels",
+        "vocab_size",
+        "head_dim",
+        "num_key_value_heads",
+    }
 )
 # One after the other, until a model can be made and run.
 LEVELS: Sequence[Level] = (
@@ -111,7 +119,9 @@ LEVELS: Sequence[Level] = (
     Level(_HEADS),
     Level(_HEADS, by_name=True),
     Level(most=25_000_000),
-    Level(frozenset(SMALL) - _LAYERS - {"hidden_size", "d_model", "vocab_size", "pad_token_id"}, most=25_000_000),
+    Level(
+        frozenset(SMALL) - _LAYERS - {"hidden_size", "d_model", "vocab_size", "pad_token_id"}, most=25_000_000
+    ),
     Level(frozenset(SMALL) - _LAYERS - {"vocab_size"}, most=25_000_000),
 )
 _MAMBA2 = {
@@ -122,7 +132,12 @@ _RESNET = {
     **{"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1]},
     "out_features": ["stage4"],
 }
-_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+_MROPE = {
+    "rope_type": "default",
+    "rope_theta": 10000.0,
+    "mrope_section": [2, 1, 1],
+    "partial_rotary_factor": 0.5,
+}
 # What these need beside it.
 OWN: Mapping[str, Mapping[str, Any]] = {
     "swin": {
@@ -143,7 +158,12 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         "depth_coefficient": 0.25,
         "image_size": 32,
     },
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+    },
     "zaya": {"num_experts_per_tok": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "levit": {"image_size": 64, "patch_size": 16},
@@ -166,7 +186,12 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "glm4v_text": {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": _MROPE},
-    "glm4v_moe_text": {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": _MROPE, "head_dim": 16},
+    "glm4v_moe_text": {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_parameters": _MROPE,
+        "head_dim": 16,
+    },
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX", "adapter_reduction_factor": 2},
     "luke": {"entity_vocab_size": 20, "entity_emb_size": 16},
     "mluke": {"entity_vocab_size": 20, "entity_emb_size": 16},
@@ -174,7 +199,12 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16},
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
     "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 8},
-    "wav2vec2": {"vocab_size": 40, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4, "num_conv_pos_embeddings": 8},
+    "wav2vec2": {
+        "vocab_size": 40,
+        "conv_dim": [16] * 7,
+        "num_conv_pos_embedding_groups": 4,
+        "num_conv_pos_embeddings": 8,
+    },
 }
 for _name in ("detr", "conditional_detr", "dab-detr", "table-transformer", "deformable_detr", "tvp"):
     levels = ["stage2", "stage3", "stage4"] if _name == "deformable_detr" else ["stage4"]

@@ -79,7 +79,9 @@ def _is_mapped(config: Any, architecture: str) -> bool:
     """Whether transformers itself makes a class of another model type for this configuration."""
     import transformers
 
-    made = [getattr(transformers, task.auto)._model_mapping.get(type(config), None) for task in TASKS.values()]
+    made = [
+        getattr(transformers, task.auto)._model_mapping.get(type(config), None) for task in TASKS.values()
+    ]
     classes = [kind for found in made for kind in (found if isinstance(found, (tuple, list)) else (found,))]
     return architecture in [kind.__name__ for kind in classes if kind is not None]
 

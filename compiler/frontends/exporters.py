@@ -49,7 +49,11 @@ def _our_own() -> Iterator[tuple[Any, str, Any]]:
         (m, "mamba_selective_scan", selective_scan) for m in loaded if hasattr(m, "mamba_selective_scan")
     )
     yield from (
-        (m, "make_padding_mask", lambda ids, padding_idx=1: ids.eq(padding_idx))  # theirs is None where nothing pads
+        (
+            m,
+            "make_padding_mask",
+            lambda ids, padding_idx=1: ids.eq(padding_idx),
+        )  # theirs is None where nothing pads
         for m in loaded
         if hasattr(m, "make_padding_mask")
     )

@@ -47,7 +47,9 @@ def expanded(call: Maker, x: Node, shape: Sequence[Dim]) -> Node:
 
 def from_start(index: Any, size: Any) -> Dim:
     """A possibly negative index counted from the start."""
-    below = index < 0 if isinstance(index, int) else getattr(index, "is_nonpositive", False)  # -seq, seq being 1 or more
+    below = (
+        index < 0 if isinstance(index, int) else getattr(index, "is_nonpositive", False)
+    )  # -seq, seq being 1 or more
     return dim(index + size) if below else dim(index)
 
 

@@ -58,7 +58,9 @@ def want_of(config: Config, tensors: Tensors | None, at: str) -> None:
         number(config, "num_labels", at, 2)
     most = _largest(tensors)
     for key in SIZES:
-        unused = key == "intermediate_size" and "moe_intermediate_size" in config  # where every layer has experts
+        unused = (
+            key == "intermediate_size" and "moe_intermediate_size" in config
+        )  # where every layer has experts
         allowed = max(most, MOST_POSITIONS if unused else FEW)
         if type(config.get(key)) is int and config[key] > allowed:
             raise _other(key, config[key], most, at)
