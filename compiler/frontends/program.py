@@ -28,6 +28,13 @@ def head_of(
     if task.name != EMBEDDING:
         found = asked(lambda: head.run(sample)[0], str(summary.root / "config.json"))
         head.outputs = outputs_of(found, task)
+        if not head.outputs:
+            raise LlmcError(
+                f"{type(model).__name__} gives nothing that is a tensor",
+                at=str(summary.root / "config.json"),
+                found=", ".join(f"{k}: {type(v).__name__}" for k, v in found.items()),
+                hint="export the model with torch.export, and compile the .pt2 file",
+            )
         return head.eval(), head.outputs
     sentence = summary.sentence or Sentence()
     whole = SentenceHead(head, sentence).eval()
@@ -77,7 +84,7 @@ def export(head: Any, inputs: Inputs, config: Any, at: str) -> tuple[Any, Inputs
     """
     import torch
 
-    from llmc.compiler.frontends import guards, reference
+    from llmc.compiler.frontends import reference
     from llmc.compiler.frontends.tracing import is_unproved, narrower, trace
 
     dims = {n: torch.export.Dim(n, min=low, max=high) for n, (low, high) in inputs.bounds.items() if high > 1}
@@ -90,13 +97,30 @@ def export(head: Any, inputs: Inputs, config: Any, at: str) -> tuple[Any, Inputs
             return trace(head, sample, axes), inputs
     except LlmcError as error:
         bounds = narrower(error, inputs.bounds)
-        if bounds == inputs.bounds and is_unproved(error):
-            with torch.no_grad():
-                program = trace(head, sample, axes, asserted=True)
-            sizes = {a: n for i, v in zip(inputs.given, sample, strict=True) for a, n in zip(i.axes, v.shape)}
-            held = guards.holding(program, inputs, sizes)
-            if held is not None:
-                return program, replace(inputs, bounds=held)
         if bounds == inputs.bounds:
-            raise
+            found = _asserted(head, inputs, sample, axes) if is_unproved(error) else None
+            if found is None:
+                raise
+            return found
     return export(head, replace(inputs, bounds=bounds), config, at)
+
+
+def _asserted(
+    head: Any, inputs: Inputs, sample: Sequence[Any], axes: tuple[Any, ...]
+) -> tuple[Any, Inputs] | None:
+    """The program with all that torch cannot prove of its sizes tried, and the bounds within which that is true."""
+    import torch
+
+    from llmc.compiler.frontends import guards
+    from llmc.compiler.frontends.tracing import trace
+
+    with torch.no_grad():
+        program = trace(head, tuple(sample), axes, asserted=True)
+    pairs = [pair for given, value in zip(inputs.given, sample, strict=True) for pair in _sizes(given, value)]
+    held = guards.holding(program, inputs, dict(pairs))
+    return None if held is None else (program, replace(inputs, bounds=held))
+
+
+def _sizes(given: Any, value: Any) -> list[tuple[str, int]]:
+    """The size of each dynamic axis of an input."""
+    return [(a, n) for a, n in zip(given.axes, value.shape, strict=True) if isinstance(a, str)]

@@ -1,0 +1,58 @@
+"""Comparisons of sizes that torch's algebra cannot decide: every size is tried."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from llmc.compiler.frontends.inputs import Input, Inputs
+from llmc.compiler.frontends.program import export
+from llmc.compiler.frontends.torch_export import to_graph
+from llmc.compiler.interpret import run
+from llmc.errors import LlmcError
+
+ASKED = Inputs((Input("x", ("batch", "seq")),), (), {"batch": (1, 8), "seq": (1, 64)})
+
+
+class Function(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return (self.function(x),)
+
+
+def exported(function: Any) -> Any:
+    return export(Function(function), ASKED, SimpleNamespace(), "config.json")
+
+
+def bounds(holds: Any) -> Any:
+    """Of a model whose code asks whether something holds of its sizes, as XLNet's, ImageGPT's and DeepSeek's does."""
+    return exported(lambda x: x * 2 if holds(*x.shape) else x - 1)[1].bounds
+
+
+def test_what_holds_for_all_sizes_narrows_nothing() -> None:
+    assert bounds(lambda b, s: min(32, 32 * s) * s == 32 * s) == ASKED.bounds
+
+
+def test_bounds_end_where_the_other_branch_begins() -> None:
+    assert bounds(lambda b, s: (2 * s - 1) % s != 0) == {"batch": (1, 8), "seq": (2, 64)}
+    assert bounds(lambda b, s: s != 64) == {"batch": (1, 8), "seq": (1, 63)}
+
+
+def test_what_mixes_sizes_and_does_not_always_hold_is_refused() -> None:
+    with pytest.raises(LlmcError, match=r"torch\.export cannot trace the model"):
+        bounds(lambda b, s: (2 * s - 1) % s != 0 and (b * s) % 13 != 0)
+
+
+def test_sizes_modulo_others() -> None:
+    program, inputs = exported(lambda x: x.new_ones(x.shape[1] % 3 + 2))
+    graph = to_graph(program, inputs.given, ["y"], inputs.bounds)
+    for seq in (4, 5, 6):
+        assert run(graph, {"x": np.zeros((2, seq), np.float32)})["y"].shape == (seq % 3 + 2,)
