@@ -21,6 +21,7 @@ from llmc.driver import compile_graph
 Array = np.ndarray[Any, Any]
 QEMU = "qemu-aarch64"
 DIMS = {"batch": (1, 4), "seq": (1, 16)}
+WORDS = 23  # ids that the samples hold
 WIDTH = 70  # of the perceptron's rows: four blocks of sdot, a group of 4, 2 bytes
 
 
@@ -71,13 +72,20 @@ def decoder() -> Graph:
     return Graph((x,), outputs, DIMS)
 
 
+def tied(ids: Node) -> Graph:
+    """A table that is looked up and multiplied with: stored once, by panels."""
+    table = constant(np.random.default_rng(4).normal(size=(WORDS, 37)).astype(np.float32))
+    rows = make("embedding", (table, ids))
+    return Graph((ids,), {"rows": rows, "head": make("linear", (rows, table))}, DIMS)
+
+
 @pytest.fixture(scope="session")
 def networks(random_encoder: Callable[..., Any]) -> Graph:
-    """Two encoders and a perceptron; inputs ids, mask and x."""
-    return join(
-        {"a": random_encoder(1)[0], "b": random_encoder(2)[0], "mlp": perceptron(), "late": decoder()},
-        shared=True,
-    )
+    """Two encoders, a perceptron, a decoder's parts and a tied table; inputs ids, mask and x."""
+    a, b = (random_encoder(seed)[0] for seed in (1, 2))
+    ids = next(node for node in a.inputs if node.attributes["name"] == "ids")
+    parts = {"a": a, "b": b, "mlp": perceptron(), "late": decoder(), "tied": tied(ids)}
+    return join(parts, shared=True)
 
 
 @pytest.fixture(scope="session")
