@@ -65,7 +65,8 @@ def _try_all(options: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> No
     _load_libraries()
     options.cache.parent.mkdir(parents=True, exist_ok=True)
     chosen = options.only.split(",") if options.only else support_models.model_types()
-    chosen = sorted(chosen, key=lambda name: name in rows)  # what nothing is known of comes first
+    if not options.only:
+        chosen = sorted(chosen, key=lambda name: name in rows)  # what nothing is known of comes first
     for number, name in enumerate(chosen, 1):
         compiled = sum(row.get("compiled") is not None for row in rows.values())
         wanted = compiled < options.compile

@@ -13,9 +13,9 @@ _HEAD = """# Models that llmc takes
 
 `python bench/support.py` made this page: of every model type that the installed transformers has, a small random
 model of its main task was imported and compared with PyTorch by the interpreter at three shapes (one row, padded
-rows, long rows), and some were compiled for x86-64 and compared again. Figures are the largest difference as a part
-of the output's largest value. Any size and any fine-tuned weights of a type take the same way, and every import
-compares its graph with the model's own numbers.
+rows, long rows), and some were compiled for x86-64 with AVX2 and compared again. Figures are the largest difference
+as a part of the output's largest value. Any size and any fine-tuned weights of a type take the same way, and every
+import compares its graph with the model's own numbers.
 
 """
 _STATES = {
@@ -36,7 +36,7 @@ def page(rows: Mapping[str, Row]) -> str:
     counts = Counter(row["state"] for row in rows.values())
     compiled = sum(row.get("compiled") is not None for row in rows.values())
     lines = [
-        f"transformers {transformers.__version__}, torch {torch.__version__}: {len(rows)} model types.",
+        f"transformers {transformers.__version__}, torch {torch.__version__}: {len(rows)} model types tried.",
         "",
     ]
     lines += [f"- {counts[state]} {words}" for state, words in _STATES.items() if counts[state]]

@@ -36,10 +36,12 @@ def from_one(value: Dim, zero: Collection[str] = ()) -> Dim:
     """`value` with what follows from dims being at least 1, all but those of `zero`: Max(1, seq) -> seq."""
     if isinstance(value, int):
         return value
-    positive = {
-        s: sympy.Symbol(s.name, integer=True, positive=True) for s in value.free_symbols if s.name not in zero
-    }
-    return dim(value.xreplace(positive).xreplace({p: s for s, p in positive.items()}))
+    symbols = [s for s in value.free_symbols if s.name not in zero]
+    positive = {s: sympy.Symbol(s.name, integer=True, positive=True) for s in symbols}
+    found = dim(value.xreplace(positive).xreplace({p: s for s, p in positive.items()}))
+    if isinstance(found, int) or not found.has(sympy.Max, sympy.Min):
+        return found
+    return dim(found.xreplace({s: s + 1 for s in symbols}).xreplace({s: s - 1 for s in symbols}))
 
 
 def dim(value: Any) -> Dim:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from llmc.compiler.dims import dim, from_one
 from llmc.compiler.frontends.inputs import Input, Inputs
 from llmc.compiler.frontends.program import export
 from llmc.compiler.frontends.torch_export import to_graph
@@ -56,3 +57,9 @@ def test_sizes_modulo_others() -> None:
     graph = to_graph(program, inputs.given, ["y"], inputs.bounds)
     for seq in (4, 5, 6):
         assert run(graph, {"x": np.zeros((2, seq), np.float32)})["y"].shape == (seq % 3 + 2,)
+
+
+def test_what_follows_from_sizes_being_at_least_one() -> None:
+    assert from_one(dim("1 - Max(0, 1 - seq)")) == 1  # MPT's slice of its positions
+    assert from_one(dim("Max(0, seq - 3)")) == dim("Max(0, seq - 3)")
+    assert from_one(dim("Max(1, seq)")) == dim("seq")
