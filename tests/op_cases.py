@@ -186,6 +186,18 @@ PRODUCTS: list[Case] = [
     ("codebook", (BYTES, floats(200)), {"columns": 5}, lambda i, v: v[i.long().clamp(max=199)]),
     ("codebook", (BYTES, floats(16)), {"columns": 9, "bits": 4}, lambda i, v: v[halves(i)[..., :9]]),
     (
+        "blockwise",
+        (BYTES, floats(2, 3, 3)),
+        {"columns": 5, "block": 2},
+        lambda i, s: (i.float() - 128) * s.repeat_interleave(2, -1)[..., :5],
+    ),
+    (
+        "blockwise",
+        (BYTES, floats(2, 3, 2)),
+        {"columns": 9, "block": 6, "bits": 4},
+        lambda i, s: (halves(i)[..., :9].float() - 8) * s.repeat_interleave(6, -1)[..., :9],
+    ),
+    (
         "conv2d",
         (floats(2, 4, 7, 6), floats(6, 2, 3, 2), floats(6)),
         {"stride": (2, 1), "padding": (1, 0, 2, 1), "dilation": (1, 2), "groups": 2, "epilogue": ("bias",)},
