@@ -60,6 +60,6 @@ def test_sizes_modulo_others() -> None:
 
 
 def test_what_follows_from_sizes_being_at_least_one() -> None:
-    assert from_one(dim("1 - Max(0, 1 - seq)")) == 1  # MPT's slice of its positions
+    assert from_one(dim("1 - Max(0, 1 - seq)")) == 1
     assert from_one(dim("Max(0, seq - 3)")) == dim("Max(0, seq - 3)")
     assert from_one(dim("Max(1, seq)")) == dim("seq")
