@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.integrations import moe
 
-from llmc.compiler.frontends import inplace, masks
+from llmc.compiler.frontends import inplace, masks, step_attention
 from llmc.compiler.frontends.aten import TABLE
 from llmc.errors import LlmcError
 
@@ -190,7 +190,7 @@ def test_attention(masked: str) -> None:
 
 
 def test_every_converter_is_for_a_real_overload() -> None:
-    assert masks  # importing them registers llmc's own op, and that of transformers
+    assert (masks, step_attention)  # importing them registers llmc's own ops, and that of transformers
     assert moe
     for overload in TABLE:
         name, variant = overload.rsplit(".", 1)
