@@ -190,7 +190,8 @@ def test_attention(masked: str) -> None:
 
 
 def test_every_converter_is_for_a_real_overload() -> None:
-    assert (masks, step_attention)  # importing them registers llmc's own ops, and that of transformers
+    assert masks  # importing them registers llmc's own ops, and that of transformers
+    assert step_attention
     assert moe
     for overload in TABLE:
         name, variant = overload.rsplit(".", 1)
