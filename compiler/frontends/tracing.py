@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from llmc.compiler.frontends import exporters, packed
+from llmc.compiler.frontends import exporters, packed, size_guards
 from llmc.errors import LlmcError, first_line
 
 # Folders of files that are not the model's: torch's own, and these.
@@ -33,13 +33,14 @@ def trace(
         asserted: whether what holds of the sizes may be asserted in the program instead of proved: see `guards`.
 
     Raises:
-        LlmcError: the module does something the tracer cannot follow, with the line that does it.
+        LlmcError: the module does something the tracer cannot follow, with the line that does it; or its code takes
+            something for granted of several sizes that does not hold for all of them.
     """
     try:
         printed = io.StringIO()  # the failed graph
         quiet = redirect_stdout(printed), redirect_stderr(printed)
         with packed.exportable(module), exporters.patched(module), quiet[0], quiet[1]:
-            return torch.export.export(
+            program = torch.export.export(
                 module,
                 sample,
                 dynamic_shapes=(axes,) if _variadic(module) else axes,
@@ -54,6 +55,8 @@ def trace(
             found=type(error).__name__,
             hint="control flow on tensor values, or on sizes beyond the dynamic ones, cannot be compiled",
         ) from error
+    size_guards.want_held(program, module, sample, axes)
+    return program
 
 
 def _reason(error: Exception) -> str:

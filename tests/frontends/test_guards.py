@@ -63,3 +63,14 @@ def test_what_follows_from_sizes_being_at_least_one() -> None:
     assert from_one(dim("1 - Max(0, 1 - seq)")) == 1
     assert from_one(dim("Max(0, seq - 3)")) == dim("Max(0, seq - 3)")
     assert from_one(dim("Max(1, seq)")) == dim("seq")
+
+
+def test_what_mixes_sizes_alone_is_told_too() -> None:
+    """torch.export notes it as a guard of the program, and raises nothing."""
+    with pytest.raises(LlmcError, match="computes something else at some sizes") as caught:
+        bounds(lambda b, s: (b * s) % 13 != 0)
+    assert "% 13) != 0 only, not at " in str(caught.value.found)
+
+
+def test_what_holds_of_several_sizes_is_no_refusal() -> None:
+    assert bounds(lambda b, s: (b * s + s) % s == 0) == ASKED.bounds
