@@ -258,11 +258,11 @@ def _computed(
     return value
 
 
-_RANGES = ("maximum", "minimum", "where")
-
-
-def _unseen(k: Emitter, value: Expr) -> Expr:
-    """By way of a register: TVM's analyzer takes these for ranges, and fails where a range is multiplied."""
+def _held(k: Emitter, value: Expr) -> Expr:
+    """`value` computed once. Of these kinds by way of a register: TVM's analyzer takes them for ranges of numbers, and
+    fails where a range of floats is multiplied."""
+    if not isinstance(value, tirx.Select | tirx.Min | tirx.Max) or not dtype_of(value).startswith("float32"):
+        return k.let(value)
     held = k.registers(1, dtype_of(value))
     k.set(held, 0, value)
     return k.let(k.get(held))
@@ -286,5 +286,5 @@ def apply(
     ]
     compute = "f32" if dtypes[-1] == "f16" else dtypes[-1]
     value = _computed(k, op, compute, arguments, attributes, "f32" if result == "f16" else result)
-    value = _unseen(k, value) if op in _RANGES and compute == "f32" else k.let(value)
+    value = _held(k, value)
     return k.let(cast(k, "f32", "f16", value)) if result == "f16" else value
