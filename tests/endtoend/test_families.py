@@ -30,13 +30,18 @@ FIRST = {family: f"{family}-{task.name}" for family, task in reversed(cases())} 
 QUANTISED = ("none", "int8", "fp16")
 COMPILED = (  # together they have every kind of kernel that a family or a head needs
     "albert-feature-extraction",
+    "albert-fill-mask",
     "deberta-v2-feature-extraction",
+    "deberta-v2-fill-mask",
     "deberta-v2-text-classification",
     "deberta-v2-conv-feature-extraction",
     "distilbert-feature-extraction",
+    "distilbert-fill-mask",
     "distilbert-text-classification",
     "mpnet-feature-extraction",
+    "mpnet-fill-mask",
     "mpnet-text-classification",
+    "roberta-fill-mask",
     "roberta-text-classification",
 )
 LEVELS = ("mpnet-fill-mask", "deberta-v2-question-answering")

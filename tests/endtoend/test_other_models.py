@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from joined import join, part
 from kernel_kinds import kernels_of, kinds
-from random_others import CONFIGS, VISION, difference, imported, sample
+from random_others import CONFIGS, VISION, WHOLE, difference, imported, sample
 
 import llmc
 from llmc.driver import compile_graph
@@ -51,7 +51,7 @@ def test_every_kind_of_kernel_is_compiled() -> None:
 
 def test_padding_changes_no_bit(tmp_path: Path) -> None:
     """A row padded to the length of another is what it is alone."""
-    llmc.compile(imported("llama")[0], tmp_path / "llama.llmc", max_batch=4)
+    llmc.compile(imported("llama")[0], tmp_path / "llama.llmc", task=WHOLE, max_batch=4)
     inputs = sample("llama", 3, 17)
     with llmc.load(tmp_path / "llama.llmc") as model:
         whole = model(**inputs)["logits"]
