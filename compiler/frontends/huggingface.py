@@ -71,15 +71,9 @@ def load(
         processor = processors.for_inputs(summary.root, shapes)
         decoder = decoder_of(summary.root, type(model).__name__)
         asked_for = inputs_of(model, summary.root, max_batch, max_seq).bounds if steps is None else {}
-    if steps and max_batch != MAX_BATCH:
-        told = f"{summary.root}: max_batch has no effect on a model that generates: a session holds one text"
-        warnings.warn(LlmcWarning(f"{told}; task language-modeling takes batches"), stacklevel=2)
-    if lacks:
-        told = f"{summary.root}: it gives the logits of whole texts and cannot generate token by token"
-        warnings.warn(LlmcWarning(f"{told}: {lacks}"), stacklevel=2)
     _tell_narrowed(graph, asked_for, summary.root)
-    if padding:
-        warnings.warn(LlmcWarning(f"{summary.root}: {padding}"), stacklevel=2)
+    for told in filter(None, (_idle_batch(steps, max_batch), _whole_only(lacks), padding)):
+        warnings.warn(LlmcWarning(f"{summary.root}: {told}"), stacklevel=2)
     scores = scores_of(summary.config, does.name, len(summary.labels), str(summary.root))
     return Imported(
         graph=graph,
@@ -97,6 +91,19 @@ def load(
         decoder=decoder.facts if decoder else {},
         **(_generates(summary, steps) if steps else {}),
     )
+
+
+def _idle_batch(steps: Graph | None, max_batch: int) -> str:
+    if steps is None or max_batch == MAX_BATCH:
+        return ""
+    return (
+        "max_batch has no effect on a model that generates: a session holds one text; task language-modeling "
+        "takes batches"
+    )
+
+
+def _whole_only(lacks: str) -> str:
+    return lacks and f"it gives the logits of whole texts and cannot generate token by token: {lacks}"
 
 
 def _generates(summary: Summary, step: Graph) -> dict[str, Any]:

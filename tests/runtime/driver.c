@@ -11,18 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "llmc.h"
 #ifdef FAILURES
 #include "failures.h"
 #endif
-
-#define CHECK(condition)                                                                  \
-    do {                                                                                  \
-        if (!(condition)) {                                                               \
-            fprintf(stderr, "%s:%d: %s is false: %s\n", __FILE__, __LINE__, #condition, error.message); \
-            exit(1);                                                                      \
-        }                                                                                 \
-    } while (0)
 
 #define BATCH 5
 #define SEQ 70

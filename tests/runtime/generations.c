@@ -12,19 +12,12 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "llmc.h"
 #include "words.h"
 #ifdef FAILURES
 #include "failures.h"
 #endif
-
-#define CHECK(condition)                                                                  \
-    do {                                                                                  \
-        if (!(condition)) {                                                               \
-            fprintf(stderr, "%s:%d: %s is false: %s\n", __FILE__, __LINE__, #condition, error.message); \
-            exit(1);                                                                      \
-        }                                                                                 \
-    } while (0)
 
 #define MOST 64
 

@@ -14,18 +14,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "llmc.h"
 #ifdef FAILURES
 #include "failures.h"
 #endif
-
-#define CHECK(condition)                                                                  \
-    do {                                                                                  \
-        if (!(condition)) {                                                               \
-            fprintf(stderr, "%s:%d: %s is false: %s\n", __FILE__, __LINE__, #condition, error.message); \
-            exit(1);                                                                      \
-        }                                                                                 \
-    } while (0)
 
 #define MOST 40  /* positions */
 #define ROWS 4

@@ -105,18 +105,15 @@ def command(
     **settings: Any,
 ) -> None:
     """Run ARTIFACT on texts, images, sounds, NumPy arrays, a prompt, or on its own recorded samples."""
-    if (
-        settings["chat"]
-        or settings["prompt_files"]
-        or (prompt is not None and not (texts or images or audio))
-    ):
-        others = {"text": texts, "image": images, "audio": audio, "input": inputs, "selftest": selftest}
-        generate.want_alone({**others, "output": output, "function": function, "past": past})
+    asked = {"text": texts, "image": images, "audio": audio, "input": inputs, "selftest": selftest}
+    continues = prompt is not None and not (texts or images or audio)
+    if settings["chat"] or settings["prompt_files"] or continues:
+        generate.want_alone({**asked, "output": output, "function": function, "past": past})
         generate.run(_opened(artifact, threads, variant, no_check), prompt, as_json, settings)
         return
     generate.want_none(settings)
     _want_sense(
-        {"text": texts, "image": images, "audio": audio, "input": inputs, "selftest": selftest},
+        asked,
         {
             "text": {"prompt": prompt, "pair": pairs or None, "strict": strict or None},
             "image": {"threshold": threshold},
