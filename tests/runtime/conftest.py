@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -380,6 +380,24 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a state that keeps its shape."""
     return write_words(tmp_path_factory.mktemp("artifact") / "folded.llmc", "-DRECURRENT", **_FOLDED)
+
+
+@pytest.fixture(scope="module")
+def model(words: Path) -> Iterator[Any]:
+    """`words`, opened."""
+    from llmc.runtime import load
+
+    with load(words, threads=2) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def recurrent(folded: Path) -> Iterator[Any]:
+    """`folded`, opened."""
+    from llmc.runtime import load
+
+    with load(folded, threads=1) as model:
+        yield model
 
 
 @pytest.fixture

@@ -14,12 +14,6 @@ PROMPTS = ([5, 6, 7, 8], [3], [9, 1, 9, 2, 9])
 
 
 @pytest.fixture(scope="module")
-def model(words):
-    with load(words, threads=1) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
 def twin(model):
     """A model of transformers whose logits are the artifact's: every call is a whole pass."""
 
