@@ -27,3 +27,14 @@ def test_answers_are_held_to_the_largest(factor: float, share: float | None, tmp
 
     assert accepted["rtol"] == TOLERANCE["rtol"]
     assert accepted["atol"] == pytest.approx(TOLERANCE["atol"] if share is None else share * most)
+
+
+def test_a_large_output_does_not_excuse_a_small_one(tmp_path: Path) -> None:
+    x = input_("x", "f32", (symbol("batch"), 8))
+    outputs = {
+        name: make("mul", (x, constant(np.float32(f)))) for name, f in (("small", 0.1), ("large", 1e7))
+    }
+    module = Module.of(Graph((x,), outputs, {"batch": (1, 4)}))
+    cases = answers(module)
+
+    assert record(tmp_path, module, cases, cases, "0" * 64) == TOLERANCE

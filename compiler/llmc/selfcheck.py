@@ -37,7 +37,7 @@ TOLERANCE = {"rtol": 1e-3, "atol": 5e-4}
 TOLERANCE_LOSSY = {"rtol": 2e-2, "atol": 2e-2}
 # Tensor cores round activations to half: a self-test of such products accepts this share of the largest answer.
 HALVES = 5e-3
-# What sums of float32 may be off by, as a share of the largest answer: logits of 30 are off by 1e-3 near 0.
+# What sums of float32 may be off by, as a share of an output's largest answer: logits of 30 are off by 1e-3 near 0.
 ROUNDED = 1e-4
 # selftest.bin keeps the smallest cases up to so many bytes, and one in any case.
 KEPT_BYTES = 100_000
@@ -177,11 +177,20 @@ def _has_halves(module: Module) -> bool:
 
 
 def _scaled(cases: Sequence[Case], share: float) -> dict[str, float]:
-    """The tolerance, where an answer near 0 may be off by a share of the largest one: both sum the same parts."""
-    outputs = (array for case in cases for call in case for array in call.outputs.values())
-    most = max((largest(a, np.zeros_like(a)) for a in outputs), default=0.0)
-    least = TOLERANCE["atol"] if share == ROUNDED else share
-    return {**TOLERANCE, "atol": max(least, share * most)}
+    """The tolerance, where an answer near 0 may be off by a share of the largest one: both sum the same parts.
+
+    One bound serves all outputs. Of float32 it is that of the output whose numbers are smallest, or a large one would
+    let a small one be anything.
+    """
+    most: dict[tuple[str, str], float] = {}
+    for case in cases:
+        for call in case:
+            for name, array in call.outputs.items():
+                key = (call.function, name)
+                most[key] = max(most.get(key, 0.0), largest(array, np.zeros_like(array)))
+    if share == HALVES:
+        return {**TOLERANCE, "atol": share * max((1.0, *most.values()))}
+    return {**TOLERANCE, "atol": max(TOLERANCE["atol"], share * min(most.values(), default=0.0))}
 
 
 def _difference(found: Call, expected: Call) -> float:
