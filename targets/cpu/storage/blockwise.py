@@ -20,7 +20,10 @@ from llmc.targets.cpu.storage.panels import Lines, Stored, decode_lines
 from llmc.targets.cpu.storage.rows import rows_call
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
-from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, i64, splat
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, fma, i64, splat
+
+AHEAD = 4096  # bytes of a panel that are asked for before they are needed
+LINE_BYTES = 64  # of a cache
 
 Array = np.ndarray[Any, Any]
 
@@ -41,7 +44,7 @@ def panels(weight: Node, width: int) -> Stored:
         width,
         block,
         step,
-        partial(_scales, blocks=blocks, width=width),
+        partial(_scales, blocks=blocks, width=width, bits=bits),
         partial(_values, lines=-(-columns // step), width=width, bits=bits),
     )
     dtypes = ("i8" if bits == 8 else "u8", weight.inputs[1].dtype)
@@ -61,14 +64,15 @@ def _pairs(levels: Array, *, columns: int, width: int) -> Array:
 
 
 def _scales(
-    e: Emitter, parts: list[Buffer], panel: Expr, block: Expr, *, blocks: int, width: int
+    e: Emitter, parts: list[Buffer], panel: Expr, block: Expr, *, blocks: int, width: int, bits: int
 ) -> list[Expr]:
-    """The scale of each column of a panel in a block."""
+    """The scale of each column of a panel in a block; behind them what a level of 0 stands for, where it is exact."""
     line = e.let((panel * blocks + block) * width)
     found = [e.load(parts[1], line + at, LANES) for at in range(0, width, LANES)]
-    if dtype_of(found[0]).startswith("float16"):
-        found = [e.let(tirx.Cast(f"float32x{LANES}", scale)) for scale in found]
-    return found
+    if not dtype_of(found[0]).startswith("float16"):
+        return found
+    found = [e.let(tirx.Cast(f"float32x{LANES}", scale)) for scale in found]
+    return found + [e.let(scale * splat(f32(-8.0))) for scale in found] if bits == 4 else found
 
 
 def _values(
@@ -84,15 +88,21 @@ def _values(
     bits: int,
 ) -> list[Expr]:
     """Sixteen columns of the steps of a line."""
-    packed = e.load(parts[0], (panel * lines + line) * width + vector * LANES, LANES)
+    at = e.let((panel * lines + line) * width + vector * LANES)
+    packed = e.load(parts[0], at, LANES)
     scale = scales[vector]
+    if vector * LANES % LINE_BYTES == 0:
+        e.prefetch(parts[0], at + AHEAD)
     if bits == 8:
         return [e.let(_float(packed) * scale)]
     wide = e.let(tirx.Cast(f"int32x{LANES}", packed))
     low = tirx.bitwise_and(wide, splat(tirx.const(15, "int32")))
     high = tirx.shift_right(wide, splat(tirx.const(4, "int32")))
-    zero = splat(tirx.const(8, "int32"))
-    return [e.let(tirx.Cast(f"float32x{LANES}", e.let(half - zero)) * scale) for half in (low, high)]
+    if len(scales) > width // LANES:  # (level - 8) scale = level scale - 8 scale, exact before it is rounded once
+        zero = scales[width // LANES + vector]
+        return [e.let(fma(tirx.Cast(f"float32x{LANES}", half), scale, zero)) for half in (low, high)]
+    middle = splat(tirx.const(8, "int32"))
+    return [e.let(tirx.Cast(f"float32x{LANES}", e.let(half - middle)) * scale) for half in (low, high)]
 
 
 def _float(levels: Expr) -> Expr:
