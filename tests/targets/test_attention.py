@@ -98,3 +98,24 @@ def test_a_token_has_the_same_bits_alone_and_in_its_text(at: int, kernels: Lab) 
         for name, value in found.items():
             wanted = whole[name][:, :, at + 1 - queries : at + 1]
             assert np.ascontiguousarray(wanted).tobytes() == value.tobytes(), (name, queries)
+
+
+def test_heads_that_share_keys(kernels: Lab) -> None:
+    """Four of seven heads go together, and three by themselves; wherever threads cut, the bits are those of each."""
+    given = operands(2, 77) | {
+        "q": floats(2, 7, 2, SIZE),
+        "k": floats(2, 1, 77, SIZE),
+        "v": floats(2, 1, 77, VALUES),
+    }
+    q, k, v = (
+        input_(name, "f32", (B, *given[name].shape[1:2], axis, given[name].shape[3]))
+        for name, axis in zip("qkv", (S, T, T), strict=True)
+    )
+    found = check(kernels, {"y": make("attention", (q, k, v), scale=0.2, causal=True)}, given)["y"]
+    for head in range(7):
+        one = given | {"q": np.ascontiguousarray(given["q"][:, head : head + 1])}
+        alone = make("attention", (input_("q", "f32", (B, 1, S, SIZE)), k, v), scale=0.2, causal=True)
+        assert (
+            check(kernels, {"y": alone}, one)["y"].tobytes()
+            == np.ascontiguousarray(found[:, head : head + 1]).tobytes()
+        )

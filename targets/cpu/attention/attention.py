@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import sympy
+from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import ceil_div, product
@@ -33,7 +34,7 @@ from llmc.targets.cpu.attention.sequences import PaddedBatch
 from llmc.targets.cpu.attention.stages import Work
 from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Problem, Shape, problem
-from llmc.targets.tir.emit import LANES, Buffer, Emitter
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, mod
 
 
 def lower_attention(node: Node) -> Call:
@@ -83,12 +84,34 @@ def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = False) -
         item = locate(e, shape, at, batch, number)
         if few.suits(shape):
             with e.when(item.queries <= few.FEW):
-                few.FewSteps(arithmetic.work).attend(item)
+                _few(arithmetic.work, shape, at, batch, (number, item))
             with e.when(item.queries > few.FEW):
                 arithmetic.attend(item)
         else:
             arithmetic.attend(item)
     return e.function()
+
+
+def _few(
+    work: Work, shape: Shape, at: Mapping[str, Buffer], batch: PaddedBatch, found: tuple[Expr, Item]
+) -> None:
+    """An item of few queries: with the next heads, if they share its keys and are all there, else by itself."""
+    e, (number, item) = work.e, found
+    steps, count, group = few.FewSteps(work), few.together(shape), shape.heads // shape.kv_heads
+    if count == 1:
+        steps.attend([item])
+        return
+    within = e.let(mod(item.head, group))
+    part = e.let(mod(within, count))  # which of those that go together
+    first = e.let(number - part)
+    one_each = batch.longest <= QUERIES  # items of consecutive heads follow one another
+    whole = e.let(
+        tirx.all(one_each, within - part + count <= group, first >= e.begin, first + count <= e.end)
+    )
+    with e.when(tirx.all(whole, part < 1)):
+        steps.attend([item, *(locate(e, shape, at, batch, e.let(number + i)) for i in range(1, count))])
+    with e.when(tirx.Not(whole)):
+        steps.attend([item])
 
 
 class Steps(Protocol):

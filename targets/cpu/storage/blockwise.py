@@ -98,7 +98,9 @@ def _values(
     wide = e.let(tirx.Cast(f"int32x{LANES}", packed))
     low = tirx.bitwise_and(wide, splat(tirx.const(15, "int32")))
     high = tirx.shift_right(wide, splat(tirx.const(4, "int32")))
-    if len(scales) > width // LANES:  # (level - 8) scale = level scale - 8 scale, exact before it is rounded once
+    if (
+        len(scales) > width // LANES
+    ):  # (level - 8) scale = level scale - 8 scale, exact before it is rounded once
         zero = scales[width // LANES + vector]
         return [e.let(fma(tirx.Cast(f"float32x{LANES}", half), scale, zero)) for half in (low, high)]
     middle = splat(tirx.const(8, "int32"))
