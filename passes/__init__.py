@@ -13,6 +13,7 @@ from llmc.passes.compress.factorize import Factorize
 from llmc.passes.compress.prune import Prune
 from llmc.passes.compress.prune_heads import PruneHeads
 from llmc.passes.compress.prune_neurons import PruneNeurons
+from llmc.passes.compress.spare import Spare
 from llmc.passes.compress.unpack import Unpack
 from llmc.passes.fuse import Fuse
 from llmc.passes.fuse.cells import ExpandCells
@@ -40,7 +41,7 @@ _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (
     Unpack,
     ExpandCells,
 )
-_COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share, Blockwise)
+_COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share, Blockwise, Spare)
 _QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse, Qattention, Split)
 _RAGGED: tuple[type[Pass], ...] = (Blank, Ragged)
 _STATES: tuple[type[Pass], ...] = (Append,)

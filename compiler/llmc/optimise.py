@@ -176,7 +176,8 @@ def _quantise(
         graph = road.graph
         stages.enter("calibrate", 0.42)
         scales = order.quant.scales(graph, imported.tokenizer, compile_graph, imported.preprocess)
-    quantising = order.quant.pipeline(order.backend.integer_attention, scales)
+    spares = bool(road.graph.states) and "w8" in order.backend.quantisations
+    quantising = order.quant.pipeline(order.backend.integer_attention, scales, spares)
     road.add(quantising)
     road.add(MATMUL[order.matmul])
     return {order.quant.option: quantising, f"--matmul {order.matmul}": MATMUL[order.matmul]}

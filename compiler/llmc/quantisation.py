@@ -20,7 +20,7 @@ from llmc.compiler.pipeline import Pass, Pipeline, near
 from llmc.compiler.ranges import METHODS
 from llmc.errors import LlmcError, TextsCut
 from llmc.passes import PASSES
-from llmc.passes.quantise import ATTENTION, QUANTISATIONS, STATIC, Quantize
+from llmc.passes.quantise import ATTENTION, QUANTISATIONS, SPARE, STATIC, Quantize
 from llmc.preprocessing import image_samples
 from llmc.runtime.encoder import was_cut
 from llmc.targets import TARGETS, host
@@ -78,15 +78,20 @@ class Quantisation:
         """Whether ranges are found by calibration."""
         return self.mode == STATIC
 
-    def pipeline(self, integer_attention: bool, scales: tuple[float, ...] = ()) -> Pipeline:
+    def pipeline(
+        self, integer_attention: bool, scales: tuple[float, ...] = (), spares: bool = False
+    ) -> Pipeline:
         """The passes that quantise.
 
         Args:
             integer_attention: whether there are kernels for attention on int8.
             scales: of int8-static, as `self.scales` has them.
+            spares: whether sensitive products of int8 keep float activations: a function with states, and kernels
+                for w8.
         """
         on_int8 = integer_attention and self.mode in ("int8", STATIC) and self.attention == "int8"
         text = QUANTISATIONS[self.mode] + (f",{ATTENTION}" if on_int8 else "")
+        text = f"{SPARE},{text}" if spares and self.mode == "int8" else text
         steps = Pipeline.parse(text, PASSES).steps
         if not self.static:
             return Pipeline(steps)

@@ -6,6 +6,7 @@ to the nearest. Dettmers and Zettlemoyer 2023, "The case for 4-bit precision", f
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from llmc.compiler.ops.storage import pack_indices
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError
 from llmc.passes.compress.tables import changes, tables
-from llmc.passes.compress.weights import left, products, rebuild, stored, values
+from llmc.passes.compress.weights import Product, left, products, rebuild, stored, values
 
 Array = np.ndarray[Any, Any]
 _SMALL = 4096  # bytes; a smaller matrix stays as it is
@@ -53,14 +54,17 @@ class Blockwise(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """Every weight once, however many read it."""
-        found = {p.weight: p.array for p in products(graph, self.skip) if self._fits(p.array)}
+        made = self.made_of(products(graph, self.skip))
         for table in tables(graph) if self.tables else ():
             array = values(table)
-            if table.op == "constant" and array is not None and self._fits(array):
-                found.setdefault(table, array)
-        made = {weight: self._stored(weight, array) for weight, array in found.items()}
+            if table not in made and table.op == "constant" and array is not None and self._fits(array):
+                made[table] = self._stored(table, array)
         tell_weights(graph, made, lambda weight: self._left(graph, weight))
         return rebuild(graph, changes(graph, made))
+
+    def made_of(self, found: Iterable[Product]) -> dict[Node, Node]:
+        """The weights of products, those that are worth it, and what stands for each from now on."""
+        return {p.weight: self._stored(p.weight, p.array) for p in found if self._fits(p.array)}
 
     def _fits(self, array: Array) -> bool:
         """Whether an array is a matrix that is worth it."""

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from llmc.passes.quantise.qfuse import Qfuse
 from llmc.passes.quantise.quantize import STATIC, Quantize
 
-__all__ = ["ATTENTION", "QUANTISATIONS", "STATIC", "Qfuse", "Quantize"]
+__all__ = ["ATTENTION", "QUANTISATIONS", "SPARE", "STATIC", "Qfuse", "Quantize"]
 
 # What `--quant` appends to a pipeline, and for a CPU to one on int8.
 QUANTISATIONS: Mapping[str, str] = MappingProxyType(
@@ -22,3 +22,4 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 ATTENTION = "qattention"
+SPARE = "spare"  # before them on int8, of a function with states, where there are kernels for such weights
