@@ -179,6 +179,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "bamba": {**_MAMBA2, "attn_layer_indices": [1]},
     "granitemoehybrid": {**_MAMBA2, "layer_types": ["mamba", "attention"]},
     "zamba": {"n_mamba_heads": 2, "mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
     "dbrx": {
@@ -324,12 +325,16 @@ def _few(kinds: list[Any], count: int) -> list[Any]:
     return [first[i % len(first)] for i in range(count)]
 
 
-def model_of(model_type: str, level: int = 0) -> Any:
-    """A model in eval mode, whose weights are large enough for every part to show in its outputs."""
+def model_of(model_type: str, level: int = 0, name: str | None = None) -> Any:
+    """A model in eval mode, whose weights are large enough for every part to show in its outputs.
+
+    Args:
+        name: its class; None: the type's main one.
+    """
     import torch
     import transformers
 
-    name = main_class(model_type)
+    name = name or main_class(model_type)
     assert name is not None
     torch.manual_seed(0)
     kind = getattr(transformers, name)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.frontends import caches, forward, reference, step_attention
+from llmc.compiler.frontends import caches, exporters, forward, reference, scans, step_attention
 from llmc.compiler.frontends.caches import Held
 from llmc.compiler.frontends.heads import ROOT
 from llmc.compiler.frontends.implementations import choose
@@ -51,7 +51,10 @@ class StepHead(nn.Module):
         ids, kept, *tensors = values
         cache = caches.filled(self.held, tensors)
         options = {KEEP: kept} if self.keeps else {}
-        result = self.model(input_ids=ids, use_cache=True, return_dict=True, **{self.name: cache}, **options)
+        with scans.from_zeros():
+            result = self.model(
+                input_ids=ids, use_cache=True, return_dict=True, **{self.name: cache}, **options
+            )
         logits = result.logits if self.keeps else result.logits[:, kept]
         return logits, *caches.parts_of(cache, self.held)
 
@@ -117,7 +120,7 @@ def _calls(length: int) -> Iterator[slice]:
 def _played(head: StepHead, ids: Any) -> dict[str, Any]:
     """All logits of a text, call by call."""
     held, found = head.nothing(), []
-    with torch.no_grad():
+    with torch.no_grad(), exporters.scanned():
         for part in _calls(ids.shape[1]):
             logits, *held = head(ids[:, part], torch.arange(part.stop - part.start), *held)
             found.append(logits.numpy())
@@ -131,7 +134,8 @@ def _traced(head: StepHead, ids: Any, max_seq: int) -> Graph:
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
     cut = max(min(7, ids.shape[1]), 2)
     states = [_with(one, torch.randn, 5) for one in head.held]
-    axes = ({1: dims[SEQ]}, {0: dims[KEPT]}, *({one.grows: dims[PAST]} for one in head.held))
+    growing = ({} if one.grows is None else {one.grows: dims[PAST]} for one in head.held)
+    axes = ({1: dims[SEQ]}, {0: dims[KEPT]}, *growing)
     with torch.no_grad():
         program = trace(head, (ids[:, :cut], torch.arange(3) % cut, *states), axes)
     inputs = [Input(TEXT, (1, SEQ)), Input(KEEP, (KEPT,), low=0, high=max_seq - 1)]
