@@ -269,7 +269,7 @@ def _smaller(usual: Any, level: Level, own: Mapping[str, Any]) -> dict[str, Any]
         else:
             kept = {k: v for k, v in part.to_dict().items() if not _is_property(part, k)}
             found[name] = {**kept, **_smaller(part, level, own_part)}
-    return found | _kinds(usual, found)
+    return found | {k: v for k, v in _kinds(usual, found).items() if k not in own}
 
 
 def _parts(config: Any) -> list[str]:

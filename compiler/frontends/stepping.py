@@ -6,6 +6,7 @@ checked as every import is: by transformers' own numbers for the whole text at o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,7 @@ from llmc.compiler.ops import state_
 from llmc.errors import LlmcError, first_line
 
 STEP, KEEP, LOGITS = "step", "logits_to_keep", "logits"
+PLACES = "position_ids"
 SEQ, PAST, KEPT = "seq", "past", "kept"
 WAYS = (step_attention.STEP, ADDED, "sdpa", "eager")
 _MORE = (1, 3)  # tokens of the calls after the prompt
@@ -39,11 +41,12 @@ class StepHead(nn.Module):
     Args:
         model: a decoder of transformers in eval mode.
         held: what its cache holds.
+        counted: whether the model is told the places of its tokens, which some count from 0 in each call otherwise.
     """
 
-    def __init__(self, model: nn.Module, held: Sequence[Held]) -> None:
+    def __init__(self, model: nn.Module, held: Sequence[Held], counted: bool = False) -> None:
         super().__init__()
-        self.model, self.held = model, tuple(held)
+        self.model, self.held, self.counted = model, tuple(held), counted
         self.name = caches.parameter_of(model)
         self.keeps = KEEP in _parameters(model)
 
@@ -51,12 +54,21 @@ class StepHead(nn.Module):
         ids, kept, *tensors = values
         cache = caches.filled(self.held, tensors)
         options = {KEEP: kept} if self.keeps else {}
+        if self.counted:
+            options[PLACES] = self._places(ids, tensors)
         with scans.from_zeros():
             result = self.model(
                 input_ids=ids, use_cache=True, return_dict=True, **{self.name: cache}, **options
             )
         logits = result.logits if self.keeps else result.logits[:, kept]
         return logits, *caches.parts_of(cache, self.held)
+
+    def _places(self, ids: Any, tensors: Sequence[Any]) -> Any:
+        """Of tokens: behind those that are held."""
+        past = next(
+            t.shape[one.grows] for t, one in zip(tensors, self.held, strict=True) if one.grows is not None
+        )
+        return (torch.arange(ids.shape[1]) + past)[None]
 
     def nothing(self) -> list[Any]:
         """What is held at first."""
@@ -85,13 +97,32 @@ def step_graph(model: Any, max_seq: int, at: str, whole: Callable[[Any], Any]) -
     step_attention.register()
     ids = _tokens(model, max_seq)
     wanted = {LOGITS: whole(ids)}
-    head = StepHead(model, _held(model)).eval()
-    choose(model, lambda: _played(head, ids), wanted, {}, max_seq, WAYS)
+    head = _chosen(model, ids, wanted, max_seq)
     forward.whole(model)
     forward.one_pass(model, max_seq)
     graph = _traced(head, ids, max_seq)
     _want_same(graph, ids, wanted, at)
     return graph
+
+
+def _chosen(model: Any, ids: Any, wanted: Mapping[str, Any], max_seq: int) -> StepHead:
+    """The model with the first way of attention, and of counting tokens, that is right."""
+    held = _held(model)
+    heads = [StepHead(model, held).eval()]
+    if PLACES in _parameters(model) and any(one.grows is not None for one in held):
+        heads.append(StepHead(model, held, counted=True).eval())
+    for head in heads:
+        choose(model, functools.partial(_played, head, ids), wanted, {}, max_seq, WAYS)
+        if _is_right(head, ids, wanted):
+            return head
+    return heads[0]
+
+
+def _is_right(head: StepHead, ids: Any, wanted: Mapping[str, Any]) -> bool:
+    try:
+        return reference.farthest(_played(head, ids), wanted, {})[1] <= reference.TOLERANCE
+    except Exception:  # whatever a model raises that goes on from a cache in its own way
+        return False
 
 
 def _held(model: Any) -> tuple[Held, ...]:
