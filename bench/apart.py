@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
+import pkgutil
 import resource
 import time
 import traceback
@@ -20,15 +22,17 @@ def load_libraries() -> None:
     import torch.export
     import transformers
 
-    from llmc.compiler import interpret
-    from llmc.compiler.frontends import heads, huggingface, masks, torch_export
+    from llmc.compiler import frontends, interpret
     from llmc.targets.cpu import backend, build
+
+    for module in pkgutil.iter_modules(frontends.__path__):
+        importlib.import_module(f"{frontends.__name__}.{module.name}")
 
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    assert all((interpret, heads, huggingface, masks, torch_export, backend, build))
+    assert all((interpret, backend, build))
 
 
 def apart(name: str, task: Callable[[], Row], seconds: float, gibibytes: int) -> Row:

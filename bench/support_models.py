@@ -179,6 +179,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "bamba": {**_MAMBA2, "attn_layer_indices": [1]},
     "granitemoehybrid": {**_MAMBA2, "layer_types": ["mamba", "attention"]},
     "zamba": {"n_mamba_heads": 2, "mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "nemotron_h": {**_MAMBA2, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"]},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},

@@ -27,7 +27,7 @@ _INDEXED = _GROW | {"indexer_keys"}
 _KEEP = frozenset({"conv_states", "recurrent_states"})
 
 
-class Nothing:
+class Nothing(getattr(cache_utils, "DummyLayer", object)):  # type: ignore[misc]  # which older versions have not
     """The place of a layer that keeps nothing."""
 
 

@@ -98,14 +98,14 @@ def export(head: Any, inputs: Inputs, config: Any, at: str) -> tuple[Any, Inputs
     except LlmcError as error:
         bounds = narrower(error, inputs.bounds)
         if bounds == inputs.bounds:
-            found = _asserted(head, inputs, sample, axes) if is_unproved(error) else None
+            found = asserted(head, inputs, sample, axes) if is_unproved(error) else None
             if found is None:
                 raise
             return found
     return export(head, replace(inputs, bounds=bounds), config, at)
 
 
-def _asserted(
+def asserted(
     head: Any, inputs: Inputs, sample: Sequence[Any], axes: tuple[Any, ...]
 ) -> tuple[Any, Inputs] | None:
     """The program with all that torch cannot prove of its sizes tried, and the bounds within which that is true."""

@@ -159,20 +159,33 @@ def _played(head: StepHead, ids: Any) -> dict[str, Any]:
 
 
 def _traced(head: StepHead, ids: Any, max_seq: int) -> Graph:
-    from llmc.compiler.frontends.tracing import trace
-
     bounds = {SEQ: (1, max_seq), KEPT: (1, max_seq), PAST: (0, max_seq)}
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
     cut = max(min(7, ids.shape[1]), 2)
     states = [_with(one, torch.randn, 5) for one in head.held]
     growing = ({} if one.grows is None else {one.grows: dims[PAST]} for one in head.held)
     axes = ({1: dims[SEQ]}, {0: dims[KEPT]}, *growing)
-    with torch.no_grad():
-        program = trace(head, (ids[:, :cut], torch.arange(3) % cut, *states), axes)
     inputs = [Input(TEXT, (1, SEQ)), Input(KEEP, (KEPT,), low=0, high=max_seq - 1)]
     inputs += [Input(one.name, tuple(PAST if n == 0 else n for n in one.shape)) for one in head.held]
+    sample = (ids[:, :cut], torch.arange(3) % cut, *states)
+    program = _program(head, Inputs(tuple(inputs), (), bounds), sample, axes)
     names = [one.name for one in head.held]
     return _with_states(to_graph(program, inputs, (LOGITS, *names), bounds, ROOT), head.held)
+
+
+def _program(head: StepHead, inputs: Inputs, sample: tuple[Any, ...], axes: tuple[Any, ...]) -> Any:
+    """torch.export of the head; what torch cannot prove of its sizes is tried, as `program.export` does."""
+    from llmc.compiler.frontends.program import asserted
+    from llmc.compiler.frontends.tracing import is_unproved, trace
+
+    try:
+        with torch.no_grad():
+            return trace(head, sample, axes)
+    except LlmcError as error:
+        found = asserted(head, inputs, sample, axes) if is_unproved(error) else None
+        if found is None or found[1].bounds != inputs.bounds:
+            raise
+        return found[0]
 
 
 def _with(one: Held, make: Callable[[tuple[int, ...]], Any], tokens: int) -> Any:
