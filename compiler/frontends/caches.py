@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 from llmc.compiler.frontends.cache_layers import Nothing, layer_of, plain, usable
 from llmc.compiler.frontends.report import UnsupportedError
 
-_PARAMETERS = ("past_key_values", "cache_params")
+_PARAMETERS = ("past_key_values", "cache_params", "state")
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Held:
     """One tensor of a cache.
 
     Args:
-        layer: number of the layer of the cache.
+        layer: number of the layer of the cache; None where it is a list of tensors.
         part: the layer's attribute, such as "keys".
         index: of the tensor, where a layer has several of the kind; None where it has one.
         shape: its sizes, 0 for the axis that grows.
         key: of the tensor in the attribute, where that is a dictionary.
     """
 
-    layer: int
+    layer: int | None
     part: str
     shape: tuple[int, ...]
     index: int | None = None
@@ -42,7 +42,8 @@ class Held:
     @property
     def name(self) -> str:
         """Of the state."""
-        return f"layers.{self.layer}.{self.part}" + ("" if self.index is None else f".{self.index}")
+        place = self.part if self.layer is None else f"layers.{self.layer}.{self.part}"
+        return place if self.index is None else f"{place}.{self.index}"
 
     @property
     def grows(self) -> int | None:
@@ -65,8 +66,11 @@ def parameter_of(model: Any) -> str:
 
 def filled(held: Sequence[Held], tensors: Sequence[Any]) -> Any:
     """A cache that holds these tensors, one for each of `held`."""
+    if held[0].layer is None:
+        return [tensor.clone() for tensor in tensors]  # models write into them
     by_layer: dict[int, dict[str, Any]] = {}
     for one, tensor in zip(held, tensors, strict=True):
+        assert one.layer is not None
         parts = by_layer.setdefault(one.layer, {})
         if one.key is None:
             parts[one.part] = tensor
@@ -82,6 +86,8 @@ def filled(held: Sequence[Held], tensors: Sequence[Any]) -> Any:
 
 def parts_of(cache: Any, held: Sequence[Held]) -> list[Any]:
     """The tensors of a cache, in the order of `held`."""
+    if isinstance(cache, list):
+        return cache
     found = [getattr(cache.layers[one.layer], one.part) for one in held]
     return [part if one.key is None else part[one.key] for part, one in zip(found, held, strict=True)]
 
@@ -93,6 +99,8 @@ def held_by(model: Any) -> tuple[Held, ...]:
         UnsupportedError: it keeps something that is not one tensor for all tokens, nor one for each.
     """
     name = parameter_of(model)
+    if name == "state":
+        return _listed(model)
     begin = _beginning(model, name)
     short, long = (_after(model, name, begin(), tokens) for tokens in (3, 4))
     found: list[Held] = []
@@ -101,6 +109,16 @@ def held_by(model: Any) -> tuple[Held, ...]:
     if not found:
         raise UnsupportedError("its cache stays empty", "")
     return tuple(found)
+
+
+def _listed(model: Any) -> tuple[Held, ...]:
+    """What a model holds whose cache is a list of tensors."""
+    ids = torch.ones((1, 3), dtype=torch.long)
+    with torch.no_grad():
+        short, long = (model(input_ids=i, use_cache=True, return_dict=True).state for i in (ids, ids[:, :2]))
+    if [s.shape for s in short] != [s.shape for s in long]:
+        raise UnsupportedError(f"{type(model).__name__} keeps a cache of its own kind", "")
+    return tuple(Held(None, "state", tuple(s.shape), i, i) for i, s in enumerate(short))
 
 
 def _beginning(model: Any, name: str) -> Callable[[], Any]:
@@ -125,8 +143,10 @@ def _after(model: Any, name: str, cache: Any, tokens: int) -> list[Any]:
     ids = torch.ones((1, tokens), dtype=torch.long)
     with torch.no_grad():
         result = model(input_ids=ids, use_cache=True, return_dict=True, **{name: cache})
-    same = getattr(result, name, None) is cache
-    if not same:
+    kept = getattr(result, name, None)
+    if kept is None:
+        raise UnsupportedError(f"{type(model).__name__} keeps nothing from call to call", "")
+    if kept is not cache:
         raise UnsupportedError(f"{type(model).__name__} keeps a cache of its own kind", "")
     return list(cache.layers)
 

@@ -197,10 +197,65 @@ def _for_heads(x: Tensor, heads: int) -> Tensor:
     return wide.reshape(batch, seq, heads, size)
 
 
+@torch.library.custom_op("llmc::wkv", mutates_args=())
+def wkv(
+    decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, above: Tensor, below: Tensor, most: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """RWKV's mean of all values so far, by the exponentials of their keys, that decay (Peng et al., "RWKV", 2023).
+
+    Args:
+        decay, bonus: f32 [width]; what an exponent loses with each token, and what the newest has more.
+        key, value: f32 [batch, seq, width].
+        above, below, most: f32 [batch, width], the mean's numerator and denominator over exp(most).
+
+    Returns:
+        The means, and above, below and most as they are then.
+    """
+    found = []
+    for token in range(key.shape[1]):
+        k, v = key[:, token], value[:, token]
+        top = torch.maximum(most, k + bonus)
+        old, new = torch.exp(most - top), torch.exp(k + bonus - top)
+        found.append((old * above + new * v) / (old * below + new))
+        top = torch.maximum(most + decay, k)
+        old, new = torch.exp(most + decay - top), torch.exp(k - top)
+        above, below, most = old * above + new * v, old * below + new, top
+    return torch.stack(found, 1), above.clone(), below.clone(), most.clone()
+
+
+@wkv.register_fake
+def _wkv_shapes(
+    decay: Tensor, bonus: Tensor, key: Tensor, value: Tensor, above: Tensor, below: Tensor, most: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return tuple(torch.empty_like(x) for x in (value, above, below, most))  # type: ignore[return-value]
+
+
+_NEVER = -1e38  # the exponent of a token that never was
+
+
+def rwkv_linear_attention(
+    time_decay: Tensor,
+    time_first: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: Any = None,
+    return_state: bool = False,
+) -> tuple[Tensor, Any]:
+    """transformers' function of this name, its arguments and results.
+
+    A session begins with zeros. The denominator is 0 before the first token and at least 1 after it.
+    """
+    above, below, most = state or (torch.zeros_like(key[:, 0]).float(),) * 3
+    most = torch.where(below == 0, _NEVER, most)
+    found, *after = wkv(-torch.exp(time_decay), time_first, key.float(), value, above, below, most)
+    return found.to(key.dtype), after if return_state or state is not None else None
+
+
 # Functions of transformers' models by their names, and what stands there while a model is traced.
 SCANS = {
     "mamba_selective_scan": selective_scan,
     "mamba2_chunk_scan": chunk_scan,
     "torch_chunk_gated_delta_rule": delta_rule,
     "chunk_kimi_delta_attention": delta_rule,
+    "rwkv_linear_attention": rwkv_linear_attention,
 }

@@ -159,7 +159,9 @@ def _played(head: StepHead, ids: Any) -> dict[str, Any]:
 
 
 def _traced(head: StepHead, ids: Any, max_seq: int) -> Graph:
-    bounds = {SEQ: (1, max_seq), KEPT: (1, max_seq), PAST: (0, max_seq)}
+    bounds = {SEQ: (1, max_seq), KEPT: (1, max_seq)}
+    if any(one.grows is not None for one in head.held):
+        bounds[PAST] = (0, max_seq)
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
     cut = max(min(7, ids.shape[1]), 2)
     states = [_with(one, torch.randn, 5) for one in head.held]
