@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_any import DECODER, made
+from random_any import DECODER, TEXT, made
 
 from llmc.compiler.frontends import stepping
 from llmc.compiler.frontends.huggingface import load
@@ -36,12 +36,6 @@ CASES: dict[str, dict[str, Any]] = {
         **{**DECODER, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2},
         **{"mamba_d_state": 6, "mamba_chunk_size": 8},
     },
-    "OlmoHybridForCausalLM": {
-        **{**DECODER, "layer_types": ["linear_attention", "full_attention"]},
-        **{"linear_key_head_dim": 6, "linear_value_head_dim": 10, "linear_num_key_heads": 2},
-        **{"linear_num_value_heads": 2},
-    },
-    "Lfm2ForCausalLM": {**DECODER, "layer_types": ["conv", "full_attention"]},
 }
 CALLS = (7, 1, 1, 4, 1, 12, 3)
 
@@ -104,6 +98,18 @@ def test_a_state_for_every_key_and_value(tmp_path: Path) -> None:
     assert str(head.inputs[0].shape) == "(1, kept, 32)"
 
 
+def test_states_of_recurrences_and_convolutions_keep_their_shape(tmp_path: Path) -> None:
+    """Beside them the attention's grow, and one length counts the tokens."""
+    folder("BambaForCausalLM", tmp_path)
+    states = {s.name: str(s) for s in map(State.of, load(tmp_path).functions["step"].states)}
+    assert states == {
+        "layers.0.conv_states": "f32[1, 88, 4]",
+        "layers.0.recurrent_states": "f32[1, 8, 8, 6]",
+        "layers.1.keys": "f32[1, 2, past, 8], axis 2 grows",
+        "layers.1.values": "f32[1, 2, past, 8], axis 2 grows",
+    }
+
+
 def test_a_window_as_long_as_the_text_is_none(tmp_path: Path) -> None:
     folder("MistralForCausalLM", tmp_path)
     graph = load(tmp_path, max_seq=8).functions["step"]
@@ -111,9 +117,8 @@ def test_a_window_as_long_as_the_text_is_none(tmp_path: Path) -> None:
 
 
 def test_states_that_cannot_be_placed_are_told(tmp_path: Path) -> None:
-    settings = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "vocab_size": 100}
-    made("OpenAIGPTLMHeadModel", settings).save_pretrained(tmp_path)
-    with pytest.warns(LlmcWarning, match="token by token: OpenAIGPTLMHeadModel takes no cache"):
+    made("BertLMHeadModel", TEXT).save_pretrained(tmp_path)
+    with pytest.warns(LlmcWarning, match="token by token: BertLMHeadModel keeps nothing from call to call"):
         found = load(tmp_path)
     assert (found.task, dict(found.functions), found.generation) == ("language-modeling", {}, {})
 
