@@ -63,6 +63,10 @@ class Indexed(Grown, DynamicIndexedLayer):  # type: ignore[misc]
 class Kept(LinearAttentionLayer):  # type: ignore[misc]
     """Holds what a convolution sees of the past, and the states of a recurrence."""
 
+    conv_states: dict[int, Any]
+    recurrent_states: dict[int, Any]
+    has_previous_state: dict[int, bool]
+
     def __init__(self, conv_states: Mapping[int, Any], recurrent_states: Mapping[int, Any]) -> None:
         super().__init__(number_of_states=max((*conv_states, *recurrent_states)) + 1)
         self._keep(conv_states, recurrent_states)

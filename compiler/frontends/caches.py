@@ -135,7 +135,7 @@ def _beginning(model: Any, name: str) -> Callable[[], Any]:
         raise
     except Exception:  # whatever a model raises that looks for layers of another kind
         return stated
-    return DynamicCache
+    return lambda: DynamicCache()
 
 
 def _after(model: Any, name: str, cache: Any, tokens: int) -> list[Any]:

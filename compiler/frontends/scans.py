@@ -75,7 +75,7 @@ def _stepped(dt: Tensor, bias: Tensor | None, positive: bool) -> Tensor:
     return functional.softplus(dt) if positive else dt
 
 
-def _begun(width: int, states: int, like: Tensor) -> Tensor:
+def _begun(like: Tensor, width: int, states: int) -> Tensor:
     """What mamba's scan of one head begins with, f32 [batch, width, states]: zeros without a cache."""
     held = beginning.get()
     return held.pop(0) if held else like.new_zeros(like.shape[0], width, states)
@@ -106,7 +106,7 @@ def selective_scan(
     x = hidden_states.transpose(1, 2).float()
     key, query = (t.transpose(1, 2)[:, :, None].float() for t in (B, C))
     decay = torch.exp(A * dt[..., None])[:, :, None]
-    first = _begun(*A.shape, like=x)[:, None]
+    first = _begun(x, *A.shape)[:, None]
     output, last = recurrence(decay, (dt * x)[:, :, None], key, query, first, None)
     output = output[:, :, 0]
     output = output if D is None else output + x * D

@@ -172,7 +172,15 @@ def _traced(head: StepHead, ids: Any, max_seq: int) -> Graph:
     sample = (ids[:, :cut], torch.arange(3) % cut, *states)
     program = _program(head, Inputs(tuple(inputs), (), bounds), sample, axes)
     names = [one.name for one in head.held]
-    return _with_states(to_graph(program, inputs, (LOGITS, *names), bounds, ROOT), head.held)
+    graph = to_graph(program, inputs, (LOGITS, *names), bounds, ROOT, corners=_corners(bounds))
+    return _with_states(graph, head.held)
+
+
+def _corners(bounds: Mapping[str, tuple[int, int]]) -> list[dict[str, int]]:
+    """Past and new tokens together are no more than a sequence may have: the runtime refuses others."""
+    most, least = bounds[SEQ][1], {KEPT: 1, SEQ: 1, **({PAST: 0} if PAST in bounds else {})}
+    ends = [{SEQ: 1}, {SEQ: most}, *([{PAST: most - 1}] if PAST in bounds else [])]
+    return [{**least, **end, KEPT: kept} for end in ends for kept in (1, most)]
 
 
 def _program(head: StepHead, inputs: Inputs, sample: tuple[Any, ...], axes: tuple[Any, ...]) -> Any:
