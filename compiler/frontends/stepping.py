@@ -23,13 +23,13 @@ from llmc.compiler.frontends.implementations import choose
 from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
 from llmc.compiler.frontends.masks import ADDED
 from llmc.compiler.frontends.report import UnsupportedError
+from llmc.compiler.frontends.size_guards import Together
 from llmc.compiler.frontends.torch_export import to_graph
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import state_
 from llmc.errors import LlmcError, first_line
 
 STEP, KEEP, LOGITS = "step", "logits_to_keep", "logits"
-PLACES = "position_ids"
 SEQ, PAST, KEPT = "seq", "past", "kept"
 WAYS = (step_attention.STEP, ADDED, "sdpa", "eager")
 _MORE = (1, 3)  # tokens of the calls after the prompt
@@ -55,7 +55,7 @@ class StepHead(nn.Module):
         cache = caches.filled(self.held, tensors)
         options = {KEEP: kept} if self.keeps else {}
         if self.counted:
-            options[PLACES] = self._places(ids, tensors)
+            options[forward.PLACES] = self._places(ids, tensors)
         with scans.from_zeros():
             result = self.model(
                 input_ids=ids, use_cache=True, return_dict=True, **{self.name: cache}, **options
@@ -100,6 +100,7 @@ def step_graph(model: Any, max_seq: int, at: str, whole: Callable[[Any], Any]) -
     head = _chosen(model, ids, wanted, max_seq)
     forward.whole(model)
     forward.one_pass(model, max_seq)
+    forward.count_on(model)
     graph = _traced(head, ids, max_seq)
     _want_same(graph, ids, wanted, at)
     return graph
@@ -109,7 +110,7 @@ def _chosen(model: Any, ids: Any, wanted: Mapping[str, Any], max_seq: int) -> St
     """The model with the first way of attention, and of counting tokens, that is right."""
     held = _held(model)
     heads = [StepHead(model, held).eval()]
-    if PLACES in _parameters(model) and any(one.grows is not None for one in held):
+    if forward.PLACES in _parameters(model) and any(one.grows is not None for one in held):
         heads.append(StepHead(model, held, counted=True).eval())
     for head in heads:
         choose(model, functools.partial(_played, head, ids), wanted, {}, max_seq, WAYS)
@@ -188,11 +189,12 @@ def _program(head: StepHead, inputs: Inputs, sample: tuple[Any, ...], axes: tupl
     from llmc.compiler.frontends.program import asserted
     from llmc.compiler.frontends.tracing import is_unproved, trace
 
+    together = Together((PAST, SEQ), inputs.bounds[SEQ][1])  # the runtime refuses a longer sequence
     try:
         with torch.no_grad():
-            return trace(head, sample, axes)
+            return trace(head, sample, axes, together=together)
     except LlmcError as error:
-        found = asserted(head, inputs, sample, axes) if is_unproved(error) else None
+        found = asserted(head, inputs, sample, axes, together) if is_unproved(error) else None
         if found is None or found[1].bounds != inputs.bounds:
             raise
         return found[0]
