@@ -6,8 +6,6 @@ from typing import Any
 
 from llmc.errors import LlmcError
 
-PLACES = "position_ids"  # of tokens: what transformers calls the argument, and tables of them
-
 
 def in_one_piece(model: Any) -> None:
     """No part keeps keys and values, or cuts sequences into chunks, whose lengths would have to be even."""
@@ -44,24 +42,6 @@ def _fix_frequencies(rotary: Any, max_seq: int) -> None:
             hint=f"compile for shorter ones: --max-seq {limit}; default, linear, yarn and llama3 do not change",
         )
     rotary.rope_type = "default"
-
-
-def count_on(model: Any) -> None:
-    """Tables of the numbers 0 to n - 1, from which models cut the places of tokens, go on to 2 n - 1.
-
-    torch.export knows how many tokens there are before a call and how many in it, and not that both are n at the most.
-    """
-    import torch
-
-    for module in model.modules():
-        for name, table in module.named_buffers(recurse=False):
-            count = torch.arange(2 * table.shape[-1]) if table.dim() else None
-            if (
-                name == PLACES
-                and count is not None
-                and torch.equal(table, count[: table.shape[-1]].expand_as(table))
-            ):
-                setattr(module, name, count.expand(*table.shape[:-1], -1).to(table.dtype))
 
 
 def whole(model: Any) -> None:

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.frontends import caches, exporters, forward, reference, scans, step_attention
+from llmc.compiler.frontends import caches, exporters, forward, long_tables, reference, scans, step_attention
 from llmc.compiler.frontends.caches import Held
 from llmc.compiler.frontends.heads import ROOT
 from llmc.compiler.frontends.implementations import choose
 from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
+from llmc.compiler.frontends.long_tables import PLACES
 from llmc.compiler.frontends.masks import ADDED
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.frontends.size_guards import Together
@@ -55,7 +56,7 @@ class StepHead(nn.Module):
         cache = caches.filled(self.held, tensors)
         options = {KEEP: kept} if self.keeps else {}
         if self.counted:
-            options[forward.PLACES] = self._places(ids, tensors)
+            options[PLACES] = self._places(ids, tensors)
         with scans.from_zeros():
             result = self.model(
                 input_ids=ids, use_cache=True, return_dict=True, **{self.name: cache}, **options
@@ -100,8 +101,8 @@ def step_graph(model: Any, max_seq: int, at: str, whole: Callable[[Any], Any]) -
     head = _chosen(model, ids, wanted, max_seq)
     forward.whole(model)
     forward.one_pass(model, max_seq)
-    forward.count_on(model)
-    graph = _traced(head, ids, max_seq)
+    with long_tables.endless(model):
+        graph = _traced(head, ids, max_seq)
     _want_same(graph, ids, wanted, at)
     return graph
 
@@ -110,7 +111,7 @@ def _chosen(model: Any, ids: Any, wanted: Mapping[str, Any], max_seq: int) -> St
     """The model with the first way of attention, and of counting tokens, that is right."""
     held = _held(model)
     heads = [StepHead(model, held).eval()]
-    if forward.PLACES in _parameters(model) and any(one.grows is not None for one in held):
+    if PLACES in _parameters(model) and any(one.grows is not None for one in held):
         heads.append(StepHead(model, held, counted=True).eval())
     for head in heads:
         choose(model, functools.partial(_played, head, ids), wanted, {}, max_seq, WAYS)
