@@ -13,19 +13,16 @@ of its own with a limit of time and of memory. Results are kept in the cache, a 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import multiprocessing
 import os
-import resource
 import tempfile
-import time
-import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
 import support_models
 import support_table
+from apart import apart, load_libraries
 
 TOLERANCE = 1e-4  # of an output's largest value
 SECONDS, GIBIBYTES = 240, 10
@@ -62,7 +59,7 @@ def _read(cache: Path) -> dict[str, dict[str, Any]]:
 
 
 def _try_all(options: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> None:
-    _load_libraries()
+    load_libraries()
     options.cache.parent.mkdir(parents=True, exist_ok=True)
     chosen = options.only.split(",") if options.only else support_models.model_types()
     if not options.only:
@@ -73,7 +70,7 @@ def _try_all(options: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> No
         known = rows.get(name)
         if known and not options.only and not _is_due(known, wanted, options.again):
             continue
-        rows[name] = _apart(name, wanted)
+        rows[name] = apart(name, functools.partial(_try, name, wanted), SECONDS, GIBIBYTES)
         with options.cache.open("a", encoding="utf-8") as file:
             file.write(json.dumps(rows[name]) + "\n")
         print(f"{number}/{len(chosen)} {support_table.line(rows[name])}", flush=True)
@@ -82,54 +79,6 @@ def _try_all(options: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> No
 def _is_due(row: dict[str, Any], compiles: bool, again: bool) -> bool:
     right = row["state"] == "right"
     return (right and compiles and row.get("compiled") is None) or (again and not right)
-
-
-def _apart(name: str, compiles: bool) -> dict[str, Any]:
-    """`_try` in a process of its own, forked where all libraries are loaded already."""
-    started = time.monotonic()
-    context = multiprocessing.get_context("fork")
-    mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(name, compiles, theirs))
-    process.start()
-    theirs.close()
-    row: dict[str, Any] = {"type": name, "state": "limit", "reason": f"took more than {SECONDS} s"}
-    if mine.poll(SECONDS):
-        try:
-            row = mine.recv()
-        except EOFError:
-            process.join()
-            row = {"type": name, "state": "crash", "reason": f"ended with {process.exitcode}"}
-    process.kill()
-    process.join()
-    return {**row, "seconds": round(time.monotonic() - started, 1)}
-
-
-def _send(name: str, compiles: bool, pipe: Any) -> None:
-    """What becomes of one model type, into a pipe."""
-    resource.setrlimit(resource.RLIMIT_DATA, (GIBIBYTES << 30,) * 2)
-    try:
-        pipe.send(_try(name, compiles))
-    except BaseException as error:  # everything that is no sentence is a fault of llmc's
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
-        pipe.send({"type": name, "state": "crash", "reason": reason[:300]})
-
-
-def _load_libraries() -> None:
-    """What every process needs."""
-    import torch
-    import torch.export
-    import transformers
-
-    from llmc.compiler import interpret
-    from llmc.compiler.frontends import heads, huggingface, masks, torch_export
-    from llmc.targets.cpu import backend, build
-
-    warnings.simplefilter("ignore")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    assert all((interpret, heads, huggingface, masks, torch_export, backend, build))
 
 
 def _try(name: str, compiles: bool) -> dict[str, Any]:

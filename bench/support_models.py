@@ -179,6 +179,10 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "bamba": {**_MAMBA2, "attn_layer_indices": [1]},
     "granitemoehybrid": {**_MAMBA2, "layer_types": ["mamba", "attention"]},
     "zamba": {"n_mamba_heads": 2, "mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "qwen3_5_text": {"head_dim": 32, "rope_parameters": {**_MROPE, "partial_rotary_factor": 0.25}},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "nemotron_h": {**_MAMBA2, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"]},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
     "dbrx": {
@@ -268,7 +272,7 @@ def _smaller(usual: Any, level: Level, own: Mapping[str, Any]) -> dict[str, Any]
         else:
             kept = {k: v for k, v in part.to_dict().items() if not _is_property(part, k)}
             found[name] = {**kept, **_smaller(part, level, own_part)}
-    return found | _kinds(usual, found)
+    return found | {k: v for k, v in _kinds(usual, found).items() if k not in own}
 
 
 def _parts(config: Any) -> list[str]:
@@ -324,20 +328,24 @@ def _few(kinds: list[Any], count: int) -> list[Any]:
     return [first[i % len(first)] for i in range(count)]
 
 
-def model_of(model_type: str, level: int = 0) -> Any:
-    """A model in eval mode, whose weights are large enough for every part to show in its outputs."""
+def model_of(model_type: str, level: int = 0, name: str | None = None) -> Any:
+    """A model in eval mode, whose weights are large enough for every part to show in its outputs.
+
+    Args:
+        name: its class; None: the type's main one. Of types that are encoders otherwise a causal class decodes.
+    """
     import torch
     import transformers
 
-    name = main_class(model_type)
+    name = name or main_class(model_type)
     assert name is not None
     torch.manual_seed(0)
     kind = getattr(transformers, name)
     with torch.device("meta"):
-        size = sum(p.numel() for p in kind(configuration(model_type, level)).parameters())
+        size = sum(p.numel() for p in kind(_config(model_type, level, name)).parameters())
     if size > LEVELS[level].most:
         raise ValueError(f"{size:,} parameters at the least")
-    model = kind(configuration(model_type, level)).eval()
+    model = kind(_config(model_type, level, name)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for place, parameter in model.named_parameters():
@@ -346,6 +354,13 @@ def model_of(model_type: str, level: int = 0) -> Any:
                 is_norm = "norm" in place.lower() and place.endswith("weight")
                 parameter.copy_(noise + 1 if is_norm else noise)
     return model
+
+
+def _config(model_type: str, level: int, name: str) -> Any:
+    config = configuration(model_type, level)
+    if name != main_class(model_type) and getattr(config, "is_decoder", None) is False:
+        config.is_decoder = True
+    return config
 
 
 def shapes() -> Iterator[dict[str, int]]:

@@ -62,17 +62,18 @@ def _of(rows: Mapping[str, Row], state: str) -> list[Row]:
 
 def _right(row: Row) -> str:
     compiled = (
-        f"{row['compiled']:.1e}" if row.get("compiled") is not None else _cell(row.get("compile_reason", ""))
+        f"{row['compiled']:.1e}" if row.get("compiled") is not None else cell(row.get("compile_reason", ""))
     )
     return f"| {row['type']} | {row['class']} | {row['task']} | {row['worst']:.1e} | {compiled} |"
 
 
 def _reason(row: Row) -> str:
     reason = row.get("reason") or f"off by {row.get('worst', 0):.2g}"
-    return f"| {row['type']} | {row.get('class', '')} | {_cell(reason)} |"
+    return f"| {row['type']} | {row.get('class', '')} | {cell(reason)} |"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """A text as one cell of a table."""
     return re.sub(r"/tmp/\S+", "...", text.replace("|", "\\|").replace("\n", " "))[:240]
 
 

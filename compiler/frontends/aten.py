@@ -16,7 +16,7 @@ import numpy as np
 import sympy
 import torch
 
-from llmc.compiler.dims import Dim, dim, floored, from_one
+from llmc.compiler.dims import Dim, dim, floored, from_one, symbol
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import DTYPES, Node, Source
 from llmc.compiler.ops import constant, make
@@ -64,9 +64,14 @@ def dtype_of(torch_dtype: Any) -> str:
 
 @dataclass(frozen=True)
 class Symbols:
-    """Names of torch's size symbols (`s10` -> `batch`)."""
+    """Names of torch's size symbols (`s10` -> `batch`).
+
+    Args:
+        corners: sizes of all dims between which the others lie: what is linear in them is greatest at one of these.
+    """
 
     names: MutableMapping[Any, Any]
+    corners: Sequence[Mapping[str, int]] = ()
 
     def settle(self, shape: Sequence[Any], size: int) -> None:
         """The symbol that torch made for a size which depends on values, in `shape`, is this number."""
@@ -84,8 +89,21 @@ class Symbols:
                 lambda e: type(e).__name__ == "FloorDiv", lambda e: floored(e.args[0] / e.args[1])
             )
             self._check(expr)
-            return from_one(dim(expr))
+            expr = expr.replace(lambda e: type(e).__name__ in ("Max", "Min"), self._extreme)
+            empty = {name for sizes in self.corners for name, size in sizes.items() if not size}
+            return from_one(dim(expr), empty)
         return dim(value)
+
+    def _extreme(self, found: Any) -> Any:
+        """torch's Max or Min as sympy's, or the one of the two that it always is."""
+        if len(found.args) == 2 and self.corners:
+            more = sympy.expand(found.args[0] - found.args[1])
+            corners = [{symbol(n): size for n, size in sizes.items()} for sizes in self.corners]
+            values = [more.xreplace(sizes) for sizes in corners] if _is_linear(more) else []
+            for sign in (1, -1):
+                if values and all(v.is_Integer and sign * v >= 0 for v in values):
+                    return found.args[(sign < 0) == (type(found).__name__ == "Max")]
+        return getattr(sympy, type(found).__name__)(*found.args)
 
     def _check(self, expr: Any) -> None:
         """Only named dims, and functions that dims can print and compute."""
@@ -99,6 +117,12 @@ class Symbols:
             raise UnsupportedError(
                 f"a size computed by {min(strange)}", "use sums, products and floor division of sizes"
             )
+
+
+def _is_linear(value: Any) -> bool:
+    """Whether it is a sum of dims and numbers, each with a factor."""
+    terms = value.as_coefficients_dict()
+    return all(term.is_Symbol or term.is_Number for term in terms)
 
 
 def _remainder(mod: Any) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from llmc.compiler.frontends.scans import selective_scan
+from llmc.compiler.frontends.scans import SCANS
 
 
 @contextmanager
@@ -35,26 +35,51 @@ def patched(module: Any) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def scanned() -> Iterator[None]:
+    """Models run with the recurrences of `scans`, which go on from any state."""
+    with ExitStack() as stack:
+        for module, name, own in _scans():
+            stack.enter_context(_set(module, name, own))
+        yield
+
+
+@contextmanager
+def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _models() -> list[Any]:
+    """The modules of transformers' models that are loaded."""
+    return [
+        m
+        for name, m in sys.modules.items()
+        if name.startswith("transformers.models.") and ".modeling_" in name
+    ]
+
+
+def _scans() -> Iterator[tuple[Any, str, Any]]:
+    yield from ((m, name, own) for m in _models() for name, own in SCANS.items() if name in vars(m))
+
+
 def _our_own() -> Iterator[tuple[Any, str, Any]]:
     """What torch.export would unroll or read as something else: owner, name, and what stands there meanwhile.
 
     Positions that the model has made itself never belong to several texts packed into one row.
     """
-    loaded = [
-        m
-        for name, m in sys.modules.items()
-        if name.startswith("transformers.models.") and ".modeling_" in name
-    ]
-    yield from (
-        (m, "mamba_selective_scan", selective_scan) for m in loaded if hasattr(m, "mamba_selective_scan")
-    )
+    yield from _scans()
     yield from (
         (
             m,
             "make_padding_mask",
             lambda ids, padding_idx=1: ids.eq(padding_idx),
         )  # theirs is None where nothing pads
-        for m in loaded
+        for m in _models()
         if hasattr(m, "make_padding_mask")
     )
     masking = sys.modules.get("transformers.masking_utils")

@@ -89,7 +89,7 @@ def load(
         scores=scores
         or ("sigmoid" if hasattr(model, "logit_bias") else None),  # SigLIP: each pair for itself
         decoder=decoder.facts if decoder else {},
-        **(_generates(summary, steps) if steps else {}),
+        **(_generates(summary, steps, max_seq) if steps else {}),
     )
 
 
@@ -106,7 +106,7 @@ def _whole_only(lacks: str) -> str:
     return lacks and f"it gives the logits of whole texts and cannot generate token by token: {lacks}"
 
 
-def _generates(summary: Summary, step: Graph) -> dict[str, Any]:
+def _generates(summary: Summary, step: Graph, max_seq: int) -> dict[str, Any]:
     """Of a model that generates text: its function, and what its folder says."""
     from llmc.compiler.frontends import generation_config, stepping
 
@@ -118,8 +118,8 @@ def _generates(summary: Summary, step: Graph) -> dict[str, Any]:
         keep=stepping.KEEP,
         logits=stepping.LOGITS,
         vocabulary=int(step.outputs[stepping.LOGITS].shape[-1]),
-        max_length=step.dims[stepping.PAST].high,
-        length=stepping.PAST,
+        max_length=max_seq,
+        length=stepping.PAST if stepping.PAST in step.dims else None,
     )
     return {
         "functions": {stepping.STEP: step},

@@ -9,6 +9,7 @@ from typing import Any
 from llmc.compiler.frontends.folder import EMBEDDING, Summary
 from llmc.compiler.frontends.inputs import Inputs
 from llmc.compiler.frontends.sentence import Sentence
+from llmc.compiler.frontends.size_guards import ANY, Together
 from llmc.compiler.frontends.tasks import Task
 from llmc.errors import LlmcError, first_line
 
@@ -98,15 +99,15 @@ def export(head: Any, inputs: Inputs, config: Any, at: str) -> tuple[Any, Inputs
     except LlmcError as error:
         bounds = narrower(error, inputs.bounds)
         if bounds == inputs.bounds:
-            found = _asserted(head, inputs, sample, axes) if is_unproved(error) else None
+            found = asserted(head, inputs, sample, axes) if is_unproved(error) else None
             if found is None:
                 raise
             return found
     return export(head, replace(inputs, bounds=bounds), config, at)
 
 
-def _asserted(
-    head: Any, inputs: Inputs, sample: Sequence[Any], axes: tuple[Any, ...]
+def asserted(
+    head: Any, inputs: Inputs, sample: Sequence[Any], axes: tuple[Any, ...], together: Together = ANY
 ) -> tuple[Any, Inputs] | None:
     """The program with all that torch cannot prove of its sizes tried, and the bounds within which that is true."""
     import torch
@@ -115,9 +116,9 @@ def _asserted(
     from llmc.compiler.frontends.tracing import trace
 
     with torch.no_grad():
-        program = trace(head, tuple(sample), axes, asserted=True)
+        program = trace(head, tuple(sample), axes, True, together)
     pairs = [pair for given, value in zip(inputs.given, sample, strict=True) for pair in _sizes(given, value)]
-    held = guards.holding(program, inputs, dict(pairs))
+    held = guards.holding(program, inputs, dict(pairs), together)
     return None if held is None else (program, replace(inputs, bounds=held))
 
 

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,13 +30,35 @@ _FUNCTIONS: Mapping[str, Any] = {
 }
 
 
-def want_held(program: Any, module: Any, sample: Sequence[Any], axes: Sequence[Mapping[int, Any]]) -> None:
+class Together(NamedTuple):
+    """Sizes that are no more than `most` together, such as of tokens held and new ones."""
+
+    names: tuple[str, ...]
+    most: int
+
+    def allows(self, sizes: Mapping[str, Any]) -> Any:
+        """Whether sizes can occur, or the arrays of them where; those of which it says nothing can."""
+        if not sizes.keys() >= set(self.names):
+            return True
+        return sum(sizes[name] for name in self.names) <= self.most
+
+
+ANY = Together((), 0)
+
+
+def want_held(
+    program: Any,
+    module: Any,
+    sample: Sequence[Any],
+    axes: Sequence[Mapping[int, Any]],
+    together: Together = ANY,
+) -> None:
     """Refuse a program with a guard that does not hold for all sizes.
 
     Args:
         program: torch.export's.
         module: what was exported.
-        sample, axes: as of `tracing.trace`.
+        sample, axes, together: as of `tracing.trace`.
 
     Raises:
         LlmcError: a guard is false for some sizes, or cannot be understood.
@@ -46,7 +68,7 @@ def want_held(program: Any, module: Any, sample: Sequence[Any], axes: Sequence[M
         same = _SAME.fullmatch(text)
         if same and same[1] == same[2]:
             continue
-        wrong = _counterexample(text, bounds)
+        wrong = _counterexample(text, bounds, together)
         if wrong is not None:
             raise LlmcError(
                 "the model's code computes something else at some sizes, and its graph would not",
@@ -81,12 +103,12 @@ def _named(
     return _SIZE.sub(name, guard), bounds
 
 
-def _counterexample(text: str, bounds: Mapping[str, tuple[int, int]]) -> str | None:
+def _counterexample(text: str, bounds: Mapping[str, tuple[int, int]], together: Together) -> str | None:
     """Sizes at which it is false, "" where it cannot be computed; None: it holds wherever it was tried."""
     try:
         code = compile(text, "guard", "eval")
         for sizes in _tried(bounds):
-            if not eval(code, {"__builtins__": {}, **_FUNCTIONS}, sizes):
+            if together.allows(sizes) and not eval(code, {"__builtins__": {}, **_FUNCTIONS}, sizes):
                 return ", ".join(f"{name} = {size}" for name, size in sizes.items())
     except Exception:  # something of torch's that is not known here
         return ""

@@ -6,6 +6,7 @@ checked as every import is: by transformers' own numbers for the whole text at o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,13 +16,15 @@ import torch
 from torch import nn
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.frontends import caches, forward, reference, step_attention
+from llmc.compiler.frontends import caches, exporters, forward, long_tables, reference, scans, step_attention
 from llmc.compiler.frontends.caches import Held
 from llmc.compiler.frontends.heads import ROOT
 from llmc.compiler.frontends.implementations import choose
 from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
+from llmc.compiler.frontends.long_tables import PLACES
 from llmc.compiler.frontends.masks import ADDED
 from llmc.compiler.frontends.report import UnsupportedError
+from llmc.compiler.frontends.size_guards import Together
 from llmc.compiler.frontends.torch_export import to_graph
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import state_
@@ -39,11 +42,12 @@ class StepHead(nn.Module):
     Args:
         model: a decoder of transformers in eval mode.
         held: what its cache holds.
+        counted: whether the model is told the places of its tokens, which some count from 0 in each call otherwise.
     """
 
-    def __init__(self, model: nn.Module, held: Sequence[Held]) -> None:
+    def __init__(self, model: nn.Module, held: Sequence[Held], counted: bool = False) -> None:
         super().__init__()
-        self.model, self.held = model, tuple(held)
+        self.model, self.held, self.counted = model, tuple(held), counted
         self.name = caches.parameter_of(model)
         self.keeps = KEEP in _parameters(model)
 
@@ -51,9 +55,21 @@ class StepHead(nn.Module):
         ids, kept, *tensors = values
         cache = caches.filled(self.held, tensors)
         options = {KEEP: kept} if self.keeps else {}
-        result = self.model(input_ids=ids, use_cache=True, return_dict=True, **{self.name: cache}, **options)
+        if self.counted:
+            options[PLACES] = self._places(ids, tensors)
+        with scans.from_zeros():
+            result = self.model(
+                input_ids=ids, use_cache=True, return_dict=True, **{self.name: cache}, **options
+            )
         logits = result.logits if self.keeps else result.logits[:, kept]
         return logits, *caches.parts_of(cache, self.held)
+
+    def _places(self, ids: Any, tensors: Sequence[Any]) -> Any:
+        """Of tokens: behind those that are held."""
+        past = next(
+            t.shape[one.grows] for t, one in zip(tensors, self.held, strict=True) if one.grows is not None
+        )
+        return (torch.arange(ids.shape[1]) + past)[None]
 
     def nothing(self) -> list[Any]:
         """What is held at first."""
@@ -82,13 +98,33 @@ def step_graph(model: Any, max_seq: int, at: str, whole: Callable[[Any], Any]) -
     step_attention.register()
     ids = _tokens(model, max_seq)
     wanted = {LOGITS: whole(ids)}
-    head = StepHead(model, _held(model)).eval()
-    choose(model, lambda: _played(head, ids), wanted, {}, max_seq, WAYS)
+    head = _chosen(model, ids, wanted, max_seq)
     forward.whole(model)
     forward.one_pass(model, max_seq)
-    graph = _traced(head, ids, max_seq)
+    with long_tables.endless(model):
+        graph = _traced(head, ids, max_seq)
     _want_same(graph, ids, wanted, at)
     return graph
+
+
+def _chosen(model: Any, ids: Any, wanted: Mapping[str, Any], max_seq: int) -> StepHead:
+    """The model with the first way of attention, and of counting tokens, that is right."""
+    held = _held(model)
+    heads = [StepHead(model, held).eval()]
+    if PLACES in _parameters(model) and any(one.grows is not None for one in held):
+        heads.append(StepHead(model, held, counted=True).eval())
+    for head in heads:
+        choose(model, functools.partial(_played, head, ids), wanted, {}, max_seq, WAYS)
+        if _is_right(head, ids, wanted):
+            return head
+    return heads[0]
+
+
+def _is_right(head: StepHead, ids: Any, wanted: Mapping[str, Any]) -> bool:
+    try:
+        return reference.farthest(_played(head, ids), wanted, {})[1] <= reference.TOLERANCE
+    except Exception:  # whatever a model raises that goes on from a cache in its own way
+        return False
 
 
 def _held(model: Any) -> tuple[Held, ...]:
@@ -117,7 +153,7 @@ def _calls(length: int) -> Iterator[slice]:
 def _played(head: StepHead, ids: Any) -> dict[str, Any]:
     """All logits of a text, call by call."""
     held, found = head.nothing(), []
-    with torch.no_grad():
+    with torch.no_grad(), exporters.scanned():
         for part in _calls(ids.shape[1]):
             logits, *held = head(ids[:, part], torch.arange(part.stop - part.start), *held)
             found.append(logits.numpy())
@@ -125,19 +161,44 @@ def _played(head: StepHead, ids: Any) -> dict[str, Any]:
 
 
 def _traced(head: StepHead, ids: Any, max_seq: int) -> Graph:
-    from llmc.compiler.frontends.tracing import trace
-
-    bounds = {SEQ: (1, max_seq), KEPT: (1, max_seq), PAST: (0, max_seq)}
+    bounds = {SEQ: (1, max_seq), KEPT: (1, max_seq)}
+    if any(one.grows is not None for one in head.held):
+        bounds[PAST] = (0, max_seq)
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
     cut = max(min(7, ids.shape[1]), 2)
     states = [_with(one, torch.randn, 5) for one in head.held]
-    axes = ({1: dims[SEQ]}, {0: dims[KEPT]}, *({one.grows: dims[PAST]} for one in head.held))
-    with torch.no_grad():
-        program = trace(head, (ids[:, :cut], torch.arange(3) % cut, *states), axes)
+    growing = ({} if one.grows is None else {one.grows: dims[PAST]} for one in head.held)
+    axes = ({1: dims[SEQ]}, {0: dims[KEPT]}, *growing)
     inputs = [Input(TEXT, (1, SEQ)), Input(KEEP, (KEPT,), low=0, high=max_seq - 1)]
     inputs += [Input(one.name, tuple(PAST if n == 0 else n for n in one.shape)) for one in head.held]
+    sample = (ids[:, :cut], torch.arange(3) % cut, *states)
+    program = _program(head, Inputs(tuple(inputs), (), bounds), sample, axes)
     names = [one.name for one in head.held]
-    return _with_states(to_graph(program, inputs, (LOGITS, *names), bounds, ROOT), head.held)
+    graph = to_graph(program, inputs, (LOGITS, *names), bounds, ROOT, corners=_corners(bounds))
+    return _with_states(graph, head.held)
+
+
+def _corners(bounds: Mapping[str, tuple[int, int]]) -> list[dict[str, int]]:
+    """Past and new tokens together are no more than a sequence may have: the runtime refuses others."""
+    most, least = bounds[SEQ][1], {KEPT: 1, SEQ: 1, **({PAST: 0} if PAST in bounds else {})}
+    ends = [{SEQ: 1}, {SEQ: most}, *([{PAST: most - 1}] if PAST in bounds else [])]
+    return [{**least, **end, KEPT: kept} for end in ends for kept in (1, most)]
+
+
+def _program(head: StepHead, inputs: Inputs, sample: tuple[Any, ...], axes: tuple[Any, ...]) -> Any:
+    """torch.export of the head; what torch cannot prove of its sizes is tried, as `program.export` does."""
+    from llmc.compiler.frontends.program import asserted
+    from llmc.compiler.frontends.tracing import is_unproved, trace
+
+    together = Together((PAST, SEQ), inputs.bounds[SEQ][1])  # the runtime refuses a longer sequence
+    try:
+        with torch.no_grad():
+            return trace(head, sample, axes, together=together)
+    except LlmcError as error:
+        found = asserted(head, inputs, sample, axes, together) if is_unproved(error) else None
+        if found is None or found[1].bounds != inputs.bounds:
+            raise
+        return found[0]
 
 
 def _with(one: Held, make: Callable[[tuple[int, ...]], Any], tokens: int) -> Any:

@@ -7,6 +7,7 @@ in-place ops are functionalised first. Sizes need no nodes: torch knows each as 
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,7 @@ def to_graph(
     dims: Mapping[str, tuple[int, int]],
     root: str = "",
     weight: Callable[[Any], Any] = array_of,
+    corners: Sequence[Mapping[str, int]] = (),
 ) -> Graph:
     """Import an exported program.
 
@@ -55,12 +57,13 @@ def to_graph(
         dims: bounds of the named dims.
         root: module path prefix to leave out of sources and weight names.
         weight: the array of a weight's tensor.
+        corners: sizes between which all that occur lie, where not all within `dims` do.
 
     Raises:
         LlmcError: ops, dtypes or patterns that are not supported, all of them in one error.
     """
     program = _functional(program)
-    reader = _Reader(program, inputs, root, weight)
+    reader = _Reader(program, inputs, root, weight, corners or _corners(dims))
     for node in program.graph.nodes:
         reader.read(node)
     if reader.problems:
@@ -71,6 +74,10 @@ def to_graph(
         hint = "return its real and imaginary parts, or cast it to float32"
         raise LlmcError("an output of the model is complex, or of a dtype that llmc has not", hint=hint)
     return Graph(tuple(reader.inputs), dict(zip(outputs, nodes, strict=True)), dims)  # type: ignore[arg-type]  # Bounds
+
+
+def _corners(dims: Mapping[str, tuple[int, int]]) -> list[dict[str, int]]:
+    return [dict(zip(dims, sizes, strict=True)) for sizes in itertools.product(*dims.values())]
 
 
 def _functional(program: ExportedProgram) -> ExportedProgram:
@@ -87,7 +94,12 @@ class _Reader:
     """Walks the program's nodes once; `values` maps each to what it became (None: could not be imported)."""
 
     def __init__(
-        self, program: ExportedProgram, inputs: Sequence[Input], root: str, array: Callable[[Any], Any]
+        self,
+        program: ExportedProgram,
+        inputs: Sequence[Input],
+        root: str,
+        array: Callable[[Any], Any],
+        corners: Sequence[Mapping[str, int]],
     ) -> None:
         self.program, self.root, self.array = program, root, array
         self.values: dict[Any, Any] = {}
@@ -98,7 +110,7 @@ class _Reader:
         self._weights: dict[Any, Any] = {}
         user = [s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
         self.declared = dict(zip(user, inputs, strict=True))
-        self.symbols = Symbols(self._names())
+        self.symbols = Symbols(self._names(), corners)
 
     def _names(self) -> dict[Any, Any]:
         """torch's symbol of each dynamic axis -> our name for it."""

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sympy
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.functions import Max, Min
 
-from llmc.compiler.dims import dim, from_one
+from llmc.compiler.dims import dim, from_one, symbol
+from llmc.compiler.frontends.aten import Symbols
 from llmc.compiler.frontends.inputs import Input, Inputs
 from llmc.compiler.frontends.program import export
 from llmc.compiler.frontends.torch_export import to_graph
@@ -74,3 +78,18 @@ def test_what_mixes_sizes_alone_is_told_too() -> None:
 
 def test_what_holds_of_several_sizes_is_no_refusal() -> None:
     assert bounds(lambda b, s: (b * s + s) % s == 0) == ASKED.bounds
+
+
+def test_the_greater_of_two_sizes_is_known_from_their_bounds() -> None:
+    """torch has a Max of its own. A state may hold nothing, so its dim is not one of those that are at least 1."""
+    seq, past = (sympy.Symbol(name, integer=True) for name in ("s0", "s1"))
+    corners = [{"seq": 1, "past": 0}, {"seq": 9, "past": 0}, {"seq": 1, "past": 8}]
+    symbols = Symbols({seq: symbol("seq"), past: symbol("past")}, corners)
+
+    def named(expression: Any) -> str:
+        return str(symbols.dim(ShapeEnv().create_symintnode(expression, hint=1)))
+
+    assert named(1 - Max(0, 1 - seq)) == "1"
+    assert named(9 - Max(0, 9 - past - seq)) == "past + seq"
+    assert named(Min(seq, 9)) == "seq"
+    assert named(Max(1, past)) == "Max(1, past)"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_any import DECODER, made
+from random_any import DECODER, TEXT, made
 
 from llmc.compiler.frontends import stepping
 from llmc.compiler.frontends.huggingface import load
@@ -16,6 +16,7 @@ from llmc.compiler.interpret import step
 from llmc.compiler.module import State
 from llmc.errors import LlmcError, LlmcWarning
 
+MAMBA = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 100, "pad_token_id": 1}
 LATER = {**DECODER, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 CASES: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": DECODER,
@@ -30,6 +31,11 @@ CASES: dict[str, dict[str, Any]] = {
     "BloomForCausalLM": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100, "pad_token_id": 1},
     "MixtralForCausalLM": {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
     "OPTForCausalLM": {**DECODER, "word_embed_proj_dim": 32, "ffn_dim": 48},
+    "MambaForCausalLM": MAMBA,
+    "BambaForCausalLM": {
+        **{**DECODER, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2},
+        **{"mamba_d_state": 6, "mamba_chunk_size": 8},
+    },
 }
 CALLS = (7, 1, 1, 4, 1, 12, 3)
 
@@ -59,9 +65,10 @@ def test_every_step_is_that_of_the_whole_text(name: str, tmp_path: Path) -> None
     model = folder(name, tmp_path)
     found = load(tmp_path)
     graph = found.functions["step"]
+    length = None if name == "MambaForCausalLM" else "past"
     assert (found.task, found.generation["length"], found.generation["vocabulary"]) == (
         "text-generation",
-        "past",
+        length,
         100,
     )
     ids = np.random.default_rng(0).integers(4, 100, (1, sum(CALLS)))
@@ -91,6 +98,18 @@ def test_a_state_for_every_key_and_value(tmp_path: Path) -> None:
     assert str(head.inputs[0].shape) == "(1, kept, 32)"
 
 
+def test_states_of_recurrences_and_convolutions_keep_their_shape(tmp_path: Path) -> None:
+    """Beside them the attention's grow, and one length counts the tokens."""
+    folder("BambaForCausalLM", tmp_path)
+    states = {s.name: str(s) for s in map(State.of, load(tmp_path).functions["step"].states)}
+    assert states == {
+        "layers.0.conv_states": "f32[1, 88, 4]",
+        "layers.0.recurrent_states": "f32[1, 8, 8, 6]",
+        "layers.1.keys": "f32[1, 2, past, 8], axis 2 grows",
+        "layers.1.values": "f32[1, 2, past, 8], axis 2 grows",
+    }
+
+
 def test_a_window_as_long_as_the_text_is_none(tmp_path: Path) -> None:
     folder("MistralForCausalLM", tmp_path)
     graph = load(tmp_path, max_seq=8).functions["step"]
@@ -98,15 +117,8 @@ def test_a_window_as_long_as_the_text_is_none(tmp_path: Path) -> None:
 
 
 def test_states_that_cannot_be_placed_are_told(tmp_path: Path) -> None:
-    settings = {
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "state_size": 4,
-        "vocab_size": 100,
-        "pad_token_id": 1,
-    }
-    made("MambaForCausalLM", settings).save_pretrained(tmp_path)
-    with pytest.warns(LlmcWarning, match="cannot generate token by token: "):
+    made("BertLMHeadModel", TEXT).save_pretrained(tmp_path)
+    with pytest.warns(LlmcWarning, match="token by token: BertLMHeadModel keeps nothing from call to call"):
         found = load(tmp_path)
     assert (found.task, dict(found.functions), found.generation) == ("language-modeling", {}, {})
 
