@@ -11,6 +11,7 @@ MODULE_SOURCES = tuple(
     FOLDER / f"{name}.c"
     for name in (
         "benchmark",
+        "bind",
         "check",
         "choose",
         "cpu",
@@ -28,6 +29,7 @@ MODULE_SOURCES = tuple(
         "lookup",
         "memory",
         "open",
+        "parts",
         "peak",
         "pool",
         "portable",
@@ -36,6 +38,7 @@ MODULE_SOURCES = tuple(
         "run",
         "session",
         "session_file",
+        "sessions",
         "states",
         "stats",
         "threads",

@@ -53,7 +53,7 @@
 extern "C" {
 #endif
 
-#define LLMC_VERSION 5 /* of this interface; counts up when anything here changes its meaning or layout */
+#define LLMC_VERSION 6 /* of this interface; counts up when anything here changes its meaning or layout */
 #define LLMC_MAX_RANK 8
 #define LLMC_MAX_DIMS 16
 
@@ -150,6 +150,8 @@ typedef struct llmc_function_info {
     const llmc_tensor_spec *inputs, *outputs;
     const unsigned char *dims_used; /* n_dims: 1 where the function needs the size */
     const unsigned char *state_use; /* n_states: llmc_state_use */
+    int batches;        /* not 0: llmc_sessions_run() runs it for several sessions at once */
+    const char *single; /* else why not, or NULL */
 } llmc_function_info;
 
 typedef struct llmc_info {
@@ -257,6 +259,20 @@ LLMC_API llmc_status llmc_session_output_shapes(llmc_session *session, int funct
 /* Run a function on the session's states. `options` may be NULL. The states change if it succeeds, else nothing does. */
 LLMC_API llmc_status llmc_session_run(llmc_session *session, int function, const llmc_tensor *inputs,
                                       const llmc_tensor *outputs, const llmc_run_options *options, llmc_error *error);
+
+/* One session's part of a run of several. */
+typedef struct llmc_member {
+    llmc_session *session;
+    int64_t sizes[LLMC_MAX_DIMS]; /* of the dims that inputs have: what this session brings along each. Others are unused */
+} llmc_member;
+
+/* Run a function for `n` sessions of one model at once: weights are read once for all. In inputs and outputs the rows of
+ * the sessions lie one after the other, in their order: input_ids [1, 5 + 1], say, of a prompt of 5 tokens and of a next
+ * token. What an input says of places, such as logits_to_keep, counts from its session's own first row. Each session
+ * gets the bits that it would get alone. Threads and memory for intermediate results are the first session's, which
+ * may take more memory for more sessions. An error, or llmc_session_cancel() of any, leaves all as they were. */
+LLMC_API llmc_status llmc_sessions_run(const llmc_member *members, int n, int function, const llmc_tensor *inputs,
+                                       const llmc_tensor *outputs, const llmc_run_options *options, llmc_error *error);
 
 /* Give up the run in progress, from any thread: it ends with LLMC_ERROR_CANCELLED, unless it was about to end anyway.
  * Without one nothing happens. */
@@ -479,6 +495,8 @@ typedef struct llmc_api {
     llmc_status (*session_output_shapes)(llmc_session *, int, const llmc_tensor *, llmc_tensor *, llmc_error *);
     llmc_status (*session_run)(llmc_session *, int, const llmc_tensor *, const llmc_tensor *,
                                const llmc_run_options *, llmc_error *);
+    llmc_status (*sessions_run)(const llmc_member *, int, int, const llmc_tensor *, const llmc_tensor *,
+                                const llmc_run_options *, llmc_error *);
     void (*session_cancel)(llmc_session *);
     llmc_status (*session_resize)(llmc_session *, const int64_t *, llmc_error *);
     llmc_status (*session_info)(llmc_session *, llmc_session_report *, llmc_error *);
