@@ -215,6 +215,15 @@ def _want(entry: GenerationEntry, ids: Sequence[int], options: GenerationOptions
         used.append("do_sample")
     if used:
         raise LlmcError(f"{', '.join(used)} cannot go with beams")
+    want_fits(entry, ids)
+
+
+def want_fits(entry: GenerationEntry, ids: Sequence[int]) -> None:
+    """Refuse a prompt that leaves no room for a new token.
+
+    Raises:
+        LlmcError: it is too long.
+    """
     if entry.length is not None and len(ids) >= entry.max_length:
         raise LlmcError(
             f"the prompt has {len(ids)} tokens, the model takes at most {entry.max_length}, new ones included",

@@ -7,7 +7,7 @@ collector may come at any time: the C model goes when the last call has returned
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from ctypes import byref
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from llmc.runtime.session import Session, memory_bound
 from llmc.runtime.signature import TensorInfo, check_same, read_signature
 from llmc.runtime.text_calls import TextCalls
 from llmc.runtime.threads import Threads, count
+from llmc.runtime.together import SessionsCalls
 
 if TYPE_CHECKING:
     from llmc.runtime.generation_benchmark import GenerationBenchmark
@@ -82,7 +83,7 @@ class MemoryNeeded:
     states: int
 
 
-class Model(TextCalls, GenerationCalls):
+class Model(TextCalls, GenerationCalls, SessionsCalls):
     """A loaded model. Thread-safe: calls on it take turns, sessions of it may run at once. A context manager too.
 
     Attributes:
@@ -142,35 +143,6 @@ class Model(TextCalls, GenerationCalls):
         library = handle.library
         caller = Caller(library, library.output_shapes, library.run, (handle.pointer,), str(self.path))
         return caller(self._first, inputs, out)
-
-    def run_sessions(
-        self,
-        calls: Sequence[tuple[Session, Mapping[str, Any]]],
-        function: str | None = None,
-        *,
-        timeout: float | None = None,
-    ) -> list[dict[str, Array]]:
-        """Run a function for several sessions at once: weights are read once for all, no row is padded.
-
-        Each session brings as many tokens as it has, prompts and next tokens mixed, and gets the bits that it would get
-        alone. Threads are those of the first.
-
-        Args:
-            calls: (session, inputs) for each, inputs as for `Session.run`.
-            function: its name; None: the first.
-            timeout: seconds for all of it; None: none.
-
-        Returns:
-            the outputs of each session, in order.
-
-        Raises:
-            LlmcError: as `Session.run`; a session is there twice or is another model's; all rows together pass the
-                bound of their dim; the function runs for one session at a time (`Function.single` says why). All
-                sessions are as they were.
-        """
-        from llmc.runtime.together import run_sessions
-
-        return run_sessions(self, calls, function, timeout)
 
     def session(
         self, threads: int | Threads | None = None, max_memory: int | None = None, *, pin: bool = False

@@ -154,6 +154,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         ],
     ),
     "llmc_generation_next": (c_int, [c_void_p, POINTER(Token), POINTER(c_int), POINTER(Error)]),
+    "llmc_generations_next": (
+        c_int,
+        [POINTER(c_void_p), c_int, POINTER(Token), POINTER(c_int), POINTER(Error)],
+    ),
     "llmc_generation_report": (None, [c_void_p, POINTER(GenerateReport)]),
     "llmc_generation_close": (None, [c_void_p]),
     "llmc_get_api": (c_void_p, []),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmc.runtime.generation_calls import generation_of, want_tokens
+from llmc.runtime.generation_calls import generation_of
+from llmc.runtime.prompts import want_tokens
 
 if TYPE_CHECKING:
     from llmc.runtime.model import Model

@@ -22,6 +22,7 @@ MODULE_SOURCES = tuple(
         "fork",
         "functions",
         "generate",
+        "generations",
         "generate_options",
         "history",
         "host",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ctypes import byref
-from typing import TYPE_CHECKING, Any
+from ctypes import byref, c_int64
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -18,13 +18,45 @@ if TYPE_CHECKING:
     from llmc.runtime.model import Model
     from llmc.runtime.session import Session
 
-Calls = Sequence[tuple["Session", Mapping[str, Any]]]
+
+class SessionsCalls:
+    """The part of `Model` that runs several sessions at once."""
+
+    def run_sessions(
+        self,
+        calls: Sequence[tuple[Session, Mapping[str, Any]]],
+        function: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> list[dict[str, Array]]:
+        """Run a function for several sessions at once: weights are read once for all, no row is padded.
+
+        Each session brings as many tokens as it has, prompts and next tokens mixed, and gets the bits that it would get
+        alone. Threads are those of the first.
+
+        Args:
+            calls: (session, inputs) for each, inputs as for `Session.run`.
+            function: its name; None: the first.
+            timeout: seconds for all of it; None: none.
+
+        Returns:
+            the outputs of each session, in order.
+
+        Raises:
+            LlmcError: as `Session.run`; a session is there twice or is another model's; all rows together pass the
+                bound of their dim; the function runs for one session at a time (`Function.single` says why). All
+                sessions are as they were.
+        """
+        return _run_sessions(cast("Model", self), calls, function, timeout)
 
 
-def run_sessions(
-    model: Model, calls: Calls, function: str | None = None, timeout: float | None = None
+def _run_sessions(
+    model: Model,
+    calls: Sequence[tuple[Session, Mapping[str, Any]]],
+    function: str | None = None,
+    timeout: float | None = None,
 ) -> list[dict[str, Array]]:
-    """See `Model.run_sessions`."""
+    """See `run_sessions`."""
     if not calls:
         return []
     name = next(iter(model.functions)) if function is None else function
@@ -37,7 +69,7 @@ def run_sessions(
     members = (native.Member * len(calls))()
     for member, handle, own in zip(members, handles, sizes, strict=True):
         member.session = handle.pointer
-        member.sizes = (native.Shape._type_ * native.MAX_DIMS)(*(own.get(d, 0) for d in model.dims))
+        member.sizes = (c_int64 * native.MAX_DIMS)(*(own.get(d, 0) for d in model.dims))
     together = {d: sum(own[d] for own in sizes) for d in sizes[0]}
     joined = {
         n: _joined(info, [given[n] for given in arrays])

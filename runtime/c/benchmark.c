@@ -44,6 +44,7 @@ static const llmc_api api = {LLMC_VERSION,
                              llmc_choose,
                              llmc_generation_open,
                              llmc_generation_next,
+                             llmc_generations_next,
                              llmc_generation_report,
                              llmc_generation_close,
                              llmc_generate};

@@ -407,6 +407,20 @@ LLMC_API llmc_status llmc_generation_open(llmc_session *session, const llmc_gene
 LLMC_API llmc_status llmc_generation_next(llmc_generation *generation, llmc_token *token, int *more,
                                           llmc_error *error);
 
+/* What llmc_generations_next() found for a generation. */
+typedef enum llmc_next {
+    LLMC_NEXT_NONE = 0, /* the text has ended */
+    LLMC_NEXT_TOKEN,    /* its next token */
+    LLMC_NEXT_LATER     /* nothing yet: its prompt takes more than this run, or there was no room for it */
+} llmc_next;
+
+/* One run for `n` generations of one model, each in a session of its own, begun at any time and with options of its own:
+ * found[i] says what there is of generation i, tokens[i] is its token if there is one. The texts are those that
+ * llmc_generation_next() would give. Next tokens are run first, then as much of prompts as the longest `chunk` leaves room
+ * for. After an error tokens that are there already are given by the next call. */
+LLMC_API llmc_status llmc_generations_next(llmc_generation *const *generations, int n, llmc_token *tokens, int *found,
+                                           llmc_error *error);
+
 LLMC_API void llmc_generation_report(const llmc_generation *generation, llmc_generate_report *report);
 
 /* Before its session. NULL is fine. The session then holds the prompt and all new tokens but the last. */
@@ -509,6 +523,7 @@ typedef struct llmc_api {
     llmc_status (*generation_open)(llmc_session *, const llmc_generate_options *, const int64_t *, int64_t,
                                    llmc_generation **, llmc_error *);
     llmc_status (*generation_next)(llmc_generation *, llmc_token *, int *, llmc_error *);
+    llmc_status (*generations_next)(llmc_generation *const *, int, llmc_token *, int *, llmc_error *);
     void (*generation_report)(const llmc_generation *, llmc_generate_report *);
     void (*generation_close)(llmc_generation *);
     llmc_status (*generate)(llmc_session *, const llmc_generate_options *, const int64_t *, int64_t,
