@@ -33,7 +33,6 @@ static const llmc_api api = {LLMC_VERSION,
                              llmc_session_reset,
                              llmc_session_output_shapes,
                              llmc_session_run,
-                             llmc_sessions_run,
                              llmc_session_cancel,
                              llmc_session_resize,
                              llmc_session_info,
@@ -44,10 +43,11 @@ static const llmc_api api = {LLMC_VERSION,
                              llmc_choose,
                              llmc_generation_open,
                              llmc_generation_next,
-                             llmc_generations_next,
                              llmc_generation_report,
                              llmc_generation_close,
-                             llmc_generate};
+                             llmc_generate,
+                             llmc_sessions_run,
+                             llmc_generations_next};
 
 const llmc_api *llmc_get_api(void) {
     return &api;

@@ -509,8 +509,6 @@ typedef struct llmc_api {
     llmc_status (*session_output_shapes)(llmc_session *, int, const llmc_tensor *, llmc_tensor *, llmc_error *);
     llmc_status (*session_run)(llmc_session *, int, const llmc_tensor *, const llmc_tensor *,
                                const llmc_run_options *, llmc_error *);
-    llmc_status (*sessions_run)(const llmc_member *, int, int, const llmc_tensor *, const llmc_tensor *,
-                                const llmc_run_options *, llmc_error *);
     void (*session_cancel)(llmc_session *);
     llmc_status (*session_resize)(llmc_session *, const int64_t *, llmc_error *);
     llmc_status (*session_info)(llmc_session *, llmc_session_report *, llmc_error *);
@@ -523,11 +521,13 @@ typedef struct llmc_api {
     llmc_status (*generation_open)(llmc_session *, const llmc_generate_options *, const int64_t *, int64_t,
                                    llmc_generation **, llmc_error *);
     llmc_status (*generation_next)(llmc_generation *, llmc_token *, int *, llmc_error *);
-    llmc_status (*generations_next)(llmc_generation *const *, int, llmc_token *, int *, llmc_error *);
     void (*generation_report)(const llmc_generation *, llmc_generate_report *);
     void (*generation_close)(llmc_generation *);
     llmc_status (*generate)(llmc_session *, const llmc_generate_options *, const int64_t *, int64_t,
                             int (*)(void *, const llmc_token *), void *, llmc_generate_report *, llmc_error *);
+    llmc_status (*sessions_run)(const llmc_member *, int, int, const llmc_tensor *, const llmc_tensor *,
+                                const llmc_run_options *, llmc_error *);
+    llmc_status (*generations_next)(llmc_generation *const *, int, llmc_token *, int *, llmc_error *);
 } llmc_api;
 
 LLMC_API const llmc_api *llmc_get_api(void);
