@@ -20,6 +20,7 @@ from llmc.compiler.module import FORWARD, Module
 from llmc.compiler.plan_bodies import Body, Move, Step, Walk, leaves
 from llmc.compiler.plan_states import LEAVES, held, place_updates, with_moves
 from llmc.compiler.slots import Place, nbytes, root
+from llmc.compiler.together import Together
 
 __all__ = ["ALIGNMENT", "Copy", "Place", "Plan", "Stored", "make_plan", "make_plans", "nbytes", "root"]
 
@@ -56,9 +57,10 @@ class Plan:
     Args:
         steps: calls, loops and branches, then copies, in order; what states grow by may be moved to them in between.
         places: root node -> where its value is.
-        slots: bytes of each slot of the arena.
+        slots: bytes of each slot of the arena; `own_slots` of those that each session of a run has for itself.
         weights: what the weights file holds; `weights_bytes` in all.
         results: node -> the nodes that its results are placed for, of a node with several.
+        together: which steps serve all sessions of a run; None: there is one session.
     """
 
     steps: tuple[Step | Copy, ...]
@@ -68,6 +70,8 @@ class Plan:
     weights_bytes: int
     _weight_index: Mapping[object, int]
     results: Mapping[Node, tuple[Node, ...]] = field(default_factory=dict)
+    own_slots: tuple[Dim, ...] = ()
+    together: Together | None = None
 
     @property
     def leaves(self) -> tuple[Call | Copy | Move, ...]:
@@ -99,7 +103,9 @@ def make_plan(graph: Graph, calls: Calls) -> Plan:
 
 def make_plans(module: Module, calls: Mapping[str, Calls]) -> dict[str, Plan]:
     """The plan of each function of `module` for its `calls`. All have the same weights, stored once."""
-    claims = {name: _claim(graph, list(module.states)) for name, graph in module.functions.items()}
+    claims = {
+        name: _claim(graph, list(module.states), calls[name]) for name, graph in module.functions.items()
+    }
     read = (operand for name, claim in claims.items() for operand in claim.operands(calls[name]))
     stored = _store(read)
     return {
@@ -114,6 +120,7 @@ class _Claim:
     places: dict[Node, Place]
     moves: list[tuple[Node, Move]]
     copies: list[Copy]
+    together: Together | None
 
     def operands(self, calls: Calls) -> Iterator[Operand]:
         """All that the function reads."""
@@ -122,26 +129,41 @@ class _Claim:
         yield from (move.node for _, move in self.moves)
 
 
-def _claim(graph: Graph, states: Sequence[str]) -> _Claim:
+def _claim(graph: Graph, states: Sequence[str], calls: Calls) -> _Claim:
+    together = Together(graph)
+    serving = [c for c in calls if isinstance(c, Call) and not together.refusal and together.serves_all(c)]
+    joint = {root(node) for call in serving if isinstance(node := call.operands[-1], Node)}
     places = {node: Place("input", i) for i, node in enumerate(graph.inputs)}
     places |= {node: Place("state", states.index(node.attributes["name"])) for node in graph.states}
-    moves, copies = place_updates(graph, states, places), []
+    moves, copies = place_updates(graph, states, places, joint), []
     for i, node in enumerate(graph.outputs.values()):
         source = held(node)
         if source.op in LEAVES or source in places:
             copies.append(Copy(source, i))
         else:
             places[source] = Place("output", i)
-    return _Claim(places, moves, copies)
+    return _Claim(places, moves, copies, None if together.refusal else together)
 
 
 def _placed(graph: Graph, calls: Calls, claim: _Claim, stored: _Weights) -> Plan:
     weights, index, size = stored
     zero = frozenset(name for name, (low, _) in graph.dims.items() if not low)
-    walk = Walk(lambda operand: Place("weight", index[_weight_key(operand)]), zero)
+    together = claim.together
+    own = together.own if together is not None else lambda node: False
+    walk = Walk(lambda operand: Place("weight", index[_weight_key(operand)]), zero, own)
     steps = with_moves(walk.steps(graph, calls, claim.places), calls, claim.moves)
-    slots = tuple(walk.slots.sizes)
-    return Plan((*steps, *claim.copies), claim.places, slots, weights, size, index, walk.results)
+    _settle_alone(claim)
+    slots, own_slots = tuple(walk.slots.sizes), tuple(walk.own_slots.sizes)
+    placed = (*steps, *claim.copies), claim.places, slots, weights, size, index, walk.results
+    return Plan(*placed, own_slots, together)
+
+
+def _settle_alone(claim: _Claim) -> None:
+    """Of a run of one session, what a state becomes is computed there, and not moved."""
+    for _, move in claim.moves:
+        place = claim.places.get(move.node)
+        if place is not None and place.kind == "slot" and place.alone is None:
+            claim.places[move.node] = replace(place, alone=move.to)
 
 
 def _weight_key(operand: Operand) -> object:

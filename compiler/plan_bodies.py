@@ -108,10 +108,17 @@ class Walk:
     Args:
         weight: constant -> its place in the weights file.
         zero: the dims that may be 0.
+        own: whether a value is one that each session has for itself (together.py): these have slots of their own.
     """
 
-    def __init__(self, weight: Callable[[Node], Place], zero: frozenset[str] = frozenset()) -> None:
-        self.slots = Slots(zero)
+    def __init__(
+        self,
+        weight: Callable[[Node], Place],
+        zero: frozenset[str] = frozenset(),
+        own: Callable[[Node], bool] = lambda node: False,
+    ) -> None:
+        self.slots, self.own_slots = Slots(zero), Slots(zero)
+        self._own = own
         self.results: dict[Node, tuple[Node, ...]] = {}  # of nodes with several
         self._weight = weight
         self._pointers = 0
@@ -126,15 +133,22 @@ class Walk:
             written = self._written(call, picked)
             for result in written:
                 if result not in places:
-                    places[result] = self._take(nbytes(result))
+                    places[result] = self._place(result)
                     owned.add(result)
             steps.append(call if isinstance(call, Call) else self._region(call, written, places))
             done = [node for node in _read(call) if last[node] == position]
             done += [result for result in written if last.get(result, -1) <= position]
             for node in owned.intersection(done):
-                self.slots.give(places[node].index)
+                self._slots_of(places[node].kind).give(places[node].index)
             owned.difference_update(done)
         return tuple(steps)
+
+    def _place(self, node: Node) -> Place:
+        kind = "own" if self._own(node) else "slot"
+        return Place(kind, self._slots_of(kind).take(nbytes(node)))
+
+    def _slots_of(self, kind: str) -> Slots:
+        return self.own_slots if kind == "own" else self.slots
 
     def _take(self, size: Dim) -> Place:
         return Place("slot", self.slots.take(size))

@@ -7,7 +7,7 @@ first when the run has succeeded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from llmc.compiler.calls import Call, Region
 from llmc.compiler.graph import Graph, Node
@@ -41,12 +41,15 @@ def state_use(graph: Graph, name: str) -> str:
     return "read" if graph.users[state] or state in kept else "unused"
 
 
-def place_updates(graph: Graph, states: Sequence[str], places: dict[Node, Place]) -> list[tuple[Node, Move]]:
+def place_updates(
+    graph: Graph, states: Sequence[str], places: dict[Node, Place], joint: Collection[Node] = ()
+) -> list[tuple[Node, Move]]:
     """Have next values computed where they belong.
 
     Args:
         states: the names of the module's states: their numbers.
         places: has the inputs and states, and gets the values that calls are to write there.
+        joint: what one call computes for all sessions of a run, whose states are not in one place.
 
     Returns:
         (next value, move) for those that are somewhere else already.
@@ -62,7 +65,7 @@ def place_updates(graph: Graph, states: Sequence[str], places: dict[Node, Place]
         else:
             continue
         source = held(value)
-        if source.op in LEAVES or source in places:
+        if source.op in LEAVES or source in places or source in joint:
             moves.append((update, Move(source, place)))
         else:
             places[source] = place
@@ -72,12 +75,18 @@ def place_updates(graph: Graph, states: Sequence[str], places: dict[Node, Place]
 def with_moves(
     steps: Sequence[Step], calls: Sequence[Call | Region], moves: Iterable[tuple[Node, Move]]
 ) -> list[Step]:
-    """`steps`, one for each of `calls`, and the moves; of what is appended before the first call that reads it."""
+    """`steps`, one for each of `calls`, and the moves.
+
+    What a call has computed is moved behind it, before its slot is another value's; what is appended and was there
+    already, before the first call that reads it.
+    """
     before: dict[int, list[Move]] = {}
+    ends = {i: call.operands[-1] for i, call in enumerate(calls) if isinstance(call, Call)}
+    written = {root(node): i + 1 for i, node in ends.items() if isinstance(node, Node)}
     for update, move in moves:
         reading = (i for i, call in enumerate(calls) if _reads(call, update))
         at = next(reading, len(calls)) if update.op == "append" else len(calls)
-        before.setdefault(at, []).append(move)
+        before.setdefault(written.get(move.node, at), []).append(move)
     placed = [part for i, step in enumerate(steps) for part in (*before.get(i, ()), step)]
     return [*placed, *before.get(len(calls), ())]
 

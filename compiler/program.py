@@ -17,16 +17,14 @@ from llmc.compiler.c_text import Tensor, c_size, c_string, state_spec, tensor_sp
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.constraints import Constraint, constraints
 from llmc.compiler.counted import counted_dims
-from llmc.compiler.dims import Dim, dim
-from llmc.compiler.graph import Graph, Node
+from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
-from llmc.compiler.plan import ALIGNMENT, Copy, Plan
-from llmc.compiler.plan_bodies import Body, Choice, Move, Repeat
+from llmc.compiler.plan import ALIGNMENT, Plan
 from llmc.compiler.plan_states import state_use
-from llmc.compiler.slots import Place, nbytes
+from llmc.compiler.program_steps import Steps
+from llmc.compiler.slots import nbytes
+from llmc.compiler.together import Together
 from llmc.compiler.verify_dims import used_dims
-
-LANES = 16  # multiply-adds in the unit of `Call.cost`
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,7 @@ def write_program(
         codes=lambda family: dict.fromkeys(v.code(family) for v in variants),
         alignment=ALIGNMENT,
         scratch=max([k.scratch for k in kernels], default=0),
+        call_bytes=max([8 * (1 + len(k.pointers) + k.scalars) for k in kernels], default=0),
         device=device,
         architectures=c_string(", ".join(architectures)),
     )
@@ -109,7 +108,7 @@ def _function(name: str, module: Module, plan: Plan, kernels: Sequence[Kernel]) 
     """What the template writes for one function."""
     graph, names = module.functions[name], list(module.dims)
     inputs, outputs = signature(graph)
-    writer = _Steps(plan, kernels)
+    writer = Steps(plan, kernels, names)
     program = writer.write(plan, plan.steps, 1)
     uses = {state: state_use(graph, state) for state in module.states}
     used = replace(graph, states=tuple(n for n in graph.states if uses[n.attributes["name"]] != "unused"))
@@ -124,6 +123,8 @@ def _function(name: str, module: Module, plan: Plan, kernels: Sequence[Kernel]) 
         "program": program,
         "steps": writer.leaves,
         "slots": [c_size(size) for size in plan.slots],
+        "own_slots": [c_size(size) for size in plan.own_slots],
+        "single": c_string(Together(graph).refusal) if plan.together is None else "",
         "constraints": [_constraint(c) for c in constraints(used)],
         "dims_used": [int(n in needed) for n in names],
         "states": [
@@ -167,108 +168,3 @@ def _kernel(kernel: Kernel) -> dict[str, Any]:
         "scratch": kernel.scratch > 0,
         "threads": kernel.threads,
     }
-
-
-class _Steps:
-    """What the template writes for the steps of a plan; `leaves` gets those that compute or move something."""
-
-    def __init__(self, plan: Plan, kernels: Sequence[Kernel]) -> None:
-        self.plan, self.kernels = plan, {k.symbol: i for i, k in enumerate(kernels)}
-        self.leaves: list[dict[str, Any]] = []
-
-    def write(self, plan: Plan, steps: Sequence[Any], times: Dim) -> list[dict[str, Any]]:
-        """The steps of a program or body that runs `times`."""
-        return [self._step(plan, step, times) for step in steps]
-
-    def _step(self, plan: Plan, step: Any, times: Dim) -> dict[str, Any]:
-        match step:
-            case Repeat():
-                return self._loop(plan, step, times)
-            case Choice(condition=condition, bodies=bodies):
-                both = [self._body(plan, body, times) for body in bodies]
-                return {"kind": "branch", "condition": _pointer(condition, plan), "bodies": both}
-            case Call():
-                leaf = self._call(plan, step, times)
-            case Copy(node=node, output=output):
-                leaf = self._copy(plan, node, Place("output", output), times)
-            case Move(node=node, to=to):
-                leaf = self._copy(plan, node, to, times)
-        leaf["number"] = len(self.leaves)
-        self.leaves.append(leaf)
-        return leaf
-
-    def _body(self, plan: Plan, body: Body, times: Dim) -> list[dict[str, Any]]:
-        return self.write(plan.within(body), body.steps, times)
-
-    def _loop(self, plan: Plan, loop: Repeat, times: Dim) -> dict[str, Any]:
-        count = loop.node.attributes["count"]
-        steps = self._body(plan, loop.body, dim(times * count))
-        return {
-            "kind": "loop",
-            "number": max(len(self.leaves) - 1, 0),  # whose time it is to hand out what was carried last
-            "source": str(loop.node.source).replace("*/", ""),
-            "count": c_size(count),
-            "reverse": loop.node.attributes["reverse"],
-            "moving": [(m.pointer, _pointer(m.base, plan), c_size(m.step)) for m in loop.moving],
-            "carried": [
-                {
-                    "now": c.now,
-                    "after": c.after,
-                    "first": _pointer(c.first, plan),
-                    "last": _pointer(c.last, plan),
-                    "spare": c.spare and _pointer(c.spare, plan),
-                    "bytes": c_size(c.bytes),
-                }
-                for c in loop.carried
-            ],
-            "steps": steps,
-        }
-
-    def _copy(self, plan: Plan, node: Node, to: Place, times: Dim) -> dict[str, Any]:
-        return {
-            "kind": "copy",
-            "family": "copy",
-            "source": c_string(str(node.source)),
-            "from": _pointer(plan.place(node), plan),
-            "to": _pointer(to, plan),
-            "size": c_size(nbytes(node)),
-            "flops": "0",
-            "bytes": c_size(dim(2 * times * nbytes(node))) if times != 1 else f"2 * {c_size(nbytes(node))}",
-        }
-
-    def _call(self, plan: Plan, call: Call, times: Dim) -> dict[str, Any]:
-        *reads, written = call.operands
-        assert isinstance(written, Node)
-        return {
-            "kind": "call",
-            "kernel": call.kernel.symbol,
-            "index": self.kernels[call.kernel.symbol],
-            "family": call.kernel.family,
-            "source": c_string(call.source.path or call.source.line),
-            "reads": [_pointer(plan.place(o), plan) for o in reads],
-            "writes": [_pointer(place, plan) for place in plan.written(written)],
-            "scalars": [c_size(s) for s in call.scalars],
-            "items": c_size(call.items),
-            "cost": c_size(call.cost * LANES),
-            "flops": c_size(call.flops if times == 1 else dim(call.flops * times)),
-            "bytes": c_size(call.bytes if times == 1 else dim(call.bytes * times)),
-        }
-
-
-def _pointer(place: Place, plan: Plan) -> str:
-    match place.kind:
-        case "weight":
-            return f"f->weights + {plan.weights[place.index].offset}"
-        case "slot":
-            return f"f->arena + at[{place.index}]"
-        case "input":
-            return f"f->inputs[{place.index}]"
-        case "pointer":
-            return f"p{place.index}"
-        case "state" if place.offset != 0:
-            return f"(unsigned char *)f->states[{place.index}] + {c_size(place.offset)}"
-        case "state":
-            return f"f->states[{place.index}]"
-        case "next":
-            return f"f->next[{place.index}]"
-    return f"f->outputs[{place.index}]"

@@ -16,15 +16,18 @@ _TYPICAL = 128  # the size at which two expressions are compared when slots are 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value is: `kind` is "input", "output", "slot", "weight", "pointer", "state" or "next", `index` which one.
+    """Where a value is: `kind` is "input", "output", "slot", "own", "weight", "pointer", "state" or "next".
 
-    A pointer is a variable of the program that moves from one iteration of a loop to the next. "next" is memory for
-    what a state becomes; "state" is where it is now, and `offset` bytes on what it grows by.
+    `index` says which one. An own slot is one of those that each session of a run has for itself. A pointer is a
+    variable of the program that moves from one iteration of a loop to the next. "next" is memory for what a state
+    becomes; "state" is where it is now, and `offset` bytes on what it grows by. `alone` is where the value is in a run
+    of one session: there it is computed where it belongs.
     """
 
     kind: str
     index: int
     offset: Dim = 0
+    alone: Place | None = None
 
 
 def root(node: Node) -> Node:

@@ -23,23 +23,23 @@ def check_dims(graph: Graph) -> None:
     _check_dims_known(graph)
 
 
-def _symbols_in(value: Any) -> frozenset[Any]:
+def symbols_in(value: Any) -> frozenset[Any]:
     """The sympy symbols in an attribute value or shape."""
     if isinstance(value, tuple):
-        return frozenset().union(*map(_symbols_in, value))
+        return frozenset().union(*map(symbols_in, value))
     return frozenset(value.free_symbols) if isinstance(value, sympy.Expr) else frozenset()
 
 
-def _symbols_of(node: Node) -> frozenset[Any]:
+def symbols_of(node: Node) -> frozenset[Any]:
     """Those in a node's types and attributes."""
-    return _symbols_in((*(kind.shape for kind in results_of(node.type)), *node.attributes.values()))
+    return symbols_in((*(kind.shape for kind in results_of(node.type)), *node.attributes.values()))
 
 
 def used_dims(graph: Graph) -> dict[str, Node]:
     """dim name -> the first node that uses it."""
     used: dict[str, Node] = {}
     for node in graph.everywhere():
-        for name in sorted(s.name for s in _symbols_of(node)):
+        for name in sorted(s.name for s in symbols_of(node)):
             used.setdefault(name, node)
     return used
 
@@ -62,14 +62,14 @@ def _check_bounds(graph: Graph) -> None:
 
 def _check_symbols(graph: Graph) -> None:
     for node in graph.everywhere():
-        for found in _symbols_of(node):
+        for found in symbols_of(node):
             if found != symbol(found.name):
                 raise broken(f"the symbol {found.name!r} was not made by `dims.symbol`", node)
 
 
 def _check_counted(graph: Graph) -> None:
     counted = counted_dims(graph)
-    shapes = frozenset(str(s) for node in graph.inputs for s in _symbols_in(node.shape))
+    shapes = frozenset(str(s) for node in graph.inputs for s in symbols_in(node.shape))
     for node in graph.nodes:
         name = counted_dim(node)
         if not name:

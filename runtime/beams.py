@@ -16,7 +16,7 @@ from llmc.errors import LlmcError
 from llmc.runtime.generated import Generated
 from llmc.runtime.generation import Token, Usage
 from llmc.runtime.penalties import Penalties
-from llmc.runtime.scoring import log_softmax, next_logits
+from llmc.runtime.scoring import log_softmax, next_logits_of_all
 
 if TYPE_CHECKING:
     from llmc.runtime.generation_entry import GenerationEntry
@@ -110,10 +110,10 @@ class BeamSearch:
     def _continuations(self, beams: Sequence[_Beam]) -> list[tuple[int, tuple[int, ...], float]]:
         """The best ways to go on: number of the beam, its tokens with the next one, their score."""
         rows = []
-        for beam in beams:
-            new = self._ids if not beam.tokens else beam.tokens[-1:]
-            logits = next_logits(self._model, new, beam.session)
-            self.runs += 1
+        texts = [(beam.session, beam.tokens[-1:] or self._ids) for beam in beams]
+        found, runs = next_logits_of_all(self._model, texts)
+        self.runs += runs
+        for beam, logits in zip(beams, found, strict=True):
             if not np.isfinite(logits.max()) or np.isnan(logits).any():
                 raise LlmcError("the model gave logits that are no numbers", at=str(self._model.path))
             scores = self._penalties.on(log_softmax(logits).astype(np.float32), beam.tokens)
@@ -215,6 +215,15 @@ def _want(entry: GenerationEntry, ids: Sequence[int], options: GenerationOptions
         used.append("do_sample")
     if used:
         raise LlmcError(f"{', '.join(used)} cannot go with beams")
+    want_fits(entry, ids)
+
+
+def want_fits(entry: GenerationEntry, ids: Sequence[int]) -> None:
+    """Refuse a prompt that leaves no room for a new token.
+
+    Raises:
+        LlmcError: it is too long.
+    """
     if entry.length is not None and len(ids) >= entry.max_length:
         raise LlmcError(
             f"the prompt has {len(ids)} tokens, the model takes at most {entry.max_length}, new ones included",

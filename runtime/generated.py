@@ -81,6 +81,19 @@ class TextStream(Iterator[str]):
         except BaseException:
             self.close()
             raise
+        return self._add(token)
+
+    def take(self, token: Token | None) -> None:
+        """What a run of several texts has found for this one; None: its end."""
+        if self._open and (piece := self._add(token)):
+            self._pieces.append(piece)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more may come."""
+        return self._open
+
+    def _add(self, token: Token | None) -> str:
         if token is None:
             return self._last()
         self._tokens.append(token)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from ctypes import byref, c_int, c_int64, c_void_p
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmc.runtime import native
 from llmc.runtime.generation_options import GenerationOptions
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llmc.runtime.generation_entry import GenerationEntry
     from llmc.runtime.session import Session
 
+_ENDED, _TOKEN = 0, 1  # of llmc_next
 FINISHES = ("", "stop", "length", "stop")  # of llmc_finish; the caller ends a text at a stop string
 
 
@@ -106,9 +107,7 @@ class Generation(Iterator[Token]):
         library.check(status, error, self._at)
         if not more.value:
             raise StopIteration
-        top = tuple((token.top[i], token.top_logprobs[i]) for i in range(token.n_top))
-        known = bool(token.top)
-        return Token(token.token, token.index, bool(token.stops), token.logprob if known else None, top)
+        return _token(token)
 
     @property
     def report(self) -> GenerateReport:
@@ -127,3 +126,30 @@ class Generation(Iterator[Token]):
         close: Any = getattr(self, "_close", None)
         if close is not None and self._pointer:
             close(self._pointer)
+
+
+def _token(token: CToken) -> Token:
+    top = tuple((token.top[i], token.top_logprobs[i]) for i in range(token.n_top))
+    known = bool(token.top)
+    return Token(token.token, token.index, bool(token.stops), token.logprob if known else None, top)
+
+
+def next_of_all(generations: Sequence[Generation]) -> list[Token | Literal[False] | None]:
+    """One run for all of them, of one model and each in a session of its own: prompts and next tokens together.
+
+    Returns:
+        for each its next token; None if it has ended; False if there is none yet.
+
+    Raises:
+        LlmcError: as of one generation, and which it is.
+    """
+    count, first = len(generations), generations[0]
+    tokens, found, error = (CToken * count)(), (c_int * count)(), native.Error()
+    pointers = (c_void_p * count)(*(g._pointer.value for g in generations))
+    library = first._session.library
+    status = library.generations_next(pointers, count, tokens, found, byref(error))
+    library.check(status, error, first._at)
+    return [
+        _token(t) if f == _TOKEN else None if f == _ENDED else False
+        for t, f in zip(tokens, found, strict=True)
+    ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from llmc.errors import LlmcError
-from llmc.runtime.generation import Generation
+from llmc.runtime.generation import Generation, next_of_all
+from llmc.runtime.generation_batch import MOST
 from llmc.runtime.generation_calls import generation_of
 from llmc.runtime.generation_options import GenerationOptions
 from llmc.runtime.reports import duration_text
@@ -26,12 +28,13 @@ class Speed:
     """One test.
 
     Args:
-        test: such as "pp512", a prompt of 512 tokens, or "tg128 @ d512", 128 new tokens behind 512.
-        tokens, depth: how many, and how many the session held before.
-        tokens_per_second, deviation: mean over the repetitions, and their standard deviation.
+        test: such as "pp512", a prompt of 512 tokens, "tg128 @ d512", 128 new tokens behind 512, or "tg128 x8", so many
+            of each of 8 texts at once.
+        tokens, depth: how many of a text, and how many its session held before.
+        tokens_per_second, deviation: of all texts, mean over the repetitions, and their standard deviation.
         seconds: of a repetition: until the first token of a prompt, between the first and the last new one.
         p50, p99: seconds between two new tokens, over all repetitions; of a prompt, until the first.
-        bytes: that a new token reads and writes, by what the kernels say; None of prompts.
+        bytes: that a new token reads and writes, by what the kernels say; None of prompts and of several texts.
         bandwidth: share of what this machine reads from memory at most; None where it is not known.
     """
 
@@ -45,6 +48,7 @@ class Speed:
     p99: float
     bytes: float | None = None
     bandwidth: float | None = None
+    texts: int = 1
 
 
 @dataclass(frozen=True)
@@ -100,36 +104,37 @@ def benchmark_generation(
     prompt_tokens: Sequence[int] = (512,),
     new_tokens: Sequence[int] = (128,),
     depths: Sequence[int] = (0,),
+    texts: Sequence[int] = (1,),
     repetitions: int = 5,
     seed: int = 0,
 ) -> GenerationBenchmark:
-    """Time prompts and new tokens, every one of the lists at every depth, on random tokens.
+    """Time prompts and new tokens, every one of the lists at every depth and of so many texts, on random tokens.
 
     The tests take turns, round after round, so that what disturbs the machine disturbs all; the first round warms up.
 
     Args:
         prompt_tokens, new_tokens: tokens of a test, 2 new ones at least; an empty list leaves that part out.
         depths: tokens that the session holds before.
+        texts: how many go on at once, each in a session of its own.
         repetitions: rounds that count.
 
     Raises:
         LlmcError: the model does not generate, a number makes no sense, or a test is longer than the model takes.
     """
     entry = generation_of(model)
-    plan = [("pp", n, d) for d in depths for n in prompt_tokens] + [
-        ("tg", n, d) for d in depths for n in new_tokens
-    ]
+    kinds = [("pp", n) for n in prompt_tokens], [("tg", n) for n in new_tokens]
+    plan = [_Test(kind, n, d, t) for part in kinds for t in texts for d in depths for kind, n in part]
     _want(entry, plan, repetitions)
     rng = np.random.default_rng(seed)
-    ids = rng.integers(0, entry.vocabulary, max(n + d for _, n, d in plan) + 1).tolist()
+    ids = rng.integers(0, entry.vocabulary, max(t.tokens + t.depth for t in plan) + 1).tolist()
     found: list[list[list[float]]] = [[] for _ in plan]
-    with model.session() as session:
-        for round_ in range(repetitions + 1):
-            for times, (kind, n, depth) in zip(found, plan, strict=True):
-                taken = (_prompt if kind == "pp" else _new)(session, entry, ids, n, depth)
-                if round_:
-                    times.append(taken)
-        held = session.memory_bytes
+    sessions = [model.session() for _ in range(max(texts))]
+    for round_ in range(repetitions + 1):
+        for times, test in zip(found, plan, strict=True):
+            taken = (_prompt if test.kind == "pp" else _new)(sessions[: test.texts], entry, ids, test)
+            if round_:
+                times.append(taken)
+    held = sum(session.memory_bytes for session in sessions)
     peak, traffic = _peak(model, entry, depths) if new_tokens else (0.0, {})
     speeds = tuple(_speed(t, times, traffic, peak) for t, times in zip(plan, found, strict=True))
     info = model._open_handle().info
@@ -147,15 +152,28 @@ def benchmark_generation(
     )
 
 
-def _want(entry: GenerationEntry, plan: Sequence[tuple[str, int, int]], repetitions: int) -> None:
+class _Test(NamedTuple):
+    kind: str
+    tokens: int
+    depth: int
+    texts: int
+
+    def __str__(self) -> str:
+        depth = f" @ d{self.depth}" if self.depth else ""
+        return f"{self.kind}{self.tokens}{depth}" + (f" x{self.texts}" if self.texts > 1 else "")
+
+
+def _want(entry: GenerationEntry, plan: Sequence[_Test], repetitions: int) -> None:
     if type(repetitions) is not int or not 1 <= repetitions <= 10_000:
         raise LlmcError(f"repetitions is {repetitions!r}, must be within 1..10000")
     if not plan:
         raise LlmcError(
             "there is nothing to measure", hint="give lengths of prompts, or numbers of new tokens"
         )
-    for kind, n, depth in plan:
+    for kind, n, depth, texts in plan:
         least = 1 if kind == "pp" else 2
+        if type(texts) is not int or not 1 <= texts <= MOST:
+            raise LlmcError(f"texts is {texts!r}, must be within 1..{MOST}")
         if type(n) is not int or type(depth) is not int or n < least or depth < 0:
             raise LlmcError(f"a test of {n!r} tokens at depth {depth!r} makes no sense")
         if entry.length is not None and n + depth + 1 > entry.max_length:
@@ -185,20 +203,38 @@ def _timed(session: Session, entry: GenerationEntry, prompt: Sequence[int], new:
     return ends
 
 
+def _timed_all(
+    sessions: Sequence[Session], entry: GenerationEntry, prompt: Sequence[int], new: int
+) -> list[float]:
+    """The same of several texts at once: seconds until all have so many tokens."""
+    if len(sessions) == 1:
+        return _timed(sessions[0], entry, prompt, new)
+    options = GenerationOptions(max_new_tokens=new, eos_token_id=())
+    generations = [Generation(session, entry, prompt, options) for session in sessions]
+    made, ends, begin = [0] * len(sessions), list[float](), time.perf_counter()
+    while len(ends) < new:
+        for i, token in enumerate(next_of_all(generations)):
+            made[i] += bool(token)
+        ends += [time.perf_counter() - begin] * (min(made) - len(ends))
+    return ends
+
+
 def _prompt(
-    session: Session, entry: GenerationEntry, ids: Sequence[int], tokens: int, depth: int
+    sessions: Sequence[Session], entry: GenerationEntry, ids: Sequence[int], test: _Test
 ) -> list[float]:
-    _hold(session, entry, ids, depth)
-    return _timed(session, entry, ids[: depth + tokens], 1)
+    for session in sessions:
+        _hold(session, entry, ids, test.depth)
+    return _timed_all(sessions, entry, ids[: test.depth + test.tokens], 1)
 
 
-def _new(
-    session: Session, entry: GenerationEntry, ids: Sequence[int], tokens: int, depth: int
-) -> list[float]:
+def _new(sessions: Sequence[Session], entry: GenerationEntry, ids: Sequence[int], test: _Test) -> list[float]:
     """Seconds between two tokens; the first is the prompt's."""
-    if entry.length is None:
-        session.reset()
-    ends = _timed(session, entry, ids[: max(depth, 1)], tokens)
+    for session in sessions:
+        if entry.length is None:
+            session.reset()
+        elif len(sessions) > 1:  # so that all begin at once
+            _hold(session, entry, ids, test.depth)
+    ends = _timed_all(sessions, entry, ids[: max(test.depth, 1)], test.tokens)
     return np.diff(ends).tolist()
 
 
@@ -221,25 +257,22 @@ def _peak(model: Model, entry: GenerationEntry, depths: Sequence[int]) -> tuple[
     return reports[depths[0]].peak_bytes_per_second, found
 
 
-def _speed(
-    test: tuple[str, int, int], times: list[list[float]], traffic: dict[int, float], peak: float
-) -> Speed:
-    kind, tokens, depth = test
-    name = f"{kind}{tokens}" + (f" @ d{depth}" if depth else "")
+def _speed(test: _Test, times: list[list[float]], traffic: dict[int, float], peak: float) -> Speed:
     seconds = tuple(map(sum, times))
-    counted = tokens if kind == "pp" else tokens - 1
+    counted = test.texts * (test.tokens if test.kind == "pp" else test.tokens - 1)
     rates = [counted / taken for taken in seconds]
     rate, gaps = statistics.fmean(rates), [gap for taken in times for gap in taken]
-    share = traffic[depth] * rate / peak if kind == "tg" and peak else None
+    known = test.kind == "tg" and test.texts == 1
     return Speed(
-        name,
-        tokens,
-        depth,
+        str(test),
+        test.tokens,
+        test.depth,
         rate,
         statistics.stdev(rates) if len(rates) > 1 else 0.0,
         seconds,
         float(np.percentile(gaps, 50)),
         float(np.percentile(gaps, 99)),
-        traffic[depth] if kind == "tg" else None,
-        share,
+        traffic[test.depth] if known else None,
+        traffic[test.depth] * rate / peak if known and peak else None,
+        test.texts,
     )

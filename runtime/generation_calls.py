@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from operator import index
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from llmc.errors import LlmcError
+from llmc.runtime.prompts import are_several, encoder_of, prompt_ids, want_tokens
 
 if TYPE_CHECKING:
     from llmc.runtime.chat import Message
-    from llmc.runtime.encoder import Encoder
     from llmc.runtime.generated import Generated, TextStream
+    from llmc.runtime.generation import Generation
     from llmc.runtime.generation_entry import GenerationEntry
+    from llmc.runtime.generation_options import GenerationOptions
     from llmc.runtime.model import Model
     from llmc.runtime.session import Session
+
+
+MAX_BATCH = 8
 
 
 class GenerationCalls:
@@ -25,21 +29,51 @@ class GenerationCalls:
     given is as generation_config.json said when the model was compiled.
     """
 
+    @overload
     def generate(
         self, prompt: str | Sequence[int], *, session: Session | None = None, **options: Any
-    ) -> Generated:
-        """Continue a text, or tokens.
+    ) -> Generated: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        max_batch: int = MAX_BATCH,
+        each: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> list[Generated]: ...
+
+    def generate(
+        self,
+        prompt: Any,
+        *,
+        session: Session | None = None,
+        max_batch: int = MAX_BATCH,
+        each: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Generated | list[Generated]:
+        """Continue a text, or tokens; of a list of these, all of them, several at once.
 
         Args:
-            session: where; None takes one that the model keeps. What it holds of the prompt's beginning is not computed
-                again; all else is forgotten. A text does not depend on it.
+            prompt: a text, tokens, or a list of texts or of tokens. A list gives a list in the same order, and every
+                text is the one that its prompt gives alone.
+            max_batch: texts of a list that go on at a time, each in a session of its own; when one ends the next
+                begins.
+            each: of a list, options of each prompt, which go before those of all.
+            session: of one prompt, where; None takes one that the model keeps. What it holds of the prompt's beginning
+                is not computed again; all else is forgotten. A text does not depend on it.
             options: see above.
 
         Raises:
             LlmcError: the model does not generate, the prompt is empty, too long or no text, an option is unknown or
                 makes no sense, memory does not suffice.
         """
-        return self.stream(prompt, session=session, **options).all()
+        if not are_several(prompt):
+            return self.stream(prompt, session=session, **options).all()
+        from llmc.runtime.generation_batch import generate_all
+
+        return generate_all(cast("Model", self), prompt, session, max_batch, each, options)
 
     def stream(
         self, prompt: str | Sequence[int], *, session: Session | None = None, **options: Any
@@ -51,7 +85,7 @@ class GenerationCalls:
         """
         model = cast("Model", self)
         entry = generation_of(model)
-        ids = _ids(model, entry, prompt, special=True)
+        ids = prompt_ids(model, entry, prompt, special=True)
         return _stream(model, entry, ids, session, options)
 
     def search(
@@ -82,7 +116,7 @@ class GenerationCalls:
         model._open_handle()
         entry = generation_of(model)
         search = Search(num_beams, num_return_sequences, length_penalty, early_stopping)
-        ids = _ids(model, entry, prompt, special=True)
+        ids = prompt_ids(model, entry, prompt, special=True)
         want_tokens(ids, entry.vocabulary)
         encoder = encoder_of(model)
         found = options_of(entry, {"do_sample": False, **options})
@@ -113,7 +147,7 @@ class GenerationCalls:
         model = cast("Model", self)
         entry = generation_of(model)
         text = render(model, messages, **(template or {}))
-        made = _stream(model, entry, _ids(model, entry, text, special=False), session, options)
+        made = _stream(model, entry, prompt_ids(model, entry, text, special=False), session, options)
         return made if stream else made.all()
 
 
@@ -134,53 +168,6 @@ def generation_of(model: Model) -> GenerationEntry:
     return entry
 
 
-def encoder_of(model: Model) -> Encoder | None:
-    """The model's tokenizer, made at the first use; None if it has none."""
-    from llmc.runtime.encoder import Encoder
-
-    entry = model.manifest.tokenizer
-    if entry is None:
-        return None
-    made = model.__dict__.get("_whole_encoder")
-    if made is None:
-        try:
-            text = (model.path / entry.file).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise LlmcError(f"{entry.file} is no tokenizer: {error}", at=str(model.path)) from None
-        made = model.__dict__["_whole_encoder"] = Encoder(text, entry, entry.max_length, str(model.path))
-    assert isinstance(made, Encoder)
-    return made
-
-
-def _ids(model: Model, entry: GenerationEntry, prompt: Any, special: bool) -> list[int]:
-    """The tokens of a prompt.
-
-    Raises:
-        LlmcError: it is neither a text nor tokens, or has none.
-    """
-    if isinstance(prompt, str):
-        encoder = encoder_of(model)
-        if encoder is None:
-            raise LlmcError(
-                "the artifact has no tokenizer", at=str(model.path), hint="give tokens: [1, 2, 3]"
-            )
-        ids = encoder.ids(prompt, special)
-    else:
-        ids = _numbers(prompt)
-    if not ids and entry.bos is not None:
-        return [entry.bos]
-    if not ids:
-        raise LlmcError("the prompt is empty", hint="the model has no token that begins a text: give a word")
-    return ids
-
-
-def _numbers(prompt: Any) -> list[int]:
-    try:
-        return [index(token) for token in prompt]
-    except TypeError:
-        raise LlmcError(f"not a text or a list of tokens: {prompt!r:.60}") from None
-
-
 def _stream(
     model: Model,
     entry: GenerationEntry,
@@ -188,40 +175,54 @@ def _stream(
     session: Session | None,
     given: dict[str, Any],
 ) -> TextStream:
-    from llmc.runtime.generated import TextStream
     from llmc.runtime.generation import Generation
-    from llmc.runtime.generation_options import options_of
 
     model._open_handle()
     if session is not None and getattr(session, "model", None) is not model:
         raise LlmcError(
             "the session is not one of this model", at=str(model.path), hint="open one: model.session()"
         )
-    options = options_of(entry, given)
-    encoder = encoder_of(model)
-    if options.stop_strings and encoder is None:
-        raise LlmcError("stop_strings need a tokenizer, which the artifact does not have", at=str(model.path))
-    want_tokens(ids, entry.vocabulary)
+    options = checked_options(model, entry, ids, given)
     used, ended = (session, _nothing) if session is not None else _borrowed(model)
     try:
         generation = Generation(used, entry, ids, options)
     except BaseException:
         ended()
         raise
+    return text_stream(model, generation, ids, options, ended)
+
+
+def checked_options(
+    model: Model, entry: GenerationEntry, ids: Sequence[int], given: Mapping[str, Any]
+) -> GenerationOptions:
+    """The options of a text, and whether they go with its prompt.
+
+    Raises:
+        LlmcError: one is unknown or makes no sense, a number is no token's.
+    """
+    from llmc.runtime.generation_options import options_of
+
+    options = options_of(entry, given)
+    if options.stop_strings and encoder_of(model) is None:
+        raise LlmcError("stop_strings need a tokenizer, which the artifact does not have", at=str(model.path))
+    want_tokens(ids, entry.vocabulary)
+    return options
+
+
+def text_stream(
+    model: Model,
+    generation: Generation,
+    ids: Sequence[int],
+    options: GenerationOptions,
+    ended: Callable[[], None],
+) -> TextStream:
+    """The text of a generation."""
+    from llmc.runtime.generated import TextStream
+
+    encoder = encoder_of(model)
     decode = encoder.text_of if encoder else None
     seed = options.seed if options.do_sample else None
     return TextStream(generation, ids, decode, options.stop_strings or (), seed, ended)
-
-
-def want_tokens(ids: Sequence[int], vocabulary: int) -> None:
-    """Refuse what C could not even be asked.
-
-    Raises:
-        LlmcError: a number is no token's.
-    """
-    for place, token in enumerate(ids):
-        if not 0 <= token < vocabulary:
-            raise LlmcError(f"token {place} of the prompt is {token}, must be within 0..{vocabulary - 1}")
 
 
 def _nothing() -> None:

@@ -24,6 +24,7 @@ from llmc.runtime.session import Session, memory_bound
 from llmc.runtime.signature import TensorInfo, check_same, read_signature
 from llmc.runtime.text_calls import TextCalls
 from llmc.runtime.threads import Threads, count
+from llmc.runtime.together import SessionsCalls
 
 if TYPE_CHECKING:
     from llmc.runtime.generation_benchmark import GenerationBenchmark
@@ -82,7 +83,7 @@ class MemoryNeeded:
     states: int
 
 
-class Model(TextCalls, GenerationCalls):
+class Model(TextCalls, GenerationCalls, SessionsCalls):
     """A loaded model. Thread-safe: calls on it take turns, sessions of it may run at once. A context manager too.
 
     Attributes:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmc.runtime.generation_calls import generation_of, want_tokens
+from llmc.runtime.generation_calls import generation_of
+from llmc.runtime.prompts import want_tokens
 
 if TYPE_CHECKING:
+    from llmc.runtime.generation_entry import GenerationEntry
     from llmc.runtime.model import Model
     from llmc.runtime.session import Session
 
@@ -63,12 +65,35 @@ def next_logits(model: Model, ids: Sequence[int], session: Session) -> Array:
     """
     entry, chunk = generation_of(model), _chunk(model)
     for start in range(0, len(ids), chunk):
-        tokens = np.array(ids[start : start + chunk], np.int64)
-        given = {entry.tokens: tokens[None]}
-        if entry.keep is not None:
-            given[entry.keep] = np.array([len(tokens) - 1])
+        given = _last_of(entry, ids[start : start + chunk])
         logits = session.run(given, function=entry.function)[entry.logits]
     return np.asarray(logits[0, -1])
+
+
+def next_logits_of_all(
+    model: Model, texts: Sequence[tuple[Session, Sequence[int]]]
+) -> tuple[list[Array], int]:
+    """`next_logits` of several sessions, in as few runs as the model allows, and how many these were.
+
+    Raises:
+        LlmcError: as `next_logits`.
+    """
+    entry, chunk = generation_of(model), _chunk(model)
+    if not model.functions[entry.function].batches or any(len(ids) != 1 for _, ids in texts):
+        return [next_logits(model, ids, session) for session, ids in texts], len(texts)
+    found = []
+    for start in range(0, len(texts), chunk):
+        calls = [(session, _last_of(entry, ids)) for session, ids in texts[start : start + chunk]]
+        found += model.run_sessions(calls, entry.function)
+    return [outputs[entry.logits][0, -1] for outputs in found], -(-len(texts) // chunk)
+
+
+def _last_of(entry: GenerationEntry, ids: Sequence[int]) -> dict[str, Array]:
+    """Inputs of a run that tells the logits behind some tokens."""
+    given: dict[str, Array] = {entry.tokens: np.array(ids, np.int64)[None]}
+    if entry.keep is not None:
+        given[entry.keep] = np.array([len(ids) - 1])
+    return given
 
 
 def _chunk(model: Model) -> int:

@@ -73,16 +73,13 @@ class Session:
         handle = self._open_handle()
         name = next(iter(self.model.functions)) if function is None else function
         check_names("function", [name], self.model.functions)
-        if timeout is not None and (
-            isinstance(timeout, bool) or not (isinstance(timeout, Real) and timeout > 0)
-        ):
-            raise LlmcError(f"timeout is {timeout!r}, must be seconds above 0, or None")
+        options = native.RunOptions(timeout=timeout_of(timeout))
         chosen, library = self.model.functions[name], handle.library
         who = handle.pointer, chosen.number
         caller = Caller(
             library, library.session_output_shapes, library.session_run, who, str(self.model.path)
         )
-        return caller(chosen, inputs, out, (byref(native.RunOptions(timeout=timeout or 0.0)),))
+        return caller(chosen, inputs, out, (byref(options),))
 
     def reset(self) -> None:
         """Begin a new sequence: lengths are 0, other states zeros. The memory is kept.
@@ -258,6 +255,19 @@ def _opened(
     else:
         options.threads = count(None if isinstance(threads, Threads) else threads)
     return native.SessionHandle(handle, options, str(model.path), shared, forked)
+
+
+def timeout_of(seconds: float | None) -> float:
+    """`timeout` as C wants it.
+
+    Raises:
+        LlmcError: it is no number of seconds.
+    """
+    if seconds is None:
+        return 0.0
+    if isinstance(seconds, bool) or not (isinstance(seconds, Real) and seconds > 0):
+        raise LlmcError(f"timeout is {seconds!r}, must be seconds above 0, or None")
+    return float(seconds)
 
 
 def check_fits(name: str, size: int, bounds: tuple[int, int]) -> None:

@@ -60,12 +60,19 @@ class Function:
         number: its place among the model's functions.
         inputs, outputs: name -> TensorInfo, in order.
         states: name -> what it does to a state: "read", "appended" (it grows) or "replaced" (by a new value).
+        single: why it runs for one session at a time; empty if `Model.run_sessions` runs it for several.
     """
 
     number: int
     inputs: Mapping[str, TensorInfo]
     outputs: Mapping[str, TensorInfo]
     states: Mapping[str, str]
+    single: str = ""
+
+    @property
+    def batches(self) -> bool:
+        """Whether it runs for several sessions at once."""
+        return not self.single
 
     def __str__(self) -> str:
         takes = ", ".join(f"{n}: {t}" for n, t in self.inputs.items())
@@ -127,6 +134,7 @@ def _function(number: int, info: native.FunctionInfo, states: Sequence[str]) -> 
         MappingProxyType(dict(_tensor(info.inputs[i]) for i in range(info.n_inputs))),
         MappingProxyType(dict(_tensor(info.outputs[i]) for i in range(info.n_outputs))),
         MappingProxyType({name: use for name, use in uses.items() if use}),
+        "" if info.batches else (info.single or b"its code was not made for that").decode(),
     )
 
 

@@ -11,6 +11,7 @@ MODULE_SOURCES = tuple(
     FOLDER / f"{name}.c"
     for name in (
         "benchmark",
+        "bind",
         "check",
         "choose",
         "cpu",
@@ -21,6 +22,7 @@ MODULE_SOURCES = tuple(
         "fork",
         "functions",
         "generate",
+        "generations",
         "generate_options",
         "history",
         "host",
@@ -28,6 +30,7 @@ MODULE_SOURCES = tuple(
         "lookup",
         "memory",
         "open",
+        "parts",
         "peak",
         "pool",
         "portable",
@@ -36,6 +39,7 @@ MODULE_SOURCES = tuple(
         "run",
         "session",
         "session_file",
+        "sessions",
         "states",
         "stats",
         "threads",

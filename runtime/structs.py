@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, c_char, c_char_p, c_double, c_int, c_int64, c_ubyte, c_uint64, c_void_p
 
-VERSION = 5
+VERSION = 6
 ERROR_CPU, ERROR_DEVICE = 5, 12  # of llmc_status
 MAX_RANK = 8
 MAX_DIMS = 16
@@ -80,6 +80,8 @@ class FunctionInfo(Structure):
         ("outputs", POINTER(TensorSpec)),
         ("dims_used", POINTER(c_ubyte)),
         ("state_use", POINTER(c_ubyte)),
+        ("batches", c_int),
+        ("single", c_char_p),
     )
 
 
@@ -132,6 +134,12 @@ class RunOptions(Structure):
     """llmc_run_options"""
 
     _fields_ = (("timeout", c_double), ("discard", c_int))
+
+
+class Member(Structure):
+    """llmc_member"""
+
+    _fields_ = (("session", c_void_p), ("sizes", c_int64 * MAX_DIMS))
 
 
 class SessionReport(Structure):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,17 @@ def passed(graph: Graph, level: int = 3) -> Graph:
 def planned(graph: Graph) -> Plan:
     verify(graph)
     plan = make_plan(graph, BACKEND.lower(graph))
-    simulate(graph, plan)
+    for alone in (True, False):
+        simulate(graph, plan, alone)
     return plan
 
 
-def simulate(graph: Graph, plan: Plan) -> None:
-    """Run the program on names of values instead of values; memory that holds none is poisoned."""
+def simulate(graph: Graph, plan: Plan, alone: bool) -> None:
+    """Run the program on names of values instead of values; memory that holds none is poisoned.
+
+    Args:
+        alone: as of a run of one session; else as of one of several.
+    """
     names = [node.attributes["name"] for node in graph.states]
     memory: dict[tuple[str, int, Any], object] = {}
     for i, node in enumerate(graph.states):
@@ -48,16 +54,7 @@ def simulate(graph: Graph, plan: Plan) -> None:
     for i, node in enumerate(graph.inputs):
         memory["input", i, 0] = node
     for step in plan.steps:
-        if isinstance(step, Call):
-            for operand in step.operands[:-1]:
-                check_read(plan, operand, memory)
-            written = step.operands[-1]
-            assert isinstance(written, Node)
-            write(memory, plan.place(written), root(written))
-            continue
-        assert isinstance(step, Copy | Move)
-        check_read(plan, step.node, memory)
-        write(memory, step.to if isinstance(step, Move) else Place("output", step.output), held(step.node))
+        carry_out(plan, step, memory, alone)
     for i, node in enumerate(graph.outputs.values()):
         assert memory["output", i, 0] in (root(node), held(node))
     for name, update in graph.updates.items():
@@ -74,14 +71,34 @@ def simulate(graph: Graph, plan: Plan) -> None:
                 assert use in ("read", "unused")
 
 
+def carry_out(plan: Plan, step: Any, memory: dict[Any, object], alone: bool) -> None:
+    if isinstance(step, Call):
+        for operand in step.operands[:-1]:
+            check_read(place_in(plan, operand, alone), operand, memory)
+        written = step.operands[-1]
+        write(memory, place_in(plan, written, alone), root(written))
+        return
+    assert isinstance(step, Copy | Move)
+    to = step.to if isinstance(step, Move) else Place("output", step.output)
+    place = place_in(plan, step.node, alone)
+    if place != to:
+        check_read(place, step.node, memory)
+        write(memory, to, held(step.node))
+
+
+def place_in(plan: Plan, operand: Any, alone: bool) -> Place:
+    place = plan.place(operand)
+    return place.alone if alone and place.alone is not None else replace(place, alone=None)
+
+
 def write(memory: dict[Any, object], place: Place, value: object) -> None:
-    assert place.kind in ("slot", "output", "next") or (place.kind == "state" and place.offset != 0), place
-    assert place.kind == "slot" or (place.kind, place.index, place.offset) not in memory, "written twice"
+    slots = ("slot", "own")
+    assert place.kind in (*slots, "output", "next") or (place.kind == "state" and place.offset != 0), place
+    assert place.kind in slots or (place.kind, place.index, place.offset) not in memory, "written twice"
     memory[place.kind, place.index, place.offset] = value
 
 
-def check_read(plan: Plan, operand: Any, memory: dict[Any, object]) -> None:
-    place = plan.place(operand)
+def check_read(place: Place, operand: Any, memory: dict[Any, object]) -> None:
     if place.kind == "weight":
         return
     assert memory.get((place.kind, place.index, place.offset), POISON) is root(operand), (
@@ -112,14 +129,15 @@ def test_random_graphs(seed: int) -> None:
 
 
 def test_a_causal_layer_copies_nothing() -> None:
-    """Keys and values are computed where they belong, and attention reads them there."""
+    """Keys and values are computed where they belong, and attention reads them there; in company values are moved."""
     graph = passed(causal())
     plan = planned(graph)
-    assert all(isinstance(step, Call) for step in plan.steps)
+    moved = [step for step in plan.steps if not isinstance(step, Call)]
+    assert all(isinstance(step, Move) and plan.place(step.node).alone == step.to for step in moved)
     calls = [step for step in plan.steps if isinstance(step, Call)]
     touching = [c for c in calls if any(_state_of(plan, o) for o in c.operands)]
     assert [c.kernel.family for c in touching] == ["linear", "linear", "attention"]
-    ends = [plan.place(c.operands[-1]) for c in touching[:2]]
+    ends = [place_in(plan, c.operands[-1], True) for c in touching[:2]]
     assert ends == [Place("state", i, 128 * PAST) for i in (0, 1)]
     largest = {"past": 40, "seq": 1}
     cache = evaluate(nbytes(graph.updates["keys"]), largest)
@@ -127,7 +145,7 @@ def test_a_causal_layer_copies_nothing() -> None:
 
 
 def _state_of(plan: Plan, operand: Any) -> bool:
-    return plan.place(operand).kind == "state"
+    return place_in(plan, operand, True).kind == "state"
 
 
 def test_a_fixed_state_is_written_once_beside_itself() -> None:

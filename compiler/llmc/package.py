@@ -19,6 +19,7 @@ from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module, State
 from llmc.compiler.plan import Plan
 from llmc.compiler.program import signature, write_program
+from llmc.compiler.together import Together
 from llmc.runtime import sources as c
 from llmc.runtime.manifest import FORMAT, MODULE, WEIGHTS
 from llmc.runtime.weights import HEADER_BYTES, weights_header
@@ -102,7 +103,9 @@ def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> d
         "name": build.name,
         "build_id": build.build_id,
         "task": imported.task,
-        "functions": [_function_entry(name, graph) for name, graph in build.module.functions.items()],
+        "functions": [
+            _function_entry(name, graph, build.plans[name]) for name, graph in build.module.functions.items()
+        ],
         "states": [_state_entry(state) for state in build.module.states.values()],
         "dims": {name: list(bounds) for name, bounds in build.module.dims.items()},
         "target": build.target.name,
@@ -155,10 +158,11 @@ def _parameters(module: Module) -> int:
     return sum(node.attributes["value"].array.size for node in constants)
 
 
-def _function_entry(name: str, graph: Graph) -> dict[str, Any]:
+def _function_entry(name: str, graph: Graph, plan: Plan) -> dict[str, Any]:
     inputs, outputs = signature(graph)
     tensors = {"inputs": [_tensor_entry(t) for t in inputs], "outputs": [_tensor_entry(t) for t in outputs]}
-    return {"name": name, **tensors}
+    single = {"single": Together(graph).refusal} if graph.states and plan.together is None else {}
+    return {"name": name, **tensors, **single}
 
 
 def _state_entry(state: State) -> dict[str, Any]:

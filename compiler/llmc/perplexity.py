@@ -12,7 +12,8 @@ import numpy as np
 
 from llmc.dataset import read_rows
 from llmc.errors import LlmcError
-from llmc.runtime.generation_calls import encoder_of, generation_of
+from llmc.runtime.generation_calls import generation_of
+from llmc.runtime.prompts import encoder_of
 from llmc.runtime.scoring import chosen, logprobs
 
 Array = np.ndarray[Any, Any]

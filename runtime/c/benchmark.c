@@ -45,7 +45,9 @@ static const llmc_api api = {LLMC_VERSION,
                              llmc_generation_next,
                              llmc_generation_report,
                              llmc_generation_close,
-                             llmc_generate};
+                             llmc_generate,
+                             llmc_sessions_run,
+                             llmc_generations_next};
 
 const llmc_api *llmc_get_api(void) {
     return &api;

@@ -1,15 +1,13 @@
 /*
- * check.c - before a call: sizes of the dims from inputs and session, types, values, outputs.
+ * check.c - before a call: types, values, outputs.
  */
 #include <stdio.h>
 #include <string.h>
 
 #include "model.h"
 
-static const char SESSION[] = "the session"; /* in llmc_binding.from */
-
-static llmc_status check_type(const llmc_tensor_spec *spec, const llmc_tensor *tensor, const char *kind,
-                              llmc_error *error) {
+llmc_status llmc_check_type(const llmc_tensor_spec *spec, const llmc_tensor *tensor, const char *kind,
+                            llmc_error *error) {
     size_t size = llmc_dtype_size(spec->dtype);
     if (tensor->dtype != spec->dtype)
         return llmc_fail(error, LLMC_ERROR_DTYPE, NULL, "%s %s is %s, must be %s", kind, spec->name,
@@ -23,65 +21,10 @@ static llmc_status check_type(const llmc_tensor_spec *spec, const llmc_tensor *t
     return LLMC_OK;
 }
 
-static llmc_status wrong_size(const char *kind, const llmc_tensor_spec *spec, int axis, int64_t size, int64_t expected,
-                              llmc_error *error) {
+llmc_status llmc_wrong_size(const char *kind, const llmc_tensor_spec *spec, int axis, int64_t size, int64_t expected,
+                            llmc_error *error) {
     return llmc_fail(error, LLMC_ERROR_SHAPE, NULL, "axis %d of %s %s has size %lld, must have %lld", axis, kind,
                      spec->name, (long long)size, (long long)expected);
-}
-
-static llmc_status disagree(const llmc_dim_info *dim, const llmc_binding *bound, int d, const llmc_tensor_spec *spec,
-                            int axis, int64_t size, llmc_error *error) {
-    if (bound->from[d] == SESSION)
-        return llmc_fail(error, LLMC_ERROR_STATE, "reset the session to begin with other sizes, or use another",
-                         "%s is %lld in axis %d of input %s, but %lld in the session", dim->name, (long long)size, axis,
-                         spec->name, (long long)bound->sizes[d]);
-    return llmc_fail(error, LLMC_ERROR_SHAPE, "inputs must agree", "%s is %lld in axis %d of input %s, but %lld in input %s",
-                     dim->name, (long long)size, axis, spec->name, (long long)bound->sizes[d], bound->from[d]);
-}
-
-/* Take or compare the size of dim `d` as input `spec` has it. */
-static llmc_status bind_dim(const llmc_program *program, llmc_binding *bound, int d, const llmc_tensor_spec *spec,
-                            int axis, int64_t size, llmc_error *error) {
-    const llmc_dim_info *dim = &program->dims[d];
-    if (bound->from[d] && bound->sizes[d] != size) return disagree(dim, bound, d, spec, axis, size, error);
-    if (size < dim->low || size > dim->high)
-        return llmc_fail(error, LLMC_ERROR_SHAPE, "shorten or split the input, or compile with other bounds",
-                         "%s is %lld in axis %d of input %s, must be within %lld..%lld", dim->name, (long long)size,
-                         axis, spec->name, (long long)dim->low, (long long)dim->high);
-    if (!bound->from[d]) bound->from[d] = spec->name;
-    bound->sizes[d] = size;
-    return LLMC_OK;
-}
-
-static llmc_status bind_input(const llmc_program *program, llmc_binding *bound, const llmc_tensor_spec *spec,
-                              const llmc_tensor *input, llmc_error *error) {
-    llmc_status status = check_type(spec, input, "input", error);
-    int axis;
-    for (axis = 0; axis < spec->rank && status == LLMC_OK; axis++) {
-        int64_t expected = spec->dims[axis], size = input->shape[axis];
-        if (expected == INT64_MIN) continue; /* compared when all dims are known */
-        if (expected < 0)
-            status = bind_dim(program, bound, (int)(-1 - expected), spec, axis, size, error);
-        else if (size != expected)
-            status = wrong_size("input", spec, axis, size, expected, error);
-    }
-    return status;
-}
-
-/* The sizes that the states a function uses have in this session. */
-static void bind_states(const llmc_session *session, const llmc_function *function, llmc_binding *bound) {
-    const llmc_program *program = session->model->program;
-    int i, axis;
-    for (i = 0; i < program->n_states; i++) {
-        const llmc_state_spec *spec = &program->states[i];
-        if (function->state_use[i] == LLMC_STATE_UNUSED) continue;
-        for (axis = 0; axis < spec->rank; axis++) {
-            int64_t d = -1 - spec->dims[axis];
-            if (spec->dims[axis] >= 0 || spec->dims[axis] == INT64_MIN || session->sizes[d] < 0) continue;
-            bound->sizes[d] = session->sizes[d];
-            bound->from[d] = SESSION;
-        }
-    }
 }
 
 static int has_expression(const llmc_tensor_spec *spec) {
@@ -89,50 +32,6 @@ static int has_expression(const llmc_tensor_spec *spec) {
     for (axis = 0; axis < spec->rank; axis++)
         if (spec->dims[axis] == INT64_MIN) return 1;
     return 0;
-}
-
-static llmc_status check_expressions(const llmc_function *function, const llmc_tensor *inputs, const int64_t *sizes,
-                                     llmc_error *error) {
-    int i, axis;
-    for (i = 0; i < function->n_inputs; i++) {
-        int64_t shape[LLMC_MAX_RANK];
-        if (!inputs[i].data || !has_expression(&function->inputs[i])) continue;
-        llmc_input_shape(function, sizes, i, shape);
-        for (axis = 0; axis < function->inputs[i].rank; axis++)
-            if (inputs[i].shape[axis] != shape[axis])
-                return wrong_size("input", &function->inputs[i], axis, inputs[i].shape[axis], shape[axis], error);
-    }
-    return LLMC_OK;
-}
-
-llmc_status llmc_bind(const llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
-                      llmc_binding *bound, llmc_error *error) {
-    const llmc_program *program = session->model->program;
-    llmc_status status = LLMC_OK;
-    int i;
-    memset(bound, 0, sizeof *bound);
-    bind_states(session, function, bound);
-    for (i = 0; i < function->n_inputs && status == LLMC_OK; i++) {
-        const llmc_tensor_spec *spec = &function->inputs[i];
-        if (inputs[i].data)
-            status = bind_input(program, bound, spec, &inputs[i], error);
-        else if (!spec->has_default)
-            status = llmc_fail(error, LLMC_ERROR_MISSING, NULL, "input %s is missing", spec->name);
-    }
-    for (i = 0; i < program->n_dims && status == LLMC_OK; i++)
-        if (!bound->from[i] && function->dims_used[i])
-            status = llmc_fail(error, LLMC_ERROR_MISSING, NULL, "no input given tells the size of %s",
-                               program->dims[i].name);
-    return status == LLMC_OK ? check_expressions(function, inputs, bound->sizes, error) : status;
-}
-
-llmc_status llmc_check_sizes(const llmc_function *function, const int64_t *sizes, llmc_error *error) {
-    int64_t found[2];
-    int i = function->misfit ? function->misfit(sizes, found) : -1;
-    if (i < 0) return LLMC_OK;
-    return llmc_fail(error, LLMC_ERROR_SHAPE, "give inputs whose sizes fit; a state that grows holds nothing at first",
-                     "%s%lld%s%lld", function->constraints[i].head, (long long)found[0], function->constraints[i].middle,
-                     (long long)found[1]);
 }
 
 size_t llmc_elements(int rank, const int64_t *shape) {
@@ -239,7 +138,7 @@ llmc_status llmc_check_values(const llmc_function *function, const llmc_tensor *
 static llmc_status check_output(const llmc_function *function, const int64_t *sizes, int i, const llmc_tensor *output,
                                 llmc_error *error) {
     const llmc_tensor_spec *spec = &function->outputs[i];
-    llmc_status status = check_type(spec, output, "output", error);
+    llmc_status status = llmc_check_type(spec, output, "output", error);
     int64_t shape[LLMC_MAX_RANK];
     int axis;
     if (status != LLMC_OK) return status;
@@ -247,7 +146,7 @@ static llmc_status check_output(const llmc_function *function, const int64_t *si
     llmc_output_shape(function, sizes, i, shape);
     for (axis = 0; axis < spec->rank; axis++)
         if (output->shape[axis] != shape[axis])
-            return wrong_size("output", spec, axis, output->shape[axis], shape[axis], error);
+            return llmc_wrong_size("output", spec, axis, output->shape[axis], shape[axis], error);
     return LLMC_OK;
 }
 

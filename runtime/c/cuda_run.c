@@ -158,8 +158,8 @@ static size_t place_ends(const llmc_function *f, const int64_t *sizes, device_po
     return used;
 }
 
-static size_t run_bytes(const llmc_function *f, const int64_t *sizes) {
-    return llmc_held_for(f->arena_bytes(sizes)) + llmc_held_for(place_ends(f, sizes, 0, NULL));
+static size_t run_bytes(const llmc_function *f, const int64_t *sizes, size_t parts) {
+    return llmc_held_for(f->arena_bytes(sizes) + parts) + llmc_held_for(place_ends(f, sizes, 0, NULL));
 }
 
 static void note(lane *l, int result, const char *doing) {
@@ -170,7 +170,7 @@ static void note(lane *l, int result, const char *doing) {
 
 /* Whether the rest of the run is not worth its time. */
 static int is_over(llmc_session *session) {
-    return session->on_device->failed || llmc_stopped(&session->stop);
+    return session->on_device->failed || llmc_is_over(session);
 }
 
 void llmc_launch(llmc_frame *frame, int step, int kernel, const uint64_t *arguments, int n, int64_t blocks) {
@@ -218,12 +218,10 @@ static void run_kernels(llmc_session *session, const llmc_function *f, const llm
     for (i = 0; i < f->n_outputs; i++) session->outputs[i] = (void *)(uintptr_t)l->at[f->n_inputs + i];
     frame.dims = sizes;
     frame.weights = (const unsigned char *)(uintptr_t)s->weights;
-    frame.arena = session->arena.at;
     frame.inputs = session->inputs;
     frame.outputs = session->outputs;
-    frame.states = session->states;
-    frame.next = session->next;
     frame.runtime = session;
+    llmc_place_parts(session, f, &frame);
     f->run(&frame, session->model->variant->kernels);
     for (i = 0; i < f->n_outputs; i++) {
         size_t bytes = output_bytes(f, sizes, i);
@@ -239,7 +237,8 @@ static llmc_status run(llmc_session *session, const llmc_function *f, const llmc
     lane *l = session->on_device;
     context none;
     int result;
-    llmc_status status = llmc_reserve(session, &llmc_cuda, &session->arena, f->arena_bytes(sizes), 0, error);
+    size_t bytes = f->arena_bytes(sizes) + session->part_bytes;
+    llmc_status status = llmc_reserve(session, &llmc_cuda, &session->arena, bytes, 0, error);
     if (status == LLMC_OK)
         status = llmc_reserve(session, &llmc_cuda, &l->ends, place_ends(f, sizes, 0, NULL), 0, error);
     if (status != LLMC_OK) return status;
@@ -257,4 +256,5 @@ static double unknown(llmc_session *session) {
 }
 
 const llmc_device llmc_cuda = {1,    llmc_cuda_open, llmc_cuda_close, open_session, close_session, grow, release,
-                               copy, fetch,          store,           run_bytes,    run,           unknown, unknown};
+                               copy, fetch,          store,           run_bytes,    run,           unknown, unknown,
+                               NULL};

@@ -99,7 +99,7 @@ llmc_status llmc_memory_needed(const llmc_model *model, int function, const int6
     const llmc_function *chosen;
     int64_t sizes[LLMC_MAX_DIMS];
     llmc_status status;
-    size_t defaults = 0;
+    size_t defaults = 0, parts;
     int i;
     if (!model || !asked || !memory)
         return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "model, sizes and memory must not be NULL");
@@ -110,7 +110,8 @@ llmc_status llmc_memory_needed(const llmc_model *model, int function, const int6
     for (i = 0; i < chosen->n_inputs; i++)
         if (chosen->inputs[i].has_default) defaults += llmc_default_bytes(chosen, sizes, i);
     memory->weights = model->program->weights_bytes;
-    memory->arena = model->device->run_bytes(chosen, sizes) + (defaults ? llmc_held_for(defaults) : 0);
+    parts = chosen->part_bytes ? chosen->part_bytes(sizes) : 0;
+    memory->arena = model->device->run_bytes(chosen, sizes, parts) + (defaults ? llmc_held_for(defaults) : 0);
     memory->states = bytes_of_states(model->program, chosen, sizes);
     return LLMC_OK;
 }

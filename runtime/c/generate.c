@@ -51,6 +51,7 @@ void llmc_generation_close(llmc_generation *g) {
     free(g->logprobs);
     free(g->top);
     free(g->top_logprobs);
+    llmc_batch_close(&g->batch);
     free(g);
 }
 
@@ -79,45 +80,28 @@ static llmc_status keep_shared(llmc_generation *g, llmc_error *error) {
     return status;
 }
 
-/* Run the tokens from where the session is to `to`; logits of the last `rows` of them go to g->logits. */
-static llmc_status run(llmc_generation *g, int64_t to, int64_t rows, llmc_error *error) {
+/* Run what is wished for; where its logits are goes to *logits. */
+static llmc_status run(llmc_generation *g, const llmc_wish *w, const float **logits, llmc_error *error) {
     llmc_session *s = g->session;
-    const llmc_function *f = g->by.function;
-    int64_t at = s->n_tokens, seq = to - at, places[LLMC_MOST_GUESSES + 1], i;
+    int64_t at = s->n_tokens, seq = w->to - at, places[LLMC_MOST_GUESSES + 1], i;
     llmc_tensor in[LLMC_MOST_INPUTS], out[1];
     const llmc_run_options whole = {g->options.timeout, 0}; /* for what is said when time is up */
-    llmc_status status = llmc_tokens_reserve(s, to, error);
-    if (status != LLMC_OK) return status;
-    memset(in, 0, sizeof in);
-    memset(out, 0, sizeof out);
-    for (i = 0; i < rows; i++) places[i] = seq - rows + i;
-    in[g->by.tokens].data = g->ids + at;
-    in[g->by.tokens].dtype = LLMC_I64;
-    in[g->by.tokens].rank = 2;
-    in[g->by.tokens].shape[0] = 1;
-    in[g->by.tokens].shape[1] = seq;
-    if (g->by.keep >= 0) {
-        in[g->by.keep].data = places;
-        in[g->by.keep].dtype = LLMC_I64;
-        in[g->by.keep].rank = 1;
-        in[g->by.keep].shape[0] = rows;
-    }
-    out[0].data = g->logits;
-    out[0].dtype = LLMC_F32;
-    out[0].rank = 3;
-    out[0].shape[0] = 1;
-    out[0].shape[1] = g->by.keep >= 0 ? rows : seq;
-    out[0].shape[2] = g->by.vocabulary;
-    status = llmc_run_claimed(s, f, in, out, &whole, error);
-    if (status != LLMC_OK) return status;
-    memcpy(s->tokens + at, g->ids + at, (size_t)seq * sizeof *s->tokens);
-    s->n_tokens = to;
+    llmc_status status;
+    for (i = 0; i < w->rows; i++) places[i] = seq - w->rows + i;
+    llmc_generator_tensors(&g->by, g->ids + at, seq, places, w->rows, g->logits, in, out);
+    status = llmc_run_claimed(s, g->by.function, in, out, &whole, error);
+    *logits = g->logits + (g->by.keep < 0 ? (seq - w->rows) * g->by.vocabulary : 0);
+    if (status == LLMC_OK) llmc_generation_took(g, w);
+    return status;
+}
+
+void llmc_generation_took(llmc_generation *g, const llmc_wish *w) {
+    llmc_session *s = g->session;
+    memcpy(s->tokens + s->n_tokens, g->ids + s->n_tokens, (size_t)(w->to - s->n_tokens) * sizeof *s->tokens);
+    s->n_tokens = w->to;
     s->has_others = 0;
     g->report.runs++;
-    if (g->by.keep < 0 && seq > rows)
-        memmove(g->logits, g->logits + (seq - rows) * g->by.vocabulary,
-                (size_t)(rows * g->by.vocabulary) * sizeof *g->logits);
-    return LLMC_OK;
+    g->report.guessed += w->n_guesses;
 }
 
 llmc_status llmc_generation_open(llmc_session *session, const llmc_generate_options *options, const int64_t *prompt,
@@ -154,7 +138,7 @@ llmc_status llmc_generation_open(llmc_session *session, const llmc_generate_opti
 
 /* ---- tokens ---- */
 
-static int64_t n_made(const llmc_generation *g) {
+int64_t llmc_tokens_made(const llmc_generation *g) {
     return g->n - g->report.prompt_tokens;
 }
 
@@ -165,8 +149,7 @@ static int is_stop(const llmc_generation *g, int64_t token) {
     return 0;
 }
 
-static void note_logprobs(llmc_generation *g, int64_t row, int64_t token) {
-    const float *logits = g->logits + row * g->by.vocabulary;
+static void note_logprobs(llmc_generation *g, const float *logits, int64_t row, int64_t token) {
     int64_t top = g->options.top_logprobs;
     double total;
     if (!g->options.logprobs) return;
@@ -178,42 +161,45 @@ static void note_logprobs(llmc_generation *g, int64_t row, int64_t token) {
 /* How many more tokens may come. */
 static int64_t room_left(const llmc_generation *g) {
     int64_t left = g->by.longest - g->n, most = g->options.max_new_tokens;
-    return most && most - n_made(g) < left ? most - n_made(g) : left;
+    return most && most - llmc_tokens_made(g) < left ? most - llmc_tokens_made(g) : left;
 }
 
 /* Choose tokens by the rows of logits, as long as each is what had been guessed. */
-static llmc_status choose(llmc_generation *g, const int64_t *guesses, int64_t n_guesses, llmc_error *error) {
+static llmc_status choose(llmc_generation *g, const llmc_wish *w, const float *logits, llmc_error *error) {
     int64_t row;
-    g->first_ready = n_made(g);
-    for (row = 0; row <= n_guesses; row++) {
-        int64_t token;
-        llmc_status status = llmc_next_token(&g->chooser, g->logits + row * g->by.vocabulary, g->ids, g->n,
-                                             g->report.prompt_tokens, &token, error);
+    g->first_ready = llmc_tokens_made(g);
+    for (row = 0; row < w->rows; row++, logits += g->by.vocabulary) {
+        int64_t token, guess = row < w->n_guesses ? g->ids[g->n] : -1;
+        llmc_status status =
+            llmc_next_token(&g->chooser, logits, g->ids, g->n, g->report.prompt_tokens, &token, error);
         if (status != LLMC_OK) return status;
-        note_logprobs(g, row, token);
+        note_logprobs(g, logits, row, token);
         g->ids[g->n++] = token;
-        if (is_stop(g, token) || room_left(g) < 1 || row == n_guesses || token != guesses[row]) break;
+        if (is_stop(g, token) || room_left(g) < 1 || token != guess) break;
         g->report.accepted++;
     }
     return LLMC_OK;
 }
 
-/* Run what the session does not hold yet, guesses behind it, and choose the tokens that follow. */
-static llmc_status advance(llmc_generation *g, llmc_error *error) {
+llmc_status llmc_generation_wish(llmc_generation *g, int64_t most, llmc_wish *w, llmc_error *error) {
     llmc_session *s = g->session;
-    int64_t guesses[LLMC_MOST_GUESSES], n_guesses = 0, room = room_left(g), n = g->n;
-    llmc_status status = reserve(g, n + g->options.lookup + 1, error);
-    while (status == LLMC_OK && n - s->n_tokens > g->options.chunk)
-        status = run(g, s->n_tokens + g->options.chunk, 1, error);
-    if (status != LLMC_OK) return status;
-    if (g->options.lookup && room > 1 && n - s->n_tokens == 1)
-        n_guesses = llmc_look_up(g->ids, n, g->options.lookup_ngram,
-                                 g->options.lookup < room - 1 ? g->options.lookup : room - 1, guesses);
-    if (n_guesses) memcpy(g->ids + n, guesses, (size_t)n_guesses * sizeof *guesses);
-    status = run(g, n + n_guesses, n_guesses + 1, error);
-    if (status != LLMC_OK) return status;
-    g->report.guessed += n_guesses;
-    status = choose(g, guesses, n_guesses, error);
+    int64_t n = g->n, room = room_left(g), lookup = g->options.lookup;
+    llmc_status status = reserve(g, n + lookup + 1, error);
+    memset(w, 0, sizeof *w);
+    w->chooses = n - s->n_tokens <= most;
+    if (lookup > room - 1) lookup = room - 1;
+    if (lookup > most - 1) lookup = most - 1;
+    if (status == LLMC_OK && lookup > 0 && n - s->n_tokens == 1)
+        w->n_guesses = llmc_look_up(g->ids, n, g->options.lookup_ngram, lookup, g->ids + n);
+    w->rows = w->n_guesses + 1;
+    w->to = w->chooses ? n + w->n_guesses : s->n_tokens + most;
+    return status == LLMC_OK ? llmc_tokens_reserve(s, w->to, error) : status;
+}
+
+llmc_status llmc_generation_choose(llmc_generation *g, const llmc_wish *w, const float *logits, llmc_error *error) {
+    llmc_session *s = g->session;
+    int64_t n = g->n;
+    llmc_status status = choose(g, w, logits, error);
     if (status != LLMC_OK) {
         g->n = n;
         (void)llmc_rewind(s, n - 1, NULL); /* where it cannot, the next call says so */
@@ -222,7 +208,19 @@ static llmc_status advance(llmc_generation *g, llmc_error *error) {
     return s->n_tokens > g->n - 1 ? llmc_rewind(s, g->n - 1, error) : LLMC_OK; /* what was guessed wrong */
 }
 
-static llmc_status check_session(const llmc_generation *g, llmc_error *error) {
+/* Run what the session does not hold yet, guesses behind it, and choose the tokens that follow. */
+static llmc_status advance(llmc_generation *g, llmc_error *error) {
+    const float *logits = NULL;
+    llmc_wish wish;
+    do {
+        llmc_status status = llmc_generation_wish(g, g->options.chunk, &wish, error);
+        if (status == LLMC_OK) status = run(g, &wish, &logits, error);
+        if (status != LLMC_OK) return status;
+    } while (!wish.chooses);
+    return llmc_generation_choose(g, &wish, logits, error);
+}
+
+llmc_status llmc_generation_begin(llmc_generation *g, llmc_error *error) {
     const llmc_session *s = g->session;
     if (!s->has_others && held(s) == s->n_tokens && s->n_tokens < g->n &&
         llmc_tokens_shared(s, g->ids, g->n) == s->n_tokens)
@@ -230,24 +228,27 @@ static llmc_status check_session(const llmc_generation *g, llmc_error *error) {
     return llmc_fail(error, LLMC_ERROR_STATE, "begin another generation", "the session was used for something else meanwhile");
 }
 
+llmc_status llmc_generation_out_of_time(const llmc_generation *g, llmc_error *error) {
+    if (!(g->options.timeout > 0) || g->options.timeout > g->report.seconds) return LLMC_OK;
+    return llmc_fail(error, LLMC_ERROR_DEADLINE, "allow more time, or fewer tokens",
+                     "the text took longer than its timeout of %g s", g->options.timeout);
+}
+
 static llmc_status advance_claimed(llmc_generation *g, llmc_error *error) {
     llmc_session *s = g->session;
-    double left = g->options.timeout - g->report.seconds;
-    llmc_status status;
-    if (g->options.timeout > 0 && left <= 0)
-        return llmc_fail(error, LLMC_ERROR_DEADLINE, "allow more time, or fewer tokens",
-                         "the text took longer than its timeout of %g s", g->options.timeout);
-    status = llmc_claim(s, error);
+    llmc_status status = llmc_generation_out_of_time(g, error);
+    if (status == LLMC_OK) status = llmc_claim(s, error);
     if (status != LLMC_OK) return status;
-    if (g->options.timeout > 0) s->stop.until = llmc_now() + left;
-    status = check_session(g, error);
+    if (g->options.timeout > 0) s->stop.until = llmc_now() + g->options.timeout - g->report.seconds;
+    status = llmc_generation_begin(g, error);
     if (status == LLMC_OK) status = advance(g, error);
     llmc_unclaim(s);
     return status;
 }
 
-static void tell(llmc_generation *g, llmc_token *token) {
+void llmc_generation_tell(llmc_generation *g, llmc_token *token) {
     int64_t row = g->told - g->first_ready, top = g->options.top_logprobs;
+    if (!g->told) g->report.prompt_seconds = g->report.seconds;
     memset(token, 0, sizeof *token);
     token->index = g->told++;
     token->token = g->ids[g->report.prompt_tokens + token->index];
@@ -261,7 +262,7 @@ static void tell(llmc_generation *g, llmc_token *token) {
     g->report.new_tokens = g->told;
     if (token->stops)
         g->report.finish = LLMC_FINISH_STOP;
-    else if (g->told == n_made(g) && room_left(g) < 1)
+    else if (g->told == llmc_tokens_made(g) && room_left(g) < 1)
         g->report.finish = LLMC_FINISH_LENGTH;
 }
 
@@ -272,11 +273,10 @@ llmc_status llmc_generation_next(llmc_generation *g, llmc_token *token, int *mor
         return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "generation, token and more must not be NULL");
     *more = 0;
     if (g->report.finish) return LLMC_OK;
-    if (g->told == n_made(g)) status = advance_claimed(g, error);
+    if (g->told == llmc_tokens_made(g)) status = advance_claimed(g, error);
     g->report.seconds += llmc_now() - begin;
     if (status != LLMC_OK) return status;
-    if (!g->told) g->report.prompt_seconds = g->report.seconds;
-    tell(g, token);
+    llmc_generation_tell(g, token);
     *more = 1;
     return LLMC_OK;
 }

@@ -19,6 +19,23 @@ typedef struct llmc_generator {
 #define LLMC_MOST_INPUTS 16
 #define LLMC_MOST_GUESSES 64
 
+/* What a generation wants of a run: its tokens up to `to`, and the logits of the last `rows` of them. */
+typedef struct llmc_wish {
+    int64_t to, rows;
+    int64_t n_guesses; /* of the tokens, the last so many are guessed */
+    int chooses;       /* it is the end of what is known: new tokens follow from the logits */
+} llmc_wish;
+
+/* What a run of several generations needs besides: of the first of them. */
+typedef struct llmc_batch {
+    llmc_wish *wishes;
+    llmc_member *members;
+    int *who; /* numbers of those that wait for a run */
+    int64_t *ids, *places;
+    float *logits;
+    int64_t room, room_for_tokens, room_for_rows;
+} llmc_batch;
+
 struct llmc_generation {
     llmc_session *session;
     llmc_generator by;
@@ -27,6 +44,7 @@ struct llmc_generation {
     int64_t *ids, n, room; /* prompt and text */
     int64_t told;          /* new tokens that the caller has got; those behind are ready */
     float *logits;         /* [options.lookup + 1, vocabulary] of the last run, or of a whole chunk */
+    llmc_batch batch;
     double *logprobs;      /* of the tokens that are ready, by their place among those of one run */
     int64_t *top;          /* [options.lookup + 1, options.top_logprobs] */
     double *top_logprobs;
@@ -37,6 +55,23 @@ struct llmc_generation {
 /* generate_options.c */
 llmc_status llmc_take_options(llmc_generation *g, const llmc_generate_options *options, llmc_error *error);
 llmc_status llmc_check_prompt(const llmc_generation *g, const int64_t *prompt, int64_t n, llmc_error *error);
+
+/* generate.c, of a session that is claimed */
+int64_t llmc_tokens_made(const llmc_generation *g);
+llmc_status llmc_generation_begin(llmc_generation *g, llmc_error *error); /* whether the session is as it was left */
+llmc_status llmc_generation_wish(llmc_generation *g, int64_t most, llmc_wish *wish, llmc_error *error); /* so many tokens */
+void llmc_generation_took(llmc_generation *g, const llmc_wish *wish); /* the run has been */
+/* Choose the tokens that follow, by the logits [rows, vocabulary]. */
+llmc_status llmc_generation_choose(llmc_generation *g, const llmc_wish *wish, const float *logits, llmc_error *error);
+void llmc_generation_tell(llmc_generation *g, llmc_token *token);
+llmc_status llmc_generation_out_of_time(const llmc_generation *g, llmc_error *error);
+
+/* The tensors of a run of `seq` tokens that gives `rows` logits; `out` is one. */
+void llmc_generator_tensors(const llmc_generator *by, const int64_t *ids, int64_t seq, const int64_t *places, int64_t rows,
+                            float *logits, llmc_tensor *in, llmc_tensor *out);
+
+/* generations.c */
+void llmc_batch_close(llmc_batch *batch);
 
 /* generator.c */
 llmc_status llmc_find_generator(const llmc_model *model, const llmc_generate_options *options, llmc_generator *found,

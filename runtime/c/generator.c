@@ -73,3 +73,21 @@ llmc_status llmc_find_generator(const llmc_model *model, const llmc_generate_opt
     found->longest = d >= 0 ? model->program->dims[d].high : INT64_MAX;
     return find_arguments(model->program, names, found, error);
 }
+
+static void fill(llmc_tensor *tensor, const void *data, int dtype, int rank, int64_t first, int64_t second, int64_t third) {
+    memset(tensor, 0, sizeof *tensor);
+    tensor->data = (void *)(uintptr_t)data;
+    tensor->dtype = dtype;
+    tensor->rank = rank;
+    tensor->shape[0] = first;
+    tensor->shape[1] = second;
+    tensor->shape[2] = third;
+}
+
+void llmc_generator_tensors(const llmc_generator *by, const int64_t *ids, int64_t seq, const int64_t *places, int64_t rows,
+                            float *logits, llmc_tensor *in, llmc_tensor *out) {
+    memset(in, 0, LLMC_MOST_INPUTS * sizeof *in);
+    fill(&in[by->tokens], ids, LLMC_I64, 2, 1, seq, 0);
+    if (by->keep >= 0) fill(&in[by->keep], places, LLMC_I64, 1, rows, 0, 0);
+    fill(out, logits, LLMC_F32, 3, 1, by->keep >= 0 ? rows : seq, by->vocabulary);
+}

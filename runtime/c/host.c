@@ -57,8 +57,8 @@ static llmc_status copy(llmc_session *session, void *to, const void *from, size_
     return LLMC_OK;
 }
 
-static size_t run_bytes(const llmc_function *function, const int64_t *sizes) {
-    return llmc_held_for(function->arena_bytes(sizes));
+static size_t run_bytes(const llmc_function *function, const int64_t *sizes, size_t parts) {
+    return llmc_held_for(function->arena_bytes(sizes) + parts);
 }
 
 static llmc_status run(llmc_session *session, const llmc_function *function, const llmc_tensor *outputs,
@@ -66,18 +66,16 @@ static llmc_status run(llmc_session *session, const llmc_function *function, con
     llmc_frame frame;
     uint64_t mode;
     int i;
-    llmc_status status =
-        llmc_reserve(session, &llmc_host, &session->arena, function->arena_bytes(sizes), 0, error);
+    size_t bytes = function->arena_bytes(sizes) + session->part_bytes;
+    llmc_status status = llmc_reserve(session, &llmc_host, &session->arena, bytes, 0, error);
     if (status != LLMC_OK) return status;
     for (i = 0; i < function->n_outputs; i++) session->outputs[i] = outputs[i].data;
     frame.dims = sizes;
     frame.weights = session->model->map + LLMC_WEIGHTS_HEADER;
-    frame.arena = session->arena.at;
     frame.inputs = session->inputs;
     frame.outputs = session->outputs;
-    frame.states = session->states;
-    frame.next = session->next;
     frame.runtime = session;
+    llmc_place_parts(session, function, &frame);
     mode = llmc_float_mode(); /* the caller's may differ from the workers': the same bits on all threads */
     function->run(&frame, session->model->variant->kernels);
     llmc_set_float_mode(mode);
@@ -87,7 +85,7 @@ static llmc_status run(llmc_session *session, const llmc_function *function, con
 void llmc_run_step(llmc_frame *frame, int step, llmc_task task, const void *arguments, int64_t items, int64_t cost) {
     llmc_session *session = (llmc_session *)frame->runtime;
     double begin;
-    if (llmc_stopped(&session->stop)) return;
+    if (llmc_is_over(session)) return;
     if (!session->step_seconds) {
         session->pool_can->run(session->pool, task, arguments, items, cost, &session->stop);
         return;
@@ -97,9 +95,47 @@ void llmc_run_step(llmc_frame *frame, int step, llmc_task task, const void *argu
     session->step_seconds[step] += llmc_now() - begin;
 }
 
+/* A step that each part has for itself. */
+typedef struct apart {
+    const llmc_frame *frame;
+    llmc_task task;
+    size_t bytes;
+} apart;
+
+/* Items begin..end of those of all parts, one after the other. */
+static void run_apart(const void *argument, int64_t begin, int64_t end, void *scratch) {
+    const apart *a = (const apart *)argument;
+    const unsigned char *call = (const unsigned char *)a->frame->calls;
+    const llmc_part *part = a->frame->parts;
+    for (; begin < end; begin -= part->items, end -= part->items, part++, call += a->bytes) {
+        int64_t last = end < part->items ? end : part->items;
+        if (begin >= part->items) continue;
+        a->task(call, begin > 0 ? begin : 0, last, scratch);
+        if (end <= part->items) return;
+    }
+}
+
+void llmc_run_parts(llmc_frame *frame, int step, llmc_task task, size_t bytes) {
+    apart a = {frame, task, bytes};
+    const llmc_part *parts = frame->parts;
+    int64_t items = 0;
+    double work = 0;
+    int i;
+    if (frame->n_parts == 1) {
+        llmc_run_step(frame, step, task, frame->calls, parts->items, parts->cost);
+        return;
+    }
+    for (i = 0; i < frame->n_parts; i++) {
+        items += parts[i].items;
+        work += (double)parts[i].items * (double)parts[i].cost;
+    }
+    if (items > 0) llmc_run_step(frame, step, run_apart, &a, items, (int64_t)(work / (double)items) + 1);
+}
+
 static llmc_status move(llmc_session *session, void *to, const void *from, size_t bytes, llmc_error *error) {
     return bytes ? copy(session, to, from, bytes, error) : LLMC_OK;
 }
 
 const llmc_device llmc_host = {0,    open_model, close_model, open_session, close_session, grow,           release,
-                               copy, move,       move,        run_bytes,    run,           llmc_peak_flops, llmc_peak_stream};
+                               copy, move,       move,        run_bytes,    run,           llmc_peak_flops, llmc_peak_stream,
+                               NULL};

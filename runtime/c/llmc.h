@@ -53,7 +53,7 @@
 extern "C" {
 #endif
 
-#define LLMC_VERSION 5 /* of this interface; counts up when anything here changes its meaning or layout */
+#define LLMC_VERSION 6 /* of this interface; counts up when anything here changes its meaning or layout */
 #define LLMC_MAX_RANK 8
 #define LLMC_MAX_DIMS 16
 
@@ -150,6 +150,8 @@ typedef struct llmc_function_info {
     const llmc_tensor_spec *inputs, *outputs;
     const unsigned char *dims_used; /* n_dims: 1 where the function needs the size */
     const unsigned char *state_use; /* n_states: llmc_state_use */
+    int batches;        /* not 0: llmc_sessions_run() runs it for several sessions at once */
+    const char *single; /* else why not, or NULL */
 } llmc_function_info;
 
 typedef struct llmc_info {
@@ -257,6 +259,20 @@ LLMC_API llmc_status llmc_session_output_shapes(llmc_session *session, int funct
 /* Run a function on the session's states. `options` may be NULL. The states change if it succeeds, else nothing does. */
 LLMC_API llmc_status llmc_session_run(llmc_session *session, int function, const llmc_tensor *inputs,
                                       const llmc_tensor *outputs, const llmc_run_options *options, llmc_error *error);
+
+/* One session's part of a run of several. */
+typedef struct llmc_member {
+    llmc_session *session;
+    int64_t sizes[LLMC_MAX_DIMS]; /* of the dims that inputs have: what this session brings along each. Others are unused */
+} llmc_member;
+
+/* Run a function for `n` sessions of one model at once: weights are read once for all. In inputs and outputs the rows of
+ * the sessions lie one after the other, in their order: input_ids [1, 5 + 1], say, of a prompt of 5 tokens and of a next
+ * token. What an input says of places, such as logits_to_keep, counts from its session's own first row. Each session
+ * gets the bits that it would get alone. Threads and memory for intermediate results are the first session's, which
+ * may take more memory for more sessions. An error, or llmc_session_cancel() of any, leaves all as they were. */
+LLMC_API llmc_status llmc_sessions_run(const llmc_member *members, int n, int function, const llmc_tensor *inputs,
+                                       const llmc_tensor *outputs, const llmc_run_options *options, llmc_error *error);
 
 /* Give up the run in progress, from any thread: it ends with LLMC_ERROR_CANCELLED, unless it was about to end anyway.
  * Without one nothing happens. */
@@ -391,6 +407,20 @@ LLMC_API llmc_status llmc_generation_open(llmc_session *session, const llmc_gene
 LLMC_API llmc_status llmc_generation_next(llmc_generation *generation, llmc_token *token, int *more,
                                           llmc_error *error);
 
+/* What llmc_generations_next() found for a generation. */
+typedef enum llmc_next {
+    LLMC_NEXT_NONE = 0, /* the text has ended */
+    LLMC_NEXT_TOKEN,    /* its next token */
+    LLMC_NEXT_LATER     /* nothing yet: its prompt takes more than this run, or there was no room for it */
+} llmc_next;
+
+/* One run for `n` generations of one model, each in a session of its own, begun at any time and with options of its own:
+ * found[i] says what there is of generation i, tokens[i] is its token if there is one. The texts are those that
+ * llmc_generation_next() would give. Next tokens are run first, then as much of prompts as the longest `chunk` leaves room
+ * for. After an error tokens that are there already are given by the next call. */
+LLMC_API llmc_status llmc_generations_next(llmc_generation *const *generations, int n, llmc_token *tokens, int *found,
+                                           llmc_error *error);
+
 LLMC_API void llmc_generation_report(const llmc_generation *generation, llmc_generate_report *report);
 
 /* Before its session. NULL is fine. The session then holds the prompt and all new tokens but the last. */
@@ -495,6 +525,9 @@ typedef struct llmc_api {
     void (*generation_close)(llmc_generation *);
     llmc_status (*generate)(llmc_session *, const llmc_generate_options *, const int64_t *, int64_t,
                             int (*)(void *, const llmc_token *), void *, llmc_generate_report *, llmc_error *);
+    llmc_status (*sessions_run)(const llmc_member *, int, int, const llmc_tensor *, const llmc_tensor *,
+                                const llmc_run_options *, llmc_error *);
+    llmc_status (*generations_next)(llmc_generation *const *, int, llmc_token *, int *, llmc_error *);
 } llmc_api;
 
 LLMC_API const llmc_api *llmc_get_api(void);

@@ -59,12 +59,15 @@ struct llmc_device {
     /* From its memory to the host's and back, after all that came before is done; also of 0 bytes. */
     llmc_status (*fetch)(llmc_session *session, void *to, const void *from, size_t bytes, llmc_error *error);
     llmc_status (*store)(llmc_session *session, void *to, const void *from, size_t bytes, llmc_error *error);
-    size_t (*run_bytes)(const llmc_function *function, const int64_t *sizes); /* what a run takes beside states */
-    /* session->inputs are the host's, where outputs go too; states and next are the device's. */
+    size_t (*run_bytes)(const llmc_function *function, const int64_t *sizes, size_t parts); /* what a run takes beside
+                                                                                states, with the bytes of its parts */
+    /* session->inputs are the host's, where outputs go too; states and next are the device's. session->table has the
+     * parts, and `sizes` are those of all together. */
     llmc_status (*run)(llmc_session *session, const llmc_function *function, const llmc_tensor *outputs,
                        const int64_t *sizes, llmc_error *error);
     double (*peak_flops)(llmc_session *session); /* what it does at most with the session's threads; 0: unknown */
     double (*peak_stream)(llmc_session *session);
+    const char *single; /* why it runs for one session at a time, or NULL */
 };
 
 extern const llmc_device llmc_host; /* host.c */
@@ -87,6 +90,16 @@ struct llmc_model {
     uint64_t max_memory, held; /* bytes, 0: no bound; of all sessions, atomic */
 };
 
+/* Room for what is said of each part of a run that a session leads. */
+typedef struct llmc_table {
+    llmc_part *parts;
+    int64_t *before; /* [room, LLMC_MAX_DIMS] */
+    void *calls;
+    int room;
+    llmc_member *members; /* of the run of several in progress, with all sizes */
+    int n;                /* how many; 1: there is none */
+} llmc_table;
+
 struct llmc_session {
     llmc_model *model;
     llmc_pool *pool;
@@ -102,6 +115,10 @@ struct llmc_session {
     const void **inputs;         /* of the run in progress */
     void **outputs;
     double *step_seconds; /* a sum for each step, or NULL: no profile wanted */
+
+    llmc_table table;
+    int n_parts;      /* of the run in progress that it leads */
+    size_t part_bytes; /* that its parts have in the arena */
 
     llmc_region *values, *others; /* of each state: the memory of its value, and of the next one where it is REPLACED */
     unsigned char *begun;         /* of each state: its value is there; else it is zeros, or of length 0 */
@@ -121,7 +138,7 @@ llmc_status llmc_fail(llmc_error *error, llmc_status status, const char *hint, c
     ;
 llmc_status llmc_fail_memory(llmc_error *error, size_t bytes);
 
-/* check.c: sizes of the dims, and who said so (NULL: not known yet). */
+/* bind.c: sizes of the dims, and who said so (NULL: not known yet). */
 typedef struct llmc_binding {
     int64_t sizes[LLMC_MAX_DIMS]; /* of the named dims, then of the counted ones */
     const char *from[LLMC_MAX_DIMS];
@@ -130,8 +147,19 @@ typedef struct llmc_binding {
 /* Check inputs against what a function takes and what the session holds; `bound` gets the sizes. */
 llmc_status llmc_bind(const llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
                       llmc_binding *bound, llmc_error *error);
+/* The same where the sizes of the inputs' dims are given: `asked` for one session, or `together` for the inputs of all. */
+llmc_status llmc_bind_sizes(const llmc_session *session, const llmc_function *function, const int64_t *asked,
+                            llmc_binding *bound, llmc_error *error);
+llmc_status llmc_bind_together(const llmc_program *program, const llmc_function *function, const llmc_tensor *inputs,
+                               const int64_t *together, llmc_error *error);
 /* Of sizes that are bound and counted: whether the function has a value at all of them together. */
 llmc_status llmc_check_sizes(const llmc_function *function, const int64_t *sizes, llmc_error *error);
+
+/* check.c */
+llmc_status llmc_check_type(const llmc_tensor_spec *spec, const llmc_tensor *tensor, const char *kind,
+                            llmc_error *error); /* dtype, rank, alignment */
+llmc_status llmc_wrong_size(const char *kind, const llmc_tensor_spec *spec, int axis, int64_t size, int64_t expected,
+                            llmc_error *error);
 llmc_status llmc_check_values(const llmc_function *function, const llmc_tensor *inputs, llmc_error *error);
 llmc_status llmc_check_outputs(const llmc_function *function, const llmc_tensor *outputs, const int64_t *sizes,
                                llmc_error *error);
@@ -185,9 +213,24 @@ int llmc_growing_dim(const llmc_program *program);   /* along which states grow;
 int llmc_fixed_history(const llmc_program *program); /* a state that no shorter length undoes; -1: none */
 llmc_status llmc_rewind(llmc_session *session, int64_t length, llmc_error *error);
 
+/* parts.c: what a run of a session has for its parts */
+llmc_status llmc_table_open(llmc_session *session, int n, llmc_error *error); /* room for so many */
+void llmc_table_close(llmc_session *session);
+void llmc_set_parts(llmc_session *leader, const llmc_member *members, int n);
+size_t llmc_bytes_of_parts(const llmc_function *function, const llmc_member *members, int n);
+void llmc_place_parts(llmc_session *leader, const llmc_function *function, llmc_frame *frame); /* in the leader's arena */
+
 /* run.c, likewise */
+llmc_status llmc_run_members(llmc_session *leader, const llmc_function *function, const llmc_member *members, int n,
+                             const llmc_tensor *inputs, const llmc_tensor *outputs, const int64_t *sizes,
+                             const llmc_run_options *options, llmc_error *error); /* all is checked but memory */
 llmc_status llmc_run_claimed(llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
                              const llmc_tensor *outputs, const llmc_run_options *options, llmc_error *error);
+
+/* sessions.c, of sessions that are claimed */
+llmc_status llmc_run_together(const llmc_member *members, int n, const llmc_function *function,
+                              const llmc_tensor *inputs, const llmc_tensor *outputs, const llmc_run_options *options,
+                              llmc_error *error);
 
 /* history.c: the tokens that a session holds */
 llmc_status llmc_tokens_reserve(llmc_session *session, int64_t n, llmc_error *error); /* room for so many */
@@ -235,6 +278,7 @@ llmc_status llmc_take_turn(llmc_session *session); /* LLMC_OK, or why it was giv
 void llmc_end_turn(llmc_session *session);
 
 int llmc_stopped(llmc_stop *stop); /* pool.c; llmc_status */
+int llmc_is_over(llmc_session *leader); /* parts.c: the same of a run, which the cancelling of any member ends */
 
 /* peak.c: what this CPU does at most with the session's threads. 0: unknown */
 double llmc_peak_flops(llmc_session *session);

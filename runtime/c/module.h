@@ -39,17 +39,30 @@ typedef struct llmc_constraint {
 
 typedef struct llmc_frame llmc_frame;
 
+/* What one session has of a run. A run of one session has one part, that is all of it. */
+typedef struct llmc_part {
+    const int64_t *dims;   /* as llmc_frame.dims, of this session */
+    const int64_t *before; /* n_dims: what the parts before this one have along each dim together */
+    unsigned char *arena;  /* llmc_function.part_bytes(dims) bytes of its own, 64-byte aligned */
+    void *const *states, *const *next; /* as in llmc_frame */
+    int64_t items, cost;   /* the program's: of the step that it is about to run for each part */
+} llmc_part;
+
 /* What a running program sees. All addresses but `dims` are of the memory its kernels work on, which on a GPU the
  * program cannot read. Inputs and outputs are aligned to their element's size, no more. */
 struct llmc_frame {
-    const int64_t *dims;          /* sizes of the named dims, in llmc_program.dims order, then of the counted ones */
+    const int64_t *dims;          /* sizes of the named dims, in llmc_program.dims order, then of the counted ones; of a
+                                     run of several parts those of all together, and 0 for what states have */
     const unsigned char *weights; /* start of the mapped weights, 64-byte aligned */
     unsigned char *arena;         /* llmc_function.arena_bytes(dims) bytes, 64-byte aligned */
     const void *const *inputs;    /* one for each input, never NULL */
     void *const *outputs;         /* one for each output, never NULL */
     void *const *states; /* one for each state of the module, 64-byte aligned: its value now, with room for its next value
                             where it is APPENDED; NULL where UNUSED */
-    void *const *next;   /* likewise memory for the next value where it is REPLACED, else NULL */
+    void *const *next;   /* likewise memory for the next value where it is REPLACED, else NULL; both of the first part */
+    llmc_part *parts;
+    int n_parts;
+    void *calls;                  /* n_parts times llmc_program.call_bytes: arguments of the step that runs for each part */
     void *runtime;                /* the runtime's own */
 };
 
@@ -58,6 +71,10 @@ struct llmc_frame {
  * is scratch_bytes of this thread's own, 64-byte aligned, with undefined contents. `step` is whose time it is in
  * the profile; one step may run several tasks. When the run was cancelled nothing is done. */
 void llmc_run_step(llmc_frame *frame, int step, llmc_task task, const void *arguments, int64_t items, int64_t cost);
+
+/* The same for work that each part has for itself: `task` runs with argument number i of frame->calls, `bytes` each, for
+ * the items of part i. */
+void llmc_run_parts(llmc_frame *frame, int step, llmc_task task, size_t bytes);
 
 /* On a GPU: launch kernel number `kernel` of llmc_program.gpu on `blocks` blocks. Every one of the `n` arguments takes
  * eight bytes, an address or an int64_t. Launches and copies run in the order of their calls. */
@@ -108,7 +125,11 @@ typedef struct llmc_function {
     int (*misfit)(const int64_t *dims, int64_t *found);
     const llmc_constraint *constraints;
 
-    size_t (*arena_bytes)(const int64_t *dims);
+    int batches;        /* several sessions may be parts of one run */
+    const char *single; /* else why not, or NULL */
+
+    size_t (*arena_bytes)(const int64_t *dims); /* of all parts */
+    size_t (*part_bytes)(const int64_t *dims);  /* of each part besides; NULL: none */
     void (*input_shape)(const int64_t *dims, int input, int64_t *shape);   /* the axes that are INT64_MIN in the spec */
     void (*output_shape)(const int64_t *dims, int output, int64_t *shape); /* likewise */
     size_t (*state_bytes)(const int64_t *dims, int state, int after);      /* before (0) or after the call */
@@ -134,13 +155,14 @@ typedef struct llmc_program {
     int n_variants;
     const llmc_variant *variants; /* best first */
     size_t scratch_bytes;         /* for each thread */
+    size_t call_bytes;            /* for each part of a run */
     const llmc_device *device;    /* whose memory and kernels it uses; NULL: the CPU's */
     const llmc_gpu_code *gpu;     /* for the device */
 } llmc_program;
 
 extern const llmc_device llmc_cuda; /* cuda.c, linked where a program names it */
 
-#define LLMC_MODULE_ABI 3u
+#define LLMC_MODULE_ABI 4u
 
 extern const llmc_program llmc_this_program;
 

@@ -108,7 +108,8 @@ static llmc_status describe(llmc_model *model, llmc_error *error) {
     for (i = 0; i < n; i++) {
         const llmc_function *f = &program->functions[i];
         const llmc_function_info one = {f->name,   f->n_inputs, f->n_outputs, f->n_steps,
-                                        f->inputs, f->outputs,  f->dims_used, f->state_use};
+                                        f->inputs, f->outputs,  f->dims_used, f->state_use,
+                                        f->batches && !model->device->single, f->batches ? model->device->single : f->single};
         functions[i] = one;
     }
     model->functions = functions;

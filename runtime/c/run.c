@@ -37,25 +37,32 @@ static size_t bytes_of_defaults(const llmc_function *function, const llmc_tensor
     return bytes;
 }
 
-static size_t growth(const llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
-                     const int64_t *sizes, int generous) {
+/* What the session that leads a run of these sizes needs besides states. */
+static size_t growth_of_run(const llmc_session *leader, const llmc_function *function, const llmc_tensor *inputs,
+                            const int64_t *sizes, int generous) {
     size_t defaults = bytes_of_defaults(function, inputs, sizes);
-    llmc_region run = {NULL, NULL, 0}; /* all that the device needs beside states, as if in one piece */
-    run.bytes = (size_t)(session->held - llmc_bytes_of_states(session)) - session->defaults.bytes;
-    return llmc_growth_of_states(session, function, sizes, generous) +
-           (defaults ? llmc_growth_of(&session->defaults, defaults, generous) : 0) +
-           llmc_growth_of(&run, session->model->device->run_bytes(function, sizes) - 64, generous);
+    llmc_region run = {NULL, NULL, 0}; /* all that the device needs, as if in one piece */
+    run.bytes = (size_t)(leader->held - llmc_bytes_of_states(leader)) - leader->defaults.bytes;
+    return (defaults ? llmc_growth_of(&leader->defaults, defaults, generous) : 0) +
+           llmc_growth_of(&run, leader->model->device->run_bytes(function, sizes, leader->part_bytes) - 64, generous);
+}
+
+static llmc_status check_member(const llmc_session *leader, const llmc_member *member, const llmc_function *function,
+                                const llmc_tensor *inputs, const int64_t *sizes, int generous, llmc_error *error) {
+    size_t bytes = llmc_growth_of_states(member->session, function, member->sizes, generous);
+    if (member->session == leader) bytes += growth_of_run(leader, function, inputs, sizes, generous);
+    return llmc_check_room(member->session, bytes, error);
 }
 
 /* Where memory is bounded, a call that it does not suffice for is refused before any of it is taken. */
-static llmc_status check_memory(llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
-                                const int64_t *sizes, llmc_error *error) {
+static llmc_status check_memory(const llmc_session *leader, const llmc_member *member, const llmc_function *function,
+                                const llmc_tensor *inputs, const int64_t *sizes, llmc_error *error) {
+    llmc_session *session = member->session;
     session->generous = session->model->program->n_states > 0;
     if (!session->max_memory && !session->model->max_memory) return LLMC_OK;
-    if (session->generous && llmc_check_room(session, growth(session, function, inputs, sizes, 1), NULL) == LLMC_OK)
-        return LLMC_OK;
+    if (session->generous && check_member(leader, member, function, inputs, sizes, 1, NULL) == LLMC_OK) return LLMC_OK;
     session->generous = 0;
-    return llmc_check_room(session, growth(session, function, inputs, sizes, 0), error);
+    return check_member(leader, member, function, inputs, sizes, 0, error);
 }
 
 /* Point session->inputs at the caller's tensors, and at filled ones for those that are absent. */
@@ -98,34 +105,53 @@ static llmc_status given_up(int why, double timeout, llmc_error *error) {
                      "the run took longer than its timeout of %g s", timeout);
 }
 
-static llmc_status run_in_turn(llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
-                               const llmc_tensor *outputs, const int64_t *sizes, llmc_error *error) {
-    llmc_status status = check_memory(session, function, inputs, sizes, error);
-    if (status == LLMC_OK) status = place_inputs(session, function, inputs, sizes, error);
-    if (status == LLMC_OK) status = llmc_place_states(session, function, sizes, error);
-    return status == LLMC_OK ? session->model->device->run(session, function, outputs, sizes, error) : status;
+/* All members' memory is found before anything runs. */
+static llmc_status run_in_turn(llmc_session *leader, const llmc_function *function, const llmc_member *members, int n,
+                               const llmc_tensor *inputs, const llmc_tensor *outputs, const int64_t *sizes,
+                               llmc_error *error) {
+    llmc_status status = LLMC_OK;
+    int i;
+    llmc_set_parts(leader, members, n);
+    leader->n_parts = n;
+    leader->part_bytes = llmc_bytes_of_parts(function, members, n);
+    for (i = 0; i < n && status == LLMC_OK; i++)
+        status = check_memory(leader, &members[i], function, inputs, sizes, error);
+    if (status == LLMC_OK) status = place_inputs(leader, function, inputs, sizes, error);
+    for (i = 0; i < n && status == LLMC_OK; i++)
+        status = llmc_place_states(members[i].session, function, members[i].sizes, error);
+    return status == LLMC_OK ? leader->model->device->run(leader, function, outputs, sizes, error) : status;
+}
+
+llmc_status llmc_run_members(llmc_session *leader, const llmc_function *function, const llmc_member *members, int n,
+                             const llmc_tensor *inputs, const llmc_tensor *outputs, const int64_t *sizes,
+                             const llmc_run_options *options, llmc_error *error) {
+    double timeout = options ? options->timeout : 0;
+    int i, why = llmc_take_turn(leader);
+    llmc_status status;
+    if (why) return given_up(why, timeout, error);
+    status = run_in_turn(leader, function, members, n, inputs, outputs, sizes, error);
+    if (status == LLMC_ERROR_MEMORY) { /* what other sizes left may be in the way */
+        for (i = 0; i < n; i++) llmc_release_spare(members[i].session);
+        status = run_in_turn(leader, function, members, n, inputs, outputs, sizes, error);
+    }
+    why = llmc_is_over(leader); /* also where the last steps were skipped */
+    if (status == LLMC_OK && why) status = given_up(why, timeout, error);
+    for (i = 0; i < n && status == LLMC_OK && !(options && options->discard); i++)
+        llmc_commit_states(members[i].session, function, members[i].sizes);
+    llmc_end_turn(leader);
+    return status;
 }
 
 /* By one thread at a time, but for llmc_run(): there all that is written is written in turn. */
 llmc_status llmc_run_claimed(llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
                              const llmc_tensor *outputs, const llmc_run_options *options, llmc_error *error) {
-    double timeout = options ? options->timeout : 0;
     llmc_binding bound;
+    llmc_member member;
     llmc_status status = check_call(session, function, inputs, outputs, &bound, error);
-    int why;
     if (status != LLMC_OK) return status;
-    why = llmc_take_turn(session);
-    if (why) return given_up(why, timeout, error);
-    status = run_in_turn(session, function, inputs, outputs, bound.sizes, error);
-    if (status == LLMC_ERROR_MEMORY) { /* what other sizes left may be in the way */
-        llmc_release_spare(session);
-        status = run_in_turn(session, function, inputs, outputs, bound.sizes, error);
-    }
-    why = llmc_stopped(&session->stop); /* also where the last steps were skipped */
-    if (status == LLMC_OK && why) status = given_up(why, timeout, error);
-    if (status == LLMC_OK && !(options && options->discard)) llmc_commit_states(session, function, bound.sizes);
-    llmc_end_turn(session);
-    return status;
+    member.session = session;
+    memcpy(member.sizes, bound.sizes, sizeof member.sizes);
+    return llmc_run_members(session, function, &member, 1, inputs, outputs, bound.sizes, options, error);
 }
 
 static llmc_status needs_session(const llmc_model *model, llmc_error *error) {

@@ -64,7 +64,7 @@ static llmc_status find_memory(llmc_session *session, llmc_error *error) {
     session->others = session->values + states;
     session->begun = (unsigned char *)(session->others + states);
     llmc_forget(session);
-    return LLMC_OK;
+    return llmc_table_open(session, 1, error);
 }
 
 static const llmc_session_options DEFAULTS = {0, 0, 0, NULL, 0};
@@ -115,6 +115,7 @@ void llmc_session_close(llmc_session *session) {
     if (session->owns_pool && session->pool) (forked ? llmc_pool_abandon : llmc_pool_close)(session->pool);
     free(session->inputs);
     free(session->tokens);
+    llmc_table_close(session);
     free(session);
     llmc_model_leave(model);
 }

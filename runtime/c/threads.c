@@ -50,7 +50,7 @@ llmc_status llmc_join_threads(llmc_threads *shared, size_t scratch_bytes, llmc_p
 
 llmc_status llmc_take_turn(llmc_session *session) {
     while (session->in_turns && !session->pool_can->take_turn(session->pool)) {
-        int why = llmc_stopped(&session->stop);
+        int why = llmc_is_over(session);
         if (why) return (llmc_status)why;
     }
     return LLMC_OK;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmc.compiler.program import LANES
+from llmc.compiler.program_steps import LANES
 from llmc.targets.target import Cpu
 
 _CHAINS = 24  # enough to hide the latency of an fma on two ports

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from company import in_company
 from stateful_graphs import (
     BATCH,
     PAST,
@@ -69,6 +70,12 @@ def test_a_causal_layer(level: int, batch: Any, tmp_path: Path) -> None:
         session.reset()
         parts = [np.array(session.run({"x": part})["y"]) for part in np.split(whole, [5, 6], axis=1)]
     np.testing.assert_allclose(np.concatenate(parts, 1), at_once, rtol=0, atol=2e-6)
+    if batch == 1:
+        in_company(tmp_path / "m.llmc", lambda s, call, rows: {"x": normal(100 * s + call, 1, rows, WIDTH)})
+    else:
+        with llmc.load(tmp_path / "m.llmc") as model:
+            single = model.functions[FORWARD].single
+        assert single == "input x has no rows side by side, its shape is f32[batch, seq, 32]"
 
 
 def test_two_functions(tmp_path: Path) -> None:
@@ -206,7 +213,8 @@ def test_kept_files_have_every_function(tmp_path: Path) -> None:
     assert "append(" in text
     program = (tmp_path / "kept" / "module.c").read_text()
     assert "run_encode" in program
-    assert "memcpy" not in program[program.index("static void run_step") :]
+    step = program[program.index("static void run_step") :]
+    assert step.count("memcpy") == step.count("if (f->n_parts > 1)") == 2  # keys and values, in company
 
 
 def test_refused_modules(tmp_path: Path) -> None:

@@ -382,6 +382,12 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_words(tmp_path_factory.mktemp("artifact") / "folded.llmc", "-DRECURRENT", **_FOLDED)
 
 
+@pytest.fixture(scope="session")
+def lonely(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`words` that runs for one session at a time."""
+    return write_words(tmp_path_factory.mktemp("artifact") / "lonely.llmc", "-DSINGLE")
+
+
 @pytest.fixture(scope="module")
 def model(words: Path) -> Iterator[Any]:
     """`words`, opened."""

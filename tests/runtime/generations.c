@@ -72,6 +72,97 @@ static int same(const text *a, const text *b) {
     return a->n == b->n && memcmp(a->ids, b->ids, (size_t)a->n * sizeof *a->ids) == 0;
 }
 
+#define TEXTS 3
+
+/* Prompts of n, n - 3 and n - 6 tokens and texts of as many, run by run until all have ended. */
+static llmc_status together(llmc_session *const *sessions, int64_t n, int64_t lookup) {
+    llmc_generation *all[TEXTS] = {NULL};
+    llmc_generate_options options;
+    llmc_token tokens[TEXTS];
+    int found[TEXTS], i, going = TEXTS;
+    text texts[TEXTS], want;
+    llmc_status status = LLMC_OK;
+    memset(texts, 0, sizeof texts);
+    memset(&options, 0, sizeof options);
+    options.chunk = 5;
+    options.lookup = lookup;
+    for (i = 0; i < TEXTS && status == LLMC_OK; i++) {
+        options.max_new_tokens = n - 3 * i;
+        status = llmc_generation_open(sessions[i], &options, PROMPT, n - 3 * i, &all[i], &error);
+    }
+    while (status == LLMC_OK && going) {
+        status = llmc_generations_next(all, TEXTS, tokens, found, &error);
+        for (i = going = 0; i < TEXTS && status == LLMC_OK; i++) {
+            if (found[i] == LLMC_NEXT_TOKEN) note(&texts[i], &tokens[i]);
+            going += found[i] != LLMC_NEXT_NONE;
+        }
+    }
+    for (i = 0; i < TEXTS; i++) {
+        want = expected(PROMPT, n - 3 * i, n - 3 * i);
+        if (status == LLMC_OK) CHECK(same(&texts[i], &want));
+        llmc_generation_close(all[i]);
+    }
+    return status;
+}
+
+/* The logits of two sessions in one run; mistakes change nothing. */
+static llmc_status one_run(llmc_model *model, llmc_session *a, llmc_session *b) {
+    int step = llmc_find_function(model, "step", &error);
+    int64_t ids[] = {5, 6, 7, 9}, keep[] = {2, 0};
+    float logits[2 * WORDS], want[WORDS];
+    llmc_member members[2];
+    llmc_tensor in[2], out[1];
+    llmc_status status;
+    memset(members, 0, sizeof members);
+    memset(in, 0, sizeof in);
+    memset(out, 0, sizeof out);
+    members[0].session = a;
+    members[0].sizes[0] = 3;
+    members[1].session = b;
+    members[1].sizes[0] = 1;
+    members[0].sizes[1] = members[1].sizes[1] = 1;
+    in[0].data = ids;
+    in[1].data = keep;
+    in[0].dtype = in[1].dtype = LLMC_I64;
+    in[0].rank = 2;
+    in[0].shape[0] = 1;
+    in[0].shape[1] = 4;
+    in[1].rank = 1;
+    in[1].shape[0] = 2;
+    out[0].data = logits;
+    out[0].dtype = LLMC_F32;
+    out[0].rank = 3;
+    out[0].shape[0] = 1;
+    out[0].shape[1] = 2;
+    out[0].shape[2] = WORDS;
+    status = llmc_sessions_run(members, 2, step, in, out, NULL, &error);
+    if (status != LLMC_OK) return status;
+    words_logits(words_context(ids, 3), want);
+    CHECK(memcmp(logits, want, sizeof want) == 0);
+    words_logits(words_context(ids + 3, 1), want);
+    CHECK(memcmp(logits + WORDS, want, sizeof want) == 0);
+    in[0].shape[1] = 3;
+    CHECK(llmc_sessions_run(members, 2, step, in, out, NULL, &error) == LLMC_ERROR_SHAPE);
+    members[1].session = a;
+    CHECK(llmc_sessions_run(members, 2, step, in, out, NULL, &error) == LLMC_ERROR_ARGUMENT);
+    members[1].session = NULL;
+    CHECK(llmc_sessions_run(members, 2, step, in, out, NULL, &error) == LLMC_ERROR_ARGUMENT);
+    CHECK(llmc_sessions_run(members, 0, step, in, out, NULL, &error) == LLMC_ERROR_ARGUMENT);
+    return LLMC_OK;
+}
+
+static llmc_status in_company(llmc_model *model) {
+    llmc_session *sessions[TEXTS] = {NULL};
+    llmc_status status = LLMC_OK;
+    int i;
+    for (i = 0; i < TEXTS && status == LLMC_OK; i++) status = llmc_session_open(model, NULL, &sessions[i], &error);
+    if (status == LLMC_OK) status = one_run(model, sessions[0], sessions[1]);
+    if (status == LLMC_OK) status = together(sessions, 14, 0);
+    if (status == LLMC_OK) status = together(sessions, N_PROMPT, 3);
+    for (i = 0; i < TEXTS; i++) llmc_session_close(sessions[i]);
+    return status;
+}
+
 static llmc_status everything(llmc_model *model, const char *file) {
     llmc_session *session = NULL, *other = NULL;
     text t, want = expected(PROMPT, N_PROMPT, 40);
@@ -88,7 +179,7 @@ static llmc_status everything(llmc_model *model, const char *file) {
     if (status == LLMC_OK) CHECK(same(&t, &want));
     llmc_session_close(session);
     llmc_session_close(other);
-    return status;
+    return status == LLMC_OK ? in_company(model) : status;
 }
 
 /* Whatever byte of a file is another, it is refused, and the session goes on as if nothing had been. */
@@ -143,6 +234,8 @@ static void *at_random(void *argument) {
             text t, want = expected(PROMPT, n, wanted);
             CHECK(generate(sessions[i], n, wanted, seed & 1 ? 4 : 0, &t) == LLMC_OK);
             CHECK(same(&t, &want));
+        } else if (seed >> 28 == 8 && i + TEXTS <= SESSIONS && sessions[i + 1] && sessions[i + 2]) {
+            CHECK(together(sessions + i, 7 + (int64_t)(seed >> 16) % 9, seed & 1 ? 4 : 0) == LLMC_OK);
         } else if (seed >> 28 < 11) {
             CHECK(llmc_session_info(sessions[i], &report, &error) == LLMC_OK);
             CHECK(llmc_session_rewind(sessions[i], report.sizes[2] / 2, &error) == LLMC_OK);

@@ -31,6 +31,24 @@ def test_every_test_is_measured(name, request):
     assert found.session_bytes > 0
 
 
+def test_texts_at_once(words):
+    with load(words, threads=1) as model:
+        options = {
+            "prompt_tokens": [9],
+            "new_tokens": [5],
+            "depths": [0, 17],
+            "texts": [1, 3],
+            "repetitions": 2,
+        }
+        found = model.benchmark_generation(**options)
+    names = ["pp9", "pp9 @ d17", "pp9 x3", "pp9 @ d17 x3", "tg5", "tg5 @ d17", "tg5 x3", "tg5 @ d17 x3"]
+    assert [speed.test for speed in found.speeds] == names
+    for speed in found.speeds:
+        counted = speed.texts * (speed.tokens - speed.test.startswith("tg"))
+        assert speed.tokens_per_second == pytest.approx(sum(counted / s for s in speed.seconds) / 2)
+        assert (speed.bandwidth is not None) == (speed.test in ("tg5", "tg5 @ d17"))
+
+
 def test_what_a_prompt_costs_is_its_own_tokens(words, monkeypatch):
     """The session holds the depth beforehand, and nothing of the prompt."""
     from llmc.runtime import generation_benchmark as bench
@@ -41,7 +59,7 @@ def test_what_a_prompt_costs_is_its_own_tokens(words, monkeypatch):
             seen = []
             made = bench.Generation
             monkeypatch.setattr(bench, "Generation", lambda *a, m=made, s=seen: s.append(m(*a)) or s[-1])
-            kind(session, entry, list(range(40)), 9, 20)
+            kind([session], entry, list(range(40)), bench._Test("", 9, 20, 1))
             monkeypatch.setattr(bench, "Generation", made)
             usage = seen[-1].usage
             if kind is bench._prompt:
@@ -57,6 +75,7 @@ def test_what_a_prompt_costs_is_its_own_tokens(words, monkeypatch):
         ({"new_tokens": [10], "depths": [60]}, "are more than the model takes"),
         ({"new_tokens": [1]}, "a test of 1 tokens at depth 0 makes no sense"),
         ({"prompt_tokens": [], "new_tokens": []}, "there is nothing to measure"),
+        ({"texts": [0]}, "texts is 0, must be within 1..1024"),
         ({"repetitions": 0}, "repetitions is 0, must be within 1..10000"),
     ],
 )

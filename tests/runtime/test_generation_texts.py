@@ -38,7 +38,7 @@ def test_pieces_of_a_stream_are_the_text(model):
 
 
 def model_text(model, ids):
-    from llmc.runtime.generation_calls import encoder_of
+    from llmc.runtime.prompts import encoder_of
 
     return encoder_of(model).text_of(ids)
 

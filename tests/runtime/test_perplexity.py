@@ -58,7 +58,7 @@ def test_perplexity_is_that_of_its_windows(artifact, tmp_path):
     (tmp_path / "t.txt").write_text(TEXT)
     found = perplexity(artifact, tmp_path / "t.txt", artifact, window=20, stride=10, threads=1)
     with load(artifact, threads=1) as model, model.session() as session:
-        from llmc.runtime.generation_calls import encoder_of
+        from llmc.runtime.prompts import encoder_of
 
         ids = encoder_of(model).ids(TEXT)
         parts = [logprobs(model, ids[b:e], f - b, session) for b, f, e in windows(len(ids), 20, 10)]

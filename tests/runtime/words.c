@@ -1,5 +1,6 @@
 /*
- * words.c - a hand-written language model, for the tests of generation. With -DRECURRENT its state keeps its shape.
+ * words.c - a hand-written language model, for the tests of generation. With -DRECURRENT its state keeps its shape, with
+ * -DSINGLE it runs for one session at a time.
  *
  *   states   seen i64[past]   appended to; or folded i64[1], replaced: a hash of all tokens
  *   step     tokens -> behind the state; logits[1, kept, VOCABULARY] of the places in logits_to_keep, by the last three
@@ -90,25 +91,39 @@ static void fold(const void *argument, int64_t begin, int64_t end, void *scratch
 
 #define COST 20000 /* far too high: so that threads share the work */
 
-static void run(llmc_frame *f, const void *kernels) {
-    const llmc_task *task = kernels;
+static arguments part_of(const llmc_frame *f, const llmc_part *part) {
     arguments a;
     memset(&a, 0, sizeof a);
-    a.seq = f->dims[SEQ];
-    a.kept = f->dims[KEPT];
-    a.past = N_DIMS > PAST ? f->dims[PAST] : 0;
-    a.tokens = f->inputs[0];
-    a.keep = f->inputs[1];
-    a.logits = f->outputs[0];
-    a.before = f->states[0];
-    a.seen = N_DIMS > PAST ? f->states[0] : f->next[0];
-    if (N_DIMS > PAST) {
-        llmc_run_step(f, 0, task[0], &a, a.seq, COST);
-        llmc_run_step(f, 1, task[1], &a, a.kept, COST);
-    } else {
-        llmc_run_step(f, 0, task[2], &a, 1, COST);
+    a.seq = part->dims[SEQ];
+    a.kept = part->dims[KEPT];
+    a.past = N_DIMS > PAST ? part->dims[PAST] : 0;
+    a.tokens = (const int64_t *)f->inputs[0] + part->before[SEQ];
+    a.keep = (const int64_t *)f->inputs[1] + part->before[KEPT];
+    a.logits = (float *)f->outputs[0] + part->before[KEPT] * WORDS;
+    a.before = part->states[0];
+    a.seen = N_DIMS > PAST ? part->states[0] : part->next[0];
+    return a;
+}
+
+static void run(llmc_frame *f, const void *kernels) {
+    const llmc_task *task = kernels;
+    int steps = N_DIMS > PAST ? 2 : 1, step, i;
+    for (step = 0; step < steps; step++) {
+        for (i = 0; i < f->n_parts; i++) {
+            arguments a = part_of(f, &f->parts[i]);
+            f->parts[i].items = N_DIMS > PAST ? (step ? a.kept : a.seq) : 1;
+            f->parts[i].cost = COST;
+            ((arguments *)f->calls)[i] = a;
+        }
+        llmc_run_parts(f, step, task[N_DIMS > PAST ? step : 2], sizeof(arguments));
     }
 }
+
+#ifdef SINGLE
+#define BATCHES .single = "it was made for one"
+#else
+#define BATCHES .batches = 1
+#endif
 
 static size_t no_arena(const int64_t *d) {
     (void)d;
@@ -146,7 +161,8 @@ static const int counted[] = {-1};
 static const llmc_function functions[] = {
     {.name = "step", .n_inputs = 2, .n_outputs = 1, .n_steps = 2, .inputs = inputs, .outputs = outputs, .steps = steps,
      .counted = counted, .dims_used = dims_used, .state_use = use, .arena_bytes = no_arena, .input_shape = no_shape,
-     .output_shape = no_shape, .state_bytes = state_bytes, .state_length = state_length, .step_cost = step_cost, .run = run}};
+     .output_shape = no_shape, .state_bytes = state_bytes, .state_length = state_length, .step_cost = step_cost, .run = run,
+     BATCHES}};
 static const llmc_task kernels[] = {append, head, fold};
 static const llmc_variant variants[] = {{"base", 0, kernels, fma_loop}};
 static const uint32_t weights_crc32c[] = {WEIGHTS_CRC32C};
@@ -154,5 +170,5 @@ static const uint32_t weights_crc32c[] = {WEIGHTS_CRC32C};
 const llmc_program llmc_this_program = {
     .abi = LLMC_MODULE_ABI, .name = "words", .build_id = BUILD_ID, .weights_bytes = 64, .weights_crc32c = weights_crc32c,
     .n_dims = N_DIMS, .dims = dims, .n_functions = 1, .functions = functions, .n_states = 1, .states = states,
-    .n_variants = 1, .variants = variants, .scratch_bytes = 12,
+    .n_variants = 1, .variants = variants, .scratch_bytes = 12, .call_bytes = sizeof(arguments),
 };

@@ -27,6 +27,7 @@ Examples:
   llmc bench new.llmc --vs old.llmc                    runs both in turns, prints the ratio
   llmc bench my-model.llmc --json > result.json
   llmc bench writer.llmc -p 128,512 -n 128 -d 0,512    tokens a second, of prompts and new ones
+  llmc bench writer.llmc -n 128 -b 1,8                 of one text, and of eight at once
 
 \b
 Quote ratios measured with --vs rather than two times from two runs: the machine changes between runs more
@@ -63,6 +64,7 @@ than most improvements do. The artifact's own `bench` executable measures the sa
 )
 @click.option("-n", "--new-tokens", type=Counts(), metavar="N,N", help="New ones.  [default: 128]")
 @click.option("-d", "--depth", type=Counts(), metavar="N,N", help="Tokens held before.  [default: 0]")
+@click.option("-b", "--texts", type=Counts(), metavar="N,N", help="Texts at once.  [default: 1]")
 @click.option("-r", "--repetitions", type=click.IntRange(min=1), help="Of each.  [default: 5]")
 @no_check_option
 @json_option
@@ -97,7 +99,7 @@ def command(
     if asked or (whole and models[0].generates):
         if not whole:
             raise click.UsageError(
-                "A test of generation takes -p, -n, -d and -r, and no sizes, --profile or --vs."
+                "A test of generation takes -p, -n, -d, -b and -r, and no sizes, --profile or --vs."
             )
         _tell(_generation(models[0], asked), as_json)
         return

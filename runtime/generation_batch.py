@@ -1,0 +1,102 @@
+"""Several texts at once: each run gives every text its next token, or brings it further through its prompt.
+
+As many as asked for go on at a time; when one ends the next begins, so that no run waits for the longest text.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmc.errors import LlmcError
+from llmc.runtime.beams import want_fits
+from llmc.runtime.generated import Generated, TextStream
+from llmc.runtime.generation import Generation, next_of_all
+from llmc.runtime.generation_calls import checked_options, generation_of, text_stream
+from llmc.runtime.prompts import prompt_ids
+
+if TYPE_CHECKING:
+    from llmc.runtime.generation_entry import GenerationEntry
+    from llmc.runtime.generation_options import GenerationOptions
+    from llmc.runtime.model import Model
+    from llmc.runtime.session import Session
+
+_Asked = tuple[int, list[int], "GenerationOptions"]  # number, prompt, options
+MOST = 1024  # texts at a time
+
+
+def generate_all(
+    model: Model,
+    prompts: Sequence[Any],
+    session: Session | None,
+    max_batch: int,
+    each: Sequence[Mapping[str, Any]] | None,
+    options: Mapping[str, Any],
+) -> list[Generated]:
+    """See `Model.generate`. All prompts and options are looked at before the first text begins."""
+    model._open_handle()
+    entry = generation_of(model)
+    if session is not None:
+        raise LlmcError("several texts have a session each", hint="leave session out, or give one prompt")
+    if type(max_batch) is not int or not 1 <= max_batch <= MOST:
+        raise LlmcError(f"max_batch is {max_batch!r}, must be within 1..{MOST}")
+    if each is not None and len(each) != len(prompts):
+        raise LlmcError(f"each has options of {len(each)} prompts, there are {len(prompts)}")
+    own = each or [{}] * len(prompts)
+    asked = [
+        _asked(model, entry, i, p, {**options, **o})
+        for i, (p, o) in enumerate(zip(prompts, own, strict=True))
+    ]
+    return _Batch(model, entry, asked, max_batch).run()
+
+
+def _asked(
+    model: Model, entry: GenerationEntry, number: int, prompt: Any, options: Mapping[str, Any]
+) -> _Asked:
+    try:
+        ids = prompt_ids(model, entry, prompt, special=True)
+        found = checked_options(model, entry, ids, options)
+        want_fits(entry, ids)
+    except LlmcError as error:
+        raise LlmcError(
+            f"prompt {number}: {error.problem}", at=error.at, found=error.found, hint=error.hint
+        ) from None
+    return number, ids, found
+
+
+class _Batch:
+    """The texts that go on, and those that wait."""
+
+    def __init__(self, model: Model, entry: GenerationEntry, asked: Sequence[_Asked], most: int) -> None:
+        self._model, self._entry, self._most = model, entry, most
+        self._waiting = deque(asked)
+        self._going: dict[int, tuple[Generation, TextStream]] = {}
+        self._free: list[Session] = []
+        self._done: dict[int, Generated] = {}
+
+    def run(self) -> list[Generated]:
+        """All texts, in the order of their prompts."""
+        while self._waiting or self._going:
+            while self._waiting and len(self._going) < self._most:
+                self._begin(*self._waiting.popleft())
+            self._advance()
+        return [self._done[number] for number in sorted(self._done)]
+
+    def _begin(self, number: int, ids: list[int], options: GenerationOptions) -> None:
+        session = self._free.pop() if self._free else self._model.session()
+        generation = Generation(session, self._entry, ids, options)
+        stream = text_stream(self._model, generation, ids, options, lambda: self._free.append(session))
+        self._going[number] = generation, stream
+
+    def _advance(self) -> None:
+        going = list(self._going.items())
+        found = next_of_all([generation for _, (generation, _) in going])
+        for (number, (generation, stream)), token in zip(going, found, strict=True):
+            if token is not False:
+                stream.take(token)
+            if generation.report.finish:
+                stream.take(None)  # nothing follows: the next text need not wait for another run
+            if not stream.is_open:
+                self._done[number] = stream.result
+                del self._going[number]
