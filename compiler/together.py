@@ -118,7 +118,7 @@ class Together:
         """Whether `node` and all between it and what is read work on each row for itself."""
         if self.common(node):
             return True
-        if not (self._is_view(node, rows) or self._works_by_row(node, rows)):
+        if not (self._is_view(node, rows) or self.works_by_row(node, rows)):
             return False
         return all(x in reads or self._row_wise(x, reads, rows) for x in node.inputs)
 
@@ -128,7 +128,7 @@ class Together:
             OPS[node.op].view and node.op != "append" and self.rows(node) == self.rows(node.inputs[0]) == rows
         )
 
-    def _works_by_row(self, node: Node, rows: str) -> bool:
+    def works_by_row(self, node: Node, rows: str) -> bool:
         """Whether a node computes each row from that row of its inputs and from what is common."""
         op = OPS[node.op]
         reads_sizes = bool(symbols_in(tuple(node.attributes.values()))) and not op.moves

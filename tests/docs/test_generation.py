@@ -15,7 +15,7 @@ import writers
 import llmc
 
 STRICT = ["cc", "-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
-PROGRAMS = ("generate", "stream", "chat", "beams", "session")
+PROGRAMS = ("generate", "stream", "chat", "beams", "many", "company", "session")
 
 
 @pytest.fixture(scope="module")
