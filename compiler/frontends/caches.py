@@ -143,7 +143,9 @@ def _after(model: Any, name: str, cache: Any, tokens: int) -> list[Any]:
     ids = torch.ones((1, tokens), dtype=torch.long)
     with torch.no_grad():
         result = model(input_ids=ids, use_cache=True, return_dict=True, **{name: cache})
-    kept = getattr(result, name, None)
+    kept = getattr(
+        result, name, None if hasattr(result, name) or not any(map(_tensors, cache.layers)) else cache
+    )
     if kept is None:
         raise UnsupportedError(f"{type(model).__name__} keeps nothing from call to call", "")
     if kept is not cache:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from llmc.compiler.frontends.griffin import METHODS
 from llmc.compiler.frontends.scans import SCANS
 
 
@@ -64,7 +65,14 @@ def _models() -> list[Any]:
 
 
 def _scans() -> Iterator[tuple[Any, str, Any]]:
+    """Recurrences in the modules of models, and the methods of those that are no functions."""
     yield from ((m, name, own) for m in _models() for name, own in SCANS.items() if name in vars(m))
+    yield from (
+        (vars(m)[kind], name, own)
+        for m in _models()
+        for (kind, name), own in METHODS.items()
+        if hasattr(vars(m).get(kind), name)
+    )
 
 
 def _our_own() -> Iterator[tuple[Any, str, Any]]:

@@ -42,11 +42,26 @@ def endless(model: Any) -> Iterator[None]:
         delattr(module, name)
         setattr(module, name, own)
     try:
-        yield
+        with _one_more(model.config):
+            yield
     finally:
         for module, name, table, _ in found:
             delattr(module, name)
             module.register_buffer(name, table, persistent=False)
+
+
+@contextmanager
+def _one_more(config: Any) -> Iterator[None]:
+    """Tables that are made in each call, as MPT's of distances, are longer than any sequence: no cut takes all."""
+    stated = getattr(config, "max_seq_len", None)
+    if not isinstance(stated, int):
+        yield
+        return
+    config.max_seq_len = stated + 1
+    try:
+        yield
+    finally:
+        config.max_seq_len = stated
 
 
 def _own(name: str, table: Any) -> Any:

@@ -129,7 +129,8 @@ def _is_right(head: StepHead, ids: Any, wanted: Mapping[str, Any]) -> bool:
 
 def _held(model: Any) -> tuple[Held, ...]:
     try:
-        return caches.held_by(model)
+        with exporters.scanned():
+            return caches.held_by(model)
     except UnsupportedError:
         raise
     except Exception as error:  # anything that a model of transformers raises

@@ -79,7 +79,8 @@ def test_delta_rule(theirs: Callable[..., Any], decays: tuple[int, ...], groups:
     values = drawn(query=shared, key=shared, value=(*width, 3), g=(*width, *decays), beta=width)
     values |= {"g": -values["g"].abs(), "beta": values["beta"].sigmoid()}
     options: Any = {"output_final_state": True, "use_qk_l2norm_in_kernel": True}
-    wanted = theirs(**values, chunk_size=4, **options)
+    whole = {k: values[k].repeat_interleave(HEADS // groups, 2) for k in ("query", "key")}
+    wanted = theirs(**{**values, **whole}, chunk_size=4, **options)
     close(scans.delta_rule(**values, **options), wanted)
     output, last = scans.delta_rule(**part(values, 0, CUT), **options)
     more, last = scans.delta_rule(**part(values, CUT, None), initial_state=last, **options)
