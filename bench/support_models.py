@@ -52,7 +52,7 @@ SMALL: Mapping[str, Any] = {
     "patch_size": 8,
     "num_labels": 2,
     "max_source_positions": 60,
-    "max_target_positions": 40,
+    "max_target_positions": 64,
     "moe_intermediate_size": 32,
     "num_experts": 4,
     "num_local_experts": 4,
