@@ -38,7 +38,8 @@
  *   goes with the last of them; until then they work.
  * - After fork() the child must open its own model; using the parent's gives LLMC_ERROR_FORK. Closing it is fine.
  * - Memory for intermediate results grows to the largest sizes seen and is kept until llmc_close() or
- *   llmc_session_close(). That of states grows with them. A run allocates nothing else.
+ *   llmc_session_close(). That of states grows with them. A run allocates nothing else,
+ *   but for a table where it has more sessions than any before.
  * - A run that fails, is cancelled or misses its deadline leaves its session as it was before.
  * - weights.bin is mapped, not read: several processes share one copy. Do not truncate it while a model is open;
  *   replace it by rename().

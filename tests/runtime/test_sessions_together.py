@@ -110,8 +110,8 @@ def test_a_session_that_another_thread_uses(model):
     def use():
         while not over.is_set():
             with suppress(LlmcError):  # busy in the other thread
+                model.generate(TEXT[:60], session=b, prefill_chunk_size=1, max_new_tokens=1)
                 b.reset()
-                b.run(given(TEXT, 0, 16))
 
     thread = threading.Thread(target=use)
     thread.start()
@@ -128,6 +128,39 @@ def test_a_session_that_another_thread_uses(model):
     thread.join()
     assert "session 1: the session is in use by another thread" in told
     assert lengths([a]) == [0]
+
+
+def test_cancelling_one_leaves_all_as_they_were(model):
+    a, b = model.session(), model.session()
+    told, over = [], threading.Event()
+
+    def work():
+        while not over.is_set():
+            a.reset()
+            b.reset()
+            try:
+                model.run_sessions([(a, given(TEXT, 0, 8)), (b, given(TEXT, 0, 8))])
+            except LlmcError as error:
+                told.append(str(error))
+                return
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in range(10_000_000):
+        b.cancel()
+        if not thread.is_alive():
+            break
+    over.set()
+    thread.join()
+    assert told[0].startswith("the run was cancelled")
+    assert lengths([a, b]) == [0, 0]
+
+
+def test_no_time_left(model):
+    a, b = model.session(), model.session()
+    calls = [(a, given(TEXT, 0, 8)), (b, given(TEXT, 0, 8))]
+    refused("the run took longer than its timeout of 1e-09 s", model.run_sessions, calls, timeout=1e-9)
+    assert lengths([a, b]) == [0, 0]
 
 
 def test_a_function_for_one_session(lonely):
