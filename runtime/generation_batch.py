@@ -13,8 +13,8 @@ from llmc.errors import LlmcError
 from llmc.runtime.beams import want_fits
 from llmc.runtime.generated import Generated, TextStream
 from llmc.runtime.generation import Generation, next_of_all
-from llmc.runtime.generation_calls import checked_options, generation_of, text_stream
-from llmc.runtime.prompts import prompt_ids
+from llmc.runtime.generation_calls import checked_options, text_stream
+from llmc.runtime.prompts import Given, generation_of, given_of
 
 if TYPE_CHECKING:
     from llmc.runtime.generation_entry import GenerationEntry
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llmc.runtime.model import Model
     from llmc.runtime.session import Session
 
-_Asked = tuple[int, list[int], "GenerationOptions"]  # number, prompt, options
+_Asked = tuple[int, Given, "GenerationOptions"]  # number, prompt, options
 MOST = 1024  # texts at a time
 
 
@@ -41,9 +41,7 @@ def generate_all(
         raise LlmcError("several texts have a session each", hint="leave session out, or give one prompt")
     if type(max_batch) is not int or not 1 <= max_batch <= MOST:
         raise LlmcError(f"max_batch is {max_batch!r}, must be within 1..{MOST}")
-    if each is not None and len(each) != len(prompts):
-        raise LlmcError(f"each has options of {len(each)} prompts, there are {len(prompts)}")
-    own = each or [{}] * len(prompts)
+    own = _own(prompts, each)
     asked = [
         _asked(model, entry, i, p, {**options, **o})
         for i, (p, o) in enumerate(zip(prompts, own, strict=True))
@@ -51,18 +49,40 @@ def generate_all(
     return _Batch(model, entry, asked, max_batch).run()
 
 
+def search_all(
+    model: Model,
+    prompts: Sequence[Any],
+    beams: int,
+    each: Sequence[Mapping[str, Any]] | None,
+    options: Mapping[str, Any],
+) -> list[Generated]:
+    """The best text of each prompt, one after the other: a search runs all its beams at once."""
+    own = _own(prompts, each)
+    return [
+        model.search(p, num_beams=beams, **{**options, **o})[0] for p, o in zip(prompts, own, strict=True)
+    ]
+
+
+def _own(prompts: Sequence[Any], each: Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
+    """The options of each prompt."""
+    if each is not None and len(each) != len(prompts):
+        raise LlmcError(f"each has options of {len(each)} prompts, there are {len(prompts)}")
+    return each or [{}] * len(prompts)
+
+
 def _asked(
     model: Model, entry: GenerationEntry, number: int, prompt: Any, options: Mapping[str, Any]
 ) -> _Asked:
     try:
-        ids = prompt_ids(model, entry, prompt, special=True)
-        found = checked_options(model, entry, ids, options)
-        want_fits(entry, ids)
+        own = dict(options)
+        given = given_of(model, entry, prompt, True, own)
+        found = checked_options(model, entry, given.ids, own)
+        want_fits(entry, given.ids)
     except LlmcError as error:
         raise LlmcError(
             f"prompt {number}: {error.problem}", at=error.at, found=error.found, hint=error.hint
         ) from None
-    return number, ids, found
+    return number, given, found
 
 
 class _Batch:
@@ -83,10 +103,11 @@ class _Batch:
             self._advance()
         return [self._done[number] for number in sorted(self._done)]
 
-    def _begin(self, number: int, ids: list[int], options: GenerationOptions) -> None:
+    def _begin(self, number: int, given: Given, options: GenerationOptions) -> None:
         session = self._free.pop() if self._free else self._model.session()
-        generation = Generation(session, self._entry, ids, options)
-        stream = text_stream(self._model, generation, ids, options, lambda: self._free.append(session))
+        generation = Generation(session, self._entry, given.ids, options, given.source)
+        prompt = given.source or given.ids
+        stream = text_stream(self._model, generation, prompt, options, lambda: self._free.append(session))
         self._going[number] = generation, stream
 
     def _advance(self) -> None:

@@ -13,9 +13,10 @@ import numpy as np
 from llmc.errors import LlmcError
 from llmc.runtime.generation import Generation, next_of_all
 from llmc.runtime.generation_batch import MOST
-from llmc.runtime.generation_calls import generation_of
 from llmc.runtime.generation_options import GenerationOptions
+from llmc.runtime.prompts import generation_of
 from llmc.runtime.reports import duration_text
+from llmc.runtime.source_benchmark import Sources
 
 if TYPE_CHECKING:
     from llmc.runtime.generation_entry import GenerationEntry
@@ -114,7 +115,7 @@ def benchmark_generation(
 
     Args:
         prompt_tokens, new_tokens: tokens of a test, 2 new ones at least; an empty list leaves that part out.
-        depths: tokens that the session holds before.
+        depths: tokens that the session holds before; of an encoder-decoder, of the source.
         texts: how many go on at once, each in a session of its own.
         repetitions: rounds that count.
 
@@ -124,14 +125,15 @@ def benchmark_generation(
     entry = generation_of(model)
     kinds = [("pp", n) for n in prompt_tokens], [("tg", n) for n in new_tokens]
     plan = [_Test(kind, n, d, t) for part in kinds for t in texts for d in depths for kind, n in part]
-    _want(entry, plan, repetitions)
+    sources = Sources.of(model, entry.encoder) if entry.encoder else None
+    _want(entry, plan, repetitions, sources)
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, entry.vocabulary, max(t.tokens + t.depth for t in plan) + 1).tolist()
     found: list[list[list[float]]] = [[] for _ in plan]
     sessions = [model.session() for _ in range(max(texts))]
     for round_ in range(repetitions + 1):
         for times, test in zip(found, plan, strict=True):
-            taken = (_prompt if test.kind == "pp" else _new)(sessions[: test.texts], entry, ids, test)
+            taken = _taken(sessions[: test.texts], entry, ids, test, sources)
             if round_:
                 times.append(taken)
     held = sum(session.memory_bytes for session in sessions)
@@ -163,7 +165,7 @@ class _Test(NamedTuple):
         return f"{self.kind}{self.tokens}{depth}" + (f" x{self.texts}" if self.texts > 1 else "")
 
 
-def _want(entry: GenerationEntry, plan: Sequence[_Test], repetitions: int) -> None:
+def _want(entry: GenerationEntry, plan: Sequence[_Test], repetitions: int, sources: Sources | None) -> None:
     if type(repetitions) is not int or not 1 <= repetitions <= 10_000:
         raise LlmcError(f"repetitions is {repetitions!r}, must be within 1..10000")
     if not plan:
@@ -176,6 +178,9 @@ def _want(entry: GenerationEntry, plan: Sequence[_Test], repetitions: int) -> No
             raise LlmcError(f"texts is {texts!r}, must be within 1..{MOST}")
         if type(n) is not int or type(depth) is not int or n < least or depth < 0:
             raise LlmcError(f"a test of {n!r} tokens at depth {depth!r} makes no sense")
+        if sources is not None:
+            sources.want(kind, n, depth)
+            n, depth = (n if kind == "tg" else 1), 0
         if entry.length is not None and n + depth + 1 > entry.max_length:
             raise LlmcError(
                 f"{n} tokens at depth {depth} are more than the model takes",
@@ -238,18 +243,37 @@ def _new(sessions: Sequence[Session], entry: GenerationEntry, ids: Sequence[int]
     return np.diff(ends).tolist()
 
 
+def _taken(
+    sessions: Sequence[Session],
+    entry: GenerationEntry,
+    ids: Sequence[int],
+    test: _Test,
+    sources: Sources | None,
+) -> list[float]:
+    """The seconds of one repetition."""
+    if sources is None:
+        return (_prompt if test.kind == "pp" else _new)(sessions, entry, ids, test)
+    asked = test.tokens if test.kind == "pp" else test.depth
+    taken = sum(sources.encode(session, ids, asked) for session in sessions)
+    new = 1 if test.kind == "pp" else test.tokens
+    ends = _timed_all(sessions, entry, [sources.encoder.start], new)
+    return [taken + ends[0]] if test.kind == "pp" else np.diff(ends).tolist()
+
+
 def _peak(model: Model, entry: GenerationEntry, depths: Sequence[int]) -> tuple[float, dict[int, float]]:
     """What memory gives at most, and by depth the bytes of one new token."""
     inputs = model.functions[entry.function].inputs
     axes = [inputs[entry.tokens].shape[1], *(inputs[entry.keep].shape if entry.keep else ())]
     ones = {axis: 1 for axis in axes if isinstance(axis, str)}
+    sources = Sources.of(model, entry.encoder) if entry.encoder else None
     reports = {
         depth: model.benchmark(
             function=entry.function,
             duration=0.05,
             profile=depth == depths[0],
             **ones,
-            **({entry.length: depth} if entry.length else {}),
+            **({entry.length: depth if sources is None else 1} if entry.length else {}),
+            **(sources.sizes(depth) if sources else {}),
         )
         for depth in depths
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from llmc.errors import LlmcError
-from llmc.runtime.prompts import are_several, encoder_of, prompt_ids, want_tokens
+from llmc.runtime.prompts import Given, are_several, encoder_of, generation_of, given_of, want_tokens
 
 if TYPE_CHECKING:
     from llmc.runtime.chat import Message
@@ -31,7 +31,12 @@ class GenerationCalls:
 
     @overload
     def generate(
-        self, prompt: str | Sequence[int], *, session: Session | None = None, **options: Any
+        self,
+        prompt: str | Sequence[int],
+        *,
+        session: Session | None = None,
+        num_beams: int | None = None,
+        **options: Any,
     ) -> Generated: ...
 
     @overload
@@ -39,6 +44,7 @@ class GenerationCalls:
         self,
         prompt: Sequence[str] | Sequence[Sequence[int]],
         *,
+        num_beams: int | None = None,
         max_batch: int = MAX_BATCH,
         each: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
@@ -49,15 +55,18 @@ class GenerationCalls:
         prompt: Any,
         *,
         session: Session | None = None,
+        num_beams: int | None = None,
         max_batch: int = MAX_BATCH,
         each: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> Generated | list[Generated]:
-        """Continue a text, or tokens; of a list of these, all of them, several at once.
+        """Continue a text, or tokens; of an encoder-decoder, make a text of the source that they are. Or of several.
 
         Args:
             prompt: a text, tokens, or a list of texts or of tokens. A list gives a list in the same order, and every
                 text is the one that its prompt gives alone.
+            num_beams: more than 1: the best text that `search` finds, one prompt after the other; None: as the model's
+                makers say, mostly 1. Where tokens are drawn, or a session is given, it is 1.
             max_batch: texts of a list that go on at a time, each in a session of its own; when one ends the next
                 begins.
             each: of a list, options of each prompt, which go before those of all.
@@ -69,11 +78,19 @@ class GenerationCalls:
             LlmcError: the model does not generate, the prompt is empty, too long or no text, an option is unknown or
                 makes no sense, memory does not suffice.
         """
-        if not are_several(prompt):
+        model, several = cast("Model", self), are_several(prompt)
+        beams = _beams(generation_of(model), num_beams, session, options)
+        if beams == 1 and not several:
             return self.stream(prompt, session=session, **options).all()
-        from llmc.runtime.generation_batch import generate_all
+        if beams != 1 and session is not None:
+            raise LlmcError("num_beams cannot go with a session: each beam has one of its own")
+        if beams != 1 and not several:
+            return self.search(prompt, num_beams=beams, **options)[0]
+        from llmc.runtime.generation_batch import generate_all, search_all
 
-        return generate_all(cast("Model", self), prompt, session, max_batch, each, options)
+        if beams != 1:
+            return search_all(model, prompt, beams, each, options)
+        return generate_all(model, prompt, session, max_batch, each, options)
 
     def stream(
         self, prompt: str | Sequence[int], *, session: Session | None = None, **options: Any
@@ -85,23 +102,24 @@ class GenerationCalls:
         """
         model = cast("Model", self)
         entry = generation_of(model)
-        ids = prompt_ids(model, entry, prompt, special=True)
-        return _stream(model, entry, ids, session, options)
+        given = given_of(model, entry, prompt, True, options)
+        return _stream(model, entry, given, session, options)
 
     def search(
         self,
         prompt: str | Sequence[int],
         *,
-        num_beams: int = 4,
+        num_beams: int | None = None,
         num_return_sequences: int = 1,
-        length_penalty: float = 1.0,
-        early_stopping: bool | str = False,
+        length_penalty: float | None = None,
+        early_stopping: bool | str | None = None,
         **options: Any,
     ) -> list[Generated]:
         """The likeliest texts as a whole, best first, by beam search; the same as transformers finds.
 
         Args:
-            num_beams: texts that go on at a time, each in a session of its own.
+            num_beams: texts that go on at a time, each in a session of its own; None: as the model's
+                makers say, else 4.
             num_return_sequences: of the best that are given.
             length_penalty, early_stopping: as transformers': see `llmc.runtime.beams.Search`.
             options: as for `generate`, but for those that draw tokens, stop strings and log-probabilities.
@@ -115,12 +133,16 @@ class GenerationCalls:
         model = cast("Model", self)
         model._open_handle()
         entry = generation_of(model)
-        search = Search(num_beams, num_return_sequences, length_penalty, early_stopping)
-        ids = prompt_ids(model, entry, prompt, special=True)
-        want_tokens(ids, entry.vocabulary)
+        asked = {"num_beams": num_beams, "length_penalty": length_penalty, "early_stopping": early_stopping}
+        own = {name: value for name, value in entry.defaults.items() if name in asked}
+        given_here = {name: value for name, value in asked.items() if value is not None}
+        search = Search(num_return_sequences=num_return_sequences, **{**own, **given_here})
+        given = given_of(model, entry, prompt, True, options)
+        want_tokens(given.ids, entry.vocabulary)
         encoder = encoder_of(model)
         found = options_of(entry, {"do_sample": False, **options})
-        return search_beams(model, entry, ids, found, search, encoder.text_of if encoder else None)
+        decode = encoder.text_of if encoder else None
+        return search_beams(model, entry, given.ids, found, search, decode, given.source)
 
     def chat(
         self,
@@ -147,31 +169,24 @@ class GenerationCalls:
         model = cast("Model", self)
         entry = generation_of(model)
         text = render(model, messages, **(template or {}))
-        made = _stream(model, entry, prompt_ids(model, entry, text, special=False), session, options)
+        made = _stream(model, entry, given_of(model, entry, text, False, options), session, options)
         return made if stream else made.all()
 
 
-def generation_of(model: Model) -> GenerationEntry:
-    """How a model generates.
-
-    Raises:
-        LlmcError: it does not.
-    """
-    entry = model.manifest.generation
-    if entry is None:
-        raise LlmcError(
-            "the model does not generate text",
-            at=str(model.path),
-            found=f"a {model.task} model",
-            hint="compile a causal language model's folder",
-        )
-    return entry
+def _beams(
+    entry: GenerationEntry, asked: int | None, session: Session | None, options: Mapping[str, Any]
+) -> int:
+    """How many beams a text has."""
+    if asked is not None:
+        return asked
+    drawn = options.get("do_sample", entry.defaults.get("do_sample"))
+    return 1 if drawn or session is not None else int(entry.defaults.get("num_beams", 1))
 
 
 def _stream(
     model: Model,
     entry: GenerationEntry,
-    ids: Sequence[int],
+    prompt: Given,
     session: Session | None,
     given: dict[str, Any],
 ) -> TextStream:
@@ -182,14 +197,14 @@ def _stream(
         raise LlmcError(
             "the session is not one of this model", at=str(model.path), hint="open one: model.session()"
         )
-    options = checked_options(model, entry, ids, given)
+    options = checked_options(model, entry, prompt.ids, given)
     used, ended = (session, _nothing) if session is not None else _borrowed(model)
     try:
-        generation = Generation(used, entry, ids, options)
+        generation = Generation(used, entry, prompt.ids, options, prompt.source)
     except BaseException:
         ended()
         raise
-    return text_stream(model, generation, ids, options, ended)
+    return text_stream(model, generation, prompt.source or prompt.ids, options, ended)
 
 
 def checked_options(

@@ -7,8 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmc.runtime.fields import Field
+from llmc.runtime.speech_entry import SpeechEntry, read_speech
 
 _MOST = 2**62
+
+
+@dataclass(frozen=True)
+class EncoderEntry:
+    """What of an encoder-decoder reads the source.
+
+    Args:
+        function: its name; it leaves states that the function which generates reads.
+        source: its input: tokens i64 [1, source], or features of speech.
+        start: the token that a text begins with.
+    """
+
+    function: str
+    source: str
+    start: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +42,8 @@ class GenerationEntry:
         defaults: options by transformers' names.
         chat: the file of the chat template; None if there is none.
         chat_tokens: texts of special tokens by the names that templates use.
+        encoder: of an encoder-decoder; None for others.
+        speech: of one that writes down speech.
     """
 
     function: str
@@ -41,6 +59,8 @@ class GenerationEntry:
     defaults: Mapping[str, Any]
     chat: str | None
     chat_tokens: Mapping[str, str]
+    encoder: EncoderEntry | None = None
+    speech: SpeechEntry | None = None
 
 
 def read_generation(entry: Field, functions: Mapping[str, Any], files: Mapping[str, Any]) -> GenerationEntry:
@@ -71,7 +91,15 @@ def read_generation(entry: Field, functions: Mapping[str, Any], files: Mapping[s
         defaults={key: field.value for key, field in entry["defaults"].mapping().items()},
         chat=chat["file"].one_of(files) if chat else None,
         chat_tokens={k: f.text() for k, f in chat["tokens"].mapping().items()} if chat else {},
+        encoder=_encoder(entry["encoder"], functions, vocabulary) if "encoder" in entry else None,
+        speech=read_speech(entry["speech"], vocabulary) if "speech" in entry else None,
     )
+
+
+def _encoder(entry: Field, functions: Mapping[str, Any], vocabulary: int) -> EncoderEntry:
+    name = entry["function"].one_of(functions)
+    source = entry["source"].one_of([t.name for t in functions[name].inputs])
+    return EncoderEntry(name, source, entry["start"].integer(0, vocabulary - 1))
 
 
 def _token(entry: Field, key: str, vocabulary: int) -> int | None:

@@ -15,8 +15,9 @@ from typing import Any
 
 from llmc.errors import LlmcError, LlmcWarning
 from llmc.runtime.arrays import check_names
+from llmc.runtime.barred import Barred, Places
 from llmc.runtime.generation_entry import GenerationEntry
-from llmc.runtime.generation_structs import Bias, ChoiceOptions, GenerateOptions
+from llmc.runtime.generation_structs import Bias, ChoiceOptions, GenerateOptions, Place
 
 USUAL_NEW_TOKENS = 256  # where neither caller nor model says, as transformers' pipeline has it
 USUAL_TOP_K = 50  # of transformers, where tokens are drawn
@@ -38,6 +39,12 @@ class GenerationOptions:
     frequency_penalty: float | None = None
     logit_bias: Mapping[int, float] | None = None
     suppress_tokens: Sequence[int] | None = None
+    begin_suppress_tokens: Sequence[int] | None = None
+    no_repeat_ngram_size: int | None = None
+    encoder_no_repeat_ngram_size: int | None = None
+    bad_words_ids: Sequence[Sequence[int]] | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: Sequence[int] | None = None
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
     max_length: int | None = None
@@ -73,10 +80,19 @@ class GenerationOptions:
         """How many at least."""
         return max(self.min_new_tokens or 0, (self.min_length or 0) - prompt, 0)
 
-    def to_c(self, entry: GenerationEntry, prompt: int) -> GenerateOptions:
-        """As llmc.h has them, for a prompt of so many tokens."""
+    def stops(self, entry: GenerationEntry) -> Sequence[int]:
+        """The tokens that end a text."""
+        return entry.eos if self.eos_token_id is None else self.eos_token_id
+
+    def barred(self, entry: GenerationEntry, prompt: int, source: Sequence[int] = ()) -> Barred:
+        """What must not come behind a prompt of so many tokens, or must."""
+        most = min(self.new_tokens(prompt), entry.max_length - prompt if entry.length else 2**62)
+        return Barred.of(self, self.stops(entry), prompt, most, source)
+
+    def to_c(self, entry: GenerationEntry, prompt: int, source: Sequence[int] = ()) -> GenerateOptions:
+        """As llmc.h has them, for a prompt of so many tokens, of an encoder-decoder behind this source."""
         biases = {**(self.logit_bias or {}), **dict.fromkeys(self.suppress_tokens or (), -math.inf)}
-        stops = entry.eos if self.eos_token_id is None else self.eos_token_id
+        stops, barred = self.stops(entry), self.barred(entry, prompt, source)
         top_k = USUAL_TOP_K if self.top_k is None else self.top_k
         choice = ChoiceOptions(
             bias=(Bias * (len(biases) or 1))(*(Bias(token, bias) for token, bias in biases.items())),
@@ -94,6 +110,13 @@ class GenerationOptions:
             min_p=self.min_p or 0,
             typical_p=self.typical_p or 0,
             seed=c_uint64(self.seed or 0),
+            no_repeat_ngram=barred.ngram,
+            barred=(c_int64 * (len(barred.flat) or 1))(*barred.flat),
+            n_barred=len(barred.flat),
+            forced=_places(barred.forced),
+            n_forced=len(barred.forced),
+            without=_places(barred.without),
+            n_without=len(barred.without),
         )
         return GenerateOptions(
             function=entry.function.encode(),
@@ -109,6 +132,10 @@ class GenerationOptions:
             top_logprobs=self.top_logprobs or 0,
             timeout=self.timeout or 0,
         )
+
+
+def _places(places: Places) -> Any:
+    return (Place * (len(places) or 1))(*(Place(index, token) for index, token in places))
 
 
 def options_of(entry: GenerationEntry, given: Mapping[str, Any]) -> GenerationOptions:
@@ -160,6 +187,10 @@ def _are_ids(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and all(map(_whole(0), value))
 
 
+def _are_sequences(value: Any) -> bool:
+    return isinstance(value, Sequence) and all(_are_ids(part) and len(part) for part in value)
+
+
 def _is_bias(value: Any) -> bool:
     def numbers(bias: Any) -> bool:
         return _number(-math.inf)(bias) or bias == -math.inf
@@ -192,6 +223,12 @@ _CHECKS: Mapping[str, tuple[Any, ...]] = {
     "frequency_penalty": (_number(-math.inf), "a number"),
     "logit_bias": (_is_bias, "a mapping of tokens to numbers"),
     "suppress_tokens": (_are_ids, "a list of tokens"),
+    "begin_suppress_tokens": (_are_ids, "a list of tokens"),
+    "no_repeat_ngram_size": _COUNT,
+    "encoder_no_repeat_ngram_size": _COUNT,
+    "bad_words_ids": (_are_sequences, "a list of lists of tokens, none of them empty"),
+    "forced_bos_token_id": (_whole(0), "a token"),
+    "forced_eos_token_id": (lambda v: _whole(0)(v) or _are_ids(v), "a token or a list of tokens", _listed),
     "max_new_tokens": (_whole(1), "a whole number, at least 1"),
     "min_new_tokens": _COUNT,
     "max_length": (_whole(1), "a whole number, at least 1"),

@@ -11,6 +11,12 @@ class Bias(Structure):
     _fields_ = (("token", c_int64), ("bias", c_double))
 
 
+class Place(Structure):
+    """llmc_place"""
+
+    _fields_ = (("index", c_int64), ("token", c_int64))
+
+
 class ChoiceOptions(Structure):
     """llmc_choice_options"""
 
@@ -30,6 +36,13 @@ class ChoiceOptions(Structure):
         ("min_p", c_double),
         ("typical_p", c_double),
         ("seed", c_uint64),
+        ("no_repeat_ngram", c_int64),
+        ("barred", POINTER(c_int64)),
+        ("n_barred", c_int64),
+        ("forced", POINTER(Place)),
+        ("n_forced", c_int64),
+        ("without", POINTER(Place)),
+        ("n_without", c_int64),
     )
 
 

@@ -92,10 +92,12 @@ class Sounds:
         """Whether others of a batch would change a sound's answer: padding that the model takes for silence."""
         return self.steps.kind == "waveform" and not (self.steps.masked and MASK in self.model.inputs)
 
-    def open(self, source: Any, rate: int | None = None, resample: bool = False) -> Array:
+    def open(
+        self, source: Any, rate: int | None = None, resample: bool = False, *, whole: bool = False
+    ) -> Array:
         """Samples f32 at the model's rate of a file, or of samples.
 
-        Warns where a spectrogram of fixed length leaves out the end.
+        Warns where a spectrogram of fixed length leaves out the end, unless `whole`: there will be more of them.
 
         Raises:
             LlmcError: it is no sound, at another rate, or too long or too short for the model.
@@ -118,9 +120,9 @@ class Sounds:
                 hint="cut it into parts" if len(samples) > self.bounds[1] else "give a longer one",
             )
         heard = self.steps.longest
-        if heard is not None and len(samples) > heard:
-            whole, part = len(samples) / self.steps.rate, heard / self.steps.rate
-            told = f"the model hears the first {part:.3g} s of {whole:.3g}" + (f": {at}" if at else "")
+        if heard is not None and len(samples) > heard and not whole:
+            seconds, part = len(samples) / self.steps.rate, heard / self.steps.rate
+            told = f"the model hears the first {part:.3g} s of {seconds:.3g}" + (f": {at}" if at else "")
             warnings.warn(LlmcWarning(told), stacklevel=2)
         return samples
 

@@ -22,6 +22,7 @@ from llmc.runtime.generation_calls import GenerationCalls
 from llmc.runtime.manifest import MODULE, Manifest, read_manifest
 from llmc.runtime.session import Session, memory_bound
 from llmc.runtime.signature import TensorInfo, check_same, read_signature
+from llmc.runtime.speech_calls import SpeechCalls
 from llmc.runtime.text_calls import TextCalls
 from llmc.runtime.threads import Threads, count
 from llmc.runtime.together import SessionsCalls
@@ -83,7 +84,7 @@ class MemoryNeeded:
     states: int
 
 
-class Model(TextCalls, GenerationCalls, SessionsCalls):
+class Model(TextCalls, GenerationCalls, SessionsCalls, SpeechCalls):
     """A loaded model. Thread-safe: calls on it take turns, sessions of it may run at once. A context manager too.
 
     Attributes:

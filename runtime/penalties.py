@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmc.runtime.barred import Barred
+
 if TYPE_CHECKING:
     from llmc.runtime.generation_options import GenerationOptions
 
@@ -25,9 +27,12 @@ class Penalties:
     frequency: float
     stops: Collection[int]
     least: int
+    barred: Barred
 
     @staticmethod
-    def of(options: GenerationOptions, prompt: Sequence[int], stops: Collection[int]) -> Penalties:
+    def of(
+        options: GenerationOptions, prompt: Sequence[int], stops: Collection[int], barred: Barred
+    ) -> Penalties:
         """Those of some options."""
         bias = {**(options.logit_bias or {}), **dict.fromkeys(options.suppress_tokens or (), -np.inf)}
         return Penalties(
@@ -38,6 +43,7 @@ class Penalties:
             options.frequency_penalty or 0.0,
             stops,
             options.least_tokens(len(prompt)),
+            barred,
         )
 
     def on(self, scores: Array, made: Sequence[int]) -> Array:
@@ -52,6 +58,8 @@ class Penalties:
             tokens, counts = np.unique(made, return_counts=True)
             less = np.float32(self.frequency) * counts.astype(np.float32) + np.float32(self.presence)
             scores[tokens] -= less
+        self.barred.on(scores, [*self.prompt, *made])
         if len(made) < self.least:
             scores[list(self.stops)] = -np.inf
+        self.barred.at(scores, len(made))
         return scores

@@ -1,17 +1,45 @@
-"""Prompts: texts or tokens, one or several."""
+"""What a prompt is to a model that generates: tokens, or of an encoder-decoder those of a source; one or several."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Any
 
 from llmc.errors import LlmcError
+from llmc.runtime import languages
+from llmc.runtime.source import want_source
 
 if TYPE_CHECKING:
     from llmc.runtime.encoder import Encoder
     from llmc.runtime.generation_entry import GenerationEntry
     from llmc.runtime.model import Model
+
+
+@dataclass(frozen=True)
+class Given:
+    """The tokens that a text begins with, and of an encoder-decoder those of the source."""
+
+    ids: Sequence[int]
+    source: Sequence[int] = ()
+
+
+def generation_of(model: Model) -> GenerationEntry:
+    """How a model generates.
+
+    Raises:
+        LlmcError: it does not.
+    """
+    entry = model.manifest.generation
+    if entry is None:
+        raise LlmcError(
+            "the model does not generate text",
+            at=str(model.path),
+            found=f"a {model.task} model",
+            hint="compile a causal language model's folder",
+        )
+    return entry
 
 
 def encoder_of(model: Model) -> Encoder | None:
@@ -32,21 +60,48 @@ def encoder_of(model: Model) -> Encoder | None:
     return made
 
 
-def prompt_ids(model: Model, entry: GenerationEntry, prompt: Any, special: bool) -> list[int]:
+def given_of(
+    model: Model, entry: GenerationEntry, prompt: Any, special: bool, options: dict[str, Any]
+) -> Given:
+    """What a prompt is to the model; languages are taken out of the options.
+
+    Raises:
+        LlmcError: the prompt is empty or too long, or there is no such language.
+    """
+    if entry.encoder is None:
+        return Given(_ids(model, entry, prompt, special))
+    encoder = encoder_of(model)
+    ids = [] if isinstance(prompt, str) and not prompt.strip() else _tokens(model, prompt, special)
+    source, target = languages.take(encoder, options, str(model.path))
+    if source is not None:
+        ids = languages.from_language(ids, source, languages.languages_of(encoder), str(model.path))
+    if target is not None:
+        options["forced_bos_token_id"] = target
+    want_source(model, entry.encoder, ids)
+    return Given([entry.encoder.start], ids)
+
+
+def _tokens(model: Model, prompt: Any, special: bool) -> list[int]:
+    """The tokens of a text, or those given.
+
+    Raises:
+        LlmcError: it is neither.
+    """
+    if not isinstance(prompt, str):
+        return _numbers(prompt)
+    encoder = encoder_of(model)
+    if encoder is None:
+        raise LlmcError("the artifact has no tokenizer", at=str(model.path), hint="give tokens: [1, 2, 3]")
+    return encoder.ids(prompt, special)
+
+
+def _ids(model: Model, entry: GenerationEntry, prompt: Any, special: bool) -> list[int]:
     """The tokens of a prompt.
 
     Raises:
         LlmcError: it is neither a text nor tokens, or has none.
     """
-    if isinstance(prompt, str):
-        encoder = encoder_of(model)
-        if encoder is None:
-            raise LlmcError(
-                "the artifact has no tokenizer", at=str(model.path), hint="give tokens: [1, 2, 3]"
-            )
-        ids = encoder.ids(prompt, special)
-    else:
-        ids = _numbers(prompt)
+    ids = _tokens(model, prompt, special)
     if not ids and entry.bos is not None:
         return [entry.bos]
     if not ids:

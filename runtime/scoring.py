@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmc.runtime.generation_calls import generation_of
-from llmc.runtime.prompts import want_tokens
+from llmc.runtime.prompts import generation_of, want_tokens
 
 if TYPE_CHECKING:
     from llmc.runtime.generation_entry import GenerationEntry

@@ -10,6 +10,7 @@ HEADER = FOLDER / "llmc.h"  # copied into the artifact
 MODULE_SOURCES = tuple(
     FOLDER / f"{name}.c"
     for name in (
+        "barred",
         "benchmark",
         "bind",
         "check",

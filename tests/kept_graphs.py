@@ -74,22 +74,35 @@ def _load(model: Any, **options: Any) -> Imported:
 
 def _packed(found: Imported) -> bytes:
     """Nodes one after the other: pickle would follow a deep graph too deep, and it takes no read-only mappings."""
-    assert not found.functions
     assert found.tokenizer is None  # it names a file
-    graph = found.graph
+    graphs = dict(found.functions) or {"": found.graph}
+    rest = {f.name: getattr(found, f.name) for f in fields(found) if f.name not in ("graph", "functions")}
+    return pickle.dumps(({name: _listed(graph) for name, graph in graphs.items()}, rest))
+
+
+def _listed(graph: Graph) -> Any:
     number = {node: i for i, node in enumerate(graph.nodes)}
     assert not any(node.bodies for node in graph.nodes)
     nodes = [(n.op, [number[i] for i in n.inputs], dict(n.attributes), n.type, n.source) for n in graph.nodes]
-    roots = {name: number[node] for name, node in graph.outputs.items()}
-    rest = {f.name: getattr(found, f.name) for f in fields(found) if f.name != "graph"}
-    shape = ([number[n] for n in graph.inputs], roots, {k: tuple(v) for k, v in graph.dims.items()})
-    return pickle.dumps((nodes, shape, rest))
+    roots, updates = (
+        {name: number[n] for name, n in found.items()} for found in (graph.outputs, graph.updates)
+    )
+    inputs, states = ([number[n] for n in part] for part in (graph.inputs, graph.states))
+    return nodes, inputs, roots, {k: tuple(v) for k, v in graph.dims.items()}, states, updates
+
+
+def _graph(stored: Any) -> Graph:
+    listed, inputs, roots, dims, states, updates = stored
+    nodes: list[Node] = []
+    for op, reads, attributes, kind, source in listed:
+        nodes.append(Node(op, tuple(nodes[i] for i in reads), attributes, kind, source))
+    outputs, after = ({name: nodes[i] for name, i in part.items()} for part in (roots, updates))
+    takes, keeps = (tuple(nodes[i] for i in part) for part in (inputs, states))
+    return Graph(takes, outputs, dims, keeps, after)
 
 
 def _unpacked(content: bytes) -> Imported:
-    stored, (inputs, roots, dims), rest = pickle.loads(content)
-    nodes: list[Node] = []
-    for op, reads, attributes, kind, source in stored:
-        nodes.append(Node(op, tuple(nodes[i] for i in reads), attributes, kind, source))
-    outputs = {name: nodes[i] for name, i in roots.items()}
-    return Imported(graph=Graph(tuple(nodes[i] for i in inputs), outputs, dims), **rest)
+    stored, rest = pickle.loads(content)
+    graphs = {name: _graph(one) for name, one in stored.items()}
+    functions = {} if "" in graphs else graphs
+    return Imported(graph=next(iter(graphs.values())), functions=functions, **rest)

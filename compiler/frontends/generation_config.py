@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.compiler.frontends import chat_template
+from llmc.compiler.frontends import chat_template, speech_config
 from llmc.compiler.frontends.json_file import read_object
 from llmc.errors import LlmcError, LlmcWarning
 
@@ -43,6 +43,8 @@ def read(
     max_length: int,
     keep: str | None = None,
     length: str | None = None,
+    encoder: Mapping[str, str] | None = None,
+    speech: bool = False,
 ) -> Generation:
     """What the files of a model's folder say.
 
@@ -52,13 +54,15 @@ def read(
         vocabulary: how many tokens have a logit.
         max_length: the most tokens of a sequence.
         length: the dim along which the states grow; None if they do not.
+        encoder: of an encoder-decoder the `function` that reads a source, and its input, `source`.
+        speech: whether a source is speech.
 
     Raises:
         LlmcError: a file is damaged, or a setting is of the wrong kind.
     """
     file = root / FILE
-    stated = read_object(file) if file.exists() else {}
-    special = Tokens(stated, config, vocabulary, str(file if stated else root / "config.json"))
+    stated = stated_by(root, config)
+    special = Tokens(stated, config, vocabulary, str(file if file.exists() else root / "config.json"))
     facts = {
         "function": function,
         "tokens": tokens,
@@ -70,13 +74,34 @@ def read(
         "bos": special.one("bos_token_id"),
         "eos": special.several("eos_token_id"),
         "pad": special.one("pad_token_id"),
-        "defaults": options(stated, str(file)),
+        "defaults": options(
+            {k: v for k, v in stated.items() if not (speech and k in speech_config.SETTINGS)},
+            str(file),
+            {**KINDS, **_OF_SOURCES} if encoder else KINDS,
+        ),
     }
+    if speech:
+        facts["speech"] = speech_config.facts(stated, config, vocabulary, str(file))
+    if encoder is not None:
+        facts["encoder"] = {**encoder, "start": special.start()}
     template = chat_template.read(root)
     if template is not None:
         named = {name: special.one(f"{name}_id") for name in ("bos_token", "eos_token", "pad_token")}
         facts["chat"] = {"file": chat_template.FILE, "tokens": chat_template.tokens(root, named)}
     return Generation(facts, template)
+
+
+def stated_by(root: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a folder; those of an older one are among others in its config.json.
+
+    Raises:
+        LlmcError: the file is damaged.
+    """
+    file = root / FILE
+    if file.exists():
+        return read_object(file)
+    known = {*KINDS, *_OF_SOURCES} if config.get("is_encoder_decoder") else set()
+    return {key: value for key, value in config.items() if key in known}
 
 
 class Tokens:
@@ -109,22 +134,33 @@ class Tokens:
         """The first of them."""
         return next(iter(self.several(key)), None)
 
+    def start(self) -> int | None:
+        """What a decoder of an encoder's begins with."""
+        found = self.one("decoder_start_token_id")
+        return self.one("bos_token_id") if found is None else found
 
-def options(stated: Mapping[str, Any], at: str) -> dict[str, Any]:
+
+def options(
+    stated: Mapping[str, Any], at: str, kinds: Mapping[str, tuple[str, Callable[[Any], bool]]] | None = None
+) -> dict[str, Any]:
     """The options among the settings of a generation config, by transformers' names.
+
+    Args:
+        kinds: those that there are, and what each must be; by default `KINDS`.
 
     Raises:
         LlmcError: one is of the wrong kind; `at` is the file.
     """
     found = {}
     unknown = []
+    kinds = KINDS if kinds is None else kinds
     for key, value in stated.items():
         if value is None or key in _IDLE or (key in _NEUTRAL and value == _NEUTRAL[key]):
             continue
-        if key not in KINDS:
+        if key not in kinds:
             unknown.append(key)
             continue
-        kind, fits = KINDS[key]
+        kind, fits = kinds[key]
         if not fits(value):
             raise LlmcError(f"{key} is not {kind}", at=at, found=repr(value)[:60])
         found[key] = [value] if key == "stop_strings" and isinstance(value, str) else value
@@ -154,6 +190,18 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _is_token(value: Any) -> bool:
+    return _is_whole(value) or (_is_ids(value) and bool(value))
+
+
+def _are_sequences(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_ids(part) and part for part in value)
+
+
+def _is_stopping(value: Any) -> bool:
+    return isinstance(value, bool) or value == "never"
+
+
 _WHOLE = ("a whole number", _is_whole)
 _NUMBER = ("a number", _is_number)
 # the options that the runtime has (runtime/generation_options.py), and what each must be
@@ -170,14 +218,26 @@ KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "max_length": _WHOLE,
     "min_length": _WHOLE,
     "suppress_tokens": ("a list of tokens", _is_ids),
+    "begin_suppress_tokens": ("a list of tokens", _is_ids),
+    "no_repeat_ngram_size": _WHOLE,
+    "bad_words_ids": ("a list of lists of tokens", _are_sequences),
+    "forced_bos_token_id": _WHOLE,
+    "forced_eos_token_id": ("a token or a list of tokens", _is_token),
+    "num_beams": _WHOLE,
+    "length_penalty": _NUMBER,
+    "early_stopping": ('true, false or "never"', _is_stopping),
     "stop_strings": ("a text or a list of texts", _is_texts),
 }
+# those that look at the source
+_OF_SOURCES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {"encoder_no_repeat_ngram_size": _WHOLE}
 # what others must be to change nothing
 _NEUTRAL: Mapping[str, Any] = {
     "num_beams": 1,
     "num_beam_groups": 1,
     "num_return_sequences": 1,
     "no_repeat_ngram_size": 0,
+    "length_penalty": 1.0,
+    "early_stopping": False,
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
     "diversity_penalty": 0.0,
@@ -204,10 +264,8 @@ _IDLE = frozenset(
         "continuous_batching_config",
         "decoder_start_token_id",
         "disable_compile",
-        "early_stopping",
         "eos_token_id",
         "is_assistant",
-        "length_penalty",
         "low_memory",
         "max_cache_len",
         "max_matching_ngram_size",

@@ -13,7 +13,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.frontends import forward, padded_rows, processors
+from llmc.compiler.frontends import forward, padded_rows, processors, seq2seq_folder
 from llmc.compiler.frontends import tokenizer as tokenizers
 from llmc.compiler.frontends.ctc import decoder_of
 from llmc.compiler.frontends.folder import Summary, inspect
@@ -49,8 +49,9 @@ def load(
         task: "auto" takes it from config.json and modules.json; see `tasks.TASKS`. "feature-extraction" gives
             `last_hidden_state`, and `pooler_output` if the checkpoint holds the pooler's weights.
             "sentence-embedding" gives `sentence_embedding` and `last_hidden_state`. "text-generation" gives the
-            function `step`, which keeps states from call to call (see `stepping`), and "language-modeling" the logits
-            of whole texts; the latter stands in, with a warning, where the states cannot be placed.
+            function `step`, which keeps states from call to call (see `stepping`), encoder-decoders `encode` and `step`
+            (see `seq2seq`), and "language-modeling" the logits of whole texts; the latter stands in, with a warning,
+            where the states cannot be placed.
         max_batch, max_seq: upper bounds of the dims; the default of max_seq is what the positions allow.
         ignore_unused: leave out weights that the task has no use for, which is an error otherwise.
 
@@ -62,10 +63,13 @@ def load(
     warn_if_untested("torch", "transformers")
     with quiet():
         model, does = build(summary, ignore_unused)
-        tokenizer = tokenizer_of(summary) if TEXT in signature(model.forward).parameters else None
+        writes = seq2seq_folder.is_one(model, does.name)
+        reads = TEXT in signature(model.forward).parameters
+        tokenizer = tokenizer_of(summary) if reads or writes else None
         padding = padded_rows.fault(model, does.name, summary.config, tokenizer)
-        steps, lacks = _steps(summary, model, max_seq) if does.name == GENERATION else (None, "")
+        functions, lacks = _generating(summary, model, does, max_seq)
         does = TASKS[SCORING] if lacks else does
+        steps = next(iter(functions.values()), None)
         graph = steps or _graph(summary, model, does, max_batch, max_seq)
         shapes = {node.attributes["name"]: node.shape for node in graph.inputs}
         processor = processors.for_inputs(summary.root, shapes)
@@ -82,15 +86,27 @@ def load(
         model_type=summary.model_type,
         architecture=type(model).__name__,
         labels=decoder.tokens if decoder else summary.labels,
-        tokenizer=tokenizer if TEXT in shapes else None,
+        tokenizer=tokenizer if TEXT in shapes or functions else None,
         sentence=summary.sentence,
         preprocess=dict(processor.steps) if processor else {},
         processor=processor,
         scores=scores
         or ("sigmoid" if hasattr(model, "logit_bias") else None),  # SigLIP: each pair for itself
         decoder=decoder.facts if decoder else {},
-        **(_generates(summary, steps, max_seq) if steps else {}),
+        **_generates(summary, functions, max_seq),
     )
+
+
+def _generating(summary: Summary, model: Any, does: Task, max_seq: int) -> tuple[Mapping[str, Graph], str]:
+    """The functions of a model that generates text, the first one first; none, and why, where that cannot be had."""
+    from llmc.compiler.frontends.stepping import STEP
+
+    if seq2seq_folder.is_one(model, does.name):
+        return seq2seq_folder.load(summary, model, max_seq)
+    if does.name != GENERATION:
+        return {}, ""
+    step, lacks = _steps(summary, model, max_seq)
+    return {STEP: step} if step is not None else {}, lacks
 
 
 def _idle_batch(steps: Graph | None, max_batch: int) -> str:
@@ -106,10 +122,15 @@ def _whole_only(lacks: str) -> str:
     return lacks and f"it gives the logits of whole texts and cannot generate token by token: {lacks}"
 
 
-def _generates(summary: Summary, step: Graph, max_seq: int) -> dict[str, Any]:
-    """Of a model that generates text: its function, and what its folder says."""
+def _generates(summary: Summary, functions: Mapping[str, Graph], max_seq: int) -> dict[str, Any]:
+    """Of a model that generates text: its functions, and what its folder says."""
     from llmc.compiler.frontends import generation_config, stepping
 
+    if not functions:
+        return {}
+    if len(functions) > 1:
+        return seq2seq_folder.generates(summary, functions)
+    step = functions[stepping.STEP]
     said = generation_config.read(
         summary.root,
         summary.config,
@@ -122,7 +143,7 @@ def _generates(summary: Summary, step: Graph, max_seq: int) -> dict[str, Any]:
         length=stepping.PAST if stepping.PAST in step.dims else None,
     )
     return {
-        "functions": {stepping.STEP: step},
+        "functions": functions,
         "generation": said.facts,
         "chat_template": said.template,
     }

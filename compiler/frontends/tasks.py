@@ -48,6 +48,7 @@ def _labelled(name: str, kind: str, *outputs: str, reads: str = "", others: tupl
 
 GENERATION, SCORING = "text-generation", "language-modeling"  # token by token; whole texts at once
 _DECODERS = ("ForCausalLM", "LMHeadModel", "GenerationDecoder")
+_WRITERS = ("ForConditionalGeneration", "MTModel", "ForSpeechSeq2Seq")  # encoder-decoders
 _TOWERS = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "audio_embeds")
 _VECTORS = ("last_hidden_state", "pooler_output", *_TOWERS)
 PRETRAINED = "ForPreTraining"  # masked words are one of its heads, which has a class of its own
@@ -92,7 +93,6 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             Task("fill-mask", ("ForMaskedLM", "WithLMHeadModel", PRETRAINED), "AutoModelForMaskedLM"),
             Task("replaced-token-detection", ("ElectraForPreTraining",), "AutoModelForPreTraining"),
             Task(GENERATION, _DECODERS, "AutoModelForCausalLM"),
-            Task(SCORING, _DECODERS, "AutoModelForCausalLM"),
             Task(
                 "automatic-speech-recognition",
                 ("ForCTC", "ForSpeechSeq2Seq", "ForConditionalGeneration"),
@@ -128,6 +128,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             ),
             _labelled("audio-frame-classification", "AudioFrameClassification"),
             Task("audio-xvector", ("ForXVector",), "AutoModelForAudioXVector", ("logits", "embeddings")),
+            Task(SCORING, (*_DECODERS, *_WRITERS), "AutoModelForCausalLM"),  # the last: of the same heads
         )
     }
 )
@@ -185,7 +186,7 @@ def tasks_of(architecture: str) -> list[Task]:
 
 def read_by(task: Task, architecture: str, reads: str) -> Task:
     """The task of the same head for models that read audio or images."""
-    if task.reads == reads or task not in (known := tasks_of(architecture)):
+    if task.name == SCORING or task.reads == reads or task not in (known := tasks_of(architecture)):
         return task
     return next((t for t in known if t.reads == reads), task)
 

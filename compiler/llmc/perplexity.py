@@ -12,8 +12,7 @@ import numpy as np
 
 from llmc.dataset import read_rows
 from llmc.errors import LlmcError
-from llmc.runtime.generation_calls import generation_of
-from llmc.runtime.prompts import encoder_of
+from llmc.runtime.prompts import encoder_of, generation_of
 from llmc.runtime.scoring import chosen, logprobs
 
 Array = np.ndarray[Any, Any]
@@ -81,6 +80,12 @@ def perplexity(
 
     model = llmc.load(artifact, threads=threads)
     entry, encoder = generation_of(model), encoder_of(model)
+    if entry.encoder is not None:
+        raise LlmcError(
+            "the model makes a text of another, so a text alone has no perplexity",
+            at=str(artifact),
+            hint="look at what it makes: llmc run ARTIFACT --prompt TEXT",
+        )
     if encoder is None:
         raise LlmcError("the artifact has no tokenizer", at=str(artifact))
     window, stride = _sizes(entry.max_length, window, stride)

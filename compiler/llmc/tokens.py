@@ -41,7 +41,8 @@ def manifest_entry(tokenizer: Tokenizer, dims: Mapping[str, Bounds]) -> dict[str
 
 def longest_of(tokenizer: Tokenizer, dims: Mapping[str, Bounds]) -> int:
     """The most tokens of a text that tokenizer and graph take."""
-    return min(tokenizer.max_length, dims["seq"].high if "seq" in dims else tokenizer.max_length)
+    bounds = next((dims[name] for name in ("source", "seq") if name in dims), None)
+    return min(tokenizer.max_length, bounds.high if bounds else tokenizer.max_length)
 
 
 def encoder_of(tokenizer: Tokenizer, longest: int) -> Encoder:

@@ -66,6 +66,27 @@ static void bind_states(const llmc_session *session, const llmc_function *functi
     }
 }
 
+/* A function that sets state `i` and keeps its shape, or NULL. */
+static const llmc_function *setter_of(const llmc_program *program, int i) {
+    int f;
+    for (f = 0; f < program->n_functions && program->states[i].grows < 0; f++)
+        if (program->functions[f].state_use[i] == LLMC_STATE_REPLACED) return &program->functions[f];
+    return NULL;
+}
+
+/* What a function only reads, as what an encoder has made of a source, another has to set first. */
+static llmc_status check_set(const llmc_session *session, const llmc_function *function, llmc_error *error) {
+    const llmc_program *program = session->model->program;
+    int i;
+    for (i = 0; i < program->n_states; i++) {
+        const llmc_function *setter = session->begun[i] ? NULL : setter_of(program, i);
+        if (function->state_use[i] == LLMC_STATE_READ && setter)
+            return llmc_fail(error, LLMC_ERROR_STATE, "call that one first", "function %s reads state %s, which function %s sets",
+                             function->name, program->states[i].name, setter->name);
+    }
+    return LLMC_OK;
+}
+
 static llmc_status check_expressions(const llmc_function *function, const llmc_tensor *inputs, const int64_t *sizes,
                                      llmc_error *error) {
     int i, axis;
@@ -119,6 +140,7 @@ llmc_status llmc_bind_sizes(const llmc_session *session, const llmc_function *fu
         bound->sizes[d] = asked[d];
         bound->from[d] = SESSIONS;
     }
+    if (check_set(session, function, error) != LLMC_OK) return LLMC_ERROR_STATE;
     return check_bound(program, function, bound, error);
 }
 
@@ -145,7 +167,8 @@ llmc_status llmc_bind(const llmc_session *session, const llmc_function *function
     llmc_status status;
     memset(bound, 0, sizeof *bound);
     bind_states(session, function, bound);
-    status = bind_inputs(program, function, inputs, bound, error);
+    status = check_set(session, function, error);
+    if (status == LLMC_OK) status = bind_inputs(program, function, inputs, bound, error);
     if (status == LLMC_OK) status = check_bound(program, function, bound, error);
     return status == LLMC_OK ? check_expressions(function, inputs, bound->sizes, error) : status;
 }

@@ -35,6 +35,7 @@ static llmc_status check_tokens(const llmc_choice_options *how, int64_t vocabula
 }
 
 llmc_status llmc_check_choice(const llmc_choice_options *how, int64_t vocabulary, llmc_error *error) {
+    llmc_status status;
     if (!(how->temperature >= 0 && how->temperature < INFINITY))
         return wrong("temperature", how->temperature, "above 0; do_sample = 0 takes the likeliest token", error);
     if (how->top_k < 0) return wrong("top_k", (double)how->top_k, "at least 1", error);
@@ -51,7 +52,8 @@ llmc_status llmc_check_choice(const llmc_choice_options *how, int64_t vocabulary
     if (how->min_new_tokens < 0) return wrong("min_new_tokens", (double)how->min_new_tokens, "at least 0", error);
     if (how->n_bias < 0 || how->n_stop < 0 || (how->n_bias && !how->bias) || (how->n_stop && !how->stop))
         return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "bias and stop must hold n_bias and n_stop tokens");
-    return check_tokens(how, vocabulary, error);
+    status = llmc_check_barred(how, vocabulary, error);
+    return status == LLMC_OK ? check_tokens(how, vocabulary, error) : status;
 }
 
 llmc_status llmc_chooser_open(llmc_chooser *c, const llmc_choice_options *how, int64_t vocabulary, llmc_error *error) {
@@ -108,8 +110,9 @@ static void penalise(llmc_chooser *c, const int64_t *ids, int64_t n, int64_t n_p
     for (i = 0; i < how->n_bias; i++) c->scores[how->bias[i].token] += (float)how->bias[i].bias;
     repeat_less(c, ids, n);
     count_against(c, ids + n_prompt, n - n_prompt);
-    if (n - n_prompt >= how->min_new_tokens) return;
-    for (i = 0; i < how->n_stop; i++) c->scores[how->stop[i]] = -INFINITY;
+    llmc_bar_sequences(c, ids, n);
+    for (i = 0; i < how->n_stop && n - n_prompt < how->min_new_tokens; i++) c->scores[how->stop[i]] = -INFINITY;
+    llmc_bar_places(c, n - n_prompt);
 }
 
 /* The likeliest, of equal ones the first. -1: there is none; -2: one is no number. */

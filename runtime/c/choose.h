@@ -30,6 +30,11 @@ typedef struct llmc_chooser {
 llmc_status llmc_check_choice(const llmc_choice_options *how, int64_t vocabulary, llmc_error *error);
 llmc_status llmc_chooser_open(llmc_chooser *chooser, const llmc_choice_options *how, int64_t vocabulary,
                               llmc_error *error);
+/* barred.c */
+llmc_status llmc_check_barred(const llmc_choice_options *how, int64_t vocabulary, llmc_error *error);
+void llmc_bar_sequences(llmc_chooser *chooser, const int64_t *ids, int64_t n); /* that would come again, or never do */
+void llmc_bar_places(llmc_chooser *chooser, int64_t index);                    /* what the new token `index` is, or is not */
+
 void llmc_chooser_close(llmc_chooser *chooser); /* also after a failed open, and of zeros */
 
 /* The token that follows `ids`, of which the first n_prompt are the prompt. `list` holds what could have been chosen. */

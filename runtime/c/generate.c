@@ -13,19 +13,13 @@
 static llmc_status find_memory(llmc_generation *g, llmc_error *error) {
     llmc_generate_options *o = &g->options;
     size_t rows = (size_t)o->lookup + 1, v = (size_t)g->by.vocabulary, top = (size_t)o->top_logprobs;
-    size_t bias = (size_t)o->choice.n_bias, stop = (size_t)o->choice.n_stop;
-    llmc_bias *own_bias = (llmc_bias *)malloc((bias + 1) * sizeof *own_bias); /* the caller's may go before the text ends */
-    int64_t *own_stop = (int64_t *)malloc((stop + 1) * sizeof *own_stop);
-    if (own_bias && bias) memcpy(own_bias, o->choice.bias, bias * sizeof *own_bias);
-    if (own_stop && stop) memcpy(own_stop, o->choice.stop, stop * sizeof *own_stop);
-    o->choice.bias = own_bias;
-    o->choice.stop = own_stop;
+    int lists = llmc_copy_lists(&o->choice);
     if (g->by.keep < 0 && rows < (size_t)o->chunk) rows = (size_t)o->chunk;
     g->logits = rows < SIZE_MAX / 8 / v ? (float *)malloc(rows * v * sizeof *g->logits) : NULL;
     g->logprobs = (double *)malloc(rows * sizeof *g->logprobs);
     g->top = (int64_t *)malloc((rows * top + 1) * sizeof *g->top);
     g->top_logprobs = (double *)malloc((rows * top + 1) * sizeof *g->top_logprobs);
-    if (own_bias && own_stop && g->logits && g->logprobs && g->top && g->top_logprobs)
+    if (lists && g->logits && g->logprobs && g->top && g->top_logprobs)
         return llmc_chooser_open(&g->chooser, &o->choice, g->by.vocabulary, error);
     return llmc_fail_memory(error, rows * v * sizeof *g->logits);
 }
@@ -44,8 +38,7 @@ static llmc_status reserve(llmc_generation *g, int64_t n, llmc_error *error) {
 void llmc_generation_close(llmc_generation *g) {
     if (!g) return;
     llmc_chooser_close(&g->chooser);
-    free((void *)(uintptr_t)g->options.choice.bias);
-    free((void *)(uintptr_t)g->options.choice.stop);
+    llmc_free_lists(&g->options.choice);
     free(g->ids);
     free(g->logits);
     free(g->logprobs);

@@ -55,6 +55,8 @@ struct llmc_generation {
 /* generate_options.c */
 llmc_status llmc_take_options(llmc_generation *g, const llmc_generate_options *options, llmc_error *error);
 llmc_status llmc_check_prompt(const llmc_generation *g, const int64_t *prompt, int64_t n, llmc_error *error);
+int llmc_copy_lists(llmc_choice_options *options); /* the caller's may go before the text ends; 0: no memory */
+void llmc_free_lists(llmc_choice_options *options);
 
 /* generate.c, of a session that is claimed */
 int64_t llmc_tokens_made(const llmc_generation *g);

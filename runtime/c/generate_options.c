@@ -1,6 +1,9 @@
 /*
  * generate_options.c - what a text may be asked for, and which prompts fit.
  */
+#include <stdlib.h>
+#include <string.h>
+
 #include "generate.h"
 
 #define CHUNK 512
@@ -59,4 +62,31 @@ llmc_status llmc_take_options(llmc_generation *g, const llmc_generate_options *o
     if (o->lookup > g->by.kept - 1) o->lookup = g->by.kept - 1;
     if (o->lookup > g->by.chunk - 1) o->lookup = g->by.chunk - 1;
     return LLMC_OK;
+}
+
+/* A copy, which llmc_free_lists() frees; NULL: no memory. */
+static void *copied(const void *list, int64_t n, size_t each) {
+    void *own = malloc(((size_t)n + 1) * each);
+    if (own && n) memcpy(own, list, (size_t)n * each);
+    return own;
+}
+
+int llmc_copy_lists(llmc_choice_options *o) {
+    o->bias = (const llmc_bias *)copied(o->bias, o->n_bias, sizeof *o->bias);
+    o->stop = (const int64_t *)copied(o->stop, o->n_stop, sizeof *o->stop);
+    o->barred = (const int64_t *)copied(o->barred, o->n_barred, sizeof *o->barred);
+    o->forced = (const llmc_place *)copied(o->forced, o->n_forced, sizeof *o->forced);
+    o->without = (const llmc_place *)copied(o->without, o->n_without, sizeof *o->without);
+    return o->bias && o->stop && o->barred && o->forced && o->without;
+}
+
+void llmc_free_lists(llmc_choice_options *o) {
+    const void *lists[5];
+    int i;
+    lists[0] = o->bias;
+    lists[1] = o->stop;
+    lists[2] = o->barred;
+    lists[3] = o->forced;
+    lists[4] = o->without;
+    for (i = 0; i < 5; i++) free((void *)(uintptr_t)lists[i]);
 }

@@ -332,9 +332,14 @@ typedef struct llmc_bias {
     double bias; /* is added to its logit; -INFINITY: the token never comes */
 } llmc_bias;
 
+typedef struct llmc_place {
+    int64_t index; /* of a new token, 0 is the first behind the prompt */
+    int64_t token;
+} llmc_place;
+
 /* How the next token is chosen. Set to zero for the likeliest one: 0 means that an option is not used. The options mean
- * what transformers' of the same names mean and come in this order: bias, repetition, presence, frequency, min_new_tokens,
- * and where do_sample is not 0 temperature, top_k, top_p, min_p, typical_p. */
+ * what transformers' of the same names mean and come in this order: bias, repetition, presence, frequency,
+ * no_repeat_ngram, barred, min_new_tokens, forced, without, and where do_sample is not 0 temperature, top_k, top_p, min_p, typical_p. */
 typedef struct llmc_choice_options {
     const llmc_bias *bias;
     int64_t n_bias;
@@ -349,6 +354,13 @@ typedef struct llmc_choice_options {
     int64_t top_k;
     double top_p, min_p, typical_p;
     uint64_t seed; /* the same seed draws the same tokens on every machine */
+    int64_t no_repeat_ngram;   /* so many tokens in a row come once and not again */
+    const int64_t *barred;     /* sequences that never come, one after the other, before each its length */
+    int64_t n_barred;          /* numbers there are in all */
+    const llmc_place *forced;  /* the new token at such a place is one of those given for it */
+    int64_t n_forced;
+    const llmc_place *without; /* the new token at such a place is none of those given for it */
+    int64_t n_without;
 } llmc_choice_options;
 
 /* The token that follows the `n` ids, of which the first n_prompt are the prompt, by its `vocabulary` logits.

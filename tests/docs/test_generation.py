@@ -10,12 +10,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import translators
 import writers
 
 import llmc
 
 STRICT = ["cc", "-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
-PROGRAMS = ("generate", "stream", "chat", "beams", "many", "company", "session")
+PROGRAMS = ("generate", "stream", "chat", "beams", "many", "company", "session", "translate")
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,11 @@ def writer(tmp_path_factory):
     return folder / "m.llmc"
 
 
+@pytest.fixture(scope="module")
+def translator(shared, tmp_path_factory):
+    return shared("translator.llmc", translators.artifact(tmp_path_factory.mktemp("translator")))
+
+
 def printed(program, names):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(program, names)
@@ -33,8 +39,9 @@ def printed(program, names):
 
 
 @pytest.fixture(scope="module")
-def found(writer, block):
+def found(writer, translator, block):
     """What each block prints, one after the other in one program."""
+    (writer.parent / "t.llmc").symlink_to(translator)
     names: dict[str, object] = {}
     with contextlib.chdir(writer.parent):
         return {name: printed(block("generation", f"{name}.py"), names) for name in PROGRAMS}

@@ -55,7 +55,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {"input_ids", "bbox", "attention_mask", "token_type_ids"},
     ),
     "T5ForConditionalGeneration": (
-        "text2text-generation",
+        "language-modeling",
         {**TWO, "decoder_start_token_id": 0},
         {"input_ids", "attention_mask", "decoder_input_ids"},
     ),
@@ -73,7 +73,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {"input_ids", "attention_mask"},
     ),
     "WhisperForConditionalGeneration": (
-        "automatic-speech-recognition",
+        "language-modeling",
         {
             **{f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in PARTS.items()},
             **{"d_model": 32, "vocab_size": 100, "num_mel_bins": 8, "max_source_positions": 20},

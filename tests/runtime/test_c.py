@@ -128,7 +128,7 @@ def test_module_exports_the_interface_only(tiny):
     assert exported == declared
 
 
-CHOICE = [FOLDER / f"{name}.c" for name in ("choose", "error", "filters", "portable")]
+CHOICE = [FOLDER / f"{name}.c" for name in ("barred", "choose", "error", "filters", "portable")]
 
 
 @pytest.mark.parametrize(

@@ -124,12 +124,15 @@ def _tell(report: Any, as_json: bool) -> None:
 
 def _generation(model: Any, asked: dict[str, Any]) -> Any:
     """The tests asked for; those of the defaults that the model has room for."""
-    from llmc.runtime.generation_calls import generation_of
+    from llmc.runtime.prompts import generation_of
+    from llmc.runtime.source_benchmark import Sources
 
-    longest = generation_of(model).max_length
-    depths = asked.pop("depth", [0])
-    room = longest - max(depths) - 1
+    entry, depths = generation_of(model), asked.pop("depth", [0])
+    room = entry.max_length - max(depths) - 1
     usual = {"prompt_tokens": [min(512, room)], "new_tokens": [min(128, room)]}
+    if entry.encoder is not None:
+        longest = Sources.of(model, entry.encoder).longest
+        usual = {"prompt_tokens": [min(512, longest)], "new_tokens": [min(128, entry.max_length - 1)]}
     if set(asked) & set(usual):
         usual = {name: [] for name in usual}
     return model.benchmark_generation(**{**usual, **asked}, depths=depths)

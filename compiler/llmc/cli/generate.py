@@ -28,7 +28,13 @@ _OPTIONS: Mapping[str, tuple[Any, str]] = {
     "presence-penalty": (float, "Taken off the logits of new tokens that have come."),
     "frequency-penalty": (float, "The same for each time that they have come."),
     "seed": (int, "The same seed draws the same text."),
-    "num-beams": (int, "The likeliest text as a whole, by beam search over so many."),
+    "num-beams": (
+        int,
+        "The likeliest text as a whole, by beam search over so many.  [default: the model's, mostly 1]",
+    ),
+    "no-repeat-ngram-size": (int, "So many tokens in a row come once and not again."),
+    "src-lang": (str, "Of a model that translates, the prompt's language."),
+    "tgt-lang": (str, "And the new text's."),
     "top-logprobs": (int, "With --json, so many of the likeliest tokens at each place."),
     "prompt-lookup-num-tokens": (int, "Guess so many tokens from the text so far; it stays the same."),
 }
@@ -134,8 +140,10 @@ def run(model: Any, prompt: str | None, as_json: bool, settings: dict[str, Any])
 
 def _continued(model: Any, text: str, chat: bool, stream: bool, options: dict[str, Any]) -> Any:
     """One new text, printed as it comes if it is to be streamed."""
-    if "num_beams" in options:
-        return model.search(text, **options)[0]
+    if not (chat or stream):
+        made = model.generate(text, **options)
+        _note(made)
+        return made
     pieces = model.chat(text, stream=True, **options) if chat else model.stream(text, **options)
     _show(pieces, stream)
     _note(pieces.result)

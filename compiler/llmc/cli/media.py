@@ -104,12 +104,12 @@ def run_images(
         raise _texts_wanted(model) if reads else LlmcError("the model takes no texts", at=str(model.path))
     pair = pairs_of(model, texts) if reads else None
     for chunk in _chunks(files, _most(model, eyes.name)):
-        opened = {file: _opened(eyes.open, file) for file in chunk}
+        opened = {file: opened(eyes.open, file) for file in chunk}
         good = [image for image in opened.values() if not isinstance(image, LlmcError)]
         outputs = {} if not good else pair(eyes(good)) if pair else model(**{eyes.name: eyes(good)})
         rows = iter(range(len(good)))
         here = [
-            _failed(file, image)
+            failed(file, image)
             if isinstance(image, LlmcError)
             else {
                 "file": str(file),
@@ -152,17 +152,31 @@ def _kept(model: Any, outputs: Any, opened: Sequence[Any]) -> Any:
     return outputs
 
 
-def run_audio(model: Any, given: Sequence[str], resample: bool, told: Told) -> None:
+def run_audio(
+    model: Any, given: Sequence[str], resample: bool, told: Told, spoken: dict[str, Any] | None = None
+) -> None:
     """Answers for sounds, waveforms one at a time: what fills up the shorter of a batch could change an answer.
+
+    Args:
+        spoken: of a model that writes down speech, what `Model.transcribe` is told.
 
     Raises:
         LlmcError: the model takes no sounds, or some of the files are none.
     """
+    spoken = {name: value for name, value in (spoken or {}).items() if value is not None}
+    if model.generates:
+        from llmc.cli import speech
+
+        speech.run(model, files_of(given, lambda: SOUND_FILES, "sounds"), resample, told, spoken)
+        return
+    if spoken:
+        names = ", ".join(f"--{name}" for name in spoken)
+        raise LlmcError(f"{names} is for models that write down speech", at=str(model.path))
     ears = Sounds(model)
     for file in files_of(given, lambda: SOUND_FILES, "sounds"):
-        sound = _opened(lambda f: ears.open(f, resample=resample), file)
+        sound = opened(lambda f: ears.open(f, resample=resample), file)
         if isinstance(sound, LlmcError):
-            told.add([_failed(file, sound)], None)
+            told.add([failed(file, sound)], None)
             continue
         outputs = model(**ears([sound]))
         answer = media_answers.describe(model, outputs, 0, None, Asked())
@@ -170,7 +184,7 @@ def run_audio(model: Any, given: Sequence[str], resample: bool, told: Told) -> N
     told.end()
 
 
-def _opened(open_file: Callable[[Path], Any], file: Path) -> Any:
+def opened(open_file: Callable[[Path], Any], file: Path) -> Any:
     """What is in a file, or why it cannot be used."""
     try:
         return open_file(file)
@@ -182,7 +196,7 @@ def _opened(open_file: Callable[[Path], Any], file: Path) -> Any:
         return error
 
 
-def _failed(file: Path, error: LlmcError) -> dict[str, Any]:
+def failed(file: Path, error: LlmcError) -> dict[str, Any]:
     more = ", ".join(part for part in (error.found, error.hint) if part)
     return {"file": str(file), "error": f"{error.problem}{f' ({more})' if more else ''}"}
 

@@ -181,6 +181,8 @@ def _lines(answer: dict[str, Any]) -> list[str]:
     if "depth" in answer:
         depth = answer["depth"]
         return [f"depth {depth['least']:.5g} to {depth['most']:.5g}, {' x '.join(map(str, depth['shape']))}"]
+    if "segments" in answer:
+        return [f"{s['start']:8.2f} {s['end']:8.2f}  {s['text']}" for s in answer["segments"]]
     if "text" in answer:
         return [answer["text"] or "(nothing was said)"]
     return describe_answer(answer)

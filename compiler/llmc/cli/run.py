@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from llmc.cli import generate
+from llmc.cli import generate, speech
 from llmc.cli.arrays import read_input, save, show_arrays
 from llmc.cli.lines import Line, encode, read_lines, want_all
 from llmc.cli.output import json_option, lengths_of, no_check_option, print_json, require_artifact
@@ -27,7 +27,7 @@ Examples:
   llmc run classifier.llmc --image cat.jpg --image photos/         files, or all images of a folder
   llmc run clip.llmc --image cat.jpg --text "a cat" --text "a dog" which text fits
   llmc run detector.llmc --image street.jpg --threshold 0.8
-  llmc run speech.llmc --audio hello.wav
+  llmc run speech.llmc --audio hello.wav --language en --timestamps
   llmc run my-model.llmc --input input_ids=ids.npy --output out.npz
   llmc run decoder.llmc --function step --past 16 --input input_ids=ids.npy
   llmc run my-model.llmc --selftest
@@ -70,6 +70,7 @@ of texts. Those longer than the model takes are cut, with a warning that counts 
 @click.option(
     "--resample", is_flag=True, help="Convert sounds at another rate than the model's (needs soxr)."
 )
+@speech.options
 @click.option("--input", "inputs", metavar="NAME=FILE.npy", multiple=True, help="An input array; repeatable.")
 @click.option(
     "--output", metavar="FILE.npz", type=click.Path(path_type=Path), help="Write the outputs there."
@@ -112,12 +113,13 @@ def command(
         generate.run(_opened(artifact, threads, variant, no_check), prompt, as_json, settings)
         return
     generate.want_none(settings)
+    spoken = speech.given(settings)
     _want_sense(
         asked,
         {
             "text": {"prompt": prompt, "pair": pairs or None, "strict": strict or None},
             "image": {"threshold": threshold},
-            "audio": {"resample": resample or None},
+            "audio": {"resample": resample or None, **spoken},
             "input": {"function": function, "past": past},
         },
     )
@@ -138,7 +140,7 @@ def command(
             texts = tuple(line.text for line in lines)
             media.run_images(model, images, texts, threshold, told)
         else:
-            media.run_audio(model, audio, resample, told)
+            media.run_audio(model, audio, resample, told, spoken)
     else:
         _run_texts(model, lines, prompt, strict, output, as_json)
 

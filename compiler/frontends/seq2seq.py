@@ -1,0 +1,191 @@
+"""An encoder-decoder as two functions: `encode` reads the source once, `step` makes the text token by token.
+
+What `encode` leaves for `step` are the keys and values that each layer of the decoder has for the source: states as
+long as the source, which `step` reads and never changes. Its own keys and values grow, as a decoder's do (`stepping`).
+Both are checked by transformers' own numbers for source and text at once, without a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmc.compiler.frontends import cross_attention, forward, reference
+from llmc.compiler.frontends.heads import ROOT
+from llmc.compiler.frontends.implementations import choose
+from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
+from llmc.compiler.frontends.masks import ADDED
+from llmc.compiler.frontends.seq2seq_parts import SOURCE, EncodeHead, Part, Parts, StepHead
+from llmc.compiler.frontends.stepping import KEEP, KEPT, LOGITS, PAST, SEQ, STEP
+from llmc.compiler.frontends.torch_export import to_graph
+from llmc.compiler.graph import Graph
+from llmc.errors import LlmcError
+
+ENCODE, HIDDEN = "encode", "last_hidden_state"
+WAYS = (cross_attention.UNPADDED, ADDED, "sdpa", "eager")
+_MORE = (1, 3)  # tokens of the calls after the prompt
+_SOURCE = 13  # tokens of the source that functions are checked with
+
+
+def functions(model: Any, parts: Parts, at: str, whole: Callable[[Any, Any], Any]) -> dict[str, Graph]:
+    """The graphs of `encode` and `step`.
+
+    Args:
+        model: with transformers' own attention, which it loses.
+        at: its config.json.
+        whole: source, tokens i64 [1, n] -> logits of all of them, as transformers computes them without a cache.
+
+    Raises:
+        UnsupportedError, LlmcError: as `huggingface.load`.
+    """
+    cross_attention.register()
+    most = max(high for _, high in parts.bounds.values())
+    source, ids = _source(model, parts), _text(model, parts)
+    wanted = {LOGITS: whole(source, ids)}
+    encode, step = EncodeHead(model, parts).eval(), StepHead(model, parts).eval()
+    choose(model, lambda: _played(encode, step, source, ids), wanted, {}, most, WAYS)
+    forward.whole(model)
+    forward.one_pass(model, most)
+    made = {ENCODE: _encode(encode, source), STEP: _step(step, ids)}
+    _want_same(made, source, ids, wanted, at)
+    return made
+
+
+def _source(model: Any, parts: Parts) -> Any:
+    axes = tuple(SEQ if axis == SOURCE else axis for axis in parts.source.axes)
+    bounds = {SEQ: parts.bounds[SOURCE]} if SEQ in axes else {}
+    values = _drawn(model, replace(parts.source, axes=axes), bounds, _SOURCE)
+    return torch.from_numpy(values)
+
+
+def _text(model: Any, parts: Parts) -> Any:
+    """A text i64 [1, n] as the decoder begins one."""
+    count = reference.SIZES[SEQ] + sum(_MORE)
+    ids = torch.from_numpy(_drawn(model, Input(TEXT, (1, SEQ)), {SEQ: parts.bounds[SEQ]}, count))
+    ids[0, 0] = parts.start
+    return ids
+
+
+def _drawn(model: Any, given: Input, bounds: Mapping[str, tuple[int, int]], count: int) -> Any:
+    """Values of an input, `count` tokens of them where it has tokens."""
+    sizes = {**reference.SIZES, SEQ: count}
+    return reference.sample(Inputs((given,), (), bounds), model.config, sizes)[given.name]
+
+
+def _calls(length: int) -> Iterator[slice]:
+    """A prompt, the next token, and several more."""
+    ends = [length - sum(_MORE[i:]) for i in range(len(_MORE) + 1)]
+    yield from (slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True) if 0 <= a < b)
+
+
+def _played(encode: EncodeHead, step: StepHead, source: Any, ids: Any) -> dict[str, Any]:
+    """All logits of a text, call by call."""
+    own, found = step.parts.nothing(), []
+    with torch.no_grad():
+        _, *cross = encode(source)
+        for part in _calls(ids.shape[1]):
+            logits, *own = step(ids[:, part], torch.arange(part.stop - part.start), *own, *cross)
+            found.append(logits.numpy())
+    return {LOGITS: np.concatenate(found, 1)}
+
+
+def _encode(head: EncodeHead, source: Any) -> Graph:
+    parts = head.parts
+    moving = {axis: name for axis, name in enumerate(parts.source.axes) if isinstance(name, str)}
+    bounds = {name: parts.bounds[name] for name in moving.values()}
+    program = _traced(head, (source,), [moving], bounds)
+    graph = to_graph(program, [parts.source], (HIDDEN, *_names(parts.cross)), bounds, ROOT)
+    updates = {name: graph.outputs[name] for name in _names(parts.cross)}
+    states = tuple(part.state(updates[part.name].dtype) for part in parts.cross)
+    return replace(graph, outputs={HIDDEN: graph.outputs[HIDDEN]}, states=states, updates=updates)
+
+
+def _step(head: StepHead, ids: Any) -> Graph:
+    parts, cut = head.parts, max(min(7, ids.shape[1]), 2)
+    held = (*parts.own, *parts.cross)
+    sizes = {PAST: min(5, parts.bounds[PAST][1]), SOURCE: min(6, parts.bounds.get(SOURCE, (1, 6))[1])}
+    states = [torch.randn(part.sized(**sizes)) for part in held]
+    sample = (ids[:, :cut], torch.arange(3) % cut, *states)
+    program = _traced(head, sample, [{1: SEQ}, {0: KEPT}, *(part.moving for part in held)], parts.bounds)
+    inputs = [Input(TEXT, (1, SEQ)), Input(KEEP, (KEPT,), low=0, high=parts.bounds[SEQ][1] - 1)]
+    inputs += [Input(part.name, part.shape) for part in held]
+    graph = to_graph(program, inputs, (LOGITS, *_names(parts.own)), parts.bounds, ROOT)
+    return _with_states(graph, held, _names(parts.own))
+
+
+def _names(parts: Sequence[Part]) -> list[str]:
+    return [part.name for part in parts]
+
+
+def _traced(head: Any, sample: tuple[Any, ...], moving: Sequence[Mapping[int, str]], bounds: Any) -> Any:
+    from llmc.compiler.frontends.tracing import is_unproved, trace
+
+    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
+    axes = tuple({axis: dims[name] for axis, name in named.items()} for named in moving)
+    with torch.no_grad():
+        try:
+            return trace(head, sample, axes)
+        except LlmcError as error:
+            if not is_unproved(error) or not _has_grown(head):
+                raise
+        return trace(head, sample, axes)
+
+
+def _has_grown(head: Any) -> bool:
+    """Whether a step can be run at a place beyond all bounds: models that make tables of positions make them longer.
+
+    What is traced then reads a table that is long enough for every sum of sizes that torch thinks of.
+    """
+    if not isinstance(head, StepHead):
+        return False
+    parts = head.parts
+    past, source = 2 * parts.bounds[PAST][1], parts.bounds.get(SOURCE, (1, 1))[0]
+    held = [torch.zeros(part.sized(past=past, source=source)) for part in (*parts.own, *parts.cross)]
+    try:
+        head(torch.tensor([[parts.start]]), torch.tensor([0]), *held)
+    except Exception:  # whatever a model raises that has no such place
+        return False
+    return True
+
+
+def _with_states(graph: Graph, held: Sequence[Part], grown: Sequence[str]) -> Graph:
+    """Inputs of the names of states -> states, and outputs of these names their next values."""
+    named = {part.name: part for part in held}
+    states = {n: named[name].state(n.dtype) for n in graph.inputs if (name := n.attributes["name"]) in named}
+    swapped = graph.replace(lambda node: states.get(node, node))
+    return replace(
+        swapped,
+        inputs=tuple(node for node in graph.inputs if node not in states),
+        outputs={LOGITS: swapped.outputs[LOGITS]},
+        states=tuple(states.values()),
+        updates={name: swapped.outputs[name] for name in grown},
+    )
+
+
+def _want_same(made: Mapping[str, Graph], source: Any, ids: Any, wanted: Mapping[str, Any], at: str) -> None:
+    """Refuse graphs that compute something else than the model, call by call.
+
+    Raises:
+        LlmcError: they do.
+    """
+    from llmc.compiler.interpret import step
+
+    name = made[ENCODE].inputs[0].attributes["name"]
+    _, states = step(made[ENCODE], {name: source.numpy()}, {})
+    found = []
+    for part in _calls(ids.shape[1]):
+        given = {TEXT: ids[:, part].numpy(), KEEP: np.arange(part.stop - part.start)}
+        outputs, states = step(made[STEP], given, states)
+        found.append(outputs[LOGITS])
+    _, away = reference.farthest({LOGITS: np.concatenate(found, 1)}, wanted, {})
+    if away > reference.TOLERANCE:
+        raise LlmcError(
+            "the imported graphs compute other logits, token by token, than transformers for source and text at once",
+            at=at,
+            found=f"off by {away:.2g} of the largest of {ids.shape[1]} tokens",
+            hint="this is a fault of llmc's import: please report it with config.json",
+        )

@@ -1,0 +1,57 @@
+"""What an encoder-decoder makes its text of: the source's tokens, and a session that holds the source."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmc.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.runtime.generation_entry import EncoderEntry
+    from llmc.runtime.model import Model
+    from llmc.runtime.session import Session
+
+
+def want_source(model: Model, encoder: EncoderEntry, ids: Sequence[int]) -> None:
+    """Refuse a source that the encoder does not take.
+
+    Raises:
+        LlmcError: it is empty, too long, or holds a number that is no token's.
+    """
+    info = model.functions[encoder.function].inputs[encoder.source]
+    if info.dtype != "i64" or len(info.shape) != 2:
+        raise LlmcError(
+            f"the model reads {encoder.source}, not text",
+            at=str(model.path),
+            hint="a model that reads speech has transcribe: model.transcribe(audio)",
+        )
+    axis = info.shape[1]
+    longest = axis if isinstance(axis, int) else model.dims[axis][1]
+    if not ids:
+        raise LlmcError("the source is empty", hint="give a word")
+    if len(ids) > longest:
+        raise LlmcError(
+            f"the source has {len(ids)} tokens, the model takes at most {longest}",
+            hint="give a shorter one, or compile the model with a larger bound (--max-seq)",
+        )
+    low, high = info.range or (0, 2**63 - 1)
+    for place, token in enumerate(ids):
+        if not low <= token <= high:
+            raise LlmcError(f"token {place} of the source is {token}, must be within {low}..{high}")
+
+
+def hold(session: Session, encoder: EncoderEntry, source: Any) -> float:
+    """Begin a session anew with a source; the seconds that it took.
+
+    Args:
+        source: tokens, or the array that the encoder takes.
+    """
+    begin = time.perf_counter()
+    session.reset()
+    given = source if isinstance(source, np.ndarray) else np.array([source], np.int64)
+    session.run({encoder.source: given}, function=encoder.function)
+    return time.perf_counter() - begin

@@ -1,0 +1,225 @@
+"""From speech to text, as Whisper does it in transformers: windows of 30 s, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmc.errors import LlmcError
+from llmc.runtime import mel
+from llmc.runtime.generation_options import options_of
+from llmc.runtime.media import Sounds
+from llmc.runtime.penalties import Penalties
+from llmc.runtime.prompts import encoder_of, generation_of
+from llmc.runtime.scoring import next_logits
+from llmc.runtime.source import hold
+from llmc.runtime.timestamps import PRECISION, Timestamps
+
+if TYPE_CHECKING:
+    from llmc.runtime.generation_options import GenerationOptions
+    from llmc.runtime.model import Model
+    from llmc.runtime.session import Session
+    from llmc.runtime.speech_entry import SpeechEntry
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_OPTIONS = (
+    *("max_new_tokens", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens", "repetition_penalty"),
+    *("no_repeat_ngram_size", "logit_bias"),
+)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of what was said: seconds from the beginning, text and tokens."""
+
+    start: float
+    end: float
+    text: str
+    ids: tuple[int, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was said.
+
+    Args:
+        text: all of it.
+        language: such as "en"; None where the model has but one.
+        segments: with their times, where timestamps were made; else one without.
+        ids: all tokens that were made, but those that end a window.
+        duration: seconds of sound; `seconds` is what it took.
+    """
+
+    text: str
+    language: str | None
+    segments: tuple[Segment, ...]
+    ids: tuple[int, ...] = field(repr=False)
+    duration: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Listener:
+    """Writes down what is said, a window at a time.
+
+    Args:
+        timestamps: whether they are made; of more than a window they always are. None: as the model's makers say.
+        options: of `Model.generate`, those that choose the likeliest token.
+
+    Raises:
+        LlmcError: the model does not write down speech, or an option is unknown or makes no sense.
+    """
+
+    def __init__(
+        self, model: Model, language: Any, task: Any, timestamps: bool | None, options: dict[str, Any]
+    ) -> None:
+        self.model, self.entry = model, generation_of(model)
+        if self.entry.encoder is None or self.entry.speech is None:
+            raise LlmcError(
+                "the model does not write down speech", at=str(model.path), found=f"a {model.task} model"
+            )
+        if unknown := [name for name in options if name not in _OPTIONS]:
+            raise LlmcError(f"no option {unknown[0]!r} of transcribe", hint=f"options: {', '.join(_OPTIONS)}")
+        self.speech: SpeechEntry = self.entry.speech
+        self.language, self.task = language, task
+        self.timestamps = self.speech.timestamps if timestamps is None else timestamps
+        self.options: GenerationOptions = options_of(self.entry, {"do_sample": False, **options})
+        self.decoder = encoder_of(model)
+        if language:
+            self.speech.language_of(language)
+        if task:
+            self.speech.task_of(task)
+
+    def __call__(self, samples: Array, sounds: Sounds, session: Session) -> Transcript:
+        """
+        Raises:
+            LlmcError: a window cannot be run, or timestamps are needed and the model has none.
+        """
+        begin, steps = time.perf_counter(), sounds.steps
+        long = len(samples) > steps.samples
+        if (long or self.timestamps) and self.speech.no_timestamps is None:
+            raise LlmcError(
+                "the model makes no timestamps, which sounds of more than one window need",
+                found=f"{len(samples) / steps.rate:.1f} s",
+                hint="its generation_config.json names no no_timestamps_token_id",
+            )
+        wave = (
+            samples
+            if long
+            else np.pad(samples, (0, steps.samples - len(samples)), constant_values=steps.padding)
+        )
+        heard = mel.whisper(wave, steps.bins, steps.rate, steps.window, steps.hop)
+        found, segments = self._windows(heard, session, steps.samples // steps.hop, long or self.timestamps)
+        ids = [token for segment in segments for token in segment.ids]
+        text = self._text(ids) if self.decoder else ""
+        seconds = time.perf_counter() - begin
+        return Transcript(text, found, tuple(segments), tuple(ids), len(samples) / steps.rate, seconds)
+
+    def _windows(
+        self, heard: Array, session: Session, window: int, timed: bool
+    ) -> tuple[str | None, list[Segment]]:
+        """The language and all segments."""
+        entry, at, language, segments = self.entry, 0, None, list[Segment]()
+        assert entry.encoder is not None
+        stride = window // self._positions(window)
+        prompt: list[int] = []
+        while at < heard.shape[1]:
+            part = heard[:, at : at + window]
+            frames = part.shape[1]
+            hold(session, entry.encoder, np.pad(part, ((0, 0), (0, window - frames)))[None])
+            if not prompt:
+                language = self._language(session)
+                prompt = self.speech.prompt(entry.encoder.start, self.language, self.task, timed, language)
+            ids = self._made(session, prompt, timed)
+            parts, done = self._cut(ids, frames, stride)
+            offset = at * PRECISION / stride
+            segments += [
+                Segment(offset + a, offset + b, self._text(tokens), tuple(tokens)) for a, b, tokens in parts
+            ]
+            at += done or frames
+        return self._named(prompt), segments
+
+    def _cut(
+        self, ids: list[int], frames: int, stride: int
+    ) -> tuple[list[tuple[float, float, list[int]]], int]:
+        """A window's tokens by its timestamps, and the frames that are done; see `Timestamps.segments`."""
+        if self.speech.no_timestamps is None:
+            return [(0.0, frames // stride * PRECISION, ids)], frames
+        return self._marks().segments(ids, frames, stride)
+
+    def _positions(self, window: int) -> int:
+        """Of the encoder, for a window of frames."""
+        cross = next(s for name, s in self.model.states.items() if name.startswith("cross."))
+        size = cross.shape[2]
+        return size if isinstance(size, int) else window // 2
+
+    def _language(self, session: Session) -> int | None:
+        """The token of the language that is heard; None where that is not asked."""
+        if not self.speech.wants_language(self.language, self.task):
+            return None
+        assert self.entry.encoder is not None
+        logits = next_logits(self.model, [self.entry.encoder.start], session)
+        session.rewind(0)
+        known = sorted(self.speech.languages.values())
+        return known[int(np.argmax(logits[known]))]
+
+    def _named(self, prompt: Sequence[int]) -> str | None:
+        return next((name for name, token in self.speech.languages.items() if token in prompt[1:2]), None)
+
+    def _marks(self) -> Timestamps:
+        assert self.speech.no_timestamps is not None
+        end = self.entry.eos[0] if self.entry.eos else 0
+        return Timestamps(self.speech.no_timestamps + 1, end, self.speech.latest_start)
+
+    def _made(self, session: Session, prompt: list[int], timed: bool) -> list[int]:
+        """The tokens of a window, without the one that ends them."""
+        stops, made = frozenset(self.options.stops(self.entry)), list[int]()
+        penalties = Penalties.of(self.options, prompt, stops, self.options.barred(self.entry, len(prompt)))
+        marks = self._marks() if timed else None
+        most = min(self.options.new_tokens(len(prompt)), self.entry.max_length - len(prompt))
+        logits = next_logits(self.model, prompt, session)
+        while True:
+            if not np.isfinite(logits.max()):
+                raise LlmcError("the model gave logits that are no numbers", at=str(self.model.path))
+            scores = penalties.on(logits.astype(np.float32), made)
+            if marks is not None:
+                marks.on(scores, made)
+            token = int(np.argmax(scores))
+            if token in stops:
+                return made
+            made.append(token)
+            if len(made) >= most:
+                return made
+            logits = next_logits(self.model, [token], session)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        """Of words alone."""
+        first = self.speech.no_timestamps
+        words = [token for token in ids if first is None or token <= first]
+        return self.decoder.text_of(words).strip() if self.decoder else ""
+
+
+def transcribe(
+    model: Model,
+    audio: Any,
+    language: Any,
+    task: Any,
+    timestamps: bool | None,
+    rate: tuple[int | None, bool],
+    session: Session | None,
+    options: dict[str, Any],
+) -> Transcript:
+    """See `Model.transcribe`."""
+    listener = Listener(model, language, task, timestamps, options)
+    sounds = Sounds(model)
+    samples = sounds.open(audio, *rate, whole=True)
+    if session is not None:
+        return listener(samples, sounds, session)
+    with model.session() as own:
+        return listener(samples, sounds, own)
