@@ -129,9 +129,10 @@ def _task(folder: Path) -> str:
     """What is asked for: whole texts of models that generate, which need no states."""
     from llmc.compiler.frontends import tasks
 
-    architecture = tasks.architecture_of(json.loads((folder / "config.json").read_text()))
-    generates = tasks.TASKS[tasks.GENERATION] in tasks.tasks_of(architecture)
-    return tasks.SCORING if generates else "auto"
+    config = json.loads((folder / "config.json").read_text())
+    known = tasks.tasks_of(tasks.architecture_of(config))
+    writes = bool(config.get("is_encoder_decoder")) and tasks.TASKS[tasks.SCORING] in known
+    return tasks.SCORING if writes or tasks.TASKS[tasks.GENERATION] in known else "auto"
 
 
 def _compiled(folder: Path, graph: Any, reference: Any) -> dict[str, Any]:

@@ -96,6 +96,18 @@ def test_a_text_is_a_source(model):
     assert drawn[0] == drawn[1]
 
 
+def test_several_sources_at_once(model):
+    """Each text is the one that its source gives alone; with beams too."""
+    assert model.functions["step"].single is None
+    sources = [TEXT, "two fish", "a", "the river gives a red stone and a bird", "green"]
+    for options in ({}, {"num_beams": 2}, {"do_sample": True, "seed": 5}):
+        found = model.generate(sources, max_batch=3, **options)
+        assert [made.ids for made in found] == [model.generate(one, **options).ids for one in sources]
+    german = model.generate(sources[:2], each=[{}, {"tgt_lang": "de"}])
+    assert [made.ids[0] for made in german] == [model.generate(TEXT).ids[0], 33]
+    refused("prompt 1: the source is empty", model.generate, [TEXT, ""])
+
+
 def model_words():
     import translators
 
