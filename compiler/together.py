@@ -19,7 +19,7 @@ import sympy
 
 from llmc.compiler.calls import Call, Operand
 from llmc.compiler.counted import counted_dims
-from llmc.compiler.dims import Dim, dim_names
+from llmc.compiler.dims import Dim, dim, dim_names, symbol
 from llmc.compiler.graph import Graph, Node, Results
 from llmc.compiler.ops import OPS
 from llmc.compiler.plan_states import LEAVES, held
@@ -160,4 +160,4 @@ def _names(values: tuple[Any, ...]) -> frozenset[str]:
 
 def row_bytes(nbytes: Dim, rows: str) -> Dim:
     """Bytes of one row of a value whose bytes are a multiple of the dim `rows`."""
-    return nbytes / sympy.Symbol(rows)
+    return dim(nbytes / symbol(rows))
