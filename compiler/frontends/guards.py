@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.frontends.inputs import Inputs
-from llmc.compiler.frontends.size_guards import ANY, Together
+from llmc.compiler.frontends.size_guards import ANY, Joint
 
 MOST = 1 << 24  # values that are tried at the most
 Bounds = Mapping[str, tuple[int, int]]
@@ -32,23 +32,21 @@ _FUNCTIONS: Mapping[str, Any] = {
 }
 
 
-def holding(
-    program: Any, inputs: Inputs, sizes: Mapping[str, int], together: Together = ANY
-) -> Bounds | None:
+def holding(program: Any, inputs: Inputs, sizes: Mapping[str, int], joint: Joint = ANY) -> Bounds | None:
     """The bounds around `sizes` within which all that a program asserts is true; None if nobody can say.
 
     Args:
         program: exported with guards as assertions.
         inputs: those of the program, with the bounds that are asked for.
         sizes: of each dim, for which it was traced.
-        together: sizes that are never as large as their own bounds all at once.
+        joint: sizes that are never as large as their own bounds all at once.
     """
     names, bounds = _names(program, inputs), dict(inputs.bounds)
     for claim in _claims(program):
         free = sorted(names.get(str(s), "") for s in claim.free_symbols)
         if "" in free or np.prod([bounds[n][1] - bounds[n][0] + 1.0 for n in free]) > MOST:
             return None
-        true = _tried(claim, names, {n: bounds[n] for n in free}, together)
+        true = _tried(claim, names, {n: bounds[n] for n in free}, joint)
         if true is None or (not true.all() and len(free) != 1):
             return None
         if len(free) == 1:
@@ -78,7 +76,7 @@ def _claims(program: Any) -> Iterator[Any]:
                 yield expression
 
 
-def _tried(claim: Any, names: Mapping[str, str], bounds: Bounds, together: Together) -> Any:
+def _tried(claim: Any, names: Mapping[str, str], bounds: Bounds, joint: Joint) -> Any:
     """Whether it is true for every value of its sizes, an axis each; None if it cannot be computed."""
     axes = [np.arange(low, high + 1) for low, high in bounds.values()]
     grid = dict(zip(bounds, np.meshgrid(*axes, indexing="ij", sparse=True), strict=True))
@@ -87,7 +85,7 @@ def _tried(claim: Any, names: Mapping[str, str], bounds: Bounds, together: Toget
         found = eval(str(claim), {"__builtins__": {}, **_FUNCTIONS}, known)
     except Exception:  # a function that is not among these
         return None
-    return np.broadcast_to(found | np.logical_not(together.allows(grid)), [len(a) for a in axes])
+    return np.broadcast_to(found | np.logical_not(joint.allows(grid)), [len(a) for a in axes])
 
 
 def _around(true: Any, bounds: tuple[int, int], size: int) -> tuple[int, int]:

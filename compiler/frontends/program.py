@@ -9,7 +9,7 @@ from typing import Any
 from llmc.compiler.frontends.folder import EMBEDDING, Summary
 from llmc.compiler.frontends.inputs import Inputs
 from llmc.compiler.frontends.sentence import Sentence
-from llmc.compiler.frontends.size_guards import ANY, Together
+from llmc.compiler.frontends.size_guards import ANY, Joint
 from llmc.compiler.frontends.tasks import Task
 from llmc.errors import LlmcError, first_line
 
@@ -107,7 +107,7 @@ def export(head: Any, inputs: Inputs, config: Any, at: str) -> tuple[Any, Inputs
 
 
 def asserted(
-    head: Any, inputs: Inputs, sample: Sequence[Any], axes: tuple[Any, ...], together: Together = ANY
+    head: Any, inputs: Inputs, sample: Sequence[Any], axes: tuple[Any, ...], joint: Joint = ANY
 ) -> tuple[Any, Inputs] | None:
     """The program with all that torch cannot prove of its sizes tried, and the bounds within which that is true."""
     import torch
@@ -116,9 +116,9 @@ def asserted(
     from llmc.compiler.frontends.tracing import trace
 
     with torch.no_grad():
-        program = trace(head, tuple(sample), axes, True, together)
+        program = trace(head, tuple(sample), axes, True, joint)
     pairs = [pair for given, value in zip(inputs.given, sample, strict=True) for pair in _sizes(given, value)]
-    held = guards.holding(program, inputs, dict(pairs), together)
+    held = guards.holding(program, inputs, dict(pairs), joint)
     return None if held is None else (program, replace(inputs, bounds=held))
 
 

@@ -30,7 +30,7 @@ _FUNCTIONS: Mapping[str, Any] = {
 }
 
 
-class Together(NamedTuple):
+class Joint(NamedTuple):
     """Sizes that are no more than `most` together, such as of tokens held and new ones."""
 
     names: tuple[str, ...]
@@ -43,7 +43,7 @@ class Together(NamedTuple):
         return sum(sizes[name] for name in self.names) <= self.most
 
 
-ANY = Together((), 0)
+ANY = Joint((), 0)
 
 
 def want_held(
@@ -51,14 +51,14 @@ def want_held(
     module: Any,
     sample: Sequence[Any],
     axes: Sequence[Mapping[int, Any]],
-    together: Together = ANY,
+    joint: Joint = ANY,
 ) -> None:
     """Refuse a program with a guard that does not hold for all sizes.
 
     Args:
         program: torch.export's.
         module: what was exported.
-        sample, axes, together: as of `tracing.trace`.
+        sample, axes, joint: as of `tracing.trace`.
 
     Raises:
         LlmcError: a guard is false for some sizes, or cannot be understood.
@@ -68,7 +68,7 @@ def want_held(
         same = _SAME.fullmatch(text)
         if same and same[1] == same[2]:
             continue
-        wrong = _counterexample(text, bounds, together)
+        wrong = _counterexample(text, bounds, joint)
         if wrong is not None:
             raise LlmcError(
                 "the model's code computes something else at some sizes, and its graph would not",
@@ -103,12 +103,12 @@ def _named(
     return _SIZE.sub(name, guard), bounds
 
 
-def _counterexample(text: str, bounds: Mapping[str, tuple[int, int]], together: Together) -> str | None:
+def _counterexample(text: str, bounds: Mapping[str, tuple[int, int]], joint: Joint) -> str | None:
     """Sizes at which it is false, "" where it cannot be computed; None: it holds wherever it was tried."""
     try:
         code = compile(text, "guard", "eval")
         for sizes in _tried(bounds):
-            if together.allows(sizes) and not eval(code, {"__builtins__": {}, **_FUNCTIONS}, sizes):
+            if joint.allows(sizes) and not eval(code, {"__builtins__": {}, **_FUNCTIONS}, sizes):
                 return ", ".join(f"{name} = {size}" for name, size in sizes.items())
     except Exception:  # something of torch's that is not known here
         return ""

@@ -24,7 +24,7 @@ from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
 from llmc.compiler.frontends.long_tables import PLACES
 from llmc.compiler.frontends.masks import ADDED
 from llmc.compiler.frontends.report import UnsupportedError
-from llmc.compiler.frontends.size_guards import Together
+from llmc.compiler.frontends.size_guards import Joint
 from llmc.compiler.frontends.torch_export import to_graph
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import state_
@@ -191,12 +191,12 @@ def _program(head: StepHead, inputs: Inputs, sample: tuple[Any, ...], axes: tupl
     from llmc.compiler.frontends.program import asserted
     from llmc.compiler.frontends.tracing import is_unproved, trace
 
-    together = Together((PAST, SEQ), inputs.bounds[SEQ][1])  # the runtime refuses a longer sequence
+    joint = Joint((PAST, SEQ), inputs.bounds[SEQ][1])  # the runtime refuses a longer sequence
     try:
         with torch.no_grad():
-            return trace(head, sample, axes, together=together)
+            return trace(head, sample, axes, joint=joint)
     except LlmcError as error:
-        found = asserted(head, inputs, sample, axes, together) if is_unproved(error) else None
+        found = asserted(head, inputs, sample, axes, joint) if is_unproved(error) else None
         if found is None or found[1].bounds != inputs.bounds:
             raise
         return found[0]

@@ -26,7 +26,7 @@ def trace(
     sample: tuple[Any, ...],
     axes: tuple[Any, ...],
     asserted: bool = False,
-    together: size_guards.Together = size_guards.ANY,
+    joint: size_guards.Joint = size_guards.ANY,
 ) -> ExportedProgram:
     """`torch.export` of a module.
 
@@ -35,7 +35,7 @@ def trace(
         sample: one tensor for each input.
         axes: for each input, position of a dynamic axis -> `torch.export.Dim`.
         asserted: whether what holds of the sizes may be asserted in the program instead of proved: see `guards`.
-        together: sizes that are never as large as their own bounds all at once.
+        joint: sizes that are never as large as their own bounds all at once.
 
     Raises:
         LlmcError: the module does something the tracer cannot follow, with the line that does it; or its code takes
@@ -60,7 +60,7 @@ def trace(
             found=type(error).__name__,
             hint="control flow on tensor values, or on sizes beyond the dynamic ones, cannot be compiled",
         ) from error
-    size_guards.want_held(program, module, sample, axes, together)
+    size_guards.want_held(program, module, sample, axes, joint)
     return program
 
 
