@@ -1,9 +1,10 @@
 """`spare`: products of a language model whose inputs are not to be rounded; their weights are stored in 8 bits.
 
 With activations on int8 the error of a token is that of its own row, except where it is kept or ends up in an answer.
-Of SmolLM2-135M these three kinds of products make four fifths of the loss of perplexity, and a third of the work:
+Of SmolLM2-135M these three kinds of products make most of the loss of perplexity, and two fifths of the work:
 
-- those that make keys and values, or whatever a state keeps: an error there is seen by every later token;
+- those that make keys and values, or whatever a state keeps: an error there is seen by every later token; and the
+  queries that meet them, whose errors an exponential magnifies;
 - the output head: nothing comes after it that would even an error out;
 - those behind a gate, act(g) * u: such products have a few values that are far larger than the others, and the scale
   of a row is that of its largest (Bondarenko et al. 2021, "Understanding and Overcoming the Challenges of Efficient
@@ -45,8 +46,18 @@ class Spare(Pass):
 def sensitive(graph: Graph) -> set[Node]:
     """The products that are spared."""
     kept = [graph.updates[node.attributes["name"]] for node in graph.states]
-    ends = {product for end in (*kept, *graph.outputs.values()) for product in _products_before(end)}
+    met = [value for node in kept for reader in _readers(graph, node) for value in reader.inputs]
+    ends = {product for end in (*kept, *met, *graph.outputs.values()) for product in _products_before(end)}
     return ends | {node for node in graph.nodes if node.op == "linear" and _is_gated(node.inputs[0])}
+
+
+def _readers(graph: Graph, node: Node) -> Iterator[Node]:
+    """What computes with a value, whatever shape it is read in."""
+    for user in graph.users[node]:
+        if OPS[user.op].view or OPS[user.op].moves:
+            yield from _readers(graph, user)
+        elif not OPS[user.op].product:
+            yield user
 
 
 def _products_before(node: Node) -> Iterator[Node]:
