@@ -13,6 +13,7 @@ import transformers
 from llmc.compiler.frontends import chat_template, generation_config
 from llmc.compiler.frontends.generation_config import Generation
 from llmc.errors import LlmcError, LlmcWarning
+from llmc.runtime.beams import Search
 from llmc.runtime.generation_options import OPTIONS
 
 
@@ -101,10 +102,10 @@ def test_a_token_that_is_no_number_is_told(tmp_path: Path, value: Any) -> None:
 
 def test_what_is_not_known_is_warned_about_by_name(tmp_path: Path) -> None:
     written(
-        tmp_path, generation_config={"watermarking_config": {"bias": 2}, "num_beams": 4, "use_cache": False}
+        tmp_path, generation_config={"watermarking_config": {"bias": 2}, "penalty_alpha": 0.6, "use_cache": False}
     )
 
-    with pytest.warns(LlmcWarning, match="does not know watermarking_config, num_beams: "):
+    with pytest.warns(LlmcWarning, match="does not know watermarking_config, penalty_alpha: "):
         read(tmp_path)
 
 
@@ -122,7 +123,7 @@ def test_every_default_of_transformers_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_runtime_has_what_folders_may_say() -> None:
-    assert set(generation_config.KINDS) <= set(OPTIONS)
+    assert set(generation_config.KINDS) <= {*OPTIONS, *Search.__dataclass_fields__}
 
 
 # --- chat templates
