@@ -37,7 +37,7 @@ def main() -> None:
     rows = _read(options.cache)
     if not options.write:
         _try_all(options, rows)
-    Path(options.output).write_text(generation_table.page(rows), encoding="utf-8")
+    Path(options.output).write_text(generation_table.page(rows, causal_types()), encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:

@@ -30,13 +30,20 @@ _STATES = {
     "limit": "took longer than the limit",
     "crash": "ended without a sentence",
     "unmade": "could not be made small by rule, so nothing is known of them",
+    "untried": "were not tried",
 }
 
 
-def page(rows: Mapping[str, Row]) -> str:
-    """The page."""
+def page(found: Mapping[str, Row], types: Mapping[str, str]) -> str:
+    """The page.
+
+    Args:
+        found: what was found, by model type.
+        types: all there are, and their classes.
+    """
+    rows = {n: found.get(n, {"type": n, "class": c, "state": "untried"}) for n, c in types.items()}
     counts = Counter(row["state"] for row in rows.values())
-    lines = [_HEAD + _tried(rows), ""]
+    lines = [_HEAD + _tried(found), ""]
     lines += [f"- {counts[state]} {words}" for state, words in _STATES.items() if counts[state]]
     lines += ["", "| model type | class | generates | one pass | PyTorch | states: grow, keep | why not |"]
     lines += ["|---|---|---|---|---|---|---|"]
@@ -56,14 +63,16 @@ def _tried(rows: Mapping[str, Row]) -> str:
 
 
 def _row(row: Row) -> str:
-    says = {"step": "yes", "unmade": "unknown", "limit": "unknown"}.get(row["state"], "no")
+    says = {"step": "yes", "unmade": "unknown", "limit": "unknown", "untried": "unknown"}.get(
+        row["state"], "no"
+    )
     figures = [f"{row[key]:.1e}" if key in row else "" for key in ("one_pass", "torch")]
     states = "{grow}, {keep}".format(**row["states"]) if "states" in row else ""
     return f"| {row['type']} | {row['class']} | {says} | {' | '.join(figures)} | {states} | {_why(row)} |"
 
 
 def _why(row: Row) -> str:
-    if row["state"] in ("step", "wrong"):
+    if row["state"] in ("step", "wrong", "untried"):
         return ""
     kind = {"refused": "refused: ", "crash": "crash: ", "unmade": "not made: "}.get(row["state"], "")
     return kind + cell(row.get("reason", ""))

@@ -6,6 +6,7 @@ than a table has. So the tables have more than is ever cut from them, or are com
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,7 +37,9 @@ def endless(model: Any) -> Iterator[None]:
     """While it lasts, tables that never end stand in the place of those of a model, where they are known."""
     tables = [(m, name, t) for m in model.modules() for name, t in m.named_buffers(recurse=False)]
     found = [
-        (module, name, table, own) for module, name, table in tables if (own := _own(name, table)) is not None
+        (module, name, table, own)
+        for module, name, table in tables
+        if (own := _own(module, name, table)) is not None
     ]
     for module, name, _, own in found:
         delattr(module, name)
@@ -64,12 +67,23 @@ def _one_more(config: Any) -> Iterator[None]:
         config.max_seq_len = stated
 
 
-def _own(name: str, table: Any) -> Any:
+def _own(module: Any, name: str, table: Any) -> Any:
     """What stands in the place of a table; None if it is no such table."""
     if name == PLACES:
         return _counted(table)
+    if name == "weights" and table.dim() == 2 and hasattr(module, "get_embedding"):
+        return _more_sines(module, table)
     width = _width(table)
     return Band(width) if width else None
+
+
+def _more_sines(module: Any, table: Any) -> Any:
+    """Sines of the places, as XGLM's, for twice as many."""
+    takes = list(inspect.signature(module.get_embedding).parameters)
+    if takes != ["num_embeddings", "embedding_dim", "padding_idx"]:
+        return None
+    more = module.get_embedding(2 * len(table), table.shape[1], getattr(module, "padding_idx", None))
+    return more if torch.equal(more[: len(table)], table) else None
 
 
 def _counted(table: Any) -> Any:

@@ -13,20 +13,19 @@ from llmc.compiler.frontends.long_tables import Band, endless
 NEO = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 16, "vocab_size": 100}
 MODELS: dict[str, dict[str, Any]] = {
     "BertLMHeadModel": {**TEXT, "max_position_embeddings": 16, "is_decoder": True},
+    "XGLMForCausalLM": {
+        **{"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48, "vocab_size": 100},
+        "max_position_embeddings": 16,
+    },
     "GPTNeoForCausalLM": {**NEO, "attention_types": [[["global", "local"], 1]], "window_size": 4},
 }
 
 
 def tables(model: Any) -> dict[str, Any]:
     """What its modules keep by the names of such tables."""
-    found = {
-        f"{n}.{k}": getattr(m, k, None) for n, m in model.named_modules() for k in ("bias", "position_ids")
-    }
-    return {
-        k: v
-        for k, v in found.items()
-        if isinstance(v, Band) or (torch.is_tensor(v) and not v.is_floating_point())
-    }
+    names = ("bias", "position_ids", "weights")
+    found = {f"{n}.{k}": getattr(m, k, None) for n, m in model.named_modules() for k in names}
+    return {k: v for k, v in found.items() if v is not None and not isinstance(v, torch.nn.Parameter)}
 
 
 @pytest.mark.parametrize("name", MODELS)
