@@ -69,7 +69,7 @@ def test_the_bits_of_the_dense_product(kernels: Lab, kind: str, n: int, k: int) 
     for name, w in (("stored", weight), ("dense", decoded(weight))):
         outputs[name] = make("linear", (x, w, bias, r), epilogue=("bias", "gelu", "residual"))
     graph = Graph((x, r), outputs, {"m": (1, 999)})
-    for rows in (1, 2, 4, 13, 197):
+    for rows in (1, 4, 8, 13, 197):
         given: dict[str, Any] = {
             "x": RNG.normal(size=(rows, k)).astype(np.float32),
             "r": RNG.normal(size=(rows, n)).astype(np.float32),

@@ -123,7 +123,9 @@ def _few(cpu: Cpu, stored: Stored, width: int) -> int:
     """Rows at most for which the panel is decoded in registers as it streams by; 0: the format cannot."""
     if stored.lines is None:
         return 0
-    return min(4, max(1, rows_that_fit(cpu, width // LANES) - 2))
+    fit = rows_that_fit(cpu, width // LANES)
+    # Of two steps of k that share a line the scales and both values are in registers too.
+    return min(8, fit) if stored.lines.step == 1 else min(4, max(1, fit - 2))
 
 
 def _stream(
