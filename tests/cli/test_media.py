@@ -268,7 +268,7 @@ def test_mistakes(preprocess, inputs, arguments, message, cli, sees, album, monk
             "Give one of --text, --prompt, --image, --audio, --input or --selftest.",
         ),
         (["--audio", "a", "--threshold", "0.5"], "--threshold goes with --image."),
-        (["--image", "a", "--resample"], "--resample goes with --audio."),
+        (["--image", "a", "--resample"], "--resample, --language, --task and --timestamps go with --audio."),
         (["--image", "a", "--text", "b", "--prompt", "c"], "--prompt, --pair and --strict go with --text."),
     ],
 )

@@ -102,7 +102,8 @@ def test_a_token_that_is_no_number_is_told(tmp_path: Path, value: Any) -> None:
 
 def test_what_is_not_known_is_warned_about_by_name(tmp_path: Path) -> None:
     written(
-        tmp_path, generation_config={"watermarking_config": {"bias": 2}, "penalty_alpha": 0.6, "use_cache": False}
+        tmp_path,
+        generation_config={"watermarking_config": {"bias": 2}, "penalty_alpha": 0.6, "use_cache": False},
     )
 
     with pytest.warns(LlmcWarning, match="does not know watermarking_config, penalty_alpha: "):

@@ -104,7 +104,7 @@ def run_images(
         raise _texts_wanted(model) if reads else LlmcError("the model takes no texts", at=str(model.path))
     pair = pairs_of(model, texts) if reads else None
     for chunk in _chunks(files, _most(model, eyes.name)):
-        opened = {file: opened(eyes.open, file) for file in chunk}
+        opened = {file: open_one(eyes.open, file) for file in chunk}
         good = [image for image in opened.values() if not isinstance(image, LlmcError)]
         outputs = {} if not good else pair(eyes(good)) if pair else model(**{eyes.name: eyes(good)})
         rows = iter(range(len(good)))
@@ -174,7 +174,7 @@ def run_audio(
         raise LlmcError(f"{names} is for models that write down speech", at=str(model.path))
     ears = Sounds(model)
     for file in files_of(given, lambda: SOUND_FILES, "sounds"):
-        sound = opened(lambda f: ears.open(f, resample=resample), file)
+        sound = open_one(lambda f: ears.open(f, resample=resample), file)
         if isinstance(sound, LlmcError):
             told.add([failed(file, sound)], None)
             continue
@@ -184,7 +184,7 @@ def run_audio(
     told.end()
 
 
-def opened(open_file: Callable[[Path], Any], file: Path) -> Any:
+def open_one(open_file: Callable[[Path], Any], file: Path) -> Any:
     """What is in a file, or why it cannot be used."""
     try:
         return open_file(file)

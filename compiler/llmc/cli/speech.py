@@ -35,7 +35,7 @@ def run(model: Any, files: Sequence[Path], resample: bool, told: Any, spoken: di
     Raises:
         LlmcError: there is no such language or task, or some of the files are no sounds.
     """
-    from llmc.cli.media import failed, opened
+    from llmc.cli.media import failed, open_one
     from llmc.runtime.media import Sounds
     from llmc.runtime.speech import Listener
 
@@ -45,7 +45,7 @@ def run(model: Any, files: Sequence[Path], resample: bool, told: Any, spoken: di
     ears = Sounds(model)
     with model.session() as session:
         for file in files:
-            sound = opened(lambda f: ears.open(f, resample=resample, whole=True), file)
+            sound = open_one(lambda f: ears.open(f, resample=resample, whole=True), file)
             if isinstance(sound, LlmcError):
                 told.add([failed(file, sound)], None)
                 continue
