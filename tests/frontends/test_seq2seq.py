@@ -14,9 +14,6 @@ from random_seq2seq import CASES, LEARNED
 
 from llmc.compiler.frontends import generation_config, seq2seq, seq2seq_folder
 from llmc.compiler.frontends.folder import inspect
-from llmc.compiler.frontends.inputs import Input
-from llmc.compiler.frontends.report import UnsupportedError
-from llmc.compiler.frontends.seq2seq_parts import parts_of
 from llmc.compiler.interpret import step
 from llmc.compiler.module import Module, State
 from llmc.compiler.verify import verify_module
@@ -148,22 +145,6 @@ def test_a_model_that_begins_with_nothing_is_told(tmp_path: Path) -> None:
     summary.config.update(decoder_start_token_id=None, bos_token_id=None)
     (tmp_path / "generation_config.json").unlink()
     assert seq2seq_folder.load(summary, model, 64) == ({}, "no decoder_start_token_id is given")
-
-
-def test_other_caches_are_told() -> None:
-    """ProphetNet takes one token a step."""
-    settings = {
-        "hidden_size": 32,
-        "vocab_size": 100,
-        "max_position_embeddings": 64,
-        "decoder_start_token_id": 0,
-    }
-    for part in ("encoder", "decoder"):
-        settings |= {f"{part}_ffn_dim": 48, f"num_{part}_layers": 1, f"num_{part}_attention_heads": 4}
-    model = made("ProphetNetForConditionalGeneration", settings)
-    source = Input("input_ids", (1, "source"))
-    with pytest.raises(UnsupportedError, match="its cache cannot be used: "):
-        parts_of(model, source, {"source": (1, 64), "seq": (1, 64)}, 0)
 
 
 def test_functions_that_compute_something_else_are_refused() -> None:

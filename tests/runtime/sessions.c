@@ -244,7 +244,8 @@ static void check_arguments(llmc_model *model) {
     CHECK(llmc_session_run(session, 3, &tensor, &tensor, NULL, &error) == LLMC_ERROR_ARGUMENT);
     CHECK(llmc_session_run(session, -1, &tensor, &tensor, NULL, &error) == LLMC_ERROR_ARGUMENT);
     CHECK(llmc_session_run(session, 0, NULL, NULL, NULL, &error) == LLMC_ERROR_ARGUMENT);
-    CHECK(llmc_session_run(session, 1, &tensor, &tensor, NULL, &error) == LLMC_ERROR_MISSING);
+    CHECK(llmc_session_run(session, 1, &tensor, &tensor, NULL, &error) == LLMC_ERROR_STATE);
+    CHECK(strstr(error.message, "function peek reads state total, which function step sets"));
     llmc_session_cancel(session);
     llmc_session_cancel(NULL);
     llmc_session_close(session);
