@@ -7,7 +7,7 @@ Both are checked by transformers' own numbers for source and text at once, witho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,14 +20,13 @@ from llmc.compiler.frontends.implementations import choose
 from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
 from llmc.compiler.frontends.masks import ADDED
 from llmc.compiler.frontends.seq2seq_parts import SOURCE, EncodeHead, Part, Parts, StepHead
-from llmc.compiler.frontends.stepping import KEEP, KEPT, LOGITS, PAST, SEQ, STEP
+from llmc.compiler.frontends.stepping import KEEP, KEPT, LOGITS, MORE, PAST, SEQ, STEP, calls, want_same
 from llmc.compiler.frontends.torch_export import to_graph
 from llmc.compiler.graph import Graph
 from llmc.errors import LlmcError
 
 ENCODE, HIDDEN = "encode", "last_hidden_state"
 WAYS = (cross_attention.UNPADDED, ADDED, "sdpa", "eager")
-_MORE = (1, 3)  # tokens of the calls after the prompt
 _SOURCE = 13  # tokens of the source that functions are checked with
 
 
@@ -64,7 +63,7 @@ def _source(model: Any, parts: Parts) -> Any:
 
 def _text(model: Any, parts: Parts) -> Any:
     """A text i64 [1, n] as the decoder begins one."""
-    count = reference.SIZES[SEQ] + sum(_MORE)
+    count = reference.SIZES[SEQ] + sum(MORE)
     ids = torch.from_numpy(_drawn(model, Input(TEXT, (1, SEQ)), {SEQ: parts.bounds[SEQ]}, count))
     ids[0, 0] = parts.start
     return ids
@@ -76,18 +75,12 @@ def _drawn(model: Any, given: Input, bounds: Mapping[str, tuple[int, int]], coun
     return reference.sample(Inputs((given,), (), bounds), model.config, sizes)[given.name]
 
 
-def _calls(length: int) -> Iterator[slice]:
-    """A prompt, the next token, and several more."""
-    ends = [length - sum(_MORE[i:]) for i in range(len(_MORE) + 1)]
-    yield from (slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True) if 0 <= a < b)
-
-
 def _played(encode: EncodeHead, step: StepHead, source: Any, ids: Any) -> dict[str, Any]:
     """All logits of a text, call by call."""
     own, found = step.parts.nothing(), []
     with torch.no_grad():
         _, *cross = encode(source)
-        for part in _calls(ids.shape[1]):
+        for part in calls(ids.shape[1]):
             logits, *own = step(ids[:, part], torch.arange(part.stop - part.start), *own, *cross)
             found.append(logits.numpy())
     return {LOGITS: np.concatenate(found, 1)}
@@ -176,16 +169,4 @@ def _want_same(made: Mapping[str, Graph], source: Any, ids: Any, wanted: Mapping
 
     name = made[ENCODE].inputs[0].attributes["name"]
     _, states = step(made[ENCODE], {name: source.numpy()}, {})
-    found = []
-    for part in _calls(ids.shape[1]):
-        given = {TEXT: ids[:, part].numpy(), KEEP: np.arange(part.stop - part.start)}
-        outputs, states = step(made[STEP], given, states)
-        found.append(outputs[LOGITS])
-    _, away = reference.farthest({LOGITS: np.concatenate(found, 1)}, wanted, {})
-    if away > reference.TOLERANCE:
-        raise LlmcError(
-            "the imported graphs compute other logits, token by token, than transformers for source and text at once",
-            at=at,
-            found=f"off by {away:.2g} of the largest of {ids.shape[1]} tokens",
-            hint="this is a fault of llmc's import: please report it with config.json",
-        )
+    want_same(made[STEP], ids, wanted, at, states)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from llmc.errors import LlmcError, first_line
 STEP, KEEP, LOGITS = "step", "logits_to_keep", "logits"
 SEQ, PAST, KEPT = "seq", "past", "kept"
 WAYS = (step_attention.STEP, ADDED, "sdpa", "eager")
-_MORE = (1, 3)  # tokens of the calls after the prompt
+MORE = (1, 3)  # tokens of the calls after the prompt
 
 
 class StepHead(nn.Module):
@@ -103,7 +104,7 @@ def step_graph(model: Any, max_seq: int, at: str, whole: Callable[[Any], Any]) -
     forward.one_pass(model, max_seq)
     with long_tables.endless(model):
         graph = _traced(head, ids, max_seq)
-    _want_same(graph, ids, wanted, at)
+    want_same(graph, ids, wanted, at)
     return graph
 
 
@@ -139,14 +140,14 @@ def _held(model: Any) -> tuple[Held, ...]:
 
 def _tokens(model: Any, max_seq: int) -> Any:
     """A text i64 [1, n] that is longer than the narrowest window."""
-    count = min(reference.sizes_for(model.config, max_seq)["seq"] + sum(_MORE), max_seq)
+    count = min(reference.sizes_for(model.config, max_seq)["seq"] + sum(MORE), max_seq)
     given = Inputs((Input(TEXT, (1, SEQ)),), (), {SEQ: (1, max_seq)})
     return torch.from_numpy(reference.sample(given, model.config, {**reference.SIZES, SEQ: count})[TEXT])
 
 
-def _calls(length: int) -> Iterator[slice]:
+def calls(length: int) -> Iterator[slice]:
     """A prompt, the next token, and several more."""
-    ends = [length - sum(_MORE[i:]) for i in range(len(_MORE) + 1)]
+    ends = [length - sum(MORE[i:]) for i in range(len(MORE) + 1)]
     starts = [0, *ends[:-1]]
     yield from (slice(start, end) for start, end in zip(starts, ends, strict=True) if 0 <= start < end)
 
@@ -155,7 +156,7 @@ def _played(head: StepHead, ids: Any) -> dict[str, Any]:
     """All logits of a text, call by call."""
     held, found = head.nothing(), []
     with torch.no_grad(), exporters.scanned():
-        for part in _calls(ids.shape[1]):
+        for part in calls(ids.shape[1]):
             logits, *held = head(ids[:, part], torch.arange(part.stop - part.start), *held)
             found.append(logits.numpy())
     return {LOGITS: np.concatenate(found, 1)}
@@ -227,17 +228,27 @@ def _state(one: Held, node: Node) -> Node:
     return state_(one.name, node.dtype, shape, grows=one.grows)
 
 
-def _want_same(graph: Graph, ids: Any, wanted: Mapping[str, Any], at: str) -> None:
+def want_same(
+    graph: Graph,
+    ids: Any,
+    wanted: Mapping[str, Any],
+    at: str,
+    states: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Refuse a graph that computes something else than the model, call by call.
+
+    Args:
+        ids: tokens i64 [1, n].
+        wanted: the logits of all of them, as transformers computes them.
+        states: what is held before.
 
     Raises:
         LlmcError: it does.
     """
     from llmc.compiler.interpret import step
 
-    states: Mapping[str, Any] = {}
     found = []
-    for part in _calls(ids.shape[1]):
+    for part in calls(ids.shape[1]):
         given = {TEXT: ids[:, part].numpy(), KEEP: np.arange(part.stop - part.start)}
         outputs, states = step(graph, given, states)
         found.append(outputs[LOGITS])
