@@ -151,5 +151,7 @@ def test_functions_that_compute_something_else_are_refused() -> None:
     found = kept_graphs.imported(made("BartForConditionalGeneration", LEARNED))
     source, ids = torch.full((1, 3), 5), torch.from_numpy(text(2))
     wanted = {"logits": np.ones((1, sum(CALLS), 100), np.float32)}
-    with pytest.raises(LlmcError, match="computes other logits, token by token, than transformers for the whole text"):
+    with pytest.raises(
+        LlmcError, match="computes other logits, token by token, than transformers for the whole text"
+    ):
         seq2seq._want_same(found.functions, source, ids, wanted, "here")
