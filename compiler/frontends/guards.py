@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.frontends.inputs import Inputs
-from llmc.compiler.frontends.size_guards import ANY, Joint
+from llmc.compiler.frontends.joint import ANY, Joint
 
 MOST = 1 << 24  # values that are tried at the most
 Bounds = Mapping[str, tuple[int, int]]

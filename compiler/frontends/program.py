@@ -8,8 +8,8 @@ from typing import Any
 
 from llmc.compiler.frontends.folder import EMBEDDING, Summary
 from llmc.compiler.frontends.inputs import Inputs
+from llmc.compiler.frontends.joint import ANY, Joint
 from llmc.compiler.frontends.sentence import Sentence
-from llmc.compiler.frontends.size_guards import ANY, Joint
 from llmc.compiler.frontends.tasks import Task
 from llmc.errors import LlmcError, first_line
 

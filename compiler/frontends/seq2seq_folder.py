@@ -9,7 +9,6 @@ from llmc.compiler.frontends import forward, generation_config
 from llmc.compiler.frontends.folder import Summary
 from llmc.compiler.frontends.inputs import FEATURES, TARGET, TEXT, Input, inputs_of
 from llmc.compiler.frontends.program import asked
-from llmc.compiler.frontends.report import UnsupportedError
 from llmc.errors import LlmcError
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ def load(summary: Summary, model: Any, max_seq: int) -> tuple[Mapping[str, Graph
     """
     from llmc.compiler.frontends import seq2seq
     from llmc.compiler.frontends.implementations import EAGER, set_way
+    from llmc.compiler.frontends.report import UnsupportedError
     from llmc.compiler.frontends.seq2seq_parts import parts_of
 
     at = str(summary.root / "config.json")
@@ -63,6 +63,7 @@ def _source(model: Any, summary: Summary, max_seq: int) -> tuple[Input, dict[str
     """
     from dataclasses import replace
 
+    from llmc.compiler.frontends.report import UnsupportedError
     from llmc.compiler.frontends.seq2seq_parts import SOURCE
     from llmc.compiler.frontends.stepping import SEQ
 
@@ -88,6 +89,8 @@ def start_of(summary: Summary, model: Any) -> int:
     stated, at = generation_config.stated_by(summary.root, summary.config), str(summary.root)
     said = generation_config.Tokens(stated, summary.config, model.get_output_embeddings().weight.shape[0], at)
     if (start := said.start()) is None:
+        from llmc.compiler.frontends.report import UnsupportedError
+
         raise UnsupportedError("no decoder_start_token_id is given", "")
     return start
 

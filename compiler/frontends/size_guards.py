@@ -13,10 +13,11 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from llmc.compiler.frontends.joint import ANY, Joint
 from llmc.errors import LlmcError
 
 TRIED = 4096  # combinations of sizes, beside those of the ends
@@ -28,22 +29,6 @@ _FUNCTIONS: Mapping[str, Any] = {
     "math": math,
     "torch": SimpleNamespace(sym_max=max, sym_min=min, sym_not=lambda value: not value),
 }
-
-
-class Joint(NamedTuple):
-    """Sizes that are no more than `most` together, such as of tokens held and new ones."""
-
-    names: tuple[str, ...]
-    most: int
-
-    def allows(self, sizes: Mapping[str, Any]) -> Any:
-        """Whether sizes can occur, or the arrays of them where; those of which it says nothing can."""
-        if not sizes.keys() >= set(self.names):
-            return True
-        return sum(sizes[name] for name in self.names) <= self.most
-
-
-ANY = Joint((), 0)
 
 
 def want_held(

@@ -22,10 +22,10 @@ from llmc.compiler.frontends.caches import Held
 from llmc.compiler.frontends.heads import ROOT
 from llmc.compiler.frontends.implementations import choose
 from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
+from llmc.compiler.frontends.joint import Joint
 from llmc.compiler.frontends.long_tables import PLACES
 from llmc.compiler.frontends.masks import ADDED
 from llmc.compiler.frontends.report import UnsupportedError
-from llmc.compiler.frontends.size_guards import Joint
 from llmc.compiler.frontends.torch_export import to_graph
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import state_

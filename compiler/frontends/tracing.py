@@ -15,6 +15,7 @@ import torch
 from torch.export import ExportedProgram
 
 from llmc.compiler.frontends import exporters, packed, size_guards
+from llmc.compiler.frontends.joint import ANY, Joint
 from llmc.errors import LlmcError, first_line
 
 # Folders of files that are not the model's: torch's own, and these.
@@ -26,7 +27,7 @@ def trace(
     sample: tuple[Any, ...],
     axes: tuple[Any, ...],
     asserted: bool = False,
-    joint: size_guards.Joint = size_guards.ANY,
+    joint: Joint = ANY,
 ) -> ExportedProgram:
     """`torch.export` of a module.
 

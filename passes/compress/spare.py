@@ -36,6 +36,7 @@ class Spare(Pass):
     def run(self, graph: Graph) -> Graph:
         """Of a graph with states: one without keeps nothing, and is left as it is."""
         if not graph.states:
+            tell_weights(graph, (), lambda weight: "no state is kept")
             return graph
         wanted = sensitive(graph)
         made = Blockwise().made_of(product for product in products(graph) if product.node in wanted)

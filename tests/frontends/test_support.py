@@ -23,7 +23,7 @@ TOKENS = {"vocab_size": 100, "pad_token_id": 1}
 TWO = {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 48))}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "FSMTForConditionalGeneration": (  # asks whether anything is padded
-        "auto",
+        "language-modeling",
         {
             **{**TWO, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "d_model": 32},
             **{"src_vocab_size": 100, "tgt_vocab_size": 100, "langs": ["en", "de"], "use_cache": False},

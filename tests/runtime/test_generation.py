@@ -149,6 +149,7 @@ def test_logprobs(model):
     ],
 )
 def test_options_that_make_no_sense(model, options, told):
+    model.generate(PROMPT, max_new_tokens=1)
     refused(told, model.generate, PROMPT, **options)
     assert len(model._idle) == 1  # and the session is there for the next
 

@@ -100,7 +100,7 @@ def test_bound_of_a_length(session, build):
 
 
 def test_a_state_is_needed_first(session):
-    refused("no input given tells the size of batch", session.call, "peek")
+    refused("function peek reads state total, which function step sets", session.call, "peek")
     same(session.call("square", ids=IDS), {"squares": IDS**2})
 
 
