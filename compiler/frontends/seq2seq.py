@@ -20,9 +20,20 @@ from llmc.compiler.frontends.implementations import choose
 from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
 from llmc.compiler.frontends.masks import ADDED
 from llmc.compiler.frontends.seq2seq_parts import SOURCE, EncodeHead, Part, Parts, StepHead
-from llmc.compiler.frontends.stepping import KEEP, KEPT, LOGITS, MORE, PAST, SEQ, STEP, calls, want_same
+from llmc.compiler.frontends.stepping import (
+    KEEP,
+    KEPT,
+    LOGITS,
+    MORE,
+    PAST,
+    SEQ,
+    STEP,
+    calls,
+    want_same,
+    with_states,
+)
 from llmc.compiler.frontends.torch_export import to_graph
-from llmc.compiler.graph import Graph
+from llmc.compiler.graph import Graph, Node
 from llmc.errors import LlmcError
 
 ENCODE, HIDDEN = "encode", "last_hidden_state"
@@ -107,7 +118,8 @@ def _step(head: StepHead, ids: Any) -> Graph:
     inputs = [Input(TEXT, (1, SEQ)), Input(KEEP, (KEPT,), low=0, high=parts.bounds[SEQ][1] - 1)]
     inputs += [Input(part.name, part.shape) for part in held]
     graph = to_graph(program, inputs, (LOGITS, *_names(parts.own)), parts.bounds, ROOT)
-    return _with_states(graph, held, _names(parts.own))
+    made: dict[str, Callable[[Node], Node]] = {part.name: _state_of(part) for part in held}
+    return with_states(graph, made, _names(parts.own))
 
 
 def _names(parts: Sequence[Part]) -> list[str]:
@@ -145,18 +157,8 @@ def _has_grown(head: Any) -> bool:
     return True
 
 
-def _with_states(graph: Graph, held: Sequence[Part], grown: Sequence[str]) -> Graph:
-    """Inputs of the names of states -> states, and outputs of these names their next values."""
-    named = {part.name: part for part in held}
-    states = {n: named[name].state(n.dtype) for n in graph.inputs if (name := n.attributes["name"]) in named}
-    swapped = graph.replace(lambda node: states.get(node, node))
-    return replace(
-        swapped,
-        inputs=tuple(node for node in graph.inputs if node not in states),
-        outputs={LOGITS: swapped.outputs[LOGITS]},
-        states=tuple(states.values()),
-        updates={name: swapped.outputs[name] for name in grown},
-    )
+def _state_of(part: Part) -> Callable[[Node], Node]:
+    return lambda node: part.state(node.dtype)
 
 
 def _want_same(made: Mapping[str, Graph], source: Any, ids: Any, wanted: Mapping[str, Any], at: str) -> None:

@@ -7,8 +7,9 @@ checked as every import is: by transformers' own numbers for the whole text at o
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -177,7 +178,8 @@ def _traced(head: StepHead, ids: Any, max_seq: int) -> Graph:
     program = _program(head, Inputs(tuple(inputs), (), bounds), sample, axes)
     names = [one.name for one in head.held]
     graph = to_graph(program, inputs, (LOGITS, *names), bounds, ROOT, corners=_corners(bounds))
-    return _with_states(graph, head.held)
+    made = {one.name: partial(_state, one) for one in head.held}
+    return with_states(graph, made, made)
 
 
 def _corners(bounds: Mapping[str, tuple[int, int]]) -> list[dict[str, int]]:
@@ -207,19 +209,21 @@ def _with(one: Held, make: Callable[[tuple[int, ...]], Any], tokens: int) -> Any
     return make(tuple(tokens if n == 0 else n for n in one.shape))
 
 
-def _with_states(graph: Graph, held: Sequence[Held]) -> Graph:
-    """Inputs and outputs of the same name -> states and their next values."""
-    names = {one.name: one for one in held}
-    states = {
-        node: _state(names[name], node) for node in graph.inputs if (name := node.attributes["name"]) in names
-    }
+def with_states(graph: Graph, made: Mapping[str, Callable[[Node], Node]], updated: Iterable[str]) -> Graph:
+    """Inputs that are states by their names -> states, and outputs of these names their next values.
+
+    Args:
+        made: name -> the state that stands for an input.
+        updated: the names of those that have a next value.
+    """
+    states = {node: made[name](node) for node in graph.inputs if (name := node.attributes["name"]) in made}
     swapped = graph.replace(lambda node: states.get(node, node))
     return replace(
         swapped,
         inputs=tuple(node for node in graph.inputs if node not in states),
         outputs={LOGITS: swapped.outputs[LOGITS]},
         states=tuple(states.values()),
-        updates={name: swapped.outputs[name] for name in names},
+        updates={name: swapped.outputs[name] for name in updated},
     )
 
 

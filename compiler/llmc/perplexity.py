@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,11 @@ from llmc.dataset import read_rows
 from llmc.errors import LlmcError
 from llmc.runtime.prompts import encoder_of, generation_of
 from llmc.runtime.scoring import chosen, logprobs
+
+if TYPE_CHECKING:
+    from llmc.runtime.encoder import Encoder
+    from llmc.runtime.generation_entry import GenerationEntry
+    from llmc.runtime.model import Model
 
 Array = np.ndarray[Any, Any]
 Score = Callable[[Sequence[int], int], Array]
@@ -79,15 +84,7 @@ def perplexity(
     import llmc
 
     model = llmc.load(artifact, threads=threads)
-    entry, encoder = generation_of(model), encoder_of(model)
-    if entry.encoder is not None:
-        raise LlmcError(
-            "the model makes a text of another, so a text alone has no perplexity",
-            at=str(artifact),
-            hint="look at what it makes: llmc run ARTIFACT --prompt TEXT",
-        )
-    if encoder is None:
-        raise LlmcError("the artifact has no tokenizer", at=str(artifact))
+    entry, encoder = _asked(model, artifact)
     window, stride = _sizes(entry.max_length, window, stride)
     ids = encoder.ids(_text(Path(data), column))[:limit]
     if len(ids) < 2:
@@ -107,6 +104,24 @@ def perplexity(
         )
         found.broken.append(f"{told}, at most {100 * max_rise:g} % is allowed")
     return found
+
+
+def _asked(model: Model, artifact: str | Path) -> tuple[GenerationEntry, Encoder]:
+    """How a model that goes on with a text is run, and its tokenizer.
+
+    Raises:
+        LlmcError: it is no such model, or has none.
+    """
+    entry, encoder = generation_of(model), encoder_of(model)
+    if entry.encoder is not None:
+        raise LlmcError(
+            "the model makes a text of another, so a text alone has no perplexity",
+            at=str(artifact),
+            hint="look at what it makes: llmc run ARTIFACT --prompt TEXT",
+        )
+    if encoder is None:
+        raise LlmcError("the artifact has no tokenizer", at=str(artifact))
+    return entry, encoder
 
 
 def _sizes(longest: int, window: int | None, stride: int | None) -> tuple[int, int]:
