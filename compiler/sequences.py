@@ -23,17 +23,19 @@ Sizes = dict[str, int]
 Tried = tuple[int, tuple[int, ...]]  # size of the dim `batch`, and of the first other dim at each call
 
 BATCH = 3
-SESSIONS: tuple[Tried, ...] = (
+_SESSIONS: tuple[Tried, ...] = (
     (1, (5, 1, 3)),
     (BATCH, (17, 1, 2)),
     (BATCH, (65, 1, 17)),
 )  # where there are states
+_LONG: tuple[Tried, ...] = ((1, (5, 1, 3)), (BATCH, (17, 1)), (1, (65,)))  # and each call takes seconds
 READ = 4  # rows of a state that a function reads and leaves as it is
 _SMALL: tuple[Tried, ...] = ((1, (9,)), (BATCH, (1,)), (BATCH, (17,)))
 _ANY = (2, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512)
 _LARGER = (33, 65, 129, 257, 513, 1025)
 _USUAL = 65  # a size to try as long as it is no trouble; larger ones have to be quick
 _TROUBLE = 10**11  # operations of the interpreter: some seconds
+_SLOW = 2 * 10**10  # likewise: a second or two
 _QUICK = 3 * 10**8  # likewise: some hundredths
 
 
@@ -83,13 +85,20 @@ def _add(graph: Graph, shapes: Iterable[Tried], found: list[list[Sizes]]) -> Non
 def tried(graph: Graph) -> tuple[Tried, ...]:
     """What to try a function with: small sizes, 65 if that is no trouble, and the largest that is quick."""
     if graph.states:
-        return SESSIONS
+        return with_states([graph])
     if not _others(graph):
         return *_SMALL, *_largest(graph, [(n, (n,)) for n in _LARGER], _QUICK)
     shapes = [(BATCH, (n,)) for n in _LARGER]
     usual = _largest(graph, [shape for shape in shapes if shape[1] <= (_USUAL,)], _TROUBLE)
     quick = _largest(graph, shapes, _QUICK)
     return *_SMALL, *usual, *(shape for shape in quick if shape > max(usual))
+
+
+def with_states(graphs: Sequence[Graph]) -> tuple[Tried, ...]:
+    """What to try functions with that share sessions: fewer and shorter calls where the largest takes seconds."""
+    largest = ({name: _wanted(graph, name, BATCH, _USUAL) for name in graph.dims} for graph in graphs)
+    slow = sum(work(graph, sizes) for graph, sizes in zip(graphs, largest, strict=True)) > _SLOW
+    return _LONG if slow else _SESSIONS
 
 
 def _others(graph: Graph) -> list[str]:

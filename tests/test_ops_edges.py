@@ -13,7 +13,7 @@ from op_values import Array, Random, apply
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
-from llmc.compiler.ops import OPS, constant, input_, make
+from llmc.compiler.ops import OPS, constant, input_, linear, make
 from llmc.compiler.ops.linear import ACTIVATIONS
 from llmc.compiler.ops.quantise import fma32
 
@@ -44,6 +44,15 @@ def test_inexact_references_are_rounded_once():
     np.testing.assert_array_equal(apply("erf", x), torch.erf(exact).float().numpy())
     np.testing.assert_allclose(apply("gelu", x), F.gelu(exact).float().numpy(), rtol=1e-6, atol=1e-9)
     np.testing.assert_array_equal(apply("exp", x), np.exp(x.astype(np.float64)).astype(np.float32))
+
+
+def test_a_large_weight_is_multiplied_in_parts(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 3, 7)).astype(np.float32), rng.standard_normal((11, 7)).astype(np.float32)
+    whole = apply("linear", x, w)
+    monkeypatch.setattr(linear, "_LARGE", 10)
+    monkeypatch.setattr(linear, "_BLOCK", 21)
+    np.testing.assert_allclose(apply("linear", x, w), whole, rtol=1e-6)
 
 
 @pytest.mark.parametrize("op", ["gelu", "silu"])

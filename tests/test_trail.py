@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stateful_graphs import causal
+
+from llmc.compiler import sequences
 from llmc.compiler.culprit import Breach
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Weight
@@ -220,3 +223,14 @@ def test_sizes_that_do_not_fit_each_other_are_left_out() -> None:
     assert {"wide": 17, "narrow": 17} in found
     assert all(sizes["narrow"] <= sizes["wide"] for sizes in found)
     assert len([play(graph, session) for session in samples(graph)]) == len(found)
+
+
+def test_a_large_model_with_states_is_tried_with_fewer_rows(monkeypatch: pytest.MonkeyPatch):
+    graph = causal()
+    usual = [sizes for session in sessions(graph) for sizes in session]
+    monkeypatch.setattr(sequences, "_SLOW", 1)
+    fewer = [sizes for session in sessions(graph) for sizes in session]
+    assert len(fewer) < len(usual)
+    assert max(s["seq"] for s in fewer) == max(s["seq"] for s in usual)
+        s["seq"] for s in usual
+    )

@@ -20,7 +20,7 @@ from llmc.compiler.module import Module
 from llmc.compiler.ops import input_
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.samples import draw, samples, without_empty
-from llmc.compiler.sequences import SESSIONS, calls
+from llmc.compiler.sequences import calls, with_states
 from llmc.compiler.trail import rounds
 from llmc.errors import LlmcError
 from llmc.passes.rows.ragged import blanked
@@ -97,7 +97,7 @@ def _given(module: Module) -> list[Given]:
         for name, graph in alone.items()
         for session in samples(graph)
     ]
-    for batch, others in SESSIONS if kept.functions else ():
+    for batch, others in with_states([*kept.functions.values()]) if kept.functions else ():
         order = calls(kept, batch, others)
         found.append([(name, _drawn(kept, name, sizes, turn)) for turn, (name, sizes) in enumerate(order)])
     return found

@@ -46,8 +46,25 @@ TABLES = frozenset({"f32", "f16", "u8"})  # u8: packed rows (rows.py)
 EXTRAS = frozenset({"bias", "residual"})  # epilogue steps that read an extra input
 
 
+_LARGE = (
+    1 << 20
+)  # numbers: larger weights are widened bit by bit, or the head of a language model takes a gigabyte
+_BLOCK = 1 << 17  # numbers that a cache holds in float64
+
+
+def _product64(x: Array, w: Array) -> Array:
+    """x `[..., k]` times w `[n, k]` transposed, in float64."""
+    if w.size <= _LARGE:
+        return np.asarray(x.astype(np.float64) @ w.astype(np.float64).T)
+    wide, rows = x.astype(np.float64), max(1, _BLOCK // w.shape[1])
+    result = np.empty((*x.shape[:-1], len(w)))
+    for first in range(0, len(w), rows):
+        result[..., first : first + rows] = wide @ w[first : first + rows].astype(np.float64).T
+    return result
+
+
 def _linear_reference(x: Array, w: Array, *extras: Array, epilogue: tuple[str, ...]) -> Array:
-    result = x.astype(np.float64) @ w.astype(np.float64).T
+    result = _product64(x, w)
     pending = iter(extras)
     for step in epilogue:
         result = result + next(pending) if step in EXTRAS else ACTIVATIONS[step](result)

@@ -83,6 +83,8 @@ def _bitmask(mask: TensorType, values: TensorType, columns: Any) -> TensorType:
 
 def _blockwise_reference(levels: Array, scales: Array, columns: int, bits: int, block: int) -> Array:
     whole = unpack_indices(levels, columns, bits).astype(np.float32) - np.float32(1 << (bits - 1))
+    if block >= columns:  # one scale for each row
+        return np.asarray(whole * scales.astype(np.float32))
     each = np.repeat(scales.astype(np.float32), block, axis=-1)[..., :columns]
     return np.asarray(whole * each)
 
