@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from stateful_graphs import causal
 
 from llmc.compiler import sequences
@@ -232,5 +231,3 @@ def test_a_large_model_with_states_is_tried_with_fewer_rows(monkeypatch: pytest.
     fewer = [sizes for session in sessions(graph) for sizes in session]
     assert len(fewer) < len(usual)
     assert max(s["seq"] for s in fewer) == max(s["seq"] for s in usual)
-        s["seq"] for s in usual
-    )
