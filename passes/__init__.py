@@ -18,6 +18,7 @@ from llmc.passes.compress.unpack import Unpack
 from llmc.passes.fuse import Fuse
 from llmc.passes.fuse.cells import ExpandCells
 from llmc.passes.fuse.qkv import Qkv
+from llmc.passes.layout.channels_last import ChannelsLast
 from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.quantise.int8_attention import Qattention
 from llmc.passes.quantise.split import Split
@@ -40,6 +41,7 @@ _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (
     Narrow,
     Unpack,
     ExpandCells,
+    ChannelsLast,
 )
 _COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share, Blockwise, Spare)
 _QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse, Qattention, Split)

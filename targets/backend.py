@@ -52,6 +52,7 @@ class Backend(ABC):
       may be one of these ops.
     - `halves`: whether products with half-precision weights round their other operand to half too.
     - `ragged`: whether it has kernels for rows of tokens without padding (passes/rows/ragged.py).
+    - `channels_last`: whether it likes images with the channels of a pixel side by side (passes/layout).
     - `decodes`: ops of stored weights (compiler/ops/storage.py) that its products read as they are; `unpack`
       makes plain weights of the others.
     - `device`: the `llmc_device` (runtime/c) that launches its kernels by number, in memory of its own; empty where
@@ -67,6 +68,7 @@ class Backend(ABC):
     integer_attention: ClassVar[bool] = False
     halves: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
+    channels_last: ClassVar[bool] = False
     device: ClassVar[str] = ""
     emitter: ClassVar[str] = "cpu"
     runtime_sources: ClassVar[Sequence[str | Path]] = ()

@@ -21,6 +21,7 @@ from llmc.done import Asked
 from llmc.options import MATMUL, Order
 from llmc.passes import PASSES
 from llmc.passes.append import append_steps
+from llmc.passes.layout.channels_last import channels_last_steps
 from llmc.passes.rows.ragged import ragged_steps
 from llmc.report import Stages
 from llmc.runtime.selftest import Case
@@ -148,6 +149,8 @@ def _function(
         for place in PLACES:
             road.add(order.placed.at(place))
             road.add(Pipeline.parse(needed.get(place, ""), PASSES))
+            if place == "fuse" and order.backend.channels_last and order.level > 1 and not order.only:
+                road.add(channels_last_steps(road.graph))
             if place == "compress":
                 road.pack(_packing(road, order))
             if place == "quantise":

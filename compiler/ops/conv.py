@@ -1,9 +1,12 @@
-"""Convolution and pooling over images `[batch, channels, height, width]`. References compute in float64."""
+"""Convolution and pooling over images `[batch, channels, height, width]`, or `[batch, height, width, channels]`.
+
+The second, with `channels_last`, is how CPUs like them: what a pixel holds lies side by side. Weights are
+`[out, in, height, width]` in both. References compute in float64.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,19 +16,47 @@ from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import REQUIRED, op
 from llmc.compiler.ops.linear import ACTIVATIONS, EXTRAS
 from llmc.compiler.ops.reduction import F32
-from llmc.compiler.ops.rules import Array, want_dtype, want_int, want_rank, want_shape
+from llmc.compiler.ops.rules import Array, want_dtype, want_flags, want_int, want_rank, want_shape
 from llmc.compiler.ops.traits import AtMost
 from llmc.errors import LlmcError
 
-STEPS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
-    {**ACTIVATIONS, "relu6": lambda x: np.minimum(np.maximum(x, 0.0), 6.0)}
-)
 NO_PADDING = (0, 0, 0, 0)
+TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # perms of images
 
 
 def out_size(size: Dim, kernel: int, stride: int, pads: int, dilation: int) -> Dim:
     """How many windows of `kernel` taps, `dilation` apart, fit every `stride` elements."""
     return dim(floor_div(dim(size + pads - dilation * (kernel - 1) - 1), stride) + 1)
+
+
+def image_axes(channels_last: bool) -> tuple[int, int]:
+    """Height and width."""
+    return (1, 2) if channels_last else (2, 3)
+
+
+def _channels_first(x: TensorType, channels_last: bool) -> TensorType:
+    return TensorType(x.dtype, tuple(x.shape[i] for i in TO_FIRST)) if channels_last and x.rank == 4 else x
+
+
+def _placed(x: TensorType, channels_last: bool) -> TensorType:
+    """The type of a result computed with channels first."""
+    return TensorType(x.dtype, tuple(x.shape[i] for i in TO_LAST)) if channels_last else x
+
+
+def _either(reference: Callable[..., Array]) -> Callable[..., Array]:
+    """A reference for channels first, for both orders; images come first, a residual is one too."""
+
+    def run(x: Array, *others: Array, channels_last: bool = False, **attributes: Any) -> Array:
+        if not channels_last:
+            return reference(x, *others, **attributes)
+        turned = [
+            o.transpose(TO_FIRST) if at and o.ndim == 4 else o for at, o in enumerate(others)
+        ]  # the first is the weight
+        return np.ascontiguousarray(
+            reference(x.transpose(TO_FIRST), *turned, **attributes).transpose(TO_LAST)
+        )
+
+    return run
 
 
 def _windows(
@@ -72,13 +103,13 @@ def _conv2d_reference(
             extra = next(pending)
             total = total + (extra[:, None, None] if step == "bias" else extra)
         else:
-            total = STEPS[step](total)
+            total = ACTIVATIONS[step](total)
     return np.asarray(total).astype(np.float32)
 
 
-def _fitting(x: TensorType, kernel: Any, padding: Any, dilation: Any) -> Iterator[AtMost]:
+def _fitting(x: TensorType, kernel: Any, padding: Any, dilation: Any, last: bool) -> Iterator[AtMost]:
     """A window lies within the padded image."""
-    for at, axis in enumerate((2, 3)):
+    for at, axis in enumerate(image_axes(last)):
         extent = dilation[at] * (kernel[at] - 1) + 1
         room = dim(x.shape[axis] + padding[at] + padding[at + 2])
         yield AtMost(extent, room, "its window", f"the padded size of axis {axis}")
@@ -90,20 +121,22 @@ def _conv2d_constraints(
     *extras: TensorType,
     padding: Any,
     dilation: Any,
+    channels_last: bool,
     **others: Any,
 ) -> Iterator[AtMost]:
-    return _fitting(x, w.shape[2:], padding, dilation)
+    return _fitting(x, w.shape[2:], padding, dilation, channels_last)
 
 
 @op(
     "conv2d",
-    _conv2d_reference,
+    _either(_conv2d_reference),
     traits={"accuracy": "close", "constraints": _conv2d_constraints},
     stride=(1, 1),
     padding=NO_PADDING,
     dilation=(1, 1),
     groups=1,
     epilogue=(),
+    channels_last=False,
 )
 def _conv2d(
     x: TensorType,
@@ -114,7 +147,10 @@ def _conv2d(
     dilation: Any,
     groups: Any,
     epilogue: Any,
+    channels_last: Any,
 ) -> TensorType:
+    want_flags(channels_last=channels_last)
+    x = _channels_first(x, channels_last)
     for what, value in (("x", x), ("the weight", w)):
         want_dtype(value, F32, what)
         want_rank(value, 4, what=what)
@@ -125,23 +161,25 @@ def _conv2d(
     want_shape(x, (x.shape[0], per_group * groups, *x.shape[2:]), "x")
     if o % groups:
         raise LlmcError(f"{o} output channels are not a multiple of {groups} groups")
-    result = _result(x, o, (kh, kw), stride, padding, dilation)
-    _check_epilogue(result, extras, epilogue)
+    result = _placed(_result(x, o, (kh, kw), stride, padding, dilation), channels_last)
+    _check_epilogue(result, o, extras, epilogue)
     return result
 
 
-def _check_epilogue(result: TensorType, extras: tuple[TensorType, ...], epilogue: Any) -> None:
+def _check_epilogue(result: TensorType, o: Dim, extras: tuple[TensorType, ...], epilogue: Any) -> None:
     if not isinstance(epilogue, tuple):
         raise LlmcError(f"epilogue is {epilogue!r}, not a tuple")
     for step in epilogue:
-        if step not in EXTRAS and step not in STEPS:
-            raise LlmcError(f"no epilogue step {step!r}", hint=f"use {', '.join([*sorted(EXTRAS), *STEPS])}")
+        if step not in EXTRAS and step not in ACTIVATIONS:
+            raise LlmcError(
+                f"no epilogue step {step!r}", hint=f"use {', '.join([*sorted(EXTRAS), *ACTIVATIONS])}"
+            )
     reading = [step for step in epilogue if step in EXTRAS]
     if len(reading) != len(extras):
         raise LlmcError(f"the epilogue {epilogue} reads {len(reading)} extra inputs, given are {len(extras)}")
     for step, extra in zip(reading, extras, strict=True):
         want_dtype(extra, F32, step)
-        want_shape(extra, result.shape[1:2] if step == "bias" else result.shape, step)
+        want_shape(extra, (o,) if step == "bias" else result.shape, step)
 
 
 def _result(
@@ -171,9 +209,9 @@ def _result(
 
 
 def _pool_constraints(
-    x: TensorType, kernel: Any, stride: Any, padding: Any, dilation: Any = (1, 1)
+    x: TensorType, kernel: Any, stride: Any, padding: Any, channels_last: bool, dilation: Any = (1, 1)
 ) -> Iterator[AtMost]:
-    return _fitting(x, kernel, padding, dilation)
+    return _fitting(x, kernel, padding, dilation, channels_last)
 
 
 def _max_pool_reference(x: Array, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Array:
@@ -184,17 +222,28 @@ def _max_pool_reference(x: Array, kernel: Any, stride: Any, padding: Any, dilati
 
 @op(
     "max_pool2d",
-    _max_pool_reference,
+    _either(_max_pool_reference),
     traits={"constraints": _pool_constraints},
     kernel=REQUIRED,
     stride=REQUIRED,
     padding=NO_PADDING,
     dilation=(1, 1),
+    channels_last=False,
 )
-def _max_pool2d(x: TensorType, kernel: Any, stride: Any, padding: Any, dilation: Any) -> TensorType:
+def _max_pool2d(
+    x: TensorType, kernel: Any, stride: Any, padding: Any, dilation: Any, channels_last: Any
+) -> TensorType:
+    return _pooled(x, kernel, stride, padding, dilation, channels_last)
+
+
+def _pooled(
+    x: TensorType, kernel: Any, stride: Any, padding: Any, dilation: Any, channels_last: Any
+) -> TensorType:
     want_dtype(x, F32)
     want_rank(x, 4)
-    return _result(x, x.shape[1], kernel, stride, padding, dilation)
+    want_flags(channels_last=channels_last)
+    x = _channels_first(x, channels_last)
+    return _placed(_result(x, x.shape[1], kernel, stride, padding, dilation), channels_last)
 
 
 def _avg_pool_reference(x: Array, kernel: Any, stride: Any, padding: Any) -> Array:
@@ -204,13 +253,12 @@ def _avg_pool_reference(x: Array, kernel: Any, stride: Any, padding: Any) -> Arr
 
 @op(
     "avg_pool2d",
-    _avg_pool_reference,
+    _either(_avg_pool_reference),
     traits={"accuracy": "close", "constraints": _pool_constraints},
     kernel=REQUIRED,
     stride=REQUIRED,
     padding=NO_PADDING,
+    channels_last=False,
 )
-def _avg_pool2d(x: TensorType, kernel: Any, stride: Any, padding: Any) -> TensorType:
-    want_dtype(x, F32)
-    want_rank(x, 4)
-    return _result(x, x.shape[1], kernel, stride, padding, (1, 1))
+def _avg_pool2d(x: TensorType, kernel: Any, stride: Any, padding: Any, channels_last: Any) -> TensorType:
+    return _pooled(x, kernel, stride, padding, (1, 1), channels_last)

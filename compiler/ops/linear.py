@@ -37,6 +37,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
         "gelu_tanh": gelu_tanh64,
         "gelu_poly": gelu_poly64,
         "relu": relu,
+        "relu6": lambda x: np.minimum(np.maximum(x, 0.0), 6.0),
         "tanh": np.tanh,
         "silu": silu64,
         "sigmoid": sigmoid64,

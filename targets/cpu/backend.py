@@ -29,6 +29,7 @@ class CpuBackend(Backend):
     quantisations = frozenset({"int8", "int8-static", "fp16", "w8", "w4"})
     integer_attention = True
     ragged = True
+    channels_last = True
 
     @property
     def decodes(self) -> frozenset[str]:

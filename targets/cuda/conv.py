@@ -15,10 +15,11 @@ from tvm import tirx
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import Dim, product
 from llmc.compiler.graph import Node
+from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import flat
 from llmc.targets.tir.emit import Buffer, Expr, f32, fma, i64
-from llmc.targets.tir.math import ACTIVATIONS, clamp
+from llmc.targets.tir.math import ACTIVATIONS
 from llmc.targets.tir.scalar_ops import maximum
 
 CHANNELS = 8  # of a thread
@@ -35,10 +36,6 @@ _SIZES = (
     "columns",
     "size",
 )
-_STEPS: Mapping[str, Callable[..., Expr]] = {
-    **ACTIVATIONS,
-    "relu6": lambda k, x: k.let(clamp(x, 0.0, 6.0)),
-}
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class _Conv:
     def emit(self, k: GridEmitter) -> None:
         """The whole kernel."""
         x, w = k.pointer("x", "f32"), k.pointer("w", "f32")
-        extras = [k.pointer("extra", "f32") for step in self.epilogue if step not in _STEPS]
+        extras = [k.pointer("extra", "f32") for step in self.epilogue if step not in ACTIVATIONS]
         out, s = k.pointer("out", "f32"), {name: k.scalar(name) for name in _SIZES}
         with k.each(s["size"]) as item:
             grid = [i64(1), s["groups"], s["panels"], s["rows"], s["columns"]]
@@ -112,8 +109,8 @@ class _Conv:
     ) -> Expr:
         pending = iter(extras)
         for step in self.epilogue:
-            if step in _STEPS:
-                value = _STEPS[step](k, value)
+            if step in ACTIVATIONS:
+                value = ACTIVATIONS[step](k, value)
             else:
                 value = k.let(value + k.load(next(pending), channel if step == "bias" else at))
         return value
@@ -137,8 +134,14 @@ class _Sums:
         return self.k.let(self.k.get(self.held, channel))
 
 
+def _want_first(node: Node) -> None:
+    if node.attributes["channels_last"]:
+        raise LlmcError(f"{node.op}: no kernel for channels last", hint="leave out the pass channels-last")
+
+
 def conv2d(node: Node) -> Call:
     """A thread computes up to `CHANNELS` neighbouring channels of one group."""
+    _want_first(node)
     a, (o, per_group, *kernel) = node.attributes, (int(d) for d in node.inputs[1].shape)
     outputs = o // a["groups"]
     window, tile = _Window((kernel[0], kernel[1]), a["stride"], a["dilation"]), min(CHANNELS, outputs)
@@ -151,6 +154,7 @@ def conv2d(node: Node) -> Call:
 
 def pool2d(node: Node) -> Call:
     """max_pool2d and avg_pool2d"""
+    _want_first(node)
     a, highest = node.attributes, node.op == "max_pool2d"
     window = _Window(a["kernel"], a["stride"], a.get("dilation", (1, 1)))
 

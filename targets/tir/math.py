@@ -226,11 +226,16 @@ def to_level(k: Emitter, x: Expr, inverse: Expr, limit: float = 127.0) -> Expr:
     return k.let(tirx.Cast(vector("int32", lanes), rounded))
 
 
+def relu6(k: Emitter, x: Expr) -> Expr:
+    return k.let(clamp(x, 0.0, 6.0))
+
+
 ACTIVATIONS = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "gelu_poly": gelu_poly,
     "relu": relu,
+    "relu6": relu6,
     "tanh": tanh,
     "silu": silu,
     "sigmoid": sigmoid,

@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, fma, splat
-from llmc.targets.tir.math import ACTIVATIONS, clamp
+from llmc.targets.tir.math import ACTIVATIONS
 
 CHANNELS = 6  # of a register tile
-
-
-def _relu6(k: Emitter, x: Expr) -> Expr:
-    return k.let(clamp(x, 0.0, 6.0))
-
-
-STEPS: Mapping[str, Callable[[Emitter, Expr], Expr]] = {**ACTIVATIONS, "relu6": _relu6}
 
 
 def multiply(e: Emitter, acc: Buffer, w: Buffer, first: Expr, tile: int, values: list[Expr]) -> None:
@@ -55,7 +48,7 @@ def finish(
                             value + e.load(next(pending["residual"]), line + v * LANES, LANES, mask)
                         )
                     else:
-                        value = STEPS[step](e, value)
+                        value = ACTIVATIONS[step](e, value)
                 e.store(target, line + v * LANES, value, mask)
 
 

@@ -19,7 +19,9 @@ from llmc.compiler.calls import Call, Kernel, Operand, Packed
 from llmc.compiler.dims import Dim, ceil_div, dim, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
+from llmc.targets.cpu.conv.by_channel import lower_depthwise, lower_pool_last
 from llmc.targets.cpu.conv.channel_tile import CHANNELS
+from llmc.targets.cpu.conv.patches import lower_patches
 from llmc.targets.cpu.conv.pointwise import PIXELS, VECTORS, emit_flat
 from llmc.targets.cpu.conv.window import SIZES, Window, emit_window
 from llmc.targets.tir.emit import LANES
@@ -41,6 +43,8 @@ def lower_conv2d(node: Node) -> Call:
     x, w, *extras = node.inputs
     if w.op != "constant":
         raise LlmcError("conv2d: the weight is computed at run time")
+    if a["channels_last"]:
+        return _lower_last(node)
     o, per_group, kh, kw = (int(d) for d in w.shape)
     groups = a["groups"]
     flat = (kh, kw) == a["stride"] == (1, 1) and groups == 1 and not any(a["padding"])
@@ -72,9 +76,23 @@ def lower_conv2d(node: Node) -> Call:
     return _call(node, key, operands, scalars, x.shape[0] * groups, (cost, flops, moved))
 
 
+def _lower_last(node: Node) -> Call:
+    groups, (o, per_group) = node.attributes["groups"], node.inputs[1].shape[:2]
+    if groups == 1:
+        return lower_patches(node)
+    if groups == o and per_group == 1:
+        return lower_depthwise(node)
+    raise LlmcError(
+        f"conv2d: no kernel for {groups} groups of channels that lie last",
+        hint="the pass channels-last leaves such as they are",
+    )
+
+
 def lower_pool(node: Node) -> Call:
     """Items are (image, channel, output row, part of it)."""
     a = node.attributes
+    if a["channels_last"]:
+        return lower_pool_last(node)
     (x,) = node.inputs
     window = (a["kernel"], a["stride"], a.get("dilation", (1, 1)))
     channels = x.shape[1]

@@ -12,7 +12,7 @@ where it stopped, so that neither blocks, tiles nor threads change a bit of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import sympy
 from tvm import tirx
 
-from llmc.compiler.calls import Call, Kernel, Packed, Panels
+from llmc.compiler.calls import Call, Kernel, Operand, Packed, Panels
 from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import DTYPES, Node, Weight
 from llmc.errors import LlmcError
@@ -59,18 +59,8 @@ def lower_linear(node: Node, schedule: Schedule | None = None) -> Call:
     width = schedule.width
     weight: Weight = w.attributes["value"]
     pack = partial(pack_panels, width=width)
-    operands: list[Any] = [x, Packed(weight, f"panels{width}", pack, Panels(width, k))]
-    pending = iter(extras)
-    for step in epilogue:
-        if step == "bias":
-            bias = next(pending)
-            if bias.op != "constant":
-                raise LlmcError("linear: the bias is computed at run time")
-            operands.append(
-                Packed(bias.attributes["value"], f"pad{width}", partial(pad_columns, width=width))
-            )
-        elif step == "residual":
-            operands.append(next(pending))
+    packed = Packed(weight, f"panels{width}", pack, Panels(width, k))
+    operands: list[Any] = [x, packed, *extra_operands(node, extras, width)]
     rows = product(x.shape[:-1])
     kernel = Kernel(
         "linear",
@@ -91,6 +81,21 @@ def lower_linear(node: Node, schedule: Schedule | None = None) -> Call:
         4 * rows * (k + n) + n * k * DTYPES[w.dtype].itemsize,
         node.source,
     )
+
+
+def extra_operands(node: Node, extras: Sequence[Node], width: int) -> list[Operand]:
+    """What the epilogue of `node` reads, a bias as long as whole panels of `width`."""
+    pending, operands = iter(extras), list[Operand]()
+    for step in node.attributes["epilogue"]:
+        if step == "bias":
+            bias = next(pending)
+            if bias.op != "constant":
+                raise LlmcError(f"{node.op}: the bias is computed at run time")
+            pad = partial(pad_columns, width=width)
+            operands.append(Packed(bias.attributes["value"], f"pad{width}", pad))
+        elif step == "residual":
+            operands.append(next(pending))
+    return operands
 
 
 def product_shape(node: Node) -> ProductShape:
@@ -130,7 +135,7 @@ def emit_linear(
     cut, panels = schedule.cut(k), -(-n // width)
     group = cut.group
     store = partial(finish, e, n=n, width=width, epilogue=epilogue, extras=extras, out=out)
-    body = _Panel(e, cpu, x, w, cut, schedule, sums, store)
+    body = Panel(e, cpu, x, w, cut, schedule, sums, store)
     blocks = e.let(div(m + (each - 1), each))
     with e.loop(e.begin, e.end, "item") as item:
         number = e.let(div(item, panels * group))
@@ -145,7 +150,7 @@ def emit_linear(
     return e.function()
 
 
-class _Panel:
+class Panel:
     """Writes the products of rows with one panel.
 
     `finish(acc, row, column, rows, vectors)` stores a tile whose sums are complete.

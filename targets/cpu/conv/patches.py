@@ -1,0 +1,250 @@
+"""Convolution with channels last: what lies under each window becomes a row, and rows are multiplied as everywhere.
+
+An item copies the patches of a block of pixels into scratch, `[pixels, row, column, channel]`, padding as zeros, and
+multiplies them by one panel of the weight; items of one block that follow each other share the copy. With 64 output
+channels the copy costs a twentieth of the product. Sums run over (row, column, channel) of the window in order, one
+fma each, so that neither blocks nor threads change a bit of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import sympy
+from tvm import tirx
+
+from llmc.compiler.calls import Call, Kernel, Operand, Packed
+from llmc.compiler.dims import Dim, ceil_div, product
+from llmc.compiler.graph import Node
+from llmc.targets.cpu.products.blocking import GROUP_BYTES, Schedule, panel_width
+from llmc.targets.cpu.products.linear import Panel, extra_operands
+from llmc.targets.cpu.storage.packing import pack_panels
+from llmc.targets.target import Cpu
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, splat
+from llmc.targets.tir.epilogue import finish
+
+_ROWS = (24, 144)  # of an item, least and most
+_STEP = 4  # rows in scratch are a multiple of so many elements long: steps of k that are written out
+_UNROLLED = 8  # vectors of a copy that are written out
+_SIZES = ("pixels", "height", "width", "top", "left", "rows", "columns")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What lies under a window, in stretches of memory that are one where columns are not dilated."""
+
+    channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def length(self) -> int:
+        return self.channels * self.kernel[0] * self.kernel[1]
+
+    @property
+    def pitch(self) -> int:
+        """Elements from one patch to the next in scratch."""
+        return -(-self.length // _STEP) * _STEP
+
+    @property
+    def taps(self) -> int:
+        """Columns of a stretch."""
+        return self.kernel[1] if self.dilation[1] == 1 else 1
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How the product is cut, and what of it lies in scratch: sums that wait, then patches."""
+
+    patch: Patch
+    outputs: int
+    schedule: Schedule
+
+    @property
+    def panels(self) -> int:
+        return -(-self.outputs // self.schedule.width)
+
+    @property
+    def first(self) -> int:
+        """The number of the first patch in scratch."""
+        return -(-self.schedule.rows * self.schedule.width // self.patch.pitch)
+
+    @property
+    def scratch(self) -> int:
+        """Bytes. The last vector of a copy may reach beyond its patch."""
+        return 4 * ((self.first + self.schedule.rows) * self.patch.pitch + LANES)
+
+
+def pack_patches(array: np.ndarray[Any, Any], width: int, pitch: int) -> np.ndarray[Any, Any]:
+    """f32 `[o, c, kh, kw]` -> panels of `[o, kh * kw * c]`, each row padded with zeros to `pitch`."""
+    rows = array.transpose(0, 2, 3, 1).reshape(len(array), -1)
+    return pack_panels(np.pad(rows, ((0, 0), (0, pitch - rows.shape[1]))), width)
+
+
+def lower_patches(node: Node) -> Call:
+    """Items are (block of pixels, panel of output channels)."""
+    a = node.attributes
+    x, w, *extras = node.inputs
+    outputs, channels, kh, kw = (int(d) for d in w.shape)
+    patch = Patch(channels, (kh, kw), a["stride"], a["dilation"])
+    cut = _Cut(patch, outputs, Schedule(panel_width(outputs), _rows(patch, node.shape[1:3])))
+    width = cut.schedule.width
+    pack = partial(pack_patches, width=width, pitch=patch.pitch)
+    operands: tuple[Operand, ...] = (
+        x,
+        Packed(w.attributes["value"], f"patches{width}x{patch.pitch}", pack),
+        *extra_operands(node, extras, width),
+    )
+    pixels = product(node.shape[:3])
+    kernel = Kernel(
+        "patches",
+        (cut, a["epilogue"]),
+        ("f32",) * (len(operands) + 1),
+        len(_SIZES),
+        partial(emit_patches, cut=cut, epilogue=a["epilogue"]),
+        cut.scratch,
+    )
+    rows = sympy.Min(pixels, cut.schedule.rows)
+    return Call(
+        kernel,
+        (*operands, node),
+        (pixels, *x.shape[1:3], *a["padding"][:2], *node.shape[1:3]),
+        cut.panels * ceil_div(pixels, cut.schedule.rows),
+        patch.pitch * (width // LANES) * rows,
+        2 * product(node.shape) * patch.length,
+        4 * (product(x.shape) + product(node.shape) + product(w.shape)),
+        node.source,
+    )
+
+
+def _rows(patch: Patch, image: Sequence[Dim]) -> int:
+    """Of an item: as many as a cache holds, all items of an image equal."""
+    least, most = _ROWS
+    rows = max(least, min(most, GROUP_BYTES // (4 * patch.pitch)))
+    pixels = product(image)
+    return -(-pixels // -(-pixels // rows)) if isinstance(pixels, int) and pixels else rows
+
+
+def emit_patches(symbol: str, cpu: Cpu, *, cut: _Cut, epilogue: tuple[str, ...]) -> Any:
+    """out[p, o] = epilogue(sum over r, c, i of patch(p)[r, c, i] * w[o, r, c, i])"""
+    e = Emitter(symbol)
+    x, w = e.pointer("x", "f32"), e.pointer("w", "f32")
+    extras = [e.pointer(step, "f32") for step in epilogue if step in ("bias", "residual")]
+    out = e.pointer("out", "f32")
+    sizes = {name: e.scalar(name) for name in _SIZES}
+    memory, each, n, width = e.scratch(), cut.schedule.rows, cut.outputs, cut.schedule.width
+    copier = _Copier(e, cut, x, memory, sizes)
+    with e.loop(e.begin, e.end, "item") as item:
+        block = e.let(div(item, cut.panels))
+        panel = e.let(item - block * cut.panels)
+        first = e.let(block * each)
+        count = e.let(tirx.min(i64(each), sizes["pixels"] - first))
+        with e.when(tirx.any(panel < 1, item <= e.begin)):
+            copier.copy(first, count)
+
+        def store(acc: Buffer, row: Expr, column: Expr, rows: int, vectors: int, first: Expr = first) -> None:
+            place = e.let(row + (first - cut.first))
+            finish(
+                e,
+                acc,
+                place,
+                column,
+                rows,
+                vectors,
+                n=n,
+                width=width,
+                epilogue=epilogue,
+                extras=extras,
+                out=out,
+            )
+
+        body = Panel(e, cpu, memory, w, cut.schedule.cut(cut.patch.pitch), cut.schedule, memory, store)
+        body.rows(panel, i64(cut.first), count)
+    return e.function()
+
+
+class _Copier:
+    """Writes the code that copies patches into scratch, one after the other in the order of their pixels.
+
+    Whole vectors are stored: what reaches beyond a stretch is zeros, or written again by the next one.
+    """
+
+    def __init__(self, e: Emitter, cut: _Cut, x: Buffer, memory: Buffer, sizes: dict[str, Expr]) -> None:
+        self.e, self.cut, self.patch, self.x, self.memory, self.sizes = e, cut, cut.patch, x, memory, sizes
+        self.zero = splat(f32(0.0))
+
+    def copy(self, first: Expr, count: Expr) -> None:
+        """Those of the pixels first..first+count."""
+        e, s, patch = self.e, self.sizes, self.patch
+        place = e.registers(
+            3, "int64"
+        )  # image, row, column: dividing for every pixel would cost more than small copies
+        line = e.let(div(first, s["columns"]))
+        e.set(place, 0, div(line, s["rows"]))
+        e.set(place, 1, line - e.get(place, 0) * s["rows"])
+        e.set(place, 2, first - line * s["columns"])
+        with e.loop(0, count, "pixel") as pixel:
+            start = e.let((pixel + self.cut.first) * patch.pitch)
+            self._patch(start, *(e.let(e.get(place, i)) for i in range(3)))
+            if patch.pitch > patch.length:
+                e.store(self.memory, start + patch.length, self.zero)
+            self._advance(place)
+
+    def _advance(self, place: Buffer) -> None:
+        e, s = self.e, self.sizes
+        e.set(place, 2, e.get(place, 2) + 1)
+        for axis, size in ((2, s["columns"]), (1, s["rows"])):
+            with e.when(e.get(place, axis) >= size):
+                e.set(place, axis, i64(0))
+                e.set(place, axis - 1, e.get(place, axis - 1) + 1)
+
+    def _patch(self, start: Expr, image: Expr, row: Expr, column: Expr) -> None:
+        e, s, patch = self.e, self.sizes, self.patch
+        (kh, kw), channels = patch.kernel, patch.channels
+        top = e.let(row * patch.stride[0] - s["top"])
+        left = e.let(column * patch.stride[1] - s["left"])
+        with e.loop(0, kh, "r") as r:
+            y = e.let(top + r * patch.dilation[0])
+            within = tirx.all(y >= 0, y < s["height"])
+            line = e.let((image * s["height"] + y) * s["width"])
+            for tap in range(0, kw, patch.taps):
+                begin = e.let(left + tap * patch.dilation[1])
+                target = e.let(start + (r * kw + tap) * channels)
+                whole = tirx.all(within, begin >= 0, begin + patch.taps <= s["width"])
+                with e.when(whole):
+                    self._stretch((line + begin) * channels, target)
+                with e.when(tirx.Not(whole)):
+                    self._edge(within, line, begin, target)
+
+    def _stretch(self, source: Expr, target: Expr) -> None:
+        """All of a stretch."""
+        e, length = self.e, self.patch.taps * self.patch.channels
+        source, full = e.let(source), length // LANES
+        if full <= _UNROLLED:
+            for v in range(full):
+                e.store(self.memory, target + v * LANES, e.load(self.x, source + v * LANES, LANES))
+        else:
+            with e.loop(0, full, "v") as v:
+                e.store(self.memory, target + v * LANES, e.load(self.x, source + v * LANES, LANES))
+        if rest := length % LANES:
+            value = e.load(self.x, source + full * LANES, LANES, e.first(i64(rest)))
+            e.store(self.memory, target + full * LANES, value)
+
+    def _edge(self, within: Expr, line: Expr, begin: Expr, target: Expr) -> None:
+        """A stretch of which some columns, or all, are padding."""
+        e, taps, channels = self.e, self.patch.taps, self.patch.channels
+        with e.loop(0, -(-taps * channels // LANES), "z") as z:
+            e.store(self.memory, target + z * LANES, self.zero)
+        low = e.let(tirx.max(-begin, i64(0)))
+        high = e.let(tirx.min(self.sizes["width"] - begin, i64(taps)))
+        with e.when(tirx.all(within, high > low)):
+            count = e.let((high - low) * channels)
+            source, at = e.let((line + begin + low) * channels), e.let(target + low * channels)
+            with e.loop(0, div(count + (LANES - 1), LANES), "v") as v:
+                value = e.load(self.x, source + v * LANES, LANES, e.first(count - v * LANES))
+                e.store(self.memory, at + v * LANES, value)

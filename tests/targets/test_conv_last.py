@@ -1,0 +1,98 @@
+"""Kernels of convolution and pooling with channels last: against the references, every CPU variant to the bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_lab import Lab, check
+
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import Node
+from llmc.compiler.ops import OPS, constant, input_, make
+from llmc.errors import LlmcError
+from llmc.targets.cpu.conv.conv import lower_conv2d
+
+B, H, W = symbol("batch"), symbol("height"), symbol("width")
+RNG = np.random.default_rng(0)
+
+
+def floats(*shape: int) -> Any:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+# channels, outputs, groups, kernel, stride, padding, dilation, epilogue
+CONVOLUTIONS = [
+    (3, 40, 1, (3, 3), (2, 2), (0, 0, 1, 1), (1, 1), ("bias", "relu6")),  # stretches of 9, patches of 27 + 1
+    (5, 50, 1, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), ("residual", "bias", "relu")),  # of 45 + 3
+    (17, 7, 1, (1, 1), (2, 3), (0, 0, 0, 0), (1, 1), ()),
+    (16, 64, 1, (2, 5), (1, 2), (1, 4, 0, 2), (2, 3), ("bias", "gelu")),  # dilated: a stretch for each tap
+    (260, 33, 1, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), ("bias",)),  # sums wait between blocks of k
+    (7, 7, 7, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), ("bias", "relu6")),  # by channel
+    (35, 35, 35, (5, 5), (2, 2), (1, 2, 2, 2), (1, 1), ("residual",)),
+    (16, 16, 16, (3, 2), (1, 3), (2, 1, 0, 3), (2, 2), ("bias",)),
+    (20, 20, 20, (1, 9), (1, 1), (0, 4, 0, 4), (1, 1), ()),  # a loop over taps
+]
+SIZE = (9, 23)
+
+
+def convolution(case: Any, size: Any = SIZE, batch: Any = B) -> tuple[Node, dict[str, Any]]:
+    c, o, groups, kernel, stride, padding, dilation, epilogue = case
+    x = input_("x", "f32", (batch, *size, c))
+    a = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "channels_last": True}
+    w = constant(floats(o, c // groups, *kernel))
+    plain = make("conv2d", (x, w), **a)
+    extras, inputs = [], {"x": floats(2, *SIZE, c)}
+    for step in epilogue:
+        if step == "bias":
+            extras.append(constant(floats(o)))
+        elif step == "residual":
+            extras.append(input_("r", "f32", plain.shape))
+            inputs["r"] = floats(2, *plain.shape[1:])
+    return make("conv2d", (x, w, *extras), **a, epilogue=epilogue), inputs
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_convolutions(kernels: Lab, case: Any) -> None:
+    node, inputs = convolution(case)
+    check(kernels, {"y": node}, inputs)
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_references_are_those_of_channels_first(case: Any) -> None:
+    c, o, groups, kernel, stride, padding, dilation, epilogue = case
+    a = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    x, w, reference = floats(2, *SIZE, c), floats(o, c // groups, *kernel), OPS["conv2d"].reference
+    found = reference(x, w, **a, epilogue=(), channels_last=True)
+    first = reference(x.transpose(0, 3, 1, 2), w, **a, epilogue=(), channels_last=False)
+    np.testing.assert_array_equal(found, first.transpose(0, 2, 3, 1))
+
+
+def test_pools(kernels: Lab) -> None:
+    x = input_("x", "f32", (B, *SIZE, 19))
+    values = floats(2, *SIZE, 19)
+    values[0, 1, 4, 5], values[1, 2, 3] = np.nan, -np.inf
+    window = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1, 1, 1), "channels_last": True}
+    check(kernels, {"y": make("max_pool2d", (x,), **window, dilation=(1, 2))}, {"x": values})
+    check(kernels, {"y": make("avg_pool2d", (x,), **window)}, {"x": floats(2, *SIZE, 19)})
+
+
+def test_dynamic_sizes(kernels: Lab) -> None:
+    x, nodes = input_("x", "f32", (B, H, W, 6)), {}
+    for case in (CONVOLUTIONS[1], (6, 6, 6, (3, 3), (1, 2), (1, 1, 1, 1), (1, 1), ("bias",))):
+        o, (groups, kernel, stride, padding, dilation) = case[1], case[2:7]
+        w = constant(floats(o, 6 // groups, *kernel))
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        nodes[f"conv{groups}"] = make("conv2d", (x, w), **options, channels_last=True)
+    window = {"kernel": (3, 3), "stride": (1, 2), "padding": (1, 1, 1, 1), "channels_last": True}
+    nodes["max"] = make("max_pool2d", (x,), **window)
+    for height, width in ((1, 2), (13, 37)):
+        check(kernels, nodes, {"x": floats(2, height, width, 6)})
+
+
+def test_groups_have_no_kernel() -> None:
+    x = input_("x", "f32", (B, *SIZE, 6))
+    node = make("conv2d", (x, constant(floats(4, 3, 3, 3))), groups=2, channels_last=True)
+    with pytest.raises(LlmcError, match="no kernel for 2 groups"):
+        lower_conv2d(node)
