@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tvm import tirx
 
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, fma, i64
-from llmc.targets.tir.math import ACTIVATIONS
+from llmc.targets.tir.math import ACTIVATIONS, SHORT
 
 
 def scaled(
@@ -70,7 +70,7 @@ def finish(
                     value = ACTIVATIONS[step](e, value)
             e.store(out, at, value, masks[j])
 
-    if not any(step in ACTIVATIONS for step in epilogue):
+    if not any(step in ACTIVATIONS and step not in SHORT for step in epilogue):
         for i in range(rows):
             store_row(i64(i), [e.get(acc, i * vectors + j) for j in range(vectors)])
         return

@@ -240,3 +240,4 @@ ACTIVATIONS = {
     "silu": silu,
     "sigmoid": sigmoid,
 }
+SHORT = frozenset({"relu", "relu6"})  # of an instruction or two

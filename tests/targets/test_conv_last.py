@@ -61,7 +61,7 @@ def test_convolutions(kernels: Lab, case: Any) -> None:
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
 def test_references_are_those_of_channels_first(case: Any) -> None:
-    c, o, groups, kernel, stride, padding, dilation, epilogue = case
+    c, o, groups, kernel, stride, padding, dilation, _ = case
     a = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     x, w, reference = floats(2, *SIZE, c), floats(o, c // groups, *kernel), OPS["conv2d"].reference
     found = reference(x, w, **a, epilogue=(), channels_last=True)

@@ -1,6 +1,6 @@
 """What looks at windows of each channel alone, with channels last: depthwise convolution and pooling.
 
-16 channels of a pixel are a vector. An item is a row of the output in 16 channels; taps outside the image are left
+16 channels of a pixel are a vector. An item is a row of the output in 128 channels; taps outside the image are left
 out. Of a convolution several pixels side by side are computed at once where their windows lie within the row: each
 vector of the input is then read once for all windows that hold it. Taps are summed in order, row by row.
 """
@@ -27,6 +27,7 @@ from llmc.targets.tir.scalar_ops import maximum
 from llmc.targets.tir.tiling import tiles, zeros
 
 _SIZES = ("channels", "height", "width", "top", "left", "rows", "columns")
+_BLOCKS = 8  # vectors of channels of an item: what a strip costs beside its taps is paid once for all
 _HELD = 7  # weights of a row of taps that are kept in registers
 _WRITTEN = 7  # columns of taps that are written out
 
@@ -56,7 +57,7 @@ def pack_taps(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def lower_depthwise(node: Node) -> Call:
-    """Items are (image, row, 16 channels)."""
+    """Items are (image, row, 128 channels)."""
     a = node.attributes
     x, w, *extras = node.inputs
     kernel = (int(w.shape[2]), int(w.shape[3]))
@@ -66,7 +67,7 @@ def lower_depthwise(node: Node) -> Call:
 
 
 def lower_pool_last(node: Node) -> Call:
-    """Items are (image, row, 16 channels)."""
+    """Items are (image, row, 128 channels)."""
     a = node.attributes
     key = Channelwise(node.op[:3], a["kernel"], a["stride"], a.get("dilation", (1, 1)))
     return _call(node, key, (node.inputs[0],))
@@ -84,8 +85,8 @@ def _call(node: Node, key: Channelwise, operands: tuple[Any, ...]) -> Call:
         kernel,
         (*operands, node),
         (channels, *x.shape[1:3], *a["padding"][:2], *node.shape[1:3]),
-        dim(node.shape[0] * node.shape[1] * ceil_div(channels, LANES)),
-        dim(node.shape[2] * (taps + 2)),
+        dim(node.shape[0] * node.shape[1] * ceil_div(channels, _BLOCKS * LANES)),
+        dim(node.shape[2] * (taps + 2) * min(_BLOCKS, -(-channels // LANES))),
         product(node.shape) * taps * (2 if key.kind == "conv" else 1),
         4 * (product(x.shape) + product(node.shape)),
         node.source,
@@ -93,7 +94,7 @@ def _call(node: Node, key: Channelwise, operands: tuple[Any, ...]) -> Call:
 
 
 def emit_channels(symbol: str, cpu: Cpu, *, key: Channelwise) -> Any:
-    """A row of the output, in 16 channels, an item."""
+    """A row of the output, in 128 channels, an item."""
     e = Emitter(symbol)
     x = e.pointer("x", "f32")
     w = e.pointer("w", "f32") if key.kind == "conv" else None
@@ -101,11 +102,8 @@ def emit_channels(symbol: str, cpu: Cpu, *, key: Channelwise) -> Any:
     out = e.pointer("out", "f32")
     row = _Row(e, cpu, key, x, w, extras, out)
     with e.loop(e.begin, e.end, "item") as item:
-        left = row.locate(item)
-        with e.when(left >= LANES):
-            row.compute(None)
-        with e.when(left < LANES):
-            row.compute(e.first(left))
+        row.locate(item)
+        row.compute()
     return e.function()
 
 
@@ -121,36 +119,57 @@ class _Row:
         room = (cpu.vectors - 1) * cpu.lanes // LANES - min(key.kernel[1], _HELD) - 1
         self.tile = max(1, min(8, room)) if key.kind == "conv" and key.kernel[1] <= _HELD else 1
 
-    def locate(self, item: Expr) -> Expr:
-        """Where the item is; how many channels there are from its first on."""
+    def locate(self, item: Expr) -> None:
+        """Where the item is."""
         e, s, key = self.e, self.sizes, self.key
-        blocks = e.let(div(s["channels"] + (LANES - 1), LANES))
-        line = e.let(div(item, blocks))
-        block = e.let(item - line * blocks)
+        groups = e.let(div(s["channels"] + (_BLOCKS * LANES - 1), _BLOCKS * LANES))
+        line = e.let(div(item, groups))
+        self.start = e.let((item - line * groups) * (_BLOCKS * LANES))  # its first channel
+        channels = e.let(tirx.min(s["channels"] - self.start, i64(_BLOCKS * LANES)))
+        self.full = e.let(div(channels, LANES))
+        self.rest = e.let(channels - self.full * LANES)
         image = e.let(div(line, s["rows"]))
-        self.channel = e.let(block * LANES)
-        self.taps = e.let(block * (key.kernel[0] * key.kernel[1] * LANES))
         self.line = e.let(line * s["columns"])  # the number of the row's first pixel
         self.top = e.let((line - image * s["rows"]) * key.stride[0] - s["top"])
         self.image = e.let(image * s["height"])
-        return e.let(s["channels"] - self.channel)
 
-    def compute(self, mask: Expr | None) -> None:
-        """Pixels whose windows lie within the row, several at once, and those at its ends."""
+    def _blocks(self, body: Callable[[Expr, Expr | None], None]) -> None:
+        """`body(channels, mask)` for each 16 channels of the item, and for those that are left over."""
+        e = self.e
+        with e.loop(0, self.full, "block") as block:
+            self._turn_to(block)
+            body(i64(LANES), None)
+        with e.when(self.rest > 0):
+            self._turn_to(self.full)
+            body(self.rest, e.first(self.rest))
+
+    def _turn_to(self, block: Expr) -> None:
+        self.channel = self.e.let(self.start + block * LANES)
+        self.taps = self.e.let(self.channel * (self.key.kernel[0] * self.key.kernel[1]))
+
+    def compute(self) -> None:
+        """Pixels in strips; those whose windows reach over an end of the row read zeros there."""
         e, s, key = self.e, self.sizes, self.key
+        if self.tile == 1:
+            with e.loop(0, s["columns"], "column") as column:
+                self._blocks(lambda _, mask: self._pixel(column, mask))
+            return
         step, reach = key.stride[1], (key.kernel[1] - 1) * key.dilation[1]
         low = e.let(tirx.min(div(s["left"] + (step - 1), step), s["columns"]))
         room = e.let(s["width"] + s["left"] - reach - 1)  # the last window that fits begins there
         high = tirx.Select(room < 0, i64(0), div(tirx.max(room, i64(0)), step) + 1)
         high = e.let(tirx.max(tirx.min(high, s["columns"]), low))
-        for begin, end in ((i64(0), low), (high, s["columns"])):
-            with e.loop(begin, end, "edge") as column:
-                self._pixel(column, mask)
-        if self.tile == 1:
-            with e.loop(low, high, "column") as column:
-                self._pixel(column, mask)
-        else:
-            tiles(e, low, e.let(high - low), self.tile, lambda at, count: self._strip(at, count, mask))
+        short = s["columns"] <= self.tile  # such a row is one strip
+        low = e.let(tirx.Select(short, s["columns"], low))
+        high = e.let(tirx.Select(short, s["columns"], high))
+        with e.loop(0, 2, "side") as side:
+            first = e.let(tirx.Select(side < 1, i64(0), high))
+            count = e.let(tirx.Select(side < 1, low, s["columns"] - high))
+            tiles(e, first, count, self.tile, lambda at, h: self._strips(at, h, True))
+        tiles(e, low, e.let(high - low), self.tile, lambda at, h: self._strips(at, h, False))
+
+    def _strips(self, column: Expr, count: int, edge: bool) -> None:
+        self._blocks(lambda channels, mask: self._strip(column, count, mask, channels if edge else None))
 
     def _lines(self, body: Callable[[Expr, Expr], None]) -> None:
         """`body(row of taps, number of the first pixel of the input's row)` for the rows within the image."""
@@ -163,11 +182,20 @@ class _Row:
     def _value(self, pixel: Expr, mask: Expr | None) -> Expr:
         return self.e.load(self.x, pixel * self.sizes["channels"] + self.channel, LANES, mask)
 
+    def _within(self, column: Expr, channels: Expr) -> Expr:
+        """The mask of the channels of a column, none outside the row."""
+        exists = tirx.all(column >= 0, column < self.sizes["width"])
+        return self.e.first(self.e.let(tirx.Select(exists, channels, i64(0))))
+
     def _weight(self, tap: Expr) -> Expr:
         return self.e.load(self.w, self.taps + tap * LANES, LANES)
 
-    def _strip(self, column: Expr, count: int, mask: Expr | None) -> None:
-        """`count` pixels from `column` on, none of whose windows reaches over an end of the row."""
+    def _strip(self, column: Expr, count: int, mask: Expr | None, edge: Expr | None) -> None:
+        """`count` pixels from `column` on.
+
+        Args:
+            edge: how many channels there are, where windows may reach over an end of the row.
+        """
         e, key = self.e, self.key
         (_, kw), (_, step), (_, apart) = key.kernel, key.stride, key.dilation
         sums = zeros(e, count)
@@ -177,7 +205,7 @@ class _Row:
             weights = [self._weight(r * kw + i) for i in range(kw)]
             first = e.let(line + left)
             for at in sorted({t * step + i * apart for t in range(count) for i in range(kw)}):
-                value = self._value(first + at, mask)
+                value = self._value(first + at, mask if edge is None else self._within(left + at, edge))
                 for t in range(count):
                     i, rest = divmod(at - t * step, apart)
                     if not rest and 0 <= i < kw:

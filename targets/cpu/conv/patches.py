@@ -179,47 +179,53 @@ class _Copier:
         self.zero = splat(f32(0.0))
 
     def copy(self, first: Expr, count: Expr) -> None:
-        """Those of the pixels first..first+count."""
-        e, s, patch = self.e, self.sizes, self.patch
-        place = e.registers(
-            3, "int64"
-        )  # image, row, column: dividing for every pixel would cost more than small copies
-        line = e.let(div(first, s["columns"]))
-        e.set(place, 0, div(line, s["rows"]))
-        e.set(place, 1, line - e.get(place, 0) * s["rows"])
-        e.set(place, 2, first - line * s["columns"])
-        with e.loop(0, count, "pixel") as pixel:
-            start = e.let((pixel + self.cut.first) * patch.pitch)
-            self._patch(start, *(e.let(e.get(place, i)) for i in range(3)))
-            if patch.pitch > patch.length:
-                e.store(self.memory, start + patch.length, self.zero)
-            self._advance(place)
-
-    def _advance(self, place: Buffer) -> None:
+        """Those of the pixels first..first+count, row by row of the output."""
         e, s = self.e, self.sizes
-        e.set(place, 2, e.get(place, 2) + 1)
-        for axis, size in ((2, s["columns"]), (1, s["rows"])):
-            with e.when(e.get(place, axis) >= size):
-                e.set(place, axis, i64(0))
-                e.set(place, axis - 1, e.get(place, axis - 1) + 1)
+        done = e.registers(1, "int64")
+        e.set(done, 0, i64(0))
+        with e.repeat(e.get(done) < count):
+            pixel = e.let(first + e.get(done))
+            line = e.let(div(pixel, s["columns"]))
+            column = e.let(pixel - line * s["columns"])
+            here = e.let(tirx.min(s["columns"] - column, count - e.get(done)))
+            image = e.let(div(line, s["rows"]))
+            top = e.let((line - image * s["rows"]) * self.patch.stride[0] - s["top"])
+            self._run(e.let(e.get(done)), here, column, e.let(image * s["height"]), top)
+            e.set(done, 0, e.get(done) + here)
 
-    def _patch(self, start: Expr, image: Expr, row: Expr, column: Expr) -> None:
+    def _run(self, number: Expr, count: Expr, column: Expr, image: Expr, top: Expr) -> None:
+        """`count` pixels side by side from `column` on: those at the ends of the row look where the image is."""
+        e, s, patch = self.e, self.sizes, self.patch
+        (kh, kw), step = patch.kernel, patch.stride[1]
+        reach = e.let(
+            s["width"] + s["left"] - (kw - 1) * patch.dilation[1] - 1
+        )  # the last window that fits is there
+        fit = tirx.Select(reach < 0, i64(0), div(tirx.max(reach, i64(0)), step) + 1)
+        inside = tirx.all(top >= 0, top + (kh - 1) * patch.dilation[0] < s["height"])
+        low = e.let(tirx.max(div(s["left"] + (step - 1), step) - column, i64(0)))
+        low = e.let(tirx.Select(inside, tirx.min(low, count), count))
+        high = e.let(tirx.max(tirx.min(fit - column, count), low))
+        for begin, end, whole in ((i64(0), low, False), (low, high, True), (high, count, False)):
+            with e.loop(begin, end, "pixel") as pixel:
+                start = e.let((number + pixel + self.cut.first) * patch.pitch)
+                self._patch(start, image, top, e.let((column + pixel) * step - s["left"]), whole)
+                if patch.pitch > patch.length:
+                    e.store(self.memory, start + patch.length, self.zero)
+
+    def _patch(self, start: Expr, image: Expr, top: Expr, left: Expr, whole: bool) -> None:
+        """All stretches of a patch; `whole`: the image has all of them."""
         e, s, patch = self.e, self.sizes, self.patch
         (kh, kw), channels = patch.kernel, patch.channels
-        top = e.let(row * patch.stride[0] - s["top"])
-        left = e.let(column * patch.stride[1] - s["left"])
-        with e.loop(0, kh, "r") as r:
+        with e.loop(0, kh, "r", unroll=kh <= _UNROLLED) as r:
             y = e.let(top + r * patch.dilation[0])
-            within = tirx.all(y >= 0, y < s["height"])
-            line = e.let((image * s["height"] + y) * s["width"])
+            line = e.let((image + y) * s["width"])
             for tap in range(0, kw, patch.taps):
                 begin = e.let(left + tap * patch.dilation[1])
                 target = e.let(start + (r * kw + tap) * channels)
-                whole = tirx.all(within, begin >= 0, begin + patch.taps <= s["width"])
-                with e.when(whole):
+                if whole:
                     self._stretch((line + begin) * channels, target)
-                with e.when(tirx.Not(whole)):
-                    self._edge(within, line, begin, target)
+                else:
+                    self._edge(tirx.all(y >= 0, y < s["height"]), line, begin, target)
 
     def _stretch(self, source: Expr, target: Expr) -> None:
         """All of a stretch."""

@@ -18,6 +18,8 @@ from llmc.targets.tir.emit import LANES, Emitter, Expr, i64, splat
 from llmc.targets.tir.grid import CHUNK, ceil_div, chunk_count, nbytes, offset, vectors, walk
 from llmc.targets.tir.strides import STRIDES, Axis, merge_strides
 
+SHORT = 8  # elements of a row that are written out
+
 
 def move_call(
     node: Node,
@@ -82,6 +84,8 @@ def strided_copy(node: Node, axes: Sequence[Axis], start: Dim = 0) -> Call:
     """Output element (i, j, ...) is input element start + i * stride_i + j * stride_j + ..."""
     axes = merge_strides(axes)
     inner, step = axes[-1]
+    if len(axes) > 1 and isinstance(inner, int) and inner <= SHORT:
+        return _short_rows(node, axes, start, inner)
     mode = "run" if same_dim(step, 1) else "fill" if same_dim(step, 0) else "pick"
     scalars = (*(e for e, _ in axes), *(s for _, s in axes), start)
     items = product(e for e, _ in axes[:-1]) * ceil_div(inner, CHUNK)
@@ -89,6 +93,40 @@ def strided_copy(node: Node, axes: Sequence[Axis], start: Dim = 0) -> Call:
     return move_call(
         node, ("copy", len(axes), mode), lambda k: _strided(k, node, len(axes), mode), scalars, items, cost
     )
+
+
+def _short_rows(node: Node, axes: Sequence[Axis], start: Dim, inner: int) -> Call:
+    """Rows of a few elements, such as the colours of a pixel: an item is a part of the axis before."""
+    rows = axes[-2][0]
+    scalars = (*(e for e, _ in axes[:-1]), *(s for _, s in axes), start)
+    items = product(e for e, _ in axes[:-2]) * ceil_div(rows, CHUNK)
+    each = min(rows, CHUNK) if isinstance(rows, int) else CHUNK
+    return move_call(
+        node,
+        ("copy", len(axes), "short", inner),
+        lambda k: _short(k, node, len(axes), inner),
+        scalars,
+        items,
+        dim(2 + each * inner),
+    )
+
+
+def _short(k: Emitter, node: Node, rank: int, inner: int) -> None:
+    source, target = k.pointer("x", node.dtype), k.pointer("y", node.dtype)
+    extents = [k.scalar(f"extent{i}") for i in range(rank - 1)]
+    steps = [k.scalar(f"stride{i}") for i in range(rank)]
+    first = k.scalar("start")
+    out: list[Expr] = [i64(inner)]
+    for extent in reversed(extents[1:]):
+        out.insert(0, k.let(out[0] * extent))
+    with walk(k, [*extents[:-1], chunk_count(k, extents[-1])]) as index:
+        begin = k.let(index[-1] * i64(CHUNK))
+        index = [*index[:-1], begin]
+        at, base = k.let(first + offset(k, index, steps[:-1])), offset(k, index, out)
+        with k.loop(0, k.let(tirx.min(extents[-1] - begin, i64(CHUNK))), "row") as row:
+            here = k.let(at + row * steps[-2])
+            for j in range(inner):
+                k.store(target, base + row * inner + j, k.load(source, here + j * steps[-1]))
 
 
 def _strided(k: Emitter, node: Node, rank: int, mode: str) -> None:
