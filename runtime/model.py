@@ -20,6 +20,7 @@ from llmc.runtime.calls import Caller
 from llmc.runtime.files import check_files, check_machine
 from llmc.runtime.generation_calls import GenerationCalls
 from llmc.runtime.manifest import MODULE, Manifest, read_manifest
+from llmc.runtime.ready import ReadyCalls, Way
 from llmc.runtime.session import Session, memory_bound
 from llmc.runtime.signature import TensorInfo, check_same, read_signature
 from llmc.runtime.speech_calls import SpeechCalls
@@ -119,6 +120,7 @@ class Model(TextCalls, GenerationCalls, SessionsCalls, SpeechCalls):
         self.variant: str = handle.info.variant.decode()
         self.load_seconds: float = handle.info.load_seconds
         self._idle: list[Session] = []
+        self._ready = ReadyCalls(library, Way(library.run, (handle.pointer,), str(folder)))
 
     def __call__(self, *, out: Mapping[str, Array] | None = None, **inputs: Any) -> dict[str, Array]:
         """Run once; see `run`."""
@@ -140,10 +142,14 @@ class Model(TextCalls, GenerationCalls, SessionsCalls, SpeechCalls):
             LlmcError: an input is missing, unknown, of wrong dtype or shape, or a value is out of its range.
         """
         handle = self._open_handle()
+        results = self._ready.call(inputs) if out is None else None
+        if results is not None:
+            return results
         self._check_alone()
-        library = handle.library
-        caller = Caller(library, library.output_shapes, library.run, (handle.pointer,), str(self.path))
-        return caller(self._first, inputs, out)
+        caller = Caller(handle.library, handle.library.output_shapes, *self._ready.way)
+        results = caller(self._first, inputs, out)
+        self._ready.note(self._first, inputs, results)
+        return results
 
     def session(
         self, threads: int | Threads | None = None, max_memory: int | None = None, *, pin: bool = False
