@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from ctypes import addressof, byref, c_char
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from llmc.runtime import native
 from llmc.runtime.arrays import Array, tensor_of
 from llmc.runtime.signature import Function, TensorInfo
 
-_Arrays = Mapping[str, tuple[TensorInfo, Array]]
+_Arrays = Mapping[str, tuple[TensorInfo, Any]]
 _Tensor = tuple[str, Any, tuple[int, ...], native.Tensor]
 
 
@@ -93,7 +93,7 @@ class _Ready:
         results = {}
         for name, dtype, shape, tensor in self._outputs:
             results[name] = array = np.empty(shape, dtype)
-            tensor.data = addressof(c_char.from_buffer(array))
+            tensor.data = _address(array)
         if status := self._run(*self._arguments):
             self._library.check(status, self._error, self._at)
         return results
@@ -108,13 +108,13 @@ def _described(arrays: _Arrays) -> tuple[Any, list[_Tensor]]:
     return made, [(name, a.dtype, a.shape, tensor) for (name, (_, a)), tensor in named if a is not None]
 
 
-def _is_plain(array: Any) -> bool:
+def _is_plain(array: Any) -> TypeGuard[Array]:
     """Whether C can read it where it lies."""
     if type(array) is not np.ndarray or not array.size:
         return False
     return bool(array.flags.c_contiguous and array.flags.aligned)
 
 
-def _address(array: Array) -> int:
+def _address(array: Any) -> int:
     """`array.ctypes.data` makes an object for it, which costs more than all the rest."""
-    return addressof(c_char.from_buffer(array)) if array.flags.writeable else array.ctypes.data
+    return addressof(c_char.from_buffer(array)) if array.flags.writeable else int(array.ctypes.data)

@@ -78,9 +78,12 @@ def product_of_pixels(node: Node) -> Node | None:
 
 def elementwise_late(node: Node) -> Node | None:
     """f(transpose(x), transpose(y), constant, scalars) -> transpose(f(x, y, ...))"""
-    if not OPS[node.op].elementwise or not any(_turned(i) and i.shape == node.shape for i in node.inputs):
+    if not OPS[node.op].elementwise:
         return None
-    operands = [_operand(i) for i in node.inputs]
+    whole = [i for i in node.inputs if i.shape == node.shape]
+    if not whole or 2 * sum(_turned(i) is not None for i in whole) < len(whole):
+        return None  # more would have to be turned than need not be turned back
+    operands = [_last(i) if i in whole else _operand(i) for i in node.inputs]
     if any(o is None for o in operands):
         return None
     return _first(make(node.op, [o for o in operands if o is not None], node.source, **node.attributes))
@@ -90,7 +93,8 @@ def _operand(node: Node) -> Node | None:
     """What broadcasts against channels last as `node` does against channels first; None: it would have to be moved."""
     if (x := _turned(node)) is not None:
         return x
-    batch, channels, height, width = (*_ONES[node.type.rank :], *node.shape)
+    shape: tuple[Any, ...] = (*_ONES[node.type.rank :], *node.shape)
+    batch, channels, height, width = shape
     if height == width == 1:
         shape = (batch, 1, 1, channels)
     elif channels == 1:
@@ -202,6 +206,6 @@ class ChannelsLast(RewritePass):
 def channels_last_steps(graph: Graph) -> Pipeline:
     """The passes that turn a graph's images; none where nothing looks at windows of one."""
     turning = ChannelsLast()
-    if all(conv_last(n) is None and pool_last(n) is None for n in graph.everywhere()):
+    if not any(isinstance(rule(n), Node) for n in graph.everywhere() for rule in (conv_last, pool_last)):
         return Pipeline(())
     return Pipeline.of(turning, Simplify(), Fold(), Cse())

@@ -58,6 +58,8 @@ def _place(name: str) -> dict[str, Any]:
         backend = backend_of(target)
         if text := backend.passes(target).get(name, ""):
             backends[backend.name] = text
+        if name == "fuse" and backend.channels_last:
+            backends[backend.name] = "channels-last,simplify,fold,cse where they apply"
         if name == "compress" and backend.ragged:
             backends[backend.name] = "blank,ragged where they apply"
     return {"summary": PLACES[name], "levels": levels, "backends": backends}
