@@ -72,6 +72,25 @@ def decoder() -> Graph:
     return Graph((x,), outputs, DIMS)
 
 
+def images() -> Graph:
+    """Rows of 70 as pixels of 10 channels: a window of all channels, one of each, pools, one pixel."""
+    rng = np.random.default_rng(6)
+    batch, seq = symbol("batch"), symbol("seq")
+    x = input_("x", "f32", (batch, seq, WIDTH))
+    image = make("transpose", (make("reshape", (x,), shape=(batch, seq, 7, 10)),), perm=(0, 3, 1, 2))
+
+    def conv(image: Node, size: int, kernel: int, groups: int = 1, **more: Any) -> Node:
+        w = rng.normal(size=(size, int(image.shape[1]) // groups, kernel, kernel)).astype(np.float32)
+        padding = (kernel // 2,) * 4
+        return make("conv2d", (image, constant(w)), padding=padding, groups=groups, **more)
+
+    wide = conv(image, 20, 3, epilogue=("relu6",))
+    each = conv(wide, 20, 3, groups=20, stride=(1, 2))
+    window = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1, 1, 1)}
+    pools = make("add", (make("max_pool2d", (each,), **window), make("avg_pool2d", (each,), **window)))
+    return Graph((x,), {"y": conv(pools, 5, 1)}, DIMS)
+
+
 def tied(ids: Node) -> Graph:
     """A table that is looked up and multiplied with: stored once, by panels."""
     table = constant(np.random.default_rng(4).normal(size=(WORDS, 37)).astype(np.float32))
@@ -81,10 +100,10 @@ def tied(ids: Node) -> Graph:
 
 @pytest.fixture(scope="session")
 def networks(random_encoder: Callable[..., Any]) -> Graph:
-    """Two encoders, a perceptron, a decoder's parts and a tied table; inputs ids, mask and x."""
+    """Two encoders, a perceptron, a decoder's parts, a tied table and images; inputs ids, mask and x."""
     a, b = (random_encoder(seed)[0] for seed in (1, 2))
     ids = next(node for node in a.inputs if node.attributes["name"] == "ids")
-    parts = {"a": a, "b": b, "mlp": perceptron(), "late": decoder(), "tied": tied(ids)}
+    parts = {"a": a, "b": b, "mlp": perceptron(), "late": decoder(), "tied": tied(ids), "images": images()}
     return join(parts, shared=True)
 
 
