@@ -30,7 +30,7 @@ def build(summary: Summary, ignore_unused: bool = False) -> tuple[Any, Task]:
     root = str(summary.root)
     config = classes.config_of(root, summary.config)
     kind = classes.class_of(config, summary.architecture, summary.task, f"{root}/config.json")
-    task = read_by(summary.task, kind.__name__, _READS.get(kind.main_input_name, ""))
+    task = read_by(summary.task, kind.__name__, reads(kind.main_input_name))
     can_pool = "add_pooling_layer" in signatures.signature(kind.__init__).parameters
     pools = can_pool and "pooler_output" in task.outputs
     without = {"add_pooling_layer": False} if can_pool else {}
@@ -46,6 +46,12 @@ def build(summary: Summary, ignore_unused: bool = False) -> tuple[Any, Task]:
 
 
 _READS = {"input_values": "audio", "input_features": "audio", "pixel_values": "image"}
+
+
+def reads(main: str | Sequence[str]) -> str:
+    """What the first input of a class is; some name several."""
+    names = [main] if isinstance(main, str) else main
+    return _READS.get(names[0], "") if names else ""
 
 
 def _loaded(summary: Summary, kind: Any, options: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:

@@ -60,9 +60,17 @@ def sizes_for(config: Any, max_seq: int) -> dict[str, int]:
         config: transformers', in whose parts windows are stated.
     """
     parts = [p for p in (config, getattr(config, "text_config", None)) if p is not None]
-    stated = [getattr(part, key, None) for part in parts for key in _WINDOWS]
+    stated = [value for part in parts for key in _WINDOWS for value in _stated(part, key)]
     windows = [n for n in stated if type(n) is int and 0 < n < min(max_seq, _LONGEST - MORE)]
     return {**SIZES, "seq": max(SIZES["seq"], min(windows, default=0) + MORE)}
+
+
+def _stated(config: Any, key: str) -> list[Any]:
+    """What a configuration says, or its layers where each says it for itself."""
+    try:
+        return [getattr(config, key, None)]
+    except RuntimeError:  # transformers': it "is a per-layer attribute"
+        return [getattr(layer, key, None) for layer in config.per_layer_config[:]]
 
 
 def _kept(shape: tuple[int, ...]) -> Array:

@@ -15,7 +15,7 @@ import torch
 import transformers
 from random_any import DECODER, TEXT, made
 
-from llmc.compiler.frontends import reference
+from llmc.compiler.frontends import pretrained, reference
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.frontends.implementations import EAGER, choose
 from llmc.compiler.frontends.inputs import inputs_of
@@ -185,6 +185,22 @@ def test_rows_are_longer_than_the_narrowest_window() -> None:
     assert longest() == longest(sliding_window=None) == longest(sliding_window=4096) == reference.SIZES["seq"]
     assert longest(sliding_window=20) == longest(local_attention=128, sliding_window=20) == 25
     assert reference.sizes_for(SimpleNamespace(sliding_window=20), 16)["seq"] == reference.SIZES["seq"]
+
+
+def test_a_window_may_be_of_single_layers() -> None:
+    class Config:
+        per_layer_config = (SimpleNamespace(sliding_window=None), SimpleNamespace(sliding_window=20))
+
+        @property
+        def sliding_window(self) -> int:
+            raise RuntimeError("'sliding_window' is a per-layer attribute")
+
+    assert reference.sizes_for(Config(), 512)["seq"] == 25
+
+
+def test_a_class_may_name_several_first_inputs() -> None:
+    assert pretrained.reads(["pixel_values", "task_inputs"]) == pretrained.reads("pixel_values") == "image"
+    assert pretrained.reads("input_ids") == ""
 
 
 def test_padded_places_do_not_count_but_all_others_do() -> None:
