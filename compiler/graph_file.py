@@ -63,9 +63,12 @@ def want_place(path: Path) -> None:
     """Check that a graph may be written there.
 
     Raises:
-        LlmcError: its name is not one of a text, or the weights would take the place of what llmc did not write.
+        LlmcError: its name is not one of a text, it is a device or a folder, or the weights would take the place of what
+            llmc did not write.
     """
     beside = weights_path(path)
+    if path.exists() and not path.is_file():
+        raise LlmcError("the output is there, and is no file", at=str(path), hint="choose another name")
     if path == beside:
         raise LlmcError("this is the name of the weights", at=str(path), hint="name the text: FILE.txt")
     if beside.exists() and not _ours(beside):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,13 @@ def test_what_llmc_did_not_write_stays(tmp_path: Path) -> None:
     with pytest.raises(LlmcError, match="name of the weights"):
         want_place(tmp_path / "data.npz")
     assert [p.name for p in tmp_path.iterdir()] == ["data.npz"]
+
+
+def test_a_device_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(LlmcError, match="is no file"):
+        want_place(tmp_path / "pipe")
 
 
 def test_a_failed_write_leaves_what_was_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

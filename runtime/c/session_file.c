@@ -98,11 +98,20 @@ static int write_all(int descriptor, const unsigned char *data, size_t bytes) {
     return fsync(descriptor) == 0;
 }
 
+/* A device, a pipe or a folder: a rename would put a file in its place, and opening may wait without end. */
+static int is_no_file(const char *path) {
+    struct stat found;
+    return stat(path, &found) == 0 && !S_ISREG(found.st_mode);
+}
+
 static llmc_status replace(const char *path, const unsigned char *data, size_t bytes, llmc_error *error) {
     size_t room = strlen(path) + sizeof ".XXXXXX";
-    char *part = (char *)malloc(room);
+    char *part;
     llmc_status status = LLMC_OK;
     int descriptor, written;
+    if (is_no_file(path))
+        return llmc_fail(error, LLMC_ERROR_FILE, NULL, "cannot write %.300s: it is not a file", path);
+    part = (char *)malloc(room);
     if (!part) return llmc_fail_memory(error, room);
     snprintf(part, room, "%s.XXXXXX", path);
     descriptor = mkstemp(part);
@@ -153,9 +162,11 @@ static llmc_status damaged(const char *path, const char *how, llmc_error *error)
 }
 
 static llmc_status read_file(const char *path, unsigned char **file, size_t *bytes, llmc_error *error) {
-    FILE *stream = fopen(path, "rb");
+    FILE *stream;
     llmc_status status = LLMC_OK;
     struct stat found;
+    if (is_no_file(path)) return damaged(path, "it is not a file", error);
+    stream = fopen(path, "rb");
     if (!stream) return file_failed("read", path, error);
     if (fstat(fileno(stream), &found) != 0)
         status = file_failed("read", path, error);

@@ -1,6 +1,7 @@
 """Commands in this process, against stand-ins for the compiler and the runtime."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,12 @@ def test_run_with_arrays(cli, fake_artifact, tmp_path):
     assert json.loads(result.out) == {"y": [1.0, 2.0, 3.0]}
     np.testing.assert_array_equal(np.load(out)["y"], np.arange(3, dtype=np.float32) + 1)
     assert not out.with_name("y.npz.part").exists()
+    os.mkfifo(tmp_path / "pipe")
+    assert (
+        "is no file"
+        in cli("run", fake_artifact, "--input", f"x={tmp_path / 'x.npy'}", "--output", tmp_path / "pipe").err
+    )
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize(

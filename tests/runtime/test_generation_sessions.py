@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -110,10 +111,20 @@ def test_a_session_file_that_is_none(model, tmp_path):
         file.write_bytes(data[:8] + b"f" * 64 + data[72:])
         refused("is a session of build ffffffffffff, this model is 0f1e2d3c4b5a", session.load, file)
         refused("cannot write", session.save, tmp_path / "nowhere" / "x")
+        refused("it is not a file", session.save, tmp_path)
         for path in (3, None, "a\0b"):
             refused("not the path of a file", session.save, path)
         assert model.generate(PROMPT, session=session).usage.cached_tokens == len(PROMPT) - 1
         assert model.generate(PROMPT, session=session).ids == before.ids
+
+
+def test_a_session_takes_no_devices_place(model, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with model.session() as session:
+        refused("it is not a file", session.save, pipe)
+        refused("it is not a file", session.load, pipe)
+    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
 
 
 def test_a_text_that_takes_too_long(model):

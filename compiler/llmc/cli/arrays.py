@@ -49,6 +49,8 @@ def save(outputs: Any, path: Path | None) -> None:
     """Write the outputs as .npz under a temporary name, then rename."""
     if path is None:
         return
+    if path.exists() and not path.is_file():  # a rename would put a file in the place of a device
+        raise LlmcError("the output is there, and is no file", at=str(path), hint="choose another name")
     import numpy as np
 
     part = path.with_name(path.name + ".part")
