@@ -63,8 +63,8 @@ def want_place(path: Path) -> None:
     """Check that a graph may be written there.
 
     Raises:
-        LlmcError: its name is not one of a text, it is a device or a folder, or the weights would take the place of what
-            llmc did not write.
+        LlmcError: its name is not one of a text, it is a device or a folder, or the weights would take the place of
+            what llmc did not write.
     """
     beside = weights_path(path)
     if path.exists() and not path.is_file():

@@ -54,11 +54,11 @@ class Barred:
         ]
         held = [*words, *_ngrams(source, options.encoder_no_repeat_ngram_size or 0)]
         forced = [(0, first)] if first is not None and prompt == 1 else []
-        place = 1 if forced else 0
+        place, never = 1 if forced else 0, set(options.suppress_tokens or ())
         return Barred(
             options.no_repeat_ngram_size or 0,
             tuple(dict.fromkeys(held)),
-            (*forced, *((most - 1, token) for token in last or ())),
+            (*forced, *((most - 1, token) for token in last or () if token not in never)),
             tuple((place, token) for token in begin or ()),
         )
 

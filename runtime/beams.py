@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _NEVER = -1e9  # added to what must not be taken, as transformers does
 MOST_BEAMS = 64
+MOST_POWER = 40  # of a text's length
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ class Search:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= most:
                 raise LlmcError(f"{name} is {value!r}, must be within 1..{most}")
-        if isinstance(self.length_penalty, bool) or not isinstance(self.length_penalty, int | float):
-            raise LlmcError(f"length_penalty is {self.length_penalty!r}, must be a number")
+        power = self.length_penalty
+        if isinstance(power, bool) or not isinstance(power, int | float) or not abs(power) <= MOST_POWER:
+            raise LlmcError(f"length_penalty is {power!r}, must be within {-MOST_POWER}..{MOST_POWER}")
         if self.early_stopping not in (True, False, "never"):
             raise LlmcError(f'early_stopping is {self.early_stopping!r}, must be True, False or "never"')
 
@@ -109,7 +111,13 @@ class BeamSearch:
             beams = self._next_beams(beams, options, ended)
             self._take_finished(options, ended)
             if self._is_over(beams, all(ended)):
-                return [(f.tokens, f.score) for f in self._finished[: self._search.num_return_sequences]]
+                return self._best()
+
+    def _best(self) -> list[tuple[tuple[int, ...], float]]:
+        best = self._finished[: self._search.num_return_sequences]
+        if not any(text.is_text for text in best):
+            raise LlmcError("no token is left to choose from", hint="bias or suppress fewer tokens")
+        return [(text.tokens, text.score) for text in best if text.is_text]
 
     def _begun(self) -> Session:
         session = self._model.session()

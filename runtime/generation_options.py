@@ -21,6 +21,8 @@ from llmc.runtime.generation_structs import Bias, ChoiceOptions, GenerateOptions
 
 USUAL_NEW_TOKENS = 256  # where neither caller nor model says, as transformers' pipeline has it
 USUAL_TOP_K = 50  # of transformers, where tokens are drawn
+_LARGEST = 3.4e38  # of the floats that logits are
+_COLDEST = 1e-30  # a temperature below it makes infinities of logits
 _TINY = 1e-300  # top_p = 0 keeps one token; to C 0 says that the option is not used
 
 
@@ -149,8 +151,12 @@ def options_of(entry: GenerationEntry, given: Mapping[str, Any]) -> GenerationOp
     own = dict(entry.defaults)
     if "max_length" in asked and "max_new_tokens" not in asked:
         own.pop("max_new_tokens", None)
+    if not asked.get("do_sample", own.get("do_sample")):
+        own = {k: v for k, v in own.items() if k not in _OF_DRAWING}  # whatever they are, they have no effect
     found = {k: _checked(k, v) for k, v in {**own, **asked}.items() if k in _CHECKS}
     options = GenerationOptions(**found)
+    _want_tokens(options, entry.vocabulary)
+    _want_forced(options)
     if options.do_sample:
         return options if options.seed is not None else replace(options, seed=secrets.randbits(64))
     if idle := [name for name in _OF_DRAWING if name in asked]:
@@ -165,6 +171,37 @@ def _checked(name: str, value: Any) -> Any:
         hint = "do_sample=False takes the likeliest token" if name == "temperature" else None
         raise LlmcError(f"{name} is {value!r:.60}, must be {must}", hint=hint)
     return made[0](value) if made else value
+
+
+def _want_tokens(options: GenerationOptions, vocabulary: int) -> None:
+    """Refuse numbers that are no token's.
+
+    Raises:
+        LlmcError: there is one.
+    """
+    named = {name: _flat(getattr(options, name)) for name in _OF_TOKENS}
+    for name, ids in named.items():
+        if beyond := [token for token in ids if token >= vocabulary]:
+            raise LlmcError(f"{name}: {beyond[0]} is no token, must be within 0..{vocabulary - 1}")
+
+
+def _flat(value: Any) -> list[int]:
+    if value is None or isinstance(value, int):
+        return [] if value is None else [value]
+    return [token for part in value for token in _flat(part)]
+
+
+def _want_forced(options: GenerationOptions) -> None:
+    """Refuse what transformers refuses too: what must come, and must not.
+
+    Raises:
+        LlmcError: all tokens that are forced at a place are suppressed.
+    """
+    never = set(options.suppress_tokens or ())
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        forced = _flat(getattr(options, name))
+        if forced and never.issuperset(forced):
+            raise LlmcError(f"{name} is {forced[0]}, which suppress_tokens has too", hint="leave one out")
 
 
 def _number(low: float, high: float = math.inf, *, open_: bool = False) -> Callable[[Any], bool]:
@@ -193,7 +230,7 @@ def _are_sequences(value: Any) -> bool:
 
 def _is_bias(value: Any) -> bool:
     def numbers(bias: Any) -> bool:
-        return _number(-math.inf)(bias) or bias == -math.inf
+        return _number(-_LARGEST, _LARGEST)(bias) or bias == -math.inf
 
     return isinstance(value, Mapping) and _are_ids(list(value)) and all(map(numbers, value.values()))
 
@@ -210,17 +247,18 @@ def _listed(value: Any) -> Sequence[Any]:
 _SHARE = (_number(0, 1), "a number within 0..1")
 _COUNT = (_whole(0), "a whole number, at least 0")
 _ABOVE = (_number(0, open_=True), "a number above 0")
+_PENALTY = (_number(-_LARGEST, _LARGEST), "a number")
 _FLAG = (_is_flag, "True or False")
 _CHECKS: Mapping[str, tuple[Any, ...]] = {
     "do_sample": _FLAG,
-    "temperature": _ABOVE,
+    "temperature": (_number(_COLDEST, _LARGEST), "a number above 0"),
     "top_k": _COUNT,
     "top_p": _SHARE,
     "min_p": _SHARE,
     "typical_p": (_number(0, 1, open_=True), "a number above 0, at most 1"),
-    "repetition_penalty": _ABOVE,
-    "presence_penalty": (_number(-math.inf), "a number"),
-    "frequency_penalty": (_number(-math.inf), "a number"),
+    "repetition_penalty": (_number(1 / _LARGEST, _LARGEST), "a number above 0"),
+    "presence_penalty": _PENALTY,
+    "frequency_penalty": _PENALTY,
     "logit_bias": (_is_bias, "a mapping of tokens to numbers"),
     "suppress_tokens": (_are_ids, "a list of tokens"),
     "begin_suppress_tokens": (_are_ids, "a list of tokens"),
@@ -244,4 +282,8 @@ _CHECKS: Mapping[str, tuple[Any, ...]] = {
     "timeout": _ABOVE,
 }
 OPTIONS = tuple(_CHECKS)
+_OF_TOKENS = (
+    *("logit_bias", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "eos_token_id"),
+    *("forced_bos_token_id", "forced_eos_token_id"),
+)
 _OF_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")

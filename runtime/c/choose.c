@@ -3,11 +3,14 @@
  *
  * The options mean what transformers' logits processors of the same names mean, and come in their order.
  */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "choose.h"
+
+#define COLDEST 1e-30 /* a temperature below it makes infinities of logits */
 
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -28,7 +31,7 @@ static llmc_status check_tokens(const llmc_choice_options *how, int64_t vocabula
         if (token < 0 || token >= vocabulary)
             return llmc_fail(error, LLMC_ERROR_RANGE, NULL, "%s %lld is no token, must be within 0..%lld",
                              i < how->n_bias ? "the biased" : "the stopping", (long long)token, (long long)vocabulary - 1);
-        if (i < how->n_bias && !(how->bias[i].bias < INFINITY))
+        if (i < how->n_bias && !(how->bias[i].bias <= FLT_MAX))
             return wrong("a bias", how->bias[i].bias, "a number, or minus infinity", error);
     }
     return LLMC_OK;
@@ -36,7 +39,7 @@ static llmc_status check_tokens(const llmc_choice_options *how, int64_t vocabula
 
 llmc_status llmc_check_choice(const llmc_choice_options *how, int64_t vocabulary, llmc_error *error) {
     llmc_status status;
-    if (!(how->temperature >= 0 && how->temperature < INFINITY))
+    if (!(how->temperature == 0 || (how->temperature >= COLDEST && how->temperature < INFINITY)))
         return wrong("temperature", how->temperature, "above 0; do_sample = 0 takes the likeliest token", error);
     if (how->top_k < 0) return wrong("top_k", (double)how->top_k, "at least 1", error);
     if (!(how->top_p >= 0 && how->top_p <= 1)) return wrong("top_p", how->top_p, "within 0..1", error);

@@ -12,6 +12,7 @@ import transformers
 
 from llmc.compiler.frontends import chat_template, generation_config
 from llmc.compiler.frontends.generation_config import Generation
+from llmc.compiler.frontends.generation_settings import KINDS
 from llmc.errors import LlmcError, LlmcWarning
 from llmc.runtime.beams import Search
 from llmc.runtime.generation_options import OPTIONS
@@ -81,6 +82,10 @@ def test_one_stop_string_is_a_list(tmp_path: Path) -> None:
         ("top_k", True, "a whole number"),
         ("suppress_tokens", [1, "b"], "a list of tokens"),
         ("stop_strings", {"a": 1}, "a text or a list of texts"),
+        ("stop_strings", ["a", ""], "a text or a list of texts, none of them empty"),
+        ("repetition_penalty", 0, "a number above 0"),
+        ("max_new_tokens", 0, "a whole number, at least 1"),
+        ("num_beams", 0, "a whole number, at least 1"),
     ],
 )
 def test_wrong_kinds_are_told(tmp_path: Path, key: str, value: Any, kind: str) -> None:
@@ -97,6 +102,27 @@ def test_a_token_that_is_no_number_is_told(tmp_path: Path, value: Any) -> None:
     written(tmp_path, generation_config={"eos_token_id": value})
 
     with pytest.raises(LlmcError, match="eos_token_id is not the number of a token"):
+        read(tmp_path)
+
+
+def test_what_drawing_makes_no_sense_of_is_told_where_tokens_are_drawn(tmp_path: Path) -> None:
+    written(tmp_path, generation_config={"temperature": 0.0, "typical_p": 0.0})
+    assert read(tmp_path).facts["defaults"] == {"temperature": 0.0, "typical_p": 0.0}  # they have no effect
+
+    written(tmp_path, generation_config={"temperature": 0.0, "do_sample": True})
+    with pytest.raises(LlmcError, match="temperature is not a number above 0"):
+        read(tmp_path)
+
+
+def test_suppressed_tokens_that_never_come_are_left_out(tmp_path: Path) -> None:
+    written(tmp_path, generation_config={"suppress_tokens": [4, 100], "begin_suppress_tokens": [99, 200]})
+
+    assert read(tmp_path).facts["defaults"] == {"suppress_tokens": [4], "begin_suppress_tokens": [99]}
+
+
+def test_beams_that_draw_are_told(tmp_path: Path) -> None:
+    written(tmp_path, generation_config={"num_beams": 2, "do_sample": True})
+    with pytest.warns(LlmcWarning, match="does not know num_beams where do_sample is true"):
         read(tmp_path)
 
 
@@ -124,7 +150,7 @@ def test_every_default_of_transformers_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_runtime_has_what_folders_may_say() -> None:
-    assert set(generation_config.KINDS) <= {*OPTIONS, *Search.__dataclass_fields__}
+    assert set(KINDS) <= {*OPTIONS, *Search.__dataclass_fields__}
 
 
 # --- chat templates

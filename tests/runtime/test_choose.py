@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ctypes import POINTER, byref, c_double, c_float, c_int64
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ PROMPT, MADE = [3, 5, 5, 8], [9, 3, 11, 9]
 @pytest.fixture(scope="module")
 def library(words):
     with load(words, threads=1) as model:
-        yield model._open_handle().library, model.manifest.generation
+        yield model._open_handle().library, replace(model.manifest.generation, vocabulary=SIZE)
 
 
 def choose(library, logits, ids=(), n_prompt=0, **options):

@@ -76,6 +76,18 @@ def test_options_of_the_model_are_the_defaults(words, tmp_path):
         )  # what the caller says goes first
 
 
+def test_a_default_of_drawing_has_no_effect_where_none_are_drawn(words, tmp_path):
+    with load(changed(words, tmp_path, defaults={"temperature": 0.0, "max_new_tokens": 5})) as model:
+        assert model.generate(PROMPT).ids == greedy(model, PROMPT, 5)
+        refused("temperature is 0.0", model.generate, PROMPT, do_sample=True)
+
+
+def test_of_what_is_forced_the_suppressed_does_not_come(model):
+    """As in transformers, where suppression comes last."""
+    made = model.generate(PROMPT, max_new_tokens=2, forced_eos_token_id=[2, 3], suppress_tokens=[2])
+    assert made.ids[-1] == 3
+
+
 def test_look_up_gives_the_same_tokens(model):
     prompt = [5, 6, 7, 5, 6, 7, 5, 6]
     for options in ({}, {"do_sample": True, "seed": 3, "top_k": 4}):
@@ -134,10 +146,13 @@ def test_logprobs(model):
         ({"seed": -1}, "seed is -1"),
         ({"stop": ""}, "stop_strings is '', must be a text or a list of texts, none of them empty"),
         ({"stop_strings": ["a", ""]}, "stop_strings is ['a', '']"),
-        ({"logit_bias": {41: 1.0}}, "the biased 41 is no token, must be within 0..40"),
+        ({"logit_bias": {41: 1.0}}, "logit_bias: 41 is no token, must be within 0..40"),
         ({"logit_bias": [3]}, "logit_bias is [3], must be a mapping of tokens to numbers"),
         ({"logit_bias": {3: float("inf")}}, "logit_bias is {3: inf}"),
-        ({"eos_token_id": 41}, "the stopping 41 is no token"),
+        ({"logit_bias": {3: 1e300}}, "logit_bias is {3: 1e+300}"),
+        ({"temperature": 1e-40, "do_sample": True}, "temperature is 1e-40"),
+        ({"eos_token_id": 41}, "eos_token_id: 41 is no token"),
+        ({"suppress_tokens": [2, 3], "forced_eos_token_id": [3]}, "which suppress_tokens has too"),
         ({"suppress_tokens": list(range(41))}, "no token is left to choose from"),
         ({"top_logprobs": 42}, "top_logprobs is 42, must be within 0..41"),
         (

@@ -124,7 +124,8 @@ def test_a_session_takes_no_devices_place(model, tmp_path):
     with model.session() as session:
         refused("it is not a file", session.save, pipe)
         refused("it is not a file", session.load, pipe)
-    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_a_text_that_takes_too_long(model):

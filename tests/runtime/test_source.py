@@ -172,8 +172,8 @@ def test_sources_that_cannot_be(model):
     refused("cannot go with a session", model.generate, TEXT, session=model.session(), num_beams=2)
     refused("num_beams is 0, must be within 1..64", model.generate, TEXT, num_beams=0)
     refused("bad_words_ids is [[]]", model.generate, TEXT, bad_words_ids=[[]])
-    refused("the barred 34 is no token", model.generate, TEXT, bad_words_ids=[[5, 34]])
-    refused("the forced 34 is no token", model.generate, TEXT, forced_bos_token_id=34)
+    refused("bad_words_ids: 34 is no token", model.generate, TEXT, bad_words_ids=[[5, 34]])
+    refused("forced_bos_token_id: 34 is no token", model.generate, TEXT, forced_bos_token_id=34)
     assert model.generate(TEXT).ids  # and it goes on
 
 
