@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmc.errors import LlmcError, extras_named, first_line
@@ -18,18 +19,19 @@ MOST_CHARACTERS = 1 << 24
 MOST_STEPS = 1_000_000  # lines of a template's code, as Jinja writes it in Python
 MOST_FACTOR = 10_000  # that repeats a text, or is an exponent
 Message = Mapping[str, Any]
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
-def render(model: Model, messages: str | Sequence[Message], generate: bool = True, **variables: Any) -> str:
+def render(model: Model, messages: str | Sequence[Message], variables: Mapping[str, Any] = _NONE) -> str:
     """The text of a conversation, by the artifact's template.
 
     Args:
         messages: `{"role": "user", "content": "..."}` and so on; a text alone is the user's.
-        generate: end with what begins an answer (`add_generation_prompt`).
-        variables: others that the template names, such as `tools`.
+        variables: others that the template names, such as `tools`; `add_generation_prompt` ends it with what begins an
+            answer, which is so unless they say otherwise.
 
     Raises:
-        LlmcError: the artifact has no template, a message is none, or the template fails, or does not end.
+        LlmcError: the artifact has no template, a message or a variable is none, or the template fails or does not end.
     """
     entry = model.manifest.generation
     if entry is None or entry.chat is None:
@@ -37,12 +39,21 @@ def render(model: Model, messages: str | Sequence[Message], generate: bool = Tru
             "the model has no chat template", at=str(model.path), hint="give a prompt: model.generate(...)"
         )
     listed = _messages(messages)
-    known = {"tools": None, "documents": None, **entry.chat_tokens, **variables}
+    _want_variables(variables)
+    usual = {"tools": None, "documents": None, "add_generation_prompt": True}
+    known = {**usual, **entry.chat_tokens, **variables, "messages": listed}
     try:
         text = (model.path / entry.chat).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise LlmcError(f"cannot read {entry.chat}: {error}", at=str(model.path)) from None
-    return _rendered(text, dict(known, messages=listed, add_generation_prompt=generate), str(model.path))
+    return _rendered(text, known, str(model.path))
+
+
+def _want_variables(variables: Any) -> None:
+    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+        raise LlmcError(f"not a template's variables: {variables!r:.60}", hint='{"tools": [...]}')
+    if "messages" in variables:
+        raise LlmcError("messages cannot be a template's variable", hint="they are the first argument")
 
 
 def _messages(messages: Any) -> list[dict[str, Any]]:
@@ -56,7 +67,7 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
             )
     try:
         return list(json.loads(json.dumps([dict(m) for m in listed])))  # templates see plain data alone
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise LlmcError(f"a message holds what JSON cannot: {error}") from None
 
 

@@ -6,7 +6,8 @@ As many as asked for go on at a time; when one ends the next begins, so that no 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmc.errors import LlmcError
@@ -43,8 +44,7 @@ def generate_all(
         raise LlmcError(f"max_batch is {max_batch!r}, must be within 1..{MOST}")
     own = _own(prompts, each)
     asked = [
-        _asked(model, entry, i, p, {**options, **o})
-        for i, (p, o) in enumerate(zip(prompts, own, strict=True))
+        _asked(model, entry, i, p, options, o) for i, (p, o) in enumerate(zip(prompts, own, strict=True))
     ]
     return _Batch(model, entry, asked, max_batch).run()
 
@@ -59,29 +59,56 @@ def search_all(
     """The best text of each prompt, one after the other: a search runs all its beams at once."""
     own = _own(prompts, each)
     return [
-        model.search(p, num_beams=beams, **{**options, **o})[0] for p, o in zip(prompts, own, strict=True)
+        _searched(model, i, p, {"num_beams": beams}, options, o)
+        for i, (p, o) in enumerate(zip(prompts, own, strict=True))
     ]
+
+
+def _searched(model: Model, number: int, prompt: Any, *options: Mapping[str, Any]) -> Generated:
+    with _named(number):
+        return model.search(prompt, **_merged(*options))[0]
+
+
+def _merged(*options: Mapping[str, Any]) -> dict[str, Any]:
+    """The later before the earlier, by whichever name."""
+    from llmc.runtime.generation_options import plain_names
+
+    return {name: value for some in options for name, value in plain_names(some).items()}
+
+
+@contextmanager
+def _named(number: int) -> Iterator[None]:
+    """Say which prompt an error is about."""
+    try:
+        yield
+    except LlmcError as error:
+        told = f"prompt {number}: {error.problem}"
+        raise LlmcError(told, at=error.at, found=error.found, hint=error.hint) from None
 
 
 def _own(prompts: Sequence[Any], each: Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
     """The options of each prompt."""
-    if each is not None and len(each) != len(prompts):
+    if each is None:
+        return [{}] * len(prompts)
+    if not isinstance(each, list | tuple) or not all(map(_are_options, each)):
+        raise LlmcError(f"each is {each!r:.60}, must be a list of options by name, one for each prompt")
+    if len(each) != len(prompts):
         raise LlmcError(f"each has options of {len(each)} prompts, there are {len(prompts)}")
-    return each or [{}] * len(prompts)
+    return each
+
+
+def _are_options(own: Any) -> bool:
+    return isinstance(own, Mapping) and all(isinstance(name, str) for name in own)
 
 
 def _asked(
-    model: Model, entry: GenerationEntry, number: int, prompt: Any, options: Mapping[str, Any]
+    model: Model, entry: GenerationEntry, number: int, prompt: Any, *options: Mapping[str, Any]
 ) -> _Asked:
-    try:
-        own = dict(options)
+    with _named(number):
+        own = _merged(*options)
         given = given_of(model, entry, prompt, True, own)
         found = checked_options(model, entry, given.ids, own)
         want_fits(entry, given.ids)
-    except LlmcError as error:
-        raise LlmcError(
-            f"prompt {number}: {error.problem}", at=error.at, found=error.found, hint=error.hint
-        ) from None
     return number, given, found
 
 

@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from llmc.errors import LlmcError
-from llmc.runtime.prompts import Given, are_several, encoder_of, generation_of, given_of, want_tokens
+from llmc.runtime.prompts import (
+    Given,
+    are_several,
+    encoder_of,
+    generation_of,
+    given_of,
+    want_own,
+    want_tokens,
+)
 
 if TYPE_CHECKING:
     from llmc.runtime.chat import Message
@@ -79,6 +87,10 @@ class GenerationCalls:
                 makes no sense, memory does not suffice.
         """
         model, several = cast("Model", self), are_several(prompt)
+        if each is not None and not several:
+            raise LlmcError(
+                "each has options of several prompts, there is one", hint="give a list of prompts"
+            )
         beams = _beams(generation_of(model), num_beams, session, options)
         if beams == 1 and not several:
             return self.stream(prompt, session=session, **options).all()
@@ -168,7 +180,7 @@ class GenerationCalls:
 
         model = cast("Model", self)
         entry = generation_of(model)
-        text = render(model, messages, **(template or {}))
+        text = render(model, messages, template or {})
         made = _stream(model, entry, given_of(model, entry, text, False, options), session, options)
         return made if stream else made.all()
 
@@ -193,10 +205,7 @@ def _stream(
     from llmc.runtime.generation import Generation
 
     model._open_handle()
-    if session is not None and getattr(session, "model", None) is not model:
-        raise LlmcError(
-            "the session is not one of this model", at=str(model.path), hint="open one: model.session()"
-        )
+    want_own(model, session)
     options = checked_options(model, entry, prompt.ids, given)
     used, ended = (session, _nothing) if session is not None else _borrowed(model)
     try:

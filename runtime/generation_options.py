@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import secrets
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import c_int64, c_uint64
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,13 +16,12 @@ from typing import Any
 from llmc.errors import LlmcError, LlmcWarning
 from llmc.runtime.arrays import check_names
 from llmc.runtime.barred import Barred, Places
+from llmc.runtime.generation_checks import CHECKS
 from llmc.runtime.generation_entry import GenerationEntry
 from llmc.runtime.generation_structs import Bias, ChoiceOptions, GenerateOptions, Place
 
 USUAL_NEW_TOKENS = 256  # where neither caller nor model says, as transformers' pipeline has it
 USUAL_TOP_K = 50  # of transformers, where tokens are drawn
-_LARGEST = 3.4e38  # of the floats that logits are
-_COLDEST = 1e-30  # a temperature below it makes infinities of logits
 _TINY = 1e-300  # top_p = 0 keeps one token; to C 0 says that the option is not used
 
 
@@ -146,14 +145,14 @@ def options_of(entry: GenerationEntry, given: Mapping[str, Any]) -> GenerationOp
     Raises:
         LlmcError: there is no such option, or its value makes no sense.
     """
-    asked = {("stop_strings" if k == "stop" else k): v for k, v in given.items() if v is not None}
-    check_names("option", asked, _CHECKS)
+    asked = {k: v for k, v in plain_names(given).items() if v is not None}
+    check_names("option", asked, CHECKS)
     own = dict(entry.defaults)
     if "max_length" in asked and "max_new_tokens" not in asked:
         own.pop("max_new_tokens", None)
     if not asked.get("do_sample", own.get("do_sample")):
         own = {k: v for k, v in own.items() if k not in _OF_DRAWING}  # whatever they are, they have no effect
-    found = {k: _checked(k, v) for k, v in {**own, **asked}.items() if k in _CHECKS}
+    found = {k: _checked(k, v) for k, v in {**own, **asked}.items() if k in CHECKS}
     options = GenerationOptions(**found)
     _want_tokens(options, entry.vocabulary)
     _want_forced(options)
@@ -165,8 +164,21 @@ def options_of(entry: GenerationEntry, given: Mapping[str, Any]) -> GenerationOp
     return options
 
 
+def plain_names(given: Mapping[str, Any]) -> dict[str, Any]:
+    """With `stop_strings` for `stop`, which is the same.
+
+    Raises:
+        LlmcError: both are there.
+    """
+    if given.get("stop") is not None and given.get("stop_strings") is not None:
+        raise LlmcError("stop and stop_strings are the same", hint="give one of them")
+    return {
+        ("stop_strings" if k == "stop" else k): v for k, v in given.items() if k != "stop" or v is not None
+    }
+
+
 def _checked(name: str, value: Any) -> Any:
-    fits, must, *made = _CHECKS[name]
+    fits, must, *made = CHECKS[name]
     if not fits(value):
         hint = "do_sample=False takes the likeliest token" if name == "temperature" else None
         raise LlmcError(f"{name} is {value!r:.60}, must be {must}", hint=hint)
@@ -204,84 +216,7 @@ def _want_forced(options: GenerationOptions) -> None:
             raise LlmcError(f"{name} is {forced[0]}, which suppress_tokens has too", hint="leave one out")
 
 
-def _number(low: float, high: float = math.inf, *, open_: bool = False) -> Callable[[Any], bool]:
-    def fits(value: Any) -> bool:
-        known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return known and (low < value if open_ else low <= value) and value <= high
-
-    return fits
-
-
-def _whole(low: int, high: int = 2**63 - 1) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and low <= value <= high
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _are_ids(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(map(_whole(0), value))
-
-
-def _are_sequences(value: Any) -> bool:
-    return isinstance(value, Sequence) and all(_are_ids(part) and len(part) for part in value)
-
-
-def _is_bias(value: Any) -> bool:
-    def numbers(bias: Any) -> bool:
-        return _number(-_LARGEST, _LARGEST)(bias) or bias == -math.inf
-
-    return isinstance(value, Mapping) and _are_ids(list(value)) and all(map(numbers, value.values()))
-
-
-def _are_texts(value: Any) -> bool:
-    texts = [value] if isinstance(value, str) else value
-    return isinstance(texts, Sequence) and all(isinstance(text, str) and text for text in texts)
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    return [value] if isinstance(value, str | int) else list(value)
-
-
-_SHARE = (_number(0, 1), "a number within 0..1")
-_COUNT = (_whole(0), "a whole number, at least 0")
-_ABOVE = (_number(0, open_=True), "a number above 0")
-_PENALTY = (_number(-_LARGEST, _LARGEST), "a number")
-_FLAG = (_is_flag, "True or False")
-_CHECKS: Mapping[str, tuple[Any, ...]] = {
-    "do_sample": _FLAG,
-    "temperature": (_number(_COLDEST, _LARGEST), "a number above 0"),
-    "top_k": _COUNT,
-    "top_p": _SHARE,
-    "min_p": _SHARE,
-    "typical_p": (_number(0, 1, open_=True), "a number above 0, at most 1"),
-    "repetition_penalty": (_number(1 / _LARGEST, _LARGEST), "a number above 0"),
-    "presence_penalty": _PENALTY,
-    "frequency_penalty": _PENALTY,
-    "logit_bias": (_is_bias, "a mapping of tokens to numbers"),
-    "suppress_tokens": (_are_ids, "a list of tokens"),
-    "begin_suppress_tokens": (_are_ids, "a list of tokens"),
-    "no_repeat_ngram_size": _COUNT,
-    "encoder_no_repeat_ngram_size": _COUNT,
-    "bad_words_ids": (_are_sequences, "a list of lists of tokens, none of them empty"),
-    "forced_bos_token_id": (_whole(0), "a token"),
-    "forced_eos_token_id": (lambda v: _whole(0)(v) or _are_ids(v), "a token or a list of tokens", _listed),
-    "max_new_tokens": (_whole(1), "a whole number, at least 1"),
-    "min_new_tokens": _COUNT,
-    "max_length": (_whole(1), "a whole number, at least 1"),
-    "min_length": _COUNT,
-    "stop_strings": (_are_texts, "a text or a list of texts, none of them empty", _listed),
-    "eos_token_id": (lambda v: _whole(0)(v) or _are_ids(v), "a token or a list of tokens", _listed),
-    "seed": (_whole(0, 2**64 - 1), f"a whole number within 0..{2**64 - 1}"),
-    "logprobs": _FLAG,
-    "top_logprobs": _COUNT,
-    "prompt_lookup_num_tokens": (_whole(0, 64), "a whole number within 0..64"),
-    "max_matching_ngram_size": (_whole(1, 64), "a whole number within 1..64"),
-    "prefill_chunk_size": (_whole(1), "a whole number, at least 1"),
-    "timeout": _ABOVE,
-}
-OPTIONS = tuple(_CHECKS)
+OPTIONS = tuple(CHECKS)
 _OF_TOKENS = (
     *("logit_bias", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "eos_token_id"),
     *("forced_bos_token_id", "forced_eos_token_id"),

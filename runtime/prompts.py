@@ -42,6 +42,18 @@ def generation_of(model: Model) -> GenerationEntry:
     return entry
 
 
+def want_own(model: Model, session: Any) -> None:
+    """Refuse a session of another model; None is none.
+
+    Raises:
+        LlmcError: it is one, or no session at all.
+    """
+    if session is not None and getattr(session, "model", None) is not model:
+        raise LlmcError(
+            "the session is not one of this model", at=str(model.path), hint="open one: model.session()"
+        )
+
+
 def encoder_of(model: Model) -> Encoder | None:
     """The model's tokenizer, made at the first use; None if it has none."""
     from llmc.runtime.encoder import Encoder
@@ -118,6 +130,8 @@ def are_several(prompt: Any) -> bool:
 
 def _numbers(prompt: Any) -> list[int]:
     try:
+        if isinstance(prompt, bytes | bytearray):  # a text that has not been decoded, and no tokens
+            raise TypeError
         return [index(token) for token in prompt]
     except TypeError:
         raise LlmcError(f"not a text or a list of tokens: {prompt!r:.60}") from None

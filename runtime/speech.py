@@ -14,7 +14,7 @@ from llmc.runtime import mel
 from llmc.runtime.generation_options import options_of
 from llmc.runtime.media import Sounds
 from llmc.runtime.penalties import Penalties
-from llmc.runtime.prompts import encoder_of, generation_of
+from llmc.runtime.prompts import encoder_of, generation_of, want_own
 from llmc.runtime.scoring import next_logits
 from llmc.runtime.source import hold
 from llmc.runtime.timestamps import PRECISION, Timestamps
@@ -216,6 +216,7 @@ def transcribe(
     options: dict[str, Any],
 ) -> Transcript:
     """See `Model.transcribe`."""
+    want_own(model, session)
     listener = Listener(model, language, task, timestamps, options)
     sounds = Sounds(model)
     samples = sounds.open(audio, *rate, whole=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ctypes import byref, c_int64
 from typing import TYPE_CHECKING, Any, cast
 
@@ -57,6 +57,7 @@ def _run_sessions(
     timeout: float | None = None,
 ) -> list[dict[str, Array]]:
     """See `run_sessions`."""
+    calls = _listed(calls)
     if not calls:
         return []
     name = next(iter(model.functions)) if function is None else function
@@ -79,6 +80,18 @@ def _run_sessions(
     results = {n: np.empty(_shape(info, together), info.numpy_dtype) for n, info in chosen.outputs.items()}
     _run(model, chosen, members, (joined, results), timeout)
     return _apart(chosen, results, sizes)
+
+
+def _listed(calls: Any) -> list[tuple[Session, Mapping[str, Any]]]:
+    """
+    Raises:
+        LlmcError: they are no pairs of a session and its inputs.
+    """
+    listed = list(calls) if isinstance(calls, Iterable) else [calls]
+    for call in listed:
+        if not isinstance(call, tuple | list) or len(call) != 2 or not isinstance(call[1], Mapping):
+            raise LlmcError(f"not a session and its inputs: {call!r:.60}", hint="[(session, inputs), ...]")
+    return [(session, inputs) for session, inputs in listed]
 
 
 def _want_batches(model: Model, name: str, function: Function) -> None:

@@ -18,7 +18,7 @@ from random_seq2seq import CASES
 
 from llmc.cli import speech as command
 from llmc.cli.media import Told
-from llmc.compiler.frontends import generation_config, speech_config
+from llmc.compiler.frontends import generation_settings, speech_config
 from llmc.compiler.interpret import step
 from llmc.errors import LlmcError
 from llmc.runtime import mel
@@ -103,7 +103,7 @@ def ours() -> Any:
         "eos": [END],
         "speech": speech_config.facts(SAID, {}, 100, "here"),
         "encoder": {**found.generation["encoder"], "start": START},
-        "defaults": generation_config.options(
+        "defaults": generation_settings.options(
             {k: v for k, v in SAID.items() if k not in speech_config.SETTINGS}, "here"
         ),
     }
@@ -189,6 +189,11 @@ def test_what_makes_no_sense(ours: Any, asked: dict[str, Any], told: str) -> Non
     with pytest.raises(LlmcError) as caught:
         heard(ours, sound(0.5), **asked)
     assert told in str(caught.value)
+
+
+def test_a_session_of_another_model(ours: Any) -> None:
+    with pytest.raises(LlmcError, match="the session is not one of this model"):
+        transcribe(ours, sound(0.2), None, None, None, (16000, False), SimpleNamespace(model=None), {})
 
 
 def test_sounds_that_cannot_be(ours: Any, tmp_path: Path) -> None:

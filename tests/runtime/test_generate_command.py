@@ -106,6 +106,11 @@ def test_a_conversation(cli, words, model):
         (["--chat", "--json"], 2, "--json needs a --prompt"),
         (["--prompt", "a", "--input", "x=y.npy"], 2, "--input cannot go with a prompt that is continued"),
         (
+            ["--prompt", "a", "--language", "fr", "--timestamps", "--strict", "--threshold", "0"],
+            2,
+            "--strict, --threshold, --language, --timestamps cannot go with a prompt that is continued",
+        ),
+        (
             ["--text", "a", "--top-k", "3", "--stream"],
             2,
             "--top-k, --stream go with --prompt, --prompt-file or --chat",

@@ -171,6 +171,7 @@ def test_options_that_make_no_sense(model, options, told):
 
 def test_prompts_that_cannot_be(model, recurrent):
     refused("the prompt is empty", model.generate, "")
+    refused("not a text or a list of tokens: b'abc'", model.generate, b"abc")
     refused("the prompt is empty", model.generate, [])
     refused("token 1 of the prompt is 41, must be within 0..40", model.generate, [1, 41])
     refused("token 0 of the prompt is -1, must be within 0..40", model.generate, [-1])

@@ -152,3 +152,10 @@ def test_templates_are_rendered_as_transformers_does():
 def test_messages_that_are_none(model, messages):
     with pytest.raises(LlmcError, match=r"not a conversation|is none|JSON cannot"):
         model.chat(messages)
+
+
+@pytest.mark.parametrize("variables", ["x", {5: 1}, {"messages": []}])
+def test_variables_that_are_none(model, variables):
+    with pytest.raises(LlmcError, match=r"template's variable"):
+        model.chat("the fish", template=variables)
+    assert model.chat("the fish", template={"model": 1, "generate": 2}, max_new_tokens=1).ids

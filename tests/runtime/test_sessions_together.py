@@ -71,6 +71,8 @@ def test_mistakes_change_nothing(model, words):
     a, b = model.session(), model.session()
     model.run_sessions([(a, given(TEXT, 0, 3)), (b, given(TEXT, 0, 5))])
     good = (a, given(TEXT, 3, 1))
+    for calls in (5, [(a,)], [(a, 5)], {a: {}}):
+        refused("not a session and its inputs", model.run_sessions, calls)
     closed = model.session()
     closed.close()
     with load(words, threads=1) as another:
@@ -237,5 +239,13 @@ def test_refused_lists(model):
     refused("prompt 0: temperature is 0", model.generate, [[1]], do_sample=True, temperature=0)
     refused("max_batch is 0", model.generate, [[1]], max_batch=0)
     refused("each has options of 1 prompts", model.generate, [[1], [2]], each=[{}])
+    refused("each has options of several prompts", model.generate, [1], each=[{}])
+    for each in ([None, {}], ["ab", {}], [{1: 2}, {}], iter([{}, {}]), 5):
+        refused("must be a list of options by name", model.generate, [[1], [2]], each=each)
+        refused("must be a list of options by name", model.generate, [[1], [2]], each=each, num_beams=2)
+    refused("prompt 1: num_beams is 0", model.generate, [[1], [2]], each=[{}, {"num_beams": 0}], num_beams=2)
+    refused(
+        "prompt 0: stop and stop_strings are the same", model.generate, [[1], [2]], stop="a", stop_strings="b"
+    )
     refused("session each", model.generate, [[1], [2]], session=model.session())
     refused("took longer than its timeout", model.generate, [[1], [2]], timeout=1e-9)

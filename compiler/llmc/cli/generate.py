@@ -97,7 +97,8 @@ def _text(raw: bytes, place: str) -> str:
 
 def want_alone(others: dict[str, Any]) -> None:
     """Refuse other inputs beside a prompt."""
-    if used := [f"--{name}" for name, value in others.items() if value not in (None, False, ())]:
+    idle = (type(None), bool, tuple)  # 0 is something given
+    if used := [f"--{name}" for name, value in others.items() if value or not isinstance(value, idle)]:
         raise click.UsageError(f"{', '.join(used)} cannot go with a prompt that is continued.")
 
 

@@ -107,13 +107,14 @@ def command(
 ) -> None:
     """Run ARTIFACT on texts, images, sounds, NumPy arrays, a prompt, or on its own recorded samples."""
     asked = {"text": texts, "image": images, "audio": audio, "input": inputs, "selftest": selftest}
+    spoken = speech.given(settings)
     continues = prompt is not None and not (texts or images or audio)
     if settings["chat"] or settings["prompt_files"] or continues:
-        generate.want_alone({**asked, "output": output, "function": function, "past": past})
+        others = {"pair": pairs, "strict": strict, "threshold": threshold, "resample": resample, **spoken}
+        generate.want_alone({**asked, **others, "output": output, "function": function, "past": past})
         generate.run(_opened(artifact, threads, variant, no_check), prompt, as_json, settings)
         return
     generate.want_none(settings)
-    spoken = speech.given(settings)
     _want_sense(
         asked,
         {
