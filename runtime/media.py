@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmc.runtime.model import Model
 
 PIXELS, SOUNDS, MASK = "pixel_values", ("input_values", "input_features"), "attention_mask"
+_LOUDEST = 100.0  # of samples
 _HINT = "give its inputs as arrays: model(NAME=array), or llmc run --input NAME=FILE.npy"
 
 
@@ -212,6 +213,12 @@ def _mono(samples: Any) -> Array:
             "audio is a file, or samples as floats between -1 and 1",
             found=f"{array.dtype}{list(array.shape)}",
             hint="f32 [samples]; give several as a list, and the mean of several channels",
+        )
+    peak = float(np.abs(array).max())
+    if not peak <= _LOUDEST:  # what is meant for -1..1 may pass it a little; samples of 16 bits are far off, and NaN
+        told = "hold numbers that are none" if not np.isfinite(peak) else f"reach {peak:.6g}"
+        raise LlmcError(
+            f"the samples {told}, must be between -1 and 1", hint="divide samples of 16 bits by 32768"
         )
     return array.astype(np.float32)
 

@@ -191,6 +191,8 @@ class Listener:
             if marks is not None:
                 marks.on(scores, made)
             token = int(np.argmax(scores))
+            if scores[token] == -np.inf:
+                raise LlmcError("no token is left to choose from", hint="bias or suppress fewer tokens")
             if token in stops:
                 return made
             made.append(token)

@@ -204,6 +204,11 @@ def test_sounds_that_cannot_be(ours: Any, tmp_path: Path) -> None:
     ):
         with pytest.raises(LlmcError, match=told):
             heard(ours, audio)
+    for factor, told in ((32768, "the samples reach"), (np.nan, "hold numbers that are none")):
+        with pytest.raises(LlmcError, match=told):
+            heard(ours, sound(0.2) * np.float32(factor))
+    with pytest.raises(LlmcError, match="no token is left to choose from"):
+        heard(ours, sound(0.2), suppress_tokens=list(range(100)))
     with pytest.raises(LlmcError, match="the audio has 8000 samples a second, the model takes 16000"):
         transcribe(ours, sound(1), None, None, None, (8000, False), None, {})
 
