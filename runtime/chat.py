@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -66,9 +66,20 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
                 f"message {i + 1} is none: {message!r:.60}", hint='{"role": "user", "content": "..."}'
             )
     try:
-        return list(json.loads(json.dumps([dict(m) for m in listed])))  # templates see plain data alone
+        return list(json.loads(json.dumps([_thought(m) for m in listed])))  # templates see plain data alone
     except (TypeError, ValueError, RecursionError) as error:
         raise LlmcError(f"a message holds what JSON cannot: {error}") from None
+
+
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+
+
+def _thought(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What was thought is there by each name that templates read, whichever it has, as in transformers."""
+    found = next((message[name] for name in _THOUGHTS if message.get(name) is not None), None)
+    return (
+        dict(message) if found is None else {"thinking": found, **dict(message), "reasoning_content": found}
+    )
 
 
 def _rendered(text: str, variables: Mapping[str, Any], at: str) -> str:
@@ -132,6 +143,7 @@ def _template(text: str) -> Any:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
+    environment.globals["namespace"], environment.globals["dict"] = _plain_namespace(), _PlainDict()
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment.from_string(text)
 
@@ -152,6 +164,40 @@ def _sandbox() -> Any:
             return super().call_binop(context, operator, left, right)
 
     return Sandbox
+
+
+class _PlainDict:
+    """`dict` in templates: the type itself has methods that none needs."""
+
+    fromkeys = staticmethod(dict.fromkeys)
+
+    def __call__(self, *args: Any, **named: Any) -> dict[Any, Any]:
+        return dict(*args, **named)
+
+
+def _plain_namespace() -> Any:
+    from jinja2.utils import Namespace
+
+    class PlainNamespace(Namespace):
+        """Takes no name that Python gives a meaning to."""
+
+        def __init__(*args: Any, **named: Any) -> None:  # noqa: N805, RUF100  # `self` is a name that may be set
+            own, *given = args
+            held = dict(*given, **named)
+            _want_plain(held)
+            Namespace.__init__(own, held)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            _want_plain([name])
+            super().__setitem__(name, value)
+
+    return PlainNamespace
+
+
+def _want_plain(names: Iterable[str]) -> None:
+    for name in names:
+        if str(name).startswith("_"):
+            _raise(f"a namespace takes no {name}")
 
 
 def _generation_tag() -> Any:

@@ -215,7 +215,9 @@ def _mono(samples: Any) -> Array:
             hint="f32 [samples]; give several as a list, and the mean of several channels",
         )
     peak = float(np.abs(array).max())
-    if not peak <= _LOUDEST:  # what is meant for -1..1 may pass it a little; samples of 16 bits are far off, and NaN
+    if (
+        not peak <= _LOUDEST
+    ):  # what is meant for -1..1 may pass it a little; samples of 16 bits are far off, and NaN
         told = "hold numbers that are none" if not np.isfinite(peak) else f"reach {peak:.6g}"
         raise LlmcError(
             f"the samples {told}, must be between -1 and 1", hint="divide samples of 16 bits by 32768"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 from llmc.compiler.frontends.json_file import read_object
 from llmc.compiler.frontends.regular_file import want_regular
 from llmc.compiler.frontends.sentence_text import want_unicode
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, LlmcWarning
 
 FILE = "chat_template.jinja"
 MOST_BYTES = 1 << 20
+_OTHERS = "additional_chat_templates"
 _DEFAULT = "default"  # of several templates, the one that chats without tools use
 
 
@@ -22,7 +24,9 @@ def read(root: Path) -> str | None:
     Raises:
         LlmcError: a file is damaged, or holds no template where it should.
     """
-    file = root / FILE
+    file, others = root / FILE, root / _OTHERS
+    if others.is_dir():
+        _tell_left_out(sorted(path.stem for path in others.glob("*.jinja")), str(others))
     if file.exists():
         want_regular(file, MOST_BYTES)
         try:
@@ -37,10 +41,17 @@ def read(root: Path) -> str | None:
     return None
 
 
+def _tell_left_out(names: list[str], at: str) -> None:
+    if names:
+        told = f"{at}: of several chat templates {_DEFAULT} is taken, and left out {', '.join(names)}"
+        warnings.warn(LlmcWarning(told), stacklevel=2)
+
+
 def _text(value: Any, at: str) -> str | None:
     """One template, or the one of several that is the default; None if none of them is."""
     if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
         named = {entry.get("name"): entry.get("template") for entry in value}
+        _tell_left_out([str(name) for name in named if name != _DEFAULT], at)
         if _DEFAULT not in named:
             return None
         value = named[_DEFAULT]

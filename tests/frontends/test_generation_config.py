@@ -169,8 +169,14 @@ def test_a_template_of_its_own_file_goes_first(tmp_path: Path) -> None:
 
 def test_of_several_templates_the_default_counts(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
-    assert read(written(tmp_path, tokenizer_config={"chat_template": named})).template == "d"
-    assert read(written(tmp_path, tokenizer_config={"chat_template": named[:1]})).template is None
+    with pytest.warns(LlmcWarning, match="default is taken, and left out tool_use"):
+        assert read(written(tmp_path, tokenizer_config={"chat_template": named})).template == "d"
+    with pytest.warns(LlmcWarning, match="left out tool_use"):
+        assert read(written(tmp_path, tokenizer_config={"chat_template": named[:1]})).template is None
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("r")
+    with pytest.warns(LlmcWarning, match="left out rag"):
+        assert read(written(tmp_path, tokenizer_config={"chat_template": "d"})).template == "d"
 
 
 def test_special_tokens_are_found_by_name_or_number(tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_chat_is_the_template_and_goes_on(model):
         ("{{ 1 // 0 }}", "the chat template fails: ZeroDivisionError"),
         ("{% for %}", "the chat template fails: "),
         ("{{ ''.__class__.__mro__ }}", "the chat template fails: "),
+        ("{{ namespace(__call__=1) }}", "a namespace takes no __call__"),
+        ("{% set ns = namespace() %}{% set ns._a = 1 %}", "a namespace takes no _a"),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "does not end"),
         ("{% for a in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "does not end"),
         ("{{ 'x' * 10 ** 10 }}", "the chat template fails: * with 1e+10 is too much"),
@@ -132,6 +134,8 @@ def test_templates_are_rendered_as_transformers_does():
         "{%- for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% if loop.index > 1 %}{% break %}"
         "{% endif %}{% endfor %}",
         "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+        "{% set ns = namespace(self=1, b=[]) %}{% set ns.b = ns.b + [ns.self] %}{{ ns.b }}",
+        "{{ dict(a=1) }}{{ dict.fromkeys('ab') }}",
         "{{ strftime_now('%Y') }}",
     ):
         variables = {"bos_token": "<s>", "extra": 3}
@@ -152,6 +156,13 @@ def test_templates_are_rendered_as_transformers_does():
 def test_messages_that_are_none(model, messages):
     with pytest.raises(LlmcError, match=r"not a conversation|is none|JSON cannot"):
         model.chat(messages)
+
+
+def test_what_was_thought_has_each_name():
+    from llmc.runtime import chat
+
+    (message,) = chat._messages([{"role": "assistant", "content": "a", "reasoning": "b"}])
+    assert (message["thinking"], message["reasoning_content"], message["reasoning"]) == ("b", "b", "b")
 
 
 @pytest.mark.parametrize("variables", ["x", {5: 1}, {"messages": []}])
