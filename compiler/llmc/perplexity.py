@@ -213,7 +213,11 @@ def _of_folder(path: Path, highest: int, threads: int | None) -> Score:
 
     @torch.no_grad()
     def score(ids: Sequence[int], begin: int) -> Array:
-        logits = model(torch.tensor([list(ids)]), use_cache=False).logits[0, begin - 1 : -1].float().numpy()
-        return chosen(logits, np.array(ids[begin:]))
+        try:
+            logits = model(torch.tensor([list(ids)]), use_cache=False).logits
+        except Exception as error:  # such as fewer positions than the window has
+            problem = f"PyTorch cannot run the baseline on {len(ids)} tokens: {first_line(error)}"
+            raise LlmcError(problem, at=str(path), hint="give a smaller --window") from None
+        return chosen(logits[0, begin - 1 : -1].float().numpy(), np.array(ids[begin:]))
 
     return score

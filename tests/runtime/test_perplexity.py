@@ -82,6 +82,10 @@ def test_the_baseline_in_pytorch(tmp_path):
         _of_folder(tmp_path, 41, 1)
     with pytest.raises(LlmcError, match="transformers cannot build the baseline"):
         _of_folder(tmp_path / "nowhere", 40, 1)
+    few = transformers.GPT2Config(vocab_size=41, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(few).save_pretrained(tmp_path / "few")
+    with pytest.raises(LlmcError, match="PyTorch cannot run the baseline on 12 tokens"):
+        _of_folder(tmp_path / "few", 40, 1)(list(range(12)), 1)
 
 
 @pytest.fixture
