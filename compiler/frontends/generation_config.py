@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.frontends import chat_template, speech_config
-from llmc.compiler.frontends.generation_settings import KINDS, OF_SOURCES, options
+from llmc.compiler.frontends.generation_settings import KINDS, NAMES, OF_SOURCES, options
 from llmc.compiler.frontends.json_file import read_object
 from llmc.errors import LlmcError
 
 FILE = "generation_config.json"
+_INNER = ("decoder", "generator", "text_config")  # of a config.json: what its text is made by
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def read(
         LlmcError: a file is damaged, or a setting is of the wrong kind.
     """
     file = root / FILE
-    stated = stated_by(root, config)
-    special = Tokens(stated, config, vocabulary, str(file if file.exists() else root / "config.json"))
+    stated, at = stated_by(root, config), str(file if file.exists() else root / "config.json")
+    special = Tokens(stated, config, vocabulary, at)
     facts = {
         "function": function,
         "tokens": tokens,
@@ -77,14 +78,14 @@ def read(
         "defaults": _known(
             options(
                 {k: v for k, v in stated.items() if not (speech and k in speech_config.SETTINGS)},
-                str(file),
+                at,
                 {**KINDS, **OF_SOURCES} if encoder else KINDS,
             ),
             vocabulary,
         ),
     }
     if speech:
-        facts["speech"] = speech_config.facts(stated, config, vocabulary, str(file))
+        facts["speech"] = speech_config.facts(stated, config, vocabulary, at)
     if encoder is not None:
         facts["encoder"] = {**encoder, "start": special.start()}
     template = chat_template.read(root)
@@ -110,8 +111,13 @@ def stated_by(root: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
     file = root / FILE
     if file.exists():
         return read_object(file)
-    known = {*KINDS, *OF_SOURCES} if config.get("is_encoder_decoder") else set()
-    return {key: value for key, value in config.items() if key in known}
+    inner = next((config[name] for name in _INNER if isinstance(config.get(name), dict)), {})
+    return {
+        key: value
+        for place in (inner, config)
+        for key, value in place.items()
+        if key in NAMES and value is not None
+    }
 
 
 class Tokens:

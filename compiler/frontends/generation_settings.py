@@ -144,6 +144,7 @@ _NEUTRAL: Mapping[str, Any] = {
     "begin_suppress_tokens": [],
     "bad_words_ids": [],
 }
+NAMES = frozenset({*KINDS, *OF_SOURCES, *_NEUTRAL})  # that change texts
 # of speed, of what is returned, of beams alone, or read elsewhere
 _IDLE = frozenset(
     {

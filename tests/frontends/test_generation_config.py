@@ -60,6 +60,23 @@ def test_options_and_tokens_come_from_where_transformers_looks(tmp_path: Path) -
     assert facts["defaults"] == {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20}
 
 
+def test_an_older_folder_says_it_in_its_config(tmp_path: Path) -> None:
+    """As transformers reads it where there is no generation_config.json."""
+    said = {"do_sample": True, "temperature": 0.3, "hidden_size": 8, "top_p": None}
+
+    facts = read(tmp_path, **said, text_config={"temperature": 0.5, "repetition_penalty": 1.5}).facts
+
+    assert facts["defaults"] == {"do_sample": True, "temperature": 0.3, "repetition_penalty": 1.5}
+    with pytest.raises(LlmcError, match="temperature is not a number above 0") as told:
+        read(tmp_path, do_sample=True, temperature=0)
+    assert told.value.at == str(tmp_path / "config.json")
+    with pytest.warns(LlmcWarning, match="does not know penalty_alpha"):
+        read(tmp_path, penalty_alpha=0.6)
+
+    written(tmp_path, generation_config={})
+    assert read(tmp_path, **said).facts["defaults"] == {}
+
+
 def test_tokens_that_never_come_are_left_out(tmp_path: Path) -> None:
     facts = read(tmp_path, bos_token_id=50256, eos_token_id=[50256, 9], pad_token_id=-1).facts
 
