@@ -111,7 +111,9 @@ def stated_by(root: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
     file = root / FILE
     if file.exists():
         return read_object(file)
-    inner: Mapping[str, Any] = next((config[name] for name in _INNER if isinstance(config.get(name), dict)), {})
+    inner: Mapping[str, Any] = next(
+        (config[name] for name in _INNER if isinstance(config.get(name), dict)), {}
+    )
     return {
         key: value
         for place in (inner, config)
