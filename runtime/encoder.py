@@ -166,6 +166,12 @@ class Encoder:
         """The text of tokens; special ones have none."""
         return str(self.whole.decode(list(ids), skip_special_tokens=True))
 
+    @property
+    def special(self) -> dict[str, int]:
+        """The tokens that have no text in texts, by how they are written."""
+        added = self.whole.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special}
+
     def _encoded(self, tool: Any, batch: Sequence[Text], fast: bool = False) -> list[Any]:
         if bad := {i: reason for i, text in enumerate(batch) if (reason := _surrogate(text))}:
             raise BadTexts(bad, len(batch))

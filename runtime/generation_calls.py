@@ -227,10 +227,11 @@ def checked_options(
     from llmc.runtime.generation_options import options_of
 
     options = options_of(entry, given)
-    if options.stop_strings and encoder_of(model) is None:
+    encoder = encoder_of(model) if options.stop_strings else None
+    if options.stop_strings and encoder is None:
         raise LlmcError("stop_strings need a tokenizer, which the artifact does not have", at=str(model.path))
     want_tokens(ids, entry.vocabulary)
-    return options
+    return options if encoder is None else options.by_special(entry, encoder.special)
 
 
 def text_stream(

@@ -85,6 +85,12 @@ class GenerationOptions:
         """The tokens that end a text."""
         return entry.eos if self.eos_token_id is None else self.eos_token_id
 
+    def by_special(self, entry: GenerationEntry, special: Mapping[str, int]) -> GenerationOptions:
+        """Stop strings that are special tokens, which texts do not show, end a text as tokens too."""
+        found = [special[text] for text in self.stop_strings or () if text in special]
+        stops = [token for token in found if token < entry.vocabulary]
+        return replace(self, eos_token_id=[*self.stops(entry), *stops]) if stops else self
+
     def barred(self, entry: GenerationEntry, prompt: int, source: Sequence[int] = ()) -> Barred:
         """What must not come behind a prompt of so many tokens, or must."""
         most = min(self.new_tokens(prompt), entry.max_length - prompt if entry.length else 2**62)

@@ -59,6 +59,20 @@ def test_stop_strings_end_a_text_and_are_not_shown(model):
     )  # what might have been its beginning is given out at the end
 
 
+def test_a_stop_string_that_is_a_special_token(model):
+    """As in transformers, though no text shows it."""
+    asked = {"max_new_tokens": 5, "eos_token_id": [], "forced_eos_token_id": SPECIAL}
+    for made in (
+        model.generate("ab", stop="<u>", **asked),
+        model.generate(["ab"], each=[{"stop": ["x", "<u>"]}], **asked)[0],
+    ):
+        assert (made.ids[-1], made.finish, made.tokens[-1].stops) == (SPECIAL, "stop", True)
+    assert model.generate("ab", **asked).finish == "length"
+
+
+SPECIAL = 1  # <u>
+
+
 def test_a_stream_that_is_left_gives_its_session_back(model):
     for _ in range(3):
         stream = model.stream("abc", eos_token_id=[])
