@@ -40,12 +40,10 @@ def _first(node: Node) -> Node:
     return make("transpose", (node,), node.source, perm=TO_FIRST)
 
 
-def conv_last(node: Node) -> Node | Decline | None:
+def conv_last(node: Node) -> Node | None:
     """conv2d(x, w) -> transpose(conv2d{channels_last}(transpose(x), w))"""
     match node:
-        case Node("conv2d", (x, w, *extras), {"channels_last": False, "groups": groups}):
-            if groups not in (1, w.shape[0]) or w.shape[1] != 1 < groups:
-                return Decline(f"there is no kernel for {groups} groups of several channels each")
+        case Node("conv2d", (x, w, *extras), {"channels_last": False}) if w.op == "constant":
             turned = [_last(extra) if extra.type.rank == 4 else extra for extra in extras]
             attributes = {**node.attributes, "channels_last": True}
             return _first(make("conv2d", (_last(x), w, *turned), node.source, **attributes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from tvm import tirx
 
@@ -39,6 +40,20 @@ def unpadded(e: Emitter, n: int, width: int, column: Expr, lanes: int = LANES) -
     return e.first(left if -n % width < lanes else e.let(tirx.max(left, i64(0))), lanes)
 
 
+class Part(NamedTuple):
+    """Columns of longer rows, as a group of channels is.
+
+    Args:
+        length: of a whole row.
+        first: column of it that is the part's first.
+        bias: place of the part's first bias.
+    """
+
+    length: int
+    first: Expr
+    bias: Expr
+
+
 def finish(
     e: Emitter,
     acc: Buffer,
@@ -52,18 +67,24 @@ def finish(
     epilogue: tuple[str, ...],
     extras: list[Buffer],
     out: Buffer,
+    part: Part | None = None,
 ) -> None:
-    """Apply the epilogue to a tile and store it; columns from n on are padding and stay unwritten."""
+    """Apply the epilogue to a tile and store it; columns from n on are padding and stay unwritten.
+
+    Args:
+        part: of the rows of `out` that the tile's rows are; None: all of them.
+    """
+    part = part or Part(n, i64(0), i64(0))
     masks = [unpadded(e, n, width, column + j * LANES) for j in range(vectors)]
 
     def store_row(i: Expr, values: list[Expr]) -> None:
-        base = e.let((row + i) * n + column)
+        base = e.let((row + i) * part.length + (column + part.first))
         for j, value in enumerate(values):
             at = e.let(base + j * LANES)
             pending = iter(extras)
             for step in epilogue:
                 if step == "bias":
-                    value = e.let(value + e.load(next(pending), column + j * LANES, LANES))
+                    value = e.let(value + e.load(next(pending), column + (part.bias + j * LANES), LANES))
                 elif step == "residual":
                     value = e.let(value + e.load(next(pending), at, LANES, masks[j]))
                 else:

@@ -111,9 +111,12 @@ def test_pixels_become_a_sequence() -> None:
     assert turns(changed(make("transpose", (tokens,), perm=(0, 2, 1)))) == 1
 
 
-def test_groups_of_several_channels_stay() -> None:
-    graph = changed(conv(X, groups=2))
-    assert ops(graph) == ["conv2d"]
+def test_groups_go_along() -> None:
+    assert turns(changed(conv(conv(X, groups=2), groups=3))) == 2
+
+
+def test_a_weight_that_is_computed_stays() -> None:
+    graph = changed(make("conv2d", (X, make("exp", (make("slice", (X,), axis=0, start=0, stop=1),)))))
     assert not channels_last_steps(graph).steps
 
 

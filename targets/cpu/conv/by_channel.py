@@ -20,6 +20,7 @@ from llmc.compiler.dims import ceil_div, dim, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets.cpu.products.linear import extra_operands
+from llmc.targets.cpu.storage.packing import pad_columns
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, splat
 from llmc.targets.tir.math import ACTIVATIONS
@@ -63,7 +64,8 @@ def lower_depthwise(node: Node) -> Call:
     kernel = (int(w.shape[2]), int(w.shape[3]))
     key = Channelwise("conv", kernel, a["stride"], a["dilation"], a["epilogue"])
     weight = Packed(w.attributes["value"], "taps16", pack_taps)
-    return _call(node, key, (x, weight, *extra_operands(node, extras, LANES)))
+    pad = partial(pad_columns, width=LANES)
+    return _call(node, key, (x, weight, *extra_operands(node, extras, f"pad{LANES}", pad)))
 
 
 def lower_pool_last(node: Node) -> Call:

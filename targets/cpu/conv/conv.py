@@ -78,14 +78,7 @@ def lower_conv2d(node: Node) -> Call:
 
 def _lower_last(node: Node) -> Call:
     groups, (o, per_group) = node.attributes["groups"], node.inputs[1].shape[:2]
-    if groups == 1:
-        return lower_patches(node)
-    if groups == o and per_group == 1:
-        return lower_depthwise(node)
-    raise LlmcError(
-        f"conv2d: no kernel for {groups} groups of channels that lie last",
-        hint="the pass channels-last leaves such as they are",
-    )
+    return lower_depthwise(node) if groups == o and per_group == 1 else lower_patches(node)
 
 
 def lower_pool(node: Node) -> Call:

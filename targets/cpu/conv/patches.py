@@ -22,10 +22,10 @@ from llmc.compiler.dims import Dim, ceil_div, product
 from llmc.compiler.graph import Node
 from llmc.targets.cpu.products.blocking import GROUP_BYTES, Schedule, panel_width
 from llmc.targets.cpu.products.linear import Panel, extra_operands
-from llmc.targets.cpu.storage.packing import pack_panels
+from llmc.targets.cpu.storage.packing import pack_panels, pad_columns
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, splat
-from llmc.targets.tir.epilogue import finish
+from llmc.targets.tir.epilogue import Part, finish
 
 _ROWS = (24, 144)  # of an item, least and most
 _STEP = 4  # rows in scratch are a multiple of so many elements long: steps of k that are written out
@@ -35,9 +35,16 @@ _SIZES = ("pixels", "height", "width", "top", "left", "rows", "columns")
 
 @dataclass(frozen=True)
 class Patch:
-    """What lies under a window, in stretches of memory that are one where columns are not dilated."""
+    """What a group of channels has under a window, in stretches of memory: lines of it, or single taps.
+
+    Args:
+        channels: of the group.
+        groups: of channels in a pixel.
+        kernel, stride, dilation: (rows, columns).
+    """
 
     channels: int
+    groups: int
     kernel: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int]
@@ -54,7 +61,7 @@ class Patch:
     @property
     def taps(self) -> int:
         """Columns of a stretch."""
-        return self.kernel[1] if self.dilation[1] == 1 else 1
+        return self.kernel[1] if self.dilation[1] == self.groups == 1 else 1
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class _Cut:
     """How the product is cut, and what of it lies in scratch: sums that wait, then patches."""
 
     patch: Patch
-    outputs: int
+    outputs: int  # of a group
     schedule: Schedule
 
     @property
@@ -80,25 +87,36 @@ class _Cut:
         return 4 * ((self.first + self.schedule.rows) * self.patch.pitch + LANES)
 
 
-def pack_patches(array: np.ndarray[Any, Any], width: int, pitch: int) -> np.ndarray[Any, Any]:
-    """f32 `[o, c, kh, kw]` -> panels of `[o, kh * kw * c]`, each row padded with zeros to `pitch`."""
+def pack_patches(array: np.ndarray[Any, Any], groups: int, width: int, pitch: int) -> np.ndarray[Any, Any]:
+    """f32 `[o, c, kh, kw]` -> panels of `[o, kh * kw * c]`, group by group, rows padded with zeros to `pitch`."""
     rows = array.transpose(0, 2, 3, 1).reshape(len(array), -1)
-    return pack_panels(np.pad(rows, ((0, 0), (0, pitch - rows.shape[1]))), width)
+    padded = np.pad(rows, ((0, 0), (0, pitch - rows.shape[1])))
+    return np.concatenate([pack_panels(part, width) for part in np.split(padded, groups)])
+
+
+def pad_groups(array: np.ndarray[Any, Any], groups: int, width: int) -> np.ndarray[Any, Any]:
+    """`[o]` -> each group's part as long as its panels."""
+    return np.concatenate([pad_columns(part, width) for part in np.split(array, groups)])
 
 
 def lower_patches(node: Node) -> Call:
-    """Items are (block of pixels, panel of output channels)."""
+    """Items are (block of pixels, group, panel of its output channels)."""
     a = node.attributes
     x, w, *extras = node.inputs
-    outputs, channels, kh, kw = (int(d) for d in w.shape)
-    patch = Patch(channels, (kh, kw), a["stride"], a["dilation"])
+    o, channels, kh, kw = (int(d) for d in w.shape)
+    groups = a["groups"]
+    outputs = o // groups
+    patch = Patch(channels, groups, (kh, kw), a["stride"], a["dilation"])
     cut = _Cut(patch, outputs, Schedule(panel_width(outputs), _rows(patch, node.shape[1:3])))
     width = cut.schedule.width
-    pack = partial(pack_patches, width=width, pitch=patch.pitch)
+    pack = partial(pack_patches, groups=groups, width=width, pitch=patch.pitch)
+    layout = f"patches{groups}x{width}x{patch.pitch}"
     operands: tuple[Operand, ...] = (
         x,
-        Packed(w.attributes["value"], f"patches{width}x{patch.pitch}", pack),
-        *extra_operands(node, extras, width),
+        Packed(w.attributes["value"], layout, pack),
+        *extra_operands(
+            node, extras, f"pad{groups}x{width}", partial(pad_groups, groups=groups, width=width)
+        ),
     )
     pixels = product(node.shape[:3])
     kernel = Kernel(
@@ -114,7 +132,7 @@ def lower_patches(node: Node) -> Call:
         kernel,
         (*operands, node),
         (pixels, *x.shape[1:3], *a["padding"][:2], *node.shape[1:3]),
-        cut.panels * ceil_div(pixels, cut.schedule.rows),
+        groups * cut.panels * ceil_div(pixels, cut.schedule.rows),
         patch.pitch * (width // LANES) * rows,
         2 * product(node.shape) * patch.length,
         4 * (product(x.shape) + product(node.shape) + product(w.shape)),
@@ -140,32 +158,36 @@ def emit_patches(symbol: str, cpu: Cpu, *, cut: _Cut, epilogue: tuple[str, ...])
     memory, each, n, width = e.scratch(), cut.schedule.rows, cut.outputs, cut.schedule.width
     copier = _Copier(e, cut, x, memory, sizes)
     with e.loop(e.begin, e.end, "item") as item:
-        block = e.let(div(item, cut.panels))
-        panel = e.let(item - block * cut.panels)
+        each_block = cut.panels * cut.patch.groups
+        block = e.let(div(item, each_block))
+        number = e.let(item - block * each_block)  # of the panel among those of all groups
+        group = e.let(div(number, cut.panels))
         first = e.let(block * each)
         count = e.let(tirx.min(i64(each), sizes["pixels"] - first))
-        with e.when(tirx.any(panel < 1, item <= e.begin)):
-            copier.copy(first, count)
-
-        def store(acc: Buffer, row: Expr, column: Expr, rows: int, vectors: int, first: Expr = first) -> None:
-            place = e.let(row + (first - cut.first))
-            finish(
-                e,
-                acc,
-                place,
-                column,
-                rows,
-                vectors,
-                n=n,
-                width=width,
-                epilogue=epilogue,
-                extras=extras,
-                out=out,
-            )
-
+        with e.when(tirx.any(number - group * cut.panels < 1, item <= e.begin)):
+            copier.copy(first, count, e.let(group * cut.patch.channels))
+        part = Part(n * cut.patch.groups, e.let(group * n), e.let(group * (cut.panels * width)))
+        store = partial(_store, e, cut, first, part, epilogue=epilogue, extras=extras, out=out)
         body = Panel(e, cpu, memory, w, cut.schedule.cut(cut.patch.pitch), cut.schedule, memory, store)
-        body.rows(panel, i64(cut.first), count)
+        body.rows(number, i64(cut.first), count)
     return e.function()
+
+
+def _store(
+    e: Emitter,
+    cut: _Cut,
+    first: Expr,
+    part: Part,
+    acc: Buffer,
+    row: Expr,
+    column: Expr,
+    rows: int,
+    vectors: int,
+    **more: Any,
+) -> None:
+    """A tile of the patches from number `row` in scratch on, of the panels of all groups from `column` on."""
+    place, within = e.let(row + (first - cut.first)), e.let(column - part.bias)
+    finish(e, acc, place, within, rows, vectors, n=cut.outputs, width=cut.schedule.width, part=part, **more)
 
 
 class _Copier:
@@ -178,9 +200,10 @@ class _Copier:
         self.e, self.cut, self.patch, self.x, self.memory, self.sizes = e, cut, cut.patch, x, memory, sizes
         self.zero = splat(f32(0.0))
 
-    def copy(self, first: Expr, count: Expr) -> None:
-        """Those of the pixels first..first+count, row by row of the output."""
+    def copy(self, first: Expr, count: Expr, channel: Expr) -> None:
+        """Those of the pixels first..first+count, row by row of the output, from `channel` on."""
         e, s = self.e, self.sizes
+        self.channel, self.pixel = channel, self.patch.channels * self.patch.groups
         done = e.registers(1, "int64")
         e.set(done, 0, i64(0))
         with e.repeat(e.get(done) < count):
@@ -219,11 +242,12 @@ class _Copier:
         with e.loop(0, kh, "r", unroll=kh <= _UNROLLED) as r:
             y = e.let(top + r * patch.dilation[0])
             line = e.let((image + y) * s["width"])
-            for tap in range(0, kw, patch.taps):
+            stretches = kw // patch.taps
+            with e.loop(0, stretches, "tap", unroll=stretches <= _UNROLLED) as tap:
                 begin = e.let(left + tap * patch.dilation[1])
                 target = e.let(start + (r * kw + tap) * channels)
                 if whole:
-                    self._stretch((line + begin) * channels, target)
+                    self._stretch((line + begin) * self.pixel + self.channel, target)
                 else:
                     self._edge(tirx.all(y >= 0, y < s["height"]), line, begin, target)
 
@@ -250,7 +274,8 @@ class _Copier:
         high = e.let(tirx.min(self.sizes["width"] - begin, i64(taps)))
         with e.when(tirx.all(within, high > low)):
             count = e.let((high - low) * channels)
-            source, at = e.let((line + begin + low) * channels), e.let(target + low * channels)
+            source = e.let((line + begin + low) * self.pixel + self.channel)
+            at = e.let(target + low * channels)
             with e.loop(0, div(count + (LANES - 1), LANES), "v") as v:
                 value = e.load(self.x, source + v * LANES, LANES, e.first(count - v * LANES))
                 e.store(self.memory, at + v * LANES, value)

@@ -60,7 +60,11 @@ def lower_linear(node: Node, schedule: Schedule | None = None) -> Call:
     weight: Weight = w.attributes["value"]
     pack = partial(pack_panels, width=width)
     packed = Packed(weight, f"panels{width}", pack, Panels(width, k))
-    operands: list[Any] = [x, packed, *extra_operands(node, extras, width)]
+    operands: list[Any] = [
+        x,
+        packed,
+        *extra_operands(node, extras, f"pad{width}", partial(pad_columns, width=width)),
+    ]
     rows = product(x.shape[:-1])
     kernel = Kernel(
         "linear",
@@ -83,16 +87,15 @@ def lower_linear(node: Node, schedule: Schedule | None = None) -> Call:
     )
 
 
-def extra_operands(node: Node, extras: Sequence[Node], width: int) -> list[Operand]:
-    """What the epilogue of `node` reads, a bias as long as whole panels of `width`."""
+def extra_operands(node: Node, extras: Sequence[Node], layout: str, pad: Callable[..., Any]) -> list[Operand]:
+    """What the epilogue of `node` reads, a bias as `pad` makes it, which is called `layout`."""
     pending, operands = iter(extras), list[Operand]()
     for step in node.attributes["epilogue"]:
         if step == "bias":
             bias = next(pending)
             if bias.op != "constant":
                 raise LlmcError(f"{node.op}: the bias is computed at run time")
-            pad = partial(pad_columns, width=width)
-            operands.append(Packed(bias.attributes["value"], f"pad{width}", pad))
+            operands.append(Packed(bias.attributes["value"], layout, pad))
         elif step == "residual":
             operands.append(next(pending))
     return operands
