@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmc.runtime import native
 from llmc.runtime.generation_options import GenerationOptions
-from llmc.runtime.generation_structs import GenerateReport
+from llmc.runtime.generation_structs import Allow, GenerateReport
 from llmc.runtime.generation_structs import Token as CToken
+from llmc.runtime.grammar import constraint_of
 from llmc.runtime.source import hold
 
 if TYPE_CHECKING:
@@ -97,6 +98,9 @@ class Generation(Iterator[Token]):
         library = self._session.library
         self._close = library.generation_close
         asked = options.to_c(entry, len(prompt), source)
+        self._constraint = constraint_of(session.model, entry, options, prompt)
+        if self._constraint is not None:
+            self._allow = asked.allow = Allow(self._constraint.allow)
         self._source, self._held = len(source), 0.0
         if entry.encoder is not None and source:
             self._held = hold(session, entry.encoder, source)
@@ -116,10 +120,17 @@ class Generation(Iterator[Token]):
         if not self._pointer:
             raise StopIteration
         status = library.generation_next(self._pointer, byref(token), byref(more), byref(error))
+        self._raise_own()
         library.check(status, error, self._at)
         if not more.value:
             raise StopIteration
         return _token(token)
+
+    def _raise_own(self) -> None:
+        """Raise what went wrong in Python while C ran."""
+        if self._constraint is not None and (error := self._constraint.error) is not None:
+            self._constraint.error = None
+            raise error
 
     @property
     def report(self) -> GenerateReport:
@@ -165,6 +176,8 @@ def next_of_all(generations: Sequence[Generation]) -> list[Token | Literal[False
     pointers = (c_void_p * count)(*(g._pointer.value for g in generations))
     library = first._session.library
     status = library.generations_next(pointers, count, tokens, found, byref(error))
+    for generation in generations:
+        generation._raise_own()
     library.check(status, error, first._at)
     return [
         _token(t) if f == _TOKEN else None if f == _ENDED else False

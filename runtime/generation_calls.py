@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from llmc.errors import LlmcError
@@ -74,7 +75,8 @@ class GenerationCalls:
             prompt: a text, tokens, or a list of texts or of tokens. A list gives a list in the same order, and every
                 text is the one that its prompt gives alone.
             num_beams: more than 1: the best text that `search` finds, one prompt after the other; None: as the model's
-                makers say, mostly 1. Where tokens are drawn, or a session is given, it is 1.
+                makers say, mostly 1. Where tokens are drawn, a text is
+                held to a grammar, or a session is given, it is 1.
             max_batch: texts of a list that go on at a time, each in a session of its own; when one ends the next
                 begins.
             each: of a list, options of each prompt, which go before those of all.
@@ -192,7 +194,10 @@ def _beams(
     if asked is not None:
         return asked
     drawn = options.get("do_sample", entry.defaults.get("do_sample"))
-    return 1 if drawn or session is not None else int(entry.defaults.get("num_beams", 1))
+    from llmc.runtime.generation_options import CONSTRAINTS
+
+    held = any(options.get(name) is not None for name in CONSTRAINTS)
+    return 1 if drawn or held or session is not None else int(entry.defaults.get("num_beams", 1))
 
 
 def _stream(
@@ -231,7 +236,14 @@ def checked_options(
     if options.stop_strings and encoder is None:
         raise LlmcError("stop_strings need a tokenizer, which the artifact does not have", at=str(model.path))
     want_tokens(ids, entry.vocabulary)
-    return options if encoder is None else options.by_special(entry, encoder.special)
+    if encoder is not None:
+        options = options.by_special(entry, encoder.special)
+    if options.is_held:
+        from llmc.runtime.grammar import matcher_of
+
+        matcher_of(model, entry, options)
+        options = replace(options, forced_eos_token_id=None)  # the grammar says where a text ends
+    return options
 
 
 def text_stream(

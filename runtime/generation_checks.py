@@ -46,6 +46,10 @@ def _are_texts(value: Any) -> bool:
     return isinstance(texts, Sequence) and all(isinstance(text, str) and text for text in texts)
 
 
+def _is_schema(value: Any) -> bool:
+    return isinstance(value, Mapping | str | bool) or hasattr(value, "model_json_schema")
+
+
 def _listed(value: Any) -> Sequence[Any]:
     return [value] if isinstance(value, str | int) else list(value)
 
@@ -86,4 +90,7 @@ CHECKS: Mapping[str, tuple[Any, ...]] = {
     "max_matching_ngram_size": (_whole(1, 64), "a whole number within 1..64"),
     "prefill_chunk_size": (_whole(1), "a whole number, at least 1"),
     "timeout": _ABOVE,
+    "json_schema": (_is_schema, "a JSON schema: a mapping, or its text"),
+    "regex": (lambda v: isinstance(v, str), "a text"),
+    "grammar": (lambda v: isinstance(v, str), "a text"),
 }

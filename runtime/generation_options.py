@@ -59,6 +59,14 @@ class GenerationOptions:
     max_matching_ngram_size: int | None = None
     prefill_chunk_size: int | None = None
     timeout: float | None = None
+    json_schema: Any = None
+    regex: str | None = None
+    grammar: str | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """To a schema, an expression or a grammar."""
+        return any(getattr(self, name) is not None for name in CONSTRAINTS)
 
     def new_tokens(self, prompt: int) -> int:
         """How many at most, behind so many of the prompt.
@@ -223,6 +231,7 @@ def _want_forced(options: GenerationOptions) -> None:
 
 
 OPTIONS = tuple(CHECKS)
+CONSTRAINTS = ("json_schema", "regex", "grammar")  # of a text, one at most
 _OF_TOKENS = (
     *("logit_bias", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "eos_token_id"),
     *("forced_bos_token_id", "forced_eos_token_id"),

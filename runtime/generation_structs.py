@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_int64, c_uint64
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    Structure,
+    c_char_p,
+    c_double,
+    c_int,
+    c_int64,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
+
+Allow = CFUNCTYPE(c_int, c_void_p, POINTER(c_int64), c_int64, POINTER(c_uint32))
+Guess = CFUNCTYPE(c_int64, c_void_p, POINTER(c_int64), c_int64, c_int64, POINTER(c_int64))
 
 
 class Bias(Structure):
@@ -43,6 +57,7 @@ class ChoiceOptions(Structure):
         ("n_forced", c_int64),
         ("without", POINTER(Place)),
         ("n_without", c_int64),
+        ("allowed", POINTER(c_uint32)),
     )
 
 
@@ -62,6 +77,10 @@ class GenerateOptions(Structure):
         ("logprobs", c_int),
         ("top_logprobs", c_int64),
         ("timeout", c_double),
+        ("allow", Allow),
+        ("guess", Guess),
+        ("user", c_void_p),
+        ("made", c_int64),
     )
 
 

@@ -24,6 +24,7 @@ LIGHT = {
     "numpy",
     "tokenizers",
     "jinja2",
+    "llguidance",
     "PIL",
     "soundfile",
     "soxr",

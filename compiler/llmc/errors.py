@@ -11,6 +11,7 @@ EXTRAS = {
     "text": ("tokenizers", "jinja2"),
     "vision": ("PIL",),
     "audio": ("soundfile", "soxr"),
+    "grammar": ("llguidance",),
     "adapters": ("peft",),
     "gguf": ("gguf", "accelerate"),
     "tokenizers": ("sentencepiece", "tiktoken"),

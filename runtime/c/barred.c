@@ -1,5 +1,5 @@
 /*
- * barred.c - tokens that must not come, or must: by what came before them, or by their place.
+ * barred.c - tokens that must not come, or must: by what came before them, by their place, or as the caller says.
  */
 #include <math.h>
 #include <string.h>
@@ -84,4 +84,27 @@ void llmc_bar_places(llmc_chooser *c, int64_t index) {
     force(c, index);
     for (i = 0; i < how->n_without; i++)
         if (how->without[i].index == index) c->scores[how->without[i].token] = -INFINITY;
+}
+
+int llmc_is_allowed(const llmc_choice_options *how, int64_t token) {
+    return !how->allowed || (how->allowed[token / 32] >> (token % 32) & 1);
+}
+
+int llmc_must_end(const llmc_chooser *c) {
+    const llmc_choice_options *how = c->how;
+    int64_t i, k;
+    if (!how->allowed) return 0;
+    for (i = 0; i < c->vocabulary; i++) {
+        if (!llmc_is_allowed(how, i)) continue;
+        for (k = 0; k < how->n_stop && how->stop[k] != i; k++) continue;
+        if (k == how->n_stop) return 0;
+    }
+    return 1;
+}
+
+void llmc_bar_unlisted(llmc_chooser *c) {
+    int64_t i;
+    if (!c->how->allowed) return;
+    for (i = 0; i < c->vocabulary; i++)
+        if (!llmc_is_allowed(c->how, i)) c->scores[i] = -INFINITY;
 }

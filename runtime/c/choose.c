@@ -114,8 +114,10 @@ static void penalise(llmc_chooser *c, const int64_t *ids, int64_t n, int64_t n_p
     repeat_less(c, ids, n);
     count_against(c, ids + n_prompt, n - n_prompt);
     llmc_bar_sequences(c, ids, n);
-    for (i = 0; i < how->n_stop && n - n_prompt < how->min_new_tokens; i++) c->scores[how->stop[i]] = -INFINITY;
+    if (n - n_prompt < how->min_new_tokens && !llmc_must_end(c))
+        for (i = 0; i < how->n_stop; i++) c->scores[how->stop[i]] = -INFINITY;
     llmc_bar_places(c, n - n_prompt);
+    llmc_bar_unlisted(c);
 }
 
 /* The likeliest, of equal ones the first. -1: there is none; -2: one is no number. */
@@ -166,7 +168,7 @@ llmc_status llmc_next_token(llmc_chooser *c, const float *logits, const int64_t 
     penalise(c, ids, n, n_prompt);
     *token = likeliest(c->scores, c->vocabulary);
     if (*token == -1)
-        return llmc_fail(error, LLMC_ERROR_RANGE, "bias or suppress fewer tokens", "no token is left to choose from");
+        return llmc_fail(error, LLMC_ERROR_RANGE, "bias, suppress or forbid fewer tokens", "no token is left to choose from");
     if (*token == -2)
         return llmc_fail(error, LLMC_ERROR_RANGE, "compile the model in f32, or with other options",
                          "the model gave logits that are no numbers");

@@ -34,6 +34,9 @@ llmc_status llmc_chooser_open(llmc_chooser *chooser, const llmc_choice_options *
 llmc_status llmc_check_barred(const llmc_choice_options *how, int64_t vocabulary, llmc_error *error);
 void llmc_bar_sequences(llmc_chooser *chooser, const int64_t *ids, int64_t n); /* that would come again, or never do */
 void llmc_bar_places(llmc_chooser *chooser, int64_t index);                    /* what the new token `index` is, or is not */
+void llmc_bar_unlisted(llmc_chooser *chooser);                                 /* all but those allowed */
+int llmc_is_allowed(const llmc_choice_options *how, int64_t token);
+int llmc_must_end(const llmc_chooser *chooser); /* whether none but stop tokens is allowed */
 
 void llmc_chooser_close(llmc_chooser *chooser); /* also after a failed open, and of zeros */
 

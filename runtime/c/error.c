@@ -26,6 +26,7 @@ const char *llmc_status_text(llmc_status status) {
     case LLMC_ERROR_BUSY: return "session in use";
     case LLMC_ERROR_CANCELLED: return "cancelled";
     case LLMC_ERROR_DEADLINE: return "deadline passed";
+    case LLMC_ERROR_CALLBACK: return "a callback gave up";
     }
     return "unknown status";
 }

@@ -8,46 +8,6 @@
 
 #include "generate.h"
 
-/* ---- memory ---- */
-
-static llmc_status find_memory(llmc_generation *g, llmc_error *error) {
-    llmc_generate_options *o = &g->options;
-    size_t rows = (size_t)o->lookup + 1, v = (size_t)g->by.vocabulary, top = (size_t)o->top_logprobs;
-    int lists = llmc_copy_lists(&o->choice);
-    if (g->by.keep < 0 && rows < (size_t)o->chunk) rows = (size_t)o->chunk;
-    g->logits = rows < SIZE_MAX / 8 / v ? (float *)malloc(rows * v * sizeof *g->logits) : NULL;
-    g->logprobs = (double *)malloc(rows * sizeof *g->logprobs);
-    g->top = (int64_t *)malloc((rows * top + 1) * sizeof *g->top);
-    g->top_logprobs = (double *)malloc((rows * top + 1) * sizeof *g->top_logprobs);
-    if (lists && g->logits && g->logprobs && g->top && g->top_logprobs)
-        return llmc_chooser_open(&g->chooser, &o->choice, g->by.vocabulary, error);
-    return llmc_fail_memory(error, rows * v * sizeof *g->logits);
-}
-
-static llmc_status reserve(llmc_generation *g, int64_t n, llmc_error *error) {
-    int64_t room = g->room + g->room / 2, *ids;
-    if (n <= g->room) return LLMC_OK;
-    if (room < n) room = n;
-    ids = (int64_t *)realloc(g->ids, (size_t)room * sizeof *ids);
-    if (!ids) return llmc_fail_memory(error, (size_t)room * sizeof *ids);
-    g->ids = ids;
-    g->room = room;
-    return LLMC_OK;
-}
-
-void llmc_generation_close(llmc_generation *g) {
-    if (!g) return;
-    llmc_chooser_close(&g->chooser);
-    llmc_free_lists(&g->options.choice);
-    free(g->ids);
-    free(g->logits);
-    free(g->logprobs);
-    free(g->top);
-    free(g->top_logprobs);
-    llmc_batch_close(&g->batch);
-    free(g);
-}
-
 /* ---- the session ---- */
 
 /* How many tokens it holds, of whatever sort. */
@@ -107,14 +67,15 @@ llmc_status llmc_generation_open(llmc_session *session, const llmc_generate_opti
     g = (llmc_generation *)calloc(1, sizeof *g);
     if (!g) return llmc_fail_memory(error, sizeof *g);
     g->session = session;
+    g->asked = -1;
     status = llmc_take_options(g, options, error);
     if (status != LLMC_OK) { /* what is in the options is still the caller's */
         free(g);
         return status;
     }
-    status = find_memory(g, error);
+    status = llmc_find_memory(g, error);
     if (status == LLMC_OK) status = llmc_check_prompt(g, prompt, n, error);
-    if (status == LLMC_OK) status = reserve(g, n, error);
+    if (status == LLMC_OK) status = llmc_reserve_ids(g, n, error);
     if (status == LLMC_OK) status = llmc_claim(session, error);
     if (status == LLMC_OK) {
         memcpy(g->ids, prompt, (size_t)n * sizeof *prompt);
@@ -162,9 +123,11 @@ static llmc_status choose(llmc_generation *g, const llmc_wish *w, const float *l
     int64_t row;
     g->first_ready = llmc_tokens_made(g);
     for (row = 0; row < w->rows; row++, logits += g->by.vocabulary) {
-        int64_t token, guess = row < w->n_guesses ? g->ids[g->n] : -1;
-        llmc_status status =
-            llmc_next_token(&g->chooser, logits, g->ids, g->n, g->report.prompt_tokens, &token, error);
+        int64_t token, guess = row < w->n_guesses ? g->ids[g->n] : -1, first = g->report.prompt_tokens - g->options.made;
+        int over;
+        llmc_status status = llmc_ask_allowed(g, &over, error);
+        if (status == LLMC_OK && over) break;
+        if (status == LLMC_OK) status = llmc_next_token(&g->chooser, logits, g->ids, g->n, first, &token, error);
         if (status != LLMC_OK) return status;
         note_logprobs(g, logits, row, token);
         g->ids[g->n++] = token;
@@ -177,13 +140,12 @@ static llmc_status choose(llmc_generation *g, const llmc_wish *w, const float *l
 llmc_status llmc_generation_wish(llmc_generation *g, int64_t most, llmc_wish *w, llmc_error *error) {
     llmc_session *s = g->session;
     int64_t n = g->n, room = room_left(g), lookup = g->options.lookup;
-    llmc_status status = reserve(g, n + lookup + 1, error);
+    llmc_status status = llmc_reserve_ids(g, n + lookup + 1, error);
     memset(w, 0, sizeof *w);
     w->chooses = n - s->n_tokens <= most;
     if (lookup > room - 1) lookup = room - 1;
     if (lookup > most - 1) lookup = most - 1;
-    if (status == LLMC_OK && lookup > 0 && n - s->n_tokens == 1)
-        w->n_guesses = llmc_look_up(g->ids, n, g->options.lookup_ngram, lookup, g->ids + n);
+    if (status == LLMC_OK && lookup > 0 && n - s->n_tokens == 1) status = llmc_guess(g, lookup, &w->n_guesses, error);
     w->rows = w->n_guesses + 1;
     w->to = w->chooses ? n + w->n_guesses : s->n_tokens + most;
     return status == LLMC_OK ? llmc_tokens_reserve(s, w->to, error) : status;
@@ -197,6 +159,10 @@ llmc_status llmc_generation_choose(llmc_generation *g, const llmc_wish *w, const
         g->n = n;
         (void)llmc_rewind(s, n - 1, NULL); /* where it cannot, the next call says so */
         return status;
+    }
+    if (g->n == n) {
+        g->report.finish = LLMC_FINISH_STOP; /* before the first token */
+        return LLMC_OK;
     }
     return s->n_tokens > g->n - 1 ? llmc_rewind(s, g->n - 1, error) : LLMC_OK; /* what was guessed wrong */
 }
@@ -239,6 +205,12 @@ static llmc_status advance_claimed(llmc_generation *g, llmc_error *error) {
     return status;
 }
 
+/* Whether the text cannot go on, known before another run. Where asking fails, the next choice says so. */
+static int ends_here(llmc_generation *g) {
+    int over;
+    return llmc_ask_allowed(g, &over, NULL) == LLMC_OK && over;
+}
+
 void llmc_generation_tell(llmc_generation *g, llmc_token *token) {
     int64_t row = g->told - g->first_ready, top = g->options.top_logprobs;
     if (!g->told) g->report.prompt_seconds = g->report.seconds;
@@ -255,8 +227,8 @@ void llmc_generation_tell(llmc_generation *g, llmc_token *token) {
     g->report.new_tokens = g->told;
     if (token->stops)
         g->report.finish = LLMC_FINISH_STOP;
-    else if (g->told == llmc_tokens_made(g) && room_left(g) < 1)
-        g->report.finish = LLMC_FINISH_LENGTH;
+    else if (g->told == llmc_tokens_made(g))
+        g->report.finish = ends_here(g) ? LLMC_FINISH_STOP : room_left(g) < 1 ? LLMC_FINISH_LENGTH : LLMC_FINISH_NONE;
 }
 
 llmc_status llmc_generation_next(llmc_generation *g, llmc_token *token, int *more, llmc_error *error) {
@@ -268,7 +240,7 @@ llmc_status llmc_generation_next(llmc_generation *g, llmc_token *token, int *mor
     if (g->report.finish) return LLMC_OK;
     if (g->told == llmc_tokens_made(g)) status = advance_claimed(g, error);
     g->report.seconds += llmc_now() - begin;
-    if (status != LLMC_OK) return status;
+    if (status != LLMC_OK || g->report.finish) return status;
     llmc_generation_tell(g, token);
     *more = 1;
     return LLMC_OK;

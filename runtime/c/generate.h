@@ -49,6 +49,9 @@ struct llmc_generation {
     int64_t *top;          /* [options.lookup + 1, options.top_logprobs] */
     double *top_logprobs;
     int64_t first_ready;   /* number of the new token that logprobs begin with */
+    uint32_t *mask;        /* choice.allowed, NULL if all tokens may come */
+    int64_t asked;         /* number of the new token that allow() was asked about last; -1: none */
+    int over;              /* and whether the text ends before it */
     llmc_generate_report report;
 };
 
@@ -57,6 +60,14 @@ llmc_status llmc_take_options(llmc_generation *g, const llmc_generate_options *o
 llmc_status llmc_check_prompt(const llmc_generation *g, const int64_t *prompt, int64_t n, llmc_error *error);
 int llmc_copy_lists(llmc_choice_options *options); /* the caller's may go before the text ends; 0: no memory */
 void llmc_free_lists(llmc_choice_options *options);
+
+/* generate_memory.c */
+llmc_status llmc_find_memory(llmc_generation *g, llmc_error *error);
+llmc_status llmc_reserve_ids(llmc_generation *g, int64_t n, llmc_error *error);
+
+/* hooks.c: what the caller says */
+llmc_status llmc_ask_allowed(llmc_generation *g, int *over, llmc_error *error); /* *over: the text ends before the next token */
+llmc_status llmc_guess(llmc_generation *g, int64_t most, int64_t *found, llmc_error *error); /* behind ids, where there is room */
 
 /* generate.c, of a session that is claimed */
 int64_t llmc_tokens_made(const llmc_generation *g);

@@ -10,9 +10,9 @@
 #define NGRAM 2
 
 static llmc_status check_counts(const llmc_generate_options *o, int64_t vocabulary, llmc_error *error) {
-    const int64_t values[] = {o->max_new_tokens, o->chunk, o->lookup, o->lookup_ngram, o->top_logprobs};
-    static const char *const names[] = {"max_new_tokens", "chunk", "lookup", "lookup_ngram", "top_logprobs"};
-    const int64_t bounds[] = {INT64_MAX, INT64_MAX, LLMC_MOST_GUESSES, LLMC_MOST_GUESSES, vocabulary};
+    const int64_t values[] = {o->max_new_tokens, o->chunk, o->lookup, o->lookup_ngram, o->top_logprobs, o->made};
+    static const char *const names[] = {"max_new_tokens", "chunk", "lookup", "lookup_ngram", "top_logprobs", "made"};
+    const int64_t bounds[] = {INT64_MAX, INT64_MAX, LLMC_MOST_GUESSES, LLMC_MOST_GUESSES, vocabulary, INT64_MAX};
     size_t i;
     for (i = 0; i < sizeof values / sizeof *values; i++) {
         if (values[i] < 0)
@@ -22,6 +22,8 @@ static llmc_status check_counts(const llmc_generate_options *o, int64_t vocabula
             return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "%s is %lld, must be within 0..%lld", names[i],
                              (long long)values[i], (long long)bounds[i]);
     }
+    if (o->allow && o->choice.allowed)
+        return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "allow and choice.allowed cannot go together");
     if (!(o->timeout >= 0))
         return llmc_fail(error, LLMC_ERROR_ARGUMENT, "0 means none", "timeout is %g s, must not be negative", o->timeout);
     return LLMC_OK;
@@ -31,6 +33,9 @@ llmc_status llmc_check_prompt(const llmc_generation *g, const int64_t *prompt, i
     int64_t i;
     if (n < 1)
         return llmc_fail(error, LLMC_ERROR_ARGUMENT, "begin with the token that begins a text", "the prompt is empty");
+    if (g->options.made > n)
+        return llmc_fail(error, LLMC_ERROR_ARGUMENT, NULL, "made is %lld, the prompt has %lld tokens",
+                         (long long)g->options.made, (long long)n);
     for (i = 0; i < n; i++)
         if (prompt[i] < 0 || prompt[i] >= g->by.vocabulary)
             return llmc_fail(error, LLMC_ERROR_RANGE, NULL, "token %lld of the prompt is %lld, must be within 0..%lld",

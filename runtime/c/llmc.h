@@ -54,7 +54,7 @@
 extern "C" {
 #endif
 
-#define LLMC_VERSION 6 /* of this interface; counts up when anything here changes its meaning or layout */
+#define LLMC_VERSION 7 /* of this interface; counts up when anything here changes its meaning or layout */
 #define LLMC_MAX_RANK 8
 #define LLMC_MAX_DIMS 16
 
@@ -81,7 +81,8 @@ typedef enum llmc_status {
     LLMC_ERROR_STATE,    /* the call does not fit what its session holds, or there is no session to hold it */
     LLMC_ERROR_BUSY,     /* the session is in use by another thread */
     LLMC_ERROR_CANCELLED, /* by llmc_session_cancel() */
-    LLMC_ERROR_DEADLINE  /* the run took longer than its timeout */
+    LLMC_ERROR_DEADLINE,  /* the run took longer than its timeout */
+    LLMC_ERROR_CALLBACK   /* a function of the caller's gave up */
 } llmc_status;
 
 /* A few words for each status, such as "wrong shape". */
@@ -339,7 +340,7 @@ typedef struct llmc_place {
 
 /* How the next token is chosen. Set to zero for the likeliest one: 0 means that an option is not used. The options mean
  * what transformers' of the same names mean and come in this order: bias, repetition, presence, frequency,
- * no_repeat_ngram, barred, min_new_tokens, forced, without, and where do_sample is not 0 temperature, top_k, top_p, min_p, typical_p. */
+ * no_repeat_ngram, barred, min_new_tokens, forced, without, allowed, and where do_sample is not 0 temperature, top_k, top_p, min_p, typical_p. */
 typedef struct llmc_choice_options {
     const llmc_bias *bias;
     int64_t n_bias;
@@ -361,6 +362,8 @@ typedef struct llmc_choice_options {
     int64_t n_forced;
     const llmc_place *without; /* the new token at such a place is none of those given for it */
     int64_t n_without;
+    const uint32_t *allowed;   /* bits of the vocabulary's tokens, token t is bit t % 32 of allowed[t / 32]: those with 0 never
+                                  come. Where it leaves none but stop tokens, min_new_tokens does not bar them. NULL: all may */
 } llmc_choice_options;
 
 /* The token that follows the `n` ids, of which the first n_prompt are the prompt, by its `vocabulary` logits.
@@ -383,6 +386,15 @@ typedef struct llmc_generate_options {
     int logprobs;           /* not 0: llmc_token has them */
     int64_t top_logprobs;   /* and those of so many of the likeliest tokens */
     double timeout;         /* seconds for all of it; 0: none */
+    /* Which tokens may follow the `n` new ones: sets their bits in `allowed`, which is laid out as choice.allowed and begins
+       with none. 0: done; above 0: the text ends here, with LLMC_FINISH_STOP and no stop token; below 0: an error. It is
+       called once for each place, on the calling thread, and must not use the generation or its session. */
+    int (*allow)(void *user, const int64_t *made, int64_t n, uint32_t *allowed);
+    /* Guess at most `most` tokens that follow the `n` ids, prompt and text, instead of looking them up: how many, or below 0:
+       an error. Called as `allow` is. */
+    int64_t (*guess)(void *user, const int64_t *ids, int64_t n, int64_t most, int64_t *guesses);
+    void *user;   /* of both */
+    int64_t made; /* of the prompt the last so many tokens count as new ones: draws, penalties and places go on behind them */
 } llmc_generate_options;
 
 typedef struct llmc_token {
@@ -396,14 +408,14 @@ typedef struct llmc_token {
 
 typedef enum llmc_finish {
     LLMC_FINISH_NONE = 0, /* there may be more tokens */
-    LLMC_FINISH_STOP,     /* a stop token */
+    LLMC_FINISH_STOP,     /* a stop token, or allow() */
     LLMC_FINISH_LENGTH,   /* max_new_tokens, or the model's bound */
     LLMC_FINISH_CALLER    /* the callback */
 } llmc_finish;
 
 typedef struct llmc_generate_report {
     int64_t prompt_tokens, cached_tokens, new_tokens; /* cached: the session held them already */
-    int64_t runs, guessed, accepted;                  /* of the function; tokens of look-up */
+    int64_t runs, guessed, accepted;                  /* of the function; tokens that were guessed */
     double prompt_seconds, seconds;                   /* until the first token; of all */
     int finish;                                       /* llmc_finish */
 } llmc_generate_report;

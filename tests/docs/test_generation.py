@@ -16,7 +16,7 @@ import writers
 import llmc
 
 STRICT = ["cc", "-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
-PROGRAMS = ("generate", "stream", "chat", "beams", "many", "company", "session", "translate")
+PROGRAMS = ("generate", "stream", "chat", "beams", "many", "held", "company", "session", "translate")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,17 @@ def test_the_command_says_what_the_page_says(writer, root, shell):
     shutil.copytree(writer, "m.llmc")
     arguments = re.findall(r'"([^"]*)"|(\S+)', line)
     assert shell(*(quoted or plain for quoted, plain in arguments)).stderr == shown
+
+
+def test_a_language_comes_before_a_text_that_is_held_to_an_expression(translator):
+    pytest.importorskip("llguidance")
+    with llmc.load(translator, threads=1) as model:
+        for options in ({}, {"do_sample": True, "seed": 1}):
+            asked = {"regex": "(red|sees) (old|two) (fish|bird)", **options}
+            made = model.generate("the old bird", tgt_lang="de_DE", **asked)
+            assert re.fullmatch(asked["regex"], made.text)
+            assert made.ids[0] == model.generate("the old bird", tgt_lang="de_DE").ids[0]
+            assert re.fullmatch(asked["regex"], model.generate("the old bird", **asked).text)
 
 
 @pytest.fixture(scope="module")

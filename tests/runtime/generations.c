@@ -163,6 +163,67 @@ static llmc_status in_company(llmc_model *model) {
     return status;
 }
 
+/* Tokens in turns even and odd, nine of them; the guesses are the text that came before, which may be none. */
+static int in_turns(void *user, const int64_t *made, int64_t n, uint32_t *allowed) {
+    int v;
+    CHECK(n == 0 || made[n - 1] % 2 != n % 2);
+    for (v = (int)(n % 2); v < WORDS; v += 2) allowed[v / 32] |= 1u << v % 32;
+    return ((text *)user)->n == MOST ? -1 : n == 9;
+}
+
+static int64_t as_before(void *user, const int64_t *ids, int64_t n, int64_t most, int64_t *guesses) {
+    const text *before = (const text *)user;
+    int64_t i, made = n - N_PROMPT;
+    CHECK(memcmp(ids, PROMPT, sizeof PROMPT) == 0);
+    for (i = 0; i < most && made + i < before->n; i++) guesses[i] = before->ids[made + i];
+    return before->logprobs[0] > 0 ? -1 : i;
+}
+
+static llmc_status hooked(llmc_session *session) {
+    llmc_generate_options options;
+    llmc_generate_report report;
+    text t = {{0}, 0, {0}}, before = t, more = t;
+    int64_t longer[N_PROMPT + 4];
+    llmc_status status;
+    memset(&options, 0, sizeof options);
+    options.allow = in_turns;
+    options.guess = as_before;
+    options.user = &before;
+    status = llmc_generate(session, &options, PROMPT, N_PROMPT, note, &t, &report, &error);
+    if (status != LLMC_OK) return status;
+    CHECK(t.n == 9 && report.finish == LLMC_FINISH_STOP && report.runs == 9 && report.guessed == 0);
+    before = t;
+    options.lookup = 4;
+    t.n = 0;
+    status = llmc_generate(session, &options, PROMPT, N_PROMPT, note, &t, &report, &error);
+    if (status != LLMC_OK) return status;
+    CHECK(same(&t, &before) && report.runs == 2 && report.accepted == 8 && report.guessed == 8);
+    for (before.logprobs[0] = 1; before.n <= MOST; before.n += MOST - 9) { /* guess() gives up, then allow() */
+        status = llmc_generate(session, &options, PROMPT, N_PROMPT, NULL, NULL, &report, &error);
+        if (status == LLMC_ERROR_MEMORY) return status;
+        CHECK(status == LLMC_ERROR_CALLBACK);
+    }
+    /* draws go on as they began */
+    memset(&options, 0, sizeof options);
+    options.choice.do_sample = 1;
+    options.choice.presence_penalty = 2;
+    options.max_new_tokens = 12;
+    t.n = 0;
+    status = llmc_generate(session, &options, PROMPT, N_PROMPT, note, &t, NULL, &error);
+    if (status != LLMC_OK) return status;
+    memcpy(longer, PROMPT, sizeof PROMPT);
+    memcpy(longer + N_PROMPT, t.ids, 4 * sizeof *longer);
+    options.made = 4;
+    options.max_new_tokens = 8;
+    status = llmc_generate(session, &options, longer, N_PROMPT + 4, note, &more, NULL, &error);
+    if (status != LLMC_OK) return status;
+    CHECK(memcmp(more.ids, t.ids + 4, 8 * sizeof *t.ids) == 0);
+    options.made = N_PROMPT + 5;
+    status = llmc_generate(session, &options, longer, N_PROMPT + 4, NULL, NULL, NULL, &error);
+    CHECK(status == LLMC_ERROR_ARGUMENT || status == LLMC_ERROR_MEMORY);
+    return status == LLMC_ERROR_MEMORY ? status : LLMC_OK;
+}
+
 static llmc_status everything(llmc_model *model, const char *file) {
     llmc_session *session = NULL, *other = NULL;
     text t, want = expected(PROMPT, N_PROMPT, 40);
@@ -177,6 +238,7 @@ static llmc_status everything(llmc_model *model, const char *file) {
     if (status == LLMC_OK) status = llmc_session_load(other, file, &error);
     if (status == LLMC_OK) status = generate(other, N_PROMPT, 40, 8, &t);
     if (status == LLMC_OK) CHECK(same(&t, &want));
+    if (status == LLMC_OK) status = hooked(session);
     llmc_session_close(session);
     llmc_session_close(other);
     return status == LLMC_OK ? in_company(model) : status;

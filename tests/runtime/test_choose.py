@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import POINTER, byref, c_double, c_float, c_int64
+from ctypes import POINTER, byref, c_double, c_float, c_int64, c_uint32
 from dataclasses import replace
 
 import numpy as np
@@ -24,13 +24,23 @@ def library(words):
         yield model._open_handle().library, replace(model.manifest.generation, vocabulary=SIZE)
 
 
-def choose(library, logits, ids=(), n_prompt=0, **options):
+def bits(tokens, size):
+    """The mask of llmc.h."""
+    mask = (c_uint32 * -(-size // 32))()
+    for token in tokens:
+        mask[token // 32] |= 1 << token % 32
+    return mask
+
+
+def choose(library, logits, ids=(), n_prompt=0, allowed=None, **options):
     """Probabilities of all tokens, and the one that is drawn."""
     lib, entry = library
     logits = np.ascontiguousarray(logits, np.float32)
     found = options_of(entry, options) if "seed" not in options else GenerationOptions(**options)
     asked = found.to_c(entry, n_prompt).choice
     asked.top_k = found.top_k or 0
+    if allowed is not None:
+        asked.allowed = bits(allowed, len(logits))
     ids = np.array(ids, np.int64)
     token, probabilities, error = c_int64(), np.empty(len(logits)), native.Error()
     status = lib.choose(
@@ -143,6 +153,34 @@ def test_presence_and_frequency_count_new_tokens_alone(library):
     less = np.zeros(SIZE, np.float32)
     less[[3, 11]], less[9] = 0.75, 1.0
     np.testing.assert_allclose(found, expected(logits - less, [0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_tokens_that_are_allowed_each_is_as_likely_as_among_them(library, seed):
+    """The plain distribution, masked and renormalised; filters count among the allowed."""
+    logits, allowed = random_logits(seed), np.flatnonzero(np.random.default_rng(seed).random(SIZE) < 0.3)
+    mask = np.full(SIZE, -np.inf, np.float32)
+    mask[allowed] = 0
+    plain, _ = choose(library, logits, do_sample=True, temperature=0.7)
+    found, token = choose(library, logits, allowed=allowed, do_sample=True, temperature=0.7, seed=seed)
+    np.testing.assert_allclose(found[allowed], plain[allowed] / plain[allowed].sum(), atol=1e-12)
+    assert token in allowed
+    assert found.sum() == pytest.approx(found[allowed].sum(), abs=0)
+    found, _ = choose(library, logits, allowed=allowed, do_sample=True, top_k=9, top_p=0.9)
+    wanted = expected(logits + mask, [0], theirs.TopKLogitsWarper(9), theirs.TopPLogitsWarper(0.9))
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    options = {"repetition_penalty": 1.7}
+    _, token = choose(library, logits, PROMPT + MADE, len(PROMPT), allowed=allowed, **options)
+    scores = expected(logits, PROMPT + MADE, theirs.RepetitionPenaltyLogitsProcessor(1.7))
+    assert token == np.where(mask == 0, scores, -1).argmax()
+
+
+def test_tokens_that_end_a_text_come_early_where_nothing_else_is_allowed(library):
+    logits, options = np.zeros(SIZE, np.float32), {"min_new_tokens": 5, "eos_token_id": [7, 200]}
+    assert choose(library, logits, allowed=[7, 9], **options)[1] == 9
+    assert choose(library, logits, allowed=[200], **options)[1] == 200
+    with pytest.raises(LlmcError, match="no token is left to choose from"):
+        choose(library, logits, allowed=[], **options)
 
 
 def test_exponentials_are_exact_enough(library):

@@ -67,6 +67,23 @@ def test_beams(cli, words, model):
     assert cli(words, "--prompt", "abc", "--num-beams", 3, "--max-new-tokens", 6) == (0, best.text + "\n", "")
 
 
+def test_a_text_is_held_to_a_schema_an_expression_or_a_grammar(cli, words, model, tmp_path):
+    pytest.importorskip("llguidance")
+    made = model.generate("abc", regex="[ab]{4}").text
+    assert cli(words, "--prompt", "abc", "--regex", "[ab]{4}", "--stream") == (0, made + "\n", "")
+    (tmp_path / "g").write_text("start: /[ab]{4}/")
+    assert cli(words, "--prompt", "abc", "--grammar", tmp_path / "g") == (0, made + "\n", "")
+    code, _, err = cli(words, "--prompt", "abc", "--grammar", tmp_path / "nowhere")
+    assert (code, "cannot read --grammar: No such file" in err) == (1, True)
+    code, _, err = cli(words, "--prompt", "abc", "--json-schema", '{"type": "strin"}')
+    assert (code, "cannot use this JSON schema: Invalid type: strin" in err) == (1, True)
+    (tmp_path / "s").write_text("{")
+    code, _, err = cli(words, "--prompt", "abc", "--json-schema", tmp_path / "s")
+    assert (code, "json_schema is no JSON" in err) == (1, True)
+    code, _, err = cli(words, "--text", "abc", "--regex", "a")
+    assert (code, "--regex goes with --prompt" in err) == (2, True)
+
+
 def test_verbose_tells_the_speed(cli, words):
     _, _, err = cli(words, "--prompt", "abc", "-v")
     assert "3 tokens of prompt, 0 of them held" in err

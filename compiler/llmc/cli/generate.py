@@ -37,6 +37,9 @@ _OPTIONS: Mapping[str, tuple[Any, str]] = {
     "tgt-lang": (str, "And the new text's."),
     "top-logprobs": (int, "With --json, so many of the likeliest tokens at each place."),
     "prompt-lookup-num-tokens": (int, "Guess so many tokens from the text so far; it stays the same."),
+    "json-schema": (str, "The text is JSON that fits this schema: a file, or the schema itself."),
+    "regex": (str, "The whole text matches this regular expression."),
+    "grammar": (str, "A file: the text is of this grammar, written as Lark's."),
 }
 
 
@@ -95,6 +98,28 @@ def _text(raw: bytes, place: str) -> str:
         raise LlmcError("the prompt is not UTF-8", at=place, found=found) from None
 
 
+def _with_files(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with a schema and a grammar instead of the names of their files.
+
+    Raises:
+        LlmcError: a file cannot be read, or is no UTF-8.
+    """
+    found = dict(options)
+    if not found.get("json_schema", "{").lstrip().startswith(("{", "true", "false")):
+        found["json_schema"] = _contents(found["json_schema"], "json-schema")
+    if "grammar" in found:
+        found["grammar"] = _contents(found["grammar"], "grammar")
+    return found
+
+
+def _contents(name: str, option: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        told = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise LlmcError(f"cannot read --{option}: {told}", at=name) from None
+
+
 def want_alone(others: dict[str, Any]) -> None:
     """Refuse other inputs beside a prompt."""
     idle = (type(None), bool, tuple)  # 0 is something given
@@ -117,7 +142,7 @@ def run(model: Any, prompt: str | None, as_json: bool, settings: dict[str, Any])
     Raises:
         LlmcError: a prompt cannot be read, the model does not generate, or as `Model.generate`.
     """
-    options = given(settings)
+    options = _with_files(given(settings))
     chat, stream = settings["chat"], settings["stream"]
     if as_json and stream:
         raise click.UsageError("--json prints whole texts, --stream pieces of them; give one.")
