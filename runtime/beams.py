@@ -15,7 +15,7 @@ import numpy as np
 from llmc.errors import LlmcError
 from llmc.runtime.generated import Generated
 from llmc.runtime.generation import Token, Usage
-from llmc.runtime.generation_options import CONSTRAINTS
+from llmc.runtime.generation_options import ALONE
 from llmc.runtime.penalties import Penalties
 from llmc.runtime.scoring import log_softmax, next_logits_of_all
 from llmc.runtime.source import hold
@@ -232,7 +232,7 @@ def _want(entry: GenerationEntry, ids: Sequence[int], options: GenerationOptions
         "prompt_lookup_num_tokens",
         "prefill_chunk_size",
         "timeout",
-        *CONSTRAINTS,
+        *ALONE,
     )
     used = [name for name in idle if getattr(options, name) not in (None, False, 0, (), [])]
     if options.do_sample:

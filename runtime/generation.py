@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmc.runtime import native
+from llmc.runtime.assistant import assistant_of
 from llmc.runtime.generation_options import GenerationOptions
-from llmc.runtime.generation_structs import Allow, GenerateReport
+from llmc.runtime.generation_structs import Allow, GenerateReport, Guess
 from llmc.runtime.generation_structs import Token as CToken
 from llmc.runtime.grammar import constraint_of
 from llmc.runtime.source import hold
@@ -49,7 +50,7 @@ class Usage:
         prompt_tokens: of the prompt, or of the source; cached_tokens of them the session held already.
         new_tokens: made, the one that ends the text included.
         runs: of the model.
-        guessed, accepted: tokens that look-up guessed, and of these the right ones.
+        guessed, accepted: tokens that look-up or an assistant guessed, and of these the right ones.
         prompt_seconds: until the first token.
         seconds: of all.
     """
@@ -101,6 +102,9 @@ class Generation(Iterator[Token]):
         self._constraint = constraint_of(session.model, entry, options, prompt)
         if self._constraint is not None:
             self._allow = asked.allow = Allow(self._constraint.allow)
+        self._assistant = assistant_of(session.model, entry, options, prompt, source, self._constraint)
+        if self._assistant is not None:
+            self._guess = asked.guess = Guess(self._assistant.guess)
         self._source, self._held = len(source), 0.0
         if entry.encoder is not None and source:
             self._held = hold(session, entry.encoder, source)
@@ -128,9 +132,10 @@ class Generation(Iterator[Token]):
 
     def _raise_own(self) -> None:
         """Raise what went wrong in Python while C ran."""
-        if self._constraint is not None and (error := self._constraint.error) is not None:
-            self._constraint.error = None
-            raise error
+        for part in (self._constraint, self._assistant):
+            if part is not None and (error := part.error) is not None:
+                part.error = None
+                raise error
 
     @property
     def report(self) -> GenerateReport:

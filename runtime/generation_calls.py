@@ -76,7 +76,7 @@ class GenerationCalls:
                 text is the one that its prompt gives alone.
             num_beams: more than 1: the best text that `search` finds, one prompt after the other; None: as the model's
                 makers say, mostly 1. Where tokens are drawn, a text is
-                held to a grammar, or a session is given, it is 1.
+                held to a grammar or has an assistant, or a session is given, it is 1.
             max_batch: texts of a list that go on at a time, each in a session of its own; when one ends the next
                 begins.
             each: of a list, options of each prompt, which go before those of all.
@@ -194,9 +194,9 @@ def _beams(
     if asked is not None:
         return asked
     drawn = options.get("do_sample", entry.defaults.get("do_sample"))
-    from llmc.runtime.generation_options import CONSTRAINTS
+    from llmc.runtime.generation_options import ALONE
 
-    held = any(options.get(name) is not None for name in CONSTRAINTS)
+    held = any(options.get(name) is not None for name in ALONE)
     return 1 if drawn or held or session is not None else int(entry.defaults.get("num_beams", 1))
 
 
@@ -243,6 +243,10 @@ def checked_options(
 
         matcher_of(model, entry, options)
         options = replace(options, forced_eos_token_id=None)  # the grammar says where a text ends
+    if options.assistant_model is not None:
+        from llmc.runtime.assistant import want_partner
+
+        want_partner(model, options.assistant_model, entry)
     return options
 
 

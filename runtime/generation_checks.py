@@ -90,6 +90,8 @@ CHECKS: Mapping[str, tuple[Any, ...]] = {
     "max_matching_ngram_size": (_whole(1, 64), "a whole number within 1..64"),
     "prefill_chunk_size": (_whole(1), "a whole number, at least 1"),
     "timeout": _ABOVE,
+    "assistant_model": (lambda v: hasattr(v, "generates"), "a model: llmc.load(path)"),
+    "num_assistant_tokens": (_whole(1, 64), "a whole number within 1..64"),
     "json_schema": (_is_schema, "a JSON schema: a mapping, or its text"),
     "regex": (lambda v: isinstance(v, str), "a text"),
     "grammar": (lambda v: isinstance(v, str), "a text"),

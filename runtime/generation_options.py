@@ -21,6 +21,7 @@ from llmc.runtime.generation_entry import GenerationEntry
 from llmc.runtime.generation_structs import Bias, ChoiceOptions, GenerateOptions, Place
 
 USUAL_NEW_TOKENS = 256  # where neither caller nor model says, as transformers' pipeline has it
+USUAL_GUESSES = 5  # of an assistant
 USUAL_TOP_K = 50  # of transformers, where tokens are drawn
 _TINY = 1e-300  # top_p = 0 keeps one token; to C 0 says that the option is not used
 
@@ -59,6 +60,8 @@ class GenerationOptions:
     max_matching_ngram_size: int | None = None
     prefill_chunk_size: int | None = None
     timeout: float | None = None
+    assistant_model: Any = None
+    num_assistant_tokens: int | None = None
     json_schema: Any = None
     regex: str | None = None
     grammar: str | None = None
@@ -98,6 +101,13 @@ class GenerationOptions:
         found = [special[text] for text in self.stop_strings or () if text in special]
         stops = [token for token in found if token < entry.vocabulary]
         return replace(self, eos_token_id=[*self.stops(entry), *stops]) if stops else self
+
+    @property
+    def guesses(self) -> int:
+        """Tokens that are guessed at a time, by an assistant or from the text."""
+        if self.assistant_model is None:
+            return self.prompt_lookup_num_tokens or 0
+        return self.num_assistant_tokens or USUAL_GUESSES
 
     def barred(self, entry: GenerationEntry, prompt: int, source: Sequence[int] = ()) -> Barred:
         """What must not come behind a prompt of so many tokens, or must."""
@@ -141,7 +151,7 @@ class GenerationOptions:
             choice=choice,
             max_new_tokens=self.new_tokens(prompt),
             chunk=self.prefill_chunk_size or 0,
-            lookup=self.prompt_lookup_num_tokens or 0,
+            lookup=self.guesses,
             lookup_ngram=self.max_matching_ngram_size or 0,
             logprobs=bool(self.logprobs or self.top_logprobs),
             top_logprobs=self.top_logprobs or 0,
@@ -170,6 +180,7 @@ def options_of(entry: GenerationEntry, given: Mapping[str, Any]) -> GenerationOp
     options = GenerationOptions(**found)
     _want_tokens(options, entry.vocabulary)
     _want_forced(options)
+    _want_one_guesser(options, asked)
     if options.do_sample:
         return options if options.seed is not None else replace(options, seed=secrets.randbits(64))
     if idle := [name for name in _OF_DRAWING if name in asked]:
@@ -189,6 +200,15 @@ def plain_names(given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         ("stop_strings" if k == "stop" else k): v for k, v in given.items() if k != "stop" or v is not None
     }
+
+
+def _want_one_guesser(options: GenerationOptions, asked: Mapping[str, Any]) -> None:
+    if options.assistant_model is not None and options.prompt_lookup_num_tokens:
+        raise LlmcError(
+            "assistant_model and prompt_lookup_num_tokens cannot go together", hint="one of them guesses"
+        )
+    if options.assistant_model is None and "num_assistant_tokens" in asked:
+        raise LlmcError("num_assistant_tokens needs an assistant_model")
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -232,6 +252,7 @@ def _want_forced(options: GenerationOptions) -> None:
 
 OPTIONS = tuple(CHECKS)
 CONSTRAINTS = ("json_schema", "regex", "grammar")  # of a text, one at most
+ALONE = (*CONSTRAINTS, "assistant_model")  # of texts without beams
 _OF_TOKENS = (
     *("logit_bias", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "eos_token_id"),
     *("forced_bos_token_id", "forced_eos_token_id"),

@@ -90,12 +90,14 @@ class Constraint:
     """What holds one text to its grammar; C asks it before each token.
 
     Args:
+        size: tokens of the model that is held.
         skipped: of the new tokens so many come before the text.
         error: what went wrong, for whoever called C.
     """
 
-    def __init__(self, matcher: Any, vocabulary: Vocabulary, skipped: int) -> None:
+    def __init__(self, matcher: Any, vocabulary: Vocabulary, size: int, skipped: int) -> None:
         self._matcher, self._vocabulary, self._skipped, self._held = matcher, vocabulary, skipped, 0
+        self._bytes = (size + 31) // 32 * 4
         self.error: BaseException | None = None
 
     def allow(self, user: Any, made: Any, count: int, allowed: Any) -> int:
@@ -107,28 +109,34 @@ class Constraint:
             return -1
 
     def _fill(self, made: Any, count: int, allowed: Any) -> int:
-        size = self._vocabulary.mask_bytes
         if count < 0:
-            memset(allowed, 0xFF, size)
+            memset(allowed, 0xFF, self._bytes)
             return 0
-        if self._held > count:
-            self._matcher.rollback(self._held - count)
-            self._held = count
-        for place in range(self._held, count):
-            self._matcher.consume_token(made[self._skipped + place])
-            self._held = place + 1
-        if self._is_stopped():
+        self._go_to(made, count)
+        self._want_whole()
+        if self._matcher.is_stopped():
             return 1
         mask = self._matcher.compute_bitmask()
         self._want_whole()
         if self._matcher.is_accepting() and self._vocabulary.only_ends(mask):
             return 1
-        memmove(allowed, mask, min(size, len(mask)))
+        memmove(allowed, mask, min(self._bytes, len(mask)))
         return 0
 
-    def _is_stopped(self) -> bool:
-        self._want_whole()
-        return bool(self._matcher.is_stopped())
+    def _go_to(self, made: Any, count: int) -> None:
+        """Have read the first tokens of the text, and no other."""
+        if self._held > count:
+            self._matcher.rollback(self._held - count)
+        for place in range(self._held, count):
+            self._matcher.consume_token(made[self._skipped + place])
+        self._held = count
+
+    def behind(self, made: Sequence[int], size: int) -> Constraint:
+        """For whoever goes on behind new tokens, by a model of so many tokens."""
+        other = Constraint(self._matcher.deep_copy(), self._vocabulary, size, self._skipped)
+        other._held = self._held
+        other._go_to(made, max(0, len(made) - self._skipped))
+        return Constraint(other._matcher, self._vocabulary, size, max(0, self._skipped - len(made)))
 
     def _want_whole(self) -> None:
         if self._matcher.is_error():
@@ -171,7 +179,7 @@ def constraint_of(
     if found is None:
         return None
     forced = options.forced_bos_token_id is not None and len(prompt) == 1
-    return Constraint(*found, skipped=int(forced))
+    return Constraint(*found, entry.vocabulary, int(forced))
 
 
 def _vocabulary(model: Model, entry: GenerationEntry, ends: tuple[int, ...]) -> Vocabulary:

@@ -56,11 +56,6 @@ class Vocabulary:
             ) from None
         return Vocabulary(made, size, ends, _drops_blank(made, encoder), forces)
 
-    @property
-    def mask_bytes(self) -> int:
-        """Of a mask as llmc.h has it."""
-        return (self.size + 31) // 32 * 4
-
     def only_ends(self, mask: bytes) -> bool:
         """Whether none but tokens that end a text are allowed, of those that the model has."""
         bits = int.from_bytes(mask, "little") & ((1 << self.size) - 1)

@@ -131,8 +131,8 @@ static llmc_status choose(llmc_generation *g, const llmc_wish *w, const float *l
         if (status != LLMC_OK) return status;
         note_logprobs(g, logits, row, token);
         g->ids[g->n++] = token;
+        g->report.accepted += token == guess;
         if (is_stop(g, token) || room_left(g) < 1 || token != guess) break;
-        g->report.accepted++;
     }
     return LLMC_OK;
 }

@@ -16,7 +16,18 @@ import writers
 import llmc
 
 STRICT = ["cc", "-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
-PROGRAMS = ("generate", "stream", "chat", "beams", "many", "held", "company", "session", "translate")
+PROGRAMS = (
+    "generate",
+    "stream",
+    "chat",
+    "beams",
+    "many",
+    "held",
+    "assistant",
+    "company",
+    "session",
+    "translate",
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +53,7 @@ def printed(program, names):
 def found(writer, translator, block):
     """What each block prints, one after the other in one program."""
     (writer.parent / "t.llmc").symlink_to(translator)
+    (writer.parent / "small.llmc").symlink_to(writer)  # a model that guesses for itself is always right
     names: dict[str, object] = {}
     with contextlib.chdir(writer.parent):
         return {name: printed(block("generation", f"{name}.py"), names) for name in PROGRAMS}
@@ -69,6 +81,21 @@ def test_a_language_comes_before_a_text_that_is_held_to_an_expression(translator
             assert re.fullmatch(asked["regex"], made.text)
             assert made.ids[0] == model.generate("the old bird", tgt_lang="de_DE").ids[0]
             assert re.fullmatch(asked["regex"], model.generate("the old bird", **asked).text)
+
+
+def test_an_encoder_decoder_has_an_assistant_that_reads_the_source(translator, writer):
+    with llmc.load(translator, threads=1) as model, llmc.load(translator, threads=1) as twin:
+        for options in ({"num_beams": 1}, {"do_sample": True, "seed": 2, "tgt_lang": "de_DE"}):
+            plain = model.generate("the old bird", **options)
+            found = model.generate("the old bird", assistant_model=twin, **options)
+            assert found.ids == plain.ids
+            assert found.usage.accepted == found.usage.guessed > 0
+        assert (
+            model.generate(["two fish"], assistant_model=twin)[0].ids
+            == model.generate("two fish", num_beams=1).ids
+        )
+        with llmc.load(writer, threads=1) as other, pytest.raises(llmc.LlmcError, match="has an encoder"):
+            model.generate("two fish", assistant_model=other)
 
 
 @pytest.fixture(scope="module")

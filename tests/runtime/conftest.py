@@ -388,6 +388,12 @@ def lonely(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_words(tmp_path_factory.mktemp("artifact") / "lonely.llmc", "-DSINGLE")
 
 
+@pytest.fixture(scope="session")
+def dull(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`words` that is wrong about a third of all tokens."""
+    return write_words(tmp_path_factory.mktemp("artifact") / "dull.llmc", "-DDULL")
+
+
 @pytest.fixture(scope="module")
 def model(words: Path) -> Iterator[Any]:
     """`words`, opened."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -82,6 +83,18 @@ def test_a_text_is_held_to_a_schema_an_expression_or_a_grammar(cli, words, model
     assert (code, "json_schema is no JSON" in err) == (1, True)
     code, _, err = cli(words, "--text", "abc", "--regex", "a")
     assert (code, "--regex goes with --prompt" in err) == (2, True)
+
+
+def test_another_model_guesses(cli, words, dull, model, tiny):
+    made = model.generate("abc", max_new_tokens=20).text
+    arguments = ["--prompt", "abc", "--max-new-tokens", 20, "--assistant-model", dull, "-v"]
+    code, out, err = cli(words, *arguments, "--num-assistant-tokens", 3)
+    assert (code, out) == (0, made + "\n")
+    assert re.search(r"; \d+ of \d+ guesses right", err)
+    code, _, err = cli(words, "--prompt", "abc", "--assistant-model", tiny)
+    assert (code, "the model does not generate text" in err) == (1, True)
+    code, _, err = cli(words, "--prompt", "abc", "--assistant-model", "nowhere")
+    assert (code, "nowhere" in err) == (1, True)
 
 
 def test_verbose_tells_the_speed(cli, words):

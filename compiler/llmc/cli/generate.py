@@ -37,6 +37,11 @@ _OPTIONS: Mapping[str, tuple[Any, str]] = {
     "tgt-lang": (str, "And the new text's."),
     "top-logprobs": (int, "With --json, so many of the likeliest tokens at each place."),
     "prompt-lookup-num-tokens": (int, "Guess so many tokens from the text so far; it stays the same."),
+    "assistant-model": (
+        str,
+        "A smaller artifact with the same tokens guesses the next ones; the text stays the same.",
+    ),
+    "num-assistant-tokens": (int, "So many at a time.  [default: 5]"),
     "json-schema": (str, "The text is JSON that fits this schema: a file, or the schema itself."),
     "regex": (str, "The whole text matches this regular expression."),
     "grammar": (str, "A file: the text is of this grammar, written as Lark's."),
@@ -197,6 +202,7 @@ def _note(made: Any) -> None:
     say(
         f"{usage.prompt_tokens} tokens of prompt, {usage.cached_tokens} of them held, in {usage.prompt_seconds:.3f} s; "
         f"{usage.new_tokens} new, {usage.tokens_per_second:.1f} a second; ended by {made.finish}"
+        + (f"; {usage.accepted} of {usage.guessed} guesses right" if usage.guessed else "")
     )
 
 

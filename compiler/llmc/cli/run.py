@@ -112,7 +112,8 @@ def command(
     if settings["chat"] or settings["prompt_files"] or continues:
         others = {"pair": pairs, "strict": strict, "threshold": threshold, "resample": resample, **spoken}
         generate.want_alone({**asked, **others, "output": output, "function": function, "past": past})
-        generate.run(_opened(artifact, threads, variant, no_check), prompt, as_json, settings)
+        model = _with_assistant(artifact, settings, threads, variant, no_check)
+        generate.run(model, prompt, as_json, settings)
         return
     generate.want_none(settings)
     _want_sense(
@@ -146,7 +147,20 @@ def command(
         _run_texts(model, lines, prompt, strict, output, as_json)
 
 
-def _opened(artifact: Path, threads: int | None, variant: str | None, no_check: bool) -> Any:
+def _with_assistant(
+    artifact: Path, settings: dict[str, Any], threads: int | None, variant: str | None, no_check: bool
+) -> Any:
+    """The model; its assistant, which works with the same threads, goes into the settings in place of its path."""
+    if settings["assistant_model"] is None:
+        return _opened(artifact, threads, variant, no_check)
+    from llmc.runtime import Threads
+
+    shared = Threads(threads)
+    settings["assistant_model"] = _opened(Path(settings["assistant_model"]), shared, None, no_check)
+    return _opened(artifact, shared, variant, no_check)
+
+
+def _opened(artifact: Path, threads: Any, variant: str | None, no_check: bool) -> Any:
     require_artifact(artifact)
 
     import llmc
