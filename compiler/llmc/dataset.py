@@ -46,13 +46,14 @@ def read_rows(
     pair: str | None = None,
     label: str | None = None,
     names: Sequence[str] = TEXT,
+    labels: Sequence[str] = LABEL,
 ) -> Iterator[Row]:
     """The rows of a file, which is never held whole.
 
     Args:
         text, pair, label: columns; guessed by name where they are not given. A column that only may be there
             (pair, label) is left out when nothing fits.
-        names: of which one is the column of the text, where it is not given.
+        names, labels: of which one is the column of the text, and of the label, where it is not given.
 
     Raises:
         LlmcError: no such file or kind of file, no rows, a column that is missing, a line that is broken.
@@ -62,7 +63,7 @@ def read_rows(
     empty = True
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            for row in _rows(path, file, (text, pair, label), names):
+            for row in _rows(path, file, (text, pair, label), (names, labels)):
                 empty = False
                 yield row
     except OSError as error:
@@ -97,7 +98,10 @@ def read_files(data: Path, kind: str, column: str | None = None, label: str | No
 
 
 def _rows(
-    path: Path, file: TextIO, given: tuple[str | None, str | None, str | None], known: Sequence[str]
+    path: Path,
+    file: TextIO,
+    given: tuple[str | None, str | None, str | None],
+    known: tuple[Sequence[str], Sequence[str]],
 ) -> Iterator[Row]:
     if path.suffix == ".txt":
         lines = ((n, line.strip()) for n, line in enumerate(file, 1))
@@ -145,18 +149,21 @@ def _object(at: str, line: str) -> Mapping[str, Any]:
 
 
 def _columns(
-    at: str, names: Sequence[str], given: tuple[str | None, str | None, str | None], texts: Sequence[str]
+    at: str,
+    names: Sequence[str],
+    given: tuple[str | None, str | None, str | None],
+    guessed: tuple[Sequence[str], Sequence[str]],
 ) -> Columns:
     for name in filter(None, given):
         if name not in names:
             raise LlmcError(f"there is no column {name!r}", at=at, found=f"columns {', '.join(names)}")
     text, pair, label = (
         name or next((n for n in known if n in names), None)
-        for name, known in zip(given, (texts, PAIR, LABEL), strict=True)
+        for name, known in zip(given, (guessed[0], PAIR, guessed[1]), strict=True)
     )
     if text is None:
         raise LlmcError(
-            f"no column looks like the {'text' if texts is TEXT else 'file'}",
+            f"no column looks like the {'file' if guessed[0] in MEDIA.values() else 'text'}",
             at=at,
             found=f"columns {', '.join(names) or 'none'}",
             hint="name it: --text-column NAME",

@@ -12,6 +12,7 @@ EXTRAS = {
     "vision": ("PIL",),
     "audio": ("soundfile", "soxr"),
     "grammar": ("llguidance",),
+    "metrics": ("sacrebleu", "rouge_score"),
     "adapters": ("peft",),
     "gguf": ("gguf", "accelerate"),
     "tokenizers": ("sentencepiece", "tiktoken"),

@@ -117,7 +117,7 @@ def _asked(model: Model, artifact: str | Path) -> tuple[GenerationEntry, Encoder
         raise LlmcError(
             "the model makes a text of another, so a text alone has no perplexity",
             at=str(artifact),
-            hint="look at what it makes: llmc run ARTIFACT --prompt TEXT",
+            hint="llmc.references.nearness holds its texts to others; llmc eval does for models that read text",
         )
     if encoder is None:
         raise LlmcError("the artifact has no tokenizer", at=str(artifact))

@@ -24,11 +24,13 @@ Examples:
   llmc eval classifier.llmc --data test.jsonl --baseline ./my-model    {"image": "cat.jpg", "label": "cat"}
   llmc eval m.llmc --data d.tsv --text-column body --label-column stars --json
   llmc eval writer.llmc --data book.txt --baseline ./my-model --max-rise 0.5%   perplexity
+  llmc eval translator.llmc --data pairs.tsv --baseline ./my-model --max-drop 0.5%   chrF, ROUGE
 
 \b
 DATA is .jsonl, .csv, .tsv (a column of texts, one of labels: names or numbers from 0) or .txt (a text a line). For
 models of images or sounds the column has paths, from the table's folder on, and a folder of folders will do.
-Of a model that generates text it is the perplexity of a .txt file, or of all texts of a table, that is measured.
+Of a model that generates text it is the perplexity of a .txt file, or of all texts of a table, that is measured; of one
+that makes a text of another, chrF and ROUGE of what it makes of a column of sources, beside one of references.
 Judge by the difference with its interval, not by two accuracies: both models see the same rows. Exit code 1
 if a limit is broken.
 """
@@ -61,7 +63,9 @@ class Share(click.ParamType[float]):
 )
 @click.option("--text-column", "text", metavar="NAME", help="Column of the text or file.  [default: guessed]")
 @click.option("--pair-column", "pair", metavar="NAME", help="Column of the second text.  [default: guessed]")
-@click.option("--label-column", "label", metavar="NAME", help="Column of the label.  [default: guessed]")
+@click.option(
+    "--label-column", "label", metavar="NAME", help="Column of the label or reference.  [default: guessed]"
+)
 @click.option("--max-drop", type=Share(), help="Most accuracy that may be lost to the baseline: 1%.")
 @click.option("--min-accuracy", type=Share(), help="Least accuracy.")
 @click.option("--min-agreement", type=Share(), help="Least share of answers equal to the baseline's.")
@@ -74,6 +78,10 @@ class Share(click.ParamType[float]):
 )
 @click.option("--stride", type=int, metavar="TOKENS", help="From window to window.  [default: half of one]")
 @click.option("--max-rise", type=Share(), help="Most perplexity above the baseline's: 1%.")
+@click.option("--num-beams", type=int, help="Of texts made of others.  [default: the model's, mostly 1]")
+@click.option("--max-new-tokens", type=int, help="Of each.  [default: the model's]")
+@click.option("--src-lang", help="The sources' language.")
+@click.option("--tgt-lang", help="The texts' language.")
 @click.option(
     "--limit", type=click.IntRange(min=1), metavar="ROWS", help="Stop after so many rows, or tokens."
 )
@@ -88,7 +96,17 @@ def command(artifact: Path, data: Path, baseline: Path | None, as_json: bool, **
         hint = download_hint(baseline) or "give an artifact or a model folder"
         raise LlmcError("the baseline was not found", at=str(baseline), hint=hint)
     of_texts = {name: options.pop(name) for name in ("window", "stride", "max_rise")}
-    if _generates(artifact):
+    of_pairs = {name: options.pop(name) for name in _OF_PAIRS}
+    kind = _generates(artifact)
+    if kind == "pairs":
+        others = {
+            name: value for name, value in {**of_texts, **options}.items() if name not in _OF_REFERENCES
+        }
+        _want_none(artifact, others, "not for models that make a text of another")
+        _nearness(artifact, data, baseline, as_json, {**of_pairs, **options})
+        return
+    _want_none(artifact, of_pairs, "for models that make a text of another")
+    if kind == "texts":
         _perplexity(artifact, data, baseline, as_json, of_texts, options)
         return
     if used := [f"--{name.replace('_', '-')}" for name, value in of_texts.items() if value is not None]:
@@ -107,15 +125,36 @@ def command(artifact: Path, data: Path, baseline: Path | None, as_json: bool, **
         raise LlmcError(f"a limit is broken: {'; '.join(found.broken)}", at=str(artifact))
 
 
-def _generates(artifact: Path) -> bool:
-    """By a glance at the manifest; whoever opens the artifact checks it."""
+def _generates(artifact: Path) -> str:
+    """Whether the model goes on with "texts", makes one of another, "pairs", or neither, "".
+
+    By a glance at the manifest; whoever opens the artifact checks it.
+    """
     try:
         fields = json.loads((artifact / "manifest.json").read_bytes())
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(fields, dict) and fields.get("generation") is not None
+        return ""
+    entry = fields.get("generation") if isinstance(fields, dict) else None
+    if not isinstance(entry, dict):
+        return ""
+    return "pairs" if "encoder" in entry and "speech" not in entry else "texts"
 
 
+_OF_PAIRS = (
+    "num_beams",
+    "max_new_tokens",
+    "src_lang",
+    "tgt_lang",
+)  # options of models that make a text of another
+_OF_REFERENCES = (
+    "text",
+    "label",
+    "limit",
+    "threads",
+    "strict",
+    "max_drop",
+    "min_agreement",
+)  # and others they have
 _OF_TEXTS = ("text", "limit", "threads")  # options that perplexity has too
 
 
@@ -144,6 +183,43 @@ def _perplexity(
         print_table("", ["measure", ">value"], rows)
     if found.broken:
         raise LlmcError(f"a limit is broken: {'; '.join(found.broken)}", at=str(artifact))
+
+
+def _want_none(artifact: Path, options: dict[str, Any], who: str) -> None:
+    """Refuse options of other models."""
+    if used := [f"--{n.replace('_', '-')}" for n, v in options.items() if v not in (None, False)]:
+        verb = "is" if len(used) == 1 else "are"
+        raise LlmcError(f"{', '.join(used)} {verb} {who}", at=str(artifact))
+
+
+def _nearness(
+    artifact: Path, data: Path, baseline: Path | None, as_json: bool, options: dict[str, Any]
+) -> None:
+    from llmc.references import nearness
+
+    given = {name: options[name] for name in (*_OF_PAIRS, *_OF_REFERENCES)}
+    found = nearness(artifact, data, baseline, progress=_progress(), **given)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_table("", ["measure", ">value", "95 % interval"], _of_references(found))
+    if found.cut:
+        warnings.warn(TextsCut(found.cut, found.rows, hint="--strict makes it an error"), stacklevel=2)
+    if found.broken:
+        raise LlmcError(f"a limit is broken: {'; '.join(found.broken)}", at=str(artifact))
+
+
+def _of_references(found: Any) -> list[tuple[str, str, str]]:
+    lines = [("rows", str(found.rows), "")]
+    for name, value in found.scores.items():
+        lines.append((name, f"{value:.2f}", ""))
+        if found.differences is not None:
+            low, high = found.intervals[name]
+            lines.append(("  baseline's", f"{found.baseline_scores[name]:.2f}", ""))
+            lines.append(("  difference", f"{found.differences[name]:+.2f}", f"{low:+.2f} to {high:+.2f}"))
+    if found.agreement is not None:
+        lines.append(("same texts", f"{100 * found.agreement:.2f} %", ""))
+    return lines
 
 
 def _warn(found: Any) -> None:
