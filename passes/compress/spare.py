@@ -21,8 +21,8 @@ from llmc.compiler.effects import tell_weights
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
-from llmc.passes.compress.blockwise import Blockwise
-from llmc.passes.compress.tables import changes
+from llmc.passes.compress.blockwise import TABLE_BLOCK, Blockwise
+from llmc.passes.compress.tables import changes, tables
 from llmc.passes.compress.weights import products, rebuild
 
 
@@ -39,7 +39,8 @@ class Spare(Pass):
             tell_weights(graph, (), lambda weight: "no state is kept")
             return graph
         wanted = sensitive(graph)
-        made = Blockwise().made_of(product for product in products(graph) if product.node in wanted)
+        chosen = (product for product in products(graph) if product.node in wanted)
+        made = Blockwise(table_block=TABLE_BLOCK).made_of(chosen, {table.shape[0] for table in tables(graph)})
         tell_weights(graph, made, lambda weight: "not sensitive")
         return rebuild(graph, changes(graph, made))
 

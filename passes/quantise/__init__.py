@@ -17,7 +17,7 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
         "int8": "quantize,qfuse,cse",
         STATIC: 'quantize{mode="int8-static"},qfuse,cse',  # and the scales that calibration finds
         "fp16": 'quantize{mode="fp16"},qfuse,cse',
-        "w8": "blockwise,cse",
+        "w8": "blockwise{table_block=64},cse",
         "w4": "blockwise{bits=4,block=32},cse",
     }
 )

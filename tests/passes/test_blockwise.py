@@ -110,3 +110,18 @@ def test_the_reference() -> None:
     levels = np.array([[0, 255, 128]], np.uint8)
     found = OPS["blockwise"].reference(levels, np.array([[2.0]], np.float16), columns=3, bits=8, block=3)
     np.testing.assert_array_equal(found, np.array([[-256, 254, 0]], np.float32))
+
+
+def test_tables_and_heads_have_blocks_of_their_own() -> None:
+    graph = network()
+    head = make("linear", (graph.outputs["logits"].inputs[0], weights(100, 72)))
+    graph = Graph(graph.inputs, {**graph.outputs, "untied": head}, graph.dims)
+    made = Blockwise(table_block=32).run(graph)
+    blocks = {
+        (node.shape[0], node.attributes["block"])
+        for node in made.nodes
+        if node.op == "blockwise" and node.type.rank == 2
+    }
+    assert blocks == {(100, 32), (64, 72), (72, 64)}
+    with pytest.raises(LlmcError, match="even number"):
+        Blockwise(table_block=3)
