@@ -260,8 +260,10 @@ def _computed(
 
 def _held(k: Emitter, value: Expr) -> Expr:
     """`value` computed once. Of these kinds by way of a register: TVM's analyzer takes them for ranges of numbers, and
-    fails where a range of floats is multiplied."""
-    if not isinstance(value, tirx.Select | tirx.Min | tirx.Max) or not dtype_of(value).startswith("float32"):
+    fails where a range of floats is multiplied; a float made of an integer has the integer's range."""
+    if not isinstance(value, tirx.Select | tirx.Min | tirx.Max | tirx.Cast) or not dtype_of(value).startswith(
+        "float32"
+    ):
         return k.let(value)
     held = k.registers(1, dtype_of(value))
     k.set(held, 0, value)
@@ -278,7 +280,7 @@ def apply(
 ) -> Expr:
     """`op` on `arguments` of `dtypes`, giving `result`."""
     if op == "cast":
-        return k.let(cast(k, dtypes[0], result, arguments[0]))
+        return _held(k, cast(k, dtypes[0], result, arguments[0]))
     narrow = [d == "f16" for d in dtypes]
     arguments = [
         k.let(cast(k, "f16", "f32", a)) if is_half else a

@@ -165,8 +165,9 @@ def test_chain_fuses_products_into_sums(kernels: Lab) -> None:
 
 
 def test_what_is_bounded_times_a_number_that_is_read(kernels: Lab) -> None:
-    """Apertus' and LeViT's activations: TVM's analyzer failed on the product."""
+    """Apertus' and LeViT's activations, FNet's angles: TVM's analyzer failed on the product."""
     x, c = input_("x", "f32", (SEQ, 8)), input_("c", "f32", ())
+    i, n = input_("i", "i64", (SEQ, 8)), input_("n", "i64", ())
     bodies = {
         "minimum": (("minimum", (0, 1), ()), ("mul", (-1, 1), ())),
         "maximum": (("maximum", (0, 1), ()), ("mul", (-1, 1), ())),
@@ -175,8 +176,12 @@ def test_what_is_bounded_times_a_number_that_is_read(kernels: Lab) -> None:
     inputs = {
         "x": np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32),
         "c": np.float32(0.3).reshape(()),
+        "i": np.arange(40).reshape(5, 8) - 20,
+        "n": np.int64(7).reshape(()),
     }
-    check(kernels, {name: make("chain", (x, c), body=body) for name, body in bodies.items()}, inputs)
+    rest = (("mod", (0, 1), ()), ("cast", (-1,), (("dtype", "f32"),)), ("mul", (-2, 2), ()))
+    nodes = {name: make("chain", (x, c), body=body) for name, body in bodies.items()}
+    check(kernels, {**nodes, "rest": make("chain", (i, n, c), body=rest)}, inputs)
 
 
 @pytest.mark.parametrize("exponent", [1.0, 2.0, 3.0, 4.0, -1.0, 0.5, 0.0])
