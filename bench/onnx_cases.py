@@ -1,0 +1,159 @@
+"""The tests of the onnx package, and one of them tried."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.backend.test.loader import DATA_DIR, load_model_tests
+
+from llmc.compiler.frontends import onnx as frontend
+from llmc.compiler.frontends.onnx_file import DTYPES
+from llmc.compiler.graph import DTYPES as ARRAYS
+from llmc.compiler.interpret import run
+from llmc.errors import LlmcError
+
+KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test.
+
+    Args:
+        op: what it is about: the first op of a node test, else its kind.
+        data: inputs and outputs, each a list in the order of the model's.
+    """
+
+    name: str
+    kind: str
+    op: str
+    model: onnx.ModelProto
+    data: list[tuple[list[Any], list[Any]]]
+    rtol: float
+    atol: float
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's own ops."""
+        return next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def cases() -> Iterator[Case]:
+    """All tests that need no download but their weights, which are made up where a file has none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for kind in KINDS:
+            for test in sorted(load_model_tests(kind=kind), key=lambda test: test.name):
+                yield _node(test) if kind == "node" else _model(test)
+    for file in sorted(Path(DATA_DIR, "light").glob("*.onnx")):
+        expected = numpy_helper.to_array(onnx.load_tensor(str(file.with_name(f"{file.stem}_output_0.pb"))))
+        yield Case(file.stem, "light", "light", onnx.load(file), [([_counted(file)], [expected])], 1e-3, 1e-5)
+
+
+def _node(test: Any) -> Case:
+    name = test.name.removesuffix("_expanded")
+    node = test.model.graph.node[0]
+    domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
+    op = f"{domain}{node.op_type}" if name == test.name else "function bodies"
+    return Case(test.name, "node", op, test.model, test.data_sets, test.rtol, test.atol)
+
+
+def _model(test: Any) -> Case:
+    folder = Path(test.model_dir)
+    model = onnx.load(folder / "model.onnx")
+    data = [
+        (_tensors(model.graph.input, part, "input"), _tensors(model.graph.output, part, "output"))
+        for part in sorted(folder.glob("test_data_set*"))
+    ]
+    return Case(test.name, test.kind, test.kind, model, data, test.rtol, test.atol)
+
+
+def _tensors(infos: Any, folder: Path, what: str) -> list[Any]:
+    files = sorted(folder.glob(f"{what}_*.pb"), key=lambda f: int(f.stem.rpartition("_")[2]))
+    return [_value(info, file) for info, file in zip(infos, files, strict=False)]
+
+
+def _value(info: Any, file: Path) -> Any:
+    kinds = {"sequence_type": onnx.SequenceProto, "optional_type": onnx.OptionalProto}
+    kind = info.type.WhichOneof("value")
+    made = kinds.get(kind, onnx.TensorProto)()
+    made.ParseFromString(file.read_bytes())
+    return numpy_helper.to_array(made) if kind == "tensor_type" else made
+
+
+def _counted(file: Path) -> Any:
+    """What the light models were run on."""
+    info = onnx.load(file).graph.input[0].type.tensor_type.shape
+    shape = [d.dim_value for d in info.dim]
+    count = int(np.prod(shape))
+    return (np.arange(count, dtype=np.float32) / count).reshape(shape)
+
+
+# --- one test
+
+
+def tried(case: Case) -> Row:
+    """Imported, run and compared."""
+    row: Row = {"type": case.name}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        path.write_bytes(case.model.SerializeToString())
+        try:
+            graph = frontend.load(path).graph
+        except LlmcError as error:
+            return {**row, "state": "refused", "reason": _short(error)}
+    try:
+        faults = [fault for part in case.data if (fault := _compared(case, graph, *part))]
+    except LlmcError as error:
+        return {**row, "state": "no run", "reason": str(error).splitlines()[0][:300]}
+    return {**row, "state": "wrong", "reason": faults[0]} if faults else {**row, "state": "right", "reason": ""}
+
+
+def _short(error: LlmcError) -> str:
+    """The first entry of what is lacking, or the problem itself."""
+    return (error.found or error.problem if "cannot be imported" in error.problem else error.problem)[:300]
+
+
+def _compared(case: Case, graph: Any, inputs: list[Any], outputs: list[Any]) -> str:
+    """How the answers differ, empty if they do not."""
+    weights = {t.name for t in case.model.graph.initializer}
+    names = [i.name for i in case.model.graph.input]
+    if len(inputs) < len(names):
+        names = [name for name in names if name not in weights]
+    wanted = {n.attributes["name"]: n.dtype for n in graph.inputs}
+    given = {n: widened(v, wanted[n]) for n, v in zip(names, inputs, strict=False) if n in wanted}
+    made = run(graph, given)
+    for info, expected in zip(case.model.graph.output, outputs, strict=True):
+        if fault := _difference(made[info.name], expected, info, case):
+            return f"{info.name}: {fault}"
+    return ""
+
+
+def widened(value: Any, dtype: str) -> Any:
+    """A value in the dtype that llmc computes it in."""
+    return np.asarray(value).astype(ARRAYS[dtype])
+
+
+def _difference(got: Any, expected: Any, info: Any, case: Case) -> str:
+    expected = np.asarray(expected)
+    if got.shape != expected.shape:
+        return f"shape {list(got.shape)}, not {list(expected.shape)}"
+    kind = info.type.tensor_type.elem_type
+    if kind in DTYPES and got.dtype != ARRAYS[DTYPES[kind]]:
+        return f"dtype {got.dtype}, not {ARRAYS[DTYPES[kind]]}"
+    rtol = max(case.rtol, 2**-6) if expected.dtype.name == "bfloat16" else case.rtol
+    wide = np.float64 if got.dtype.kind == "f" else got.dtype
+    try:
+        np.testing.assert_allclose(got.astype(wide), expected.astype(wide), rtol=rtol, atol=case.atol)
+    except AssertionError as error:
+        return " ".join(str(error).split())[:200]
+    return ""

@@ -1,0 +1,61 @@
+"""docs/onnx-support.md from what `onnx_conformance.py` has found."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+Row = Mapping[str, Any]
+
+_HEAD = """# ONNX ops that llmc takes
+
+`python bench/onnx_conformance.py` made this page: every node test and model test of the installed onnx package was
+imported as it ships, run by the interpreter, and its outputs held to the test's own tolerances. Floats of any width and
+integers that llmc has no kernels for are computed in a wider type; a test is right if the numbers are.
+
+"""
+
+
+def page(rows: Mapping[str, Row]) -> str:
+    """The page."""
+    import onnx
+
+    ordered = sorted(rows.values(), key=lambda row: (row["kind"], row["op"], row["opset"]))
+    lines = [f"onnx {onnx.__version__}: {len(rows)} tests tried.", ""]
+    lines += ["| tests | all | import | right | wrong |", "|---|---|---|---|---|"]
+    lines += [_counted(kind, list(group)) for kind, group in groupby(ordered, lambda row: row["kind"])]
+    lines += ["", "| op | opset | tests | import | right | compiled | why not |", "|---|---|---|---|---|---|---|"]
+    lines += [_line(key, list(group)) for key, group in groupby(ordered, lambda row: (row["op"], row["opset"]))]
+    return _HEAD + "\n".join(lines) + "\n"
+
+
+def _counted(kind: str, rows: Sequence[Row]) -> str:
+    return f"| {kind} | {len(rows)} | {_imports(rows)} | {_in(rows, 'right')} | {_in(rows, 'wrong')} |"
+
+
+def _line(key: tuple[str, int], rows: Sequence[Row]) -> str:
+    compiled = sum(row.get("compiled") == "right" for row in rows)
+    reasons = Counter(_reason(row) for row in rows if row["state"] != "right")
+    told = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+    opset = key[1] or ""
+    return (
+        f"| {key[0]} | {opset} | {len(rows)} | {_imports(rows)} | {_in(rows, 'right')} | {compiled or ''} | {told} |"
+    )
+
+
+def _imports(rows: Sequence[Row]) -> int:
+    return sum(row["state"] in ("right", "wrong", "no run") for row in rows)
+
+
+def _in(rows: Sequence[Row], state: str) -> int:
+    return sum(row["state"] == state for row in rows)
+
+
+def _reason(row: Row) -> str:
+    """One line without the place in the file."""
+    text = row["reason"].splitlines()[0]
+    text = re.sub(r"^(\S+) x\d+ at [^:]*: ", r"\1: ", text)
+    return f"{row['state']}: {text}".replace("|", "\\|")[:160]
