@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from onnx.backend.test.loader import DATA_DIR, load_model_tests
 
 from llmc.compiler.frontends import onnx as frontend
-from llmc.compiler.frontends.onnx_file import DTYPES
+from llmc.compiler.frontends.onnx_kinds import DTYPES
 from llmc.compiler.graph import DTYPES as ARRAYS
 from llmc.compiler.interpret import run
 from llmc.errors import LlmcError
@@ -140,11 +140,16 @@ def _compared(case: Case, graph: Any, inputs: list[Any], outputs: list[Any]) -> 
 
 def widened(value: Any, dtype: str) -> Any:
     """A value in the dtype that llmc computes it in."""
-    return np.asarray(value).astype(ARRAYS[dtype])
+    return array_of(value).astype(ARRAYS[dtype])
+
+
+def array_of(value: Any) -> Any:
+    """A value of a test as an array."""
+    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
 
 
 def _difference(got: Any, expected: Any, info: Any, case: Case) -> str:
-    expected = np.asarray(expected)
+    expected = array_of(expected)
     if got.shape != expected.shape:
         return f"shape {list(got.shape)}, not {list(expected.shape)}"
     kind = info.type.tensor_type.elem_type

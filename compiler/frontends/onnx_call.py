@@ -1,27 +1,33 @@
 """How one ONNX node becomes IR nodes: the table of converters and what a converter is given.
 
 A value is a `Node`, or `Sizes`: numbers computed from shapes, which are kept as expressions of the dims and never
-become nodes unless something computes with them as data. The converters are in `onnx_math.py`, `onnx_nn.py`,
-`onnx_shape.py` and `onnx_index.py`, the arithmetic of `Sizes` in `onnx_sizes.py`.
+become nodes unless something computes with them as data (their arithmetic is in `onnx_sizes.py`), or `Items`, a
+sequence or an optional value, which exists while a file is read only. What a converter does not look at, it has not
+understood: an attribute that is not as it would be without it, or an input, is then an error.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llmc.compiler.dims import Dim, dim
+from llmc.compiler.frontends.imported import LARGEST
 from llmc.compiler.frontends.report import UnsupportedError
-from llmc.compiler.graph import DTYPES, Node, Source
+from llmc.compiler.graph import DTYPES, Node, Source, results_of
 from llmc.compiler.ops import OPS, constant, make
 
 FOLD_LIMIT = (
     65536  # elements of a constant that is computed at import; larger ones are left to the pass `fold`
 )
+
+
+MOST_ELEMENTS = 1 << 32  # of a tensor
+MOST_AXES = 16
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,14 @@ class Sizes:
     dtype: str = "i64"
 
 
-Value = Node | Sizes
+@dataclass(frozen=True)
+class Items:
+    """A sequence, or an optional value: one item or none."""
+
+    items: tuple[Node | Sizes, ...]
+
+
+Value = Node | Sizes | Items
 Result = Value | tuple[Value, ...]
 Converter = Callable[["Call"], Result]
 TABLE: dict[str, Converter] = {}  # op type -> converter
@@ -54,10 +67,50 @@ def known(value: Value | None) -> np.ndarray[Any, Any] | None:
     """The numbers of `Sizes` or of a constant, None if they are not known now."""
     if isinstance(value, Sizes):
         return value.array
-    if value is not None and value.op == "constant":
+    if isinstance(value, Node) and value.op == "constant":
         array: np.ndarray[Any, Any] = value.attributes["value"].array
         return array
     return None
+
+
+class Attributes(dict[str, Any]):
+    """A node's attributes, and which of them have been looked at."""
+
+    def __init__(self, values: Mapping[str, Any], protos: Sequence[Any] = ()) -> None:
+        super().__init__(values)
+        self.protos = protos
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self.read.add(str(name))
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+
+class Inputs(tuple["Value | None", ...]):
+    """A node's inputs, and which of them have been looked at."""
+
+    read: set[int]
+
+    def __new__(cls, values: Sequence[Value | None]) -> Inputs:
+        made = super().__new__(cls, values)
+        made.read = set()
+        return made
+
+    def __getitem__(self, position: Any) -> Any:
+        self.read |= set(range(len(self))[position]) if isinstance(position, slice) else {position % len(self)}
+        return super().__getitem__(position)
+
+    def __iter__(self) -> Iterator[Value | None]:
+        self.read |= set(range(len(self)))
+        return super().__iter__()
 
 
 @dataclass(frozen=True)
@@ -67,17 +120,23 @@ class Call:
     Args:
         type: op type, such as `Gather`.
         inputs: None where an optional input is left out.
-        attributes: as graphsurgeon has them.
+        attributes: tensors as arrays, texts as str, graphs as they are in the file.
         outputs: how many outputs the node has.
-        opset: version of the default domain.
+        opset: version of the op's domain.
+        kinds: ONNX's element types of the inputs; 0 where there is none.
+        declared: what the file says of the outputs' shapes, None where it does not say all of it.
+        scope: where the node is, for ops with bodies: an `onnx_reader.Scope`.
     """
 
     type: str
-    inputs: tuple[Value | None, ...]
-    attributes: Mapping[str, Any]
+    inputs: Inputs
+    attributes: Attributes
     outputs: int
     opset: int
     source: Source
+    kinds: tuple[int, ...] = ()
+    declared: tuple[tuple[int, ...] | None, ...] = ()
+    scope: Any = None
 
     def has(self, position: int) -> bool:
         """Whether an optional input is given."""
@@ -102,6 +161,8 @@ class Call:
         """Sizes as an integer tensor of `dim` nodes."""
         if isinstance(value, Node):
             return value
+        self.require(isinstance(value, Sizes), "a sequence where a tensor is wanted")
+        assert isinstance(value, Sizes)
         parts = [self.cast(self.op("dim", value=d), value.dtype) for d in value.array.reshape(-1)]
         if value.array.ndim == 0:
             return parts[0]
@@ -132,6 +193,25 @@ class Call:
         self.require(all(isinstance(n, int) for n in numbers), f"{attribute} that depend on sizes")
         return numbers
 
+    def shape_of_result(self, what: str, position: int = 0) -> tuple[int, ...]:
+        """The shape that the file declares for a result which is computed from the values of tensors."""
+        declared = self.declared[position] if position < len(self.declared) else None
+        self.require(
+            declared is not None,
+            f"{what} computed from the values of tensors",
+            "export with static or input-derived shapes",
+        )
+        assert declared is not None
+        return declared
+
+    def float(self, position: int, attribute: str, default: float) -> float:
+        """A number that is an attribute in old opsets and an input, known now, in new ones."""
+        if attribute in self.attributes:
+            return float(self.attributes[attribute])
+        if not self.has(position):
+            return default
+        return float(self.numbers(position, attribute).reshape(()))
+
     def attribute(self, name: str, default: Any) -> Any:
         """An attribute, or its default."""
         value = self.attributes.get(name)
@@ -145,7 +225,10 @@ class Call:
 
     def op(self, name: str, *inputs: Node, **attributes: Any) -> Node:
         """A node with this call's source; small results of constants are computed at once."""
-        return folded(make(name, inputs, self.source, **attributes))
+        made = make(name, inputs, self.source, **attributes)
+        for kind in results_of(made.type):
+            want_room(kind.shape)
+        return folded(made)
 
     def number(self, value: Any, dtype: str) -> Node:
         """A rank-0 constant."""
@@ -180,6 +263,14 @@ class Call:
         """Refuse the node unless `holds`."""
         if not holds:
             raise UnsupportedError(reason, advice)
+
+
+def want_room(shape: Sequence[Dim]) -> None:
+    """Refuse a tensor that no machine holds."""
+    known_sizes = [d for d in shape if isinstance(d, int)]
+    count = math.prod(known_sizes)
+    if count > MOST_ELEMENTS or any(d > LARGEST for d in known_sizes):
+        raise UnsupportedError(f"a tensor of {count} elements", f"at most {MOST_ELEMENTS} are possible")
 
 
 def folded(node: Node) -> Node:

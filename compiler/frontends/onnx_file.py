@@ -7,7 +7,6 @@ its external data; only files inside the model's own folder are opened.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,43 +14,16 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, defs, numpy_helper
 
+from llmc.compiler.frontends import onnx_check
+from llmc.compiler.frontends.imported import LARGEST
+from llmc.compiler.frontends.onnx_kinds import DTYPES, RAW, dtype_name, wide
 from llmc.compiler.frontends.regular_file import want_regular
 from llmc.errors import LlmcError
 
 MOST_BYTES = 2**31 - 1  # of a protobuf message
-OPSETS = range(11, 24)  # versions of the default domain whose ops the converters know
-
-# Floats of any width are computed as f32: half checkpoints gain, doubles are constants that exporters left.
-DTYPES: Mapping[int, str] = {
-    TensorProto.FLOAT: "f32",
-    TensorProto.FLOAT16: "f32",
-    TensorProto.BFLOAT16: "f32",
-    TensorProto.DOUBLE: "f32",
-    TensorProto.INT8: "i8",
-    TensorProto.UINT8: "u8",
-    TensorProto.INT32: "i32",
-    TensorProto.INT64: "i64",
-    TensorProto.BOOL: "bool",
-}
-_RAW: Mapping[int, Any] = {
-    TensorProto.FLOAT: np.dtype("<f4"),
-    TensorProto.FLOAT16: np.dtype("<f2"),
-    TensorProto.DOUBLE: np.dtype("<f8"),
-    TensorProto.INT8: np.dtype("i1"),
-    TensorProto.UINT8: np.dtype("u1"),
-    TensorProto.INT32: np.dtype("<i4"),
-    TensorProto.INT64: np.dtype("<i8"),
-    TensorProto.BOOL: np.dtype("?"),
-}
-
-
-def dtype_name(number: int) -> str:
-    """ONNX's name of an element type."""
-    known: dict[int, str] = {v: k for k, v in TensorProto.DataType.items()}
-    return known.get(number, f"number {number}")
-
+OPSETS = range(1, defs.onnx_opset_version() + 1)  # versions of the default domain
 
 @dataclass(frozen=True)
 class OnnxFile:
@@ -59,13 +31,11 @@ class OnnxFile:
 
     Args:
         path: where it is.
-        model: with local functions inlined; tensors hold no external data.
-        opset: version of the default domain.
+        model: tensors hold no external data.
     """
 
     path: Path
     model: onnx.ModelProto
-    opset: int
 
     @property
     def producer(self) -> str:
@@ -80,14 +50,16 @@ def read(path: Path) -> OnnxFile:
         LlmcError: it is not ONNX, damaged, of an opset llmc does not know, or its external data is not usable.
     """
     model = _parse(path)
-    opset = _opset(model, path)
+    _want_opset(model, path)
+    try:
+        onnx_check.want_sense(model, path)
+    except UnicodeDecodeError as error:
+        raise LlmcError(
+            "a name in the file is no text", at=str(path), hint="the file is damaged: export it again"
+        ) from error
     for tensor in model.graph.initializer:
         _check(tensor, path)
-    if model.functions:
-        from onnx import inliner
-
-        model = inliner.inline_local_functions(model)
-    return OnnxFile(path, model, opset)
+    return OnnxFile(path, model)
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -113,16 +85,15 @@ def _parse(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _opset(model: onnx.ModelProto, path: Path) -> int:
-    versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
-    if len(set(versions)) != 1 or versions[0] not in OPSETS:
-        found = ", ".join(map(str, versions)) or "no version of ONNX's own ops"
+def _want_opset(model: onnx.ModelProto, path: Path) -> None:
+    versions = {o.version for o in model.opset_import if o.domain in ("", "ai.onnx")}
+    if len(versions) > 1 or any(v not in OPSETS for v in versions) or not model.opset_import:
+        found = ", ".join(map(str, sorted(versions))) or "no version of ONNX's own ops"
         raise LlmcError(
             f"opset {found} is not supported",
             at=str(path),
             hint=f"export with opset_version from {OPSETS[0]} to {OPSETS[-1]}, best 17 or later",
         )
-    return int(versions[0])
 
 
 # --- tensors
@@ -133,7 +104,14 @@ def _check(tensor: TensorProto, path: Path) -> None:
         raise LlmcError(
             f"weight {tensor.name!r} has dtype {dtype_name(tensor.data_type)}",
             at=str(path),
-            hint="llmc reads float, half, integer and bool weights; export the float model: llmc quantises itself",
+            hint="llmc reads weights of floats, integers and bools",
+        )
+    if any(not 0 <= d <= LARGEST for d in tensor.dims):
+        raise LlmcError(
+            f"weight {tensor.name!r} has a size that no tensor has",
+            at=str(path),
+            found=str(list(tensor.dims)),
+            hint="the file is damaged: export it again",
         )
     if is_external(tensor):
         _external(tensor, path)
@@ -191,10 +169,16 @@ def _may_be_read(folder: Path, location: str, file: Path) -> bool:
 
 
 def _bytes(tensor: TensorProto) -> int:
-    size = 2 if tensor.data_type == TensorProto.BFLOAT16 else _RAW[tensor.data_type].itemsize
-    if any(d < 0 for d in tensor.dims):
-        return -1
-    return int(math.prod(tensor.dims) * size)
+    """How many bytes the values take: those of less than 8 bits lie side by side."""
+    count = math.prod(tensor.dims)
+    if tensor.data_type in RAW:
+        return int(count * RAW[tensor.data_type].itemsize)
+    name = dtype_name(tensor.data_type)
+    width = next((w for end, w in _WIDTHS.items() if end in name), 8)
+    return -(-count * width // 8)
+
+
+_WIDTHS = {"BFLOAT16": 16, "FLOAT4": 4, "FLOAT6": 6, "INT4": 4, "INT2": 2}
 
 
 def values(tensor: TensorProto, path: Path) -> np.ndarray[Any, Any]:
@@ -205,16 +189,15 @@ def values(tensor: TensorProto, path: Path) -> np.ndarray[Any, Any]:
     """
     _check(tensor, path)
     try:
-        array = _array(tensor, path)
+        return wide(_array(tensor, path))
     except (ValueError, TypeError) as error:
+        told = str(error).startswith("the data has")
         raise LlmcError(
-            f"the data of weight {tensor.name!r} does not fit its shape",
+            f"{error}: weight {tensor.name!r}" if told else f"the data of weight {tensor.name!r} does not fit its shape",
             at=str(path),
             found=f"{list(tensor.dims)} of {dtype_name(tensor.data_type)}",
-            hint="the file is damaged: export or download it again",
+            hint="llmc computes doubles as float32" if told else "the file is damaged: export it again",
         ) from error
-    wide = {"f32": np.dtype(np.float32)}.get(DTYPES[tensor.data_type], array.dtype)
-    return np.asarray(array.astype(wide, copy=False))
 
 
 def _array(tensor: TensorProto, path: Path) -> np.ndarray[Any, Any]:
@@ -228,4 +211,7 @@ def _array(tensor: TensorProto, path: Path) -> np.ndarray[Any, Any]:
     if tensor.data_type == TensorProto.BFLOAT16:
         # bfloat16 is the upper half of a float32
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
-    return np.frombuffer(raw, _RAW[tensor.data_type]).reshape(shape)
+    if tensor.data_type in RAW:
+        return np.frombuffer(raw, RAW[tensor.data_type]).reshape(shape)
+    inside = TensorProto(data_type=tensor.data_type, dims=shape, raw_data=bytes(raw))
+    return np.asarray(numpy_helper.to_array(inside))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmc.compiler.frontends.onnx_call import Call, Value, onnx_op
-from llmc.compiler.frontends.onnx_file import DTYPES, dtype_name
+from llmc.compiler.frontends.onnx_kinds import DTYPES, dtype_name
 from llmc.compiler.graph import Node
 
 _UNARY = {

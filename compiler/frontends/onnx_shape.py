@@ -12,6 +12,7 @@ from llmc.compiler.dims import Dim, ceil_div, dim, from_one, product
 from llmc.compiler.frontends.composed_pad import mirrored, padded
 from llmc.compiler.frontends.onnx_call import Call, Value, known, onnx_op
 from llmc.compiler.frontends.onnx_sizes import as_value, floor_div
+from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import DTYPES, Node
 from llmc.compiler.ops import constant
 from llmc.compiler.ops.rules import broadcast
@@ -37,13 +38,18 @@ def _size(call: Call) -> Value:
 
 @onnx_op("Constant")
 def _constant(call: Call) -> Node:
-    (name, value), *_ = call.attributes.items()
-    call.require(
-        name in ("value", "value_int", "value_ints", "value_float", "value_floats"), f"a constant {name}"
-    )
-    if name == "value":
-        return constant(value, source=call.source)
-    return constant(np.asarray(value, np.float32 if "float" in name else np.int64), source=call.source)
+    if "value" in call.attributes:
+        return constant(call.attributes["value"], source=call.source)
+    for name, dtype in _CONSTANTS.items():
+        if name in call.attributes:
+            return constant(np.asarray(call.attributes[name], dtype), source=call.source)
+    raise UnsupportedError("a constant of texts, or a sparse one")
+
+
+_CONSTANTS = {
+    **{"value_int": np.int64, "value_ints": np.int64},
+    **{"value_float": np.float32, "value_floats": np.float32},
+}
 
 
 @onnx_op("ConstantOfShape")

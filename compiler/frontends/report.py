@@ -34,12 +34,17 @@ class Problem:
 def report(
     problems: Iterable[Problem],
     hint: str = "change these parts of the model, or add converters to compiler/frontends/aten_*.py",
+    by_place: bool = True,
 ) -> LlmcError:
-    """One error for all problems; an op at the same line of repeated layers is one entry with a count."""
+    """One error for all problems; an op at the same line of repeated layers is one entry with a count.
+
+    Args:
+        by_place: whether the same reason at another place is an entry of its own.
+    """
     groups: dict[tuple[str, ...], list[Problem]] = {}
     for problem in problems:
-        key = (problem.op, problem.reason, problem.source.line, _layer(problem.source.path))
-        groups.setdefault(key, []).append(problem)
+        where = (problem.source.line, _layer(problem.source.path)) if by_place else ()
+        groups.setdefault((problem.op, problem.reason, *where), []).append(problem)
     counts = Counter(group[0].op for group in groups.values())
     entries = "".join(f"\n    {_entry(group)}" for group in groups.values())
     return LlmcError(
@@ -57,7 +62,9 @@ def _layer(path: str) -> str:
 def _entry(group: list[Problem]) -> str:
     first = group[0]
     paths = {p.source.path for p in group}
-    path = first.source.path if len(paths) == 1 else _layer(first.source.path)
+    alike = {_layer(path) for path in paths}
+    path = first.source.path if len(paths) == 1 or len(alike) > 1 else _layer(first.source.path)
     place = Source(path or "the top module", first.source.line)
+    others = f" and {len(alike) - 1} other places" if len(alike) > 1 else ""
     advice = f"; {first.advice}" if first.advice else ""
-    return f"{first.op} x{len(group)} at {place}: {first.reason}{advice}"
+    return f"{first.op} x{len(group)} at {place}{others}: {first.reason}{advice}"

@@ -1,0 +1,134 @@
+"""What must hold of an ONNX file before anything of it is imported: names are made once, by something, and no cycles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from llmc.errors import LlmcError
+
+MOST_NODES = 200_000  # after local functions and bodies are written out
+MOST_DEPTH = 60  # of bodies within bodies, and of functions that call functions
+_DAMAGED = "the file is damaged: export it again"
+
+
+def want_sense(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a file whose graph means nothing, or whose functions have no end."""
+    _want_once((o.name for o in model.graph.output), "two outputs are called", path)
+    _want_once((t.name for t in model.graph.initializer), "two weights are called", path)
+    _want_once(_made(model.graph.node), "two nodes make", path)
+    _want_once((i.name for i in model.graph.input), "two inputs are called", path)
+    if model.graph.sparse_initializer:
+        raise LlmcError("the file has sparse weights", at=str(path), hint="export them dense")
+    count = _Counter(model, path).graph(model.graph.node, 0)
+    if count > MOST_NODES:
+        raise LlmcError(
+            f"the graph has more than {MOST_NODES} nodes",
+            at=str(path),
+            found=f"{count} with all functions written out",
+            hint="functions that call functions many times grow without end",
+        )
+
+
+def _made(nodes: Iterable[Any]) -> Iterable[str]:
+    return (name for node in nodes for name in node.output if name)
+
+
+def _want_once(names: Iterable[str], words: str, path: Path) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise LlmcError(f"{words} {name!r}", at=str(path), hint=_DAMAGED)
+        seen.add(name)
+
+
+class _Counter:
+    """Counts nodes with functions written out, each function once."""
+
+    def __init__(self, model: onnx.ModelProto, path: Path) -> None:
+        self.path = path
+        self.functions = {(f.domain, f.name): f for f in model.functions}
+        self.known: dict[tuple[str, str], int] = {}
+        self.pending: set[tuple[str, str]] = set()
+
+    def graph(self, nodes: Sequence[Any], depth: int) -> int:
+        if depth > MOST_DEPTH:
+            raise LlmcError(
+                f"bodies and functions lie more than {MOST_DEPTH} deep", at=str(self.path), hint=_DAMAGED
+            )
+        return sum(self.node(node, depth) for node in nodes)
+
+    def node(self, node: Any, depth: int) -> int:
+        bodies = sum(self.graph(body.node, depth + 1) for body in bodies_of(node))
+        key = (node.domain, node.op_type)
+        return 1 + bodies + (self.function(key, depth) if key in self.functions else 0)
+
+    def function(self, key: tuple[str, str], depth: int) -> int:
+        if key in self.pending:
+            raise LlmcError(
+                f"the function {key[1]!r} calls itself", at=str(self.path), hint="functions cannot be recursive"
+            )
+        if key not in self.known:
+            self.pending.add(key)
+            self.known[key] = self.graph(self.functions[key].node, depth + 1)
+            self.pending.remove(key)
+        return self.known[key]
+
+
+def bodies_of(node: Any) -> list[Any]:
+    """The graphs in a node's attributes."""
+    return [g for a in node.attribute for g in (*([a.g] if a.HasField("g") else ()), *a.graphs)]
+
+
+def read_names(node: Any) -> set[str]:
+    """What a node reads, what its bodies read from around them included."""
+    names = {name for name in node.input if name}
+    for body in bodies_of(node):
+        names |= outer_names(body)
+    return names
+
+
+def outer_names(body: Any) -> set[str]:
+    """What a body reads from around it."""
+    own = {*(i.name for i in body.input), *(t.name for t in body.initializer), *_made(body.node)}
+    read = {name for node in body.node for name in read_names(node)}
+    return (read | {o.name for o in body.output}) - own
+
+
+def in_order(nodes: Sequence[Any], wanted: Iterable[str], at: str) -> list[Any]:
+    """The nodes that `wanted` names depend on, each behind those it reads.
+
+    Raises:
+        LlmcError: they depend on themselves.
+    """
+    makers = {name: node for node in nodes for name in node.output if name}
+    order: list[Any] = []
+    state: dict[int, bool] = {}  # id of a node -> whether it is done
+    stack = [(makers[name], False) for name in reversed(list(wanted)) if name in makers]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            state[id(node)] = True
+            order.append(node)
+        elif id(node) not in state:
+            state[id(node)] = False
+            stack.append((node, True))
+            stack += _before(node, makers, state, at)
+    return order
+
+
+def _before(node: Any, makers: Mapping[str, Any], state: Mapping[int, bool], at: str) -> list[tuple[Any, bool]]:
+    found = []
+    for name in sorted(read_names(node), reverse=True):
+        other = makers.get(name)
+        if other is None or state.get(id(other)):
+            continue
+        if id(other) in state:
+            raise LlmcError(
+                f"the graph of the file makes no sense: {name!r} depends on itself", at=at, hint=_DAMAGED
+            )
+        found.append((other, False))
+    return found

@@ -1,0 +1,357 @@
+"""Nodes of an ONNX graph, of its bodies and of functions, read in order into values.
+
+An op is arithmetic on sizes, which is done now (`onnx_sizes.py`), or has a converter, or is written out as its function:
+one of the file, or the one that the standard defines it by. A body sees the values around it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, NodeProto
+
+from llmc.compiler.frontends import onnx_functions, onnx_types
+from llmc.compiler.frontends.onnx_call import (
+    MOST_AXES,
+    TABLE,
+    Attributes,
+    Call,
+    Inputs,
+    Items,
+    Result,
+    Sizes,
+    Value,
+    want_room,
+)
+from llmc.compiler.frontends.onnx_check import MOST_NODES, in_order
+from llmc.compiler.frontends.onnx_file import OnnxFile, values
+from llmc.compiler.frontends.onnx_kinds import natural
+from llmc.compiler.frontends.onnx_sizes import on_sizes
+from llmc.compiler.frontends.onnx_source import place, source
+from llmc.compiler.frontends.report import Problem, UnsupportedError
+from llmc.compiler.graph import Node, Source
+from llmc.compiler.ops import constant
+from llmc.errors import LlmcError
+
+_SECONDS = 900  # for one file
+_OWN = ("", "ai.onnx")
+ADVICE: Mapping[str, str] = {
+    **dict.fromkeys(("NonZero", "Unique", "Compress"), "its shape depends on values: use masks and Where"),
+    **dict.fromkeys(
+        ("StringConcat", "StringSplit", "StringNormalizer", "RegexFullMatch"), "texts are no tensors in llmc"
+    ),
+}
+
+
+@dataclass
+class Scope:
+    """Names of a graph, a body or a function, and what they mean.
+
+    Args:
+        opsets: domain -> version.
+        tensors: weights that are not read yet.
+        declared: name -> the shape that the file says, where it says all of it.
+        around: the scope whose names this one sees, too.
+        attributes: of the call of a function, for nodes that refer to them.
+        at: the source of all nodes, of a function's the call's; None: each has its own.
+        capture: what a value from around becomes here.
+    """
+
+    reader: Reader
+    opsets: Mapping[str, int]
+    tensors: Mapping[str, Any] = field(default_factory=dict)
+    declared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    around: Scope | None = None
+    attributes: Mapping[str, Any] | None = None
+    at: Source | None = None
+    capture: Callable[[Value], Value] = lambda value: value
+    values: dict[str, Value | None] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        """Whether a name means something; an optional input that is left out means nothing, and is known."""
+        inside = name in self.values or name in self.tensors
+        return inside or (self.around is not None and self.around.has(name))
+
+    def value(self, name: str) -> Value | None:
+        """What a tensor is, weights as constants when first read."""
+        if name in self.values:
+            return self.values[name]
+        if name in self.tensors:
+            tensor = self.tensors[name]
+            array = values(tensor, self.reader.file.path)
+            self.keep(name, constant(array, name, Source(name.rpartition(".")[0])), tensor.data_type)
+            return self.values[name]
+        if self.around is None:
+            return None
+        found = self.around.value(name)
+        if found is not None:
+            found = self.capture(found)
+            self.keep(name, found, self.around.kind(name))
+        return found
+
+    def kind(self, name: str) -> int:
+        """ONNX's element type of a tensor; 0 if there is none."""
+        if name not in self.kinds and self.around is not None:
+            return self.around.kind(name)
+        return self.kinds.get(name, 0)
+
+    def keep(self, name: str, value: Value | None, kind: int) -> None:
+        self.values[name], self.kinds[name] = value, kind
+
+    def body(self, graph: Any, capture: Callable[[Value], Value] = lambda value: value) -> Scope:
+        """The scope of a body in a node's attribute."""
+        return Scope(
+            self.reader,
+            self.opsets,
+            {t.name: t for t in graph.initializer},
+            onnx_types.declared(graph),
+            self,
+            self.attributes,
+            self.at,
+            capture,
+        )
+
+    def results(self, graph: Any) -> tuple[Value, ...]:
+        """The outputs of a body whose inputs are bound.
+
+        Raises:
+            UnsupportedError: a part of it cannot be imported.
+        """
+        problems = len(self.reader.problems)
+        self.reader.read_all(graph.node, [o.name for o in graph.output], self)
+        return self.reader.outputs(self, [o.name for o in graph.output], problems)
+
+
+class Reader:
+    """Imports nodes; a name without a value could not be imported."""
+
+    def __init__(self, file: OnnxFile) -> None:
+        self.file = file
+        self.functions = {(f.domain, f.name): f for f in file.model.functions}
+        self.problems: list[Problem] = []
+        self.began, self.count = time.monotonic(), 0
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+    def read_all(self, nodes: Sequence[NodeProto], wanted: Iterable[str], scope: Scope) -> None:
+        """Those that something wanted depends on."""
+        for node in in_order(nodes, wanted, str(self.path)):
+            self.read(node, scope)
+
+    def read(self, node: NodeProto, scope: Scope) -> None:
+        """Import one node."""
+        self._within_limits()
+        at = source(node) if scope.at is None else scope.at
+        lost = [name for name in node.input if name and not scope.has(name)]
+        try:
+            if lost:
+                self._only_known(node, scope)
+                return  # what it reads has been reported
+            made = self._converted(node, scope, at)
+            self._keep(node, made if isinstance(made, tuple) else (made,), scope)
+        except UnsupportedError as problem:
+            self._note(node, at, problem.reason, problem.advice)
+        except LlmcError as error:
+            self._note(node, at, error.problem.split(": ", 1)[-1], error.hint or "")
+        except _NUMPYS as error:
+            reason = f"inputs or attributes do not fit the op ({type(error).__name__}: {error})"
+            self._note(node, at, reason, "is the file damaged?")
+
+    def _within_limits(self) -> None:
+        self.count += 1
+        seconds = time.monotonic() - self.began
+        if self.count > MOST_NODES or seconds > _SECONDS:
+            reached = f"{MOST_NODES} nodes" if self.count > MOST_NODES else f"{_SECONDS} seconds"
+            raise LlmcError(
+                f"the graph is too large: reading it stopped after {reached}",
+                at=str(self.path),
+                hint="functions, loops and bodies are written out when they are read",
+            )
+
+    def _only_known(self, node: NodeProto, scope: Scope) -> None:
+        """All ops that are not known are told at once."""
+        key = (node.domain, node.op_type)
+        if key not in self.functions and name_of(node) not in TABLE and schema_of(node, scope) is None:
+            raise UnsupportedError("no such op in llmc", _advice(node))
+
+    # --- one node
+
+    def _converted(self, node: NodeProto, scope: Scope, at: Source) -> Result:
+        key = (node.domain, node.op_type)
+        if key in self.functions:
+            return self._function(self.functions[key], self._call(node, scope, at), f"the function {key[1]}")
+        if name_of(node) not in TABLE:
+            return self._standard(node, scope, at, None)
+        try:
+            return self._by_table(node, scope, at)
+        except UnsupportedError as problem:
+            return self._standard(node, scope, at, problem)
+
+    def _by_table(self, node: NodeProto, scope: Scope, at: Source) -> Result:
+        call = self._call(node, scope, at)
+        if node.domain in _OWN and (sizes := on_sizes(call)) is not None:
+            self._want_understood(node, call, scope)
+            return sizes
+        call = self._call(node, scope, at)
+        made = TABLE[name_of(node)](call)
+        self._want_understood(node, call, scope)
+        return made
+
+    def _standard(self, node: NodeProto, scope: Scope, at: Source, problem: UnsupportedError | None) -> Result:
+        """The function that the standard defines an op by, if it does."""
+        call = self._call(node, scope, at)
+        resolved = onnx_functions.resolved(node, scope.attributes)
+        function = onnx_functions.of_standard(resolved, call)
+        if function is None:
+            raise problem or UnsupportedError("no such op in llmc", _advice(node))
+        count = len(self.problems)
+        try:
+            return self._function(function, call, "")
+        except UnsupportedError as inner:
+            del self.problems[count:]
+            raise problem or inner from None
+
+    def _function(self, function: Any, call: Call, name: str) -> Result:
+        """A function written out. Of one of the file the nodes that cannot be imported are told as they are."""
+        defaults = {a.name: a for a in function.attribute_proto}
+        given = {a.name: a for a in onnx_functions.attributes_of(call)}
+        opsets = {o.domain: o.version for o in function.opset_import}
+        declared = dict(zip(function.output, call.declared, strict=False))
+        known = {k: v for k, v in declared.items() if v is not None}
+        scope = Scope(
+            self, opsets, declared=known, attributes={**defaults, **given}, at=call.source
+        )
+        values_given = [*call.inputs, *[None] * (len(function.input) - len(call.inputs))]
+        kinds = [*call.kinds, *[0] * len(function.input)]
+        for formal, value, kind in zip(function.input, values_given, kinds, strict=False):
+            scope.keep(formal, value, kind)
+        problems = len(self.problems)
+        self.read_all(function.node, function.output[: call.outputs], scope)
+        if name and len(self.problems) > problems:
+            raise UnsupportedError(f"parts of {name} cannot be imported", "")
+        return self.outputs(scope, function.output[: call.outputs], problems)
+
+    def outputs(self, scope: Scope, names: Sequence[str], problems: int) -> tuple[Value, ...]:
+        """The values of some names.
+
+        Raises:
+            UnsupportedError: what has been noted since there were `problems`.
+        """
+        if len(self.problems) > problems:
+            first = self.problems[problems]
+            del self.problems[problems:]
+            raise UnsupportedError(f"{first.op} in its body: {first.reason}", first.advice)
+        found = [scope.value(name) for name in names]
+        if any(value is None for value in found):
+            lost = next(n for n, v in zip(names, found, strict=True) if v is None)
+            raise UnsupportedError(f"nothing makes the output {lost!r} of its body", "is the file damaged?")
+        for position, name in enumerate(names):
+            self.last_kinds[position] = scope.kind(name)
+        return tuple(v for v in found if v is not None)
+
+    def _call(self, node: NodeProto, scope: Scope, at: Source) -> Call:
+        used = max((i + 1 for i, name in enumerate(node.output) if name), default=0)
+        names = list(node.input)
+        while names and not names[-1]:
+            names.pop()
+        self.last_kinds: dict[int, int] = {}
+        return Call(
+            node.op_type,
+            Inputs([scope.value(name) if name else None for name in names]),
+            self._attributes(node, scope),
+            used,
+            version(node, scope),
+            at,
+            tuple(scope.kind(name) if name else 0 for name in names),
+            tuple(scope.declared.get(name) for name in node.output),
+            scope,
+        )
+
+    def _attributes(self, node: NodeProto, scope: Scope) -> Attributes:
+        protos = onnx_functions.resolved(node, scope.attributes).attribute
+        return Attributes({a.name: onnx_types.plain(a, self.path) for a in protos}, protos)
+
+    def _want_understood(self, node: NodeProto, call: Call, scope: Scope) -> None:
+        """Refuse what a converter has not looked at."""
+        schema = schema_of(node, scope)
+        for name, value in dict.items(call.attributes):
+            if name in call.attributes.read or _is_default(schema, name, value):
+                continue
+            raise UnsupportedError(f"the attribute {name}", "it would be left out without a word")
+        for position in range(len(call.inputs)):
+            if position not in call.inputs.read and tuple.__getitem__(call.inputs, position) is not None:
+                raise UnsupportedError(f"its input {position}", "it would be left out without a word")
+
+    def _keep(self, node: NodeProto, made: Sequence[Value], scope: Scope) -> None:
+        names = list(node.output)
+        if any(names[len(made) :]):
+            raise UnsupportedError(f"{len(names)} outputs, of which llmc computes {len(made)}", "")
+        kinds = onnx_types.result_kinds(node, schema_of(node, scope), scope, made, self.last_kinds)
+        for name, value, kind in zip(names, made, kinds, strict=False):
+            if name:
+                scope.keep(name, onnx_types.held(node, value, kind), kind)
+                _want_sense(value)
+
+    def _note(self, node: NodeProto, at: Source, reason: str, advice: str) -> None:
+        self.problems.append(Problem(name_of(node), reason, advice, place(node, at)))
+
+
+_NUMPYS = (
+    *(ValueError, TypeError, IndexError, KeyError, AttributeError, StopIteration, OverflowError),
+    *(ZeroDivisionError, AssertionError, MemoryError, RecursionError),
+)
+
+
+def name_of(node: NodeProto) -> str:
+    """`Add`, or `com.microsoft.Gelu` of another domain."""
+    return node.op_type if node.domain in _OWN else f"{node.domain}.{node.op_type}"
+
+
+def version(node: NodeProto, scope: Scope) -> int:
+    """The version of a node's domain."""
+    found = [v for domain, v in scope.opsets.items() if domain == node.domain or {domain, node.domain} <= set(_OWN)]
+    return found[0] if found else 1
+
+
+def schema_of(node: NodeProto, scope: Scope) -> Any:
+    """What the standard says of an op, None if it does not know it."""
+    return onnx_functions.schema(node.op_type, version(node, scope), node.domain)
+
+
+def _is_default(schema: Any, name: str, value: Any) -> bool:
+    """Whether an attribute says what its absence would."""
+    if name == "consumed_inputs":  # of opset 1: memory that may be written to
+        return True
+    stated = None if schema is None else schema.attributes.get(name)
+    if stated is None or stated.default_value.type == AttributeProto.UNDEFINED:
+        return False
+    return bool(np.array_equal(onnx.helper.get_attribute_value(stated.default_value), _as_stated(value)))
+
+
+def _as_stated(value: Any) -> Any:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _advice(node: NodeProto) -> str:
+    return ADVICE.get(node.op_type, "replace it by ops of docs/onnx.md")
+
+
+def _want_sense(value: Value) -> None:
+    if isinstance(value, Items):
+        return
+    shape = value.array.shape if isinstance(value, Sizes) else value.shape
+    want_room(shape)
+    if len(shape) > MOST_AXES:
+        raise UnsupportedError(f"a tensor of {len(shape)} axes", f"at most {MOST_AXES} are possible")
+
+
+__all__ = ["Reader", "Scope", "natural"]
