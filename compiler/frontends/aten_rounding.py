@@ -3,20 +3,8 @@
 from __future__ import annotations
 
 from llmc.compiler.frontends.aten import Call, aten
+from llmc.compiler.frontends.composed_rounding import nearest_even, truncated, truncated_rest
 from llmc.compiler.graph import Node
-
-
-def _truncated(call: Call, x: Node) -> Node:
-    below = call.op("lt", x, call.scalar(0, x.dtype))
-    return call.op("where", below, call.op("ceil", x), call.op("floor", x))
-
-
-def truncated_quotient(call: Call, a: Node, b: Node) -> Node:
-    """a / b toward zero; of integers by their magnitudes."""
-    if a.dtype in ("f32", "f16"):
-        return _truncated(call, call.op("div", a, b))
-    whole = call.op("floordiv", call.op("abs", a), call.op("abs", b))
-    return call.op("mul", whole, call.op("mul", call.op("sign", a), call.op("sign", b)))
 
 
 @aten("trunc.default", "fix.default", "frac.default")
@@ -24,31 +12,20 @@ def _trunc(call: Call) -> Node:
     x = call["self"]
     if x.dtype not in ("f32", "f16"):
         return x  # type: ignore[no-any-return]
-    whole = _truncated(call, x)
+    whole = truncated(call, x)
     return call.op("sub", x, whole) if "frac" in str(call.target) else whole
 
 
 @aten("round.default", "round.decimals")
 def _round(call: Call) -> Node:
-    """To the nearest, halves to the even one: floor, and one more where what is left is above a half or odd."""
     x = call["self"]
     call.require(call.get("decimals", 0) == 0, "rounding to decimals", "multiply, round and divide")
-    if x.dtype not in ("f32", "f16"):
-        return x  # type: ignore[no-any-return]
-    low, half = call.op("floor", x), call.scalar(0.5, x.dtype)
-    rest = call.op("sub", x, low)
-    odd = call.op("ne", call.op("mod", low, call.scalar(2, x.dtype)), call.scalar(0, x.dtype))
-    up = call.op("or", call.op("gt", rest, half), call.op("and", call.op("eq", rest, half), odd))
-    higher = call.op("add", low, call.scalar(1, x.dtype))
-    return call.op("where", up, higher, low)
+    return nearest_even(call, x)
 
 
 @aten("fmod.Tensor", "fmod.Scalar")
 def _fmod(call: Call) -> Node:
-    """The remainder with the sign of the dividend: of magnitudes, which is exact."""
-    a, b = call.tensors("self", "other")
-    rest = call.op("mod", call.op("abs", a), call.op("abs", b))
-    return call.op("where", call.op("lt", a, call.scalar(0, a.dtype)), call.op("neg", rest), rest)
+    return truncated_rest(call, *call.tensors("self", "other"))
 
 
 @aten("__lshift__.Scalar", "bitwise_left_shift.Tensor_Scalar")

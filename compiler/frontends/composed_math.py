@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from llmc.compiler.frontends.composed import number
-from llmc.compiler.frontends.parts import Maker
+from llmc.compiler.frontends.parts import Maker, sliced
 from llmc.compiler.graph import Node
 
 
@@ -80,3 +80,72 @@ def logit(m: Maker, x: Node, eps: float | None) -> Node:
 def log_to(m: Maker, x: Node, base: int) -> Node:
     """The logarithm to a base"""
     return m.op("mul", m.op("log", x), number(m, 1 / math.log(base), x))
+
+
+def log_sum_exp(m: Maker, x: Node, axes: tuple[int, ...], keepdims: bool) -> Node:
+    """log(sum(exp(x))), of the differences to the largest element, which is 0 where it is not finite."""
+    top = m.op("max", x, axes=axes, keepdims=True)
+    finite = m.op("lt", m.op("abs", top), number(m, float("inf"), x))
+    held = m.op("where", finite, top, number(m, 0, x))
+    total = m.op("sum", m.op("exp", m.op("sub", x, held)), axes=axes, keepdims=True)
+    made = m.op("add", m.op("log", total), held)
+    rest = tuple(d for i, d in enumerate(made.shape) if i not in axes)
+    return made if keepdims else m.reshape(made, rest)
+
+
+_BITS = 6  # of an exponent: two to the 63rd is the largest power that any integer holds
+
+
+def integer_power(m: Maker, x: Node, exponent: Node) -> Node:
+    """x ** exponent modulo what the dtype holds: the squares of x that the bits of the exponent name."""
+    one, two = number(m, 1, x), number(m, 2, x)
+    made, rest = one, exponent
+    for bit in range(_BITS):
+        odd = m.op("ne", m.op("mod", rest, two), number(m, 0, x))
+        made = m.op("where", odd, m.op("mul", made, x), made)
+        if bit + 1 < _BITS:
+            x, rest = m.op("mul", x, x), m.op("floordiv", rest, two)
+    return m.op("where", m.op("lt", exponent, number(m, 0, x)), number(m, 0, x), made)
+
+
+def running_product(m: Maker, x: Node, axis: int) -> Node:
+    """The product of all elements up to each, in steps that double."""
+    size, step = x.shape[axis], 1
+    m.require(isinstance(size, int), "a running product along an axis of dynamic size")
+    while isinstance(size, int) and step < size:
+        before = tuple(step if a == axis else 0 for a in range(x.type.rank))
+        part = sliced(m, x, axis, 0, size - step)
+        x = m.op("mul", x, m.op("pad", part, before=before, after=(0,) * x.type.rank, value=1))
+        step *= 2
+    return x
+
+
+def inverse_sine(m: Maker, x: Node) -> Node:
+    """atan(x / sqrt(1 - x**2)), the root by its factors, which lose nothing near 1."""
+    one = number(m, 1, x)
+    root = m.op("sqrt", m.op("mul", m.op("sub", one, x), m.op("add", one, x)))
+    inside = arc_tangent(m, m.op("div", x, root))
+    outside = m.op("gt", m.op("abs", x), one)
+    return m.op("where", outside, number(m, float("nan"), x), inside)
+
+
+# atan on [0, tan(pi/8)] as x + x**3 * P(x**2), minimax (Cephes, atanf); highest power first
+_ATAN = (8.05374449538e-2, -1.38776856032e-1, 1.99777106478e-1, -3.33329491539e-1)
+_EIGHTH = math.tan(math.pi / 8)
+
+
+def arc_tangent(m: Maker, x: Node) -> Node:
+    """By the part of the circle that |x| lies in: atan(x) = pi/2 - atan(1/x) = pi/4 + atan((x - 1) / (x + 1))."""
+    one, size = number(m, 1, x), m.op("abs", x)
+    steep, middle = (m.op("gt", size, number(m, limit, x)) for limit in (1 / _EIGHTH, _EIGHTH))
+    turned = m.op("div", number(m, -1, x), size)
+    half = m.op("div", m.op("sub", size, one), m.op("add", size, one))
+    inner = m.op("where", steep, turned, m.op("where", middle, half, size))
+    angles = [number(m, angle, x) for angle in (math.pi / 2, math.pi / 4, 0)]
+    start = m.op("where", steep, angles[0], m.op("where", middle, angles[1], angles[2]))
+    square = m.op("mul", inner, inner)
+    series = number(m, _ATAN[0], x)
+    for factor in _ATAN[1:]:
+        series = m.op("add", m.op("mul", series, square), number(m, factor, x))
+    angle = m.op("add", start, m.op("add", inner, m.op("mul", m.op("mul", inner, square), series)))
+    return m.op("where", m.op("lt", x, number(m, 0, x)), m.op("neg", angle), angle)

@@ -183,6 +183,11 @@ class Call:
         """A one-dimensional input of sizes."""
         return tuple(dim(n) for n in self.numbers(position, what).reshape(-1))
 
+    def known_dims(self, position: int) -> tuple[Dim, ...] | None:
+        """A one-dimensional input of sizes, None if they are not known now."""
+        array = known(self.value(position))
+        return None if array is None else tuple(dim(n) for n in array.reshape(-1))
+
     def ints(self, position: int, attribute: str) -> tuple[int, ...] | None:
         """Integers that are an attribute in old opsets and an input in new ones; None if not given."""
         if attribute in self.attributes:

@@ -1,13 +1,16 @@
-"""ONNX's element-wise ops and reductions."""
+"""ONNX's element-wise ops."""
 
 from __future__ import annotations
 
-from llmc.compiler.frontends.onnx_call import Call, Value, onnx_op
+from llmc.compiler.frontends import composed_math
+from llmc.compiler.frontends.composed_rounding import nearest_even, truncated_quotient, truncated_rest
+from llmc.compiler.frontends.onnx_call import Call, Items, Value, onnx_op
 from llmc.compiler.frontends.onnx_kinds import DTYPES, dtype_name
+from llmc.compiler.frontends.onnx_small_floats import is_small, rounded
 from llmc.compiler.graph import Node
 
 _UNARY = {
-    **{name.title(): name for name in ("neg", "abs", "sign", "floor", "ceil", "exp", "log", "sqrt", "sin")},
+    **{name.title(): name for name in ("neg", "abs", "floor", "ceil", "exp", "log", "sqrt", "sin")},
     **{name.title(): name for name in ("cos", "tanh", "sigmoid", "erf", "relu", "not")},
 }
 
@@ -15,6 +18,19 @@ _UNARY = {
 @onnx_op(*_UNARY)
 def _unary(call: Call) -> Node:
     return call.op(_UNARY[call.type], call.node(0))
+
+
+@onnx_op("Sign")
+def _sign(call: Call) -> Node:
+    """-1, 0 or 1; NaN stays."""
+    x = call.node(0)
+    sign = call.op("sign", x)
+    return call.op("where", call.op("ne", x, x), x, sign) if x.dtype == "f32" else sign
+
+
+@onnx_op("Round")
+def _round(call: Call) -> Node:
+    return nearest_even(call, call.node(0))
 
 
 _BINARY = {
@@ -32,10 +48,24 @@ _BINARY = {
 }
 
 
+def operands(call: Call) -> tuple[Node, Node]:
+    """Both, in shapes that broadcast as NumPy's do. Before opset 7 the second one was put at an axis."""
+    a, b = call.node(0), call.node(1)
+    if call.opset >= 7:
+        return a, b
+    axis = call.attribute("axis", None)
+    if not call.attribute("broadcast", 0):
+        call.require(a.shape == b.shape, "operands of different shapes without broadcast")
+    elif axis is not None:
+        axis = axis % a.type.rank
+        b = call.reshape(b, (*b.shape, *(1,) * (a.type.rank - axis - b.type.rank)))
+    return a, b
+
+
 @onnx_op(*_BINARY)
 def _binary(call: Call) -> Node:
     """ONNX broadcasts as NumPy and has equal dtypes, as the IR. Equality of bools is not xor."""
-    a, b = call.nodes()
+    a, b = operands(call)
     if call.type == "Equal" and a.dtype == "bool":
         return call.op("not", call.op("xor", a, b))
     return call.op(_BINARY[call.type], a, b)
@@ -43,23 +73,16 @@ def _binary(call: Call) -> Node:
 
 @onnx_op("Div")
 def _div(call: Call) -> Node:
-    """Integers are divided toward zero: the same as floordiv where nothing is negative."""
-    a, b = call.nodes()
-    if a.dtype == "f32":
-        return call.op("div", a, b)
-    whole = call.op("floordiv", call.op("abs", a), call.op("abs", b))
-    signs = call.op("mul", call.op("sign", a), call.op("sign", b))
-    return call.op("mul", whole, signs)
+    """Integers are divided toward zero."""
+    a, b = operands(call)
+    return call.op("div", a, b) if a.dtype == "f32" else truncated_quotient(call, a, b)
 
 
 @onnx_op("Mod")
 def _mod(call: Call) -> Node:
     """With the divisor's sign, or, by `fmod`, the dividend's."""
     a, b = call.nodes()
-    if not call.attribute("fmod", 0):
-        return call.op("mod", a, b)
-    rest = call.op("mod", call.op("abs", a), call.op("abs", b))
-    return call.op("where", call.op("lt", a, call.number(0, a.dtype)), call.op("neg", rest), rest)
+    return truncated_rest(call, a, b) if call.attribute("fmod", 0) else call.op("mod", a, b)
 
 
 _VARIADIC = {"Sum": "add", "Max": "maximum", "Min": "minimum"}
@@ -77,9 +100,8 @@ def _variadic(call: Call) -> Node:
 
 @onnx_op("Pow")
 def _pow(call: Call) -> Node:
-    """Small constant exponents become products and roots."""
-    x, exponent = call.nodes()
-    x = call.cast(x, "f32") if x.dtype != "f32" and exponent.dtype == "f32" else x
+    """Of the base's dtype; small constant exponents become products and roots."""
+    x, exponent = operands(call)
     value = exponent.attributes["value"].array if exponent.op == "constant" else None
     match value.item() if value is not None and value.size == 1 and not exponent.type.rank else None:
         case 1:
@@ -92,8 +114,10 @@ def _pow(call: Call) -> Node:
             return call.op("sqrt", x)
         case -0.5 if x.dtype == "f32":
             return call.op("rsqrt", x)
-    call.require(x.dtype == "f32", "a power of integers")
-    return call.op("pow", x, call.cast(exponent, x.dtype))
+    if x.dtype != "f32" and exponent.dtype != "f32":
+        return composed_math.integer_power(call, x, call.cast(exponent, x.dtype))
+    made = call.op("pow", call.cast(x, "f32"), call.cast(exponent, "f32"))
+    return made if x.dtype == "f32" else call.cast(made, x.dtype)
 
 
 @onnx_op("Reciprocal")
@@ -104,10 +128,13 @@ def _reciprocal(call: Call) -> Node:
 
 @onnx_op("Clip")
 def _clip(call: Call) -> Node:
+    """The bounds were attributes before opset 11."""
     x = call.node(0)
-    for position, op in ((1, "maximum"), (2, "minimum")):
-        if call.has(position):
-            x = call.op(op, x, call.node(position))
+    for position, name, op in ((1, "min", "maximum"), (2, "max", "minimum")):
+        if name in call.attributes:
+            x = call.op(op, x, call.number(call.attributes[name], x.dtype))
+        elif call.has(position):
+            x = call.op(op, x, call.reshape(call.node(position), ()))
     return x
 
 
@@ -123,6 +150,16 @@ def _is_nan(call: Call) -> Node:
     return call.op("ne", x, x)
 
 
+@onnx_op("IsInf")
+def _is_inf(call: Call) -> Node:
+    x, infinity = call.node(0), float("inf")
+    signs = [s for s, name in ((1, "detect_positive"), (-1, "detect_negative")) if call.attribute(name, 1)]
+    if not signs:
+        return call.op("and", call.op("ne", x, x), call.op("eq", x, x))
+    found = [call.op("eq", x, call.number(sign * infinity, "f32")) for sign in signs]
+    return found[0] if len(found) == 1 else call.op("or", *found)
+
+
 @onnx_op("Where")
 def _where(call: Call) -> Node:
     return call.op("where", *call.nodes())
@@ -130,91 +167,68 @@ def _where(call: Call) -> Node:
 
 @onnx_op("Cast")
 def _cast(call: Call) -> Node:
-    wanted = int(call.attributes["to"])
-    call.require(wanted in DTYPES, f"a cast to {dtype_name(wanted)}", "export the float model")
-    return call.cast(call.node(0), DTYPES[wanted])
+    """Before opset 6 the type was a text."""
+    wanted = call.attributes["to"]
+    wanted = next((k for k in DTYPES if dtype_name(k) == wanted), 0) if isinstance(wanted, str) else wanted
+    return _converted(call, call.node(0), int(wanted))
 
 
 @onnx_op("CastLike")
 def _cast_like(call: Call) -> Node:
-    return call.cast(call.node(0), call.node(1).dtype)
+    call.value(1)
+    return _converted(call, call.node(0), call.kinds[1])
 
 
-@onnx_op("Identity", "Dropout")
+def _converted(call: Call, x: Node, kind: int) -> Node:
+    """Floats of 8 bits and fewer are rounded; wider ones stay what they are."""
+    call.require(kind in DTYPES, f"a cast to {dtype_name(kind)}")
+    if is_small(kind):
+        return rounded(call, call.cast(x, "f32"), kind)
+    call.attribute("saturate", 1)
+    call.attribute("round_mode", "up")
+    return call.cast(x, DTYPES[kind])
+
+
+@onnx_op("Identity")
 def _same(call: Call) -> Value:
-    call.require(call.outputs == 1, "the mask of a dropout", "export the model in eval mode")
     return call.value(0)
 
 
-# --- reductions
-
-_REDUCTIONS = {
-    **{"ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max", "ReduceMin": "min"},
-    "ReduceProd": "prod",
-}
-
-
-def _axes(call: Call, x: Node) -> tuple[int, ...]:
-    """Axes to reduce; none given means all, unless the node says that it then does nothing."""
-    rank = x.type.rank
-    axes = call.ints(1, "axes")
-    if not axes:
-        return () if call.attribute("noop_with_empty_axes", 0) else tuple(range(rank))
-    call.require(all(-rank <= a < rank for a in axes), f"axes {axes} of {rank}")
-    return tuple(sorted({a % rank for a in axes}))
+@onnx_op("Dropout")
+def _dropout(call: Call) -> Value | tuple[Value, ...]:
+    """What it is when a model is used: x, and a mask of all of it."""
+    ratio = call.float(1, "ratio", 0.5)
+    training = call.numbers(2, "training_mode").item() if call.has(2) else False
+    if call.opset < 7:
+        training = not call.attribute("is_test", 0)
+    call.require(not training or not ratio, "dropout in training mode", "export the model in eval mode")
+    call.attribute("seed", 0)  # of what is not drawn
+    x = call.value(0)
+    assert not isinstance(x, Items)
+    if call.outputs == 1:
+        return x
+    return x, call.expand(call.number(True, "bool"), call.node(0).shape)
 
 
-def _reduced(call: Call, op: str, x: Node) -> Node:
-    axes = _axes(call, x)
-    return call.op(op, x, axes=axes, keepdims=bool(call.attribute("keepdims", 1))) if axes else x
+@onnx_op("BitShift")
+def _bit_shift(call: Call) -> Node:
+    """Products with and quotients by powers of two, of unsigned numbers; nothing is left of as many bits as there are."""
+    x, count = call.nodes()
+    two = composed_math.integer_power(call, call.number(2, "i64"), call.cast(count, "i64"))
+    direction = call.attributes["direction"]
+    wide = call.cast(x, "i64")
+    if direction == "LEFT":
+        return call.cast(call.op("mul", wide, two), x.dtype)
+    call.require(dtype_name(call.kinds[0]) != "UINT64", "a shift of 64 bits to the right")
+    whole = call.op("floordiv", wide, two)
+    gone = call.op("ge", call.cast(count, "i64"), call.number(63, "i64"))
+    return call.cast(call.op("where", gone, call.number(0, "i64"), whole), x.dtype)
 
 
-@onnx_op(*_REDUCTIONS)
-def _reduce(call: Call) -> Node:
-    return _reduced(call, _REDUCTIONS[call.type], call.node(0))
-
-
-@onnx_op("ReduceL2", "ReduceL1", "ReduceSumSquare", "ReduceLogSumExp")
-def _norm(call: Call) -> Node:
-    x = call.node(0)
-    match call.type:
-        case "ReduceL1":
-            return _reduced(call, "sum", call.op("abs", x))
-        case "ReduceLogSumExp":
-            return call.op("log", _reduced(call, "sum", call.op("exp", x)))
-    total = _reduced(call, "sum", call.op("mul", x, x))
-    return total if call.type == "ReduceSumSquare" else call.op("sqrt", total)
-
-
-@onnx_op("ArgMax", "ArgMin")
-def _argmax(call: Call) -> Node:
-    x = call.node(0)
-    call.require(not call.attribute("select_last_index", 0), "the last of equal extremes")
-    x = call.op("neg", x) if call.type == "ArgMin" else x
-    keepdims = bool(call.attribute("keepdims", 1))
-    return call.op("argmax", x, axis=call.axis(x.type.rank, 0), keepdims=keepdims)
-
-
-@onnx_op("CumSum")
-def _cumsum(call: Call) -> Node:
-    x = call.node(0)
-    (axis,) = call.dims(1, "an axis")
-    call.require(isinstance(axis, int), "an axis computed from sizes")
-    call.require(not call.attribute("reverse", 0), "a reversed CumSum")
-    total = call.op("cumsum", x, axis=axis % x.type.rank)
-    return call.op("sub", total, x) if call.attribute("exclusive", 0) else total
-
-
-@onnx_op("Softmax", "LogSoftmax")
-def _softmax(call: Call) -> Node:
-    """Before opset 13 all axes from `axis` on were one."""
-    x = call.node(0)
-    op = "softmax" if call.type == "Softmax" else "log_softmax"
-    rank = x.type.rank
-    axis = call.axis(rank, -1 if call.opset >= 13 else 1)
-    if call.opset >= 13 or axis == rank - 1:
-        return call.op(op, x, axis=axis)
-    from llmc.compiler.dims import product
-
-    flat = call.reshape(x, (product(x.shape[:axis]), product(x.shape[axis:])))
-    return call.reshape(call.op(op, flat, axis=1), x.shape)
+@onnx_op("BitCast")
+def _bit_cast(call: Call) -> Node:
+    """Between integers of as many bits: the same number modulo what they hold."""
+    before, after = dtype_name(call.kinds[0]), dtype_name(int(call.attributes["to"]))
+    alike = before.removeprefix("U") == after.removeprefix("U") and "INT" in before and "64" not in before
+    call.require(alike or before == after, f"the bits of {before} as {after}")
+    return call.cast(call.node(0), DTYPES[int(call.attributes["to"])])

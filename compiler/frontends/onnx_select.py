@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from llmc.compiler.dims import Dim, product
+from llmc.compiler.dims import Dim, dim, product
 from llmc.compiler.frontends.einsum import einsum
-from llmc.compiler.frontends.onnx_call import Call, onnx_op
+from llmc.compiler.frontends.onnx_call import Call, known, onnx_op
 from llmc.compiler.frontends.onnx_kinds import DTYPES
 from llmc.compiler.frontends.onnx_index import wrapped
 from llmc.compiler.frontends.parts import replaced, to_end
@@ -16,13 +16,24 @@ _REDUCTIONS = {"none": "none", "add": "add", "mul": "mul", "max": "max", "min": 
 @onnx_op("TopK")
 def _topk(call: Call) -> tuple[Node, ...]:
     """Values and indices, in order; of equal elements the lowest index comes first, as ONNX has it."""
-    x, (count,) = call.node(0), call.dims(1, "how many elements to keep")
+    x = call.node(0)
     rank = x.type.rank
-    perm = to_end(rank, call.axis(rank, -1))
+    axis = call.axis(rank, -1)
+    perm = to_end(rank, axis)
+    count = _count(call, axis)
+    call.attribute("sorted", 1)  # any order will do where it is 0
     last = call.transpose(x, perm)
     index = call.op("argsort", last, count=count, descending=bool(call.attribute("largest", 1)))
     values = call.op("gather", last, index, axis=rank - 1)
     return call.transpose(values, perm), call.transpose(index, perm)
+
+
+def _count(call: Call, axis: int) -> Dim:
+    """How many elements are kept: an attribute before opset 10."""
+    if "k" in call.attributes:
+        return int(call.attributes["k"])
+    given = call.known_dims(1)
+    return call.shape_of_result("how many elements to keep")[axis] if given is None else given[0]
 
 
 @onnx_op("ScatterElements", "Scatter")
@@ -77,8 +88,10 @@ def _merged(call: Call, indices: Node, sizes: tuple[Dim, ...]) -> Node:
 @onnx_op("OneHot")
 def _one_hot(call: Call) -> Node:
     """`on` where the new axis counts to the index, `off` elsewhere."""
-    index, (depth,) = call.node(0), call.dims(1, "the depth of a OneHot")
-    values, axis = call.node(2), call.axis(call.node(0).type.rank + 1, -1)
+    index, values = call.node(0), call.node(2)
+    axis = call.axis(index.type.rank + 1, -1)
+    given = known(call.value(1))
+    depth = call.shape_of_result("the depth of a OneHot")[axis] if given is None else dim(given.item())
     index = wrapped(call, index, depth)
     shape = [*index.shape[:axis], 1, *index.shape[axis:]]
     each = call.reshape(

@@ -1,19 +1,17 @@
-"""ONNX's ops that make or move elements."""
+"""ONNX's ops that make tensors or give them another shape."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
 
 import numpy as np
-import sympy
 
-from llmc.compiler.dims import Dim, ceil_div, dim, from_one, product
-from llmc.compiler.frontends.composed_pad import mirrored, padded
-from llmc.compiler.frontends.onnx_call import Call, Value, known, onnx_op
+from llmc.compiler.dims import ceil_div, dim, product
+from llmc.compiler.frontends.onnx_call import Call, Value, known, onnx_op, want_room
 from llmc.compiler.frontends.onnx_sizes import as_value, floor_div
+from llmc.compiler.frontends.parts import tiled
 from llmc.compiler.frontends.report import UnsupportedError
-from llmc.compiler.graph import DTYPES, Node
+from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
 from llmc.compiler.ops.rules import broadcast
 
@@ -54,34 +52,51 @@ _CONSTANTS = {
 
 @onnx_op("ConstantOfShape")
 def _constant_of_shape(call: Call) -> Node:
-    shape = call.dims(0, "a shape")
-    value = call.attributes.get("value")
+    shape = call.known_dims(0)
+    shape = call.shape_of_result("a shape") if shape is None else shape
+    call.require(not any(isinstance(d, int) and d < 0 for d in shape), f"a shape of {list(shape)}")
+    value = call.attribute("value", None)
     fill = np.zeros(1, np.float32) if value is None else value
-    if all(isinstance(d, int) for d in shape) and np.prod(shape) <= 64:
+    if all(isinstance(d, int) for d in shape) and product(shape) <= 64:
         return constant(np.full(shape, fill.item(), fill.dtype), source=call.source)
     return call.expand(constant(fill.reshape(()), source=call.source), shape)
 
 
 @onnx_op("Range")
 def _range(call: Call) -> Node:
-    start, limit, step = (call.numbers(i, "the bounds of a Range").reshape(()).item() for i in range(3))
+    given = [known(call.value(i)) for i in range(3)]
+    call.attribute("stash_type", 1)
+    if any(g is None for g in given):
+        return _running_range(call)
+    start, limit, step = (g.reshape(()).item() for g in given if g is not None)
+    call.require(not isinstance(step, (int, float)) or step != 0, "a Range by steps of 0")
     if any(isinstance(n, float) for n in (start, limit, step)):
-        return constant(np.arange(start, limit, step, dtype=np.float32), source=call.source)
-    call.require(isinstance(step, int) and step > 0, "a Range that counts down or by a size")
-    length = ceil_div(dim(limit - start), step) if step > 1 else dim(limit - start)
-    dtype = call.value(0).dtype
-    return call.op("iota", length=length, start=dim(start), step=step, dtype=dtype)
+        length = max(math.ceil((limit - start) / step), 0)
+        want_room((length,))
+        return constant((start + np.arange(length) * step).astype(np.float32), source=call.source)
+    call.require(isinstance(step, int), "a Range by a size")
+    length = ceil_div(dim(limit - start) if step > 0 else dim(start - limit), abs(step))
+    length = max(length, 0) if isinstance(length, int) else length
+    return call.op("iota", length=length, start=dim(start), step=step, dtype=call.node(0).dtype)
+
+
+def _running_range(call: Call) -> Node:
+    """Bounds that are given at run time: the file says how many there are."""
+    (length,) = call.shape_of_result("the bounds of a Range")
+    start, step = call.node(0), call.node(2)
+    call.value(1)
+    places = call.cast(call.op("iota", length=length), start.dtype)
+    return call.op("add", call.reshape(start, ()), call.op("mul", places, call.reshape(step, ())))
 
 
 @onnx_op("Trilu")
 def _triangle(call: Call) -> Node:
     """Keeps j - i >= k (upper) or <= k, zero elsewhere."""
     x = call.node(0)
-    (offset,) = call.dims(1, "a diagonal") if call.has(1) else (0,)
+    diagonal = call.cast(call.reshape(call.node(1), ()), "i64") if call.has(1) else call.number(0, "i64")
     rows, columns = x.shape[-2:]
     i = call.reshape(call.op("iota", length=rows), (rows, 1))
     away = call.op("sub", call.op("iota", length=columns), i)
-    diagonal = call.op("dim", value=offset)
     keep = call.op("ge" if call.attribute("upper", 1) else "le", away, diagonal)
     return call.op("where", keep, x, call.number(0, x.dtype))
 
@@ -91,13 +106,20 @@ def _triangle(call: Call) -> Node:
 
 @onnx_op("Reshape")
 def _reshape(call: Call) -> Node:
-    """0 keeps a dim, -1 is what is left."""
-    x, wanted = call.node(0), list(call.dims(1, "a shape"))
-    if not call.attribute("allowzero", 0):
+    """0 keeps a dim, -1 is what is left. Before opset 5 the shape was an attribute."""
+    x = call.node(0)
+    allows_zero = call.attribute("allowzero", 0)
+    given = call.attributes["shape"] if "shape" in call.attributes else call.known_dims(1)
+    if given is None:
+        return call.reshape(x, call.shape_of_result("a shape"))
+    wanted = [dim(d) for d in given]
+    if not allows_zero:
         wanted = [x.shape[i] if d == 0 else d for i, d in enumerate(wanted)]
+    call.require(not any(isinstance(d, int) and d < -1 for d in wanted), f"a shape of {wanted}")
     if -1 in wanted:
         place = wanted.index(-1)
         rest = product(d for i, d in enumerate(wanted) if i != place)
+        call.require(rest != 0, "a size that nothing decides")
         wanted[place] = floor_div(product(x.shape), rest)
     return call.reshape(x, wanted)
 
@@ -112,8 +134,13 @@ def _flatten(call: Call) -> Node:
 
 @onnx_op("Squeeze")
 def _squeeze(call: Call) -> Node:
+    """Without axes those whose size is 1: which they are must be known."""
     x = call.node(0)
+    if call.has(1) and known(call.value(1)) is None:
+        return call.reshape(x, call.shape_of_result("axes"))
     axes = call.ints(1, "axes")
+    if axes is None:
+        call.require(all(isinstance(d, int) for d in x.shape), "Squeeze of axes that may be 1", "name the axes")
     gone = [i for i, d in enumerate(x.shape) if d == 1] if axes is None else [a % x.type.rank for a in axes]
     call.require(all(x.shape[a] == 1 for a in gone), "Squeeze of an axis that is not 1")
     return call.reshape(x, [d for i, d in enumerate(x.shape) if i not in gone])
@@ -122,9 +149,13 @@ def _squeeze(call: Call) -> Node:
 @onnx_op("Unsqueeze")
 def _unsqueeze(call: Call) -> Node:
     x = call.node(0)
+    if call.has(1) and known(call.value(1)) is None:
+        return call.reshape(x, call.shape_of_result("axes"))
     axes = call.ints(1, "axes") or ()
     rank = x.type.rank + len(axes)
+    call.require(all(-rank <= a < rank for a in axes), f"axes {axes} of {rank}")
     new, kept = {a % rank for a in axes}, iter(x.shape)
+    call.require(len(new) == len(axes), f"axes {axes}, of which two are one")
     return call.reshape(x, [1 if i in new else next(kept) for i in range(rank)])
 
 
@@ -137,116 +168,21 @@ def _transpose(call: Call) -> Node:
 @onnx_op("Expand")
 def _expand(call: Call) -> Node:
     """Broadcasting goes both ways: a wanted 1 keeps x's dim."""
-    x = call.node(0)
-    return call.expand(x, broadcast(x.shape, call.dims(1, "a shape")))
+    x, wanted = call.node(0), call.known_dims(1)
+    return call.expand(x, call.shape_of_result("a shape") if wanted is None else broadcast(x.shape, wanted))
 
 
 @onnx_op("Tile")
 def _tile(call: Call) -> Node:
-    """Each axis n becomes [1, n], is expanded to [times, n] and merged again."""
-    x, times = call.node(0), call.dims(1, "repeats")
-    split = tuple(d for n in x.shape for d in (1, n))
-    tiled = tuple(d for t, n in zip(times, x.shape, strict=True) for d in (t, n))
-    merged = [t * n for t, n in zip(times, x.shape, strict=True)]
-    return call.reshape(call.expand(call.reshape(x, split), tiled), merged)
-
-
-# --- parts
-
-
-@onnx_op("Slice")
-def _slice(call: Call) -> Node:
-    x = call.node(0)
-    starts, ends = call.dims(1, "the start of a slice"), call.dims(2, "the end of a slice")
-    axes = call.dims(3, "axes") if call.has(3) else tuple(range(len(starts)))
-    steps = call.dims(4, "steps") if call.has(4) else (1,) * len(starts)
-    if (array := known(x)) is not None and all(isinstance(n, int) for n in (*starts, *ends)):
-        return _slice_constant(call, array, zip(starts, ends, axes, steps, strict=True))
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        axis %= x.type.rank
-        size = x.shape[axis]
-        call.require(
-            isinstance(step, int) and step > 0, "a slice that runs backwards", "flip constants at export"
-        )
-        first = _place(start, size)
-        x = call.sliced(x, axis, first, _after(first, _place(end, size)), step)
-    return x
-
-
-def _slice_constant(call: Call, array: Any, cuts: Any) -> Node:
-    index = [slice(None)] * array.ndim
-    for start, end, axis, step in cuts:
-        index[axis] = slice(start, None if step < 0 and end < -array.shape[axis] else end, step)
-    return constant(np.ascontiguousarray(array[tuple(index)]), source=call.source)
-
-
-def _place(index: Dim, size: Dim) -> Dim:
-    """A slice's bound, counted from the start and kept within the axis.
-
-    A symbolic bound on an axis of fixed size is taken to be inside: the axis then limits the dim (`ranges.py`).
-    """
-    if isinstance(index, int):
-        if isinstance(size, int):
-            return min(max(index + size if index < 0 else index, 0), size)
-        if index < 0:
-            return 0 if index < -(1 << 31) else dim(index + size)
-        if index <= 1:
-            return index  # dims are at least 1
-        return size if index >= (1 << 31) - 1 else from_one(sympy.Min(index, size))
-    return index if isinstance(size, int) or dim(index - size) != 0 else size
-
-
-def _after(start: Dim, stop: Dim) -> Dim:
-    """The end of a slice, not before its start."""
-    return max(start, stop) if isinstance(start, int) and isinstance(stop, int) else stop
-
-
-@onnx_op("Split")
-def _split(call: Call) -> tuple[Node, ...]:
-    x = call.node(0)
-    axis = call.axis(x.type.rank, 0)
-    sizes: Any = call.ints(1, "split")
-    if sizes is None:
-        whole = x.shape[axis]
-        call.require(isinstance(whole, int), "a Split of an axis of dynamic size")
-        part = -(-whole // call.outputs)
-        sizes = [min(part, whole - i * part) for i in range(call.outputs)]
-    ends = np.cumsum(sizes).tolist()
-    parts = zip(ends, sizes, strict=True)
-    return tuple(call.sliced(x, axis, end - size, end) for end, size in parts)
-
-
-@onnx_op("Concat")
-def _concat(call: Call) -> Node:
-    parts = [p for p in call.nodes() if 0 not in p.shape] or call.nodes()[:1]
-    return parts[0] if len(parts) == 1 else call.op("concat", *parts, axis=call.axis(parts[0].type.rank))
-
-
-@onnx_op("Pad")
-def _pad(call: Call) -> Node:
-    """All numbers before the axes, then all after."""
-    x, pads = call.node(0), call.dims(1, "padding")
-    mode = call.attribute("mode", "constant")
-    rank = x.type.rank
-    axes = [a % rank for a in call.dims(3, "axes")] if call.has(3) else list(range(rank))
-    before, after = [0] * rank, [0] * rank
-    for i, axis in enumerate(axes):
-        before[axis], after[axis] = pads[i], pads[i + len(axes)]
-    call.require(all(isinstance(p, int) for p in (*before, *after)), "padding by sizes", "slice instead")
-    if mode == "constant":
-        fill = known(call.value(2)) if call.has(2) else np.zeros(1, DTYPES[x.dtype])
-        call.require(fill is not None and fill.size == 1, "padding with a computed value")
-        assert fill is not None
-        return padded(call, x, before, after, fill.reshape(()).item())
-    return _mirrored(call, x, before, after, mode)
-
-
-_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
-
-
-def _mirrored(call: Call, x: Node, before: Sequence[int], after: Sequence[int], mode: str) -> Node:
-    call.require(mode in _MODES, f"padding mode {mode!r}", "pad with a constant")
-    call.require(min(*before, *after) >= 0, f"negative padding in mode {mode!r}", "slice instead")
-    for axis, (low, high) in enumerate(zip(before, after, strict=True)):
-        x = mirrored(call, x, axis, low, high, _MODES[mode])
-    return x
+    """Before opset 6 how often and along which axis, since then how often along each axis."""
+    x, times = call.node(0), call.known_dims(1)
+    if call.has(2):
+        call.require(times is not None, "Tile by a number computed from the values of tensors")
+        axes, (count,) = call.dims(2, "an axis"), times or ()
+        times = tuple(count if a == axes[0] else 1 for a in range(x.type.rank))
+    if times is None:
+        wanted = call.shape_of_result("repeats")
+        call.require(all(isinstance(d, int) and d for d in x.shape), "Tile of a dynamic size")
+        times = tuple(w // d for w, d in zip(wanted, x.shape, strict=True))
+    call.require(len(times) == x.type.rank, "repeats that are not one for each axis")
+    return tiled(call, x, times)
