@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from llmc.compiler.dims import dim, product
 from llmc.compiler.frontends.aten import Call, aten
 from llmc.compiler.frontends.aten_image import spread
 from llmc.compiler.frontends.composed import batched, joined
-from llmc.compiler.frontends.composed_conv import Windows, transposed_convolution
+from llmc.compiler.frontends.composed_conv import Windows, folded_windows
 from llmc.compiler.frontends.composed_pad import MODES, mirrored, padded, shuffled, unshuffled
 from llmc.compiler.frontends.parts import sliced
 from llmc.compiler.graph import Node
-from llmc.compiler.ops import constant
 from llmc.compiler.ops.conv import out_size
 
 
@@ -47,28 +44,10 @@ def _unfolded(call: Call, x: Node) -> Node:
 
 @aten("col2im.default")
 def _col2im(call: Call) -> Node:
-    """The sum of windows: a transposed convolution whose weight puts each tap in its place."""
     kernel, stride, dilation, padding = _windows(call)
-    height, width = (int(d) for d in call["output_size"])
-    taps = kernel[0] * kernel[1]
-    counts = [
-        out_size(d, k, s, 2 * p, f)
-        for d, k, s, f, p in zip((height, width), kernel, stride, dilation, padding, strict=True)
-    ]
-    full = [
-        (n - 1) * s + f * (k - 1) + 1 for n, s, f, k in zip(counts, stride, dilation, kernel, strict=True)
-    ]
-    after = tuple(f - p - d for f, p, d in zip(full, padding, (height, width), strict=True))
-
-    def fold(x: Node) -> Node:
-        channels = int(x.shape[1]) // taps
-        place = np.eye(taps, dtype=np.float32).reshape(taps, 1, *kernel)
-        weight = constant(np.tile(place, (channels, 1, 1, 1)), source=call.source)
-        image = call.reshape(x, (*x.shape[:2], *counts))
-        windows = Windows(stride, dilation, padding, after, channels)
-        return transposed_convolution(call, image, weight, None, windows)
-
-    return batched(call, call["self"], 3, fold)
+    sizes = [int(d) for d in call["output_size"]]
+    windows = Windows(stride, dilation, padding, padding)
+    return batched(call, call["self"], 3, lambda x: folded_windows(call, x, sizes, kernel, windows))
 
 
 # --- padding

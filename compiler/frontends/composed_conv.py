@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmc.compiler.dims import dim, product
-from llmc.compiler.frontends.composed import Array, by_channel, changed, joined
+from llmc.compiler.frontends.composed import Array, by_channel, changed, joined, taken
 from llmc.compiler.frontends.composed_pad import padded
 from llmc.compiler.frontends.parts import Maker, sliced, transposed
 from llmc.compiler.graph import Node
+from llmc.compiler.ops import constant
 from llmc.compiler.ops.conv import out_size
 
 MOST_TAPS = 16  # of a convolution along one axis that becomes a product of shifted rows
@@ -151,17 +152,16 @@ def _patches(m: Maker, x: Node, weight: Node, bias: Node | None, stride: Sizes) 
 
 
 def transposed_convolution(m: Maker, x: Node, weight: Node, bias: Node | None, windows: Windows) -> Node:
-    """The transpose of a convolution with a constant weight `[c, o/groups, kernel...]`: one of a spread input."""
-    m.require(weight.op == "constant", "a transposed convolution with computed weights")
+    """The transpose of a convolution with a weight `[c, o/groups, kernel...]`: one of a spread input."""
     kernel = [int(k) for k in weight.shape[2:]]
-    if windows.apart(kernel):
+    if windows.apart(kernel) and weight.op == "constant":
         return _apart(m, x, weight, bias, windows.stride)
     spans = [(k - 1) * d for k, d in zip(kernel, windows.dilation, strict=True)]
     before = [span - cut for span, cut in zip(spans, windows.before, strict=True)]
     # spreading leaves stride - 1 zeros behind the last element
     after = [s - c - (step - 1) for s, c, step in zip(spans, windows.after, windows.stride, strict=True)]
     wide = padded(m, _spread(m, x, windows.stride), (0, 0, *before), (0, 0, *after))
-    flipped = changed(m, weight, lambda w: _flipped(w, windows.groups), lambda w: w)
+    flipped = changed(m, weight, lambda w: _flipped(w, windows.groups), lambda w: _turned(m, w, windows.groups))
     ones, none = (1,) * len(kernel), (0,) * len(kernel)
     return convolution(m, wide, flipped, bias, Windows(ones, windows.dilation, none, none, windows.groups))
 
@@ -171,6 +171,32 @@ def _flipped(w: Array, groups: int) -> Array:
     c, outputs, *kernel = w.shape
     grouped = w.reshape(groups, c // groups, outputs, *kernel).swapaxes(1, 2)
     return np.flip(grouped.reshape(groups * outputs, c // groups, *kernel), tuple(range(2, w.ndim)))
+
+
+def folded_windows(m: Maker, x: Node, sizes: Sizes, kernel: Sizes, windows: Windows) -> Node:
+    """x `[b, c * taps, windows]` -> `[b, c, sizes...]`, the sum of all windows, each in its place."""
+    taps = product(kernel)
+    steps = list(zip(sizes, kernel, windows.stride, windows.dilation, windows.before, windows.after, strict=True))
+    counts = [out_size(d, k, s, b + a, f) for d, k, s, f, b, a in steps]
+    full = [(n - 1) * s + f * (k - 1) + 1 for n, (_, k, s, f, _, _) in zip(counts, steps, strict=True)]
+    after = tuple(f - b - d for f, (d, _, _, _, b, _) in zip(full, steps, strict=True))
+    channels = int(x.shape[1]) // taps
+    place = np.eye(taps, dtype=np.float32).reshape(taps, 1, *kernel)
+    weight = constant(np.tile(place, (channels, *(1,) * (len(kernel) + 1))), source=m.source)
+    image = m.reshape(x, (*x.shape[:2], *counts))
+    spread = Windows(windows.stride, windows.dilation, windows.before, after, channels)
+    return transposed_convolution(m, image, weight, None, spread)
+
+
+def _turned(m: Maker, w: Node, groups: int) -> Node:
+    """`_flipped` of a weight that is computed."""
+    c, outputs, *kernel = w.shape
+    split = m.reshape(w, (groups, c // groups, outputs, *kernel))
+    split = m.op("transpose", split, perm=(0, 2, 1, *range(3, len(kernel) + 3)))
+    w = m.reshape(split, (groups * outputs, c // groups, *kernel))
+    for axis, size in enumerate(kernel, 2):
+        w = taken(m, w, constant(np.arange(size)[::-1].copy(), source=m.source), axis)
+    return w
 
 
 def _spread(m: Maker, x: Node, stride: Sizes) -> Node:

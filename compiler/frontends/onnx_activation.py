@@ -17,6 +17,8 @@ def _leaky_relu(call: Call) -> Node:
 @onnx_op("PRelu")
 def _prelu(call: Call) -> Node:
     x, slope = call.nodes()
+    if call.opset < 7 and slope.shape not in ((1,), ()):  # of channels
+        slope = call.reshape(slope, (*slope.shape, *(1,) * (x.type.rank - 2)))
     return composed_math.sloped(call, x, call.expand(slope, broadcast(slope.shape, x.shape)))
 
 

@@ -46,7 +46,7 @@ class Items:
 
 
 Value = Node | Sizes | Items
-Result = Value | tuple[Value, ...]
+Result = Value | tuple["Value | None", ...]  # None: of an output without a name
 Converter = Callable[["Call"], Result]
 TABLE: dict[str, Converter] = {}  # op type -> converter
 
@@ -126,6 +126,7 @@ class Call:
         kinds: ONNX's element types of the inputs; 0 where there is none.
         declared: what the file says of the outputs' shapes, None where it does not say all of it.
         scope: where the node is, for ops with bodies: an `onnx_reader.Scope`.
+        named: whether each output has a name; one without is wanted by nobody.
     """
 
     type: str
@@ -137,6 +138,7 @@ class Call:
     kinds: tuple[int, ...] = ()
     declared: tuple[tuple[int, ...] | None, ...] = ()
     scope: Any = None
+    named: tuple[bool, ...] = ()
 
     def has(self, position: int) -> bool:
         """Whether an optional input is given."""
@@ -216,6 +218,14 @@ class Call:
         if not self.has(position):
             return default
         return float(self.numbers(position, attribute).reshape(()))
+
+    def wants(self, position: int) -> bool:
+        """Whether an output is read by anything."""
+        return position < len(self.named) and self.named[position]
+
+    def without_meaning(self, *names: str) -> None:
+        """Attributes that change nothing here."""
+        self.attributes.read.update(names)
 
     def attribute(self, name: str, default: Any) -> Any:
         """An attribute, or its default."""

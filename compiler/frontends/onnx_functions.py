@@ -45,6 +45,7 @@ def of_standard(node: NodeProto, call: Call) -> Any:
         return None
     function = FunctionProto()
     function.ParseFromString(data)
+    function.name, function.domain = node.op_type, node.domain
     return function if function.node else None
 
 
@@ -59,6 +60,17 @@ def _type(value: Value | None, kind: int) -> TypeProto:
         return TypeProto()
     shape = value.shape if not hasattr(value, "array") else value.array.shape
     return helper.make_tensor_type_proto(kind, [d if isinstance(d, int) else dim_text(d) for d in shape])
+
+
+NEWEST = {"": defs.onnx_opset_version()}  # what a function means that does not say its opset
+
+
+def defaults(call: Call, function: Any) -> dict[str, Any]:
+    """What the standard says of attributes that a call of its function leaves out."""
+    stated = schema(function.name, call.opset, function.domain)
+    attributes = {} if stated is None else stated.attributes
+    every = {name: a.default_value for name, a in attributes.items()}
+    return {name: value for name, value in every.items() if value.type}
 
 
 def attributes_of(call: Call) -> list[Any]:

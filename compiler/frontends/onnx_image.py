@@ -1,21 +1,29 @@
-"""ONNX's convolutions and pools, and norms of channels."""
+"""ONNX's convolutions, and norms of channels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from llmc.compiler.dims import Dim
 from llmc.compiler.frontends import composed_norm
 from llmc.compiler.frontends.composed import by_channel
-from llmc.compiler.frontends.composed_conv import Windows, convolution, transposed_convolution
-from llmc.compiler.frontends.composed_pool import Axis, adaptive, avg_pool, max_pool
+from llmc.compiler.frontends.composed_conv import (
+    Windows,
+    convolution,
+    folded_windows,
+    transposed_convolution,
+)
 from llmc.compiler.frontends.onnx_call import Call, Result, onnx_op
 from llmc.compiler.graph import Node
 
 
-def _windows(call: Call, kernel: Sequence[int], sizes: Sequence[Dim]) -> Windows:
+def windows_of(call: Call, kernel: Sequence[int], sizes: Sequence[Dim]) -> Windows:
     """Strides, dilations and pads of a node; "same" padding depends on the sizes."""
     rank = len(kernel)
+    stated = tuple(call.attribute("kernel_shape", kernel))
+    call.require(stated == tuple(kernel), f"a kernel_shape {list(stated)} that is not the weight's")
     stride = tuple(call.attribute("strides", [1] * rank))
     dilation = tuple(call.attribute("dilations", [1] * rank))
     before, after = _pads(call, kernel, sizes, stride, dilation)
@@ -26,63 +34,69 @@ def _pads(
     call: Call, kernel: Sequence[int], sizes: Sequence[Dim], stride: Sequence[int], dilation: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     rank, kind = len(kernel), call.attribute("auto_pad", "NOTSET")
+    pads = tuple(call.attribute("pads", [0] * 2 * rank))
     if kind in ("NOTSET", "VALID"):
-        pads = tuple(call.attribute("pads", [0] * 2 * rank)) if kind == "NOTSET" else (0,) * 2 * rank
-        return pads[:rank], pads[rank:]
+        return (pads[:rank], pads[rank:]) if kind == "NOTSET" else ((0,) * rank, (0,) * rank)
+    call.require(kind in ("SAME_UPPER", "SAME_LOWER"), f"auto_pad {kind}")
     totals = []
     for k, size, s, d in zip(kernel, sizes, stride, dilation, strict=True):
         call.require(isinstance(size, int) or s == 1, f"auto_pad {kind} of a dynamic size with a stride")
         count = -(-size // s) if isinstance(size, int) else 0
         rest = (count - 1) * s - size if isinstance(size, int) else -1
         totals.append(max(0, rest + (k - 1) * d + 1))
+    return _halves(totals, kind)
+
+
+def _halves(totals: Sequence[int], kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     less, more = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
-    return (less, more) if kind == "SAME_UPPER" else (more, less)
+    return (less, more) if kind != "SAME_LOWER" else (more, less)
 
 
-def _bias(call: Call, position: int) -> Node | None:
+def bias_of(call: Call, position: int) -> Node | None:
     return call.node(position) if call.has(position) else None
 
 
 @onnx_op("Conv")
 def _conv(call: Call) -> Node:
     x, weight = call.node(0), call.node(1)
-    return convolution(call, x, weight, _bias(call, 2), _windows(call, weight.shape[2:], x.shape[2:]))
+    return convolution(call, x, weight, bias_of(call, 2), windows_of(call, weight.shape[2:], x.shape[2:]))
 
 
 @onnx_op("ConvTranspose")
 def _conv_transpose(call: Call) -> Node:
     x, weight = call.node(0), call.node(1)
-    plain = call.attribute("auto_pad", "NOTSET") in ("NOTSET", "VALID")
-    call.require(
-        plain and "output_shape" not in call.attributes, "ConvTranspose with output_shape or auto_pad"
-    )
-    cut = _windows(call, weight.shape[2:], x.shape[2:])
-    more = call.attribute("output_padding", [0] * len(cut.after))
-    after = tuple(c - extra for c, extra in zip(cut.after, more, strict=True))
-    windows = Windows(cut.stride, cut.dilation, cut.before, after, cut.groups)
-    return transposed_convolution(call, x, weight, _bias(call, 2), windows)
+    kernel, kind = weight.shape[2:], call.attribute("auto_pad", "NOTSET")
+    rank = len(kernel)
+    call.require(list(call.attribute("kernel_shape", list(kernel))) == list(kernel), "another kernel_shape")
+    stride, dilation = (tuple(call.attribute(n, [1] * rank)) for n in ("strides", "dilations"))
+    more = call.attribute("output_padding", [0] * rank)
+    wanted = call.attribute("output_shape", None)
+    if wanted is None and kind in ("SAME_UPPER", "SAME_LOWER"):
+        wanted = [d * s for d, s in zip(x.shape[2:], stride, strict=True)]
+    if wanted is None:
+        pads = call.attribute("pads", [0] * 2 * rank) if kind == "NOTSET" else [0] * 2 * rank
+        before, after = tuple(pads[:rank]), tuple(pads[rank:])
+    else:
+        call.without_meaning("pads")
+        call.require(all(isinstance(d, int) for d in x.shape[2:]), "an output_shape of a dynamic size")
+        places = zip(x.shape[2:], stride, kernel, dilation, more, wanted[-rank:], strict=True)
+        totals = [s * (d - 1) + e + (k - 1) * f + 1 - w for d, s, k, f, e, w in places]
+        before, after = _halves(totals, "SAME_UPPER" if kind == "SAME_UPPER" else "SAME_LOWER")
+    after = tuple(c - extra for c, extra in zip(after, more, strict=True))
+    windows = Windows(stride, dilation, before, after, call.attribute("group", 1))
+    return transposed_convolution(call, x, weight, bias_of(call, 2), windows)
 
 
-# --- pools
-
-
-@onnx_op("MaxPool", "AveragePool")
-def _pool(call: Call) -> Node:
-    x, kernel = call.node(0), call.attributes["kernel_shape"]
-    call.require(call.outputs == 1, "MaxPool with indices")
-    w, ceil = _windows(call, kernel, x.shape[2:]), bool(call.attribute("ceil_mode", 0))
-    places = zip(kernel, w.stride, zip(w.before, w.after, strict=True), w.dilation, strict=True)
-    axes = [Axis(k, s, pads, d, ceil) for k, s, pads, d in places]
-    if call.type == "MaxPool":
-        return max_pool(call, x, axes)
-    call.require(all(a.dilation == 1 for a in axes), "AveragePool with dilations")
-    return avg_pool(call, x, axes, bool(call.attribute("count_include_pad", 0)))
-
-
-@onnx_op("GlobalAveragePool", "GlobalMaxPool")
-def _global_pool(call: Call) -> Node:
-    x = call.node(0)
-    return adaptive(call, x, [1] * (x.type.rank - 2), call.type == "GlobalMaxPool")
+@onnx_op("Col2Im")
+def _col2im(call: Call) -> Node:
+    """The sum of windows: a transposed convolution whose weight puts each tap in its place."""
+    x, rank = call.node(0), len(call.dims(1, "the shape of an image"))
+    sizes, kernel = call.dims(1, "the shape of an image"), call.dims(2, "the shape of blocks")
+    stride, dilation = (tuple(call.attribute(n, [1] * rank)) for n in ("strides", "dilations"))
+    pads = call.attribute("pads", [0] * 2 * rank)
+    call.require(all(isinstance(d, int) for d in (*sizes, *kernel)), "Col2Im of a dynamic size")
+    windows = Windows(stride, dilation, tuple(pads[:rank]), tuple(pads[rank:]))
+    return folded_windows(call, x, sizes, kernel, windows)
 
 
 # --- norms
@@ -92,11 +106,28 @@ def _global_pool(call: Call) -> Node:
 def _batch_norm(call: Call) -> Result:
     """x * scale + shift by channel: scale = weight / sqrt(variance + eps)."""
     x, weight, bias, mean, variance = call.nodes()
-    call.require(
-        call.outputs == 1 and not call.attribute("training_mode", 0),
-        "BatchNormalization in training mode",
-        "export the model in eval mode",
-    )
+    momentum, training = call.attribute("momentum", 0.9), bool(call.attribute("training_mode", 0))
+    call.without_meaning("is_test")  # before opset 7: outputs that only training has tell the same
+    call.require(call.attribute("spatial", 1) == 1, "BatchNormalization of each place for itself")
+    if not training:
+        call.require(call.outputs == 1, "BatchNormalization in training mode", "export the model in eval mode")
+        return _scaled(call, x, weight, bias, mean, variance)
+    axes = (0, *range(2, x.type.rank))
+    now = call.op("mean", x, axes=axes, keepdims=True)
+    away = call.op("sub", x, now)
+    spread = call.op("mean", call.op("mul", away, away), axes=axes, keepdims=False)
+    now = call.reshape(now, mean.shape)
+    y = _scaled(call, x, weight, bias, now, spread)
+    after = (_mixed(call, old, new, momentum) for old, new in ((mean, now), (variance, spread)))
+    return (y, *after)[: call.outputs]
+
+
+def _mixed(call: Call, old: Node, new: Node, momentum: float) -> Node:
+    kept = call.op("mul", old, call.number(momentum, old.dtype))
+    return call.op("add", kept, call.op("mul", new, call.number(1 - momentum, old.dtype)))
+
+
+def _scaled(call: Call, x: Node, weight: Node, bias: Node, mean: Node, variance: Node) -> Node:
     raised = call.op("add", variance, call.number(call.attribute("epsilon", 1e-5), variance.dtype))
     scale = call.op("div", weight, call.op("sqrt", raised))
     shift = call.op("sub", bias, call.op("mul", mean, scale))
@@ -110,6 +141,7 @@ def _group_norm(call: Call) -> Node:
     channels = x.shape[1]
     groups = channels if call.type == "InstanceNormalization" else call.attribute("num_groups", 1)
     call.require(isinstance(channels, int), "a norm of a dynamic number of channels")
+    call.attribute("stash_type", 1)
     if weight.shape != (channels,):
         weight, bias = (_by_group(call, v, channels // groups) for v in (weight, bias))
     return composed_norm.group_norm(call, x, groups, weight, bias, call.attribute("epsilon", 1e-5))
@@ -119,3 +151,19 @@ def _by_group(call: Call, values: Node, times: int) -> Node:
     (groups,) = values.shape
     wide = call.expand(call.reshape(values, (groups, 1)), (groups, times))
     return call.reshape(wide, (groups * times,))
+
+
+@onnx_op("LRN")
+def _local_response(call: Call) -> Node:
+    """x / (bias + alpha / size * sum of squares of channels around)**beta"""
+    x, size = call.node(0), call.attributes["size"]
+    low = (size - 1) // 2
+    channels, rank = x.shape[1], x.type.rank
+    pads = [tuple(n if a == 1 else 0 for a in range(rank)) for n in (low, size - 1 - low)]
+    wide = call.op("pad", call.op("mul", x, x), before=pads[0], after=pads[1])
+    total = call.sliced(wide, 1, 0, channels)
+    for i in range(1, size):
+        total = call.op("add", total, call.sliced(wide, 1, i, channels + i))
+    share = call.number(np.float32(call.attribute("alpha", 1e-4)) / size, "f32")
+    base = call.op("add", call.op("mul", total, share), call.number(call.attribute("bias", 1.0), "f32"))
+    return call.op("div", x, call.op("pow", base, call.number(call.attribute("beta", 0.75), "f32")))

@@ -212,7 +212,7 @@ def _dropout(call: Call) -> Value | tuple[Value, ...]:
 
 @onnx_op("BitShift")
 def _bit_shift(call: Call) -> Node:
-    """Products with and quotients by powers of two, of unsigned numbers; nothing is left of as many bits as there are."""
+    """Products with and quotients by powers of two; of as many bits as there are only the sign is left."""
     x, count = call.nodes()
     two = composed_math.integer_power(call, call.number(2, "i64"), call.cast(count, "i64"))
     direction = call.attributes["direction"]
@@ -220,9 +220,11 @@ def _bit_shift(call: Call) -> Node:
     if direction == "LEFT":
         return call.cast(call.op("mul", wide, two), x.dtype)
     call.require(dtype_name(call.kinds[0]) != "UINT64", "a shift of 64 bits to the right")
-    whole = call.op("floordiv", wide, two)
-    gone = call.op("ge", call.cast(count, "i64"), call.number(63, "i64"))
-    return call.cast(call.op("where", gone, call.number(0, "i64"), whole), x.dtype)
+    bits, zero = call.cast(count, "i64"), call.number(0, "i64")
+    gone = call.op("or", call.op("ge", bits, call.number(63, "i64")), call.op("lt", bits, zero))
+    sign = call.op("where", call.op("lt", wide, zero), call.number(-1, "i64"), zero)
+    whole = call.op("floordiv", wide, call.op("maximum", two, call.number(1, "i64")))
+    return call.cast(call.op("where", gone, sign, whole), x.dtype)
 
 
 @onnx_op("BitCast")

@@ -118,7 +118,7 @@ class Scope:
             capture,
         )
 
-    def results(self, graph: Any) -> tuple[Value, ...]:
+    def results(self, graph: Any) -> tuple[Value | None, ...]:
         """The outputs of a body whose inputs are bound.
 
         Raises:
@@ -223,8 +223,9 @@ class Reader:
     def _function(self, function: Any, call: Call, name: str) -> Result:
         """A function written out. Of one of the file the nodes that cannot be imported are told as they are."""
         defaults = {a.name: a for a in function.attribute_proto}
+        defaults |= {} if name else onnx_functions.defaults(call, function)
         given = {a.name: a for a in onnx_functions.attributes_of(call)}
-        opsets = {o.domain: o.version for o in function.opset_import}
+        opsets = {**onnx_functions.NEWEST, **{o.domain: o.version for o in function.opset_import}}
         declared = dict(zip(function.output, call.declared, strict=False))
         known = {k: v for k, v in declared.items() if v is not None}
         scope = Scope(
@@ -235,13 +236,14 @@ class Reader:
         for formal, value, kind in zip(function.input, values_given, kinds, strict=False):
             scope.keep(formal, value, kind)
         problems = len(self.problems)
-        self.read_all(function.node, function.output[: call.outputs], scope)
+        wanted = [o if call.wants(i) else "" for i, o in enumerate(function.output[: call.outputs])]
+        self.read_all(function.node, filter(None, wanted), scope)
         if name and len(self.problems) > problems:
             raise UnsupportedError(f"parts of {name} cannot be imported", "")
-        return self.outputs(scope, function.output[: call.outputs], problems)
+        return self.outputs(scope, wanted, problems)
 
-    def outputs(self, scope: Scope, names: Sequence[str], problems: int) -> tuple[Value, ...]:
-        """The values of some names.
+    def outputs(self, scope: Scope, names: Sequence[str], problems: int) -> tuple[Value | None, ...]:
+        """The values of some names; None of an empty one.
 
         Raises:
             UnsupportedError: what has been noted since there were `problems`.
@@ -250,13 +252,12 @@ class Reader:
             first = self.problems[problems]
             del self.problems[problems:]
             raise UnsupportedError(f"{first.op} in its body: {first.reason}", first.advice)
-        found = [scope.value(name) for name in names]
-        if any(value is None for value in found):
-            lost = next(n for n, v in zip(names, found, strict=True) if v is None)
+        found = [scope.value(name) if name else None for name in names]
+        lost = next((n for n, v in zip(names, found, strict=True) if n and v is None), None)
+        if lost is not None:
             raise UnsupportedError(f"nothing makes the output {lost!r} of its body", "is the file damaged?")
-        for position, name in enumerate(names):
-            self.last_kinds[position] = scope.kind(name)
-        return tuple(v for v in found if v is not None)
+        self.last_kinds = {i: scope.kind(name) for i, name in enumerate(names) if name}
+        return tuple(found)
 
     def _call(self, node: NodeProto, scope: Scope, at: Source) -> Call:
         used = max((i + 1 for i, name in enumerate(node.output) if name), default=0)
@@ -274,6 +275,7 @@ class Reader:
             tuple(scope.kind(name) if name else 0 for name in names),
             tuple(scope.declared.get(name) for name in node.output),
             scope,
+            tuple(map(bool, node.output)),
         )
 
     def _attributes(self, node: NodeProto, scope: Scope) -> Attributes:
@@ -291,13 +293,13 @@ class Reader:
             if position not in call.inputs.read and tuple.__getitem__(call.inputs, position) is not None:
                 raise UnsupportedError(f"its input {position}", "it would be left out without a word")
 
-    def _keep(self, node: NodeProto, made: Sequence[Value], scope: Scope) -> None:
+    def _keep(self, node: NodeProto, made: Sequence[Value | None], scope: Scope) -> None:
         names = list(node.output)
         if any(names[len(made) :]):
             raise UnsupportedError(f"{len(names)} outputs, of which llmc computes {len(made)}", "")
         kinds = onnx_types.result_kinds(node, schema_of(node, scope), scope, made, self.last_kinds)
         for name, value, kind in zip(names, made, kinds, strict=False):
-            if name:
+            if name and value is not None:
                 scope.keep(name, onnx_types.held(node, value, kind), kind)
                 _want_sense(value)
 

@@ -43,7 +43,7 @@ _FORMATS: Mapping[str, SmallFloat] = MappingProxyType(
         "FLOAT8E4M3FNUZ": SmallFloat(3, -7, 240.0, _NAN),
         "FLOAT8E5M2": SmallFloat(2, -14, 57344.0, _INFINITY),
         "FLOAT8E5M2FNUZ": SmallFloat(2, -15, 57344.0, _NAN),
-        "FLOAT4E2M1": SmallFloat(1, 0, 6.0, 6.0, 6.0),
+        "FLOAT4E2M1": SmallFloat(1, 0, 6.0, 6.0, 0.0),
     }
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnx import AttributeProto, NodeProto, helper
 
-from llmc.compiler.frontends.onnx_call import Items, Sizes, Value
+from llmc.compiler.frontends.onnx_call import Items, Sizes, Value, folded
 from llmc.compiler.frontends.onnx_file import values
 from llmc.compiler.frontends.onnx_kinds import DTYPES, bits, natural
 from llmc.compiler.frontends.report import UnsupportedError
@@ -62,14 +62,16 @@ def _shape(kind: Any) -> tuple[int, ...] | None:
 
 
 def result_kinds(
-    node: NodeProto, schema: Any, scope: Any, made: Sequence[Value], told: Mapping[int, int]
+    node: NodeProto, schema: Any, scope: Any, made: Sequence[Value | None], told: Mapping[int, int]
 ) -> list[int]:
     """ONNX's element type of each result; `told` of those of a body."""
     return [_kind(node, schema, scope, value, i, told.get(i, 0)) for i, value in enumerate(made)]
 
 
-def _kind(node: NodeProto, schema: Any, scope: Any, value: Value, position: int, told: int) -> int:
-    if isinstance(value, Items):
+def _kind(
+    node: NodeProto, schema: Any, scope: Any, value: Value | None, position: int, told: int
+) -> int:
+    if value is None or isinstance(value, Items):
         return told
     candidates = (told, _stated(node), _tied(node, schema, scope, position))
     fitting = (kind for kind in candidates if DTYPES.get(kind) == value.dtype)
@@ -104,9 +106,7 @@ def held(node: NodeProto, value: Value, kind: int) -> Value:
     if kind == _UINT64 and node.op_type in _UNSIGNED_64:
         raise UnsupportedError("unsigned numbers of 64 bits that may be below zero", "use int64")
     narrow = bits(kind)
-    if narrow is None or value.op in ("constant", "input"):
-        return value
-    return wrapped(value, *narrow)
+    return value if narrow is None else folded(wrapped(value, *narrow))
 
 
 _UINT64 = 13
@@ -118,7 +118,7 @@ def wrapped(x: Node, width: int, signed: bool) -> Node:
     if not signed:
         return make("bitand", (x, mask), x.source)
     half = _number(1 << (width - 1), x)
-    low = make("bitand", (make("add", (x, half), x.source), mask), x.source)
+    low = folded(make("bitand", (folded(make("add", (x, half), x.source)), mask), x.source))
     return make("sub", (low, half), x.source)
 
 
