@@ -94,8 +94,10 @@ def _value(info: Any, file: Path) -> Any:
 
 def _counted(file: Path) -> Any:
     """What the light models were run on."""
-    info = onnx.load(file).graph.input[0].type.tensor_type.shape
-    shape = [d.dim_value for d in info.dim]
+    graph = onnx.load(file).graph
+    weights = {t.name for t in graph.initializer}
+    info = next(i for i in graph.input if i.name not in weights)
+    shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
     count = int(np.prod(shape))
     return (np.arange(count, dtype=np.float32) / count).reshape(shape)
 

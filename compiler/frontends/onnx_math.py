@@ -197,12 +197,13 @@ def _same(call: Call) -> Value:
 @onnx_op("Dropout")
 def _dropout(call: Call) -> Value | tuple[Value, ...]:
     """What it is when a model is used: x, and a mask of all of it."""
-    ratio = call.float(1, "ratio", 0.5)
     training = call.numbers(2, "training_mode").item() if call.has(2) else False
     if call.opset < 7:
         training = not call.attribute("is_test", 0)
-    call.require(not training or not ratio, "dropout in training mode", "export the model in eval mode")
-    call.attribute("seed", 0)  # of what is not drawn
+    none = not training or not call.float(1, "ratio", 0.5)
+    call.require(none, "dropout in training mode", "export the model in eval mode")
+    call.without_meaning("seed", "ratio")  # of what is not drawn
+    call.inputs.read.add(1)
     x = call.value(0)
     assert not isinstance(x, Items)
     if call.outputs == 1:

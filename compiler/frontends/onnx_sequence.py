@@ -1,0 +1,124 @@
+"""ONNX's sequences and optional values, which exist while a file is read only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmc.compiler.frontends.composed import joined
+from llmc.compiler.frontends.onnx_call import Call, Items, Value, known, onnx_op
+from llmc.compiler.frontends.report import UnsupportedError
+from llmc.compiler.graph import Node
+
+
+def _items(call: Call) -> tuple[Value, ...]:
+    value = call.value(0)
+    call.require(isinstance(value, Items), "a tensor where a sequence is wanted")
+    assert isinstance(value, Items)
+    return value.items
+
+
+def _place(call: Call, position: int, count: int, room: int) -> int:
+    """A position in a sequence, the last one if none is given."""
+    if not call.has(position):
+        return count
+    place = int(call.numbers(position, "a position in a sequence").item())
+    call.require(-count <= place < count + room, f"position {place} of {count}")
+    return place + count if place < 0 else place
+
+
+@onnx_op("SequenceConstruct")
+def _construct(call: Call) -> Items:
+    return Items(tuple(call.nodes()))
+
+
+@onnx_op("SequenceEmpty")
+def _empty(call: Call) -> Items:
+    call.without_meaning("dtype")
+    return Items(())
+
+
+@onnx_op("SequenceInsert")
+def _insert(call: Call) -> Items:
+    items = _items(call)
+    place = _place(call, 2, len(items), 1)
+    return Items((*items[:place], call.node(1), *items[place:]))  # type: ignore[arg-type]
+
+
+@onnx_op("SequenceErase")
+def _erase(call: Call) -> Items:
+    items = _items(call)
+    place = _place(call, 1, len(items), 0) if call.has(1) else len(items) - 1
+    return Items((*items[:place], *items[place + 1 :]))  # type: ignore[arg-type]
+
+
+@onnx_op("SequenceAt")
+def _at(call: Call) -> Value:
+    items = _items(call)
+    return items[_place(call, 1, len(items), 0)]
+
+
+@onnx_op("SequenceLength")
+def _length(call: Call) -> Node:
+    return call.number(len(_items(call)), "i64")
+
+
+@onnx_op("ConcatFromSequence")
+def _concat(call: Call) -> Node:
+    parts = [call.data(item) for item in _items(call)]
+    new = call.attribute("new_axis", 0)
+    rank = parts[0].type.rank + (1 if new else 0)
+    axis = call.axis(rank)
+    if new:
+        parts = [call.reshape(p, (*p.shape[:axis], 1, *p.shape[axis:])) for p in parts]
+    return joined(call, parts, axis)
+
+
+@onnx_op("SplitToSequence")
+def _split(call: Call) -> Items:
+    """Parts of given sizes; without any of one element each, whose axis is dropped unless it is to be kept."""
+    x = call.node(0)
+    axis = call.axis(x.type.rank, 0)
+    whole, keep = x.shape[axis], bool(call.attribute("keepdims", 1))
+    call.require(isinstance(whole, int), "a sequence of an axis of dynamic size")
+    sizes = [1] * int(whole)
+    if call.has(1):
+        given = known(call.value(1))
+        call.require(given is not None, "sizes of parts computed from the values of tensors")
+        assert given is not None
+        sizes, keep = _sizes(given, int(whole)), True
+    ends = np.cumsum(sizes).tolist()
+    parts = [call.sliced(x, axis, end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    if keep:
+        return Items(tuple(parts))
+    return Items(tuple(call.reshape(p, (*p.shape[:axis], *p.shape[axis + 1 :])) for p in parts))
+
+
+def _sizes(given: np.ndarray[tuple[int, ...], np.dtype[np.int64]], whole: int) -> list[int]:
+    if given.ndim:
+        return [int(n) for n in given]
+    step = int(given)
+    return [min(step, whole - start) for start in range(0, whole, step)]
+
+
+@onnx_op("Optional")
+def _optional(call: Call) -> Items:
+    call.without_meaning("type")
+    value = call.value(0) if call.has(0) else Items(())
+    if isinstance(value, Items):
+        call.require(not value.items, "an optional sequence")
+        return value
+    return Items((value,))
+
+
+@onnx_op("OptionalHasElement")
+def _has(call: Call) -> Node:
+    value = call.value(0) if call.has(0) else Items(())
+    return call.number(not isinstance(value, Items) or bool(value.items), "bool")
+
+
+@onnx_op("OptionalGetElement")
+def _get(call: Call) -> Value:
+    value = call.value(0)
+    if isinstance(value, Items) and not value.items:
+        raise UnsupportedError("the element of an optional value that is empty")
+    return value.items[0] if isinstance(value, Items) else value
