@@ -15,6 +15,7 @@ import numpy as np
 
 from llmc.compiler.dims import Dim
 from llmc.compiler.frontends.aten import Call, aten
+from llmc.compiler.frontends.parts import Maker
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import constant, input_, results
 from llmc.compiler.ops.recurrent import GRU_GATES
@@ -33,15 +34,17 @@ class Network:
         states: `[layers * directions, batch, units]`, h and, of an LSTM, c.
         weights: of each layer and direction: w_ih, w_hh, b_ih?, b_hh?, w_hr? (projection of an LSTM's h).
         lengths: integer `[batch]`, None if all rows are as long as the sequence.
+        backwards: of each direction, whether it runs from the end; the second of two does.
     """
 
-    call: Call
+    call: Maker
     kind: str
     states: Sequence[Node]
     weights: Sequence[Sequence[Node]]
     bidirectional: bool
     has_biases: bool
     lengths: Node | None = None
+    backwards: Sequence[bool] = (False, True)
 
 
 @aten("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")
@@ -81,17 +84,17 @@ def network(
     x = call.op("transpose", x, perm=(1, 0, 2)) if batch_first else x
     ends: list[list[Node]] = []
     for layer in range(layers):
-        x, last = _layer(shared, layer, x)
+        x, last = layer(shared, layer, x)
         ends += last
     x = call.op("transpose", x, perm=(1, 0, 2)) if batch_first else x
     return (x, *(_joined(call, [end[i] for end in ends]) for i in range(MODES[kind])))
 
 
-def _layer(net: Network, layer: int, x: Node) -> tuple[Node, list[list[Node]]]:
+def layer(net: Network, layer: int, x: Node) -> tuple[Node, list[list[Node]]]:
     """The output of one layer and the last states of its directions."""
     outputs, ends = [], []
     for direction in range(1 + net.bidirectional):
-        output, *last = _direction(net, layer * (1 + net.bidirectional) + direction, x, direction == 1)
+        output, *last = _direction(net, layer * (1 + net.bidirectional) + direction, x, net.backwards[direction])
         outputs.append(output)
         ends.append(last)
     return outputs[0] if len(outputs) == 1 else net.call.op("concat", *outputs, axis=2), ends
@@ -111,7 +114,7 @@ def _direction(net: Network, number: int, x: Node, reverse: bool) -> list[Node]:
     projection = others[-1] if len(others) in (1, 3) else None
     inputs = _product(call, x, w_ih, _input_bias(net.kind, b_ih, b_hh))
     first = [_state(call, state, number) for state in net.states]
-    scanned = [inputs] if net.lengths is None else [inputs, _active(call, net.lengths, steps, batch)]
+    scanned = [inputs] if net.lengths is None else [inputs, active_steps(call, net.lengths, steps, batch)]
     body = _Body(net.kind, w_hh, _hidden_bias(net, b_hh), projection, scanned, first).graph()
     loop = call.op(
         "loop",
@@ -127,18 +130,18 @@ def _direction(net: Network, number: int, x: Node, reverse: bool) -> list[Node]:
     return [output, *last]
 
 
-def _state(call: Call, state: Node, number: int) -> Node:
+def _state(call: Maker, state: Node, number: int) -> Node:
     row = call.op("slice", state, axis=0, start=number, stop=number + 1)
     return call.reshape(row, state.shape[1:])
 
 
-def _active(call: Call, lengths: Node, steps: Dim, batch: Dim) -> Node:
+def active_steps(call: Maker, lengths: Node, steps: Dim, batch: Dim) -> Node:
     """bool [steps, batch, 1]: whether step t is one of a row's own."""
     at = call.reshape(call.op("iota", length=steps), (steps, 1, 1))
-    return call.op("lt", at, call.reshape(call.cast(lengths, "i64"), (batch, 1)))
+    return call.op("lt", at, call.reshape(call.op("cast", lengths, dtype="i64"), (batch, 1)))
 
 
-def _product(call: Call, x: Node, weight: Node, bias: Node | None) -> Node:
+def _product(call: Maker, x: Node, weight: Node, bias: Node | None) -> Node:
     if bias is None:
         return call.op("linear", x, weight)
     return call.op("linear", x, weight, bias, epilogue=("bias",))

@@ -57,3 +57,17 @@ def _hard(call: Call) -> Node:
 def _softsign(call: Call) -> Node:
     x = call.node(0)
     return call.op("div", x, call.op("add", call.number(1, x.dtype), call.op("abs", x)))
+
+
+# activations of recurrent layers that the IR has, by their names in ONNX
+_OWN = {"Sigmoid": "sigmoid", "Tanh": "tanh", "Relu": "relu"}
+
+
+def activated(call: Call, name: str, x: Node) -> Node:
+    """An activation by its name, with the constants that hold without any."""
+    if name in _OWN:
+        return call.op(_OWN[name], x)
+    call.require(name in ("Softsign", "Softplus"), f"the activation {name}")
+    if name == "Softplus":
+        return composed_math.softplus(call, x)
+    return call.op("div", x, call.op("add", call.number(1, x.dtype), call.op("abs", x)))

@@ -12,7 +12,7 @@ from llmc.compiler.dims import Dim, symbol
 from llmc.compiler.frontends import converters, onnx_types
 from llmc.compiler.frontends.axes import SEGMENTS, AxisNames
 from llmc.compiler.frontends.imported import LARGEST
-from llmc.compiler.frontends.onnx_call import MOST_AXES, Attributes, Call, Inputs
+from llmc.compiler.frontends.onnx_call import MOST_AXES, Attributes, Call, Inputs, Items
 from llmc.compiler.frontends.onnx_check import in_order
 from llmc.compiler.frontends.onnx_file import OnnxFile
 from llmc.compiler.frontends.onnx_kinds import DTYPES, dtype_name
@@ -61,6 +61,10 @@ def _output(file: OnnxFile, scope: Scope, info: Any) -> Node:
             f"nothing makes the output {info.name!r}",
             at=str(file.path),
             hint="the file is damaged: export it again",
+        )
+    if isinstance(value, Items):
+        raise LlmcError(
+            f"the output {info.name!r} is a sequence", at=str(file.path), hint="outputs are tensors: concatenate it"
         )
     call = Call("output", Inputs((value,)), Attributes({}), 1, 1, Source(info.name))
     node = call.node(0)

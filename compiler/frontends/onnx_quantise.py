@@ -11,7 +11,7 @@ from llmc.compiler.frontends.composed_conv import convolution
 from llmc.compiler.frontends.composed_rounding import nearest_even
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_image import windows_of
-from llmc.compiler.frontends.onnx_kinds import DTYPES, bits, dtype_name
+from llmc.compiler.frontends.onnx_kinds import DTYPES, bits
 from llmc.compiler.frontends.onnx_small_floats import is_small, rounded
 from llmc.compiler.graph import DTYPES as ARRAYS
 from llmc.compiler.graph import Node
@@ -58,18 +58,12 @@ def quantised(call: Call, x: Node, scale: Node, zero: Node | None, kind: int) ->
     """round(x / scale) + zero within the type, halves to even."""
     ratio = call.op("div", x, scale)
     if is_small(kind):
-        call.require(zero is None or not _is_number(zero), f"a zero point of {dtype_name(kind)}")
-        return rounded(call, ratio, kind)
+        return rounded(call, ratio if zero is None else call.op("add", ratio, zero), kind)
     near = nearest_even(call, ratio)
     near = near if zero is None else call.op("add", near, call.cast(zero, "f32"))
     low, high = limits(kind)
     held = call.op("minimum", call.op("maximum", near, call.number(low, "f32")), call.number(high, "f32"))
     return call.cast(held, DTYPES[kind])
-
-
-def _is_number(zero: Node) -> bool:
-    """Whether a zero point may be something else than 0."""
-    return zero.op != "constant" or bool(np.any(zero.attributes["value"].array != 0))
 
 
 def exact(call: Call, x: Node, zero: Node | None) -> Node:
