@@ -211,6 +211,11 @@ class Call:
         assert declared is not None
         return declared
 
+    def declared_part(self, axes: Sequence[int] | None) -> tuple[int, ...]:
+        """The declared sizes of some axes of the result, all where none are named."""
+        shape = self.shape_of_result("sizes")
+        return shape if axes is None else tuple(shape[a] for a in axes)
+
     def float(self, position: int, attribute: str, default: float) -> float:
         """A number that is an attribute in old opsets and an input, known now, in new ones."""
         if attribute in self.attributes:

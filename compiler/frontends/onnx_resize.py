@@ -6,57 +6,128 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.dims import Dim
-from llmc.compiler.frontends.composed import along
+from llmc.compiler.dims import Dim, dim
+from llmc.compiler.frontends.composed import along, number
 from llmc.compiler.frontends.composed_pad import shuffled, unshuffled
-from llmc.compiler.frontends.composed_resize import Places, nearest
+from llmc.compiler.frontends.composed_resize import nearest, repeated
 from llmc.compiler.frontends.onnx_call import Call, known, onnx_op
+from llmc.compiler.frontends.onnx_places import KINDS, Filter, Places
+from llmc.compiler.frontends.onnx_resize_run import resized_at_run_time
 from llmc.compiler.graph import Node
+from llmc.compiler.ops import constant
+
+_SAMPLE = 7  # a size at which a choice of elements shows what it is
 
 
-@onnx_op("Resize")
+def _filter(call: Call) -> Filter:
+    mode = call.attribute("mode", "nearest")
+    call.require(mode in ("nearest", "linear", "bilinear", "cubic"), f"Resize of mode {mode!r}")
+    return Filter(
+        mode.removeprefix("bi"),
+        call.attribute("nearest_mode", "round_prefer_floor" if call.opset > 10 else "floor"),
+        call.attribute("cubic_coeff_a", -0.75),
+        bool(call.attribute("antialias", 0)) and mode != "nearest",
+        bool(call.attribute("exclude_outside", 0)),
+        call.attribute("extrapolation_value", 0.0),
+    )
+
+
+@onnx_op("Resize", "Upsample")
 def _resize(call: Call) -> Node:
     """A product with a constant matrix along each axis, or a choice of elements."""
-    x = call.node(0)
-    asked = {name: call.attribute(name, 0) for name in ("antialias", "exclude_outside")}
-    call.require(not any(asked.values()), "Resize with antialias or exclude_outside")
-    mode, kind = (
-        call.attribute("mode", "nearest"),
-        call.attribute("coordinate_transformation_mode", "half_pixel"),
-    )
-    rounding = call.attribute("nearest_mode", "round_prefer_floor")
+    x, taken = call.node(0), _filter(call)
+    old = call.opset < 11 or call.type == "Upsample"
+    kind = call.attribute("coordinate_transformation_mode", "asymmetric" if old else "half_pixel")
+    call.require(kind in KINDS, f"Resize with coordinates {kind!r}")
     axes = [a % x.type.rank for a in call.attribute("axes", range(x.type.rank))]
-    sizes, scales = _target(call, [x.shape[a] for a in axes])
-    for axis, out, scale in zip(axes, sizes, scales, strict=True):
-        size = x.shape[axis]
-        if out == size:
-            continue
-        call.require(isinstance(size, int) and isinstance(out, int), "Resize of a dynamic size")
-        places = Places(int(size), int(out), scale, kind, call.attribute("cubic_coeff_a", -0.75))
-        call.require(places.known, f"Resize with coordinates {kind!r}")
-        if mode == "nearest":
-            x = nearest(call, x, axis, places.rounded(rounding))
-        else:
-            x = along(call, x, axis, places.matrix(cubic=mode == "cubic"))
+    scales, sizes = _given(call)
+    crop = _crop(call, len(axes)) if kind == "tf_crop_and_resize" else [(0.0, 1.0)] * len(axes)
+    if not old:
+        call.inputs.read.add(1)  # the crop of another kind means nothing
+    if scales is None and sizes is None or crop is None:
+        return resized_at_run_time(call, x, taken, kind, axes)
+    outs, factors = _target(call, [x.shape[a] for a in axes], scales, sizes)
+    for axis, out, factor, part in zip(axes, outs, factors, crop, strict=True):
+        x = _along(call, x, axis, taken, (out, factor, kind, part))
     return x
 
 
-def _target(call: Call, sizes: list[Dim]) -> tuple[list[Dim], list[float]]:
-    """Size and scale of each axis: one of them is given."""
-    scales: Any = known(call.inputs[2]) if call.has(2) else None
+def _given(call: Call) -> tuple[Any, Any]:
+    """Scales and sizes, of which one is known; both None where neither is. Scales were an attribute before opset 9."""
+    if "scales" in call.attributes:
+        return np.asarray(call.attributes["scales"]), None
+    place = 1 if call.type == "Upsample" or call.opset < 11 else 2
+    scales: Any = known(call.value(place)) if call.has(place) else None
     if scales is not None and len(scales):
-        call.require(
-            all(s == 1 or isinstance(d, int) for s, d in zip(scales, sizes, strict=True)),
-            "Resize of a dynamic size",
-        )
-        outs = [d if s == 1 else int(np.floor(d * float(s))) for s, d in zip(scales, sizes, strict=True)]
-        return outs, [float(s) for s in scales]
-    call.require(
-        call.attribute("keep_aspect_ratio_policy", "stretch") == "stretch", "Resize that keeps a ratio"
-    )
-    wanted = list(call.dims(3, "sizes"))
-    known_sizes = zip(wanted, sizes, strict=True)
-    return wanted, [o / d if isinstance(d, int) and isinstance(o, int) else 1.0 for o, d in known_sizes]
+        return scales, None
+    if place == 2 and call.has(3):
+        sizes = call.known_dims(3)
+        plain = call.attribute("keep_aspect_ratio_policy", "stretch") == "stretch"
+        return None, call.declared_part(call.attribute("axes", None)) if sizes is None and plain else sizes
+    return None, None
+
+
+def _crop(call: Call, count: int) -> list[tuple[float, float]] | None:
+    """Where each axis begins and ends; None if that is not known."""
+    roi: Any = known(call.value(1)) if call.has(1) else None
+    if roi is None:
+        return None
+    return [(float(roi[i]), float(roi[i + count])) for i in range(count)]
+
+
+def _target(call: Call, whole: list[Dim], scales: Any, sizes: Any) -> tuple[list[Dim], list[float]]:
+    """Size and scale of each axis: one of them is given."""
+    if scales is not None:
+        fixed = all(s == 1 or isinstance(d, int) or float(s).is_integer() for s, d in zip(scales, whole, strict=True))
+        call.require(fixed, "Resize of a dynamic size")
+        pairs = [(float(s), d) for s, d in zip(scales, whole, strict=True)]
+        return [_scaled(d, s) for s, d in pairs], [s for s, _ in pairs]
+    policy = call.attribute("keep_aspect_ratio_policy", "stretch")
+    ratios = [o / d if isinstance(d, int) and isinstance(o, int) else 1.0 for o, d in zip(sizes, whole, strict=True)]
+    if policy == "stretch":
+        return list(sizes), ratios
+    call.require(all(isinstance(d, int) for d in (*whole, *sizes)), "Resize of a dynamic size that keeps a ratio")
+    scale = min(ratios) if policy == "not_larger" else max(ratios)
+    return [int(np.floor(scale * d + 0.5)) for d in whole], [scale] * len(whole)
+
+
+def _scaled(size: Dim, scale: float) -> Dim:
+    if scale == 1:
+        return size
+    return int(np.floor(size * scale)) if isinstance(size, int) else dim(size * int(scale))
+
+
+def _along(call: Call, x: Node, axis: int, taken: Filter, aim: tuple[Dim, float, str, tuple[float, float]]) -> Node:
+    out, scale, kind, crop = aim
+    size = x.shape[axis]
+    if out == size and crop == (0.0, 1.0):
+        return x
+    if not isinstance(size, int) or not isinstance(out, int):
+        return _dynamic(call, x, axis, taken, Places(_SAMPLE, int(_SAMPLE * scale), scale, kind, crop))
+    places = Places(size, out, scale, kind, crop)
+    if taken.mode == "nearest":
+        y = nearest(call, x, axis, places.rounded(taken.rounding))
+    else:
+        y = along(call, x, axis, places.matrix(taken))
+    return _filled(call, y, axis, places.outside(), taken.beyond)
+
+
+def _filled(call: Call, y: Node, axis: int, outside: np.ndarray[Any, Any], value: float) -> Node:
+    """`value` at the elements that lie beyond the image."""
+    if not outside.any():
+        return y
+    shape = (-1, *(1,) * (y.type.rank - 1 - axis))
+    where = constant(outside.reshape(shape), source=call.source)
+    return call.op("where", where, number(call, value, y), y)
+
+
+def _dynamic(call: Call, x: Node, axis: int, taken: Filter, sample: Places) -> Node:
+    """A dynamic size may be repeated a whole number of times."""
+    times = int(sample.scale)
+    whole = sample.scale == times and times >= 1 and taken.mode == "nearest"
+    alike = whole and np.array_equal(sample.rounded(taken.rounding), np.arange(sample.out) // times)
+    call.require(alike, "Resize of a dynamic size", "fix the size of images")
+    return repeated(call, x, axis, times)
 
 
 @onnx_op("DepthToSpace")
@@ -66,4 +137,5 @@ def _depth_to_space(call: Call) -> Node:
 
 @onnx_op("SpaceToDepth")
 def _space_to_depth(call: Call) -> Node:
-    return unshuffled(call, call.node(0), call.attributes["blocksize"], columns_first=True)
+    first = call.attribute("mode", "DCR") == "DCR"
+    return unshuffled(call, call.node(0), call.attributes["blocksize"], columns_first=first)
