@@ -1,0 +1,209 @@
+"""ONNX's Fourier transforms, windows and mel filters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.frontends.composed_pad import padded
+from llmc.compiler.frontends.onnx_call import Call, known, onnx_op
+from llmc.compiler.frontends.onnx_kinds import DTYPES
+from llmc.compiler.frontends.parts import to_end
+from llmc.compiler.graph import Node
+from llmc.compiler.ops import constant
+
+Parts = tuple[Node, "Node | None"]  # real and imaginary; None: there is none
+
+
+def _parts(call: Call, x: Node) -> Parts:
+    """`[..., 1]` or `[..., 2]`."""
+    axis = x.type.rank - 1
+    call.require(x.shape[axis] in (1, 2), "numbers of neither one nor two parts")
+    found = [call.reshape(call.sliced(x, axis, i, i + 1), x.shape[:-1]) for i in range(x.shape[axis])]
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def _joined(call: Call, real: Node, imag: Node) -> Node:
+    parts = [call.reshape(p, (*p.shape, 1)) for p in (real, imag)]
+    return call.op("concat", *parts, axis=real.type.rank)
+
+
+def _times(call: Call, x: Node, table: np.ndarray[Any, Any], axis: int) -> Node:
+    """The sum over j of x[..., j, ...] * table[k, j]."""
+    perm = to_end(x.type.rank, axis)
+    weight = constant(np.ascontiguousarray(table, np.float32), source=call.source)
+    flat = call.transpose(x, perm)
+    rows = flat if x.type.rank > 1 else call.reshape(flat, (1, *flat.shape))
+    made = call.op("linear", rows, weight)
+    return call.transpose(made if x.type.rank > 1 else call.reshape(made, made.shape[1:]), perm)
+
+
+def _tables(size: int, outs: int, sign: float, factor: float) -> list[np.ndarray[Any, Any]]:
+    """cos and sign * sin of 2 pi j k / size, `[outs, size]`; j k is reduced by the size first, as an integer."""
+    angles = np.outer(np.arange(outs), np.arange(size)) % size * (2 * math.pi / size)
+    return [factor * np.cos(angles), factor * sign * np.sin(angles)]
+
+
+def _transformed(call: Call, x: Parts, axis: int, tables: list[np.ndarray[Any, Any]]) -> tuple[Node, Node]:
+    """(a + bi)(cos + i sin)"""
+    real, imag = x
+    straight, crossed = (_times(call, real, table, axis) for table in tables)
+    if imag is None:
+        return straight, crossed
+    other, more = (_times(call, imag, table, axis) for table in tables)
+    return call.op("sub", straight, more), call.op("add", crossed, other)
+
+
+def _resized(call: Call, x: Parts, axis: int, length: int) -> Parts:
+    """Cut, or with zeros behind it."""
+
+    def one(part: Node) -> Node:
+        size = part.shape[axis]
+        if size >= length:
+            return call.sliced(part, axis, 0, length)
+        after = [length - size if a == axis else 0 for a in range(part.type.rank)]
+        return padded(call, part, [0] * part.type.rank, after)
+
+    return one(x[0]), None if x[1] is None else one(x[1])
+
+
+@onnx_op("DFT")
+def _dft(call: Call) -> Node:
+    """The axis was an attribute before opset 20. Of a real input `onesided` gives the first half."""
+    x = call.node(0)
+    rank = x.type.rank
+    axis = call.attribute("axis", 1) if call.opset < 20 else _axis(call)
+    axis %= rank
+    size = x.shape[axis]
+    call.require(isinstance(size, int), "a Fourier transform of a dynamic size")
+    inverse, half = bool(call.attribute("inverse", 0)), bool(call.attribute("onesided", 0))
+    length = int(size)
+    if call.has(1):
+        given = known(call.value(1))
+        call.require(given is not None, "the length of a Fourier transform computed from the values of tensors")
+        assert given is not None
+        length = int(given.item())
+    if inverse and half:
+        return _inverse_of_half(call, x, axis, length if call.has(1) else 2 * (int(size) - 1))
+    parts = _resized(call, _parts(call, x), axis, length)
+    outs = length // 2 + 1 if half else length
+    tables = _tables(length, outs, 1.0 if inverse else -1.0, 1 / length if inverse else 1.0)
+    return _joined(call, *_transformed(call, parts, axis, tables))
+
+
+def _axis(call: Call) -> int:
+    if not call.has(2):
+        return -2
+    given = call.numbers(2, "the axis of a Fourier transform")
+    return int(given.reshape(()))
+
+
+def _inverse_of_half(call: Call, x: Node, axis: int, length: int) -> Node:
+    """The real signal whose spectrum is its first half, mirrored."""
+    real, imag = _resized(call, _parts(call, x), axis, length // 2 + 1)
+    twice = np.full(length // 2 + 1, 2.0)
+    twice[0] = 1
+    if length % 2 == 0:
+        twice[-1] = 1
+    cosines, sines = (t * twice / length for t in _inverse_tables(length))
+    y = _times(call, real, cosines, axis)
+    y = y if imag is None else call.op("sub", y, _times(call, imag, sines, axis))
+    return call.reshape(y, (*y.shape, 1))
+
+
+def _inverse_tables(length: int) -> list[np.ndarray[Any, Any]]:
+    angles = np.outer(np.arange(length), np.arange(length // 2 + 1)) % length * (2 * math.pi / length)
+    return [np.cos(angles), np.sin(angles)]
+
+
+@onnx_op("STFT")
+def _stft(call: Call) -> Node:
+    """A transform of each frame, times a window."""
+    signal = call.node(0)
+    step = int(call.numbers(1, "the step of frames").item()) if known(call.value(1)) is not None else 0
+    window = call.node(2) if call.has(2) else None
+    half = bool(call.attribute("onesided", 1))
+    wanted = call.declared[0] if call.declared else None
+    length = _frame_length(call, window)
+    total = signal.shape[1]
+    call.require(isinstance(total, int), "frames of a signal of dynamic length")
+    if not step:
+        call.require(wanted is not None and wanted[1] > 1, "the step of frames computed from the values of tensors")
+        call.require(False, "the step of frames computed from the values of tensors")
+    count = (int(total) - length) // step + 1
+    places = (np.arange(count)[:, None] * step + np.arange(length)).astype(np.int64)
+    outs = length // 2 + 1 if half else length
+    tables = _tables(length, outs, -1.0, 1.0)
+    parts = [_frames(call, p, places, window) for p in _parts(call, _with_parts(call, signal)) if p is not None]
+    return _joined(call, *_transformed(call, (parts[0], parts[1] if len(parts) > 1 else None), 2, tables))
+
+
+def _with_parts(call: Call, signal: Node) -> Node:
+    return signal if signal.type.rank == 3 else call.reshape(signal, (*signal.shape, 1))
+
+
+def _frame_length(call: Call, window: Node | None) -> int:
+    if call.has(3) and known(call.value(3)) is not None:
+        return int(call.numbers(3, "the length of frames").item())
+    call.require(window is not None and isinstance(window.shape[0], int), "the length of frames")
+    call.inputs.read.add(3)
+    assert window is not None
+    return int(window.shape[0])
+
+
+def _frames(call: Call, part: Node, places: np.ndarray[Any, Any], window: Node | None) -> Node:
+    """`[batch, frames, length]`"""
+    front = call.op("embedding", call.transpose(part, (1, 0)), constant(places, source=call.source))
+    frames = call.transpose(front, (2, 0, 1))
+    return frames if window is None else call.op("mul", frames, window)
+
+
+# --- windows
+
+
+_WINDOWS = {
+    "HannWindow": (0.5, -0.5, 0.0),
+    "HammingWindow": (25 / 46, -21 / 46, 0.0),
+    "BlackmanWindow": (0.42, -0.5, 0.08),
+}
+
+
+@onnx_op(*_WINDOWS)
+def _window(call: Call) -> Node:
+    """a + b cos(2 pi n / size) + c cos(4 pi n / size); of a periodic one the size is one more than what is kept."""
+    given = known(call.value(0))
+    size = call.shape_of_result("the size of a window")[0] if given is None else given.item()
+    call.require(isinstance(size, int), "a window of a dynamic size")
+    kind = call.attribute("output_datatype", 1)
+    call.require(DTYPES.get(kind) == "f32", "a window of integers")
+    whole = size if call.attribute("periodic", 1) else size - 1
+    turns = 2 * math.pi * np.arange(size) / max(whole, 1)
+    a, b, c = _WINDOWS[call.type]
+    made = a + b * np.cos(turns) + c * np.cos(2 * turns)
+    return constant(made.astype(np.float32), source=call.source)
+
+
+@onnx_op("MelWeightMatrix")
+def _mel(call: Call) -> Node:
+    """Triangles whose corners lie evenly on the mel scale, as the standard's example computes them."""
+    values = [call.numbers(i, "a mel filter").item() for i in range(5)]
+    bins, length, rate = (int(v) for v in values[:3])
+    low, high = (float(v) for v in values[3:])
+    kind = call.attribute("output_datatype", 1)
+    call.require(DTYPES.get(kind) == "f32", "mel filters of integers")
+    edges = [2595 * math.log10(1 + f / 700) for f in (low, high)]
+    mels = np.arange(bins + 2) * ((edges[1] - edges[0]) / (bins + 2)) + edges[0]
+    hertz = 700 * (10 ** (mels / 2595) - 1)
+    places = ((length + 1) * hertz // rate).astype(np.int64)
+    made = np.zeros((length // 2 + 1, bins))
+    for i in range(bins):
+        first, middle, last = places[i : i + 3]
+        if middle == first:
+            made[middle, i] = 1
+        for j in range(first, middle + 1):
+            made[j, i] = made[j, i] if middle == first else (j - first) / (middle - first)
+        for j in range(middle, last):
+            made[j, i] = (last - j) / (last - middle)
+    return constant(made.astype(np.float32), source=call.source)
