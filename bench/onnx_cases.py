@@ -22,6 +22,7 @@ from llmc.errors import LlmcError
 
 # what two units in the last place are: such answers were rounded after each step, llmc's are not
 _ROUNDED = {"bfloat16": 2**-6, "float16": 2**-9}
+_NOISE = 1e-6  # of the largest answer: what float32 leaves of sums that should be 0
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
 Row = dict[str, Any]
 
@@ -119,7 +120,9 @@ def tried(case: Case) -> Row:
         faults = [fault for part in case.data if (fault := _compared(case, graph, *part))]
     except LlmcError as error:
         return {**row, "state": "no run", "reason": str(error).splitlines()[0][:300]}
-    return {**row, "state": "wrong", "reason": faults[0]} if faults else {**row, "state": "right", "reason": ""}
+    return (
+        {**row, "state": "wrong", "reason": faults[0]} if faults else {**row, "state": "right", "reason": ""}
+    )
 
 
 def _short(error: LlmcError) -> str:
@@ -163,9 +166,18 @@ def _difference(got: Any, expected: Any, info: Any, case: Case) -> str:
     if kind in DTYPES and got.dtype != ARRAYS[DTYPES[kind]]:
         return f"dtype {got.dtype}, not {ARRAYS[DTYPES[kind]]}"
     rtol = max(case.rtol, _ROUNDED.get(expected.dtype.name, 0.0))
+    atol = max(case.atol, _NOISE * _largest(expected))
     wide = np.float64 if got.dtype.kind == "f" else got.dtype
     try:
-        np.testing.assert_allclose(got.astype(wide), expected.astype(wide), rtol=rtol, atol=case.atol)
+        np.testing.assert_allclose(got.astype(wide), expected.astype(wide), rtol=rtol, atol=atol)
     except AssertionError as error:
         return " ".join(str(error).split())[:200]
     return ""
+
+
+def _largest(expected: Any) -> float:
+    """The largest finite answer of floats; integers are exact."""
+    if expected.dtype.kind in "biu" or not expected.size:
+        return 0.0
+    values = np.abs(expected.astype(np.float64))
+    return float(np.max(values, where=np.isfinite(values), initial=0.0))

@@ -1,12 +1,12 @@
 """Which tests of the onnx package llmc passes: every node test and every model test, each tried.
 
-    python bench/onnx_conformance.py                     tries what is not in the cache yet, and writes docs/onnx-support.md
+    python bench/onnx_conformance.py                     tries what is not in the cache, and writes docs/onnx-support.md
     python bench/onnx_conformance.py --only Conv,If      the tests of these ops, again
     python bench/onnx_conformance.py --again             those that were not right, too
     python bench/onnx_conformance.py --write             writes docs/onnx-support.md from the cache alone
 
-Each test's model is imported as it ships and run by the interpreter; outputs are held to the test's own tolerances. Each
-runs in a process of its own with a limit of time and of memory. Results are kept in the cache, a line for each test.
+Each test's model is imported as it ships and run by the interpreter; outputs are held to the test's own tolerances.
+Each runs in a process of its own with a limit of time and of memory. Results are kept in the cache, a line for each.
 """
 
 from __future__ import annotations

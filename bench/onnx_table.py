@@ -27,8 +27,14 @@ def page(rows: Mapping[str, Row]) -> str:
     lines = [f"onnx {onnx.__version__}: {len(rows)} tests tried.", ""]
     lines += ["| tests | all | import | right | wrong |", "|---|---|---|---|---|"]
     lines += [_counted(kind, list(group)) for kind, group in groupby(ordered, lambda row: row["kind"])]
-    lines += ["", "| op | opset | tests | import | right | compiled | why not |", "|---|---|---|---|---|---|---|"]
-    lines += [_line(key, list(group)) for key, group in groupby(ordered, lambda row: (row["op"], row["opset"]))]
+    lines += [
+        "",
+        "| op | opset | tests | import | right | compiled | why not |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        _line(key, list(group)) for key, group in groupby(ordered, lambda row: (row["op"], row["opset"]))
+    ]
     return _HEAD + "\n".join(lines) + "\n"
 
 
@@ -41,9 +47,7 @@ def _line(key: tuple[str, int], rows: Sequence[Row]) -> str:
     reasons = Counter(_reason(row) for row in rows if row["state"] != "right")
     told = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
     opset = key[1] or ""
-    return (
-        f"| {key[0]} | {opset} | {len(rows)} | {_imports(rows)} | {_in(rows, 'right')} | {compiled or ''} | {told} |"
-    )
+    return f"| {key[0]} | {opset} | {len(rows)} | {_imports(rows)} | {_in(rows, 'right')} | {compiled or ''} | {told} |"
 
 
 def _imports(rows: Sequence[Row]) -> int:

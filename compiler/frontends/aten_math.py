@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmc.compiler.frontends.aten import Call, aten
-from llmc.compiler.frontends.aten_rounding import truncated_quotient
+from llmc.compiler.frontends.composed_rounding import truncated_quotient
 from llmc.compiler.graph import Node
 
 # --- one input

@@ -84,17 +84,19 @@ def network(
     x = call.op("transpose", x, perm=(1, 0, 2)) if batch_first else x
     ends: list[list[Node]] = []
     for layer in range(layers):
-        x, last = layer(shared, layer, x)
+        x, last = one_layer(shared, layer, x)
         ends += last
     x = call.op("transpose", x, perm=(1, 0, 2)) if batch_first else x
     return (x, *(_joined(call, [end[i] for end in ends]) for i in range(MODES[kind])))
 
 
-def layer(net: Network, layer: int, x: Node) -> tuple[Node, list[list[Node]]]:
+def one_layer(net: Network, layer: int, x: Node) -> tuple[Node, list[list[Node]]]:
     """The output of one layer and the last states of its directions."""
     outputs, ends = [], []
     for direction in range(1 + net.bidirectional):
-        output, *last = _direction(net, layer * (1 + net.bidirectional) + direction, x, net.backwards[direction])
+        output, *last = _direction(
+            net, layer * (1 + net.bidirectional) + direction, x, net.backwards[direction]
+        )
         outputs.append(output)
         ends.append(last)
     return outputs[0] if len(outputs) == 1 else net.call.op("concat", *outputs, axis=2), ends

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmc.compiler.dims import dim, product
+from llmc.compiler.dims import Dim, dim, product
 from llmc.compiler.frontends.composed import Array, by_channel, changed, joined, taken
 from llmc.compiler.frontends.composed_pad import padded
 from llmc.compiler.frontends.parts import Maker, sliced, transposed
@@ -161,7 +161,9 @@ def transposed_convolution(m: Maker, x: Node, weight: Node, bias: Node | None, w
     # spreading leaves stride - 1 zeros behind the last element
     after = [s - c - (step - 1) for s, c, step in zip(spans, windows.after, windows.stride, strict=True)]
     wide = padded(m, _spread(m, x, windows.stride), (0, 0, *before), (0, 0, *after))
-    flipped = changed(m, weight, lambda w: _flipped(w, windows.groups), lambda w: _turned(m, w, windows.groups))
+    flipped = changed(
+        m, weight, lambda w: _flipped(w, windows.groups), lambda w: _turned(m, w, windows.groups)
+    )
     ones, none = (1,) * len(kernel), (0,) * len(kernel)
     return convolution(m, wide, flipped, bias, Windows(ones, windows.dilation, none, none, windows.groups))
 
@@ -173,13 +175,19 @@ def _flipped(w: Array, groups: int) -> Array:
     return np.flip(grouped.reshape(groups * outputs, c // groups, *kernel), tuple(range(2, w.ndim)))
 
 
+def window_counts(sizes: Sizes, kernel: Sizes, windows: Windows) -> list[Dim]:
+    """How many windows there are along each axis."""
+    steps = zip(sizes, kernel, windows.stride, windows.before, windows.after, windows.dilation, strict=True)
+    return [out_size(d, k, s, b + a, f) for d, k, s, b, a, f in steps]
+
+
 def folded_windows(m: Maker, x: Node, sizes: Sizes, kernel: Sizes, windows: Windows) -> Node:
     """x `[b, c * taps, windows]` -> `[b, c, sizes...]`, the sum of all windows, each in its place."""
     taps = product(kernel)
-    steps = list(zip(sizes, kernel, windows.stride, windows.dilation, windows.before, windows.after, strict=True))
-    counts = [out_size(d, k, s, b + a, f) for d, k, s, f, b, a in steps]
-    full = [(n - 1) * s + f * (k - 1) + 1 for n, (_, k, s, f, _, _) in zip(counts, steps, strict=True)]
-    after = tuple(f - b - d for f, (d, _, _, _, b, _) in zip(full, steps, strict=True))
+    counts = window_counts(sizes, kernel, windows)
+    steps = zip(counts, kernel, windows.stride, windows.dilation, strict=True)
+    full = [(n - 1) * s + f * (k - 1) + 1 for n, k, s, f in steps]
+    after = tuple(f - b - d for f, d, b in zip(full, sizes, windows.before, strict=True))
     channels = int(x.shape[1]) // taps
     place = np.eye(taps, dtype=np.float32).reshape(taps, 1, *kernel)
     weight = constant(np.tile(place, (channels, *(1,) * (len(kernel) + 1))), source=m.source)

@@ -83,10 +83,7 @@ def _taps(m: Maker, place: Node, length: Dim, how: Sampling) -> list[Tap]:
 def _keys(m: Maker, d: Node, step: int) -> Node:
     """Keys' cubic kernel (1981)."""
     a = _CUBIC
-    if step in (0, 1):
-        factors = (a + 2, -(a + 3), 0.0, 1.0)
-    else:
-        factors = (a, -5 * a, 8 * a, -4 * a)
+    factors = (a + 2, -(a + 3), 0.0, 1.0) if step in (0, 1) else (a, -5 * a, 8 * a, -4 * a)
     total = number(m, factors[0], d)
     for factor in factors[1:]:
         total = m.op("add", m.op("mul", total, d), number(m, factor, d))

@@ -95,7 +95,8 @@ def highest_places(m: Maker, x: Node, axes: Sequence[Axis], by_column: bool) -> 
             continue
         higher = m.op("gt", value, best)
         best, where = m.op("where", higher, value, best), m.op("where", higher, place, where)
-    assert best is not None and where is not None
+    assert best is not None
+    assert where is not None
     return best, m.op("add", where, _offsets(m, x))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmc.compiler.dims import Dim, product
+from llmc.compiler.dims import Dim, dim, product
 from llmc.compiler.frontends.parts import Maker, expanded, transposed
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
@@ -26,7 +26,7 @@ class Labelled:
 
 
 def einsum(call: Maker, equation: str, operands: Sequence[Node]) -> Node:
-    """The sum that `equation` states, as `numpy.einsum` has it; no operand has a label twice."""
+    """The sum that `equation` states, as `numpy.einsum` has it"""
     left, arrow, right = equation.replace(" ", "").partition("->")
     given = [_labelled(call, node, text) for node, text in zip(operands, left.split(","), strict=True)]
     result = _output(given, right if arrow else None)
@@ -43,8 +43,25 @@ def _labelled(call: Maker, node: Node, text: str) -> Labelled:
     missing = node.type.rank - len(before) - len(after)
     numbers = tuple(str(i) for i in reversed(range(missing))) if dots else ()
     labels = (*before, *numbers, *after)
-    call.require(len(set(labels)) == len(labels), f"the diagonal of an operand in einsum: {text!r}")
+    while len(set(labels)) < len(labels):
+        node, labels = _diagonal(call, node, labels)
     return Labelled(node, labels)
+
+
+def _diagonal(call: Maker, node: Node, labels: tuple[str, ...]) -> tuple[Node, tuple[str, ...]]:
+    """Two axes of one label become one: the elements whose places along both are the same."""
+    label = next(name for name in labels if labels.count(name) > 1)
+    first = labels.index(label)
+    second = labels.index(label, first + 1)
+    size = node.shape[first]
+    call.require(size == node.shape[second], f"two sizes of the label {label!r} in einsum")
+    rest = [a for a in range(len(labels)) if a not in (first, second)]
+    flat = transposed(call, node, (first, second, *rest))
+    flat = call.reshape(flat, (dim(size * size), *(node.shape[a] for a in rest)))
+    steps = call.op("iota", length=size, step=size + 1) if isinstance(size, int) else None
+    call.require(steps is not None, "the diagonal of axes of dynamic size in einsum")
+    assert steps is not None
+    return call.op("embedding", flat, steps), (label, *(labels[a] for a in rest))
 
 
 def _output(given: Sequence[Labelled], stated: str | None) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from llmc.compiler.frontends import beside
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.frontends.onnx_file import read, values
-from llmc.compiler.frontends.onnx_kinds import DTYPES
 from llmc.compiler.frontends.onnx_graph import to_graph
+from llmc.compiler.frontends.onnx_kinds import DTYPES
 from llmc.compiler.graph import Weight
 
 

@@ -9,14 +9,21 @@ understood: an attribute that is not as it would be without it, or an input, is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llmc.compiler.dims import Dim, dim
-from llmc.compiler.frontends.imported import LARGEST
+from llmc.compiler.frontends.onnx_values import (
+    Attributes,
+    Inputs,
+    Sizes,
+    Value,
+    known,
+    want_room,
+)
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import DTYPES, Node, Source, results_of
 from llmc.compiler.ops import OPS, constant, make
@@ -26,26 +33,6 @@ FOLD_LIMIT = (
 )
 
 
-MOST_ELEMENTS = 1 << 32  # of a tensor
-MOST_AXES = 16
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Integers of which at least one depends on a symbolic dim: an object array of dims."""
-
-    array: np.ndarray[Any, Any]
-    dtype: str = "i64"
-
-
-@dataclass(frozen=True)
-class Items:
-    """A sequence, or an optional value: one item or none."""
-
-    items: tuple[Node | Sizes, ...]
-
-
-Value = Node | Sizes | Items
 Result = Value | tuple["Value | None", ...]  # None: of an output without a name
 Converter = Callable[["Call"], Result]
 TABLE: dict[str, Converter] = {}  # op type -> converter
@@ -61,56 +48,6 @@ def onnx_op(*types: str) -> Callable[[Converter], Converter]:
         return convert
 
     return register
-
-
-def known(value: Value | None) -> np.ndarray[Any, Any] | None:
-    """The numbers of `Sizes` or of a constant, None if they are not known now."""
-    if isinstance(value, Sizes):
-        return value.array
-    if isinstance(value, Node) and value.op == "constant":
-        array: np.ndarray[Any, Any] = value.attributes["value"].array
-        return array
-    return None
-
-
-class Attributes(dict[str, Any]):
-    """A node's attributes, and which of them have been looked at."""
-
-    def __init__(self, values: Mapping[str, Any], protos: Sequence[Any] = ()) -> None:
-        super().__init__(values)
-        self.protos = protos
-        self.read: set[str] = set()
-
-    def __getitem__(self, name: str) -> Any:
-        self.read.add(name)
-        return super().__getitem__(name)
-
-    def __contains__(self, name: object) -> bool:
-        self.read.add(str(name))
-        return super().__contains__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        self.read.add(name)
-        return super().get(name, default)
-
-
-class Inputs(tuple["Value | None", ...]):
-    """A node's inputs, and which of them have been looked at."""
-
-    read: set[int]
-
-    def __new__(cls, values: Sequence[Value | None]) -> Inputs:
-        made = super().__new__(cls, values)
-        made.read = set()
-        return made
-
-    def __getitem__(self, position: Any) -> Any:
-        self.read |= set(range(len(self))[position]) if isinstance(position, slice) else {position % len(self)}
-        return super().__getitem__(position)
-
-    def __iter__(self) -> Iterator[Value | None]:
-        self.read |= set(range(len(self)))
-        return super().__iter__()
 
 
 @dataclass(frozen=True)
@@ -146,7 +83,7 @@ class Call:
 
     def value(self, position: int) -> Value:
         """An input as it is."""
-        value = self.inputs[position] if position < len(self.inputs) else None
+        value: Value | None = self.inputs[position] if position < len(self.inputs) else None
         if value is None:
             raise UnsupportedError(f"input {position} is missing", "the file is damaged: export it again")
         return value
@@ -283,14 +220,6 @@ class Call:
         """Refuse the node unless `holds`."""
         if not holds:
             raise UnsupportedError(reason, advice)
-
-
-def want_room(shape: Sequence[Dim]) -> None:
-    """Refuse a tensor that no machine holds."""
-    known_sizes = [d for d in shape if isinstance(d, int)]
-    count = math.prod(known_sizes)
-    if count > MOST_ELEMENTS or any(d > LARGEST for d in known_sizes):
-        raise UnsupportedError(f"a tensor of {count} elements", f"at most {MOST_ELEMENTS} are possible")
 
 
 def folded(node: Node) -> Node:

@@ -1,4 +1,4 @@
-"""What must hold of an ONNX file before anything of it is imported: names are made once, by something, and no cycles."""
+"""What must hold of an ONNX file before it is imported: names are made once, and nothing depends on itself."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ class _Counter:
     def function(self, key: tuple[str, str], depth: int) -> int:
         if key in self.pending:
             raise LlmcError(
-                f"the function {key[1]!r} calls itself", at=str(self.path), hint="functions cannot be recursive"
+                f"the function {key[1]!r} calls itself",
+                at=str(self.path),
+                hint="functions cannot be recursive",
             )
         if key not in self.known:
             self.pending.add(key)
@@ -120,7 +122,9 @@ def in_order(nodes: Sequence[Any], wanted: Iterable[str], at: str) -> list[Any]:
     return order
 
 
-def _before(node: Any, makers: Mapping[str, Any], state: Mapping[int, bool], at: str) -> list[tuple[Any, bool]]:
+def _before(
+    node: Any, makers: Mapping[str, Any], state: Mapping[int, bool], at: str
+) -> list[tuple[Any, bool]]:
     found = []
     for name in sorted(read_names(node), reverse=True):
         other = makers.get(name)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmc.compiler.frontends.composed import joined
-from llmc.compiler.frontends.onnx_call import Call, Items, Sizes, Value, known, onnx_op
+from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_parts import backwards
+from llmc.compiler.frontends.onnx_values import Items, Sizes, Value, known
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import input_, results
@@ -26,7 +27,7 @@ class Captured:
 
     def __call__(self, value: Value) -> Value:
         if isinstance(value, Items):
-            return Items(tuple(self(item) for item in value.items))  # type: ignore[arg-type,misc]
+            return Items(tuple(self(item) for item in value.items))  # type: ignore[misc]
         if isinstance(value, Sizes) or value.op == "constant":
             return value
         if value not in self.inner:
@@ -87,7 +88,9 @@ def _unrolled(call: Call, trips: int) -> Results:
         going, *made = scope.results(graph)
         values, kinds = made[: len(values)], [scope.kind(o.name) for o in graph.output[1:]][: len(values)]
         parts.append(_data(call, made[len(values) :]))
-    stacked = [joined(call, [call.reshape(p, (1, *p.shape)) for p in each], 0) for each in zip(*parts, strict=True)]
+    stacked = [
+        joined(call, [call.reshape(p, (1, *p.shape)) for p in each], 0) for each in zip(*parts, strict=True)
+    ]
     call.require(bool(parts) or len(graph.output) == 1 + len(values), "a Loop of nothing that stacks results")
     return (*values, *stacked)
 
@@ -142,7 +145,14 @@ def _scan(call: Call) -> Results:
     body = Graph((*parts, *inside, *captured.inner.values()), _named(made))
     count = slices[0].shape[0]
     node = call.op(
-        *("loop", *slices, *first, *captured.inner), body=body, count=count, scanned=scanned, carried=len(first)
+        "loop",
+        *slices,
+        *first,
+        *captured.inner,
+        body=body,
+        count=count,
+        scanned=scanned,
+        carried=len(first),
     )
     found = results(node)
     return (*found[: len(first)], *_outwards(call, found[len(first) :]))

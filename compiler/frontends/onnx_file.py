@@ -25,6 +25,7 @@ from llmc.errors import LlmcError
 MOST_BYTES = 2**31 - 1  # of a protobuf message
 OPSETS = range(1, defs.onnx_opset_version() + 1)  # versions of the default domain
 
+
 @dataclass(frozen=True)
 class OnnxFile:
     """A parsed file.
@@ -175,7 +176,7 @@ def _bytes(tensor: TensorProto) -> int:
         return int(count * RAW[tensor.data_type].itemsize)
     name = dtype_name(tensor.data_type)
     width = next((w for end, w in _WIDTHS.items() if end in name), 8)
-    return -(-count * width // 8)
+    return int(-(-count * width // 8))
 
 
 _WIDTHS = {"BFLOAT16": 16, "FLOAT4": 4, "FLOAT6": 6, "INT4": 4, "INT2": 2}
@@ -193,7 +194,9 @@ def values(tensor: TensorProto, path: Path) -> np.ndarray[Any, Any]:
     except (ValueError, TypeError) as error:
         told = str(error).startswith("the data has")
         raise LlmcError(
-            f"{error}: weight {tensor.name!r}" if told else f"the data of weight {tensor.name!r} does not fit its shape",
+            f"{error}: weight {tensor.name!r}"
+            if told
+            else f"the data of weight {tensor.name!r} does not fit its shape",
             at=str(path),
             found=f"{list(tensor.dims)} of {dtype_name(tensor.data_type)}",
             hint="llmc computes doubles as float32" if told else "the file is damaged: export it again",

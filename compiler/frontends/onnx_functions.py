@@ -9,7 +9,8 @@ from typing import Any
 from onnx import FunctionProto, NodeProto, TypeProto, defs, helper
 
 from llmc.compiler.dims import dim_text
-from llmc.compiler.frontends.onnx_call import Call, Items, Value
+from llmc.compiler.frontends.onnx_call import Call
+from llmc.compiler.frontends.onnx_values import Items, Value
 
 
 @cache
@@ -18,7 +19,7 @@ def schema(op: str, version: int, domain: str) -> Any:
     domain = "" if domain == "ai.onnx" else domain
     try:
         found = defs.get_schema(op, version, domain)
-    except Exception:  # noqa: BLE001 - onnx's own error, of a class that it does not export
+    except Exception:
         return None
     return None if found.deprecated else found
 

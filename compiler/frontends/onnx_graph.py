@@ -12,11 +12,13 @@ from llmc.compiler.dims import Dim, symbol
 from llmc.compiler.frontends import converters, onnx_types
 from llmc.compiler.frontends.axes import SEGMENTS, AxisNames
 from llmc.compiler.frontends.imported import LARGEST
-from llmc.compiler.frontends.onnx_call import MOST_AXES, Attributes, Call, Inputs, Items
+from llmc.compiler.frontends.onnx_call import Call
 from llmc.compiler.frontends.onnx_check import in_order
 from llmc.compiler.frontends.onnx_file import OnnxFile
 from llmc.compiler.frontends.onnx_kinds import DTYPES, dtype_name
-from llmc.compiler.frontends.onnx_reader import Reader, Scope
+from llmc.compiler.frontends.onnx_reader import Reader
+from llmc.compiler.frontends.onnx_scope import Scope
+from llmc.compiler.frontends.onnx_values import MOST_AXES, Attributes, Inputs, Items
 from llmc.compiler.frontends.report import report
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import input_
@@ -64,7 +66,9 @@ def _output(file: OnnxFile, scope: Scope, info: Any) -> Node:
         )
     if isinstance(value, Items):
         raise LlmcError(
-            f"the output {info.name!r} is a sequence", at=str(file.path), hint="outputs are tensors: concatenate it"
+            f"the output {info.name!r} is a sequence",
+            at=str(file.path),
+            hint="outputs are tensors: concatenate it",
         )
     call = Call("output", Inputs((value,)), Attributes({}), 1, 1, Source(info.name))
     node = call.node(0)
@@ -138,7 +142,11 @@ def _rows(graph: Any) -> dict[str, int]:
         if node.op_type in ("Cast", "Identity") and node.input and node.input[0] in origin:
             origin |= {name: origin[node.input[0]] for name in node.output}
         table = sizes.get(node.input[0]) if node.op_type == "Gather" and len(node.input) == 2 else None
-        if table is None or node.input[1] not in origin or any(a.name == "axis" and a.i for a in node.attribute):
+        if (
+            table is None
+            or node.input[1] not in origin
+            or any(a.name == "axis" and a.i for a in node.attribute)
+        ):
             continue
         name = origin[node.input[1]]
         rows[name] = min(rows.get(name, table - 1), table - 1)

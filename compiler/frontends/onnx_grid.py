@@ -73,7 +73,9 @@ def _center(call: Call) -> Node:
 def _roi_align(call: Call) -> Node:
     """The mean, or the largest, of samples between pixels in each cell of a region."""
     x, rois, batch = call.node(0), call.node(1), call.cast(call.node(2), "i64")
-    half = call.attribute("coordinate_transformation_mode", "half_pixel" if call.opset > 15 else "output_half_pixel")
+    half = call.attribute(
+        "coordinate_transformation_mode", "half_pixel" if call.opset > 15 else "output_half_pixel"
+    )
     outs = [call.attribute(f"output_{n}", 1) for n in ("height", "width")]
     ratio, mode = call.attribute("sampling_ratio", 0), call.attribute("mode", "avg")
     call.require(ratio > 0, "a RoiAlign whose number of samples depends on the regions")
@@ -109,7 +111,9 @@ def _weighed(call: Call, x: Node, batch: Node, count: Dim, lines: list[Node], la
     for at_row, row_share in rows:
         for at_column, column_share in columns:
             place = call.op("mul", call.reshape(at_row, (*at_row.shape, 1)), size(call, sizes[1]))
-            place = call.op("add", call.op("add", place, call.reshape(at_column, (count, 1, at_column.shape[1]))), begin)
+            place = call.op(
+                "add", call.op("add", place, call.reshape(at_column, (count, 1, at_column.shape[1]))), begin
+            )
             share = call.op(
                 "mul",
                 call.reshape(row_share, (*row_share.shape, 1)),

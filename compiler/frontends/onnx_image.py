@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmc.compiler.dims import Dim
+from llmc.compiler.dims import Dim, product
 from llmc.compiler.frontends import composed_norm
 from llmc.compiler.frontends.composed import by_channel
 from llmc.compiler.frontends.composed_conv import (
@@ -14,8 +14,10 @@ from llmc.compiler.frontends.composed_conv import (
     convolution,
     folded_windows,
     transposed_convolution,
+    window_counts,
 )
 from llmc.compiler.frontends.onnx_call import Call, Result, onnx_op
+from llmc.compiler.frontends.onnx_choice import by_values
 from llmc.compiler.graph import Node
 
 
@@ -89,14 +91,27 @@ def _conv_transpose(call: Call) -> Node:
 
 @onnx_op("Col2Im")
 def _col2im(call: Call) -> Node:
-    """The sum of windows: a transposed convolution whose weight puts each tap in its place."""
-    x, rank = call.node(0), len(call.dims(1, "the shape of an image"))
-    sizes, kernel = call.dims(1, "the shape of an image"), call.dims(2, "the shape of blocks")
+    """Blocks whose shape is given at run time are chosen there, of those that the declared result allows."""
+    x, sizes, kernel = call.node(0), call.known_dims(1), call.known_dims(2)
+    sizes = call.shape_of_result("the shape of an image")[2:] if sizes is None else sizes
+    rank = len(sizes)
     stride, dilation = (tuple(call.attribute(n, [1] * rank)) for n in ("strides", "dilations"))
     pads = call.attribute("pads", [0] * 2 * rank)
-    call.require(all(isinstance(d, int) for d in (*sizes, *kernel)), "Col2Im of a dynamic size")
+    call.require(all(isinstance(d, int) for d in (*sizes, *(kernel or ()))), "Col2Im of a dynamic size")
     windows = Windows(stride, dilation, tuple(pads[:rank]), tuple(pads[rank:]))
-    return folded_windows(call, x, sizes, kernel, windows)
+    if kernel is not None:
+        return folded_windows(call, x, sizes, kernel, windows)
+    taps = int(x.shape[1]) // call.shape_of_result("the shape of blocks")[1]
+    options = [k for k in _shapes(taps, rank) if product(window_counts(sizes, k, windows)) == x.shape[2]]
+    return by_values(call, call.node(2), options, lambda k: folded_windows(call, x, sizes, k, windows))
+
+
+def _shapes(count: int, rank: int) -> list[tuple[int, ...]]:
+    """All shapes of so many elements."""
+    if rank == 1:
+        return [(count,)]
+    divisors = [d for d in range(1, count + 1) if count % d == 0]
+    return [(d, *rest) for d in divisors for rest in _shapes(count // d, rank - 1)]
 
 
 # --- norms
@@ -110,7 +125,9 @@ def _batch_norm(call: Call) -> Result:
     call.without_meaning("is_test")  # before opset 7: outputs that only training has tell the same
     call.require(call.attribute("spatial", 1) == 1, "BatchNormalization of each place for itself")
     if not training:
-        call.require(call.outputs == 1, "BatchNormalization in training mode", "export the model in eval mode")
+        call.require(
+            call.outputs == 1, "BatchNormalization in training mode", "export the model in eval mode"
+        )
         return _scaled(call, x, weight, bias, mean, variance)
     axes = (0, *range(2, x.type.rank))
     now = call.op("mean", x, axes=axes, keepdims=True)

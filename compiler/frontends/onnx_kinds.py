@@ -87,7 +87,11 @@ def wide(array: np.ndarray[Any, Any], what: str = "the data") -> np.ndarray[Any,
     target = _wider(array.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         made = array.astype(target)
-    if array.dtype == np.float64 and np.isinf(made).any() and not np.array_equal(np.isinf(made), np.isinf(array)):
+    if (
+        array.dtype == np.float64
+        and np.isinf(made).any()
+        and not np.array_equal(np.isinf(made), np.isinf(array))
+    ):
         raise ValueError(f"{what} has doubles that are beyond float32")
     return np.asarray(made)
 

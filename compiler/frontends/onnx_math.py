@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from llmc.compiler.frontends import composed_math
 from llmc.compiler.frontends.composed_rounding import nearest_even, truncated_quotient, truncated_rest
-from llmc.compiler.frontends.onnx_call import Call, Items, Value, onnx_op
+from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_kinds import DTYPES, dtype_name
 from llmc.compiler.frontends.onnx_small_floats import is_small, rounded
+from llmc.compiler.frontends.onnx_values import Items, Value
 from llmc.compiler.graph import Node
 
 _UNARY = {

@@ -65,7 +65,9 @@ def _determinant(call: Call) -> Node:
     call.require(isinstance(size, int) and 1 <= size <= 4, f"the determinant of a matrix of {size} columns")
     axis = x.type.rank - 2
     rows = [call.sliced(x, axis, i, i + 1) for i in range(size)]
-    cells = [[call.reshape(call.sliced(r, axis + 1, j, j + 1), x.shape[:-2]) for j in range(size)] for r in rows]
+    cells = [
+        [call.reshape(call.sliced(r, axis + 1, j, j + 1), x.shape[:-2]) for j in range(size)] for r in rows
+    ]
     return _minor(call, cells)
 
 

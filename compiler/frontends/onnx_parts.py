@@ -11,8 +11,9 @@ import sympy
 from llmc.compiler.dims import Dim, dim, from_one
 from llmc.compiler.frontends.composed import size, taken
 from llmc.compiler.frontends.composed_pad import mirrored, padded
-from llmc.compiler.frontends.onnx_call import Call, known, onnx_op
+from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_index import wrapped
+from llmc.compiler.frontends.onnx_values import known
 from llmc.compiler.frontends.ranges import is_nonnegative
 from llmc.compiler.graph import DTYPES, Node
 from llmc.compiler.ops import constant
@@ -140,7 +141,9 @@ def _split(call: Call) -> tuple[Node, ...]:
     axis = call.axis(x.type.rank, 0)
     call.attribute("num_outputs", None)
     ends = np.cumsum(_sizes(call, x, axis)).tolist()
-    call.require(ends[-1] == x.shape[axis] or not isinstance(x.shape[axis], int), "parts that are not the whole")
+    call.require(
+        ends[-1] == x.shape[axis] or not isinstance(x.shape[axis], int), "parts that are not the whole"
+    )
     starts = [0, *ends[:-1]]
     return tuple(call.sliced(x, axis, start, end) for start, end in zip(starts, ends, strict=True))
 

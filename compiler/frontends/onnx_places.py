@@ -94,7 +94,9 @@ class Places:
     def outside(self) -> Array:
         """Which of the elements of a crop lie beyond the image."""
         x = self.coordinates()
-        return (x < 0) | (x > self.size - 1) if self.kind == "tf_crop_and_resize" else np.zeros(self.out, bool)
+        return (
+            (x < 0) | (x > self.size - 1) if self.kind == "tf_crop_and_resize" else np.zeros(self.out, bool)
+        )
 
     def rounded(self, how: str) -> Array:
         """The nearest element."""

@@ -1,14 +1,13 @@
 """Nodes of an ONNX graph, of its bodies and of functions, read in order into values.
 
-An op is arithmetic on sizes, which is done now (`onnx_sizes.py`), or has a converter, or is written out as its function:
-one of the file, or the one that the standard defines it by. A body sees the values around it.
+An op is arithmetic on sizes, which is done now (`onnx_sizes.py`), or has a converter, or is written out as its
+function: one of the file, or the one that the standard defines it by. A body sees the values around it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,116 +16,24 @@ import onnx
 from onnx import AttributeProto, NodeProto
 
 from llmc.compiler.frontends import onnx_functions, onnx_types
-from llmc.compiler.frontends.onnx_call import (
-    MOST_AXES,
-    TABLE,
-    Attributes,
-    Call,
-    Inputs,
-    Items,
-    Result,
-    Sizes,
-    Value,
-    want_room,
-)
+from llmc.compiler.frontends.onnx_call import TABLE, Call, Result
 from llmc.compiler.frontends.onnx_check import MOST_NODES, in_order
-from llmc.compiler.frontends.onnx_file import OnnxFile, values
-from llmc.compiler.frontends.onnx_kinds import natural
+from llmc.compiler.frontends.onnx_file import OnnxFile
+from llmc.compiler.frontends.onnx_scope import OWN, Scope, name_of, schema_of, version
 from llmc.compiler.frontends.onnx_sizes import on_sizes
 from llmc.compiler.frontends.onnx_source import place, source
+from llmc.compiler.frontends.onnx_values import MOST_AXES, Attributes, Inputs, Items, Sizes, Value, want_room
 from llmc.compiler.frontends.report import Problem, UnsupportedError
-from llmc.compiler.graph import Node, Source
-from llmc.compiler.ops import constant
+from llmc.compiler.graph import Source
 from llmc.errors import LlmcError
 
 _SECONDS = 900  # for one file
-_OWN = ("", "ai.onnx")
 ADVICE: Mapping[str, str] = {
     **dict.fromkeys(("NonZero", "Unique", "Compress"), "its shape depends on values: use masks and Where"),
     **dict.fromkeys(
         ("StringConcat", "StringSplit", "StringNormalizer", "RegexFullMatch"), "texts are no tensors in llmc"
     ),
 }
-
-
-@dataclass
-class Scope:
-    """Names of a graph, a body or a function, and what they mean.
-
-    Args:
-        opsets: domain -> version.
-        tensors: weights that are not read yet.
-        declared: name -> the shape that the file says, where it says all of it.
-        around: the scope whose names this one sees, too.
-        attributes: of the call of a function, for nodes that refer to them.
-        at: the source of all nodes, of a function's the call's; None: each has its own.
-        capture: what a value from around becomes here.
-    """
-
-    reader: Reader
-    opsets: Mapping[str, int]
-    tensors: Mapping[str, Any] = field(default_factory=dict)
-    declared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    around: Scope | None = None
-    attributes: Mapping[str, Any] | None = None
-    at: Source | None = None
-    capture: Callable[[Value], Value] = lambda value: value
-    values: dict[str, Value | None] = field(default_factory=dict)
-    kinds: dict[str, int] = field(default_factory=dict)
-
-    def has(self, name: str) -> bool:
-        """Whether a name means something; an optional input that is left out means nothing, and is known."""
-        inside = name in self.values or name in self.tensors
-        return inside or (self.around is not None and self.around.has(name))
-
-    def value(self, name: str) -> Value | None:
-        """What a tensor is, weights as constants when first read."""
-        if name in self.values:
-            return self.values[name]
-        if name in self.tensors:
-            tensor = self.tensors[name]
-            array = values(tensor, self.reader.file.path)
-            self.keep(name, constant(array, name, Source(name.rpartition(".")[0])), tensor.data_type)
-            return self.values[name]
-        if self.around is None:
-            return None
-        found = self.around.value(name)
-        if found is not None:
-            found = self.capture(found)
-            self.keep(name, found, self.around.kind(name))
-        return found
-
-    def kind(self, name: str) -> int:
-        """ONNX's element type of a tensor; 0 if there is none."""
-        if name not in self.kinds and self.around is not None:
-            return self.around.kind(name)
-        return self.kinds.get(name, 0)
-
-    def keep(self, name: str, value: Value | None, kind: int) -> None:
-        self.values[name], self.kinds[name] = value, kind
-
-    def body(self, graph: Any, capture: Callable[[Value], Value] = lambda value: value) -> Scope:
-        """The scope of a body in a node's attribute."""
-        return Scope(
-            self.reader,
-            self.opsets,
-            {t.name: t for t in graph.initializer},
-            onnx_types.declared(graph),
-            self,
-            self.attributes,
-            self.at,
-            capture,
-        )
-
-    def results(self, graph: Any) -> tuple[Value | None, ...]:
-        """The outputs of a body whose inputs are bound.
-
-        Raises:
-            UnsupportedError: a part of it cannot be imported.
-        """
-        problems = len(self.reader.problems)
-        self.reader.read_all(graph.node, [o.name for o in graph.output], self)
-        return self.reader.outputs(self, [o.name for o in graph.output], problems)
 
 
 class Reader:
@@ -137,6 +44,7 @@ class Reader:
         self.functions = {(f.domain, f.name): f for f in file.model.functions}
         self.problems: list[Problem] = []
         self.began, self.count = time.monotonic(), 0
+        self.last_kinds: dict[int, int] = {}  # of the results of the body that was read last
 
     @property
     def path(self) -> Path:
@@ -198,7 +106,7 @@ class Reader:
 
     def _by_table(self, node: NodeProto, scope: Scope, at: Source) -> Result:
         call = self._call(node, scope, at)
-        if node.domain in _OWN and (sizes := on_sizes(call)) is not None:
+        if node.domain in OWN and (sizes := on_sizes(call)) is not None:
             self._want_understood(node, call, scope)
             return sizes
         call = self._call(node, scope, at)
@@ -206,7 +114,9 @@ class Reader:
         self._want_understood(node, call, scope)
         return made
 
-    def _standard(self, node: NodeProto, scope: Scope, at: Source, problem: UnsupportedError | None) -> Result:
+    def _standard(
+        self, node: NodeProto, scope: Scope, at: Source, problem: UnsupportedError | None
+    ) -> Result:
         """The function that the standard defines an op by, if it does."""
         call = self._call(node, scope, at)
         resolved = onnx_functions.resolved(node, scope.attributes)
@@ -228,9 +138,7 @@ class Reader:
         opsets = {**onnx_functions.NEWEST, **{o.domain: o.version for o in function.opset_import}}
         declared = dict(zip(function.output, call.declared, strict=False))
         known = {k: v for k, v in declared.items() if v is not None}
-        scope = Scope(
-            self, opsets, declared=known, attributes={**defaults, **given}, at=call.source
-        )
+        scope = Scope(self, opsets, declared=known, attributes={**defaults, **given}, at=call.source)
         values_given = [*call.inputs, *[None] * (len(function.input) - len(call.inputs))]
         kinds = [*call.kinds, *[0] * len(function.input)]
         for formal, value, kind in zip(function.input, values_given, kinds, strict=False):
@@ -264,7 +172,7 @@ class Reader:
         names = list(node.input)
         while names and not names[-1]:
             names.pop()
-        self.last_kinds: dict[int, int] = {}
+        self.last_kinds = {}
         return Call(
             node.op_type,
             Inputs([scope.value(name) if name else None for name in names]),
@@ -313,22 +221,6 @@ _NUMPYS = (
 )
 
 
-def name_of(node: NodeProto) -> str:
-    """`Add`, or `com.microsoft.Gelu` of another domain."""
-    return node.op_type if node.domain in _OWN else f"{node.domain}.{node.op_type}"
-
-
-def version(node: NodeProto, scope: Scope) -> int:
-    """The version of a node's domain."""
-    found = [v for domain, v in scope.opsets.items() if domain == node.domain or {domain, node.domain} <= set(_OWN)]
-    return found[0] if found else 1
-
-
-def schema_of(node: NodeProto, scope: Scope) -> Any:
-    """What the standard says of an op, None if it does not know it."""
-    return onnx_functions.schema(node.op_type, version(node, scope), node.domain)
-
-
 def _is_default(schema: Any, name: str, value: Any) -> bool:
     """Whether an attribute says what its absence would."""
     if name == "consumed_inputs":  # of opset 1: memory that may be written to
@@ -354,6 +246,3 @@ def _want_sense(value: Value) -> None:
     want_room(shape)
     if len(shape) > MOST_AXES:
         raise UnsupportedError(f"a tensor of {len(shape)} axes", f"at most {MOST_AXES} are possible")
-
-
-__all__ = ["Reader", "Scope", "natural"]

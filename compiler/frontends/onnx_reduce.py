@@ -9,15 +9,14 @@ import numpy as np
 
 from llmc.compiler.dims import product
 from llmc.compiler.frontends import composed_math
-from llmc.compiler.frontends.onnx_call import Call, known, onnx_op
-from llmc.compiler.frontends.onnx_index import wrapped
+from llmc.compiler.frontends.onnx_call import Call, onnx_op
+from llmc.compiler.frontends.onnx_choice import Axes, selected
 from llmc.compiler.frontends.onnx_parts import backwards
+from llmc.compiler.frontends.onnx_values import known
 from llmc.compiler.frontends.report import UnsupportedError
-from llmc.compiler.graph import Node
-from llmc.compiler.ops import constant
+from llmc.compiler.graph import DTYPES, Node
 from llmc.compiler.ops.reduction import reduced
 
-Axes = tuple[int, ...]
 _REDUCTIONS = {
     **{"ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max", "ReduceMin": "min"},
     "ReduceProd": "prod",
@@ -51,19 +50,6 @@ def _chosen(call: Call, x: Node, make: Callable[[Axes], Node]) -> Node:
     return selected(call, given, options, rank, make)
 
 
-def selected(call: Call, given: Node, options: list[Axes], rank: int, make: Callable[[Axes], Node]) -> Node:
-    """What `make` gives for the option that the axes are at run time."""
-    call.require(bool(options), "axes that do not give the declared shape")
-    bits = constant(np.array([1 << a for a in range(rank)], np.int64), source=call.source)
-    mask = call.op("sum", call.op("embedding", bits, wrapped(call, given, rank)), axes=(0,), keepdims=False)
-    *others, last = options
-    result = make(last)
-    for option in others:
-        here = call.op("eq", mask, call.number(sum(1 << a for a in option), "i64"))
-        result = call.op("where", here, make(option), result)
-    return result
-
-
 def _reduced(call: Call, op: str, x: Node, axes: Axes) -> Node:
     """Of nothing a sum or product is its neutral element; of bools the extremes are any and all."""
     keepdims = bool(call.attribute("keepdims", 1))
@@ -83,7 +69,7 @@ _NEUTRAL = {"max": float("-inf"), "min": float("inf"), "any": False, "all": True
 def _ends(op: str, dtype: str) -> int | bool:
     if dtype == "bool":
         return op == "all"
-    info = np.iinfo({"i8": np.int8, "u8": np.uint8, "i32": np.int32, "i64": np.int64}[dtype])
+    info = np.iinfo(DTYPES[dtype])
     return int(info.min if op == "max" else info.max)
 
 

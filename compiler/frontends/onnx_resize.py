@@ -10,9 +10,10 @@ from llmc.compiler.dims import Dim, dim
 from llmc.compiler.frontends.composed import along, number
 from llmc.compiler.frontends.composed_pad import shuffled, unshuffled
 from llmc.compiler.frontends.composed_resize import nearest, repeated
-from llmc.compiler.frontends.onnx_call import Call, known, onnx_op
+from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_places import KINDS, Filter, Places
 from llmc.compiler.frontends.onnx_resize_run import resized_at_run_time
+from llmc.compiler.frontends.onnx_values import known
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
 
@@ -44,7 +45,7 @@ def _resize(call: Call) -> Node:
     crop = _crop(call, len(axes)) if kind == "tf_crop_and_resize" else [(0.0, 1.0)] * len(axes)
     if not old:
         call.inputs.read.add(1)  # the crop of another kind means nothing
-    if scales is None and sizes is None or crop is None:
+    if (scales is None and sizes is None) or crop is None:
         return resized_at_run_time(call, x, taken, kind, axes)
     outs, factors = _target(call, [x.shape[a] for a in axes], scales, sizes)
     for axis, out, factor, part in zip(axes, outs, factors, crop, strict=True):
@@ -78,15 +79,21 @@ def _crop(call: Call, count: int) -> list[tuple[float, float]] | None:
 def _target(call: Call, whole: list[Dim], scales: Any, sizes: Any) -> tuple[list[Dim], list[float]]:
     """Size and scale of each axis: one of them is given."""
     if scales is not None:
-        fixed = all(s == 1 or isinstance(d, int) or float(s).is_integer() for s, d in zip(scales, whole, strict=True))
+        fixed = all(
+            s == 1 or isinstance(d, int) or float(s).is_integer() for s, d in zip(scales, whole, strict=True)
+        )
         call.require(fixed, "Resize of a dynamic size")
         pairs = [(float(s), d) for s, d in zip(scales, whole, strict=True)]
         return [_scaled(d, s) for s, d in pairs], [s for s, _ in pairs]
     policy = call.attribute("keep_aspect_ratio_policy", "stretch")
-    ratios = [o / d if isinstance(d, int) and isinstance(o, int) else 1.0 for o, d in zip(sizes, whole, strict=True)]
+    ratios = [
+        o / d if isinstance(d, int) and isinstance(o, int) else 1.0 for o, d in zip(sizes, whole, strict=True)
+    ]
     if policy == "stretch":
         return list(sizes), ratios
-    call.require(all(isinstance(d, int) for d in (*whole, *sizes)), "Resize of a dynamic size that keeps a ratio")
+    call.require(
+        all(isinstance(d, int) for d in (*whole, *sizes)), "Resize of a dynamic size that keeps a ratio"
+    )
     scale = min(ratios) if policy == "not_larger" else max(ratios)
     return [int(np.floor(scale * d + 0.5)) for d in whole], [scale] * len(whole)
 
@@ -97,7 +104,9 @@ def _scaled(size: Dim, scale: float) -> Dim:
     return int(np.floor(size * scale)) if isinstance(size, int) else dim(size * int(scale))
 
 
-def _along(call: Call, x: Node, axis: int, taken: Filter, aim: tuple[Dim, float, str, tuple[float, float]]) -> Node:
+def _along(
+    call: Call, x: Node, axis: int, taken: Filter, aim: tuple[Dim, float, str, tuple[float, float]]
+) -> Node:
     out, scale, kind, crop = aim
     size = x.shape[axis]
     if out == size and crop == (0.0, 1.0):

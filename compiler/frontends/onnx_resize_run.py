@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmc.compiler.frontends.composed import taken as picked
-from llmc.compiler.frontends.onnx_call import Call, known
+from llmc.compiler.frontends.onnx_call import Call
 from llmc.compiler.frontends.onnx_places import Filter
+from llmc.compiler.frontends.onnx_values import known
 from llmc.compiler.frontends.parts import to_end
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
@@ -102,7 +103,8 @@ class _Axis:
 
     def _cropped(self, i: Node, wide: Node) -> Node:
         op, last = self.call.op, self._f(self.size - 1)
-        assert self.start is not None and self.stop is not None
+        assert self.start is not None
+        assert self.stop is not None
         step = self._step(wide, op("mul", op("sub", self.stop, self.start), last))
         single = op("eq", wide, self._f(1))
         middle = op("mul", op("add", self.start, self.stop), self._f(0.5))

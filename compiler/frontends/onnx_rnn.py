@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 
 from llmc.compiler.dims import Dim
-from llmc.compiler.frontends.aten_rnn import Network, active_steps, layer
+from llmc.compiler.frontends.aten_rnn import Network, active_steps, one_layer
 from llmc.compiler.frontends.onnx_activation import activated
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.graph import Graph, Node
@@ -21,7 +21,9 @@ from llmc.compiler.ops import constant, input_, results
 
 _GATES: Mapping[str, int] = MappingProxyType({"LSTM": 4, "GRU": 3, "RNN": 1})
 # place of each gate of the IR's cells among ONNX's: i, f, g, o in i, o, f, c; r, z, n in z, r, h
-_ORDER: Mapping[str, tuple[int, ...]] = MappingProxyType({"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)})
+_ORDER: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
+)
 _USUAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 )
@@ -134,7 +136,7 @@ def _by_cells(net: Layer) -> tuple[Node, list[Node]]:
     shared = Network(
         call, kind, net.states, weights, len(net.backwards) > 1, call.has(3), net.lengths, net.backwards
     )
-    y, ends = layer(shared, 0, net.x)
+    y, ends = one_layer(shared, 0, net.x)
     parts = [[call.reshape(end[i], (1, *end[i].shape)) for end in ends] for i in range(len(net.states))]
     return y, [p[0] if len(p) == 1 else call.op("concat", *p, axis=0) for p in parts]
 
@@ -184,7 +186,10 @@ def _loop(net: Layer, direction: int) -> Sequence[Node]:
     ]
     body = _body(net, direction, inside, len(scanned), len(states))
     node = call.op(
-        *("loop", *scanned, *states, *captured),
+        "loop",
+        *scanned,
+        *states,
+        *captured,
         body=body,
         count=steps,
         scanned=len(scanned),
@@ -285,4 +290,6 @@ def _rnn(step: Step) -> list[Node]:
     return [step.act(0, step.gate(products, 0))]
 
 
-_STEPS: Mapping[str, Callable[[Step], list[Node]]] = MappingProxyType({"LSTM": _lstm, "GRU": _gru, "RNN": _rnn})
+_STEPS: Mapping[str, Callable[[Step], list[Node]]] = MappingProxyType(
+    {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
+)

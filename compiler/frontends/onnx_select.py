@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from llmc.compiler.dims import Dim, dim, product
 from llmc.compiler.frontends.einsum import einsum
-from llmc.compiler.frontends.onnx_call import Call, known, onnx_op
-from llmc.compiler.frontends.onnx_kinds import DTYPES
+from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_index import wrapped
+from llmc.compiler.frontends.onnx_kinds import DTYPES
+from llmc.compiler.frontends.onnx_values import known
 from llmc.compiler.frontends.parts import replaced, to_end
 from llmc.compiler.graph import Node
 

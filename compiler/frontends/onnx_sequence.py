@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from llmc.compiler.frontends.composed import joined
-from llmc.compiler.frontends.onnx_call import Call, Items, Value, known, onnx_op
+from llmc.compiler.frontends.onnx_call import Call, onnx_op
+from llmc.compiler.frontends.onnx_values import Items, Value, known
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Node
 

@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 from llmc.compiler.dims import ceil_div, dim, product
-from llmc.compiler.frontends.onnx_call import Call, Value, known, onnx_op, want_room
+from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_sizes import as_value, floor_div
+from llmc.compiler.frontends.onnx_values import Value, known, want_room
 from llmc.compiler.frontends.parts import tiled
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Node
@@ -140,7 +141,9 @@ def _squeeze(call: Call) -> Node:
         return call.reshape(x, call.shape_of_result("axes"))
     axes = call.ints(1, "axes")
     if axes is None:
-        call.require(all(isinstance(d, int) for d in x.shape), "Squeeze of axes that may be 1", "name the axes")
+        call.require(
+            all(isinstance(d, int) for d in x.shape), "Squeeze of axes that may be 1", "name the axes"
+        )
     gone = [i for i, d in enumerate(x.shape) if d == 1] if axes is None else [a % x.type.rank for a in axes]
     call.require(all(x.shape[a] == 1 for a in gone), "Squeeze of an axis that is not 1")
     return call.reshape(x, [d for i, d in enumerate(x.shape) if i not in gone])

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.frontends.composed_pad import padded
-from llmc.compiler.frontends.onnx_call import Call, known, onnx_op
+from llmc.compiler.frontends.onnx_call import Call, onnx_op
+from llmc.compiler.frontends.onnx_choice import Axes, by_values, selected
 from llmc.compiler.frontends.onnx_kinds import DTYPES
+from llmc.compiler.frontends.onnx_values import known
 from llmc.compiler.frontends.parts import to_end
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
@@ -71,33 +73,35 @@ def _resized(call: Call, x: Parts, axis: int, length: int) -> Parts:
 
 @onnx_op("DFT")
 def _dft(call: Call) -> Node:
-    """The axis was an attribute before opset 20. Of a real input `onesided` gives the first half."""
+    """The axis was an attribute before opset 20; one that is given at run time is chosen there."""
     x = call.node(0)
     rank = x.type.rank
-    axis = call.attribute("axis", 1) if call.opset < 20 else _axis(call)
-    axis %= rank
+    inverse, half = bool(call.attribute("inverse", 0)), bool(call.attribute("onesided", 0))
+    call.require(not call.has(1) or known(call.value(1)) is not None, "the length of a Fourier transform")
+    if call.opset < 20:
+        return _along(call, x, call.attribute("axis", 1) % rank, inverse, half)
+    given = known(call.value(2)) if call.has(2) else np.array(-2)
+    if given is not None:
+        return _along(call, x, int(given.reshape(())) % rank, inverse, half)
+    wanted = call.shape_of_result("the axis of a Fourier transform")
+    long_enough = [a for a in range(rank - 1) if x.shape[a] != 1 or not (inverse and half)]
+    made: dict[Axes, Node] = {(axis,): _along(call, x, axis, inverse, half) for axis in long_enough}
+    fitting = [axes for axes, y in made.items() if y.shape == wanted]
+    return selected(call, call.reshape(call.node(2), (1,)), fitting, rank, made.__getitem__)
+
+
+def _along(call: Call, x: Node, axis: int, inverse: bool, half: bool) -> Node:
+    """Of a real input `onesided` gives the first half; backwards it takes one."""
     size = x.shape[axis]
     call.require(isinstance(size, int), "a Fourier transform of a dynamic size")
-    inverse, half = bool(call.attribute("inverse", 0)), bool(call.attribute("onesided", 0))
-    length = int(size)
-    if call.has(1):
-        given = known(call.value(1))
-        call.require(given is not None, "the length of a Fourier transform computed from the values of tensors")
-        assert given is not None
-        length = int(given.item())
+    given = known(call.value(1)) if call.has(1) else None
+    length = int(size) if given is None else int(given.item())
     if inverse and half:
-        return _inverse_of_half(call, x, axis, length if call.has(1) else 2 * (int(size) - 1))
+        return _inverse_of_half(call, x, axis, 2 * (int(size) - 1) if given is None else length)
     parts = _resized(call, _parts(call, x), axis, length)
     outs = length // 2 + 1 if half else length
     tables = _tables(length, outs, 1.0 if inverse else -1.0, 1 / length if inverse else 1.0)
     return _joined(call, *_transformed(call, parts, axis, tables))
-
-
-def _axis(call: Call) -> int:
-    if not call.has(2):
-        return -2
-    given = call.numbers(2, "the axis of a Fourier transform")
-    return int(given.reshape(()))
 
 
 def _inverse_of_half(call: Call, x: Node, axis: int, length: int) -> Node:
@@ -121,42 +125,53 @@ def _inverse_tables(length: int) -> list[np.ndarray[Any, Any]]:
 @onnx_op("STFT")
 def _stft(call: Call) -> Node:
     """A transform of each frame, times a window."""
-    signal = call.node(0)
-    step = int(call.numbers(1, "the step of frames").item()) if known(call.value(1)) is not None else 0
-    window = call.node(2) if call.has(2) else None
+    signal, window = call.node(0), call.node(2) if call.has(2) else None
     half = bool(call.attribute("onesided", 1))
-    wanted = call.declared[0] if call.declared else None
-    length = _frame_length(call, window)
-    total = signal.shape[1]
-    call.require(isinstance(total, int), "frames of a signal of dynamic length")
-    if not step:
-        call.require(wanted is not None and wanted[1] > 1, "the step of frames computed from the values of tensors")
-        call.require(False, "the step of frames computed from the values of tensors")
-    count = (int(total) - length) // step + 1
-    places = (np.arange(count)[:, None] * step + np.arange(length)).astype(np.int64)
+    call.require(isinstance(signal.shape[1], int), "frames of a signal of dynamic length")
+    lengths = _frame_lengths(call, window, half)
+    made: dict[Axes, Node] = {(n,): _of_frames(call, signal, window, n, half) for n in lengths}
+    if len(made) == 1:
+        return next(iter(made.values()))
+    return by_values(call, call.reshape(call.node(3), (1,)), list(made), made.__getitem__)
+
+
+def _of_frames(call: Call, signal: Node, window: Node | None, length: int, half: bool) -> Node:
+    known_step = known(call.value(1))
+    if known_step is None:
+        count = call.shape_of_result("the step of frames")[1]
+        step = call.cast(call.reshape(call.node(1), ()), "i64")
+    else:
+        step = call.number(int(known_step.reshape(())), "i64")
+        count = (int(signal.shape[1]) - length) // int(known_step.reshape(())) + 1
+    starts = call.op("mul", call.reshape(call.op("iota", length=count), (count, 1)), step)
+    places = call.op("add", starts, call.op("iota", length=length))
     outs = length // 2 + 1 if half else length
-    tables = _tables(length, outs, -1.0, 1.0)
-    parts = [_frames(call, p, places, window) for p in _parts(call, _with_parts(call, signal)) if p is not None]
-    return _joined(call, *_transformed(call, (parts[0], parts[1] if len(parts) > 1 else None), 2, tables))
+    parts = [
+        _frames(call, p, places, window) for p in _parts(call, _with_parts(call, signal)) if p is not None
+    ]
+    both = (parts[0], parts[1] if len(parts) > 1 else None)
+    return _joined(call, *_transformed(call, both, 2, _tables(length, outs, -1.0, 1.0)))
 
 
 def _with_parts(call: Call, signal: Node) -> Node:
     return signal if signal.type.rank == 3 else call.reshape(signal, (*signal.shape, 1))
 
 
-def _frame_length(call: Call, window: Node | None) -> int:
-    if call.has(3) and known(call.value(3)) is not None:
-        return int(call.numbers(3, "the length of frames").item())
-    call.require(window is not None and isinstance(window.shape[0], int), "the length of frames")
-    call.inputs.read.add(3)
-    assert window is not None
-    return int(window.shape[0])
+def _frame_lengths(call: Call, window: Node | None, half: bool) -> list[int]:
+    """How long frames are; where only the result tells, that may be one of two."""
+    if window is not None:
+        call.inputs.read.add(3)
+        call.require(isinstance(window.shape[0], int), "a window of a dynamic size")
+        return [int(window.shape[0])]
+    if known(call.value(3)) is not None:
+        return [int(call.numbers(3, "the length of frames").item())]
+    outs = call.shape_of_result("the length of frames")[2]
+    return [2 * outs - 2, 2 * outs - 1] if half else [outs]
 
 
-def _frames(call: Call, part: Node, places: np.ndarray[Any, Any], window: Node | None) -> Node:
+def _frames(call: Call, part: Node, places: Node, window: Node | None) -> Node:
     """`[batch, frames, length]`"""
-    front = call.op("embedding", call.transpose(part, (1, 0)), constant(places, source=call.source))
-    frames = call.transpose(front, (2, 0, 1))
+    frames = call.transpose(call.op("embedding", call.transpose(part, (1, 0)), places), (2, 0, 1))
     return frames if window is None else call.op("mul", frames, window)
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import sympy
 
 from llmc.compiler.dims import Dim, dim, floored, from_one
-from llmc.compiler.frontends.onnx_call import Call, Sizes, Value, known
+from llmc.compiler.frontends.onnx_call import Call
+from llmc.compiler.frontends.onnx_values import Items, Sizes, Value, known
+from llmc.compiler.frontends.ranges import is_nonnegative
 from llmc.compiler.graph import DTYPES, Source
 from llmc.compiler.ops import constant
 
@@ -37,7 +39,7 @@ def on_sizes(call: Call) -> Value | None:
         return None
     if any(a is not None and (a.size > _LIMIT or a.dtype.kind == "f") for a in arrays):
         return None
-    dtypes = {v.dtype for v in given if v.dtype in _INTEGERS}
+    dtypes = {v.dtype for v in given if not isinstance(v, Items) and v.dtype in _INTEGERS}
     try:
         made = compute(call, *[None if a is None else a.astype(object) for a in arrays])
     except UndecidedError:
@@ -72,6 +74,23 @@ def floor_div(a: Dim, b: Dim) -> Dim:
     if sympy.denom(quotient) == 1:
         return dim(quotient)
     return dim(floored(quotient))
+
+
+def _toward_zero(a: Dim, b: Dim) -> Dim:
+    """a / b of sizes toward zero, where their signs are the same for all sizes."""
+    if isinstance(b, int) and b < 0:
+        return dim(-_toward_zero(a, -b))
+    if is_nonnegative(dim(-a)) and not is_nonnegative(a):
+        return dim(-_toward_zero(dim(-a), b))
+    if not is_nonnegative(a) or not is_nonnegative(b):
+        raise UndecidedError
+    return floor_div(a, b)
+
+
+def _mod(call: Call, a: Array, b: Array) -> Any:
+    """By `fmod` with the sign of a, which is that of the quotient toward zero."""
+    quotient = _toward_zero if call.attribute("fmod", 0) else floor_div
+    return np.frompyfunc(lambda x, y: dim(x - y * quotient(x, y)), 2, 1)(a, b)
 
 
 def _each(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,6 +146,7 @@ def _unsqueeze(call: Call, x: Array, axes: Array | None = None) -> Any:
 
 
 def _squeeze(call: Call, x: Array, axes: Array | None = None) -> Any:
+    """Of arrays of sizes, whose own sizes are known."""
     return np.squeeze(x, tuple(_axes(call, axes)) or None)
 
 
@@ -145,6 +165,8 @@ def _slice(call: Call, x: Array, starts: Array, ends: Array, axes: Any = None, s
 def _reshape(call: Call, x: Array, shape: Array) -> Any:
     if not all(isinstance(d, int) for d in shape.reshape(-1)):
         raise UndecidedError
+    if call.attribute("allowzero", 0):
+        return x.reshape(list(shape.reshape(-1)))
     return x.reshape([x.shape[i] if d == 0 else d for i, d in enumerate(shape.reshape(-1))])
 
 
@@ -157,6 +179,8 @@ def _expand(call: Call, x: Array, shape: Array) -> Any:
 def _reduce(ufunc: Any) -> Callable[..., Any]:
     def compute(call: Call, x: Array, axes: Array | None = None) -> Any:
         chosen = tuple(_axes(call, axes)) or tuple(range(x.ndim))
+        if not _axes(call, axes) and call.attribute("noop_with_empty_axes", 0):
+            return x
         return ufunc.reduce(x, axis=chosen, keepdims=bool(call.attribute("keepdims", 1)))
 
     return compute
@@ -166,8 +190,8 @@ _TABLE: Mapping[str, Callable[..., Any]] = {
     "Add": lambda call, a, b: a + b,
     "Sub": lambda call, a, b: a - b,
     "Mul": lambda call, a, b: a * b,
-    "Div": _each(floor_div),
-    "Mod": _each(lambda a, b: dim(a - b * floor_div(a, b))),
+    "Div": _each(_toward_zero),
+    "Mod": _mod,
     "Max": _each(_extreme(sympy.Max)),
     "Min": _each(_extreme(sympy.Min)),
     "Neg": lambda call, x: -x,
@@ -189,6 +213,8 @@ _TABLE: Mapping[str, Callable[..., Any]] = {
     "Expand": _expand,
     "ReduceProd": _reduce(np.multiply),
     "ReduceSum": _reduce(np.add),
-    "Shape": lambda call, x: np.array(x.shape, object),
+    "Shape": lambda call, x: np.array(x.shape, object)[
+        call.attribute("start", 0) : call.attribute("end", None)
+    ],
     "Size": lambda call, x: np.array(x.size, object),
 }

@@ -8,9 +8,10 @@ from typing import Any
 
 from onnx import AttributeProto, NodeProto, helper
 
-from llmc.compiler.frontends.onnx_call import Items, Sizes, Value, folded
+from llmc.compiler.frontends.onnx_call import folded
 from llmc.compiler.frontends.onnx_file import values
 from llmc.compiler.frontends.onnx_kinds import DTYPES, bits, natural
+from llmc.compiler.frontends.onnx_values import Items, Sizes, Value
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import DTYPES as ARRAYS
 from llmc.compiler.graph import Node
@@ -19,10 +20,14 @@ from llmc.compiler.ops import constant, make
 Shapes = Mapping[str, tuple[int, ...]]
 # ops whose results lie where their inputs do
 _KEEPS = frozenset(
-    "Identity Reshape Transpose Slice Gather GatherElements GatherND Concat Split Max Min Relu Clip Where Pad Expand "
-    "Tile Squeeze Unsqueeze Flatten Mod BitwiseAnd BitwiseOr BitwiseXor ReduceMax ReduceMin ScatterElements ScatterND "
-    "Constant ConstantOfShape DepthToSpace SpaceToDepth Trilu TopK MaxPool QuantizeLinear Compress Sign Unique "
-    "ReverseSequence SequenceAt SequenceConstruct OptionalGetElement If Loop Scan OneHot EyeLike Range".split()
+    {
+        *("Identity", "Reshape", "Transpose", "Slice", "Gather", "GatherElements", "GatherND", "Concat"),
+        *("Split", "Max", "Min", "Relu", "Clip", "Where", "Pad", "Expand", "Tile", "Squeeze", "Unsqueeze"),
+        *("Flatten", "Mod", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "ReduceMax", "ReduceMin", "Trilu"),
+        *("ScatterElements", "ScatterND", "Constant", "ConstantOfShape", "DepthToSpace", "SpaceToDepth"),
+        *("TopK", "MaxPool", "QuantizeLinear", "Sign", "ReverseSequence", "SequenceAt", "OneHot", "EyeLike"),
+        *("SequenceConstruct", "OptionalGetElement", "If", "Loop", "Scan", "Range", "TensorScatter"),
+    }
 )
 _UNSIGNED_64 = frozenset({"Sub", "Neg", "BitwiseNot"})
 
@@ -40,7 +45,11 @@ def plain(attribute: AttributeProto, path: Path) -> Any:
         case kinds.SPARSE_TENSOR | kinds.SPARSE_TENSORS | kinds.TENSORS | kinds.TYPE_PROTOS:
             raise UnsupportedError(f"an attribute {attribute.name} of sparse tensors or several", "")
     value = helper.get_attribute_value(attribute)
-    return list(value) if isinstance(value, (list, tuple)) or type(value).__name__.startswith("Repeated") else value
+    return (
+        list(value)
+        if isinstance(value, (list, tuple)) or type(value).__name__.startswith("Repeated")
+        else value
+    )
 
 
 def declared(graph: Any) -> Shapes:
@@ -68,9 +77,7 @@ def result_kinds(
     return [_kind(node, schema, scope, value, i, told.get(i, 0)) for i, value in enumerate(made)]
 
 
-def _kind(
-    node: NodeProto, schema: Any, scope: Any, value: Value | None, position: int, told: int
-) -> int:
+def _kind(node: NodeProto, schema: Any, scope: Any, value: Value | None, position: int, told: int) -> int:
     if value is None or isinstance(value, Items):
         return told
     candidates = (told, _stated(node), _tied(node, schema, scope, position))
