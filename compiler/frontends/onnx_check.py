@@ -17,6 +17,8 @@ _DAMAGED = "the file is damaged: export it again"
 
 def want_sense(model: onnx.ModelProto, path: Path) -> None:
     """Refuse a file whose graph means nothing, or whose functions have no end."""
+    if not all(isinstance(text, str) for text in _texts(model)):
+        raise LlmcError("a name in the file is no text", at=str(path), hint=_DAMAGED)
     _want_once((o.name for o in model.graph.output), "two outputs are called", path)
     _want_once((t.name for t in model.graph.initializer), "two weights are called", path)
     _want_once(_made(model.graph.node), "two nodes make", path)
@@ -31,6 +33,24 @@ def want_sense(model: onnx.ModelProto, path: Path) -> None:
             found=f"{count} with all functions written out",
             hint="functions that call functions many times grow without end",
         )
+
+
+def _texts(model: onnx.ModelProto) -> Iterable[Any]:
+    """All names; what is no UTF-8 protobuf hands over as bytes."""
+    graph = model.graph
+    for named in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        yield named.name
+    for nodes in (graph.node, *(f.node for f in model.functions)):
+        yield from _of_nodes(nodes)
+
+
+def _of_nodes(nodes: Iterable[Any]) -> Iterable[Any]:
+    for node in nodes:
+        yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+        yield from (text for a in node.attribute for text in (a.name, a.ref_attr_name))
+        for body in bodies_of(node):
+            yield from (named.name for named in (*body.input, *body.output, *body.initializer))
+            yield from _of_nodes(body.node)
 
 
 def _made(nodes: Iterable[Any]) -> Iterable[str]:

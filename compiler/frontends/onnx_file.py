@@ -52,12 +52,7 @@ def read(path: Path) -> OnnxFile:
     """
     model = _parse(path)
     _want_opset(model, path)
-    try:
-        onnx_check.want_sense(model, path)
-    except UnicodeDecodeError as error:
-        raise LlmcError(
-            "a name in the file is no text", at=str(path), hint="the file is damaged: export it again"
-        ) from error
+    onnx_check.want_sense(model, path)
     for tensor in model.graph.initializer:
         _check(tensor, path)
     return OnnxFile(path, model)
@@ -194,7 +189,7 @@ def values(tensor: TensorProto, path: Path) -> np.ndarray[Any, Any]:
     except (ValueError, TypeError) as error:
         told = str(error).startswith("the data has")
         raise LlmcError(
-            f"{error}: weight {tensor.name!r}"
+            f"weight {tensor.name!r}: {error}"
             if told
             else f"the data of weight {tensor.name!r} does not fit its shape",
             at=str(path),

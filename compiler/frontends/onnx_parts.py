@@ -68,7 +68,9 @@ def _turned(bound: Dim, length: Dim) -> Dim:
         return -bound - 1 if bound > -_FAR else _FAR
     if isinstance(bound, int) and isinstance(length, int):
         return max(length - 1 - bound, 0)
-    return 0 if isinstance(bound, int) and bound >= _FAR - 1 else dim(length - 1 - bound)
+    if isinstance(bound, int) and bound >= _FAR - 1:
+        return 0
+    return from_one(dim(sympy.Max(0, length - 1 - bound)))
 
 
 def _slice_constant(call: Call, array: Any, cuts: Any) -> Node:

@@ -123,6 +123,7 @@ class Reader:
         function = onnx_functions.of_standard(resolved, call)
         if function is None:
             raise problem or UnsupportedError("no such op in llmc", _advice(node))
+        _want_standard(schema_of(node, scope), call, problem)
         count = len(self.problems)
         try:
             return self._function(function, call, "")
@@ -219,6 +220,15 @@ _NUMPYS = (
     *(ValueError, TypeError, IndexError, KeyError, AttributeError, StopIteration, OverflowError),
     *(ZeroDivisionError, AssertionError, MemoryError, RecursionError),
 )
+
+
+def _want_standard(schema: Any, call: Call, problem: UnsupportedError | None) -> None:
+    """Refuse attributes and inputs that the standard does not know: its function would leave them out."""
+    strange = [name for name in dict.keys(call.attributes) if name not in schema.attributes]
+    if strange and strange != ["consumed_inputs"]:
+        raise problem or UnsupportedError(f"the attribute {strange[0]}", "the standard does not know it")
+    if len(call.inputs) > schema.max_input:
+        raise problem or UnsupportedError(f"its input {schema.max_input}", "the standard does not know it")
 
 
 def _is_default(schema: Any, name: str, value: Any) -> bool:

@@ -73,10 +73,10 @@ def test_log_sum_exp_of_large_numbers(tmp_path: Path) -> None:
 def test_quotients_of_the_lowest_number(kind: int, dtype: Any, tmp_path: Path) -> None:
     low = np.iinfo(dtype).min
     x, divisor = np.array([low, low, 7, -7], dtype), np.array([-7, 7, -2, 2], dtype)
-    got = answer(tmp_path, [NODE("Div", ["x", "d"], ["out"])], x, {"d": divisor}, kind)
+    got = answer(tmp_path, [NODE("Div", ["x", "d"], ["out"])], x, {"d": divisor}, kind, [4])
     wanted = [int(a / b) for a, b in zip(x.tolist(), divisor.tolist(), strict=True)]
     np.testing.assert_array_equal(got, wanted)
-    rest = answer(tmp_path, [NODE("Mod", ["x", "d"], ["out"], fmod=1)], x, {"d": divisor}, kind)
+    rest = answer(tmp_path, [NODE("Mod", ["x", "d"], ["out"], fmod=1)], x, {"d": divisor}, kind, [4])
     np.testing.assert_array_equal(rest, np.fmod(x, divisor))
 
 
@@ -156,7 +156,7 @@ def test_doubles_beyond_float32_are_refused(tmp_path: Path) -> None:
 def test_integers_keep_to_their_bits(tmp_path: Path) -> None:
     x = np.array([65535, 40000, 3], np.int32)  # unsigned numbers of 16 bits, held in 32
     nodes = [NODE("Mul", ["x", "x"], ["y"]), NODE("Add", ["y", "w"], ["out"])]
-    got = answer(tmp_path, nodes, x, {"w": np.array([7, 7, 65530], np.uint16)}, T.UINT16)
+    got = answer(tmp_path, nodes, x, {"w": np.array([7, 7, 65530], np.uint16)}, T.UINT16, [3])
     unsigned = x.astype(np.uint16)
     np.testing.assert_array_equal(got, unsigned * unsigned + np.array([7, 7, 65530], np.uint16))
 
