@@ -23,7 +23,7 @@ def _matmul(call: Call) -> Node:
 
 
 @onnx_op("Gemm")
-def _gemm(call: Call) -> Node:
+def gemm(call: Call) -> Node:
     """alpha * a' @ b' + beta * c; a layer with constant weights is a linear with its bias."""
     call.without_meaning("broadcast")  # before opset 7; it is how the IR adds
     a, b = call.node(0), call.node(1)

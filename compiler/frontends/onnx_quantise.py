@@ -75,7 +75,7 @@ def exact(call: Call, x: Node, zero: Node | None) -> Node:
     return call.cast(call.op("sub", call.cast(x, "i32"), call.cast(zero, "i32")), "f32")
 
 
-@onnx_op("QuantizeLinear")
+@onnx_op("QuantizeLinear", "com.microsoft.QuantizeLinear")
 def _quantize(call: Call) -> Node:
     x = call.cast(call.node(0), "f32")
     scale, zero = _scales(call, x, 1)
@@ -88,7 +88,7 @@ def _quantize(call: Call) -> Node:
     return quantised(call, x, scale, zero, kind)
 
 
-@onnx_op("DequantizeLinear")
+@onnx_op("DequantizeLinear", "com.microsoft.DequantizeLinear")
 def _dequantize(call: Call) -> Node:
     x = call.node(0)
     scale, zero = _scales(call, x, 1)

@@ -37,7 +37,9 @@ def saved(
     return path
 
 
-def answer(folder: Path, nodes: list[Any], x: Any, weights: Arrays, kind: int = T.FLOAT, shape: Any = None) -> Any:
+def answer(
+    folder: Path, nodes: list[Any], x: Any, weights: Arrays, kind: int = T.FLOAT, shape: Any = None
+) -> Any:
     """`out` of one input `x`, whose axes are dynamic unless a shape says otherwise."""
     x = np.asarray(x)
     inputs = [INFO("x", kind, [f"d{i}" for i in range(x.ndim)] if shape is None else shape)]
@@ -210,8 +212,13 @@ def test_functions_that_grow_without_end(tmp_path: Path) -> None:
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
     functions = []
     for i in range(30):
-        inner = (lambda n: {"op_type": f"F{n}", "domain": "own"}) if i < 29 else (lambda n: {"op_type": "Neg"})
-        nodes = [NODE(inputs=["a"], outputs=["m"], **inner(i + 1)), NODE(inputs=["m"], outputs=["b"], **inner(i + 1))]
+        inner = (
+            (lambda n: {"op_type": f"F{n}", "domain": "own"}) if i < 29 else (lambda n: {"op_type": "Neg"})
+        )
+        nodes = [
+            NODE(inputs=["a"], outputs=["m"], **inner(i + 1)),
+            NODE(inputs=["m"], outputs=["b"], **inner(i + 1)),
+        ]
         functions.append(helper.make_function("own", f"F{i}", ["a"], ["b"], nodes, opsets))
     error = refused(tmp_path, [NODE("F0", ["x"], ["out"], domain="own")], {}, functions=functions)
     assert "more than 200000 nodes" in error.problem
@@ -245,7 +252,9 @@ def test_external_data_of_a_constant(tmp_path: Path) -> None:
 
 
 def test_weights_of_sizes_below_zero(tmp_path: Path) -> None:
-    file = saved(tmp_path, [NODE("Mul", ["x", "w"], ["out"])], [INFO("x", T.FLOAT, [6])], {"w": np.ones(6, np.float32)})
+    file = saved(
+        tmp_path, [NODE("Mul", ["x", "w"], ["out"])], [INFO("x", T.FLOAT, [6])], {"w": np.ones(6, np.float32)}
+    )
     made = onnx.load(file)
     made.graph.initializer[0].dims[0] = -1
     file.write_bytes(made.SerializeToString())
@@ -267,8 +276,14 @@ _MANY = 1 << 40
         ([NODE("Reshape", ["x", "s"], ["out"])], {"s": np.array([0, 6, *[1] * 4999])}),
         ([NODE("Expand", ["x", "s"], ["out"])], {"s": np.array([_MANY, 1, 1])}),
         ([NODE("Tile", ["x", "s"], ["out"])], {"s": np.array([1, _MANY])}),
-        ([NODE("Range", ["a", "s", "b"], ["out"])], {"a": np.int64(0), "b": np.int64(1), "s": np.int64(_MANY)}),
-        ([NODE("Range", ["a", "s", "b"], ["out"])], {"a": np.float32(0), "b": np.float32(1e-9), "s": np.float32(9)}),
+        (
+            [NODE("Range", ["a", "s", "b"], ["out"])],
+            {"a": np.int64(0), "b": np.int64(1), "s": np.int64(_MANY)},
+        ),
+        (
+            [NODE("Range", ["a", "s", "b"], ["out"])],
+            {"a": np.float32(0), "b": np.float32(1e-9), "s": np.float32(9)},
+        ),
         ([NODE("Pad", ["x", "s"], ["out"])], {"s": np.array([0, 0, 0, _MANY])}),
         ([NODE("ConstantOfShape", ["s"], ["out"])], {"s": np.array([_MANY])}),
         ([NODE("Concat", [f"x{i}"] * 2, [f"x{i + 1}"], axis=1) for i in range(40)], {}),
@@ -285,9 +300,7 @@ def test_tensors_that_no_machine_holds(nodes: list[Any], weights: Arrays, tmp_pa
 
 
 def test_the_same_gap_in_every_layer_is_one_line(tmp_path: Path) -> None:
-    nodes = [
-        NODE("NonZero", ["x"], [f"y{i}"], name=f"/layer{i}/sub{i}/NonZero") for i in range(40)
-    ]
+    nodes = [NODE("NonZero", ["x"], [f"y{i}"], name=f"/layer{i}/sub{i}/NonZero") for i in range(40)]
     nodes += [NODE("Sum", [f"y{i}" for i in range(40)], ["out"])]
     error = refused(tmp_path, nodes, {})
     assert (error.found or "").count("\n") == 0

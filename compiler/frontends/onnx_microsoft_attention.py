@@ -1,0 +1,122 @@
+"""Attention of `com.microsoft`, written out; the pass `fuse` finds it again."""
+
+from __future__ import annotations
+
+import math
+
+from llmc.compiler.dims import Dim, dim
+from llmc.compiler.frontends.onnx_call import Call, Result, onnx_op
+from llmc.compiler.frontends.onnx_microsoft import microsoft
+from llmc.compiler.graph import Node
+
+_FILTER = -10000.0  # what is added where a mask keeps nothing, if a file does not say
+
+
+def _heads(call: Call, x: Node, count: int) -> Node:
+    """`[b, s, hidden]` -> `[b, heads, s, d]`"""
+    if x.type.rank == 4:
+        return x
+    batch, seq, hidden = x.shape
+    return call.transpose(call.reshape(x, (batch, seq, count, hidden // count)), (0, 2, 1, 3))
+
+
+def _merged(call: Call, x: Node) -> Node:
+    batch, heads, seq, width = x.shape
+    return call.reshape(call.transpose(x, (0, 2, 1, 3)), (batch, seq, dim(heads * width)))
+
+
+def _attended(call: Call, q: Node, k: Node, v: Node, masks: list[Node], scale: float) -> Node:
+    """softmax(q k^T * scale + masks) v"""
+    scores = call.op("matmul", q, call.transpose(k, (0, 1, 3, 2)))
+    scores = call.op("mul", scores, call.number(scale, "f32"))
+    for mask in masks:
+        scores = call.op("add", scores, mask)
+    return call.op("matmul", call.op("softmax", scores, axis=3), v)
+
+
+def _scale(call: Call, width: Dim) -> float:
+    stated = call.attribute("scale", 0.0)
+    call.require(isinstance(width, int), "attention of a dynamic width")
+    return float(stated) if stated else 1 / math.sqrt(int(width))
+
+
+def _added(call: Call, keep: Node, filtered: float) -> Node:
+    """0 where a mask keeps, a large negative number elsewhere."""
+    return call.op("where", keep, call.number(0, "f32"), call.number(filtered, "f32"))
+
+
+def _padding(call: Call, mask: Node, total: Dim, filtered: float) -> Node:
+    """A mask of keys: how many are kept of each row `[b]`, or which `[b, keys]` or `[b, queries, keys]`."""
+    rank = mask.type.rank
+    call.require(rank in (1, 2, 3, 4), "a mask of another form")
+    if rank == 1:
+        keep = call.op(
+            "lt", call.cast(call.op("iota", length=total), mask.dtype), call.reshape(mask, (*mask.shape, 1))
+        )
+        call.require(mask.shape[0] == 1 or not isinstance(mask.shape[0], int), "a mask of starts and ends")
+    else:
+        keep = call.op("gt", mask, call.number(0, mask.dtype)) if mask.dtype != "bool" else mask
+    lead = (
+        keep.shape
+        if keep.type.rank == 4
+        else (keep.shape[0], 1, *((1,) if keep.type.rank == 2 else ()), *keep.shape[1:])
+    )
+    return _added(call, call.reshape(keep, lead), filtered)
+
+
+def _causal(call: Call, queries: Dim, keys: Dim, filtered: float) -> Node:
+    """A query sees keys up to its own, which is as far from the last one."""
+    rows = call.op("add", call.op("iota", length=queries), call.op("dim", value=dim(keys - queries)))
+    keep = call.op("le", call.op("iota", length=keys), call.reshape(rows, (queries, 1)))
+    return _added(call, keep, filtered)
+
+
+@onnx_op(*microsoft("Attention"))
+def _attention(call: Call) -> Result:
+    """One product makes queries, keys and values."""
+    x, heads = call.node(0), call.attributes["num_heads"]
+    made = call.op("matmul", x, call.node(1))
+    made = call.op("add", made, call.node(2)) if call.has(2) else made
+    width = int(made.shape[2])
+    sizes = call.attribute("qkv_hidden_sizes", [width // 3] * 3)
+    ends = [0, sizes[0], sizes[0] + sizes[1], sum(sizes)]
+    q, k, v = (_heads(call, call.sliced(made, 2, ends[i], ends[i + 1]), heads) for i in range(3))
+    call.require(not call.attribute("do_rotary", 0), "an Attention that turns its keys")
+    present = None
+    if call.has(4):
+        past = call.node(4)
+        olds = [call.reshape(call.sliced(past, 0, i, i + 1), past.shape[1:]) for i in (0, 1)]
+        k, v = (call.op("concat", old, new, axis=2) for old, new in zip(olds, (k, v), strict=True))
+    if call.wants(1):
+        present = call.op("concat", *(call.reshape(n, (1, *n.shape)) for n in (k, v)), axis=0)
+    filtered = call.attribute("mask_filter_value", _FILTER)
+    masks = [_padding(call, call.node(3), k.shape[2], filtered)] if call.has(3) else []
+    masks += [call.node(5)] if call.has(5) else []
+    if call.attribute("unidirectional", 0):
+        masks.append(_causal(call, q.shape[2], k.shape[2], filtered))
+    y = _merged(call, _attended(call, q, k, v, masks, _scale(call, q.shape[3])))
+    return (y, present)[: call.outputs]
+
+
+@onnx_op(*microsoft("MultiHeadAttention"))
+def _multi_head(call: Call) -> Result:
+    heads = call.attributes["num_heads"]
+    call.require(call.has(1) and call.has(2), "a MultiHeadAttention of packed queries, keys and values")
+    parts = [call.node(i) for i in range(3)]
+    if call.has(3):
+        bias, start = call.node(3), 0
+        for i, part in enumerate(parts):
+            width = int(part.shape[-1]) * (int(part.shape[1]) if part.type.rank == 4 else 1)
+            call.require(part.type.rank == 3, "a bias of keys that are split into heads")
+            parts[i] = call.op("add", part, call.sliced(bias, 0, start, start + width))
+            start += width
+    q, k, v = (_heads(call, part, heads) for part in parts)
+    if call.has(6):
+        k, v = (call.op("concat", call.node(i), new, axis=2) for i, new in ((6, k), (7, v)))
+    filtered = call.attribute("mask_filter_value", _FILTER)
+    masks = [_padding(call, call.node(4), k.shape[2], filtered)] if call.has(4) else []
+    masks += [call.node(5)] if call.has(5) else []
+    if call.attribute("unidirectional", 0):
+        masks.append(_causal(call, q.shape[2], k.shape[2], filtered))
+    y = _merged(call, _attended(call, q, k, v, masks, _scale(call, q.shape[3])))
+    return (y, k, v)[: call.outputs]
