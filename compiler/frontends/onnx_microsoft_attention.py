@@ -56,11 +56,8 @@ def _padding(call: Call, mask: Node, total: Dim, filtered: float) -> Node:
         call.require(mask.shape[0] == 1 or not isinstance(mask.shape[0], int), "a mask of starts and ends")
     else:
         keep = call.op("gt", mask, call.number(0, mask.dtype)) if mask.dtype != "bool" else mask
-    lead = (
-        keep.shape
-        if keep.type.rank == 4
-        else (keep.shape[0], 1, *((1,) if keep.type.rank == 2 else ()), *keep.shape[1:])
-    )
+    middle = {2: (1, 1), 3: (1,)}.get(keep.type.rank, ())
+    lead = (keep.shape[0], *middle, *keep.shape[1:])
     return _added(call, call.reshape(keep, lead), filtered)
 
 

@@ -23,6 +23,10 @@ def _matmul(call: Call) -> Node:
 
 
 @onnx_op("Gemm")
+def _gemm(call: Call) -> Node:
+    return gemm(call)
+
+
 def gemm(call: Call) -> Node:
     """alpha * a' @ b' + beta * c; a layer with constant weights is a linear with its bias."""
     call.without_meaning("broadcast")  # before opset 7; it is how the IR adds
