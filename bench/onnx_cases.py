@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from onnx.backend.test.case import node
 from onnx.backend.test.loader import DATA_DIR, load_model_tests
 
 from llmc.compiler.frontends import onnx as frontend
@@ -50,23 +53,33 @@ class Case:
         return next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
-def cases() -> Iterator[Case]:
+def cases(kinds: Sequence[str] = (*KINDS, "light")) -> Iterator[Case]:
     """All tests that need no download but their weights, which are made up where a file has none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for kind in KINDS:
+        for kind in filter(KINDS.__contains__, kinds):
             for test in sorted(load_model_tests(kind=kind), key=lambda test: test.name):
                 yield _node(test) if kind == "node" else _model(test)
-    for file in sorted(Path(DATA_DIR, "light").glob("*.onnx")):
+    for file in sorted(Path(DATA_DIR, "light").glob("*.onnx")) if "light" in kinds else ():
         expected = numpy_helper.to_array(onnx.load_tensor(str(file.with_name(f"{file.stem}_output_0.pb"))))
         yield Case(file.stem, "light", "light", onnx.load(file), [([_counted(file)], [expected])], 1e-3, 1e-5)
 
 
+def node_cases(wanted: Callable[[str], bool]) -> Iterator[Case]:
+    """The node tests of some of the files that make them, such as `gather`: some of the others take long."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for module in filter(wanted, (m.name for m in pkgutil.iter_modules(node.__path__))):
+            importlib.import_module(f"{node.__name__}.{module}")
+    for test in sorted(node._NodeTestCases, key=lambda test: test.name):
+        yield _node(test)
+
+
 def _node(test: Any) -> Case:
     name = test.name.removesuffix("_expanded")
-    node = test.model.graph.node[0]
-    domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
-    op = f"{domain}{node.op_type}" if name == test.name else "function bodies"
+    first = test.model.graph.node[0]
+    domain = f"{first.domain}." if first.domain not in ("", "ai.onnx") else ""
+    op = f"{domain}{first.op_type}" if name == test.name else "function bodies"
     return Case(test.name, "node", op, test.model, test.data_sets, test.rtol, test.atol)
 
 

@@ -45,15 +45,17 @@ def _added(call: Call, keep: Node, filtered: float) -> Node:
     return call.op("where", keep, call.number(0, "f32"), call.number(filtered, "f32"))
 
 
-def _padding(call: Call, mask: Node, total: Dim, filtered: float) -> Node:
+def _padding(call: Call, mask: Node, k: Node, filtered: float) -> Node:
     """A mask of keys: how many are kept of each row `[b]`, or which `[b, keys]` or `[b, queries, keys]`."""
     rank = mask.type.rank
     call.require(rank in (1, 2, 3, 4), "a mask of another form")
     if rank == 1:
+        call.require(mask.shape == k.shape[:1], "a mask of starts and ends")
         keep = call.op(
-            "lt", call.cast(call.op("iota", length=total), mask.dtype), call.reshape(mask, (*mask.shape, 1))
+            "lt",
+            call.cast(call.op("iota", length=k.shape[2]), mask.dtype),
+            call.reshape(mask, (*mask.shape, 1)),
         )
-        call.require(mask.shape[0] == 1 or not isinstance(mask.shape[0], int), "a mask of starts and ends")
     else:
         keep = call.op("gt", mask, call.number(0, mask.dtype)) if mask.dtype != "bool" else mask
     middle = {2: (1, 1), 3: (1,)}.get(keep.type.rank, ())
@@ -87,7 +89,7 @@ def _attention(call: Call) -> Result:
     if call.wants(1):
         present = call.op("concat", *(call.reshape(n, (1, *n.shape)) for n in (k, v)), axis=0)
     filtered = call.attribute("mask_filter_value", _FILTER)
-    masks = [_padding(call, call.node(3), k.shape[2], filtered)] if call.has(3) else []
+    masks = [_padding(call, call.node(3), k, filtered)] if call.has(3) else []
     masks += [call.node(5)] if call.has(5) else []
     if call.attribute("unidirectional", 0):
         masks.append(_causal(call, q.shape[2], k.shape[2], filtered))
@@ -111,7 +113,7 @@ def _multi_head(call: Call) -> Result:
     if call.has(6):
         k, v = (call.op("concat", call.node(i), new, axis=2) for i, new in ((6, k), (7, v)))
     filtered = call.attribute("mask_filter_value", _FILTER)
-    masks = [_padding(call, call.node(4), k.shape[2], filtered)] if call.has(4) else []
+    masks = [_padding(call, call.node(4), k, filtered)] if call.has(4) else []
     masks += [call.node(5)] if call.has(5) else []
     if call.attribute("unidirectional", 0):
         masks.append(_causal(call, q.shape[2], k.shape[2], filtered))

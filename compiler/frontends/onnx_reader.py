@@ -88,7 +88,7 @@ class Reader:
     def _only_known(self, node: NodeProto, scope: Scope) -> None:
         """All ops that are not known are told at once."""
         key = (node.domain, node.op_type)
-        if key not in self.functions and name_of(node) not in TABLE and schema_of(node, scope) is None:
+        if key not in self.functions and name_of(node) not in TABLE and not _is_function(node, scope):
             raise UnsupportedError("no such op in llmc", _advice(node))
 
     # --- one node
@@ -220,6 +220,12 @@ _NUMPYS = (
     *(ValueError, TypeError, IndexError, KeyError, AttributeError, StopIteration, OverflowError),
     *(ZeroDivisionError, AssertionError, MemoryError, RecursionError),
 )
+
+
+def _is_function(node: NodeProto, scope: Scope) -> bool:
+    """Whether the standard defines an op by a function."""
+    found = schema_of(node, scope)
+    return found is not None and (found.has_function or found.has_context_dependent_function)
 
 
 def _want_standard(schema: Any, call: Call, problem: UnsupportedError | None) -> None:

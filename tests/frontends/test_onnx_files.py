@@ -284,29 +284,26 @@ def test_external_data_missing_or_short(tmp_path: Path) -> None:
 
 
 def test_every_unsupported_op_is_listed_at_once(tmp_path: Path) -> None:
-    then = helper.make_graph([NODE("Neg", ["x"], ["t"])], "t", [], [INFO("t", TensorProto.FLOAT, None)])
     nodes = [
-        NODE("LSTM", ["x", "x", "x"], ["", "h"], name="/encoder/lstm", hidden_size=6),
-        NODE("If", ["flag"], ["y"], name="/branch", then_branch=then, else_branch=then),
-        NODE("Relu", ["y"], ["z"]),
-        NODE("Attention", ["z"], ["a"], name="fused", domain="com.microsoft"),
+        NODE("NonMaxSuppression", ["x", "x"], ["h"], name="/encoder/nms"),
+        NODE("Relu", ["h"], ["z"]),
+        NODE("GroupQueryAttention", ["z"], ["a"], name="fused", domain="com.microsoft"),
         NODE("NonZero", ["h"], ["nz"], name="nz1"),
         NODE("NonZero", ["a"], ["nz2"], name="nz2"),
         NODE("Add", ["nz", "nz2"], ["out"]),
     ]
-    file = saved(tmp_path / "m.onnx", nodes, [X, INFO("flag", TensorProto.BOOL, [])], {})
+    file = saved(tmp_path / "m.onnx", nodes, [X], {})
 
     with pytest.raises(LlmcError) as caught:
         load(file)
 
     start, _, names = caught.value.problem.partition(": ")
-    assert start == "4 ops of the model cannot be imported"
-    assert set(names.split(", ")) == {"LSTM", "If", "com.microsoft.Attention", "NonZero"}
+    assert start == "3 ops of the model cannot be imported"
+    assert set(names.split(", ")) == {"com.microsoft.GroupQueryAttention", "NonMaxSuppression", "NonZero"}
     found = caught.value.found or ""
-    assert "LSTM x1 at /encoder/lstm" in found
-    assert "If x1 at /branch: no such op in llmc; control flow cannot be compiled" in found
-    assert "com.microsoft.Attention x1 at fused" in found
-    assert found.count("NonZero") == 2
+    assert "NonMaxSuppression x1 at /encoder/nms: no such op in llmc" in found
+    assert "com.microsoft.GroupQueryAttention x1 at fused" in found
+    assert "NonZero x2 at nz1 and 1 other places: no such op in llmc; its shape depends on values" in found
 
 
 @pytest.mark.parametrize(
@@ -327,7 +324,7 @@ def test_damaged_files(change: Any, words: str, tmp_path: Path) -> None:
         load(file)
 
 
-@pytest.mark.parametrize("opset", [9, 10, 99])
+@pytest.mark.parametrize("opset", [0, 99])
 def test_opsets_that_are_not_known(opset: int, tmp_path: Path) -> None:
     with pytest.raises(LlmcError, match=f"opset {opset} is not supported"):
         load(saved(tmp_path / "m.onnx", [NODE("Relu", ["x"], ["out"])], [X], {}, opset))
@@ -339,8 +336,8 @@ def test_dtypes_that_are_not_known(tmp_path: Path) -> None:
         load(saved(tmp_path / "m.onnx", nodes, [INFO("x", TensorProto.COMPLEX64, [2])], {}))
     assert caught.value.found == "COMPLEX64"
     nodes = [NODE("Mul", ["x", "w"], ["out"])]
-    with pytest.raises(LlmcError, match="weight 'w' has dtype UINT16"):
-        load(saved(tmp_path / "m.onnx", nodes, [X], {"w": np.ones(6, np.uint16)}))
+    with pytest.raises(LlmcError, match="weight 'w' has dtype COMPLEX64"):
+        load(saved(tmp_path / "m.onnx", nodes, [X], {"w": np.ones(6, np.complex64)}))
 
 
 def test_nodes_that_make_no_sense(tmp_path: Path) -> None:
