@@ -122,20 +122,28 @@ def _counted(file: Path) -> Any:
 def tried(case: Case) -> Row:
     """Imported, run and compared."""
     row: Row = {"type": case.name}
+    try:
+        graph = imported(case)
+    except LlmcError as error:
+        return {**row, "state": "refused", "reason": _short(error)}
+    try:
+        found = faults(case, graph, lambda inputs: run(graph, inputs))
+    except LlmcError as error:
+        return {**row, "state": "no run", "reason": str(error).splitlines()[0][:300]}
+    return {**row, "state": "wrong", "reason": found[0]} if found else {**row, "state": "right", "reason": ""}
+
+
+def imported(case: Case) -> Any:
+    """The graph of a test."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         path.write_bytes(case.model.SerializeToString())
-        try:
-            graph = frontend.load(path).graph
-        except LlmcError as error:
-            return {**row, "state": "refused", "reason": _short(error)}
-    try:
-        faults = [fault for part in case.data if (fault := _compared(case, graph, *part))]
-    except LlmcError as error:
-        return {**row, "state": "no run", "reason": str(error).splitlines()[0][:300]}
-    return (
-        {**row, "state": "wrong", "reason": faults[0]} if faults else {**row, "state": "right", "reason": ""}
-    )
+        return frontend.load(path).graph
+
+
+def faults(case: Case, graph: Any, answers: Callable[[Any], Any]) -> list[str]:
+    """How the answers of all parts of a test differ."""
+    return [fault for part in case.data if (fault := _compared(case, graph, answers, *part))]
 
 
 def _short(error: LlmcError) -> str:
@@ -143,7 +151,9 @@ def _short(error: LlmcError) -> str:
     return (error.found or error.problem if "cannot be imported" in error.problem else error.problem)[:300]
 
 
-def _compared(case: Case, graph: Any, inputs: list[Any], outputs: list[Any]) -> str:
+def _compared(
+    case: Case, graph: Any, answers: Callable[[Any], Any], inputs: list[Any], outputs: list[Any]
+) -> str:
     """How the answers differ, empty if they do not."""
     weights = {t.name for t in case.model.graph.initializer}
     names = [i.name for i in case.model.graph.input]
@@ -151,7 +161,7 @@ def _compared(case: Case, graph: Any, inputs: list[Any], outputs: list[Any]) -> 
         names = [name for name in names if name not in weights]
     wanted = {n.attributes["name"]: n.dtype for n in graph.inputs}
     given = {n: widened(v, wanted[n]) for n, v in zip(names, inputs, strict=False) if n in wanted}
-    made = run(graph, given)
+    made = answers(given)
     for info, expected in zip(case.model.graph.output, outputs, strict=True):
         if fault := _difference(made[info.name], expected, info, case):
             return f"{info.name}: {fault}"

@@ -3,6 +3,7 @@
     python bench/onnx_conformance.py                     tries what is not in the cache, and writes docs/onnx-support.md
     python bench/onnx_conformance.py --only Conv,If      the tests of these ops, again
     python bench/onnx_conformance.py --again             those that were not right, too
+    python bench/onnx_conformance.py --compile 500       also compiles 500 that are right, many together
     python bench/onnx_conformance.py --write             writes docs/onnx-support.md from the cache alone
 
 Each test's model is imported as it ships and run by the interpreter; outputs are held to the test's own tolerances.
@@ -23,8 +24,9 @@ from typing import Any
 import onnx_table
 from apart import apart
 from onnx_cases import Case, cases, tried
+from onnx_compiled import TOGETHER, compiled
 
-SECONDS, GIBIBYTES = 60, 6
+SECONDS, COMPILE_SECONDS, GIBIBYTES = 120, 900, 6
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmc" / "onnx.jsonl"
 
 
@@ -33,6 +35,7 @@ def main() -> None:
     rows = _read(options.cache)
     if not options.write:
         _try_all(options, rows)
+        _compile_some(options, rows)
     Path(options.output).write_text(onnx_table.page(rows), encoding="utf-8")
 
 
@@ -41,6 +44,7 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="ops, with commas between")
+    parser.add_argument("--compile", type=int, default=0, metavar="N", help="compile N more that are right")
     parser.add_argument("--write", action="store_true", help="write the page from the cache")
     parser.add_argument("--again", action="store_true", help="those that were not right, too")
     parser.add_argument("--cache", type=Path, default=CACHE)
@@ -65,6 +69,33 @@ def _try_all(options: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> No
             file.write(json.dumps(rows[case.name]) + "\n")
             file.flush()
     print(*(f"{state} {count}" for state, count in Counter(r["state"] for r in rows.values()).items()))
+
+
+def _compile_some(options: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> None:
+    """Those that are right and were not compiled yet."""
+    only = set(filter(None, options.only.split(",")))
+    due = [
+        case
+        for case in (cases() if options.compile else ())
+        if rows[case.name]["state"] == "right"
+        and "compiled" not in rows[case.name]
+        and (not only or case.op in only)
+    ]
+    chosen = due[: options.compile]
+    with options.cache.open("a", encoding="utf-8") as file:
+        for start in range(0, len(chosen), TOGETHER):
+            group = chosen[start : start + TOGETHER]
+            found = apart(group[0].name, functools.partial(_as_row, group), COMPILE_SECONDS, GIBIBYTES)
+            for row in found.get("rows", [{"type": c.name, "compiled": found["reason"]} for c in group]):
+                rows[row["type"]] |= row
+                file.write(json.dumps(rows[row["type"]]) + "\n")
+            file.flush()
+    told = Counter(str(row.get("compiled", "")).partition(":")[0] for row in rows.values())
+    print("compiled:", *(f"{state} {count}" for state, count in told.items() if state))
+
+
+def _as_row(group: list[Case]) -> dict[str, Any]:
+    return {"type": group[0].name, "rows": compiled(group)}
 
 
 def _due(options: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> Iterable[Case]:

@@ -21,7 +21,6 @@ EXTRAS = {
         "transformers",
         "safetensors",
         "onnx",
-        "onnx_graphsurgeon",
         "google",  # protobuf, which onnx brings
         "tvm",
         "tvm_ffi",
