@@ -90,6 +90,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "transposed": lambda x, s: (
         F.conv_transpose1d(s, T1, BIAS[:5], stride=2, padding=1),
         F.conv_transpose1d(s, T1, stride=4),
+        F.conv_transpose1d(s, x[0, :, :2], stride=2),  # with weights that are computed
         F.conv_transpose1d(s, T1, BIAS[:5], stride=3, padding=4, output_padding=2, dilation=2),
         F.conv_transpose2d(x, T2, BIAS[:5], stride=(3, 2)),
         F.conv_transpose2d(x, TG, BIAS[:4], stride=2, padding=1, output_padding=1, groups=2),
@@ -242,7 +243,6 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "dynamic interpolation": (lambda x, s: F.interpolate(s, scale_factor=2.0, mode="linear"), "of dynamic"),
     "dynamic windows": (lambda x, s: F.adaptive_avg_pool1d(s, 3), "adaptive pooling of dynamic"),
     "counted padding": (lambda x, s: F.avg_pool1d(s, 3, 1, 1, False, False), "leaves out padding"),
-    "a computed kernel": (lambda x, s: F.conv_transpose1d(s, x[0, :, :2]), "computed weights"),
 }
 
 
