@@ -40,6 +40,10 @@ def _texts(model: onnx.ModelProto) -> Iterable[Any]:
     graph = model.graph
     for named in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
         yield named.name
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
+    yield from (o.domain for o in model.opset_import)
+    yield from (model.producer_name, model.producer_version, graph.name)
     for nodes in (graph.node, *(f.node for f in model.functions)):
         yield from _of_nodes(nodes)
 

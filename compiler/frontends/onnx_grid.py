@@ -9,6 +9,7 @@ from llmc.compiler.frontends.composed import size
 from llmc.compiler.frontends.composed_grid import Sampling, sampled
 from llmc.compiler.frontends.composed_pad import padded
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
+from llmc.compiler.frontends.onnx_values import want_table
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
 
@@ -33,6 +34,7 @@ def _affine_grid(call: Call) -> Node:
     sizes: tuple[Dim, ...] = call.shape_of_result("a size")[1:-1] if known_sizes is None else known_sizes[2:]
     call.require(all(isinstance(d, int) for d in sizes), "an AffineGrid of a dynamic size")
     corners = bool(call.attribute("align_corners", 0))
+    want_table(*sizes, len(sizes) + 1)
     lines = [_line(int(d), corners) for d in sizes]
     mesh = np.meshgrid(*lines, indexing="ij")[::-1]
     points = np.stack([*mesh, np.ones_like(mesh[0])], -1).reshape(-1, len(sizes) + 1).astype(np.float32)

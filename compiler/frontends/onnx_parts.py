@@ -13,7 +13,7 @@ from llmc.compiler.frontends.composed import size, taken
 from llmc.compiler.frontends.composed_pad import mirrored, padded
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_index import wrapped
-from llmc.compiler.frontends.onnx_values import known
+from llmc.compiler.frontends.onnx_values import known, want_table
 from llmc.compiler.frontends.ranges import is_nonnegative
 from llmc.compiler.graph import DTYPES, Node
 from llmc.compiler.ops import constant
@@ -211,6 +211,7 @@ _MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 def _mirrored(call: Call, x: Node, before: Sequence[int], after: Sequence[int], mode: str) -> Node:
     call.require(mode in _MODES, f"padding mode {mode!r}", "pad with a constant")
     for axis, (low, high) in enumerate(zip(before, after, strict=True)):
+        want_table(low + high)
         x = mirrored(call, x, axis, low, high, _MODES[mode])
     return x
 

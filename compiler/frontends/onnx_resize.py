@@ -13,7 +13,7 @@ from llmc.compiler.frontends.composed_resize import nearest, repeated
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_places import KINDS, Filter, Places
 from llmc.compiler.frontends.onnx_resize_run import resized_at_run_time
-from llmc.compiler.frontends.onnx_values import known
+from llmc.compiler.frontends.onnx_values import known, want_table
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
 
@@ -113,6 +113,7 @@ def _along(
         return x
     if not isinstance(size, int) or not isinstance(out, int):
         return _dynamic(call, x, axis, taken, Places(_SAMPLE, int(_SAMPLE * scale), scale, kind, crop))
+    want_table(out, 1 if taken.mode == "nearest" else size)
     places = Places(size, out, scale, kind, crop)
     if taken.mode == "nearest":
         y = nearest(call, x, axis, places.rounded(taken.rounding))

@@ -6,7 +6,7 @@ import numpy as np
 
 from llmc.compiler.frontends.composed import joined
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
-from llmc.compiler.frontends.onnx_values import Items, Value, known
+from llmc.compiler.frontends.onnx_values import Items, Value, known, want_table
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Node
 
@@ -81,6 +81,7 @@ def _split(call: Call) -> Items:
     axis = call.axis(x.type.rank, 0)
     whole, keep = x.shape[axis], bool(call.attribute("keepdims", 1))
     call.require(isinstance(whole, int), "a sequence of an axis of dynamic size")
+    want_table(whole, whole)  # each element becomes a node
     sizes = [1] * int(whole)
     if call.has(1):
         given = known(call.value(1))

@@ -11,7 +11,7 @@ from llmc.compiler.frontends.composed_pad import padded
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_choice import Axes, by_values, selected
 from llmc.compiler.frontends.onnx_kinds import DTYPES
-from llmc.compiler.frontends.onnx_values import known
+from llmc.compiler.frontends.onnx_values import known, want_table
 from llmc.compiler.frontends.parts import to_end
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
@@ -44,6 +44,7 @@ def _times(call: Call, x: Node, table: np.ndarray[Any, Any], axis: int) -> Node:
 
 def _tables(size: int, outs: int, sign: float, factor: float) -> list[np.ndarray[Any, Any]]:
     """cos and sign * sin of 2 pi j k / size, `[outs, size]`; j k is reduced by the size first, as an integer."""
+    want_table(size, outs)
     angles = np.outer(np.arange(outs), np.arange(size)) % size * (2 * math.pi / size)
     return [factor * np.cos(angles), factor * sign * np.sin(angles)]
 
@@ -118,6 +119,7 @@ def _inverse_of_half(call: Call, x: Node, axis: int, length: int) -> Node:
 
 
 def _inverse_tables(length: int) -> list[np.ndarray[Any, Any]]:
+    want_table(length, length)
     angles = np.outer(np.arange(length), np.arange(length // 2 + 1)) % length * (2 * math.pi / length)
     return [np.cos(angles), np.sin(angles)]
 
@@ -191,6 +193,7 @@ def _window(call: Call) -> Node:
     given = known(call.value(0))
     size = call.shape_of_result("the size of a window")[0] if given is None else given.item()
     call.require(isinstance(size, int), "a window of a dynamic size")
+    want_table(size)
     kind = call.attribute("output_datatype", 1)
     call.require(DTYPES.get(kind) == "f32", "a window of integers")
     whole = size if call.attribute("periodic", 1) else size - 1
@@ -205,6 +208,7 @@ def _mel(call: Call) -> Node:
     """Triangles whose corners lie evenly on the mel scale, as the standard's example computes them."""
     values = [call.numbers(i, "a mel filter").item() for i in range(5)]
     bins, length, rate = (int(v) for v in values[:3])
+    want_table(bins, length)
     low, high = (float(v) for v in values[3:])
     kind = call.attribute("output_datatype", 1)
     call.require(DTYPES.get(kind) == "f32", "mel filters of integers")

@@ -16,6 +16,7 @@ from llmc.compiler.graph import Node
 
 MOST_ELEMENTS = 1 << 32  # of a tensor
 MOST_AXES = 16
+_MOST_OF_TABLE = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,13 @@ class Inputs(tuple["Value | None", ...]):
     def __iter__(self) -> Iterator[Value | None]:
         self.read |= set(range(len(self)))
         return super().__iter__()
+
+
+def want_table(*sizes: Dim) -> None:
+    """Refuse numbers that would be computed at import, of so many elements, before they are."""
+    count = math.prod(d for d in sizes if isinstance(d, int))
+    if count > _MOST_OF_TABLE:
+        raise UnsupportedError(f"a table of {count} elements", f"at most {_MOST_OF_TABLE} are possible")
 
 
 def want_room(shape: Sequence[Dim]) -> None:

@@ -305,3 +305,17 @@ def test_the_same_gap_in_every_layer_is_one_line(tmp_path: Path) -> None:
     error = refused(tmp_path, nodes, {})
     assert (error.found or "").count("\n") == 0
     assert "NonZero x40 at /layer0/sub0/NonZero and 39 other places" in (error.found or "")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights"),
+    [
+        ([NODE("Resize", ["x", "", "", "s"], ["out"], mode="linear")], {"s": np.array([1 << 20, 1 << 30])}),
+        ([NODE("Resize", ["x", "", "f"], ["out"])], {"f": np.array([1, 1e9], np.float32)}),
+        ([NODE("Pad", ["x", "s"], ["out"], mode="edge")], {"s": np.array([0, 0, 0, 1 << 30])}),
+        ([NODE("HannWindow", ["s"], ["w"]), NODE("ReduceSum", ["w"], ["out"])], {"s": np.int64(1 << 31)}),
+    ],
+)
+def test_tables_that_are_too_large_are_not_made(nodes: list[Any], weights: Arrays, tmp_path: Path) -> None:
+    error = refused(tmp_path, nodes, weights, inputs=[INFO("x", T.FLOAT, [3, 6])])
+    assert "possible" in (error.found or "")
