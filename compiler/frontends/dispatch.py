@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def load(
     ignore_unused: bool = False,
     base: str | Path | None = None,
     adapter: str | Path | None = None,
+    dims: Mapping[str, int] | None = None,
     **bounds: Any,
 ) -> Imported:
     """Import a model of any kind.
@@ -61,6 +63,7 @@ def load(
         ignore_unused: leave out weights of a folder that the task has no use for.
         base: of a folder that is an adapter, its base model.
         adapter: merged into the model in the folder.
+        dims: of an .onnx file, dynamic axes that always have one size.
         bounds: `max_batch` and `max_seq`.
 
     Raises:
@@ -72,6 +75,10 @@ def load(
             f"{path.name} is no kind of model llmc reads",
             at=str(path),
             hint=f"give a Hugging Face folder, or a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}",
+        )
+    if dims and path.suffix.lower() != ".onnx":
+        raise LlmcError(
+            "--dim is for ONNX files", at=str(path), hint="--max-batch and --max-seq bound other models"
         )
     if not is_model_file(path) or path.suffix.lower() == ".gguf":
         return _of_folder(path, base, adapter, task=task, ignore_unused=ignore_unused, **bounds)
@@ -87,7 +94,7 @@ def load(
     if path.suffix.lower() == ".onnx":
         from llmc.compiler.frontends import onnx
 
-        return onnx.load(path, task=task, **bounds)
+        return onnx.load(path, task=task, dims=dims or {}, **bounds)
     from llmc.compiler.frontends import pt2
 
     return pt2.load(path, task=task, **bounds)

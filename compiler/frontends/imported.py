@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 1024
 LARGEST = 2**31 - 1  # of any dim: sizes are counted in 63 bits
+HUGE = 10**9  # no dynamic dim of an ONNX file is larger: a size that is cut to more is not cut
 GENERIC = "generic"  # the task of a model that is arrays in, arrays out
 
 

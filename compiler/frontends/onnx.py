@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from llmc.compiler.frontends import beside
-from llmc.compiler.frontends.imported import MAX_BATCH, Imported
+from llmc.compiler.frontends.imported import HUGE, MAX_BATCH, Imported
 from llmc.compiler.frontends.onnx_file import read, values
 from llmc.compiler.frontends.onnx_graph import to_graph
 from llmc.compiler.frontends.onnx_kinds import DTYPES
 from llmc.compiler.graph import Weight
+from llmc.errors import LlmcError
 
 
 def load(
-    path: str | Path, task: str = "auto", max_batch: int = MAX_BATCH, max_seq: int | None = None
+    path: str | Path,
+    task: str = "auto",
+    max_batch: int = MAX_BATCH,
+    max_seq: int | None = None,
+    dims: Mapping[str, int] = MappingProxyType({}),
 ) -> Imported:
     """Import an .onnx file, as exported by `torch.onnx` or optimum.
 
@@ -22,14 +29,17 @@ def load(
         task: "auto" leaves arrays in and arrays out; a name in `tasks.TASKS` says what the outputs mean.
         max_batch, max_seq: upper bounds of the dynamic dims; the default of max_seq is what the model's tables
             of positions allow.
+        dims: dynamic axes that always have one size; by the names that the graph would have for them.
 
     Raises:
-        LlmcError: the file is damaged, or ops, dtypes or shapes of it are not supported.
+        LlmcError: the file is damaged, `dims` names no axis of it, or ops, dtypes or shapes of it are not supported.
     """
     path = Path(path)
+    if max_batch > HUGE:
+        raise LlmcError(f"max_batch of an ONNX file is at most {HUGE}", at=str(path), found=str(max_batch))
     extras = beside.read(path, task)
     file = read(path)
-    graph = to_graph(file, beside.first_bounds(max_batch))
+    graph = to_graph(file, beside.first_bounds(max_batch), dims)
     return beside.imported(path, beside.bounded(graph, extras, max_seq, path), extras, file.producer)
 
 

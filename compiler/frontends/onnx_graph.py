@@ -6,6 +6,7 @@ Nothing is run by onnxruntime. Nodes that no output depends on are not read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from llmc.compiler.dims import Dim, symbol
@@ -28,15 +29,18 @@ __all__ = ["to_graph"]
 
 converters.load("onnx_")  # fills TABLE
 
-_HINT = "change these parts of the model and export it again; docs/onnx.md lists the ops llmc reads"
+_HINT = "change these parts of the model and export it again{}; docs/onnx.md lists the ops llmc reads"
 
 
-def to_graph(file: OnnxFile, bounds: Mapping[str, tuple[int, int]]) -> Graph:
+def to_graph(
+    file: OnnxFile, bounds: Mapping[str, tuple[int, int]], fixed: Mapping[str, int] = MappingProxyType({})
+) -> Graph:
     """Import a file.
 
     Args:
         file: from `onnx_file.read`.
         bounds: of `batch`, `seq` and, under the key "", any other dynamic dim.
+        fixed: sizes of axes that would be dynamic, by name.
 
     Raises:
         LlmcError: ops, dtypes or shapes that are not supported, all of them in one error.
@@ -45,15 +49,22 @@ def to_graph(file: OnnxFile, bounds: Mapping[str, tuple[int, int]]) -> Graph:
     opsets = {o.domain: o.version for o in file.model.opset_import}
     weights = {t.name: t for t in proto.initializer}
     scope = Scope(reader, opsets, weights, onnx_types.declared(proto))
-    inputs = _inputs(file)
+    inputs = _inputs(file, _Axes(str(file.path), fixed))
     for node, info in zip(inputs, _live(file), strict=True):
         scope.keep(info.name, node, info.type.tensor_type.elem_type)
     reader.read_all(proto.node, [o.name for o in proto.output], scope)
     if reader.problems:
-        raise report(reader.problems, _HINT, by_place=False)
+        raise report(reader.problems, _hint(inputs), by_place=False)
     outputs = {o.name: _output(file, scope, o) for o in proto.output}
     names = {str(s) for n in inputs for d in n.shape if not isinstance(d, int) for s in d.free_symbols}
     return Graph(tuple(inputs), outputs, {n: bounds.get(n, bounds[""]) for n in sorted(names)})  # type: ignore[misc]  # Bounds
+
+
+def _hint(inputs: Sequence[Node]) -> str:
+    """What to do; sizes that always are the same often decide what an op of a file asks of them."""
+    open_axes = sorted({str(d) for node in inputs for d in node.shape if not isinstance(d, int)})
+    fix = f", or say that one of {', '.join(open_axes)} always has one size: --dim {open_axes[-1]}=SIZE"
+    return _HINT.format(fix if open_axes else "")
 
 
 def _output(file: OnnxFile, scope: Scope, info: Any) -> Node:
@@ -91,12 +102,42 @@ def _live(file: OnnxFile) -> list[Any]:
     return [p for p in file.model.graph.input if p.name not in weights]
 
 
-def _inputs(file: OnnxFile) -> list[Node]:
-    rows, names = _rows(file.model.graph), AxisNames()
-    return [_input(file, proto, names, rows.get(proto.name)) for proto in _live(file)]
+class _Axes:
+    """The sizes of axes: symbols, or what is known of those that a file leaves open."""
+
+    def __init__(self, at: str, fixed: Mapping[str, int]) -> None:
+        self._at, self._fixed, self._names, self._met = at, fixed, AxisNames(), set[str]()
+
+    def size(self, tensor: str, axis: int, rank: int, text: str) -> Dim:
+        """Of an axis that the file has no number for but calls `text`: either of its names may be told."""
+        name = self._names.name(tensor, axis, rank, text)
+        self._met |= {name, text} - {""}
+        return self._fixed.get(name, self._fixed.get(text, symbol(name)))
+
+    def want_met(self) -> None:
+        """Each of those that are fixed is there."""
+        for name, size in self._fixed.items():
+            if name not in self._met:
+                hint = (
+                    f"it has {', '.join(sorted(self._met))}"
+                    if self._met
+                    else "it has none: all sizes are fixed"
+                )
+                raise LlmcError(f"the file has no dynamic axis {name!r}", at=self._at, hint=hint)
+            if not 1 <= size <= LARGEST:
+                raise LlmcError(
+                    f"{name} = {size} is no size", at=self._at, hint=f"sizes go from 1 to {LARGEST}"
+                )
 
 
-def _input(file: OnnxFile, proto: Any, names: AxisNames, high: int | None) -> Node:
+def _inputs(file: OnnxFile, axes: _Axes) -> list[Node]:
+    rows = _rows(file.model.graph)
+    made = [_input(file, proto, axes, rows.get(proto.name)) for proto in _live(file)]
+    axes.want_met()
+    return made
+
+
+def _input(file: OnnxFile, proto: Any, axes: _Axes, high: int | None) -> Node:
     kind = proto.type.tensor_type
     if not proto.type.HasField("tensor_type") or kind.elem_type not in DTYPES:
         found = dtype_name(kind.elem_type) if proto.type.HasField("tensor_type") else "not a tensor"
@@ -110,7 +151,7 @@ def _input(file: OnnxFile, proto: Any, names: AxisNames, high: int | None) -> No
         raise LlmcError(
             f"input {proto.name!r} has no shape", at=str(file.path), hint="export with shapes or dynamic axes"
         )
-    dtype, shape = DTYPES[kind.elem_type], _shape(proto.name, kind.shape.dim, names)
+    dtype, shape = DTYPES[kind.elem_type], _shape(proto.name, kind.shape.dim, axes)
     if len(shape) > MOST_AXES or any(isinstance(d, int) and d > LARGEST for d in shape):
         raise LlmcError(
             f"input {proto.name!r} has a shape that no tensor has",
@@ -124,11 +165,11 @@ def _input(file: OnnxFile, proto: Any, names: AxisNames, high: int | None) -> No
     return input_(proto.name, dtype, shape, default=default, low=None if high is None else 0, high=high)
 
 
-def _shape(tensor: str, dims: Sequence[Any], names: AxisNames) -> tuple[Dim, ...]:
+def _shape(tensor: str, dims: Sequence[Any], axes: _Axes) -> tuple[Dim, ...]:
     """Sizes that are not there, or below 0, are dynamic."""
     known = [int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else None for d in dims]
     return tuple(
-        symbol(names.name(tensor, axis, len(dims), d.dim_param)) if size is None else size
+        axes.size(tensor, axis, len(dims), d.dim_param) if size is None else size
         for axis, (d, size) in enumerate(zip(dims, known, strict=True))
     )
 

@@ -11,6 +11,7 @@ import sympy
 from llmc.compiler.dims import Dim, dim, from_one
 from llmc.compiler.frontends.composed import size, taken
 from llmc.compiler.frontends.composed_pad import mirrored, padded
+from llmc.compiler.frontends.imported import HUGE
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_index import wrapped
 from llmc.compiler.frontends.onnx_values import known, want_table
@@ -92,7 +93,8 @@ def _place(index: Dim, length: Dim) -> Dim:
             return 0 if index < -_FAR else from_one(dim(sympy.Max(0, length + index)))
         if index <= 1:
             return index  # dims are at least 1
-        return length if index >= _FAR - 1 else from_one(sympy.Min(index, length))
+        far = HUGE if isinstance(length, sympy.Symbol) else _FAR - 1
+        return length if index >= far else from_one(sympy.Min(index, length))
     return index if isinstance(length, int) or dim(index - length) != 0 else length
 
 

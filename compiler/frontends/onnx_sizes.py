@@ -13,6 +13,7 @@ import numpy as np
 import sympy
 
 from llmc.compiler.dims import Dim, dim, floored, from_one
+from llmc.compiler.frontends.imported import HUGE
 from llmc.compiler.frontends.onnx_call import Call
 from llmc.compiler.frontends.onnx_values import Items, Sizes, Value, known
 from llmc.compiler.frontends.ranges import is_nonnegative
@@ -121,6 +122,13 @@ def _extreme(pick: Any) -> Callable[[Dim, Dim], Dim]:
     return lambda a, b: from_one(dim(pick(sympy.sympify(a), sympy.sympify(b))))
 
 
+def _smaller(a: Dim, b: Dim) -> Dim:
+    for one, other in ((a, b), (b, a)):
+        if isinstance(one, int) and one >= HUGE and isinstance(other, sympy.Symbol):
+            return other
+    return _extreme(sympy.Min)(a, b)
+
+
 def _where(call: Call, condition: Array, a: Array, b: Array) -> Any:
     if any(not isinstance(c, (bool, np.bool_)) for c in condition.reshape(-1)):
         raise UndecidedError
@@ -193,7 +201,7 @@ _TABLE: Mapping[str, Callable[..., Any]] = {
     "Div": _each(_toward_zero),
     "Mod": _mod,
     "Max": _each(_extreme(sympy.Max)),
-    "Min": _each(_extreme(sympy.Min)),
+    "Min": _each(_smaller),
     "Neg": lambda call, x: -x,
     "Equal": _each(_compared(sympy.Eq)),
     "Less": _each(_compared(sympy.Lt)),

@@ -49,6 +49,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     ignore_unused_weights: bool = False,
     base: str | Path | None = None,
     adapter: str | Path | None = None,
+    dims: Mapping[str, int] | None = None,
     **options: Unpack[Options],
 ) -> CompileReport:
     """Compile a model into an artifact.
@@ -62,6 +63,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         ignore_unused_weights: leave out heads of a folder that the task has no use for, which is an error otherwise.
         base: of a folder that is a PEFT adapter, its base model's; None: what the adapter names, if it lies beside.
         adapter: a PEFT adapter's folder, merged into the model.
+        dims: of an .onnx file, dynamic axes that always have one size: name -> size.
         options: `target`, `quant` and all others of `Options`.
 
     Raises:
@@ -69,7 +71,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
             behind then, and an artifact of that name stays as it was.
     """
     options.setdefault("padding", PADDING[0])
-    asked = {"max_batch": max_batch, "max_seq": max_seq, "base": base, "adapter": adapter}
+    asked = {"max_batch": max_batch, "max_seq": max_seq, "base": base, "adapter": adapter, "dims": dims}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     load = partial(dispatch.load, model, task=task, ignore_unused=ignore_unused_weights, **given)
     return _compile(load, Order(output, name, options))

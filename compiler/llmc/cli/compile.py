@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from llmc.cli import values
+from llmc.cli.fixed_dims import dim_option
 from llmc.cli.output import (
     Progress,
     Seconds,
@@ -117,6 +118,7 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 )
 @click.option("--max-batch", type=click.IntRange(min=1), help="Largest batch.  [default: the compiler's]")
 @click.option("--max-seq", type=click.IntRange(min=1), help="Longest sequence.  [default: the model's]")
+@dim_option
 @click.option(
     "--padding",
     type=click.Choice(["zero", "computed"]),

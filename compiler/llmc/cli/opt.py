@@ -10,6 +10,7 @@ from typing import Any, cast
 import click
 
 from llmc.cli import values
+from llmc.cli.fixed_dims import dim_option
 from llmc.cli.output import (
     adapter_options,
     add_pass_option,
@@ -80,6 +81,7 @@ stdout, everything else to stderr.
 )
 @click.option("--ignore-unused-weights", is_flag=True, help="Leave out heads that the task has no use for.")
 @adapter_options
+@dim_option
 @extension_option
 @json_option
 def command(
@@ -99,6 +101,7 @@ def command(
     ignore_unused_weights: bool,
     base: Path | None,
     adapter: Path | None,
+    dims: dict[str, int] | None,
     as_json: bool,
 ) -> None:
     """Import MODEL (a folder, an .onnx or .pt2 file, or a graph's text file), run passes, and print the graph."""
@@ -110,7 +113,7 @@ def command(
     asked = {"level": level, "passes": passes, "add_passes": add_passes, "only_passes": only_passes}
     pipeline = _pipeline(asked)  # a slip shows before the import
     given = _samples(pipeline, calib)
-    imported = read_model(model, task, weights, ignore_unused_weights, base, adapter)
+    imported = read_model(model, task, weights, ignore_unused_weights, base, adapter, dims)
     if passes is None and only_passes is None and imported.pipeline is not None:  # of a reproducer
         pipeline = _pipeline({**asked, "passes": imported.pipeline})
     with given(imported.tokenizer):
@@ -178,6 +181,7 @@ def read_model(
     ignore_unused: bool = False,
     base: Path | None = None,
     adapter: Path | None = None,
+    dims: Mapping[str, int] | None = None,
 ) -> Any:
     """What a model folder or file holds, or a text that `llmc opt -o` or a test wrote: `Imported`.
 
@@ -195,7 +199,9 @@ def read_model(
     if not is_model_file(model):
         require_folder(model, "a model")
     if weights is None:
-        return dispatch.load(model, task=task, ignore_unused=ignore_unused, base=base, adapter=adapter)
+        return dispatch.load(
+            model, task=task, ignore_unused=ignore_unused, base=base, adapter=adapter, dims=dims
+        )
     if not model.is_file() or model.suffix.lower() in (".onnx", ".pt2"):
         raise LlmcError("--weights is for a graph's text; this model has its own", at=str(model))
     if is_artifact(weights):
