@@ -63,8 +63,10 @@ def to_graph(
 def _hint(inputs: Sequence[Node]) -> str:
     """What to do; sizes that always are the same often decide what an op of a file asks of them."""
     open_axes = sorted({str(d) for node in inputs for d in node.shape if not isinstance(d, int)})
+    if not open_axes:
+        return _HINT.format("")
     fix = f", or say that one of {', '.join(open_axes)} always has one size: --dim {open_axes[-1]}=SIZE"
-    return _HINT.format(fix if open_axes else "")
+    return _HINT.format(fix)
 
 
 def _output(file: OnnxFile, scope: Scope, info: Any) -> Node:
