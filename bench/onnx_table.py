@@ -13,9 +13,9 @@ Row = Mapping[str, Any]
 _HEAD = """# ONNX ops that llmc takes
 
 `python bench/onnx_conformance.py` made this page: every node test and model test of the installed onnx package was
-imported as it ships, run by the interpreter, and its outputs held to the test's own tolerances, or two units in the last place of half
-precision and 1e-6 of the largest answer where those ask for less than rounding leaves. Floats of any width and
-integers that llmc has no kernels for are computed in a wider type; a test is right if the numbers are.
+imported as it ships, run by the interpreter, and its outputs held to the test's own tolerances, or two units in the
+last place of half precision and 1e-6 of the largest answer where those ask for less than rounding leaves. Floats of any
+width and integers that llmc has no kernels for are computed in a wider type; a test is right if the numbers are.
 
 """
 
