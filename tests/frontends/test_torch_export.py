@@ -266,6 +266,8 @@ def test_unsupported_forms_of_supported_ops_say_why() -> None:
         imported(Function(lambda x, i: x[x > 0]))
     with pytest.raises(LlmcError, match=r"dtype float64"):
         imported(Function(lambda x, i: x.double() + 1))
+    with pytest.raises(LlmcError, match=r"the diagonal of axes of dynamic size in einsum"):
+        imported(Function(lambda x, i: torch.einsum("bss->bs", x @ x.mT)))
     with pytest.raises(LlmcError, match=r"histc of other than integers"):
         imported(Function(lambda x, i: x.histc(4, 0, 3)))
     with pytest.raises(LlmcError, match=r"complex numbers"):

@@ -76,7 +76,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         torch.einsum("...id,...jd->...ij", x, x),
         torch.einsum("bsd,btd->bts", x, 2 * x),
         torch.einsum("bsd->bd", x),
-        torch.einsum("bss->bs", x @ x.mT),
+        torch.einsum("bdd->bd", x.mT @ x),
         torch.einsum("bs,bsd,ed->be", i.float(), x, W),
         torch.einsum("i,j", x[0, 0], W[0]),
         torch.einsum("bsd,bsd->bs", x, x),
