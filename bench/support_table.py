@@ -15,7 +15,7 @@ _HEAD = """# Models that llmc takes
 model of its main task was imported and compared with PyTorch by the interpreter at three shapes (one row, padded
 rows, long rows), and some were compiled for x86-64 with AVX2 and compared again. Figures are the largest difference
 as a part of the output's largest value. Any size and any fine-tuned weights of a type take the same way, and every
-import compares its graph with the model's own numbers.
+import compares its graph with the model's own numbers. Rows are kept from run to run: some are of an earlier llmc.
 
 """
 _STATES = {
