@@ -88,13 +88,7 @@ def _attention(call: Call) -> Result:
         k, v = (call.op("concat", old, new, axis=2) for old, new in zip(olds, (k, v), strict=True))
     if call.wants(1):
         present = call.op("concat", *(call.reshape(n, (1, *n.shape)) for n in (k, v)), axis=0)
-    filtered = call.attribute("mask_filter_value", _FILTER)
-    masks = [_padding(call, call.node(3), k, filtered)] if call.has(3) else []
-    masks += [call.node(5)] if call.has(5) else []
-    if call.attribute("unidirectional", 0):
-        masks.append(_causal(call, q.shape[2], k.shape[2], filtered))
-    y = _merged(call, _attended(call, q, k, v, masks, _scale(call, q.shape[3])))
-    return (y, present)[: call.outputs]
+    return (_answer(call, q, k, v, padding=3), present)[: call.outputs]
 
 
 @onnx_op(*microsoft("MultiHeadAttention"))
@@ -112,10 +106,14 @@ def _multi_head(call: Call) -> Result:
     q, k, v = (_heads(call, part, heads) for part in parts)
     if call.has(6):
         k, v = (call.op("concat", call.node(i), new, axis=2) for i, new in ((6, k), (7, v)))
+    return (_answer(call, q, k, v, padding=4), k, v)[: call.outputs]
+
+
+def _answer(call: Call, q: Node, k: Node, v: Node, padding: int) -> Node:
+    """What queries get, with the masks of the node: input `padding` says which keys are none, input 5 is added."""
     filtered = call.attribute("mask_filter_value", _FILTER)
-    masks = [_padding(call, call.node(4), k, filtered)] if call.has(4) else []
+    masks = [_padding(call, call.node(padding), k, filtered)] if call.has(padding) else []
     masks += [call.node(5)] if call.has(5) else []
     if call.attribute("unidirectional", 0):
         masks.append(_causal(call, q.shape[2], k.shape[2], filtered))
-    y = _merged(call, _attended(call, q, k, v, masks, _scale(call, q.shape[3])))
-    return (y, k, v)[: call.outputs]
+    return _merged(call, _attended(call, q, k, v, masks, _scale(call, q.shape[3])))

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmc.dataset import read_rows
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, first_line
 from llmc.runtime.prompts import encoder_of, generation_of
 from llmc.runtime.scoring import chosen, logprobs
+from llmc.torch_baseline import built
 
 if TYPE_CHECKING:
     from llmc.runtime.encoder import Encoder
@@ -193,19 +194,8 @@ def _of_baseline(path: Path, ids: Sequence[int], threads: int | None) -> Score:
 def _of_folder(path: Path, highest: int, threads: int | None) -> Score:
     """By PyTorch in float32, as transformers builds the model; no code of the folder is run."""
     import torch
-    import transformers
 
-    from llmc.compiler.frontends.quiet import quiet
-    from llmc.errors import first_line
-
-    try:
-        with quiet():
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(path), local_files_only=True, trust_remote_code=False, dtype=torch.float32
-            ).eval()
-    except Exception as error:  # anything that transformers raises
-        problem = f"transformers cannot build the baseline: {first_line(error)}"
-        raise LlmcError(problem, at=str(path)) from None
+    model = built("AutoModelForCausalLM", path)
     if model.config.get_text_config().vocab_size <= highest:
         raise LlmcError("the baseline has other tokens than the artifact", at=str(path))
     if threads is not None:

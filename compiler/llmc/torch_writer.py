@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.errors import LlmcError, first_line
+from llmc.errors import LlmcError
 from llmc.runtime.prompts import encoder_of, generation_of, given_of
+from llmc.torch_baseline import built
 
 if TYPE_CHECKING:
     from llmc.runtime.model import Model
@@ -22,21 +23,13 @@ def of_folder(
         LlmcError: transformers cannot build it, or it has fewer tokens.
     """
     import torch
-    import transformers
 
     from llmc.compiler.frontends.quiet import quiet
 
     entry, encoder = generation_of(model), encoder_of(model)
     assert encoder is not None
     decode = encoder.text_of
-    try:
-        with quiet():
-            other = transformers.AutoModelForSeq2SeqLM.from_pretrained(
-                str(path), local_files_only=True, trust_remote_code=False, dtype=torch.float32
-            ).eval()
-    except Exception as error:  # anything that transformers raises
-        problem = f"transformers cannot build the baseline: {first_line(error)}"
-        raise LlmcError(problem, at=str(path)) from None
+    other = built("AutoModelForSeq2SeqLM", path)
     if other.get_input_embeddings().num_embeddings < entry.vocabulary:
         raise LlmcError("the baseline has other tokens than the artifact", at=str(path))
     if threads is not None:
