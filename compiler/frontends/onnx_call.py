@@ -146,6 +146,8 @@ class Call:
             "export with static or input-derived shapes",
         )
         assert declared is not None
+        if self.scope is not None:
+            self.scope.reader.trusted.setdefault(f"{self.type} {self.source}".rstrip(), what)
         return declared
 
     def declared_part(self, axes: Sequence[int] | None) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ Nothing is run by onnxruntime. Nodes that no output depends on are not read.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -23,12 +24,13 @@ from llmc.compiler.frontends.onnx_values import MOST_AXES, Attributes, Inputs, I
 from llmc.compiler.frontends.report import report
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import input_
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, LlmcWarning
 
 __all__ = ["to_graph"]
 
 converters.load("onnx_")  # fills TABLE
 
+_TOLD = 5  # nodes that a warning names
 _HINT = "change these parts of the model and export it again{}; docs/onnx.md lists the ops llmc reads"
 
 
@@ -56,6 +58,7 @@ def to_graph(
     if reader.problems:
         raise report(reader.problems, _hint(inputs), by_place=False)
     outputs = {o.name: _output(file, scope, o) for o in proto.output}
+    _tell_trusted(file, reader.trusted)
     names = {str(s) for n in inputs for d in n.shape if not isinstance(d, int) for s in d.free_symbols}
     return Graph(tuple(inputs), outputs, {n: bounds.get(n, bounds[""]) for n in sorted(names)})  # type: ignore[misc]  # Bounds
 
@@ -67,6 +70,19 @@ def _hint(inputs: Sequence[Node]) -> str:
         return _HINT.format("")
     fix = f", or say that one of {', '.join(open_axes)} always has one size: --dim {open_axes[-1]}=SIZE"
     return _HINT.format(fix)
+
+
+def _tell_trusted(file: OnnxFile, trusted: Mapping[str, str]) -> None:
+    """A result whose shape numbers at run time decide has the shape that the file declares, whatever they are."""
+    if not trusted:
+        return
+    named = ", ".join(f"{node} ({what})" for node, what in list(trusted.items())[:_TOLD])
+    more = f" and {len(trusted) - _TOLD} more" if len(trusted) > _TOLD else ""
+    told = (
+        f"{file.path}: the shape that the file declares is taken for what numbers at run time decide: "
+        f"{named}{more}; numbers that give another shape are not noticed and give a wrong answer"
+    )
+    warnings.warn(LlmcWarning(told), stacklevel=3)
 
 
 def _output(file: OnnxFile, scope: Scope, info: Any) -> Node:

@@ -43,6 +43,7 @@ class Reader:
         self.file = file
         self.functions = {(f.domain, f.name): f for f in file.model.functions}
         self.problems: list[Problem] = []
+        self.trusted: dict[str, str] = {}  # node -> the numbers that it is given at run time
         self.began, self.count = time.monotonic(), 0
         self.last_kinds: dict[int, int] = {}  # of the results of the body that was read last
 

@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 # what no graph of tensors with known sizes says: results as long as values make them, texts, sequences from outside
 REFUSED = frozenset(
     {
@@ -55,6 +57,7 @@ def cases_module() -> Any:
     return module
 
 
+@pytest.mark.filterwarnings("ignore:.*numbers at run time")
 def test_a_tenth_of_the_node_tests() -> None:
     module = cases_module()
     chosen = list(

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from llmc.compiler.frontends.dispatch import load
 from llmc.compiler.interpret import run
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, LlmcWarning
 
 NODE, INFO = helper.make_node, helper.make_tensor_value_info
 Arrays = dict[str, Any]
@@ -319,3 +319,11 @@ def test_the_same_gap_in_every_layer_is_one_line(tmp_path: Path) -> None:
 def test_tables_that_are_too_large_are_not_made(nodes: list[Any], weights: Arrays, tmp_path: Path) -> None:
     error = refused(tmp_path, nodes, weights, inputs=[INFO("x", T.FLOAT, [3, 6])])
     assert "possible" in (error.found or "")
+
+
+def test_a_declared_shape_that_numbers_at_run_time_may_contradict_is_told(tmp_path: Path) -> None:
+    inputs = [INFO("x", T.FLOAT, [2, 6]), INFO("s", T.INT64, [2])]
+    nodes = [NODE("Reshape", ["x", "s"], ["out"], name="/view")]
+    path = saved(tmp_path, nodes, inputs, {}, [INFO("out", T.FLOAT, [3, 4])])
+    with pytest.warns(LlmcWarning, match=r"at run time decide: Reshape /view \(a shape\); numbers that"):
+        load(path)
