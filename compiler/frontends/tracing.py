@@ -46,7 +46,7 @@ def trace(
         printed = io.StringIO()  # the failed graph
         quiet = redirect_stdout(printed), redirect_stderr(printed)
         with packed.exportable(module), exporters.patched(module), quiet[0], quiet[1]:
-            program = torch.export.export(
+            program = _exported(
                 module,
                 sample,
                 dynamic_shapes=(axes,) if _variadic(module) else axes,
@@ -63,6 +63,14 @@ def trace(
         ) from error
     size_guards.want_held(program, module, sample, axes, joint)
     return program
+
+
+def _exported(*given: Any, **options: Any) -> ExportedProgram:
+    """`torch.export` without its table of what ops gave before: its keys hold symbolic sizes, dearer than the ops."""
+    from torch._dynamo import config
+
+    with config.patch(fake_tensor_cache_enabled=False):
+        return torch.export.export(*given, **options)
 
 
 def _reason(error: Exception) -> str:
