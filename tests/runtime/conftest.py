@@ -67,20 +67,34 @@ def compile_module(
     program: str = "tiny.c",
     payload: bytes | None = None,
 ) -> Path:
-    """The program with the runtime; `payload`: its weights, where they are not the usual ones."""
-    sources = map(str, (HERE / program, *MODULE_SOURCES))
+    """The program with the runtime; `payload`: its weights, where they are not the usual ones.
+
+    What is defined is the program's only: the compiler has the runtime's objects from the call before.
+    """
     usual = weights_payload() if program == "tiny.c" else bytes(64)
     size = (f"-DWEIGHTS_BYTES={len(payload)}",) if payload is not None else ()
-    return compile_c(
-        output,
-        *MODULE_FLAGS,
-        checksums(usual if payload is None else payload),
-        *size,
-        *arguments,
-        *sources,
-        *MODULE_LIBRARIES,
+    defined = (checksums(usual if payload is None else payload), *size, *filter(_defines, arguments))
+    flags = [argument for argument in arguments if not _defines(argument)]
+    own = output.with_name(f"{output.name}.o")
+    compile_c(
+        own,
+        "-O2",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-c",
+        *defined,
+        *flags,
+        str(HERE / program),
         compiler=compiler,
     )
+    sources = (str(own), *map(str, MODULE_SOURCES))
+    compile_c(output, *MODULE_FLAGS, *flags, *sources, *MODULE_LIBRARIES, compiler=compiler)
+    own.unlink()
+    return output
+
+
+def _defines(argument: str) -> bool:
+    return argument.startswith("-D")
 
 
 def write_weights(path: Path, payload: bytes, build_id: str = BUILD_ID) -> None:

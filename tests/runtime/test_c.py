@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from functools import cache
 
 import pytest
 
 from llmc.runtime.sources import BENCH_SOURCES, FOLDER, HEADER, MODULE_SOURCES
 
 STRICT = ["-Wall", "-Wextra", "-pedantic", "-Werror"]
+FOR_TESTS = ("-g", "-DSTREAM_FLOATS=65536")
+ADDRESSES = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+THREADS = ("-fsanitize=thread", "-fno-sanitize-recover=all")
 WRAPPED = ("malloc", "calloc", "realloc", "posix_memalign", "mmap", "pthread_create")
 
 
@@ -41,20 +45,38 @@ def run(*command, **options):
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory, build):
-    """Compile a driver together with its program and the runtime: (name, flags) -> executable."""
+def runtime(tmp_path_factory):
+    """The runtime's objects, compiled once for all drivers: flags -> files."""
 
-    def compile_driver(name, *flags):
+    @cache
+    def compile_runtime(*flags):
+        folder = tmp_path_factory.mktemp("runtime")
+        sources = map(str, MODULE_SOURCES)
+        command = [tool("gcc"), "-std=c99", "-Wall", "-Wextra", "-Werror", *FOR_TESTS, *flags]
+        run(*command, "-c", *sources, cwd=folder)
+        objects = sorted(map(str, folder.iterdir()))
+        assert len(objects) == len(MODULE_SOURCES)
+        return objects
+
+    return compile_runtime
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory, build, runtime):
+    """Compile a driver and its program with the runtime: (name, flags, what only the driver and the linker get)."""
+
+    def compile_driver(name, *flags, own=()):
         output = tmp_path_factory.mktemp("driver") / "driver"
         program, payload = DRIVERS[name], build.weights_payload() if name == "driver" else bytes(64)
-        sources = [build.tiny_c.with_name(f"{n}.c") for n in (name, program)] + list(MODULE_SOURCES)
+        sources = [build.tiny_c.with_name(f"{n}.c") for n in (name, program)]
         build.compile_c(
             output,
-            "-g",
-            "-DSTREAM_FLOATS=65536",
+            *FOR_TESTS,
             build.checksums(payload),
             *flags,
+            *own,
             *map(str, sources),
+            *runtime(*flags),
             "-lpthread",
             compiler=[tool("gcc")],
         )
@@ -87,12 +109,12 @@ def test_compiles_for_arm(build, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DRIVERS)
-@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+@pytest.mark.parametrize("sanitizer", [ADDRESSES, THREADS], ids=["address,undefined", "thread"])
 def test_sanitizers(driver, artifact, name, sanitizer):
-    program = driver(name, f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+    program = driver(name, *sanitizer)
     # thread sanitizer needs a fixed address layout on kernels with many random bits
-    fixed = ["setarch", "-R"] if sanitizer == "thread" and shutil.which("setarch") else []
-    steps = [] if name != "generations" else ["2000"] if sanitizer == "thread" else ["10000"]
+    fixed = ["setarch", "-R"] if sanitizer == THREADS and shutil.which("setarch") else []
+    steps = [] if name != "generations" else ["2000"] if sanitizer == THREADS else ["10000"]
     assert run(*fixed, program, artifact(name), *steps).stdout == "done\n"
 
 
@@ -107,7 +129,7 @@ def test_valgrind(driver, artifact, name):
 @pytest.mark.parametrize("name", DRIVERS)
 def test_failing_allocations(driver, artifact, name):
     wrapped = [f"-Wl,--wrap={function}" for function in WRAPPED]
-    program = driver(name, "-DFAILURES", *wrapped, "-fsanitize=address,undefined")
+    program = driver(name, *ADDRESSES, own=("-DFAILURES", *wrapped))
     text = run(program, artifact(name), "failures").stdout
     assert int(re.match(r"(\d+) allocations failed", text)[1]) >= 15
 
