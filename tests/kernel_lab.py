@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import random
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import instruction_sets
 import kept
 import numpy as np
 import tvm_ffi
+import ziglang
 from tvm import tirx
 from tvm.ir.expr import TensorLoad
 
@@ -56,6 +57,13 @@ def libc() -> str:
     """Path of libc: kernels may call memcpy and memset. Without libm, a call into it fails to link."""
     maps = Path("/proc/self/maps").read_text().split()
     return next(word for word in maps if word.endswith("/libc.so.6"))
+
+
+@cache
+def linker() -> str:
+    """The program of the ziglang package: `python -m ziglang` starts a Python first, for four times as long."""
+    (place,) = ziglang.__path__
+    return str(Path(place) / "zig")
 
 
 def check_no_contraction(function: Any) -> None:
@@ -126,7 +134,7 @@ class Lab:
         files = [path.with_suffix(f".{i}.o") for i in range(len(objects))]
         for file, code in zip(files, objects, strict=True):
             file.write_bytes(code)
-        command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "--no-undefined", "-o", str(path)]
+        command = [linker(), "ld.lld", "-shared", "--no-undefined", "-o", str(path)]
         subprocess.run([*command, *map(str, files), libc()], check=True)
         return ctypes.CDLL(str(path))
 
