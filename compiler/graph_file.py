@@ -51,7 +51,7 @@ class GraphFile:
     @property
     def facts(self) -> Mapping[str, Any]:
         """`model.json`, empty if there is none."""
-        return _facts(self.texts.get(MODEL, "{}"), "")
+        return facts_of(self.texts, "")
 
 
 def weights_path(path: Path) -> Path:
@@ -135,12 +135,12 @@ def read_graph(path: Path, known: Mapping[str, Weight] | None = None) -> GraphFi
     text = _text(path)
     beside = weights_path(path)
     stored = read_weights(beside) if beside.is_file() else Stored(beside, {}, {})
-    _facts(stored.texts.get(MODEL, "{}"), str(beside))
+    facts_of(stored.texts, str(beside))
     own = {weight.digest: weight for weight in stored.weights.values()}
     if beside.is_file():
         _want_own(text, stored, {*own, *(known or {})})
     try:
-        module = _parsed(text, {**(known or {}), **own})
+        module = parsed(text, {**(known or {}), **own})
     except LlmcError as error:
         at = f"{path}, {error.at}" if error.at else str(path)
         raise LlmcError(error.problem, at=at, found=error.found, hint=_hint(error)) from None
@@ -149,7 +149,12 @@ def read_graph(path: Path, known: Mapping[str, Weight] | None = None) -> GraphFi
     return GraphFile(module, pipeline, stored.texts, own)
 
 
-def _parsed(text: str, weights: Mapping[str, Weight]) -> Module:
+def parsed(text: str, weights: Mapping[str, Weight]) -> Module:
+    """The module, or the graph as its only function, of a text.
+
+    Raises:
+        LlmcError: it is malformed, or names a weight that is not given.
+    """
     if re.search(r"^\s*function ", text, re.MULTILINE):
         return parse_module(text, weights)
     return Module.of(parse_graph(text, weights))
@@ -171,9 +176,17 @@ def _text(path: Path) -> str:
         raise LlmcError(f"cannot read the graph: {error.strerror or error}", at=str(path)) from None
 
 
-def _facts(text: str, at: str) -> Mapping[str, Any]:
+def facts_of(texts: Mapping[str, str], at: str) -> Mapping[str, Any]:
+    """What `model.json` says, nothing if there is none.
+
+    Args:
+        at: the file that holds it.
+
+    Raises:
+        LlmcError: it is not of this version of llmc.
+    """
     try:
-        facts = json.loads(text)
+        facts = json.loads(texts.get(MODEL, "{}"))
     except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):

@@ -99,11 +99,11 @@ class Weight:
 
     __slots__ = ("_digest", "array", "name")
 
-    def __init__(self, array: np.ndarray[Any, Any], name: str = "") -> None:
+    def __init__(self, array: np.ndarray[Any, Any], name: str = "", digest: str | None = None) -> None:
         self.array = array.view()
         self.array.setflags(write=False)
         self.name = name
-        self._digest: str | None = None
+        self._digest = digest  # where it is known already
 
     @property
     def digest(self) -> str:
@@ -117,9 +117,7 @@ class Weight:
 
     def named(self, name: str) -> Weight:
         """The same values under another name."""
-        made = Weight(self.array, name)
-        made._digest = self._digest
-        return made
+        return Weight(self.array, name, self._digest)
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Weight) and self.digest == other.digest)

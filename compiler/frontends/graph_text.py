@@ -70,14 +70,30 @@ def load(
     found = read_graph(path, known)
     module = found.module.each(lambda _, graph: _bounded(graph, path, batch=max_batch, seq=max_seq))
     verify_module(module)
+    imported = of_module(module, found.texts, path, weights_path(path))
+    return _for_task(replace(imported, pipeline=found.pipeline), task, path)
+
+
+def of_module(module: Any, texts: Mapping[str, str], path: Path, beside: Path) -> Imported:
+    """A module with what else its import knew.
+
+    Args:
+        texts: as `texts_of` makes them, which lie in the file `beside`.
+        path: what it is called by, if they do not say.
+
+    Raises:
+        LlmcError: they are not as llmc writes them.
+    """
+    from llmc.compiler.graph_file import facts_of
+
     graph = next(iter(module.functions.values()))
     functions = {} if len(module.functions) == 1 and "forward" in module.functions else module.functions
     try:
-        imported = _imported(graph, path, found.facts, found.texts.get(TOKENIZER), weights_path(path))
+        imported = _imported(graph, path, facts_of(texts, str(beside)), texts.get(TOKENIZER), beside)
     except (KeyError, TypeError, ValueError) as error:
         problem = f"model.json is not as llmc writes it: {type(error).__name__} {error}"
-        raise LlmcError(problem, at=str(weights_path(path)), hint="write the graph again") from None
-    return _for_task(replace(imported, functions=functions, pipeline=found.pipeline), task, path)
+        raise LlmcError(problem, at=str(beside), hint="write the graph again") from None
+    return replace(imported, functions=functions)
 
 
 def _bounded(graph: Any, path: Path, **asked: int | None) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ ITEM_SIZE = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """dtype as safetensors names it, and shape."""
+    """dtype as safetensors names it, shape, and where its bytes begin in the file's data."""
 
     dtype: str
     shape: tuple[int, ...]
+    first: int = field(default=0, compare=False)
 
 
 def read_header(file: Path) -> Mapping[str, Tensor]:
@@ -97,4 +98,4 @@ def _tensor(file: Path, name: str, entry: Any) -> tuple[Tensor, tuple[int, int]]
         raise _damaged(file, f"a malformed entry for {name!r}") from None
     if last - first != math.prod(shape) * ITEM_SIZE[dtype]:
         raise _damaged(file, f"{last - first:,} bytes for {name!r} of {dtype} {list(shape)}")
-    return Tensor(dtype, shape), (first, last)
+    return Tensor(dtype, shape, first), (first, last)

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from llmc import embed, preprocessing, tokens
+from llmc import embed, kept_imports, preprocessing, tokens
 from llmc.compiler import artifact, extensions
 from llmc.compiler.countable import want_countable
-from llmc.compiler.frontends import chat_template, dispatch, graph_text
+from llmc.compiler.frontends import chat_template, graph_text
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
@@ -73,7 +73,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     options.setdefault("padding", PADDING[0])
     asked = {"max_batch": max_batch, "max_seq": max_seq, "base": base, "adapter": adapter, "dims": dims}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    load = partial(dispatch.load, model, task=task, ignore_unused=ignore_unused_weights, **given)
+    load = partial(kept_imports.load, model, task=task, ignore_unused=ignore_unused_weights, **given)
     return _compile(load, Order(output, name, options))
 
 

@@ -1,0 +1,191 @@
+"""Imports that are kept: a folder that was imported once is not exported again for another `--quant` or target.
+
+What is kept is the graph's text, what else the import found out, the warnings it gave, and those weights that are not
+in the checkpoint; the others are read from there. A file is named by a digest of all that lies in the folder, of the
+options, of llmc's sources and of the versions of what they import with, so nothing ever needs to be invalidated.
+Folders that name what lies outside of them (adapters), models of images or sounds, whose processor is compared with
+transformers' own, and all models while an extension is loaded are imported each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from llmc import compiler
+from llmc.compiler import extensions
+from llmc.compiler.frontends import dispatch, graph_text, hub
+from llmc.compiler.frontends.imported import Imported
+from llmc.compiler.frontends.stored_floats import StoredFloats
+from llmc.compiler.graph import Weight
+from llmc.compiler.graph_file import parsed
+from llmc.compiler.module_text import text_of
+from llmc.compiler.text import weights_of, written_out
+from llmc.compiler.verify import verify_module
+from llmc.compiler.weight_file import Stored, read_weights, write_weights
+from llmc.errors import LlmcError, LlmcWarning
+from llmc.targets.store import Store, folder, key
+
+LIMIT = 1 << 30  # bytes of all that is kept
+_LARGEST = LIMIT // 4  # of one import
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "sympy")
+_OUTSIDE = ("adapter_config.json",)
+_GRAPH, _KEPT = "graph.json", "kept.json"  # texts are read by this ending
+
+
+def load(model: str | Path, **options: Any) -> Imported:
+    """As `dispatch.load`, which is called for what was not imported before.
+
+    Raises:
+        LlmcError: as `dispatch.load`.
+    """
+    file = _place(Path(model), options)
+    if file is None:
+        return dispatch.load(model, **options)
+    found = _read(file, Path(model))
+    if found is not None:
+        return found
+    imported, told = _told(lambda: dispatch.load(model, **options))
+    if imported.processor is None:
+        with suppress(OSError):
+            _write(file, Path(model), imported, told)
+    return imported
+
+
+def _told(make: Callable[[], Imported]) -> tuple[Imported, list[str]]:
+    """What is made, and llmc's warnings on the way, which are given all the same."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", LlmcWarning)
+        made = make()
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return made, [str(warning.message) for warning in caught if issubclass(warning.category, LlmcWarning)]
+
+
+# --- by what it is found
+
+
+def _place(model: Path, options: Mapping[str, Any]) -> Path | None:
+    """The file of an import; None for what is not kept."""
+    kept = folder("imports")
+    if kept is None or not model.is_dir() or not {"base", "adapter", "dims"}.isdisjoint(options):
+        return None
+    if extensions.described():  # which may import otherwise
+        return None
+    try:
+        content = _digest(model)
+    except OSError:
+        return None
+    if content is None:
+        return None
+    asked = json.dumps(dict(sorted(options.items())), default=str)
+    return kept / f"{key(content, asked, _sources(), *_versions())}.npz"
+
+
+def _digest(model: Path) -> str | None:
+    """Of the names and contents of all files of a folder; None if something there is neither file nor folder."""
+    made = hashlib.blake2b()
+    for path in sorted(model.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if not path.is_file() or path.name in _OUTSIDE:
+            return None
+        made.update(f"{path.relative_to(model)}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            made.update(hashlib.file_digest(file, "blake2b").digest())
+    return made.hexdigest()
+
+
+def _sources() -> str:
+    """Of llmc's own code that imports."""
+    made = hashlib.blake2b()
+    for path in sorted(Path(compiler.__path__[0]).rglob("*.py")):
+        made.update(path.read_bytes())
+    return made.hexdigest()
+
+
+def _versions() -> Iterator[str]:
+    yield platform.python_version()
+    for name in _LIBRARIES:
+        try:
+            yield version(name)
+        except PackageNotFoundError:
+            yield ""
+
+
+# --- the file
+
+
+def _write(file: Path, model: Path, imported: Imported, told: list[str]) -> None:
+    weights = _weights(imported)
+    there = _in_checkpoint(model, weights)
+    own = [weight for digest, weight in weights.items() if digest not in there]
+    if sum(weight.array.nbytes for weight in own) > _LARGEST:
+        return
+    kept = {"weights": there, "warnings": told}
+    texts = {**graph_text.texts_of(imported), _GRAPH: text_of(imported.module), _KEPT: json.dumps(kept)}
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, part = tempfile.mkstemp(dir=file.parent, prefix="new-")
+    try:
+        with os.fdopen(handle, "wb") as archive:
+            write_weights(archive, own, texts)
+        os.replace(part, file)
+    finally:
+        Path(part).unlink(missing_ok=True)
+    Store(file.parent).trim(LIMIT)
+
+
+def _weights(imported: Imported) -> dict[str, Weight]:
+    """digest -> Weight, of those that the text does not write out."""
+    graphs = imported.module.functions.values()
+    return {d: w for graph in graphs for d, w in weights_of(graph).items() if not written_out(w)}
+
+
+def _in_checkpoint(model: Path, weights: Mapping[str, Weight]) -> dict[str, tuple[str, str, str]]:
+    """digest -> (name, file, tensor) of weights whose values a checkpoint holds, widened to float32."""
+    shapes = {weight.array.shape for weight in weights.values() if weight.array.dtype == "float32"}
+    found: dict[str, tuple[str, str, str]] = {}
+    for path in sorted(model.rglob("*.safetensors")):
+        tensors = StoredFloats(path)
+        for name in (name for name, shape in tensors.shapes.items() if shape in shapes):
+            digest = Weight(tensors.read(name)).digest
+            if digest in weights:
+                found.setdefault(digest, (weights[digest].name, str(path.relative_to(model)), name))
+    return found
+
+
+def _read(file: Path, model: Path) -> Imported | None:
+    """What was kept; None if there is nothing, or nothing that can be read."""
+    if not file.is_file():
+        return None
+    try:
+        stored = read_weights(file)
+        kept = json.loads(stored.texts[_KEPT])
+        imported = _imported(file, model, stored, kept["weights"])
+        os.utime(file)
+    except (LlmcError, OSError, ValueError, KeyError, TypeError):
+        file.unlink(missing_ok=True)  # damaged: made again
+        return None
+    for line in kept["warnings"]:
+        warnings.warn(LlmcWarning(line), stacklevel=4)
+    return imported
+
+
+def _imported(file: Path, model: Path, stored: Stored, there: Mapping[str, Any]) -> Imported:
+    known = {weight.digest: weight for weight in stored.weights.values()}
+    opened = {name: StoredFloats(model / name) for _, name, _ in there.values()}
+    for digest, (name, within, tensor) in there.items():
+        known[digest] = Weight(opened[within].read(tensor), name, digest)
+    module = parsed(stored.texts[_GRAPH], known)
+    verify_module(module)
+    return replace(graph_text.of_module(module, stored.texts, model, file), name=hub.name_of(model))
