@@ -22,7 +22,7 @@ _LINE = re.compile(
     rf"(?: \{{(?P<attributes>(?:[^\"'\\{{}}]|{_STRING})*)\}})?"
     rf"(?: : (?P<type>{_TENSOR}|\((?:{_TENSOR}(?:, )?)*\)))?(?:  # (?P<source>.*))?"
 )
-_SOURCE = re.compile(r"(?P<path>.*?)(?: \((?P<line>[^()]*)\))?")
+_SOURCE = re.compile(r"(?P<path>.*?)(?:(?:^| )\((?P<line>[^()]*)\))?")
 _NAMED = rf"\{{((?:[^\"{{}}]|{_STRING})*)\}}"
 _RETURN = re.compile(rf"return {_NAMED}(?: update {_NAMED})?")
 _OUTPUT = re.compile(rf"\s*(?P<name>{_STRING}): %(?P<node>\w+)\s*(?:,|$)")

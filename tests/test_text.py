@@ -223,3 +223,11 @@ def test_same_value_is_strict():
     assert same_value(float("nan"), float("nan"))
     assert same_value((1, ("a", SEQ + 1)), (1, ("a", 1 + SEQ)))
     assert not same_value((1,), (1, 2))
+
+
+def test_a_source_without_a_path_is_read_as_it_was() -> None:
+    """It is a line of code alone, which the artifact's steps are named by."""
+    x = input_("x", "f32", (2,))
+    graph = Graph((x,), {"y": make("neg", (x,), Source("", "model.py:7"))}, {})
+    (read,) = (node for node in parse_graph(print_graph(graph), {}).nodes if node.op == "neg")
+    assert read.source == Source("", "model.py:7")
