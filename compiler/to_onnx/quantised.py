@@ -1,0 +1,115 @@
+"""Quantised values: one scale that is known, or one for each place of an axis, is QuantizeLinear and DequantizeLinear.
+
+Where each row has a scale of its own, found when it is there, the arithmetic is written out. Products are of floats:
+those of ONNX Runtime on u8 and i8 saturate on processors without VNNI, and others of integers are slower than floats.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmc.compiler.graph import Node
+from llmc.compiler.ops import constant, make
+from llmc.compiler.ops.quantise import LEVELS, TINY
+from llmc.compiler.ops.split import PARTS, UNIT
+from llmc.compiler.to_onnx.emitter import Emitter
+from llmc.compiler.to_onnx.packed_rows import packed, split_values
+from llmc.compiler.to_onnx.table import exports
+from llmc.compiler.to_onnx.tensors import kind_of
+
+
+@exports("row_scale")
+def _row_scale(e: Emitter, node: Node) -> str:
+    return row_scale(e, e.value(node.inputs[0]))
+
+
+def row_scale(e: Emitter, x: str) -> str:
+    """The largest magnitude of each row / 127, 1 for a row of zeros."""
+    largest = e.op("ReduceMax", e.op("Abs", x), e.ints([-1]), keepdims=1)
+    scale = e.op("Div", largest, e.number(LEVELS, "f32"))
+    return e.op("Where", e.op("Less", scale, e.number(TINY, "f32")), e.number(1, "f32"), scale)
+
+
+def levels(e: Emitter, x: str, scale: str) -> str:
+    """x / scale as whole numbers of -127..127 in f32."""
+    scaled = e.op("Mul", x, e.op("Reciprocal", scale))
+    return e.op("Round", e.op("Clip", scaled, e.number(-LEVELS, "f32"), e.number(LEVELS, "f32")))
+
+
+@exports("quantize")
+def _quantize(e: Emitter, node: Node) -> str:
+    """By one scale that is known it is QuantizeLinear, which has -128 too: x is limited before."""
+    x, scale = e.inputs(node)
+    if not is_known_scale(node.inputs[1]):
+        return e.cast(levels(e, x, scale), "f32", "i8")
+    least = -LEVELS * node.inputs[1].attributes["value"].array.reshape(())
+    held = e.op("Max", x, e.number(least, "f32"))
+    return e.op("QuantizeLinear", held, e.reshape(scale, node.inputs[1].shape, ()), e.number(0, "i8"))
+
+
+def is_known_scale(scale: Node) -> bool:
+    """Whether a scale is one number that is known."""
+    return scale.op == "constant" and scale.attributes["value"].array.size == 1
+
+
+@exports("dequantize")
+def _dequantize(e: Emitter, node: Node) -> str:
+    q, scale = e.inputs(node)
+    if is_known_scale(node.inputs[1]):
+        return e.op("DequantizeLinear", q, e.reshape(scale, node.inputs[1].shape, ()))
+    axis = _own_axis(node)
+    if axis is not None:
+        flat = e.reshape(scale, node.inputs[1].shape, (node.shape[axis],))
+        return e.op("DequantizeLinear", q, flat, axis=axis)
+    return e.op("Mul", e.op("Cast", q, to=kind_of("f32")), scale)
+
+
+def _own_axis(node: Node) -> int | None:
+    """The axis along which a constant has a scale for each place; None if it has one for other parts."""
+    q, scale = node.inputs
+    if q.op != "constant" or scale.op != "constant":
+        return None
+    axes = [axis for axis, size in enumerate(scale.shape, q.type.rank - scale.type.rank) if size != 1]
+    return axes[0] if len(axes) == 1 else None
+
+
+# --- packed rows
+
+
+@exports("dequantize_rows")
+def _dequantize_rows(e: Emitter, node: Node) -> Node:
+    q, scale = packed(e, node.inputs[0], node.attributes["size"])
+    return make("dequantize", (q, scale), node.source)
+
+
+@exports("qlinear")
+def _qlinear(e: Emitter, node: Node) -> Node:
+    """linear(dequantize(rows), dequantize(w))"""
+    rows, w, w_scale, *extras = node.inputs
+    x = make("dequantize", packed(e, rows, int(w.shape[1])), node.source)
+    weight = make("dequantize", (w, _column(w_scale)), node.source)
+    return make("linear", (x, weight, *extras), node.source, **node.attributes)
+
+
+def _column(scale: Node) -> Node:
+    if scale.op != "constant":
+        return make("reshape", (scale,), shape=(scale.shape[0], 1))
+    array = scale.attributes["value"].array
+    return constant(array.reshape(-1, 1), scale.attributes["value"].name)
+
+
+@exports("split_linear")
+def _split_linear(e: Emitter, node: Node) -> Node:
+    """The product of the floats that the parts are of."""
+    rows, w, w_scale, *extras = node.inputs
+    x = split_values(rows)
+    weight = _joined(w, w_scale, int(x.shape[-1]))
+    return make("linear", (x, weight, *extras), node.source, **node.attributes)
+
+
+def _joined(w: Node, w_scale: Node, columns: int) -> Node:
+    """f32 [n, k] of split weights, which are l, m, h side by side."""
+    parts, scale = (n.attributes["value"] for n in (w, w_scale))
+    low, middle, high = np.split(parts.array.astype(np.float64), PARTS, axis=1)
+    whole = high + middle / 256 + low / UNIT
+    return constant((whole * scale.array[:, None])[:, :columns].astype(np.float32), parts.name)
