@@ -33,9 +33,7 @@ def _loop(e: Emitter, node: Node) -> Sequence[str]:
     }
     used = {name: value for name, value in directions.items() if any(value)}
     inputs = (*state, *given)
-    return e.several(
-        "Scan", inputs, len(body.outputs), body=inner, num_scan_inputs=len(given), **used
-    )
+    return e.several("Scan", inputs, len(body.outputs), body=inner, num_scan_inputs=len(given), **used)
 
 
 @exports("branch")
@@ -63,7 +61,10 @@ def _body(
         numbers: what is scanned though the body does not read it.
     """
     with e.within(Scope(e.scope)) as scope:
-        own = [(e.free(f"{body.inputs[at].attributes['name']}_in"), body.inputs[at]) for at in (*carried, *scanned)]
+        own = [
+            (e.free(f"{body.inputs[at].attributes['name']}_in"), body.inputs[at])
+            for at in (*carried, *scanned)
+        ]
         extra = [(e.free("number"), make("dim", (), value=1)) for _ in numbers]
         inside = {node: name for name, node in own}
         for at, node in enumerate(body.inputs):

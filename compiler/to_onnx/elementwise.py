@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from llmc.compiler.bounded import never_negative
+from llmc.compiler.dims import dim
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import make
 from llmc.compiler.ops.elementwise import chain_value
-from llmc.compiler.ops.quantise import LEVELS, TINY
 from llmc.compiler.to_onnx.emitter import Emitter
 from llmc.compiler.to_onnx.table import exports
-from llmc.compiler.to_onnx.tensors import kind_of
 
 _BYTES = frozenset({"i8", "u8"})
 _FLOATS = frozenset({"f32", "f16"})
@@ -116,25 +116,25 @@ def _chain(e: Emitter, node: Node) -> Node:
 @exports("mod")
 def _mod(e: Emitter, node: Node) -> str:
     (a, b), dtype = operands(e, node)
-    return e.cast(_remainder(e, a, b, dtype, _is_safe(node)), dtype, node.dtype)
+    return e.cast(_remainder(e, a, b, dtype, _is_safe(e, node)), dtype, node.dtype)
 
 
 @exports("floordiv")
 def _floordiv(e: Emitter, node: Node) -> str:
     (a, b), dtype = operands(e, node)
-    rest = _remainder(e, a, b, dtype, _is_safe(node))
+    rest = _remainder(e, a, b, dtype, _is_safe(e, node))
     if dtype in _FLOATS:
         return _float_quotient(e, a, b, rest, dtype)
-    safe = b if _is_safe(node) else _without_zeros(e, b, dtype)
+    safe = b if _is_safe(e, node) else _without_zeros(e, b, dtype)
     made = e.op("Div", e.op("Sub", a, rest), safe)
     return e.cast(made if safe == b else _zero_where(e, b, made, dtype), dtype, node.dtype)
 
 
-def _is_safe(node: Node) -> bool:
+def _is_safe(e: Emitter, node: Node) -> bool:
     """Whether the divisor is known to have no zero."""
     divisor = node.inputs[1]
     if divisor.op == "dim":
-        return True  # a size of something that is there
+        return never_negative(dim(divisor.attributes["value"] - 1), e.graph.dims)
     return divisor.op == "constant" and bool(divisor.attributes["value"].array.all())
 
 

@@ -28,8 +28,7 @@ def _number(value: float) -> Node:
 def _mixed(e: Emitter, node: Node) -> Node:
     """[b, heads, s, head_dim]"""
     q, k, v = _heads(node)
-    keys = make("reshape", (node.inputs[3],), shape=(k.shape[0], 1, 1, k.shape[2])) if node.attributes["has_keys"] else None
-    keys, q = _without_bare(node, keys, q)
+    keys, q = _without_bare(node, _keys(node), q)
     k_scale, v_scale = (_column_scale(x, keys) for x in (k, v))
     q = make("mul", (q, k_scale))
     q_scale = make("row_scale", (q,))
@@ -49,6 +48,14 @@ def _heads(node: Node) -> tuple[Node, Node, Node]:
     parts = zip(node.inputs[:3], a["offsets"], counts, strict=True)
     q, k, v = (head_rows(x, offset, count, a["head_dim"]) for x, offset, count in parts)
     return q, _repeated(k, a["heads"]), _repeated(v, a["heads"])
+
+
+def _keys(node: Node) -> Node | None:
+    """bool [b, 1, 1, t], None where all keys count."""
+    if not node.attributes["has_keys"]:
+        return None
+    batch, length = node.inputs[3].shape
+    return make("reshape", (node.inputs[3],), shape=(batch, 1, 1, length))
 
 
 def _repeated(x: Node, heads: int) -> Node:

@@ -27,7 +27,9 @@ def packed_nodes(graph: Graph) -> frozenset[Node]:
         if node.op in _READERS:
             found.add(node.inputs[0])
         if node.op == "embed_norm":
-            found |= {table for table in node.inputs[: 2 * node.attributes["tables"] : 2] if table.dtype == "u8"}
+            found |= {
+                table for table in node.inputs[: 2 * node.attributes["tables"] : 2] if table.dtype == "u8"
+            }
         if node in found:
             found |= set(node.inputs[: _rows_read(node)])
     return frozenset(found)
@@ -69,9 +71,7 @@ def _constants(weight: Weight, size: int) -> Parts:
 def _concatenated(parts: Sequence[Parts], rows: Node) -> Parts:
     """Of rows that share a scale each row gets it."""
     axis = rows.attributes["axis"]
-    wide = [
-        s if s.type.rank else make("expand", (s,), shape=(*q.shape[:-1], 1)) for q, s in parts
-    ]
+    wide = [s if s.type.rank else make("expand", (s,), shape=(*q.shape[:-1], 1)) for q, s in parts]
     return make("concat", [q for q, _ in parts], axis=axis), make("concat", wide, axis=axis)
 
 

@@ -1,17 +1,14 @@
-"""Products with weights, and what follows them. A weight that only such products read is stored as ONNX multiplies it."""
+"""Products with weights, and what follows them. A weight that only they read is stored as ONNX multiplies it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
-from llmc.compiler.graph import Graph, Node, Weight
+from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops.elementwise import GELU_LIMIT, GELU_POLY
 from llmc.compiler.ops.linear import EXTRAS
 from llmc.compiler.to_onnx.elementwise import silu
 from llmc.compiler.to_onnx.emitter import Emitter
-from llmc.compiler.to_onnx.storage import Blocks
 from llmc.compiler.to_onnx.table import exports
 from llmc.compiler.to_onnx.tensors import Array
 
@@ -53,20 +50,14 @@ def _linear(e: Emitter, node: Node) -> str:
 
 
 def _columns(e: Emitter, w: Node) -> str:
-    """A weight f32 or f16 [n, k] as f32 [k, n]."""
+    """A weight f32 or f16 [n, k] as f32 [k, n].
+
+    A quantised one is turned behind DequantizeLinear: where the scales lie along the columns ONNX Runtime takes the
+    product for one that may round its activations to 8 bits.
+    """
     if w.op == "constant" and w.attributes["value"].digest not in e.kept:
         return e.cast(e.tensors.add(w.attributes["value"], change=turned), w.dtype, "f32")
-    constants = bool(w.inputs) and all(i.op == "constant" for i in w.inputs)
-    if w.op == "dequantize" and constants and w.inputs[1].shape == (w.shape[0], 1):
-        return _dequantised(e, *(i.attributes["value"] for i in w.inputs))
-    if w.op == "blockwise" and constants:
-        return Blocks.of(w).columns(e)
     return e.transpose(e.cast(e.value(w), w.dtype, "f32"), (1, 0))
-
-
-def _dequantised(e: Emitter, q: Weight, scale: Weight) -> str:
-    flat = Weight(scale.array.reshape(-1), scale.name)
-    return e.op("DequantizeLinear", e.tensors.add(q, change=turned), e.tensors.add(flat), axis=1)
 
 
 def epilogue(e: Emitter, x: str, steps: Sequence[str], extras: Sequence[Node]) -> str:
@@ -96,7 +87,7 @@ def _gelu_poly(e: Emitter, x: str) -> str:
     x = e.op("Max", x, e.number(-GELU_LIMIT, "f32"))
     t = e.op("Min", x, e.number(GELU_LIMIT, "f32"))
     square = e.op("Mul", t, t)
-    total = e.number(np.float32(GELU_POLY[0]), "f32")
+    total = e.number(GELU_POLY[0], "f32")
     for coefficient in GELU_POLY[1:]:
         total = e.op("Add", e.op("Mul", total, square), e.number(coefficient, "f32"))
     return e.op("Mul", x, e.op("Add", e.op("Mul", t, total), e.number(0.5, "f32")))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant, make
 from llmc.compiler.ops.quantise import LEVELS, TINY
@@ -109,6 +110,8 @@ def _split_linear(e: Emitter, node: Node) -> Node:
 
 def _joined(w: Node, w_scale: Node, columns: int) -> Node:
     """f32 [n, k] of split weights, which are l, m, h side by side."""
+    if w.op != "constant" or w_scale.op != "constant":
+        raise UnsupportedError("a split weight that is computed")
     parts, scale = (n.attributes["value"] for n in (w, w_scale))
     low, middle, high = np.split(parts.array.astype(np.float64), PARTS, axis=1)
     whole = high + middle / 256 + low / UNIT

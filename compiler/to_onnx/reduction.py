@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import make
 from llmc.compiler.ops.recurrent import GRU_GATES, LSTM_GATES

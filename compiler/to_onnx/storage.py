@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -12,7 +11,6 @@ from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops.storage import unpack_indices
 from llmc.compiler.to_onnx.emitter import OPSET_BLOCKS, Emitter
 from llmc.compiler.to_onnx.table import exports
-from llmc.compiler.to_onnx.tensors import Array
 
 _KINDS = {8: TensorProto.INT8, 4: TensorProto.INT4}
 
@@ -43,30 +41,17 @@ class Blocks:
         name = levels.name or node.source.path
         return Blocks(Weight(whole.astype(np.int8), name), Weight(wide, f"{name}.scale"), bits, block)
 
-    def rows(self, e: Emitter) -> str:
+    def written(self, e: Emitter) -> str:
         """f32 [..., n, k]"""
-        return self._written(e, None, -1, 0)
-
-    def columns(self, e: Emitter) -> str:
-        """f32 [k, n]: ONNX Runtime has kernels for products with scales along the first axis."""
-        return self._written(e, _last_two, 0, 1)
-
-    def _written(self, e: Emitter, change: Any, blocked: int, plain: int) -> str:
-        q = e.tensors.add(self.q, int(_KINDS[self.bits]), change)
+        q = e.tensors.add(self.q, int(_KINDS[self.bits]))
         if not self.block and self.bits == 8:
             flat = Weight(self.scales.array.reshape(-1), self.scales.name)
-            return e.op("DequantizeLinear", q, e.tensors.add(flat), axis=plain)
+            return e.op("DequantizeLinear", q, e.tensors.add(flat), axis=0)
         e.opset = OPSET_BLOCKS
-        scales = e.tensors.add(self.scales, change=change)
         block = self.block or self.q.array.shape[-1]
-        return e.op("DequantizeLinear", q, scales, axis=blocked, block_size=block)
-
-
-def _last_two(array: Array) -> Array:
-    """[..., n, k] -> [..., k, n]"""
-    return np.swapaxes(array, -1, -2)
+        return e.op("DequantizeLinear", q, e.tensors.add(self.scales), axis=-1, block_size=block)
 
 
 @exports("blockwise")
 def _blockwise(e: Emitter, node: Node) -> str:
-    return Blocks.of(node).rows(e)
+    return Blocks.of(node).written(e)

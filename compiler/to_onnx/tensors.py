@@ -39,9 +39,8 @@ class Tensor:
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Of the values as they are written."""
-        if self.change is None:
-            return self.weight.array.shape
-        return self.change(np.broadcast_to(np.int8(0), self.weight.array.shape)).shape
+        array: Array = np.broadcast_to(np.int8(0), self.weight.array.shape)
+        return tuple((array if self.change is None else self.change(array)).shape)
 
     @property
     def size(self) -> int:
