@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 SEGMENTS = ("token_type_ids", "segment_ids")
+USUAL = ("batch", "seq")
 TEXT = ("input_ids", "attention_mask", "position_ids", *SEGMENTS)
 
 
@@ -25,9 +26,17 @@ class AxisNames:
         usual = {0: "batch", 1: "seq"}.get(axis, f"size{axis}")
         if (tensor in TEXT and axis < 2) or not text or text.startswith(f"{tensor}_dynamic_axes"):
             return self._given.setdefault(text, usual) if text else usual
+        if text in USUAL:
+            return self._given.setdefault(text, self._unlike(text))
         if text not in self._given:
             free = usual not in self._given.values() and (axis == 0 or (axis == 1 and rank == 2))
             plain = re.sub(r"\W", "_", text)
             own = plain if plain[:1].isalpha() else f"dim_{plain}"
-            self._given[text] = usual if free else own
+            self._given[text] = usual if free else self._unlike(own)
         return self._given[text]
+
+    def _unlike(self, name: str) -> str:
+        """The name, or one like it that no other axis has."""
+        while name in self._given.values():
+            name += "_"
+        return name

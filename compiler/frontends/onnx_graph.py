@@ -10,20 +10,21 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from llmc.compiler.dims import Dim, symbol
+from llmc.compiler.dims import Bounds, Dim, dim, parse_dim, symbol
 from llmc.compiler.frontends import converters, onnx_types
 from llmc.compiler.frontends.axes import SEGMENTS, AxisNames
-from llmc.compiler.frontends.imported import LARGEST
+from llmc.compiler.frontends.imported import LARGEST, MAX_BATCH
 from llmc.compiler.frontends.onnx_call import Call
 from llmc.compiler.frontends.onnx_check import in_order
 from llmc.compiler.frontends.onnx_file import OnnxFile
 from llmc.compiler.frontends.onnx_kinds import DTYPES, dtype_name
+from llmc.compiler.frontends.onnx_own import PAST, PRESENT, Own, own
 from llmc.compiler.frontends.onnx_reader import Reader
 from llmc.compiler.frontends.onnx_scope import Scope
 from llmc.compiler.frontends.onnx_values import MOST_AXES, Attributes, Inputs, Items
 from llmc.compiler.frontends.report import report
 from llmc.compiler.graph import Graph, Node, Source
-from llmc.compiler.ops import input_
+from llmc.compiler.ops import input_, state_
 from llmc.errors import LlmcError, LlmcWarning
 
 __all__ = ["to_graph"]
@@ -51,7 +52,8 @@ def to_graph(
     opsets = {o.domain: o.version for o in file.model.opset_import}
     weights = {t.name: t for t in proto.initializer}
     scope = Scope(reader, opsets, weights, onnx_types.declared(proto))
-    inputs = _inputs(file, _Axes(str(file.path), fixed))
+    said = own(file.model)
+    inputs = _inputs(file, _Axes(str(file.path), fixed, said), said)
     for node, info in zip(inputs, _live(file), strict=True):
         scope.keep(info.name, node, info.type.tensor_type.elem_type)
     reader.read_all(proto.node, [o.name for o in proto.output], scope)
@@ -60,7 +62,29 @@ def to_graph(
     outputs = {o.name: _output(file, scope, o) for o in proto.output}
     _tell_trusted(file, reader.trusted)
     names = {str(s) for n in inputs for d in n.shape if not isinstance(d, int) for s in d.free_symbols}
-    return Graph(tuple(inputs), outputs, {n: bounds.get(n, bounds[""]) for n in sorted(names)})  # type: ignore[misc]  # Bounds
+    return _function(inputs, outputs, {n: _bounds(n, said, bounds) for n in sorted(names)})
+
+
+def _function(inputs: Sequence[Node], outputs: Mapping[str, Node], dims: Mapping[str, Bounds]) -> Graph:
+    """The graph; of a file of llmc's own its states are states again."""
+    states = tuple(node for node in inputs if node.op == "state")
+    after = {f"{PRESENT}{node.attributes['name']}": node.attributes["name"] for node in states}
+    return Graph(
+        tuple(node for node in inputs if node.op == "input"),
+        {name: node for name, node in outputs.items() if name not in after},
+        dims,
+        states,
+        {after[name]: node for name, node in outputs.items() if name in after},
+    )
+
+
+def _bounds(name: str, said: Own, bounds: Mapping[str, tuple[int, int]]) -> Bounds:
+    """What a file of llmc's own says, unless less is asked for."""
+    asked = Bounds(*bounds.get(name, bounds[""]))
+    if name not in said.dims:
+        return asked
+    low, high = said.dims[name]
+    return Bounds(low, min(high, asked.high) if name == "batch" and asked.high != MAX_BATCH else high)
 
 
 def _hint(inputs: Sequence[Node]) -> str:
@@ -123,14 +147,22 @@ def _live(file: OnnxFile) -> list[Any]:
 class _Axes:
     """The sizes of axes: symbols, or what is known of those that a file leaves open."""
 
-    def __init__(self, at: str, fixed: Mapping[str, int]) -> None:
+    def __init__(self, at: str, fixed: Mapping[str, int], said: Own) -> None:
         self._at, self._fixed, self._names, self._met = at, fixed, AxisNames(), set[str]()
+        self._said = said
 
     def size(self, tensor: str, axis: int, rank: int, text: str) -> Dim:
         """Of an axis that the file has no number for but calls `text`: either of its names may be told."""
+        if self._said.knows(text):
+            return self._of_own(parse_dim(text))
         name = self._names.name(tensor, axis, rank, text)
         self._met |= {name, text} - {""}
         return self._fixed.get(name, self._fixed.get(text, symbol(name)))
+
+    def _of_own(self, size: Dim) -> Dim:
+        """A size in the dims that llmc itself has named."""
+        self._met |= {s.name for s in size.free_symbols}
+        return dim(size.subs({symbol(name): value for name, value in self._fixed.items()}))
 
     def want_met(self) -> None:
         """Each of those that are fixed is there."""
@@ -148,11 +180,20 @@ class _Axes:
                 )
 
 
-def _inputs(file: OnnxFile, axes: _Axes) -> list[Node]:
+def _inputs(file: OnnxFile, axes: _Axes, said: Own) -> list[Node]:
     rows = _rows(file.model.graph)
     made = [_input(file, proto, axes, rows.get(proto.name)) for proto in _live(file)]
     axes.want_met()
-    return made
+    return [_state(node, said) for node in made]
+
+
+def _state(node: Node, said: Own) -> Node:
+    """An input, or the state that it is."""
+    name, kind = node.attributes["name"], node.type
+    state = name.removeprefix(PAST)
+    if state == name or state not in said.states:
+        return node
+    return state_(state, kind.dtype, kind.shape, grows=said.states[state])
 
 
 def _input(file: OnnxFile, proto: Any, axes: _Axes, high: int | None) -> Node:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmc.compiler.graph import Graph, Node
+from llmc.compiler.graph import Graph, Node, results_of
 from llmc.compiler.ops import make
 from llmc.compiler.to_onnx.emitter import Body, Emitter, Scope
 from llmc.compiler.to_onnx.packed_rows import packed_nodes
@@ -22,6 +22,8 @@ def _loop(e: Emitter, node: Node) -> Sequence[str]:
     a, body = node.attributes, node.attributes["body"]
     scanned, carried = a["scanned"], a["carried"]
     operands = e.inputs(node)
+    if a["count"] == 0:
+        return [*operands[scanned : scanned + carried], *_nothing(e, node, carried)]
     slices, state = operands[:scanned], operands[scanned : scanned + carried]
     numbers = [] if scanned else [make("iota", (), length=a["count"])]
     given = [*map(e.value, numbers), *slices]
@@ -34,6 +36,11 @@ def _loop(e: Emitter, node: Node) -> Sequence[str]:
     used = {name: value for name, value in directions.items() if any(value)}
     inputs = (*state, *given)
     return e.several("Scan", inputs, len(body.outputs), body=inner, num_scan_inputs=len(given), **used)
+
+
+def _nothing(e: Emitter, node: Node, carried: int) -> list[str]:
+    """What a loop stacks that does not run, which ONNX Runtime refuses."""
+    return [e.expand(e.number(0, kind.dtype), kind.shape) for kind in results_of(node.type)[carried:]]
 
 
 @exports("branch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from onnx import helper
 
 from llmc import __version__
 from llmc.compiler.dims import dim_text
+from llmc.compiler.frontends.onnx_own import DIMS, PAST, PRESENT, PRODUCER, STATES, bounds_text
 from llmc.compiler.frontends.report import report
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.to_onnx.control import write_nodes
@@ -21,9 +23,6 @@ from llmc.compiler.to_onnx.tensors import Tensor, kind_of
 from llmc.compiler.to_onnx.tokens import on_all_rows
 from llmc.errors import LlmcError
 
-PRODUCER = "llmc"
-DIMS = "llmc.dims"  # the metadata that says the bounds of dims
-PAST, PRESENT = "past", "present"  # before the name of a state: its value when a call begins, and after it
 _VERSIONS = {OPSET: 9, OPSET_BLOCKS: 10}  # opset -> the oldest version of the format that has it
 _HINT = "docs/onnx.md says what can be written; `llmc opt -o FILE.txt` writes any graph"
 Values = Mapping[str, Node]
@@ -63,9 +62,15 @@ def to_model(graph: Graph, facts: Mapping[str, str], name: str = "graph") -> Mod
         producer_name=PRODUCER,
         producer_version=__version__,
     )
-    bounds = ", ".join(f"{dim}={low}..{high}" for dim, (low, high) in graph.dims.items())
-    helper.set_model_props(proto, {**facts, **({DIMS: bounds} if bounds else {})})
+    helper.set_model_props(proto, {**facts, **_own(graph)})
     return Model(proto, e.tensors.held)
+
+
+def _own(graph: Graph) -> dict[str, str]:
+    """What an import needs to make the same graph of it."""
+    found = {DIMS: bounds_text(graph.dims)} if graph.dims else {}
+    states = {node.attributes["name"]: node.attributes["grows"] for node in graph.states}
+    return found | ({STATES: json.dumps(states)} if states else {})
 
 
 def _unwritten(error: LlmcError) -> LlmcError:
@@ -77,8 +82,8 @@ def _unwritten(error: LlmcError) -> LlmcError:
 def _signature(graph: Graph) -> tuple[Values, Values]:
     """What the model takes and what it gives, states among them."""
     given = [(node.attributes["name"], node) for node in graph.inputs]
-    given += [(f"{PAST}.{node.attributes['name']}", node) for node in graph.states]
-    taken = [*graph.outputs.items(), *((f"{PRESENT}.{n}", node) for n, node in graph.updates.items())]
+    given += [(f"{PAST}{node.attributes['name']}", node) for node in graph.states]
+    taken = [*graph.outputs.items(), *((f"{PRESENT}{n}", node) for n, node in graph.updates.items())]
     names = [name for name, _ in (*given, *taken)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

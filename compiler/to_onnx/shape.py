@@ -8,7 +8,8 @@ from llmc.compiler.dims import Dim, dim
 from llmc.compiler.frontends.ranges import is_nonnegative
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import DTYPES, Node
-from llmc.compiler.ops import make
+from llmc.compiler.ops import constant, make
+from llmc.compiler.ops.rules import same_dim
 from llmc.compiler.to_onnx.emitter import Emitter
 from llmc.compiler.to_onnx.table import exports
 
@@ -114,7 +115,16 @@ def _gather(e: Emitter, node: Node) -> str:
 @exports("embedding")
 def _embedding(e: Emitter, node: Node) -> str:
     table, index = node.inputs
+    if _takes_all(table, index):
+        return e.value(table)
     return e.op("Gather", e.value(table), clamped(e, index, table.shape[0]), axis=0)
+
+
+def _takes_all(table: Node, index: Node) -> bool:
+    """Whether an index is 0, 1, 2 and so on to the last row."""
+    numbers = {name: index.attributes.get(name) for name in ("start", "step")}
+    counts = index.op == "iota" and numbers == {"start": 0, "step": 1}
+    return counts and same_dim(index.shape[0], table.shape[0])
 
 
 @exports("argsort")
@@ -168,14 +178,9 @@ def _grouped(e: Emitter, node: Node) -> Node:
             inside = make("and", (inside, make("ge", (row, start))))
         parts.append(make("reshape", (inside,), shape=(1, rows, 1)))
     mine = make("concat", parts, axis=0) if groups > 1 else parts[0]
-    wide = make("where", (mine, make("reshape", (x,), shape=(1, *x.shape)), _zero()))
+    zero = constant(np.float32(0))
+    wide = make("where", (mine, make("reshape", (x,), shape=(1, *x.shape)), zero))
     return make("sum", (make("matmul", (wide, w), node.source),), axes=(0,), keepdims=False)
-
-
-def _zero() -> Node:
-    from llmc.compiler.ops import constant
-
-    return constant(np.float32(0))
 
 
 def _running_max(ends: Node, count: int) -> list[Node]:

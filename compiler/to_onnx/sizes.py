@@ -94,10 +94,10 @@ class Sizes:
 
     def _sum(self, value: Any) -> str:
         """Terms with a minus sign are subtracted."""
-        terms = sorted(value.args, key=lambda t: (t.as_coeff_Mul()[0] < 0, str(t)))
+        terms = sorted(value.args, key=lambda t: (bool(t.as_coeff_Mul()[0] < 0), str(t)))
         total = self._size(terms[0])
         for term in terms[1:]:
-            minus = term.as_coeff_Mul()[0] < 0
+            minus = bool(term.as_coeff_Mul()[0] < 0)
             total = self._e.op("Sub" if minus else "Add", total, self._size(-term if minus else term))
         return total
 
