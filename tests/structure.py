@@ -40,6 +40,7 @@ FLOORS: tuple[Mapping[str, tuple[str, ...]], ...] = (
         "llmc.passes.quantise": (),
         "llmc.passes.rows": (),
         "llmc.targets.tir": (),
+        "llmc.compiler.to_onnx": (),
     },
     {
         "llmc.passes.fuse": (),

@@ -11,13 +11,14 @@ from typing import Any, Unpack
 from llmc import embed, kept_imports, preprocessing, tokens
 from llmc.compiler import artifact, extensions
 from llmc.compiler.countable import want_countable
-from llmc.compiler.frontends import chat_template, graph_text
+from llmc.compiler.frontends import chat_template
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
 from llmc.compiler.plan import Plan, make_plans
 from llmc.compiler.verify import verify_module
 from llmc.errors import LlmcError, extras_named
+from llmc.keep import keep
 from llmc.kernels import Kernels
 from llmc.optimise import Optimised, optimise
 from llmc.options import PADDING, TUNE_SECONDS, Options, Order
@@ -165,7 +166,8 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         build.write(code)
         embed.write_form(order.form, folder, build.program, code, target, order.cc)
         if order.keep is not None:
-            _keep(Path(order.keep), imported, module, {"module.c": build.program, **code.sources})
+            sources = {"module.c": build.program, **code.sources}
+            keep(Path(order.keep), imported, optimised, sources, order.say)
         stages.enter("self-test", 0.9)
         cases, source = optimised.cases, optimised.source
         accepted = record(folder, module, cases, source, build.build_id, halves=kernels.backend.halves)
@@ -204,14 +206,3 @@ def _report(
         losses=[loss.to_dict() for loss in optimised.losses],
         effects=optimised.effects,
     )
-
-
-def _keep(folder: Path, imported: Imported, module: Module, sources: Mapping[str, str]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        graph_text.write(folder / "imported.txt", imported)
-        graph_text.write(folder / "optimised.txt", imported, module)
-        for name, text in sources.items():
-            (folder / name).write_text(text)
-    except OSError as error:
-        raise LlmcError(f"cannot keep files: {error.strerror or error}", at=str(folder)) from None

@@ -32,6 +32,7 @@ Examples:
   llmc opt ./my-model --add-pass "./my_pass.py:MyPass@compress"
   llmc opt ./my-model --passes "fuse" -o fused.txt      the graph goes to fused.txt, its weights to fused.npz
   llmc opt fused.txt --passes "cse"                     and is a model for every command that takes one
+  llmc opt ./my-model -o model.onnx                     an ONNX file, for ONNX Runtime and others
   llmc opt plain.txt --weights plain.onnx               a text alone, and the model that has its weights
 
 \b
@@ -77,8 +78,10 @@ stdout, everything else to stderr.
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Write the final graph there: FILE.txt and FILE.npz.",
+    help="Write the final graph there: FILE.txt and FILE.npz, or FILE.onnx.",
 )
+@click.option("--function", metavar="NAME", help="Of several functions the one that FILE.onnx is to hold.")
+@click.option("--external-data", is_flag=True, help="Put the weights of FILE.onnx into FILE.onnx.data.")
 @click.option("--ignore-unused-weights", is_flag=True, help="Leave out heads that the task has no use for.")
 @adapter_options
 @dim_option
@@ -98,6 +101,8 @@ def command(
     verify_each: bool,
     time_passes: bool,
     output: Path | None,
+    function: str | None,
+    external_data: bool,
     ignore_unused_weights: bool,
     base: Path | None,
     adapter: Path | None,
@@ -105,11 +110,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Import MODEL (a folder, an .onnx or .pt2 file, or a graph's text file), run passes, and print the graph."""
-    from llmc.compiler.graph_file import want_place
     from llmc.compiler.module_text import text_of
 
-    if output is not None:
-        want_place(output)
+    write = _writer(output, function, external_data)
     asked = {"level": level, "passes": passes, "add_passes": add_passes, "only_passes": only_passes}
     pipeline = _pipeline(asked)  # a slip shows before the import
     given = _samples(pipeline, calib)
@@ -120,14 +123,32 @@ def command(
         module, reports = _run(pipeline, imported.module, print_after, keep, verify_each)
     if time_passes and not as_json:
         click.echo(_times(reports), err=True)
-    if output is not None:
-        from llmc.compiler.frontends import graph_text
-
-        graph_text.write(output, imported, module)
+    write(imported, module, str(pipeline))
     if as_json:
         print_json(_as_dict(str(pipeline), module, reports))
     elif output is None:
         click.echo(text_of(module), nl=False)
+
+
+def _writer(output: Path | None, function: str | None, external: bool) -> Any:
+    """(imported, module, pipeline) -> None, which writes what `-o` asks for; slips show before the import."""
+    is_onnx = output is not None and output.suffix.lower() == ".onnx"
+    for option, given in (("--function", function is not None), ("--external-data", external)):
+        if given and not is_onnx:
+            raise LlmcError(f"{option} is for ONNX files", hint="-o FILE.onnx writes one")
+    if output is None:
+        return lambda imported, module, pipeline: None
+    if is_onnx:
+        from llmc.compiler.to_onnx import file
+        from llmc.compiler.to_onnx.imported import write_imported
+
+        file.want_place(output)
+        return partial(write_imported, output, function=function, external=external)
+    from llmc.compiler.frontends import graph_text
+    from llmc.compiler.graph_file import want_place
+
+    want_place(output)
+    return lambda imported, module, pipeline: graph_text.write(output, imported, module)
 
 
 def _pipeline(asked: dict[str, Any]) -> Any:
