@@ -72,7 +72,7 @@ def floor_div(a: Dim, b: Dim) -> Dim:
             raise UndecidedError
         return a // b
     quotient = sympy.cancel(sympy.sympify(a) / b)
-    if sympy.denom(quotient) == 1:
+    if sympy.denom(sympy.together(quotient)) == 1:
         return dim(quotient)
     return dim(floored(quotient))
 

@@ -170,7 +170,7 @@ class Emitter:
 
     def _exporter(self, node: Node) -> Exporter:
         known = exporters()
-        if node.op in known and not (OPS[node.op].stored and not _is_constant(node)):
+        if node.op in known:
             return known[node.op]
         if OPS[node.op].stored or _is_constant(node):
             return _computed
@@ -178,9 +178,12 @@ class Emitter:
 
     def rounded(self, x: Node) -> Node:
         """x rounded half to even, for which the IR has no op: a node that stands for it."""
-        stand_in = make("floor", (x,))
-        self.scope.values[stand_in] = (self.op("Round", self.value(x)),)
-        return stand_in
+        return self.standing(make("floor", (x,)), self.op("Round", self.value(x)))
+
+    def standing(self, node: Node, value: str) -> Node:
+        """A node for which `value` is written."""
+        self.scope.values[node] = (value,)
+        return node
 
     def named(self, written: Written) -> str:
         """The name of what an exporter gives."""

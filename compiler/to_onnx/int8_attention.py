@@ -1,16 +1,17 @@
 """Attention on int8 (`ops/int8_attention.py`), its integers held in floats, which their sums fit.
 
-The softmax's weights are whole numbers of 0..255 below the largest score of a row; kernels go by blocks of keys, and
-round those of a block below the largest score so far.
+What the kernels do block after block of keys is done for all blocks side by side: the largest score up to each block,
+and by what its weights fade until the last. So weights are rounded to the same whole numbers.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from llmc.compiler.dims import Dim, ceil_div, dim
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant, make
-from llmc.compiler.ops.int8_attention import LOWEST, WEIGHT
+from llmc.compiler.ops.int8_attention import FLOOR, KEYS, LOG2_E, LOWEST, POWER, WEIGHT
 from llmc.compiler.ops.quantise import LEVELS, TINY
 from llmc.compiler.to_onnx.attention import head_rows, joined
 from llmc.compiler.to_onnx.emitter import Emitter
@@ -34,7 +35,7 @@ def _mixed(e: Emitter, node: Node) -> Node:
     q_scale = make("row_scale", (q,))
     queries, levels, values = (_levels(x, s) for x, s in ((q, q_scale), (k, k_scale), (v, v_scale)))
     scores = make("matmul", (queries, make("transpose", (levels,), perm=(0, 1, 3, 2))), node.source)
-    factor = make("mul", (q_scale, _number(node.attributes["scale"])))
+    factor = make("mul", (q_scale, _number(node.attributes["scale"] * LOG2_E)))
     weights = _weights(e, scores, keys, factor)
     total = make("sum", (weights,), axes=(3,), keepdims=True)
     mixed = make("matmul", (weights, values), node.source)
@@ -92,9 +93,66 @@ def _levels(x: Node, scale: Node) -> Node:
 
 
 def _weights(e: Emitter, scores: Node, keys: Node | None, factor: Node) -> Node:
-    """round(255 * exp(factor * (score - largest))), 0 where there is no key."""
-    seen = scores if keys is None else make("where", (keys, scores, _number(LOWEST)))
-    below = make("sub", (seen, make("max", (seen,), axes=(3,), keepdims=True)))
-    power = make("exp", (make("mul", (below, factor)),))
-    rounded = e.rounded(make("mul", (power, _number(WEIGHT))))
-    return rounded if keys is None else make("where", (keys, rounded, _number(0)))
+    """f32 [b, heads, s, t]: 255 * 2^(factor * (score - largest)), rounded below the largest up to the key's block."""
+    length = scores.shape[3]
+    blocks = ceil_div(length, KEYS)
+    lowest = _number(LOWEST)
+    seen = scores if keys is None else make("where", (keys, scores, lowest))
+    apart = _apart(seen, blocks, lowest)
+    top = _largest_so_far(make("max", (apart,), axes=(4,), keepdims=False), blocks)
+    wide = make("reshape", (factor,), shape=(*factor.shape, 1))
+    below = make("sub", (apart, make("reshape", (top,), shape=(*top.shape, 1))))
+    rounded = e.rounded(make("mul", (_power(e, make("mul", (below, wide))), _number(WEIGHT))))
+    faded = make("mul", (rounded, _fading(e, top, factor, blocks)))
+    flat = make("reshape", (faded,), shape=(*scores.shape[:3], dim(blocks * KEYS)))
+    weights = make("slice", (flat,), axis=3, start=0, stop=length)
+    return weights if keys is None else make("where", (keys, weights, _number(0)))
+
+
+def _apart(seen: Node, blocks: Dim, lowest: Node) -> Node:
+    """[b, heads, s, t] -> [b, heads, s, blocks, 64], filled up with what is below every score."""
+    beyond = dim(blocks * KEYS - seen.shape[3])
+    if beyond != 0:
+        seen = make("concat", (seen, make("expand", (lowest,), shape=(*seen.shape[:3], beyond))), axis=3)
+    return make("reshape", (seen,), shape=(*seen.shape[:3], blocks, KEYS))
+
+
+def _pairs(blocks: Dim, relation: str) -> Node:
+    """bool [blocks, blocks]: whether column j relates so to row i."""
+    column = make("iota", (), length=blocks)
+    return make(relation, (column, make("reshape", (column,), shape=(blocks, 1))))
+
+
+def _spread(x: Node, pairs: Node, other: float) -> Node:
+    """[..., blocks] -> [..., blocks, blocks]: in each row the values that it relates to."""
+    row = make("reshape", (x,), shape=(*x.shape[:-1], 1, x.shape[-1]))
+    return make("where", (pairs, row, _number(other)))
+
+
+def _largest_so_far(largest: Node, blocks: Dim) -> Node:
+    """[b, heads, s, blocks], of each block the largest of those up to it."""
+    if blocks == 1:
+        return largest
+    return make("max", (_spread(largest, _pairs(blocks, "le"), LOWEST),), axes=(4,), keepdims=False)
+
+
+def _fading(e: Emitter, top: Node, factor: Node, blocks: Dim) -> Node:
+    """[b, heads, s, blocks, 1]: by what the weights of a block are smaller at the end."""
+    if blocks == 1:
+        return _number(1)
+    first = make("slice", (top,), axis=3, start=0, stop=1)
+    before = make("concat", (first, make("slice", (top,), axis=3, start=0, stop=dim(blocks - 1))), axis=3)
+    fades = _power(e, make("mul", (make("sub", (before, top)), factor)))
+    left = make("prod", (_spread(fades, _pairs(blocks, "gt"), 1),), axes=(4,), keepdims=False)
+    return make("reshape", (left,), shape=(*left.shape, 1))
+
+
+def _power(e: Emitter, x: Node) -> Node:
+    """2^x by the kernels' polynomial."""
+    x = make("maximum", (x, _number(FLOOR)))
+    whole = e.rounded(x)
+    rest = make("sub", (x, whole))
+    total = _number(POWER[0])
+    for coefficient in POWER[1:]:
+        total = make("add", (make("mul", (total, rest)), _number(coefficient)))
+    return make("mul", (total, make("pow", (_number(2), whole))))

@@ -25,7 +25,7 @@ def read_otherwise(graph: Graph) -> frozenset[str]:
 
 def _is_weight(node: Node, at: int) -> bool:
     """Whether an operand is only ever multiplied by: those of rank 2 are, by Gemm, as they are."""
-    return node.op == "linear" and at == 1 and node.inputs[0].type.rank != 2
+    return node.op in ("linear", "qlinear") and at == 1 and node.type.rank != 2
 
 
 def turned(array: Array) -> Array:
@@ -42,9 +42,10 @@ def _matmul(e: Emitter, node: Node) -> str:
 def _linear(e: Emitter, node: Node) -> str:
     x, w, *extras = node.inputs
     steps = node.attributes["epilogue"]
-    if x.type.rank == 2 and w.op == "constant" and w.dtype == "f32":
+    if x.type.rank == 2 and _stored(w) is not None:
         first = extras[:1] if steps[:1] == ("bias",) else []
-        made = e.op("Gemm", e.value(x), e.value(w), *map(e.value, first), transB=1)
+        weight = e.cast(e.value(w), w.dtype, "f32")
+        made = e.op("Gemm", e.value(x), weight, *map(e.value, first), transB=1)
         return epilogue(e, made, steps[len(first) :], extras[len(first) :])
     return epilogue(e, e.op("MatMul", e.value(x), _columns(e, w)), steps, extras)
 
@@ -55,9 +56,16 @@ def _columns(e: Emitter, w: Node) -> str:
     A quantised one is turned behind DequantizeLinear: where the scales lie along the columns ONNX Runtime takes the
     product for one that may round its activations to 8 bits.
     """
-    if w.op == "constant" and w.attributes["value"].digest not in e.kept:
-        return e.cast(e.tensors.add(w.attributes["value"], change=turned), w.dtype, "f32")
+    held = _stored(w)
+    if held is not None and held.attributes["value"].digest not in e.kept:
+        return e.cast(e.tensors.add(held.attributes["value"], change=turned), held.dtype, "f32")
     return e.transpose(e.cast(e.value(w), w.dtype, "f32"), (1, 0))
+
+
+def _stored(w: Node) -> Node | None:
+    """The constant that a weight is, perhaps of another dtype."""
+    held = w.inputs[0] if w.op == "cast" else w
+    return held if held.op == "constant" else None
 
 
 def epilogue(e: Emitter, x: str, steps: Sequence[str], extras: Sequence[Node]) -> str:

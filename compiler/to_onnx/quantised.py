@@ -2,6 +2,7 @@
 
 Where each row has a scale of its own, found when it is there, the arithmetic is written out. Products are of floats:
 those of ONNX Runtime on u8 and i8 saturate on processors without VNNI, and others of integers are slower than floats.
+Whole numbers of 8 bits in f32 have exact sums up to 2^24.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from llmc.compiler.ops.quantise import LEVELS, TINY
 from llmc.compiler.ops.split import PARTS, UNIT
 from llmc.compiler.to_onnx.emitter import Emitter
 from llmc.compiler.to_onnx.packed_rows import packed, split_values
+from llmc.compiler.to_onnx.products import epilogue
 from llmc.compiler.to_onnx.table import exports
 from llmc.compiler.to_onnx.tensors import kind_of
 
@@ -84,12 +86,25 @@ def _dequantize_rows(e: Emitter, node: Node) -> Node:
 
 
 @exports("qlinear")
-def _qlinear(e: Emitter, node: Node) -> Node:
-    """linear(dequantize(rows), dequantize(w))"""
+def _qlinear(e: Emitter, node: Node) -> str | Node:
+    """By a known scale linear(dequantize(rows), dequantize(w)); else sums of whole numbers, which the scales follow."""
     rows, w, w_scale, *extras = node.inputs
-    x = make("dequantize", packed(e, rows, int(w.shape[1])), node.source)
-    weight = make("dequantize", (w, _column(w_scale)), node.source)
-    return make("linear", (x, weight, *extras), node.source, **node.attributes)
+    q, scale = packed(e, rows, int(w.shape[1]))
+    if not scale.type.rank:
+        x = make("dequantize", (q, scale), node.source)
+        weight = make("dequantize", (w, _column(w_scale)), node.source)
+        return make("linear", (x, weight, *extras), node.source, **node.attributes)
+    sums = make("linear", (_whole(e, q), make("cast", (w,), w.source, dtype="f32")), node.source)
+    made = make("mul", (sums, make("mul", (scale, w_scale))), node.source)
+    return epilogue(e, e.value(made), node.attributes["epilogue"], extras)
+
+
+def _whole(e: Emitter, q: Node) -> Node:
+    """Whole numbers as floats; those that are made here are never cut to bytes."""
+    made = make("cast", (q,), q.source, dtype="f32")
+    if q.op != "quantize" or is_known_scale(q.inputs[1]):
+        return made
+    return e.standing(made, levels(e, *e.inputs(q)))
 
 
 def _column(scale: Node) -> Node:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
+from llmc.compiler.dims import dim
 from llmc.compiler.graph import Node, Weight
+from llmc.compiler.ops import constant, make
 from llmc.compiler.ops.storage import unpack_indices
 from llmc.compiler.to_onnx.emitter import OPSET_BLOCKS, Emitter
 from llmc.compiler.to_onnx.table import exports
@@ -53,5 +55,38 @@ class Blocks:
 
 
 @exports("blockwise")
-def _blockwise(e: Emitter, node: Node) -> str:
-    return Blocks.of(node).written(e)
+def _blockwise(e: Emitter, node: Node) -> str | Node:
+    return Blocks.of(node).written(e) if all(i.op == "constant" for i in node.inputs) else _decoded(node)
+
+
+def _decoded(node: Node) -> Node:
+    """The arithmetic, for rows that were picked from a table."""
+    levels, scales = node.inputs
+    columns, bits, block = (node.attributes[name] for name in ("columns", "bits", "block"))
+    whole = make("cast", (levels,), dtype="i32")
+    whole = whole if bits == 8 else _halves(whole, columns)
+    value = make("cast", (make("sub", (whole, constant(np.int32(1 << (bits - 1))))),), dtype="f32")
+    scales = make("cast", (scales,), dtype="f32")
+    return make("mul", (value, scales if block >= columns else _each(scales, block, columns)), node.source)
+
+
+def _halves(packed: Node, columns: int) -> Node:
+    """i32 [..., bytes] -> [..., columns], even columns from the low halves."""
+    low = make("bitand", (packed, constant(np.int32(15))))
+    high = make("floordiv", (packed, constant(np.int32(16))))
+    apart = [make("reshape", (x,), shape=(*x.shape, 1)) for x in (low, high)]
+    both = make("concat", apart, axis=packed.type.rank)
+    return _flat(both, columns)
+
+
+def _each(scales: Node, block: int, columns: int) -> Node:
+    """[..., blocks] -> [..., columns], each as often as its block has columns."""
+    apart = make("reshape", (scales,), shape=(*scales.shape, 1))
+    return _flat(make("expand", (apart,), shape=(*scales.shape, block)), columns)
+
+
+def _flat(x: Node, columns: int) -> Node:
+    """The last two axes as one, cut to so many columns."""
+    last = x.type.rank - 2
+    wide = make("reshape", (x,), shape=(*x.shape[:last], dim(x.shape[last] * x.shape[last + 1])))
+    return make("slice", (wide,), axis=last, start=0, stop=columns)

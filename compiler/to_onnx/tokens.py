@@ -27,24 +27,29 @@ def on_all_rows(graph: Graph) -> Graph:
     if not counted:
         return graph
     whole: Dims = {symbol(name): product(mask.shape) for name, mask in counted.items()}
-    made = graph.rebuild(lambda before, node: _rebuilt(before, node, whole))
-    return replace(made, dims={name: bounds for name, bounds in graph.dims.items() if name not in counted})
+    done: dict[Node, Node] = {}
+    for node in graph.nodes:
+        done[node] = _rebuilt(node, tuple(done[i] for i in node.inputs), whole)
+    dims = {name: bounds for name, bounds in graph.dims.items() if name not in counted}
+    return replace(graph.exchanged(done.__getitem__), dims=dims)
 
 
-def _rebuilt(before: Node, node: Node, whole: Dims) -> Node:
-    if counted_dim(before):
-        return _places(node.inputs[0])
-    if before.op == "pack_offsets":
-        batch, seq = node.inputs[0].shape
+def _rebuilt(node: Node, inputs: tuple[Node, ...], whole: Dims) -> Node:
+    """A node on rebuilt inputs, and with sizes in place of what was counted."""
+    if counted_dim(node):
+        return _places(inputs[0])
+    if node.op == "pack_offsets":
+        batch, seq = inputs[0].shape
         return _times(make("iota", (), node.source, length=dim(batch + 1)), seq)
-    if before.op == "pack_places":
-        places = make("reshape", (_places(node.inputs[0]),), shape=node.shape)
-        kept = make("cast", (node.inputs[0],), dtype="bool")
+    if node.op == "pack_places":
+        places = make("reshape", (_places(inputs[0]),), shape=node.shape)
+        kept = make("cast", (inputs[0],), dtype="bool")
         return make("where", (kept, places, constant(np.int64(-1))), node.source)
     attributes = {name: _instead(value, whole) for name, value in node.attributes.items()}
-    if attributes == dict(node.attributes):
+    same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
+    if same and attributes == dict(node.attributes):
         return node
-    return make(node.op, node.inputs, node.source, **attributes)
+    return make(node.op, inputs, node.source, **attributes)
 
 
 def _places(mask: Node) -> Node:

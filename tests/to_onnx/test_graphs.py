@@ -1,0 +1,147 @@
+"""Whole graphs go out as ONNX and come in again; `python bench/onnx_output.py` tries many more, in ONNX Runtime too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_encoders import random_encoder
+from random_graphs import random_graph
+from random_loops import random_loop, random_values
+from stateful_graphs import BATCH, causal, encoder_decoder, random_stateful
+from written_onnx import again, want_round_trip, want_same, written
+
+from llmc.compiler import interpret
+from llmc.compiler.dims import dim, symbol
+from llmc.compiler.graph import Graph
+from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.pipeline import Pipeline
+from llmc.compiler.samples import play
+from llmc.passes import LEVELS, PASSES
+from llmc.passes.rows.ragged import ragged_steps
+
+Array = np.ndarray
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_random_graph_comes_in_again(seed: int, tmp_path: Path) -> None:
+    graph, inputs = random_graph(seed)
+    back = want_round_trip(graph, inputs, tmp_path / "m.onnx")
+    assert back.dims == graph.dims
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_loops_and_branches(seed: int, tmp_path: Path) -> None:
+    graph = random_loop(seed)
+    want_round_trip(graph, random_values(graph, 2, 5), tmp_path / "m.onnx", rtol=0, atol=0)
+
+
+def optimised(seed: int, more: str = "") -> tuple[Graph, dict[str, Array]]:
+    """An encoder after -O3, on rows of tokens where it can be, and after `more`."""
+    graph, inputs = random_encoder(seed)
+    graph, _ = Pipeline.parse(LEVELS[3], PASSES).run(graph)
+    graph, _ = ragged_steps(graph, blank=True).run(graph)
+    return Pipeline.parse(more, PASSES).run(graph)[0] if more else graph, inputs
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_of_tokens_become_all_rows(seed: int, tmp_path: Path) -> None:
+    graph, inputs = optimised(seed)
+    back = want_round_trip(graph, inputs, tmp_path / "m.onnx")
+    assert "tokens" not in back.dims
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        "quantize,qfuse,cse",
+        "quantize,qfuse,cse,qattention",
+        'quantize{mode="fp16"},qfuse,cse',
+        "split,cse",
+        "blockwise{table_block=8},cse",
+        "blockwise{bits=4,block=4},cse",
+    ],
+)
+def test_quantised(passes: str, tmp_path: Path) -> None:
+    """The arithmetic is the same; where a sum lies between two whole numbers the order of its terms decides."""
+    for seed in (0, 3):
+        graph, inputs = optimised(seed, passes)
+        close = 2e-2 if passes.startswith("quantize,") else 2e-5
+        want_round_trip(graph, inputs, tmp_path / "m.onnx", rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_states_are_states_again(seed: int, tmp_path: Path) -> None:
+    graph, session = random_stateful(seed)
+    written(graph, tmp_path / "m.onnx")
+    back = again(tmp_path / "m.onnx")
+    want_same(play(back, session), play(graph, session))
+
+
+def test_names_of_states_and_of_their_sizes(tmp_path: Path) -> None:
+    graph = causal(BATCH)
+    model = written(graph, tmp_path / "m.onnx").graph
+    assert [i.name for i in model.input] == ["x", "past.keys", "past.values"]
+    assert [o.name for o in model.output] == ["y", "present.keys", "present.values"]
+    texts = [[d.dim_param or d.dim_value for d in o.type.tensor_type.shape.dim] for o in model.output]
+    assert texts[1] == ["batch", 2, "past + seq", 16]
+    back = again(tmp_path / "m.onnx")
+    assert [str(n.type) for n in back.states] == [str(n.type) for n in graph.states]
+    assert back.dims == graph.dims
+    step = encoder_decoder().functions["step"]
+    assert [i.name for i in written(step, tmp_path / "m.onnx").graph.input][-1] == "past.cross_values"
+
+
+def test_sizes_are_computed(tmp_path: Path) -> None:
+    """Sums, quotients toward minus infinity, limits: as axes and as numbers."""
+    n, m = symbol("n"), symbol("m")
+    x, y = input_("x", "f32", (n, m)), input_("y", "f32", (dim(2 * n + m),))
+    half = dim((n + m) // 2)
+    lower = dim((3 * m - 9) // 4)  # below 0 where m is 1
+    outputs = {
+        "half": make("iota", (), length=half),
+        "lower": make("dim", (), value=lower),
+        "flat": make("reshape", (x,), shape=(dim(n * m),)),
+        "wide": make("expand", (constant(np.float32(2)),), shape=(half, m)),
+        "part": make("slice", (y,), axis=0, start=n, stop=dim(2 * n)),
+    }
+    graph = Graph((x, y), outputs, {"n": (1, 9), "m": (1, 9)})
+    written(graph, tmp_path / "m.onnx")
+    back = again(tmp_path / "m.onnx")
+    for rows, columns in ((1, 1), (3, 2), (2, 7)):
+        inputs = {
+            "x": np.ones((rows, columns), np.float32),
+            "y": np.arange(2 * rows + columns, dtype=np.float32),
+        }
+        want_same(interpret.run(back, inputs), interpret.run(graph, inputs))
+
+
+def test_groups_of_heads_a_window_and_queries_without_keys(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"q": (2, 4, 3, 8), "k": (2, 2, 5, 8), "v": (2, 2, 5, 6)}
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    keep = rng.random((2, 1, 3, 5)) < 0.5
+    keep[0, 0, 1] = False
+    inputs = (*(input_(n, "f32", a.shape) for n, a in arrays.items()), input_("keep", "bool", keep.shape))
+    y = make("attention", inputs, scale=0.3, causal=True, window=2, has_mask=True)
+    graph = Graph(inputs, {"y": y})
+    assert not interpret.run(graph, {**arrays, "keep": keep})["y"][0, :, 1].any()
+    want_round_trip(graph, {**arrays, "keep": keep}, tmp_path / "m.onnx")
+
+
+def test_images_with_channels_last(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    x = input_("x", "f32", (symbol("batch"), 8, 9, 4))
+    w, bias = (constant(rng.normal(size=s).astype(np.float32)) for s in ((6, 4, 3, 3), (6,)))
+    y = make("conv2d", (x, w, bias), padding=(1, 1, 1, 1), epilogue=("bias", "relu6"), channels_last=True)
+    z = make(
+        "conv2d", (x, w, y, bias), padding=(1, 1, 1, 1), epilogue=("residual", "bias"), channels_last=True
+    )
+    pooled = [
+        make(op, (z,), kernel=(2, 2), stride=(2, 1), channels_last=True)
+        for op in ("max_pool2d", "avg_pool2d")
+    ]
+    graph = Graph((x,), {"max": pooled[0], "avg": pooled[1]}, {"batch": (1, 4)})
+    inputs = {"x": rng.normal(size=(2, 8, 9, 4)).astype(np.float32)}
+    want_round_trip(graph, inputs, tmp_path / "m.onnx")
