@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from llmc.compiler.frontends.dispatch import load
+from llmc.compiler.interpret import run
 from llmc.errors import LlmcError
 
 NODE, INFO = helper.make_node, helper.make_tensor_value_info
@@ -67,3 +68,18 @@ def test_a_cut_at_a_billion_is_no_cut(tmp_path: Path) -> None:
 def test_dims_are_for_onnx(tmp_path: Path) -> None:
     with pytest.raises(LlmcError, match="--dim is for ONNX files"):
         load(tmp_path, dims={"t": 1})
+
+
+def test_a_remainder_of_a_sum_of_sizes(tmp_path: Path) -> None:
+    """(t + 1) % 2 was 0, as the quotient was taken for a whole one."""
+    nodes = [
+        NODE("Shape", ["x"], ["t"], start=1, end=2),
+        NODE("Add", ["t", "one"], ["more"]),
+        NODE("Mod", ["more", "two"], ["rest"]),
+        NODE("Cast", ["rest"], ["out"], to=TensorProto.FLOAT),
+    ]
+    weights = {"one": np.array([1]), "two": np.array([2])}
+    graph = load(saved(tmp_path / "m.onnx", nodes, [INFO("x", TensorProto.FLOAT, ["n", "t"])], weights)).graph
+    for length in (1, 2, 5):
+        found = run(graph, {"x": np.zeros((1, length), np.float32)})["out"]
+        assert found.tolist() == [(length + 1) % 2]
