@@ -6,7 +6,7 @@ Nothing is run by onnxruntime. Nodes that no output depends on are not read.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -148,36 +148,52 @@ class _Axes:
     """The sizes of axes: symbols, or what is known of those that a file leaves open."""
 
     def __init__(self, at: str, fixed: Mapping[str, int], said: Own) -> None:
-        self._at, self._fixed, self._names, self._met = at, fixed, AxisNames(), set[str]()
-        self._said = said
+        self._at, self._fixed, self._names, self._said = at, fixed, AxisNames(), said
+        self._met = dict[str, dict[str, None]]()  # llmc's name of an axis -> all that it is called
+        for name, size in fixed.items():
+            self._want(type(size) is int and 1 <= size <= LARGEST, f"{name} = {size} is no size", _RANGE)
 
     def size(self, tensor: str, axis: int, rank: int, text: str) -> Dim:
         """Of an axis that the file has no number for but calls `text`: either of its names may be told."""
         if self._said.knows(text):
             return self._of_own(parse_dim(text))
         name = self._names.name(tensor, axis, rank, text)
-        self._met |= {name, text} - {""}
+        self._met.setdefault(name, {name: None})[text or name] = None
         return self._fixed.get(name, self._fixed.get(text, symbol(name)))
 
     def _of_own(self, size: Dim) -> Dim:
         """A size in the dims that llmc itself has named."""
-        self._met |= {s.name for s in size.free_symbols}
+        for name in (s.name for s in size.free_symbols):
+            self._met.setdefault(name, {name: None})
         return dim(size.subs({symbol(name): value for name, value in self._fixed.items()}))
 
     def want_met(self) -> None:
-        """Each of those that are fixed is there."""
-        for name, size in self._fixed.items():
-            if name not in self._met:
-                hint = (
-                    f"it has {', '.join(sorted(self._met))}"
-                    if self._met
-                    else "it has none: all sizes are fixed"
-                )
-                raise LlmcError(f"the file has no dynamic axis {name!r}", at=self._at, hint=hint)
-            if not 1 <= size <= LARGEST:
-                raise LlmcError(
-                    f"{name} = {size} is no size", at=self._at, hint=f"sizes go from 1 to {LARGEST}"
-                )
+        """Each of those that are fixed is there, is one axis, and has one size."""
+        known = sorted({called for every in self._met.values() for called in every})
+        has = f"it has {', '.join(known)}" if known else "it has none: all sizes are fixed"
+        for name in self._fixed:
+            self._want(name in known, f"the file has no dynamic axis {name!r}", has)
+            axes = [_called(every) for every in self._met.values() if name in every]
+            self._want(len(axes) == 1, f"{name!r} names two axes", f"they are {' and '.join(axes)}")
+        for every in self._met.values():
+            told = [f"{name}={self._fixed[name]}" for name in every if name in self._fixed]
+            sizes = {self._fixed[name] for name in every if name in self._fixed}
+            self._want(
+                len(sizes) < 2, f"{' and '.join(told)} are sizes of one axis", f"it is {_called(every)}"
+            )
+
+    def _want(self, holds: bool, problem: str, hint: str) -> None:
+        if not holds:
+            raise LlmcError(problem, at=self._at, hint=hint)
+
+
+_RANGE = f"sizes go from 1 to {LARGEST}"
+
+
+def _called(names: Iterable[str]) -> str:
+    """`batch (in the file n)`"""
+    own, *others = names
+    return f"{own} (in the file {' or '.join(others)})" if others else own
 
 
 def _inputs(file: OnnxFile, axes: _Axes, said: Own) -> list[Node]:

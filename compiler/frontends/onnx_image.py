@@ -50,8 +50,9 @@ def _pads(
 
 
 def _halves(totals: Sequence[int], kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    less, more = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
-    return (less, more) if kind != "SAME_LOWER" else (more, less)
+    """Before and after; what there is less than none, of a result larger than all windows, is at the end."""
+    before = tuple(max(t if kind != "SAME_LOWER" else t + 1, 0) // 2 for t in totals)
+    return before, tuple(t - b for t, b in zip(totals, before, strict=True))
 
 
 def bias_of(call: Call, position: int) -> Node | None:

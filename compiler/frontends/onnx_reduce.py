@@ -83,14 +83,12 @@ def _reduce(call: Call) -> Node:
 
 @onnx_op("ReduceL2", "ReduceL1", "ReduceSumSquare", "ReduceLogSum")
 def _norm(call: Call) -> Node:
-    """Of integers a root and a logarithm are computed as floats."""
+    """Of integers a root and a logarithm are computed as floats. Over no axes each element is its own sum."""
     x = call.node(0)
     before = {"ReduceL1": "abs", "ReduceLogSum": ""}.get(call.type, "square")
     after = {"ReduceL2": "sqrt", "ReduceLogSum": "log"}.get(call.type, "")
 
     def make(axes: Axes) -> Node:
-        if not axes:  # none are given and that is to mean that nothing happens
-            return x
         part = call.op("mul", x, x) if before == "square" else call.op("abs", x) if before else x
         total = _reduced(call, "sum", part, axes)
         return call.cast(call.op(after, call.cast(total, "f32")), x.dtype) if after else total

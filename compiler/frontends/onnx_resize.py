@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import sympy
 
 from llmc.compiler.dims import Dim, dim
 from llmc.compiler.frontends.composed import along, number
@@ -86,9 +88,7 @@ def _target(call: Call, whole: list[Dim], scales: Any, sizes: Any) -> tuple[list
         pairs = [(float(s), d) for s, d in zip(scales, whole, strict=True)]
         return [_scaled(d, s) for s, d in pairs], [s for s, _ in pairs]
     policy = call.attribute("keep_aspect_ratio_policy", "stretch")
-    ratios = [
-        o / d if isinstance(d, int) and isinstance(o, int) else 1.0 for o, d in zip(sizes, whole, strict=True)
-    ]
+    ratios = [_ratio(o, d) for o, d in zip(sizes, whole, strict=True)]
     if policy == "stretch":
         return list(sizes), ratios
     call.require(
@@ -96,6 +96,14 @@ def _target(call: Call, whole: list[Dim], scales: Any, sizes: Any) -> tuple[list
     )
     scale = min(ratios) if policy == "not_larger" else max(ratios)
     return [int(np.floor(scale * d + 0.5)) for d in whole], [scale] * len(whole)
+
+
+def _ratio(out: Dim, size: Dim) -> float:
+    """out / size; not a number where it depends on a size."""
+    if isinstance(out, int) and isinstance(size, int):
+        return out / size
+    ratio = dim(sympy.cancel(sympy.sympify(out) / size))
+    return float(ratio) if isinstance(ratio, int) else math.nan
 
 
 def _scaled(size: Dim, scale: float) -> Dim:
@@ -109,9 +117,10 @@ def _along(
 ) -> Node:
     out, scale, kind, crop = aim
     size = x.shape[axis]
-    if out == size and crop == (0.0, 1.0):
+    if out == size and scale == 1 and crop == (0.0, 1.0):
         return x
     if not isinstance(size, int) or not isinstance(out, int):
+        call.require(math.isfinite(scale), "Resize of a dynamic size", "fix the size of images")
         return _dynamic(call, x, axis, taken, Places(_SAMPLE, int(_SAMPLE * scale), scale, kind, crop))
     want_table(out, 1 if taken.mode == "nearest" else size)
     places = Places(size, out, scale, kind, crop)
