@@ -5,8 +5,9 @@ For a model of some microseconds the way to C and back is most of a call.
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from ctypes import addressof, byref, c_char
 from typing import Any, NamedTuple, TypeGuard
 
@@ -56,12 +57,12 @@ class ReadyCalls:
     def note(self, function: Function, inputs: Mapping[str, Any], outputs: Mapping[str, Array]) -> None:
         """Be ready for calls like this one, if it is plain: none of its arrays is empty, or was converted."""
         given = {name: (info, inputs.get(name)) for name, info in function.inputs.items()}
-        dims = {d for name, (info, _) in given.items() if name in inputs for d in info.shape}
+        dims = {str(d) for name, (info, _) in given.items() if name in inputs for d in info.shape}
         if not all(
             _is_plain(a) and a.dtype == info.numpy_dtype for n, (info, a) in given.items() if n in inputs
         ):
             return
-        if not all(d in dims or isinstance(d, int) for info in function.outputs.values() for d in info.shape):
+        if not all(_follows(d, dims) for info in function.outputs.values() for d in info.shape):
             return
         if inputs and all(array.size for array in outputs.values()):
             taken = {name: (info, outputs[name]) for name, info in function.outputs.items()}
@@ -78,22 +79,25 @@ class _Ready:
         self._run, self._arguments = way.run, (*way.who, self._given, self._taken, byref(self._error))
 
     def call(self, inputs: Mapping[str, Any]) -> dict[str, Array] | None:
-        """The outputs; None if the inputs are others.
+        """The outputs; None if the inputs are others, or there is no memory, which the usual way says better.
 
         Raises:
             LlmcError: as of `Model.run`.
         """
         if type(inputs) is not dict or len(inputs) != len(self._inputs):
             return None
+        held = inputs.copy()  # another thread may put other arrays there while C reads these
         for name, dtype, shape, tensor in self._inputs:
-            array = inputs.get(name)
+            array = held.get(name)
             if not _is_plain(array) or array.dtype != dtype or array.shape != shape:
                 return None
             tensor.data = _address(array)
-        results = {}
-        for name, dtype, shape, tensor in self._outputs:
-            results[name] = array = np.empty(shape, dtype)
-            tensor.data = _address(array)
+        try:
+            results = {name: np.empty(shape, dtype) for name, dtype, shape, _ in self._outputs}
+        except MemoryError:
+            return None
+        for name, _, _, tensor in self._outputs:
+            tensor.data = _address(results[name])
         if status := self._run(*self._arguments):
             self._library.check(status, self._error, self._at)
         return results
@@ -106,6 +110,11 @@ def _described(arrays: _Arrays) -> tuple[Any, list[_Tensor]]:
     made = (native.Tensor * (len(arrays) + 1))(*tensors)
     named = zip(arrays.items(), made, strict=False)
     return made, [(name, a.dtype, a.shape, tensor) for (name, (_, a)), tensor in named if a is not None]
+
+
+def _follows(dim: int | str, dims: Set[str]) -> bool:
+    """Whether a size, such as `2*seq + 1`, is the same wherever these are."""
+    return isinstance(dim, int) or dim in dims or set(re.findall(r"[A-Za-z_]\w*", dim)) <= dims
 
 
 def _is_plain(array: Any) -> TypeGuard[Array]:

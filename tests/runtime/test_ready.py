@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def test_calls_that_follow(tiny: Path, expected: Callable[..., Any]) -> None:
     odd = np.arange(12).reshape(2, 6)[:1, ::2] + 1  # not dense
     with load(tiny) as model:
         first = model.run({"input_ids": IDS[0]})
+        assert len(model._ready._ready) == 1
         again = model.run({"input_ids": IDS[0]})
         assert not any(np.shares_memory(first[name], again[name]) for name in first)
         for _ in range(2):
@@ -78,3 +80,25 @@ def test_threads_do_not_share_what_is_ready(tiny: Path, expected: Callable[..., 
         for thread in threads:
             thread.join()
     assert not failures
+
+
+def test_arrays_live_as_long_as_they_are_read(tiny: Path) -> None:
+    """Another thread may put others into the same dict meanwhile."""
+    with load(tiny) as model:
+        model.run({"input_ids": IDS[0]})
+        inputs = {"input_ids": IDS[0].copy()}
+        there, found = weakref.ref(inputs["input_ids"]), []
+        model._ready._ready[0]._run = lambda *_: found.append(inputs.clear() or there() is not None)
+        model.run(inputs)
+    assert found == [True]
+
+
+def test_no_memory_is_told_as_ever(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def empty(*_: Any) -> Any:
+        raise MemoryError
+
+    with load(tiny) as model:
+        model.run({"input_ids": IDS[0]})
+        monkeypatch.setattr(np, "empty", empty)
+        with pytest.raises(LlmcError, match="no memory for output"):
+            model.run({"input_ids": IDS[0]})
