@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from llmc.compiler.dims import Bounds, Dim, dim, parse_dim, symbol
-from llmc.compiler.frontends import converters, onnx_types
+from llmc.compiler.frontends import converters, onnx_bounds, onnx_types
 from llmc.compiler.frontends.axes import SEGMENTS, AxisNames
 from llmc.compiler.frontends.imported import LARGEST, MAX_BATCH
 from llmc.compiler.frontends.onnx_call import Call
@@ -62,7 +62,8 @@ def to_graph(
     outputs = {o.name: _output(file, scope, o) for o in proto.output}
     _tell_trusted(file, reader.trusted)
     names = {str(s) for n in inputs for d in n.shape if not isinstance(d, int) for s in d.free_symbols}
-    return _function(inputs, outputs, {n: _bounds(n, said, bounds) for n in sorted(names)})
+    graph = _function(inputs, outputs, {n: _bounds(n, said, bounds) for n in sorted(names)})
+    return graph if said.dims else onnx_bounds.bounded(graph)  # one of llmc's own says its bounds itself
 
 
 def _function(inputs: Sequence[Node], outputs: Mapping[str, Node], dims: Mapping[str, Bounds]) -> Graph:

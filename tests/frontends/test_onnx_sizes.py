@@ -83,6 +83,46 @@ def test_a_transposed_convolution_of_less_than_its_result(tmp_path: Path) -> Non
     np.testing.assert_array_equal(got, [[[3, 0, 4, 0]]])
 
 
+# --- indices
+
+
+@pytest.mark.parametrize(
+    ("node", "shape", "low", "high"),
+    [
+        (NODE("Gather", ["x", "index"], ["out"], axis=1), [2, 6], -6, 5),
+        (NODE("GatherElements", ["x", "index"], ["out"], axis=1), [2, 6], -6, 5),
+        (NODE("GatherND", ["x", "index"], ["out"]), [4, 6], -4, 3),
+        (NODE("ScatterElements", ["x", "index", "y"], ["out"], axis=1), [2, 6], -6, 5),
+        (NODE("ScatterND", ["x", "index", "z"], ["out"]), [4, 6], -4, 3),
+    ],
+)
+def test_indices_beyond_their_axis_are_refused(
+    node: Any, shape: Shape, low: int, high: int, tmp_path: Path
+) -> None:
+    index = np.full((2, 1), high)
+    weights = {"y": np.ones((2, 1), np.float32), "z": np.ones((2, 6), np.float32)}
+    path = saved(tmp_path, [node], shape, weights)
+    model = onnx.load(path)
+    model.graph.input.append(INFO("index", T.INT64, [2, 1]))
+    onnx.save(model, path)
+    graph, x = load(path).graph, image(*shape)
+    (wanted,) = ReferenceEvaluator(model).run(None, {"x": x, "index": index})
+    np.testing.assert_array_equal(run(graph, {"x": x, "index": index})["out"], wanted)
+    for beyond in (high + 1, low - 1):
+        with pytest.raises(LlmcError, match=f"{beyond}"):
+            run(graph, {"x": x, "index": np.full((2, 1), beyond)})
+
+
+def test_an_index_of_which_a_part_is_used_is_not_bounded(tmp_path: Path) -> None:
+    nodes = [NODE("Slice", ["x", "zero", "one"], ["i"]), NODE("Gather", ["table", "i"], ["out"])]
+    weights = {"zero": np.array([0]), "one": np.array([1]), "table": np.ones((3, 2), np.float32)}
+    path = saved(tmp_path, nodes, [4], weights)
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = T.INT64
+    onnx.save(model, path)
+    assert run(load(path).graph, {"x": np.array([2, 9, 9, 9])})["out"].shape == (1, 2)
+
+
 # --- names of axes
 
 
