@@ -23,6 +23,9 @@ def want_sense(model: onnx.ModelProto, path: Path) -> None:
     _want_once((t.name for t in model.graph.initializer), "two weights are called", path)
     _want_once(_made(model.graph.node), "two nodes make", path)
     _want_once((i.name for i in model.graph.input), "two inputs are called", path)
+    taken = {named.name for named in (*model.graph.input, *model.graph.initializer)}
+    if again := next((name for name in _made(model.graph.node) if name in taken), None):
+        raise LlmcError(f"a node makes {again!r}, which is an input or a weight", at=str(path), hint=_DAMAGED)
     if model.graph.sparse_initializer:
         raise LlmcError("the file has sparse weights", at=str(path), hint="export them dense")
     count = _Counter(model, path).graph(model.graph.node, 0)

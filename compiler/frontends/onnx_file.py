@@ -119,9 +119,31 @@ def is_external(tensor: TensorProto) -> bool:
 
 
 def _external(tensor: TensorProto, path: Path) -> tuple[Path, int, int]:
-    """File, offset and bytes of external data, checked: the file is inside the model's folder and long enough."""
+    """File, offset and bytes of external data, checked.
+
+    Raises:
+        LlmcError: the file is not inside the model's folder, cannot be read or is too short.
+    """
+    try:
+        return _found(tensor, path)
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # a name no system takes, links in a circle, a file of somebody else's
+        raise LlmcError(
+            f"cannot read the file with weight {tensor.name!r}",
+            at=str(path.parent),
+            found=f"{getattr(error, 'strerror', None) or 'links in a circle'}: {_location(tensor)[:80]}",
+        ) from None
+
+
+def _location(tensor: TensorProto) -> str:
+    return next((e.value for e in tensor.external_data if e.key == "location"), "")
+
+
+def _found(tensor: TensorProto, path: Path) -> tuple[Path, int, int]:
     entries = {e.key: e.value for e in tensor.external_data}
-    location, folder = entries.get("location", ""), path.parent.resolve()
+    location, folder = _location(tensor), path.parent.resolve()
     file = (folder / location).resolve() if "\0" not in location else folder
     if not location or not _may_be_read(folder, location, file):
         raise LlmcError(

@@ -15,7 +15,7 @@ import sympy
 from llmc.compiler.dims import Dim, dim, floored, from_one
 from llmc.compiler.frontends.imported import HUGE
 from llmc.compiler.frontends.onnx_call import Call
-from llmc.compiler.frontends.onnx_values import Items, Sizes, Value, known
+from llmc.compiler.frontends.onnx_values import Items, Sizes, Value, known, want_short
 from llmc.compiler.frontends.ranges import is_nonnegative
 from llmc.compiler.graph import DTYPES, Source
 from llmc.compiler.ops import constant
@@ -57,6 +57,8 @@ def as_value(array: Any, dtype: str, source: Source) -> Value:
         return constant(np.array(flat, np.bool_).reshape(dims.shape), source=source)
     if all(isinstance(d, int) for d in flat):
         return constant(np.array(flat, DTYPES[dtype]).reshape(dims.shape), source=source)
+    for size in flat:
+        want_short(size)
     kept = np.empty(len(flat), object)
     kept[:] = flat
     return Sizes(kept.reshape(dims.shape), dtype)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import sympy
 
 from llmc.compiler.dims import Dim
 from llmc.compiler.frontends.imported import LARGEST
@@ -17,6 +19,7 @@ from llmc.compiler.graph import Node
 MOST_ELEMENTS = 1 << 32  # of a tensor
 MOST_AXES = 16
 _MOST_OF_TABLE = 1 << 27
+_MOST_DEGREE, _MOST_TERMS = 32, 1000  # of an expression of sizes
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,33 @@ def want_table(*sizes: Dim) -> None:
 
 def want_room(shape: Sequence[Dim]) -> None:
     """Refuse a tensor that no machine holds."""
-    known_sizes = [d for d in shape if isinstance(d, int)]
-    count = math.prod(known_sizes)
-    if count > MOST_ELEMENTS or any(d > LARGEST for d in known_sizes):
-        raise UnsupportedError(f"a tensor of {count} elements", f"at most {MOST_ELEMENTS} are possible")
+    least = [d if isinstance(d, int) else _least(d) for d in shape]
+    if max(least, default=0) > LARGEST and 0 not in least:
+        raise UnsupportedError(f"an axis of {max(least)} elements", f"at most {LARGEST} are possible")
+    if math.prod(least) > MOST_ELEMENTS:
+        raise UnsupportedError(
+            f"a tensor of {math.prod(least)} elements", f"at most {MOST_ELEMENTS} are possible"
+        )
+
+
+@functools.cache
+def _least(size: Any) -> int:
+    """Of a size that grows with dims, which are at least 1; 0 of one that may not."""
+    at_one = 1 if size.is_Symbol else size.subs(dict.fromkeys(size.free_symbols, 1))
+    return max(int(at_one), 0) if size.is_Symbol or at_one.is_Integer else 0
+
+
+def want_short(size: Dim) -> None:
+    """Refuse arithmetic on sizes that grows without end, before anything is worked out of it."""
+    if not isinstance(size, int) and (_degree(size) > _MOST_DEGREE or sympy.count_ops(size) > _MOST_TERMS):
+        raise UnsupportedError(
+            "a size that no tensor has", "it is computed from the sizes of others over and over"
+        )
+
+
+def _degree(size: Any) -> int:
+    """The highest power of a dim, all together."""
+    if size.is_Pow:
+        return abs(int(size.exp)) * _degree(size.base) if size.exp.is_Integer else _MOST_DEGREE + 1
+    parts = [_degree(part) for part in size.args]
+    return int(size.is_Symbol) + (sum(parts) if size.is_Mul else max(parts, default=0))

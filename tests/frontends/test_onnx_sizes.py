@@ -83,6 +83,51 @@ def test_a_transposed_convolution_of_less_than_its_result(tmp_path: Path) -> Non
     np.testing.assert_array_equal(got, [[[3, 0, 4, 0]]])
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_axis_that_doubles_and_doubles_is_refused(axis: int, tmp_path: Path) -> None:
+    """Of an open axis, too: it is at least 1."""
+    nodes = [NODE("Concat", [f"t{i}"] * 2, [f"t{i + 1}"], axis=axis) for i in range(40)]
+    nodes = [NODE("Relu", ["x"], ["t0"]), *nodes, NODE("Relu", ["t40"], ["out"])]
+    with pytest.raises(LlmcError, match="Concat") as caught:
+        load(saved(tmp_path, nodes, ["n", 6], {}))
+    found = (
+        "a tensor of 6442450944 elements"
+        if axis == 0
+        else "an axis of 3221225472 elements; at most 2147483647"
+    )
+    assert found in (caught.value.found or "")
+
+
+def test_sizes_of_powers_without_end_are_refused(tmp_path: Path) -> None:
+    """n to the power of two to the 40th: nothing may be worked out of that."""
+    nodes = [NODE("Mul", [f"t{i}"] * 2, [f"t{i + 1}"]) for i in range(40)]
+    nodes = [NODE("Shape", ["x"], ["t0"]), *nodes, NODE("Cast", ["t40"], ["out"], to=T.FLOAT)]
+    with pytest.raises(LlmcError, match="Mul") as caught:
+        load(saved(tmp_path, nodes, ["n", 6], {}))
+    assert "a size that no tensor has" in (caught.value.found or "")
+
+
+@pytest.mark.parametrize("name", ["x", "w"])
+def test_a_node_does_not_make_what_is_there(name: str, tmp_path: Path) -> None:
+    nodes = [NODE("Neg", ["w"], [name]), NODE("Add", ["x", "w"], ["out"])]
+    with pytest.raises(LlmcError, match=f"a node makes '{name}', which is an input or a weight"):
+        load(saved(tmp_path, nodes, [3], {"w": np.ones(3, np.float32)}))
+
+
+@pytest.mark.parametrize("place", ["n" * 5000, "circle"])
+def test_files_of_weights_that_no_system_opens(place: str, tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    path = saved(tmp_path, [NODE("Add", ["x", "w"], ["out"])], [3], {"w": np.ones(3, np.float32)})
+    model = onnx.load(path)
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = T.EXTERNAL
+    weight.external_data.add(key="location", value=place)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(LlmcError, match="cannot read the file with weight 'w'"):
+        load(path)
+
+
 # --- indices
 
 
