@@ -113,8 +113,10 @@ def want_room(shape: Sequence[Dim]) -> None:
 @functools.cache
 def _least(size: Any) -> int:
     """Of a size that grows with dims, which are at least 1; 0 of one that may not."""
-    at_one = 1 if size.is_Symbol else size.subs(dict.fromkeys(size.free_symbols, 1))
-    return max(int(at_one), 0) if size.is_Symbol or at_one.is_Integer else 0
+    if size.is_Symbol:
+        return 1
+    at_one = size.subs(dict.fromkeys(size.free_symbols, 1))
+    return max(int(at_one), 0) if at_one.is_Integer else 0
 
 
 def want_short(size: Dim) -> None:
