@@ -21,6 +21,7 @@ from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
 from llmc.compiler.plan import ALIGNMENT, Plan
 from llmc.compiler.plan_states import state_use
+from llmc.compiler.plan_windows import windows
 from llmc.compiler.program_steps import Steps
 from llmc.compiler.slots import nbytes
 from llmc.compiler.together import Together
@@ -92,6 +93,7 @@ def write_program(
         checksums=checksums,
         dims=[(n, *bounds) for n, bounds in module.dims.items()],
         states=[state_spec(state, names) for state in module.states.values()],
+        windows=windows(module),
         functions=[_function(n, module, plans[n], kernels) for n in module.functions],
         kernels=[_kernel(k) for k in kernels],
         variants=variants,

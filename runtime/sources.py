@@ -47,6 +47,7 @@ MODULE_SOURCES = tuple(
         "stats",
         "threads",
         "weights",
+        "windows",
         "workload",
     )
 )

@@ -7,12 +7,12 @@
 #include "model.h"
 
 static llmc_status copy_state(const llmc_session *from, llmc_session *to, int i, llmc_error *error) {
-    const llmc_function *function = llmc_user_of_state(from->model->program, i);
     const llmc_device *device = from->model->device;
     size_t bytes;
     llmc_status status;
-    if (!from->begun[i] || !function) return LLMC_OK;
-    bytes = function->state_bytes(from->sizes, i, 0);
+    to->gone[i] = from->gone[i];
+    if (!from->begun[i]) return LLMC_OK;
+    bytes = llmc_held_bytes(from->model->program, from->sizes, i, from->gone[i]);
     status = llmc_reserve(to, device, &to->values[i], bytes, 0, error);
     if (status == LLMC_OK && bytes) status = device->copy(to, to->values[i].at, from->values[i].at, bytes, error);
     to->begun[i] = 1;
@@ -28,6 +28,7 @@ static llmc_status copy_all(const llmc_session *from, llmc_session *to, llmc_err
     if (from->n_tokens) memcpy(to->tokens, from->tokens, (size_t)from->n_tokens * sizeof *to->tokens);
     to->n_tokens = from->n_tokens;
     to->has_others = from->has_others;
+    to->back = from->back;
     memcpy(to->sizes, from->sizes, sizeof to->sizes);
     return LLMC_OK;
 }

@@ -86,7 +86,8 @@ static uint64_t bytes_of_states(const llmc_program *program, const llmc_function
     uint64_t bytes = 0;
     int i;
     for (i = 0; i < program->n_states; i++) {
-        llmc_room room = llmc_room_of_state(function, sizes, i);
+        int d = llmc_length_of_state(program, i);
+        llmc_room room = llmc_room_of_state(program, function, sizes, i, d < 0 ? 0 : llmc_may_leave(program, i, sizes[d]));
         if (function->state_use[i] == LLMC_STATE_UNUSED) continue;
         bytes += llmc_held_for(room.value);
         if (function->state_use[i] == LLMC_STATE_REPLACED) bytes += llmc_held_for(room.next);

@@ -22,12 +22,12 @@ static llmc_status keep_shared(llmc_generation *g, llmc_error *error) {
     const llmc_program *program = s->model->program;
     int can_cut = llmc_growing_dim(program) >= 0 && llmc_fixed_history(program) < 0;
     int64_t shared = llmc_tokens_shared(s, g->ids, g->n - 1);
-    llmc_status status = LLMC_OK;
-    if (can_cut && !s->has_others)
-        status = llmc_rewind(s, shared, error);
-    else if (can_cut || s->has_others || shared != s->n_tokens || shared != held(s)) {
+    int stays = !can_cut && !s->has_others && shared == s->n_tokens && shared == held(s);
+    llmc_status status = can_cut && !s->has_others ? llmc_rewind(s, shared, error) : stays ? LLMC_OK : LLMC_ERROR_STATE;
+    if (status == LLMC_ERROR_STATE) { /* it cannot, as where that has left a window */
         llmc_forget(s);
         shared = 0;
+        status = LLMC_OK;
     }
     g->report.cached_tokens = shared;
     return status;

@@ -121,6 +121,8 @@ struct llmc_session {
     size_t part_bytes; /* that its parts have in the arena */
 
     llmc_region *values, *others; /* of each state: the memory of its value, and of the next one where it is REPLACED */
+    int64_t *gone; /* of each state: how many of its first rows are not there, because they have left its window */
+    int64_t back;  /* positions by which it has gone back at once, up to a bound */
     unsigned char *begun;         /* of each state: its value is there; else it is zeros, or of length 0 */
     void **states, **next;        /* as the frame has them */
     int64_t sizes[LLMC_MAX_DIMS]; /* of the dims that states have; -1: not known. A length is known from the beginning */
@@ -186,7 +188,11 @@ typedef struct llmc_room { /* of a state in one call, bytes */
     size_t next;           /* of its next value in other memory */
 } llmc_room;
 
-llmc_room llmc_room_of_state(const llmc_function *function, const int64_t *sizes, int i);
+/* `gone`: rows that are not there. */
+llmc_room llmc_room_of_state(const llmc_program *program, const llmc_function *function, const int64_t *sizes, int i,
+                             int64_t gone);
+size_t llmc_held_bytes(const llmc_program *program, const int64_t *sizes, int i, int64_t gone); /* of its value */
+int llmc_length_of_state(const llmc_program *program, int i); /* the dim along which it grows, -1: none */
 void llmc_forget(llmc_session *session); /* as a new session */
 llmc_status llmc_check_growth(const llmc_program *program, const llmc_function *function, const int64_t *sizes,
                               llmc_error *error); /* no length may pass its bound */
@@ -198,6 +204,16 @@ llmc_status llmc_place_states(llmc_session *session, const llmc_function *functi
 void llmc_commit_states(llmc_session *session, const llmc_function *function, const int64_t *sizes);
 void llmc_release_spare(llmc_session *session); /* memory whose contents nobody needs */
 int llmc_dim_of_states(const llmc_program *program, int d); /* 0: no state has it, 1: one has, 2: one grows along it */
+
+/* windows.c */
+int64_t llmc_window_of(const llmc_program *program, int i); /* positions of state `i` that a query sees; 0: all */
+int64_t llmc_unseen(const llmc_program *program, int i, int64_t length); /* rows that no query from there on sees */
+int64_t llmc_may_leave(const llmc_program *program, int i, int64_t length); /* of these, the ones in whole blocks */
+int64_t llmc_rows_for(const llmc_program *program, int i, int64_t rows);    /* to have room for, so that it suffices a while */
+/* Before a call at `length`: `row` bytes of a row, `room` of what the call needs. */
+llmc_status llmc_let_leave(llmc_session *session, int i, int64_t length, size_t row, size_t room, llmc_error *error);
+llmc_status llmc_move_up(llmc_session *session, unsigned char *to, size_t by, size_t bytes, llmc_error *error); /* to + by -> to */
+llmc_status llmc_check_seen(llmc_session *session, const int64_t *sizes, llmc_error *error); /* it can go back to them */
 
 /* session.c */
 llmc_status llmc_check_owner(const llmc_model *model, llmc_error *error); /* LLMC_ERROR_FORK in another process */

@@ -58,7 +58,8 @@ struct llmc_frame {
     const void *const *inputs;    /* one for each input, never NULL */
     void *const *outputs;         /* one for each output, never NULL */
     void *const *states; /* one for each state of the module, 64-byte aligned: its value now, with room for its next value
-                            where it is APPENDED; NULL where UNUSED */
+                            where it is APPENDED; NULL where UNUSED. Of one with a window the address is that of row 0, and
+                            the rows that have left are not there */
     void *const *next;   /* likewise memory for the next value where it is REPLACED, else NULL; both of the first part */
     llmc_part *parts;
     int n_parts;
@@ -152,6 +153,8 @@ typedef struct llmc_program {
     const llmc_function *functions; /* the first is what llmc_run() runs */
     int n_states;
     const llmc_state_spec *states; /* states that grow along one dim are updated together, to the same length */
+    const int64_t *windows; /* n_states: how many of its newest positions a query sees, its own included, of a state whose
+                               axis that grows is the first; 0: all. NULL: all of all. The rest may be anywhere */
     int n_variants;
     const llmc_variant *variants; /* best first */
     size_t scratch_bytes;         /* for each thread */
@@ -162,7 +165,7 @@ typedef struct llmc_program {
 
 extern const llmc_device llmc_cuda; /* cuda.c, linked where a program names it */
 
-#define LLMC_MODULE_ABI 4u
+#define LLMC_MODULE_ABI 5u
 
 extern const llmc_program llmc_this_program;
 

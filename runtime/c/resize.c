@@ -38,8 +38,17 @@ static int is_known(const llmc_program *program, int i, const int64_t *sizes) {
 
 typedef struct move { /* of one state */
     size_t before, after; /* bytes */
+    int64_t gone;         /* rows that are not there then */
+    size_t leaving;       /* bytes of those that are there now */
     size_t outer;         /* parts that lie one after the other and grow each */
 } move;
+
+/* Of a longer state more leave; at length 0 none have. */
+static int64_t rows_gone(const llmc_session *session, int i, const int64_t *sizes) {
+    const llmc_program *program = session->model->program;
+    int64_t length = sizes[llmc_length_of_state(program, i)], gone = llmc_may_leave(program, i, length - session->back);
+    return !length ? 0 : gone > session->gone[i] ? gone : session->gone[i];
+}
 
 static llmc_status plan_move(const llmc_session *session, int i, const int64_t *sizes, move *m, llmc_error *error) {
     const llmc_program *program = session->model->program;
@@ -53,8 +62,11 @@ static llmc_status plan_move(const llmc_session *session, int i, const int64_t *
         return llmc_fail(error, LLMC_ERROR_STATE, "run the session once, or give all sizes",
                          "state %s cannot have a length: its other sizes are not known yet", spec->name);
     }
-    m->before = session->begun[i] ? function->state_bytes(session->sizes, i, 0) : 0;
-    m->after = function->state_bytes(sizes, i, 0);
+    if (llmc_window_of(program, i)) m->gone = rows_gone(session, i, sizes);
+    m->before = session->begun[i] ? llmc_held_bytes(program, session->sizes, i, session->gone[i]) : 0;
+    m->after = llmc_held_bytes(program, sizes, i, m->gone);
+    if (m->gone > session->gone[i])
+        m->leaving = m->after / (size_t)(sizes[llmc_length_of_state(program, i)] - m->gone) * (size_t)(m->gone - session->gone[i]);
     m->outer = 1;
     for (axis = 0; axis < spec->grows; axis++) {
         int64_t d = spec->dims[axis];
@@ -72,15 +84,23 @@ static llmc_status reserve(llmc_session *session, int i, const move *m, llmc_err
     return llmc_reserve(session, device, &session->values[i], m->after, m->before, error);
 }
 
-/* Parts of other lengths go to the other memory, one by one; a whole state stays and gets zeros behind it. */
+/* A whole state stays, but for rows that leave, and gets zeros behind it. */
+static llmc_status extend(llmc_session *session, int i, const move *m, llmc_error *error) {
+    unsigned char *at = session->values[i].at;
+    size_t kept = m->before > m->leaving ? m->before - m->leaving : 0;
+    llmc_status status = m->leaving ? llmc_move_up(session, at, m->leaving, kept, error) : LLMC_OK;
+    session->gone[i] = m->gone;
+    if (status != LLMC_OK || m->after <= kept) return status;
+    return session->model->device->copy(session, at + kept, NULL, m->after - kept, error);
+}
+
+/* Parts of other lengths go to the other memory, one by one. */
 static llmc_status carry_out(llmc_session *session, int i, const move *m, llmc_error *error) {
     const llmc_device *device = session->model->device;
     size_t from = m->outer ? m->before / m->outer : 0, to = m->outer ? m->after / m->outer : 0, part;
     llmc_region value = session->values[i];
     llmc_status status = LLMC_OK;
-    if (m->outer == 1 && m->after > m->before)
-        status = device->copy(session, value.at + m->before, NULL, m->after - m->before, error);
-    if (m->outer <= 1) return status;
+    if (m->outer <= 1) return m->outer ? extend(session, i, m, error) : LLMC_OK;
     if (m->after) status = device->copy(session, session->others[i].at, NULL, m->after, error);
     for (part = 0; part < m->outer && from && to && status == LLMC_OK; part++)
         status = device->copy(session, session->others[i].at + part * to, value.at + part * from,
@@ -100,6 +120,7 @@ llmc_status llmc_resize(llmc_session *session, const int64_t *asked, llmc_error 
     memcpy(sizes, session->sizes, sizeof sizes);
     for (d = 0; d < program->n_dims && status == LLMC_OK; d++)
         if (llmc_dim_of_states(program, d)) status = take_size(program, d, asked[d], &sizes[d], error);
+    if (status == LLMC_OK) status = llmc_check_seen(session, sizes, error);
     for (i = 0; i < program->n_states && status == LLMC_OK; i++) {
         status = plan_move(session, i, sizes, &m, error);
         if (status == LLMC_OK && m.outer) status = reserve(session, i, &m, error);

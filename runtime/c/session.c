@@ -54,7 +54,7 @@ static llmc_status find_memory(llmc_session *session, llmc_error *error) {
         if ((size_t)function->n_inputs > inputs) inputs = (size_t)function->n_inputs;
         if ((size_t)function->n_outputs > outputs) outputs = (size_t)function->n_outputs;
     }
-    all = (inputs + outputs + 2 * states) * sizeof(void *) + 2 * states * sizeof(llmc_region) + states;
+    all = (inputs + outputs + 2 * states) * sizeof(void *) + 2 * states * sizeof(llmc_region) + states * sizeof(int64_t) + states;
     session->inputs = (const void **)calloc(1, all);
     if (!session->inputs) return llmc_fail_memory(error, all);
     session->outputs = (void **)(session->inputs + inputs);
@@ -62,7 +62,8 @@ static llmc_status find_memory(llmc_session *session, llmc_error *error) {
     session->next = session->states + states;
     session->values = (llmc_region *)(void *)(session->next + states);
     session->others = session->values + states;
-    session->begun = (unsigned char *)(session->others + states);
+    session->gone = (int64_t *)(void *)(session->others + states);
+    session->begun = (unsigned char *)(session->gone + states);
     llmc_forget(session);
     return llmc_table_open(session, 1, error);
 }

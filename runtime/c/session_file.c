@@ -1,9 +1,9 @@
 /*
  * session_file.c - a session in a file: header, a line for each state, the tokens, the states one after the other.
  *
- *   0   LLMCSES1                        88   tokens held, has_others, bytes of the file (i64 each)
+ *   0   LLMCSES2                        88   tokens held, has_others, bytes of the file (i64 each)
  *   8   build id, 64 hex digits         112  sizes of LLMC_MAX_DIMS dims (i64; -1: not known)
- *   72  number of dims, of states       240  states: begun, bytes, CRC-32C (i64 each), then the same for the tokens
+ *   72  number of dims, of states       240  states: begun, rows gone, bytes, CRC-32C (i64 each), then the same for the tokens
  *
  * The CRC-32C of all of this follows it in 8 bytes, then come tokens (i64) and states. Numbers are little-endian.
  */
@@ -18,11 +18,11 @@
 
 #include "model.h"
 
-#define MAGIC "LLMCSES1"
+#define MAGIC "LLMCSES2"
 #define ID_BYTES 64
 
 typedef struct state_line {
-    int64_t begun, bytes, crc;
+    int64_t begun, gone, bytes, crc;
 } state_line;
 
 typedef struct header {
@@ -37,11 +37,6 @@ static int64_t crc32c(const void *data, size_t bytes) {
 
 static size_t head_bytes(const llmc_program *program) { /* with their CRC */
     return sizeof(header) + ((size_t)program->n_states + 1) * sizeof(state_line) + sizeof(int64_t);
-}
-
-static size_t held_bytes(const llmc_program *program, const int64_t *sizes, int i) {
-    const llmc_function *function = llmc_user_of_state(program, i);
-    return function ? function->state_bytes(sizes, i, 0) : 0;
 }
 
 static llmc_status file_failed(const char *doing, const char *path, llmc_error *error) {
@@ -74,10 +69,11 @@ static llmc_status pack(llmc_session *session, unsigned char *file, size_t bytes
     for (i = 0; i < program->n_states; i++) {
         llmc_status status;
         if (!session->begun[i]) continue;
-        part = held_bytes(program, session->sizes, i);
+        part = llmc_held_bytes(program, session->sizes, i, session->gone[i]);
         status = session->model->device->fetch(session, at, session->values[i].at, part, error);
         if (status != LLMC_OK) return status;
         lines[i].begun = 1;
+        lines[i].gone = session->gone[i];
         lines[i].bytes = (int64_t)part;
         lines[i].crc = crc32c(at, part);
         at += part;
@@ -136,7 +132,7 @@ static llmc_status save(llmc_session *session, const char *path, llmc_error *err
     llmc_status status;
     int i;
     for (i = 0; i < program->n_states; i++)
-        if (session->begun[i]) bytes += held_bytes(program, session->sizes, i);
+        if (session->begun[i]) bytes += llmc_held_bytes(program, session->sizes, i, session->gone[i]);
     file = (unsigned char *)calloc(1, bytes);
     if (!file) return llmc_fail_memory(error, bytes);
     status = pack(session, file, bytes, error);
@@ -201,6 +197,14 @@ static llmc_status check_head(const llmc_program *program, const unsigned char *
     return LLMC_OK;
 }
 
+/* Bytes that a state of the file has; 0 also where its rows make no sense. */
+static size_t bytes_of(const llmc_program *program, const header *head, const state_line *lines, int i) {
+    int d = llmc_length_of_state(program, i);
+    if (!lines[i].begun) return 0;
+    if (lines[i].gone < 0 || lines[i].gone > (d < 0 ? 0 : llmc_may_leave(program, i, head->sizes[d]))) return 0;
+    return llmc_held_bytes(program, head->sizes, i, lines[i].gone);
+}
+
 /* The checksums hold, so whoever wrote the file meant it; the lengths are looked at all the same. */
 static llmc_status check_parts(const llmc_program *program, const unsigned char *file, const char *path,
                                llmc_error *error) {
@@ -214,7 +218,7 @@ static llmc_status check_parts(const llmc_program *program, const unsigned char 
         size_t part, want;
         i = k < 0 ? program->n_states : k;
         part = (size_t)lines[i].bytes;
-        want = k < 0 ? (size_t)head->n_tokens * sizeof(int64_t) : lines[i].begun ? held_bytes(program, head->sizes, i) : 0;
+        want = k < 0 ? (size_t)head->n_tokens * sizeof(int64_t) : bytes_of(program, head, lines, i);
         if (part != want || part > all - used) return damaged(path, "its parts do not fit the model", error);
         if (lines[i].crc != (part || k < 0 || lines[i].begun ? crc32c(file + used, part) : 0))
             return damaged(path, "its contents differ from what was written", error);
@@ -231,7 +235,7 @@ static llmc_status reserve_all(llmc_session *session, const unsigned char *file,
     int i;
     session->generous = 0;
     for (i = 0; i < program->n_states && status == LLMC_OK; i++) {
-        size_t keep = session->begun[i] ? held_bytes(program, session->sizes, i) : 0;
+        size_t keep = session->begun[i] ? llmc_held_bytes(program, session->sizes, i, session->gone[i]) : 0;
         if (lines[i].bytes)
             status = llmc_reserve(session, session->model->device, &session->values[i], (size_t)lines[i].bytes, keep, error);
     }
@@ -248,6 +252,7 @@ static llmc_status unpack(llmc_session *session, const unsigned char *file, llmc
     for (i = 0; i < program->n_states && status == LLMC_OK; i++) {
         status = session->model->device->store(session, session->values[i].at, at, (size_t)lines[i].bytes, error);
         session->begun[i] = (unsigned char)(lines[i].begun != 0);
+        session->gone[i] = lines[i].gone;
         at += lines[i].bytes;
     }
     if (status != LLMC_OK) { /* a device that cannot copy: what is where is not known any more */

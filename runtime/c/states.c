@@ -8,8 +8,7 @@
 
 #include "model.h"
 
-/* The dim along which state `i` grows, -1: none. */
-static int growing_dim(const llmc_program *program, int i) {
+int llmc_length_of_state(const llmc_program *program, int i) {
     const llmc_state_spec *spec = &program->states[i];
     return spec->grows < 0 ? -1 : (int)(-1 - spec->dims[spec->grows]);
 }
@@ -17,7 +16,7 @@ static int growing_dim(const llmc_program *program, int i) {
 int llmc_dim_of_states(const llmc_program *program, int d) {
     int i, axis, found = 0;
     for (i = 0; i < program->n_states; i++) {
-        if (growing_dim(program, i) == d) return 2;
+        if (llmc_length_of_state(program, i) == d) return 2;
         for (axis = 0; axis < program->states[i].rank; axis++) found |= program->states[i].dims[axis] == -1 - d;
     }
     return found;
@@ -29,6 +28,7 @@ void llmc_forget(llmc_session *session) {
     for (d = 0; d < LLMC_MAX_DIMS; d++)
         session->sizes[d] = d < program->n_dims && llmc_dim_of_states(program, d) == 2 ? 0 : -1;
     if (program->n_states) memset(session->begun, 0, (size_t)program->n_states);
+    if (program->n_states) memset(session->gone, 0, (size_t)program->n_states * sizeof *session->gone);
     session->n_tokens = 0;
     session->has_others = 0;
 }
@@ -41,7 +41,7 @@ llmc_status llmc_check_growth(const llmc_program *program, const llmc_function *
                               llmc_error *error) {
     int i;
     for (i = 0; i < program->n_states; i++) {
-        int d = growing_dim(program, i);
+        int d = llmc_length_of_state(program, i);
         int64_t length;
         if (d < 0 || !changes(function, i)) continue;
         length = function->state_length(sizes, i);
@@ -54,10 +54,27 @@ llmc_status llmc_check_growth(const llmc_program *program, const llmc_function *
     return LLMC_OK;
 }
 
-llmc_room llmc_room_of_state(const llmc_function *function, const int64_t *sizes, int i) {
+/* Of so many bytes of `length` rows those of `rows`. */
+static size_t part_of(size_t bytes, int64_t length, int64_t rows) {
+    return length > 0 ? bytes / (size_t)length * (size_t)rows : bytes;
+}
+
+static llmc_room room_in_window(const llmc_program *program, const llmc_function *function, const int64_t *sizes, int i,
+                                int64_t gone) {
+    llmc_room room = {0, 0, 0};
+    int64_t length = function->state_length(sizes, i), before = sizes[llmc_length_of_state(program, i)];
+    size_t after = function->state_bytes(sizes, i, 1);
+    room.before = part_of(after, length, before - gone);
+    room.value = part_of(after, length, llmc_rows_for(program, i, length - gone));
+    return room;
+}
+
+llmc_room llmc_room_of_state(const llmc_program *program, const llmc_function *function, const int64_t *sizes, int i,
+                             int64_t gone) {
     llmc_room room = {0, 0, 0};
     size_t after;
     if (function->state_use[i] == LLMC_STATE_UNUSED) return room;
+    if (llmc_window_of(program, i)) return room_in_window(program, function, sizes, i, gone);
     room.before = room.value = function->state_bytes(sizes, i, 0);
     after = changes(function, i) ? function->state_bytes(sizes, i, 1) : 0;
     if (function->state_use[i] == LLMC_STATE_REPLACED) room.next = after;
@@ -65,14 +82,29 @@ llmc_room llmc_room_of_state(const llmc_function *function, const int64_t *sizes
     return room;
 }
 
+size_t llmc_held_bytes(const llmc_program *program, const int64_t *sizes, int i, int64_t gone) {
+    const llmc_function *function = llmc_user_of_state(program, i);
+    int d = llmc_length_of_state(program, i);
+    if (!function) return 0;
+    return d < 0 ? function->state_bytes(sizes, i, 0) : part_of(function->state_bytes(sizes, i, 0), sizes[d], sizes[d] - gone);
+}
+
+/* How many rows of state `i` will not be there in a call of these sizes. */
+static int64_t gone_in(const llmc_session *session, const int64_t *sizes, int i) {
+    const llmc_program *program = session->model->program;
+    int64_t more = llmc_window_of(program, i) ? llmc_may_leave(program, i, sizes[llmc_length_of_state(program, i)] - session->back) : 0;
+    return more > session->gone[i] ? more : session->gone[i];
+}
+
 size_t llmc_growth_of_states(const llmc_session *session, const llmc_function *function, const int64_t *sizes,
                              int generous) {
+    const llmc_program *program = session->model->program;
     size_t bytes = 0;
     int i;
-    for (i = 0; i < session->model->program->n_states; i++) {
-        llmc_room room = llmc_room_of_state(function, sizes, i);
+    for (i = 0; i < program->n_states; i++) {
+        llmc_room room = llmc_room_of_state(program, function, sizes, i, gone_in(session, sizes, i));
         if (function->state_use[i] == LLMC_STATE_UNUSED) continue;
-        bytes += llmc_growth_of(&session->values[i], room.value, generous);
+        bytes += llmc_growth_of(&session->values[i], room.value, generous && !llmc_window_of(program, i));
         if (function->state_use[i] == LLMC_STATE_REPLACED)
             bytes += llmc_growth_of(&session->others[i], room.next, generous);
     }
@@ -91,26 +123,43 @@ uint64_t llmc_bytes_of_states(const llmc_session *session) {
 static llmc_status place(llmc_session *session, const llmc_function *function, int i, const int64_t *sizes,
                          llmc_error *error) {
     const llmc_device *device = session->model->device;
-    llmc_room room = llmc_room_of_state(function, sizes, i);
+    llmc_room room = llmc_room_of_state(session->model->program, function, sizes, i, session->gone[i]);
     size_t keep = session->begun[i] ? room.before : 0;
     llmc_status status = llmc_reserve(session, device, &session->values[i], room.value, keep, error);
     if (status == LLMC_OK && !session->begun[i] && room.before)
         status = device->copy(session, session->values[i].at, NULL, room.before, error);
     if (status == LLMC_OK && function->state_use[i] == LLMC_STATE_REPLACED)
         status = llmc_reserve(session, device, &session->others[i], room.next, 0, error);
+    if (status == LLMC_OK) session->states[i] = session->values[i].at;
+    return status;
+}
+
+/* The same of one with a window, which grows by blocks: the address of row 0, whether it is there or not. */
+static llmc_status place_in_window(llmc_session *session, const llmc_function *function, int i, const int64_t *sizes,
+                                   llmc_error *error) {
+    const llmc_program *program = session->model->program;
+    size_t row = part_of(function->state_bytes(sizes, i, 1), function->state_length(sizes, i), 1);
+    llmc_room room = llmc_room_of_state(program, function, sizes, i, gone_in(session, sizes, i));
+    int generous = session->generous;
+    llmc_status status = llmc_let_leave(session, i, sizes[llmc_length_of_state(program, i)], row, room.value, error);
+    session->generous = 0;
+    if (status == LLMC_OK) status = place(session, function, i, sizes, error);
+    session->generous = generous;
+    if (status == LLMC_OK)
+        session->states[i] = (void *)((uintptr_t)session->values[i].at - (uintptr_t)session->gone[i] * row);
     return status;
 }
 
 llmc_status llmc_place_states(llmc_session *session, const llmc_function *function, const int64_t *sizes,
                               llmc_error *error) {
+    const llmc_program *program = session->model->program;
     int i;
-    for (i = 0; i < session->model->program->n_states; i++) {
+    for (i = 0; i < program->n_states; i++) {
         llmc_status status;
         session->states[i] = session->next[i] = NULL;
         if (function->state_use[i] == LLMC_STATE_UNUSED) continue;
-        status = place(session, function, i, sizes, error);
+        status = (llmc_window_of(program, i) ? place_in_window : place)(session, function, i, sizes, error);
         if (status != LLMC_OK) return status;
-        session->states[i] = session->values[i].at;
         if (function->state_use[i] == LLMC_STATE_REPLACED) session->next[i] = session->others[i].at;
     }
     return LLMC_OK;
@@ -143,7 +192,7 @@ void llmc_commit_states(llmc_session *session, const llmc_function *function, co
             if (spec->dims[axis] < 0 && spec->dims[axis] != INT64_MIN && axis != spec->grows)
                 session->sizes[-1 - spec->dims[axis]] = sizes[-1 - spec->dims[axis]];
         if (spec->grows >= 0 && changes(function, i))
-            session->sizes[growing_dim(program, i)] = function->state_length(sizes, i);
+            session->sizes[llmc_length_of_state(program, i)] = function->state_length(sizes, i);
         if (function->state_use[i] == LLMC_STATE_REPLACED) flip(session, i);
         session->begun[i] = 1;
     }
