@@ -59,9 +59,12 @@ def earlier() -> Node:
 
 
 def attends(
-    x: Node, batch: Dim = 1, seed: int = 0, name: str = ""
+    x: Node, batch: Dim = 1, seed: int = 0, name: str = "", window: int | None = None
 ) -> tuple[Node, tuple[Node, ...], dict[str, Node]]:
     """A causal attention layer on x `[batch, seq, WIDTH]` with growing keys and values and a residual.
+
+    Args:
+        window: how many keys a query sees; None: all, and the mask says so.
 
     Returns:
         what it gives, its states `[batch, heads, past, size]`, and what these become.
@@ -70,7 +73,9 @@ def attends(
     shape = (batch, HEADS, PAST, SIZE)
     states = tuple(state_(f"{name}{what}", "f32", shape, grows=2) for what in ("keys", "values"))
     keys, values = (make("concat", (s, new), axis=2) for s, new in zip(states, (k, v), strict=True))
-    seen = make("attention", (q, keys, values, earlier()), scale=SIZE**-0.5, has_mask=True)
+    how = {"causal": True, "window": window} if window else {"has_mask": True}
+    mask = () if window else (earlier(),)
+    seen = make("attention", (q, keys, values, *mask), scale=SIZE**-0.5, **how)
     y = make("add", (x, make("linear", (merged(seen, batch), weights(seed + 3, WIDTH, WIDTH)))))
     return y, states, {f"{name}keys": keys, f"{name}values": values}
 
@@ -82,6 +87,17 @@ def causal(batch: Dim = 1, seed: int = 0, name: str = "") -> Graph:
     dims = {} if batch == 1 else {"batch": (1, 3)}
     dims |= {"seq": (1, LONGEST), "past": (0, LONGEST)}
     return Graph((x,), {"y": y}, dims, states, updates)
+
+
+def windowed(*windows: int | None) -> Graph:
+    """Such layers one after the other, of up to 300 positions, each with a window or none."""
+    x = y = input_("x", "f32", (1, SEQ, WIDTH))
+    states: tuple[Node, ...] = ()
+    updates: dict[str, Node] = {}
+    for number, window in enumerate(windows):
+        y, own, after = attends(y, 1, 10 * number, f"{number}.", window)
+        states, updates = (*states, *own), {**updates, **after}
+    return Graph((x,), {"y": y}, {"seq": (1, 300), "past": (0, 300)}, states, updates)
 
 
 def encoder_decoder() -> Module:
@@ -108,6 +124,7 @@ EVERY: dict[str, Callable[[], Graph | Module]] = {
     "causal": causal,
     "causal, batches": lambda: causal(BATCH),
     "encoder and decoder": encoder_decoder,
+    "windowed": lambda: windowed(8),
 }
 Calls = Sequence[tuple[str, Mapping[str, Array]]]
 

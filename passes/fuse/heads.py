@@ -184,6 +184,8 @@ def mha_from_attention(node: Node) -> Node | Decline | None:
     if node.shape[-1] != h * e:
         return None
     parts = [_split_heads(i) for i in core.inputs[:3]]
+    if parts[0] is None and None not in parts[1:]:  # as where heads are normed: rather move these than all keys and values
+        parts[0] = _joined_heads(core.inputs[0])
     if any(p is None for p in parts):
         return Decline("a query, key or value is not split from [batch, seq, width]")
     groups = core.inputs[1].shape[1]
@@ -227,6 +229,13 @@ def _split_heads(node: Node) -> tuple[Node, int] | None:
         case Node("transpose", (x,), {"perm": (0, 2, 1, 3)}):
             b, s, h, d = x.shape
             return reshaped(x, (b, s, h * d)), 0
+
+
+def _joined_heads(node: Node) -> tuple[Node, int]:
+    """`[b, h, s, d]` as `[b, s, h * d]`, moved."""
+    b, h, s, d = node.shape
+    moved = make("transpose", (node,), node.source, perm=(0, 2, 1, 3))
+    return reshaped(moved, (b, s, h * d)), 0
 
 
 def keep_grouped(node: Node) -> Node | None:

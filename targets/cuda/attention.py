@@ -75,7 +75,7 @@ class _Head:
         blocks = k.let(div(self.s + (QUERIES - 1), QUERIES))
         pair = k.let(div(k.block, blocks))
         self.batch, self.head = k.let(div(pair, shape.heads)), k.let(mod(pair, shape.heads))
-        first = k.let(mod(k.block, blocks) * QUERIES)
+        self.first = first = k.let(mod(k.block, blocks) * QUERIES)
         self.live = k.let(first + k.thread < self.s)
         self.query = k.let(tirx.min(first + k.thread, self.s - i64(1)))
         # Causal: keys after the block's last query are seen by none of it.
@@ -105,7 +105,7 @@ class _Head:
         k.set(self.highest, 0, f32(MASKED))
         k.set(self.total, 0, f32(0.0))
         blocks = k.let(div(self.end + (self.staged - 1), self.staged))
-        with k.loop(0, blocks, "block") as block:
+        with k.loop(self.oldest(), blocks, "block") as block:
             first = k.let(block * self.staged)
             k.sync()
             self.stage(self.keys, shape.layouts.k, first, self.near_keys)
@@ -114,6 +114,12 @@ class _Head:
             with k.loop(0, self.staged // TOGETHER, "some") as some:
                 self.attend(first, k.let(some * TOGETHER))
         self.write()
+
+    def oldest(self) -> Expr | int:
+        """The block with the first key that any query of this one sees: those before may not be there."""
+        k, window = self.k, self.shape.window
+        seen = self.past + self.first - (window - 1)
+        return k.let(div(tirx.max(seen, i64(0)), self.staged)) if window else 0
 
     def stage(self, source: Buffer, layout: Layout, first: Expr, near: Buffer) -> None:
         """Copy the features of the next keys to shared memory, zeros past the last."""

@@ -1,6 +1,7 @@
 /*
  * words.c - a hand-written language model, for the tests of generation. With -DRECURRENT its state keeps its shape, with
- * -DSINGLE it runs for one session at a time, with -DDULL it is wrong about a third of all tokens.
+ * -DSINGLE it runs for one session at a time, with -DDULL it is wrong about a third of all tokens, with -DWORDS_WINDOW=32 its
+ * state has a window, of which it reads the last three.
  *
  *   states   seen i64[past]   appended to; or folded i64[1], replaced: a hash of all tokens
  *   step     tokens -> behind the state; logits[1, kept, VOCABULARY] of the places in logits_to_keep, by the last three
@@ -168,10 +169,15 @@ static const llmc_function functions[] = {
      BATCHES}};
 static const llmc_task kernels[] = {append, head, fold};
 static const llmc_variant variants[] = {{"base", 0, kernels, fma_loop}};
+#ifdef WORDS_WINDOW
+static const int64_t own_windows[] = {WORDS_WINDOW};
+#else
+#define own_windows NULL
+#endif
 static const uint32_t weights_crc32c[] = {WEIGHTS_CRC32C};
 
 const llmc_program llmc_this_program = {
     .abi = LLMC_MODULE_ABI, .name = "words", .build_id = BUILD_ID, .weights_bytes = 64, .weights_crc32c = weights_crc32c,
     .n_dims = N_DIMS, .dims = dims, .n_functions = 1, .functions = functions, .n_states = 1, .states = states,
-    .n_variants = 1, .variants = variants, .scratch_bytes = 12, .call_bytes = sizeof(arguments),
+    .windows = own_windows, .n_variants = 1, .variants = variants, .scratch_bytes = 12, .call_bytes = sizeof(arguments),
 };
