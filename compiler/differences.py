@@ -27,8 +27,9 @@ def apart(a: Array, b: Array) -> float:
 
 
 def furthest(before: Sequence[Arrays], after: Sequence[Arrays]) -> tuple[str, float]:
-    """The output that differs most over all sessions, and by how much."""
-    found = [(apart(b[name], a[name]), name) for b, a in zip(before, after, strict=True) for name in b]
+    """The output that both have and that differs most over all sessions, and by how much."""
+    pairs = ((b, a) for b, a in zip(before, after, strict=True))
+    found = [(apart(b[name], a[name]), name) for b, a in pairs for name in b if name in a]
     most, name = max(found, default=(0.0, ""))
     return name, most
 
@@ -45,7 +46,8 @@ def moved(before: Sequence[Arrays], after: Sequence[Arrays]) -> tuple[str, float
 
     inf where there were numbers only, and are no longer.
     """
-    names = dict.fromkeys(name for outputs in before for name, v in outputs.items() if v.dtype.kind == "f")
+    both = {name for outputs in after for name in outputs}
+    names = dict.fromkeys(n for outputs in before for n, v in outputs.items() if v.dtype.kind == "f" and n in both)
     found = [(_moved(*_both(name, before, after)), name) for name in names]
     most, name = max(found, default=(0.0, ""))
     return name, most

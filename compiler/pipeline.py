@@ -221,15 +221,17 @@ def _checked(step: Step, graph: Graph, after: Graph) -> None:
     except LlmcError as error:
         problem = f"pass {step} made an invalid graph: {error.problem}"
         raise LlmcError(problem, at=error.at, found=error.found, hint=error.hint) from error
-    old, new = _signature(graph), _signature(after)
+    lossy = step.change.keeps is LOSSY
+    old, new = _signature(graph, lossy), _signature(after, lossy)
     if old != new:
         changed = next(f"{a} -> {b}" for a, b in zip([*old, None], [*new, None], strict=False) if a != b)
         raise LlmcError(f"pass {step} changed the inputs or outputs of the graph", found=changed)
 
 
-def _signature(graph: Graph) -> list[str]:
-    """What callers see. The order of a state's axes is no business of theirs."""
+def _signature(graph: Graph, lossy: bool) -> list[str]:
+    """What callers see. The order of a state's axes is no business of theirs, nor how a lossy pass has it stored."""
     inputs = [f"input {n.attributes['name']} {n.type}" for n in graph.inputs]
     outputs = [f"output {name} {node.type}" for name, node in graph.outputs.items()]
-    states = [f"state {n.attributes['name']} {n.dtype} {sorted(map(str, n.shape))}" for n in graph.states]
+    kinds = ("" if lossy else f" {n.dtype} {sorted(map(str, n.shape))}" for n in graph.states)
+    states = [f"state {n.attributes['name']}{kind}" for n, kind in zip(graph.states, kinds, strict=True)]
     return [*inputs, *outputs, *states, *(f"update {name}" for name in graph.updates)]

@@ -32,31 +32,41 @@ def _widths(graph: Graph, name: str) -> Iterator[int]:
     state = next((node for node in graph.states if node.attributes["name"] == name), None)
     if state is None:
         return
+    cores = attention_of(graph, state)
+    yield from (core.attributes["window"] or ALL for core in cores) if cores else (ALL,)
+
+
+def attention_of(graph: Graph, state: Node) -> list[Node] | None:
+    """The `mha` and `attention` whose keys or values are the rows of a state, those of the call too; None if anything
+    else reads them.
+    """
+    name = state.attributes["name"]
     after = graph.updates.get(name, state)
     others = [*graph.outputs.values(), *(node for n, node in graph.updates.items() if n != name)]
     if after.op != "append" or after.inputs[0] is not state or any(node in (state, after) for node in others):
-        yield ALL
-        return
-    yield from (ALL for user in graph.users[state] if user is not after)
-    yield from _reads(graph, after, state)
+        return None
+    if any(user is not after for user in graph.users[state]):
+        return None
+    reads = list(_reads(graph, after))
+    return [core for core, _ in reads] if all(_is_by_rows(*read, state) for read in reads) else None
 
 
-def _reads(graph: Graph, value: Node, state: Node) -> Iterator[int]:
-    """Of each that reads `value`, which is the longer state or a view of it."""
+def _reads(graph: Graph, value: Node) -> Iterator[tuple[Node, Node]]:
+    """What reads `value`, the longer state or a view of it, and as what."""
+    ends = {*graph.outputs.values(), *graph.updates.values()}
     for user in graph.users[value]:
-        if OPS[user.op].view and user not in graph.outputs.values() and user not in graph.updates.values():
-            yield from _reads(graph, user, state)
+        if OPS[user.op].view and user not in ends:
+            yield from _reads(graph, user)
         else:
-            yield _width(user, value, state)
+            yield user, value
 
 
-def _width(core: Node, value: Node, state: Node) -> int:
-    """The window of attention whose rows of keys and values are those of the state."""
+def _is_by_rows(core: Node, value: Node, state: Node) -> bool:
+    """Whether it is attention to `value` as keys or values, a row of the state each, by the newest as queries."""
     if core.op not in ("mha", "attention") or value in (core.inputs[0], *core.inputs[3:]):
-        return ALL
-    heads = core.op == "attention"
-    by_rows = value.shape[:-2] == ((1, 1) if heads else (1,)) and value.shape[-1] == product(state.shape[1:])
+        return False
+    leading = (1, 1) if core.op == "attention" else (1,)
+    if value.shape[:-2] != leading or value.shape[-1] != product(state.shape[1:]):
+        return False
     queries, keys = core.inputs[0].shape[-2], value.shape[-2]
-    if not by_rows or not same_dim(dim(keys - queries), state.shape[0]):
-        return ALL
-    return core.attributes["window"] or ALL
+    return same_dim(dim(keys - queries), state.shape[0])

@@ -126,13 +126,19 @@ def _begun(state: Node, sizes: Mapping[str, int], rng: np.random.Generator) -> A
 
 
 def play(graph: Graph, session: Session, watch: interpret.Watch | None = None) -> dict[str, Array]:
-    """The outputs of the calls of a session, and the states after the last, by names that tell them apart."""
+    """The outputs of the calls of a session, and the states after the last, by names that tell them apart.
+
+    A state that a pass has stored in another dtype begins as a session does, and has a name of its own afterwards.
+    """
     found: dict[str, Array] = {}
     grows = {node.attributes["name"]: node.attributes["grows"] or 0 for node in graph.states}
-    states: Arrays = {n: np.moveaxis(v, 0, grows[n]) if v.ndim else v for n, v in session.states.items()}
+    kinds = {node.attributes["name"]: DTYPES[node.dtype] for node in graph.states}
+    given = {n: v for n, v in session.states.items() if v.dtype == kinds[n]}
+    states: Arrays = {n: np.moveaxis(v, 0, grows[n]) if v.ndim else v for n, v in given.items()}
     for number, inputs in enumerate(session.calls, 1):
         outputs, states = interpret.step(graph, inputs, states, watch)
         outputs = without_empty(graph, inputs, outputs)
         found |= {f"{name}{f' of call {number}' if number > 1 else ''}": v for name, v in outputs.items()}
-    last = {f"state {n}": np.moveaxis(v, grows[n], 0) if v.ndim else v for n, v in states.items()}
+    names = {n: f"state {n}" if n in given else f"state {n} of {kinds[n]}" for n in states}
+    last = {names[n]: np.moveaxis(v, grows[n], 0) if v.ndim else v for n, v in states.items()}
     return found | last

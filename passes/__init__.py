@@ -22,6 +22,7 @@ from llmc.passes.layout.channels_last import ChannelsLast
 from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.quantise.int8_attention import Qattention
 from llmc.passes.quantise.split import Split
+from llmc.passes.quantise.states import States
 from llmc.passes.rows.blank import Blank
 from llmc.passes.rows.narrow import Narrow
 from llmc.passes.rows.ragged import Ragged
@@ -44,7 +45,7 @@ _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (
     ChannelsLast,
 )
 _COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share, Blockwise, Spare)
-_QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse, Qattention, Split)
+_QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse, Qattention, Split, States)
 _RAGGED: tuple[type[Pass], ...] = (Blank, Ragged)
 _STATES: tuple[type[Pass], ...] = (Append,)
 _ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION, *_RAGGED, *_STATES)

@@ -30,7 +30,7 @@ class Asked:
     @property
     def unit(self) -> tuple[str, ...]:
         """What must do something: the passes of `--quant` together, those of compression one by one."""
-        together = self.option.startswith(("--quant", "--matmul"))
+        together = self.option.startswith(("--quant", "--matmul", "--state-dtype"))
         return (self.option,) if together else (self.option, self.text)
 
     @property

@@ -18,7 +18,7 @@ from llmc.compiler.promises import run_verified
 from llmc.compiler.trail import Loss, Trail
 from llmc.compiler.verify import verify_module
 from llmc.done import Asked
-from llmc.options import MATMUL, Order
+from llmc.options import MATMUL, STATES, Order
 from llmc.passes import PASSES
 from llmc.passes.append import append_steps
 from llmc.passes.layout.channels_last import channels_last_steps
@@ -183,4 +183,9 @@ def _quantise(
     quantising = order.quant.pipeline(order.backend.integer_attention, scales, spares)
     road.add(quantising)
     road.add(MATMUL[order.matmul])
-    return {order.quant.option: quantising, f"--matmul {order.matmul}": MATMUL[order.matmul]}
+    road.add(STATES[order.state_dtype])
+    return {
+        order.quant.option: quantising,
+        f"--matmul {order.matmul}": MATMUL[order.matmul],
+        f"--state-dtype {order.state_dtype}": STATES[order.state_dtype],
+    }

@@ -14,6 +14,7 @@ from llmc.done import ADDED
 from llmc.errors import LlmcError
 from llmc.passes import LEVEL_PARTS, PASSES
 from llmc.passes.compress import shortcuts
+from llmc.passes.quantise.states import DTYPES
 from llmc.quantisation import Quantisation
 from llmc.report import Progress
 from llmc.targets import host, toolchain
@@ -24,6 +25,12 @@ PADDING = ("zero", "computed")  # what outputs by token hold at padding
 MATMUL: Mapping[str, Pipeline] = {  # how products of float32 with weights are computed, and the passes for it
     "fma": Pipeline(()),
     "int8x3": Pipeline.parse("split,cse", PASSES),
+}
+
+
+STATES: Mapping[str, Pipeline] = {  # how sessions keep keys and values, and the passes for it
+    "fp32": Pipeline(()),
+    **{dtype: Pipeline.parse(f"states{{dtype={dtype}}}", PASSES) for dtype in DTYPES},
 }
 
 
@@ -43,6 +50,7 @@ class Options(TypedDict, total=False):
         attention: "int8" or "float": what int8 and int8-static do with attention on CPUs.
         calib: samples for int8-static and for passes that want some, a .txt, .jsonl, .csv or .npz file, or "auto".
         calib_method: "minmax", "percentile" or "entropy".
+        state_dtype: how sessions keep keys and values: "fp32", "fp16" or "int8" (docs/generation.md).
         padding: what outputs that have a row for each token hold where attention_mask is 0: "zero", which lets
             encoders skip padding, or "computed", the values that the source model has there. The default of
             `compile` is "zero", of the other two "computed".
@@ -72,6 +80,7 @@ class Options(TypedDict, total=False):
     attention: str
     calib: str | Path | None
     calib_method: str
+    state_dtype: str
     padding: str
     matmul: str
     tune: bool
@@ -114,6 +123,7 @@ class Order:
         )
         self.tune, self.tune_time = options.get("tune", False), options.get("tune_time", TUNE_SECONDS)
         self.matmul = options.get("matmul", "fma")
+        self.state_dtype = options.get("state_dtype", "fp32")
         self._check()
 
     def _check(self) -> None:
@@ -121,14 +131,17 @@ class Order:
             raise LlmcError(
                 f"no padding {self.padding!r}", at="--padding", hint=f"use {' or '.join(PADDING)}"
             )
+        if self.state_dtype not in STATES:
+            hint = f"use {', '.join(STATES)}"
+            raise LlmcError(f"no states of {self.state_dtype!r}", at="--state-dtype", hint=hint)
         self._check_matmul()
         self._check_backend()
         if self.tune:
             self.backend.check_tuning(self.target)
-        if self.only and (self.quant.mode, self.matmul) != ("none", "fma"):
+        if self.only and (self.quant.mode, self.matmul, self.state_dtype) != ("none", "fma", "fp32"):
             raise LlmcError(
                 "--only-passes runs nothing else",
-                at=f"--quant {self.quant.mode}, --matmul {self.matmul}",
+                at=f"--quant {self.quant.mode}, --matmul {self.matmul}, --state-dtype {self.state_dtype}",
                 hint="use --passes, or write what they append into the pipeline: `llmc inspect` shows it",
             )
 

@@ -108,16 +108,19 @@ def _want_scale(x: TensorType, scale: TensorType) -> tuple[Any, ...]:
 # --- packed rows, made by fusion only
 
 
-def _quantize_rows_reference(x: Array, *given: Array, has_scale: bool) -> Array:
-    scale = given[0].reshape(1) if has_scale else row_scales(x)
-    return pack_rows(
-        _quantize_reference(x, scale), np.broadcast_to(scale, (*x.shape[:-1], 1)), line_stride(x.shape[-1])
-    )
+def packed_stride(k: int, table: bool) -> int:
+    """Bytes of a packed row of k values, as `quantize_rows` writes it."""
+    return row_stride(k) if table else line_stride(k)
 
 
-@op("quantize_rows", _quantize_rows_reference, traits=_ROWS, has_scale=False)
-def _quantize_rows(x: TensorType, *given: TensorType, has_scale: Any) -> TensorType:
-    want_flags(has_scale=has_scale)
+def _quantize_rows_reference(x: Array, *given: Array, has_scale: bool, table: bool) -> Array:
+    scale, stride = given[0].reshape(1) if has_scale else row_scales(x), packed_stride(x.shape[-1], table)
+    return pack_rows(_quantize_reference(x, scale), np.broadcast_to(scale, (*x.shape[:-1], 1)), stride)
+
+
+@op("quantize_rows", _quantize_rows_reference, traits=_ROWS, has_scale=False, table=False)
+def _quantize_rows(x: TensorType, *given: TensorType, has_scale: Any, table: Any) -> TensorType:
+    want_flags(has_scale=has_scale, table=table)
     want_dtype(x, F32)
     if len(given) != int(has_scale):
         raise LlmcError(f"{len(given)} scales are given, has_scale is {has_scale}")
@@ -126,7 +129,7 @@ def _quantize_rows(x: TensorType, *given: TensorType, has_scale: Any) -> TensorT
         want_shape(scale, (), "the scale")
     if not x.rank or not isinstance(x.shape[-1], int):
         raise LlmcError("the last axis must have a fixed size")
-    return TensorType("u8", (*x.shape[:-1], line_stride(x.shape[-1])))
+    return TensorType("u8", (*x.shape[:-1], packed_stride(x.shape[-1], table)))
 
 
 def _dequantize_rows_reference(rows: Array, size: int) -> Array:

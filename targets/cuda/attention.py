@@ -17,9 +17,11 @@ from tvm import tirx
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import ceil_div, dim
 from llmc.compiler.graph import Node
+from llmc.compiler.ops.rows import scale_offset
 from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import launch
+from llmc.targets.cuda.norm import level
 from llmc.targets.tir.attention_shape import Layout, Shape, problem
 from llmc.targets.tir.emit import Buffer, Expr, div, f32, fma, i64, mod
 from llmc.targets.tir.math import exp_down
@@ -66,7 +68,7 @@ class _Head:
 
     def __init__(self, k: GridEmitter, shape: Shape, dtypes: list[str]) -> None:
         self.k, self.shape, self.staged = k, shape, staged(shape)
-        self.q, self.keys, self.values = (k.pointer(name, "f32") for name in "qkv")
+        self.q, self.keys, self.values = (k.pointer(*of) for of in zip("qkv", dtypes[:3], strict=True))
         rest = iter(dtypes[3:])
         self.flags = k.pointer("flags", next(rest)) if shape.keys else None
         self.bias = k.pointer("bias", next(rest)) if shape.mask else None
@@ -131,8 +133,17 @@ class _Head:
             with k.when(item < i64(count)):
                 k.store(near, item, f32(0.0))
                 with k.when(token < self.end):
-                    at = start + token * layout.width + mod(item, layout.size)
-                    k.store(near, item, k.load(source, at))
+                    row = k.let(start + token * layout.width)
+                    k.store(near, item, self.feature(source, layout, row, k.let(mod(item, layout.size))))
+
+    def feature(self, source: Buffer, layout: Layout, row: Expr, number: Expr) -> Expr:
+        """One feature of the token whose row begins at element `row`, as float32."""
+        k = self.k
+        if layout.stored == "u8":
+            scale = k.load(k.alias(source, "float32"), div(row + scale_offset(layout.size), 4))
+            return k.let(level(k, source, row + number) * scale)
+        value = k.load(source, row + number)
+        return value if layout.stored == "f32" else k.let(tirx.Cast("float32", value))
 
     def attend(self, first: Expr, near: Expr) -> None:
         """The next eight keys: scores, the new maximum, the fading of what was, their values."""

@@ -66,7 +66,7 @@ def row_scale(node: Node) -> Call:
 def quantize_rows(node: Node) -> Call:
     """Packed rows of x, each with its own scale or all with the one given."""
     x, has_scale = node.inputs[0], bool(node.attributes["has_scale"])
-    n, rows = _length(x), product(x.shape[:-1])
+    n, rows, stride = _length(x), product(x.shape[:-1]), int(node.shape[-1])
 
     def emit(k: GridEmitter) -> None:
         source = k.pointer("x", "f32")
@@ -74,7 +74,7 @@ def quantize_rows(node: Node) -> Call:
         out = k.pointer("out", "u8")
         words = k.alias(out, "float32")
         row = Row(k, k.scalar("rows"))
-        start, target = k.let(row.at * n), k.let(row.at * line_stride(n))
+        start, target = k.let(row.at * n), k.let(row.at * stride)
         scale = _scale_of(row, source, start, n) if given is None else k.load(given, i64(0))
         inverse = k.let(f32(1.0) / scale)
 
@@ -87,11 +87,11 @@ def quantize_rows(node: Node) -> Call:
             return k.let(tirx.Cast("uint8", byte))
 
         row.write(scale_offset(n), out, target, convert)
-        tail = k.let(row.at * (line_stride(n) // 4) + scale_offset(n) // 4)
-        with k.when(tirx.And(row.live, row.lane < i64((line_stride(n) - scale_offset(n)) // 4))):
+        tail = k.let(row.at * (stride // 4) + scale_offset(n) // 4)
+        with k.when(tirx.And(row.live, row.lane < i64((stride - scale_offset(n)) // 4))):
             k.store(words, tail + row.lane, tirx.Select(tirx.EQ(row.lane, i64(0)), scale, f32(0.0)))
 
-    return rows_call(node, "quantize_rows", (n, has_scale), emit, (rows,), rows, 4 * rows * n)
+    return rows_call(node, "quantize_rows", (n, has_scale, stride), emit, (rows,), rows, 4 * rows * n)
 
 
 def dequantize_rows(node: Node) -> Call:

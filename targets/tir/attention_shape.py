@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from llmc.compiler.dims import Dim
 from llmc.compiler.graph import Node
+from llmc.compiler.ops.attention import STORED
+from llmc.compiler.ops.rows import row_stride
 from llmc.compiler.ops.rules import same_dim
 from llmc.errors import LlmcError
 from llmc.targets.tir.emit import Expr
@@ -22,17 +24,24 @@ class Layout:
         width: elements from a token to the next.
         offset: column of head 0, feature 0.
         size: features of a head.
+        stored: dtype of the elements; "u8" are packed rows, one for each head.
     """
 
     tokens: bool
     width: int
     offset: int
     size: int
+    stored: str = "f32"
+
+    @property
+    def pitch(self) -> int:
+        """Elements from a head to the next, where they lie side by side."""
+        return row_stride(self.size) if self.stored == "u8" else self.size
 
     def start(self, batch: Expr, head: Expr, heads: int, length: Expr) -> Expr:
         """Element index of token 0 of a head."""
         if self.tokens:
-            return batch * length * self.width + head * self.size + self.offset
+            return batch * length * self.width + head * self.pitch + self.offset
         return (batch * heads + head) * length * self.width
 
 
@@ -83,7 +92,7 @@ def problem(node: Node) -> Problem:
     Raises:
         LlmcError: the operands are not f32, or the heads or their sizes are not fixed.
     """
-    if any(i.dtype != "f32" for i in node.inputs[:3]):
+    if any(i.dtype != "f32" and not (node.op == "mha" and i.dtype in STORED) for i in node.inputs[:3]):
         raise LlmcError(f"{node.op}: no kernel for {node.inputs[0].dtype}")
     return _by_heads(node) if node.op == "attention" else _by_tokens(node)
 
@@ -103,7 +112,8 @@ def token_shape(
     a = node.attributes
     size, heads = a["head_dim"], a["heads"]
     widths = [int(operand.shape[-1]) for operand in node.inputs[:3]]
-    at = [Layout(True, width, offset, size) for width, offset in zip(widths, a["offsets"], strict=True)]
+    kinds = [operand.dtype for operand in node.inputs[:3]]
+    at = [Layout(True, *where, size, kind) for *where, kind in zip(widths, a["offsets"], kinds, strict=True)]
     layouts = Layouts(at[0], at[1], at[2], Layout(True, heads * size, 0, size))
     groups, scale = a["kv_heads"] or heads, float(a["scale"])
     return Shape(heads, groups, layouts, scale, causal, keys, mask, a["evenly"])

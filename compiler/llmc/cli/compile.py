@@ -116,6 +116,13 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
     show_default=True,
     help="How int8-static chooses ranges.",
 )
+@click.option(
+    "--state-dtype",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="How sessions keep keys and values; measure it: llmc eval --help.",
+)
 @click.option("--max-batch", type=click.IntRange(min=1), help="Largest batch.  [default: the compiler's]")
 @click.option("--max-seq", type=click.IntRange(min=1), help="Longest sequence.  [default: the model's]")
 @dim_option

@@ -37,6 +37,9 @@ from llmc.targets.tir.attention_shape import Problem, Shape, problem
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, mod
 
 
+_BYTES = {"f16": 2, "u8": 1}  # of an element of stored keys and values
+
+
 def lower_attention(node: Node) -> Call:
     """`mha` and `attention`: items are blocks of 64 queries of one head."""
     return attention_call(node, problem(node))
@@ -58,7 +61,7 @@ def attention_call(node: Node, wanted: Problem) -> Call:
         if isinstance(s * t, int)
         else t * VECTORS * (d + e + 20),
         2 * batch * shape.heads * s * t * (d + e),
-        4 * product(node.shape) + sum(4 * product(i.shape) for i in node.inputs),
+        4 * product(node.shape) + sum(_BYTES.get(i.dtype, 4) * product(i.shape) for i in node.inputs),
         node.source,
     )
 
@@ -71,7 +74,8 @@ def is_int8(node: Node) -> bool:
 def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = False) -> Any:
     """Items are blocks of 64 queries; those of one head lie next to each other and share its keys in cache."""
     e = Emitter(symbol)
-    at = {name: e.pointer(name, "f32") for name in ("q", "k", "v")}
+    kinds = {"q": "f32", "k": shape.layouts.k.stored, "v": shape.layouts.v.stored}
+    at = {name: e.pointer(name, kind) for name, kind in kinds.items()}
     if shape.keys:
         at["keys"] = e.pointer("keys", "bool")
     if shape.mask is not None:

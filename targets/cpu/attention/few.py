@@ -20,7 +20,7 @@ from llmc.compiler.ops.int8_attention import KEYS, LOG2_E
 from llmc.targets.cpu.attention.float_steps import LOWEST
 from llmc.targets.cpu.attention.item import Item, Rows
 from llmc.targets.cpu.attention.stages import Work
-from llmc.targets.cpu.attention.transpose import load_transposed
+from llmc.targets.cpu.attention.transpose import transpose
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Expr, div, f32, fma, i64, splat
 from llmc.targets.tir.math import exp2_down
@@ -133,7 +133,8 @@ class FewSteps:
             e.set(totals, i, splat(f32(0.0)))
 
         def add(feature: Expr, columns: int) -> None:
-            rows = load_transposed(e, k.buffer, [e.let(a + feature) for a in at], columns)
+            mask = e.first(i64(columns)) if columns < LANES else None
+            rows = transpose(e, [k.load(e, a, feature, mask) for a in at])[:columns]
             for column, keys in enumerate(rows):
                 for i, one in enumerate(ones):
                     query = splat(e.load(q.buffer, one.row + feature + column))
@@ -159,7 +160,7 @@ class FewSteps:
         e = self.work.e
         for i in range(count):
             row = e.let(rows.row(token + i))
-            for feature in range(0, rows.size, LANES):
+            for feature in range(0, rows.size, rows.line):
                 e.prefetch(rows.buffer, row + feature)
 
     def _soften(self, one: One, top: Expr, within: tuple[Expr, Expr]) -> Expr:
@@ -191,7 +192,7 @@ class FewSteps:
         with e.loop(within[0], within[1], "j") as j:
             self._fetch(v, e.let(start + j + AHEAD), 1)
             row = e.let(v.row(start + j))
-            values = [e.load(v.buffer, row + i * LANES, LANES, self._mask(v.size, i)) for i in range(vectors)]
+            values = [v.load(e, row, i * LANES, self._mask(v.size, i)) for i in range(vectors)]
             for number, one in enumerate(ones):
                 p = e.load(memory, e.let(one.scores + j))
                 e.set(blocks, number, e.get(blocks, number) + p)

@@ -9,7 +9,7 @@ from tvm import tirx
 
 from llmc.compiler.ops.int8_attention import KEYS, LOG2_E
 from llmc.targets.cpu.attention import stages
-from llmc.targets.cpu.attention.item import Item
+from llmc.targets.cpu.attention.item import Item, Rows
 from llmc.targets.cpu.attention.masks import Mask
 from llmc.targets.cpu.attention.scratch import QUERIES, FloatScratch, float_scratch, pitch
 from llmc.targets.cpu.attention.stages import Mixing, Work
@@ -56,7 +56,11 @@ class FloatSteps:
     def _block(self, item: Item, keys: Expr) -> None:
         """The keys listed, on top of those before."""
         self._gather(item, keys)
-        stages.score(self.work, item, keys, item.k.buffer, lambda i: item.k.row(self.work.listed.key(i)))
+        if item.k.stored == "f32":
+            stages.score(self.work, item, keys, item.k.buffer, lambda i: item.k.row(self.work.listed.key(i)))
+        else:
+            decoded = pitch(item.k.size)
+            stages.score(self.work, item, keys, self.work.memory, lambda i: self.own.keys + i * decoded)
         self.mask.apply(item, keys)
         self._soften(item, keys)
         how = Mixing(self.own.values, pitch(item.v.size), self._faded, lambda at, vector, total: total)
@@ -75,19 +79,24 @@ class FloatSteps:
                 e.store(self.work.memory, (feature + i) * QUERIES + vector * LANES, value)
 
     def _gather(self, item: Item, keys: Expr) -> None:
-        """Copy the values of the keys, which `mix` reads many times, next to each other; ask for the keys."""
+        """Copy the values of the keys, which `mix` reads many times, next to each other; ask for the keys, or decode them."""
         e, k, v = self.work.e, item.k, item.v
         with e.loop(0, keys, "j") as j:
             key = e.let(self.work.listed.key(j))
             start = e.let(k.row(key))
-            for feature in range(0, k.size, LANES):
-                e.prefetch(k.buffer, start + feature)
-            start = e.let(v.row(key))
-            target = e.let(self.own.values + j * pitch(v.size))
-            for feature in range(0, v.size, LANES):
-                mask = e.first(i64(v.size - feature)) if feature + LANES > v.size else None
-                value = e.load(v.buffer, start + feature, LANES, mask)
-                e.store(self.work.memory, target + feature, value)
+            if k.stored != "f32":
+                self._decode(k, start, e.let(self.own.keys + j * pitch(k.size)))
+            else:
+                for feature in range(0, k.size, LANES):
+                    e.prefetch(k.buffer, start + feature)
+            self._decode(v, e.let(v.row(key)), e.let(self.own.values + j * pitch(v.size)))
+
+    def _decode(self, rows: Rows, start: Expr, target: Expr) -> None:
+        """The features of a token into scratch, as float32."""
+        e = self.work.e
+        for feature in range(0, rows.size, LANES):
+            mask = e.first(i64(rows.size - feature)) if feature + LANES > rows.size else None
+            e.store(self.work.memory, target + feature, rows.load(e, start, feature, mask))
 
     def _soften(self, item: Item, keys: Expr) -> None:
         """scores -> exp(score - maximum); the running maximum and sum move on."""

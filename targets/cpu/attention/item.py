@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
+from llmc.compiler.ops.rows import scale_offset
 from llmc.targets.cpu.attention.scratch import QUERIES
 from llmc.targets.cpu.attention.sequences import Batch, Sequence
+from llmc.targets.cpu.rows.quantised import level_of
 from llmc.targets.tir.attention_shape import Layout, Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, mod, splat
 
@@ -21,16 +23,32 @@ class Rows:
         buffer: the operand.
         start: element of token 0, feature 0.
         width: elements from a token to the next.
+        stored: dtype of the operand; "u8" are packed rows.
     """
 
     buffer: Buffer
     start: Expr
     width: Expr
     size: int
+    stored: str = "f32"
 
     def row(self, token: Expr) -> Expr:
         """Element of feature 0 of a token."""
         return self.start + token * self.width
+
+    @property
+    def line(self) -> int:
+        """Features in a cache line."""
+        return {"f32": 16, "f16": 32, "u8": 64}[self.stored]
+
+    def load(self, e: Emitter, row: Expr, feature: Expr | int, mask: Expr | None = None) -> Expr:
+        """16 features from `feature` on, as float32, of the token whose row begins at element `row`."""
+        if self.stored == "u8":  # what lies behind the features of a packed row may be read
+            words = e.alias(self.buffer, "float32")
+            scale = e.load(words, e.let(div(row + scale_offset(self.size), 4)))
+            return e.let(level_of(e, self.buffer, e.let(row + feature)) * splat(scale))
+        value = e.load(self.buffer, row + feature, LANES, mask)
+        return value if self.stored == "f32" else e.let(tirx.Cast("float32x16", value))
 
 
 @dataclass(frozen=True)
@@ -78,7 +96,7 @@ def locate(e: Emitter, shape: Shape, at: Mapping[str, Buffer], batch: Batch, num
     kv_head = e.let(div(head, heads // kv_heads))
 
     def rows(name: str, layout: Layout, start: Expr) -> Rows:
-        return Rows(at[name], e.let(start), layout.width, layout.size)
+        return Rows(at[name], e.let(start), layout.width, layout.size, layout.stored)
 
     q = rows("q", layouts.q, sequence.query_start(layouts.q, head, heads))
     k = rows("k", layouts.k, sequence.key_start(layouts.k, kv_head, kv_heads))

@@ -31,6 +31,7 @@ class FloatScratch(NamedTuple):
     """Of arithmetic in float32."""
 
     values: int  # [key][feature], each key's on whole vectors
+    keys: int  # likewise, where they are stored in fewer bits
     end: int
 
 
@@ -65,7 +66,8 @@ def common(layouts: Layouts) -> Scratch:
 
 
 def float_scratch(layouts: Layouts) -> FloatScratch:
-    return FloatScratch(*accumulate((KEYS * pitch(layouts.v.size),), initial=common(layouts).own))
+    keys = 0 if layouts.k.stored == "f32" else KEYS * pitch(layouts.k.size)
+    return FloatScratch(*accumulate((KEYS * pitch(layouts.v.size), keys), initial=common(layouts).own))
 
 
 def int8_scratch(layouts: Layouts) -> Int8Scratch:

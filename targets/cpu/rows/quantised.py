@@ -33,10 +33,10 @@ def lower_row_scale(node: Node) -> Call:
 def lower_quantize_rows(node: Node) -> Call:
     """One item is one row."""
     x, has_scale = node.inputs[0], bool(node.attributes["has_scale"])
-    k = row_length(x)
+    k, stride = row_length(x), int(node.shape[-1])
     pointers = ("f32",) * len(node.inputs) + ("u8",)
-    emit = partial(emit_quantize_rows, k=k, has_scale=has_scale)
-    return row_call(node, Kernel("quantize_rows", (k, has_scale), pointers, 0, emit), x, k)
+    emit = partial(emit_quantize_rows, k=k, has_scale=has_scale, stride=stride)
+    return row_call(node, Kernel("quantize_rows", (k, has_scale, stride), pointers, 0, emit), x, k)
 
 
 def lower_dequantize_rows(node: Node) -> Call:
@@ -71,8 +71,8 @@ def emit_row_scale(symbol: str, cpu: Cpu, *, k: int) -> Any:
     return e.function()
 
 
-def emit_quantize_rows(symbol: str, cpu: Cpu, *, k: int, has_scale: bool) -> Any:
-    """Packed rows of x, each with its own scale or all with the one given."""
+def emit_quantize_rows(symbol: str, cpu: Cpu, *, k: int, has_scale: bool, stride: int) -> Any:
+    """Packed rows of x in `stride` bytes, each with its own scale or all with the one given."""
     e = Emitter(symbol)
     x = e.pointer("x", "f32")
     given = e.pointer("scale", "f32") if has_scale else None
@@ -81,7 +81,7 @@ def emit_quantize_rows(symbol: str, cpu: Cpu, *, k: int, has_scale: bool) -> Any
 
     def several(rows: list[Expr]) -> None:
         starts = [e.let(row * k) for row in rows]
-        targets = [e.let(row * line_stride(k)) for row in rows]
+        targets = [e.let(row * stride) for row in rows]
         scales = scales_of(e, x, starts, k) if given is None else [e.load(given, i64(0))] * len(rows)
         inverses = [e.let(splat(e.let(f32(1.0) / scale))) for scale in scales]
 
@@ -92,7 +92,7 @@ def emit_quantize_rows(symbol: str, cpu: Cpu, *, k: int, has_scale: bool) -> Any
 
         columns(e, k, convert)
         for row, scale in zip(rows, scales, strict=True):
-            store_scale(e, words, row, k, scale)
+            store_scale(e, words, row, k, scale, stride)
 
     by_rows(e, ROWS, several)
     return e.function()
@@ -119,10 +119,11 @@ def row_scale(e: Emitter, words: Buffer, row: Expr, k: int, stride: int) -> Expr
     return e.load(words, e.let(row * (stride // 4) + scale_offset(k) // 4))
 
 
-def store_scale(e: Emitter, words: Buffer, row: Expr, k: int, scale: Expr) -> None:
-    """The scale of a packed row of k values that a product reads, and zeros to its end."""
-    tail = e.let(row * (line_stride(k) // 4) + scale_offset(k) // 4)
-    for i in range((line_stride(k) - scale_offset(k)) // 4):
+def store_scale(e: Emitter, words: Buffer, row: Expr, k: int, scale: Expr, stride: int = 0) -> None:
+    """The scale of a packed row of k values in `stride` bytes, by default one that a product reads, and zeros to its end."""
+    stride = stride or line_stride(k)
+    tail = e.let(row * (stride // 4) + scale_offset(k) // 4)
+    for i in range((stride - scale_offset(k)) // 4):
         e.store(words, tail + i, f32(0.0) if i else scale)
 
 
