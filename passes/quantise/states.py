@@ -38,12 +38,17 @@ class States(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """All states that can be, but those whose attention has others beside them."""
-        reasons = {state: _left(graph, state) for state in graph.states}
+        reasons = {state: _left(graph, state) or self._uneven(state) for state in graph.states}
         while alone := [state for state, why in reasons.items() if not why and _is_alone(graph, state, reasons)]:
             reasons |= dict.fromkeys(alone, "read beside one that is left")
         tell("states", (Verdict(state, 1, why) for state, why in reasons.items()))
         chosen = {state.attributes["name"]: state for state, why in reasons.items() if not why}
         return _Storer(self.dtype).graph(graph, chosen) if chosen else graph
+
+
+    def _uneven(self, state: Node) -> str:
+        """Kernels read halves sixteen at a time; a packed row is filled up."""
+        return "whose heads are no multiple of 16 features" if self.dtype == "fp16" and state.shape[-1] % 16 else ""
 
 
 def _left(graph: Graph, state: Node) -> str:

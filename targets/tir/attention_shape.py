@@ -94,6 +94,8 @@ def problem(node: Node) -> Problem:
     """
     if any(i.dtype != "f32" and not (node.op == "mha" and i.dtype in STORED) for i in node.inputs[:3]):
         raise LlmcError(f"{node.op}: no kernel for {node.inputs[0].dtype}")
+    if node.inputs[1].dtype == "f16" and node.attributes["head_dim"] % 16:
+        raise LlmcError(f"{node.op}: no kernel for halves of heads of {node.attributes['head_dim']} features")
     return _by_heads(node) if node.op == "attention" else _by_tokens(node)
 
 

@@ -78,6 +78,12 @@ def attentions() -> Graph:
         "window": make("mha", (x, x, x), causal=True, window=5, **grouped),
         "late": make("mha", (make("slice", (x,), axis=1, start=S - 1, stop=S), x, x), causal=True, **grouped),
     }
+    part = make("slice", (x,), axis=2, start=0, stop=32)
+    split = make("reshape", (part,), shape=(B, S, 2, 16))
+    packed = make("reshape", (make("quantize_rows", (split,), table=True),), shape=(B, S, 64))
+    for name, kept in (("halves", make("cast", (part,), dtype="f16")), ("levels", packed)):
+        how = {**grouped, "head_dim": 16, "offsets": (0, 0, 0), "causal": True}
+        outputs[name] = make("mha", (x, kept, kept), **how)
     for name, mask in (("rows", rows), ("keys", keys)):
         outputs[name] = make("attention", (heads, heads, heads, mask), scale=0.2, has_mask=True)
     return Graph((x,), outputs, {"batch": (1, 4), "seq": (1, 80)})

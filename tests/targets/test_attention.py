@@ -10,6 +10,8 @@ from kernel_lab import Lab, check
 
 from llmc.compiler.dims import symbol
 from llmc.compiler.ops import input_, make
+from llmc.compiler.ops.quantise import row_scales
+from llmc.compiler.ops.rows import pack_rows, row_stride
 
 B, S, T = symbol("batch"), symbol("seq"), symbol("keys")
 HEADS, GROUPS, SIZE, VALUES = 4, 2, 20, 9
@@ -119,3 +121,31 @@ def test_heads_that_share_keys(kernels: Lab) -> None:
             check(kernels, {"y": alone}, one)["y"].tobytes()
             == np.ascontiguousarray(found[:, head : head + 1]).tobytes()
         )
+
+
+def stored(values: Any, size: int, dtype: str) -> tuple[Any, Any]:
+    """Keys or values of two heads as they are stored, and what is read of them."""
+    if dtype == "f16":
+        return values.astype(np.float16), values.astype(np.float16).astype(np.float32)
+    heads = values.reshape(*values.shape[:2], 2, size)
+    scale = row_scales(heads)
+    levels = np.rint(heads * (np.float32(1) / scale)).astype(np.int8)
+    rows = pack_rows(levels, scale, row_stride(size)).reshape(*values.shape[:2], -1)
+    return rows, (levels.astype(np.float32) * scale).reshape(values.shape)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "u8"])
+def test_stored_keys_and_values(dtype: str, kernels: Lab) -> None:
+    """Decoded they are what float attention reads: the same bits, for one query and for many."""
+    size = 16
+    heads = {"heads": 4, "kv_heads": 2, "head_dim": size, "scale": 0.2, "causal": True, "window": 70}
+    for queries, keys in ((1, 1), (2, 130), (65, 130)):
+        pairs = {name: stored(floats(1, keys, 2 * size), size, dtype) for name in "kv"}
+        given = [{"q": floats(1, queries, 4 * size), **{n: pair[i] for n, pair in pairs.items()}} for i in (0, 1)]
+        given[1]["q"] = given[0]["q"]
+        found = []
+        for kind, values in zip((dtype, "f32"), given, strict=True):
+            q = input_("q", "f32", (B, S, 4 * size))
+            k, v = (input_(name, kind, (B, T, values[name].shape[2])) for name in "kv")
+            found.append(check(kernels, {"y": make("mha", (q, k, v), **heads)}, values)["y"])
+        assert found[0].tobytes() == found[1].tobytes()

@@ -12,7 +12,7 @@ from llmc.targets.cpu.attention.scratch import QUERIES
 from llmc.targets.cpu.attention.sequences import Batch, Sequence
 from llmc.targets.cpu.rows.quantised import level_of
 from llmc.targets.tir.attention_shape import Layout, Shape
-from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, mod, splat
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, mod, splat
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Rows:
         if self.stored == "u8":  # what lies behind the features of a packed row may be read
             words = e.alias(self.buffer, "float32")
             scale = e.load(words, e.let(div(row + scale_offset(self.size), 4)))
-            return e.let(level_of(e, self.buffer, e.let(row + feature)) * splat(scale))
+            level = level_of(e, self.buffer, e.let(row + feature))
+            return e.let(fma(level, splat(scale), splat(f32(-0.0))))  # a product that no sum may be joined with
         value = e.load(self.buffer, row + feature, LANES, mask)
         return value if self.stored == "f32" else e.let(tirx.Cast("float32x16", value))
 
