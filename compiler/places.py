@@ -18,7 +18,7 @@ PLACES: Mapping[str, str] = {
     "user": "passes of users that name no other place: nothing is fused yet",
     "fuse": "what one kernel can do together",
     "compress": "smaller weights, and rows that need not be computed",
-    "quantise": "--quant and --matmul",
+    "quantise": "--quant, --matmul and --state-dtype",
     "layout": "in which order values lie",
     "target": "what only one kind of machine wants",
     "final": "after all others",

@@ -195,7 +195,10 @@ def _outputs(graph: Graph, sessions: Sequence[Session]) -> list[Arrays]:
 
 
 def rounds(graph: Graph) -> bool:
-    """Whether values are rounded to int8 levels."""
+    """Whether values are rounded to int8 levels, or kept as halves."""
     return any(
-        node.op in ("quantize", "quantize_rows") or node.attributes.get("int8") for node in graph.everywhere()
+        node.op in ("quantize", "quantize_rows")
+        or node.attributes.get("int8")
+        or (node.op == "state" and node.dtype == "f16")
+        for node in graph.everywhere()
     )

@@ -41,12 +41,14 @@ class Search:
         length_penalty: scores are divided by the number of new tokens to this power.
         early_stopping: True: end when as many texts as beams are finished; False: when those that go on are worse,
             by their length now; "never": by the most tokens that they may have.
+        renormalize_logits: make probabilities of what penalties and suppressed tokens leave.
     """
 
     num_beams: int = 4
     num_return_sequences: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
+    renormalize_logits: bool = False
 
     def __post_init__(self) -> None:
         for name, most in (("num_beams", MOST_BEAMS), ("num_return_sequences", self.num_beams)):
@@ -58,6 +60,8 @@ class Search:
             raise LlmcError(f"length_penalty is {power!r}, must be within {-MOST_POWER}..{MOST_POWER}")
         if self.early_stopping not in (True, False, "never"):
             raise LlmcError(f'early_stopping is {self.early_stopping!r}, must be True, False or "never"')
+        if type(self.renormalize_logits) is not bool:
+            raise LlmcError(f"renormalize_logits is {self.renormalize_logits!r}, must be True or False")
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,8 @@ class BeamSearch:
             if not np.isfinite(logits.max()) or np.isnan(logits).any():
                 raise LlmcError("the model gave logits that are no numbers", at=str(self._model.path))
             scores = self._penalties.on(log_softmax(logits).astype(np.float32), beam.tokens)
+            if self._search.renormalize_logits:
+                scores = log_softmax(scores).astype(np.float32)
             rows.append(scores + np.float32(beam.score))
         flat = np.concatenate(rows)
         best = np.argsort(-flat, kind="stable")[: self._kept]

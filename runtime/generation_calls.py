@@ -127,6 +127,7 @@ class GenerationCalls:
         num_return_sequences: int = 1,
         length_penalty: float | None = None,
         early_stopping: bool | str | None = None,
+        renormalize_logits: bool | None = None,
         **options: Any,
     ) -> list[Generated]:
         """The likeliest texts as a whole, best first, by beam search; the same as transformers finds.
@@ -135,7 +136,7 @@ class GenerationCalls:
             num_beams: texts that go on at a time, each in a session of its own; None: as the model's
                 makers say, else 4.
             num_return_sequences: of the best that are given.
-            length_penalty, early_stopping: as transformers': see `llmc.runtime.beams.Search`.
+            length_penalty, early_stopping, renormalize_logits: as transformers': see `llmc.runtime.beams.Search`.
             options: as for `generate`, but for those that draw tokens, stop strings and log-probabilities.
 
         Raises:
@@ -147,7 +148,12 @@ class GenerationCalls:
         model = cast("Model", self)
         model._open_handle()
         entry = generation_of(model)
-        asked = {"num_beams": num_beams, "length_penalty": length_penalty, "early_stopping": early_stopping}
+        asked = {
+            "num_beams": num_beams,
+            "length_penalty": length_penalty,
+            "early_stopping": early_stopping,
+            "renormalize_logits": renormalize_logits,
+        }
         own = {name: value for name, value in entry.defaults.items() if name in asked}
         given_here = {name: value for name, value in asked.items() if value is not None}
         search = Search(num_return_sequences=num_return_sequences, **{**own, **given_here})

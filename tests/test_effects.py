@@ -33,6 +33,7 @@ COMPRESSION: tuple[dict[str, Any], ...] = (
     {"factorize": "4"},
 )
 IDLE: tuple[dict[str, Any], ...] = (
+    {"state_dtype": "int8"},
     *({"quant": q, **({"calib": "IMAGES"} if q == "int8-static" else {})} for q in QUANTS),
     *COMPRESSION,
 )

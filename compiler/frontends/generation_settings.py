@@ -114,6 +114,7 @@ KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "num_beams": _COUNT,
     "length_penalty": _NUMBER,
     "early_stopping": ('true, false or "never"', _is_stopping),
+    "renormalize_logits": ("true or false", _is_flag),
     "stop_strings": ("a text or a list of texts, none of them empty", _is_texts),
 }
 # what those must be beyond that which have an effect where tokens are drawn
@@ -133,6 +134,7 @@ _NEUTRAL: Mapping[str, Any] = {
     "no_repeat_ngram_size": 0,
     "length_penalty": 1.0,
     "early_stopping": False,
+    "renormalize_logits": False,
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
     "diversity_penalty": 0.0,
@@ -175,7 +177,6 @@ _IDLE = frozenset(
         "prefill_chunk_size",
         "prompt_lookup_num_tokens",
         "remove_invalid_values",
-        "renormalize_logits",
         "return_dict_in_generate",
         "speculation_type",
         "target_lookbehind",

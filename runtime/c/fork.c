@@ -1,29 +1,24 @@
 /*
- * fork.c - another session that holds what one does. All of it is copied; blocks that are shared until one of the two
- * writes to them would make a fork cost nothing, and are not there yet.
+ * fork.c - another session that holds what one does. They share the memory of each state until one of the two writes to
+ * it, which then has a copy of its own; the last to hold it writes where it is.
  */
 #include <string.h>
 
 #include "model.h"
 
-static llmc_status copy_state(const llmc_session *from, llmc_session *to, int i, llmc_error *error) {
-    const llmc_device *device = from->model->device;
-    size_t bytes;
-    llmc_status status;
+static llmc_status share_state(llmc_session *from, llmc_session *to, int i, llmc_error *error) {
+    llmc_status status = LLMC_OK;
     to->gone[i] = from->gone[i];
-    if (!from->begun[i]) return LLMC_OK;
-    bytes = llmc_held_bytes(from->model->program, from->sizes, i, from->gone[i]);
-    status = llmc_reserve(to, device, &to->values[i], bytes, 0, error);
-    if (status == LLMC_OK && bytes) status = device->copy(to, to->values[i].at, from->values[i].at, bytes, error);
-    to->begun[i] = 1;
+    to->begun[i] = from->begun[i];
+    if (from->begun[i] && from->values[i].at) status = llmc_share(to, &to->values[i], &from->values[i], error);
     return status;
 }
 
-static llmc_status copy_all(const llmc_session *from, llmc_session *to, llmc_error *error) {
+static llmc_status share_all(llmc_session *from, llmc_session *to, llmc_error *error) {
     llmc_status status = llmc_tokens_reserve(to, from->n_tokens, error);
     int i;
-    for (i = 0; i < from->model->program->n_states && status == LLMC_OK; i++) status = copy_state(from, to, i, error);
-    if (status == LLMC_OK) status = from->model->device->fetch(to, NULL, NULL, 0, error); /* the copies are done */
+    if (status == LLMC_OK) status = from->model->device->fetch(from, NULL, NULL, 0, error); /* what it wrote is done */
+    for (i = 0; i < from->model->program->n_states && status == LLMC_OK; i++) status = share_state(from, to, i, error);
     if (status != LLMC_OK) return status;
     if (from->n_tokens) memcpy(to->tokens, from->tokens, (size_t)from->n_tokens * sizeof *to->tokens);
     to->n_tokens = from->n_tokens;
@@ -42,7 +37,7 @@ llmc_status llmc_session_fork(llmc_session *session, const llmc_session_options 
     status = llmc_claim(session, error);
     if (status != LLMC_OK) return status;
     status = llmc_session_open(session->model, options, other, error);
-    if (status == LLMC_OK) status = copy_all(session, *other, error);
+    if (status == LLMC_OK) status = share_all(session, *other, error);
     llmc_unclaim(session);
     if (status != LLMC_OK) {
         llmc_session_close(*other);

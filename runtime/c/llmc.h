@@ -311,11 +311,12 @@ LLMC_API llmc_status llmc_memory_needed(const llmc_model *model, int function, c
 /* ---- Sessions: back, beside, on disk ---- */
 
 /* Put the session back to where it held `length` tokens, steps or whatever its states grow by. LLMC_ERROR_STATE if it
- * holds fewer, or if a state that keeps its shape cannot go back, as a recurrent one; 0 begins it anew then. */
+ * holds fewer, or if a state that keeps its shape cannot go back, as a recurrent one; 0 begins it anew then. Also where
+ * positions are wanted that have left the window of a state, but not back to where the last call began. */
 LLMC_API llmc_status llmc_session_rewind(llmc_session *session, int64_t length, llmc_error *error);
 
-/* Another session that holds what this one does; from there on each goes its own way. What is held is copied. `options`
- * are the new one's and may be NULL. */
+/* Another session that holds what this one does; from there on each goes its own way. The memory of a state is shared until one
+ * of the two writes to it, and counts for both. `options` are the new one's and may be NULL. */
 LLMC_API llmc_status llmc_session_fork(llmc_session *session, const llmc_session_options *options, llmc_session **other,
                                        llmc_error *error);
 

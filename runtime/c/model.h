@@ -39,6 +39,7 @@ typedef struct llmc_region {
     unsigned char *at; /* 64-byte aligned; NULL: none */
     void *block;       /* what the system gave */
     size_t bytes;
+    int *holders; /* how many sessions hold the same memory, atomic; NULL: this one alone */
 } llmc_region;
 
 typedef struct llmc_device_model llmc_device_model;     /* a device's own, for each model */
@@ -178,6 +179,11 @@ void llmc_count_dims(const llmc_program *program, const llmc_function *function,
 llmc_status llmc_reserve(llmc_session *session, const llmc_device *device, llmc_region *region, size_t bytes,
                          size_t keep, llmc_error *error); /* as llmc_device.grow, where the region is too small */
 void llmc_release(llmc_session *session, const llmc_device *device, llmc_region *region, int forked);
+/* Hold the memory that another session holds, which counts as if there were a copy. */
+llmc_status llmc_share(llmc_session *session, llmc_region *region, llmc_region *theirs, llmc_error *error);
+/* Before it is written to or grows: have memory of its own, with the first `keep` bytes of what it held. */
+llmc_status llmc_unshare(llmc_session *session, const llmc_device *device, llmc_region *region, size_t keep,
+                         llmc_error *error);
 size_t llmc_held_for(size_t bytes); /* what a region of so many bytes counts */
 size_t llmc_growth_of(const llmc_region *region, size_t bytes, int generous); /* what llmc_reserve() would add */
 llmc_status llmc_check_room(llmc_session *session, size_t bytes, llmc_error *error); /* for so many more */

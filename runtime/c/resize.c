@@ -80,8 +80,10 @@ static llmc_status plan_move(const llmc_session *session, int i, const int64_t *
 
 static llmc_status reserve(llmc_session *session, int i, const move *m, llmc_error *error) {
     const llmc_device *device = session->model->device;
-    if (m->outer > 1) return llmc_reserve(session, device, &session->others[i], m->after, 0, error);
-    return llmc_reserve(session, device, &session->values[i], m->after, m->before, error);
+    llmc_region *region = m->outer > 1 ? &session->others[i] : &session->values[i];
+    size_t keep = m->outer > 1 ? 0 : m->before;
+    llmc_status status = llmc_reserve(session, device, region, m->after, keep, error);
+    return status == LLMC_OK && (m->after > keep || m->leaving) ? llmc_unshare(session, device, region, keep, error) : status;
 }
 
 /* A whole state stays, but for rows that leave, and gets zeros behind it. */

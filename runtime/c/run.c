@@ -41,7 +41,7 @@ static size_t bytes_of_defaults(const llmc_function *function, const llmc_tensor
 static size_t growth_of_run(const llmc_session *leader, const llmc_function *function, const llmc_tensor *inputs,
                             const int64_t *sizes, int generous) {
     size_t defaults = bytes_of_defaults(function, inputs, sizes);
-    llmc_region run = {NULL, NULL, 0}; /* all that the device needs, as if in one piece */
+    llmc_region run = {NULL, NULL, 0, NULL}; /* all that the device needs, as if in one piece */
     run.bytes = (size_t)(leader->held - llmc_bytes_of_states(leader)) - leader->defaults.bytes;
     return (defaults ? llmc_growth_of(&leader->defaults, defaults, generous) : 0) +
            llmc_growth_of(&run, leader->model->device->run_bytes(function, sizes, leader->part_bytes) - 64, generous);

@@ -238,6 +238,8 @@ static llmc_status reserve_all(llmc_session *session, const unsigned char *file,
         size_t keep = session->begun[i] ? llmc_held_bytes(program, session->sizes, i, session->gone[i]) : 0;
         if (lines[i].bytes)
             status = llmc_reserve(session, session->model->device, &session->values[i], (size_t)lines[i].bytes, keep, error);
+        if (lines[i].bytes && status == LLMC_OK)
+            status = llmc_unshare(session, session->model->device, &session->values[i], keep, error);
     }
     return status;
 }

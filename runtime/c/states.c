@@ -126,10 +126,14 @@ static llmc_status place(llmc_session *session, const llmc_function *function, i
     llmc_room room = llmc_room_of_state(session->model->program, function, sizes, i, session->gone[i]);
     size_t keep = session->begun[i] ? room.before : 0;
     llmc_status status = llmc_reserve(session, device, &session->values[i], room.value, keep, error);
+    if (status == LLMC_OK && (function->state_use[i] == LLMC_STATE_APPENDED || !session->begun[i]))
+        status = llmc_unshare(session, device, &session->values[i], keep, error);
     if (status == LLMC_OK && !session->begun[i] && room.before)
         status = device->copy(session, session->values[i].at, NULL, room.before, error);
     if (status == LLMC_OK && function->state_use[i] == LLMC_STATE_REPLACED)
         status = llmc_reserve(session, device, &session->others[i], room.next, 0, error);
+    if (status == LLMC_OK && function->state_use[i] == LLMC_STATE_REPLACED)
+        status = llmc_unshare(session, device, &session->others[i], 0, error);
     if (status == LLMC_OK) session->states[i] = session->values[i].at;
     return status;
 }

@@ -47,7 +47,7 @@ llmc_status llmc_move_up(llmc_session *session, unsigned char *to, size_t by, si
 /* Into memory of the size that is needed, where the old has much more; 0: there is none. */
 static int moved_out(llmc_session *session, int i, size_t from, size_t bytes, size_t room) {
     const llmc_device *device = session->model->device;
-    llmc_region fresh = {NULL, NULL, 0}, old = session->values[i];
+    llmc_region fresh = {NULL, NULL, 0, NULL}, old = session->values[i];
     if (old.bytes / 2 < llmc_held_for(room)) return 0;
     if (llmc_reserve(session, device, &fresh, room, 0, NULL) != LLMC_OK) return 0;
     if (device->copy(session, fresh.at, old.at + from, bytes, NULL) != LLMC_OK ||
@@ -70,6 +70,11 @@ llmc_status llmc_let_leave(llmc_session *session, int i, int64_t length, size_t 
     by = (size_t)more * row;
     bytes = (size_t)(length - gone) * row;
     if (!bytes || moved_out(session, i, by, bytes, room)) return LLMC_OK;
+    status = llmc_unshare(session, session->model->device, &session->values[i], by + bytes, error);
+    if (status != LLMC_OK) {
+        session->gone[i] -= more;
+        return status;
+    }
     status = llmc_move_up(session, session->values[i].at, by, bytes, error);
     if (status != LLMC_OK) llmc_forget(session); /* a device that cannot copy: what is where is not known any more */
     return status;
