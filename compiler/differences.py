@@ -47,7 +47,9 @@ def moved(before: Sequence[Arrays], after: Sequence[Arrays]) -> tuple[str, float
     inf where there were numbers only, and are no longer.
     """
     both = {name for outputs in after for name in outputs}
-    names = dict.fromkeys(n for outputs in before for n, v in outputs.items() if v.dtype.kind == "f" and n in both)
+    names = dict.fromkeys(
+        n for outputs in before for n, v in outputs.items() if v.dtype.kind == "f" and n in both
+    )
     found = [(_moved(*_both(name, before, after)), name) for name in names]
     most, name = max(found, default=(0.0, ""))
     return name, most

@@ -81,7 +81,10 @@ def given_of(
         LlmcError: the prompt is empty or too long, or there is no such language.
     """
     if isinstance(prompt, list | tuple) and not prompt:
-        raise LlmcError("the prompt is empty: a list without a token or a text", hint='"" begins a text with nothing before it')
+        raise LlmcError(
+            "the prompt is empty: a list without a token or a text",
+            hint='"" begins a text with nothing before it',
+        )
     if entry.encoder is None:
         return Given(_ids(model, entry, prompt, special))
     encoder = encoder_of(model)

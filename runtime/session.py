@@ -126,7 +126,9 @@ class Session:
     def fork(
         self, threads: int | Threads | None = None, max_memory: int | None = None, *, pin: bool = False
     ) -> Session:
-        """Another session that holds what this one does; from there on each goes its own way. Memory is shared until one writes.
+        """Another session that holds what this one does; from there on each goes its own way.
+
+        They share memory until one of them writes.
 
         Args:
             threads, max_memory, pin: the new one's, as for `Model.session`.

@@ -245,7 +245,10 @@ def _mha(
     return TensorType("f32", (*q.shape[:2], heads * head_dim))
 
 
-STORED = ("f16", "u8")  # how keys and values may be stored: as halves, or a packed row (rows.py) for each head
+STORED = (
+    "f16",
+    "u8",
+)  # how keys and values may be stored: as halves, or a packed row (rows.py) for each head
 
 
 def check_stored(

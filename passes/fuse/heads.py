@@ -184,7 +184,9 @@ def mha_from_attention(node: Node) -> Node | Decline | None:
     if node.shape[-1] != h * e:
         return None
     parts = [_split_heads(i) for i in core.inputs[:3]]
-    if parts[0] is None and None not in parts[1:]:  # as where heads are normed: rather move these than all keys and values
+    if (
+        parts[0] is None and None not in parts[1:]
+    ):  # as where heads are normed: rather move these than all keys and values
         parts[0] = _joined_heads(core.inputs[0])
     if any(p is None for p in parts):
         return Decline("a query, key or value is not split from [batch, seq, width]")

@@ -22,7 +22,7 @@ DTYPES = ("fp16", "int8")
 class States(Pass):
     """Store the keys and values that attention keeps as halves, or as int8 with a scale for each head of a token.
 
-    What reads them decodes what it reads: mha(q, append(keys, new), ...) -> mha(q, append(stored keys, stored new), ...)
+    What reads them decodes it: mha(q, append(keys, new), ...) -> mha(q, append(stored keys, stored new), ...)
 
     Args:
         dtype: "fp16" or "int8".
@@ -39,16 +39,21 @@ class States(Pass):
     def run(self, graph: Graph) -> Graph:
         """All states that can be, but those whose attention has others beside them."""
         reasons = {state: _left(graph, state) or self._uneven(state) for state in graph.states}
-        while alone := [state for state, why in reasons.items() if not why and _is_alone(graph, state, reasons)]:
+        while alone := [
+            state for state, why in reasons.items() if not why and _is_alone(graph, state, reasons)
+        ]:
             reasons |= dict.fromkeys(alone, "read beside one that is left")
         tell("states", (Verdict(state, 1, why) for state, why in reasons.items()))
         chosen = {state.attributes["name"]: state for state, why in reasons.items() if not why}
         return _Storer(self.dtype).graph(graph, chosen) if chosen else graph
 
-
     def _uneven(self, state: Node) -> str:
         """Kernels read halves sixteen at a time; a packed row is filled up."""
-        return "whose heads are no multiple of 16 features" if self.dtype == "fp16" and state.shape[-1] % 16 else ""
+        return (
+            "whose heads are no multiple of 16 features"
+            if self.dtype == "fp16" and state.shape[-1] % 16
+            else ""
+        )
 
 
 def _left(graph: Graph, state: Node) -> str:
@@ -98,12 +103,17 @@ class _Storer:
         after = graph.replace(lambda node: self._core(node, chosen.values()))
         updates = {name: self.made[node] if name in chosen else node for name, node in after.updates.items()}
         states = tuple(
-            updates[name].inputs[0] if (name := node.attributes["name"]) in chosen else node for node in after.states
+            updates[name].inputs[0] if (name := node.attributes["name"]) in chosen else node
+            for node in after.states
         )
         return replace(after, states=states, updates=updates)
 
     def _core(self, node: Node, chosen: Collection[Node]) -> Node:
-        if node.op != "mha" or _under(node.inputs[1]).op != "append" or _under(node.inputs[1]).inputs[0] not in chosen:
+        if (
+            node.op != "mha"
+            or _under(node.inputs[1]).op != "append"
+            or _under(node.inputs[1]).inputs[0] not in chosen
+        ):
             return node
         keys, values = (self._rows(_under(rows)) for rows in node.inputs[1:3])
         return node.with_inputs((node.inputs[0], keys, values, *node.inputs[3:]))

@@ -83,7 +83,9 @@ def test_back_within_the_window_and_not_beyond(model: Any, whole: Any) -> None:
         for length in (199, 190, 160):
             session.rewind(length)
             np.testing.assert_array_equal(go_on(session, 1, 3), whole[:, length : length + 4])
-        wanted = r"cannot go back to 90: state 0.keys has a window of 32 positions, and the first 128 have left it"
+        wanted = (
+            r"cannot go back to 90: state 0.keys has a window of 32 positions, and the first 128 have left it"
+        )
         for back in (session.rewind, lambda length: session.resize(past=length)):
             with pytest.raises(LlmcError, match=wanted):
                 back(90)

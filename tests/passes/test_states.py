@@ -42,7 +42,9 @@ def played(graph: Graph, calls: tuple[int, ...]) -> Any:
     return np.concatenate(found, 1)
 
 
-@pytest.mark.parametrize(("dtype", "row", "most"), [("fp16", "f16[past, 1, 2, 16]", 1e-3), ("int8", "u8[past, 1, 2, 32]", 2e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "row", "most"), [("fp16", "f16[past, 1, 2, 16]", 1e-3), ("int8", "u8[past, 1, 2, 32]", 2e-2)]
+)
 def test_they_are_near_what_they_were(dtype: str, row: str, most: float) -> None:
     layers = optimised(windowed(9, 300))
     after = States(dtype).run(layers)

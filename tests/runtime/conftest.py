@@ -311,7 +311,10 @@ def write_words(folder: Path, *flags: str, **changed: Any) -> Path:
 @pytest.fixture(scope="session")
 def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`words` of up to 400 tokens, whose state has a window of 32."""
-    longer = {"dims": {**WORDS["dims"], "past": [0, 400]}, "generation": {**WORDS["generation"], "max_length": 400}}
+    longer = {
+        "dims": {**WORDS["dims"], "past": [0, 400]},
+        "generation": {**WORDS["generation"], "max_length": 400},
+    }
     folder = tmp_path_factory.mktemp("artifact") / "windowed.llmc"
     return write_words(folder, "-DWORDS_WINDOW=32", "-DWORDS_BOUND=400", **longer)
 

@@ -141,7 +141,9 @@ def test_stored_keys_and_values(dtype: str, kernels: Lab) -> None:
     heads = {"heads": 4, "kv_heads": 2, "head_dim": size, "scale": 0.2, "causal": True, "window": 70}
     for queries, keys in ((1, 1), (2, 130), (65, 130)):
         pairs = {name: stored(floats(1, keys, 2 * size), size, dtype) for name in "kv"}
-        given = [{"q": floats(1, queries, 4 * size), **{n: pair[i] for n, pair in pairs.items()}} for i in (0, 1)]
+        given = [
+            {"q": floats(1, queries, 4 * size), **{n: pair[i] for n, pair in pairs.items()}} for i in (0, 1)
+        ]
         given[1]["q"] = given[0]["q"]
         found = []
         for kind, values in zip((dtype, "f32"), given, strict=True):

@@ -36,7 +36,6 @@ from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Problem, Shape, problem
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, mod
 
-
 _BYTES = {"f16": 2, "u8": 1}  # of an element of stored keys and values
 
 

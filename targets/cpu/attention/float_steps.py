@@ -79,7 +79,10 @@ class FloatSteps:
                 e.store(self.work.memory, (feature + i) * QUERIES + vector * LANES, value)
 
     def _gather(self, item: Item, keys: Expr) -> None:
-        """Copy the values of the keys, which `mix` reads many times, next to each other; ask for the keys, or decode them."""
+        """Copy the values of the keys, which `mix` reads many times, next to each other.
+
+        The keys are asked for, or decoded.
+        """
         e, k, v = self.work.e, item.k, item.v
         with e.loop(0, keys, "j") as j:
             key = e.let(self.work.listed.key(j))

@@ -47,7 +47,9 @@ class Rows:
             words = e.alias(self.buffer, "float32")
             scale = e.load(words, e.let(div(row + scale_offset(self.size), 4)))
             level = level_of(e, self.buffer, e.let(row + feature))
-            return e.let(fma(level, splat(scale), splat(f32(-0.0))))  # a product that no sum may be joined with
+            return e.let(
+                fma(level, splat(scale), splat(f32(-0.0)))
+            )  # a product that no sum may be joined with
         value = e.load(self.buffer, row + feature, LANES, mask)
         return value if self.stored == "f32" else e.let(tirx.Cast("float32x16", value))
 

@@ -120,7 +120,10 @@ def row_scale(e: Emitter, words: Buffer, row: Expr, k: int, stride: int) -> Expr
 
 
 def store_scale(e: Emitter, words: Buffer, row: Expr, k: int, scale: Expr, stride: int = 0) -> None:
-    """The scale of a packed row of k values in `stride` bytes, by default one that a product reads, and zeros to its end."""
+    """The scale of a packed row of k values in `stride` bytes, and zeros to its end.
+
+    By default the row is one that a product reads.
+    """
     stride = stride or line_stride(k)
     tail = e.let(row * (stride // 4) + scale_offset(k) // 4)
     for i in range((stride - scale_offset(k)) // 4):
