@@ -15,7 +15,6 @@ from llmc.compiler.graph import Node, TensorType, make
 from llmc.compiler.ops.declare import REQUIRED, op
 from llmc.compiler.ops.int8_attention import int8_attention, supported
 from llmc.compiler.ops.reduction import F32
-from llmc.compiler.ops.rows import row_stride, unpack_rows
 from llmc.compiler.ops.rules import (
     Array,
     same_dim,
@@ -28,6 +27,7 @@ from llmc.compiler.ops.rules import (
     want_rank,
     want_shape,
 )
+from llmc.compiler.ops.stored_heads import STORED, check_stored, floats_of
 from llmc.compiler.ops.traits import Packing, Sequences
 from llmc.errors import LlmcError
 
@@ -130,14 +130,6 @@ def _split(x: Array, offset: int, heads: int, head_dim: int) -> Array:
     return columns.reshape(*x.shape[:2], heads, head_dim).transpose(0, 2, 1, 3)
 
 
-def _floats(x: Array, head_dim: int) -> Array:
-    """What is stored of keys or values as f32: halves, or a packed row for each head."""
-    if x.dtype != np.uint8:
-        return x.astype(np.float32)
-    q, scale = unpack_rows(x.reshape(*x.shape[:2], -1, row_stride(head_dim)), head_dim)
-    return np.asarray(q.astype(np.float32) * scale).reshape(*x.shape[:2], -1)
-
-
 def mha_reference(
     *inputs: Array,
     heads: int,
@@ -154,7 +146,7 @@ def mha_reference(
 ) -> Array:
     """`mha` in float64: every position attends, masked ones are left out by a score of -inf. On int8 if asked for."""
     counts = (heads, kv_heads or heads, kv_heads or heads)
-    read = (_floats(x, head_dim) for x in inputs[:3])
+    read = (floats_of(x, head_dim) for x in inputs[:3])
     q, k, v = (_split(x, o, n, head_dim) for x, o, n in zip(read, offsets, counts, strict=True))
     keys = inputs[3] if has_keys else np.ones((k.shape[0], k.shape[2]), np.bool_)
     bare = np.asarray(~keys.any(1) & evenly)[:, None]  # scores of 0 for all keys
@@ -243,25 +235,6 @@ def _mha(
         want_rank(inputs[-1], 4, what="bias")
         want_broadcastable(inputs[-1], (q.shape[0], heads, q.shape[1], k.shape[1]), "bias")
     return TensorType("f32", (*q.shape[:2], heads * head_dim))
-
-
-STORED = (
-    "f16",
-    "u8",
-)  # how keys and values may be stored: as halves, or a packed row (rows.py) for each head
-
-
-def check_stored(
-    stored: tuple[TensorType, TensorType], head_dim: int, groups: int, offsets: Any, int8: bool
-) -> None:
-    """Keys and values that are stored in fewer bits: heads side by side, nothing else in a row."""
-    width = groups * (row_stride(head_dim) if stored[0].dtype == "u8" else head_dim)
-    if int8 or tuple(offsets)[1:] != (0, 0):
-        raise LlmcError("stored keys and values are for attention in float, and begin with their first head")
-    for name, x in zip("kv", stored, strict=True):
-        want_dtype(x, {stored[0].dtype}, name)
-        want_rank(x, 3, what=name)
-        want_shape(x, (*x.shape[:-1], width), name)
 
 
 def head_widths(heads: int, head_dim: int, scale: float, kv_heads: Any) -> tuple[int, int, int]:

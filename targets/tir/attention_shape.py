@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from llmc.compiler.dims import Dim
 from llmc.compiler.graph import Node
-from llmc.compiler.ops.attention import STORED
 from llmc.compiler.ops.rows import row_stride
 from llmc.compiler.ops.rules import same_dim
+from llmc.compiler.ops.stored_heads import STORED
 from llmc.errors import LlmcError
 from llmc.targets.tir.emit import Expr
 
