@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stateful_graphs import windowed
 
 from llmc.cli.compile import print_effects
 from llmc.compiler.dims import symbol
@@ -82,7 +83,7 @@ def given(options: dict[str, Any], images: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("options", [*IDLE, {"matmul": "int8x3"}], ids=str)
 def test_an_option_that_changes_nothing_is_refused(options: dict[str, Any], images: Path) -> None:
     with pytest.raises(
-        LlmcError, match=r"^--(quant|matmul|prune|share|factorize).* changes nothing"
+        LlmcError, match=r"^--(quant|matmul|state-dtype|prune|share|factorize).* changes nothing"
     ) as caught:
         run(cnn(), **given(options, images))
     assert "--allow-noop" in str(caught.value.hint)
@@ -98,6 +99,17 @@ def test_with_leave_it_is_not_claimed(options: dict[str, Any], images: Path) -> 
     assert found.effects
     assert not any(effect["changed"] for effect in found.effects)
     assert list(found.module.functions.values()) == [graph]
+
+
+def test_states_in_fewer_bits_are_told() -> None:
+    """As a lossy pass: what it does to the answers is measured, and the self-test answers for what is left."""
+    found = run(windowed(9), level=3, state_dtype="int8")
+    (effect,) = found.effects
+    assert (effect["option"], effect["of"], effect["changed"]) == ("--state-dtype int8", "states", 2)
+    assert [loss.step.partition("{")[0] for loss in found.losses] == ["states"]
+    assert 0 < found.losses[0].difference < 0.02
+    assert found.cases is not found.source
+    assert found.quantisation == "none"
 
 
 def test_counts_and_reasons() -> None:
