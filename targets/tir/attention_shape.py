@@ -115,7 +115,8 @@ def token_shape(
     size, heads = a["head_dim"], a["heads"]
     widths = [int(operand.shape[-1]) for operand in node.inputs[:3]]
     kinds = [operand.dtype for operand in node.inputs[:3]]
-    at = [Layout(True, *where, size, kind) for *where, kind in zip(widths, a["offsets"], kinds, strict=True)]
+    places = zip(widths, a["offsets"], kinds, strict=True)
+    at = [Layout(True, width, offset, size, kind) for width, offset, kind in places]
     layouts = Layouts(at[0], at[1], at[2], Layout(True, heads * size, 0, size))
     groups, scale = a["kv_heads"] or heads, float(a["scale"])
     return Shape(heads, groups, layouts, scale, causal, keys, mask, a["evenly"])
