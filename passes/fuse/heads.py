@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,11 @@ import numpy as np
 from llmc.compiler.graph import Node, Source
 from llmc.compiler.ops import constant, make
 from llmc.compiler.rewrite import Decline
-from llmc.passes.fuse.masks import is_low, keys_and_bias
+from llmc.passes.fuse.masks import holds_low, is_low, keys_and_bias
 from llmc.passes.fuse.rotary import rotate_rows
 from llmc.passes.match import is_scalar, reshaped, resized, scalar, through_views
+
+Mask = Node | tuple[Node, Node]
 
 
 @dataclass(frozen=True)
@@ -21,15 +24,14 @@ class Scores:
     Args:
         q, kt: `[..., s, d]` and `[..., d, t]`, leading axes either `b, h` or `b*h`.
         scale: constant factor.
-        added: what is added to the product, `[b, h, s, t]` or broadcast to it.
-        kept: flags and the low score where they are False, outermost last.
+        masks: what is added to the product, `[b, h, s, t]` or broadcast to it, and flags with the low score where
+            they are False; outermost first.
     """
 
     q: Node
     kt: Node
     scale: float
-    added: tuple[Node, ...]
-    kept: tuple[tuple[Node, Node], ...]
+    masks: tuple[Mask, ...]
 
 
 def attention_from_softmax(node: Node) -> Node | Decline | None:
@@ -74,24 +76,23 @@ def _keys(kt: Node, shape: tuple[object, ...]) -> Node:
 def _scores(node: Node) -> Scores | None:
     """Peel masks and factors off `node`, four-dimensional, down to the product."""
     whole = node
-    added: list[Node] = []
-    kept: list[tuple[Node, Node]] = []
+    masks: list[Mask] = []
     while True:
         match node:
             case Node("reshape", (x,)) if x.shape[-2:] == whole.shape[-2:]:
                 node = x
             case Node("add", (a, b)):
                 inner, mask = (a, b) if _is_product(a) else (b, a)
-                added.append(_as_4d(mask, node, whole))
+                masks.append(_as_4d(mask, node, whole))
                 node = inner
             case Node("where", (c, a, low)) if is_low(low):
-                kept.append((_as_4d(c, node, whole), low))
+                masks.append((_as_4d(c, node, whole), low))
                 node = a
             case Node("where", (c, low, a)) if is_low(low):
-                kept.append((make("not", (_as_4d(c, node, whole),), node.source), low))
+                masks.append((make("not", (_as_4d(c, node, whole),), node.source), low))
                 node = a
             case _:
-                return _product(node, tuple(added), tuple(reversed(kept)))
+                return _product(node, tuple(masks))
 
 
 def _as_4d(mask: Node, scores: Node, whole: Node) -> Node:
@@ -109,13 +110,13 @@ def _is_product(node: Node) -> bool:
     return node.op == "matmul"
 
 
-def _product(node: Node, added: tuple[Node, ...], kept: tuple[tuple[Node, Node], ...]) -> Scores | None:
+def _product(node: Node, masks: tuple[Mask, ...]) -> Scores | None:
     rows, (node, scale) = node.shape[-2:], _unscaled(node)
     match node:
         case Node("matmul", (q, kt)) if node.type.rank in (3, 4) and node.shape[-2:] == rows:
             (q, of_q), (kt, of_k) = _unscaled(q), _unscaled(kt)
             if q.shape[:-2] == kt.shape[:-2]:
-                return Scores(q, kt, scale * of_q * of_k, added, kept)
+                return Scores(q, kt, scale * of_q * of_k, masks)
 
 
 def _unscaled(node: Node) -> tuple[Node, float]:
@@ -141,19 +142,25 @@ def _mask_of(scores: Scores, source: Source) -> Node | None:
     """The masks as one float mask.
 
     Flags that differ between queries replace what they mask, rather than adding a low score to it: that is
-    one operation less on the largest tensor, and rounds to the same.
+    one operation less on the largest tensor, and rounds to the same. What is added to them comes after: a key
+    lowered twice is below one lowered once.
     """
     total: Node | None = None
-    for mask in reversed(scores.added):
-        total = mask if total is None else make("add", (total, mask), source)
-    for flags, low in scores.kept:
-        zero = constant(np.float32(0), source=source)
-        if total is None or flags.shape[1:3] == (1, 1):
-            term = make("where", (flags, zero, low), source)
-            total = term if total is None else make("add", (total, term), source)
+    for mask in reversed(scores.masks):
+        if isinstance(mask, Node):
+            total = mask if total is None else make("add", (total, mask), source)
         else:
-            total = make("where", (flags, total, low), source)
+            total = _flagged(total, *mask, source)
     return total
+
+
+def _flagged(total: Node | None, flags: Node, low: Node, source: Source) -> Node:
+    """`total` where flags are True, and a low score elsewhere."""
+    twice = total is not None and holds_low(total) and math.isfinite(scalar(low))
+    if total is not None and (twice or flags.shape[1:3] != (1, 1)):
+        return make("where", (flags, total, low), source)
+    term = make("where", (flags, constant(np.float32(0), source=source), low), source)
+    return term if total is None else make("add", (total, term), source)
 
 
 def mask_broadcasts(node: Node) -> Node | None:

@@ -69,21 +69,8 @@ def _split_bias(mask: Node, batch: object, length: object) -> Masks:
 
 def _lowers_twice(terms: list[Node]) -> bool:
     """Whether a score may be lowered by a finite addend and another: where every key is, those lowered once count."""
-    low = [term for term in terms if _holds_low(term)]
+    low = [term for term in terms if holds_low(term)]
     return len(low) > 1 and any(_as_flags(term) is not None and _is_finite(term) for term in low)
-
-
-def _holds_low(term: Node) -> bool:
-    """Whether a term may have very low values: a constant that low is worked into it."""
-    pending, seen = [term], set[Node]()
-    while pending:
-        node = pending.pop()
-        if is_low(node):
-            return True
-        if node not in seen and (OPS[node.op].elementwise or OPS[node.op].moves):
-            seen.add(node)
-            pending += node.inputs
-    return False
 
 
 def _is_finite(term: Node) -> bool:
@@ -143,3 +130,16 @@ def _is(node: Node, value: float) -> bool:
 def is_low(node: Node) -> bool:
     """Whether a score of this value has weight 0 beside any other."""
     return scalar(node) is not None and scalar(node) <= _NEVER
+
+
+def holds_low(term: Node) -> bool:
+    """Whether a term may have very low values: a constant that low is worked into it."""
+    pending, seen = [term], set[Node]()
+    while pending:
+        node = pending.pop()
+        if is_low(node):
+            return True
+        if node not in seen and (OPS[node.op].elementwise or OPS[node.op].moves):
+            seen.add(node)
+            pending += node.inputs
+    return False

@@ -126,7 +126,7 @@ def view_early(node: Node, context: Context) -> Node | None:
     """reshape(f(x, y, scalars)) -> f(reshape(x), reshape(y), scalars): for chains, which views would cut"""
     match node:
         case Node("reshape", (inner,)) if OPS[inner.op].elementwise and context.single(inner):
-            if _no_broadcast(inner, context):
+            if inner.shape != () and _no_broadcast(inner, context):  # a scalar has no input to view
                 parts = [i if i.shape == () else reshaped(i, node.shape) for i in inner.inputs]
                 return make(inner.op, parts, inner.source, **inner.attributes)
 

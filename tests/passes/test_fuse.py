@@ -111,6 +111,40 @@ def test_two_finite_masks_stay_a_bias(same_output):
     assert Counter(n.op for n in after.nodes)["attention"] + Counter(n.op for n in after.nodes)["mha"] == 1
 
 
+@pytest.mark.parametrize("order", ["flags first", "flags last"])
+def test_masks_are_laid_on_in_their_order(order, same_output):
+    """Row 0 sees key 0 alone, which is padding: keys lowered by one mask are above those lowered by both."""
+    b, s, low = symbol("b"), symbol("s"), constant(np.float32(np.finfo(np.float32).min))
+    q, kt, v = (
+        input_("q", "f32", (b, 2, s, 4)),
+        input_("k", "f32", (b, 2, 4, s)),
+        input_("v", "f32", (b, 2, s, 4)),
+    )
+    mask = input_("mask", "i64", (b, s), low=0, high=1)
+    kept = make("cast", (op("reshape", mask, shape=(b, 1, 1, s)),), None, dtype="bool")
+    rows, columns = (op("reshape", op("iota", length=s), shape=shape) for shape in ((s, 1), (1, s)))
+    scores, before = op("matmul", q, kt), op("ge", rows, columns)
+    added = op("where", kept, constant(np.float32(0)), low)
+    if order == "flags first":
+        scores = op("add", op("where", before, scores, low), added)
+    else:
+        scores = op("where", kept, op("add", scores, op("where", before, constant(np.float32(0)), low)), low)
+    whole = Graph(
+        (q, kt, v, mask), {"y": op("matmul", op("softmax", scores, axis=3), v)}, {"b": (1, 4), "s": (1, 16)}
+    )
+    rng = np.random.default_rng(3)
+    shapes = {"q": (2, 2, 5, 4), "k": (2, 2, 4, 5), "v": (2, 2, 5, 4)}
+    given = {n: rng.normal(size=shape).astype(np.float32) for n, shape in shapes.items()}
+    after = same_output(O3, whole, {**given, "mask": np.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])})
+    assert not count(after).keys() & {"matmul", "softmax"}
+
+
+def test_a_view_of_a_scalar_stays(same_output):
+    x = input_("x", "f32", ())
+    scalar = Graph((x,), {"y": op("reshape", op("exp", op("abs", x)), shape=(1, 1))})
+    same_output(O3, scalar, {"x": np.array(-0.5, np.float32)})
+
+
 B, S = symbol("b"), symbol("s")
 X = input_("x", "f32", (B, S, 8))
 Y = input_("y", "f32", (B, S, 8))
