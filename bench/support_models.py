@@ -75,7 +75,8 @@ PATTERNS: Sequence[tuple[str, int]] = (
     (r"(head_dim|head_size|head_channels|d_kv)$", 8),
     (r"experts$", 4),
     (r"(lora_rank|rank)$", 16),
-    (r"vocab|codebook_size|num_embeddings", 120),
+    (r"codebook_size", 128),
+    (r"vocab|num_embeddings", 120),
     (r"(token|start|end|pad)_(id|index|idx)$", 100),
     (r"(intermediate|ffn|ff|inner|mlp|feedforward)", 48),
     (r"(num_queries|queries)$", 10),
@@ -175,6 +176,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         "fusion_hidden_size": 16,
     },
     "esm": {"mask_token_id": 4},
+    "esmc": {"num_key_value_heads": 4},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 16},
     "bamba": {**_MAMBA2, "attn_layer_indices": [1]},
     "granitemoehybrid": {**_MAMBA2, "layer_types": ["mamba", "attention"]},
@@ -210,6 +212,10 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         "num_conv_pos_embeddings": 8,
     },
 }
+for _name in ("donut-swin", "maskformer-swin"):
+    OWN = {**OWN, _name: OWN["swin"]}
+for _name in ("sew", "sew-d"):  # a stride and a kernel for each convolution
+    OWN = {**OWN, _name: {"conv_dim": [16] * 13, "num_conv_pos_embedding_groups": 4, "num_conv_pos_embeddings": 8}}
 for _name in ("detr", "conditional_detr", "dab-detr", "table-transformer", "deformable_detr", "tvp"):
     levels = ["stage2", "stage3", "stage4"] if _name == "deformable_detr" else ["stage4"]
     backbone = {**_RESNET, "out_features": levels}
@@ -217,8 +223,6 @@ for _name in ("detr", "conditional_detr", "dab-detr", "table-transformer", "defo
 for _name in (
     "hubert",
     "wavlm",
-    "sew",
-    "sew-d",
     "unispeech",
     "unispeech-sat",
     "data2vec-audio",
@@ -250,10 +254,18 @@ def main_class(model_type: str) -> str | None:
 
 def configuration(model_type: str, level: int = 0) -> Any:
     """A small configuration by the way `LEVELS[level]`, in all its parts."""
+    kind = _kind(model_type)
+    return kind(**_smaller(kind(), LEVELS[level], OWN.get(model_type, {})))
+
+
+def _kind(model_type: str) -> type:
+    """The class of a type's configuration: where its main class takes but a part of the type's, that part's."""
     import transformers
 
-    kind = transformers.AutoConfig.for_model(model_type).__class__
-    return kind(**_smaller(kind(), LEVELS[level], OWN.get(model_type, {})))
+    whole = type(transformers.AutoConfig.for_model(model_type))
+    taken = getattr(transformers, main_class(model_type) or "").config_class
+    parts = [type(getattr(whole(), name)) for name in _parts(whole())]
+    return taken if taken in parts else whole
 
 
 def _smaller(usual: Any, level: Level, own: Mapping[str, Any]) -> dict[str, Any]:

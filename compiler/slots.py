@@ -83,7 +83,7 @@ def _larger(a: Dim, b: Dim, zero: frozenset[str]) -> Dim:
         return a
     if a == 0:  # what a loop that never runs stacks
         return b
-    ratio = sympy.simplify(sympy.sympify(a) / b)
+    ratio = sympy.cancel(sympy.sympify(a) / b)  # `simplify` first loads a second of modules
     if ratio.is_number:
         return a if ratio > 1 else b
     return from_one(sympy.Max(a, b), zero)

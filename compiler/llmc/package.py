@@ -27,6 +27,8 @@ from llmc.targets import Target, toolchain
 from llmc.targets.backend import Code
 from llmc.targets.backends import backend_of
 
+_BUILD_ID = "@build_id@"  # stands for it in the program, of whose text it is a hash
+
 
 class Build:
     """The native part of an artifact: weights.bin, module.so, llmc.h and bench."""
@@ -60,16 +62,15 @@ class Build:
         variants = self.backend.variants(self.target)
         device, built = self.backend.device, self.target.architectures
 
-        def text(build_id: str) -> str:
-            return write_program(
-                self.module, self.plans, variants, self.name, build_id, written.checksums, built, device
-            )
-
+        program = write_program(
+            self.module, self.plans, variants, self.name, _BUILD_ID, written.checksums, built, device
+        )
         made = (*code.objects.values(), *code.data.values())
-        parts = [llmc.__version__.encode(), written.sha256.encode(), text("").encode(), *made]
+        text = program.replace(_BUILD_ID, "")
+        parts = [llmc.__version__.encode(), written.sha256.encode(), text.encode(), *made]
         self.build_id = hashlib.sha256(b"\0".join(parts)).hexdigest()
         artifact.stamp_weights(weights, weights_header(self.build_id, self.weights.weights_bytes))
-        self.program = text(self.build_id)
+        self.program = program.replace(_BUILD_ID, self.build_id)
         self._link(code)
         shutil.copyfile(c.HEADER, self.folder / "llmc.h")
 
