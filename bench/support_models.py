@@ -212,10 +212,14 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         "num_conv_pos_embeddings": 8,
     },
 }
+OWN = {**OWN, "speecht5": {**OWN["wav2vec2"], "num_mel_bins": 8}}
 for _name in ("donut-swin", "maskformer-swin"):
     OWN = {**OWN, _name: OWN["swin"]}
 for _name in ("sew", "sew-d"):  # a stride and a kernel for each convolution
-    OWN = {**OWN, _name: {"conv_dim": [16] * 13, "num_conv_pos_embedding_groups": 4, "num_conv_pos_embeddings": 8}}
+    OWN = {
+        **OWN,
+        _name: {"conv_dim": [16] * 13, "num_conv_pos_embedding_groups": 4, "num_conv_pos_embeddings": 8},
+    }
 for _name in ("detr", "conditional_detr", "dab-detr", "table-transformer", "deformable_detr", "tvp"):
     levels = ["stage2", "stage3", "stage4"] if _name == "deformable_detr" else ["stage4"]
     backbone = {**_RESNET, "out_features": levels}

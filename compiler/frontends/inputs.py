@@ -153,8 +153,9 @@ def _images(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
 def _sounds(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
     main = main_input(model, takes)
     if main == WAVE and WAVE in takes:
-        if (bins := getattr(config, "num_mel_bins", None)) is not None:  # a spectrogram of fixed length
-            return [Input(WAVE, ("batch", int(config.max_length), int(bins)))]
+        bins, length = getattr(config, "num_mel_bins", None), getattr(config, "max_length", None)
+        if bins is not None and length is not None:  # a spectrogram of fixed length
+            return [Input(WAVE, ("batch", int(length), int(bins)))]
         masked = MASK in takes and getattr(config, "feat_extract_norm", "layer") == "layer"
         return [Input(n, ("batch", "samples"), **_MASKED.get(n, {})) for n in (WAVE, MASK)[: 1 + masked]]
     if main == FEATURES and FEATURES in takes:
@@ -178,8 +179,11 @@ def _features(config: Any, root: Path) -> tuple[str | int, ...]:
     return ("batch", int(bins), 2 * int(positions))
 
 
+_DECODES = ("ForConditionalGeneration", "ForSpeechToText", "Model")
+
+
 def _targets_in(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
-    makes_own = not type(model).__name__.endswith(("ForConditionalGeneration", "Model"))
+    makes_own = not type(model).__name__.endswith(_DECODES)
     if not getattr(config, "is_encoder_decoder", False) or TARGET not in takes or makes_own:
         return []
     return [Input(TARGET, ("batch", "target"))]

@@ -117,6 +117,18 @@ def test_it_computes_what_transformers_does(name: str) -> None:
         assert reference.farthest(run(found.graph, values), wanted, values)[1] < 1e-5
 
 
+def test_sound_is_a_wave_where_no_length_of_a_spectrogram_is_stated() -> None:
+    """SpeechT5 writes down waves, and `num_mel_bins` is of the spectrograms that its sisters speak."""
+    settings = {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in PARTS.items()}
+    small = {"hidden_size": 32, "vocab_size": 40, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4}
+    model = made("SpeechT5ForSpeechToText", {**settings, **small, "num_conv_pos_embeddings": 8})
+    takes = inputs_of(model, Path("nowhere"), 4, 64)
+    assert {i.name: i.axes for i in takes.given} == {
+        "input_values": ("batch", "samples"),
+        "decoder_input_ids": ("batch", "target"),
+    }
+
+
 def test_a_mask_that_would_lose_the_past_is_not_taken() -> None:
     """BLOOM adds the mask itself: llmc's ways would show it the future."""
     model = made("BloomForCausalLM", CASES["BloomForCausalLM"][1])
