@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from support_own import OWN
+
 # Auto classes by what a model is most often used for, first come first served.
 MAIN = (
     "AutoModelForMaskedLM",
@@ -125,114 +127,6 @@ LEVELS: Sequence[Level] = (
     ),
     Level(frozenset(SMALL) - _LAYERS - {"vocab_size"}, most=25_000_000),
 )
-_MAMBA2 = {
-    **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8},
-    "mamba_chunk_size": 16,
-}
-_RESNET = {
-    **{"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1]},
-    "out_features": ["stage4"],
-}
-_MROPE = {
-    "rope_type": "default",
-    "rope_theta": 10000.0,
-    "mrope_section": [2, 1, 1],
-    "partial_rotary_factor": 0.5,
-}
-# What these need beside it.
-OWN: Mapping[str, Mapping[str, Any]] = {
-    "swin": {
-        "embed_dim": 16,
-        "depths": [1, 1],
-        "num_heads": [2, 4],
-        "window_size": 2,
-        "patch_size": 4,
-        "image_size": 32,
-    },
-    "swinv2": {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "window_size": 2, "patch_size": 4},
-    "swin2sr": {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "patch_size": 1},
-    "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 4},
-    "convnextv2": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 4},
-    "efficientnet": {
-        "hidden_dim": 64,
-        "width_coefficient": 0.25,
-        "depth_coefficient": 0.25,
-        "image_size": 32,
-    },
-    "jamba": {
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-        "expert_layer_period": 2,
-        "expert_layer_offset": 1,
-    },
-    "zaya": {"num_experts_per_tok": 1},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
-    "levit": {"image_size": 64, "patch_size": 16},
-    "layoutlmv2": {"max_2d_position_embeddings": 1024},
-    "dpt": {
-        "num_hidden_layers": 4,
-        "backbone_out_indices": [0, 1, 2, 3],
-        "neck_hidden_sizes": [8, 16, 16, 32],
-        "fusion_hidden_size": 16,
-    },
-    "esm": {"mask_token_id": 4},
-    "esmc": {"num_key_value_heads": 4},
-    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 16},
-    "bamba": {**_MAMBA2, "attn_layer_indices": [1]},
-    "granitemoehybrid": {**_MAMBA2, "layer_types": ["mamba", "attention"]},
-    "zamba": {"n_mamba_heads": 2, "mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
-    "qwen3_5_text": {"head_dim": 32, "rope_parameters": {**_MROPE, "partial_rotary_factor": 0.25}},
-    "recurrent_gemma": {"num_hidden_layers": 3},
-    "nemotron_h": {**_MAMBA2, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"]},
-    "lfm2": {"layer_types": ["conv", "full_attention"]},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
-    "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
-        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
-    },
-    "glm4v_text": {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": _MROPE},
-    "glm4v_moe_text": {
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "rope_parameters": _MROPE,
-        "head_dim": 16,
-    },
-    "xmod": {"languages": ["en_XX"], "default_language": "en_XX", "adapter_reduction_factor": 2},
-    "luke": {"entity_vocab_size": 20, "entity_emb_size": 16},
-    "mluke": {"entity_vocab_size": 20, "entity_emb_size": 16},
-    "funnel": {"block_sizes": [1, 1], "num_decoder_layers": 1, "d_inner": 48, "n_head": 4, "d_head": 8},
-    "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16},
-    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
-    "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 8},
-    "wav2vec2": {
-        "vocab_size": 40,
-        "conv_dim": [16] * 7,
-        "num_conv_pos_embedding_groups": 4,
-        "num_conv_pos_embeddings": 8,
-    },
-}
-OWN = {**OWN, "speecht5": {**OWN["wav2vec2"], "num_mel_bins": 8}}
-for _name in ("donut-swin", "maskformer-swin"):
-    OWN = {**OWN, _name: OWN["swin"]}
-for _name in ("sew", "sew-d"):  # a stride and a kernel for each convolution
-    OWN = {
-        **OWN,
-        _name: {"conv_dim": [16] * 13, "num_conv_pos_embedding_groups": 4, "num_conv_pos_embeddings": 8},
-    }
-for _name in ("detr", "conditional_detr", "dab-detr", "table-transformer", "deformable_detr", "tvp"):
-    levels = ["stage2", "stage3", "stage4"] if _name == "deformable_detr" else ["stage4"]
-    backbone = {**_RESNET, "out_features": levels}
-    OWN = {**OWN, _name: {"use_timm_backbone": False, "backbone": None, "backbone_config": backbone}}
-for _name in (
-    "hubert",
-    "wavlm",
-    "unispeech",
-    "unispeech-sat",
-    "data2vec-audio",
-    "wav2vec2-conformer",
-):
-    OWN = {**OWN, _name: OWN["wav2vec2"]}
 
 
 def model_types() -> list[str]:
@@ -256,18 +150,18 @@ def main_class(model_type: str) -> str | None:
     return None
 
 
-def configuration(model_type: str, level: int = 0) -> Any:
-    """A small configuration by the way `LEVELS[level]`, in all its parts."""
-    kind = _kind(model_type)
+def configuration(model_type: str, level: int = 0, name: str | None = None) -> Any:
+    """A small configuration by the way `LEVELS[level]`, in all its parts, for the class `name` or the main one."""
+    kind = _kind(model_type, name)
     return kind(**_smaller(kind(), LEVELS[level], OWN.get(model_type, {})))
 
 
-def _kind(model_type: str) -> type:
-    """The class of a type's configuration: where its main class takes but a part of the type's, that part's."""
+def _kind(model_type: str, name: str | None) -> type:
+    """The class of a type's configuration: where the class `name` takes but a part of the type's, that part's."""
     import transformers
 
     whole = type(transformers.AutoConfig.for_model(model_type))
-    taken = getattr(transformers, main_class(model_type) or "").config_class
+    taken = getattr(transformers, name or main_class(model_type) or "").config_class
     parts = [type(getattr(whole(), name)) for name in _parts(whole())]
     return taken if taken in parts else whole
 
@@ -373,7 +267,7 @@ def model_of(model_type: str, level: int = 0, name: str | None = None) -> Any:
 
 
 def _config(model_type: str, level: int, name: str) -> Any:
-    config = configuration(model_type, level)
+    config = configuration(model_type, level, name)
     if name != main_class(model_type) and getattr(config, "is_decoder", None) is False:
         config.is_decoder = True
     return config
