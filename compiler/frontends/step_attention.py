@@ -59,15 +59,25 @@ def _result(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, win
 _MORE = ("softcap", "s_aux", "position_bias")  # what scores may have beside a mask
 
 
-def attention(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: Any = None, **options: Any
-) -> Any:
-    """transformers' attention function."""
+def window_of(module: Any, attention_mask: Any, options: Any) -> int:
+    """What stands for the mask says of the window, 0: none.
+
+    Raises:
+        NotImplementedError: attention is not causal, or its scores are changed in another way.
+    """
     window = getattr(attention_mask, _WINDOW, None)
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if window is None or not causal or any(options.get(name) is not None for name in _MORE):
         raise NotImplementedError("attention that is more than the past")
+    return int(window)
+
+
+def attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: Any = None, **options: Any
+) -> Any:
+    """transformers' attention function."""
+    window = window_of(module, attention_mask, options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return step_attention(query, key, value, scale, window).transpose(1, 2).contiguous(), None
 

@@ -111,7 +111,7 @@ def step_graph(model: Any, max_seq: int, at: str, whole: Callable[[Any], Any]) -
 
 def _chosen(model: Any, ids: Any, wanted: Mapping[str, Any], max_seq: int) -> StepHead:
     """The model with the first way of attention, and of counting tokens, that is right."""
-    held = _held(model)
+    held = held_of(model)
     heads = [StepHead(model, held).eval()]
     if PLACES in _parameters(model) and any(one.grows is not None for one in held):
         heads.append(StepHead(model, held, counted=True).eval())
@@ -129,7 +129,7 @@ def _is_right(head: StepHead, ids: Any, wanted: Mapping[str, Any]) -> bool:
         return False
 
 
-def _held(model: Any) -> tuple[Held, ...]:
+def held_of(model: Any) -> tuple[Held, ...]:
     try:
         with exporters.scanned():
             return caches.held_by(model)
@@ -169,27 +169,27 @@ def _traced(head: StepHead, ids: Any, max_seq: int) -> Graph:
         bounds[PAST] = (0, max_seq)
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
     cut = max(min(7, ids.shape[1]), 2)
-    states = [_with(one, torch.randn, 5) for one in head.held]
+    states = [sized(one, torch.randn, 5) for one in head.held]
     growing = ({} if one.grows is None else {one.grows: dims[PAST]} for one in head.held)
     axes = ({1: dims[SEQ]}, {0: dims[KEPT]}, *growing)
     inputs = [Input(TEXT, (1, SEQ)), Input(KEEP, (KEPT,), low=0, high=max_seq - 1)]
     inputs += [Input(one.name, tuple(PAST if n == 0 else n for n in one.shape)) for one in head.held]
     sample = (ids[:, :cut], torch.arange(3) % cut, *states)
-    program = _program(head, Inputs(tuple(inputs), (), bounds), sample, axes)
+    program = program_of(head, Inputs(tuple(inputs), (), bounds), sample, axes)
     names = [one.name for one in head.held]
-    graph = to_graph(program, inputs, (LOGITS, *names), bounds, ROOT, corners=_corners(bounds))
-    made = {one.name: partial(_state, one) for one in head.held}
+    graph = to_graph(program, inputs, (LOGITS, *names), bounds, ROOT, corners=corners(bounds))
+    made = {one.name: partial(state_of, one) for one in head.held}
     return with_states(graph, made, made)
 
 
-def _corners(bounds: Mapping[str, tuple[int, int]]) -> list[dict[str, int]]:
+def corners(bounds: Mapping[str, tuple[int, int]]) -> list[dict[str, int]]:
     """Past and new tokens together are no more than a sequence may have: the runtime refuses others."""
     most, least = bounds[SEQ][1], {KEPT: 1, SEQ: 1, **({PAST: 0} if PAST in bounds else {})}
     ends = [{SEQ: 1}, {SEQ: most}, *([{PAST: most - 1}] if PAST in bounds else [])]
     return [{**least, **end, KEPT: kept} for end in ends for kept in (1, most)]
 
 
-def _program(head: StepHead, inputs: Inputs, sample: tuple[Any, ...], axes: tuple[Any, ...]) -> Any:
+def program_of(head: Any, inputs: Inputs, sample: tuple[Any, ...], axes: tuple[Any, ...]) -> Any:
     """torch.export of the head; what torch cannot prove of its sizes is tried, as `program.export` does."""
     from llmc.compiler.frontends.program import asserted
     from llmc.compiler.frontends.tracing import is_unproved, trace
@@ -205,7 +205,7 @@ def _program(head: StepHead, inputs: Inputs, sample: tuple[Any, ...], axes: tupl
         return found[0]
 
 
-def _with(one: Held, make: Callable[[tuple[int, ...]], Any], tokens: int) -> Any:
+def sized(one: Held, make: Callable[[tuple[int, ...]], Any], tokens: int) -> Any:
     return make(tuple(tokens if n == 0 else n for n in one.shape))
 
 
@@ -227,7 +227,7 @@ def with_states(graph: Graph, made: Mapping[str, Callable[[Node], Node]], update
     )
 
 
-def _state(one: Held, node: Node) -> Node:
+def state_of(one: Held, node: Node) -> Node:
     shape = tuple(symbol(PAST) if n == 0 else n for n in one.shape)
     return state_(one.name, node.dtype, shape, grows=one.grows)
 
