@@ -16,6 +16,7 @@ from llmc.errors import LlmcError
 from llmc.runtime.generated import Generated
 from llmc.runtime.generation import Token, Usage
 from llmc.runtime.generation_options import ALONE
+from llmc.runtime.looking import Looked, look
 from llmc.runtime.penalties import Penalties
 from llmc.runtime.scoring import log_softmax, next_logits_of_all
 from llmc.runtime.source import hold
@@ -91,8 +92,9 @@ class BeamSearch:
         options: GenerationOptions,
         search: Search,
         source: Sequence[int] = (),
+        looked: Looked | None = None,
     ) -> None:
-        self._source = source
+        self._source, self._looked = source, looked
         self._model, self._entry, self._ids, self._search = model, entry, list(ids), search
         room = entry.max_length - len(ids) if entry.length else options.new_tokens(len(ids))
         self._most = min(options.new_tokens(len(ids)), room)
@@ -128,6 +130,7 @@ class BeamSearch:
         session = self._model.session()
         if self._entry.encoder is not None:
             hold(session, self._entry.encoder, self._source)
+        look(session, self._entry, self._looked)
         return session
 
     def _continuations(self, beams: Sequence[_Beam]) -> list[tuple[int, tuple[int, ...], float]]:
@@ -212,17 +215,19 @@ def search_beams(
     search: Search,
     decode: Any,
     source: Sequence[int] = (),
+    looked: Looked | None = None,
 ) -> list[Generated]:
     """The best texts, best first.
 
     Args:
         source: of an encoder-decoder, what its encoder is given.
+        looked: the images of the prompt.
 
     Raises:
         LlmcError: options do not go with beams, the prompt is too long, or as `BeamSearch.run`.
     """
     _want(entry, ids, options)
-    begin, made = time.perf_counter(), BeamSearch(model, entry, ids, options, search, source)
+    begin, made = time.perf_counter(), BeamSearch(model, entry, ids, options, search, source, looked)
     best = made.run()
     usage = Usage(
         len(source or ids), 0, sum(len(t) for t, _ in best), made.runs, 0, 0, 0.0, time.perf_counter() - begin

@@ -13,6 +13,7 @@ from llmc.runtime.generation_options import GenerationOptions
 from llmc.runtime.generation_structs import Allow, GenerateReport, Guess
 from llmc.runtime.generation_structs import Token as CToken
 from llmc.runtime.grammar import constraint_of
+from llmc.runtime.looking import Looked, look
 from llmc.runtime.source import hold
 
 if TYPE_CHECKING:
@@ -84,10 +85,12 @@ class Generation(Iterator[Token]):
         prompt: Sequence[int],
         options: GenerationOptions,
         source: Sequence[int] = (),
+        looked: Looked | None = None,
     ) -> None:
         """
         Args:
             source: tokens that the session's encoder is given first, of an encoder-decoder.
+            looked: the images of the prompt.
 
         Raises:
             LlmcError: the prompt is empty, too long or holds a number that is no token's; an option makes no sense; the
@@ -105,7 +108,9 @@ class Generation(Iterator[Token]):
         self._assistant = assistant_of(session.model, entry, options, prompt, source, self._constraint)
         if self._assistant is not None:
             self._guess = asked.guess = Guess(self._assistant.guess)
-        self._source, self._held = len(source), 0.0
+        if entry.images is not None and entry.images.together:
+            asked.chunk = entry.max_length  # tokens that attend to later ones are run with them
+        self._source, self._held = len(source), look(session, entry, looked)
         if entry.encoder is not None and source:
             self._held = hold(session, entry.encoder, source)
         tokens = (c_int64 * (len(prompt) or 1))(*prompt)
@@ -149,10 +154,9 @@ class Generation(Iterator[Token]):
         """So far."""
         report = self.report
         found = {name: getattr(report, name) for name in Usage.__dataclass_fields__}
-        if self._source:
-            found["prompt_tokens"] = self._source
-            found["prompt_seconds"] += self._held
-            found["seconds"] += self._held
+        found["prompt_tokens"] = self._source or found["prompt_tokens"]
+        found["prompt_seconds"] += self._held
+        found["seconds"] += self._held
         return Usage(**found)
 
     def __del__(self) -> None:

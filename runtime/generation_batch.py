@@ -30,6 +30,7 @@ MOST = 1024  # texts at a time
 def generate_all(
     model: Model,
     prompts: Sequence[Any],
+    images: Sequence[Any],
     session: Session | None,
     max_batch: int,
     each: Sequence[Mapping[str, Any]] | None,
@@ -43,15 +44,18 @@ def generate_all(
     if type(max_batch) is not int or not 1 <= max_batch <= MOST:
         raise LlmcError(f"max_batch is {max_batch!r}, must be within 1..{MOST}")
     own = _own(prompts, each)
+    together = entry.images is not None and entry.images.together  # such prompts are run whole
     asked = [
-        _asked(model, entry, i, p, options, o) for i, (p, o) in enumerate(zip(prompts, own, strict=True))
+        _asked(model, entry, i, p, seen, options, o)
+        for i, (p, seen, o) in enumerate(zip(prompts, images, own, strict=True))
     ]
-    return _Batch(model, entry, asked, max_batch).run()
+    return _Batch(model, entry, asked, 1 if together else max_batch).run()
 
 
 def search_all(
     model: Model,
     prompts: Sequence[Any],
+    images: Sequence[Any],
     beams: int,
     each: Sequence[Mapping[str, Any]] | None,
     options: Mapping[str, Any],
@@ -59,8 +63,8 @@ def search_all(
     """The best text of each prompt, one after the other: a search runs all its beams at once."""
     own = _own(prompts, each)
     return [
-        _searched(model, i, p, {"num_beams": beams}, options, o)
-        for i, (p, o) in enumerate(zip(prompts, own, strict=True))
+        _searched(model, i, p, {"num_beams": beams, "images": seen}, options, o)
+        for i, (p, seen, o) in enumerate(zip(prompts, images, own, strict=True))
     ]
 
 
@@ -102,11 +106,11 @@ def _are_options(own: Any) -> bool:
 
 
 def _asked(
-    model: Model, entry: GenerationEntry, number: int, prompt: Any, *options: Mapping[str, Any]
+    model: Model, entry: GenerationEntry, number: int, prompt: Any, images: Any, *options: Mapping[str, Any]
 ) -> _Asked:
     with _named(number):
         own = _merged(*options)
-        given = given_of(model, entry, prompt, True, own)
+        given = given_of(model, entry, prompt, True, own, images)
         found = checked_options(model, entry, given.ids, own)
         want_fits(entry, given.ids)
     return number, given, found
@@ -132,7 +136,7 @@ class _Batch:
 
     def _begin(self, number: int, given: Given, options: GenerationOptions) -> None:
         session = self._free.pop() if self._free else self._model.session()
-        generation = Generation(session, self._entry, given.ids, options, given.source)
+        generation = Generation(session, self._entry, given.ids, options, given.source, given.looked)
         prompt = given.source or given.ids
         stream = text_stream(self._model, generation, prompt, options, lambda: self._free.append(session))
         self._going[number] = generation, stream

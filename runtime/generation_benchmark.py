@@ -14,6 +14,7 @@ from llmc.errors import LlmcError
 from llmc.runtime.generation import Generation, next_of_all
 from llmc.runtime.generation_batch import MOST
 from llmc.runtime.generation_options import GenerationOptions
+from llmc.runtime.looking import look
 from llmc.runtime.prompts import generation_of
 from llmc.runtime.reports import duration_text
 from llmc.runtime.source_benchmark import Sources
@@ -131,6 +132,8 @@ def benchmark_generation(
     ids = rng.integers(0, entry.vocabulary, max(t.tokens + t.depth for t in plan) + 1).tolist()
     found: list[list[list[float]]] = [[] for _ in plan]
     sessions = [model.session() for _ in range(max(texts))]
+    for session in sessions:
+        look(session, entry, None)
     for round_ in range(repetitions + 1):
         for times, test in zip(found, plan, strict=True):
             taken = _taken(sessions[: test.texts], entry, ids, test, sources)

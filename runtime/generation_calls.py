@@ -13,6 +13,7 @@ from llmc.runtime.prompts import (
     encoder_of,
     generation_of,
     given_of,
+    images_of_all,
     want_own,
     want_tokens,
 )
@@ -43,6 +44,7 @@ class GenerationCalls:
         self,
         prompt: str | Sequence[int],
         *,
+        images: Any = None,
         session: Session | None = None,
         num_beams: int | None = None,
         **options: Any,
@@ -53,6 +55,7 @@ class GenerationCalls:
         self,
         prompt: Sequence[str] | Sequence[Sequence[int]],
         *,
+        images: Any = None,
         num_beams: int | None = None,
         max_batch: int = MAX_BATCH,
         each: Sequence[Mapping[str, Any]] | None = None,
@@ -63,6 +66,7 @@ class GenerationCalls:
         self,
         prompt: Any,
         *,
+        images: Any = None,
         session: Session | None = None,
         num_beams: int | None = None,
         max_batch: int = MAX_BATCH,
@@ -74,6 +78,8 @@ class GenerationCalls:
         Args:
             prompt: a text, tokens, or a list of texts or of tokens. A list gives a list in the same order, and every
                 text is the one that its prompt gives alone.
+            images: of a model that sees, those that the prompt has places for: paths, images of Pillow, or arrays u8
+                [height, width, 3]; one or a list, of several prompts a list with as many entries.
             num_beams: more than 1: the best text that `search` finds, one prompt after the other; None: as the model's
                 makers say, mostly 1. Where tokens are drawn, a text is
                 held to a grammar or has an assistant, or a session is given, it is 1.
@@ -85,8 +91,8 @@ class GenerationCalls:
             options: see above.
 
         Raises:
-            LlmcError: the model does not generate, the prompt is empty, too long or no text, an option is unknown or
-                makes no sense, memory does not suffice.
+            LlmcError: the model does not generate, the prompt is empty, too long or no text, images do not fit it, an
+                option is unknown or makes no sense, memory does not suffice.
         """
         model, several = cast("Model", self), are_several(prompt)
         if each is not None and not several:
@@ -95,19 +101,25 @@ class GenerationCalls:
             )
         beams = _beams(generation_of(model), num_beams, session, options)
         if beams == 1 and not several:
-            return self.stream(prompt, session=session, **options).all()
+            return self.stream(prompt, images=images, session=session, **options).all()
         if beams != 1 and session is not None:
             raise LlmcError("num_beams cannot go with a session: each beam has one of its own")
         if beams != 1 and not several:
-            return self.search(prompt, num_beams=beams, **options)[0]
+            return self.search(prompt, images=images, num_beams=beams, **options)[0]
         from llmc.runtime.generation_batch import generate_all, search_all
 
+        shown = images_of_all(prompt, images)
         if beams != 1:
-            return search_all(model, prompt, beams, each, options)
-        return generate_all(model, prompt, session, max_batch, each, options)
+            return search_all(model, prompt, shown, beams, each, options)
+        return generate_all(model, prompt, shown, session, max_batch, each, options)
 
     def stream(
-        self, prompt: str | Sequence[int], *, session: Session | None = None, **options: Any
+        self,
+        prompt: str | Sequence[int],
+        *,
+        images: Any = None,
+        session: Session | None = None,
+        **options: Any,
     ) -> TextStream:
         """The same piece by piece, each as soon as it is certain: `for piece in model.stream(...)`.
 
@@ -116,13 +128,14 @@ class GenerationCalls:
         """
         model = cast("Model", self)
         entry = generation_of(model)
-        given = given_of(model, entry, prompt, True, options)
+        given = given_of(model, entry, prompt, True, options, images)
         return _stream(model, entry, given, session, options)
 
     def search(
         self,
         prompt: str | Sequence[int],
         *,
+        images: Any = None,
         num_beams: int | None = None,
         num_return_sequences: int = 1,
         length_penalty: float | None = None,
@@ -133,6 +146,7 @@ class GenerationCalls:
         """The likeliest texts as a whole, best first, by beam search; the same as transformers finds.
 
         Args:
+            images: as for `generate`.
             num_beams: texts that go on at a time, each in a session of its own; None: as the model's
                 makers say, else 4.
             num_return_sequences: of the best that are given.
@@ -157,17 +171,18 @@ class GenerationCalls:
         own = {name: value for name, value in entry.defaults.items() if name in asked}
         given_here = {name: value for name, value in asked.items() if value is not None}
         search = Search(num_return_sequences=num_return_sequences, **{**own, **given_here})
-        given = given_of(model, entry, prompt, True, options)
+        given = given_of(model, entry, prompt, True, options, images)
         want_tokens(given.ids, entry.vocabulary)
         encoder = encoder_of(model)
         found = options_of(entry, {"do_sample": False, **options})
         decode = encoder.text_of if encoder else None
-        return search_beams(model, entry, given.ids, found, search, decode, given.source)
+        return search_beams(model, entry, given.ids, found, search, decode, given.source, given.looked)
 
     def chat(
         self,
         messages: str | Sequence[Message],
         *,
+        images: Any = None,
         stream: bool = False,
         session: Session | None = None,
         template: dict[str, Any] | None = None,
@@ -175,7 +190,11 @@ class GenerationCalls:
     ) -> Any:
         """Answer a conversation, `[{"role": "user", "content": "..."}, ...]`; a text alone is the user's.
 
+        A content may be a list of parts, `{"type": "text", "text": "..."}` and `{"type": "image", "path": "a.png"}`
+        (or `"image"`: an image of Pillow or an array).
+
         Args:
+            images: of the parts that name none, in their order.
             stream: give a `TextStream` instead of the whole answer, a `Generated`.
             session: as for `generate`: of a conversation that goes on only what is new is computed.
             template: variables of the chat template, such as `{"tools": [...]}`.
@@ -185,11 +204,17 @@ class GenerationCalls:
             LlmcError: as `generate`; or the model has no chat template, or it fails.
         """
         from llmc.runtime.chat import render
+        from llmc.runtime.looking import from_messages
+        from llmc.runtime.media import batch_of
 
         model = cast("Model", self)
         entry = generation_of(model)
+        messages, shown = from_messages(
+            messages, [] if images is None else batch_of(images, "images", (2, 3))
+        )
         text = render(model, messages, template or {})
-        made = _stream(model, entry, given_of(model, entry, text, False, options), session, options)
+        given = given_of(model, entry, text, False, options, shown or None)
+        made = _stream(model, entry, given, session, options)
         return made if stream else made.all()
 
 
@@ -220,7 +245,7 @@ def _stream(
     options = checked_options(model, entry, prompt.ids, given)
     used, ended = (session, _nothing) if session is not None else _borrowed(model)
     try:
-        generation = Generation(used, entry, prompt.ids, options, prompt.source)
+        generation = Generation(used, entry, prompt.ids, options, prompt.source, prompt.looked)
     except BaseException:
         ended()
         raise

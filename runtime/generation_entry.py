@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmc.runtime.fields import Field
+from llmc.runtime.images_entry import ImagesEntry, read_images
 from llmc.runtime.speech_entry import SpeechEntry, read_speech
 
 _MOST = 2**62
@@ -44,6 +45,7 @@ class GenerationEntry:
         chat_tokens: texts of special tokens by the names that templates use.
         encoder: of an encoder-decoder; None for others.
         speech: of one that writes down speech.
+        images: of one that is given images too.
     """
 
     function: str
@@ -61,14 +63,18 @@ class GenerationEntry:
     chat_tokens: Mapping[str, str]
     encoder: EncoderEntry | None = None
     speech: SpeechEntry | None = None
+    images: ImagesEntry | None = None
 
 
-def read_generation(entry: Field, functions: Mapping[str, Any], files: Mapping[str, Any]) -> GenerationEntry:
+def read_generation(
+    entry: Field, functions: Mapping[str, Any], files: Mapping[str, Any], dims: Mapping[str, Any]
+) -> GenerationEntry:
     """The entry, checked.
 
     Args:
         functions: name -> `FunctionEntry`.
         files: by name.
+        dims: name -> bounds.
 
     Raises:
         LlmcError: a field is not what it should be.
@@ -93,6 +99,7 @@ def read_generation(entry: Field, functions: Mapping[str, Any], files: Mapping[s
         chat_tokens={k: f.text() for k, f in chat["tokens"].mapping().items()} if chat else {},
         encoder=_encoder(entry["encoder"], functions, vocabulary) if "encoder" in entry else None,
         speech=read_speech(entry["speech"], vocabulary) if "speech" in entry else None,
+        images=read_images(entry["images"], functions, dims, _MOST) if "images" in entry else None,
     )
 
 

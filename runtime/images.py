@@ -16,6 +16,7 @@ import numpy as np
 from llmc.errors import LlmcError, extras_named, first_line
 from llmc.runtime.arrays import Array
 from llmc.runtime.fields import Field
+from llmc.runtime.patches import GridSteps, TileSteps
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,6 +45,7 @@ class ImageSteps:
         factor, offset: x * factor + offset.
         mean, std: of each channel, (x - mean) / std; None: left out.
         pad: height and width to which zeros fill up, below and on the right.
+        tiles, grid: instead of `size`, of models of images and text, how an image of any size is cut.
     """
 
     channels: str = "rgb"
@@ -55,6 +57,8 @@ class ImageSteps:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     pad: tuple[int, int] | None = None
+    tiles: TileSteps | None = None
+    grid: GridSteps | None = None
 
     @property
     def fixed(self) -> tuple[int, int] | None:
@@ -98,6 +102,17 @@ def _box(field: Field) -> tuple[int, int]:
     return field["height"].integer(1, MOST), field["width"].integer(1, MOST)
 
 
+def _tiles(field: Field) -> TileSteps:
+    longest, edge = (field[key].integer(1, MOST) for key in ("longest_edge", "edge"))
+    return TileSteps(longest, edge, bool(field["split"].scalar()))
+
+
+def _grid(field: Field) -> GridSteps:
+    sides = {key: field[key].integer(1, MOST) for key in ("patch", "merge", "frames")}
+    pixels = {key: field[key].integer(1, MOST**2) for key in ("least", "most")}
+    return GridSteps(**sides, **pixels, window=field["window"].integer(0, MOST))
+
+
 def _numbers(field: Field) -> tuple[float, ...]:
     return tuple(f.number() for f in field.items())
 
@@ -112,6 +127,8 @@ _READERS: Mapping[str, Any] = {
     "mean": lambda f: ("mean", _numbers(f)),
     "std": lambda f: ("std", _numbers(f)),
     "pad_size": lambda f: ("pad", _box(f)),
+    "tiles": lambda f: ("tiles", _tiles(f)),
+    "grid": lambda f: ("grid", _grid(f)),
 }
 
 
@@ -158,6 +175,20 @@ def _image_of(source: Any) -> Image:
             hint="u8 [height, width, 3]; what is already prepared is given to the model itself",
         )
     return library.fromarray(array[..., 0] if array.ndim == 3 and layers == 1 else array)
+
+
+def want_width(image: Image, steps: ImageSteps, at: str | None = None) -> None:
+    """Refuse an image that is so narrow that it would become too long.
+
+    Raises:
+        LlmcError: it is.
+    """
+    if steps.size is None:
+        return
+    becomes = target(image.height, image.width, steps.size)
+    if max(becomes) > MOST:
+        found = f"{image.width}x{image.height} pixels would become {becomes[1]}x{becomes[0]}"
+        raise LlmcError("the image is too long and narrow", at=at, found=found)
 
 
 def pixels(image: Image, steps: ImageSteps) -> Array:

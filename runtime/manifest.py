@@ -208,7 +208,7 @@ def _manifest(root: Field, path: Path) -> Manifest:
         selftest=_selftest(root),
         labels=tuple(f.text() for f in root["labels"].items()) if "labels" in root else None,
         tokenizer=read_entry(root["tokenizer"], files) if "tokenizer" in root else None,
-        generation=read_generation(root["generation"], {f.name: f for f in functions}, files)
+        generation=read_generation(root["generation"], {f.name: f for f in functions}, files, dims)
         if "generation" in root
         else None,
         postprocess={k: f.scalar() for k, f in root["postprocess"].mapping().items()},

@@ -43,14 +43,8 @@ class Images:
             LlmcError: also where it is so narrow that it would become too long.
         """
         image = images.open_image(source, self.steps.channels)
-        if self.steps.size is not None:
-            becomes = images.target(image.height, image.width, self.steps.size)
-            if max(becomes) > images.MOST:
-                raise LlmcError(
-                    "the image is too long and narrow",
-                    at=str(source) if isinstance(source, str) or hasattr(source, "__fspath__") else None,
-                    found=f"{image.width}x{image.height} pixels would become {becomes[1]}x{becomes[0]}",
-                )
+        at = str(source) if isinstance(source, str) or hasattr(source, "__fspath__") else None
+        images.want_width(image, self.steps, at)
         return image
 
     def __call__(self, opened: Sequence[Any]) -> Array:
@@ -135,6 +129,15 @@ class Sounds:
         return {self.name: made, MASK: mask}
 
 
+def steps_of(model: Model) -> images.ImageSteps:
+    """How a model's images are prepared.
+
+    Raises:
+        LlmcError: the artifact does not say.
+    """
+    return images.read_steps(_entry(model, "images"))
+
+
 def prepare(
     model: Model,
     pictures: Sequence[Any] | None,
@@ -147,12 +150,17 @@ def prepare(
     if pictures is None and sounds is None and texts is None:
         raise LlmcError("there is nothing to prepare", hint="give images=[...], audio=[...] or texts=[...]")
     made: dict[str, Array] = {}
-    if pictures is not None:
+    entry = model.manifest.generation
+    if pictures is not None and entry is not None and entry.images is not None:
+        from llmc.runtime.looking import prepared
+
+        made |= prepared(model, batch_of(pictures, "images", (2, 3))).arrays
+    elif pictures is not None:
         eyes = Images(model)
-        made[eyes.name] = eyes([eyes.open(one) for one in _batch(pictures, "images", (2, 3))])
+        made[eyes.name] = eyes([eyes.open(one) for one in batch_of(pictures, "images", (2, 3))])
     if sounds is not None:
         ears = Sounds(model)
-        made |= ears([ears.open(one, rate, resample) for one in _batch(sounds, "audio", (1,))])
+        made |= ears([ears.open(one, rate, resample) for one in batch_of(sounds, "audio", (1,))])
     return made if texts is None else made | text_arrays(model, texts)
 
 
@@ -194,7 +202,7 @@ def _entry(model: Model, what: str) -> Field:
     return entry
 
 
-def _batch(given: Any, name: str, axes: tuple[int, ...]) -> list[Any]:
+def batch_of(given: Any, name: str, axes: tuple[int, ...]) -> list[Any]:
     """One or several; an array of as many `axes` is one."""
     one = isinstance(given, str) or not hasattr(given, "__iter__") or hasattr(given, "__fspath__")
     if one or getattr(given, "ndim", None) in axes:

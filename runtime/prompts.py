@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.errors import LlmcError
 from llmc.runtime import languages
+from llmc.runtime.looking import Looked, expanded, images_of, prepared, want_rows
+from llmc.runtime.media import batch_of
 from llmc.runtime.source import want_source
 
 if TYPE_CHECKING:
@@ -19,10 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Given:
-    """The tokens that a text begins with, and of an encoder-decoder those of the source."""
+    """The tokens that a text begins with, of an encoder-decoder those of the source, and images."""
 
     ids: Sequence[int]
     source: Sequence[int] = ()
+    looked: Looked | None = None
 
 
 def generation_of(model: Model) -> GenerationEntry:
@@ -73,18 +76,29 @@ def encoder_of(model: Model) -> Encoder | None:
 
 
 def given_of(
-    model: Model, entry: GenerationEntry, prompt: Any, special: bool, options: dict[str, Any]
+    model: Model,
+    entry: GenerationEntry,
+    prompt: Any,
+    special: bool,
+    options: dict[str, Any],
+    images: Any = None,
 ) -> Given:
     """What a prompt is to the model; languages are taken out of the options.
 
+    Args:
+        special: whether a text gets the tokens that begin and end one.
+        images: of the prompt, one or several.
+
     Raises:
-        LlmcError: the prompt is empty or too long, or there is no such language.
+        LlmcError: the prompt is empty or too long, there is no such language, or images do not fit it.
     """
     if isinstance(prompt, list | tuple) and not prompt:
         raise LlmcError(
             "the prompt is empty: a list without a token or a text",
             hint='"" begins a text with nothing before it',
         )
+    if entry.images is not None or images is not None:
+        return _with_images(model, entry, prompt, special, images)
     if entry.encoder is None:
         return Given(_ids(model, entry, prompt, special))
     encoder = encoder_of(model)
@@ -96,6 +110,16 @@ def given_of(
         options["forced_bos_token_id"] = target
     want_source(model, entry.encoder, ids)
     return Given([entry.encoder.start], ids)
+
+
+def _with_images(model: Model, entry: GenerationEntry, prompt: Any, special: bool, images: Any) -> Given:
+    known = images_of(model)
+    looked = Looked() if images is None else prepared(model, batch_of(images, "images", (2, 3)))
+    if isinstance(prompt, str):
+        prompt = expanded(known, prompt, looked, str(model.path))
+    ids = _ids(model, entry, prompt, special and "begin" not in known.texts)
+    want_rows(known, ids, looked)
+    return Given(ids, looked=looked)
 
 
 def _tokens(model: Model, prompt: Any, special: bool) -> list[int]:
@@ -131,6 +155,22 @@ def are_several(prompt: Any) -> bool:
     if isinstance(prompt, str) or not isinstance(prompt, list | tuple) or not prompt:
         return False
     return isinstance(prompt[0], str) or hasattr(prompt[0], "__len__")
+
+
+def images_of_all(prompts: Sequence[Any], images: Any) -> Sequence[Any]:
+    """The images of each prompt; None: it has none.
+
+    Raises:
+        LlmcError: there are not as many entries as prompts.
+    """
+    if images is None:
+        return [None] * len(prompts)
+    if not isinstance(images, list | tuple) or len(images) != len(prompts):
+        raise LlmcError(
+            f"images has no entry for each of {len(prompts)} prompts",
+            hint="give a list with the images of each prompt: [[first], [second, third], None]",
+        )
+    return images
 
 
 def _numbers(prompt: Any) -> list[int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmc.runtime.looking import look
 from llmc.runtime.prompts import generation_of, want_tokens
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def logprobs(model: Model, ids: Sequence[int], begin: int, session: Session) -> 
     entry = generation_of(model)
     want_tokens(ids, entry.vocabulary)
     session.reset()
+    look(session, entry, None)
     chunk, found = _chunk(model), []
     for start in range(0, len(ids) - 1, chunk):
         tokens = np.array(ids[start : start + chunk], np.int64)
@@ -99,6 +101,8 @@ def _chunk(model: Model) -> int:
     """Tokens of a run that every bound of the function allows."""
     entry = generation_of(model)
     inputs = model.functions[entry.function].inputs
+    if entry.images is not None and entry.images.together:
+        return entry.max_length  # tokens that attend to later ones are run with them
     axes = [inputs[entry.tokens].shape[1], *(inputs[entry.keep].shape if entry.keep else ())]
     return min(
         CHUNK, *(axis if isinstance(axis, int) else model.dims.get(axis, (1, CHUNK))[1] for axis in axes)

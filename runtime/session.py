@@ -36,6 +36,7 @@ class Session:
     ) -> None:
         """See `Model.session`."""
         self.model = model
+        self.looked: str | None = None  # the key of the images that it holds, None: not known
         self._handle: native.SessionHandle | None = _opened(model, threads, max_memory, pin)
 
     def __call__(self, *, out: Mapping[str, Array] | None = None, **inputs: Any) -> dict[str, Array]:
@@ -73,6 +74,7 @@ class Session:
         handle = self._open_handle()
         name = next(iter(self.model.functions)) if function is None else function
         check_names("function", [name], self.model.functions)
+        self.looked = None
         options = native.RunOptions(timeout=timeout_of(timeout))
         chosen, library = self.model.functions[name], handle.library
         who = handle.pointer, chosen.number
@@ -88,6 +90,7 @@ class Session:
             LlmcError: the session is in use or closed.
         """
         handle, error = self._open_handle(), native.Error()
+        self.looked = None
         handle.library.check(
             handle.library.session_reset(handle.pointer, byref(error)), error, str(self.model.path)
         )
@@ -137,7 +140,7 @@ class Session:
             LlmcError: as `Model.session`, or there is no memory; the session is in use or closed.
         """
         other = Session.__new__(Session)
-        other.model = self.model
+        other.model, other.looked = self.model, self.looked
         other._handle = _opened(self.model, threads, max_memory, pin, self._open_handle())
         return other
 
@@ -155,6 +158,7 @@ class Session:
         Raises:
             LlmcError: the file cannot be read, is damaged or another model's; the session is in use or closed.
         """
+        self.looked = None
         self._file("session_load", path)
 
     def _file(self, name: str, path: str | os.PathLike[str]) -> None:

@@ -65,6 +65,8 @@ def _run_sessions(
     chosen = model.functions[name]
     _want_batches(model, name, chosen)
     handles = [_handle(model, session) for session, _ in calls]
+    for session, _ in calls:
+        session.looked = None
     arrays = [_arrays(i, chosen, inputs) for i, (_, inputs) in enumerate(calls)]
     sizes = [_sizes(chosen, given) for given in arrays]
     members = (native.Member * len(calls))()

@@ -96,8 +96,8 @@ class Eyes(nn.Module):
         return {TEXT: ids, IMAGE: values[0]}
 
     def facts(self) -> dict[str, Any]:
-        """What the runtime has to know."""
-        return {"kind": self.kind, "tokens": self.tokens}
+        """What the runtime has to know of rows."""
+        return {"rows": self.tokens}
 
 
 class Layers(Eyes):

@@ -46,6 +46,7 @@ def read(
     length: str | None = None,
     encoder: Mapping[str, str] | None = None,
     speech: bool = False,
+    images: Mapping[str, Any] | None = None,
 ) -> Generation:
     """What the files of a model's folder say.
 
@@ -57,6 +58,7 @@ def read(
         length: the dim along which the states grow; None if they do not.
         encoder: of an encoder-decoder the `function` that reads a source, and its input, `source`.
         speech: whether a source is speech.
+        images: how a model is given images; None: it is given none.
 
     Raises:
         LlmcError: a file is damaged, or a setting is of the wrong kind.
@@ -88,6 +90,8 @@ def read(
         facts["speech"] = speech_config.facts(stated, config, vocabulary, at)
     if encoder is not None:
         facts["encoder"] = {**encoder, "start": special.start()}
+    if images is not None:
+        facts["images"] = dict(images)
     template = chat_template.read(root)
     if template is not None:
         named = {name: special.one(f"{name}_id") for name in ("bos_token", "eos_token", "pad_token")}

@@ -87,7 +87,7 @@ class Grid(Eyes):
 
     def of_grids(self, grids: Any, seed: int) -> tuple[Any, ...]:
         """Values of `inputs` for images of so many rows and columns."""
-        from llmc.runtime.grids import beside
+        from llmc.runtime.patches import beside
 
         at = torch.from_numpy(beside(grids, self.window))
         generator = torch.Generator().manual_seed(seed)
@@ -114,13 +114,14 @@ class Grid(Eyes):
         return {TEXT: ids, IMAGE: pixels.flatten(0, 1), "image_grid_thw": torch.tensor(sizes), **kinds}
 
     def facts(self) -> dict[str, Any]:
-        """With the sizes of patches."""
-        sizes = {
-            "patch": self.config.patch_size,
-            "merge": self.merge,
-            "frames": self.config.temporal_patch_size,
-        }
-        return {**super().facts(), **{k: int(n) for k, n in sizes.items()}, "window": self.window}
+        """Each image makes as many rows as it has."""
+        return {}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of patches, as the processor has to make them."""
+        sizes = (self.config.patch_size, self.merge, self.config.temporal_patch_size)
+        return dict(zip(("patch", "merge", "frames"), map(int, sizes), strict=True))
 
 
 def _same(numbers: Any) -> Any:

@@ -13,7 +13,14 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.frontends import forward, padded_rows, processors, seq2seq_folder
+from llmc.compiler.frontends import (
+    forward,
+    padded_rows,
+    processors,
+    seq2seq_folder,
+    vision_folder,
+    vision_processors,
+)
 from llmc.compiler.frontends import tokenizer as tokenizers
 from llmc.compiler.frontends.ctc import decoder_of
 from llmc.compiler.frontends.folder import Summary, inspect
@@ -67,12 +74,22 @@ def load(
         reads = TEXT in signature(model.forward).parameters
         tokenizer = tokenizer_of(summary) if reads or writes else None
         padding = padded_rows.fault(model, does.name, summary.config, tokenizer)
-        functions, lacks = _generating(summary, model, does, max_seq)
+        sees = vision_folder.is_one(model, does.name)
+        eyes = None
+        if sees:
+            does, lacks = TASKS[vision_folder.TASK], ""
+            functions, eyes = vision_folder.load(summary, model, max_seq)
+        else:
+            functions, lacks = _generating(summary, model, does, max_seq)
         does = TASKS[SCORING] if lacks else does
         steps = next(iter(functions.values()), None)
         graph = steps or _graph(summary, model, does, max_batch, max_seq)
         shapes = {node.attributes["name"]: node.shape for node in graph.inputs}
-        processor = processors.for_inputs(summary.root, shapes)
+        processor = (
+            processors.for_inputs(summary.root, shapes)
+            if eyes is None
+            else vision_processors.of(summary.root, eyes)
+        )
         decoder = decoder_of(summary.root, type(model).__name__)
         asked_for = inputs_of(model, summary.root, max_batch, max_seq).bounds if steps is None else {}
     _tell_narrowed(graph, asked_for, summary.root)
@@ -93,7 +110,11 @@ def load(
         scores=scores
         or ("sigmoid" if hasattr(model, "logit_bias") else None),  # SigLIP: each pair for itself
         decoder=decoder.facts if decoder else {},
-        **_generates(summary, functions, max_seq),
+        **(
+            _generates(summary, functions, max_seq)
+            if eyes is None
+            else vision_folder.generates(summary, functions, eyes, tokenizer)
+        ),
     )
 
 

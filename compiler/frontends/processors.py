@@ -96,7 +96,7 @@ def processor_of(root: Path, kind: str) -> Any:
     Raises:
         LlmcError: it cannot be made.
     """
-    file = _file(root, kind)
+    file = file_of(root, kind)
     if file is None:
         return None
     import transformers
@@ -118,7 +118,7 @@ def processor_of(root: Path, kind: str) -> Any:
         ) from error
 
 
-def _file(root: Path, kind: str) -> Path | None:
+def file_of(root: Path, kind: str) -> Path | None:
     """The file that describes it; processor_config.json goes before, if it has it inside."""
     own, whole = (root / name for name in FILES)
     if whole.exists() and kind in read_object(whole):
@@ -157,7 +157,7 @@ def images_of(root: Path, shape: Sequence[int]) -> Processor | None:
         size = {"size": {"height": shape[1], "width": shape[2]}}
         steps = {k: v for k, v in steps.items() if k != "pad_size"} | size
         changed = {**size, "do_pad": False}
-    return Processor(processor, steps, str(_file(root, "image_processor")), tuple(shape), changed)
+    return Processor(processor, steps, str(file_of(root, "image_processor")), tuple(shape), changed)
 
 
 # --- sounds
@@ -172,7 +172,7 @@ def sounds_of(root: Path) -> Processor | None:
     extractor = processor_of(root, "feature_extractor")
     if extractor is None:
         return None
-    name, at = type(extractor).__name__, str(_file(root, "feature_extractor"))
+    name, at = type(extractor).__name__, str(file_of(root, "feature_extractor"))
     if name not in _EXTRACTORS:
         raise LlmcError(f"llmc does not know what {name} does to sounds", at=at, hint=_WITHOUT)
     return Processor(extractor, _EXTRACTORS[name](extractor), at)

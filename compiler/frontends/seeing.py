@@ -32,7 +32,9 @@ def attention(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: Any = None, **options: Any
 ) -> Any:
     """transformers' attention function."""
-    window = step_attention.window_of(module, attention_mask, {**options, "is_causal": True})  # as masked here
+    window = step_attention.window_of(
+        module, attention_mask, {**options, "is_causal": True}
+    )  # as masked here
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     made = torch.nn.functional.scaled_dot_product_attention(
         query,

@@ -91,7 +91,9 @@ class StepHead(nn.Module):
         number = self.eyes.groups(row) if self.eyes.together == "image" else torch.ones_like(row)
         return torch.where(are, number, 0.0)
 
-    def _placed(self, marks: Any, at: Any, counted: Any, before: Any, places: Sequence[Any]) -> dict[str, Any]:
+    def _placed(
+        self, marks: Any, at: Any, counted: Any, before: Any, places: Sequence[Any]
+    ) -> dict[str, Any]:
         if not places:
             return {}
         return {"position_ids": self.eyes.positions(marks, at, counted, before.shape[0], places[0])}
@@ -110,7 +112,9 @@ class StepHead(nn.Module):
         return torch.where(cut[:, None], float("nan"), embeds)
 
 
-def functions(eyes: Eyes, max_seq: int, at: str, whole: Callable[[Mapping[str, Any]], Any]) -> dict[str, Graph]:
+def functions(
+    eyes: Eyes, max_seq: int, at: str, whole: Callable[[Mapping[str, Any]], Any]
+) -> dict[str, Graph]:
     """The graphs of `see` and `step`.
 
     Args:
@@ -223,7 +227,10 @@ def _step(head: StepHead, ids: Any, seen: Sequence[Any], max_seq: int) -> Graph:
     moving = [{} if len(part.shape) == 1 and part.shape[0] == 1 else {0: dims[eyes.dim]} for part in seen]
     axes = ({1: dims[SEQ]}, {0: dims[KEPT]}, *({one.grows: dims[PAST]} for one in held), *moving)
     states = [*(stepping.sized(one, torch.randn, 5) for one in head.held), torch.zeros(5)]
-    inputs = [Input(TEXT, (1, SEQ), low=0, high=_largest(head)), Input(KEEP, (KEPT,), low=0, high=max_seq - 1)]
+    inputs = [
+        Input(TEXT, (1, SEQ), low=0, high=_largest(head)),
+        Input(KEEP, (KEPT,), low=0, high=max_seq - 1),
+    ]
     inputs += [Input(one.name, tuple(PAST if n == 0 else n for n in one.shape)) for one in held]
     names = [one.name for one in held]
     for name, part, moves in zip(_names(seen), seen, moving, strict=True):

@@ -17,7 +17,7 @@ from llmc.compiler.frontends.processors import Processor
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import bind
 from llmc.errors import LlmcError, LlmcWarning, extras_named
-from llmc.runtime import audio, images
+from llmc.runtime import audio, images, looking
 from llmc.runtime.fields import Field
 
 LARGEST = 1e-4  # difference to transformers
@@ -60,7 +60,9 @@ def want_same(processor: Processor) -> None:
         told = f"images are stretched to {height}x{width}: the folder's processor makes them of any size"
         warnings.warn(LlmcWarning(told), stacklevel=2)
     entry = Field(dict(processor.steps), processor.at, "preprocess")
-    if "kind" in entry:
+    if "tiles" in entry or "grid" in entry:
+        _want_same_cuts(processor, images.read_steps(entry))
+    elif "kind" in entry:
         _want_same_sound(processor, audio.read_steps(entry))
     else:
         _want_same_images(processor, images.read_steps(entry))
@@ -77,6 +79,17 @@ def _want_same_images(processor: Processor, steps: images.ImageSteps) -> None:
         image = Image.fromarray(noise).convert(mode)
         if (theirs := processor.image(image)) is not None:
             _want_close(processor, images.pixels(image, steps), np.asarray(theirs))
+
+
+def _want_same_cuts(processor: Processor, steps: images.ImageSteps) -> None:
+    """Of images that are cut: wide, high and small ones."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for sides in ((37, 61), (90, 40), (16, 16)):
+        image = Image.fromarray(rng.integers(0, 256, (*sides, 3), np.uint8))
+        made, _ = looking.made([image], steps)
+        _want_close(processor, made[looking.PIXELS], np.asarray(processor.image(image)))
 
 
 def _want_same_sound(processor: Processor, steps: audio.AudioSteps) -> None:

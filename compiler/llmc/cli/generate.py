@@ -141,13 +141,19 @@ def want_none(settings: dict[str, Any]) -> None:
         raise click.UsageError(f"{names} {verb} with --prompt, --prompt-file or --chat.")
 
 
-def run(model: Any, prompt: str | None, as_json: bool, settings: dict[str, Any]) -> None:
+def run(
+    model: Any, prompt: str | None, images: Sequence[str], as_json: bool, settings: dict[str, Any]
+) -> None:
     """Continue texts, or converse.
+
+    Args:
+        images: of the prompt, or of what is said first.
 
     Raises:
         LlmcError: a prompt cannot be read, the model does not generate, or as `Model.generate`.
     """
     options = _with_files(given(settings))
+    shown = _shown(images, settings)
     chat, stream = settings["chat"], settings["stream"]
     if as_json and stream:
         raise click.UsageError("--json prints whole texts, --stream pieces of them; give one.")
@@ -157,16 +163,33 @@ def run(model: Any, prompt: str | None, as_json: bool, settings: dict[str, Any])
     if "num_beams" in options and (chat or stream):
         raise click.UsageError("--num-beams finds whole texts: it goes with neither --stream nor --chat.")
     if not texts:
-        _converse(model, options)
+        _converse(model, shown, options)
         return
     told = []
     for text in texts:
-        made = _continued(model, text, chat, stream, options)
+        made = _continued(model, text, chat, stream, {**options, **({"images": shown} if shown else {})})
         told.append(described(text, made))
         if not as_json and not stream:
             click.echo(visible(made.text))
     if as_json:
         print_json(told)
+
+
+def _shown(images: Sequence[str], settings: dict[str, Any]) -> list[Path]:
+    if images and settings["prompt_files"]:
+        raise click.UsageError("--image goes with --prompt or --chat, not with --prompt-file.")
+    if not images:
+        return []
+    from llmc.cli.media import files_of, image_suffixes
+
+    return files_of(images, image_suffixes, "images")
+
+
+def _said(text: str, images: Sequence[Path]) -> Any:
+    """What the user says, as chat templates take it: images first."""
+    if not images:
+        return text
+    return [*({"type": "image", "path": str(file)} for file in images), {"type": "text", "text": text}]
 
 
 def _continued(model: Any, text: str, chat: bool, stream: bool, options: dict[str, Any]) -> Any:
@@ -175,7 +198,11 @@ def _continued(model: Any, text: str, chat: bool, stream: bool, options: dict[st
         made = model.generate(text, **options)
         _note(made)
         return made
-    pieces = model.chat(text, stream=True, **options) if chat else model.stream(text, **options)
+    if chat:
+        messages = [{"role": "user", "content": _said(text, options.pop("images", []))}]
+        pieces = model.chat(messages, stream=True, **options)
+    else:
+        pieces = model.stream(text, **options)
     _show(pieces, stream)
     _note(pieces.result)
     return pieces.result
@@ -223,13 +250,13 @@ def described(prompt: str, made: Any) -> dict[str, Any]:
     return {**facts, **asdict(made.usage), **({"logprobs": tokens} if tokens else {})}
 
 
-def _converse(model: Any, options: dict[str, Any]) -> None:
+def _converse(model: Any, images: Sequence[Path], options: dict[str, Any]) -> None:
     """Line by line, until the input ends; what has been said stays in the session."""
-    messages: list[dict[str, str]] = []
+    messages: list[dict[str, Any]] = []
     seen = sys.stdin.isatty()
     with model.session() as session:
         while (line := _next_line(seen)) is not None:
-            messages.append({"role": "user", "content": line})
+            messages.append({"role": "user", "content": _said(line, [] if messages else images)})
             pieces = model.chat(messages, stream=True, session=session, **options)
             _show(pieces, stream=True)
             _note(pieces.result)

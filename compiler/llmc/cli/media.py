@@ -96,6 +96,11 @@ def run_images(
     Raises:
         LlmcError: the model takes no images, or some of the files are none.
     """
+    if model.generates:
+        hint = (
+            '--prompt "... what is this?" --image FILE, with the model\'s mark for each image in the prompt'
+        )
+        raise LlmcError("the model answers prompts about images", at=str(model.path), hint=hint)
     eyes = Images(model)
     asked = Asked(texts, THRESHOLD if threshold is None else threshold)
     files = files_of(given, image_suffixes, "images")

@@ -34,6 +34,7 @@ Examples:
   llmc run writer.llmc --prompt "Once upon a time" --stream --max-new-tokens 100
   llmc run writer.llmc --prompt-file question.txt --do-sample --temperature 0.7 --seed 1 --json
   llmc run writer.llmc --chat                                      a conversation, a line each
+  llmc run seer.llmc --prompt "<image> What is this?" --image photo.jpg
 
 \b
 What is printed follows the model's task: embeddings, labels with probabilities, labelled tokens, the answer's
@@ -108,12 +109,14 @@ def command(
     """Run ARTIFACT on texts, images, sounds, NumPy arrays, a prompt, or on its own recorded samples."""
     asked = {"text": texts, "image": images, "audio": audio, "input": inputs, "selftest": selftest}
     spoken = speech.given(settings)
-    continues = prompt is not None and not (texts or images or audio)
+    continues = prompt is not None and not (texts or audio)
     if settings["chat"] or settings["prompt_files"] or continues:
         others = {"pair": pairs, "strict": strict, "threshold": threshold, "resample": resample, **spoken}
-        generate.want_alone({**asked, **others, "output": output, "function": function, "past": past})
+        generate.want_alone(
+            {**asked, "image": (), **others, "output": output, "function": function, "past": past}
+        )
         model = _with_assistant(artifact, settings, threads, variant, no_check)
-        generate.run(model, prompt, as_json, settings)
+        generate.run(model, prompt, images, as_json, settings)
         return
     generate.want_none(settings)
     _want_sense(

@@ -1,0 +1,80 @@
+"""A folder with a model of images and text -> its functions, and what the folder says of images and of generating."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from llmc.compiler.frontends import forward, generation_config
+from llmc.compiler.frontends.folder import Summary
+from llmc.compiler.frontends.inputs import TEXT
+from llmc.compiler.frontends.program import asked
+from llmc.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.compiler.frontends.eyes import Eyes
+    from llmc.compiler.frontends.tokenizer import Tokenizer
+    from llmc.compiler.graph import Graph
+
+TASK = "image-text-to-text"
+KNOWN = ("gemma3", "idefics3", "llava", "paligemma", "qwen2_5_vl", "qwen2_vl", "smolvlm")
+
+
+def is_one(model: Any, task: str) -> bool:
+    """Whether a model of images and text is to be given both."""
+    return task in (TASK, "text2text-generation") and model.config.model_type in KNOWN
+
+
+def load(summary: Summary, model: Any, max_seq: int) -> tuple[Mapping[str, Graph], Eyes]:
+    """The functions `see` and `step`, and the model's eyes.
+
+    Raises:
+        LlmcError: the model cannot be run, or does something that llmc does not know.
+    """
+    from llmc.compiler.frontends import eyes, vision
+    from llmc.compiler.frontends.report import UnsupportedError
+
+    at = str(summary.root / "config.json")
+    forward.in_one_piece(model)
+    try:
+        seeing = eyes.of(model, summary.root, max_seq)
+        return vision.functions(seeing, max_seq, at, lambda given: _whole(model, given, at)), seeing
+    except UnsupportedError as error:
+        raise LlmcError(
+            f"the model cannot be compiled with images: {error.reason}",
+            at=at,
+            hint="--task text-generation compiles it for texts alone, where it can",
+        ) from error
+
+
+def _whole(model: Any, given: Mapping[str, Any], at: str) -> Any:
+    """All logits of a text with images, by transformers and without a cache."""
+    return asked(lambda: model(**given, use_cache=False, return_dict=True).logits.numpy(), at)
+
+
+def generates(
+    summary: Summary, functions: Mapping[str, Graph], eyes: Eyes, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    """What an artifact needs to know of generating."""
+    from llmc.compiler.frontends import vision, vision_prompts
+    from llmc.compiler.frontends.stepping import KEEP, LOGITS, PAST, STEP
+
+    step = functions[STEP]
+    images = {
+        **{"function": vision.SEE, "dim": eyes.dim, "token": eyes.token, "together": eyes.together},
+        **eyes.facts(),
+        **vision_prompts.texts(summary.root, eyes, tokenizer),
+    }
+    said = generation_config.read(
+        summary.root,
+        summary.config,
+        function=STEP,
+        tokens=TEXT,
+        keep=KEEP,
+        logits=LOGITS,
+        vocabulary=int(step.outputs[LOGITS].shape[-1]),
+        max_length=step.dims[PAST].high,
+        length=PAST,
+        images=images,
+    )
+    return {"functions": functions, "generation": said.facts, "chat_template": said.template}
