@@ -70,6 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
         "text_config": {"model_type": "gemma", **TEXT},
         "image_token_index": ID["<image>"],
         "projection_dim": 32,
+        "vocab_size": len(ID),
     },
 }
 PROMPTS = {

@@ -44,7 +44,7 @@ class Grid(Eyes):
         """Patches by the rows that they make, and what stands beside these."""
         return (
             Input(IMAGE, (self.dim, self.merge**2, self.patch)),
-            Input(GRID, (self.dim, len(COLUMNS)), low=-(2**31), high=2**31 - 1),
+            Input(GRID, (self.dim, len(COLUMNS)), low=-self.bounds[1], high=self.bounds[1]),
         )
 
     def rows(self, pixels: Any, *others: Any) -> Any:
