@@ -96,9 +96,7 @@ def prepared(model: Model, sources: Sequence[Any]) -> Looked:
     return Looked(arrays, sizes, count * (entry.rows or 1), digest.hexdigest())
 
 
-def made(
-    opened: Sequence[Any], steps: images.ImageSteps
-) -> tuple[dict[str, Array], list[tuple[int, int]]]:
+def made(opened: Sequence[Any], steps: images.ImageSteps) -> tuple[dict[str, Array], list[tuple[int, int]]]:
     """The inputs of the function that sees, and of each image how many rows and columns of tiles or of a grid it makes.
 
     Raises:

@@ -11,8 +11,23 @@ import tokenizers
 from random_any import made
 
 SPECIAL = (
-    *("</s>", "<pad>", "<s>", "<image>", "<start_of_image>", "<end_of_image>", "<|image_pad|>", "<|video_pad|>"),
-    *("<|vision_start|>", "<|vision_end|>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
+    *(
+        "</s>",
+        "<pad>",
+        "<s>",
+        "<image>",
+        "<start_of_image>",
+        "<end_of_image>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    ),
+    *(
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<fake_token_around_image>",
+        "<global-img>",
+        "<end_of_utterance>",
+    ),
     *(f"<row_{y}_col_{x}>" for y in range(1, 4) for x in range(1, 4)),
 )
 _WORDS = "user: assistant: a the one two red green old house tree fish bird sees what is this ? near \n \n\n"
@@ -71,6 +86,7 @@ CASES: dict[str, dict[str, Any]] = {
         "image_token_index": ID["<image>"],
         "projection_dim": 32,
         "vocab_size": len(ID),
+        "hidden_size": 32,
     },
 }
 PROMPTS = {
@@ -105,7 +121,9 @@ def tokenizer() -> Any:
     pieces = tokenizers.pre_tokenizers
     tool.pre_tokenizer = pieces.Sequence([pieces.Split("\n\n", "isolated"), pieces.Split(" ", "removed")])
     tool.add_special_tokens([tokenizers.AddedToken(word, normalized=False) for word in SPECIAL])
-    tool.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+    tool.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 2)]
+    )
     words = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "."}
     extra = {"image_token": "<image>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
     return PreTrainedTokenizerFast(tokenizer_object=tool, **words, extra_special_tokens=extra)
@@ -136,7 +154,11 @@ def processor(name: str) -> Any:
     import transformers
 
     more: dict[str, Any] = {
-        "Llava": {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
+        "Llava": {
+            "patch_size": 8,
+            "vision_feature_select_strategy": "default",
+            "num_additional_image_tokens": 1,
+        },
         "Idefics3": {"image_seq_len": 4},
         "Gemma3": {"image_seq_length": 4},
     }

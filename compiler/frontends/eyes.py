@@ -1,7 +1,7 @@
 """How models of images and text look at images: what their code takes, and the rows that stand for image tokens.
 
-Each way is a class: images of one size (LLaVA, Gemma 3, PaliGemma), in tiles (Idefics3, SmolVLM), or as patches of a grid
-of any size (Qwen2-VL). Which one a model needs is read from what it has; that it is right is compared.
+Each way is a class: images of one size (LLaVA, Gemma 3, PaliGemma), in tiles (Idefics3, SmolVLM), or as patches of a
+grid of any size (Qwen2-VL). That a model's is right is compared.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from llmc.compiler.frontends.report import UnsupportedError
 SEEN, COUNTED, MARKS, PLACES = "images", "images.rows", "images.marks", "images.places"
 GRID = "rows_at"
 _MOST = 256  # images of a prompt
+_FEW = 64  # rows of an image
 
 
 class Eyes(nn.Module):
@@ -39,7 +40,7 @@ class Eyes(nn.Module):
         self.model, self.token = model, image_token(model.config)
         self.shape = images.image_shape(model.config.vision_config, root)
         self.tokens = int(self.rows(torch.zeros(1, *self.shape)).shape[1])
-        self.bounds = (1, max(1, min(_MOST, max_seq // self.tokens)))
+        self.bounds = (1, max(2, min(_MOST, max_seq // self.tokens)))
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -75,10 +76,18 @@ class Eyes(nn.Module):
         """Of image tokens, by their row: a number from 1 on, the same for those of one image."""
         return torch.div(row, self.tokens, rounding_mode="floor") + 1
 
-    def sample(self, seed: int = 0) -> tuple[Any, ...]:
-        """Values of `inputs` for two images, or one where there is no room."""
-        generator = torch.Generator().manual_seed(seed)
-        return (torch.randn(min(2, self.bounds[1]), *self.shape, generator=generator),)
+    def sample(self) -> tuple[Any, ...]:
+        """Values of `inputs` for two images, or one where the interpreter would take long."""
+        return self.drawn(2 if self.tokens <= _FEW else 1)
+
+    def drawn(self, count: int) -> tuple[Any, ...]:
+        """Values of `inputs` for so many images."""
+        generator = torch.Generator().manual_seed(0)
+        return (torch.randn(count, *self.shape, generator=generator),)
+
+    def traced(self) -> tuple[Any, ...]:
+        """Values that are traced: of one image alone torch.export would take the graph for that of one."""
+        return self.drawn(2)
 
     def spans(self, values: tuple[Any, ...]) -> list[int]:
         """Rows of each image of a sample."""

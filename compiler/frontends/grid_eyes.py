@@ -17,6 +17,7 @@ from llmc.compiler.frontends.inputs import IMAGE, TEXT, Input
 
 COLUMNS = ("image", "window", "row", "column", "shift", "after")  # of GRID
 _MOST = 16384  # rows of a prompt
+_FEW = 16  # rows along a side of a sample
 
 
 class Grid(Eyes):
@@ -32,7 +33,7 @@ class Grid(Eyes):
         channels = int(getattr(self.config, "in_channels", 3))
         self.patch = channels * int(self.config.temporal_patch_size) * int(self.config.patch_size) ** 2
         self.full = getattr(self.config, "fullatt_block_indexes", None)
-        self.bounds = (1, max(1, min(_MOST, max_seq)))
+        self.bounds = (1, max(2, min(_MOST, max_seq)))
 
     def prepare(self) -> None:
         """Attention by masks: its own code cuts patches into lists."""
@@ -81,16 +82,21 @@ class Grid(Eyes):
         number = torch.arange(marks.shape[0]) + past
         return (shift.T[:, None] + number).long()
 
-    def sample(self, seed: int = 0) -> tuple[Any, ...]:
-        """Two images, the first wide and the second high."""
-        return self.of_grids(((2, 3), (3, 1)) if self.bounds[1] > 16 else ((1, 1),), seed)
+    def sample(self) -> tuple[Any, ...]:
+        """Two images, the first wide, of more than a window, and the second high."""
+        wide = self.window + 1 if 1 < self.window < _FEW else 3
+        return self.of_grids(((2, wide), (3, 1)))
 
-    def of_grids(self, grids: Any, seed: int) -> tuple[Any, ...]:
+    def traced(self) -> tuple[Any, ...]:
+        """The same."""
+        return self.sample()
+
+    def of_grids(self, grids: Any) -> tuple[Any, ...]:
         """Values of `inputs` for images of so many rows and columns."""
         from llmc.runtime.patches import beside
 
         at = torch.from_numpy(beside(grids, self.window))
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         return torch.randn(len(at), self.merge**2, self.patch, generator=generator), at
 
     @property

@@ -1,4 +1,4 @@
-"""Attention of a decoder some of whose tokens attend to later ones, registered with transformers beside `step_attention`.
+"""Attention of a decoder some of whose tokens attend to later ones, beside `step_attention`.
 
 The tokens of one image attend to all of it (Gemma 3), or those of a prompt to all of the prompt (PaliGemma). Which
 belong together is said by numbers beside the tokens: those of one number, from 1 on, see each other.

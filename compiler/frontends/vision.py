@@ -18,13 +18,21 @@ import torch
 from torch import nn
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.frontends import caches, exporters, forward, long_tables, reference, scans, seeing
+from llmc.compiler.frontends import (
+    caches,
+    exporters,
+    forward,
+    long_tables,
+    reference,
+    scans,
+    seeing,
+    stepping,
+)
 from llmc.compiler.frontends import step_attention as step_attentions
-from llmc.compiler.frontends import stepping
 from llmc.compiler.frontends.caches import Held
 from llmc.compiler.frontends.eyes import COUNTED, MARKS, PLACES, SEEN, Eyes
 from llmc.compiler.frontends.heads import ROOT
-from llmc.compiler.frontends.implementations import choose, set_way
+from llmc.compiler.frontends.implementations import choose
 from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
 from llmc.compiler.frontends.masks import ADDED
 from llmc.compiler.frontends.report import UnsupportedError
@@ -33,7 +41,6 @@ from llmc.compiler.frontends.torch_export import to_graph
 from llmc.compiler.frontends.tracing import trace
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import state_
-from llmc.errors import LlmcError
 
 SEE, HIDDEN = "see", "image_embeds"
 _WAYS = (step_attentions.STEP, ADDED, "sdpa", "eager")
@@ -43,7 +50,12 @@ _COUNT = Held(None, MARKS, (0,))
 
 
 class StepHead(nn.Module):
-    """`forward(input_ids, logits_to_keep, *held, marks, rows, counted, places?)` -> logits, what is held then, marks."""
+    """`forward(input_ids, logits_to_keep, *held, marks, *seen)` -> logits, what is held then, marks.
+
+    Args:
+        eyes: of the model; what they give is `seen`: rows, their count and maybe places.
+        held: what the model's cache holds.
+    """
 
     def __init__(self, eyes: Eyes, held: Sequence[Held]) -> None:
         super().__init__()
@@ -142,9 +154,11 @@ def functions(
     choose(_reader(model), functools.partial(_played, head, ids, seen), wanted, {}, max_seq, ways)
     forward.whole(model)
     forward.one_pass(model, max_seq)
-    made = {SEE: _see(eyes, values), STEP: ""}
+    see = _see(eyes)
+    with torch.no_grad():
+        traced = eyes(*eyes.traced())
     with long_tables.endless(model):
-        made[STEP] = _step(head, ids, seen, max_seq)
+        made = {SEE: see, STEP: _step(head, ids, traced, max_seq)}
     _want_same(made, eyes, values, ids, wanted, at)
     return made
 
@@ -209,7 +223,8 @@ def _names(seen: Sequence[Any]) -> list[str]:
     return [SEEN, COUNTED, PLACES][: len(seen)]
 
 
-def _see(eyes: Eyes, values: tuple[Any, ...]) -> Graph:
+def _see(eyes: Eyes) -> Graph:
+    values = eyes.traced()
     dims = {eyes.dim: torch.export.Dim(eyes.dim, min=eyes.bounds[0], max=eyes.bounds[1])}
     axes = tuple({0: dims[eyes.dim]} for _ in eyes.inputs)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How images stand in prompts, by the settings of a folder's processor: the texts of the manifest's `generation.images`.
+"""How images stand in prompts, by the settings of a folder's processor: `texts` of the manifest's `generation.images`.
 
 They are what transformers' processors of the families write. A setting that is not understood is an error.
 """
@@ -33,13 +33,17 @@ def texts(root: Path, eyes: Eyes, tokenizer: Tokenizer | None) -> dict[str, Any]
     unknown = sorted(stated.keys() - _IDLE - {"image_token"} - settings.keys())
     if unknown:
         hint = f"known are {', '.join(sorted({'image_token', *settings}))}"
-        raise LlmcError(f"the processor's setting {unknown[0]!r} is not known to llmc", at=str(file), hint=hint)
+        raise LlmcError(
+            f"the processor's setting {unknown[0]!r} is not known to llmc", at=str(file), hint=hint
+        )
     for name, wanted in settings.items():
         _want(file, stated, name, wanted(eyes))
     vocabulary = _Vocabulary(tokenizer, root)
     row = vocabulary.text(eyes.token, "image_token")
     if stated.get("image_token", row) != row:
-        raise LlmcError("image_token is not the token of config.json's image_token_id", at=str(file), found=row)
+        raise LlmcError(
+            "image_token is not the token of config.json's image_token_id", at=str(file), found=row
+        )
     return {"texts": {"placeholder": row, "row": row, **make(config, vocabulary)}}
 
 
@@ -100,7 +104,8 @@ def _tiles(config: Any, vocabulary: _Vocabulary) -> dict[str, str]:
 
 def _gemma(config: Any, vocabulary: _Vocabulary) -> dict[str, str]:
     begin, end = (
-        vocabulary.text(getattr(config, f"{name}_token_index", None), f"{name}_token") for name in ("boi", "eoi")
+        vocabulary.text(getattr(config, f"{name}_token_index", None), f"{name}_token")
+        for name in ("boi", "eoi")
     )
     return {"placeholder": begin, "before": f"\n\n{begin}", "after": f"{end}\n\n"}
 
