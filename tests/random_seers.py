@@ -101,6 +101,14 @@ CHAT = (
 )
 
 
+def configuration(name: str) -> Any:
+    """The configuration of a case."""
+    import transformers
+
+    kind = getattr(transformers, f"{name}ForConditionalGeneration")
+    return kind.config_class(**CASES[name])
+
+
 def model(name: str) -> Any:
     """The model of a case."""
     return made(f"{name}ForConditionalGeneration", CASES[name])
