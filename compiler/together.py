@@ -26,6 +26,8 @@ from llmc.compiler.plan_states import LEAVES, held
 from llmc.compiler.slots import root
 from llmc.compiler.verify_dims import symbols_in, symbols_of
 
+_LOOK_UP = ("embedding", "gather")  # in a table, which a session may have for itself
+
 
 class Together:
     """The analysis of one function."""
@@ -52,6 +54,10 @@ class Together:
         for node in graph.nodes:
             if node.bodies:
                 yield f"{node.op} {node.source} has a body of its own".replace("  ", " ")
+        for node in graph.nodes:
+            table = root(node.inputs[0]) if node.op in _LOOK_UP else node
+            if table.op == "state" and node is not table and table.attributes["grows"] is None:
+                yield f"it looks up rows of state {table.attributes['name']}"
         for node in graph.inputs:
             if not self.rows(node):
                 yield f"input {node.attributes['name']} has no rows side by side, its shape is {node.type}"

@@ -75,7 +75,21 @@ def steps_of(name: str, folder: Any) -> images.ImageSteps:
 
 def asked(name: str) -> dict[str, Any]:
     """What transformers' processor makes of a prompt with two images."""
-    return dict(seers.processor(name)(images=PICTURES, text=prompts(name), return_tensors="pt"))
+    if name.startswith("Qwen"):
+        return grids(name)
+    made = seers.processor(name)(images=PICTURES, text=prompts(name), return_tensors="np")
+    return {key: torch.from_numpy(np.asarray(value)) for key, value in made.items() if key != "labels"}
+
+
+def grids(name: str) -> dict[str, Any]:
+    """The same by the parts of Qwen2-VL's processor, which as a whole needs torchvision."""
+    made = seers.image_processor(name)(PICTURES, return_tensors="pt")
+    mark, text = "<|image_pad|>", prompts(name)
+    for grid in made["image_grid_thw"]:
+        text = text.replace(mark, "<row>" * int(grid.prod() // 4), 1)
+    ids = torch.tensor([seers.tokenizer()(text.replace("<row>", mark))["input_ids"]])
+    kinds = (ids == seers.ID[mark]).int()
+    return {**made, "input_ids": ids, "mm_token_type_ids": kinds}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.imports) for n in FAMILIES])
