@@ -7,6 +7,7 @@ from their number: an image takes as many places as its longer side has rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,7 @@ class Grid(Eyes):
 
     def of_grids(self, grids: Any) -> tuple[Any, ...]:
         """Values of `inputs` for images of so many rows and columns."""
-        from llmc.runtime.patches import beside
-
-        at = torch.from_numpy(beside(grids, self.window))
+        at = beside(grids, self.window)
         generator = torch.Generator().manual_seed(0)
         return torch.randn(len(at), self.merge**2, self.patch, generator=generator), at
 
@@ -128,6 +127,21 @@ class Grid(Eyes):
         """Of patches, as the processor has to make them."""
         sizes = (self.config.patch_size, self.merge, self.config.temporal_patch_size)
         return dict(zip(("patch", "merge", "frames"), map(int, sizes), strict=True))
+
+
+def beside(grids: Sequence[tuple[int, int]], window: int) -> Any:
+    """`COLUMNS` of images of so many rows and columns, as the runtime makes them of real ones."""
+    found, saved, windows = [], 0, 0
+    for image, (rows, columns) in enumerate(grids):
+        edge = window or max(rows, columns)
+        wide = -(-columns // edge)
+        after = saved + rows * columns - max(rows, columns)
+        for number in range(rows * columns):
+            row, column = divmod(number, columns)
+            within = windows + row // edge * wide + column // edge
+            found.append((image, within, row, column, -saved - number, -after))
+        saved, windows = after, windows + wide * -(-rows // edge)
+    return torch.tensor(found)
 
 
 def _same(numbers: Any) -> Any:

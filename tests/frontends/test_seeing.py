@@ -13,13 +13,13 @@ import random_seers as seers
 import torch
 
 from llmc import preprocessing
-from llmc.compiler.frontends import vision_processors, vision_prompts
+from llmc.compiler.frontends import grid_eyes, vision_processors, vision_prompts
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.compiler.interpret import step
 from llmc.compiler.module import Module
 from llmc.compiler.verify import verify_module
 from llmc.errors import LlmcError
-from llmc.runtime import images, looking
+from llmc.runtime import images, looking, patches
 from llmc.runtime.fields import Field
 from llmc.runtime.images_entry import read_images
 
@@ -109,6 +109,12 @@ def test_every_step_is_that_of_images_and_text_at_once(name: str, folder: Any) -
     for calls in ([ids.shape[1]],) if whole == "prompt" else ([ids.shape[1]], cut(name, ids)):
         away = np.abs(played(found.functions, arrays, ids, calls) - wanted).max() / np.abs(wanted).max()
         assert away < 1e-5, calls
+
+
+@pytest.mark.parametrize("window", [0, 2, 3])
+def test_the_runtime_places_rows_as_the_model_was_checked_with(window: int) -> None:
+    grids = [(2, 3), (5, 4), (1, 1), (3, 7)]
+    assert np.array_equal(patches.beside(grids, window), grid_eyes.beside(grids, window).numpy())
 
 
 def cut(name: str, ids: Any) -> list[int]:
