@@ -14,8 +14,8 @@ from llmc.errors import LlmcError
 from llmc.runtime.beams import want_fits
 from llmc.runtime.generated import Generated, TextStream
 from llmc.runtime.generation import Generation, next_of_all
-from llmc.runtime.generation_calls import checked_options, text_stream
-from llmc.runtime.prompts import Given, generation_of, given_of
+from llmc.runtime.generation_calls import text_stream
+from llmc.runtime.prompts import Given, checked_options, generation_of, given_of
 
 if TYPE_CHECKING:
     from llmc.runtime.generation_entry import GenerationEntry

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from llmc.errors import LlmcError
 from llmc.runtime.prompts import (
     Given,
     are_several,
+    checked_options,
     encoder_of,
     generation_of,
     given_of,
@@ -250,35 +250,6 @@ def _stream(
         ended()
         raise
     return text_stream(model, generation, prompt.source or prompt.ids, options, ended)
-
-
-def checked_options(
-    model: Model, entry: GenerationEntry, ids: Sequence[int], given: Mapping[str, Any]
-) -> GenerationOptions:
-    """The options of a text, and whether they go with its prompt.
-
-    Raises:
-        LlmcError: one is unknown or makes no sense, a number is no token's.
-    """
-    from llmc.runtime.generation_options import options_of
-
-    options = options_of(entry, given)
-    encoder = encoder_of(model) if options.stop_strings else None
-    if options.stop_strings and encoder is None:
-        raise LlmcError("stop_strings need a tokenizer, which the artifact does not have", at=str(model.path))
-    want_tokens(ids, entry.vocabulary)
-    if encoder is not None:
-        options = options.by_special(entry, encoder.special)
-    if options.is_held:
-        from llmc.runtime.grammar import matcher_of
-
-        matcher_of(model, entry, options)
-        options = replace(options, forced_eos_token_id=None)  # the grammar says where a text ends
-    if options.assistant_model is not None:
-        from llmc.runtime.assistant import want_partner
-
-        want_partner(model, options.assistant_model, entry)
-    return options
 
 
 def text_stream(

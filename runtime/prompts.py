@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from llmc.runtime.source import want_source
 if TYPE_CHECKING:
     from llmc.runtime.encoder import Encoder
     from llmc.runtime.generation_entry import GenerationEntry
+    from llmc.runtime.generation_options import GenerationOptions
     from llmc.runtime.model import Model
 
 
@@ -191,3 +192,32 @@ def want_tokens(ids: Sequence[int], vocabulary: int) -> None:
     for place, token in enumerate(ids):
         if not 0 <= token < vocabulary:
             raise LlmcError(f"token {place} of the prompt is {token}, must be within 0..{vocabulary - 1}")
+
+
+def checked_options(
+    model: Model, entry: GenerationEntry, ids: Sequence[int], given: Mapping[str, Any]
+) -> GenerationOptions:
+    """The options of a text, and whether they go with its prompt.
+
+    Raises:
+        LlmcError: one is unknown or makes no sense, a number is no token's.
+    """
+    from llmc.runtime.generation_options import options_of
+
+    options = options_of(entry, given)
+    encoder = encoder_of(model) if options.stop_strings else None
+    if options.stop_strings and encoder is None:
+        raise LlmcError("stop_strings need a tokenizer, which the artifact does not have", at=str(model.path))
+    want_tokens(ids, entry.vocabulary)
+    if encoder is not None:
+        options = options.by_special(entry, encoder.special)
+    if options.is_held:
+        from llmc.runtime.grammar import matcher_of
+
+        matcher_of(model, entry, options)
+        options = replace(options, forced_eos_token_id=None)  # the grammar says where a text ends
+    if options.assistant_model is not None:
+        from llmc.runtime.assistant import want_partner
+
+        want_partner(model, options.assistant_model, entry)
+    return options
