@@ -49,6 +49,11 @@ def _scale_of(row: Row, x: Buffer, start: Expr, n: int) -> Expr:
     return k.let(tirx.Select(scale < f32(TINY), f32(1.0), scale))
 
 
+def _want_no_zero(node: Node) -> None:
+    if node.attributes["has_zero"]:
+        raise LlmcError(f"{node.op}: there is no kernel for levels around a zero point on GPUs")
+
+
 def row_scale(node: Node) -> Call:
     """out[row] = max |x[row]| / 127"""
     n, rows = _length(node.inputs[0]), product(node.shape)
@@ -65,6 +70,7 @@ def row_scale(node: Node) -> Call:
 
 def quantize_rows(node: Node) -> Call:
     """Packed rows of x, each with its own scale or all with the one given."""
+    _want_no_zero(node)
     x, has_scale = node.inputs[0], bool(node.attributes["has_scale"])
     n, rows, stride = _length(x), product(x.shape[:-1]), int(node.shape[-1])
 
@@ -119,6 +125,7 @@ def pack_words(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def qlinear(node: Node) -> Call:
     """out[m, n] = epilogue(float(q[m, k] . w[n, k]^T) * (row scale * column scale))"""
+    _want_no_zero(node)
     weight, (n, depth) = weight_of(node), (int(d) for d in node.inputs[1].shape)
     epilogue: tuple[str, ...] = node.attributes["epilogue"]
 

@@ -226,6 +226,16 @@ def to_level(k: Emitter, x: Expr, inverse: Expr, limit: float = 127.0) -> Expr:
     return k.let(tirx.Cast(vector("int32", lanes), rounded))
 
 
+def to_level_around(k: Emitter, x: Expr, scale: Expr, zero: Expr, low: int) -> Expr:
+    """x / scale + zero as int32, the quotient rounded half to even, within low..low + 255; NaN gives low + 255."""
+    lanes = lanes_of(x)
+    near = tirx.call_llvm_pure_intrin(vector("float32", lanes), "llvm.roundeven", k.let(x / scale))
+    level = k.let(k.let(near) + zero)
+    held = k.let(tirx.min(level, splat(float(low + 255), lanes)))
+    held = k.let(tirx.max(held, splat(float(low), lanes)))
+    return k.let(tirx.Cast(vector("int32", lanes), held))
+
+
 def relu6(k: Emitter, x: Expr) -> Expr:
     return k.let(clamp(x, 0.0, 6.0))
 

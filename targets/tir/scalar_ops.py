@@ -188,14 +188,21 @@ def _gelu(k: Emitter, dtype: str, x: Expr, approximate: str = "none") -> Expr:
     return math.gelu(k, x) if approximate == "none" else math.gelu_tanh(k, x)
 
 
-def _quantize(k: Emitter, x: Expr, scale: Expr) -> Expr:
+def _quantize(k: Emitter, dtype: str, x: Expr, scale: Expr, *zero: Expr) -> Expr:
+    """`dtype` is that of the zero point, where there is one."""
     lanes = lanes_of(x)
-    level = math.to_level(k, x, k.let(splat(1.0, lanes) / scale))
-    return tirx.Cast(vector("int8", lanes), level)
+    if not zero:
+        level = math.to_level(k, x, k.let(splat(1.0, lanes) / scale))
+        return tirx.Cast(vector("int8", lanes), level)
+    middle = k.let(tirx.Cast(vector("float32", lanes), zero[0]))
+    low = 0 if dtype == "u8" else -128
+    return tirx.Cast(vector(STORAGE[dtype], lanes), math.to_level_around(k, x, scale, middle, low))
 
 
-def _dequantize(k: Emitter, q: Expr, scale: Expr) -> Expr:
-    return tirx.Cast(vector("float32", lanes_of(q)), q) * scale
+def _dequantize(k: Emitter, dtype: str, q: Expr, scale: Expr, *zero: Expr) -> Expr:
+    wide, lanes = vector("int32", lanes_of(q)), lanes_of(q)
+    level = k.let(tirx.Cast(wide, q) - tirx.Cast(wide, zero[0])) if zero else q
+    return tirx.Cast(vector("float32", lanes), level) * scale
 
 
 OPERATIONS: Mapping[str, Operation] = {
@@ -239,8 +246,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "bitor": _plain(tirx.bitwise_or),
     "bitxor": _plain(tirx.bitwise_xor),
     "where": _plain(tirx.Select),
-    "quantize": _float(_quantize),
-    "dequantize": _float(_dequantize),
+    "quantize": _quantize,
+    "dequantize": _dequantize,
 }
 
 

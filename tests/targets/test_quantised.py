@@ -108,6 +108,35 @@ def test_explicit_form(kernels: Lab, shape: tuple[int, ...]) -> None:
     check(kernels, {"q": make("quantize", (x, scale)), "x": make("dequantize", (q, scale))}, inputs)
 
 
+ZEROS: list[Array] = [np.uint8([0, 3, 128, 255]), np.int8([-128, 0, 5, 127])]
+
+
+@pytest.mark.parametrize("zeros", ZEROS, ids=["u8", "i8"])
+@pytest.mark.parametrize("k", [5, 100])
+def test_levels_around_a_zero_point(kernels: Lab, k: int, zeros: Array) -> None:
+    """Rows, products of them and the explicit form: every bit, for every variant; -128 is a weight, too."""
+    dtype = "u8" if zeros.dtype == np.uint8 else "i8"
+    x, scale, zero = input_("x", "f32", (M, k)), input_("scale", "f32", ()), input_("zero", dtype, ())
+    rng = np.random.default_rng(k)
+    w = rng.integers(-128, 128, (50, k), np.int8)
+    w[:9] = -128
+    rows = make("quantize_rows", (x, scale, zero), has_scale=True, has_zero=True)
+    bias = constant(rng.normal(size=50).astype(np.float32))
+    y = make("qlinear", (rows, constant(w), constant(np.full(50, 0.01, np.float32)), zero, bias),
+             has_zero=True, epilogue=("bias",))  # fmt: skip
+    q = make("quantize", (x, scale, zero))
+    outputs = {"rows": rows, "y": y, "q": q, "back": make("dequantize", (q, scale, zero))}
+    graph = Graph((x, scale, zero), outputs, {"rows": (1, 100)})
+    values = rng.normal(size=(23, k)).astype(np.float32) * 300
+    values[:9, 0] = SPECIAL
+    values[9:12], values[12] = -1e9, np.arange(k) + 0.5
+    for number in zeros:
+        inputs = {"x": values, "scale": np.float32(1.0), "zero": number}
+        results = run_all(kernels, graph, inputs)
+        for name, expected in run(graph, inputs).items():
+            assert same_bits(results[name], expected), name
+
+
 def test_nan_reaches_the_answer(kernels: Lab) -> None:
     """A row with a NaN or an infinity gives no number; the rows beside it are not touched."""
     rng = np.random.default_rng(6)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from llmc.compiler.ops.rows import line_stride
 from llmc.targets.cpu.products.dots import vnni
 from llmc.targets.cpu.products.integer import STRIP, Columns, Item, Product
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, i64, splat
@@ -157,7 +156,7 @@ class _Kernel:
     def _announce(self, row: Expr, column: Expr) -> None:
         """Ask, a step before, for what the float steps of a row will read, or for what they write if they read none."""
         e, p = self.e, self.p
-        at = e.let(row * p.n + column)
+        at = e.let(p.place(row, column))
         buffer = p.out if p.residual is None else p.residual
         for j in range(self.tiles):
             e.prefetch(buffer, at + j * LANES, locality=2)
@@ -174,13 +173,12 @@ class _Kernel:
     def _multiply(self, rows: list[Expr], weights: Expr, at: Expr, sums: list[tuple[int, int]]) -> None:
         """sums += 64 bytes of each row times 16 groups of each column"""
         e, p = self.e, self.p
-        stride = line_stride(p.k)
         line = e.let(weights + at * (DEPTH * p.strip))
         for j in range(self.tiles):
             _tile(e, "tileloadd64", _B + j, self._at(p.w, e.let(line + j * 4 * LANES)), i64(4 * p.strip))
         for i, row in enumerate(rows):
-            here = e.let(row * stride + at * DEPTH)
-            _tile(e, "tileloadd64", _A + i, self._at(p.rows, here), i64(stride))
+            here = e.let(p.row_start(row) + at * DEPTH)
+            _tile(e, "tileloadd64", _A + i, self._at(p.rows, here), i64(p.stride))
         for i, j in sums:
             _tile(e, "tdpbusd", 2 * i + j, _A + i, _B + j)
 

@@ -72,7 +72,8 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int) -> None:
     if p.cpu.machine == "aarch64":
         if p.parts > 1:
             raise LlmcError("products in parts have no kernel for ARM")
-        acc = neon.sums(e, p.cpu, p.row_words, bases, p.w_words, panel, p.groups, p.strip)
+        acc = neon.sums(e, p.cpu, p.row_words, bases, p.w_words, panel, p.groups, p.strip, p.zero is not None)
+        _add_starts(p, tile, acc, column)
         store(p, tile, acc, row, column)
         return
     offsets = [p.offset(part + j * tile.lanes) - p.offset(part) for j in range(tile.vectors)]
@@ -83,6 +84,17 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int) -> None:
         _add(p, tile, acc, bases, e.let(panel + skipped * p.strip), groups, offsets, soon, step)
 
     finish(p, tile, add, row, column, ahead, step)
+
+
+def _add_starts(p: Product, tile: Tile, acc: Buffer, column: Expr) -> None:
+    """What a zero point adds to sums that started at 0."""
+    if p.zero is None:
+        return
+    for j in range(tile.vectors):
+        start = p.start(column + j * tile.lanes, tile.lanes)
+        for i in range(tile.rows):
+            at = i * tile.vectors + j
+            p.e.set(acc, at, p.e.get(acc, at) + start)
 
 
 Add = Callable[[Buffer, Expr, Expr, Expr], None]

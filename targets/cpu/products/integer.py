@@ -3,7 +3,7 @@
 Weights are packed once for all CPUs as `[ceil(n / strip)][ceil(k / 4)][strip][4]` int8, so that 4 bytes of a row
 meet 4 bytes of each of 16 columns. A panel is one strip, or two of 32 columns: AMX reads one after the other,
 vectors both at once. Activations are stored as q + 128, unsigned, as `vpdpbusd` and `tdpbusd` want
-one operand: sums start at -128 times the column's weights.
+one operand: sums start at -128 times the column's weights, or at -z times them where a zero point z is given.
 
 A row may hold values in `parts` of 8 bits each, one part of all values after the other, and a column the same the
 other way round (`compiler/ops/split.py`). Bracket i is then a sum of its own: the first i + 1 parts of the row times
@@ -19,8 +19,8 @@ from typing import Any
 
 from tvm import tirx
 
-from llmc.compiler.ops.rows import line_stride
-from llmc.targets.cpu.rows.quantised import row_scale
+from llmc.compiler.ops.rows import ZERO, line_stride
+from llmc.targets.cpu.rows.quantised import row_scale, zero_byte
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, lanes_of, splat, vector
 from llmc.targets.tir.epilogue import scaled, unpadded
@@ -65,20 +65,53 @@ class Product:
     """The operands of a kernel `qlinear` of `n` columns and `k` products each, and what follows the sums."""
 
     def __init__(
+        self,
+        e: Emitter,
+        cpu: Cpu,
+        n: int,
+        k: int,
+        width: int,
+        epilogue: tuple[str, ...],
+        parts: int = 1,
+        zero: str = "",
+    ) -> None:
+        self._shape(e, cpu, n, k, width, epilogue, parts)
+        self.rows = e.pointer("rows", "u8")
+        self._operands(zero)
+        self.m = e.scalar("m")
+        self._aliases()
+        self.row_floats = e.alias(self.rows, "float32")
+        self._start_around(zero)
+        self.blocks = e.let(tirx.max(div(self.m + (ROWS_PER_ITEM - 1), ROWS_PER_ITEM), i64(1)))
+
+    def _shape(
         self, e: Emitter, cpu: Cpu, n: int, k: int, width: int, epilogue: tuple[str, ...], parts: int = 1
     ) -> None:
         self.e, self.cpu, self.n, self.k, self.width, self.epilogue = e, cpu, n, k, width, epilogue
         self.parts, self.part = parts, k // parts
         self.groups, self.strip = -(-k // 4), strip_of(width)
         self.panel_bytes = self.groups * 4 * width
-        self.rows, self.w = e.pointer("rows", "u8"), e.pointer("w", "i8")
+
+    def _operands(self, zero: str) -> None:
+        """The pointers behind the rows; `zero` is the dtype of a zero point."""
+        e = self.e
+        self.w = e.pointer("w", "i8")
         self.starts, self.w_scale = e.pointer("starts", "i32"), e.pointer("w_scale", "f32")
-        self.extras = [e.pointer(step, "f32") for step in epilogue if step not in ACTIVATIONS]
+        self.zero_at = e.pointer("zero", zero) if zero else None
+        self.extras = [e.pointer(step, "f32") for step in self.epilogue if step not in ACTIVATIONS]
         self.out = e.pointer("out", "f32")
-        self.m = e.scalar("m")
-        self.row_words, self.row_floats = e.alias(self.rows, "int32"), e.alias(self.rows, "float32")
-        self.w_words = e.alias(self.w, "int32")
-        self.blocks = e.let(tirx.max(div(self.m + (ROWS_PER_ITEM - 1), ROWS_PER_ITEM), i64(1)))
+
+    def _aliases(self) -> None:
+        self.row_words = self.e.alias(self.rows, "int32")
+        self.w_words = self.e.alias(self.w, "int32")
+
+    def _start_around(self, zero: str) -> None:
+        """Sums of bytes start at -zero times the weights, those of ARM's signed ones at (128 - zero) times them."""
+        self.zero: Expr | None = None
+        if self.zero_at is not None:
+            taken_off = ZERO if self.cpu.machine == "aarch64" else 0
+            byte = zero_byte(self.e, self.zero_at, zero)
+            self.zero = self.e.let(byte - tirx.const(taken_off, "int32"))
 
     @contextmanager
     def items(self) -> Iterator[Item]:
@@ -105,9 +138,9 @@ class Product:
     def store(self, row: Expr, columns: list[Columns], totals: list[Expr], lanes: int = LANES) -> None:
         """These columns of one row: total * (row scale * column scale), the epilogue."""
         e = self.e
-        x_scale = e.let(splat(row_scale(e, self.row_floats, row, self.k, line_stride(self.k)), lanes))
+        x_scale = e.let(splat(self.scale_of(row), lanes))
         for here, total in zip(columns, totals, strict=True):
-            at = e.let(row * self.n + here.column)
+            at = e.let(self.place(row, here.column))
 
             def load(number: int, step: str, here: Columns = here, at: Expr = at) -> Expr:
                 return (
@@ -116,6 +149,14 @@ class Product:
 
             scale = e.let(x_scale * here.scale)
             e.store(self.out, at, scaled(e, self.epilogue, total, scale, load), here.mask)
+
+    def scale_of(self, row: Expr) -> Expr:
+        """By which the levels of a row are multiplied."""
+        return row_scale(self.e, self.row_floats, row, self.k, self.stride)
+
+    def place(self, row: Expr, column: Expr) -> Expr:
+        """Where a column of a row lies in the result."""
+        return row * self.n + column
 
     def total(self, sums: list[Expr]) -> Expr:
         """The brackets' sums as one float: the first, plus the next / 256, and so on."""
@@ -139,7 +180,11 @@ class Product:
     def start(self, column: Expr, lanes: int = LANES, bracket: Expr | int = 0) -> Expr:
         """What the sums of `lanes` columns start from."""
         padded = -(-self.n // self.width) * self.width
-        return self.e.load(self.starts, column + bracket * padded, lanes)
+        starts = self.e.load(self.starts, column + bracket * padded, lanes)
+        if self.zero is None:
+            return starts
+        sums = self.e.let(tirx.shift_right(starts, splat(tirx.const(7, "int32"), lanes)))  # -128 of them are exact
+        return self.e.let(sums * splat(self.zero, lanes))
 
     def skipped(self, bracket: Expr | int) -> Expr | int:
         """Bytes of a column before those of a bracket."""
@@ -158,9 +203,18 @@ class Product:
         """How far from those of the first column of a strip the weights of `column` after it begin."""
         return column // self.strip * self.groups * self.strip + column % self.strip
 
+    @property
+    def stride(self) -> int:
+        """Bytes from a row to the next."""
+        return line_stride(self.k)
+
+    def row_start(self, row: Expr) -> Expr:
+        """The first byte of a row."""
+        return row * self.stride
+
     def row_base(self, row: Expr) -> Any:
         """Index of the first 4 bytes of a row in `row_words`."""
-        return self.e.let(row * (line_stride(self.k) // 4))
+        return self.e.let(row * (self.stride // 4))
 
 
 def accumulators(e: Emitter, count: int, lanes: int) -> Buffer:

@@ -22,7 +22,15 @@ Block = Callable[[Expr, int], None]  # (first group, groups) -> adds their produ
 
 
 def sums(
-    e: Emitter, cpu: Cpu, rows: Buffer, bases: list[Expr], w: Buffer, start: Expr, groups: int, width: int
+    e: Emitter,
+    cpu: Cpu,
+    rows: Buffer,
+    bases: list[Expr],
+    w: Buffer,
+    start: Expr,
+    groups: int,
+    width: int,
+    lowest: bool = False,
 ) -> Buffer:
     """Exact sums of a tile, int32x4 registers `[row][quad]`.
 
@@ -31,8 +39,11 @@ def sums(
         bases: index of each row's first group.
         start: index in `w` of group 0 of the tile's first column; a group further is `width` elements further.
         groups: how many groups there are, ceil(k / 4).
+        lowest: whether there may be levels of -128.
     """
-    return (_dots if cpu.dots else _widened)(e, rows, bases, w, start, groups, width)
+    if cpu.dots:
+        return _dots(e, rows, bases, w, start, groups, width)
+    return _widened(e, rows, bases, w, start, groups, width, 1 if lowest else 2)
 
 
 def _in_blocks(e: Emitter, groups: int, size: int, body: Block) -> None:
@@ -77,9 +88,9 @@ def _sdot(total: Expr, weights: Expr, row: Expr) -> Expr:
 
 
 def _widened(
-    e: Emitter, rows: Buffer, bases: list[Expr], w: Buffer, start: Expr, groups: int, width: int
+    e: Emitter, rows: Buffer, bases: list[Expr], w: Buffer, start: Expr, groups: int, width: int, size: int
 ) -> Buffer:
-    """Two groups at a time: two products of magnitude 127 * 127 fit 16 bits, and pairs are summed in 32.
+    """`size` groups at a time: two products of magnitude 128 * 127 fit 16 bits, and pairs are summed in 32.
 
     A register of pair sums holds 2 columns, so there are 8 a row until the end.
     """
@@ -99,7 +110,7 @@ def _widened(
                 at = i * 2 * QUADS + pair
                 e.set(pairs, at, e.get(pairs, at) + _pair_sums(short))
 
-    _in_blocks(e, groups, 2, block)
+    _in_blocks(e, groups, size, block)
     acc = e.registers(len(bases) * QUADS, "int32x4")
     for i in range(len(bases) * QUADS):
         e.set(acc, i, _joined(e.get(pairs, 2 * i), e.get(pairs, 2 * i + 1)))

@@ -6,7 +6,7 @@ vectors of 16-bit values where no instruction sums products of bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from llmc.targets.cpu.products.blocking import panel_width
 from llmc.targets.cpu.products.integer import ROWS_PER_ITEM, Product, strip_of
 from llmc.targets.cpu.storage.packing import pad_columns
 from llmc.targets.target import Cpu
-from llmc.targets.tir.emit import LANES, Emitter
+from llmc.targets.tir.emit import LANES, Buffer, Emitter
 from llmc.targets.tir.math import ACTIVATIONS
 
 WIDTHS = (64, 32, 48, 16)  # panel widths, best first
@@ -59,7 +59,8 @@ def lower_split_linear(node: Node) -> Call:
 
 
 def _lower(node: Node, parts: int) -> Call:
-    rows_node, w, w_scale, *extras = node.inputs
+    rows_node, w, w_scale, *others = node.inputs
+    zero, extras = _zero_and_extras(node, others)
     if w.op != "constant" or w_scale.op != "constant":
         raise LlmcError(f"{node.op}: the weight is computed at run time")
     n, k = (int(d) for d in w.shape)
@@ -72,16 +73,18 @@ def _lower(node: Node, parts: int) -> Call:
         Packed(weight, f"dots{width}", partial(pack_dots, width=width)),
         Packed(weight, f"starts{width}x{parts}", partial(pack_starts, width=width, parts=parts)),
         Packed(w_scale.attributes["value"], f"pad{width}", pad),
+        *zero,
     ]
     for step, extra in zip([s for s in epilogue if s not in ACTIVATIONS], extras, strict=True):
         if step == "bias" and extra.op != "constant":
             raise LlmcError(f"{node.op}: the bias is computed at run time")
         operands.append(Packed(extra.attributes["value"], f"pad{width}", pad) if step == "bias" else extra)
     rows = product(node.shape[:-1])
-    pointers = ("u8", "i8", "i32", *("f32",) * (len(operands) - 2))
-    emit = partial(emit_qlinear, n=n, k=k, width=width, epilogue=epilogue, parts=parts)
+    kinds = tuple(z.dtype for z in zero)
+    pointers = ("u8", "i8", "i32", "f32", *kinds, *("f32",) * (len(extras) + 1))
+    emit = partial(emit_qlinear, n=n, k=k, width=width, epilogue=epilogue, parts=parts, zero="".join(kinds))
     scratch = max(amx.scratch(parts), widened.scratch(k))
-    kernel = Kernel(node.op, (n, k, width, epilogue), pointers, 1, emit, scratch)
+    kernel = Kernel(node.op, (n, k, width, epilogue, *kinds), pointers, 1, emit, scratch)
     multiplied = k * (parts + 1) // 2  # bytes of a row, each as often as it is multiplied
     return Call(
         kernel,
@@ -95,20 +98,37 @@ def _lower(node: Node, parts: int) -> Call:
     )
 
 
+def _zero_and_extras(node: Node, others: Sequence[Node]) -> tuple[Sequence[Node], Sequence[Node]]:
+    count = int(node.attributes.get("has_zero", False))
+    return others[:count], others[count:]
+
+
 def emit_qlinear(
-    symbol: str, cpu: Cpu, *, n: int, k: int, width: int, epilogue: tuple[str, ...], parts: int = 1
+    symbol: str,
+    cpu: Cpu,
+    *,
+    n: int,
+    k: int,
+    width: int,
+    epilogue: tuple[str, ...],
+    parts: int = 1,
+    zero: str = "",
 ) -> Any:
     """out[m, n] = epilogue(x[m, k] . w[n, k]^T * scales), of values in one part or in several"""
     e = Emitter(symbol)
-    operands = Product(e, cpu, n, k, width, epilogue, parts)
-    scratch = e.scratch("int32")
-    if cpu.tiles and operands.part >= amx.DEPTH:
-        amx.emit(operands, scratch)
-    elif cpu.machine == "x86_64" and not cpu.dots:
-        widened.emit(operands, scratch)
-    else:
-        dots.emit(operands)
+    multiply(Product(e, cpu, n, k, width, epilogue, parts, zero), e.scratch("int32"))
     return e.function()
+
+
+def multiply(product: Product, scratch: Buffer) -> None:
+    """The work items of a product kernel, by what the CPU multiplies bytes with."""
+    cpu = product.cpu
+    if cpu.tiles and product.part >= amx.DEPTH:
+        amx.emit(product, scratch)
+    elif cpu.machine == "x86_64" and not cpu.dots:
+        widened.emit(product, scratch)
+    else:
+        dots.emit(product)
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {

@@ -17,7 +17,7 @@ from llmc.errors import LlmcError
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, f32, i64, lanes_of, splat, vector
 from llmc.targets.tir.grid import by_rows, columns
-from llmc.targets.tir.math import to_byte
+from llmc.targets.tir.math import to_byte, to_level_around
 
 ROWS = 4  # quantised together: what one waits for, the others fill
 
@@ -32,11 +32,10 @@ def lower_row_scale(node: Node) -> Call:
 
 def lower_quantize_rows(node: Node) -> Call:
     """One item is one row."""
-    x, has_scale = node.inputs[0], bool(node.attributes["has_scale"])
-    k, stride = row_length(x), int(node.shape[-1])
-    pointers = ("f32",) * len(node.inputs) + ("u8",)
-    emit = partial(emit_quantize_rows, k=k, has_scale=has_scale, stride=stride)
-    return row_call(node, Kernel("quantize_rows", (k, has_scale, stride), pointers, 0, emit), x, k)
+    x, *given = node.inputs
+    k, stride, dtypes = row_length(x), int(node.shape[-1]), tuple(g.dtype for g in given)
+    emit = partial(emit_quantize_rows, k=k, given=dtypes, stride=stride)
+    return row_call(node, Kernel("quantize_rows", (k, dtypes, stride), ("f32", *dtypes, "u8"), 0, emit), x, k)
 
 
 def lower_dequantize_rows(node: Node) -> Call:
@@ -71,24 +70,30 @@ def emit_row_scale(symbol: str, cpu: Cpu, *, k: int) -> Any:
     return e.function()
 
 
-def emit_quantize_rows(symbol: str, cpu: Cpu, *, k: int, has_scale: bool, stride: int) -> Any:
-    """Packed rows of x in `stride` bytes, each with its own scale or all with the one given."""
+def emit_quantize_rows(symbol: str, cpu: Cpu, *, k: int, given: Sequence[str], stride: int) -> Any:
+    """Packed rows of x in `stride` bytes, each with its own scale or all with the one given.
+
+    Args:
+        given: dtypes of the scale and the zero point that are given.
+    """
     e = Emitter(symbol)
     x = e.pointer("x", "f32")
-    given = e.pointer("scale", "f32") if has_scale else None
+    scale_at, zero_at = (*(e.pointer("given", dtype) for dtype in given), None, None)[:2]
     out = e.pointer("out", "u8")
     words = e.alias(out, "float32")
 
     def several(rows: list[Expr]) -> None:
         starts = [e.let(row * k) for row in rows]
         targets = [e.let(row * stride) for row in rows]
-        scales = scales_of(e, x, starts, k) if given is None else [e.load(given, i64(0))] * len(rows)
-        inverses = [e.let(splat(e.let(f32(1.0) / scale))) for scale in scales]
+        scales = scales_of(e, x, starts, k) if scale_at is None else [e.load(scale_at, i64(0))] * len(rows)
+        bytes_of = _around(e, scales, zero_at, given) if zero_at is not None else _to_bytes(e, scales)
 
         def convert(at: Expr, mask: Expr | None) -> None:
-            for start, target, inverse in zip(starts, targets, inverses, strict=True):
-                # past the end a load gives 0, which is the padding wanted
-                e.store(out, target + at, to_byte(e, e.load(x, start + at, LANES, mask), inverse, ZERO))
+            for start, target, to in zip(starts, targets, bytes_of, strict=True):
+                byte = to(e.load(x, start + at, LANES, mask))
+                if zero_at is not None and mask is not None:  # else a load past the end gives 0, which becomes 128
+                    byte = e.let(tirx.Select(mask, byte, splat(tirx.const(ZERO, "uint8"))))
+                e.store(out, target + at, byte)
 
         columns(e, k, convert)
         for row, scale in zip(rows, scales, strict=True):
@@ -96,6 +101,26 @@ def emit_quantize_rows(symbol: str, cpu: Cpu, *, k: int, has_scale: bool, stride
 
     by_rows(e, ROWS, several)
     return e.function()
+
+
+def _to_bytes(e: Emitter, scales: list[Expr]) -> list[Callable[[Expr], Expr]]:
+    inverses = [e.let(splat(e.let(f32(1.0) / scale))) for scale in scales]
+    return [partial(lambda inverse, x: to_byte(e, x, inverse, ZERO), inverse) for inverse in inverses]
+
+
+def _around(e: Emitter, scales: list[Expr], zero_at: Buffer, given: Sequence[str]) -> list[Callable[[Expr], Expr]]:
+    middle = e.let(splat(tirx.Cast("float32", zero_byte(e, zero_at, given[1]))))
+
+    def to(scale: Expr, x: Expr) -> Expr:
+        return e.let(tirx.Cast(f"uint8x{LANES}", to_level_around(e, x, scale, middle, 0)))
+
+    return [partial(to, e.let(splat(scale))) for scale in scales]
+
+
+def zero_byte(e: Emitter, zero: Buffer, dtype: str) -> Expr:
+    """The unsigned byte that a zero point of `dtype` is in a row, as int32."""
+    wide = tirx.Cast("int32", e.load(zero, i64(0)))
+    return e.let(wide + tirx.const(ZERO if dtype == "i8" else 0, "int32"))
 
 
 def emit_dequantize_rows(symbol: str, cpu: Cpu, *, k: int, stride: int) -> Any:
