@@ -77,16 +77,8 @@ def _windows(
             yield i, j, wide[:, :, rows, columns]
 
 
-def _conv2d_reference(
-    x: Array,
-    w: Array,
-    *extras: Array,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-    epilogue: tuple[str, ...],
-) -> Array:
+def conv_sums(x: Array, w: Array, *, stride: Any, padding: Any, dilation: Any, groups: int) -> Array:
+    """The sums of a convolution with channels first, in float64."""
     o, per_group, kh, kw = w.shape
     weights = w.astype(np.float64).reshape(groups, o // groups, per_group, kh, kw)
     total: Any = 0.0
@@ -96,7 +88,13 @@ def _conv2d_reference(
         part = weights[..., i, j]
         term = part[None] * rows if per_group == 1 else part[None] @ rows
         total = total + term
-    total = total.reshape(b, o, oh, ow)
+    return np.asarray(total.reshape(b, o, oh, ow))
+
+
+def _conv2d_reference(
+    x: Array, w: Array, *extras: Array, epilogue: tuple[str, ...], **window: Any
+) -> Array:
+    total: Any = conv_sums(x, w, **window)
     pending = iter(extras)
     for step in epilogue:
         if step in EXTRAS:
@@ -107,7 +105,7 @@ def _conv2d_reference(
     return np.asarray(total).astype(np.float32)
 
 
-def _fitting(x: TensorType, kernel: Any, padding: Any, dilation: Any, last: bool) -> Iterator[AtMost]:
+def windows_fit(x: TensorType, kernel: Any, padding: Any, dilation: Any, last: bool) -> Iterator[AtMost]:
     """A window lies within the padded image."""
     for at, axis in enumerate(image_axes(last)):
         extent = dilation[at] * (kernel[at] - 1) + 1
@@ -124,7 +122,7 @@ def _conv2d_constraints(
     channels_last: bool,
     **others: Any,
 ) -> Iterator[AtMost]:
-    return _fitting(x, w.shape[2:], padding, dilation, channels_last)
+    return windows_fit(x, w.shape[2:], padding, dilation, channels_last)
 
 
 @op(
@@ -138,7 +136,7 @@ def _conv2d_constraints(
     epilogue=(),
     channels_last=False,
 )
-def _conv2d(
+def conv2d_type(
     x: TensorType,
     w: TensorType,
     *extras: TensorType,
@@ -149,6 +147,7 @@ def _conv2d(
     epilogue: Any,
     channels_last: Any,
 ) -> TensorType:
+    """`[b, o, oh, ow]`, or with channels last."""
     want_flags(channels_last=channels_last)
     x = _channels_first(x, channels_last)
     for what, value in (("x", x), ("the weight", w)):
@@ -211,7 +210,7 @@ def _result(
 def _pool_constraints(
     x: TensorType, kernel: Any, stride: Any, padding: Any, channels_last: bool, dilation: Any = (1, 1)
 ) -> Iterator[AtMost]:
-    return _fitting(x, kernel, padding, dilation, channels_last)
+    return windows_fit(x, kernel, padding, dilation, channels_last)
 
 
 def _max_pool_reference(x: Array, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Array:

@@ -23,6 +23,7 @@ from llmc.targets.cpu.conv.by_channel import lower_depthwise, lower_pool_last
 from llmc.targets.cpu.conv.channel_tile import CHANNELS
 from llmc.targets.cpu.conv.patches import lower_patches
 from llmc.targets.cpu.conv.pointwise import PIXELS, VECTORS, emit_flat
+from llmc.targets.cpu.conv.qconv import lower_qconv2d
 from llmc.targets.cpu.conv.window import SIZES, Window, emit_window
 from llmc.targets.tir.emit import LANES
 
@@ -131,6 +132,7 @@ def _scalars(
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
     "conv2d": lower_conv2d,
+    "qconv2d": lower_qconv2d,
     "max_pool2d": lower_pool,
     "avg_pool2d": lower_pool,
 }

@@ -28,9 +28,9 @@ from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, s
 from llmc.targets.tir.epilogue import Part, finish
 
 _ROWS = (24, 144)  # of an item, least and most
-_STEP = 4  # rows in scratch are a multiple of so many elements long: steps of k that are written out
+_STEP = 4  # rows of floats in scratch are a multiple of so many long: steps of k that are written out
 _UNROLLED = 8  # vectors of a copy that are written out
-_SIZES = ("pixels", "height", "width", "top", "left", "rows", "columns")
+SIZES = ("pixels", "height", "width", "top", "left", "rows", "columns")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Patch:
         channels: of the group.
         groups: of channels in a pixel.
         kernel, stride, dilation: (rows, columns).
+        step: patches in scratch are a multiple of so many elements long.
     """
 
     channels: int
@@ -48,6 +49,7 @@ class Patch:
     kernel: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int]
+    step: int = _STEP
 
     @property
     def length(self) -> int:
@@ -56,7 +58,7 @@ class Patch:
     @property
     def pitch(self) -> int:
         """Elements from one patch to the next in scratch."""
-        return -(-self.length // _STEP) * _STEP
+        return -(-self.length // self.step) * self.step
 
     @property
     def taps(self) -> int:
@@ -107,7 +109,7 @@ def lower_patches(node: Node) -> Call:
     groups = a["groups"]
     outputs = o // groups
     patch = Patch(channels, groups, (kh, kw), a["stride"], a["dilation"])
-    cut = _Cut(patch, outputs, Schedule(panel_width(outputs), _rows(patch, node.shape[1:3])))
+    cut = _Cut(patch, outputs, Schedule(panel_width(outputs), rows_of(4 * patch.pitch, node.shape[1:3])))
     width = cut.schedule.width
     pack = partial(pack_patches, groups=groups, width=width, pitch=patch.pitch)
     layout = f"patches{groups}x{width}x{patch.pitch}"
@@ -123,7 +125,7 @@ def lower_patches(node: Node) -> Call:
         "patches",
         (cut, a["epilogue"]),
         ("f32",) * (len(operands) + 1),
-        len(_SIZES),
+        len(SIZES),
         partial(emit_patches, cut=cut, epilogue=a["epilogue"]),
         cut.scratch,
     )
@@ -140,10 +142,10 @@ def lower_patches(node: Node) -> Call:
     )
 
 
-def _rows(patch: Patch, image: Sequence[Dim]) -> int:
-    """Of an item: as many as a cache holds, all items of an image equal."""
+def rows_of(size: int, image: Sequence[Dim]) -> int:
+    """Of an item: as many of `size` bytes as a cache holds, all items of an image equal."""
     least, most = _ROWS
-    rows = max(least, min(most, GROUP_BYTES // (4 * patch.pitch)))
+    rows = max(least, min(most, GROUP_BYTES // size))
     pixels = product(image)
     return -(-pixels // -(-pixels // rows)) if isinstance(pixels, int) and pixels else rows
 
@@ -154,9 +156,9 @@ def emit_patches(symbol: str, cpu: Cpu, *, cut: _Cut, epilogue: tuple[str, ...])
     x, w = e.pointer("x", "f32"), e.pointer("w", "f32")
     extras = [e.pointer(step, "f32") for step in epilogue if step in ("bias", "residual")]
     out = e.pointer("out", "f32")
-    sizes = {name: e.scalar(name) for name in _SIZES}
+    sizes = {name: e.scalar(name) for name in SIZES}
     memory, each, n, width = e.scratch(), cut.schedule.rows, cut.outputs, cut.schedule.width
-    copier = _Copier(e, cut, x, memory, sizes)
+    copier = _FloatCopier(e, cut, x, memory, sizes)
     with e.loop(e.begin, e.end, "item") as item:
         each_block = cut.panels * cut.patch.groups
         block = e.let(div(item, each_block))
@@ -190,15 +192,21 @@ def _store(
     finish(e, acc, place, within, rows, vectors, n=cut.outputs, width=cut.schedule.width, part=part, **more)
 
 
-class _Copier:
+class Copier:
     """Writes the code that copies patches into scratch, one after the other in the order of their pixels.
 
-    Whole vectors are stored: what reaches beyond a stretch is zeros, or written again by the next one.
+    Args:
+        first: where the patches begin, counted in patches.
     """
 
-    def __init__(self, e: Emitter, cut: _Cut, x: Buffer, memory: Buffer, sizes: dict[str, Expr]) -> None:
-        self.e, self.cut, self.patch, self.x, self.memory, self.sizes = e, cut, cut.patch, x, memory, sizes
-        self.zero = splat(f32(0.0))
+    def __init__(
+        self, e: Emitter, patch: Patch, first: int, x: Buffer, memory: Buffer, sizes: dict[str, Expr]
+    ) -> None:
+        self.e, self.patch, self.first, self.x, self.memory, self.sizes = e, patch, first, x, memory, sizes
+
+    def one(self, start: Expr, image: Expr, top: Expr, left: Expr, whole: bool) -> None:
+        """The patch at `start`; `whole`: the image has all of it."""
+        raise NotImplementedError
 
     def copy(self, first: Expr, count: Expr, channel: Expr) -> None:
         """Those of the pixels first..first+count, row by row of the output, from `channel` on."""
@@ -230,13 +238,24 @@ class _Copier:
         high = e.let(tirx.max(tirx.min(fit - column, count), low))
         for begin, end, whole in ((i64(0), low, False), (low, high, True), (high, count, False)):
             with e.loop(begin, end, "pixel") as pixel:
-                start = e.let((number + pixel + self.cut.first) * patch.pitch)
-                self._patch(start, image, top, e.let((column + pixel) * step - s["left"]), whole)
-                if patch.pitch > patch.length:
-                    e.store(self.memory, start + patch.length, self.zero)
+                start = e.let((number + pixel + self.first) * patch.pitch)
+                self.one(start, image, top, e.let((column + pixel) * step - s["left"]), whole)
 
-    def _patch(self, start: Expr, image: Expr, top: Expr, left: Expr, whole: bool) -> None:
-        """All stretches of a patch; `whole`: the image has all of them."""
+
+class _FloatCopier(Copier):
+    """Whole vectors are stored: what reaches beyond a stretch is zeros, or written again by the next one."""
+
+    def __init__(self, e: Emitter, cut: _Cut, x: Buffer, memory: Buffer, sizes: dict[str, Expr]) -> None:
+        super().__init__(e, cut.patch, cut.first, x, memory, sizes)
+        self.zero = splat(f32(0.0))
+
+    def one(self, start: Expr, image: Expr, top: Expr, left: Expr, whole: bool) -> None:
+        """All stretches of a patch, and zeros behind it."""
+        self._stretches(start, image, top, left, whole)
+        if self.patch.pitch > self.patch.length:
+            self.e.store(self.memory, start + self.patch.length, self.zero)
+
+    def _stretches(self, start: Expr, image: Expr, top: Expr, left: Expr, whole: bool) -> None:
         e, s, patch = self.e, self.sizes, self.patch
         (kh, kw), channels = patch.kernel, patch.channels
         with e.loop(0, kh, "r", unroll=kh <= _UNROLLED) as r:

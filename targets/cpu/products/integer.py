@@ -130,7 +130,7 @@ class Product:
         return [self._columns(self.e.let(column + j * lanes), lanes) for j in range(vectors)]
 
     def _columns(self, column: Expr, lanes: int) -> Columns:
-        e, mask = self.e, unpadded(self.e, self.n, self.width, column, lanes)
+        e, mask = self.e, unpadded(self.e, self.n, self.width, self.within(column), lanes)
         loaded = [s for s in self.epilogue if s not in ACTIVATIONS]
         bias = {i: e.load(self.extras[i], column, lanes) for i, s in enumerate(loaded) if s == "bias"}
         return Columns(column, mask, e.load(self.w_scale, column, lanes), bias)
@@ -153,6 +153,10 @@ class Product:
     def scale_of(self, row: Expr) -> Expr:
         """By which the levels of a row are multiplied."""
         return row_scale(self.e, self.row_floats, row, self.k, self.stride)
+
+    def within(self, column: Expr) -> Expr:
+        """The number of a column of a panel among the `n`, beyond which it is padding."""
+        return column
 
     def place(self, row: Expr, column: Expr) -> Expr:
         """Where a column of a row lies in the result."""
