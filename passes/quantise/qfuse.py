@@ -1,41 +1,16 @@
-"""`qfuse`: one kernel for each product on int8 or with half-precision weights that `quantize` writes out."""
+"""`qfuse`: one kernel for each product or convolution on int8, and each product with half-precision weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import constant, make
 from llmc.compiler.ops.rows import pack_rows, row_stride
 from llmc.compiler.pipeline import Keeps
-from llmc.compiler.rewrite import Decline, RewritePass
-
-
-def integer_product(node: Node) -> Node | Decline | None:
-    """linear(dequantize(quantize(x, s), s), dequantize(w, t), ...) -> qlinear(quantize_rows(x), w, t, ...)"""
-    match node:
-        case Node("linear", (Node("dequantize", (xq, s)), Node("dequantize", (w, t)), *extras)):
-            pass
-        case _:
-            return None
-    if xq.op != "quantize" or xq.inputs[1] is not s:
-        return Decline("the activation is not quantised by the scale it is multiplied with")
-    if w.op != "constant" or t.op != "constant" or t.shape not in ((w.shape[0], 1), (1, 1), ()):
-        return Decline("the weight is not a constant quantised by row")
-    x = xq.inputs[0]
-    if s.op == "row_scale" and s.inputs[0] is x:
-        rows = make("quantize_rows", (x,), x.source)
-    elif s.shape == ():
-        rows = make("quantize_rows", (x, s), x.source, has_scale=True)
-    else:
-        return Decline("the activation's scale is neither its row's nor one number")
-    scale = t.attributes["value"]
-    flat = np.ascontiguousarray(np.broadcast_to(scale.array, (w.shape[0], 1)).reshape(-1))
-    column = constant(Weight(flat, scale.name), source=t.source)
-    return make("qlinear", (rows, w, column, *extras), node.source, **node.attributes)
+from llmc.compiler.rewrite import RewritePass
+from llmc.passes.quantise.integer import integer_convolution, integer_product
 
 
 def half_product(node: Node) -> Node | None:
@@ -91,4 +66,4 @@ class Qfuse(RewritePass):
 
     name = "qfuse"
     keeps: ClassVar[Keeps] = Keeps("close", 1e-4)
-    rules = (integer_product, half_product, narrow_embedding, narrow_embed_norm)
+    rules = (integer_product, integer_convolution, half_product, narrow_embedding, narrow_embed_norm)

@@ -1,7 +1,11 @@
-"""`quantize`: products on int8 or with half-precision weights, written out; `qfuse` makes kernels of them."""
+"""`quantize`: products and convolutions on int8, or products with half-precision weights, written out.
+
+`qfuse` makes kernels of them.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,6 +23,7 @@ from llmc.passes.quantise.told import tell_quantised
 
 STATIC = "int8-static"
 MODES = ("int8", STATIC, "fp16")
+PRODUCTS = ("linear", "conv2d")
 SMALL_TABLE = 65536  # bytes; a smaller embedding table stays as it is
 _HALF_MAX = 65504.0
 
@@ -27,11 +32,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Write products with constant weights and embedding tables as quantised and dequantised again.
+    """Write products with constant weights, convolutions and embedding tables as quantised and dequantised again.
 
-    int8: weights by output channel, activations by token as they come. int8-static: the activations of each
-    product share one scale found by calibration. fp16: weights rounded to half precision. Norms, activation
-    functions and residuals stay float; a gelu that is rounded to int8 next becomes `gelu_poly`.
+    int8: weights by output channel, activations by token, or image, as they come. int8-static: the activations of each
+    product share one scale found by calibration. fp16: weights rounded to half precision, not those of convolutions.
+    Norms, activation functions and residuals stay float; a gelu that is rounded to int8 next becomes `gelu_poly`.
 
     Args:
         mode: "int8", "int8-static" or "fp16".
@@ -58,7 +63,7 @@ class Quantize(Pass):
             raise LlmcError("quantize: a scale is not a positive number")
 
     def products(self, graph: Graph) -> tuple[Node, ...]:
-        """The `linear` nodes of `graph` that this pass quantises."""
+        """The `linear` and `conv2d` nodes of `graph` that this pass quantises."""
         return tuple(node for node in graph.nodes if self._wanted(node))
 
     def sites(self, graph: Graph) -> tuple[Node, ...]:
@@ -66,23 +71,36 @@ class Quantize(Pass):
         return tuple(dict.fromkeys(node.inputs[0] for node in self.products(graph)))
 
     def _wanted(self, node: Node) -> bool:
-        return node.op == "linear" and not self._left_product(node)
+        return node.op in PRODUCTS and not self._left_product(node)
 
     def _left_product(self, node: Node) -> str:
         """Why a product stays float; empty if it does not."""
         w = node.inputs[1]
         if w.op != "constant" or w.dtype != "f32":
             return f"stored as {w.op if w.op != 'constant' else w.dtype}"
-        n, k = w.shape
-        if int(n) < self.min_columns:
+        left = self._left_convolution(node) if node.op == "conv2d" else ""
+        if left:
+            return left
+        n, k = int(w.shape[0]) // node.attributes.get("groups", 1), math.prod(int(d) for d in w.shape[1:])
+        if n < self.min_columns:
             return f"with fewer than {self.min_columns} output columns"
-        if not 0 < int(k) < LONGEST:
+        if not 0 < k < LONGEST:
             return f"with rows of no value, or of {LONGEST} and more"
         return "named by skip" if self._skipped(node) else ""
 
+    def _left_convolution(self, node: Node) -> str:
+        a, x, w = node.attributes, node.inputs[0], node.inputs[1]
+        if self.mode == "fp16" or not a["channels_last"]:
+            return "of convolutions"
+        if w.shape[1] == 1 and a["groups"] > 1:
+            return "of convolutions by channel"
+        if self.mode == "int8" and not all(isinstance(d, int) for d in x.shape[1:]):
+            return "of images of dynamic size"
+        return ""
+
     def _left(self, node: Node, w: Node) -> str:
         """Why the weight of a product or table stays float, given that it does."""
-        if node.op == "linear":
+        if node.op in PRODUCTS:
             return self._left_product(node) or "with a value beyond the range of f16"
         if self._skipped(node):
             return "named by skip"
@@ -101,7 +119,7 @@ class Quantize(Pass):
         wanted = set(self.products(graph))
         coarse = set() if self.mode == "fp16" else _rounded_gelus(graph, wanted)
         scales = self._scales(graph)
-        made = _Made(self.mode, {})
+        made = _Made(self.mode, {}, {})
 
         def change(before: Node, node: Node) -> Node:
             if before in coarse:
@@ -123,8 +141,9 @@ class Quantize(Pass):
         narrow = made.table(w)
         if narrow is w:
             return node
-        x = x if self.mode == "fp16" else made.activation(x, scale)
-        return make("linear", (x, narrow, *extras), node.source, **node.attributes)
+        if self.mode != "fp16":
+            x = made.image(x) if node.op == "conv2d" and scale is None else made.activation(x, scale)
+        return make(node.op, (x, narrow, *extras), node.source, **node.attributes)
 
     def _scales(self, graph: Graph) -> Mapping[Node, float]:
         if self.mode != STATIC:
@@ -180,6 +199,7 @@ class _Made:
 
     mode: str
     known: dict[Node, Node]
+    images: dict[Node, Node]
 
     def once(self, source: Node, build: Callable[[Node], Node]) -> Node:
         if source not in self.known:
@@ -199,6 +219,15 @@ class _Made:
 
         return self.once(x, build)
 
+    def image(self, x: Node) -> Node:
+        """x[b, h, w, c] -> dequantize(quantize(x, s), s), s of each image"""
+        if x not in self.images:
+            batch, *rest = x.shape
+            whole = make("reshape", (x,), x.source, shape=(batch, math.prod(int(d) for d in rest)))
+            s = make("reshape", (make("row_scale", (whole,)),), x.source, shape=(batch, 1, 1, 1))
+            self.images[x] = make("dequantize", (make("quantize", (x, s), x.source), s), x.source)
+        return self.images[x]
+
 
 def quantised_rows(w: Array) -> tuple[Array, Array]:
     """f32 `[rows, k]` -> i8 `[rows, k]` and f32 `[rows, 1]`, symmetric by row.
@@ -216,10 +245,14 @@ def _as_int8(w: Node) -> Node:
     value = weight(w)
     assert value is not None
     try:
-        q, scale = quantised_rows(value.array)
+        q, scale = quantised_rows(value.array.reshape(len(value.array), -1))
     except LlmcError as error:
         raise LlmcError(error.problem, at=value.name or str(w.source)) from None
-    parts = (Weight(q, f"{value.name}.int8"), Weight(scale, f"{value.name}.scale"))
+    by_row = (len(q), *(1,) * (value.array.ndim - 1))
+    parts = (
+        Weight(q.reshape(value.array.shape), f"{value.name}.int8"),
+        Weight(scale.reshape(by_row), f"{value.name}.scale"),
+    )
     return make("dequantize", tuple(constant(p, source=w.source) for p in parts), w.source)
 
 

@@ -26,7 +26,7 @@ def tell_quantised(graph: Graph, changed: Collection[Node], left: Callable[[Node
 
 def _reads(node: Node, weight: Node) -> bool:
     """Whether it is what a product multiplies by, or where a table is looked up."""
-    if node.op == "linear":
+    if node.op in ("linear", "conv2d"):
         return node.inputs[1] is weight
     if node.op not in TABLES:
         return False

@@ -1,0 +1,136 @@
+"""Products and convolutions of levels on integer kernels.
+
+A zero point z moves into the sums: sum (q - z) w = sum q w - z sum w, and the second sum is known. A weight's own zero
+point is taken off its levels, where what is left fits 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.graph import Node, Weight
+from llmc.compiler.ops import constant, make
+from llmc.compiler.ops.quantise import LONGEST_WITH_ZERO
+from llmc.compiler.rewrite import Decline
+from llmc.passes.match import reshaped, scalar, weight
+
+Array = np.ndarray[Any, Any]
+Parts = tuple[Node, Node]  # levels i8, and a scale for each output
+
+
+def integer_product(node: Node) -> Node | Decline | None:
+    """linear(dequantize(quantize(x, s, z), s, z), dequantize(w, t, ...), ...) -> qlinear(quantize_rows(x, s, z), w, t, ...)"""
+    match node:
+        case Node("linear", (Node("dequantize", (_, s, *z)) as x, Node("dequantize") as w, *extras)):
+            pass
+        case _:
+            return None
+    parts = weight_parts(w)
+    if isinstance(parts, Decline):
+        return parts
+    rows = _rows(x, s, z, int(w.shape[1]))
+    if isinstance(rows, Decline):
+        return rows
+    zero = tuple(_one(z))
+    a = {**node.attributes, "has_zero": bool(zero)}
+    return make("qlinear", (rows, *parts, *zero, *extras), node.source, **a)
+
+
+def _rows(x: Node, s: Node, z: Sequence[Node], k: int) -> Node | Decline:
+    """Packed rows of a dequantised activation; one that is quantised elsewhere is written as its levels again."""
+    q = x.inputs[0]
+    known = q.op == "quantize" and _same(q.inputs[1:], (s, *z))
+    if not z and q.dtype == "i8":
+        if not known:
+            return Decline("the activation is not quantised by the scale it is multiplied with")
+        source = q.inputs[0]
+        if s.op == "row_scale" and s.inputs[0] is source:
+            return make("quantize_rows", (source,), source.source)
+        if s.shape == ():
+            return make("quantize_rows", (source, s), source.source, has_scale=True)
+        return Decline("the activation's scale is neither its row's nor one number")
+    if not z:
+        return Decline("the activation has no zero point")
+    if why := _unlike_one(s, z, k):
+        return why
+    source = q.inputs[0] if known else x
+    scale, zero = _number(s), _number(z[0])
+    return make("quantize_rows", (source, scale, zero), source.source, has_scale=True, has_zero=True)
+
+
+def integer_convolution(node: Node) -> Node | Decline | None:
+    """conv2d(dequantize(q, s, z), dequantize(w, t, ...), ...) -> qconv2d(q, s, w, t, z, ...)"""
+    match node:
+        case Node("conv2d", (Node("dequantize", (q, s, *z)), Node("dequantize") as w, *extras), a):
+            pass
+        case _:
+            return None
+    if not a["channels_last"]:
+        return Decline("there is no integer kernel for images with channels first")
+    if w.shape[1] == 1 and a["groups"] > 1:
+        return Decline("convolutions by channel gain nothing by integers")
+    parts = weight_parts(w)
+    if isinstance(parts, Decline):
+        return parts
+    by_image = not z and s.shape == (q.shape[0], 1, 1, 1)
+    if not by_image and (why := _unlike_one(s, z, int(np.prod([int(d) for d in w.shape[1:]])))):
+        return why
+    zero = tuple(_one(z)) or ((constant(np.uint8(0)),) if q.dtype == "u8" else ())
+    window = {name: value for name, value in a.items() if name != "channels_last"}
+    scale = s if by_image else _number(s)
+    inputs = (q, scale, *parts, *zero, *extras)
+    return make("qconv2d", inputs, node.source, **window, has_zero=bool(zero))
+
+
+def _unlike_one(s: Node, z: Sequence[Node], k: int) -> Decline | None:
+    """Why the scale and zero point of an activation do not serve an integer kernel."""
+    if _count(s) != 1 or any(_count(one) != 1 for one in z):
+        return Decline("the activation's scale or zero point is not one number")
+    return Decline(f"sums of {k} products may not fit 32 bits") if z and k >= LONGEST_WITH_ZERO else None
+
+
+def weight_parts(w: Node) -> Parts | Decline:
+    """The levels of a weight less their zero points, and its scales by output."""
+    q, t, *z = w.inputs
+    values = [weight(part) for part in (q, t, *z)]
+    if None in values:
+        return Decline("the weight is not a constant")
+    levels, scale, *zero = (value.array for value in values if value is not None)
+    n = len(levels)
+    by_row = (n, *(1,) * (levels.ndim - 1))
+    if not all(part.size == 1 or part.shape == by_row for part in (scale, *zero)):
+        return Decline("the weight is not a constant quantised by row")
+    around = levels.astype(np.int16) - (zero[0].astype(np.int16) if zero else 0)
+    if around.size and (around.min() < -128 or around.max() > 127):
+        return Decline("the weight's levels less their zero point do not fit 8 bits")
+    name = values[0].name if values[0] is not None else ""
+    flat = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), (n,)))
+    moved = q if not zero and levels.dtype == np.int8 else constant(Weight(around.astype(np.int8), name), source=q.source)
+    return moved, constant(Weight(flat, values[1].name if values[1] is not None else ""), source=t.source)
+
+
+def _same(parts: Sequence[Node], others: Sequence[Node]) -> bool:
+    """Whether these are the same nodes, or the same numbers."""
+    if len(parts) != len(others):
+        return False
+    return all(a is b or _equal(a, b) for a, b in zip(parts, others, strict=True))
+
+
+def _equal(a: Node, b: Node) -> bool:
+    one, other = scalar(a), scalar(b)
+    return one is not None and other is not None and a.dtype == b.dtype and bool(one == other)
+
+
+def _one(z: Sequence[Node]) -> list[Node]:
+    return [_number(one) for one in z]
+
+
+def _count(node: Node) -> int:
+    return int(np.prod([d if isinstance(d, int) else 2 for d in node.shape]))
+
+
+def _number(node: Node) -> Node:
+    return reshaped(node, ())
