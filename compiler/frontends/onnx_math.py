@@ -6,6 +6,7 @@ from llmc.compiler.frontends import composed_math
 from llmc.compiler.frontends.composed_rounding import nearest_even, truncated_quotient, truncated_rest
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_kinds import DTYPES, dtype_name
+from llmc.compiler.frontends.onnx_levels import as_floats
 from llmc.compiler.frontends.onnx_small_floats import is_small, rounded
 from llmc.compiler.frontends.onnx_values import Items, Value
 from llmc.compiler.graph import Node
@@ -187,7 +188,8 @@ def _converted(call: Call, x: Node, kind: int) -> Node:
         return rounded(call, call.cast(x, "f32"), kind)
     call.attribute("saturate", 1)
     call.attribute("round_mode", "up")
-    return call.cast(x, DTYPES[kind])
+    floats = as_floats(x) if DTYPES[kind] == "f32" else None
+    return call.cast(x, DTYPES[kind]) if floats is None else floats
 
 
 @onnx_op("Identity")

@@ -1,4 +1,4 @@
-"""Quantised ops of `com.microsoft`, as plain arithmetic."""
+"""Quantised ops of `com.microsoft`: as ONNX's own in `onnx_quantise.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import MappingProxyType
 from llmc.compiler.frontends.composed import joined
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_microsoft import microsoft
-from llmc.compiler.frontends.onnx_quantise import exact, product_of, quantised
+from llmc.compiler.frontends.onnx_quantise import product_of, product_of_levels, quantised, value_of
 from llmc.compiler.graph import Node
 
 
@@ -18,7 +18,7 @@ def _optional(call: Call, position: int) -> Node | None:
 
 def _value(call: Call, x: int, scale: int, zero: int) -> Node:
     """What a quantised input means."""
-    return call.op("mul", exact(call, call.node(x), _optional(call, zero)), call.node(scale))
+    return value_of(call, call.node(x), call.node(scale), _optional(call, zero))
 
 
 def _made(call: Call, y: Node, scale: int, zero: int) -> Node:
@@ -75,7 +75,11 @@ def _concat(call: Call) -> Node:
 @onnx_op(*microsoft("MatMulIntegerToFloat"))
 def _to_float(call: Call) -> Node:
     a, b, sa, sb = (call.node(i) for i in range(4))
-    total = call.cast(product_of(call, a, _optional(call, 4), b, _optional(call, 5)), "f32")
+    za, zb = _optional(call, 4), _optional(call, 5)
+    made = product_of_levels(call, a, sa, za, b, sb, zb)
+    if made is not None:
+        return call.op("add", made, call.node(6)) if call.has(6) else made
+    total = call.cast(product_of(call, a, za, b, zb), "f32")
     made = call.op("mul", call.op("mul", total, sa), sb)
     return call.op("add", made, call.node(6)) if call.has(6) else made
 
@@ -85,9 +89,29 @@ def _dynamic(call: Call) -> Node:
     """The left is quantised by its own range."""
     x, b, sb = call.node(0), call.node(1), call.node(2)
     codes, scale, zero = by_range(call, x)
-    total = call.cast(product_of(call, codes, zero, b, _optional(call, 3)), "f32")
-    made = call.op("mul", call.op("mul", total, scale), sb)
+    made = product_of_levels(call, codes, scale, zero, b, sb, _optional(call, 3))
+    if made is None:
+        total = call.cast(product_of(call, codes, zero, b, _optional(call, 3)), "f32")
+        made = call.op("mul", call.op("mul", total, scale), sb)
     return call.op("add", made, call.node(4)) if call.has(4) else made
+
+
+@onnx_op(*microsoft("QGemm"))
+def _q_gemm(call: Call) -> Node:
+    """alpha * a' @ b' + c, c in units of alpha * a_scale * b_scale; a float where no y_scale is given."""
+    a, sa, za, b, sb, zb = (call.node(i) for i in range(6))
+    a = call.transpose(a, (1, 0)) if call.attribute("transA", 0) else a
+    alpha = call.attribute("alpha", 1.0)
+    turned = bool(call.attribute("transB", 0))
+    b = call.transpose(b, (1, 0)) if turned else b
+    made = product_of_levels(call, a, sa, za, b, sb, zb)
+    unit = call.op("mul", call.reshape(sa, ()), sb)
+    if made is None:
+        made = call.op("mul", call.cast(product_of(call, a, za, b, zb), "f32"), unit)
+    if call.has(6):
+        made = call.op("add", made, call.op("mul", call.cast(call.node(6), "f32"), unit))
+    made = made if alpha == 1.0 else call.op("mul", made, call.number(alpha, "f32"))
+    return _made(call, made, 7, 8) if call.has(7) else made
 
 
 def by_range(call: Call, x: Node) -> tuple[Node, Node, Node]:

@@ -1,4 +1,7 @@
-"""ONNX's quantised ops, as plain arithmetic: integers are held exactly, products of them are summed exactly."""
+"""ONNX's quantised ops. Levels of 8 bits are the graph's own (`onnx_levels.py`), products of constant weights of them too.
+
+Else it is plain arithmetic: integers are held exactly, products of them are summed exactly.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llmc.compiler.dims import product
-from llmc.compiler.frontends.composed_conv import convolution
+from llmc.compiler.dims import Dim, product
+from llmc.compiler.frontends.composed_conv import Windows, convolution
 from llmc.compiler.frontends.composed_rounding import nearest_even
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_image import windows_of
 from llmc.compiler.frontends.onnx_kinds import DTYPES, bits
+from llmc.compiler.frontends.onnx_levels import dequantised, fits, is_levels, is_weight, remember
 from llmc.compiler.frontends.onnx_small_floats import is_small, rounded
 from llmc.compiler.graph import DTYPES as ARRAYS
 from llmc.compiler.graph import Node
 
-_UINT8 = 2
+_UINT8, _INT8 = 2, 3
+Part = tuple[Node, Node, Node | None]
 _EXACT = 256  # products of two numbers of 9 bits whose sum f32 still holds exactly
 
 
@@ -56,6 +61,10 @@ def _scales(call: Call, x: Node, first: int) -> tuple[Node, Node | None]:
 
 def quantised(call: Call, x: Node, scale: Node, zero: Node | None, kind: int) -> Node:
     """round(x / scale) + zero within the type, halves to even."""
+    if kind in (_UINT8, _INT8):
+        zero = call.number(0, DTYPES[kind]) if zero is None else zero
+        if zero.dtype == DTYPES[kind] and fits(x, scale, zero):
+            return call.op("quantize", x, scale, zero)
     ratio = call.op("div", x, scale)
     if is_small(kind):
         return rounded(call, ratio if zero is None else call.op("add", ratio, zero), kind)
@@ -94,6 +103,13 @@ def _dequantize(call: Call) -> Node:
     scale, zero = _scales(call, x, 1)
     wanted = call.attribute("output_dtype", 0)
     call.require(not wanted or DTYPES[wanted] == "f32", "a result that is no float")
+    return value_of(call, x, scale, zero)
+
+
+def value_of(call: Call, x: Node, scale: Node, zero: Node | None) -> Node:
+    """(x - zero) * scale"""
+    if is_levels(x, scale, zero):
+        return dequantised(call, x, scale, zero)
     return call.op("mul", exact(call, x, zero), scale)
 
 
@@ -136,14 +152,35 @@ def product_of(call: Call, a: Node, za: Node | None, b: Node, zb: Node | None) -
     return _exact_sum(call, int(size), part)
 
 
+def product_of_levels(
+    call: Call, a: Node, sa: Node, za: Node | None, b: Node, sb: Node, zb: Node | None
+) -> Node | None:
+    """The product of what levels mean, of a constant right factor."""
+    sa, za = (_single(call, sa), None if za is None else _single(call, za))
+    known = is_weight(b, sb, zb) and is_levels(b, sb, zb) and b.type.rank == 2
+    if not known or not is_levels(a, sa, za) or a.type.rank < 2 or sa.type.rank or (za is not None and za.type.rank):
+        return None
+    return call.op("matmul", dequantised(call, a, sa, za), dequantised(call, b, sb, zb))
+
+
+def _single(call: Call, value: Node) -> Node:
+    return call.reshape(value, ()) if value.shape == (1,) else value
+
+
 @onnx_op("MatMulInteger")
 def _matmul_integer(call: Call) -> Node:
-    return product_of(call, call.node(0), _zero(call, 2), call.node(1), _zero(call, 3))
+    a, b, za, zb = call.node(0), call.node(1), _zero(call, 2), _zero(call, 3)
+    sums, one = product_of(call, a, za, b, zb), call.number(1, "f32")
+    floats = product_of_levels(call, a, one, za, b, one, zb)
+    return sums if floats is None else remember(sums, floats)
 
 
 @onnx_op("QLinearMatMul")
 def _q_matmul(call: Call) -> Node:
     a, sa, za, b, sb, zb, sy, zy = call.nodes()
+    floats = product_of_levels(call, a, sa, za, b, sb, zb)
+    if floats is not None:
+        return quantised(call, floats, _single(call, sy), _single(call, zy), call.kinds[7])
     total = call.cast(product_of(call, a, za, b, zb), "f32")
     scale_a = call.reshape(sa, (*sa.shape, 1)) if sa.type.rank == 1 and sa.shape[0] != 1 else sa
     made = call.op("mul", call.op("mul", total, scale_a), sb)
@@ -151,9 +188,35 @@ def _q_matmul(call: Call) -> Node:
     return quantised(call, made, sy, zy, call.kinds[7])
 
 
-def _convolved(call: Call, x: Node, zx: Node | None, w: Node, zw: Node | None) -> Node:
+def _levels_convolved(
+    call: Call, x: Part, w: Part, bias: Node | None, windows: Windows
+) -> Node | None:
+    """The convolution of what levels mean, by a constant weight; parts are levels, scale and zero point."""
+    values = []
+    for levels, scale, zero in (x, w):
+        size = levels.shape[0] if levels is w[0] else 1
+        scale, zero = (_by_output(call, part, levels, size) for part in (scale, zero))
+        assert scale is not None
+        if not is_levels(levels, scale, zero):
+            return None
+        values.append((levels, scale, zero))
+    if not is_weight(*values[1]):
+        return None
+    image, kernel = (dequantised(call, *value) for value in values)
+    return convolution(call, image, kernel, bias, windows)
+
+
+def _by_output(call: Call, part: Node | None, levels: Node, size: Dim) -> Node | None:
+    """A scale or zero point as one number, or as one for each output of a weight."""
+    if part is None or part.type.rank != 1:
+        return part
+    if part.shape[0] == 1:
+        return call.reshape(part, ())
+    return call.reshape(part, (size, *(1,) * (levels.type.rank - 1))) if part.shape[0] == size else part
+
+
+def _convolved(call: Call, x: Node, zx: Node | None, w: Node, zw: Node | None, windows: Windows) -> Node:
     """The convolution of x - zx with w - zw as i32."""
-    windows = windows_of(call, w.shape[2:], x.shape[2:])
     x = exact(call, x, zx)
     if zw is not None and zw.type.rank == 1 and zw.shape[0] != 1:
         zw = call.reshape(zw, (*zw.shape, *(1,) * (w.type.rank - 1)))
@@ -176,18 +239,25 @@ def _convolved(call: Call, x: Node, zx: Node | None, w: Node, zw: Node | None) -
 
 @onnx_op("ConvInteger")
 def _conv_integer(call: Call) -> Node:
-    return _convolved(call, call.node(0), _zero(call, 2), call.node(1), _zero(call, 3))
+    x, w, zx, zw = call.node(0), call.node(1), _zero(call, 2), _zero(call, 3)
+    windows, one = windows_of(call, w.shape[2:], x.shape[2:]), call.number(1, "f32")
+    sums = _convolved(call, x, zx, w, zw, windows)
+    floats = _levels_convolved(call, (x, one, zx), (w, one, zw), None, windows)
+    return sums if floats is None else remember(sums, floats)
 
 
 @onnx_op("QLinearConv")
 def _q_conv(call: Call) -> Node:
     """The bias is in units of x_scale * w_scale."""
     x, sx, zx, w, sw, zw, sy, zy = (call.node(i) for i in range(8))
-    total = _convolved(call, x, zx, w, zw)
-    rest = (1,) * (w.type.rank - 2)
-    if call.has(8):
-        total = call.op("add", total, call.reshape(call.node(8), (*call.node(8).shape, *rest)))
-    scale = call.op("mul", sx, sw)
-    scale = call.reshape(scale, (*scale.shape, *rest)) if scale.type.rank else scale
-    made = call.op("mul", call.cast(total, "f32"), scale)
+    windows, bias = windows_of(call, w.shape[2:], x.shape[2:]), call.node(8) if call.has(8) else None
+    scale = call.op("mul", _single(call, sx), _single(call, sw))
+    floats = None if bias is None else call.op("mul", call.cast(bias, "f32"), scale)
+    made = _levels_convolved(call, (x, sx, zx), (w, sw, zw), floats, windows)
+    if made is None:
+        total, rest = _convolved(call, x, zx, w, zw, windows), (1,) * (w.type.rank - 2)
+        if bias is not None:
+            total = call.op("add", total, call.reshape(bias, (*bias.shape, *rest)))
+        scale = call.reshape(scale, (*scale.shape, *rest)) if scale.type.rank else scale
+        made = call.op("mul", call.cast(total, "f32"), scale)
     return quantised(call, made, call.reshape(sy, ()), call.reshape(zy, ()), call.kinds[7])
