@@ -18,6 +18,16 @@ def weight(node: Node) -> Weight | None:
         return value
 
 
+def is_weight(node: Node) -> bool:
+    """A constant, or what constant levels mean."""
+    return node.op == "constant" or is_levels(node)
+
+
+def is_levels(node: Node) -> bool:
+    """dequantize(constants)"""
+    return node.op == "dequantize" and all(part.op == "constant" for part in node.inputs)
+
+
 def scalar(node: Node) -> Any:
     """The one value, as a NumPy scalar, that `node` has at every index; None if it is not known."""
     while OPS[node.op].moves:

@@ -50,6 +50,7 @@ class Backend(ABC):
     - `forms`: those of `--emit` it serves.
     - `quantisations`: the modes of `--quant` whose ops it has kernels for; `integer_attention`: whether attention
       may be one of these ops.
+    - `zero_points`: whether it has integer kernels for levels around a zero point, as quantised files have them.
     - `halves`: whether products with half-precision weights round their other operand to half too.
     - `ragged`: whether it has kernels for rows of tokens without padding (passes/rows/ragged.py).
     - `channels_last`: whether it likes images with the channels of a pixel side by side (passes/layout).
@@ -66,6 +67,7 @@ class Backend(ABC):
     forms: ClassVar[Sequence[str]] = ("shared",)
     quantisations: ClassVar[frozenset[str]] = frozenset()
     integer_attention: ClassVar[bool] = False
+    zero_points: ClassVar[bool] = False
     halves: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
     channels_last: ClassVar[bool] = False

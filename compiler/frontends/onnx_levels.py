@@ -35,10 +35,20 @@ def is_levels(x: Node, scale: Node, zero: Node | None) -> bool:
 
 def dequantised(call: Call, x: Node, scale: Node, zero: Node | None) -> Node:
     """What levels mean; a matrix of constants, or more, stays as small as it is."""
+    constant = x.op == "constant"
+    zero = _fewest(call, zero) if constant and zero is not None else zero
     parts = (x, scale) if zero is None else (x, scale, zero)
-    if x.op == "constant" and x.type.rank > 1:
+    if constant and x.type.rank > 1:
         return make("dequantize", parts, call.source)
     return call.op("dequantize", *parts)
+
+
+def _fewest(call: Call, zero: Node) -> Node | None:
+    """Zero points that are one number as that number, and none for 0."""
+    value = zero.attributes["value"].array if zero.op == "constant" else None
+    if value is None or (value != value.flat[0]).any():
+        return zero
+    return call.number(int(value.flat[0]), zero.dtype) if value.flat[0] else None
 
 
 def is_weight(w: Node, scale: Node | None, zero: Node | None) -> bool:

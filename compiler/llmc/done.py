@@ -11,6 +11,7 @@ from llmc.compiler.pipeline import PassRun, Step
 from llmc.errors import LlmcError
 
 ADDED = "--add-pass"
+OWN = "the file's own"  # passes that nobody asked for: a model came quantised
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _units(asked: Iterable[Asked]) -> list[list[Asked]]:
     """The runs for each option that must do something."""
     found: dict[tuple[str, ...], list[Asked]] = {}
     for one in asked:
-        if one.option != ADDED:
+        if one.option not in (ADDED, OWN):
             found.setdefault(one.unit, []).append(one)
     return list(found.values())
 

@@ -17,12 +17,13 @@ from llmc.compiler.places import PLACES
 from llmc.compiler.promises import run_verified
 from llmc.compiler.trail import Loss, Trail
 from llmc.compiler.verify import verify_module
-from llmc.done import Asked
+from llmc.done import OWN, Asked
 from llmc.options import MATMUL, STATES, Order
 from llmc.passes import PASSES
 from llmc.passes.append import append_steps
 from llmc.passes.layout.channels_last import channels_last_steps
 from llmc.passes.rows.ragged import ragged_steps
+from llmc.quantisation import own_steps
 from llmc.report import Stages
 from llmc.runtime.selftest import Case
 from llmc.selfcheck import answers, blanked_answers, outputs_of, replayed
@@ -145,6 +146,8 @@ def _function(
     with giving(Given(read, imported.tokenizer)):
         road = _Road(graph, verified if order.verify_each else Pipeline.run)
         road.add(append_steps(imported.module) if order.level and not order.only else Pipeline(()))
+        first, own = own_steps(graph, _on_integers(order)) if not order.only else (Pipeline(()), Pipeline(()))
+        road.add(first)
         needed = {} if order.only else order.backend.passes(order.target)
         for place in PLACES:
             road.add(order.placed.at(place))
@@ -154,13 +157,19 @@ def _function(
             if place == "compress":
                 road.pack(_packing(road, order))
             if place == "quantise":
-                added = _quantise(road, imported, order, stages, compile_graph)
+                road.add(own)
+                added = {**_quantise(road, imported, order, stages, compile_graph), OWN: own}
         after = road.graph
     options = order.options_by_step | {id(step): o for o, p in added.items() for step in p.steps}
     asked = tuple(Asked(options[id(step)], step, run) for step, run in road.runs if id(step) in options)
     idle = {id(step) for step in done.idle(asked)}
     ran = Pipeline(tuple(step for step in road.pipeline.steps if id(step) not in idle))
     return _Function(after, ran, road.packing, road.trail, asked)
+
+
+def _on_integers(order: Order) -> bool:
+    """Whether the passes find the products that integer kernels are for."""
+    return order.level > 1 and order.backend.zero_points
 
 
 def _packing(road: _Road, order: Order) -> Pipeline:

@@ -20,7 +20,16 @@ from llmc.compiler.pipeline import Pass, Pipeline, near
 from llmc.compiler.ranges import METHODS
 from llmc.errors import LlmcError, TextsCut
 from llmc.passes import PASSES
-from llmc.passes.quantise import ATTENTION, QUANTISATIONS, SPARE, STATIC, Quantize
+from llmc.passes.match import is_levels
+from llmc.passes.quantise import (
+    ATTENTION,
+    CAME_QUANTISED,
+    CAME_QUANTISED_ELSEWHERE,
+    QUANTISATIONS,
+    SPARE,
+    STATIC,
+    Quantize,
+)
 from llmc.preprocessing import image_samples
 from llmc.runtime.encoder import was_cut
 from llmc.targets import TARGETS, host
@@ -145,6 +154,18 @@ class Quantisation:
         if any(cut):
             longest = longest_of(tokenizer, graph.dims)
             warnings.warn(TextsCut(sum(cut), len(cut), longest, "calibration: "), stacklevel=2)
+
+
+def own_steps(graph: Graph, integers: bool) -> tuple[Pipeline, Pipeline]:
+    """The passes of a model that comes quantised: as it is imported, and where others quantise.
+
+    Args:
+        integers: whether there are integer kernels for it.
+    """
+    if not any(is_levels(node) for node in graph.everywhere()):
+        return Pipeline(()), Pipeline(())
+    first, later = CAME_QUANTISED if integers else CAME_QUANTISED_ELSEWHERE
+    return Pipeline.parse(first, PASSES), Pipeline.parse(later, PASSES)
 
 
 def _quantize(change: Pass) -> Quantize:

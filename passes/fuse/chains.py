@@ -38,12 +38,13 @@ def fuse_chains(graph: Graph, max_steps: int, max_inputs: int) -> Graph:
     Smaller values stay outside, so that no work is repeated by broadcasting.
     """
     outputs = set(graph.roots)
+    kept = _levels_of_products(graph)
     inside: set[Node] = set()
     groups: dict[Node, set[Node]] = {}
     for root in reversed(graph.nodes):
-        if root in inside or not _simple(root):
+        if root in inside or root in kept or not _simple(root):
             continue
-        group = _grow(root, graph, outputs, max_steps, max_inputs)
+        group = _grow(root, graph, outputs, max_steps, max_inputs, kept)
         if len(group) > 1:
             groups[root] = group
             inside |= group
@@ -54,16 +55,24 @@ def fuse_chain(node: Node) -> None:
     """f(g(x), y) -> chain(x, y), of element-wise f and g: the name by which the journal knows it."""
 
 
+def _levels_of_products(graph: Graph) -> set[Node]:
+    """What quantises and dequantises the factors of products: integer kernels are made of it later."""
+    read = {i for n in graph.nodes if n.op in ("linear", "conv2d") for i in n.inputs[:2] if i.op == "dequantize"}
+    return read | {i for n in read for i in n.inputs[:1] if i.op == "quantize"}
+
+
 def _simple(node: Node) -> bool:
     return OPS[node.op].elementwise and OPS[node.op].fusible and node.op != "chain"
 
 
-def _grow(root: Node, graph: Graph, outputs: set[Node], max_steps: int, max_inputs: int) -> set[Node]:
+def _grow(
+    root: Node, graph: Graph, outputs: set[Node], max_steps: int, max_inputs: int, kept: set[Node]
+) -> set[Node]:
     """The nodes of the chain that ends in `root`, found breadth first."""
     group, edge, outside = {root}, [root], dict[Node, str]()
     while edge:
         for read in edge.pop(0).inputs:
-            if read in group or not _simple(read):
+            if read in group or read in kept or not _simple(read):
                 continue
             outside[read] = _obstacle(read, root, set(graph.users[read]) <= group and read not in outputs)
             if not outside[read] and len(group) == max_steps:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import make
 from llmc.compiler.rewrite import Context, Decline
+from llmc.passes.fuse import levels
 from llmc.passes.fuse.gelu import gelu_from_erf, gelu_from_tanh
-from llmc.passes.match import reshaped
+from llmc.passes.match import is_weight, reshaped
 
 _ACTIVATIONS = ("relu", "tanh", "silu", "sigmoid")
 
@@ -14,9 +15,9 @@ _ACTIVATIONS = ("relu", "tanh", "silu", "sigmoid")
 def linear_from_matmul(node: Node) -> Node | None:
     """matmul(x, constant w[k, n]) -> linear(x, transpose(w))"""
     match node:
-        case Node("matmul", (x, w)) if w.op == "constant" and w.type.rank == 2 and node.dtype == "f32":
+        case Node("matmul", (x, w)) if is_weight(w) and w.type.rank == 2 and node.dtype == "f32":
             return make("linear", (x, make("transpose", (w,), node.source, perm=(1, 0))), node.source)
-        case Node("matmul", (x, Node("transpose", (w,), {"perm": (1, 0)}))) if w.op == "constant":
+        case Node("matmul", (x, Node("transpose", (w,), {"perm": (1, 0)}))) if is_weight(w):
             return make("linear", (x, w), node.source) if node.dtype == "f32" else None
 
 
@@ -89,6 +90,7 @@ def silu_from_sigmoid(node: Node) -> Node | None:
 
 
 RULES = (
+    *levels.RULES,
     linear_from_matmul,
     linear_of_rows,
     silu_from_sigmoid,

@@ -14,9 +14,10 @@ from llmc.compiler.ops import OPS, make
 from llmc.compiler.ops.conv import NO_PADDING, TO_FIRST, TO_LAST
 from llmc.compiler.pipeline import Keeps, Pipeline, close
 from llmc.compiler.rewrite import Decline, RewritePass
-from llmc.passes.match import reshaped, without_ones
+from llmc.passes.match import is_weight, reshaped, without_ones
 from llmc.passes.simplify import Simplify
 from llmc.passes.simplify.fold import Fold
+from llmc.passes.simplify.levels import levels_again, levels_reshaped, levels_turned
 from llmc.passes.simplify.shapes import drop_identity, transpose_of_transpose
 from llmc.passes.simplify.share import Cse
 
@@ -43,7 +44,7 @@ def _first(node: Node) -> Node:
 def conv_last(node: Node) -> Node | None:
     """conv2d(x, w) -> transpose(conv2d{channels_last}(transpose(x), w))"""
     match node:
-        case Node("conv2d", (x, w, *extras), {"channels_last": False}) if w.op == "constant":
+        case Node("conv2d", (x, w, *extras), {"channels_last": False}) if is_weight(w):
             turned = [_last(extra) if extra.type.rank == 4 else extra for extra in extras]
             attributes = {**node.attributes, "channels_last": True}
             return _first(make("conv2d", (_last(x), w, *turned), node.source, **attributes))
@@ -157,7 +158,7 @@ def product_of_images(node: Node) -> Node | None:
     match node:
         case Node("linear", (Node("reshape", (y,)) as flat, w, *extras)) if (x := _turned(y)) is not None:
             image = y.shape[1:]
-            if flat.type.rank != 2 or flat.shape[0] != y.shape[0] or w.op != "constant":
+            if flat.type.rank != 2 or flat.shape[0] != y.shape[0] or not is_weight(w):
                 return None
             if not all(isinstance(d, int) for d in image):
                 return None
@@ -198,6 +199,9 @@ class ChannelsLast(RewritePass):
         transpose_of_transpose,
         view_of_transpose,
         drop_identity,
+        levels_turned,
+        levels_reshaped,
+        levels_again,
     )
 
 

@@ -8,7 +8,16 @@ from types import MappingProxyType
 from llmc.passes.quantise.qfuse import Qfuse
 from llmc.passes.quantise.quantize import STATIC, Quantize
 
-__all__ = ["ATTENTION", "QUANTISATIONS", "SPARE", "STATIC", "Qfuse", "Quantize"]
+__all__ = [
+    "ATTENTION",
+    "CAME_QUANTISED",
+    "CAME_QUANTISED_ELSEWHERE",
+    "QUANTISATIONS",
+    "SPARE",
+    "STATIC",
+    "Qfuse",
+    "Quantize",
+]
 
 # What `--quant` appends to a pipeline, and for a CPU to one on int8.
 QUANTISATIONS: Mapping[str, str] = MappingProxyType(
@@ -22,4 +31,8 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 ATTENTION = "qattention"
+# The passes of a model that comes quantised: as it is imported, and where others quantise; and where there are no integer
+# kernels for it.
+CAME_QUANTISED = ("dequantize", "integers,dequantize{products=true},cse")
+CAME_QUANTISED_ELSEWHERE = ("dequantize{products=true}", "")
 SPARE = "spare"  # before them on int8, of a function with states, where there are kernels for such weights

@@ -28,6 +28,7 @@ class CpuBackend(Backend):
     forms = ("shared", "static", "executable")
     quantisations = frozenset({"int8", "int8-static", "fp16", "w8", "w4"})
     integer_attention = True
+    zero_points = True
     ragged = True
     channels_last = True
 
