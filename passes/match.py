@@ -24,8 +24,14 @@ def is_weight(node: Node) -> bool:
 
 
 def is_levels(node: Node) -> bool:
-    """dequantize(constants)"""
-    return node.op == "dequantize" and all(part.op == "constant" for part in node.inputs)
+    """dequantize(constants), or views of them, which `fold` computes."""
+    return node.op == "dequantize" and all(_is_fixed(part) for part in node.inputs)
+
+
+def _is_fixed(node: Node) -> bool:
+    while node.op in ("transpose", "reshape"):
+        node = node.inputs[0]
+    return node.op == "constant"
 
 
 def scalar(node: Node) -> Any:

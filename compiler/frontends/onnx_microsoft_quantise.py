@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from llmc.compiler.frontends.composed import joined
+from llmc.compiler.frontends.composed import changed, joined
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_microsoft import microsoft
 from llmc.compiler.frontends.onnx_quantise import product_of, product_of_levels, quantised, value_of
@@ -102,8 +102,8 @@ def _q_gemm(call: Call) -> Node:
     a, sa, za, b, sb, zb = (call.node(i) for i in range(6))
     a = call.transpose(a, (1, 0)) if call.attribute("transA", 0) else a
     alpha = call.attribute("alpha", 1.0)
-    turned = bool(call.attribute("transB", 0))
-    b = call.transpose(b, (1, 0)) if turned else b
+    if call.attribute("transB", 0):
+        b = changed(call, b, lambda w: w.T, lambda w: call.transpose(w, (1, 0)))
     made = product_of_levels(call, a, sa, za, b, sb, zb)
     unit = call.op("mul", call.reshape(sa, ()), sb)
     if made is None:

@@ -157,8 +157,10 @@ def product_of_levels(
 ) -> Node | None:
     """The product of what levels mean, of a constant right factor."""
     sa, za = (_single(call, sa), None if za is None else _single(call, za))
-    known = is_weight(b, sb, zb) and is_levels(b, sb, zb) and b.type.rank == 2
-    if not known or not is_levels(a, sa, za) or a.type.rank < 2 or sa.type.rank or (za is not None and za.type.rank):
+    fixed = is_weight(b, sb, zb) and b.type.rank == 2
+    if not (fixed or not isinstance(a.shape[-1], int)) or not is_levels(b, sb, zb):
+        return None  # sums of a dynamic number of products are no sums of a few of them
+    if not is_levels(a, sa, za) or a.type.rank < 2 or sa.type.rank or (za is not None and za.type.rank):
         return None
     return call.op("matmul", dequantised(call, a, sa, za), dequantised(call, b, sb, zb))
 

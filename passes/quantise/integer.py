@@ -24,14 +24,15 @@ Parts = tuple[Node, Node]  # levels i8, and a scale for each output
 def integer_product(node: Node) -> Node | Decline | None:
     """linear(dequantize(quantize(x, s, z), s, z), dequantize(w, t, ...), ...) -> qlinear(quantize_rows(x, s, z), w, t, ...)"""
     match node:
-        case Node("linear", (Node("dequantize", (_, s, *z)) as x, Node("dequantize") as w, *extras)):
+        case Node("linear", (x, Node("dequantize") as w, *extras)) if _activation(x) is not None:
             pass
         case _:
             return None
     parts = weight_parts(w)
     if isinstance(parts, Decline):
         return parts
-    rows = _rows(x, s, z, int(w.shape[1]))
+    q, s, *z = _activation(x) or ()
+    rows = _rows(x, q, s, z, int(w.shape[1]))
     if isinstance(rows, Decline):
         return rows
     zero = tuple(_one(z))
@@ -39,9 +40,22 @@ def integer_product(node: Node) -> Node | Decline | None:
     return make("qlinear", (rows, *parts, *zero, *extras), node.source, **a)
 
 
-def _rows(x: Node, s: Node, z: Sequence[Node], k: int) -> Node | Decline:
+def _activation(x: Node) -> tuple[Node, ...] | None:
+    """Levels, scale and zero point of a dequantised activation, also of one that lies in another way since."""
+    if x.op == "dequantize":
+        return x.inputs
+    if x.op not in ("reshape", "transpose") or x.inputs[0].op != "dequantize":
+        return None
+    q, *parts = x.inputs[0].inputs
+    if any(part.shape for part in parts):
+        return None
+    if q.op == "quantize" and not any(part.shape for part in q.inputs[1:]):
+        return (q.with_inputs((x.with_inputs(q.inputs[:1]), *q.inputs[1:])), *parts)
+    return (x.with_inputs((q,)), *parts)
+
+
+def _rows(x: Node, q: Node, s: Node, z: Sequence[Node], k: int) -> Node | Decline:
     """Packed rows of a dequantised activation; one that is quantised elsewhere is written as its levels again."""
-    q = x.inputs[0]
     known = q.op == "quantize" and _same(q.inputs[1:], (s, *z))
     if not z and q.dtype == "i8":
         if not known:
@@ -64,8 +78,8 @@ def _rows(x: Node, s: Node, z: Sequence[Node], k: int) -> Node | Decline:
 def integer_convolution(node: Node) -> Node | Decline | None:
     """conv2d(dequantize(q, s, z), dequantize(w, t, ...), ...) -> qconv2d(q, s, w, t, z, ...)"""
     match node:
-        case Node("conv2d", (Node("dequantize", (q, s, *z)), Node("dequantize") as w, *extras), a):
-            pass
+        case Node("conv2d", (x, Node("dequantize") as w, *extras), a) if _activation(x) is not None:
+            q, s, *z = _activation(x) or ()
         case _:
             return None
     if not a["channels_last"]:

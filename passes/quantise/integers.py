@@ -34,8 +34,12 @@ class Integers(Pass):
 
 def _verdicts(graph: Graph) -> Iterator[Verdict]:
     for node in graph.nodes:
-        if node.op in _READ and any(i.op == "dequantize" for i in node.inputs[:2]):
+        if node.op in _READ and any(_is_dequantised(i) for i in node.inputs[:2]):
             yield Verdict(node, 1, _left(node))
+
+
+def _is_dequantised(node: Node) -> bool:
+    return node.op == "dequantize" or (node.op == "chain" and node.attributes["body"][-1][0] == "dequantize")
 
 
 def _left(node: Node) -> str:

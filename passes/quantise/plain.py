@@ -33,7 +33,12 @@ class Dequantize(Pass):
         """One walk."""
         users = graph.users
         kept = {n for n in graph.nodes if is_levels(n) and not self.products and _is_factor(n, users)}
-        return graph.rebuild(lambda before, node: _plain(node) if is_levels(node) and before not in kept else node)
+
+        def change(before: Node, node: Node) -> Node:
+            fixed = node.op == "dequantize" and all(part.op == "constant" for part in node.inputs)
+            return _plain(node) if fixed and before not in kept else node
+
+        return graph.rebuild(change)
 
 
 def _is_factor(weight: Node, users: Mapping[Node, object]) -> bool:
