@@ -20,8 +20,10 @@ from op_formulations import (
     HOLED,
     HOLES,
     IDS,
+    IMAGE8,
     INDEX,
     KEEP,
+    KERNEL8,
     KEYS,
     MASK,
     PB,
@@ -38,6 +40,7 @@ from op_formulations import (
     STATE,
     TABLE,
     TIES,
+    U8,
     W8,
     WS,
     K,
@@ -97,6 +100,8 @@ PRODUCTS: list[Case] = [
     ("row_scale", (np.zeros((2, 3), np.float32),), {}, lambda x: torch.ones(2, 1)),
     *[("quantize", (99 * X, s), {}, round_by) for s in (S8, np.float32([0.5]), abs(floats(5)))],
     ("dequantize", (Q8, S8), {}, lambda q, s: q * s),
+    ("quantize", (9 * X, S8, U8), {}, lambda x, s, z: (torch.round(x / s) + z).clamp(0, 255).to(torch.uint8)),
+    ("dequantize", (BYTES, np.array(0.5, np.float32), U8), {}, lambda q, s, z: (q.float() - z.float()) * s),
     ("quantize_rows", (X,), {}, lambda x: packed(round_by(x, row_scale(x)), row_scale(x))),
     (
         "quantize_rows",
@@ -106,6 +111,28 @@ PRODUCTS: list[Case] = [
     ),
     ("dequantize_rows", (ROWS,), {"size": 5}, lambda rows: torch.from_numpy(Q8 * S8)),
     ("qlinear", (ROWS, W8, WS), {}, qlinear),
+    (
+        "qlinear",
+        (ROWS, W8, WS, np.array(131, np.uint8), BIAS),
+        {"has_zero": True, "epilogue": ("bias",)},
+        lambda rows, w, ws, z, b: qlinear(rows, w, ws, b, zero=3),
+    ),
+    (
+        "qconv2d",
+        (IMAGE8, np.array(0.5, np.float32), KERNEL8, WS[:4], np.array(7, np.int8)),
+        {"has_zero": True, "padding": (1, 0, 2, 1), "stride": (2, 1), "groups": 2},
+        lambda q, s, w, ws, z: (
+            F.conv2d(
+                F.pad((q.double() - 7).permute(0, 3, 1, 2), (0, 1, 1, 2)),
+                w.double() * (s * ws)[:, None, None, None],
+                None,
+                (2, 1),
+                groups=2,
+            )
+            .permute(0, 2, 3, 1)
+            .float()
+        ),
+    ),
     ("qlinear", (ROWS, W8, WS, BIAS), {"epilogue": ("bias",)}, qlinear),
     ("split_rows", (X,), {}, in_parts),
     ("split_linear", (SPLIT_ROWS, *SPLIT_W), {}, split_linear),

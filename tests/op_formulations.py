@@ -117,9 +117,13 @@ def row_scale(x: Any) -> Any:
 ROWS = packed(torch.from_numpy(Q8), torch.from_numpy(S8)).numpy()
 
 
-def qlinear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
+U8, IMAGE8 = np.array(131, np.uint8), integers(2, 5, 4, 6, low=-128, high=128, dtype="i8")
+KERNEL8 = integers(4, 3, 3, 2, low=-127, high=128, dtype="i8")
+
+
+def qlinear(rows: Any, w: Any, ws: Any, *extras: Any, zero: int = 0) -> Any:
     """In float64: where large sums cancel, float32 would keep few digits."""
-    x = torch.from_numpy(Q8.astype(np.float64) * S8)
+    x = torch.from_numpy((Q8.astype(np.float64) - zero) * S8)
     return F.linear(x, w.double() * ws.double()[:, None], *(e.double() for e in extras)).float()
 
 

@@ -1,4 +1,4 @@
-"""Quantised values of ONNX files in the graph's own words: `quantize` and `dequantize`, of which passes make integer products.
+"""Quantised values of ONNX files in the graph's own words: `quantize` and `dequantize`; passes make integer products.
 
 What multiplies levels by constant levels is written as the float product of what they mean; other integer arithmetic
 stays as it is, summed exactly (`onnx_quantise.py`).
@@ -22,7 +22,9 @@ def fits(x: Node, *parts: Node) -> bool:
     """Whether scales and zero points broadcast to the shape of x."""
     return all(
         part.type.rank <= x.type.rank
-        and all(same_dim(d, 1) or same_dim(d, t) for d, t in zip(part.shape[::-1], x.shape[::-1], strict=False))
+        and all(
+            same_dim(d, 1) or same_dim(d, t) for d, t in zip(part.shape[::-1], x.shape[::-1], strict=False)
+        )
         for part in parts
     )
 

@@ -1,4 +1,4 @@
-"""ONNX's quantised ops. Levels of 8 bits are the graph's own (`onnx_levels.py`), products of constant weights of them too.
+"""ONNX's quantised ops. Levels of 8 bits are the graph's own (`onnx_levels.py`), and so are products of constant ones.
 
 Else it is plain arithmetic: integers are held exactly, products of them are summed exactly.
 """
@@ -190,9 +190,7 @@ def _q_matmul(call: Call) -> Node:
     return quantised(call, made, sy, zy, call.kinds[7])
 
 
-def _levels_convolved(
-    call: Call, x: Part, w: Part, bias: Node | None, windows: Windows
-) -> Node | None:
+def _levels_convolved(call: Call, x: Part, w: Part, bias: Node | None, windows: Windows) -> Node | None:
     """The convolution of what levels mean, by a constant weight; parts are levels, scale and zero point."""
     values = []
     for levels, scale, zero in (x, w):

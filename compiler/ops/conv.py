@@ -91,9 +91,7 @@ def conv_sums(x: Array, w: Array, *, stride: Any, padding: Any, dilation: Any, g
     return np.asarray(total.reshape(b, o, oh, ow))
 
 
-def _conv2d_reference(
-    x: Array, w: Array, *extras: Array, epilogue: tuple[str, ...], **window: Any
-) -> Array:
+def _conv2d_reference(x: Array, w: Array, *extras: Array, epilogue: tuple[str, ...], **window: Any) -> Array:
     total: Any = conv_sums(x, w, **window)
     pending = iter(extras)
     for step in epilogue:

@@ -1,4 +1,4 @@
-"""Convolution of levels: exact integer sums over images `[batch, height, width, channels]`, then the steps of `qlinear`."""
+"""Convolution of levels `[batch, height, width, channels]`: exact integer sums, then the float steps of `qlinear`."""
 
 from __future__ import annotations
 
@@ -79,6 +79,8 @@ def _want_scales(q: TensorType, x_scale: TensorType, w_scale: TensorType, output
         and same_dim(x_scale.shape[0], q.shape[0])
         and all(same_dim(d, 1) for d in x_scale.shape[1:])
     ):
-        raise LlmcError(f"the image's scale has shape {shape_text(x_scale.shape)}, not that of one number an image")
+        raise LlmcError(
+            f"the image's scale has shape {shape_text(x_scale.shape)}, not that of one number an image"
+        )
     want_dtype(w_scale, F32, "the weight's scale")
     want_shape(w_scale, (outputs,), "the weight's scale")

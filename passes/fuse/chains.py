@@ -57,7 +57,9 @@ def fuse_chain(node: Node) -> None:
 
 def _levels_of_products(graph: Graph) -> set[Node]:
     """What quantises and dequantises the factors of products: integer kernels are made of it later."""
-    read = {i for n in graph.nodes if n.op in ("linear", "conv2d") for i in n.inputs[:2] if i.op == "dequantize"}
+    read = {
+        i for n in graph.nodes if n.op in ("linear", "conv2d") for i in n.inputs[:2] if i.op == "dequantize"
+    }
     return read | {i for n in read for i in n.inputs[:1] if i.op == "quantize"}
 
 

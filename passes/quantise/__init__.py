@@ -31,8 +31,8 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 ATTENTION = "qattention"
-# The passes of a model that comes quantised: as it is imported, and where others quantise; and where there are no integer
-# kernels for it.
+# The passes of a model that comes quantised: as it is imported, and where others quantise.
 CAME_QUANTISED = ("dequantize", "integers,dequantize{products=true},cse")
+# Where there are no integer kernels for it:
 CAME_QUANTISED_ELSEWHERE = ("dequantize{products=true}", "")
 SPARE = "spare"  # before them on int8, of a function with states, where there are kernels for such weights

@@ -22,7 +22,7 @@ Parts = tuple[Node, Node]  # levels i8, and a scale for each output
 
 
 def integer_product(node: Node) -> Node | Decline | None:
-    """linear(dequantize(quantize(x, s, z), s, z), dequantize(w, t, ...), ...) -> qlinear(quantize_rows(x, s, z), w, t, ...)"""
+    """linear(dequantize(quantize(x, s, z), s, z), dequantize(w, t)) -> qlinear(quantize_rows(x, s, z), w, t, z)"""
     match node:
         case Node("linear", (x, Node("dequantize") as w, *extras)) if _activation(x) is not None:
             pass
@@ -122,7 +122,11 @@ def weight_parts(w: Node) -> Parts | Decline:
         return Decline("the weight's levels less their zero point do not fit 8 bits")
     name = values[0].name if values[0] is not None else ""
     flat = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), (n,)))
-    moved = q if not zero and levels.dtype == np.int8 else constant(Weight(around.astype(np.int8), name), source=q.source)
+    moved = (
+        q
+        if not zero and levels.dtype == np.int8
+        else constant(Weight(around.astype(np.int8), name), source=q.source)
+    )
     return moved, constant(Weight(flat, values[1].name if values[1] is not None else ""), source=t.source)
 
 

@@ -44,7 +44,9 @@ class Dequantize(Pass):
 def _is_factor(weight: Node, users: Mapping[Node, object]) -> bool:
     """Whether a product multiplies by it, turned or not."""
     return any(
-        reader.inputs[1] is weight if reader.op in _PRODUCTS else reader.op in _VIEWS and _is_factor(reader, users)
+        reader.inputs[1] is weight
+        if reader.op in _PRODUCTS
+        else reader.op in _VIEWS and _is_factor(reader, users)
         for reader in users[weight]
     )
 

@@ -1,4 +1,4 @@
-"""Levels and what they mean: views of constant levels, whose scales and zero points move with them; levels made again."""
+"""Levels and what they mean: views of constant levels, whose scales move with them; levels made again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _whole(part: Node, rank: int) -> Node:
 
 
 def levels_reshaped(node: Node) -> Node | None:
-    """reshape(dequantize(constant levels, ...)) -> dequantize(reshape(levels), ...) of one scale, or one for each row"""
+    """reshape(dequantize(constant levels, ...)) -> dequantize(reshape(levels), ...) of one scale, or one a row"""
     match node:
         case Node("reshape", (w,)) if is_levels(w) and node.shape[:1] == w.shape[:1]:
             levels, *parts = w.inputs

@@ -34,4 +34,5 @@ LOWERINGS: Lowerings = layered(
 # `split` are for CPUs.
 _RAGGED = frozenset({"pack_index", "pack_offsets", "pack_places", "unpack_rows", "ragged_mha"})
 _PARTS = frozenset({"split_rows", "split_linear"})
-MISSING = _RAGGED | _PARTS | CELLS
+_IMAGES = frozenset({"qconv2d"})  # of images with channels last, as CPUs like them
+MISSING = _RAGGED | _PARTS | _IMAGES | CELLS

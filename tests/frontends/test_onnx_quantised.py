@@ -27,7 +27,9 @@ BY_OUTPUT = RNG.uniform(0.005, 0.02, 20).astype(F)
 IMAGE = ["n", 3, 7, 6]
 
 
-def written(folder: Path, nodes: list[Any], shape: list[Any], weights: dict[str, Any], kind: int = T.FLOAT) -> Path:
+def written(
+    folder: Path, nodes: list[Any], shape: list[Any], weights: dict[str, Any], kind: int = T.FLOAT
+) -> Path:
     """A file of nodes from `x` to `y`."""
     graph = helper.make_graph(
         nodes,
@@ -53,7 +55,9 @@ def optimised(graph: Graph, integers: bool = True) -> tuple[Graph, Report]:
     return graph, report
 
 
-def checked(path: Path, shape: tuple[int, ...], level: float, expected: Any = None) -> tuple[Counter[str], str]:
+def checked(
+    path: Path, shape: tuple[int, ...], level: float, expected: Any = None
+) -> tuple[Counter[str], str]:
     """Every form of the graph gives the answers of onnx's reference within `level`; the ops, and what is told."""
     x = (RNG.normal(size=shape) * 2).astype(F)
     wanted = ReferenceEvaluator(path.read_bytes()).run(None, {"x": x})[0] if expected is None else expected(x)

@@ -37,7 +37,9 @@ def convolution(case: Any, by_image: bool = False) -> tuple[Graph, dict[str, Any
     weights = (constant(w), constant(rng.uniform(1e-3, 1e-2, o).astype(np.float32)))
     a = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     bounds = np.iinfo(np.uint8 if levels == "u8" else np.int8)
-    values: dict[str, Any] = {"q": rng.integers(bounds.min, bounds.max + 1, (2, *SIZE, c)).astype(bounds.dtype)}
+    values: dict[str, Any] = {
+        "q": rng.integers(bounds.min, bounds.max + 1, (2, *SIZE, c)).astype(bounds.dtype)
+    }
     values["scale"] = np.float32([0.5, 0.25]).reshape(2, 1, 1, 1) if by_image else np.float32(0.5)
     given = [] if zero is None else [constant(bounds.dtype.type(zero))]
     plain = make("qconv2d", (q, scale, *weights, *given), **a, has_zero=zero is not None)
@@ -48,7 +50,9 @@ def convolution(case: Any, by_image: bool = False) -> tuple[Graph, dict[str, Any
         elif step == "residual":
             extras.append(input_("r", "f32", plain.shape))
             values["r"] = rng.normal(size=(2, *plain.shape[1:])).astype(np.float32)
-    y = make("qconv2d", (q, scale, *weights, *given, *extras), **a, has_zero=zero is not None, epilogue=epilogue)
+    y = make(
+        "qconv2d", (q, scale, *weights, *given, *extras), **a, has_zero=zero is not None, epilogue=epilogue
+    )
     inputs = (q, scale, *(e for e in extras if e.op == "input"))
     return Graph(inputs, {"y": y}, {"batch": (1, 4)}), values
 

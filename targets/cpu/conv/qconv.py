@@ -1,8 +1,8 @@
 """`qconv2d`: patches of levels in scratch, multiplied as rows of `qlinear` are, by what each CPU has for bytes.
 
-As in `patches.py` an item copies the patches of a block of pixels, and multiplies them by one panel of the weight; items
-of one block that follow each other share the copy. Levels are unsigned bytes in scratch, those of i8 + 128, as packed
-rows are; around the image lies the zero point. Sums are exact in int32, so no order of them changes a bit.
+As in `patches.py` an item copies the patches of a block of pixels, and multiplies them by one panel of the weight;
+items of one block that follow each other share the copy. Levels are unsigned bytes in scratch, those of i8 + 128, as
+packed rows are; around the image lies the zero point. Sums are exact in int32, so no order of them changes a bit.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def lower_qconv2d(node: Node) -> Call:
     operands: tuple[Operand, ...] = (
         q,
         x_scale,
-        Packed(weight, f"levels{layout}", partial(pack_levels, groups=groups, width=width, pitch=cut.patch.pitch)),
+        Packed(
+            weight, f"levels{layout}", partial(pack_levels, groups=groups, width=width, pitch=cut.patch.pitch)
+        ),
         Packed(weight, f"startlevels{groups}x{width}", partial(start_levels, groups=groups, width=width)),
         Packed(w_scale.attributes["value"], f"pad{groups}x{width}", pad),
         *zero,

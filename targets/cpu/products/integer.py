@@ -187,7 +187,9 @@ class Product:
         starts = self.e.load(self.starts, column + bracket * padded, lanes)
         if self.zero is None:
             return starts
-        sums = self.e.let(tirx.shift_right(starts, splat(tirx.const(7, "int32"), lanes)))  # -128 of them are exact
+        sums = self.e.let(
+            tirx.shift_right(starts, splat(tirx.const(7, "int32"), lanes))
+        )  # -128 of them are exact
         return self.e.let(sums * splat(self.zero, lanes))
 
     def skipped(self, bracket: Expr | int) -> Expr | int:

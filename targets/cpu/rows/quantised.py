@@ -91,7 +91,9 @@ def emit_quantize_rows(symbol: str, cpu: Cpu, *, k: int, given: Sequence[str], s
         def convert(at: Expr, mask: Expr | None) -> None:
             for start, target, to in zip(starts, targets, bytes_of, strict=True):
                 byte = to(e.load(x, start + at, LANES, mask))
-                if zero_at is not None and mask is not None:  # else a load past the end gives 0, which becomes 128
+                if (
+                    zero_at is not None and mask is not None
+                ):  # else a load past the end gives 0, which becomes 128
                     byte = e.let(tirx.Select(mask, byte, splat(tirx.const(ZERO, "uint8"))))
                 e.store(out, target + at, byte)
 
@@ -108,7 +110,9 @@ def _to_bytes(e: Emitter, scales: list[Expr]) -> list[Callable[[Expr], Expr]]:
     return [partial(lambda inverse, x: to_byte(e, x, inverse, ZERO), inverse) for inverse in inverses]
 
 
-def _around(e: Emitter, scales: list[Expr], zero_at: Buffer, given: Sequence[str]) -> list[Callable[[Expr], Expr]]:
+def _around(
+    e: Emitter, scales: list[Expr], zero_at: Buffer, given: Sequence[str]
+) -> list[Callable[[Expr], Expr]]:
     middle = e.let(splat(tirx.Cast("float32", zero_byte(e, zero_at, given[1]))))
 
     def to(scale: Expr, x: Expr) -> Expr:
