@@ -195,11 +195,11 @@ def _levels_convolved(call: Call, x: Part, w: Part, bias: Node | None, windows: 
     values = []
     for levels, scale, zero in (x, w):
         size = levels.shape[0] if levels is w[0] else 1
-        scale, zero = (_by_output(call, part, levels, size) for part in (scale, zero))
-        assert scale is not None
-        if not is_levels(levels, scale, zero):
+        one, around = (_by_output(call, part, levels, size) for part in (scale, zero))
+        assert one is not None
+        if not is_levels(levels, one, around):
             return None
-        values.append((levels, scale, zero))
+        values.append((levels, one, around))
     if not is_weight(*values[1]):
         return None
     image, kernel = (dequantised(call, *value) for value in values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,7 +41,7 @@ class Dequantize(Pass):
         return graph.rebuild(change)
 
 
-def _is_factor(weight: Node, users: Mapping[Node, object]) -> bool:
+def _is_factor(weight: Node, users: Mapping[Node, Iterable[Node]]) -> bool:
     """Whether a product multiplies by it, turned or not."""
     return any(
         reader.inputs[1] is weight
