@@ -91,7 +91,7 @@ class Quantize(Pass):
     def _left_convolution(self, node: Node) -> str:
         a, x, w = node.attributes, node.inputs[0], node.inputs[1]
         if self.mode == "fp16" or not a["channels_last"]:
-            return "of convolutions"
+            return "read by conv2d"
         if w.shape[1] == 1 and a["groups"] > 1:
             return "of convolutions by channel"
         if self.mode == "int8" and not all(isinstance(d, int) for d in x.shape[1:]):
