@@ -24,6 +24,7 @@ from llmc.passes.quantise.told import tell_quantised
 STATIC = "int8-static"
 MODES = ("int8", STATIC, "fp16")
 PRODUCTS = ("linear", "conv2d")
+SHORTEST = 64  # products of a convolution's sum: with fewer, levels cost what they save
 SMALL_TABLE = 65536  # bytes; a smaller embedding table stays as it is
 _HALF_MAX = 65504.0
 
@@ -94,6 +95,8 @@ class Quantize(Pass):
             return "read by conv2d"
         if w.shape[1] == 1 and a["groups"] > 1:
             return "of convolutions by channel"
+        if math.prod(int(d) for d in w.shape[1:]) < SHORTEST:
+            return f"of convolutions with fewer than {SHORTEST} products to a sum"
         if self.mode == "int8" and not all(isinstance(d, int) for d in x.shape[1:]):
             return "of images of dynamic size"
         return ""
