@@ -16,7 +16,6 @@ def levels_turned(node: Node) -> Node | None:
             turned = [p if not p.shape else make("transpose", (p,), node.source, perm=perm) for p in parts]
             moved = make("transpose", (levels,), node.source, perm=perm)
             return make("dequantize", (moved, *turned), node.source)
-    return None
 
 
 def _whole(part: Node, rank: int) -> Node:
@@ -36,7 +35,6 @@ def levels_reshaped(node: Node) -> Node | None:
                 return None
             moved = [reshaped(p, s) for p, s in zip(parts, shapes, strict=True) if s is not None]
             return make("dequantize", (reshaped(levels, node.shape), *moved), node.source)
-    return None
 
 
 def _shape_of(part: Node, w: Node, rank: int) -> tuple[int, ...] | None:
@@ -54,7 +52,6 @@ def levels_again(node: Node) -> Node | None:
             known = scalar(s)
             if known is not None and known > _SMALLEST and _equal(s, t) and _equal(z, y):
                 return q
-    return None
 
 
 def _equal(a: Node, b: Node) -> bool:
