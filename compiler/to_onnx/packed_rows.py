@@ -52,8 +52,8 @@ def _packed(e: Emitter, rows: Node, size: int) -> Parts:
         return _constants(rows.attributes["value"], size)
     if rows.op == "quantize_rows":
         x, *given = rows.inputs
-        scale = given[0] if given else make("row_scale", (x,), rows.source)
-        return make("quantize", (x, scale), rows.source), scale
+        scale, *zero = given or [make("row_scale", (x,), rows.source)]
+        return make("quantize", (x, scale, *zero), rows.source), scale
     if rows.op == "concat":
         return _concatenated([packed(e, part, size) for part in rows.inputs], rows)
     if rows.op not in _MOVES:

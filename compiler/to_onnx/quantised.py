@@ -13,6 +13,7 @@ from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant, make
 from llmc.compiler.ops.quantise import LEVELS, TINY
+from llmc.compiler.ops.rows import ZERO
 from llmc.compiler.ops.split import PARTS, UNIT
 from llmc.compiler.to_onnx.emitter import Emitter
 from llmc.compiler.to_onnx.packed_rows import packed, split_values
@@ -42,12 +43,29 @@ def levels(e: Emitter, x: str, scale: str) -> str:
 @exports("quantize")
 def _quantize(e: Emitter, node: Node) -> str:
     """By one scale that is known it is QuantizeLinear, which has -128 too: x is limited before."""
+    if len(node.inputs) == 3:
+        return _around(e, node)
     x, scale = e.inputs(node)
     if not is_known_scale(node.inputs[1]):
         return e.cast(levels(e, x, scale), "f32", "i8")
     least = -LEVELS * node.inputs[1].attributes["value"].array.reshape(())
     held = e.op("Max", x, e.number(least, "f32"))
     return e.op("QuantizeLinear", held, e.reshape(scale, node.inputs[1].shape, ()), e.number(0, "i8"))
+
+
+def _around(e: Emitter, node: Node) -> str:
+    """Levels around a zero point: QuantizeLinear and DequantizeLinear by one number, else written out."""
+    x, scale, zero = e.inputs(node)
+    if all(all(d == 1 for d in part.shape) for part in node.inputs[1:]):
+        op = "QuantizeLinear" if node.op == "quantize" else "DequantizeLinear"
+        one, middle = (e.reshape(v, p.shape, ()) for v, p in zip((scale, zero), node.inputs[1:], strict=True))
+        return e.op(op, x, one, middle)
+    middle = e.op("Cast", zero, to=kind_of("f32"))
+    if node.op == "dequantize":
+        return e.op("Mul", e.op("Sub", e.op("Cast", x, to=kind_of("f32")), middle), scale)
+    low = 0 if node.dtype == "u8" else -128
+    near = e.op("Add", e.op("Round", e.op("Div", x, scale)), middle)
+    return e.cast(e.op("Clip", near, e.number(low, "f32"), e.number(low + 255, "f32")), "f32", node.dtype)
 
 
 def is_known_scale(scale: Node) -> bool:
@@ -57,6 +75,8 @@ def is_known_scale(scale: Node) -> bool:
 
 @exports("dequantize")
 def _dequantize(e: Emitter, node: Node) -> str:
+    if len(node.inputs) == 3:
+        return _around(e, node)
     q, scale = e.inputs(node)
     if is_known_scale(node.inputs[1]):
         return e.op("DequantizeLinear", q, e.reshape(scale, node.inputs[1].shape, ()))
@@ -89,14 +109,44 @@ def _dequantize_rows(e: Emitter, node: Node) -> Node:
 def _qlinear(e: Emitter, node: Node) -> str | Node:
     """By a known scale linear(dequantize(rows), dequantize(w)); else sums of whole numbers, which the scales follow."""
     rows, w, w_scale, *extras = node.inputs
+    if node.attributes["has_zero"]:
+        return _qlinear_around(e, node)
     q, scale = packed(e, rows, int(w.shape[1]))
     if not scale.type.rank:
         x = make("dequantize", (q, scale), node.source)
         weight = make("dequantize", (w, _column(w_scale)), node.source)
-        return make("linear", (x, weight, *extras), node.source, **node.attributes)
+        return make("linear", (x, weight, *extras), node.source, epilogue=node.attributes["epilogue"])
     sums = make("linear", (_whole(e, q), make("cast", (w,), w.source, dtype="f32")), node.source)
     made = make("mul", (sums, make("mul", (scale, w_scale))), node.source)
     return epilogue(e, e.value(made), node.attributes["epilogue"], extras)
+
+
+def _qlinear_around(e: Emitter, node: Node) -> Node:
+    """linear(dequantize(rows), dequantize(w)); levels of rows that are constant are signed."""
+    rows, w, w_scale, zero, *extras = node.inputs
+    q, scale = packed(e, rows, int(w.shape[1]))
+    if q.dtype != zero.dtype:
+        zero = _signed(zero)
+    x = make("dequantize", (q, scale, zero), node.source)
+    weight = make("dequantize", (w, _column(w_scale)), node.source)
+    return make("linear", (x, weight, *extras), node.source, epilogue=node.attributes["epilogue"])
+
+
+def _signed(zero: Node) -> Node:
+    wide = make("sub", (make("cast", (zero,), dtype="i32"), constant(np.int32(ZERO))))
+    return make("cast", (wide,), dtype="i8")
+
+
+@exports("qconv2d")
+def _qconv2d(e: Emitter, node: Node) -> Node:
+    """conv2d(dequantize(q), dequantize(w))"""
+    q, scale, w, w_scale, *others = node.inputs
+    count = int(node.attributes["has_zero"])
+    x = make("dequantize", (q, scale, *others[:count]), node.source)
+    by_output = make("reshape", (w_scale,), w.source, shape=(w.shape[0], 1, 1, 1))
+    weight = make("dequantize", (w, by_output), node.source)
+    window = {name: value for name, value in node.attributes.items() if name != "has_zero"}
+    return make("conv2d", (x, weight, *others[count:]), node.source, **window, channels_last=True)
 
 
 def _whole(e: Emitter, q: Node) -> Node:
