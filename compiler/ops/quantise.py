@@ -156,7 +156,9 @@ def _quantize_rows_reference(x: Array, *given: Array, has_scale: bool, has_zero:
 
 
 @op("quantize_rows", _quantize_rows_reference, traits=_ROWS, has_scale=False, has_zero=False, table=False)
-def _quantize_rows(x: TensorType, *given: TensorType, has_scale: Any, has_zero: Any, table: Any) -> TensorType:
+def _quantize_rows(
+    x: TensorType, *given: TensorType, has_scale: Any, has_zero: Any, table: Any
+) -> TensorType:
     want_flags(has_scale=has_scale, has_zero=has_zero, table=table)
     want_dtype(x, F32)
     if len(given) != int(has_scale) + int(has_zero):
