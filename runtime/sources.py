@@ -73,9 +73,14 @@ BENCH_FLAGS = ("-std=c99", "-O2", "-fPIE", "-pie", "-s")
 BENCH_LIBRARIES = ("-ldl",)
 
 
-def bench_definition(module_sha256: str) -> str:
-    """The flag that makes `bench` refuse every module.so but the one with this hash."""
-    return f'-DLLMC_MODULE_SHA256="{module_sha256}"'
+def write_bench_hash(folder: Path, module_sha256: str) -> Path:
+    """The source, in `folder`, that makes `bench` refuse every module.so but the one with this hash.
+
+    A file of its own: what compiles `bench` for the next artifact has the other objects already.
+    """
+    source = folder / "bench_hash.c"
+    source.write_text(f'#include "bench.h"\n\nconst char bench_module_hash[] = "{module_sha256}";\n')
+    return source
 
 
 # `run`, the model as one program: the runtime and the kernels are linked in, so it needs no module.so.

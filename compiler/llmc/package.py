@@ -86,9 +86,8 @@ class Build:
             sources += [toolchain.embed(Path(place), symbol, data) for symbol, data in code.data.items()]
             libraries = (*c.MODULE_LIBRARIES, *self.backend.libraries)
             self._compile(module, sources, c.MODULE_FLAGS, libraries)
-        definition = c.bench_definition(hashlib.sha256(module.read_bytes()).hexdigest())
-        flags = (*c.BENCH_FLAGS, definition)
-        self._compile(self.folder / "bench", c.BENCH_SOURCES, flags, c.BENCH_LIBRARIES)
+            own_hash = c.write_bench_hash(Path(place), hashlib.sha256(module.read_bytes()).hexdigest())
+            self._compile(self.folder / "bench", (*c.BENCH_SOURCES, own_hash), c.BENCH_FLAGS, c.BENCH_LIBRARIES)
 
     def _compile(
         self, output: Path, sources: Sequence[Path], flags: Sequence[str], libraries: Sequence[str]

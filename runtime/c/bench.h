@@ -23,6 +23,7 @@ typedef struct bench_artifact {
 /* bench_load.c. Each returns 0, or -1 after a sentence on stderr. */
 int bench_find_folder(const char *argv0, char *folder); /* of this executable */
 int bench_expected_hash(const char *folder, char hash[65]); /* of module.so, from the manifest */
+extern const char bench_module_hash[65];                    /* of the module.so it was built with; llmc writes it */
 int bench_load(bench_artifact *artifact, const char *hash, const llmc_options *options);
 int bench_complain(const char *problem, const char *at, const char *hint); /* -1 */
 

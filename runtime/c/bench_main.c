@@ -1,7 +1,6 @@
 /*
  * bench_main.c - the benchmarker that lies in every artifact: no Python, no environment, one process.
- *
- * Compiled with -DLLMC_MODULE_SHA256="..." it runs only the module.so it was built with.
+ * It runs only the module.so it was built with.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -198,28 +197,17 @@ static int run_pair(const arguments *a, bench_artifact pair[2]) {
     return 0;
 }
 
-static int find_hash(const char *folder, char hash[65]) {
-#ifdef LLMC_MODULE_SHA256
-    (void)folder;
-    strcpy(hash, LLMC_MODULE_SHA256);
-    return 0;
-#else
-    return bench_expected_hash(folder, hash);
-#endif
-}
-
 int main(int argc, char **argv) {
     static arguments a;
     static bench_artifact pair[2];
-    char hash[65];
     int i, status;
     for (i = 1; i < argc; i++)
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return fputs(help, stdout) < 0;
     a.past = -1;
     status = parse(&a, argc, argv);
     if (status) return status;
-    if (bench_find_folder(argv[0], pair[0].folder) != 0 || find_hash(pair[0].folder, hash) != 0) return 1;
-    if (bench_load(&pair[0], hash, &a.options) != 0) return 1;
+    if (bench_find_folder(argv[0], pair[0].folder) != 0) return 1;
+    if (bench_load(&pair[0], bench_module_hash, &a.options) != 0) return 1;
     status = set_function(&a, &pair[0]);
     if (!status) status = set_sizes(&a, &pair[0]);
     if (!status) status = a.vs ? run_pair(&a, pair) : run_one(&a, &pair[0]);

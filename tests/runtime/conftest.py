@@ -26,7 +26,7 @@ from llmc.runtime.sources import (
     MODULE_FLAGS,
     MODULE_LIBRARIES,
     MODULE_SOURCES,
-    bench_definition,
+    write_bench_hash,
 )
 from llmc.runtime.weights import weights_header
 from llmc.targets import TARGETS, toolchain
@@ -91,6 +91,14 @@ def compile_module(
     compile_c(output, *MODULE_FLAGS, *flags, *sources, *MODULE_LIBRARIES, compiler=compiler)
     own.unlink()
     return output
+
+
+def compile_bench(module: Path) -> None:
+    """`bench` beside the module that it is for."""
+    own = write_bench_hash(module.parent, sha256(module.read_bytes()))
+    sources = map(str, (*BENCH_SOURCES, own))
+    compile_c(module.with_name("bench"), *BENCH_FLAGS, *sources, *BENCH_LIBRARIES)
+    own.unlink()
 
 
 def _defines(argument: str) -> bool:
@@ -356,8 +364,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artifact") / "tiny.llmc"
     folder.mkdir()
     module = compile_module(folder / "module.so")
-    own = bench_definition(sha256(module.read_bytes()))
-    compile_c(folder / "bench", *BENCH_FLAGS, own, *map(str, BENCH_SOURCES), *BENCH_LIBRARIES)
+    compile_bench(module)
     shutil.copy(HEADER, folder)
     write_weights(folder / "weights.bin", weights_payload())
     write_tokenizer(folder / "tokenizer.json")
@@ -377,8 +384,7 @@ def tally(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artifact") / "tally.llmc"
     folder.mkdir()
     module = compile_module(folder / "module.so", program="tally.c")
-    own = bench_definition(sha256(module.read_bytes()))
-    compile_c(folder / "bench", *BENCH_FLAGS, own, *map(str, BENCH_SOURCES), *BENCH_LIBRARIES)
+    compile_bench(module)
     shutil.copy(HEADER, folder)
     write_weights(folder / "weights.bin", bytes(64), TALLY["build_id"])
     ids, more, model = np.array([[1, 2, 3], [4, 5, 6]]), np.array([[7], [8]]), TallyModel(2)
