@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
 
-from llmc.targets import TARGETS, Cpu, host
+import pytest
+
+from llmc.targets import TARGETS, Cpu, Target, host
 
 X86 = {cpu.name: cpu for cpu in TARGETS["x86"].cpus}  # best first
 KINDS = ("run by", "left out by", "skipped")
@@ -26,6 +30,36 @@ def choose(names: Iterable[str]) -> list[str]:
     chosen = [name for name in given if name in able]
     assert chosen, f"this processor has none of {', '.join(given)}"
     return chosen
+
+
+class _Absent(Cpu):
+    """One that this processor lacks: nobody runs its code, so it is that of the best that there is."""
+
+    def code_for(self, family: str) -> Cpu:
+        return here()[0].code_for(family)
+
+
+@contextmanager
+def code_of_this_processor() -> Iterator[None]:
+    """Compiles inside the block leave out LLVM's work for what this processor lacks, most of an int8 model's.
+
+    The artifact has the variants all the same, and `choose` notes them. tests/targets/test_every_variant.py compiles
+    what is left out.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "TARGETS", {name: _able(target) for name, target in TARGETS.items()})
+        yield
+
+
+def _able(target: Target) -> Target:
+    """`target` without code that an x86 processor like this one cannot run."""
+    return replace(target, cpus=tuple(map(_or_absent, target.cpus)))
+
+
+def _or_absent(cpu: Cpu) -> Cpu:
+    if cpu.name not in X86 or host.runs_here(cpu):
+        return cpu
+    return _Absent(**{f.name: getattr(cpu, f.name) for f in fields(cpu)})
 
 
 def lacking(cpu: Cpu) -> str:

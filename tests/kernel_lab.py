@@ -96,7 +96,7 @@ def check_no_contraction(function: Any) -> None:
             assert not isinstance(operand, tirx.Mul), f"a product feeds {node}"
 
 
-def _object(symbol: str, function: Any, cpu: Cpu) -> bytes:
+def machine_code(symbol: str, function: Any, cpu: Cpu) -> bytes:
     """A kernel's machine code, kept between runs under what its PrimFunc says and what compiles it."""
     made_by = (content_version(function), TRIPLE, repr(cpu), kept.sources("targets/cpu/build.py"))
     return kept.made("kernels", (symbol, *made_by), lambda: compile_object({symbol: function}, TRIPLE, cpu))
@@ -125,7 +125,7 @@ class Lab:
         made = {k.symbol: k.emit(k.symbol, cpu) for k in missing}
         for function in made.values():
             check_no_contraction(function)
-        library = self._link([_object(symbol, function, cpu) for symbol, function in made.items()])
+        library = self._link([machine_code(symbol, function, cpu) for symbol, function in made.items()])
         self._loaded.update({(cpu.name, k): getattr(library, k.symbol) for k in missing})
 
     def _link(self, objects: Sequence[bytes]) -> ctypes.CDLL:

@@ -87,7 +87,9 @@ class Build:
             libraries = (*c.MODULE_LIBRARIES, *self.backend.libraries)
             self._compile(module, sources, c.MODULE_FLAGS, libraries)
             own_hash = c.write_bench_hash(Path(place), hashlib.sha256(module.read_bytes()).hexdigest())
-            self._compile(self.folder / "bench", (*c.BENCH_SOURCES, own_hash), c.BENCH_FLAGS, c.BENCH_LIBRARIES)
+            self._compile(
+                self.folder / "bench", (*c.BENCH_SOURCES, own_hash), c.BENCH_FLAGS, c.BENCH_LIBRARIES
+            )
 
     def _compile(
         self, output: Path, sources: Sequence[Path], flags: Sequence[str], libraries: Sequence[str]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import instruction_sets
 import numpy as np
 import pytest
 from joined import join
@@ -114,7 +115,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def compile_one(graph: Graph, target: str, **options: Any) -> Path:
         path = tmp_path_factory.mktemp("artifacts") / f"{target}.llmc"
         form = "shared" if target.startswith("x86") else "executable"
-        compile_graph(graph, path, target=target, emit=form, **options)
+        with instruction_sets.code_of_this_processor():
+            compile_graph(graph, path, target=target, emit=form, **options)
         return path
 
     return compile_one

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import instruction_sets
 import numpy as np
 import pytest
 from random_families import random_model
@@ -33,14 +34,15 @@ ASKED: dict[str, tuple[dict[str, Any], float, float]] = {
 
 @pytest.fixture(scope="module")
 def made(shared: Callable[..., Path]) -> Callable[[str], Path]:
-    """`made(quant)`: the demo model's artifact with the code of every processor, compiled once.
+    """`made(quant)`: the demo model's artifact with every variant that this processor has, compiled once.
 
-    "none" is compared with, so it has the code of this processor only.
+    "none" is compared with, so it has the best only.
     """
 
     def of(quant: str) -> Path:
         options = {"target": "x86", **ASKED[quant][0]} if quant in ASKED else {}
-        return shared(f"demo-{quant}.llmc", partial(llmc.compile, demo.model_folder(), **options))
+        with instruction_sets.code_of_this_processor():
+            return shared(f"demo-{quant}.llmc", partial(llmc.compile, demo.model_folder(), **options))
 
     return of
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import instruction_sets
 import numpy as np
 import pytest
 
@@ -16,7 +17,8 @@ import llmc
 @pytest.fixture(scope="module")
 def made(small_model: Path, shared: Callable[..., Path]) -> Path:
     options = {"target": "x86", "max_batch": 8, "matmul": "int8x3"}
-    return shared("small-int8x3.llmc", partial(llmc.compile, small_model, **options))
+    with instruction_sets.code_of_this_processor():
+        return shared("small-int8x3.llmc", partial(llmc.compile, small_model, **options))
 
 
 def given(batch: int, seq: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import instruction_sets
 import numpy as np
 from company import in_company
 from stateful_graphs import PAST, SEQ, WIDTH, attends, normal
@@ -40,7 +41,8 @@ def rows(session: int, call: int, count: int) -> dict[str, Any]:
 
 
 def test_every_precision(tmp_path: Path, variants: Any) -> None:
-    compile_graph(decoder(), tmp_path / "m.llmc", target="x86", quant="int8")
+    with instruction_sets.code_of_this_processor():
+        compile_graph(decoder(), tmp_path / "m.llmc", target="x86", quant="int8")
     in_company(tmp_path / "m.llmc", rows, (1, 3), variants(tmp_path / "m.llmc"))
 
 
