@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from llmc.compiler.frontends import processors
 from llmc.compiler.frontends.image_steps import fixed_size, translated
 from llmc.compiler.frontends.processors import Processor
@@ -23,6 +21,8 @@ class Cutter(Processor):
 
     def image(self, image: Any) -> Any:
         """f32 [tiles, channels, height, width] or [rows, patches, values]."""
+        import numpy as np  # looking at a folder needs none
+
         try:
             made = np.asarray(self.made([image], return_tensors="np")["pixel_values"])
         except Exception as error:  # anything that transformers raises

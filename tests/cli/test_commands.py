@@ -43,6 +43,7 @@ def test_unused_weights_are_left_out_if_one_asks(cli, demo_folder, monkeypatch, 
         raise LlmcError("seen")
 
     monkeypatch.setattr("llmc.compiler.frontends.dispatch.load", load)
+    monkeypatch.setenv("LLMC_CACHE", "off")  # imports are kept
     for command in (["compile", "-o", tmp_path / "m.llmc"], ["opt"]):
         assert cli(*command, demo_folder).code == 1
         assert cli(*command, demo_folder, "--ignore-unused-weights").code == 1

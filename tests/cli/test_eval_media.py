@@ -34,7 +34,7 @@ class Eye:
         steps = {"size": {"height": 4, "width": 4}, "rescale_factor": 1 / 255}
         if kind == "audio":
             self.task, steps = "audio-classification", {"kind": "waveform", "sampling_rate": 100}
-        self.manifest = SimpleNamespace(raw={"preprocess": steps}, postprocess={})
+        self.manifest = SimpleNamespace(raw={"preprocess": steps}, postprocess={}, generation=None)
         shape = (
             ("pixel_values", ("batch", 3, 4, 4))
             if kind == "image"

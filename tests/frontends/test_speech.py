@@ -58,7 +58,7 @@ class Played:
         }
         facts = {**found.generation, **said}
         self.manifest = SimpleNamespace(
-            generation=read_generation(Field(facts, "here", "generation"), functions, {}),
+            generation=read_generation(Field(facts, "here", "generation"), functions, {}, {}),
             raw={"preprocess": steps},
             tokenizer=None,
         )
