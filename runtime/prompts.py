@@ -93,14 +93,14 @@ def given_of(
     Raises:
         LlmcError: the prompt is empty or too long, there is no such language, or images do not fit it.
     """
-    if isinstance(prompt, list | tuple) and not prompt:
-        raise LlmcError(
-            "the prompt is empty: a list without a token or a text",
-            hint='"" begins a text with nothing before it',
-        )
     if entry.images is not None or images is not None:
         return _with_images(model, entry, prompt, special, images)
     if entry.encoder is None:
+        if isinstance(prompt, list | tuple) and not prompt:
+            raise LlmcError(
+                "the prompt is empty: a list without a token or a text",
+                hint='"" begins a text with nothing before it',
+            )
         return Given(_ids(model, entry, prompt, special))
     encoder = encoder_of(model)
     ids = [] if isinstance(prompt, str) and not prompt.strip() else _tokens(model, prompt, special)

@@ -268,11 +268,14 @@ def test_op(nodes: Any, inputs: Any, weights: Any, opset: int, tmp_path: Path) -
 
 
 def test_every_op_has_a_case() -> None:
-    """Here, among the node tests of the onnx package, or in the tests of bodies and of ONNX Runtime's ops."""
+    """Here, among the node tests of onnx, or in the tests of bodies, ONNX Runtime's ops and quantised files."""
     from onnx.backend.test.case import node
 
     texts = [path.read_text() for path in Path(next(iter(node.__path__))).glob("*.py")]
-    texts += [Path(__file__).with_name(f"test_onnx_{n}.py").read_text() for n in ("microsoft", "control")]
+    texts += [
+        Path(__file__).with_name(f"test_onnx_{n}.py").read_text()
+        for n in ("microsoft", "control", "quantised")
+    ]
     quoted = set(re.findall(r'"(\w+)"', "".join(texts)))
     tried = {n.op_type for case in CASES for n in case.values[0]} | quoted
     aliases = {"SimplifiedLayerNormalization", "GlobalLpPool"}  # RMSNormalization and LpPool of everything

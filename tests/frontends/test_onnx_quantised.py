@@ -219,3 +219,27 @@ def test_weights_whose_levels_do_not_fit(tmp_path: Path) -> None:
     ops, told = checked(written(tmp_path, nodes, ["n", 24], weights), (4, 24), 1e-3)
     assert (ops["linear"], ops["qlinear"], ops["dequantize"]) == (1, 0, 1)  # that of x
     assert "do not fit 8 bits" in told
+
+
+def test_qgemm_of_floats_is_the_scaled_sum(tmp_path: Path) -> None:
+    """ONNX Runtime's: alpha * a_scale * b_scale * (sum + c), of a factor that is transposed."""
+    c, scale, zero = np.arange(20, dtype=np.int32) * 50, F(0.03), np.uint8(120)
+    weights = {"s": scale, "z": zero, "w": W, "ws": BY_OUTPUT, "wz": np.zeros(20, np.int8), "c": c}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node(
+            "QGemm",
+            ["q", "s", "z", "w", "ws", "wz", "c"],
+            ["y"],
+            "",
+            domain="com.microsoft",
+            transB=1,
+            alpha=0.5,
+        ),
+    ]
+
+    def expected(x: Any) -> Any:
+        levels = np.clip(np.rint(x / scale) + int(zero), 0, 255).astype(np.int64) - int(zero)
+        return (0.5 * scale * BY_OUTPUT * (levels @ W.T.astype(np.int64) + c)).astype(F)
+
+    checked(written(tmp_path, nodes, ["n", 24], weights), (5, 24), 1e-4, expected)
