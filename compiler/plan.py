@@ -84,9 +84,10 @@ class Plan:
 
     def place(self, operand: Operand) -> Place:
         """Where an operand is read from, or a result written to."""
-        if isinstance(operand, Packed) or operand.op == "constant":
-            return Place("weight", self._weight_index[_weight_key(operand)])
-        return self.places[root(operand)]
+        holder = operand if isinstance(operand, Packed) else root(operand)
+        if isinstance(holder, Packed) or holder.op == "constant":
+            return Place("weight", self._weight_index[_weight_key(holder)])
+        return self.places[holder]
 
     def written(self, node: Node) -> list[Place]:
         """Where the results of a call of `node` go."""

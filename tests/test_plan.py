@@ -139,3 +139,13 @@ def test_c_string(text: str) -> None:
     assert literal.isascii()
     assert "??" not in literal
     assert ast.literal_eval(f"b{literal}") == text.encode()
+
+
+def test_a_view_of_a_constant_is_read_from_the_weights() -> None:
+    """As a segment's only row that is added to all tokens."""
+    row = make("reshape", (constant(np.ones((1, 32), np.float32)),), shape=(1, 1, 32))
+    x = input_("x", "f32", (B, S, 32))
+    plan = planned(Graph((x,), {"y": make("add", (x, row))}, {"batch": (1, 4), "seq": (1, 9)}))
+    (call,) = (step for step in plan.steps if not isinstance(step, Copy))
+    assert plan.place(row).kind == "weight"
+    assert [plan.place(operand).kind for operand in call.operands] == ["input", "weight", "output"]
