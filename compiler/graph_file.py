@@ -7,14 +7,13 @@ model, such as its tokenizer: `model.json` says at least the version of these fi
 from __future__ import annotations
 
 import json
-import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from llmc.compiler.graph import Graph, TensorType, Weight, dtype_name
 from llmc.compiler.module import Module
@@ -23,6 +22,7 @@ from llmc.compiler.npz import NpzError, as_npz_errors
 from llmc.compiler.parse import parse_graph
 from llmc.compiler.text import DIGITS, INLINE, weights_of, written_out
 from llmc.compiler.weight_file import Stored, plain_name, read_weights, write_weights
+from llmc.compiler.whole_file import renamed
 from llmc.errors import LlmcError
 
 FORMAT = 1
@@ -104,23 +104,11 @@ def write_graph(
     }
     lines = "".join(f"# {' '.join(line.split())}\n" for line in head)
     try:
-        with _renamed(path) as text, _renamed(weights_path(path)) as archive:
+        with renamed(path) as text, renamed(weights_path(path)) as archive:
             text.write((lines + text_of(module)).encode())
             write_weights(archive, weights.values(), {MODEL: json.dumps({"format": FORMAT}), **(texts or {})})
     except OSError as error:
         raise LlmcError(f"cannot write a graph: {error.strerror or error}", at=str(path)) from error
-
-
-@contextmanager
-def _renamed(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the name `path` when the block is left without an error."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_graph(path: Path, known: Mapping[str, Weight] | None = None) -> GraphFile:

@@ -111,6 +111,21 @@ def test_a_folder_with_other_content_is_another_import(model: Path, imports: lis
     assert len(imports) == 3
 
 
+def test_what_changes_during_an_import_is_not_kept(
+    model: Path, imports: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer may be writing there: the import would be found by what was there before."""
+    load = dispatch.load
+
+    def slow(path: Path, **options: Any) -> Any:
+        (path / "generation_config.json").unlink()
+        return load(path, **options)
+
+    monkeypatch.setattr(dispatch, "load", slow)
+    kept_imports.load(model)
+    assert not kept(model)
+
+
 def test_what_is_damaged_is_made_again(model: Path, imports: list[Path]) -> None:
     first = kept_imports.load(model)
     (file,) = kept(model)

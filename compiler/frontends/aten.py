@@ -20,6 +20,7 @@ from llmc.compiler.dims import Dim, dim, floored, from_one, symbol
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import DTYPES, Node, Source
 from llmc.compiler.ops import constant, make
+from llmc.compiler.registry import into
 
 TORCH_DTYPES: Mapping[Any, str] = MappingProxyType(
     {
@@ -40,14 +41,7 @@ TABLE: dict[str, Converter] = {}  # ATen overload such as "add.Tensor" -> conver
 
 def aten(*overloads: str) -> Callable[[Converter], Converter]:
     """Register the decorated converter for these overloads."""
-
-    def register(convert: Converter) -> Converter:
-        for overload in overloads:
-            assert overload not in TABLE, f"two converters for aten.{overload}"
-            TABLE[overload] = convert
-        return convert
-
-    return register
+    return into(TABLE, overloads, "converters for aten.")
 
 
 def dtype_of(torch_dtype: Any) -> str:

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends import chat_template, speech_config
 from llmc.compiler.frontends.generation_settings import KINDS, NAMES, OF_SOURCES, options
+from llmc.compiler.frontends.inputs import TEXT
 from llmc.compiler.frontends.json_file import read_object
 from llmc.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.compiler.graph import Graph
 
 FILE = "generation_config.json"
 _INNER = ("decoder", "generator", "text_config")  # of a config.json: what its text is made by
@@ -77,14 +81,7 @@ def read(
         "bos": special.one("bos_token_id"),
         "eos": special.several("eos_token_id"),
         "pad": special.one("pad_token_id"),
-        "defaults": _known(
-            options(
-                {k: v for k, v in stated.items() if not (speech and k in speech_config.SETTINGS)},
-                at,
-                {**KINDS, **OF_SOURCES} if encoder else KINDS,
-            ),
-            vocabulary,
-        ),
+        "defaults": _known(_options(stated, at, bool(encoder), speech), vocabulary),
     }
     if speech:
         facts["speech"] = speech_config.facts(stated, config, vocabulary, at)
@@ -94,9 +91,53 @@ def read(
         facts["images"] = dict(images)
     template = chat_template.read(root)
     if template is not None:
-        named = {name: special.one(f"{name}_id") for name in ("bos_token", "eos_token", "pad_token")}
-        facts["chat"] = {"file": chat_template.FILE, "tokens": chat_template.tokens(root, named)}
+        facts["chat"] = _chat(root, special)
     return Generation(facts, template)
+
+
+def _options(stated: Mapping[str, Any], at: str, sources: bool, speech: bool) -> dict[str, Any]:
+    """How tokens are chosen; what only speech has is read by `speech_config`."""
+    own = {k: v for k, v in stated.items() if not (speech and k in speech_config.SETTINGS)}
+    return options(own, at, {**KINDS, **OF_SOURCES} if sources else KINDS)
+
+
+def _chat(root: Path, special: Tokens) -> dict[str, Any]:
+    named = {name: special.one(f"{name}_id") for name in ("bos_token", "eos_token", "pad_token")}
+    return {"file": chat_template.FILE, "tokens": chat_template.tokens(root, named)}
+
+
+def of_functions(
+    root: Path,
+    config: Mapping[str, Any],
+    functions: Mapping[str, Graph],
+    max_length: int | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """What an `Imported` has of a model that generates: its functions, of which `step` makes the text.
+
+    Args:
+        max_length: the most tokens of a sequence; None: as many as `step` takes.
+        more: as of `read`.
+
+    Raises:
+        LlmcError: as `read`.
+    """
+    from llmc.compiler.frontends.stepping import KEEP, LOGITS, PAST, STEP
+
+    step = functions[STEP]
+    said = read(
+        root,
+        config,
+        function=STEP,
+        tokens=TEXT,
+        keep=KEEP,
+        logits=LOGITS,
+        vocabulary=int(step.outputs[LOGITS].shape[-1]),
+        max_length=step.dims[PAST].high if max_length is None else max_length,
+        length=PAST if PAST in step.dims else None,
+        **more,
+    )
+    return {"functions": functions, "generation": said.facts, "chat_template": said.template}
 
 
 def _known(found: dict[str, Any], vocabulary: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ from llmc.compiler.frontends.versions import warn_if_untested
 from llmc.errors import LlmcError, LlmcWarning
 
 if TYPE_CHECKING:
+    from llmc.compiler.frontends.eyes import Eyes
+    from llmc.compiler.frontends.processors import Processor
     from llmc.compiler.graph import Graph
 
 __all__ = ["Imported", "inspect", "load"]
@@ -70,52 +73,65 @@ def load(
     warn_if_untested("torch", "transformers")
     with quiet():
         model, does = build(summary, ignore_unused)
-        writes = seq2seq_folder.is_one(model, does.name)
-        reads = TEXT in signature(model.forward).parameters
-        tokenizer = tokenizer_of(summary) if reads or writes else None
+        tokenizer = tokenizer_of(summary) if _reads_texts(model, does) else None
         padding = padded_rows.fault(model, does.name, summary.config, tokenizer)
-        sees = vision_folder.is_one(model, does.name)
-        eyes = None
-        if sees:
-            does, lacks = TASKS[vision_folder.TASK], ""
-            functions, eyes = vision_folder.load(summary, model, max_seq)
-        else:
-            functions, lacks = _generating(summary, model, does, max_seq)
-        does = TASKS[SCORING] if lacks else does
-        steps = next(iter(functions.values()), None)
-        graph = steps or _graph(summary, model, does, max_batch, max_seq)
+        made = _functions(summary, model, does, max_seq)
+        steps = next(iter(made.functions.values()), None)
+        graph = steps or _graph(summary, model, made.does, max_batch, max_seq)
         shapes = {node.attributes["name"]: node.shape for node in graph.inputs}
-        processor = (
-            processors.for_inputs(summary.root, shapes)
-            if eyes is None
-            else vision_processors.of(summary.root, eyes)
-        )
+        processor = _processor(summary.root, shapes, made.eyes)
         decoder = decoder_of(summary.root, type(model).__name__)
         asked_for = inputs_of(model, summary.root, max_batch, max_seq).bounds if steps is None else {}
     _tell_narrowed(graph, asked_for, summary.root)
-    for told in filter(None, (_idle_batch(steps, max_batch), _whole_only(lacks), padding)):
+    for told in filter(None, (_idle_batch(steps, max_batch), _whole_only(made.lacks), padding)):
         warnings.warn(LlmcWarning(f"{summary.root}: {told}"), stacklevel=2)
-    scores = scores_of(summary.config, does.name, len(summary.labels), str(summary.root))
     return Imported(
         graph=graph,
         name=summary.path.resolve().name,
-        task=does.name,
+        task=made.does.name,
         model_type=summary.model_type,
         architecture=type(model).__name__,
         labels=decoder.tokens if decoder else summary.labels,
-        tokenizer=tokenizer if TEXT in shapes or functions else None,
+        tokenizer=tokenizer if TEXT in shapes or made.functions else None,
         sentence=summary.sentence,
         preprocess=dict(processor.steps) if processor else {},
         processor=processor,
-        scores=scores
-        or ("sigmoid" if hasattr(model, "logit_bias") else None),  # SigLIP: each pair for itself
+        scores=_scores(summary, model, made.does),
         decoder=decoder.facts if decoder else {},
-        **(
-            _generates(summary, functions, max_seq)
-            if eyes is None
-            else vision_folder.generates(summary, functions, eyes, tokenizer)
-        ),
+        **_generates(summary, made, max_seq, tokenizer),
     )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a model is for: its functions if it generates text, why it does not token by token, how it sees."""
+
+    does: Task
+    functions: Mapping[str, Graph]
+    lacks: str = ""
+    eyes: Eyes | None = None
+
+
+def _functions(summary: Summary, model: Any, does: Task, max_seq: int) -> _Made:
+    if vision_folder.is_one(model, does.name):
+        functions, eyes = vision_folder.load(summary, model, max_seq)
+        return _Made(TASKS[vision_folder.TASK], functions, eyes=eyes)
+    functions, lacks = _generating(summary, model, does, max_seq)
+    return _Made(TASKS[SCORING] if lacks else does, functions, lacks)
+
+
+def _reads_texts(model: Any, does: Task) -> bool:
+    return TEXT in signature(model.forward).parameters or seq2seq_folder.is_one(model, does.name)
+
+
+def _processor(root: Path, shapes: Mapping[str, Any], eyes: Eyes | None) -> Processor | None:
+    return processors.for_inputs(root, shapes) if eyes is None else vision_processors.of(root, eyes)
+
+
+def _scores(summary: Summary, model: Any, does: Task) -> str | None:
+    """What makes the logits what is told; SigLIP has one for each pair by itself."""
+    said = scores_of(summary.config, does.name, len(summary.labels), str(summary.root))
+    return said or ("sigmoid" if hasattr(model, "logit_bias") else None)
 
 
 def _generating(summary: Summary, model: Any, does: Task, max_seq: int) -> tuple[Mapping[str, Graph], str]:
@@ -143,31 +159,17 @@ def _whole_only(lacks: str) -> str:
     return lacks and f"it gives the logits of whole texts and cannot generate token by token: {lacks}"
 
 
-def _generates(summary: Summary, functions: Mapping[str, Graph], max_seq: int) -> dict[str, Any]:
+def _generates(summary: Summary, made: _Made, max_seq: int, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """Of a model that generates text: its functions, and what its folder says."""
-    from llmc.compiler.frontends import generation_config, stepping
+    from llmc.compiler.frontends import generation_config
 
-    if not functions:
+    if made.eyes is not None:
+        return vision_folder.generates(summary, made.functions, made.eyes, tokenizer)
+    if not made.functions:
         return {}
-    if len(functions) > 1:
-        return seq2seq_folder.generates(summary, functions)
-    step = functions[stepping.STEP]
-    said = generation_config.read(
-        summary.root,
-        summary.config,
-        function=stepping.STEP,
-        tokens=TEXT,
-        keep=stepping.KEEP,
-        logits=stepping.LOGITS,
-        vocabulary=int(step.outputs[stepping.LOGITS].shape[-1]),
-        max_length=max_seq,
-        length=stepping.PAST if stepping.PAST in step.dims else None,
-    )
-    return {
-        "functions": functions,
-        "generation": said.facts,
-        "chat_template": said.template,
-    }
+    if len(made.functions) > 1:
+        return seq2seq_folder.generates(summary, made.functions)
+    return generation_config.of_functions(summary.root, summary.config, made.functions, max_seq)
 
 
 def _tell_narrowed(graph: Graph, asked: Mapping[str, tuple[int, int]], root: Path) -> None:

@@ -27,6 +27,7 @@ from llmc.compiler.frontends.onnx_values import (
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import DTYPES, Node, Source, results_of
 from llmc.compiler.ops import OPS, constant, make
+from llmc.compiler.registry import into
 
 FOLD_LIMIT = (
     65536  # elements of a constant that is computed at import; larger ones are left to the pass `fold`
@@ -40,14 +41,7 @@ TABLE: dict[str, Converter] = {}  # op type -> converter
 
 def onnx_op(*types: str) -> Callable[[Converter], Converter]:
     """Register the decorated converter for these op types."""
-
-    def register(convert: Converter) -> Converter:
-        for op_type in types:
-            assert op_type not in TABLE, f"two converters for {op_type}"
-            TABLE[op_type] = convert
-        return convert
-
-    return register
+    return into(TABLE, types, "converters for ")
 
 
 @dataclass(frozen=True)

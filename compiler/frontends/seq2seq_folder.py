@@ -98,22 +98,9 @@ def start_of(summary: Summary, model: Any) -> int:
 def generates(summary: Summary, functions: Mapping[str, Graph]) -> dict[str, Any]:
     """What an artifact needs to know of generating."""
     from llmc.compiler.frontends import seq2seq
-    from llmc.compiler.frontends.stepping import KEEP, LOGITS, PAST, STEP
 
-    step, encode = functions[STEP], functions[seq2seq.ENCODE]
-    (source,) = (node.attributes["name"] for node in encode.inputs)
-    vocabulary = int(step.outputs[LOGITS].shape[-1])
-    said = generation_config.read(
-        summary.root,
-        summary.config,
-        function=STEP,
-        tokens=TEXT,
-        keep=KEEP,
-        logits=LOGITS,
-        vocabulary=vocabulary,
-        max_length=step.dims[PAST].high,
-        length=PAST,
-        encoder={"function": seq2seq.ENCODE, "source": source},
-        speech=source != TEXT,
+    (source,) = (node.attributes["name"] for node in functions[seq2seq.ENCODE].inputs)
+    encoder = {"function": seq2seq.ENCODE, "source": source}
+    return generation_config.of_functions(
+        summary.root, summary.config, functions, encoder=encoder, speech=source != TEXT
     )
-    return {"functions": functions, "generation": said.facts, "chat_template": said.template}

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends import forward, generation_config
 from llmc.compiler.frontends.folder import Summary
-from llmc.compiler.frontends.inputs import TEXT
 from llmc.compiler.frontends.program import asked
 from llmc.errors import LlmcError
 
@@ -57,24 +56,10 @@ def generates(
 ) -> dict[str, Any]:
     """What an artifact needs to know of generating."""
     from llmc.compiler.frontends import vision, vision_prompts
-    from llmc.compiler.frontends.stepping import KEEP, LOGITS, PAST, STEP
 
-    step = functions[STEP]
     images = {
         **{"function": vision.SEE, "dim": eyes.dim, "token": eyes.token, "together": eyes.together},
         **eyes.facts(),
         **vision_prompts.texts(summary.root, eyes, tokenizer),
     }
-    said = generation_config.read(
-        summary.root,
-        summary.config,
-        function=STEP,
-        tokens=TEXT,
-        keep=KEEP,
-        logits=LOGITS,
-        vocabulary=int(step.outputs[LOGITS].shape[-1]),
-        max_length=step.dims[PAST].high,
-        length=PAST,
-        images=images,
-    )
-    return {"functions": functions, "generation": said.facts, "chat_template": said.template}
+    return generation_config.of_functions(summary.root, summary.config, functions, images=images)

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -33,6 +32,7 @@ from llmc.compiler.module_text import text_of
 from llmc.compiler.text import weights_of, written_out
 from llmc.compiler.verify import verify_module
 from llmc.compiler.weight_file import Stored, read_weights, write_weights
+from llmc.compiler.whole_file import renamed
 from llmc.errors import LlmcError, LlmcWarning
 from llmc.targets.store import Store, folder, key
 
@@ -56,7 +56,7 @@ def load(model: str | Path, **options: Any) -> Imported:
     if found is not None:
         return found
     imported, told = _told(lambda: dispatch.load(model, **options))
-    if imported.processor is None:
+    if imported.processor is None and _place(Path(model), options) == file:  # nobody wrote there meanwhile
         with suppress(OSError):
             _write(file, Path(model), imported, told)
     return imported
@@ -135,13 +135,8 @@ def _write(file: Path, model: Path, imported: Imported, told: list[str]) -> None
     kept = {"weights": there, "warnings": told}
     texts = {**graph_text.texts_of(imported), _GRAPH: text_of(imported.module), _KEPT: json.dumps(kept)}
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, part = tempfile.mkstemp(dir=file.parent, prefix="new-")
-    try:
-        with os.fdopen(handle, "wb") as archive:
-            write_weights(archive, own, texts)
-        os.replace(part, file)
-    finally:
-        Path(part).unlink(missing_ok=True)
+    with renamed(file) as archive:
+        write_weights(archive, own, texts)
     Store(file.parent).trim(LIMIT)
 
 

@@ -5,17 +5,15 @@ Both are written under other names and renamed when they are whole, the weights 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 from onnx import StringStringEntryProto, TensorProto
 
 from llmc.compiler.graph import Graph
 from llmc.compiler.to_onnx.model import Model, to_model
 from llmc.compiler.to_onnx.tensors import Tensor
+from llmc.compiler.whole_file import renamed
 from llmc.errors import LlmcError
 
 SUFFIX = ".onnx"
@@ -63,29 +61,17 @@ def write(path: Path, graph: Graph, facts: Mapping[str, str], external: bool = F
         raise LlmcError(f"cannot write the model: {error.strerror or error}", at=str(path)) from error
 
 
-@contextmanager
-def _renamed(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the name `path` when the block is left without an error."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _write_one(path: Path, model: Model) -> None:
     for name, tensor in model.tensors.items():
         _inside(model, name, tensor)
-    with _renamed(path) as file:
+    with renamed(path) as file:
         file.write(model.proto.SerializeToString())
 
 
 def _write_two(path: Path, model: Model) -> None:
     """The model takes its name after the data has: until then one that was there refers to data of its own size."""
-    with _renamed(path) as file:
-        with _renamed(data_path(path)) as data:
+    with renamed(path) as file:
+        with renamed(data_path(path)) as data:
             for name, tensor in model.tensors.items():
                 if tensor.size <= _INSIDE:
                     _inside(model, name, tensor)

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from llmc.compiler.graph import Node
+from llmc.compiler.registry import into
 
 if TYPE_CHECKING:
     from llmc.compiler.to_onnx.emitter import Emitter
@@ -20,14 +21,7 @@ _TABLE: dict[str, Exporter] = {}
 
 def exports(*ops: str) -> Callable[[Exporter], Exporter]:
     """Register the decorated exporter for these ops of the IR."""
-
-    def register(write: Exporter) -> Exporter:
-        for op in ops:
-            assert op not in _TABLE, f"two exporters for {op}"
-            _TABLE[op] = write
-        return write
-
-    return register
+    return into(_TABLE, ops, "exporters for ")
 
 
 def exporters() -> Mapping[str, Exporter]:

@@ -25,7 +25,7 @@ def test_a_thousand_mutations(kind: str, copy_of_small: Path) -> None:
     outcomes = json.loads(done.stdout)
     assert sum(outcomes.values()) == 1000
     assert outcomes["refused"] > 600
-    assert outcomes["ran"] > 0  # bytes that are what they were
+    assert outcomes["ran"] >= 25  # one of 40 is not damaged
     assert set(outcomes) == {"refused", "ran"}
 
 

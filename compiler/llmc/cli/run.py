@@ -136,18 +136,24 @@ def command(
         arrays = dict(map(read_input, inputs))
         outputs = _in_session(model, function, past, arrays)
         show_arrays(outputs, output, as_json)
-    elif images or audio:
-        from llmc.cli import media
-
-        told = media.Told(as_json, output)
-        if images:
-            want_all(lines)
-            texts = tuple(line.text for line in lines)
-            media.run_images(model, images, texts, threshold, told)
-        else:
-            media.run_audio(model, audio, resample, told, spoken)
+    elif images:
+        _media().run_images(model, images, _texts_beside(lines), threshold, _media().Told(as_json, output))
+    elif audio:
+        _media().run_audio(model, audio, resample, _media().Told(as_json, output), spoken)
     else:
         _run_texts(model, lines, prompt, strict, output, as_json)
+
+
+def _media() -> Any:
+    from llmc.cli import media
+
+    return media
+
+
+def _texts_beside(lines: list[Line]) -> tuple[str, ...]:
+    """The texts that images are compared with, each of which must be there."""
+    want_all(lines)
+    return tuple(line.text for line in lines)
 
 
 def _with_assistant(
