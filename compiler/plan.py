@@ -133,7 +133,7 @@ class _Claim:
 def _claim(graph: Graph, states: Sequence[str], calls: Calls) -> _Claim:
     together = Together(graph)
     serving = [c for c in calls if isinstance(c, Call) and not together.refusal and together.serves_all(c)]
-    joint = {root(node) for call in serving if isinstance(node := call.operands[-1], Node)}
+    joint = {root(node) for call in serving for node in call.operands if isinstance(node, Node)}
     places = {node: Place("input", i) for i, node in enumerate(graph.inputs)}
     places |= {node: Place("state", states.index(node.attributes["name"])) for node in graph.states}
     moves, copies = place_updates(graph, states, places, joint), []

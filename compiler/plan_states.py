@@ -49,7 +49,7 @@ def place_updates(
     Args:
         states: the names of the module's states: their numbers.
         places: has the inputs and states, and gets the values that calls are to write there.
-        joint: what one call computes for all sessions of a run, whose states are not in one place.
+        joint: what one call computes or reads for all sessions of a run, whose states are not in one place.
 
     Returns:
         (next value, move) for those that are somewhere else already.

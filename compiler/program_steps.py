@@ -15,6 +15,7 @@ from llmc.compiler.plan_bodies import Body, Choice, Move, Repeat
 from llmc.compiler.slots import Place, nbytes, root
 from llmc.compiler.together import row_bytes
 
+_APART = {"own", "state", "next"}  # kinds of places that each session of a run has for itself
 LANES = 16  # multiply-adds in the unit of `Call.cost`
 
 
@@ -98,6 +99,7 @@ class Steps:
         assert isinstance(written, Node)
         apart = plan.together is not None and not plan.together.serves_all(call)
         places = [*map(plan.place, reads), *plan.written(written)]
+        assert plan.together is None or apart or not _APART & {p.kind for p in places}, f"{call.source} of all"
         results = plan.results.get(written, (written,))
         return {
             "kind": "call",

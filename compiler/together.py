@@ -26,8 +26,6 @@ from llmc.compiler.plan_states import LEAVES, held
 from llmc.compiler.slots import root
 from llmc.compiler.verify_dims import symbols_in, symbols_of
 
-_LOOK_UP = ("embedding", "gather")  # in a table, which a session may have for itself
-
 
 class Together:
     """The analysis of one function."""
@@ -54,8 +52,6 @@ class Together:
         for node in graph.nodes:
             if node.bodies:
                 yield f"{node.op} {node.source} has a body of its own".replace("  ", " ")
-        for name in _looked_up(graph):
-            yield f"it looks up rows of state {name}"
         for node in graph.inputs:
             if not self.rows(node):
                 yield f"input {node.attributes['name']} has no rows side by side, its shape is {node.type}"
@@ -153,14 +149,6 @@ class Together:
         if self.common(x):
             return broadcast and (axis < 0 or x.shape[axis] == 1)
         return self._row_axis(x) == (axis, rows)
-
-
-def _looked_up(graph: Graph) -> Iterator[str]:
-    """States that are tables: each session has one for itself."""
-    for node in graph.nodes:
-        table = root(node.inputs[0]) if node.op in _LOOK_UP else None
-        if table is not None and table.op == "state" and table.attributes["grows"] is None:
-            yield str(table.attributes["name"])
 
 
 def _names(values: tuple[Any, ...]) -> frozenset[str]:

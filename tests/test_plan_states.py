@@ -38,7 +38,17 @@ def planned(graph: Graph) -> Plan:
     plan = make_plan(graph, BACKEND.lower(graph))
     for alone in (True, False):
         simulate(graph, plan, alone)
+    check_company(plan)
     return plan
+
+
+def check_company(plan: Plan) -> None:
+    """What one call reads or writes for all sessions of a run is not where each has its own."""
+    if plan.together is None:
+        return
+    for call in filter(plan.together.serves_all, (s for s in plan.steps if isinstance(s, Call))):
+        places = [place_in(plan, operand, alone=False) for operand in call.operands]
+        assert not {"own", "state", "next"} & {place.kind for place in places}, call.source
 
 
 def simulate(graph: Graph, plan: Plan, alone: bool) -> None:
@@ -195,6 +205,17 @@ def test_one_value_for_two_states_and_an_output() -> None:
     assert moves(plan) == [(1, "neg", Place("state", 1, 16 * PAST))]
     copied = [(s.node.op, s.output) for s in plan.steps if isinstance(s, Copy)]
     assert copied == [("neg", 1), ("append", 2), ("state", 3)]
+
+
+def test_what_is_added_session_by_session_and_read_for_all_at_once() -> None:
+    """It lies side by side, and is moved: the rows of one session are not those of the next."""
+    x, state = input_("x", "f32", (1, SEQ, 4)), rows("s")
+    added = make("reshape", (make("cumsum", (x,), axis=1),), shape=(SEQ, 4))
+    graph = Graph((x,), {"y": make("neg", (added,))}, DIMS, (state,), {"s": make("append", (state, added))})
+    plan = planned(graph)
+    assert plan.together is not None
+    assert [m[1:] for m in moves(plan)] == [("cumsum", Place("state", 0, 16 * PAST))]
+    assert plan.place(added).alone == Place("state", 0, 16 * PAST)
 
 
 def test_states_that_change_places() -> None:

@@ -86,8 +86,8 @@ def test_a_session_keeps_a_text_while_its_images_stay(model: Any) -> None:
 
 
 def test_several_prompts_are_each_as_alone(model: Any) -> None:
-    """One after the other: a step looks up rows that each session has for itself."""
-    assert model.functions["step"].single == "it looks up rows of state images"
+    """In one run: each session looks up rows of its own images."""
+    assert model.functions["step"].batches
     made = model.generate(
         [ONE, "the old bird", TWO], images=[A, None, [A, B]], max_new_tokens=5, do_sample=False
     )
