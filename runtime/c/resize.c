@@ -66,7 +66,7 @@ static llmc_status plan_move(const llmc_session *session, int i, const int64_t *
     m->before = session->begun[i] ? llmc_held_bytes(program, session->sizes, i, session->gone[i]) : 0;
     m->after = llmc_held_bytes(program, sizes, i, m->gone);
     if (m->gone > session->gone[i])
-        m->leaving = m->after / (size_t)(sizes[llmc_length_of_state(program, i)] - m->gone) * (size_t)(m->gone - session->gone[i]);
+        m->leaving = llmc_held_bytes(program, sizes, i, session->gone[i]) - m->after; /* of a window of 1 all may leave */
     m->outer = 1;
     for (axis = 0; axis < spec->grows; axis++) {
         int64_t d = spec->dims[axis];

@@ -319,12 +319,15 @@ def write_words(folder: Path, *flags: str, **changed: Any) -> Path:
 @pytest.fixture(scope="session")
 def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`words` of up to 400 tokens, whose state has a window of 32."""
+    return write_windowed(tmp_path_factory.mktemp("artifact") / "windowed.llmc", 32)
+
+
+def write_windowed(folder: Path, window: int) -> Path:
     longer = {
         "dims": {**WORDS["dims"], "past": [0, 400]},
         "generation": {**WORDS["generation"], "max_length": 400},
     }
-    folder = tmp_path_factory.mktemp("artifact") / "windowed.llmc"
-    return write_words(folder, "-DWORDS_WINDOW=32", "-DWORDS_BOUND=400", **longer)
+    return write_words(folder, f"-DWORDS_WINDOW={window}", "-DWORDS_BOUND=400", **longer)
 
 
 @pytest.fixture(scope="session")
@@ -353,6 +356,7 @@ def build() -> SimpleNamespace:
         tally=TALLY,
         tally_model=TallyModel,
         words=WORDS,
+        write_windowed=write_windowed,
         table=TABLE,
         build_id=BUILD_ID,
     )

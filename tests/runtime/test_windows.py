@@ -70,3 +70,12 @@ def test_a_session_holds_its_window(narrow: Any) -> None:
         narrow.generate(LONG, session=session, **OPTIONS)
         assert session.lengths["past"] == 349
         assert session._report().state_bytes <= (32 + 64) * 8 + 64
+
+
+def test_all_of_a_window_of_one_may_leave(build: Any, tmp_path: Path) -> None:
+    """Zeros are added where nothing of what was there stays."""
+    with load(build.write_windowed(tmp_path / "one.llmc", 1), threads=1) as model, model.session() as session:
+        for length in (3, 64, 70, 128):
+            session.resize(past=length)
+            assert session.lengths["past"] == length
+        assert session._report().state_bytes <= 2 * 64 * 8 + 64
