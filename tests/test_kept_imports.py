@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,32 @@ def test_nothing_is_kept_where_it_is_off(
     kept_imports.load(model)
     assert len(imports) == 2
     assert not kept(model)
+
+
+def test_warnings_name_the_copy_that_is_read(model: Path, imports: list[Path], tmp_path: Path) -> None:
+    """What is kept is found by content, whatever the folder is called now."""
+    load = dispatch.load
+
+    def told(path: Path, **options: Any) -> Any:
+        warnings.warn(LlmcWarning(f"{path}/config.json says nothing of its bound"), stacklevel=2)
+        return load(path, **options)
+
+    moved = tmp_path / "moved" / model.name
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "load", told)
+        with pytest.warns(LlmcWarning):
+            kept_imports.load(model)
+    moved.parent.mkdir()
+    model.rename(moved)
+    with pytest.warns(LlmcWarning, match=re.escape(f"{moved}/config.json")):
+        assert kept_imports.load(moved).name == model.name
+    assert len(imports) == 1
+
+
+def test_a_text_under_another_name_is_damage(model: Path, imports: list[Path]) -> None:
+    kept_imports.load(model)
+    (file,) = kept(model)
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b"model.json", b"modal.json"))
+    kept_imports.load(model)
+    assert len(imports) == 2

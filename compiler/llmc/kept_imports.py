@@ -41,6 +41,7 @@ _LARGEST = LIMIT // 4  # of one import
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "sympy")
 _OUTSIDE = ("adapter_config.json",)
 _GRAPH, _KEPT = "graph.json", "kept.json"  # texts are read by this ending
+_FOLDER = "\0folder\0"  # in warnings, which may be given of another copy of it
 
 
 def load(model: str | Path, **options: Any) -> Imported:
@@ -132,12 +133,29 @@ def _write(file: Path, model: Path, imported: Imported, told: list[str]) -> None
     own = [weight for digest, weight in weights.items() if digest not in there]
     if sum(weight.array.nbytes for weight in own) > _LARGEST:
         return
-    kept = {"weights": there, "warnings": told}
-    texts = {**graph_text.texts_of(imported), _GRAPH: text_of(imported.module), _KEPT: json.dumps(kept)}
+    texts = {**graph_text.texts_of(imported), _GRAPH: text_of(imported.module)}
+    kept = {
+        "weights": there,
+        "warnings": [line.replace(str(model), _FOLDER) for line in told],
+        "tokenizer": _tokenizer_of(imported, model),
+        "texts": _digest_of(texts),
+    }
+    texts[_KEPT] = json.dumps(kept)
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with renamed(file) as archive:
         write_weights(archive, own, texts)
     Store(file.parent).trim(LIMIT)
+
+
+def _digest_of(texts: Mapping[str, str]) -> str:
+    """An archive has no checksum of the names in it: a text under another name would be missed by nobody."""
+    return key(*(part for name in sorted(texts) if name != _KEPT for part in (name, texts[name])))
+
+
+def _tokenizer_of(imported: Imported, model: Path) -> str:
+    """The tokenizer's file, which messages name, as it is called in the folder."""
+    file = imported.tokenizer.file if imported.tokenizer else model
+    return str(file.relative_to(model)) if file.is_relative_to(model) else file.name
 
 
 def _weights(imported: Imported) -> dict[str, Weight]:
@@ -161,26 +179,32 @@ def _in_checkpoint(model: Path, weights: Mapping[str, Weight]) -> dict[str, tupl
 
 def _read(file: Path, model: Path) -> Imported | None:
     """What was kept; None if there is nothing, or nothing that can be read."""
-    if not file.is_file():
+    if not os.path.isfile(file):  # Path.is_file() raises where a folder may not be looked into
         return None
     try:
         stored = read_weights(file)
         kept = json.loads(stored.texts[_KEPT])
-        imported = _imported(file, model, stored, kept["weights"])
-        os.utime(file)
+        imported = _imported(model, stored, kept)
+        told = [LlmcWarning(line.replace(_FOLDER, str(model))) for line in kept["warnings"]]
     except (LlmcError, OSError, ValueError, KeyError, TypeError):
-        file.unlink(missing_ok=True)  # damaged: made again
+        with suppress(OSError):  # of another user, or on a disk that is read only
+            file.unlink(missing_ok=True)  # damaged: made again
         return None
-    for line in kept["warnings"]:
-        warnings.warn(LlmcWarning(line), stacklevel=4)
+    with suppress(OSError):
+        os.utime(file)
+    for line in told:
+        warnings.warn(line, stacklevel=4)
     return imported
 
 
-def _imported(file: Path, model: Path, stored: Stored, there: Mapping[str, Any]) -> Imported:
+def _imported(model: Path, stored: Stored, kept: Mapping[str, Any]) -> Imported:
+    if _digest_of(stored.texts) != kept["texts"]:
+        raise ValueError("other texts than were kept")
     known = {weight.digest: weight for weight in stored.weights.values()}
-    opened = {name: StoredFloats(model / name) for _, name, _ in there.values()}
-    for digest, (name, within, tensor) in there.items():
+    opened = {name: StoredFloats(model / name) for _, name, _ in kept["weights"].values()}
+    for digest, (name, within, tensor) in kept["weights"].items():
         known[digest] = Weight(opened[within].read(tensor), name, digest)
     module = parsed(stored.texts[_GRAPH], known)
     verify_module(module)
-    return replace(graph_text.of_module(module, stored.texts, model, file), name=hub.name_of(model))
+    beside = model / kept["tokenizer"]
+    return replace(graph_text.of_module(module, stored.texts, model, beside), name=hub.name_of(model))
