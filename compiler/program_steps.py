@@ -99,7 +99,9 @@ class Steps:
         assert isinstance(written, Node)
         apart = plan.together is not None and not plan.together.serves_all(call)
         places = [*map(plan.place, reads), *plan.written(written)]
-        assert plan.together is None or apart or not _APART & {p.kind for p in places}, f"{call.source} of all"
+        assert plan.together is None or apart or not _APART & {p.kind for p in places}, (
+            f"{call.source} of all"
+        )
         results = plan.results.get(written, (written,))
         return {
             "kind": "call",
