@@ -32,6 +32,7 @@ _LONG: tuple[Tried, ...] = ((1, (5, 1, 3)), (BATCH, (17, 1)), (1, (65,)))  # and
 READ = 4  # rows of a state that a function reads and leaves as it is
 _SMALL: tuple[Tried, ...] = ((1, (9,)), (BATCH, (1,)), (BATCH, (17,)))
 _ANY = (2, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512)
+_STEPS = (1, 2, 4, 8, 16, 32, 64)  # what sizes are made multiples of, where they do not fit otherwise
 _LARGER = (33, 65, 129, 257, 513, 1025)
 _USUAL = 65  # a size to try as long as it is no trouble; larger ones have to be quick
 _TROUBLE = 10**11  # operations of the interpreter: some seconds
@@ -136,8 +137,16 @@ def _begins(graph: Graph) -> bool:
 
 def _fitting(graph: Graph, batch: int, other: int, held: Mapping[str, int], apart: int = 1) -> Sizes | None:
     """Sizes near those wanted, those that the session holds as they are; None where the call is not possible."""
+    tried = (_near(graph, batch, other, held, apart, step) for step in _STEPS)
+    return next((sizes for sizes in tried if sizes is not None), None)
+
+
+def _near(
+    graph: Graph, batch: int, other: int, held: Mapping[str, int], apart: int, step: int
+) -> Sizes | None:
+    """Those sizes; of the dims that are neither the batch nor held, the next multiples of `step`."""
     growing = {State.of(node).length for node in graph.states} - {""}
-    sizes = {name: _wanted(graph, name, batch, other, apart) for name in graph.dims}
+    sizes = {name: _wanted(graph, name, batch, other, apart, step) for name in graph.dims}
     sizes |= dict.fromkeys(growing, 0) | {name: size for name, size in held.items() if name in sizes}
     after = _after(graph, sizes)
     fits = all(graph.dims[n].low <= sizes[n] and after[n] <= graph.dims[n].high for n in growing)
@@ -146,10 +155,11 @@ def _fitting(graph: Graph, batch: int, other: int, held: Mapping[str, int], apar
     return sizes if fits and after.keys() <= {*given, *growing, *held} else None
 
 
-def _wanted(graph: Graph, name: str, batch: int, other: int, apart: int = 1) -> int:
+def _wanted(graph: Graph, name: str, batch: int, other: int, apart: int = 1, step: int = 1) -> int:
     others = _others(graph)
     place = others.index(name) if name in others else 0
-    return _within(batch if name == "batch" else other + apart * place, graph.dims[name])
+    size = batch if name == "batch" else -(-(other + apart * place) // step) * step
+    return _within(size, graph.dims[name])
 
 
 def _within(size: int, bounds: Bounds) -> int:

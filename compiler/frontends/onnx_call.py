@@ -9,13 +9,14 @@ understood: an attribute that is not as it would be without it, or an input, is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llmc.compiler.dims import Dim, dim
+from llmc.compiler.frontends.onnx_agreed import agreeing
 from llmc.compiler.frontends.onnx_values import (
     Attributes,
     Inputs,
@@ -28,6 +29,7 @@ from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import DTYPES, Node, Source, results_of
 from llmc.compiler.ops import OPS, constant, make
 from llmc.compiler.registry import into
+from llmc.errors import LlmcError
 
 FOLD_LIMIT = (
     65536  # elements of a constant that is computed at import; larger ones are left to the pass `fold`
@@ -178,10 +180,22 @@ class Call:
 
     def op(self, name: str, *inputs: Node, **attributes: Any) -> Node:
         """A node with this call's source; small results of constants are computed at once."""
-        made = make(name, inputs, self.source, **attributes)
+        made = self._made(name, inputs, attributes)
         for kind in results_of(made.type):
             want_room(kind.shape)
         return folded(made)
+
+    def _made(self, name: str, inputs: Sequence[Node], attributes: Mapping[str, Any]) -> Node:
+        try:
+            return make(name, inputs, self.source, **attributes)
+        except LlmcError:
+            found = agreeing(name, inputs, attributes)
+            if found is None or self.scope is None:
+                raise
+            made = make(name, found[0], self.source, **attributes)
+            place = f"{self.type} {self.source}".rstrip()
+            self.scope.reader.agreed.setdefault(place, set()).update(found[1])
+            return made
 
     def number(self, value: Any, dtype: str) -> Node:
         """A rank-0 constant."""

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from llmc.compiler.dims import Bounds, Dim, dim, parse_dim, symbol
-from llmc.compiler.frontends import converters, onnx_bounds, onnx_types
+from llmc.compiler.frontends import converters, onnx_agreed, onnx_bounds, onnx_types
 from llmc.compiler.frontends.axes import SEGMENTS, AxisNames
 from llmc.compiler.frontends.imported import LARGEST, MAX_BATCH
 from llmc.compiler.frontends.onnx_call import Call
@@ -61,6 +61,7 @@ def to_graph(
         raise report(reader.problems, _hint(inputs), by_place=False)
     outputs = {o.name: _output(file, scope, o) for o in proto.output}
     _tell_trusted(file, reader.trusted)
+    _tell_agreed(file, reader.agreed)
     names = {str(s) for n in inputs for d in n.shape if not isinstance(d, int) for s in d.free_symbols}
     graph = _function(inputs, outputs, {n: _bounds(n, said, bounds) for n in sorted(names)})
     return graph if said.dims else onnx_bounds.bounded(graph)  # one of llmc's own says its bounds itself
@@ -106,6 +107,18 @@ def _tell_trusted(file: OnnxFile, trusted: Mapping[str, str]) -> None:
     told = (
         f"{file.path}: the shape that the file declares is taken for what numbers at run time decide: "
         f"{named}{more}; numbers that give another shape are not noticed and give a wrong answer"
+    )
+    warnings.warn(LlmcWarning(told), stacklevel=3)
+
+
+def _tell_agreed(file: OnnxFile, agreed: Mapping[str, set[onnx_agreed.Pair]]) -> None:
+    """Which sizes the file is for: others are refused, call by call."""
+    if not agreed:
+        return
+    first, more = next(iter(agreed)), f" and {len(agreed) - 1} more" if len(agreed) > 1 else ""
+    told = (
+        f"{file.path}: the sizes that {first}{more} would join differ at some sizes of the inputs, "
+        f"and calls at those are refused; they agree for {onnx_agreed.told(agreed)}"
     )
     warnings.warn(LlmcWarning(told), stacklevel=3)
 

@@ -16,6 +16,7 @@ import onnx
 from onnx import AttributeProto, NodeProto
 
 from llmc.compiler.frontends import onnx_functions, onnx_types
+from llmc.compiler.frontends.onnx_agreed import Pair
 from llmc.compiler.frontends.onnx_call import TABLE, Call, Result
 from llmc.compiler.frontends.onnx_check import MOST_NODES, in_order
 from llmc.compiler.frontends.onnx_file import OnnxFile
@@ -44,6 +45,7 @@ class Reader:
         self.functions = {(f.domain, f.name): f for f in file.model.functions}
         self.problems: list[Problem] = []
         self.trusted: dict[str, str] = {}  # node -> the numbers that it is given at run time
+        self.agreed: dict[str, set[Pair]] = {}  # node -> sizes that have to be the same number
         self.began, self.count = time.monotonic(), 0
         self.last_kinds: dict[int, int] = {}  # of the results of the body that was read last
 

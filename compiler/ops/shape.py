@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,29 @@ def _reshape(x: TensorType, shape: Any) -> TensorType:
         raise LlmcError(
             f"the input has {has} elements, {shape_text(dims)} needs {needs}",
         )
+    return TensorType(x.dtype, dims)
+
+
+def _ensure_constraints(x: TensorType, shape: Any) -> Iterator[AtMost]:
+    for axis, (size, wanted) in enumerate(zip(x.shape, shape, strict=True)):
+        if not same_dim(size, wanted):
+            yield AtMost(size, wanted, f"the size of axis {axis}", "what it has to be")
+            yield AtMost(wanted, size, f"what the size of axis {axis} has to be", "what it is")
+
+
+_ENSURE = {**_RESHAPE, "constraints": _ensure_constraints}
+
+
+@op("ensure_shape", lambda x, shape, sizes: x.reshape(_actual(shape, sizes)), traits=_ENSURE, shape=REQUIRED)
+def _ensure_shape(x: TensorType, shape: Any) -> TensorType:
+    """x, whose sizes are those of `shape` at some sizes of the dims: looked at before each call."""
+    dims = want_dims(shape)
+    if len(dims) != x.rank:
+        raise LlmcError(f"the input has {x.rank} axes, {shape_text(dims)} has {len(dims)}")
+    for size, wanted in zip(x.shape, dims, strict=True):
+        apart = dim(size - wanted)
+        if isinstance(apart, int) and apart:
+            raise LlmcError(f"{dim_text(size)} is never {dim_text(wanted)}")
     return TensorType(x.dtype, dims)
 
 

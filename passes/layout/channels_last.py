@@ -132,10 +132,12 @@ def joined_last(node: Node) -> Node | None:
 
 
 def cut_last(node: Node) -> Node | None:
-    """slice(transpose(x)) -> transpose(slice(x)), and pad"""
+    """slice(transpose(x)) -> transpose(slice(x)), and pad, ensure_shape"""
     match node:
         case Node("slice", (y,), {"axis": axis} as a) if x := _turned(y):
             return _first(make("slice", (x,), node.source, **{**a, "axis": TO_FIRST[axis]}))
+        case Node("ensure_shape", (y,), {"shape": shape}) if x := _turned(y):
+            return _first(make("ensure_shape", (x,), node.source, shape=tuple(shape[i] for i in TO_LAST)))
         case Node("pad", (y,), {"before": before, "after": after, "value": value}) if x := _turned(y):
             turned: Any = {"before": before, "after": after}
             turned = {name: tuple(pads[i] for i in TO_LAST) for name, pads in turned.items()}

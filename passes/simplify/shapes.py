@@ -12,9 +12,9 @@ from llmc.passes.match import reshaped, resized, scalar, without_ones
 
 
 def drop_identity(node: Node) -> Node | None:
-    """reshape, expand or slice to the same shape, transpose in order, concat of one -> x"""
+    """reshape, expand, ensure_shape or slice to the same shape, transpose in order, concat of one -> x"""
     match node:
-        case Node("reshape" | "expand", (x,)) if x.shape == node.shape:
+        case Node("reshape" | "expand" | "ensure_shape", (x,)) if x.shape == node.shape:
             return x
         case Node("slice", (x,), {"start": 0, "step": 1}) if x.shape == node.shape:
             return x

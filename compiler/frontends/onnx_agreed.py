@@ -1,0 +1,91 @@
+"""Operands whose sizes are the same number by two ways of reckoning: `h` halved twice, and halved thrice and doubled.
+
+A file runs wherever the numbers agree, as those of detectors do for images whose sides are multiples of 32. A graph is
+for all sizes: so what may differ passes `ensure_shape`, and each call is asked for sizes at which they agree.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+
+from llmc.compiler.dims import Dim, dim, dim_text, symbol
+from llmc.compiler.graph import Node
+from llmc.compiler.ops import OPS, make
+from llmc.compiler.ops.rules import same_dim
+
+_MULTIPLES = (2, 4, 8, 16, 32, 64, 128)
+
+Pair = tuple[Dim, Dim]
+
+
+def agreeing(op: str, inputs: Sequence[Node], attributes: Mapping[str, Any]) -> tuple[list[Node], set[Pair]] | None:
+    """The operands of an op with sizes that agree, and which are compared; None if they cannot be brought to."""
+    if not inputs or not (OPS[op].elementwise or op == "concat"):
+        return None
+    rank = max(node.type.rank for node in inputs)
+    free = {attributes["axis"]} if op == "concat" else set()
+    wanted = [None if axis in free else _size(inputs, axis, rank) for axis in range(rank)]
+    found: list[Node] = []
+    for node in inputs:
+        own = wanted[rank - node.type.rank :]
+        shape = [d if w is None or same_dim(d, 1) else w for d, w in zip(node.shape, own, strict=True)]
+        pairs = [(d, w) for d, w in zip(node.shape, shape, strict=True) if not same_dim(d, w)]
+        if not all(itertools.starmap(_may_agree, pairs)):
+            return None
+        found.append(make("ensure_shape", (node,), node.source, shape=tuple(shape)) if pairs else node)
+    compared = {
+        (d, w)
+        for node, made in zip(inputs, found, strict=True)
+        for d, w in zip(node.shape, made.shape, strict=True)
+        if not same_dim(d, w)
+    }
+    return (found, compared) if compared else None
+
+
+def _size(inputs: Sequence[Node], axis: int, rank: int) -> Dim:
+    """Of the sizes of an axis, counted from the last, the one that is simplest to write."""
+    sizes = [n.shape[axis - rank] for n in inputs if n.type.rank >= rank - axis]
+    apart = [size for size in sizes if not same_dim(size, 1)]
+    return min(apart or sizes, key=lambda size: (len(dim_text(size)), dim_text(size)))
+
+
+def _may_agree(a: Dim, b: Dim) -> bool:
+    """Of the same dims, both: two that have nothing to do with each other agree by chance alone."""
+    if isinstance(a, int) or isinstance(b, int):
+        return False
+    return bool(a.free_symbols == b.free_symbols) and not isinstance(dim(a - b), int)
+
+
+def multiples(pairs: Sequence[Pair]) -> dict[str, int]:
+    """Dim name -> a number of which it has to be a multiple, so that all pairs agree; {} if there is none such."""
+    names = sorted({s.name for pair in pairs for d in pair for s in d.free_symbols})
+    for factor in _MULTIPLES:
+        if all(_agree_at(pair, names, factor) for pair in pairs):
+            return {name: _least(pairs, name, names, factor) for name in names}
+    return {}
+
+
+def _least(pairs: Sequence[Pair], name: str, names: Sequence[str], factor: int) -> int:
+    """The smallest that does, the other dims being multiples of `factor`."""
+    others = [other for other in names if other != name]
+    tried = (m for m in _MULTIPLES if all(_agree_at(p, others, factor, {name: m}) for p in pairs))
+    return next(tried, factor)
+
+
+def _agree_at(pair: Pair, names: Sequence[str], factor: int, of: Mapping[str, int] | None = None) -> bool:
+    factors = {**dict.fromkeys(names, factor), **(of or {})}
+    scaled = {symbol(name): times * sympy.Symbol(f"{name}_", integer=True, positive=True) for name, times in factors.items()}
+    a, b = (sympy.expand(d.xreplace(scaled)) for d in pair)
+    return bool(a == b)
+
+
+def told(places: Mapping[str, set[Pair]]) -> str:
+    """What a call is asked for, in words."""
+    pairs = sorted({pair for found in places.values() for pair in found}, key=str)
+    if factors := multiples(pairs):
+        return " and ".join(f"multiples of {factor} as {name}" for name, factor in factors.items())
+    return " and ".join(f"{dim_text(a)} = {dim_text(b)}" for a, b in pairs[:3])
