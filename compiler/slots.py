@@ -72,6 +72,7 @@ class Slots:
         self._free.append(index)
 
 
+@lru_cache(maxsize=1024)
 def _typical(size: Dim) -> int:
     return evaluate(size, dict.fromkeys(dim_names(size), _TYPICAL))
 
@@ -83,7 +84,20 @@ def _larger(a: Dim, b: Dim, zero: frozenset[str]) -> Dim:
         return a
     if a == 0:  # what a loop that never runs stacks
         return b
+    if any(sympy.sympify(size).has(sympy.floor) for size in (a, b)):
+        return _larger_of_quotients(a, b)
     ratio = sympy.cancel(sympy.sympify(a) / b)  # `simplify` first loads a second of modules
     if ratio.is_number:
         return a if ratio > 1 else b
     return from_one(sympy.Max(a, b), zero)
+
+
+def _larger_of_quotients(a: Dim, b: Dim) -> Dim:
+    """max(a, b) as it is: sympy would ask of each two of the many whether one is the larger, and seldom learns it."""
+    most: dict[Dim, Dim] = {}  # term without its factor -> the largest factor
+    for size in (a, b):
+        for term in size.args if isinstance(size, sympy.Max) else (size,):
+            factor, rest = sympy.sympify(term).as_coeff_Mul()
+            most[rest] = max(factor, most.get(rest, factor))
+    terms = [factor * rest for rest, factor in most.items()]
+    return terms[0] if len(terms) == 1 else sympy.Max(*terms, evaluate=False)

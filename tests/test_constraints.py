@@ -12,7 +12,7 @@ from stateful_graphs import EVERY
 
 from llmc.compiler.bounded import never_negative
 from llmc.compiler.constraints import constraints
-from llmc.compiler.dims import Bounds, dim, dim_c, parse_dim, symbol
+from llmc.compiler.dims import Bounds, dim, dim_c, floor_div, parse_dim, symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.interpret import run, step
 from llmc.compiler.module import Module
@@ -79,6 +79,22 @@ def test_the_strongest_of_those_that_say_alike_is_left() -> None:
     x, y = input_("x", "f32", (A,)), input_("y", "f32", (B,))
     graph = of(cut(x, 0, B), cut(x, 1, B + 2), cut(x, 0, B), cut(x, B, A, 2), y)
     assert said(graph) == ["slice at x: its stop, b + 2 = _, is above the size of axis 0, a = _"]
+
+
+def test_sizes_that_have_to_be_the_same_number() -> None:
+    """Both ways; what is the larger at all sizes is asked for once."""
+    half = 2 * floor_div(A, 2)
+    x, y = input_("x", "f32", (A,)), input_("y", "f32", (B,))
+    graph = of(make("ensure_shape", (x,), shape=(half,)), make("ensure_shape", (y,), shape=(A,)))
+    name, what = "the size of axis 0", "what the size of axis 0 has to be"
+    assert said(graph) == [
+        f"ensure_shape at x: {name}, a = _, is above what it has to be, 2*floor(a/2) = _",
+        f"ensure_shape at y: {name}, b = _, is above what it has to be, a = _",
+        f"ensure_shape at y: {what}, a = _, is above what it is, b = _",
+    ]
+    assert run(graph, {"x": np.ones(4, np.float32), "y": np.ones(4, np.float32)})["0"].shape == (4,)
+    assert refusal(graph, x=[5], y=[5]).endswith("a = 5, is above what it has to be, 2*floor(a/2) = 4")
+    assert refusal(graph, x=[4], y=[2]).endswith("a = 4, is above what it is, b = 2")
 
 
 def test_a_slice_of_nothing_by_steps() -> None:

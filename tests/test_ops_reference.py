@@ -72,6 +72,7 @@ CASES: list[Case] = [
     ("chain", (X, Y), {"body": CHAIN}, lambda x, y: F.gelu(x * y, approximate="tanh") + x),
     ("chain", (X, Y), {"body": CHAIN[:2]}, lambda x, y: F.gelu(x * y, approximate="tanh")),
     ("reshape", (X,), {"shape": (5, 12)}, lambda x: x.reshape(5, 12)),
+    ("ensure_shape", (X,), {"shape": (3, 4, 5)}, lambda x: x),
     ("transpose", (X,), {"perm": (2, 0, 1)}, lambda x: x.permute(2, 0, 1)),
     ("expand", (Y,), {"shape": (3, 4, 5)}, lambda y: y.expand(3, 4, 5)),
     ("slice", (X,), {"axis": 2, "start": 1, "stop": 4, "step": 2}, lambda x: x[:, :, 1:4:2]),

@@ -52,7 +52,7 @@ def load(
     ignore_unused: bool = False,
     base: str | Path | None = None,
     adapter: str | Path | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, int | tuple[int, int]] | None = None,
     **bounds: Any,
 ) -> Imported:
     """Import a model of any kind.
@@ -63,7 +63,7 @@ def load(
         ignore_unused: leave out weights of a folder that the task has no use for.
         base: of a folder that is an adapter, its base model.
         adapter: merged into the model in the folder.
-        dims: of an .onnx file, dynamic axes that always have one size.
+        dims: of an .onnx file, dynamic axes that always have one size, or the bounds of others.
         bounds: `max_batch` and `max_seq`.
 
     Raises:

@@ -20,7 +20,7 @@ def load(
     task: str = "auto",
     max_batch: int = MAX_BATCH,
     max_seq: int | None = None,
-    dims: Mapping[str, int] = MappingProxyType({}),
+    dims: Mapping[str, int | tuple[int, int]] = MappingProxyType({}),
 ) -> Imported:
     """Import an .onnx file, as exported by `torch.onnx` or optimum.
 
@@ -29,7 +29,8 @@ def load(
         task: "auto" leaves arrays in and arrays out; a name in `tasks.TASKS` says what the outputs mean.
         max_batch, max_seq: upper bounds of the dynamic dims; the default of max_seq is what the model's tables
             of positions allow.
-        dims: dynamic axes that always have one size; by the names that the graph would have for them.
+        dims: dynamic axes that always have one size, or whose least and largest size are these; by the names that
+            the graph would have for them.
 
     Raises:
         LlmcError: the file is damaged, `dims` names no axis of it, or ops, dtypes or shapes of it are not supported.

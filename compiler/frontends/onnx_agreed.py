@@ -13,7 +13,7 @@ from typing import Any
 import sympy
 
 from llmc.compiler.dims import Dim, dim, dim_text, symbol
-from llmc.compiler.graph import Node
+from llmc.compiler.graph import Node, Source
 from llmc.compiler.ops import OPS, make
 from llmc.compiler.ops.rules import same_dim
 
@@ -22,7 +22,9 @@ _MULTIPLES = (2, 4, 8, 16, 32, 64, 128)
 Pair = tuple[Dim, Dim]
 
 
-def agreeing(op: str, inputs: Sequence[Node], attributes: Mapping[str, Any]) -> tuple[list[Node], set[Pair]] | None:
+def agreeing(
+    op: str, inputs: Sequence[Node], attributes: Mapping[str, Any], source: Source
+) -> tuple[list[Node], set[Pair]] | None:
     """The operands of an op with sizes that agree, and which are compared; None if they cannot be brought to."""
     if not inputs or not (OPS[op].elementwise or op == "concat"):
         return None
@@ -36,7 +38,7 @@ def agreeing(op: str, inputs: Sequence[Node], attributes: Mapping[str, Any]) -> 
         pairs = [(d, w) for d, w in zip(node.shape, shape, strict=True) if not same_dim(d, w)]
         if not all(itertools.starmap(_may_agree, pairs)):
             return None
-        found.append(make("ensure_shape", (node,), node.source, shape=tuple(shape)) if pairs else node)
+        found.append(make("ensure_shape", (node,), source, shape=tuple(shape)) if pairs else node)
     compared = {
         (d, w)
         for node, made in zip(inputs, found, strict=True)
@@ -78,7 +80,10 @@ def _least(pairs: Sequence[Pair], name: str, names: Sequence[str], factor: int) 
 
 def _agree_at(pair: Pair, names: Sequence[str], factor: int, of: Mapping[str, int] | None = None) -> bool:
     factors = {**dict.fromkeys(names, factor), **(of or {})}
-    scaled = {symbol(name): times * sympy.Symbol(f"{name}_", integer=True, positive=True) for name, times in factors.items()}
+    scaled = {
+        symbol(name): times * sympy.Symbol(f"{name}_", integer=True, positive=True)
+        for name, times in factors.items()
+    }
     a, b = (sympy.expand(d.xreplace(scaled)) for d in pair)
     return bool(a == b)
 

@@ -185,11 +185,11 @@ class Call:
             want_room(kind.shape)
         return folded(made)
 
-    def _made(self, name: str, inputs: Sequence[Node], attributes: Mapping[str, Any]) -> Node:
+    def _made(self, name: str, inputs: tuple[Node, ...], attributes: Mapping[str, Any]) -> Node:
         try:
             return make(name, inputs, self.source, **attributes)
         except LlmcError:
-            found = agreeing(name, inputs, attributes)
+            found = agreeing(name, inputs, attributes, self.source)
             if found is None or self.scope is None:
                 raise
             made = make(name, found[0], self.source, **attributes)

@@ -6,14 +6,15 @@ Nothing is run by onnxruntime. Nodes that no output depends on are not read.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from llmc.compiler.dims import Bounds, Dim, dim, parse_dim, symbol
+from llmc.compiler.dims import Bounds, Dim
 from llmc.compiler.frontends import converters, onnx_agreed, onnx_bounds, onnx_types
-from llmc.compiler.frontends.axes import SEGMENTS, AxisNames
+from llmc.compiler.frontends.axes import SEGMENTS
 from llmc.compiler.frontends.imported import LARGEST, MAX_BATCH
+from llmc.compiler.frontends.onnx_axes import Asked, Axes
 from llmc.compiler.frontends.onnx_call import Call
 from llmc.compiler.frontends.onnx_check import in_order
 from llmc.compiler.frontends.onnx_file import OnnxFile
@@ -36,14 +37,14 @@ _HINT = "change these parts of the model and export it again{}; docs/onnx.md lis
 
 
 def to_graph(
-    file: OnnxFile, bounds: Mapping[str, tuple[int, int]], fixed: Mapping[str, int] = MappingProxyType({})
+    file: OnnxFile, bounds: Mapping[str, tuple[int, int]], fixed: Mapping[str, Asked] = MappingProxyType({})
 ) -> Graph:
     """Import a file.
 
     Args:
         file: from `onnx_file.read`.
         bounds: of `batch`, `seq` and, under the key "", any other dynamic dim.
-        fixed: sizes of axes that would be dynamic, by name.
+        fixed: sizes of axes that would be dynamic, or bounds of those that stay so, by name.
 
     Raises:
         LlmcError: ops, dtypes or shapes that are not supported, all of them in one error.
@@ -53,7 +54,8 @@ def to_graph(
     weights = {t.name: t for t in proto.initializer}
     scope = Scope(reader, opsets, weights, onnx_types.declared(proto))
     said = own(file.model)
-    inputs = _inputs(file, _Axes(str(file.path), fixed, said), said)
+    axes = Axes(str(file.path), fixed, said)
+    inputs = _inputs(file, axes, said)
     for node, info in zip(inputs, _live(file), strict=True):
         scope.keep(info.name, node, info.type.tensor_type.elem_type)
     reader.read_all(proto.node, [o.name for o in proto.output], scope)
@@ -63,7 +65,9 @@ def to_graph(
     _tell_trusted(file, reader.trusted)
     _tell_agreed(file, reader.agreed)
     names = {str(s) for n in inputs for d in n.shape if not isinstance(d, int) for s in d.free_symbols}
-    graph = _function(inputs, outputs, {n: _bounds(n, said, bounds) for n in sorted(names)})
+    graph = _function(
+        inputs, outputs, {n: _bounds(n, said, {**bounds, **axes.bounds}) for n in sorted(names)}
+    )
     return graph if said.dims else onnx_bounds.bounded(graph)  # one of llmc's own says its bounds itself
 
 
@@ -158,59 +162,7 @@ def _live(file: OnnxFile) -> list[Any]:
     return [p for p in file.model.graph.input if p.name not in weights]
 
 
-class _Axes:
-    """The sizes of axes: symbols, or what is known of those that a file leaves open."""
-
-    def __init__(self, at: str, fixed: Mapping[str, int], said: Own) -> None:
-        self._at, self._fixed, self._names, self._said = at, fixed, AxisNames(), said
-        self._met = dict[str, dict[str, None]]()  # llmc's name of an axis -> all that it is called
-        for name, size in fixed.items():
-            self._want(type(size) is int and 1 <= size <= LARGEST, f"{name} = {size} is no size", _RANGE)
-
-    def size(self, tensor: str, axis: int, rank: int, text: str) -> Dim:
-        """Of an axis that the file has no number for but calls `text`: either of its names may be told."""
-        if self._said.knows(text):
-            return self._of_own(parse_dim(text))
-        name = self._names.name(tensor, axis, rank, text)
-        self._met.setdefault(name, {name: None})[text or name] = None
-        return self._fixed.get(name, self._fixed.get(text, symbol(name)))
-
-    def _of_own(self, size: Dim) -> Dim:
-        """A size in the dims that llmc itself has named."""
-        for name in (s.name for s in size.free_symbols):
-            self._met.setdefault(name, {name: None})
-        return dim(size.subs({symbol(name): value for name, value in self._fixed.items()}))
-
-    def want_met(self) -> None:
-        """Each of those that are fixed is there, is one axis, and has one size."""
-        known = sorted({called for every in self._met.values() for called in every})
-        has = f"it has {', '.join(known)}" if known else "it has none: all sizes are fixed"
-        for name in self._fixed:
-            self._want(name in known, f"the file has no dynamic axis {name!r}", has)
-            axes = [_called(every) for every in self._met.values() if name in every]
-            self._want(len(axes) == 1, f"{name!r} names two axes", f"they are {' and '.join(axes)}")
-        for every in self._met.values():
-            told = [f"{name}={self._fixed[name]}" for name in every if name in self._fixed]
-            sizes = {self._fixed[name] for name in every if name in self._fixed}
-            self._want(
-                len(sizes) < 2, f"{' and '.join(told)} are sizes of one axis", f"it is {_called(every)}"
-            )
-
-    def _want(self, holds: bool, problem: str, hint: str) -> None:
-        if not holds:
-            raise LlmcError(problem, at=self._at, hint=hint)
-
-
-_RANGE = f"sizes go from 1 to {LARGEST}"
-
-
-def _called(names: Iterable[str]) -> str:
-    """`batch (in the file n)`"""
-    own, *others = names
-    return f"{own} (in the file {' or '.join(others)})" if others else own
-
-
-def _inputs(file: OnnxFile, axes: _Axes, said: Own) -> list[Node]:
+def _inputs(file: OnnxFile, axes: Axes, said: Own) -> list[Node]:
     rows = _rows(file.model.graph)
     made = [_input(file, proto, axes, rows.get(proto.name)) for proto in _live(file)]
     axes.want_met()
@@ -226,7 +178,7 @@ def _state(node: Node, said: Own) -> Node:
     return state_(state, kind.dtype, kind.shape, grows=said.states[state])
 
 
-def _input(file: OnnxFile, proto: Any, axes: _Axes, high: int | None) -> Node:
+def _input(file: OnnxFile, proto: Any, axes: Axes, high: int | None) -> Node:
     kind = proto.type.tensor_type
     if not proto.type.HasField("tensor_type") or kind.elem_type not in DTYPES:
         found = dtype_name(kind.elem_type) if proto.type.HasField("tensor_type") else "not a tensor"
@@ -250,11 +202,13 @@ def _input(file: OnnxFile, proto: Any, axes: _Axes, high: int | None) -> Node:
         )
     if proto.name == "attention_mask" and dtype != "f32":
         return input_(proto.name, dtype, shape, default=1, low=0, high=1)
+    if dtype == "f32" and len(shape) == 4:
+        axes.of_image(shape[2:])
     default = 0 if proto.name in SEGMENTS else None
     return input_(proto.name, dtype, shape, default=default, low=None if high is None else 0, high=high)
 
 
-def _shape(tensor: str, dims: Sequence[Any], axes: _Axes) -> tuple[Dim, ...]:
+def _shape(tensor: str, dims: Sequence[Any], axes: Axes) -> tuple[Dim, ...]:
     """Sizes that are not there, or below 0, are dynamic."""
     known = [int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else None for d in dims]
     return tuple(

@@ -50,7 +50,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     ignore_unused_weights: bool = False,
     base: str | Path | None = None,
     adapter: str | Path | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, int | tuple[int, int]] | None = None,
     **options: Unpack[Options],
 ) -> CompileReport:
     """Compile a model into an artifact.
@@ -64,7 +64,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         ignore_unused_weights: leave out heads of a folder that the task has no use for, which is an error otherwise.
         base: of a folder that is a PEFT adapter, its base model's; None: what the adapter names, if it lies beside.
         adapter: a PEFT adapter's folder, merged into the model.
-        dims: of an .onnx file, dynamic axes that always have one size: name -> size.
+        dims: of an .onnx file, dynamic axes that always have one size, or the bounds of others: by name.
         options: `target`, `quant` and all others of `Options`.
 
     Raises:

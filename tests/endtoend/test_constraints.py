@@ -42,6 +42,10 @@ def cut(x: Node, start: Any, stop: Any) -> Node:
     return make("slice", (x,), HERE, axis=0, start=start, stop=stop)
 
 
+def ensured(x: Node) -> Node:
+    return make("ensure_shape", (x,), HERE, shape=(2 * SEQ - 1, 4))
+
+
 def looped() -> Graph:
     """`seq - width` times: x + its first row, by a slice that begins at `2*width - seq`."""
     x, y = sized(WIDTH, 4), sized(SEQ, name="y")
@@ -69,6 +73,7 @@ MODULE = Module(
         "start": reads(lambda x: cut(x, WIDTH - SEQ, WIDTH)),
         "empty": reads(lambda x: make("iota", (), HERE, length=WIDTH - SEQ)),
         "looped": looped(),
+        "ensured": reads(lambda x: make("neg", (ensured(x),))),
         **dict(zip(("fill", "look"), filled(), strict=True)),
     }
 )
@@ -78,6 +83,10 @@ BAD = {  # function: sizes, the sentence
     "stop": ({"seq": 9, "width": 5}, f"slice {AT}its stop, seq = 9, is above the size of axis 0, width = 5"),
     "start": ({"seq": 9, "width": 5}, f"slice {AT}its start, -seq + width = -4, is below 0"),
     "empty": ({"seq": 64, "width": 1}, f"iota {AT}the size of axis 0, -seq + width = -63, is below 0"),
+    "ensured": (
+        {"seq": 9, "width": 5},
+        f"ensure_shape {AT}what the size of axis 0 has to be, 2*seq - 1 = 17, is above what it is, width = 5",
+    ),
     "looped": (
         {"seq": 60, "width": 5},
         f"slice {AT}its start, -seq + 2*width - 1 = -51, is below 0",

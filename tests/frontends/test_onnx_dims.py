@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from llmc.cli.fixed_dims import Sized
 from llmc.compiler.frontends.dispatch import load
 from llmc.compiler.interpret import run
-from llmc.errors import LlmcError
+from llmc.compiler.samples import samples
+from llmc.errors import LlmcError, LlmcWarning
 
 NODE, INFO = helper.make_node, helper.make_tensor_value_info
 
@@ -83,3 +86,60 @@ def test_a_remainder_of_a_sum_of_sizes(tmp_path: Path) -> None:
     for length in (1, 2, 5):
         found = run(graph, {"x": np.zeros((1, length), np.float32)})["out"]
         assert found.tolist() == [(length + 1) % 2]
+
+
+def halved_and_doubled(path: Path, join: Any) -> Path:
+    """out = x joined with every second pixel of x, each twice: as a detector joins levels."""
+    nodes = [
+        NODE("MaxPool", ["x"], ["half"], kernel_shape=[2, 2], strides=[2, 2]),
+        NODE("Resize", ["half", "", "by"], ["again"], mode="nearest"),
+        join,
+    ]
+    image = INFO("x", TensorProto.FLOAT, ["n", 3, "height", "width"])
+    return saved(path, nodes, [image], {"by": np.array([1, 1, 2, 2], np.float32)})
+
+
+@pytest.mark.parametrize(
+    "join", [NODE("Mul", ["x", "again"], ["out"]), NODE("Concat", ["again", "x"], ["out"], axis=1)]
+)
+def test_sizes_that_agree_at_some_sizes_of_the_inputs(tmp_path: Path, join: Any) -> None:
+    """The file runs at those, and so does the graph; at others the file cannot run either."""
+    path = halved_and_doubled(tmp_path / "m.onnx", join)
+    with pytest.warns(LlmcWarning, match="agree for multiples of 2 as height and multiples of 2 as width"):
+        graph = load(path).graph
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
+    again = x.reshape(2, 3, 2, 2, 3, 2).max((3, 5)).repeat(2, 2).repeat(2, 3)
+    wanted = x * again if join.op_type == "Mul" else np.concatenate([again, x], 1)
+    np.testing.assert_array_equal(run(graph, {"x": x})["out"], wanted)
+    with pytest.raises(LlmcError, match="the size of axis 2 has to be, height = 5, is above what it is"):
+        run(graph, {"x": x[:, :, :1].repeat(5, 2)})
+    for session in samples(graph):  # what it is checked with fits
+        assert all(not size % 2 for call in session.calls for size in call["x"].shape[2:])
+
+
+def test_sizes_that_never_agree(tmp_path: Path) -> None:
+    """Of axes that have nothing to do with each other, or that differ by one at all sizes."""
+    nodes = [NODE("Pad", ["x", "pads"], ["more"]), NODE("Add", ["x", "more"], ["out"])]
+    pads = {"pads": np.array([0, 0, 0, 1])}
+    with pytest.raises(LlmcError, match="cannot be imported"):
+        load(saved(tmp_path / "m.onnx", nodes, [INFO("x", TensorProto.FLOAT, ["n", "t"])], pads))
+    others = [INFO("x", TensorProto.FLOAT, ["n", "t"]), INFO("y", TensorProto.FLOAT, ["n", "u"])]
+    with pytest.raises(LlmcError, match="cannot be imported"):
+        load(saved(tmp_path / "o.onnx", [NODE("Add", ["x", "y"], ["out"])], others, {}))
+
+
+def test_bounds_of_axes(tmp_path: Path) -> None:
+    """Sides of images are longer than texts; what is asked for comes before."""
+    image = INFO("x", TensorProto.FLOAT, ["n", 3, "height", "width"])
+    path = saved(tmp_path / "m.onnx", [NODE("Relu", ["x"], ["out"])], [image], {})
+    assert load(path).graph.dims == {"batch": (1, 1024), "height": (1, 2048), "width": (1, 2048)}
+    asked = load(path, dims={"n": (2, 4), "height": (32, 4096), "width": 64}).graph
+    assert asked.dims == {"batch": (2, 4), "height": (32, 4096)}
+    for wrong in ((0, 4), (5, 4)):
+        with pytest.raises(LlmcError, match=f"height = {wrong[0]}..{wrong[1]} is no size"):
+            load(path, dims={"height": wrong})
+    option = Sized()
+    assert [option.convert(text, None, None) for text in ("h=48", "h=3..9")] == [("h", 48), ("h", (3, 9))]
+    for wrong in ("h", "h=0", "h=4..3", "h=..9", "h=1..", "=4"):
+        with pytest.raises(click.BadParameter, match=r"NAME=LOW\.\.HIGH"):
+            option.convert(wrong, None, None)
