@@ -4,6 +4,7 @@
     python bench/support.py --only bert,gpt2         these, again
     python bench/support.py --compile 50             also compiles for this machine, until 50 are right
     python bench/support.py --write                  writes docs/support.md from the cache alone
+    python bench/support.py --tasks --compile 1000   every class of the families in `FAMILIES`: docs/support-tasks.md
 
 Of each type the main task's class (`support_models.MAIN`) is made, saved, imported, and compared with PyTorch by the
 interpreter at three shapes, one with padded rows; then its artifact is compared in the same way. Each runs in a process
@@ -31,10 +32,14 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmc" 
 
 def main() -> None:
     options = _options()
+    if options.tasks:
+        options.cache = options.cache or CACHE.with_name("support-tasks.jsonl")
+        options.output = options.output or "docs/support-tasks.md"
+    options.cache, options.output = options.cache or CACHE, options.output or "docs/support.md"
     rows = _read(options.cache)
     if not options.write:
         _try_all(options, rows)
-    Path(options.output).write_text(support_table.page(rows), encoding="utf-8")
+    Path(options.output).write_text(support_table.page(rows, options.tasks), encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:
@@ -44,8 +49,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="model types, with commas between")
     parser.add_argument("--compile", type=int, default=0, metavar="N", help="compile until N are right")
     parser.add_argument("--write", action="store_true", help="write the page from the cache")
-    parser.add_argument("--cache", type=Path, default=CACHE)
-    parser.add_argument("--output", default="docs/support.md")
+    parser.add_argument("--tasks", action="store_true", help="every class of the families")
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--output")
     parser.add_argument("--again", action="store_true", help="those that failed, too")
     return parser.parse_args()
 
@@ -62,13 +68,15 @@ def _try_all(options: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> No
     load_libraries()
     options.cache.parent.mkdir(parents=True, exist_ok=True)
     chosen = options.only.split(",") if options.only else support_models.model_types()
+    if options.tasks:
+        chosen = support_models.tasks(options.only.split(",") if options.only else support_models.FAMILIES)
     if not options.only:
         chosen = sorted(chosen, key=lambda name: name in rows)  # what nothing is known of comes first
     for number, name in enumerate(chosen, 1):
         compiled = sum(row.get("compiled") is not None for row in rows.values())
         wanted = compiled < options.compile
         known = rows.get(name)
-        if known and not options.only and not _is_due(known, wanted, options.again):
+        if known and (options.tasks or not options.only) and not _is_due(known, wanted, options.again):
             continue
         rows[name] = apart(name, functools.partial(_try, name, wanted), SECONDS, GIBIBYTES)
         with options.cache.open("a", encoding="utf-8") as file:
@@ -82,22 +90,23 @@ def _is_due(row: dict[str, Any], compiles: bool, again: bool) -> bool:
 
 
 def _try(name: str, compiles: bool) -> dict[str, Any]:
-    """What becomes of one model type: of the smallest configuration with which it can be made and run."""
+    """What becomes of a type, or `type/class`: of the smallest configuration with which it can be made and run."""
+    kind, _, own = name.partition("/")
     row: dict[str, Any] = {}
     for level in range(len(support_models.LEVELS)):
-        row = {"level": level} | _try_level(name, level, compiles)
+        row = {"level": level} | _try_level(kind, own or None, level, compiles)
         made = row["state"] != "unmade" and not row.get("reason", "").startswith(_NOT_RUN)
         if made:
             break
-    return {"type": name, "class": support_models.main_class(name), **row}
+    return {"type": name, "class": own or support_models.main_class(kind), **row}
 
 
 _NOT_RUN = ("transformers cannot run the model", "transformers cannot read config.json")
 
 
-def _try_level(name: str, level: int, compiles: bool) -> dict[str, Any]:
+def _try_level(name: str, own: str | None, level: int, compiles: bool) -> dict[str, Any]:
     try:
-        model = support_models.model_of(name, level)
+        model = support_models.model_of(name, level, own)
     except Exception as error:  # whatever a configuration made by rule runs into
         return {"state": "unmade", "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     with tempfile.TemporaryDirectory() as folder:

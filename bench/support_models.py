@@ -31,6 +31,54 @@ MAIN = (
     "AutoModelForImageTextToText",
     "AutoModel",
 )
+MORE = (
+    "AutoModelForMultipleChoice",
+    "AutoModelForNextSentencePrediction",
+    "AutoModelForZeroShotImageClassification",
+)
+# Families whose every task is tried by `support.py --tasks`.
+FAMILIES = (
+    *(
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "distilbert",
+        "albert",
+        "electra",
+        "mpnet",
+        "deberta-v2",
+        "modernbert",
+    ),
+    *("nomic_bert", "camembert", "layoutlm", "splinter", "squeezebert", "convbert"),
+    *(
+        "gpt2",
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "phi",
+        "phi3",
+        "gpt_neox",
+    ),
+    *("opt", "bloom", "falcon", "starcoder2", "smollm3", "granite", "mixtral", "qwen3_moe", "mamba"),
+    *("t5", "bart", "mbart", "marian", "pegasus", "m2m_100", "whisper"),
+    *(
+        "vit",
+        "deit",
+        "beit",
+        "swin",
+        "convnext",
+        "dinov2",
+        "resnet",
+        "mobilenet_v2",
+        "mobilevit",
+        "efficientnet",
+    ),
+    *("segformer", "detr", "clip", "siglip", "wav2vec2", "hubert", "audio-spectrogram-transformer"),
+)
 # What makes a configuration small, by the names that models give to the same thing.
 SMALL: Mapping[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "word_embed_proj_dim"), 32),
@@ -138,16 +186,25 @@ def model_types() -> list[str]:
 
 def main_class(model_type: str) -> str | None:
     """The name of a model type's main class."""
+    return next(classes(model_type, MAIN), None)
+
+
+def classes(model_type: str, autos: Sequence[str] = (*MAIN, *MORE)) -> Iterator[str]:
+    """The names of a model type's classes, one for each kind of task that it has."""
     import transformers
     from transformers.models.auto import modeling_auto
 
-    for auto in MAIN:
+    assert modeling_auto
+    for auto in autos:
         mapping = getattr(transformers, auto)._model_mapping
         found = mapping._model_mapping.get(model_type)
         if found is not None:
-            return str(found[0] if isinstance(found, (tuple, list)) else found)
-    assert modeling_auto
-    return None
+            yield str(found[0] if isinstance(found, (tuple, list)) else found)
+
+
+def tasks(families: Sequence[str]) -> list[str]:
+    """`type/class` of every class of these model types."""
+    return [f"{name}/{kind}" for name in families for kind in dict.fromkeys(classes(name))]
 
 
 def configuration(model_type: str, level: int = 0, name: str | None = None) -> Any:

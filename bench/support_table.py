@@ -18,6 +18,12 @@ as a part of the output's largest value. Any size and any fine-tuned weights of 
 import compares its graph with the model's own numbers. Rows are kept from run to run: some are of an earlier llmc.
 
 """
+_TASKS_HEAD = """# Every task of the families that are used most
+
+`python bench/support.py --tasks` made this page: as [support.md](support.md), but of all classes that the installed
+transformers has for a task of these model types.
+
+"""
 _STATES = {
     "right": "match PyTorch to 1e-4",
     "wrong": "differ from PyTorch",
@@ -28,15 +34,16 @@ _STATES = {
 }
 
 
-def page(rows: Mapping[str, Row]) -> str:
-    """The page."""
+def page(rows: Mapping[str, Row], tasks: bool = False) -> str:
+    """The page of model types, or of all classes of some."""
     import torch
     import transformers
 
     counts = Counter(row["state"] for row in rows.values())
     compiled = sum(row.get("compiled") is not None for row in rows.values())
+    what = "classes" if tasks else "model types"
     lines = [
-        f"transformers {transformers.__version__}, torch {torch.__version__}: {len(rows)} model types tried.",
+        f"transformers {transformers.__version__}, torch {torch.__version__}: {len(rows)} {what} tried.",
         "",
     ]
     lines += [f"- {counts[state]} {words}" for state, words in _STATES.items() if counts[state]]
@@ -53,7 +60,7 @@ def page(rows: Mapping[str, Row]) -> str:
                 "|---|---|---|",
             ]
             lines += [_reason(row) for row in _of(rows, state)]
-    return _HEAD + "\n".join(lines) + "\n"
+    return (_TASKS_HEAD if tasks else _HEAD) + "\n".join(lines) + "\n"
 
 
 def _of(rows: Mapping[str, Row], state: str) -> list[Row]:
@@ -64,12 +71,16 @@ def _right(row: Row) -> str:
     compiled = (
         f"{row['compiled']:.1e}" if row.get("compiled") is not None else cell(row.get("compile_reason", ""))
     )
-    return f"| {row['type']} | {row['class']} | {row['task']} | {row['worst']:.1e} | {compiled} |"
+    return f"| {_type(row)} | {row['class']} | {row['task']} | {row['worst']:.1e} | {compiled} |"
+
+
+def _type(row: Row) -> str:
+    return str(row["type"]).partition("/")[0]
 
 
 def _reason(row: Row) -> str:
     reason = row.get("reason") or f"off by {row.get('worst', 0):.2g}"
-    return f"| {row['type']} | {row.get('class', '')} | {cell(reason)} |"
+    return f"| {_type(row)} | {row.get('class', '')} | {cell(reason)} |"
 
 
 def cell(text: str) -> str:
