@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import sympy
 
 from llmc.compiler.dims import ceil_div, dim, product
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
@@ -14,7 +16,7 @@ from llmc.compiler.frontends.parts import tiled
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
-from llmc.compiler.ops.rules import broadcast
+from llmc.compiler.ops.rules import INTEGERS, broadcast
 
 # --- sizes
 
@@ -65,20 +67,40 @@ def _constant_of_shape(call: Call) -> Node:
 
 @onnx_op("Range")
 def _range(call: Call) -> Node:
-    given = [known(call.value(i)) for i in range(3)]
+    given = [_known_or_size(call.value(i)) for i in range(3)]
     call.attribute("stash_type", 1)
     if any(g is None for g in given):
         return _running_range(call)
-    start, limit, step = (g.reshape(()).item() for g in given if g is not None)
+    start, limit, step = _whole([g.reshape(()).item() for g in given if g is not None])
     call.require(not isinstance(step, (int, float)) or step != 0, "a Range by steps of 0")
     if any(isinstance(n, float) for n in (start, limit, step)):
+        call.require(
+            not any(isinstance(n, sympy.Expr) for n in (start, limit, step)), "a Range of parts of a size"
+        )
         length = max(math.ceil((limit - start) / step), 0)
         want_room((length,))
         return constant((start + np.arange(length) * step).astype(np.float32), source=call.source)
     call.require(isinstance(step, int), "a Range by a size")
     length = ceil_div(dim(limit - start) if step > 0 else dim(start - limit), abs(step))
     length = max(length, 0) if isinstance(length, int) else length
-    return call.op("iota", length=length, start=dim(start), step=step, dtype=call.node(0).dtype)
+    kind = call.node(0).dtype
+    counted = kind if kind in INTEGERS else "i64"
+    return call.cast(call.op("iota", length=length, start=dim(start), step=step, dtype=counted), kind)
+
+
+def _whole(numbers: list[Any]) -> list[Any]:
+    """Beside a size whole numbers that are floats are ints: a grid of places is made so."""
+    if not any(isinstance(n, sympy.Expr) for n in numbers):
+        return numbers
+    return [int(n) if isinstance(n, float) and n.is_integer() else n for n in numbers]
+
+
+def _known_or_size(value: Value) -> np.ndarray[Any, Any] | None:
+    """The numbers; those of a size that was cast to float too."""
+    match value:
+        case Node("cast", (Node("dim", _, {"value": size}),)):
+            return np.asarray(size, object)
+    return known(value)
 
 
 def _running_range(call: Call) -> Node:

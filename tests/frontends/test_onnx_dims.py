@@ -117,6 +117,27 @@ def test_sizes_that_agree_at_some_sizes_of_the_inputs(tmp_path: Path, join: Any)
         assert all(not size % 2 for call in session.calls for size in call["x"].shape[2:])
 
 
+@pytest.mark.parametrize(("first", "step"), [(0.0, 1.0), (3.0, 2.0), (0.5, 1.0)])
+def test_places_of_a_grid_as_floats(tmp_path: Path, first: float, step: float) -> None:
+    """As detectors make them: a size is cast, and counted up to."""
+    nodes = [
+        NODE("Shape", ["x"], ["sizes"]),
+        NODE("Gather", ["sizes", "one"], ["size"], axis=0),
+        NODE("Cast", ["size"], ["limit"], to=TensorProto.FLOAT),
+        NODE("Range", ["first", "limit", "step"], ["out"]),
+    ]
+    weights = {"one": np.array(1), "first": np.array(first, np.float32), "step": np.array(step, np.float32)}
+    path = saved(tmp_path / "m.onnx", nodes, [INFO("x", TensorProto.FLOAT, ["n", "t"])], weights)
+    if first == 0.5:
+        with pytest.raises(LlmcError, match="cannot be imported") as info:
+            load(path)
+        assert "a Range of parts of a size" in str(info.value.found)
+        return
+    for length in (4, 9):
+        found = run(load(path).graph, {"x": np.zeros((2, length), np.float32)})["out"]
+        np.testing.assert_array_equal(found, np.arange(first, length, step, dtype=np.float32))
+
+
 def test_sizes_that_never_agree(tmp_path: Path) -> None:
     """Of axes that have nothing to do with each other, or that differ by one at all sizes."""
     nodes = [NODE("Pad", ["x", "pads"], ["more"]), NODE("Add", ["x", "more"], ["out"])]
