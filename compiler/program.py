@@ -69,12 +69,14 @@ def write_program(
     checksums: Sequence[int],
     architectures: Sequence[str] = (),
     device: str = "",
+    adapters: Sequence[str] = (),
 ) -> str:
     """The text of module.c.
 
     Args:
         checksums: of the blocks of the weights.
         device: the `llmc_device` that launches kernels, made for `architectures`; empty: the program calls them.
+        adapters: names, of those that a session may choose.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("llmc.compiler", "."),
@@ -94,6 +96,7 @@ def write_program(
         dims=[(n, *bounds) for n, bounds in module.dims.items()],
         states=[state_spec(state, names) for state in module.states.values()],
         windows=windows(module),
+        adapters=[c_string(name) for name in adapters],
         functions=[_function(n, module, plans[n], kernels) for n in module.functions],
         kernels=[_kernel(k) for k in kernels],
         variants=variants,

@@ -18,6 +18,11 @@ def weight(node: Node) -> Weight | None:
         return value
 
 
+def is_of_adapter(node: Node) -> bool:
+    """Whether it is a product of an adapter that lies beside its base: it stays as fine as it was trained."""
+    return node.source.path.endswith((".lora_A", ".lora_B"))
+
+
 def is_weight(node: Node) -> bool:
     """A constant, or what constant levels mean."""
     return node.op == "constant" or is_levels(node)

@@ -94,7 +94,7 @@ class BeamSearch:
         source: Sequence[int] = (),
         looked: Looked | None = None,
     ) -> None:
-        self._source, self._looked = source, looked
+        self._source, self._looked, self._adapter = source, looked, options.adapter
         self._model, self._entry, self._ids, self._search = model, entry, list(ids), search
         room = entry.max_length - len(ids) if entry.length else options.new_tokens(len(ids))
         self._most = min(options.new_tokens(len(ids)), room)
@@ -127,7 +127,7 @@ class BeamSearch:
         return [(text.tokens, text.score) for text in best if text.is_text]
 
     def _begun(self) -> Session:
-        session = self._model.session()
+        session = self._model.session(adapter=self._adapter)
         if self._entry.encoder is not None:
             hold(session, self._entry.encoder, self._source)
         look(session, self._entry, self._looked)

@@ -10,7 +10,7 @@ from llmc.errors import LlmcError
 from llmc.runtime import native
 from llmc.runtime.arrays import check_names
 from llmc.runtime.reports import BenchmarkReport, CompareReport, Latency, Step
-from llmc.runtime.session import check_fits
+from llmc.runtime.session_options import check_fits
 
 if TYPE_CHECKING:
     from llmc.runtime.model import Model

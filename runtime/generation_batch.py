@@ -136,6 +136,7 @@ class _Batch:
 
     def _begin(self, number: int, given: Given, options: GenerationOptions) -> None:
         session = self._free.pop() if self._free else self._model.session()
+        session.choose_adapter(options.adapter)
         generation = Generation(session, self._entry, given.ids, options, given.source, given.looked)
         prompt = given.source or given.ids
         stream = text_stream(self._model, generation, prompt, options, lambda: self._free.append(session))

@@ -87,8 +87,8 @@ class GenerationCalls:
                 begins.
             each: of a list, options of each prompt, which go before those of all.
             session: of one prompt, where; None takes one that the model keeps. What it holds of the prompt's beginning
-                is not computed again; all else is forgotten. A text does not depend on it.
-            options: see above.
+                is not computed again; all else is forgotten. A text does not depend on it, but for its adapter.
+            options: see above; and `adapter`, a name in `Model.adapters`, None: the session's, of one that is given.
 
         Raises:
             LlmcError: the model does not generate, the prompt is empty, too long or no text, images do not fit it, an
@@ -245,6 +245,8 @@ def _stream(
     options = checked_options(model, entry, prompt.ids, given)
     used, ended = (session, _nothing) if session is not None else _borrowed(model)
     try:
+        if session is None or options.adapter is not None:
+            used.choose_adapter(options.adapter)
         generation = Generation(used, entry, prompt.ids, options, prompt.source, prompt.looked)
     except BaseException:
         ended()

@@ -95,4 +95,5 @@ CHECKS: Mapping[str, tuple[Any, ...]] = {
     "json_schema": (_is_schema, "a JSON schema: a mapping, or its text"),
     "regex": (lambda v: isinstance(v, str), "a text"),
     "grammar": (lambda v: isinstance(v, str), "a text"),
+    "adapter": (lambda v: isinstance(v, str) and bool(v), "a name"),
 }

@@ -65,6 +65,7 @@ class GenerationOptions:
     json_schema: Any = None
     regex: str | None = None
     grammar: str | None = None
+    adapter: str | None = None
 
     @property
     def is_held(self) -> bool:

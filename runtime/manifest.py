@@ -93,6 +93,7 @@ class Manifest:
     labels: tuple[str, ...] | None
     tokenizer: TokenizerEntry | None
     generation: GenerationEntry | None
+    adapters: tuple[str, ...]
     postprocess: Mapping[str, Any]
     sizes: Mapping[str, int]
     raw: Mapping[str, Any]
@@ -211,6 +212,7 @@ def _manifest(root: Field, path: Path) -> Manifest:
         generation=read_generation(root["generation"], {f.name: f for f in functions}, files, dims)
         if "generation" in root
         else None,
+        adapters=tuple(f.text() for f in root["adapters"].items()) if "adapters" in root else (),
         postprocess={k: f.scalar() for k, f in root["postprocess"].mapping().items()},
         sizes={k: f.integer(0, MAX_SIZE) for k, f in root["sizes"].mapping().items()},
         raw=root.value,

@@ -21,7 +21,8 @@ from llmc.runtime.files import check_files, check_machine
 from llmc.runtime.generation_calls import GenerationCalls
 from llmc.runtime.manifest import MODULE, Manifest, read_manifest
 from llmc.runtime.ready import ReadyCalls, Way
-from llmc.runtime.session import Session, memory_bound
+from llmc.runtime.session import Session
+from llmc.runtime.session_options import memory_bound
 from llmc.runtime.signature import TensorInfo, check_same, read_signature
 from llmc.runtime.speech_calls import SpeechCalls
 from llmc.runtime.text_calls import TextCalls
@@ -94,6 +95,7 @@ class Model(TextCalls, GenerationCalls, SessionsCalls, SpeechCalls):
         inputs, outputs: name -> TensorInfo, in order, of the first function.
         dims: name -> inclusive bounds, of all functions.
         lengths: the dims along which states grow.
+        adapters: names of those beside the model's own weights, of which a session may have one.
         labels: names of the classes, where the model has them.
         task: such as "text-classification".
         manifest: all that is known about the artifact.
@@ -112,7 +114,7 @@ class Model(TextCalls, GenerationCalls, SessionsCalls, SpeechCalls):
         self._handle: native.Handle | None = handle
         self.path, self.manifest = folder, manifest
         self.functions, self.states, self.dims = signature.functions, signature.states, signature.dims
-        self.lengths = signature.lengths
+        self.lengths, self.adapters = signature.lengths, signature.adapters
         self._first = next(iter(self.functions.values()))
         self.inputs, self.outputs = self._first.inputs, self._first.outputs
         self.labels, self.task, self.name = manifest.labels, manifest.task, manifest.name
@@ -152,7 +154,12 @@ class Model(TextCalls, GenerationCalls, SessionsCalls, SpeechCalls):
         return results
 
     def session(
-        self, threads: int | Threads | None = None, max_memory: int | None = None, *, pin: bool = False
+        self,
+        threads: int | Threads | None = None,
+        max_memory: int | None = None,
+        *,
+        pin: bool = False,
+        adapter: str | None = None,
     ) -> Session:
         """Begin a sequence of calls; see `Session`.
 
@@ -161,11 +168,13 @@ class Model(TextCalls, GenerationCalls, SessionsCalls, SpeechCalls):
                 or a `Threads` to share.
             max_memory: bytes that it may hold; None: no bound but the model's.
             pin: bind each of its own worker threads to a core.
+            adapter: a name in `adapters`; None: the model's own weights alone.
 
         Raises:
-            LlmcError: an option makes no sense, the system has no more threads, or the model is closed.
+            LlmcError: an option makes no sense, there is no such adapter, the system has no more threads, or the model
+                is closed.
         """
-        return Session(self, threads, max_memory, pin=pin)
+        return Session(self, threads, max_memory, pin=pin, adapter=adapter)
 
     def memory_needed(self, function: str | None = None, **sizes: int) -> MemoryNeeded:
         """What one call at these sizes takes; nothing is run.

@@ -100,6 +100,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llmc_memory_needed": (c_int, [c_void_p, c_int, POINTER(c_int64), POINTER(Memory), POINTER(Error)]),
     "llmc_session_open": (c_int, [c_void_p, POINTER(SessionOptions), POINTER(c_void_p), POINTER(Error)]),
     "llmc_session_close": (None, [c_void_p]),
+    "llmc_session_choose_adapter": (c_int, [c_void_p, c_char_p, POINTER(Error)]),
     "llmc_session_reset": (c_int, [c_void_p, POINTER(Error)]),
     "llmc_session_output_shapes": (
         c_int,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.errors import LlmcError
 from llmc.runtime import languages
+from llmc.runtime.arrays import check_names
 from llmc.runtime.looking import Looked, expanded, images_of, prepared, want_rows
 from llmc.runtime.media import batch_of
 from llmc.runtime.source import want_source
@@ -205,6 +206,8 @@ def checked_options(
     from llmc.runtime.generation_options import options_of
 
     options = options_of(entry, given)
+    if options.adapter is not None:
+        check_names("adapter", [options.adapter], dict.fromkeys(model.adapters))
     encoder = encoder_of(model) if options.stop_strings else None
     if options.stop_strings and encoder is None:
         raise LlmcError("stop_strings need a tokenizer, which the artifact does not have", at=str(model.path))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from ctypes import byref, c_int64
-from numbers import Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,7 +12,8 @@ from llmc.errors import LlmcError
 from llmc.runtime import native
 from llmc.runtime.arrays import Array, check_names
 from llmc.runtime.calls import Caller
-from llmc.runtime.threads import Threads, count
+from llmc.runtime.session_options import adapter_bytes, check_fits, opened, timeout_of
+from llmc.runtime.threads import Threads
 
 if TYPE_CHECKING:
     from llmc.runtime.model import Model
@@ -33,11 +33,12 @@ class Session:
         max_memory: int | None = None,
         *,
         pin: bool = False,
+        adapter: str | None = None,
     ) -> None:
         """See `Model.session`."""
         self.model = model
         self.looked: str | None = None  # the key of the images that it holds, None: not known
-        self._handle: native.SessionHandle | None = _opened(model, threads, max_memory, pin)
+        self._handle: native.SessionHandle | None = opened(model, threads, max_memory, pin, adapter=adapter)
 
     def __call__(self, *, out: Mapping[str, Array] | None = None, **inputs: Any) -> dict[str, Array]:
         """Run the model's first function; see `run`."""
@@ -95,6 +96,28 @@ class Session:
             handle.library.session_reset(handle.pointer, byref(error)), error, str(self.model.path)
         )
 
+    def choose_adapter(self, name: str | None) -> None:
+        """Go on with another adapter, None: none. The session begins anew; with the same nothing happens.
+
+        Raises:
+            LlmcError: the model has no such adapter; the session is in use or closed.
+        """
+        handle, error = self._open_handle(), native.Error()
+        status = handle.library.session_choose_adapter(handle.pointer, adapter_bytes(name), byref(error))
+        handle.library.check(status, error, str(self.model.path))
+        if not any(self.lengths.values()):
+            self.looked = None
+
+    @property
+    def adapter(self) -> str | None:
+        """The name of the adapter that it has.
+
+        Raises:
+            LlmcError: the session is in use or closed.
+        """
+        number = int(self._report().adapter)
+        return self.model.adapters[number - 1] if number else None
+
     def resize(self, **sizes: int) -> None:
         """Put it at other lengths, such as `past=5`: a shorter one forgets the newest positions, a longer adds zeros.
 
@@ -129,7 +152,7 @@ class Session:
     def fork(
         self, threads: int | Threads | None = None, max_memory: int | None = None, *, pin: bool = False
     ) -> Session:
-        """Another session that holds what this one does; from there on each goes its own way.
+        """Another session that holds what this one does, its adapter too; from there on each goes its own way.
 
         They share memory until one of them writes.
 
@@ -141,7 +164,7 @@ class Session:
         """
         other = Session.__new__(Session)
         other.model, other.looked = self.model, self.looked
-        other._handle = _opened(self.model, threads, max_memory, pin, self._open_handle())
+        other._handle = opened(self.model, threads, max_memory, pin, self._open_handle())
         return other
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -244,54 +267,3 @@ class Session:
 
     def _state_sizes(self) -> set[str]:
         return {axis for state in self.model.states.values() for axis in state.shape if isinstance(axis, str)}
-
-
-def _opened(
-    model: Model,
-    threads: int | Threads | None,
-    max_memory: int | None,
-    pin: bool,
-    forked: native.SessionHandle | None = None,
-) -> native.SessionHandle:
-    handle = model._open_handle() if forked is None else forked.model
-    options = native.SessionOptions(max_memory=memory_bound(max_memory), pin=bool(pin))
-    shared = threads if isinstance(threads, Threads) else None
-    if shared is not None:
-        options.shared = shared.opened(handle.library)
-    else:
-        options.threads = count(None if isinstance(threads, Threads) else threads)
-    return native.SessionHandle(handle, options, str(model.path), shared, forked)
-
-
-def timeout_of(seconds: float | None) -> float:
-    """`timeout` as C wants it.
-
-    Raises:
-        LlmcError: it is no number of seconds.
-    """
-    if seconds is None:
-        return 0.0
-    if isinstance(seconds, bool) or not (isinstance(seconds, Real) and seconds > 0):
-        raise LlmcError(f"timeout is {seconds!r}, must be seconds above 0, or None")
-    return float(seconds)
-
-
-def check_fits(name: str, size: int, bounds: tuple[int, int]) -> None:
-    """Raise where C, which knows the bounds too, could not even be asked.
-
-    Raises:
-        LlmcError: the size is no int64.
-    """
-    if size >= 2**63:
-        raise LlmcError(f"{name} is {size}, must be within {bounds[0]}..{bounds[1]}")
-
-
-def memory_bound(number: int | None) -> int:
-    """`max_memory` as C wants it.
-
-    Raises:
-        LlmcError: it is no number of bytes.
-    """
-    if number is not None and (type(number) is not int or not 1 <= number < 2**63):
-        raise LlmcError(f"max_memory is {number!r}, must be a number of bytes, or None")
-    return number or 0

@@ -100,11 +100,12 @@ class StateInfo:
 
 @dataclass(frozen=True)
 class Signature:
-    """Ordered functions, states and dims (inclusive bounds)."""
+    """Ordered functions, states, dims (inclusive bounds), and names of the adapters that a session may have."""
 
     functions: Mapping[str, Function]
     states: Mapping[str, StateInfo]
     dims: Mapping[str, tuple[int, int]]
+    adapters: tuple[str, ...] = ()
 
     @property
     def lengths(self) -> tuple[str, ...]:
@@ -124,7 +125,8 @@ def read_signature(info: native.Info) -> Signature:
         info.functions[i].name.decode(): _function(i, info.functions[i], list(states))
         for i in range(info.n_functions)
     }
-    return Signature(MappingProxyType(functions), MappingProxyType(states), MappingProxyType(dims))
+    adapters = tuple(info.adapters[i].decode() for i in range(info.n_adapters))
+    return Signature(MappingProxyType(functions), MappingProxyType(states), MappingProxyType(dims), adapters)
 
 
 def _function(number: int, info: native.FunctionInfo, states: Sequence[str]) -> Function:
@@ -172,6 +174,7 @@ def check_same(manifest: Manifest, info: native.Info, signature: Signature) -> N
         ],
         "states": list(signature.states.items()),
         "dims": list(signature.dims.items()),
+        "adapters": signature.adapters,
     }
     found: dict[str, Any] = {
         "build_id": manifest.build_id,
@@ -181,6 +184,7 @@ def check_same(manifest: Manifest, info: native.Info, signature: Signature) -> N
         ],
         "states": [(s.name, StateInfo(s.dtype, s.shape, s.grows)) for s in manifest.states],
         "dims": list(manifest.dims.items()),
+        "adapters": manifest.adapters,
     }
     for field, value in expected.items():
         if found[field] != value:

@@ -10,6 +10,7 @@ HEADER = FOLDER / "llmc.h"  # copied into the artifact
 MODULE_SOURCES = tuple(
     FOLDER / f"{name}.c"
     for name in (
+        "adapter",
         "barred",
         "benchmark",
         "bind",
@@ -32,6 +33,7 @@ MODULE_SOURCES = tuple(
         "logprobs",
         "lookup",
         "memory",
+        "names",
         "open",
         "parts",
         "peak",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, c_char, c_char_p, c_double, c_int, c_int64, c_ubyte, c_uint64, c_void_p
 
-VERSION = 7
+VERSION = 8
 ERROR_CPU, ERROR_DEVICE = 5, 12  # of llmc_status
 MAX_RANK = 8
 MAX_DIMS = 16
@@ -106,6 +106,8 @@ class Info(Structure):
         ("n_states", c_int),
         ("functions", POINTER(FunctionInfo)),
         ("states", POINTER(StateSpec)),
+        ("n_adapters", c_int),
+        ("adapters", POINTER(c_char_p)),
     )
 
 
@@ -127,6 +129,7 @@ class SessionOptions(Structure):
         ("spin_us", c_int),
         ("shared", c_void_p),
         ("max_memory", c_uint64),
+        ("adapter", c_char_p),
     )
 
 
@@ -150,6 +153,7 @@ class SessionReport(Structure):
         ("sizes", c_int64 * MAX_DIMS),
         ("arena_bytes", c_uint64),
         ("state_bytes", c_uint64),
+        ("adapter", c_int),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from llmc.errors import LlmcError
 from llmc.runtime import native
 from llmc.runtime.arrays import Array, check_names, input_array, tensor_of
-from llmc.runtime.session import timeout_of
+from llmc.runtime.session_options import timeout_of
 from llmc.runtime.signature import Function, TensorInfo
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def _run_sessions(
     for session, _ in calls:
         session.looked = None
     arrays = [_arrays(i, chosen, inputs) for i, (_, inputs) in enumerate(calls)]
+    _want_same(arrays)
     sizes = [_sizes(chosen, given) for given in arrays]
     members = (native.Member * len(calls))()
     for member, handle, own in zip(members, handles, sizes, strict=True):
@@ -118,6 +119,8 @@ def _arrays(number: int, function: Function, inputs: Mapping[str, Any]) -> dict[
     check_names("input", inputs, function.inputs)
     arrays = {n: input_array(n, function.inputs[n], v) for n, v in inputs.items()}
     for name, info in function.inputs.items():
+        if name not in arrays and info.default is not None:
+            continue
         if name not in arrays:
             raise LlmcError(f"session {number}: input {name} is missing")
         found, wanted = arrays[name].shape, info.shape
@@ -127,6 +130,14 @@ def _arrays(number: int, function: Function, inputs: Mapping[str, Any]) -> dict[
         if not fits:
             raise LlmcError(f"session {number}: input {name} has shape {list(found)}, must be {info}")
     return arrays
+
+
+def _want_same(arrays: Sequence[Mapping[str, Array]]) -> None:
+    """Refuse an input with a default that some have and others do not: their rows lie in one array."""
+    for number, given in enumerate(arrays):
+        if other := sorted(given.keys() ^ arrays[0].keys()):
+            which = 0 if other[0] in given else number
+            raise LlmcError(f"session {which}: input {other[0]} is missing, others have it")
 
 
 def _row_axis(info: TensorInfo) -> int:

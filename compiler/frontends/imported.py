@@ -53,6 +53,7 @@ class Imported:
         decoder: of a speech model that writes characters, what makes its answers text; see `ctc`.
         generation: of a model that generates text, the manifest's field of that name; see `generation_config`.
         chat_template: the text of its chat template; None if it has none.
+        adapters: names of those that are chosen by session; see `beside_base`.
         pipeline: the passes that a graph's text names to be run, None for all others.
     """
 
@@ -72,6 +73,7 @@ class Imported:
     chat_template: str | None = None
     pipeline: str | None = None
     processor: Processor | None = None
+    adapters: tuple[str, ...] = ()
 
     @property
     def module(self) -> Module:

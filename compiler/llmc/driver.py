@@ -50,6 +50,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     ignore_unused_weights: bool = False,
     base: str | Path | None = None,
     adapter: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
     dims: Mapping[str, int | tuple[int, int]] | None = None,
     **options: Unpack[Options],
 ) -> CompileReport:
@@ -64,6 +65,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         ignore_unused_weights: leave out heads of a folder that the task has no use for, which is an error otherwise.
         base: of a folder that is a PEFT adapter, its base model's; None: what the adapter names, if it lies beside.
         adapter: a PEFT adapter's folder, merged into the model.
+        adapters: LoRA adapters that stay beside the model, by name -> folder: a session chooses one, or none.
         dims: of an .onnx file, dynamic axes that always have one size, or the bounds of others: by name.
         options: `target`, `quant` and all others of `Options`.
 
@@ -75,7 +77,18 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     asked = {"max_batch": max_batch, "max_seq": max_seq, "base": base, "adapter": adapter, "dims": dims}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     load = partial(kept_imports.load, model, task=task, ignore_unused=ignore_unused_weights, **given)
-    return _compile(load, Order(output, name, options))
+    return _compile(_beside(load, adapters) if adapters else load, Order(output, name, options))
+
+
+def _beside(load: Callable[[], Imported], adapters: Mapping[str, str | Path]) -> Callable[[], Imported]:
+    """The model with adapters beside it."""
+
+    def loaded() -> Imported:
+        from llmc.compiler.frontends.beside_base import with_adapters
+
+        return with_adapters(load(), adapters)
+
+    return loaded
 
 
 def compile_graph(
@@ -162,7 +175,7 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         code, target = kernels.code(), kernels.target
         stages.enter("write weights", 0.65)
         plans = make_plans(module, kernels.calls)
-        build = Build(folder, module, plans, target, order.name or imported.name, order.cc)
+        build = Build(folder, module, plans, target, order.name or imported.name, order.cc, imported.adapters)
         build.write(code)
         embed.write_form(order.form, folder, build.program, code, target, order.cc)
         if order.keep is not None:

@@ -41,6 +41,7 @@ class Build:
         target: Target,
         name: str,
         cc: str | None,
+        adapters: Sequence[str] = (),
     ) -> None:
         self.folder, self.module, self.plans, self.target, self.name, self.cc = (
             folder,
@@ -50,6 +51,7 @@ class Build:
             name,
             cc,
         )
+        self.adapters = adapters
         self.weights = next(iter(plans.values()))  # those of all
         self.backend = backend_of(target)
         self.build_id = ""
@@ -63,7 +65,15 @@ class Build:
         device, built = self.backend.device, self.target.architectures
 
         program = write_program(
-            self.module, self.plans, variants, self.name, _BUILD_ID, written.checksums, built, device
+            self.module,
+            self.plans,
+            variants,
+            self.name,
+            _BUILD_ID,
+            written.checksums,
+            built,
+            device,
+            self.adapters,
         )
         made = (*code.objects.values(), *code.data.values())
         text = program.replace(_BUILD_ID, "")
@@ -128,6 +138,8 @@ def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> d
         fields["preprocess"] = dict(imported.preprocess)
     if imported.generation:
         fields["generation"] = dict(imported.generation)
+    if imported.adapters:
+        fields["adapters"] = list(imported.adapters)
     if imported.labels:
         fields["labels"] = list(imported.labels)
     if imported.tokenizer is not None:

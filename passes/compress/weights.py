@@ -12,6 +12,7 @@ import numpy as np
 from llmc.compiler.graph import Graph, Node, Source, Weight
 from llmc.compiler.ops import OPS, constant
 from llmc.errors import LlmcError
+from llmc.passes.match import is_of_adapter
 
 Array = np.ndarray[Any, Any]
 Make = Callable[[tuple[Node, ...]], Node]
@@ -71,7 +72,7 @@ def linears(graph: Graph, skip: Sequence[str] = (), *, decode: bool = False) -> 
     arrays: dict[Node, Array | None] = {}
     unused = set(skip)
     for node in graph.nodes:
-        if node.op != "linear":
+        if node.op != "linear" or is_of_adapter(node):
             continue
         weight = node.inputs[1]
         if weight not in arrays:
@@ -98,6 +99,8 @@ def left(graph: Graph, weight: Node, skip: Sequence[str], least: int = 0) -> str
         return ""
     if weight.op != "constant":
         return f"stored as {weight.op}"
+    if any(map(is_of_adapter, readers)):
+        return "of an adapter"
     if all(any(_fits(node, pattern) for pattern in skip) for node in readers):
         return "named by skip"
     return f"below {least} values" if values_of(weight) < least else ""

@@ -18,7 +18,7 @@ from llmc.compiler.ops import OPS, constant, make
 from llmc.compiler.ops.quantise import LONGEST
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError
-from llmc.passes.match import weight
+from llmc.passes.match import is_of_adapter, weight
 from llmc.passes.quantise.told import tell_quantised
 
 STATIC = "int8-static"
@@ -79,6 +79,8 @@ class Quantize(Pass):
         w = node.inputs[1]
         if w.op != "constant" or w.dtype != "f32":
             return f"stored as {w.op if w.op != 'constant' else w.dtype}"
+        if is_of_adapter(node):
+            return "of an adapter"
         left = self._left_convolution(node) if node.op == "conv2d" else ""
         if left:
             return left

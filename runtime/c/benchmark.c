@@ -47,7 +47,8 @@ static const llmc_api api = {LLMC_VERSION,
                              llmc_generation_close,
                              llmc_generate,
                              llmc_sessions_run,
-                             llmc_generations_next};
+                             llmc_generations_next,
+                             llmc_session_choose_adapter};
 
 const llmc_api *llmc_get_api(void) {
     return &api;

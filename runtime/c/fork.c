@@ -23,6 +23,7 @@ static llmc_status share_all(llmc_session *from, llmc_session *to, llmc_error *e
     if (from->n_tokens) memcpy(to->tokens, from->tokens, (size_t)from->n_tokens * sizeof *to->tokens);
     to->n_tokens = from->n_tokens;
     to->has_others = from->has_others;
+    to->adapter = from->adapter;
     to->back = from->back;
     memcpy(to->sizes, from->sizes, sizeof to->sizes);
     return LLMC_OK;

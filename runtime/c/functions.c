@@ -1,48 +1,12 @@
 /*
  * functions.c - the functions of a model: by name, and what sizes mean for them.
  */
-#include <stdio.h>
 #include <string.h>
 
 #include "model.h"
 
-#define LONGEST_NAME 63
-
-static int least(int a, int b) {
-    return a < b ? a : b;
-}
-
-/* Letters to insert, delete or exchange to make one name of the other (Levenshtein), of their first 63. */
-static int distance(const char *a, const char *b) {
-    int row[LONGEST_NAME + 1], i, j, n = 0;
-    while (n < LONGEST_NAME && b[n]) n++;
-    for (j = 0; j <= n; j++) row[j] = j;
-    for (i = 0; i < LONGEST_NAME && a[i]; i++) {
-        int diagonal = row[0];
-        row[0] = i + 1;
-        for (j = 0; j < n; j++) {
-            int changed = diagonal + (a[i] != b[j]);
-            diagonal = row[j + 1];
-            row[j + 1] = least(changed, least(row[j], row[j + 1]) + 1);
-        }
-    }
-    return row[n];
-}
-
-static llmc_status no_such(const llmc_program *program, const char *name, llmc_error *error) {
-    char names[200] = "", hint[256];
-    const char *near = NULL;
-    int i, best = (int)strlen(name) / 2 + 1;
-    for (i = 0; i < program->n_functions; i++) {
-        size_t used = strlen(names);
-        int letters = distance(name, program->functions[i].name);
-        snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", program->functions[i].name);
-        if (letters >= best) continue;
-        best = letters;
-        near = program->functions[i].name;
-    }
-    snprintf(hint, sizeof hint, "%s%.40s%sit has %s", near ? "did you mean " : "", near ? near : "", near ? "? " : "", names);
-    return llmc_fail(error, LLMC_ERROR_ARGUMENT, hint, "the model has no function '%.100s'", name);
+static const char *name_of(const llmc_program *program, int i) {
+    return program->functions[i].name;
 }
 
 int llmc_find_function(const llmc_model *model, const char *name, llmc_error *error) {
@@ -53,7 +17,7 @@ int llmc_find_function(const llmc_model *model, const char *name, llmc_error *er
     }
     for (i = 0; i < model->program->n_functions; i++)
         if (strcmp(model->program->functions[i].name, name) == 0) return i;
-    no_such(model->program, name, error);
+    llmc_no_such("function", name, model->program, name_of, model->program->n_functions, error);
     return -1;
 }
 

@@ -54,7 +54,7 @@
 extern "C" {
 #endif
 
-#define LLMC_VERSION 7 /* of this interface; counts up when anything here changes its meaning or layout */
+#define LLMC_VERSION 8 /* of this interface; counts up when anything here changes its meaning or layout */
 #define LLMC_MAX_RANK 8
 #define LLMC_MAX_DIMS 16
 
@@ -169,6 +169,8 @@ typedef struct llmc_info {
     int n_functions, n_states;
     const llmc_function_info *functions; /* the first is what llmc_run() runs */
     const llmc_state_spec *states;
+    int n_adapters;              /* beside the model's own weights, to choose from for each session */
+    const char *const *adapters; /* their names */
 } llmc_info;
 
 /* ---- Open, run, close ---- */
@@ -233,6 +235,7 @@ typedef struct llmc_session_options {
     int pin, spin_us;     /* of its own threads, as in llmc_options */
     llmc_threads *shared; /* not NULL: these threads, in turns with all that work with them */
     uint64_t max_memory;  /* bytes that the session may hold; 0: no bound but the model's */
+    const char *adapter;  /* the name of one in llmc_info.adapters; NULL: none. A fork has its session's */
 } llmc_session_options;
 
 /* Begin a sequence: no state holds anything. `options` may be NULL. `*session` is NULL after a failure. */
@@ -244,6 +247,10 @@ LLMC_API void llmc_session_close(llmc_session *session);
 
 /* Begin anew. The memory is kept for the next sequence. */
 LLMC_API llmc_status llmc_session_reset(llmc_session *session, llmc_error *error);
+
+/* Go on with another adapter, NULL: none. The session begins anew, as what it holds is the other one's; with the same
+ * nothing happens. */
+LLMC_API llmc_status llmc_session_choose_adapter(llmc_session *session, const char *name, llmc_error *error);
 
 /* The number of the function `name`; -1 and an error if there is none. */
 LLMC_API int llmc_find_function(const llmc_model *model, const char *name, llmc_error *error);
@@ -293,6 +300,7 @@ typedef struct llmc_session_report {
     int64_t sizes[LLMC_MAX_DIMS]; /* of the dims that states have: lengths, and what the first call decided; -1: not known */
     uint64_t arena_bytes;         /* held for intermediate results and inputs that were not given */
     uint64_t state_bytes;         /* held for states, with room to grow */
+    int adapter;                  /* 0: none, else llmc_info.adapters[adapter - 1] */
 } llmc_session_report;
 
 LLMC_API llmc_status llmc_session_info(llmc_session *session, llmc_session_report *report, llmc_error *error);
@@ -554,6 +562,7 @@ typedef struct llmc_api {
     llmc_status (*sessions_run)(const llmc_member *, int, int, const llmc_tensor *, const llmc_tensor *,
                                 const llmc_run_options *, llmc_error *);
     llmc_status (*generations_next)(llmc_generation *const *, int, llmc_token *, int *, llmc_error *);
+    llmc_status (*session_choose_adapter)(llmc_session *, const char *, llmc_error *);
 } llmc_api;
 
 LLMC_API const llmc_api *llmc_get_api(void);

@@ -123,6 +123,7 @@ struct llmc_session {
 
     llmc_region *values, *others; /* of each state: the memory of its value, and of the next one where it is REPLACED */
     int64_t *gone; /* of each state: how many of its first rows are not there, because they have left its window */
+    int64_t adapter; /* 0: none, else the number of one of the program's, from 1 */
     int64_t back;  /* positions by which it has gone back at once, up to a bound */
     unsigned char *begun;         /* of each state: its value is there; else it is zeros, or of length 0 */
     void **states, **next;        /* as the frame has them */
@@ -259,6 +260,15 @@ llmc_status llmc_tokens_reserve(llmc_session *session, int64_t n, llmc_error *er
 void llmc_tokens_cut(llmc_session *session, int64_t n);
 void llmc_tokens_commit(llmc_session *session, const llmc_function *function); /* a run has changed states */
 int64_t llmc_tokens_shared(const llmc_session *session, const int64_t *tokens, int64_t n); /* with the first of these */
+
+/* adapter.c */
+llmc_status llmc_find_adapter(const llmc_program *program, const char *name, int64_t *adapter, llmc_error *error); /* NULL: 0 */
+int llmc_says_adapter(const llmc_program *program, const llmc_tensor_spec *spec); /* whether the input has their numbers */
+void llmc_fill_adapters(int64_t *data, const llmc_function *function, int input, const llmc_member *members, int n);
+
+/* names.c: `what` of that name is none of `n`; the error names the nearest */
+llmc_status llmc_no_such(const char *what, const char *name, const llmc_program *program,
+                         const char *(*name_of)(const llmc_program *program, int i), int n, llmc_error *error);
 
 /* functions.c */
 const llmc_function *llmc_function_of(const llmc_model *model, int number, llmc_error *error); /* NULL: no such */

@@ -140,6 +140,7 @@ typedef struct llmc_function {
 } llmc_function;
 
 #define LLMC_WEIGHTS_BLOCK (1 << 20)
+#define LLMC_ADAPTER "adapter"
 
 typedef struct llmc_program {
     uint32_t abi;               /* LLMC_MODULE_ABI */
@@ -155,6 +156,9 @@ typedef struct llmc_program {
     const llmc_state_spec *states; /* states that grow along one dim are updated together, to the same length */
     const int64_t *windows; /* n_states: how many of its newest positions a query sees, its own included, of a state whose
                                axis that grows is the first; 0: all. NULL: all of all. The rest may be anywhere */
+    int n_adapters;
+    const char *const *adapters; /* names. Functions have an input LLMC_ADAPTER, i64 with a number for each row: 0 is none,
+                                    i + 1 is adapters[i] */
     int n_variants;
     const llmc_variant *variants; /* best first */
     size_t scratch_bytes;         /* for each thread */
@@ -165,7 +169,7 @@ typedef struct llmc_program {
 
 extern const llmc_device llmc_cuda; /* cuda.c, linked where a program names it */
 
-#define LLMC_MODULE_ABI 5u
+#define LLMC_MODULE_ABI 6u
 
 extern const llmc_program llmc_this_program;
 

@@ -129,6 +129,8 @@ static llmc_status describe(llmc_model *model, llmc_error *error) {
     info->n_states = program->n_states;
     info->functions = functions;
     info->states = program->states;
+    info->n_adapters = program->n_adapters;
+    info->adapters = program->adapters;
     return LLMC_OK;
 }
 

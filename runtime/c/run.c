@@ -66,8 +66,8 @@ static llmc_status check_memory(const llmc_session *leader, const llmc_member *m
 }
 
 /* Point session->inputs at the caller's tensors, and at filled ones for those that are absent. */
-static llmc_status place_inputs(llmc_session *session, const llmc_function *function, const llmc_tensor *inputs,
-                                const int64_t *sizes, llmc_error *error) {
+static llmc_status place_inputs(llmc_session *session, const llmc_function *function, const llmc_member *members,
+                                int n_members, const llmc_tensor *inputs, const int64_t *sizes, llmc_error *error) {
     size_t bytes = bytes_of_defaults(function, inputs, sizes), used = 0;
     llmc_status status;
     int i;
@@ -81,7 +81,10 @@ static llmc_status place_inputs(llmc_session *session, const llmc_function *func
         session->inputs[i] = session->defaults.at + used;
         llmc_input_shape(function, sizes, i, shape);
         n = llmc_elements(function->inputs[i].rank, shape);
-        fill(session->defaults.at + used, &function->inputs[i], n);
+        if (llmc_says_adapter(session->model->program, &function->inputs[i]))
+            llmc_fill_adapters((int64_t *)(void *)(session->defaults.at + used), function, i, members, n_members);
+        else
+            fill(session->defaults.at + used, &function->inputs[i], n);
         used += padded(n * llmc_dtype_size(function->inputs[i].dtype));
     }
     return LLMC_OK;
@@ -116,7 +119,7 @@ static llmc_status run_in_turn(llmc_session *leader, const llmc_function *functi
     leader->part_bytes = llmc_bytes_of_parts(function, members, n);
     for (i = 0; i < n && status == LLMC_OK; i++)
         status = check_memory(leader, &members[i], function, inputs, sizes, error);
-    if (status == LLMC_OK) status = place_inputs(leader, function, inputs, sizes, error);
+    if (status == LLMC_OK) status = place_inputs(leader, function, members, n, inputs, sizes, error);
     for (i = 0; i < n && status == LLMC_OK; i++)
         status = llmc_place_states(members[i].session, function, members[i].sizes, error);
     return status == LLMC_OK ? leader->model->device->run(leader, function, outputs, sizes, error) : status;

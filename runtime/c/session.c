@@ -68,7 +68,7 @@ static llmc_status find_memory(llmc_session *session, llmc_error *error) {
     return llmc_table_open(session, 1, error);
 }
 
-static const llmc_session_options DEFAULTS = {0, 0, 0, NULL, 0};
+static const llmc_session_options DEFAULTS = {0, 0, 0, NULL, 0, NULL};
 
 llmc_status llmc_session_open(llmc_model *model, const llmc_session_options *options, llmc_session **out,
                               llmc_error *error) {
@@ -84,7 +84,8 @@ llmc_status llmc_session_open(llmc_model *model, const llmc_session_options *opt
     session->model = model;
     session->max_memory = options->max_memory;
     __atomic_add_fetch(&model->users, 1, __ATOMIC_RELAXED);
-    status = find_memory(session, error);
+    status = llmc_find_adapter(model->program, options->adapter, &session->adapter, error);
+    if (status == LLMC_OK) status = find_memory(session, error);
     if (status == LLMC_OK) status = find_threads(session, options, error);
     if (status == LLMC_OK) status = model->device->open_session(session, error);
     if (status == LLMC_OK)
@@ -148,6 +149,7 @@ llmc_status llmc_session_info(llmc_session *session, llmc_session_report *report
     report->threads = session->pool_can->threads(session->pool);
     memcpy(report->sizes, session->sizes, sizeof report->sizes);
     report->state_bytes = llmc_bytes_of_states(session);
+    report->adapter = (int)session->adapter;
     report->arena_bytes = session->held - report->state_bytes;
     llmc_unclaim(session);
     return LLMC_OK;

@@ -1,9 +1,9 @@
 /*
  * session_file.c - a session in a file: header, a line for each state, the tokens, the states one after the other.
  *
- *   0   LLMCSES2                        88   tokens held, has_others, bytes of the file (i64 each)
- *   8   build id, 64 hex digits         112  sizes of LLMC_MAX_DIMS dims (i64; -1: not known)
- *   72  number of dims, of states       240  states: begun, rows gone, bytes, CRC-32C (i64 each), then the same for the tokens
+ *   0   LLMCSES3                        88   tokens held, has_others, bytes of the file, adapter (i64 each)
+ *   8   build id, 64 hex digits         120  sizes of LLMC_MAX_DIMS dims (i64; -1: not known)
+ *   72  number of dims, of states       248  states: begun, rows gone, bytes, CRC-32C (i64 each), then the same for the tokens
  *
  * The CRC-32C of all of this follows it in 8 bytes, then come tokens (i64) and states. Numbers are little-endian.
  */
@@ -18,7 +18,7 @@
 
 #include "model.h"
 
-#define MAGIC "LLMCSES2"
+#define MAGIC "LLMCSES3"
 #define ID_BYTES 64
 
 typedef struct state_line {
@@ -27,7 +27,7 @@ typedef struct state_line {
 
 typedef struct header {
     char magic[8], build_id[ID_BYTES];
-    int64_t n_dims, n_states, n_tokens, has_others, file_bytes;
+    int64_t n_dims, n_states, n_tokens, has_others, file_bytes, adapter;
     int64_t sizes[LLMC_MAX_DIMS];
 } header;
 
@@ -61,6 +61,7 @@ static llmc_status pack(llmc_session *session, unsigned char *file, size_t bytes
     head->n_tokens = session->n_tokens;
     head->has_others = session->has_others;
     head->file_bytes = (int64_t)bytes;
+    head->adapter = session->adapter;
     memcpy(head->sizes, session->sizes, sizeof head->sizes);
     if (part) memcpy(at, session->tokens, part);
     lines[program->n_states].bytes = (int64_t)part;
@@ -212,6 +213,7 @@ static llmc_status check_parts(const llmc_program *program, const unsigned char 
     const state_line *lines = (const state_line *)(const void *)(head + 1);
     size_t used = head_bytes(program), all = (size_t)head->file_bytes;
     int i, k, d;
+    if (head->adapter < 0 || head->adapter > program->n_adapters) return damaged(path, "it has no such adapter", error);
     for (d = 0; d < program->n_dims; d++)
         if (head->sizes[d] < -1 || head->sizes[d] > program->dims[d].high) return damaged(path, "a size is out of bounds", error);
     for (k = -1; k < program->n_states; k++) { /* tokens, then states */
@@ -265,6 +267,7 @@ static llmc_status unpack(llmc_session *session, const unsigned char *file, llmc
         memcpy(session->tokens, file + head_bytes(program), (size_t)head->n_tokens * sizeof(int64_t));
     session->n_tokens = head->n_tokens;
     session->has_others = head->has_others != 0;
+    session->adapter = head->adapter;
     memcpy(session->sizes, head->sizes, sizeof session->sizes);
     return LLMC_OK;
 }

@@ -224,6 +224,11 @@ WORDS: dict[str, Any] = {
         "chat": {"file": "chat_template.jinja", "tokens": {"eos_token": "</s>"}},
     },
 }
+_ADAPTER = {"name": "adapter", "dtype": "i64", "shape": [1, "seq"], "default": 0, "range": [0, 2]}
+_ADAPTED: dict[str, Any] = {
+    "functions": [{**(step := WORDS["functions"][0]), "inputs": [*step["inputs"], _ADAPTER]}],
+    "adapters": ["french", "german"],
+}
 _FOLDED: dict[str, Any] = {
     "dims": {"seq": [1, 16], "kept": [1, 8]},
     "states": [{"name": "folded", "dtype": "i64", "shape": [1], "grows": None}],
@@ -421,6 +426,12 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lonely(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`words` that runs for one session at a time."""
     return write_words(tmp_path_factory.mktemp("artifact") / "lonely.llmc", "-DSINGLE")
+
+
+@pytest.fixture(scope="session")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`words` with two adapters."""
+    return write_words(tmp_path_factory.mktemp("artifact") / "adapted.llmc", "-DADAPTERS", **_ADAPTED)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 /*
  * words.c - a hand-written language model, for the tests of generation. With -DRECURRENT its state keeps its shape, with
  * -DSINGLE it runs for one session at a time, with -DDULL it is wrong about a third of all tokens, with -DWORDS_WINDOW=32 its
- * state has a window, of which it reads the last three.
+ * state has a window, of which it reads the last three, with -DADAPTERS a session chooses one of two, which make other
+ * tokens of those it is given.
  *
  *   states   seen i64[past]   appended to; or folded i64[1], replaced: a hash of all tokens
  *   step     tokens -> behind the state; logits[1, kept, VOCABULARY] of the places in logits_to_keep, by the last three
@@ -23,6 +24,10 @@ static const llmc_tensor_spec inputs[] = {
     {.name = "input_ids", .dtype = LLMC_I64, .rank = 2, .dims = {1, -1}, .dims_text = {"1", "seq"}, .has_range = 1,
      .low = 0, .high = WORDS - 1},
     {.name = "logits_to_keep", .dtype = LLMC_I64, .rank = 1, .dims = {-2}, .dims_text = {"kept"}},
+#ifdef ADAPTERS
+    {.name = "adapter", .dtype = LLMC_I64, .rank = 2, .dims = {1, -1}, .dims_text = {"1", "seq"}, .has_range = 1,
+     .low = 0, .high = 2, .has_default = 1},
+#endif
 };
 static const llmc_tensor_spec outputs[] = {
     {.name = "logits", .dtype = LLMC_F32, .rank = 3, .dims = {1, -2, WORDS}, .dims_text = {"1", "kept", "41"}}};
@@ -62,7 +67,7 @@ uint64_t words_context(const int64_t *tokens, int64_t n) {
 
 typedef struct arguments {
     int64_t seq, kept, past, *seen;
-    const int64_t *tokens, *keep, *before;
+    const int64_t *tokens, *keep, *before, *adapter;
     float *logits;
 } arguments;
 
@@ -70,7 +75,7 @@ static void append(const void *argument, int64_t begin, int64_t end, void *scrat
     const arguments *a = argument;
     int64_t i;
     (void)scratch;
-    for (i = begin; i < end; i++) a->seen[a->past + i] = a->tokens[i];
+    for (i = begin; i < end; i++) a->seen[a->past + i] = a->tokens[i] + (a->adapter ? WORDS * a->adapter[i] : 0);
 }
 
 static void head(const void *argument, int64_t begin, int64_t end, void *scratch) {
@@ -103,6 +108,9 @@ static arguments part_of(const llmc_frame *f, const llmc_part *part) {
     a.past = N_DIMS > PAST ? part->dims[PAST] : 0;
     a.tokens = (const int64_t *)f->inputs[0] + part->before[SEQ];
     a.keep = (const int64_t *)f->inputs[1] + part->before[KEPT];
+#ifdef ADAPTERS
+    a.adapter = (const int64_t *)f->inputs[2] + part->before[SEQ];
+#endif
     a.logits = (float *)f->outputs[0] + part->before[KEPT] * WORDS;
     a.before = part->states[0];
     a.seen = N_DIMS > PAST ? part->states[0] : part->next[0];
@@ -163,7 +171,7 @@ static double fma_loop(int64_t rounds) {
 
 static const int counted[] = {-1};
 static const llmc_function functions[] = {
-    {.name = "step", .n_inputs = 2, .n_outputs = 1, .n_steps = 2, .inputs = inputs, .outputs = outputs, .steps = steps,
+    {.name = "step", .n_inputs = sizeof inputs / sizeof *inputs, .n_outputs = 1, .n_steps = 2, .inputs = inputs, .outputs = outputs, .steps = steps,
      .counted = counted, .dims_used = dims_used, .state_use = use, .arena_bytes = no_arena, .input_shape = no_shape,
      .output_shape = no_shape, .state_bytes = state_bytes, .state_length = state_length, .step_cost = step_cost, .run = run,
      BATCHES}};
@@ -174,10 +182,18 @@ static const int64_t own_windows[] = {WORDS_WINDOW};
 #else
 #define own_windows NULL
 #endif
+#ifdef ADAPTERS
+static const char *const own_adapters[] = {"french", "german"};
+#define N_ADAPTERS 2
+#else
+#define own_adapters NULL
+#define N_ADAPTERS 0
+#endif
 static const uint32_t weights_crc32c[] = {WEIGHTS_CRC32C};
 
 const llmc_program llmc_this_program = {
     .abi = LLMC_MODULE_ABI, .name = "words", .build_id = BUILD_ID, .weights_bytes = 64, .weights_crc32c = weights_crc32c,
     .n_dims = N_DIMS, .dims = dims, .n_functions = 1, .functions = functions, .n_states = 1, .states = states,
-    .windows = own_windows, .n_variants = 1, .variants = variants, .scratch_bytes = 12, .call_bytes = sizeof(arguments),
+    .windows = own_windows, .n_adapters = N_ADAPTERS, .adapters = own_adapters, .n_variants = 1, .variants = variants,
+    .scratch_bytes = 12, .call_bytes = sizeof(arguments),
 };

@@ -13,8 +13,8 @@ from llmc.cli.fixed_dims import dim_option
 from llmc.cli.output import (
     Progress,
     Seconds,
-    adapter_options,
     add_pass_option,
+    base_option,
     extension_option,
     json_option,
     print_json,
@@ -32,6 +32,7 @@ Examples:
   llmc compile ./my-model --target x86 --max-seq 256 -o my-model.llmc
   llmc compile model.onnx -o my-model.llmc             also .pt2, written by torch.export.save
   llmc compile ./my-adapter --base ./my-model -o m.llmc  a PEFT adapter, merged into its base
+  llmc compile ./my-model --adapter fr=./french --adapter de=./german -o m.llmc  chosen by session
   llmc compile ./my-model --quant int8 -o small.llmc
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
   llmc compile ./my-model --passes "fold,cse" -o plain.llmc
@@ -163,12 +164,21 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
     is_flag=True,
     help="Leave out heads that the task has no use for; they are an error otherwise.",
 )
-@adapter_options
+@base_option
+@click.option(
+    "--adapter",
+    "adapters",
+    metavar="[NAME=]DIR",
+    multiple=True,
+    help="A PEFT adapter to merge into MODEL, its base; with a NAME it stays beside it, for sessions to choose, and is "
+    "repeatable.",
+)
 @click.option("--name", help="Name in the manifest.  [default: the folder's]")
 @extension_option
 @json_option
-def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> None:
+def command(model: Path, output: Path | None, as_json: bool, adapters: Sequence[str], **options: Any) -> None:
     """Compile MODEL into an artifact: native code, weights, a C header, a benchmarker, no other library."""
+    options |= _adapters_of(adapters)
     output = output or Path(f"{model.resolve().stem if model.is_file() else name_of(model)}.llmc")
     report = run_compile(model, output, **options)
     if as_json:
@@ -180,6 +190,22 @@ def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> 
         print_tuning(report.products, report.target)
     print_effects(report.effects)
     print_report(report)
+
+
+def _adapters_of(given: Sequence[str]) -> dict[str, Any]:
+    """The adapter to merge, and those that stay beside the model by name."""
+    merged, beside = [], {}
+    for text in given:
+        name, found, folder = text.partition("=")
+        if not found or Path(text).exists():
+            merged.append(Path(text))
+        elif name in beside:
+            raise click.UsageError(f"--adapter {name}= is given twice.")
+        else:
+            beside[name] = folder
+    if len(merged) > 1:
+        raise click.UsageError("one adapter is merged; give the others a name: --adapter NAME=DIR")
+    return {"adapter": merged[0] if merged else None, "adapters": beside}
 
 
 def run_compile(model: Path, output: Path, **options: Any) -> Any:

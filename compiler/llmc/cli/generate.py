@@ -42,6 +42,7 @@ _OPTIONS: Mapping[str, tuple[Any, str]] = {
         "A smaller artifact with the same tokens guesses the next ones; the text stays the same.",
     ),
     "num-assistant-tokens": (int, "So many at a time.  [default: 5]"),
+    "adapter": (str, "Of the model's adapters this one; `llmc inspect` lists them."),
     "json-schema": (str, "The text is JSON that fits this schema: a file, or the schema itself."),
     "regex": (str, "The whole text matches this regular expression."),
     "grammar": (str, "A file: the text is of this grammar, written as Lark's."),

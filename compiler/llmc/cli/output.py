@@ -51,16 +51,23 @@ extension_option = click.option(
 )
 
 
+base_option = click.option(
+    "--base",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The base model, where MODEL is a PEFT adapter.",
+)
+
+
 def adapter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--base` and `--adapter`, of commands that read a model's folder."""
-    place = click.Path(path_type=Path)
-    of_base = click.option(
-        "--base", metavar="DIR", type=place, help="The base model, where MODEL is a PEFT adapter."
-    )
     of_adapter = click.option(
-        "--adapter", metavar="DIR", type=place, help="A PEFT adapter to merge into MODEL, its base."
+        "--adapter",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="A PEFT adapter to merge into MODEL, its base.",
     )
-    return of_base(of_adapter(command))
+    return base_option(of_adapter(command))
 
 
 add_pass_option = click.option(
