@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import llmc
@@ -235,18 +234,25 @@ def test_a_model_without_sessions(place: Path, base: Imported) -> None:
         with_adapters(alone, {"one": place / "plain"})
 
 
-def command(*arguments: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a command prints, given that it ends as it should."""
+
+    def run(*arguments: object, code: int = 0) -> str:
+        ended = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert ended == code, printed
+        return printed.out if code == 0 else printed.err
+
+    return run
 
 
-def test_from_the_command_to_texts(place: Path, tmp_path: Path) -> None:
+def test_from_the_command_to_texts(place: Path, tmp_path: Path, command: Any) -> None:
     """What an artifact with adapters says, and that its sessions are those of the merged models."""
     beside = [f"--adapter={name}={place / name}" for name in LORAS]
     made = tmp_path / "m.llmc"
     command("-q", "compile", place / "base", "-o", made, "--target", "x86-avx2", "--quant", "w8", *beside)
-    assert json.loads(command("inspect", made, "--json").stdout)["adapters"] == list(LORAS)
+    assert json.loads(command("inspect", made, "--json"))["adapters"] == list(LORAS)
     given = {"input_ids": IDS, "logits_to_keep": np.arange(len(IDS[0]))}
     with llmc.load(made, threads=1) as model:
         found = {}
@@ -263,11 +269,11 @@ def test_from_the_command_to_texts(place: Path, tmp_path: Path) -> None:
         assert np.abs(found[name] - merged).max() < 0.1 * moved
 
 
-def test_mistakes_of_the_command(place: Path, tmp_path: Path) -> None:
+def test_mistakes_of_the_command(place: Path, tmp_path: Path, command: Any) -> None:
     start = ("compile", place / "base", "-o", tmp_path / "m.llmc")
     one = f"--adapter=one={place / 'plain'}"
-    assert "--adapter one= is given twice" in command(*start, one, one, code=2).output
+    assert "--adapter one= is given twice" in command(*start, one, one, code=2)
     merged = f"--adapter={place / 'plain'}"
-    assert "give the others a name: --adapter NAME=DIR" in command(*start, merged, merged, code=2).output
-    assert "there is no adapter" in command(*start, f"--adapter=one={tmp_path}", code=1).output
+    assert "give the others a name: --adapter NAME=DIR" in command(*start, merged, merged, code=2)
+    assert "there is no adapter" in command(*start, f"--adapter=one={tmp_path}", code=1)
     assert not list(tmp_path.iterdir())
