@@ -18,10 +18,16 @@ from safetensors.numpy import load_file, save_file
 import llmc
 from llmc.cli import main
 from llmc.compiler import interpret
+from llmc.compiler.dims import symbol
 from llmc.compiler.frontends import dispatch
+from llmc.compiler.frontends.adapters import WEIGHTS
 from llmc.compiler.frontends.beside_base import with_adapters
 from llmc.compiler.frontends.imported import Imported
+from llmc.compiler.frontends.lora import PREFIX
 from llmc.compiler.frontends.quiet import quiet
+from llmc.compiler.graph import Graph, Source
+from llmc.compiler.graph_file import write_graph
+from llmc.compiler.ops import constant, input_, make, state_
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.together import Together
 from llmc.compiler.verify import verify_module
@@ -247,26 +253,41 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-def test_from_the_command_to_texts(place: Path, tmp_path: Path, command: Any) -> None:
-    """What an artifact with adapters says, and that its sessions are those of the merged models."""
-    beside = [f"--adapter={name}={place / name}" for name in LORAS]
-    made = tmp_path / "m.llmc"
-    command("-q", "compile", place / "base", "-o", made, "--target", "x86-avx2", "--quant", "w8", *beside)
-    assert json.loads(command("inspect", made, "--json"))["adapters"] == list(LORAS)
-    given = {"input_ids": IDS, "logits_to_keep": np.arange(len(IDS[0]))}
-    with llmc.load(made, threads=1) as model:
-        found = {}
-        for name in (None, *LORAS):
-            with model.session(adapter=name) as session:
-                found[name] = session.run(given)["logits"]
-        sessions = [model.session(adapter=name) for name in found]
-        together = model.run_sessions([(session, given) for session in sessions])
-    for one, wanted in zip(together, found.values(), strict=True):
-        np.testing.assert_array_equal(one["logits"], wanted)
-    for name in LORAS:
-        merged = np.load(place / name / WANTED)
-        moved = np.abs(merged - found[None]).max()
-        assert np.abs(found[name] - merged).max() < 0.1 * moved
+def thin(place: Path, seed: int) -> tuple[Path, np.ndarray]:
+    """An adapter of one product, by hand, and what it adds to the product's weight."""
+    rng = np.random.default_rng(seed)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 16), (16, 3)))
+    place.mkdir()
+    save_file({f"{PREFIX}proj.lora_A.weight": a, f"{PREFIX}proj.lora_B.weight": b}, place / WEIGHTS[0])
+    (place / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3, "lora_alpha": 6}')
+    return place, 2 * b @ a
+
+
+def small(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A graph's text: tokens to rows of a table, a product, which a state keeps; table and weight."""
+    seq, past, rng = symbol("seq"), symbol("past"), np.random.default_rng(0)
+    table, weight = (rng.standard_normal((n, 16)).astype(np.float32) for n in (32, 16))
+    tokens = input_("input_ids", "i64", (1, seq), low=0, high=31)
+    state = state_("seen", "f32", (1, past, 16), grows=1)
+    rows = make("embedding", (constant(table), tokens))
+    y = make("linear", (rows, constant(weight)), Source("proj"))
+    updates = {"seen": make("concat", (state, y), axis=1)}
+    write_graph(file, Graph((tokens,), {"y": y}, {"seq": (1, 20), "past": (0, 20)}, (state,), updates))
+    return table, weight
+
+
+def test_from_the_command_to_sessions(tmp_path: Path, command: Any) -> None:
+    table, weight = small(tmp_path / "small.txt")
+    (one, first), (two, second) = (thin(tmp_path / name, seed) for seed, name in enumerate("ab", 1))
+    options = ("--target", "x86-avx2", f"--adapter=one={one}", f"--adapter=two={two}")
+    command("-q", "compile", tmp_path / "small.txt", "-o", tmp_path / "m.llmc", *options)
+    assert json.loads(command("inspect", tmp_path / "m.llmc", "--json"))["adapters"] == ["one", "two"]
+    added = {None: np.zeros_like(weight), "one": first, "two": second}
+    with llmc.load(tmp_path / "m.llmc", threads=1) as model:
+        sessions = [model.session(adapter=name) for name in added]
+        found = model.run_sessions([(session, {"input_ids": IDS}) for session in sessions])
+    for outputs, more in zip(found, added.values(), strict=True):
+        np.testing.assert_allclose(outputs["y"], table[IDS] @ (weight + more).T, rtol=1e-5, atol=1e-5)
 
 
 def test_mistakes_of_the_command(place: Path, tmp_path: Path, command: Any) -> None:
