@@ -125,6 +125,11 @@ def _begun(state: Node, sizes: Mapping[str, int], rng: np.random.Generator) -> A
     return values.astype(DTYPES[state.dtype])
 
 
+def of_call(name: str, number: int) -> str:
+    """What `play` calls an output of a call, of which 1 is the first."""
+    return f"{name} of call {number}" if number > 1 else name
+
+
 def play(graph: Graph, session: Session, watch: interpret.Watch | None = None) -> dict[str, Array]:
     """The outputs of the calls of a session, and the states after the last, by names that tell them apart.
 
@@ -138,7 +143,7 @@ def play(graph: Graph, session: Session, watch: interpret.Watch | None = None) -
     for number, inputs in enumerate(session.calls, 1):
         outputs, states = interpret.step(graph, inputs, states, watch)
         outputs = without_empty(graph, inputs, outputs)
-        found |= {f"{name}{f' of call {number}' if number > 1 else ''}": v for name, v in outputs.items()}
+        found |= {of_call(name, number): v for name, v in outputs.items()}
     names = {n: f"state {n}" if n in given else f"state {n} of {kinds[n]}" for n in states}
     last = {names[n]: np.moveaxis(v, grows[n], 0) if v.ndim else v for n, v in states.items()}
     return found | last

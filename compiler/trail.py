@@ -72,6 +72,7 @@ class Trail:
         self.first, self.taken = graph, list[Taken]()
         self.last = graph
         self.losses: list[Loss] = []
+        self.answers: Sequence[Arrays] = ()  # of the last graph in each of `samples`, once they are held
         self.anew = _LEVELS  # how far answers may move where values are rounded anew
 
     def noting(self, pipeline: Pipeline, trusted: Pipeline) -> Any:
@@ -102,7 +103,7 @@ class Trail:
         chain = _Chain(self, noted)
         for taken in self.taken:
             chain.add(taken)
-        chain.close(self.last)
+        self.answers = chain.close(self.last)
         return tuple(self.losses)
 
     def blame(self) -> Breach | None:

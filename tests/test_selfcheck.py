@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stateful_graphs
 
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
 from llmc.compiler.ops import constant, input_, make
-from llmc.selfcheck import TOLERANCE, answers, record
+from llmc.selfcheck import TOLERANCE, answers, played_alone, record, replayed
 
 
 @pytest.mark.parametrize(("factor", "share"), [(0.1, None), (1000.0, 1e-4)])
@@ -38,3 +39,23 @@ def test_a_large_output_does_not_excuse_a_small_one(tmp_path: Path) -> None:
     cases = answers(module)
 
     assert record(tmp_path, module, cases, cases, "0" * 64) == TOLERANCE
+
+
+def test_what_a_trail_tries_serves_the_artifact_too() -> None:
+    """Of a function alone whose states begin empty, the interpreter plays one set of sessions, not two."""
+    module = Module.of(stateful_graphs.causal(), "step")
+    alone = played_alone(module)
+    cases = answers(module, alone)
+    assert [len(case) for case in cases] == [3, 3, 1]
+    for same in (replayed(module, cases), replayed(module, cases, alone)):
+        for case, other in zip(cases, same, strict=True):
+            for call, again in zip(case, other, strict=True):
+                assert call.function == again.function == "step"
+                np.testing.assert_array_equal(call.outputs["y"], again.outputs["y"])
+
+
+def test_other_modules_have_sessions_of_their_own() -> None:
+    x = input_("x", "f32", (symbol("batch"), 8))
+    assert played_alone(Module.of(Graph((x,), {"y": make("neg", (x,))}, {"batch": (1, 4)}))) == []
+    assert played_alone(stateful_graphs.encoder_decoder()) == []
+    assert played_alone(Module.of(stateful_graphs.accumulator())) == []

@@ -15,6 +15,7 @@ from llmc.compiler.module import Module
 from llmc.compiler.pipeline import Observer, PassRun, Pipeline, Step
 from llmc.compiler.places import PLACES
 from llmc.compiler.promises import run_verified
+from llmc.compiler.samples import Arrays
 from llmc.compiler.trail import Loss, Trail
 from llmc.compiler.verify import verify_module
 from llmc.done import OWN, Asked
@@ -26,7 +27,7 @@ from llmc.passes.rows.ragged import ragged_steps
 from llmc.quantisation import own_steps
 from llmc.report import Stages
 from llmc.runtime.selftest import Case
-from llmc.selfcheck import answers, blanked_answers, outputs_of, replayed
+from llmc.selfcheck import answers, blanked_answers, outputs_of, played_alone, replayed
 
 Run = Callable[[Pipeline, Graph, Observer], tuple[Graph, Any]]
 
@@ -105,7 +106,8 @@ def optimise(
     Args:
         compile_graph: as `llmc.driver.compile_graph`: makes the native code that calibration runs.
     """
-    noted = answers(imported.module)
+    alone = played_alone(imported.module)
+    noted = answers(imported.module, alone)
     functions = imported.module.functions.items()
     parts = {name: _function(graph, imported, order, stages, compile_graph) for name, graph in functions}
     module = Module({name: part.graph for name, part in parts.items()})
@@ -124,12 +126,18 @@ def optimise(
         loss
         for name, trail in trails.items()
         if held
-        for loss in trail.hold(outputs_of(noted, name, trail.first))
+        for loss in trail.hold(alone or outputs_of(noted, name, trail.first))
     ]
     source = blanked_answers(noted, imported.module, {name: part.packing for name, part in parts.items()})
-    cases = replayed(module, source) if lossy else source
+    cases = replayed(module, source, _last(trails) if alone else ()) if lossy else source
     mode = order.quant.mode if done.changed(asked, order.quant.option) else "none"
     return Optimised(module, text, noted, source, cases, trails, losses, done.told(asked), mode)
+
+
+def _last(trails: Mapping[str, Trail]) -> Sequence[Arrays]:
+    """The answers of the one function there is, after all passes."""
+    (trail,) = trails.values()
+    return trail.answers
 
 
 def _function(

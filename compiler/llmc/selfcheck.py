@@ -19,7 +19,7 @@ from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
 from llmc.compiler.ops import input_
 from llmc.compiler.pipeline import Pipeline
-from llmc.compiler.samples import draw, samples, without_empty
+from llmc.compiler.samples import Arrays, draw, of_call, play, samples, without_empty
 from llmc.compiler.sequences import calls, with_states
 from llmc.compiler.trail import rounds
 from llmc.errors import LlmcError
@@ -48,14 +48,45 @@ Given = Sequence[tuple[str, Mapping[str, Any]]]  # function and inputs, call by 
 # --- answers
 
 
-def answers(module: Module) -> list[Case]:
-    """Sessions of many sizes with what the interpreter says. Functions without states have sessions of their own."""
+def answers(module: Module, alone: Sequence[Arrays] = ()) -> list[Case]:
+    """Sessions of many sizes with what the interpreter says. Functions without states have sessions of their own.
+
+    Args:
+        alone: of `played_alone`.
+    """
+    if alone:
+        ((name, graph),) = module.functions.items()
+        return [_case(name, graph, s.calls, found) for s, found in zip(samples(graph), alone, strict=True)]
     return [_played(module, given) for given in _given(module)]
 
 
-def replayed(module: Module, cases: Sequence[Case]) -> list[Case]:
-    """The same sessions with the answers of another module."""
+def played_alone(module: Module) -> list[Arrays]:
+    """What `samples` give of a function that has all sessions for itself, so that a `Trail` need not try others.
+
+    Nothing where there are other functions, or where samples do not begin as sessions do, with empty states.
+    """
+    (graph, *others) = module.functions.values()
+    tried = samples(graph) if graph.states and not others else []
+    if any(state.size for session in tried for state in session.states.values()):
+        return []
+    return [play(graph, session) for session in tried]
+
+
+def replayed(module: Module, cases: Sequence[Case], alone: Sequence[Arrays] = ()) -> list[Case]:
+    """The same sessions with the answers of another module; `alone` as of `answers`, of this one."""
+    if alone:
+        ((name, graph),) = module.functions.items()
+        given = ([call.inputs for call in case] for case in cases)
+        return [_case(name, graph, calls, found) for calls, found in zip(given, alone, strict=True)]
     return [_played(module, [(call.function, call.inputs) for call in case]) for case in cases]
+
+
+def _case(name: str, graph: Graph, calls: Sequence[Mapping[str, Any]], found: Arrays) -> list[Call]:
+    """What `play` found of a session, call by call."""
+    return [
+        Call(name, inputs, {output: found[of_call(output, number)] for output in graph.outputs})
+        for number, inputs in enumerate(calls, 1)
+    ]
 
 
 def outputs_of(cases: Sequence[Case], name: str, graph: Graph) -> list[Mapping[str, Any]]:
