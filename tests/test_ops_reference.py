@@ -141,3 +141,17 @@ def test_lstm_cell_agrees_with_torch():
 def test_every_op_is_compared():
     elsewhere = {"input", "state", "lstm_cell", "loop", "branch", "result"}  # the last three: test_control.py
     assert {c[0] for c in CASES} | elsewhere == set(OPS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "depth"), [(1, 3, 5), (50, 1100, 70), (40, 900, 200), (0, 4, 5), (3, 2, 0)]
+)
+def test_products_by_blocks_and_threads_are_products(rows: int, columns: int, depth: int) -> None:
+    """Weights are widened a block at a time, and the rows that read it come a few at a time."""
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((2, rows, depth)).astype(np.float32)
+    w = rng.standard_normal((columns, depth)).astype(np.float32)
+    found = OPS["linear"].reference(x, w, epilogue=())
+    wanted = x.astype(np.float64) @ w.astype(np.float64).T
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-12)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any
 
@@ -47,21 +50,32 @@ TABLES = frozenset({"f32", "f16", "u8"})  # u8: packed rows (rows.py)
 EXTRAS = frozenset({"bias", "residual"})  # epilogue steps that read an extra input
 
 
-_LARGE = (
-    1 << 20
-)  # numbers: larger weights are widened bit by bit, or the head of a language model takes a gigabyte
-_BLOCK = 1 << 17  # numbers that a cache holds in float64
+_BLOCK = 1 << 15  # numbers of a weight that a cache holds in float64, or the head of a model takes a gigabyte
+_ROWS = 16  # BLAS takes no threads for so many rows of a block: its threads wait for each other at full speed
+_FEW = 1 << 22  # products that are not worth threads
 
 
 def _product64(x: Array, w: Array) -> Array:
-    """x `[..., k]` times w `[n, k]` transposed, in float64."""
-    if w.size <= _LARGE:
-        return np.asarray(x.astype(np.float64) @ w.astype(np.float64).T)
-    wide, rows = x.astype(np.float64), max(1, _BLOCK // w.shape[1])
-    result = np.empty((*x.shape[:-1], len(w)))
-    for first in range(0, len(w), rows):
-        result[..., first : first + rows] = wide @ w[first : first + rows].astype(np.float64).T
-    return result
+    """x `[..., k]` times w `[n, k]` transposed, in float64, a block of the weight after the other."""
+    wide = x.astype(np.float64).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    result = np.empty((len(wide), len(w)))
+
+    def fill(first: int, last: int) -> None:
+        for begin in range(first, last, step):
+            end = min(begin + step, last)
+            block = w[begin:end].astype(np.float64).T
+            for row in range(0, len(wide), _ROWS):
+                np.matmul(wide[row : row + _ROWS], block, out=result[row : row + _ROWS, begin:end])
+
+    step = max(1, _BLOCK // max(1, w.shape[1]))
+    parts = len(os.sched_getaffinity(0)) if len(wide) * w.size > _FEW else 1
+    cuts = [len(w) * part // parts for part in range(parts + 1)]
+    if parts == 1:
+        fill(0, len(w))
+    else:
+        with ThreadPoolExecutor(parts) as pool:
+            list(pool.map(fill, cuts, cuts[1:]))
+    return result.reshape(*x.shape[:-1], len(w))
 
 
 def _linear_reference(x: Array, w: Array, *extras: Array, epilogue: tuple[str, ...]) -> Array:

@@ -47,7 +47,7 @@ class Spare(Pass):
 
 def sensitive(graph: Graph) -> set[Node]:
     """The products that are spared."""
-    kept = [graph.updates[node.attributes["name"]] for node in graph.states]
+    kept = [graph.updates.get(node.attributes["name"], node) for node in graph.states]
     met = [value for node in kept for reader in _readers(graph, node) for value in reader.inputs]
     ends = {product for end in (*kept, *met, *graph.outputs.values()) for product in _products_before(end)}
     return ends | {node for node in graph.nodes if node.op == "linear" and _is_gated(node.inputs[0])}

@@ -73,3 +73,15 @@ def test_a_graph_without_states_is_left() -> None:
     x = input_("x", "f32", (SEQ, 64))
     graph = Graph((x,), {"y": linear(x, "head")}, {"seq": (1, 9)})
     assert Spare().run(graph) is graph
+
+
+def test_what_a_function_only_reads_is_met_too() -> None:
+    """As keys and values of a source, which another function left."""
+    x, held = input_("x", "f32", (SEQ, 64)), state_("cross", "f32", (9, 64))
+    queries, other = linear(x, "queries"), linear(x, "other")
+    scores = make("matmul", (queries, make("transpose", (held,), perm=(1, 0))))
+    mixed = linear(make("layer_norm", (make("add", (other, x)), *_norm()), eps=1e-5), "mixed")
+    graph = Graph((x,), {"scores": scores, "y": mixed}, {"seq": (1, 9)}, states=(held,))
+    after = Spare().run(graph)
+    verify(after)
+    assert stored(after) == {"queries", "mixed"}
