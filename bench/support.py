@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import support_models
+import support_seeing
 import support_table
 from apart import apart, load_libraries
 
@@ -119,11 +120,14 @@ def _try_level(name: str, own: str | None, level: int, compiles: bool) -> dict[s
 
 def _imported(folder: Path, compiles: bool) -> dict[str, Any]:
     from llmc.compiler.frontends import huggingface, torch_model
+    from llmc.compiler.frontends.vision import SEE
     from llmc.errors import LlmcError
 
     try:
         task = _task(folder)
         found = huggingface.load(folder, task, max_batch=8)
+        if SEE in found.functions:
+            return _seeing(folder, found, compiles)
         reference = torch_model.load_torch(folder, task)
         row: dict[str, Any] = {"task": found.task, "worst": _compared(found.graph, reference, None)}
     except LlmcError as error:
@@ -131,6 +135,20 @@ def _imported(folder: Path, compiles: bool) -> dict[str, Any]:
     row["state"] = "right" if row["worst"] <= TOLERANCE else "wrong"
     if compiles and row["state"] == "right":
         row |= _compiled(folder, found.graph, reference)
+    return row
+
+
+def _seeing(folder: Path, found: Any, compiles: bool) -> dict[str, Any]:
+    """Of a model of images and text."""
+    import llmc
+    from llmc.compiler.module import Module
+
+    worst = support_seeing.compared(folder, support_seeing.interpreted(found.functions))
+    row = {"task": found.task, "worst": worst, "state": "right" if worst <= TOLERANCE else "wrong"}
+    if compiles and row["state"] == "right":
+        llmc.compile_graph(Module(found.functions), folder / "artifact", target="x86-avx2", padding="zero")
+        with llmc.load(folder / "artifact") as model:
+            row["compiled"] = support_seeing.compared(folder, support_seeing.run(model))
     return row
 
 

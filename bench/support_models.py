@@ -332,6 +332,6 @@ def _config(model_type: str, level: int, name: str) -> Any:
 
 def shapes() -> Iterator[dict[str, int]]:
     """Sizes of dims at which numbers are compared: one row alone, padded rows, and longer ones."""
-    yield {"batch": 1, "seq": 5, "target": 4, "choices": 2, "samples": 1600, "images": 1}
-    yield {"batch": 3, "seq": 17, "target": 6, "choices": 3, "samples": 2400, "images": 2}
-    yield {"batch": 2, "seq": 40, "target": 9, "choices": 2, "samples": 4000, "images": 3}
+    yield {"batch": 1, "seq": 5, "target": 4, "choices": 2, "samples": 1600, "frames": 33, "images": 1}
+    yield {"batch": 3, "seq": 17, "target": 6, "choices": 3, "samples": 2400, "frames": 67, "images": 2}
+    yield {"batch": 2, "seq": 40, "target": 9, "choices": 2, "samples": 4000, "frames": 140, "images": 3}

@@ -85,6 +85,12 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16},
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
     "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 8},
+    "gemma3": {"mm_tokens_per_image": 4, "image_token_index": 101},  # of 4 x 4 patches
+    "idefics3": {
+        "image_token_id": 101,
+        "vision_config": {"max_position_embeddings": 16},
+        "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    },
     "wav2vec2": {
         "vocab_size": 40,
         "conv_dim": [16] * 7,

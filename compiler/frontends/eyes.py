@@ -15,6 +15,7 @@ from torch import nn
 
 from llmc.compiler.frontends import images
 from llmc.compiler.frontends.inputs import IMAGE, TEXT, Input
+from llmc.compiler.frontends.program import asked
 from llmc.compiler.frontends.report import UnsupportedError
 
 SEEN, COUNTED, MARKS, PLACES = "images", "images.rows", "images.marks", "images.places"
@@ -39,7 +40,8 @@ class Eyes(nn.Module):
         super().__init__()
         self.model, self.token = model, image_token(model.config)
         self.shape = images.image_shape(model.config.vision_config, root)
-        self.tokens = int(self.rows(torch.zeros(1, *self.shape)).shape[1])
+        seen = asked(lambda: self.rows(torch.zeros(1, *self.shape)), str(root / "config.json"))
+        self.tokens = int(seen.shape[1])
         self.bounds = (1, max(2, min(_MOST, max_seq // self.tokens)))
 
     @property

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmc.compiler.frontends import images
+from llmc.compiler.frontends import images, spectrograms
 from llmc.compiler.frontends.json_file import read_object
+from llmc.compiler.frontends.spectrograms import FRAMES
 from llmc.errors import LlmcError
 
 TEXT, IMAGE, VIDEO, WAVE, FEATURES = (
@@ -19,6 +20,7 @@ TEXT, IMAGE, VIDEO, WAVE, FEATURES = (
     "input_values",
     "input_features",
 )
+CLIPS, SERIES = "pixel_values_videos", "past_values"
 MASK, SEGMENTS, TARGET, BOXES = "attention_mask", "token_type_ids", "decoder_input_ids", "bbox"
 MOST_SECONDS = 30  # of audio of any length
 _LARGEST_BOX = 1000  # coordinates of LayoutLM are thousandths of the page
@@ -31,6 +33,7 @@ class Input:
     Args:
         axes: a name for each dynamic axis, a size for each fixed one.
         default, low, high: of integers; `high=None` is found from the table that the input indexes.
+        bounds: of its frames.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Input:
     default: int | None = None
     low: int | None = None
     high: int | None = None
+    bounds: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,9 @@ def inputs_of(model: Any, root: Path, max_batch: int, max_seq: int) -> Inputs:
     }
     most["samples"] = MOST_SECONDS * _rate(root)
     low = {"samples": _least_samples(config)} if "samples" in dims else {}
+    for given in found:
+        if given.bounds is not None:
+            low[FRAMES], most[FRAMES] = given.bounds
     segments = getattr(config, "type_vocab_size", 0) if SEGMENTS in takes and TEXT in takes else 0
     return Inputs(
         tuple(found),
@@ -156,30 +163,25 @@ def _sounds(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
         bins, length = getattr(config, "num_mel_bins", None), getattr(config, "max_length", None)
         if bins is not None and length is not None:  # a spectrogram of fixed length
             return [Input(WAVE, ("batch", int(length), int(bins)))]
+        if type(channels := getattr(config, "audio_channels", None)) is int:  # of codecs
+            return [Input(WAVE, ("batch", channels, "samples"))]
         masked = MASK in takes and getattr(config, "feat_extract_norm", "layer") == "layer"
         return [Input(n, ("batch", "samples"), **_MASKED.get(n, {})) for n in (WAVE, MASK)[: 1 + masked]]
-    if main == FEATURES and FEATURES in takes:
-        return [Input(FEATURES, _features(config, root))]
-    return []
+    return _frames(model, root) if main == FEATURES and FEATURES in takes else []
+
+
+def _frames(model: Any, root: Path) -> list[Input]:
+    """Features of frames, and where their number is open which are a row's own."""
+    found = spectrograms.spectrogram_of(model, root)
+    time = next((axis for axis in found.axes if axis == FRAMES), found.axes[-1])
+    masks = [Input(found.mask, ("batch", time), **_MASKED[MASK])] if found.mask else []
+    return [Input(FEATURES, found.axes, bounds=found.frames), *masks]
 
 
 _MASKED: Mapping[str, Any] = {MASK: {"default": 1, "low": 0, "high": 1}}
 
 
-def _features(config: Any, root: Path) -> tuple[str | int, ...]:
-    """Whisper's spectrograms have the length that its positions hold, two frames for each."""
-    bins, positions = getattr(config, "num_mel_bins", None), getattr(config, "max_source_positions", None)
-    if bins is None or positions is None:
-        raise LlmcError(
-            "the shape of input_features cannot be told",
-            at=str(root / "config.json"),
-            found="no num_mel_bins or max_source_positions",
-            hint="export the model with torch.export, and compile the .pt2 file",
-        )
-    return ("batch", int(bins), 2 * int(positions))
-
-
-_DECODES = ("ForConditionalGeneration", "ForSpeechToText", "Model")
+_DECODES = ("ForConditionalGeneration", "ForSpeechToText", "Model", "ForRNNT", "ForTDT")
 
 
 def _targets_in(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
@@ -189,7 +191,23 @@ def _targets_in(model: Any, config: Any, takes: Takes, root: Path) -> list[Input
     return [Input(TARGET, ("batch", "target"))]
 
 
-_MAKERS: Sequence[Callable[[Any, Any, Takes, Path], list[Input]]] = (_texts, _images, _sounds, _targets_in)
+_FIXED: Mapping[str, tuple[str, ...]] = {  # inputs whose sizes are all stated, by the names of these
+    CLIPS: ("frames_per_clip", "in_chans", "crop_size", "crop_size"),
+    SERIES: ("context_length", "num_input_channels"),
+}
+
+
+def _of_stated_sizes(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
+    """Clips of V-JEPA, and series of numbers."""
+    name = str(model.main_input_name)
+    sizes = [getattr(config, key, None) for key in _FIXED.get(name, ())]
+    stated = sizes and all(type(n) is int and n > 0 for n in sizes)
+    return [Input(name, ("batch", *sizes))] if stated and name in takes else []
+
+
+_MAKERS: Sequence[Callable[[Any, Any, Takes, Path], list[Input]]] = (
+    *(_texts, _images, _sounds, _of_stated_sizes, _targets_in),
+)
 
 
 def _targets(config: Any, max_seq: int) -> int:

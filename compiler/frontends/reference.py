@@ -17,10 +17,13 @@ from llmc.errors import LlmcError
 if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
 
+FRAMES_KEPT = "input_features_mask"
 Array = np.ndarray[Any, np.dtype[Any]]
 Values = Mapping[str, Array]
 
-SIZES: Mapping[str, int] = {"batch": 3, "seq": 11, "target": 5, "choices": 3, "samples": 2000, "images": 2}
+SIZES: Mapping[str, int] = {
+    **{"batch": 3, "seq": 11, "target": 5, "choices": 3, "samples": 2000, "images": 2, "frames": 67},
+}
 TOLERANCE = (
     5e-4  # of an output's largest value; what is wrongly understood is off by hundreds of times as much
 )
@@ -44,8 +47,9 @@ def sample(inputs: Inputs, config: Any, sizes: Mapping[str, int] = SIZES, seed: 
             max(sizes["samples"], 4 * inputs.bounds["samples"][0]), inputs.bounds["samples"][1]
         )
     shapes = {i.name: tuple(cut[a] if isinstance(a, str) else a for a in i.axes) for i in inputs.given}
-    kept = _kept(shapes[MASK]) if MASK in shapes else None
-    return {i.name: _values(i.name, shapes[i.name], i, config, kept, rng) for i in inputs.given}
+    kept = {name: _kept(shapes[name]) for name in (MASK, FRAMES_KEPT) if name in shapes}
+    values = {i.name: _values(i.name, shapes[i.name], i, config, kept.get(MASK), rng) for i in inputs.given}
+    return {**values, **kept}
 
 
 MORE = 5  # tokens beyond a window
@@ -87,8 +91,6 @@ def _kept(shape: tuple[int, ...]) -> Array:
 def _values(
     name: str, shape: tuple[int, ...], given: Any, config: Any, kept: Array | None, rng: Any
 ) -> Array:
-    if name == MASK and kept is not None:
-        return kept
     if name == BOXES:  # left, top, right, bottom
         corners = [rng.integers(low, low + 400, (*shape[:-1], 2)) for low in (0, 500)]
         return np.asarray(np.concatenate(corners, -1))

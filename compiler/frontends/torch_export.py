@@ -201,6 +201,8 @@ class _Reader:
         name = str(node.target)
         name = inplace.plain_name(name) if inplace.mutates(node) else name
         convert = TABLE.get(name.removeprefix("aten."))
+        if not hasattr(node.target, "_schema"):
+            raise UnsupportedError("a function of Python is no op", "compute it from tensors")
         if convert is None or foreign.is_foreign(meta) or any(map(self._is_foreign, node.all_input_nodes)):
             made = foreign.computed(node.target, self._arguments(node), self._source(node))
             if made is not None:
