@@ -94,6 +94,18 @@ def _freedom(call: Call, x: Node) -> Node:
     return call.op("maximum", less, call.scalar(0.0, x.dtype))
 
 
+@aten("linalg_norm.default")
+def _norm(call: Call) -> Node:
+    """Of all elements if neither order nor axes are given."""
+    axes = call.get("dim") or range(call["self"].type.rank)
+    call.require(
+        call.get("ord") is None or len(axes) == 1,
+        "a norm of matrices of that order",
+        "torch.linalg.vector_norm",
+    )
+    return _vector_norm(call)
+
+
 @aten("linalg_vector_norm.default", "norm.ScalarOpt_dim", "norm.Scalar", "frobenius_norm.dim")
 def _vector_norm(call: Call) -> Node:
     """sum(|x|^p)^(1/p), and its limits."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from llmc.compiler.dims import dim, product
 from llmc.compiler.frontends.aten import Call, aten
 from llmc.compiler.frontends.aten_image import spread
+from llmc.compiler.frontends.aten_index import take
 from llmc.compiler.frontends.composed import batched, joined
 from llmc.compiler.frontends.composed_conv import Windows, folded_windows
 from llmc.compiler.frontends.composed_pad import MODES, mirrored, padded, shuffled, unshuffled
-from llmc.compiler.frontends.parts import sliced
+from llmc.compiler.frontends.parts import sliced, transposed
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.conv import out_size
 
@@ -40,6 +41,19 @@ def _unfolded(call: Call, x: Node) -> Node:
             parts.append(call.reshape(part, (batch, channels, 1, product(counts))))
     taps = joined(call, parts, 2)
     return call.reshape(taps, (batch, dim(channels * len(parts)), product(counts)))
+
+
+@aten("unfold.default")
+def _windows_along(call: Call) -> Node:
+    """Windows along an axis, each of which lies along a new last one."""
+    x: Node = call["self"]
+    axis, size = call.axis(call["dimension"], x.type.rank), call["size"]
+    count = call.shape[axis]
+    starts = call.op("mul", call.op("iota", length=count), call.scalar(call["step"], "i64"))
+    inside = call.reshape(call.op("iota", length=size), (1, size))
+    windows = take(call, x, call.op("add", call.reshape(starts, (count, 1)), inside), axis)
+    order = [a for a in range(windows.type.rank) if a != axis + 1]
+    return transposed(call, windows, (*order, axis + 1))
 
 
 @aten("col2im.default")

@@ -158,6 +158,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         x.norm(3, dim=1),
         torch.linalg.vector_norm(x, torch.inf, dim=-1),
         torch.linalg.vector_norm(x),
+        torch.linalg.norm(x),
+        torch.linalg.norm(x, dim=-1, keepdim=True),
+        torch.linalg.norm(x, 3, dim=1),
     ),
     "special values": lambda x, i: (
         (x / x.relu()).isnan(),
@@ -197,6 +200,17 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         torch.concat([x, x], 1),
         torch.clip(x, -0.5, 0.5).negative(),
         torch.greater(x, 0),
+    ),
+    "angles": lambda x, i: (x.atan(), x.clamp(-0.9, 0.9).acos(), x.clamp(-0.9, 0.9).asin(), x.tanh().acos()),
+    "windows": lambda x, i: (
+        x.unfold(2, 3, 2),
+        x.unfold(-1, 6, 1),
+        x[:, :1].unfold(1, 1, 1),
+        i.unfold(1, 1, 1),
+    ),
+    "samples": lambda x, i: (
+        F.grid_sample(x[:, None], x[:, :, None, :2] * 2, align_corners=False),
+        F.grid_sample(x[:, None, :1], x[:, :, None, 1:3], "nearest", "border", align_corners=True),
     ),
     "Fourier": lambda x, i: (
         torch.fft.fftn(x, dim=(1, 2)).real,
