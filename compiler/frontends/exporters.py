@@ -8,10 +8,11 @@ takes seconds; only those of modules that are there already can matter.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from llmc.compiler.frontends import followed
 from llmc.compiler.frontends.griffin import METHODS
 from llmc.compiler.frontends.scans import SCANS
 
@@ -66,11 +67,16 @@ def _models() -> list[Any]:
 
 def _scans() -> Iterator[tuple[Any, str, Any]]:
     """Recurrences in the modules of models, and the methods of those that are no functions."""
-    yield from ((m, name, own) for m in _models() for name, own in SCANS.items() if name in vars(m))
+    yield from _replaced(SCANS, METHODS)
+
+
+def _replaced(functions: Mapping[str, Any], methods: Mapping[tuple[str, str], Any]) -> Iterator[Any]:
+    """Functions of loaded models by their names, and methods by their classes'."""
+    yield from ((m, name, own) for m in _models() for name, own in functions.items() if name in vars(m))
     yield from (
         (vars(m)[kind], name, own)
         for m in _models()
-        for (kind, name), own in METHODS.items()
+        for (kind, name), own in methods.items()
         if hasattr(vars(m).get(kind), name)
     )
 
@@ -81,6 +87,7 @@ def _our_own() -> Iterator[tuple[Any, str, Any]]:
     Positions that the model has made itself never belong to several texts packed into one row.
     """
     yield from _scans()
+    yield from _replaced(followed.FUNCTIONS, followed.METHODS)
     yield from (
         (
             m,

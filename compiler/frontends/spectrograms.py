@@ -136,7 +136,7 @@ def _run(model: Any, axes: tuple[str | int, ...], mask: str) -> int:
     given = {_FEATURES: torch.zeros(shape, device=device)}
     if mask:
         given[mask] = torch.ones(2, _TRIED, dtype=torch.int64, device=device)
-        given[mask][1, _TRIED // 2 :] = 0
+        given[mask][1, _TRIED // 4 :] = 0  # beyond any other number of places too
     if "decoder_input_ids" in signatures.signature(model.forward).parameters:
         given["decoder_input_ids"] = torch.zeros(2, 1, dtype=torch.int64, device=device)
     with torch.no_grad():
