@@ -19,6 +19,33 @@ _MROPE = {
     "mrope_section": [2, 1, 1],
     "partial_rotary_factor": 0.5,
 }
+_TEXT = {
+    **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+    **{"intermediate_size": 48, "vocab_size": 120, "max_position_embeddings": 256, "head_dim": 8},
+    **{"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3},
+}
+_VISION = {
+    **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
+    **{"image_size": 16, "patch_size": 8},
+}
+_QWEN2 = {
+    "text_config": {
+        **{k: v for k, v in _TEXT.items() if k != "head_dim"},
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+    },
+    **{
+        "image_token_id": 101,
+        "video_token_id": 102,
+        "vision_start_token_id": 103,
+        "vision_end_token_id": 104,
+    },
+}
+_GRID = {"depth": 2, "hidden_size": 32, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2}
+_TILES = {
+    "image_token_id": 101,
+    "vision_config": {"max_position_embeddings": 16},
+    "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+}
 # What these need beside it.
 OWN: Mapping[str, Mapping[str, Any]] = {
     "swin": {
@@ -86,11 +113,28 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
     "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 8},
     "gemma3": {"mm_tokens_per_image": 4, "image_token_index": 101},  # of 4 x 4 patches
-    "idefics3": {
-        "image_token_id": 101,
-        "vision_config": {"max_position_embeddings": 16},
-        "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "idefics3": _TILES,
+    "smolvlm": _TILES,
+    "llava": {
+        "vision_config": {"model_type": "clip_vision_model", **_VISION, "projection_dim": 32},
+        "text_config": {"model_type": "llama", **_TEXT},
+        "image_token_index": 101,
     },
+    "paligemma": {
+        "vision_config": {"model_type": "siglip_vision_model", **_VISION},
+        "text_config": {"model_type": "gemma", **_TEXT},
+        **{"image_token_index": 101, "projection_dim": 32, "vocab_size": 120, "hidden_size": 32},
+    },
+    "qwen2_vl": {**_QWEN2, "vision_config": {**_GRID, "embed_dim": 32, "mlp_ratio": 2}},
+    "qwen2_5_vl": {
+        **_QWEN2,
+        "vision_config": {
+            **{**_GRID, "out_hidden_size": 32, "intermediate_size": 48},
+            **{"window_size": 16, "fullatt_block_indexes": [1]},
+        },
+    },
+    "internvl": {"vision_config": {"image_size": [32, 32], "patch_size": [8, 8]}, "image_token_id": 101},
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "wav2vec2": {
         "vocab_size": 40,
         "conv_dim": [16] * 7,

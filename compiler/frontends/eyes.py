@@ -17,6 +17,7 @@ from llmc.compiler.frontends import images
 from llmc.compiler.frontends.inputs import IMAGE, TEXT, Input
 from llmc.compiler.frontends.program import asked
 from llmc.compiler.frontends.report import UnsupportedError
+from llmc.errors import LlmcError
 
 SEEN, COUNTED, MARKS, PLACES = "images", "images.rows", "images.marks", "images.places"
 GRID = "rows_at"
@@ -187,6 +188,15 @@ def image_token(config: Any) -> int:
     raise UnsupportedError("no image_token_id is given", "")
 
 
+def looks(model: Any) -> bool:
+    """Whether a model of any type has the parts that `Eyes` asks: whether they are enough is seen by its numbers."""
+    config = model.config
+    tokens = [getattr(config, name, None) for name in ("image_token_id", "image_token_index")]
+    parts = hasattr(model, "get_image_features") and hasattr(getattr(model, "model", None), "language_model")
+    stated = getattr(config, "vision_config", None) is not None and any(type(n) is int for n in tokens)
+    return bool(parts and stated and not getattr(config, "is_encoder_decoder", False))
+
+
 def of(model: Any, root: Path, max_seq: int) -> Eyes:
     """The eyes of a model.
 
@@ -200,8 +210,15 @@ def of(model: Any, root: Path, max_seq: int) -> Eyes:
         **{"qwen2_vl": Grid, "qwen2_5_vl": Grid},
     }
     kind = str(model.config.model_type)
-    if kind not in known:
+    if kind not in known and not looks(model):
         raise UnsupportedError(f"images of {kind} models are not known to llmc", "")
-    made = known[kind](model, root, max_seq)
+    try:
+        made = known.get(kind, Eyes)(model, root, max_seq)
+    except LlmcError as error:
+        if kind in known:
+            raise
+        raise UnsupportedError(
+            f"images of {kind} models are not known to llmc: {error.problem}", ""
+        ) from error
     assert isinstance(made, Eyes)
     return made.eval()

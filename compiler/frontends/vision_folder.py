@@ -21,7 +21,10 @@ KNOWN = ("gemma3", "idefics3", "llava", "paligemma", "qwen2_5_vl", "qwen2_vl", "
 
 def is_one(model: Any, task: str) -> bool:
     """Whether a model of images and text is to be given both."""
-    return task in (TASK, "text2text-generation") and model.config.model_type in KNOWN
+    from llmc.compiler.frontends import eyes
+
+    writes = task in (TASK, "text2text-generation")
+    return writes and (model.config.model_type in KNOWN or eyes.looks(model))
 
 
 def load(summary: Summary, model: Any, max_seq: int) -> tuple[Mapping[str, Graph], Eyes]:
