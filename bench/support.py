@@ -93,13 +93,15 @@ def _is_due(row: dict[str, Any], compiles: bool, again: bool) -> bool:
 def _try(name: str, compiles: bool) -> dict[str, Any]:
     """What becomes of a type, or `type/class`: of the smallest configuration with which it can be made and run."""
     kind, _, own = name.partition("/")
-    row: dict[str, Any] = {}
+    last: dict[str, Any] = {}
     for level in range(len(support_models.LEVELS)):
         row = {"level": level} | _try_level(kind, own or None, level, compiles)
+        if row["state"] != "unmade" or last.get("state", "unmade") == "unmade":
+            last = row  # why one that was made does not run says more than that a larger one is too large
         made = row["state"] != "unmade" and not row.get("reason", "").startswith(_NOT_RUN)
         if made:
             break
-    return {"type": name, "class": own or support_models.main_class(kind), **row}
+    return {"type": name, "class": own or support_models.main_class(kind), **last}
 
 
 _NOT_RUN = ("transformers cannot run the model", "transformers cannot read config.json")

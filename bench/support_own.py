@@ -134,6 +134,8 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         },
     },
     "internvl": {"vision_config": {"image_size": [32, 32], "patch_size": [8, 8]}, "image_token_id": 101},
+    "deepseek_vl": {"text_config": {"max_position_embeddings": 256}},
+    "ovis2": {"text_config": {"max_position_embeddings": 256}},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "wav2vec2": {
         "vocab_size": 40,

@@ -59,7 +59,7 @@ class Eyes(nn.Module):
 
     def rows(self, pixels: Any, *others: Any) -> Any:
         """f32 [dim, tokens, width] of what `inputs` are."""
-        found = self.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+        found = _seer(self.model).get_image_features(pixel_values=pixels, return_dict=True).pooler_output
         return torch.stack(list(found)) if isinstance(found, (list, tuple)) else found
 
     def forward(self, *values: Any) -> tuple[Any, ...]:
@@ -188,11 +188,18 @@ def image_token(config: Any) -> int:
     raise UnsupportedError("no image_token_id is given", "")
 
 
+def _seer(model: Any) -> Any:
+    """The model, or the part of it, that makes rows of images."""
+    return model if hasattr(model, "get_image_features") else getattr(model, "model", None)
+
+
 def looks(model: Any) -> bool:
     """Whether a model of any type has the parts that `Eyes` asks: whether they are enough is seen by its numbers."""
     config = model.config
     tokens = [getattr(config, name, None) for name in ("image_token_id", "image_token_index")]
-    parts = hasattr(model, "get_image_features") and hasattr(getattr(model, "model", None), "language_model")
+    parts = hasattr(_seer(model), "get_image_features") and hasattr(
+        getattr(model, "model", None), "language_model"
+    )
     stated = getattr(config, "vision_config", None) is not None and any(type(n) is int for n in tokens)
     return bool(parts and stated and not getattr(config, "is_encoder_decoder", False))
 

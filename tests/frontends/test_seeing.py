@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import random_seers as seers
 import torch
+from random_any import made
 
 from llmc import preprocessing
-from llmc.compiler.frontends import grid_eyes, vision_processors, vision_prompts
+from llmc.compiler.frontends import eyes, grid_eyes, vision_processors, vision_prompts
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.compiler.interpret import step
 from llmc.compiler.module import Module
@@ -25,6 +26,7 @@ from llmc.runtime.images_entry import read_images
 
 WITHOUT_PACKAGE = ("SmolVLM",)  # its processor needs num2words; it is Idefics3's
 FAMILIES = [name for name in seers.CASES if name not in WITHOUT_PACKAGE]
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
 PICTURES = [seers.picture(20, 33), seers.picture(40, 17, 1)]
 
 
@@ -144,6 +146,30 @@ def test_an_image_that_is_cut_gives_no_numbers_where_its_tokens_see_each_other(f
     first = int(np.argmax(ids[0] == seers.ID["<image>"]))
     logits = played(found.functions, arrays, ids, [first + 2, ids.shape[1] - first - 2])
     assert np.isnan(logits[0, -1]).all()
+
+
+def test_a_type_that_nothing_names_is_seen_by_its_numbers() -> None:
+    """Of a fixed number of rows for each image, by the parts that most have: InternVL."""
+    sees = {**SIZES, "image_size": [16, 16], "patch_size": [4, 4]}
+    reads = {"model_type": "qwen2", **SIZES, "vocab_size": 50, "num_key_value_heads": 2, "pad_token_id": 1}
+    settings = {"vision_config": sees, "text_config": reads, "image_token_id": 40, "downsample_ratio": 0.5}
+    model = made("InternVLForConditionalGeneration", settings)
+    functions = kept_graphs.imported(model).functions
+    ids = np.array([[2, *[40] * 4, 3, *[40] * 4, 20]])
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
+    with torch.no_grad():
+        given = {"input_ids": torch.from_numpy(ids), "pixel_values": torch.from_numpy(pixels)}
+        wanted = model(**given, use_cache=False).logits.numpy()
+    logits = played(functions, {"pixel_values": pixels}, ids, [3, 8])
+    assert np.abs(logits - wanted).max() < 1e-4
+
+
+def test_a_tower_that_cannot_run_is_a_sentence() -> None:
+    """More tokens than patches: transformers' pool has a stride of 0."""
+    settings = {**seers.CASES["Gemma3"], "mm_tokens_per_image": 400}
+    model = made("Gemma3ForConditionalGeneration", settings)
+    with pytest.raises(LlmcError, match="transformers cannot run the model: stride should not be zero"):
+        eyes.of(model, Path("nowhere"), 64)
 
 
 def test_image_tokens_without_a_row_are_tokens_like_others() -> None:
