@@ -200,9 +200,10 @@ _FIXED: Mapping[str, tuple[str, ...]] = {  # inputs whose sizes are all stated, 
 def _of_stated_sizes(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
     """Clips of V-JEPA, and series of numbers."""
     name = str(model.main_input_name)
-    sizes = [getattr(config, key, None) for key in _FIXED.get(name, ())]
-    stated = sizes and all(type(n) is int and n > 0 for n in sizes)
-    return [Input(name, ("batch", *sizes))] if stated and name in takes else []
+    stated = [getattr(config, key, None) for key in _FIXED.get(name, ())]
+    sizes = [n for n in stated if type(n) is int and n > 0]
+    given = sizes and len(sizes) == len(stated) and name in takes
+    return [Input(name, ("batch", *sizes))] if given else []
 
 
 _MAKERS: Sequence[Callable[[Any, Any, Takes, Path], list[Input]]] = (

@@ -19,12 +19,12 @@ _IDLE = {"processor_class", "image_processor", "video_processor", "tokenizer", "
 
 
 def texts(root: Path, eyes: Eyes, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The field `texts`; none where the folder has no tokenizer.
+    """The field `texts`; none where the folder has no tokenizer, or nobody knows how images stand in prompts.
 
     Raises:
         LlmcError: the processor's settings do not fit the model, or are not understood.
     """
-    if tokenizer is None:
+    if tokenizer is None or eyes.model.config.model_type not in _FAMILIES:
         return {}
     file = root / _FILE
     stated = read_object(file) if file.exists() else {}
