@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from llmc.compiler.frontends.dispatch import load
 from llmc.compiler.interpret import run
+from llmc.errors import LlmcError
 
 F = np.float32
 RNG = np.random.default_rng(5)
@@ -235,3 +236,65 @@ def test_quantise_and_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(q, codes(x, F(0.02), 128))
     (back,) = made(tmp_path, "DequantizeLinear", {"x": q, "s": F(0.02), "z": np.uint8(128)})
     assert np.abs(back - np.clip(x, -2.56, 2.54)).max() <= 0.0101
+
+
+STEPS, WIDTH, UNITS = 5, 6, 4
+
+
+def by_its_range(x: Any) -> Any:
+    """What is left of x quantised to 8 bits by the range of all of it."""
+    low, high = min(x.min(), F(0)), max(x.max(), F(0))
+    scale = (high - low) / F(255) if high > low else F(1)
+    zero = np.rint(-low / scale)
+    return (np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale
+
+
+def lstm(x: Any, w: Any, r: Any, bias: Any, h: Any, c: Any) -> tuple[Any, Any, Any]:
+    """One direction; gates are i, o, f, g."""
+    given, outputs = by_its_range(x) @ w, []
+    for step in given:
+        i, o, f, g = np.split(step + by_its_range(h) @ r + bias, 4, axis=-1)
+        i, o, f = (1 / (1 + np.exp(-gate)) for gate in (i, o, f))
+        c = f * c + i * np.tanh(g)
+        h = o * np.tanh(c)
+        outputs.append(h)
+    return np.stack(outputs), h, c
+
+
+def lstm_weights(dtype: Any, by_column: bool) -> dict[str, Any]:
+    size = (2, 4 * UNITS) if by_column else (2,)
+    levels = [RNG.integers(20, 120, (2, n, 4 * UNITS)).astype(dtype) for n in (WIDTH, UNITS)]
+    zero = np.full(size, 70 if dtype == np.uint8 else 0, dtype)
+    scales = [RNG.uniform(0.005, 0.01, size).astype(F) for _ in range(2)]
+    return dict(
+        zip(("w", "r", "sw", "zw", "sr", "zr"), (*levels, scales[0], zero, scales[1], zero), strict=True)
+    )
+
+
+@pytest.mark.parametrize(("dtype", "by_column"), [(np.uint8, True), (np.int8, False)])
+def test_an_lstm_quantises_its_input_and_each_state(dtype: Any, by_column: bool, tmp_path: Path) -> None:
+    x, bias = normal(STEPS, 2, WIDTH), normal(2, 8 * UNITS) / 4
+    h, c = normal(2, 2, UNITS), normal(2, 2, UNITS)
+    held = lstm_weights(dtype, by_column)
+    first = {"x": x, "w": held["w"], "r": held["r"], "b": bias, "none": None, "h": h, "c": c, "no": None}
+    made_of = {"direction": "bidirectional", "hidden_size": UNITS}
+    got = made(tmp_path, "DynamicQuantizeLSTM", first | held, 3, **made_of)
+
+    def meant(levels: Any, d: int) -> Any:
+        zero = held["zw"].astype(F)[d]
+        return (held[levels][d].astype(F) - zero) * held["s" + levels][d]
+
+    ways = [
+        lstm(x[::way], meant("w", d), meant("r", d), bias[d].reshape(2, -1).sum(0), h[d], c[d])
+        for d, way in enumerate((1, -1))
+    ]
+    close(got[0], np.stack([ways[0][0], ways[1][0][::-1]], axis=1))
+    close(got[1:], [np.stack([way[place] for way in ways]) for place in (1, 2)])
+
+
+def test_an_lstm_by_integers_of_rows_with_lengths_is_refused(tmp_path: Path) -> None:
+    held = {k: v[:1] for k, v in lstm_weights(np.int8, False).items()}
+    x, no = normal(STEPS, 2, WIDTH), {"h": None, "c": None, "p": None}
+    inputs = {"x": x, "w": held.pop("w"), "r": held.pop("r"), "b": None, "x_lengths": np.int32([3, 5]), **no}
+    with pytest.raises(LlmcError, match="rows with lengths of their own"):
+        made(tmp_path, "DynamicQuantizeLSTM", inputs | held, 1, hidden_size=UNITS)
