@@ -24,9 +24,9 @@ from typing import Any
 import onnx_table
 from apart import apart
 from onnx_cases import Case, cases, tried
-from onnx_compiled import TOGETHER, compiled
+from onnx_compiled import groups, load_compiler, rows_of
 
-SECONDS, COMPILE_SECONDS, GIBIBYTES = 120, 900, 6
+SECONDS, GIBIBYTES = 120, 6
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmc" / "onnx.jsonl"
 
 
@@ -34,6 +34,7 @@ def main() -> None:
     options = _options()
     rows = _read(options.cache)
     if not options.write:
+        load_compiler()
         _try_all(options, rows)
         _compile_some(options, rows)
     Path(options.output).write_text(onnx_table.page(rows), encoding="utf-8")
@@ -78,24 +79,21 @@ def _compile_some(options: argparse.Namespace, rows: dict[str, dict[str, Any]]) 
         case
         for case in (cases() if options.compile else ())
         if rows[case.name]["state"] == "right"
-        and "compiled" not in rows[case.name]
+        and _is_due(rows[case.name].get("compiled"), options.again)
         and (not only or case.op in only)
     ]
-    chosen = due[: options.compile]
     with options.cache.open("a", encoding="utf-8") as file:
-        for start in range(0, len(chosen), TOGETHER):
-            group = chosen[start : start + TOGETHER]
-            found = apart(group[0].name, functools.partial(_as_row, group), COMPILE_SECONDS, GIBIBYTES)
-            for row in found.get("rows", [{"type": c.name, "compiled": found["reason"]} for c in group]):
+        for group in groups(due[: options.compile]):
+            for row in rows_of(group):
                 rows[row["type"]] |= row
                 file.write(json.dumps(rows[row["type"]]) + "\n")
-            file.flush()
+                file.flush()
     told = Counter(str(row.get("compiled", "")).partition(":")[0] for row in rows.values())
     print("compiled:", *(f"{state} {count}" for state, count in told.items() if state))
 
 
-def _as_row(group: list[Case]) -> dict[str, Any]:
-    return {"type": group[0].name, "rows": compiled(group)}
+def _is_due(compiled: str | None, again: bool) -> bool:
+    return compiled is None or (again and compiled != "right")
 
 
 def _due(options: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> Iterable[Case]:
