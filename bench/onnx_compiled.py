@@ -14,9 +14,15 @@ import onnx_cases
 from apart import apart
 from onnx_cases import Case, Row
 
+from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.module import Module
 from llmc.errors import LlmcError
+from llmc.kernels import Kernels
+from llmc.optimise import optimise
+from llmc.options import Order
+from llmc.report import Stages
 
+TARGET = "x86-avx2"
 TOGETHER = 64
 _LARGE = 4 << 20  # bytes of a model that is compiled alone
 _SECONDS, _GIBIBYTES = 900, 8
@@ -63,22 +69,41 @@ def _as_row(cases: Sequence[Case]) -> Row:
 
 
 def compiled(cases: Sequence[Case]) -> list[Row]:
-    """What becomes of each, as functions of one artifact.
+    """What becomes of each, as functions of one artifact; without those that have no kernel.
 
     Raises:
-        LlmcError: one of them cannot be compiled.
+        LlmcError: one of the others cannot be compiled.
     """
     import llmc
 
-    graphs = {f"t{i}": onnx_cases.imported(case) for i, case in enumerate(cases)}
+    graphs = {case.name: onnx_cases.imported(case) for case in cases}
+    refused = {name: reason for name, graph in graphs.items() if (reason := _refusal(graph))}
+    rows = [{"type": name, "compiled": f"refused: {reason}"[:300]} for name, reason in refused.items()]
+    taken = {f"t{i}": case for i, case in enumerate(cases) if case.name not in refused}
+    if not taken:
+        return rows
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tests.llmc")
-        llmc.compile_graph(Module(graphs), path, target="x86-avx2")
+        llmc.compile_graph(Module({f: graphs[c.name] for f, c in taken.items()}), path, target=TARGET)
         with llmc.load(path, threads=1) as model, model.session(threads=1) as session:
-            return [
-                _row(case, graph, functools.partial(session.call, name))
-                for case, (name, graph) in zip(cases, graphs.items(), strict=True)
-            ]
+            for function, case in taken.items():
+                call = functools.partial(session.call, function)
+                rows.append(_row(case, graphs[case.name], call))
+    return rows
+
+
+def _refusal(graph: Any) -> str:
+    """Why a graph has no machine code, empty if it has: the stages before, of one graph alone."""
+    import llmc
+
+    order = Order("tests.llmc", "test", {"target": TARGET})
+    imported = Imported(graph, "test", "graph", "", "", (), None, None)
+    try:
+        optimised = optimise(imported, order, Stages(None), llmc.compile_graph)
+        Kernels.of(optimised.module, order.target)
+    except LlmcError as error:
+        return f"{error.problem}: {error.found}".replace("\n", " ")
+    return ""
 
 
 def _row(case: Case, graph: Any, call: Callable[..., Any]) -> Row:

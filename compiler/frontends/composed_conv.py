@@ -18,6 +18,7 @@ from llmc.compiler.ops.conv import out_size
 MOST_TAPS = 16  # of a convolution along one axis that becomes a product of shifted rows
 
 Sizes = Sequence[int]
+_FIXED = ("constant", "iota", "full")  # what is folded, and all that reads only such
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def convolution(m: Maker, x: Node, weight: Node, bias: Node | None, windows: Win
     """x `[b, c, sizes...]` with a weight `[o, c/groups, kernel...]` and a bias `[o]`."""
     rank = len(windows.stride)
     m.require(1 <= rank <= 3, f"a convolution over {rank} axes")
+    if is_computed(weight):
+        return _computed(m, x, weight, bias, windows)
     if rank == 2:
         return _planar(m, x, weight, bias, windows)
     if rank == 3:
@@ -66,6 +69,41 @@ def convolution(m: Maker, x: Node, weight: Node, bias: Node | None, windows: Win
     kernel = changed(m, weight, lambda w: w.reshape(o, c, 1, k), lambda w: m.reshape(w, (o, c, 1, k)))
     y = _planar(m, image, kernel, bias, windows.flat())
     return m.reshape(y, (*y.shape[:2], y.shape[3]))
+
+
+def is_computed(weight: Node) -> bool:
+    """Whether a weight depends on an input: kernels of convolutions are made for constant ones."""
+    seen, pending = {weight}, [weight]
+    while pending:
+        node = pending.pop()
+        if not node.inputs and node.op not in _FIXED:
+            return True
+        new = [i for i in node.inputs if i not in seen]
+        seen.update(new)
+        pending += new
+    return False
+
+
+def _computed(m: Maker, x: Node, weight: Node, bias: Node | None, windows: Windows) -> Node:
+    """One product for each group: weight `[g, o/g, c/g * taps]` times windows `[b, g, c/g * taps, places]`."""
+    o, width, *kernel = weight.shape
+    x = padded(m, x, (0, 0, *windows.before), (0, 0, *windows.after))
+    counts = [
+        out_size(d, k, s, 0, f)
+        for d, k, s, f in zip(x.shape[2:], kernel, windows.stride, windows.dilation, strict=True)
+    ]
+    taps = [_tap(m, x, place, counts, windows) for place in np.ndindex(*map(int, kernel))]
+    batch, groups, depth = x.shape[0], windows.groups, dim(width * len(taps))
+    rows = m.reshape(joined(m, taps, 2), (batch, groups, depth, product(counts)))
+    y = m.op("matmul", m.reshape(weight, (groups, dim(o // groups), depth)), rows)
+    return by_channel(m, m.reshape(y, (batch, o, *counts)), "add", bias)
+
+
+def _tap(m: Maker, x: Node, place: Sizes, counts: Sequence[Dim], windows: Windows) -> Node:
+    """What one place of the kernel sees, `[b, c, 1, counts...]`."""
+    for axis, (at, count) in enumerate(zip(place, counts, strict=True)):
+        x = sliced(m, x, axis + 2, at * windows.dilation[axis], count, windows.stride[axis])
+    return m.reshape(x, (*x.shape[:2], 1, *x.shape[2:]))
 
 
 def _planar(m: Maker, x: Node, weight: Node, bias: Node | None, windows: Windows) -> Node:
