@@ -1,9 +1,10 @@
-"""Inputs that are indices: what lies beyond the axis they count is refused when a call is made, not clamped."""
+"""Inputs that are indices or sizes: what lies beyond the axis they count, or is no size of it, is refused in a call."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
+from llmc.compiler.dims import product
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import make
 
@@ -20,6 +21,31 @@ def bounded(graph: Graph) -> Graph:
             least, most = bounds.get(node, (low, size - 1))
             bounds[node] = max(least, low), min(most, size - 1)
     return graph.replace(lambda node: _within(node, *bounds[node]) if node in bounds else node)
+
+
+def sized(
+    inputs: Sequence[Node], numbers: Sequence[tuple[str, Node | None, int]]
+) -> tuple[Mapping[Node, int], set[str]]:
+    """Input of one integer -> the only one that it may be, and the places where nothing else decides.
+
+    Args:
+        numbers: place, a number that decides a size there, and the size that the file declares; None: it may not count.
+    """
+    origins = [None if number is None else _origin(number, 0)[0] for _, number, _ in numbers]
+    found: dict[Node, set[int]] = {}
+    for origin, (_, _, size) in zip(origins, numbers, strict=True):
+        if origin is None or origin not in inputs or origin.dtype not in _INTEGERS:
+            continue
+        if origin.op == "input" and product(origin.shape) == 1:
+            found.setdefault(origin, set()).add(size)
+    single = {node: sizes.pop() for node, sizes in found.items() if len(sizes) == 1}
+    others = {place for (place, _, _), origin in zip(numbers, origins, strict=True) if origin not in single}
+    return single, {place for place, _, _ in numbers} - others
+
+
+def with_sizes(graph: Graph, sizes: Mapping[Node, int]) -> Graph:
+    """The graph whose inputs may be these numbers only."""
+    return graph.replace(lambda node: _within(node, sizes[node], sizes[node]) if node in sizes else node)
 
 
 def _indices(graph: Graph) -> Iterator[tuple[Node, int]]:

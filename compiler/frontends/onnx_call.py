@@ -143,8 +143,20 @@ class Call:
         )
         assert declared is not None
         if self.scope is not None:
-            self.scope.reader.trusted.setdefault(f"{self.type} {self.source}".rstrip(), what)
+            self.scope.reader.trusted.setdefault(self._place, what)
         return declared
+
+    def number_of_result(self, what: str, position: int, axis: int) -> int:
+        """The declared size of an axis that is the one number of an input, which may have no other then."""
+        size = self.shape_of_result(what)[axis]
+        if self.scope is not None:  # what is in a branch may never run
+            number = self.node(position) if self.scope.around is None else None
+            self.scope.reader.numbers.append((self._place, number, size))
+        return size
+
+    @property
+    def _place(self) -> str:
+        return f"{self.type} {self.source}".rstrip()
 
     def declared_part(self, axes: Sequence[int] | None) -> tuple[int, ...]:
         """The declared sizes of some axes of the result, all where none are named."""

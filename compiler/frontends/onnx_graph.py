@@ -62,13 +62,16 @@ def to_graph(
     if reader.problems:
         raise report(reader.problems, _hint(inputs), by_place=False)
     outputs = {o.name: _output(file, scope, o) for o in proto.output}
-    _tell_trusted(file, reader.trusted)
+    sizes, settled = onnx_bounds.sized(inputs, reader.numbers)
+    _tell_trusted(file, {place: what for place, what in reader.trusted.items() if place not in settled})
     _tell_agreed(file, reader.agreed)
     names = {str(s) for n in inputs for d in n.shape if not isinstance(d, int) for s in d.free_symbols}
     graph = _function(
         inputs, outputs, {n: _bounds(n, said, {**bounds, **axes.bounds}) for n in sorted(names)}
     )
-    return graph if said.dims else onnx_bounds.bounded(graph)  # one of llmc's own says its bounds itself
+    if said.dims:  # one of llmc's own says its bounds itself
+        return graph
+    return onnx_bounds.bounded(onnx_bounds.with_sizes(graph, sizes))
 
 
 def _function(inputs: Sequence[Node], outputs: Mapping[str, Node], dims: Mapping[str, Bounds]) -> Graph:

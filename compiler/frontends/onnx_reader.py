@@ -25,7 +25,7 @@ from llmc.compiler.frontends.onnx_sizes import on_sizes
 from llmc.compiler.frontends.onnx_source import place, source
 from llmc.compiler.frontends.onnx_values import MOST_AXES, Attributes, Inputs, Items, Sizes, Value, want_room
 from llmc.compiler.frontends.report import Problem, UnsupportedError
-from llmc.compiler.graph import Source
+from llmc.compiler.graph import Node, Source
 from llmc.errors import LlmcError
 
 _SECONDS = 900  # for one file
@@ -46,6 +46,7 @@ class Reader:
         self.problems: list[Problem] = []
         self.trusted: dict[str, str] = {}  # node -> the numbers that it is given at run time
         self.agreed: dict[str, set[Pair]] = {}  # node -> sizes that have to be the same number
+        self.numbers: list[tuple[str, Node | None, int]] = []  # node, one of these, what it has to be
         self.began, self.count = time.monotonic(), 0
         self.last_kinds: dict[int, int] = {}  # of the results of the body that was read last
 

@@ -34,7 +34,7 @@ def _count(call: Call, axis: int) -> Dim:
     if "k" in call.attributes:
         return int(call.attributes["k"])
     given = call.known_dims(1)
-    return call.shape_of_result("how many elements to keep")[axis] if given is None else given[0]
+    return call.number_of_result("how many elements to keep", 1, axis) if given is None else given[0]
 
 
 @onnx_op("ScatterElements", "Scatter")
@@ -92,7 +92,7 @@ def _one_hot(call: Call) -> Node:
     index, values = call.node(0), call.node(2)
     axis = call.axis(index.type.rank + 1, -1)
     given = known(call.value(1))
-    depth = call.shape_of_result("the depth of a OneHot")[axis] if given is None else dim(given.item())
+    depth = call.number_of_result("the depth of a OneHot", 1, axis) if given is None else dim(given.item())
     index = wrapped(call, index, depth)
     shape = [*index.shape[:axis], 1, *index.shape[axis:]]
     each = call.reshape(

@@ -191,7 +191,7 @@ _WINDOWS = {
 def _window(call: Call) -> Node:
     """a + b cos(2 pi n / size) + c cos(4 pi n / size); of a periodic one the size is one more than what is kept."""
     given = known(call.value(0))
-    size = call.shape_of_result("the size of a window")[0] if given is None else given.item()
+    size = call.number_of_result("the size of a window", 0, 0) if given is None else given.item()
     call.require(isinstance(size, int), "a window of a dynamic size")
     want_table(size)
     kind = call.attribute("output_datatype", 1)
