@@ -98,21 +98,28 @@ def _integer_divmod(k: Emitter, dtype: str, a: Expr, b: Expr) -> tuple[Expr, Exp
     """Quotient toward minus infinity and remainder with the divisor's sign; both 0 for b = 0, as in NumPy.
 
     The machine traps on b = 0 and on INT_MIN / -1, so those lanes divide by 1 instead: a / -1 = -a, wrapped.
+    Values go through registers, as in `Emitter.let`: two divisions in a row took the analyzer ten seconds.
     """
     lanes = lanes_of(a)
     zero, one = constant(dtype, 0, lanes), constant(dtype, 1, lanes)
     nothing = k.let(tirx.EQ(b, zero))
     special = nothing if dtype == "u8" else k.let(tirx.bitwise_or(nothing, tirx.EQ(b, zero - one)))
-    divisor = k.let(tirx.Select(special, one, b))
-    quotient = k.let(tirx.truncdiv(a, divisor))
-    remainder = k.let(a - quotient * divisor)
+    a, divisor = _register(k, a), _register(k, tirx.Select(special, one, b))
+    quotient = _register(k, tirx.truncdiv(a, divisor))
+    remainder = _register(k, a - quotient * divisor)
     if dtype != "u8":
         apart = tirx.bitwise_and(tirx.NE(remainder, zero), tirx.bitwise_xor(remainder < zero, divisor < zero))
         apart = k.let(apart)
-        remainder = k.let(tirx.Select(apart, remainder + divisor, remainder))
-        quotient = k.let(tirx.Select(apart, quotient - one, quotient))
-        quotient = k.let(tirx.Select(special, zero - a, quotient))
-    return k.let(tirx.Select(nothing, zero, quotient)), remainder
+        remainder = _register(k, tirx.Select(apart, remainder + divisor, remainder))
+        quotient = _register(k, tirx.Select(apart, quotient - one, quotient))
+        quotient = _register(k, tirx.Select(special, zero - a, quotient))
+    return _register(k, tirx.Select(nothing, zero, quotient)), remainder
+
+
+def _register(k: Emitter, value: Expr) -> Expr:
+    held = k.registers(1, dtype_of(value))
+    k.set(held, 0, value)
+    return k.get(held, 0)
 
 
 def _float_divmod(k: Emitter, a: Expr, b: Expr) -> tuple[Expr, Expr]:
@@ -272,9 +279,7 @@ def _held(k: Emitter, value: Expr) -> Expr:
         "float32"
     ):
         return k.let(value)
-    held = k.registers(1, dtype_of(value))
-    k.set(held, 0, value)
-    return k.let(k.get(held))
+    return k.let(_register(k, value))
 
 
 def apply(
