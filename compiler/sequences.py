@@ -57,7 +57,7 @@ def calls(
     held = dict(held)
     for name, graph in sorted(module.functions.items(), key=lambda item: not _begins(item[1])):
         for other in others[: 1 if _begins(graph) or not graph.states else None]:
-            sizes = _fitting(graph, batch, other, held) or _fitting(graph, batch, other, held, 0)
+            sizes = _fitting(graph, batch, other, held)
             if sizes is not None:
                 held |= _after(graph, sizes)
                 yield name, sizes
@@ -135,9 +135,9 @@ def _begins(graph: Graph) -> bool:
     return "replaced" in uses and not any(graph.users[node] for node in graph.states)
 
 
-def _fitting(graph: Graph, batch: int, other: int, held: Mapping[str, int], apart: int = 1) -> Sizes | None:
+def _fitting(graph: Graph, batch: int, other: int, held: Mapping[str, int]) -> Sizes | None:
     """Sizes near those wanted, those that the session holds as they are; None where the call is not possible."""
-    tried = (_near(graph, batch, other, held, apart, step) for step in _STEPS)
+    tried = (_near(graph, batch, other, held, apart, step) for step in _STEPS for apart in (1, 0))
     return next((sizes for sizes in tried if sizes is not None), None)
 
 
@@ -158,7 +158,7 @@ def _near(
 def _wanted(graph: Graph, name: str, batch: int, other: int, apart: int = 1, step: int = 1) -> int:
     others = _others(graph)
     place = others.index(name) if name in others else 0
-    size = batch if name == "batch" else -(-(other + apart * place) // step) * step
+    size = batch if name == "batch" else (-(-other // step) + apart * place) * step
     return _within(size, graph.dims[name])
 
 

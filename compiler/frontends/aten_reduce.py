@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from llmc.compiler.dims import dim, product
-from llmc.compiler.frontends.aten import Call, aten
+from llmc.compiler.frontends.aten import Call, Result, aten
 from llmc.compiler.graph import Node
 
 
@@ -95,7 +95,7 @@ def _freedom(call: Call, x: Node) -> Node:
 
 
 @aten("linalg_norm.default")
-def _norm(call: Call) -> Node:
+def _norm(call: Call) -> Result:
     """Of all elements if neither order nor axes are given."""
     axes = call.get("dim") or range(call["self"].type.rank)
     call.require(
