@@ -325,7 +325,8 @@ def model_of(model_type: str, level: int = 0, name: str | None = None) -> Any:
 
 def _config(model_type: str, level: int, name: str) -> Any:
     config = configuration(model_type, level, name)
-    if name != main_class(model_type) and getattr(config, "is_decoder", None) is False:
+    causal = name != main_class(model_type) and name in classes(model_type, ("AutoModelForCausalLM",))
+    if causal and getattr(config, "is_decoder", None) is False:
         config.is_decoder = True
     return config
 
