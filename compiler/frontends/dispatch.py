@@ -53,6 +53,7 @@ def load(
     base: str | Path | None = None,
     adapter: str | Path | None = None,
     dims: Mapping[str, int | tuple[int, int]] | None = None,
+    fixed: Mapping[str, float] | None = None,
     **bounds: Any,
 ) -> Imported:
     """Import a model of any kind.
@@ -64,6 +65,7 @@ def load(
         base: of a folder that is an adapter, its base model.
         adapter: merged into the model in the folder.
         dims: of an .onnx file, dynamic axes that always have one size, or the bounds of others.
+        fixed: of an .onnx file, inputs that always have one value.
         bounds: `max_batch` and `max_seq`.
 
     Raises:
@@ -76,9 +78,10 @@ def load(
             at=str(path),
             hint=f"give a Hugging Face folder, or a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}",
         )
-    if dims and path.suffix.lower() != ".onnx":
+    if (dims or fixed) and path.suffix.lower() != ".onnx":
+        option = "--dim" if dims else "--fix"
         raise LlmcError(
-            "--dim is for ONNX files", at=str(path), hint="--max-batch and --max-seq bound other models"
+            f"{option} is for ONNX files", at=str(path), hint="--max-batch and --max-seq bound other models"
         )
     if not is_model_file(path) or path.suffix.lower() == ".gguf":
         return _of_folder(path, base, adapter, task=task, ignore_unused=ignore_unused, **bounds)
@@ -94,7 +97,7 @@ def load(
     if path.suffix.lower() == ".onnx":
         from llmc.compiler.frontends import onnx
 
-        return onnx.load(path, task=task, dims=dims or {}, **bounds)
+        return onnx.load(path, task=task, dims=dims or {}, fixed=fixed or {}, **bounds)
     from llmc.compiler.frontends import pt2
 
     return pt2.load(path, task=task, **bounds)

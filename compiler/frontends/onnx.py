@@ -9,6 +9,7 @@ from types import MappingProxyType
 from llmc.compiler.frontends import beside
 from llmc.compiler.frontends.imported import HUGE, MAX_BATCH, Imported
 from llmc.compiler.frontends.onnx_file import read, values
+from llmc.compiler.frontends.onnx_fixed import fix
 from llmc.compiler.frontends.onnx_graph import to_graph
 from llmc.compiler.frontends.onnx_kinds import DTYPES
 from llmc.compiler.graph import Weight
@@ -21,6 +22,7 @@ def load(
     max_batch: int = MAX_BATCH,
     max_seq: int | None = None,
     dims: Mapping[str, int | tuple[int, int]] = MappingProxyType({}),
+    fixed: Mapping[str, float] = MappingProxyType({}),
 ) -> Imported:
     """Import an .onnx file, as exported by `torch.onnx` or optimum.
 
@@ -31,15 +33,18 @@ def load(
             of positions allow.
         dims: dynamic axes that always have one size, or whose least and largest size are these; by the names that
             the graph would have for them.
+        fixed: inputs that always have one value, all elements of them.
 
     Raises:
-        LlmcError: the file is damaged, `dims` names no axis of it, or ops, dtypes or shapes of it are not supported.
+        LlmcError: the file is damaged, `dims` names no axis or `fixed` no input of it, or ops, dtypes or shapes of it
+            are not supported.
     """
     path = Path(path)
     if max_batch > HUGE:
         raise LlmcError(f"max_batch of an ONNX file is at most {HUGE}", at=str(path), found=str(max_batch))
     extras = beside.read(path, task)
     file = read(path)
+    fix(file.model.graph, fixed, path)
     graph = to_graph(file, beside.first_bounds(max_batch), dims)
     return beside.imported(path, beside.bounded(graph, extras, max_seq, path), extras, file.producer)
 

@@ -38,11 +38,11 @@ class Axes:
                 whole and 1 <= low <= high <= LARGEST, f"{name} = {_asked_text(size)} is no size", _RANGE
             )
 
-    def size(self, tensor: str, axis: int, rank: int, text: str) -> Dim:
+    def size(self, tensor: str, axis: int, rank: int, text: str, rows: bool) -> Dim:
         """Of an axis that the file has no number for but calls `text`: either of its names may be told."""
         if self._said.knows(text):
             return self._of_own(parse_dim(text))
-        name = self._names.name(tensor, axis, rank, text)
+        name = self._names.name(tensor, axis, rank, text, rows)
         self._met.setdefault(name, {name: None})[text or name] = None
         self._bound(name, text)
         return self._fixed.get(name, self._fixed.get(text, symbol(name)))

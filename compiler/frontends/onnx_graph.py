@@ -215,7 +215,7 @@ def _shape(tensor: str, dims: Sequence[Any], axes: Axes) -> tuple[Dim, ...]:
     """Sizes that are not there, or below 0, are dynamic."""
     known = [int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else None for d in dims]
     return tuple(
-        axes.size(tensor, axis, len(dims), d.dim_param) if size is None else size
+        axes.size(tensor, axis, len(dims), d.dim_param, rows=known[0] in (None, 1)) if size is None else size
         for axis, (d, size) in enumerate(zip(dims, known, strict=True))
     )
 

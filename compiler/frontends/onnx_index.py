@@ -17,7 +17,10 @@ def wrapped(call: Call, index: Node, size: Dim) -> Node:
     if is_nonnegative(Ranges()[index].low):
         return index
     negative = call.op("lt", index, call.number(0, index.dtype))
-    whole = call.cast(call.op("dim", value=size), index.dtype)
+    known_size = isinstance(size, int)  # with a constant index all of it is known
+    whole = (
+        call.number(size, index.dtype) if known_size else call.cast(call.op("dim", value=size), index.dtype)
+    )
     return call.op("where", negative, call.op("add", index, whole), index)
 
 

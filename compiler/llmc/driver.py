@@ -52,6 +52,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     adapter: str | Path | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     dims: Mapping[str, int | tuple[int, int]] | None = None,
+    fixed: Mapping[str, float] | None = None,
     **options: Unpack[Options],
 ) -> CompileReport:
     """Compile a model into an artifact.
@@ -67,6 +68,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
         adapter: a PEFT adapter's folder, merged into the model.
         adapters: LoRA adapters that stay beside the model, by name -> folder: a session chooses one, or none.
         dims: of an .onnx file, dynamic axes that always have one size, or the bounds of others: by name.
+        fixed: of an .onnx file, inputs that always have one value: name -> number.
         options: `target`, `quant` and all others of `Options`.
 
     Raises:
@@ -74,7 +76,8 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
             behind then, and an artifact of that name stays as it was.
     """
     options.setdefault("padding", PADDING[0])
-    asked = {"max_batch": max_batch, "max_seq": max_seq, "base": base, "adapter": adapter, "dims": dims}
+    asked: dict[str, Any] = {"max_batch": max_batch, "max_seq": max_seq, "base": base, "adapter": adapter}
+    asked |= {"dims": dims, "fixed": fixed}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     load = partial(kept_imports.load, model, task=task, ignore_unused=ignore_unused_weights, **given)
     return _compile(_beside(load, adapters) if adapters else load, Order(output, name, options))

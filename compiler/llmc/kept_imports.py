@@ -79,7 +79,7 @@ def _told(make: Callable[[], Imported]) -> tuple[Imported, list[str]]:
 def _place(model: Path, options: Mapping[str, Any]) -> Path | None:
     """The file of an import; None for what is not kept."""
     kept = folder("imports")
-    if kept is None or not model.is_dir() or not {"base", "adapter", "dims"}.isdisjoint(options):
+    if kept is None or not model.is_dir() or not {"base", "adapter", "dims", "fixed"}.isdisjoint(options):
         return None
     if extensions.described():  # which may import otherwise
         return None

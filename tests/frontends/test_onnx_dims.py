@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from llmc.cli.fixed_dims import Sized
+from llmc.cli.fixed_dims import Sized, Valued
 from llmc.compiler.frontends.dispatch import load
 from llmc.compiler.interpret import run
 from llmc.compiler.samples import samples
@@ -164,3 +164,51 @@ def test_bounds_of_axes(tmp_path: Path) -> None:
     for wrong in ("h", "h=0", "h=4..3", "h=..9", "h=1..", "=4"):
         with pytest.raises(click.BadParameter, match=r"NAME=LOW\.\.HIGH"):
             option.convert(wrong, None, None)
+
+
+def of_two_rates(path: Path) -> Path:
+    """Two models in a file: a number of the caller's says which is meant. The state has no batch in front."""
+    half = NODE("ReduceSum", ["x", "axes"], ["a"], keepdims=0)
+    whole = NODE("Gather", ["x", "last"], ["b"], axis=1)
+    bodies = {
+        name: helper.make_graph([node], name, [], [INFO(node.output[0], TensorProto.FLOAT, None)])
+        for name, node in (("then", half), ("else", whole))
+    }
+    nodes = [
+        NODE("Equal", ["rate", "first"], ["is_first"]),
+        NODE("If", ["is_first"], ["y"], then_branch=bodies["then"], else_branch=bodies["else"]),
+        NODE("ReduceSum", ["state"], ["held"], keepdims=0),
+        NODE("Add", ["y", "held"], ["out"]),
+    ]
+    inputs = [
+        INFO("x", TensorProto.FLOAT, [None, None]),
+        INFO("state", TensorProto.FLOAT, [2, None, 4]),
+        INFO("rate", TensorProto.INT64, []),
+    ]
+    weights = {"first": np.array(16000), "axes": np.array([1]), "last": np.array([-1])}
+    return saved(path, nodes, inputs, weights)
+
+
+def test_an_input_that_always_has_one_value(tmp_path: Path) -> None:
+    """What depends on it is decided at import; an axis that nothing names is another than that of another input."""
+    path = of_two_rates(tmp_path / "m.onnx")
+    x, state = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((2, 5, 4), np.float32)
+    for rate, wanted in ((16000, x.sum(1) + 40), (8000, x[:, -1:] + 40)):
+        graph = load(path, fixed={"rate": rate}).graph
+        assert [str(n.type) for n in graph.inputs] == ["f32[batch, seq]", "f32[2, state_1, 4]"]
+        assert not any(node.op == "branch" for node in graph.nodes)
+        np.testing.assert_array_equal(run(graph, {"x": x, "state": state})["out"], wanted)
+    for fixed, told in (
+        ({"speed": 1}, "no input 'speed'"),
+        ({"x": 1}, "'x' cannot have one value"),
+        ({"rate": 0.5}, "'rate' of int64 cannot be 0.5"),
+        ({"rate": 1e30}, "'rate' of int64 cannot be 1e"),
+    ):
+        with pytest.raises(LlmcError, match=told):
+            load(path, fixed=fixed)
+    with pytest.raises(LlmcError, match="--fix is for ONNX files"):
+        load(tmp_path, fixed={"rate": 1})
+    assert Valued().convert("rate=16000", None, None) == ("rate", 16000)
+    for wrong in ("rate", "=3", "rate=fast", "rate=nan"):
+        with pytest.raises(click.BadParameter, match="NAME=NUMBER"):
+            Valued().convert(wrong, None, None)

@@ -1,7 +1,10 @@
-"""`--dim NAME=SIZE` and `--dim NAME=LOW..HIGH`: dynamic axes of a file that have one size, or other bounds."""
+"""`--dim NAME=SIZE` and `--dim NAME=LOW..HIGH`, dynamic axes of a file that have one size, or other bounds; `--fix
+NAME=NUMBER`, inputs that have one value.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -29,9 +32,29 @@ class Sized(click.ParamType[tuple[str, Size]]):
         return found[1], (low, int(found[3])) if found[3] else low
 
 
+class Valued(click.ParamType[tuple[str, float]]):
+    """A name and a number, such as `sr=16000`."""
+
+    name = "fix"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        name, _, text = str(value).rpartition("=")
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not name.strip() or not math.isfinite(number):
+            self.fail(f"{value!r} is not of the form NAME=NUMBER, such as sr=16000", param, ctx)
+        return name.strip(), number
+
+
 def _as_dict(
-    ctx: click.Context, param: click.Parameter, pairs: tuple[tuple[str, Size], ...]
-) -> dict[str, Size] | None:
+    ctx: click.Context, param: click.Parameter, pairs: tuple[tuple[str, Any], ...]
+) -> dict[str, Any] | None:
     names = [name for name, _ in pairs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise click.BadParameter(f"{twice[0]} is given twice", ctx, param)
@@ -39,7 +62,7 @@ def _as_dict(
 
 
 def dim_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--dim`, of commands that read a model's file; the command gets `dims`, a dict or None."""
+    """`--dim` and `--fix`, of commands that read a model's file; the command gets `dims` and `fixed`, dicts or None."""
     text = (
         "A dynamic axis of an ONNX file that always has one size, as height=48, or its bounds, as height=32..2048. "
         "Repeatable."
@@ -47,4 +70,13 @@ def dim_option(command: Callable[..., Any]) -> Callable[..., Any]:
     option = click.option(
         "--dim", "dims", metavar="NAME=SIZE", type=Sized(), multiple=True, callback=_as_dict, help=text
     )
-    return option(command)
+    fix = click.option(
+        "--fix",
+        "fixed",
+        metavar="NAME=NUMBER",
+        type=Valued(),
+        multiple=True,
+        callback=_as_dict,
+        help="An input of an ONNX file that always has one value, as sr=16000. Repeatable.",
+    )
+    return option(fix(command))

@@ -56,6 +56,7 @@ def command(
     base: Path | None,
     adapter: Path | None,
     dims: dict[str, int] | None,
+    fixed: dict[str, float] | None,
     as_json: bool,
 ) -> None:
     """Show what PATH, an artifact or a model, holds, and what a run of some size takes. Nothing of it is run."""
@@ -65,10 +66,10 @@ def command(
         raise click.UsageError("--batch, --seq, --past and --sessions are for artifacts.")
     if (base or adapter) and (is_model_file(path) or is_artifact(path)):
         raise click.UsageError("--base and --adapter are for model folders.")
-    if dims and path.suffix.lower() != ".onnx":
-        raise click.UsageError("--dim is for ONNX files.")
+    if (dims or fixed) and path.suffix.lower() != ".onnx":
+        raise click.UsageError("--dim and --fix are for ONNX files.")
     if is_model_file(path) and path.suffix.lower() != ".gguf":
-        _show_file(path, _file(path, dims), as_json)
+        _show_file(path, _file(path, dims, fixed), as_json)
         return
     if not is_model_file(path):
         require_folder(path, "a model or an artifact")
@@ -137,11 +138,11 @@ def _model(path: Path, base: Path | None, adapter: Path | None) -> dict[str, Any
     return {**_plain_fields(summary), **parts}
 
 
-def _file(path: Path, dims: dict[str, int] | None) -> dict[str, Any]:
+def _file(path: Path, dims: dict[str, int] | None, fixed: dict[str, float] | None) -> dict[str, Any]:
     """What an .onnx or .pt2 file or a graph's text holds, as llmc imports it."""
     from llmc.compiler.frontends import dispatch
 
-    imported = dispatch.load(path, dims=dims)
+    imported = dispatch.load(path, dims=dims, fixed=fixed)
     module = imported.module
     nodes = [node for graph in module.functions.values() for node in graph.nodes]
     ops = Counter(n.op for n in nodes if n.op not in ("input", "state", "constant"))

@@ -107,6 +107,7 @@ def command(
     base: Path | None,
     adapter: Path | None,
     dims: dict[str, int] | None,
+    fixed: dict[str, float] | None,
     as_json: bool,
 ) -> None:
     """Import MODEL (a folder, an .onnx or .pt2 file, or a graph's text file), run passes, and print the graph."""
@@ -116,7 +117,7 @@ def command(
     asked = {"level": level, "passes": passes, "add_passes": add_passes, "only_passes": only_passes}
     pipeline = _pipeline(asked)  # a slip shows before the import
     given = _samples(pipeline, calib)
-    imported = read_model(model, task, weights, ignore_unused_weights, base, adapter, dims)
+    imported = read_model(model, task, weights, ignore_unused_weights, base, adapter, dims, fixed)
     if passes is None and only_passes is None and imported.pipeline is not None:  # of a reproducer
         pipeline = _pipeline({**asked, "passes": imported.pipeline})
     with given(imported.tokenizer):
@@ -203,6 +204,7 @@ def read_model(
     base: Path | None = None,
     adapter: Path | None = None,
     dims: Mapping[str, int] | None = None,
+    fixed: Mapping[str, float] | None = None,
 ) -> Any:
     """What a model folder or file holds, or a text that `llmc opt -o` or a test wrote: `Imported`.
 
@@ -220,9 +222,8 @@ def read_model(
     if not is_model_file(model):
         require_folder(model, "a model")
     if weights is None:
-        return dispatch.load(
-            model, task=task, ignore_unused=ignore_unused, base=base, adapter=adapter, dims=dims
-        )
+        options: dict[str, Any] = {"base": base, "adapter": adapter, "dims": dims, "fixed": fixed}
+        return dispatch.load(model, task=task, ignore_unused=ignore_unused, **options)
     if not model.is_file() or model.suffix.lower() in (".onnx", ".pt2"):
         raise LlmcError("--weights is for a graph's text; this model has its own", at=str(model))
     if is_artifact(weights):
