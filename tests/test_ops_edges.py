@@ -47,11 +47,14 @@ def test_inexact_references_are_rounded_once():
 
 
 def test_a_large_weight_is_multiplied_in_parts(monkeypatch: pytest.MonkeyPatch):
+    """By blocks of its columns and of rows, on one thread and on several."""
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((2, 3, 7)).astype(np.float32), rng.standard_normal((11, 7)).astype(np.float32)
     whole = apply("linear", x, w)
-    monkeypatch.setattr(linear, "_LARGE", 10)
     monkeypatch.setattr(linear, "_BLOCK", 21)
+    monkeypatch.setattr(linear, "_ROWS", 4)
+    np.testing.assert_allclose(apply("linear", x, w), whole, rtol=1e-6)
+    monkeypatch.setattr(linear, "_FEW", 10)
     np.testing.assert_allclose(apply("linear", x, w), whole, rtol=1e-6)
 
 
