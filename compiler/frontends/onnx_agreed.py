@@ -32,19 +32,15 @@ def agreeing(
     free = {attributes["axis"]} if op == "concat" else set()
     wanted = [None if axis in free else _size(inputs, axis, rank) for axis in range(rank)]
     found: list[Node] = []
+    compared: set[Pair] = set()
     for node in inputs:
         own = wanted[rank - node.type.rank :]
-        shape = [d if w is None or same_dim(d, 1) else w for d, w in zip(node.shape, own, strict=True)]
-        pairs = [(d, w) for d, w in zip(node.shape, shape, strict=True) if not same_dim(d, w)]
+        shape = tuple(d if w is None or same_dim(d, 1) else w for d, w in zip(node.shape, own, strict=True))
+        pairs = {(d, w) for d, w in zip(node.shape, shape, strict=True) if not same_dim(d, w)}
         if not all(itertools.starmap(_may_agree, pairs)):
             return None
-        found.append(make("ensure_shape", (node,), source, shape=tuple(shape)) if pairs else node)
-    compared = {
-        (d, w)
-        for node, made in zip(inputs, found, strict=True)
-        for d, w in zip(node.shape, made.shape, strict=True)
-        if not same_dim(d, w)
-    }
+        compared |= pairs
+        found.append(make("ensure_shape", (node,), source, shape=shape) if pairs else node)
     return (found, compared) if compared else None
 
 
