@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+Asked = int | tuple[int, int]  # of a dynamic axis: its one size, or the least and the largest
+
 SEGMENTS = ("token_type_ids", "segment_ids")
 USUAL = ("batch", "seq")
 TEXT = ("input_ids", "attention_mask", "position_ids", *SEGMENTS)

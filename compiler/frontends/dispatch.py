@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llmc.compiler.frontends.axes import Asked
 from llmc.compiler.frontends.graph_text import is_graph_text
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.frontends.regular_file import want_regular
@@ -52,7 +53,7 @@ def load(
     ignore_unused: bool = False,
     base: str | Path | None = None,
     adapter: str | Path | None = None,
-    dims: Mapping[str, int | tuple[int, int]] | None = None,
+    dims: Mapping[str, Asked] | None = None,
     fixed: Mapping[str, float] | None = None,
     **bounds: Any,
 ) -> Imported:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from llmc.compiler.frontends import beside
+from llmc.compiler.frontends.axes import Asked
 from llmc.compiler.frontends.imported import HUGE, MAX_BATCH, Imported
 from llmc.compiler.frontends.onnx_file import read, values
 from llmc.compiler.frontends.onnx_fixed import fix
@@ -21,7 +22,7 @@ def load(
     task: str = "auto",
     max_batch: int = MAX_BATCH,
     max_seq: int | None = None,
-    dims: Mapping[str, int | tuple[int, int]] = MappingProxyType({}),
+    dims: Mapping[str, Asked] = MappingProxyType({}),
     fixed: Mapping[str, float] = MappingProxyType({}),
 ) -> Imported:
     """Import an .onnx file, as exported by `torch.onnx` or optimum.

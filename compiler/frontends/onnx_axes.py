@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from llmc.compiler.dims import Bounds, Dim, dim, parse_dim, symbol
-from llmc.compiler.frontends.axes import AxisNames
+from llmc.compiler.frontends.axes import Asked, AxisNames
 from llmc.compiler.frontends.imported import LARGEST
 from llmc.compiler.frontends.onnx_own import Own
 from llmc.errors import LlmcError
-
-Asked = int | tuple[int, int]  # of an axis: its size, or the least and the largest
 
 _RANGE = f"sizes go from 1 to {LARGEST}"
 _SIDE = 2048  # of an image, at most, where nothing else is asked for

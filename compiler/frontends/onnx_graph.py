@@ -12,9 +12,9 @@ from typing import Any
 
 from llmc.compiler.dims import Bounds, Dim
 from llmc.compiler.frontends import converters, onnx_agreed, onnx_bounds, onnx_types
-from llmc.compiler.frontends.axes import SEGMENTS
+from llmc.compiler.frontends.axes import SEGMENTS, Asked
 from llmc.compiler.frontends.imported import LARGEST, MAX_BATCH
-from llmc.compiler.frontends.onnx_axes import Asked, Axes
+from llmc.compiler.frontends.onnx_axes import Axes
 from llmc.compiler.frontends.onnx_call import Call
 from llmc.compiler.frontends.onnx_check import in_order
 from llmc.compiler.frontends.onnx_file import OnnxFile
@@ -37,14 +37,14 @@ _HINT = "change these parts of the model and export it again{}; docs/onnx.md lis
 
 
 def to_graph(
-    file: OnnxFile, bounds: Mapping[str, tuple[int, int]], fixed: Mapping[str, Asked] = MappingProxyType({})
+    file: OnnxFile, bounds: Mapping[str, tuple[int, int]], dims: Mapping[str, Asked] = MappingProxyType({})
 ) -> Graph:
     """Import a file.
 
     Args:
         file: from `onnx_file.read`.
         bounds: of `batch`, `seq` and, under the key "", any other dynamic dim.
-        fixed: sizes of axes that would be dynamic, or bounds of those that stay so, by name.
+        dims: sizes of axes that would be dynamic, or bounds of those that stay so, by name.
 
     Raises:
         LlmcError: ops, dtypes or shapes that are not supported, all of them in one error.
@@ -54,7 +54,7 @@ def to_graph(
     weights = {t.name: t for t in proto.initializer}
     scope = Scope(reader, opsets, weights, onnx_types.declared(proto))
     said = own(file.model)
-    axes = Axes(str(file.path), fixed, said)
+    axes = Axes(str(file.path), dims, said)
     inputs = _inputs(file, axes, said)
     for node, info in zip(inputs, _live(file), strict=True):
         scope.keep(info.name, node, info.type.tensor_type.elem_type)

@@ -12,6 +12,7 @@ from llmc import embed, kept_imports, preprocessing, tokens
 from llmc.compiler import artifact, extensions
 from llmc.compiler.countable import want_countable
 from llmc.compiler.frontends import chat_template
+from llmc.compiler.frontends.axes import Asked
 from llmc.compiler.frontends.imported import MAX_BATCH, Imported
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
@@ -51,7 +52,7 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     base: str | Path | None = None,
     adapter: str | Path | None = None,
     adapters: Mapping[str, str | Path] | None = None,
-    dims: Mapping[str, int | tuple[int, int]] | None = None,
+    dims: Mapping[str, Asked] | None = None,
     fixed: Mapping[str, float] | None = None,
     **options: Unpack[Options],
 ) -> CompileReport:

@@ -11,17 +11,17 @@ from typing import Any
 
 import click
 
-Size = int | tuple[int, int]
+from llmc.compiler.frontends.axes import Asked
 
 
-class Sized(click.ParamType[tuple[str, Size]]):
+class Sized(click.ParamType[tuple[str, Asked]]):
     """A name and a size, such as `height=48`, or a name and bounds, such as `height=32..2048`."""
 
     name = "dim"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, Size]:
+    ) -> tuple[str, Asked]:
         if isinstance(value, tuple):
             return value
         found = re.fullmatch(r"\s*([^=\s]+)\s*=\s*(\d{1,9})(?:\.\.(\d{1,9}))?\s*", str(value))

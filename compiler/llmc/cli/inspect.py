@@ -22,6 +22,7 @@ from llmc.cli.output import (
     require_folder,
     size_text,
 )
+from llmc.compiler.frontends.axes import Asked
 from llmc.compiler.frontends.dispatch import is_model_file
 from llmc.compiler.frontends.hub import snapshot
 from llmc.errors import LlmcError
@@ -55,7 +56,7 @@ def command(
     sessions: int | None,
     base: Path | None,
     adapter: Path | None,
-    dims: dict[str, int] | None,
+    dims: dict[str, Asked] | None,
     fixed: dict[str, float] | None,
     as_json: bool,
 ) -> None:
@@ -138,7 +139,7 @@ def _model(path: Path, base: Path | None, adapter: Path | None) -> dict[str, Any
     return {**_plain_fields(summary), **parts}
 
 
-def _file(path: Path, dims: dict[str, int] | None, fixed: dict[str, float] | None) -> dict[str, Any]:
+def _file(path: Path, dims: dict[str, Asked] | None, fixed: dict[str, float] | None) -> dict[str, Any]:
     """What an .onnx or .pt2 file or a graph's text holds, as llmc imports it."""
     from llmc.compiler.frontends import dispatch
 

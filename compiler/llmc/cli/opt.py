@@ -20,6 +20,7 @@ from llmc.cli.output import (
     print_json,
     require_folder,
 )
+from llmc.compiler.frontends.axes import Asked
 from llmc.compiler.frontends.dispatch import is_model_file
 from llmc.errors import LlmcError
 
@@ -106,7 +107,7 @@ def command(
     ignore_unused_weights: bool,
     base: Path | None,
     adapter: Path | None,
-    dims: dict[str, int] | None,
+    dims: dict[str, Asked] | None,
     fixed: dict[str, float] | None,
     as_json: bool,
 ) -> None:
@@ -203,7 +204,7 @@ def read_model(
     ignore_unused: bool = False,
     base: Path | None = None,
     adapter: Path | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, Asked] | None = None,
     fixed: Mapping[str, float] | None = None,
 ) -> Any:
     """What a model folder or file holds, or a text that `llmc opt -o` or a test wrote: `Imported`.
