@@ -72,7 +72,7 @@ def _told(path: Path, options: argparse.Namespace) -> str:
     calls = [_widened(graph, call, options.below) for sample in samples(graph) for call in sample.calls]
     worst = max(_apart(interpret.run(graph, call), peer(call)) for call in calls)
     itself = max(_apart(plain(call), peer(call)) for call in calls)
-    told = f"{worst} in {len(calls)} calls; ONNX Runtime to itself {itself.share:.1e}"
+    told = f"{worst} in {len(calls)} calls; ONNX Runtime to itself {itself}"
     return f"{told}; {_compiled(path, peer, calls, options)}" if options.compile else told
 
 
