@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from integer_products import M, given, product
-from kernel_lab import Lab, check, differing, run_all, same_bits
+from kernel_lab import CUTS, Lab, check, differing, run_all, same_bits
 
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
@@ -52,6 +52,17 @@ def test_a_hundred_random_inputs(kernels: Lab) -> None:
         expected = run(graph, inputs)["y"]
         for cpu in differing(["qlinear"]):
             assert same_bits(kernels.run(graph, inputs, cpu=cpu)["y"], expected), (cpu.name, seed)
+
+
+@pytest.mark.parametrize("m", [32, 33, 34, 65, 255, 256, 257, 300])
+def test_halves_of_the_rows(kernels: Lab, m: int) -> None:
+    """Around the numbers of rows at which there are two halves, and more than one block in each."""
+    graph, _ = product(80, 68, 4, ("bias",))
+    inputs = given(graph, 68, m, m)
+    expected = run(graph, inputs)["y"]
+    for cpu in differing(["qlinear"]):
+        for cuts in ((1 << 40,), *CUTS):  # as one thread, as several
+            assert same_bits(kernels.run(graph, inputs, cpu=cpu, cuts=cuts)["y"], expected), (cpu.name, cuts)
 
 
 EPILOGUES = [(), ("residual",), ("residual", "bias"), ("bias", "relu", "residual"), ("relu",)]

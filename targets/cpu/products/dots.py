@@ -13,7 +13,7 @@ from tvm import tirx
 
 from llmc.errors import LlmcError
 from llmc.targets.cpu.products import neon
-from llmc.targets.cpu.products.integer import Item, Product, accumulators
+from llmc.targets.cpu.products.integer import Ahead, Item, Product, accumulators
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import (
     LANES,
@@ -170,12 +170,11 @@ def _add(
 ) -> None:
     """acc[i, j] += exact sums of 4-byte groups, in any order; meanwhile the next panel comes nearer."""
     e, lanes, vectors = p.e, tile.lanes, tile.vectors
+    prefetch = Ahead(p, ahead, step)
     with e.loop(0, groups, "k") as at:
         here = e.let(panel + at * p.strip)
         b = [e.load(p.w_words, here + offset, lanes) for offset in offsets]
-        soon = e.let(ahead + at * step)
-        for j in range(0, vectors * lanes, LANES):
-            e.prefetch(p.w, soon + 4 * j, locality=2)
+        prefetch.ask(vectors * lanes)
         dots = vnni(e, lanes, b)
         for i in range(tile.rows):
             a = e.let(splat(e.load(p.row_words, bases[i] + at), lanes))

@@ -17,8 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 from tvm import tirx
 
+from llmc.compiler.dims import Dim, ceil_div, dim
 from llmc.compiler.ops.rows import ZERO, line_stride
 from llmc.targets.cpu.rows.quantised import row_scale, zero_byte
 from llmc.targets.target import Cpu
@@ -28,6 +30,20 @@ from llmc.targets.tir.math import ACTIVATIONS
 
 STRIP = 32  # columns of two tiles
 ROWS_PER_ITEM = 128  # a panel in the cache is used for so many rows before the next one is
+ROWS_TOGETHER = (
+    32  # more rows are cut into halves, one for each of the pool's two stretches (runtime/c/pool.c)
+)
+
+
+def row_blocks(rows: Dim) -> Dim:
+    """How many blocks of rows a product is cut into: of more than ROWS_TOGETHER as many for each half of the rows."""
+    return dim(sympy.Min(ceil_div(rows, ROWS_TOGETHER), 2) * ceil_div(rows, 2 * ROWS_PER_ITEM))
+
+
+def rows_of_block(rows: Dim) -> Dim:
+    """The rows of a block, at most."""
+    halved = sympy.Max(ceil_div(rows, 2), ROWS_TOGETHER)
+    return dim(sympy.Min(rows, halved, ROWS_PER_ITEM))
 
 
 def strip_of(width: int) -> int:
@@ -82,7 +98,7 @@ class Product:
         self._aliases()
         self.row_floats = e.alias(self.rows, "float32")
         self._start_around(zero)
-        self.blocks = e.let(tirx.max(div(self.m + (ROWS_PER_ITEM - 1), ROWS_PER_ITEM), i64(1)))
+        self._cut_rows()
 
     def _shape(
         self, e: Emitter, cpu: Cpu, n: int, k: int, width: int, epilogue: tuple[str, ...], parts: int = 1
@@ -113,17 +129,34 @@ class Product:
             byte = zero_byte(self.e, self.zero_at, zero)
             self.zero = self.e.let(byte - tirx.const(taken_off, "int32"))
 
+    def _cut_rows(self) -> None:
+        """Blocks of rows, as `row_blocks` counts them; a call of all items has no halves, so it reads weights once."""
+        e, panels = self.e, -(-self.n // self.width)
+        halves = e.let(tirx.Select(self.m > ROWS_TOGETHER, i64(2), i64(1)))
+        of_half = e.let(tirx.max(div(self.m + (2 * ROWS_PER_ITEM - 1), 2 * ROWS_PER_ITEM), i64(1)))
+        of_whole = e.let(tirx.max(div(self.m + (ROWS_PER_ITEM - 1), ROWS_PER_ITEM), i64(1)))
+        whole = e.let(e.end - e.begin >= halves * of_half * panels)
+        self.turns = e.let(tirx.Select(whole, of_whole, of_half))  # blocks that take turns on a panel
+        self.blocks = e.let(tirx.Select(whole, of_whole, halves * of_half))
+        self.end = e.let(tirx.Select(whole, of_whole * panels, e.end))
+
     @contextmanager
     def items(self) -> Iterator[Item]:
-        """The work items begin..end: the blocks of rows of a panel one after the other, as equal as can be."""
-        e = self.e
-        with e.loop(e.begin, e.end, "item") as item:
-            panel = e.let(div(item, self.blocks))
-            block = e.let(item - panel * self.blocks)
+        """The work items begin..end: the rows in halves, of each the panels, of these the blocks, as equal as can be.
+
+        Two threads that begin with a half each keep its rows in their caches from one kernel to the next.
+        """
+        e, panels, turns = self.e, -(-self.n // self.width), self.turns
+        with e.loop(e.begin, self.end, "item") as item:
+            half = e.let(div(item, turns * panels))
+            within = e.let(item - half * (turns * panels))
+            panel = e.let(div(within, turns))
+            turn = e.let(within - panel * turns)
+            block = e.let(half * turns + turn)
             first = e.let(div(block * self.m, self.blocks))
             count = e.let(div((block + 1) * self.m, self.blocks) - first)
-            share = e.let(div(i64(self.panel_bytes), self.blocks))
-            yield Item(panel, first, count, e.let((panel + 1) * self.panel_bytes + block * share), share)
+            share = e.let(div(i64(self.panel_bytes), turns))
+            yield Item(panel, first, count, e.let((panel + 1) * self.panel_bytes + turn * share), share)
 
     def columns(self, column: Expr, vectors: int, lanes: int = LANES) -> list[Columns]:
         """What the rows of `vectors` times `lanes` columns share; padded columns stay unwritten."""
@@ -221,6 +254,26 @@ class Product:
     def row_base(self, row: Expr) -> Any:
         """Index of the first 4 bytes of a row in `row_words`."""
         return self.e.let(row * (self.stride // 4))
+
+
+class Ahead:
+    """What is asked for of `w` step by step: from byte `first` on, `step` bytes further each time.
+
+    The place is counted up: as a multiple of the step's number it was multiplied out at each step.
+    """
+
+    def __init__(self, p: Product, first: Expr, step: Expr) -> None:
+        self.p, self.step = p, step
+        self.place = p.e.registers(1, "int64")
+        p.e.set(self.place, 0, first)
+
+    def ask(self, columns: int) -> None:
+        """The lines of 4 bytes of so many columns."""
+        e = self.p.e
+        first = e.let(e.get(self.place))
+        for column in range(0, columns, LANES):
+            e.prefetch(self.p.w, first + 4 * column, locality=2)
+        e.set(self.place, 0, first + self.step)
 
 
 def accumulators(e: Emitter, count: int, lanes: int) -> Buffer:

@@ -11,17 +11,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import sympy
 
 from llmc.compiler.calls import Call, Kernel, Packed
-from llmc.compiler.dims import ceil_div, product
+from llmc.compiler.dims import product
 from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops.rows import ZERO, line_stride
 from llmc.compiler.ops.split import PARTS
 from llmc.errors import LlmcError
 from llmc.targets.cpu.products import amx, dots, widened
 from llmc.targets.cpu.products.blocking import panel_width
-from llmc.targets.cpu.products.integer import ROWS_PER_ITEM, Product, strip_of
+from llmc.targets.cpu.products.integer import Product, row_blocks, rows_of_block, strip_of
 from llmc.targets.cpu.storage.packing import pad_columns
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter
@@ -49,7 +48,7 @@ def pack_starts(array: Array, width: int, parts: int = 1) -> Array:
 
 
 def lower_qlinear(node: Node) -> Call:
-    """One call for `qlinear`: items are (panel, block of rows), the rows of a panel next to each other."""
+    """One call for `qlinear`: items are (half of the rows, panel, block of rows)."""
     return _lower(node, 1)
 
 
@@ -90,8 +89,8 @@ def _lower(node: Node, parts: int) -> Call:
         kernel,
         (*operands, node),
         (rows,),
-        -(-n // width) * ceil_div(rows, ROWS_PER_ITEM),
-        -(-multiplied // 4) * (width // LANES) * sympy.Min(rows, ROWS_PER_ITEM),
+        -(-n // width) * row_blocks(rows),
+        -(-multiplied // 4) * (width // LANES) * rows_of_block(rows),
         2 * rows * n * (k // parts),
         rows * (line_stride(k) + 4 * n) + n * k,
         node.source,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from tvm import tirx
 
 from llmc.targets.cpu.products.dots import Tile, finish
-from llmc.targets.cpu.products.integer import Item, Product
+from llmc.targets.cpu.products.integer import Ahead, Item, Product
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, splat, vector
 from llmc.targets.tir.tiling import tiles
@@ -88,11 +88,12 @@ class _Rows:
     def _add(self, acc: Buffer, weights: Expr, groups: Expr, ahead: Expr, step: Expr) -> None:
         """acc[i, j] += exact sums of 4-byte groups"""
         e, p, tile = self.e, self.p, self.tile
+        prefetch = Ahead(p, ahead, step)
         with e.loop(0, groups, "k") as at:
             here = e.let(weights + at * p.strip)
             offsets = [p.offset(j * tile.lanes) for j in range(tile.vectors)]
             pairs = [_pairs(e, e.load(p.w_words, here + offset, tile.lanes)) for offset in offsets]
-            e.prefetch(p.w, e.let(ahead + at * step), locality=2)
+            prefetch.ask(LANES)
             # Both halves of a row one after the other: LLVM joins their sums, and would hold those of all rows.
             for i in range(tile.rows):
                 halves = [self._broadcast(e.let(at + (2 * i + half) * _words(p.k))) for half in range(2)]
