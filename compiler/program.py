@@ -23,6 +23,7 @@ from llmc.compiler.plan import ALIGNMENT, Plan
 from llmc.compiler.plan_states import state_use
 from llmc.compiler.plan_windows import windows
 from llmc.compiler.program_steps import Steps
+from llmc.compiler.sample_axis import sample_dim
 from llmc.compiler.slots import nbytes
 from llmc.compiler.together import Together
 from llmc.compiler.verify_dims import used_dims
@@ -117,7 +118,7 @@ def _function(name: str, module: Module, plan: Plan, kernels: Sequence[Kernel]) 
     program = writer.write(plan, plan.steps, 1)
     uses = {state: state_use(graph, state) for state in module.states}
     used = replace(graph, states=tuple(n for n in graph.states if uses[n.attributes["name"]] != "unused"))
-    needed = used_dims(used)
+    needed, along = used_dims(used), sample_dim(graph)
     return {
         "name": name,
         "counts": [(n, graph.inputs.index(mask)) for n, mask in counted_dims(graph).items()],
@@ -129,6 +130,7 @@ def _function(name: str, module: Module, plan: Plan, kernels: Sequence[Kernel]) 
         "steps": writer.leaves,
         "slots": [c_size(size) for size in plan.slots],
         "own_slots": [c_size(size) for size in plan.own_slots],
+        "samples": names.index(along) + 1 if along else 0,
         "single": c_string(Together(graph).refusal) if plan.together is None else "",
         "constraints": [_constraint(c) for c in constraints(used)],
         "dims_used": [int(n in needed) for n in names],

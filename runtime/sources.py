@@ -42,6 +42,7 @@ MODULE_SOURCES = tuple(
         "resize",
         "rewind",
         "run",
+        "samples",
         "session",
         "session_file",
         "sessions",

@@ -28,7 +28,7 @@ from llmc.compiler.ops.rules import (
     want_shape,
 )
 from llmc.compiler.ops.stored_heads import STORED, check_stored, floats_of
-from llmc.compiler.ops.traits import Packing, Sequences
+from llmc.compiler.ops.traits import Packing, Sequences, all_inputs
 from llmc.errors import LlmcError
 
 MOST_SCORES = 1 << 26  # held at a time, of 8 bytes each
@@ -94,7 +94,7 @@ def _attention_reference(
 @op(
     "attention",
     _attention_reference,
-    traits={"accuracy": "close"},
+    traits={"accuracy": "close", "first_axis": all_inputs},
     scale=REQUIRED,
     causal=False,
     window=None,
@@ -187,7 +187,11 @@ def _packed(node: Node, packing: Packing) -> Node:
 @op(
     "mha",
     mha_reference,
-    traits={"accuracy": "close", "sequences": Sequences(range(4), _keys, _refusal, _packed)},
+    traits={
+        "accuracy": "close",
+        "sequences": Sequences(range(4), _keys, _refusal, _packed),
+        "first_axis": all_inputs,
+    },
     heads=REQUIRED,
     head_dim=REQUIRED,
     scale=REQUIRED,

@@ -14,10 +14,10 @@ import numpy as np
 from llmc.compiler.dims import Dim, dim, floor_div
 from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import REQUIRED, op
-from llmc.compiler.ops.linear import ACTIVATIONS, EXTRAS
+from llmc.compiler.ops.linear import ACTIVATIONS, EXTRAS, product_rows
 from llmc.compiler.ops.reduction import F32
 from llmc.compiler.ops.rules import Array, want_dtype, want_flags, want_int, want_rank, want_shape
-from llmc.compiler.ops.traits import AtMost
+from llmc.compiler.ops.traits import AtMost, first_input
 from llmc.errors import LlmcError
 
 NO_PADDING = (0, 0, 0, 0)
@@ -126,7 +126,7 @@ def _conv2d_constraints(
 @op(
     "conv2d",
     _either(_conv2d_reference),
-    traits={"accuracy": "close", "constraints": _conv2d_constraints},
+    traits={"accuracy": "close", "constraints": _conv2d_constraints, "first_axis": product_rows},
     stride=(1, 1),
     padding=NO_PADDING,
     dilation=(1, 1),
@@ -220,7 +220,7 @@ def _max_pool_reference(x: Array, kernel: Any, stride: Any, padding: Any, dilati
 @op(
     "max_pool2d",
     _either(_max_pool_reference),
-    traits={"constraints": _pool_constraints},
+    traits={"constraints": _pool_constraints, "first_axis": first_input},
     kernel=REQUIRED,
     stride=REQUIRED,
     padding=NO_PADDING,
@@ -251,7 +251,7 @@ def _avg_pool_reference(x: Array, kernel: Any, stride: Any, padding: Any) -> Arr
 @op(
     "avg_pool2d",
     _either(_avg_pool_reference),
-    traits={"accuracy": "close", "constraints": _pool_constraints},
+    traits={"accuracy": "close", "constraints": _pool_constraints, "first_axis": first_input},
     kernel=REQUIRED,
     stride=REQUIRED,
     padding=NO_PADDING,

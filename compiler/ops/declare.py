@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, signature
@@ -12,10 +12,19 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.dims import product
-from llmc.compiler.graph import DECLARED, Results, Source, TensorType
+from llmc.compiler.graph import DECLARED, Node, Results, Source, TensorType
 from llmc.compiler.ops.faults import Fault, fault_place, told_rule
 from llmc.compiler.ops.rules import broadcast, same_dim, same_shape
-from llmc.compiler.ops.traits import ELEMENTWISE, Constraints, Known, Partial, Rows, Sequences
+from llmc.compiler.ops.traits import (
+    ELEMENTWISE,
+    Constraints,
+    FirstAxis,
+    Known,
+    Partial,
+    Rows,
+    Sequences,
+    all_inputs,
+)
 from llmc.errors import LlmcError
 
 TypeRule = Callable[..., TensorType]
@@ -50,6 +59,9 @@ class Op:
             each input and the attributes; None: nothing. Without it, all operands must be known.
         rows: for an op that works on each row for itself. Element-wise ones do.
         sequences: for an op that works on each sequence for itself.
+        first_axis: node -> positions of the operands of which each place of the first axis gives that place of the
+            result, or one that all share, of size 1 or missing there; the others are read whole. Element-wise ops, and
+            those with `rows` of two axes and more, need not say it. Not said: the op may mix the samples of a batch.
         constraints: what sizes must satisfy beyond the type rule, which sees no numbers: called as the rule, gives
             `AtMost`s. A call at sizes that do not is refused before it runs (constraints.py).
         counts: an attribute that names a dim: how many places of the first input, a mask, are kept (ragged.py).
@@ -75,6 +87,7 @@ class Op:
     partial: Partial | None = None
     rows: Rows | None = None
     sequences: Sequences | None = None
+    first_axis: FirstAxis | None = None
     constraints: Constraints | None = None
     counts: str = ""
     fusible: bool = True
@@ -83,6 +96,14 @@ class Op:
     def __post_init__(self) -> None:
         if self.elementwise and self.rows is None:
             object.__setattr__(self, "rows", ELEMENTWISE)
+
+    def along_first(self, node: Node) -> Collection[int]:
+        """Positions of the operands that a node reads place by place along the first axis; see `first_axis`."""
+        if self.elementwise:
+            return all_inputs(node)
+        if self.first_axis is not None:
+            return self.first_axis(node)
+        return self.rows.positions(node) if self.rows is not None and node.type.rank > 1 else ()
 
     def complete(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
         """`attributes` with defaults filled in, in declaration order."""
@@ -208,6 +229,7 @@ _TRAITS: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
             "a llmc.compiler.ops.traits.Sequences",
             lambda value: isinstance(value, Sequences),
         ),
+        "first_axis": ("a function", callable),
         "constraints": ("a function", callable),
         "counts": ("the name of an attribute", lambda value: isinstance(value, str)),
     }

@@ -129,7 +129,11 @@ def _matmul_reference(a: Array, b: Array) -> Array:
     return np.asarray(a.astype(np.float64) @ b.astype(np.float64)).astype(a.dtype)
 
 
-@op("matmul", _matmul_reference, traits={"accuracy": "close"})
+def _matrices(node: Node) -> Collection[int]:
+    return (0, 1) if node.type.rank > 2 else (0,)
+
+
+@op("matmul", _matmul_reference, traits={"accuracy": "close", "first_axis": _matrices})
 def _matmul(a: TensorType, b: TensorType) -> TensorType:
     want_same_dtype(a, b)
     want_dtype(a, FLOATS)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
-from llmc.compiler.graph import TensorType
+from llmc.compiler.graph import Node, TensorType
 from llmc.compiler.ops.conv import NO_PADDING, TO_LAST, conv2d_type, conv_sums, windows_fit
 from llmc.compiler.ops.declare import op
+from llmc.compiler.ops.linear import product_rows
 from llmc.compiler.ops.quantise import LEVEL_DTYPES, after_zero, scaled, signed, want_sums
 from llmc.compiler.ops.reduction import F32
 from llmc.compiler.ops.rules import Array, same_dim, shape_text, want_dtype, want_flags, want_shape
@@ -35,10 +37,14 @@ def _constraints(q: TensorType, x_scale: TensorType, w: TensorType, *others: Ten
     return windows_fit(q, w.shape[2:], a["padding"], a["dilation"], True)
 
 
+def _images(node: Node) -> Collection[int]:
+    return {*product_rows(node)} | ({1} if node.inputs[1].type.rank else set())
+
+
 @op(
     "qconv2d",
     _qconv2d_reference,
-    traits={"accuracy": "close", "constraints": _constraints},
+    traits={"accuracy": "close", "constraints": _constraints, "first_axis": _images},
     stride=(1, 1),
     padding=NO_PADDING,
     dilation=(1, 1),

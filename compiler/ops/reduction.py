@@ -25,7 +25,7 @@ from llmc.compiler.ops.rules import (
     want_number,
     want_shape,
 )
-from llmc.compiler.ops.traits import AtMost, Rows, last_axes
+from llmc.compiler.ops.traits import AtMost, Rows, beside_first, last_axes
 from llmc.errors import LlmcError
 
 F32 = frozenset({"f32"})
@@ -57,7 +57,7 @@ def _reduction(
         want_flags(keepdims=keepdims)
         return TensorType(x.dtype, reduced(x.shape, want_axes(x, axes), keepdims))
 
-    traits = {"accuracy": accuracy, "rows": last_axes("axes"), **traits}
+    traits = {"accuracy": accuracy, "rows": last_axes("axes"), "first_axis": beside_first("axes"), **traits}
     op(name, reference, traits=traits, axes=REQUIRED, keepdims=False)(rule)
 
 
@@ -89,7 +89,7 @@ def _argmax_constraints(x: TensorType, axis: int, keepdims: bool) -> Iterator[At
 @op(
     "argmax",
     lambda x, axis, keepdims: np.argmax(x, axis, keepdims=keepdims),
-    traits={"constraints": _argmax_constraints},
+    traits={"constraints": _argmax_constraints, "first_axis": beside_first("axis")},
     axis=REQUIRED,
     keepdims=False,
 )
@@ -103,7 +103,10 @@ def _cumsum_reference(x: Array, axis: int) -> Array:
     return np.cumsum(x, axis, dtype=_wide(x)).astype(x.dtype)
 
 
-@op("cumsum", _cumsum_reference, traits={"accuracy": "close"}, axis=REQUIRED)
+_CUMSUM = {"accuracy": "close", "first_axis": beside_first("axis")}
+
+
+@op("cumsum", _cumsum_reference, traits=_CUMSUM, axis=REQUIRED)
 def _cumsum(x: TensorType, axis: Any) -> TensorType:
     want_dtype(x, NUMBERS)
     want_axis(x, axis)
@@ -128,7 +131,7 @@ def _softmax(x: TensorType, axis: Any) -> TensorType:
     return x
 
 
-_SOFTMAX = {"accuracy": "close", "rows": last_axes("axis")}
+_SOFTMAX = {"accuracy": "close", "rows": last_axes("axis"), "first_axis": beside_first("axis")}
 op("softmax", lambda x, axis: softmax64(x, axis).astype(x.dtype), traits=_SOFTMAX, axis=REQUIRED)(_softmax)
 op("log_softmax", _log_softmax_reference, traits=_SOFTMAX, axis=REQUIRED)(_softmax)
 

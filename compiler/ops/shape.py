@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from llmc.compiler.dims import Dim, dim, dim_text, evaluate, floor_div, product
-from llmc.compiler.graph import DTYPES, TensorType, Weight, dtype_name
+from llmc.compiler.graph import DTYPES, Node, TensorType, Weight, dtype_name
 from llmc.compiler.ops.declare import REQUIRED, op
 from llmc.compiler.ops.rules import (
     INDICES,
@@ -27,7 +27,7 @@ from llmc.compiler.ops.rules import (
     want_same_dtype,
     want_shape,
 )
-from llmc.compiler.ops.traits import SHAPED, AtMost, Rows, last_axes
+from llmc.compiler.ops.traits import SHAPED, AtMost, Rows, all_inputs, beside_first, last_axes
 from llmc.errors import LlmcError
 
 Sizes = Mapping[str, int]
@@ -158,17 +158,30 @@ def _ensure_shape(x: TensorType, shape: Any) -> TensorType:
     return TensorType(x.dtype, dims)
 
 
-@op("transpose", lambda x, perm: np.transpose(x, perm), traits={"moves": True}, perm=REQUIRED)
+def _in_place(node: Node) -> Collection[int]:
+    return (0,) if node.attributes["perm"][:1] == (0,) else ()
+
+
+@op(
+    "transpose",
+    lambda x, perm: np.transpose(x, perm),
+    traits={"moves": True, "first_axis": _in_place},
+    perm=REQUIRED,
+)
 def _transpose(x: TensorType, perm: Any) -> TensorType:
     if not isinstance(perm, tuple) or sorted(map(str, perm)) != sorted(map(str, range(x.rank))):
         raise LlmcError(f"perm {perm!r} is not an order of the axes 0..{x.rank - 1}")
     return TensorType(x.dtype, tuple(x.shape[p] for p in perm))
 
 
+def _of_equal_rank(node: Node) -> Collection[int]:
+    return (0,) if node.inputs[0].type.rank == node.type.rank else ()
+
+
 @op(
     "expand",
     lambda x, shape, sizes: np.broadcast_to(x, _actual(shape, sizes)),
-    traits={"symbolic": True, "moves": True, "rows": SHAPED},
+    traits={"symbolic": True, "moves": True, "rows": SHAPED, "first_axis": _of_equal_rank},
     shape=REQUIRED,
 )
 def _expand(x: TensorType, shape: Any) -> TensorType:
@@ -201,6 +214,7 @@ _SLICE = {
     "symbolic": True,
     "moves": True,
     "rows": last_axes("axis"),
+    "first_axis": beside_first("axis"),
     "constraints": _slice_constraints,
 }
 
@@ -221,7 +235,10 @@ def _slice(x: TensorType, axis: int, start: Dim, stop: Dim, step: int) -> Tensor
     return TensorType(x.dtype, (*x.shape[:axis], length, *x.shape[axis + 1 :]))
 
 
-@op("concat", lambda *arrays, axis: np.concatenate(arrays, axis), axis=REQUIRED)
+_CONCAT = {"first_axis": beside_first("axis", all_inputs)}
+
+
+@op("concat", lambda *arrays, axis: np.concatenate(arrays, axis), traits=_CONCAT, axis=REQUIRED)
 def _concat(*inputs: TensorType, axis: int) -> TensorType:
     if not inputs:
         raise LlmcError("it takes at least one input")
@@ -243,7 +260,11 @@ def _pad_reference(x: Array, before: Any, after: Any, value: Any) -> Array:
     )
 
 
-@op("pad", _pad_reference, before=REQUIRED, after=REQUIRED, value=0)
+def _around_others(node: Node) -> Collection[int]:
+    return () if node.attributes["before"][0] or node.attributes["after"][0] else (0,)
+
+
+@op("pad", _pad_reference, traits={"first_axis": _around_others}, before=REQUIRED, after=REQUIRED, value=0)
 def _pad(x: TensorType, before: Any, after: Any, value: Any) -> TensorType:
     want_number(value, "value")
     for what, counts in (("before", before), ("after", after)):
@@ -265,7 +286,14 @@ def _gather_constraints(x: TensorType, index: TensorType, axis: int) -> tuple[At
     return (AtMost(1, x.shape[axis], high_name=f"the size of axis {axis}", times=product(index.shape)),)
 
 
-@op("gather", _gather_reference, traits={"constraints": _gather_constraints}, axis=REQUIRED)
+def _picked_along(node: Node) -> Collection[int]:
+    return (0, 1) if node.attributes["axis"] else (1,)
+
+
+_GATHER = {"constraints": _gather_constraints, "first_axis": _picked_along}
+
+
+@op("gather", _gather_reference, traits=_GATHER, axis=REQUIRED)
 def _gather(x: TensorType, index: TensorType, axis: int) -> TensorType:
     want_dtype(index, INDICES, "the index")
     want_axis(x, axis)

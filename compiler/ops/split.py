@@ -23,11 +23,12 @@ import numpy as np
 
 from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import op
-from llmc.compiler.ops.linear import check_epilogue
+from llmc.compiler.ops.linear import check_epilogue, product_rows
 from llmc.compiler.ops.quantise import fma32, row_scales, scaled
 from llmc.compiler.ops.reduction import F32
 from llmc.compiler.ops.rows import line_stride, pack_rows, unpack_rows
 from llmc.compiler.ops.rules import Array, same_dim, shape_text, want_dtype, want_rank, want_shape
+from llmc.compiler.ops.traits import first_input
 from llmc.errors import LlmcError
 
 PARTS = 3
@@ -83,12 +84,15 @@ def _split_rows_reference(x: Array) -> Array:
     return pack_rows(q, scale, line_stride(q.shape[-1]))
 
 
-@op("split_rows", _split_rows_reference)
+@op("split_rows", _split_rows_reference, traits={"first_axis": first_input})
 def _split_rows(x: TensorType) -> TensorType:
     want_dtype(x, F32)
     if not x.rank or not isinstance(x.shape[-1], int):
         raise LlmcError("the last axis must have a fixed size")
     return TensorType("u8", (*x.shape[:-1], line_stride(PARTS * part_size(x.shape[-1]))))
+
+
+_SPLIT_LINEAR = {"accuracy": "close", "first_axis": product_rows}
 
 
 def _split_linear_reference(
@@ -104,7 +108,7 @@ def _split_linear_reference(
     return scaled(total, x_scale * w_scale, extras, epilogue)
 
 
-@op("split_linear", _split_linear_reference, traits={"accuracy": "close"}, epilogue=())
+@op("split_linear", _split_linear_reference, traits=_SPLIT_LINEAR, epilogue=())
 def _split_linear(
     rows: TensorType, w: TensorType, w_scale: TensorType, *extras: TensorType, epilogue: Any
 ) -> TensorType:

@@ -15,6 +15,7 @@ Known = np.ndarray[Any, Any] | None  # a value, or not known
 Constraints = Callable[..., Iterable["AtMost"]]
 Partial = Callable[..., Known]
 Positions = Collection[int] | Callable[[Node], Collection[int]]
+FirstAxis = Callable[[Node], Collection[int]]
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,27 @@ class Rows:
         return max(node.inputs[at].type.rank for at in self.positions(node)) - node.inputs[position].type.rank
 
 
-def _all_inputs(node: Node) -> range:
+def all_inputs(node: Node) -> range:
+    """The positions of all operands."""
     return range(len(node.inputs))
 
 
-ELEMENTWISE = Rows(_all_inputs, sliced=True, broadcast=True)
+def first_input(node: Node) -> Collection[int]:
+    """The position of the first operand."""
+    return (0,)
+
+
+def beside_first(name: str, inputs: FirstAxis = first_input) -> FirstAxis:
+    """Operands of an op that works along the axis or axes that its attribute `name` holds, if the first is none."""
+
+    def positions(node: Node) -> Collection[int]:
+        axes = node.attributes[name]
+        return () if 0 in (axes if isinstance(axes, tuple) else (axes,)) else inputs(node)
+
+    return positions
+
+
+ELEMENTWISE = Rows(all_inputs, sliced=True, broadcast=True)
 
 
 class Packing(Protocol):

@@ -74,23 +74,28 @@ static int64_t element(const llmc_tensor *tensor, size_t i) {
     }
 }
 
+int64_t llmc_kept(const llmc_tensor *mask, size_t all, size_t columns) {
+    int64_t kept = 0;
+    size_t i, j;
+    for (i = 0; columns && i < all; i += columns) {
+        int64_t tokens = 0; /* without any the whole row is kept, else the first place too */
+        for (j = 0; j < columns; j++) tokens += element(mask, i + j) != 0;
+        kept += tokens ? tokens + !element(mask, i) : (int64_t)columns;
+    }
+    return kept;
+}
+
 void llmc_count_dims(const llmc_program *program, const llmc_function *function, const llmc_tensor *inputs,
                      int64_t *sizes) {
     int c;
     for (c = 0; c < function->n_counted; c++) {
         const llmc_tensor *mask = inputs ? &inputs[function->counted[c]] : NULL;
-        int64_t shape[LLMC_MAX_RANK], kept;
-        size_t all, columns, i, j;
+        int64_t shape[LLMC_MAX_RANK];
+        size_t all;
         llmc_input_shape(function, sizes, function->counted[c], shape);
         all = llmc_elements(function->inputs[function->counted[c]].rank, shape);
-        columns = (size_t)shape[1];
-        kept = mask && mask->data ? 0 : (int64_t)all; /* absent: all ones */
-        for (i = 0; mask && mask->data && columns && i < all; i += columns) {
-            int64_t tokens = 0; /* without any the whole row is kept, else the first place too */
-            for (j = 0; j < columns; j++) tokens += element(mask, i + j) != 0;
-            kept += tokens ? tokens + !element(mask, i) : (int64_t)columns;
-        }
-        sizes[program->n_dims + c] = kept;
+        sizes[program->n_dims + c] = mask && mask->data ? llmc_kept(mask, all, (size_t)shape[1])
+                                                        : (int64_t)all; /* absent: all ones */
     }
 }
 

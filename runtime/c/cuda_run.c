@@ -158,7 +158,8 @@ static size_t place_ends(const llmc_function *f, const int64_t *sizes, device_po
     return used;
 }
 
-static size_t run_bytes(const llmc_function *f, const int64_t *sizes, size_t parts) {
+static size_t run_bytes(const llmc_session *session, const llmc_function *f, const int64_t *sizes, size_t parts) {
+    (void)session;
     return llmc_held_for(f->arena_bytes(sizes) + parts) + llmc_held_for(place_ends(f, sizes, 0, NULL));
 }
 

@@ -76,7 +76,7 @@ llmc_status llmc_memory_needed(const llmc_model *model, int function, const int6
         if (chosen->inputs[i].has_default) defaults += llmc_default_bytes(chosen, sizes, i);
     memory->weights = model->program->weights_bytes;
     parts = chosen->part_bytes ? chosen->part_bytes(sizes) : 0;
-    memory->arena = model->device->run_bytes(chosen, sizes, parts) + (defaults ? llmc_held_for(defaults) : 0);
+    memory->arena = model->device->run_bytes(model->own, chosen, sizes, parts) + (defaults ? llmc_held_for(defaults) : 0);
     memory->states = bytes_of_states(model->program, chosen, sizes);
     return LLMC_OK;
 }

@@ -57,27 +57,21 @@ static llmc_status copy(llmc_session *session, void *to, const void *from, size_
     return LLMC_OK;
 }
 
-static size_t run_bytes(const llmc_function *function, const int64_t *sizes, size_t parts) {
-    return llmc_held_for(function->arena_bytes(sizes) + parts);
+static size_t run_bytes(const llmc_session *session, const llmc_function *function, const int64_t *sizes,
+                        size_t parts) {
+    return llmc_held_for(llmc_arena_of_samples(session, function, sizes) + parts);
 }
 
 static llmc_status run(llmc_session *session, const llmc_function *function, const llmc_tensor *outputs,
                        const int64_t *sizes, llmc_error *error) {
-    llmc_frame frame;
     uint64_t mode;
     int i;
-    size_t bytes = function->arena_bytes(sizes) + session->part_bytes;
+    size_t bytes = llmc_arena_of_samples(session, function, sizes) + session->part_bytes;
     llmc_status status = llmc_reserve(session, &llmc_host, &session->arena, bytes, 0, error);
     if (status != LLMC_OK) return status;
     for (i = 0; i < function->n_outputs; i++) session->outputs[i] = outputs[i].data;
-    frame.dims = sizes;
-    frame.weights = session->model->map + LLMC_WEIGHTS_HEADER;
-    frame.inputs = session->inputs;
-    frame.outputs = session->outputs;
-    frame.runtime = session;
-    llmc_place_parts(session, function, &frame);
     mode = llmc_float_mode(); /* the caller's may differ from the workers': the same bits on all threads */
-    function->run(&frame, session->model->variant->kernels);
+    llmc_run_samples(session, function, sizes);
     llmc_set_float_mode(mode);
     return LLMC_OK;
 }

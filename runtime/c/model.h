@@ -60,8 +60,8 @@ struct llmc_device {
     /* From its memory to the host's and back, after all that came before is done; also of 0 bytes. */
     llmc_status (*fetch)(llmc_session *session, void *to, const void *from, size_t bytes, llmc_error *error);
     llmc_status (*store)(llmc_session *session, void *to, const void *from, size_t bytes, llmc_error *error);
-    size_t (*run_bytes)(const llmc_function *function, const int64_t *sizes, size_t parts); /* what a run takes beside
-                                                                                states, with the bytes of its parts */
+    size_t (*run_bytes)(const llmc_session *session, const llmc_function *function, const int64_t *sizes,
+                        size_t parts); /* what a run takes beside states, with the bytes of its parts */
     /* session->inputs are the host's, where outputs go too; states and next are the device's. session->table has the
      * parts, and `sizes` are those of all together. */
     llmc_status (*run)(llmc_session *session, const llmc_function *function, const llmc_tensor *outputs,
@@ -175,6 +175,7 @@ size_t llmc_default_bytes(const llmc_function *function, const int64_t *sizes, i
 /* Put the sizes of the counted dims after those of the others; NULL inputs keep all places. */
 void llmc_count_dims(const llmc_program *program, const llmc_function *function, const llmc_tensor *inputs,
                      int64_t *sizes);
+int64_t llmc_kept(const llmc_tensor *mask, size_t all, size_t columns); /* of the first `all` places of a mask */
 
 /* memory.c: regions of a session on a device, within the bounds on memory. */
 llmc_status llmc_reserve(llmc_session *session, const llmc_device *device, llmc_region *region, size_t bytes,
@@ -242,6 +243,11 @@ void llmc_table_close(llmc_session *session);
 void llmc_set_parts(llmc_session *leader, const llmc_member *members, int n);
 size_t llmc_bytes_of_parts(const llmc_function *function, const llmc_member *members, int n);
 void llmc_place_parts(llmc_session *leader, const llmc_function *function, llmc_frame *frame); /* in the leader's arena */
+
+/* samples.c: a batch that runs in smaller ones */
+int64_t llmc_samples_at_once(const llmc_session *session, const llmc_function *function, const int64_t *sizes);
+size_t llmc_arena_of_samples(const llmc_session *session, const llmc_function *function, const int64_t *sizes);
+void llmc_run_samples(llmc_session *session, const llmc_function *function, const int64_t *sizes); /* to its outputs */
 
 /* run.c, likewise */
 llmc_status llmc_run_members(llmc_session *leader, const llmc_function *function, const llmc_member *members, int n,

@@ -127,6 +127,8 @@ typedef struct llmc_function {
     const llmc_constraint *constraints;
 
     int batches;        /* several sessions may be parts of one run */
+    int samples; /* d + 1: the places of each input and output along dim d, their first axis, are computed each for itself,
+                    so that those of a large batch may run in any number of runs; 0: no dim is known to be so */
     const char *single; /* else why not, or NULL */
 
     size_t (*arena_bytes)(const int64_t *dims); /* of all parts */
@@ -169,7 +171,7 @@ typedef struct llmc_program {
 
 extern const llmc_device llmc_cuda; /* cuda.c, linked where a program names it */
 
-#define LLMC_MODULE_ABI 6u
+#define LLMC_MODULE_ABI 7u
 
 extern const llmc_program llmc_this_program;
 

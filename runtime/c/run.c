@@ -44,7 +44,7 @@ static size_t growth_of_run(const llmc_session *leader, const llmc_function *fun
     llmc_region run = {NULL, NULL, 0, NULL}; /* all that the device needs, as if in one piece */
     run.bytes = (size_t)(leader->held - llmc_bytes_of_states(leader)) - leader->defaults.bytes;
     return (defaults ? llmc_growth_of(&leader->defaults, defaults, generous) : 0) +
-           llmc_growth_of(&run, leader->model->device->run_bytes(function, sizes, leader->part_bytes) - 64, generous);
+           llmc_growth_of(&run, leader->model->device->run_bytes(leader, function, sizes, leader->part_bytes) - 64, generous);
 }
 
 static llmc_status check_member(const llmc_session *leader, const llmc_member *member, const llmc_function *function,

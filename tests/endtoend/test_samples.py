@@ -1,0 +1,115 @@
+"""A batch so large that it runs as several smaller ones: the bits of each sample alone, in memory for one of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from random_families import random_model
+
+import llmc
+from llmc.errors import LlmcError
+
+pytestmark = pytest.mark.xdist_group("samples")
+
+BATCH, SEQ = 512, 64
+ROOM = 4 << 20  # LLMC_SAMPLES_ROOM of samples.c, for each thread
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory, shared: Callable[..., Path]) -> Path:
+    """A small encoder that packs its tokens, in int8."""
+    folder = tmp_path_factory.mktemp("samples")
+    random_model("bert", "ForTokenClassification").save_pretrained(folder / "bert")
+    return shared(
+        "samples.llmc", lambda path: llmc.compile(folder / "bert", path, quant="int8", max_batch=BATCH)
+    )
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, shared: Callable[..., Path]) -> Path:
+    """A convolution, a pool and a head."""
+    nn = torch.nn
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16 * 32 * 32, 5)
+    )
+    sample = {"x": torch.zeros(2, 3, 64, 64)}
+    return shared(
+        "sample_images.llmc", lambda path: llmc.compile_module(module.eval(), sample, path, max_batch=64)
+    )
+
+
+def some_texts(batch: int) -> Arrays:
+    rng = np.random.default_rng(batch)
+    mask = (np.arange(SEQ) < rng.integers(0, SEQ + 1, (batch, 1))).astype(np.int64)
+    mask[::7] = rng.integers(0, 2, mask[::7].shape)
+    return {"input_ids": rng.integers(0, 20, mask.shape), "attention_mask": mask}
+
+
+def arena(model: llmc.Model, **sizes: int) -> int:
+    return model.memory_needed(**sizes).arena
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_texts(texts: Path, threads: int) -> None:
+    inputs = some_texts(BATCH)
+    with llmc.load(texts, threads=threads) as model:
+        together = model.run(inputs)
+        for first in range(0, BATCH, 37):  # of other sizes, at other places of their run
+            part = model.run({name: value[first : first + 5] for name, value in inputs.items()})
+            for name, value in part.items():
+                assert np.array_equal(value, together[name][first : first + 5]), (name, first)
+        assert arena(model, batch=BATCH, seq=SEQ) < 2 * ROOM * threads
+        assert arena(model, batch=1, seq=SEQ) * BATCH > ROOM * threads, "one run would do"
+
+
+def test_a_mask_that_is_absent(texts: Path) -> None:
+    inputs = some_texts(BATCH)
+    with llmc.load(texts, threads=1) as model:
+        given = model.run({**inputs, "attention_mask": np.ones((BATCH, SEQ), np.int64)})
+        absent = model.run({"input_ids": inputs["input_ids"]})
+        for name, value in given.items():
+            assert np.array_equal(value, absent[name])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_images(images: Path, threads: int) -> None:
+    x = np.random.default_rng(0).normal(size=(64, 3, 64, 64)).astype(np.float32)
+    with llmc.load(images, threads=threads) as model:
+        (name,) = model.inputs
+        (out,) = model.outputs
+        together = model.run({name: x})[out]
+        alone = np.concatenate([model.run({name: x[i : i + 1]})[out] for i in range(64)])
+        assert np.array_equal(together, alone)
+        assert arena(model, batch=64) < 2 * ROOM * threads
+
+
+def test_bounded_memory_is_for_what_runs_at_once(texts: Path) -> None:
+    with llmc.load(texts, threads=1, max_memory=2 * ROOM) as model:
+        inputs = some_texts(BATCH)
+        assert model.run(inputs)
+        with pytest.raises(LlmcError):
+            llmc.load(texts, threads=1, max_memory=1000).run(inputs)
+
+
+def test_a_deadline_between_two_of_them(texts: Path) -> None:
+    inputs = some_texts(BATCH)
+    with llmc.load(texts, threads=1) as model:
+        expected = model.run(inputs)
+        begin = time.perf_counter()
+        model.run(inputs)
+        took = time.perf_counter() - begin
+        with model.session() as session:
+            with pytest.raises(LlmcError, match="timeout"):
+                session.run(inputs, timeout=took / 1000)
+            again = session.run(inputs)
+        for name, value in expected.items():
+            assert np.array_equal(value, again[name])
