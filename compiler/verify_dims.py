@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+from collections.abc import Iterable
 from typing import Any
 
 import sympy
@@ -44,12 +45,24 @@ def used_dims(graph: Graph) -> dict[str, Node]:
     return used
 
 
+def unread_dims(graph: Graph) -> frozenset[str]:
+    """Dims of inputs that nothing reads and of nothing else, so that no arithmetic has them: those may be 0."""
+    read = {*graph.roots, *(i for node in graph.nodes for i in node.inputs)}
+    idle = {node for node in graph.inputs if node not in read}
+    busy = (node for node in graph.everywhere() if node not in idle)
+    return _names(idle) - _names(busy)
+
+
+def _names(nodes: Iterable[Node]) -> frozenset[str]:
+    return frozenset(s.name for node in nodes for s in symbols_of(node))
+
+
 def _check_bounds(graph: Graph) -> None:
     used = used_dims(graph)
     for name, node in used.items():
         if name not in graph.dims:
             raise broken(f"dim {name!r} has no bounds", node)
-    positive = used.keys() - growing_dims(graph)
+    positive = used.keys() - growing_dims(graph) - unread_dims(graph)
     for name, (low, high) in graph.dims.items():
         if not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
             raise broken(f"{name!r} cannot be the name of a dim")

@@ -114,6 +114,20 @@ def test_planted_breach_is_caught(build: Callable[[], Graph], message: str):
     assert message in str(caught.value)
 
 
+def test_inputs_that_nothing_reads_may_be_empty():
+    """Their dims may be 0 if nothing else has them: not the shape of an output, not the value of a node."""
+    idle, size = input_("idle", "f32", ("rows",)), make("dim", (), HERE, value=symbol("rows"))
+    bounds = {**DIMS, "rows": (0, 4)}
+    verify(Graph((x(), idle), {"y": constant(np.ones(3))}, bounds))
+    for inputs, y in (
+        ((x(), idle), size),
+        ((x(), idle), idle),
+        ((idle, other := input_("o", "f32", ("rows",))), other),
+    ):
+        with pytest.raises(LlmcError, match=r"bounds 0\.\.4"):
+            verify(Graph(inputs, {"y": y}, bounds))
+
+
 def test_errors_name_the_source():
     with pytest.raises(LlmcError) as caught:
         verify(one(raw("softmax", (x(),), {})))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from llmc.compiler.dims import product
+from llmc.compiler.dims import Bounds, product
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import make
+from llmc.compiler.verify_dims import unread_dims
 
 _VIEWS = ("reshape", "transpose", "expand")
 _INTEGERS = ("i32", "i64")
@@ -46,6 +48,13 @@ def sized(
 def with_sizes(graph: Graph, sizes: Mapping[Node, int]) -> Graph:
     """The graph whose inputs may be these numbers only."""
     return graph.replace(lambda node: _within(node, sizes[node], sizes[node]) if node in sizes else node)
+
+
+def with_empty(graph: Graph, asked: Collection[str]) -> Graph:
+    """The graph whose inputs that nothing reads may hold nothing, along dynamic axes without bounds that were asked."""
+    free = unread_dims(graph) - set(asked)
+    dims = {name: Bounds(0 if name in free else low, high) for name, (low, high) in graph.dims.items()}
+    return replace(graph, dims=dims) if free else graph
 
 
 def _indices(graph: Graph) -> Iterator[tuple[Node, int]]:

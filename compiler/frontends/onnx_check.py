@@ -113,8 +113,10 @@ def bodies_of(node: Any) -> list[Any]:
 
 
 def read_names(node: Any) -> set[str]:
-    """What a node reads, what its bodies read from around them included."""
+    """What a node reads, what its bodies read from around them included; of a Gradient what it differentiates, too."""
     names = {name for name in node.input if name}
+    if node.op_type == "Gradient":
+        names |= {a.s.decode(errors="ignore") for a in node.attribute if a.name == "y"}
     for body in bodies_of(node):
         names |= outer_names(body)
     return names

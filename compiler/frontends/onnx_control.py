@@ -8,7 +8,7 @@ from typing import Any
 from llmc.compiler.frontends.composed import joined
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_parts import backwards
-from llmc.compiler.frontends.onnx_values import Items, Sizes, Value, known
+from llmc.compiler.frontends.onnx_values import Items, Sizes, Unsized, Value, known
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import input_, results
@@ -27,7 +27,8 @@ class Captured:
 
     def __call__(self, value: Value) -> Value:
         if isinstance(value, Items):
-            return Items(tuple(self(item) for item in value.items))  # type: ignore[misc]
+            items = (item if isinstance(item, Unsized) else self(item) for item in value.items)
+            return Items(tuple(items))  # type: ignore[arg-type]
         if isinstance(value, Sizes) or value.op == "constant":
             return value
         if value not in self.inner:

@@ -71,7 +71,8 @@ def to_graph(
     )
     if said.dims:  # one of llmc's own says its bounds itself
         return graph
-    return onnx_bounds.bounded(onnx_bounds.with_sizes(graph, sizes))
+    graph = onnx_bounds.bounded(onnx_bounds.with_sizes(graph, sizes))
+    return onnx_bounds.with_empty(graph, axes.bounds)
 
 
 def _function(inputs: Sequence[Node], outputs: Mapping[str, Node], dims: Mapping[str, Bounds]) -> Graph:

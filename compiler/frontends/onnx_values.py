@@ -31,10 +31,15 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Unsized:
+    """An item whose size numbers at run time decide: it can be counted, not read."""
+
+
+@dataclass(frozen=True)
 class Items:
     """A sequence, or an optional value: one item or none."""
 
-    items: tuple[Node | Sizes, ...]
+    items: tuple[Node | Sizes | Unsized, ...]
 
 
 Value = Node | Sizes | Items

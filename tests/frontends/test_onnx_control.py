@@ -164,6 +164,42 @@ def test_sequences(tmp_path: Path) -> None:
     same(tmp_path, model(nodes, SEQ, weights), x_of(2, 3, 4))
 
 
+SPLIT = NODE("SplitToSequence", ["y", "sizes"], ["parts"])
+PARTS = [INFO("x", T.FLOAT, [2]), INFO("y", T.FLOAT, ["n"]), INFO("sizes", T.INT64, [3])]
+
+
+def test_parts_whose_sizes_come_at_run_time_can_be_counted(tmp_path: Path) -> None:
+    """What they are cut from need not be there."""
+    nodes = [
+        SPLIT,
+        NODE("SequenceInsert", ["parts", "x"], ["more"]),
+        NODE("SequenceLength", ["more"], ["count"]),
+        NODE("Cast", ["count"], ["f"], to=T.FLOAT),
+        NODE("SequenceAt", ["more", "last"], ["own"]),
+        NODE("Mul", ["own", "f"], ["out"]),
+    ]
+    made, x = model(nodes, PARTS, {"last": np.int64(-1)}), np.array([1, 3], F)
+    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
+    for sizes in ([0, 0, 0], [2, 0, 5]):
+        given = {"x": x, "y": np.zeros(sum(sizes), F), "sizes": np.array(sizes, np.int64)}
+        np.testing.assert_array_equal(run(load(tmp_path / "m.onnx").graph, given)["out"], 4 * x)
+    asked = load(tmp_path / "m.onnx", dims={"batch": (2, 5)}).graph
+    with pytest.raises(LlmcError, match="batch = 0"):
+        run(asked, {"x": x, "y": np.zeros(0, F), "sizes": np.zeros(3, np.int64)})
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [NODE("SequenceAt", ["parts", "one"], ["out"]), NODE("ConcatFromSequence", ["parts"], ["out"], axis=0)],
+)
+def test_parts_whose_sizes_come_at_run_time_cannot_be_read(reader: Any, tmp_path: Path) -> None:
+    made = model([SPLIT, reader], PARTS, {"one": np.int64(1)})
+    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
+    with pytest.raises(LlmcError, match=reader.op_type) as caught:
+        load(tmp_path / "m.onnx")
+    assert "a part whose size is computed from the values of tensors" in (caught.value.found or "")
+
+
 def test_functions_of_the_file(tmp_path: Path) -> None:
     """One calls another, with an attribute handed on and an input left out."""
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
