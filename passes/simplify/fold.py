@@ -36,7 +36,7 @@ class Fold(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """One walk folds all: operands come first."""
-        return rewrite(graph, (self.fold_constants,))
+        return rewrite(graph, (self.fold_constants, self.fold_repeated_weight))
 
     def fold_constants(self, node: Node) -> Node | Decline | None:
         """f(constants) -> constant"""
@@ -50,6 +50,19 @@ class Fold(Pass):
         if size > max(self.limit, sum(i.attributes["value"].array.nbytes for i in node.inputs)):
             return Decline(f"the result would take {size} bytes")
         return constant(Weight(_value(node), _name(node)), source=node.source)
+
+    def fold_repeated_weight(self, node: Node) -> Node | None:
+        """conv2d(x, expand(constant)) -> conv2d(x, constant): its kernels are made for weights that are there"""
+        if node.op != "conv2d" or node.inputs[1].op not in ("expand", "full"):
+            return None
+        x, weight, *others = node.inputs
+        known = all(i.op == "constant" for i in weight.inputs) and all(
+            isinstance(d, int) for d in weight.shape
+        )
+        if not known:
+            return None
+        made = constant(Weight(_value(weight), _name(weight)), source=weight.source)
+        return node.with_inputs((x, made, *others))
 
 
 def _names_dims(node: Node) -> bool:

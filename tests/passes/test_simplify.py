@@ -175,6 +175,21 @@ def test_fold_leaves_dims(node):
     assert Fold().fold_constants(node) is None
 
 
+@pytest.mark.parametrize(
+    "weight",
+    [op("expand", ONE, shape=(200, 1, 9, 10)), op("full", shape=(200, 1, 9, 10), value=0.5, dtype="f32")],
+)
+def test_fold_writes_out_the_weight_of_a_convolution(weight, same_output):
+    """However large: there is no kernel for a weight that is not there. What a size repeats stays."""
+    image = op("reshape", X, shape=(B, 1, S, 4))
+    how = {"stride": (1, 1), "dilation": (1, 1), "padding": (8, 9, 8, 9), "groups": 1}
+    folded = same_output(Fold(), graph(op("conv2d", image, weight, **how)))
+    assert not any(node.op == weight.op for node in folded.nodes)
+    by_size = op("cast", op("reshape", op("dim", value=S), shape=(1, 1, 1, 1)), dtype="f32")
+    open_ = op("conv2d", image, op("expand", by_size, shape=weight.shape), **how)
+    assert Fold().fold_repeated_weight(open_) is None
+
+
 def test_fold_refuses_a_negative_limit():
     with pytest.raises(LlmcError, match="limit"):
         Pipeline.parse("fold{limit=-1}", PASSES)
