@@ -22,6 +22,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
         "i32": np.dtype(np.int32),
         "i64": np.dtype(np.int64),
         "bool": np.dtype(np.bool_),
+        "f64": np.dtype(np.float64),  # for sums and products of such files only: no other op has it
     }
 )
 _NAMES = {v: k for k, v in DTYPES.items()}

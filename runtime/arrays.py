@@ -88,7 +88,7 @@ def _foreign_array(name: str, info: TensorInfo, value: Any) -> Array:
         raise LlmcError(
             f"input {name} is no array: {error}", hint="pad lists to equal length; move tensors to the CPU"
         ) from None
-    if array.dtype.kind == "f" and not hasattr(value, "__array__"):
+    if array.dtype.kind == "f" and info.dtype != "f64" and not hasattr(value, "__array__"):
         raise LlmcError(
             f"input {name} is a list or number of Python floats, which have 64 bits",
             hint=f"say what is wanted: np.asarray({name}, np.{info.numpy_dtype})",

@@ -20,7 +20,7 @@ from llmc.runtime.generation_entry import GenerationEntry, read_generation
 
 FORMAT = 2
 MANIFEST, MODULE, WEIGHTS = "manifest.json", "module.so", "weights.bin"
-DTYPES = ("f32", "f16", "bf16", "i8", "u8", "i32", "i64", "bool")
+DTYPES = ("f32", "f16", "bf16", "i8", "u8", "i32", "i64", "bool", "f64")
 MAX_RANK, MAX_DIMS = 8, 16
 MAX_SIZE = 2**62
 

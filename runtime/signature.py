@@ -23,6 +23,7 @@ NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
         "i32": np.dtype(np.int32),
         "i64": np.dtype(np.int64),
         "bool": np.dtype(np.bool_),
+        "f64": np.dtype(np.float64),
     }
 )
 

@@ -9,7 +9,7 @@ ERROR_CPU, ERROR_DEVICE = 5, 12  # of llmc_status
 MAX_RANK = 8
 MAX_DIMS = 16
 EXPRESSION = -(2**63)  # a size in TensorSpec.dims that the program computes
-DTYPE_NAMES = ("?", "f32", "f16", "bf16", "i8", "u8", "i32", "i64", "bool")
+DTYPE_NAMES = ("?", "f32", "f16", "bf16", "i8", "u8", "i32", "i64", "bool", "f64")
 
 
 class Error(Structure):

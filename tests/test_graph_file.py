@@ -170,9 +170,9 @@ def test_nothing_is_unpickled(file: Path) -> None:
 
 
 def test_numbers_that_llmc_has_not(file: Path) -> None:
-    np.savez(file.with_suffix(".npz"), a=np.zeros(20))
+    np.savez(file.with_suffix(".npz"), a=np.zeros(20, complex))
     error = refused(file)
-    assert "float64 is not supported" in error.problem
+    assert "complex128 is not supported" in error.problem
     assert str(error.at).endswith("dense.npz, a")
 
 

@@ -56,6 +56,7 @@ def weights(path: Path) -> dict[str, Weight]:
     Raises:
         LlmcError: the file is damaged.
     """
-    tensors = read(path).model.graph.initializer
-    found = (Weight(values(t, path), t.name) for t in tensors if t.data_type in DTYPES)
+    file = read(path)
+    tensors = file.model.graph.initializer
+    found = (Weight(values(t, path, file.doubles), t.name) for t in tensors if t.data_type in DTYPES)
     return {weight.digest: weight for weight in found}

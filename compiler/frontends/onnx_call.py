@@ -26,7 +26,7 @@ from llmc.compiler.frontends.onnx_values import (
     want_room,
 )
 from llmc.compiler.frontends.report import UnsupportedError
-from llmc.compiler.graph import DTYPES, Node, Source, results_of
+from llmc.compiler.graph import DTYPES, Node, Source, Weight, results_of
 from llmc.compiler.ops import OPS, constant, make
 from llmc.compiler.registry import into
 from llmc.errors import LlmcError
@@ -211,7 +211,7 @@ class Call:
 
     def number(self, value: Any, dtype: str) -> Node:
         """A rank-0 constant."""
-        return constant(np.asarray(value).astype(DTYPES[dtype]), source=self.source)
+        return constant(Weight(np.asarray(value).astype(DTYPES[dtype]), ""), source=self.source)
 
     def cast(self, x: Node, dtype: str) -> Node:
         """x -> cast(x), or x itself if it has the dtype."""
@@ -258,6 +258,5 @@ def folded(node: Node) -> Node:
     extra: dict[str, Any] = {"sizes": {}} if declared.symbolic else {}
     array = np.asarray(declared.reference(*arrays, **node.attributes, **extra), DTYPES[node.dtype])
     names = {i.attributes["value"].name for i in node.inputs}
-    return constant(
-        np.ascontiguousarray(array).reshape(node.shape), names.pop() if len(names) == 1 else "", node.source
-    )
+    name = names.pop() if len(names) == 1 else ""
+    return constant(Weight(np.ascontiguousarray(array).reshape(node.shape), name), source=node.source)

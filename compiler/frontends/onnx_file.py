@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from onnx import TensorProto, defs, numpy_helper
 
 from llmc.compiler.frontends import onnx_check
 from llmc.compiler.frontends.imported import LARGEST
+from llmc.compiler.frontends.onnx_doubles import in_doubles
 from llmc.compiler.frontends.onnx_kinds import DTYPES, RAW, dtype_name, wide
 from llmc.compiler.frontends.regular_file import want_regular
 from llmc.errors import LlmcError
@@ -37,6 +39,11 @@ class OnnxFile:
 
     path: Path
     model: onnx.ModelProto
+
+    @cached_property
+    def doubles(self) -> bool:
+        """Whether it is computed in doubles; all other floats of any width are float32."""
+        return in_doubles(self.model)
 
     @property
     def producer(self) -> str:
@@ -199,15 +206,19 @@ def _bytes(tensor: TensorProto) -> int:
 _WIDTHS = {"BFLOAT16": 16, "FLOAT4": 4, "FLOAT6": 6, "INT4": 4, "INT2": 2}
 
 
-def values(tensor: TensorProto, path: Path) -> np.ndarray[Any, Any]:
+def values(tensor: TensorProto, path: Path, doubles: bool = False) -> np.ndarray[Any, Any]:
     """The values of a tensor in llmc's dtype for it; a view of the file where no conversion is needed.
+
+    Args:
+        doubles: doubles stay what they are.
 
     Raises:
         LlmcError: the dtype is not supported or the data is damaged.
     """
     _check(tensor, path)
     try:
-        return wide(_array(tensor, path))
+        array = _array(tensor, path)
+        return array if doubles and array.dtype == np.float64 else wide(array)
     except (ValueError, TypeError) as error:
         told = str(error).startswith("the data has")
         raise LlmcError(

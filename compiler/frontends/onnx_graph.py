@@ -18,7 +18,7 @@ from llmc.compiler.frontends.onnx_axes import Axes
 from llmc.compiler.frontends.onnx_call import Call
 from llmc.compiler.frontends.onnx_check import in_order
 from llmc.compiler.frontends.onnx_file import OnnxFile
-from llmc.compiler.frontends.onnx_kinds import DTYPES, dtype_name
+from llmc.compiler.frontends.onnx_kinds import DTYPES, dtype_name, held_in
 from llmc.compiler.frontends.onnx_own import PAST, PRESENT, Own, own
 from llmc.compiler.frontends.onnx_reader import Reader
 from llmc.compiler.frontends.onnx_scope import Scope
@@ -148,7 +148,7 @@ def _output(file: OnnxFile, scope: Scope, info: Any) -> Node:
     call = Call("output", Inputs((value,)), Attributes({}), 1, 1, Source(info.name))
     node = call.node(0)
     kind = info.type.tensor_type.elem_type
-    if kind in DTYPES and DTYPES[kind] != node.dtype:
+    if kind in DTYPES and held_in(kind, file.doubles) != node.dtype:
         raise LlmcError(
             f"the output {info.name!r} is declared as {dtype_name(kind)}, but it is {node.dtype}",
             at=str(file.path),
@@ -196,7 +196,7 @@ def _input(file: OnnxFile, proto: Any, axes: Axes, high: int | None) -> Node:
         raise LlmcError(
             f"input {proto.name!r} has no shape", at=str(file.path), hint="export with shapes or dynamic axes"
         )
-    dtype, shape = DTYPES[kind.elem_type], _shape(proto.name, kind.shape.dim, axes)
+    dtype, shape = held_in(kind.elem_type, file.doubles), _shape(proto.name, kind.shape.dim, axes)
     if len(shape) > MOST_AXES or any(isinstance(d, int) and d > LARGEST for d in shape):
         raise LlmcError(
             f"input {proto.name!r} has a shape that no tensor has",

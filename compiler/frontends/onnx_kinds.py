@@ -50,7 +50,13 @@ _NATURAL = {
     "i32": TensorProto.INT32,
     "i64": TensorProto.INT64,
     "bool": TensorProto.BOOL,
+    "f64": TensorProto.DOUBLE,
 }
+
+
+def held_in(kind: int, doubles: bool = False) -> str:
+    """The dtype of the IR that holds an element type of `DTYPES`; of a file that is computed in doubles f64, too."""
+    return "f64" if doubles and kind == TensorProto.DOUBLE else DTYPES[kind]
 
 
 def dtype_name(number: int) -> str:

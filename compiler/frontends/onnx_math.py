@@ -77,7 +77,7 @@ def _binary(call: Call) -> Node:
 def _div(call: Call) -> Node:
     """Integers are divided toward zero."""
     a, b = operands(call)
-    return call.op("div", a, b) if a.dtype == "f32" else truncated_quotient(call, a, b)
+    return call.op("div", a, b) if a.dtype in ("f32", "f64") else truncated_quotient(call, a, b)
 
 
 @onnx_op("Mod")

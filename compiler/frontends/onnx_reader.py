@@ -193,7 +193,7 @@ class Reader:
 
     def _attributes(self, node: NodeProto, scope: Scope) -> Attributes:
         protos = onnx_functions.resolved(node, scope.attributes).attribute
-        return Attributes({a.name: onnx_types.plain(a, self.path) for a in protos}, protos)
+        return Attributes({a.name: onnx_types.plain(a, self.path, self.file.doubles) for a in protos}, protos)
 
     def _want_understood(self, node: NodeProto, call: Call, scope: Scope) -> None:
         """Refuse what a converter has not looked at."""

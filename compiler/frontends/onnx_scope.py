@@ -11,7 +11,7 @@ from onnx import NodeProto
 from llmc.compiler.frontends import onnx_functions, onnx_types
 from llmc.compiler.frontends.onnx_file import values
 from llmc.compiler.frontends.onnx_values import Value
-from llmc.compiler.graph import Source
+from llmc.compiler.graph import Source, Weight
 from llmc.compiler.ops import constant
 
 OWN = ("", "ai.onnx")  # ONNX's own domain
@@ -54,8 +54,10 @@ class Scope:
             return self.values[name]
         if name in self.tensors:
             tensor = self.tensors[name]
-            array = values(tensor, self.reader.file.path)
-            self.keep(name, constant(array, name, Source(name.rpartition(".")[0])), tensor.data_type)
+            array = values(tensor, self.reader.file.path, self.reader.file.doubles)
+            self.keep(
+                name, constant(Weight(array, name), source=Source(name.rpartition(".")[0])), tensor.data_type
+            )
             return self.values[name]
         if self.around is None:
             return None

@@ -14,7 +14,7 @@ from llmc.compiler.frontends.onnx_sizes import as_value, floor_div
 from llmc.compiler.frontends.onnx_values import Value, known, want_room
 from llmc.compiler.frontends.parts import tiled
 from llmc.compiler.frontends.report import UnsupportedError
-from llmc.compiler.graph import Node
+from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import constant
 from llmc.compiler.ops.rules import INTEGERS, broadcast
 
@@ -40,7 +40,7 @@ def _size(call: Call) -> Value:
 @onnx_op("Constant")
 def _constant(call: Call) -> Node:
     if "value" in call.attributes:
-        return constant(call.attributes["value"], source=call.source)
+        return constant(Weight(call.attributes["value"], ""), source=call.source)
     for name, dtype in _CONSTANTS.items():
         if name in call.attributes:
             return constant(np.asarray(call.attributes[name], dtype), source=call.source)

@@ -10,7 +10,7 @@ from onnx import AttributeProto, NodeProto, helper
 
 from llmc.compiler.frontends.onnx_call import folded
 from llmc.compiler.frontends.onnx_file import values
-from llmc.compiler.frontends.onnx_kinds import DTYPES, bits, natural
+from llmc.compiler.frontends.onnx_kinds import DTYPES, bits, held_in, natural
 from llmc.compiler.frontends.onnx_values import Items, Sizes, Value
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import DTYPES as ARRAYS
@@ -32,12 +32,16 @@ _KEEPS = frozenset(
 _UNSIGNED_64 = frozenset({"Sub", "Neg", "BitwiseNot"})
 
 
-def plain(attribute: AttributeProto, path: Path) -> Any:
-    """The value of an attribute: a tensor as an array of llmc's dtype, text as str, a graph as it is."""
+def plain(attribute: AttributeProto, path: Path, doubles: bool = False) -> Any:
+    """The value of an attribute: a tensor as an array of llmc's dtype, text as str, a graph as it is.
+
+    Args:
+        doubles: as of `onnx_file.values`.
+    """
     kinds = AttributeProto
     match attribute.type:
         case kinds.TENSOR:
-            return values(attribute.t, path)
+            return values(attribute.t, path, doubles)
         case kinds.STRING:
             return attribute.s.decode()
         case kinds.STRINGS:
@@ -81,7 +85,9 @@ def _kind(node: NodeProto, schema: Any, scope: Any, value: Value | None, positio
     if value is None or isinstance(value, Items):
         return told
     candidates = (told, _stated(node), _tied(node, schema, scope, position))
-    fitting = (kind for kind in candidates if DTYPES.get(kind) == value.dtype)
+    fitting = (
+        kind for kind in candidates if kind in DTYPES and held_in(kind, value.dtype == "f64") == value.dtype
+    )
     return next(fitting, natural(value.dtype))
 
 

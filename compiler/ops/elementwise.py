@@ -19,6 +19,7 @@ from llmc.errors import LlmcError
 
 Function = Callable[..., Array]
 BOOL = frozenset({"bool"})
+DOUBLES = frozenset({"f64"})
 EVERY = frozenset(DTYPES)
 
 
@@ -122,7 +123,7 @@ def _chosen(c: Known, a: Known, b: Known) -> Known:
     return None if c is None else a if c else b
 
 
-_unary("neg", NUMBERS, np.negative)
+_unary("neg", NUMBERS | DOUBLES, np.negative)
 _unary("abs", NUMBERS, np.abs)
 _unary("sign", NUMBERS, _sign)
 _unary("floor", FLOATS, np.floor)
@@ -144,10 +145,10 @@ _CLOSE: dict[str, tuple[Function, int]] = {
 for _name, (_function, _cost) in _CLOSE.items():
     _unary(_name, FLOATS, _rounded(_function), accuracy="close", cost=_cost)
 
-_binary("add", NUMBERS, np.add, commutative=True)
-_binary("sub", NUMBERS, np.subtract)
-_binary("mul", NUMBERS, np.multiply, commutative=True, partial=_absorbed(False))
-_binary("div", FLOATS, np.divide, cost=4)
+_binary("add", NUMBERS | DOUBLES, np.add, commutative=True)
+_binary("sub", NUMBERS | DOUBLES, np.subtract)
+_binary("mul", NUMBERS | DOUBLES, np.multiply, commutative=True, partial=_absorbed(False))
+_binary("div", FLOATS | DOUBLES, np.divide, cost=4)
 _binary("pow", FLOATS, _rounded(np.power), accuracy="close", cost=120)
 _binary("maximum", NUMBERS, np.maximum, commutative=True)
 _binary("minimum", NUMBERS, np.minimum, commutative=True)
@@ -187,6 +188,8 @@ def _cast_reference(x: Array, dtype: str) -> Array:
 
 @op("cast", _cast_reference, traits={"elementwise": True}, dtype=REQUIRED)
 def _cast(x: TensorType, dtype: str) -> TensorType:
+    if {x.dtype, dtype} == {"f16", "f64"}:
+        raise LlmcError("no processor casts between f16 and f64", hint="cast to f32 first")
     return TensorType(dtype, x.shape)
 
 

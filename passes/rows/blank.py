@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from llmc.compiler.graph import DTYPES, Graph, Node
+from llmc.compiler.graph import DTYPES, Graph, Node, Weight
 from llmc.compiler.ops import constant, make
 from llmc.compiler.ops.ragged import MASKS
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
@@ -47,5 +47,5 @@ def _blanked(node: Node, mask: Node) -> Node:
     """node -> where(cast(mask), node, 0)"""
     tokens = mask if mask.dtype == "bool" else make("cast", (mask,), dtype="bool")
     tokens = reshaped(tokens, (*mask.shape, *(1,) * (node.type.rank - 2)))
-    zero = constant(np.zeros((), DTYPES[node.dtype]), source=node.source)
+    zero = constant(Weight(np.zeros((), DTYPES[node.dtype])), source=node.source)
     return make("where", (tokens, node, zero), node.source)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmc.compiler.graph import Node
+from llmc.compiler.graph import DTYPES, Node, Weight
 from llmc.compiler.ops import constant, make
 from llmc.passes.match import is_scalar, reshaped, resized, scalar, weight
 
@@ -30,7 +30,7 @@ def drop_neutral(node: Node) -> Node | None:
 
 
 def _is_neutral_zero(node: Node) -> bool:
-    return is_scalar(node, 0) and (node.dtype != "f32" or bool(np.signbit(scalar(node))))
+    return is_scalar(node, 0) and (node.dtype not in ("f32", "f64") or bool(np.signbit(scalar(node))))
 
 
 def drop_double(node: Node) -> Node | None:
@@ -90,6 +90,7 @@ _HOLDS = {  # dtype -> the dtypes whose every value it holds
     "i32": {"bool", "i8", "u8"},
     "i64": {"bool", "i8", "u8", "i32"},
     "bool": set(),
+    "f64": {"bool", "i8", "u8", "i32", "f32"},
 }
 
 
@@ -129,11 +130,8 @@ def invert_comparison(node: Node) -> Node | None:
 def full_to_expand(node: Node) -> Node | None:
     """full(shape, v) -> expand(v, shape)"""
     if node.op == "full":
-        value = np.asarray(node.attributes["value"]).astype(np.dtype(_NUMPY[node.dtype]))
-        return resized(constant(value, source=node.source), node)
-
-
-_NUMPY = {"f32": "f4", "f16": "f2", "i8": "i1", "u8": "u1", "i32": "i4", "i64": "i8", "bool": "?"}
+        value = np.asarray(node.attributes["value"]).astype(DTYPES[node.dtype])
+        return resized(constant(Weight(value), source=node.source), node)
 
 
 def uniform_to_expand(node: Node) -> Node | None:
@@ -141,7 +139,7 @@ def uniform_to_expand(node: Node) -> Node | None:
     if node.op != "constant":
         return None
     value = weight(node)
-    if value is None or node.dtype in ("f32", "f16") or not 1 < value.array.size <= _UNIFORM_LIMIT:
+    if value is None or DTYPES[node.dtype].kind == "f" or not 1 < value.array.size <= _UNIFORM_LIMIT:
         return None
     first = value.array.flat[0]
     if (value.array == first).all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmc.compiler.dims import dim
-from llmc.compiler.graph import Node
+from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import OPS, constant, make
 from llmc.compiler.rewrite import Context
 from llmc.passes.match import reshaped, resized, scalar, without_ones
@@ -86,7 +86,7 @@ def read_uniform(node: Node) -> Node | None:
         case Node("gather" | "embedding" | "slice" | "transpose" | "reshape", (x, *_)) if x.op == "expand":
             value = scalar(x)
             if value is not None:
-                return resized(constant(value, source=node.source), node)
+                return resized(constant(Weight(np.asarray(value)), source=node.source), node)
 
 
 def reshape_of_expand(node: Node) -> Node | None:

@@ -120,7 +120,7 @@ static llmc_status check_values(const llmc_tensor_spec *spec, const llmc_tensor 
     int64_t low = is_bool ? 0 : spec->low, high = is_bool ? 1 : spec->high;
     size_t i, n;
     char at[200];
-    if (!is_bool && !(spec->has_range && spec->dtype >= LLMC_I8)) return LLMC_OK;
+    if (!is_bool && !(spec->has_range && spec->dtype >= LLMC_I8 && spec->dtype <= LLMC_I64)) return LLMC_OK;
     n = llmc_elements(spec->rank, tensor->shape);
     for (i = 0; i < n; i++) {
         int64_t value = element(tensor, i);

@@ -51,10 +51,10 @@ static const struct {
     const char *name;
     size_t size;
 } dtypes[] = {{"?", 0},  {"f32", 4}, {"f16", 2}, {"bf16", 2}, {"i8", 1},
-              {"u8", 1}, {"i32", 4}, {"i64", 8}, {"bool", 1}};
+              {"u8", 1}, {"i32", 4}, {"i64", 8}, {"bool", 1}, {"f64", 8}};
 
 static int known(int dtype) {
-    return dtype >= LLMC_F32 && dtype <= LLMC_BOOL;
+    return dtype >= LLMC_F32 && dtype <= LLMC_F64;
 }
 
 const char *llmc_dtype_name(int dtype) {

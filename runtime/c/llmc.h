@@ -102,7 +102,8 @@ typedef enum llmc_dtype {
     LLMC_U8,
     LLMC_I32,
     LLMC_I64,
-    LLMC_BOOL /* one byte, 0 or 1 */
+    LLMC_BOOL, /* one byte, 0 or 1 */
+    LLMC_F64
 } llmc_dtype;
 
 LLMC_API const char *llmc_dtype_name(int dtype); /* "f32", or "?" */

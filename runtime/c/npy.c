@@ -13,7 +13,7 @@ static const struct {
     const char *code;
     llmc_dtype dtype;
 } codes[] = {{"<f4", LLMC_F32}, {"<f2", LLMC_F16}, {"|i1", LLMC_I8},  {"|u1", LLMC_U8},
-             {"<i4", LLMC_I32}, {"<i8", LLMC_I64}, {"|b1", LLMC_BOOL}};
+             {"<i4", LLMC_I32}, {"<i8", LLMC_I64}, {"|b1", LLMC_BOOL}, {"<f8", LLMC_F64}};
 #define N_CODES (sizeof codes / sizeof *codes)
 
 size_t npy_bytes(const llmc_tensor *tensor) {
@@ -54,7 +54,7 @@ static const char *parse(const char *header, llmc_tensor *tensor) {
     size_t i;
     for (i = 0; i < N_CODES && strncmp(code, codes[i].code, 3) != 0; i++) {
     }
-    if (i == N_CODES || code[3] != '\'') return "its element type is not one of f4 f2 i1 u1 i4 i8 b1, little-endian";
+    if (i == N_CODES || code[3] != '\'') return "its element type is not one of f4 f2 i1 u1 i4 i8 b1 f8, little-endian";
     tensor->dtype = codes[i].dtype;
     if (strncmp(value_of(header, "'fortran_order'"), "False", 5) != 0) return "it is in Fortran order";
     return parse_shape(value_of(header, "'shape'"), tensor);

@@ -21,6 +21,7 @@ static void fill(unsigned char *data, const llmc_tensor_spec *spec, size_t n) {
     size_t i;
     switch (spec->dtype) {
     case LLMC_F32: for (i = 0; i < n; i++) ((float *)(void *)data)[i] = (float)value; return;
+    case LLMC_F64: for (i = 0; i < n; i++) ((double *)(void *)data)[i] = value; return;
     case LLMC_I32: for (i = 0; i < n; i++) ((int32_t *)(void *)data)[i] = (int32_t)value; return;
     case LLMC_I64: for (i = 0; i < n; i++) ((int64_t *)(void *)data)[i] = (int64_t)value; return;
     case LLMC_F16: for (i = 0; i < n; i++) ((uint16_t *)(void *)data)[i] = value != 0 ? 0x3c00 : 0; return; /* 1 */

@@ -69,6 +69,8 @@ static void fill_random(const llmc_tensor_spec *spec, llmc_tensor *tensor, uint6
         uint64_t bits = llmc_random(state);
         if (spec->dtype == LLMC_F32)
             ((float *)tensor->data)[i] = (float)(bits >> 40) / 8388608.0f - 1.0f;
+        else if (spec->dtype == LLMC_F64)
+            ((double *)tensor->data)[i] = (double)(bits >> 40) / 8388608.0 - 1.0;
         else if (spec->dtype == LLMC_F16) /* sign, an exponent below 0 (bias 15), 10 bits: magnitudes 1/16 to 1 */
             ((uint16_t *)tensor->data)[i] = (uint16_t)((bits & 0x8fff) | 0x2c00);
         else if (spec->dtype == LLMC_BF16) /* likewise with bias 127 and 7 bits: magnitudes 1/2 to 1 */
@@ -80,7 +82,8 @@ static void fill_random(const llmc_tensor_spec *spec, llmc_tensor *tensor, uint6
 
 /* Whether an input is a mask [rows, columns] of tokens: whole numbers, 1 where nothing is said. */
 static int is_mask(const llmc_tensor_spec *spec) {
-    return spec->has_default && spec->default_value == 1 && spec->rank == 2 && spec->dtype >= LLMC_I8;
+    return spec->has_default && spec->default_value == 1 && spec->rank == 2 && spec->dtype >= LLMC_I8 &&
+           spec->dtype <= LLMC_BOOL;
 }
 
 /* `shortest` to all columns of each row are 1. */

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from llmc.compiler.calls import Call
+from llmc.compiler.graph import Node
 from llmc.compiler.ops.recurrent import CELLS
+from llmc.errors import LlmcError
 from llmc.targets.cuda import (
     attention,
     conv,
@@ -15,9 +18,21 @@ from llmc.targets.cuda import (
     rows,
     selection,
 )
-from llmc.targets.lowering import Lowerings, layered
+from llmc.targets.lowering import Lowering, Lowerings, layered
 
-LOWERINGS: Lowerings = layered(
+
+def _without_doubles(lowering: Lowering) -> Lowering:
+    """`lowering`, which refuses nodes that read or give f64."""
+
+    def lower(node: Node) -> Call | None:
+        if "f64" in (node.dtype, *(i.dtype for i in node.inputs)):
+            raise LlmcError(f"{node.op}: GPUs have no kernels of f64", hint="compile for a CPU")
+        return lowering(node)
+
+    return lower
+
+
+_ALL: Lowerings = layered(
     elementwise.LOWERINGS,
     movement.LOWERINGS,
     selection.LOWERINGS,
@@ -29,6 +44,7 @@ LOWERINGS: Lowerings = layered(
     conv.LOWERINGS,
     quantised.LOWERINGS,
 )
+LOWERINGS: Lowerings = {op: _without_doubles(lowering) for op, lowering in _ALL.items()}
 
 # Compressed weights are gone after the pass `unpack`, cells of recurrent networks after `expand-cells`; `ragged` and
 # `split` are for CPUs.

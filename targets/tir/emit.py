@@ -35,6 +35,7 @@ STORAGE = {
     "i32": "int32",
     "i64": "int64",
     "bool": "uint8",  # one byte, 0 or 1
+    "f64": "float64",
 }
 
 

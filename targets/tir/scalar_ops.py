@@ -20,18 +20,19 @@ from llmc.targets.tir.emit import STORAGE, Emitter, Expr, dtype_of, lanes_of, sp
 from llmc.targets.tir.sums import float_sum, negative
 
 Operation = Callable[..., Expr]
+_SUMMED = ("f32", "f64")
 
 
 def constant(dtype: str, value: float, lanes: int) -> Expr:
     """`value` in every lane, in the storage dtype of llmc dtype `dtype`."""
     storage = STORAGE[dtype]
-    if dtype in ("f32", "f16"):
+    if is_float(dtype):
         return splat(FloatImm(storage, float(value)), lanes)
     return splat(IntImm(storage, int(value)), lanes)
 
 
 def is_float(dtype: str) -> bool:
-    return dtype in ("f32", "f16")
+    return dtype in ("f32", "f16", "f64")
 
 
 def from_storage(k: Emitter, dtype: str, value: Expr) -> Expr:
@@ -48,15 +49,15 @@ def to_storage(dtype: str, value: Expr) -> Expr:
 
 
 def _add(k: Emitter, dtype: str, a: Expr, b: Expr) -> Expr:
-    return float_sum(k, a, b) if dtype == "f32" else a + b
+    return float_sum(k, a, b) if dtype in _SUMMED else a + b
 
 
 def _sub(k: Emitter, dtype: str, a: Expr, b: Expr) -> Expr:
-    return float_sum(k, a, b, minus=True) if dtype == "f32" else a - b
+    return float_sum(k, a, b, minus=True) if dtype in _SUMMED else a - b
 
 
 def _neg(k: Emitter, dtype: str, x: Expr) -> Expr:
-    return negative(x) if dtype == "f32" else constant(dtype, 0, lanes_of(x)) - x
+    return negative(x) if dtype in _SUMMED else constant(dtype, 0, lanes_of(x)) - x
 
 
 def _abs(k: Emitter, dtype: str, x: Expr) -> Expr:
@@ -276,7 +277,7 @@ def _held(k: Emitter, value: Expr) -> Expr:
     """`value` computed once. Of these kinds by way of a register: TVM's analyzer takes them for ranges of numbers, and
     fails where a range of floats is multiplied; a float made of an integer has the integer's range."""
     if not isinstance(value, tirx.Select | tirx.Min | tirx.Max | tirx.Cast) or not dtype_of(value).startswith(
-        "float32"
+        ("float32", "float64")
     ):
         return k.let(value)
     return k.let(_register(k, value))

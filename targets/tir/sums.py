@@ -1,11 +1,11 @@
-"""Sums of f32 on TIR vectors: a product that feeds one becomes an explicit fma, so that no code generator decides."""
+"""Sums of floats on TIR vectors: a product that feeds one is an explicit fma, so that no code generator decides."""
 
 from __future__ import annotations
 
 from tvm import tirx
 from tvm.tirx import FloatImm
 
-from llmc.targets.tir.emit import Emitter, Expr, fma, lanes_of, splat
+from llmc.targets.tir.emit import Emitter, Expr, dtype_of, fma, lanes_of, splat
 
 
 def _definition(k: Emitter, value: Expr) -> Expr:
@@ -33,11 +33,12 @@ def _term(k: Emitter, value: Expr) -> tuple[bool, Expr, tuple[Expr, Expr] | None
 
 def negative(value: Expr, negated: bool = True) -> Expr:
     """-value, exact; also for 0."""
-    return value * splat(-1.0, lanes_of(value)) if negated else value
+    dtype = "float64" if dtype_of(value).startswith("float64") else "float32"
+    return value * splat(FloatImm(dtype, -1.0), lanes_of(value)) if negated else value
 
 
 def float_sum(k: Emitter, a: Expr, b: Expr, minus: bool = False) -> Expr:
-    """a + b or a - b of f32; a product among them is fused: the code generator would, by its own lights."""
+    """a + b or a - b of f32 or f64; a product among them is fused: the code generator would, by its own lights."""
     (down_a, body_a, factors_a), (down_b, body_b, factors_b) = _term(k, a), _term(k, b)
     down_b ^= minus
     if factors_a:

@@ -42,7 +42,7 @@ SIMPLE = sorted(name for name, op in OPS.items() if op.elementwise and name not 
 def special_pairs(dtype: str) -> tuple[Array, Array]:
     """All pairs of special values, then random ones of several magnitudes."""
     rng = np.random.default_rng(3)
-    if dtype in ("f32", "f16"):
+    if DTYPES[dtype].kind == "f":
         corner = np.array(SPECIAL)
         scales = np.repeat([0.1, 1.0, 8.0, 60.0, 1e4], 40)
         noise = [rng.normal(0, scales) for _ in range(2)]
@@ -87,7 +87,7 @@ def test_casts(kernels: Lab, dtype: str) -> None:
     x = input_("x", dtype, (100,))
     check(
         kernels,
-        {d: make("cast", (x,), dtype=d) for d in DTYPES},
+        {d: node for d in DTYPES if (node := legal("cast", (x,), dtype=d)) is not None},
         {"x": values.astype(DTYPES[dtype])},
     )
 

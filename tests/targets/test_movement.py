@@ -60,7 +60,7 @@ def joins(dtype: str) -> dict[str, Node]:
 
 
 @pytest.mark.parametrize("make_nodes", [copies, joins])
-@pytest.mark.parametrize("dtype", ["f32", "i64", "bool", "f16"])
+@pytest.mark.parametrize("dtype", ["f32", "i64", "bool", "f16", "f64"])
 def test_moves(kernels: Lab, make_nodes: Any, dtype: str) -> None:
     for size in SIZES:
         inputs = {"x": values(dtype, 3, size, 4, 20), "v": values(dtype, 3, size)}

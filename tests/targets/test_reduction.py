@@ -28,7 +28,7 @@ AXES = {"m": ((0,), (1,), (0, 1)), "v": ((0,),), "t": ((0, 1), (1,), (2,)), "q":
 def inputs_of(dtype: str, size: int) -> dict[str, Array]:
     rng = np.random.default_rng(size)
     shapes = {n: tuple({BATCH: 3, SEQ: size}.get(d, d) for d in s) for n, s in SHAPES.items()}
-    if dtype in ("f32", "f16"):
+    if DTYPES[dtype].kind == "f":
         return {n: rng.normal(0, 2, s).astype(DTYPES[dtype]) for n, s in shapes.items()}
     return {
         n: rng.integers(0, 2 if dtype == "bool" else 100, s).astype(DTYPES[dtype]) for n, s in shapes.items()
@@ -49,7 +49,7 @@ def reductions(dtype: str) -> dict[str, Node]:
     return nodes
 
 
-@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("dtype", sorted(DTYPES.keys() - {"f64"}))
 def test_reductions(kernels: Lab, dtype: str) -> None:
     nodes = reductions(dtype)
     assert nodes
