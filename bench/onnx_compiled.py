@@ -41,11 +41,15 @@ def load_compiler() -> None:
 
 
 def groups(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
-    """What is compiled together: small models by the dozen, a large one alone."""
-    large = [case for case in cases if case.model.ByteSize() > _LARGE]
-    small = [case for case in cases if case.model.ByteSize() <= _LARGE]
+    """What is compiled together: small models by the dozen, a large one alone; light ones make their weights."""
+    large = [case for case in cases if _is_large(case)]
+    small = [case for case in cases if not _is_large(case)]
     yield from (small[i : i + TOGETHER] for i in range(0, len(small), TOGETHER))
     yield from ([case] for case in large)
+
+
+def _is_large(case: Case) -> bool:
+    return case.kind == "light" or case.model.ByteSize() > _LARGE
 
 
 def rows_of(cases: Sequence[Case]) -> Iterator[Row]:

@@ -71,6 +71,26 @@ def test_an_output_stays_in_its_folder(link, shell, tmp_path):
     assert names == {"..%2F..%2Fx.npy": [-1, 2], "%2Fa%25.npy": [1, 2], "...npy": [1, 0]}
 
 
+def test_doubles(link, shell, tmp_path):
+    """In files, as bare elements, and what an absent input is filled with."""
+    x, step = input_("x", "f64", (2,)), input_("step", "f64", (2,), default=0.1)
+    compile_graph(
+        Graph((x, step), {"y": make("sub", (x, step))}), tmp_path / "m.llmc", target="x86-avx2", emit="static"
+    )
+    sources = [FOLDER / "run_main.c", FOLDER / "npy.c", tmp_path / "m.llmc" / "libmodel.a"]
+    program = link("run_doubles", sources, "-lm", "-lpthread")
+    values = np.array([1e300, 0.3])
+    np.save(tmp_path / "x.npy", values)
+    values.tofile(tmp_path / "x.bin")
+    for given in ("x=x.npy", "x:2=x.bin"):
+        result = shell(program, "--model", tmp_path / "m.llmc", given, cwd=tmp_path)
+        assert (result.returncode, result.stderr) == (0, "")
+        found = np.load(tmp_path / "y.npy")
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, values - 0.1)
+        (tmp_path / "y.npy").unlink()
+
+
 def test_programs_may_lie_anywhere_and_hold_no_dwarf(static):
     """`bench` is position-independent, and nothing in the library says how the kernels were written."""
     assert (static / "bench").read_bytes()[16] == 3  # ET_DYN
