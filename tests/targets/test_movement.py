@@ -54,7 +54,7 @@ def joins(dtype: str) -> dict[str, Node]:
         "pad both": make("pad", (v,), before=(1, 17), after=(2, 1), value=1),
         "full": make("full", (), shape=(BATCH, SEQ * 13), value=1, dtype=dtype),
     }
-    if dtype != "bool":
+    if dtype not in ("bool", "f64"):
         nodes["iota"] = make("iota", (), length=SEQ * 11, start=BATCH, step=3, dtype=dtype)
     return nodes
 
