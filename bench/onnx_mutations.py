@@ -242,7 +242,7 @@ def all_tried(files: Sequence[tuple[str, bytes]]) -> list[Row]:
     """What becomes of each; a group whose process does not end well is halved."""
     if not files:
         return []
-    row = apart("group", functools.partial(tried, files), SECONDS * (1 + len(files) / 10), GIBIBYTES)
+    row = apart("group", functools.partial(tried, files), round(SECONDS * (1 + len(files) / 10)), GIBIBYTES)
     if "rows" in row:
         return list(row["rows"])
     if len(files) == 1:
@@ -326,7 +326,7 @@ def main() -> int:
     print(dict(counts), flush=True)
     late = [
         row
-        for i in range(0, options.compile, GROUP)
+        for i in range(0, min(options.compile, len(taken)), GROUP)
         for row in compiled(taken[i : min(i + GROUP, options.compile)])
     ]
     print(*(f"{row['name']} {row['state']} {row['reason']}" for row in late), sep="\n")
