@@ -50,7 +50,7 @@ STATE = {"name": "s", "dtype": "f32", "shape": ["seq"], "grows": 0}
         (("build_id",), "ABC", "field build_id must be 64 hexadecimal digits"),
         (("functions",), [], "field functions must be at least one function"),
         ((*FORWARD, "name"), "x", "field functions does not describe module.so"),
-        ((*FORWARD, "inputs", 0, "dtype"), "f64", "field functions[0].inputs[0].dtype must be one of f32"),
+        ((*FORWARD, "inputs", 0, "dtype"), "f128", "field functions[0].inputs[0].dtype must be one of f32"),
         ((*FORWARD, "inputs", 0, "dtype"), "i32", "field functions does not describe module.so"),
         ((*FORWARD, "inputs", 0, "shape", 1), [], "field functions[0].inputs[0].shape[1] must be an integer"),
         ((*FORWARD, "outputs", 1, "name"), "hidden", "field functions[0].outputs must be different names"),
