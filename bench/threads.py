@@ -1,7 +1,7 @@
 """What more threads gain one run, in turns with one thread: medians of paired ratios.
 
-    python bench/threads.py ARTIFACT... [--threads 2] [--shapes 1x8,1x128,8x64] [--variants avx512vnni,avx2] [--seconds 0.1]
-        [--rounds 15]
+    python bench/threads.py ARTIFACT... [--threads 2] [--shapes 1x8,1x128,8x64] [--variants avx512vnni,avx2]
+        [--seconds 0.1] [--rounds 15]
 
 Of several artifacts, as those of two commits, every one takes its turn in each round, and the first is what the others'
 times are compared with. All must give the same bits.
