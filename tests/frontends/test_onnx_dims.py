@@ -202,7 +202,7 @@ def test_an_input_that_always_has_one_value(tmp_path: Path) -> None:
         ({"speed": 1}, "no input 'speed'"),
         ({"x": 1}, "'x' cannot have one value"),
         ({"rate": 0.5}, "'rate' of int64 cannot be 0.5"),
-        ({"rate": 1e30}, "'rate' of int64 cannot be 1e"),
+        ({"rate": 1e30}, "'rate' of int64 cannot be 10000"),
     ):
         with pytest.raises(LlmcError, match=told):
             load(path, fixed=fixed)
@@ -212,3 +212,85 @@ def test_an_input_that_always_has_one_value(tmp_path: Path) -> None:
     for wrong in ("rate", "=3", "rate=fast", "rate=nan"):
         with pytest.raises(click.BadParameter, match="NAME=NUMBER"):
             Valued().convert(wrong, None, None)
+    for text, number in (
+        ("9007199254740993", 9007199254740993),
+        ("9007199254740993.0", 9007199254740993),
+        ("1e18", 10**18),
+    ):
+        assert Valued().convert(f"rate={text}", None, None) == ("rate", number)
+        assert type(Valued().convert(f"rate={text}", None, None)[1]) is int
+    for lost in ("9007199254740992.5", "1e-400", "1e400"):
+        with pytest.raises(click.BadParameter, match="digits that a double holds"):
+            Valued().convert(f"rate={lost}", None, None)
+
+
+def of_a_kind(path: Path, kind: int) -> Path:
+    """out = x + float(n), where n is an input of an element type."""
+    nodes = [NODE("Cast", ["n"], ["f"], to=TensorProto.FLOAT), NODE("Add", ["x", "f"], ["out"])]
+    return saved(path, nodes, [INFO("x", TensorProto.FLOAT, [1]), INFO("n", kind, [1])], {})
+
+
+FIXED = {
+    "int8 beyond": ("INT8", 128, "cannot be 128"),
+    "uint8 below": ("UINT8", -1, "cannot be -1"),
+    "uint16 beyond": ("UINT16", 65536, "cannot be 65536"),
+    "uint32 beyond": ("UINT32", 1 << 32, "cannot be 4294967296"),
+    "uint64 beyond": ("UINT64", 1 << 63, "cannot be 9223372036854775808"),
+    "int64 beyond": ("INT64", 1 << 63, "cannot be 9223372036854775808"),
+    "int4 beyond": ("INT4", 8, "integers from -8 to 7"),
+    "bool beyond": ("BOOL", 2, "integers from 0 to 1"),
+    "a fraction": ("UINT16", 1.5, "cannot be 1.5"),
+    "half infinite": ("FLOAT16", 70000, "nearest value is inf"),
+    "half of an integer": ("FLOAT16", 16001, "nearest value is 16000"),
+    "half next to zero": ("FLOAT16", 1e-9, "nearest value is 0"),
+    "half of few bits": ("FLOAT16", 2.5e-7, "nearest value is 2.38419e-07"),
+    "float8 of few bits": ("FLOAT8E4M3FN", 0.3, "nearest value is 0.3125"),
+    "float infinite": ("FLOAT", 1e39, "nearest value is inf"),
+    "float of an integer": ("FLOAT", (1 << 24) + 1, "nearest value is 1.67772e"),
+    "double, computed as a float": ("DOUBLE", (1 << 24) + 1, "nearest value is 1.67772e"),
+    "no float at all": ("FLOAT", 10**400, "a number of 401 digits"),
+    "not finite": ("FLOAT", float("inf"), "cannot be inf"),
+    "not finite, of integers": ("INT64", float("nan"), "cannot be nan"),
+    "a text": ("INT64", "7", "cannot be '7'"),
+}
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_a_value_that_the_input_s_type_does_not_hold(case: str, tmp_path: Path) -> None:
+    kind, value, told = FIXED[case]
+    with pytest.raises(LlmcError, match=f"(?s)input 'n'.*{told}"):
+        load(of_a_kind(tmp_path / "m.onnx", getattr(TensorProto, kind)), fixed={"n": value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "held"),
+    [
+        ("INT64", (1 << 53) + 1, (1 << 53) + 1),
+        ("UINT16", 65535, 65535),
+        ("UINT64", (1 << 63) - 1, (1 << 63) - 1),
+        ("INT4", -8, -8),
+        ("FLOAT16", 0.1, float(np.float16(0.1))),
+        ("BFLOAT16", 0.1, 0.10009765625),
+        ("FLOAT8E4M3FN", 0.3125, 0.3125),
+        ("DOUBLE", 0.1, float(np.float32(0.1))),
+    ],
+)
+def test_a_value_is_of_its_input_s_type(kind: str, value: float, held: float, tmp_path: Path) -> None:
+    """Rounded as the type rounds; integers keep all digits."""
+    number = getattr(TensorProto, kind)
+    nodes = [NODE("Concat", ["x", "n"], ["c"], axis=0), NODE("Cast", ["c"], ["out"], to=TensorProto.FLOAT)]
+    path = saved(tmp_path / "m.onnx", nodes, [INFO("x", number, [1]), INFO("n", number, [1])], {})
+    graph = load(path, fixed={"n": value}).graph
+    (weight,) = (
+        n.attributes["value"].array for n in graph.everywhere() if n.op == "constant" and n.shape == (1,)
+    )
+    assert weight.tolist() == [held]
+
+
+def test_arithmetic_with_a_fixed_value_keeps_the_input_s_bits(tmp_path: Path) -> None:
+    """Numbers of 16 bits without sign wrap at 65536, whatever is fixed."""
+    kind = TensorProto.UINT16
+    nodes = [NODE("Add", ["n", "m"], ["s"]), NODE("Cast", ["s"], ["out"], to=TensorProto.FLOAT)]
+    path = saved(tmp_path / "m.onnx", nodes, [INFO("m", kind, [1]), INFO("n", kind, [1])], {})
+    graph = load(path, fixed={"n": 65535}).graph
+    assert run(graph, {"m": np.array([3], np.int32)})["out"].tolist() == [2.0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import click
@@ -32,24 +33,34 @@ class Sized(click.ParamType[tuple[str, Asked]]):
         return found[1], (low, int(found[3])) if found[3] else low
 
 
-class Valued(click.ParamType[tuple[str, float]]):
+class Valued(click.ParamType[tuple[str, int | float]]):
     """A name and a number, such as `sr=16000`."""
 
     name = "fix"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, float]:
+    ) -> tuple[str, int | float]:
         if isinstance(value, tuple):
             return value
         name, _, text = str(value).rpartition("=")
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not name.strip() or not math.isfinite(number):
-            self.fail(f"{value!r} is not of the form NAME=NUMBER, such as sr=16000", param, ctx)
+        number = _number(text)
+        if not name.strip() or number is None:
+            form = "NAME=NUMBER, such as sr=16000, of digits that a double holds"
+            self.fail(f"{value!r} is not of the form {form}", param, ctx)
         return name.strip(), number
+
+
+def _number(text: str) -> int | float | None:
+    """An integer with all its digits, however it is written, else a float; None where neither holds the number."""
+    try:
+        exact, near = Decimal(text.strip()), float(text)
+    except (ArithmeticError, ValueError):
+        return None
+    whole = math.isfinite(near) and exact == exact.to_integral_value()
+    if not math.isfinite(near) or near.is_integer() > whole:
+        return None
+    return int(exact) if whole else near
 
 
 def _as_dict(
