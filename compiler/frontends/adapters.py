@@ -23,6 +23,7 @@ SUFFIXES = {
     "QUESTION_ANS": "ForQuestionAnswering",
 }
 MOST_RANK = 1 << 16
+MOST_ALPHA = 1 << 20
 # they add tokens or layers of their own: no weight of the base could hold them
 UNMERGEABLE = (
     "PREFIX_TUNING",
@@ -87,6 +88,7 @@ def read(path: Path) -> Adapter:
             "the adapter has no weights", at=str(path), hint=f"llmc reads {' and '.join(WEIGHTS)}"
         )
     _want_ranks(config, file, at)
+    _want_alphas(config, at)
     base = config.get("base_model_name_or_path")
     task = config.get("task_type")
     return Adapter(path, kind, task if isinstance(task, str) else None, base if isinstance(base, str) else "")
@@ -97,11 +99,31 @@ def _want_ranks(config: Mapping[str, Any], file: Path, at: str) -> None:
     most = MOST_RANK
     if file.suffix == ".safetensors":
         most = max((size for t in read_header(file).values() for size in t.shape), default=1)
-    pattern = config.get("rank_pattern")
-    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
-    for rank in ranks:
-        if rank is not None and (type(rank) is not int or not 0 <= rank <= most):
+    usual, others = config.get("r"), _pattern(config, "rank_pattern")
+    least = 1 if config["peft_type"] == "LORA" else 0  # other kinds mean by 0 that another setting says it
+    for rank in (*(usual,)[: usual is not None], *others):
+        lowest = 0 if others and rank is usual else least
+        if type(rank) is not int or not lowest <= rank <= most:
             raise LlmcError("a rank of the adapter is none of its weights'", at=at, found=repr(rank)[:60])
+
+
+def _want_alphas(config: Mapping[str, Any], at: str) -> None:
+    """Refuse factors that no training has, before they make weights infinite."""
+    usual = config.get("lora_alpha")
+    for alpha in (*(usual,)[: usual is not None], *_pattern(config, "alpha_pattern")):
+        if type(alpha) not in (int, float) or not abs(alpha) <= MOST_ALPHA:
+            raise LlmcError(
+                "lora_alpha is no number that an adapter was trained with",
+                at=at,
+                found=repr(alpha)[:60],
+                hint=f"it lies between {-MOST_ALPHA} and {MOST_ALPHA}",
+            )
+
+
+def _pattern(config: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    """What a pattern of peft's says of modules, by their names."""
+    pattern = config.get(name)
+    return tuple(pattern.values()) if isinstance(pattern, dict) else ()
 
 
 def find_base(adapter: Adapter) -> Path:

@@ -31,6 +31,7 @@ _HARMLESS = frozenset(
 )
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")  # others change the base
 _NAME = re.compile(r"(.+)\.lora_([AB])\.(?:default\.)?weight")
+_TWICE = "save it anew by peft: which of the two was trained is not to be seen"
 _MERGE = "llmc compile BASE --adapter DIR merges it into its base"
 
 
@@ -92,7 +93,9 @@ def _pairs(file: Path, config: Mapping[str, Any]) -> Mapping[str, Pair]:
         if not found or name not in stored.shapes:
             told = f"the adapter has {name!r:.100}, which is no matrix of LoRA's"
             raise LlmcError(told, at=str(file), hint=_MERGE)
-        halves.setdefault(found[1], {})[found[2]] = name
+        if (first := halves.setdefault(found[1], {}).setdefault(found[2], name)) != name:
+            told = f"the adapter holds lora_{found[2]} of a module twice"
+            raise LlmcError(told, at=str(file), found=f"{first:.100} and {name:.100}", hint=_TWICE)
     if not halves:
         raise LlmcError("the adapter has no weights", at=str(file))
     return {path: _pair(file, stored, path, names, config) for path, names in halves.items()}
@@ -103,7 +106,7 @@ def _pair(
 ) -> Pair:
     shapes = [stored.shapes[names[half]] for half in "AB" if half in names]
     rank = _of_module(path, config.get("rank_pattern"), config.get("r"))
-    if len(shapes) < 2 or any(len(s) != 2 for s in shapes) or not shapes[0][0] == shapes[1][1] == rank:
+    if len(shapes) < 2 or any(len(s) != 2 for s in shapes) or not shapes[0][0] == shapes[1][1] == rank > 0:
         found = f"lora_A and lora_B of the shapes {', '.join(map(str, shapes))}, rank {rank}"
         raise LlmcError("the two matrices of a module do not fit", at=str(file), found=f"{path}: {found}")
     a, b = (stored.read(names[half]) for half in "AB")
@@ -115,7 +118,7 @@ def _pair(
 
 def _scale(path: str, rank: int, config: Mapping[str, Any], file: Path) -> float:
     alpha = _of_module(path, config.get("alpha_pattern"), config.get("lora_alpha"))
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if alpha is None:
         raise LlmcError("lora_alpha is no number", at=str(file.parent / CONFIG), found=repr(alpha)[:60])
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 

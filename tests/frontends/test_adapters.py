@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,14 @@ def rename(adapter: Path, change: Callable[[str], str | None]) -> None:
     save_file({name: value for name, value in renamed.items() if name}, file)
 
 
+def twice(adapter: Path, part: str) -> None:
+    """Once more without the prefix of all names, with other numbers."""
+    file = adapter / adapters.WEIGHTS[0]
+    weights = load_file(file)
+    more = {n.removeprefix(merging.PREFIX): w + 1 for n, w in weights.items() if part in n}
+    save_file(weights | more, file)
+
+
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no base": (
         lambda p: edit(p / adapters.CONFIG, base_model_name_or_path="nobody/nothing"),
@@ -213,6 +222,19 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no kind": (lambda p: edit(p / adapters.CONFIG, peft_type=None), "has no peft_type"),
     "an unknown setting": (lambda p: edit(p / adapters.CONFIG, twist=0.5), "does not know the setting twist"),
     "a rank of 10^9": (lambda p: edit(p / adapters.CONFIG, r=10**9), "a rank of the adapter"),
+    "a rank of 0": (lambda p: edit(p / adapters.CONFIG, r=0), "a rank of the adapter"),
+    "an infinite factor": (
+        lambda p: edit(p / adapters.CONFIG, lora_alpha=math.inf),
+        "lora_alpha is no number",
+    ),
+    "a factor that is no number": (
+        lambda p: edit(p / adapters.CONFIG, lora_alpha="16"),
+        "lora_alpha is no number",
+    ),
+    "a matrix twice": (
+        lambda p: twice(p, "query.lora_A"),
+        "query.lora_A",
+    ),
     "other sizes": (lambda p: edit(p / adapters.CONFIG, r=3), "peft cannot merge"),
     "a layer more": (
         lambda p: rename(p, lambda n: n.replace("layer.0", "layer.1")),

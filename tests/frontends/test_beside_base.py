@@ -171,6 +171,16 @@ def refused(base: Imported, folder: Path, message: str, name: str = "one") -> No
         ({"r": 3}, "the two matrices of a module do not fit"),
         ({"lora_alpha": None}, "lora_alpha is no number"),
         ({"rank_pattern": {"(": 4}}, "is no regular expression"),
+        ({"r": 0}, "a rank of the adapter is none of its weights'"),
+        ({"rank_pattern": {"q_proj": 0}}, "a rank of the adapter is none of its weights'"),
+        ({"rank_pattern": {"q_proj": None}}, "a rank of the adapter is none of its weights'"),
+        ({"r": 0, "rank_pattern": {"nothing": 4}}, "the two matrices of a module do not fit"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is no number that an adapter was trained with"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is no number that an adapter was trained with"),
+        ({"lora_alpha": 10**400}, "lora_alpha is no number that an adapter was trained with"),
+        ({"lora_alpha": 1e300}, "lora_alpha is no number that an adapter was trained with"),
+        ({"lora_alpha": True}, "lora_alpha is no number that an adapter was trained with"),
+        ({"alpha_pattern": {"q_proj": 1e300}}, "lora_alpha is no number that an adapter was trained with"),
     ],
 )
 def test_settings_that_are_more_than_two_matrices(
@@ -197,6 +207,25 @@ _Q = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda w: w.pop(f"{_Q}.lora_B.weight"), "the two matrices of a module do not fit"),
         (lambda w: w.update({f"{_Q}.bias": np.zeros(64, np.float32)}), "which is no matrix of LoRA's"),
         (lambda w: w.update({f"{_Q}.lora_A.weight": np.zeros((4, 64), np.int32)}), "which is no matrix"),
+        (
+            lambda w: w.update(
+                {f"{_Q.removeprefix('base_model.model.')}.lora_A.weight": w[f"{_Q}.lora_A.weight"] + 1}
+            ),
+            "the adapter holds lora_A of a module twice",
+        ),
+        (
+            lambda w: w.update({f"{_Q}.lora_B.default.weight": w[f"{_Q}.lora_B.weight"] + 1}),
+            "the adapter holds lora_B of a module twice",
+        ),
+        (
+            lambda w: w.update(
+                {
+                    f"{_Q}.lora_A.weight": np.zeros((0, 64), np.float32),
+                    f"{_Q}.lora_B.weight": np.zeros((64, 0), np.float32),
+                }
+            ),
+            "the two matrices of a module do not fit",
+        ),
         (lambda w: w[f"{_Q}.lora_A.weight"].fill(np.inf), "the adapter holds values that are not finite"),
         (
             lambda w: w.update({f"{_Q}.lora_A.weight": np.zeros((4, 65), np.float32)}),
