@@ -14,10 +14,12 @@ import sympy
 from llmc.compiler.constraints import constraints
 from llmc.compiler.counted import given_dims
 from llmc.compiler.dims import Bounds, dim_names, evaluate
+from llmc.compiler.fitting import fitting
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module, State
 from llmc.compiler.plan_states import state_use
 from llmc.compiler.work import work
+from llmc.errors import LlmcError
 
 Sizes = dict[str, int]
 Tried = tuple[int, tuple[int, ...]]  # size of the dim `batch`, and of the first other dim at each call
@@ -67,12 +69,29 @@ def sessions(graph: Graph) -> list[list[Sizes]]:
     """The calls of sessions of one function, each of other sizes; one call each if it has no states.
 
     What it only reads is there from the start, as another function may have left it.
+
+    Raises:
+        LlmcError: no call fits the bounds of the dims and what the graph asks of them.
     """
     found: list[list[Sizes]] = []
     _add(graph, tried(graph), found)
     if not found:  # no such sizes fit each other
         _add(graph, [(BATCH, (n,)) for n in _ANY], found)
+    if not found:
+        raise _untried(graph)
     return found
+
+
+def _untried(graph: Graph) -> LlmcError:
+    """What is not tried is not checked."""
+    dims = ", ".join(f"{name} in [{low}, {high}]" for name, (low, high) in graph.dims.items())
+    asked = constraints(graph)
+    told = asked[0].refusal({name: low for name, (low, _) in graph.dims.items()}) if asked else ""
+    return LlmcError(
+        "no sizes within the bounds of the model's dims were found that it takes, so that it cannot be checked",
+        found=dims + (f"; at the smallest, {told}" if told else ""),
+        hint="give bounds that hold such sizes, or sizes: of an ONNX file by --dim",
+    )
 
 
 def _add(graph: Graph, shapes: Iterable[Tried], found: list[list[Sizes]]) -> None:
@@ -137,22 +156,33 @@ def _begins(graph: Graph) -> bool:
 
 def _fitting(graph: Graph, batch: int, other: int, held: Mapping[str, int]) -> Sizes | None:
     """Sizes near those wanted, those that the session holds as they are; None where the call is not possible."""
-    tried = (_near(graph, batch, other, held, apart, step) for step in _STEPS for apart in (1, 0))
-    return next((sizes for sizes in tried if sizes is not None), None)
+    tried = (_sizes(graph, batch, other, held, apart, step) for step in _STEPS for apart in (1, 0))
+    found = next((sizes for sizes in tried if _fits(graph, sizes, held)), None)
+    if found is not None or not constraints(graph):
+        return found
+    wanted = _sizes(graph, batch, other, held, 1, 1)
+    free = [name for name in given_dims(graph) if name not in {*_growing(graph), *held}]
+    near = fitting(constraints(graph), wanted, free, graph.dims)
+    return near if near is not None and _fits(graph, near, held) else None
 
 
-def _near(
-    graph: Graph, batch: int, other: int, held: Mapping[str, int], apart: int, step: int
-) -> Sizes | None:
+def _sizes(graph: Graph, batch: int, other: int, held: Mapping[str, int], apart: int, step: int) -> Sizes:
     """Those sizes; of the dims that are neither the batch nor held, the next multiples of `step`."""
-    growing = {State.of(node).length for node in graph.states} - {""}
     sizes = {name: _wanted(graph, name, batch, other, apart, step) for name in graph.dims}
-    sizes |= dict.fromkeys(growing, 0) | {name: size for name, size in held.items() if name in sizes}
-    after = _after(graph, sizes)
+    return sizes | dict.fromkeys(_growing(graph), 0) | {n: size for n, size in held.items() if n in sizes}
+
+
+def _fits(graph: Graph, sizes: Sizes, held: Mapping[str, int]) -> bool:
+    """Whether a call of these sizes is possible in a session that holds those."""
+    growing, after = _growing(graph), _after(graph, sizes)
     fits = all(graph.dims[n].low <= sizes[n] and after[n] <= graph.dims[n].high for n in growing)
     fits = fits and not any(constraint.refusal(sizes) for constraint in constraints(graph))
     given = {str(d) for node in graph.inputs if node.attributes["default"] is None for d in node.shape}
-    return sizes if fits and after.keys() <= {*given, *growing, *held} else None
+    return fits and after.keys() <= {*given, *growing, *held}
+
+
+def _growing(graph: Graph) -> set[str]:
+    return {State.of(node).length for node in graph.states} - {""}
 
 
 def _wanted(graph: Graph, name: str, batch: int, other: int, apart: int = 1, step: int = 1) -> int:

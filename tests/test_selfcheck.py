@@ -11,7 +11,8 @@ import stateful_graphs
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
-from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.ops import constant, input_, make, state_
+from llmc.errors import LlmcError
 from llmc.selfcheck import TOLERANCE, answers, played_alone, record, replayed
 
 
@@ -59,3 +60,20 @@ def test_other_modules_have_sessions_of_their_own() -> None:
     assert played_alone(Module.of(Graph((x,), {"y": make("neg", (x,))}, {"batch": (1, 4)}))) == []
     assert played_alone(stateful_graphs.encoder_decoder()) == []
     assert played_alone(Module.of(stateful_graphs.accumulator())) == []
+
+
+def test_a_function_that_no_session_calls_is_told() -> None:
+    """One of several that takes no sizes within its bounds would be in no self-test."""
+    size, count = symbol("size"), symbol("count")
+    x, y = input_("x", "f32", (size, 4)), input_("y", "f32", (count,))
+    total = state_("total", "f32", (4,))
+    kept = make("sum", (x,), axes=(0,), keepdims=False)
+    after = make("add", (total, kept))
+    fine = Graph((x,), {"sum": after}, {"size": (1, 8)}, (total,), {"total": after})
+    row = make(
+        "add",
+        (make("slice", (make("reshape", (y,), shape=(count / 32, 32)),), axis=1, start=0, stop=4), total),
+    )
+    never = Graph((y,), {"row": row}, {"count": (33, 63)}, (total,), {})
+    with pytest.raises(LlmcError, match="takes a call of 'never', so that it cannot be checked"):
+        answers(Module({"fine": fine, "never": never}))

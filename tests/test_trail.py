@@ -224,6 +224,49 @@ def test_sizes_that_do_not_fit_each_other_are_left_out() -> None:
     assert len([play(graph, session) for session in samples(graph)]) == len(found)
 
 
+def folded(names: str, dims: Any, *shape: Any) -> Graph:
+    """A function of an input whose axes are `names`, reshaped to a shape that not all sizes have."""
+    x = input_("x", "f32", tuple(map(symbol, names.split())))
+    return Graph((x,), {"y": make("reshape", (x,), shape=shape)}, dims)
+
+
+H, W = symbol("h"), symbol("w")
+
+
+@pytest.mark.parametrize("of", [2, 3, 5, 7, 11, 32, 96, 480])
+@pytest.mark.parametrize("room", ["any", "narrow", "odd"])
+def test_sizes_tried_are_the_multiples_that_a_model_takes(of: int, room: str) -> None:
+    """Within bounds that are none themselves, and that hold one alone."""
+    bounds = {"any": (1, 1000), "narrow": (2 * of - 1, 2 * of + 1), "odd": (of + 1, 5 * of - 1)}[room]
+    found = [sizes["h"] for (sizes,) in sessions(folded("h", {"h": bounds}, H / of, of))]
+    assert found
+    assert all(size % of == 0 and bounds[0] <= size <= bounds[1] for size in found)
+
+
+def test_sizes_tried_where_several_dims_are_multiples() -> None:
+    """Of numbers of their own, the batch, too; and of one number together."""
+    dims = {"batch": (1, 64), "h": (10, 500), "w": (10, 500)}
+    graph = folded("batch h w", dims, BATCH / 4, 4, H / 7, 7, W / 6, 6)
+    found = [sizes for (sizes,) in sessions(graph)]
+    assert found
+    assert all((s["batch"] % 4, s["h"] % 7, s["w"] % 6) == (0, 0, 0) for s in found)
+    assert any(s["h"] != s["w"] for s in found)
+    pairs = [
+        (s["h"], s["w"]) for (s,) in sessions(folded("h w", {"h": (5, 7), "w": (9, 13)}, H * W / 35, 35))
+    ]
+    assert set(pairs) == {(7, 10)}
+
+
+def test_a_model_that_takes_no_sizes_is_not_taken_for_checked() -> None:
+    graph = folded("h", {"h": (33, 63)}, H / 32, 32)
+    with pytest.raises(LlmcError, match="no sizes within the bounds") as caught:
+        samples(graph)
+    assert "h in [33, 63]; at the smallest, reshape at x: the size of axis 0, not whole" in str(
+        caught.value.found
+    )
+    assert "--dim" in str(caught.value.hint)
+
+
 def test_a_large_model_with_states_is_tried_with_fewer_rows(monkeypatch: pytest.MonkeyPatch):
     graph = causal()
     usual = [sizes for session in sessions(graph) for sizes in session]

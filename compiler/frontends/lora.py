@@ -120,7 +120,7 @@ def _scale(path: str, rank: int, config: Mapping[str, Any], file: Path) -> float
     alpha = _of_module(path, config.get("alpha_pattern"), config.get("lora_alpha"))
     if alpha is None:
         raise LlmcError("lora_alpha is no number", at=str(file.parent / CONFIG), found=repr(alpha)[:60])
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _of_module(path: str, pattern: Any, usual: Any) -> Any:

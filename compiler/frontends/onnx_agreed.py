@@ -17,7 +17,8 @@ from llmc.compiler.graph import Node, Source
 from llmc.compiler.ops import OPS, make
 from llmc.compiler.ops.rules import same_dim
 
-_MULTIPLES = (2, 4, 8, 16, 32, 64, 128)
+_LARGEST = 4096  # of the numbers that sizes may have to be multiples of
+_MOST = 64  # of them are tried
 
 Pair = tuple[Dim, Dim]
 
@@ -59,23 +60,43 @@ def _may_agree(a: Dim, b: Dim) -> bool:
 
 
 def multiples(pairs: Sequence[Pair]) -> dict[str, int]:
-    """Dim name -> a number of which it has to be a multiple, so that all pairs agree; {} if there is none such."""
+    """Dim name -> a number of which it has to be a multiple, so that all pairs agree; {} if there is none such.
+
+    No dim's number can be smaller while the others are what they are.
+    """
     names = sorted({s.name for pair in pairs for d in pair for s in d.free_symbols})
-    for factor in _MULTIPLES:
-        if all(_agree_at(pair, names, factor) for pair in pairs):
-            return {name: _least(pairs, name, names, factor) for name in names}
-    return {}
+    candidates = _candidates(pairs)
+    for factor in candidates:
+        if all(_agree_at(pair, dict.fromkeys(names, factor)) for pair in pairs):
+            break
+    else:
+        return {}
+    found = dict.fromkeys(names, factor)
+    for name in names:
+        smaller = (m for m in (1, *candidates) if all(_agree_at(p, {**found, name: m}) for p in pairs))
+        found[name] = next(smaller)
+    return {name: factor for name, factor in found.items() if factor > 1}
 
 
-def _least(pairs: Sequence[Pair], name: str, names: Sequence[str], factor: int) -> int:
-    """The smallest that does, the other dims being multiples of `factor`."""
-    others = [other for other in names if other != name]
-    tried = (m for m in _MULTIPLES if all(_agree_at(p, others, factor, {name: m}) for p in pairs))
-    return next(tried, factor)
+def _candidates(pairs: Sequence[Pair]) -> list[int]:
+    """Products of the primes that sizes are divided by."""
+    primes = set[int]()
+    for quotient in {q for pair in pairs for d in pair for q in _quotients(d)}:
+        primes |= {int(p) for p in sympy.primefactors(quotient)}
+    found = {1}
+    for prime in primes:
+        found |= {m for n in [*found] for power in range(1, 13) if (m := n * prime**power) <= _LARGEST}
+    return sorted(found - {1})[:_MOST]
 
 
-def _agree_at(pair: Pair, names: Sequence[str], factor: int, of: Mapping[str, int] | None = None) -> bool:
-    factors = {**dict.fromkeys(names, factor), **(of or {})}
+def _quotients(value: Dim) -> set[int]:
+    """What is divided by in a size."""
+    parts = sympy.preorder_traversal(value) if isinstance(value, sympy.Expr) else ()
+    return {int(part.q) for part in parts if part.is_Rational and part.q > 1}
+
+
+def _agree_at(pair: Pair, factors: Mapping[str, int]) -> bool:
+    """Whether they are the same for all multiples of those."""
     scaled = {
         symbol(name): times * sympy.Symbol(f"{name}_", integer=True, positive=True)
         for name, times in factors.items()

@@ -5,7 +5,7 @@ The code is tried with more and larger calls than selftest.bin keeps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +131,18 @@ def _given(module: Module) -> list[Given]:
     for batch, others in with_states([*kept.functions.values()]) if kept.functions else ():
         order = calls(kept, batch, others)
         found.append([(name, _drawn(kept, name, sizes, turn)) for turn, (name, sizes) in enumerate(order)])
+    _want_all_tried(module, {name for given in found for name, _ in given})
     return found
+
+
+def _want_all_tried(module: Module, tried: Set[str]) -> None:
+    """What is not called is not checked."""
+    if missing := sorted(module.functions.keys() - tried):
+        raise LlmcError(
+            f"no sizes within the bounds of the dims were found at which the model takes a call of {missing[0]!r}, so "
+            "that it cannot be checked",
+            hint="give bounds that hold such sizes, as by --max-batch and --max-seq",
+        )
 
 
 def _drawn(module: Module, name: str, sizes: Mapping[str, int], seed: int) -> dict[str, Any]:

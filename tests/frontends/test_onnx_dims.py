@@ -12,7 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from llmc.cli.fixed_dims import Sized, Valued
+from llmc.compiler.dims import dim, symbol
 from llmc.compiler.frontends.dispatch import load
+from llmc.compiler.frontends.onnx_agreed import multiples
 from llmc.compiler.interpret import run
 from llmc.compiler.samples import samples
 from llmc.errors import LlmcError, LlmcWarning
@@ -115,6 +117,26 @@ def test_sizes_that_agree_at_some_sizes_of_the_inputs(tmp_path: Path, join: Any)
         run(graph, {"x": x[:, :, :1].repeat(5, 2)})
     for session in samples(graph):  # what it is checked with fits
         assert all(not size % 2 for call in session.calls for size in call["x"].shape[2:])
+
+
+H, W = symbol("height"), symbol("width")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "wanted"),
+    [
+        ([(H, 3 * (H // 3))], {"height": 3}),
+        ([(H, 2 * (H // 2)), (W, 7 * (W // 7))], {"height": 2, "width": 7}),
+        ([(H, 32 * (H // 32)), (W, 6 * (W // 6)), (W, 4 * (W // 4))], {"height": 32, "width": 12}),
+        ([(H * W, 6 * (H * W // 6))], {"width": 6}),
+        ([(H + W, 5 * ((H + W) // 5))], {"height": 5, "width": 5}),
+        ([(H, H + 1)], {}),
+    ],
+    ids=str,
+)
+def test_multiples_at_which_sizes_agree(pairs: Any, wanted: dict[str, int]) -> None:
+    """Those that do together, none larger than it needs to be."""
+    assert multiples([(dim(a), dim(b)) for a, b in pairs]) == wanted
 
 
 @pytest.mark.parametrize(("first", "step"), [(0.0, 1.0), (3.0, 2.0), (0.5, 1.0)])
