@@ -19,21 +19,32 @@ MODES = ("reflect", "replicate", "circular")
 def padded(m: Maker, x: Node, before: Sequence[int], after: Sequence[int], value: Any = 0) -> Node:
     """`value` around x; a negative number cuts off."""
     for axis, (low, high) in enumerate(zip(before, after, strict=True)):
-        if low < 0 or high < 0:
-            first, last = max(-low, 0), max(-high, 0)
-            x = sliced(m, x, axis, first, dim(x.shape[axis] - first - last))
+        x = cut(m, x, axis, low, high)
     before, after = (tuple(max(p, 0) for p in pads) for pads in (before, after))
     return m.op("pad", x, before=before, after=after, value=value) if any((*before, *after)) else x
 
 
+def cut(m: Maker, x: Node, axis: int, before: int, after: int) -> Node:
+    """x without as many elements at both ends as the negative ones of two pads say."""
+    first, last = max(-before, 0), max(-after, 0)
+    return sliced(m, x, axis, first, dim(x.shape[axis] - first - last)) if first or last else x
+
+
 def mirrored(m: Maker, x: Node, axis: int, before: int, after: int, mode: str) -> Node:
-    """Elements of x itself around it: of "reflect" behind its edge, the edge, or those of the other side."""
+    """Elements of x itself around it: of "reflect" behind its edge, the edge, or those of the other side.
+
+    A negative number cuts off: of "circular" first, of the others what lies beyond is mirrored, too.
+    """
+    if mode == "circular":
+        x, before, after = cut(m, x, axis, before, after), max(before, 0), max(after, 0)
     if not before and not after:
         return x
     length = x.shape[axis]
     if isinstance(length, int):
         places = np.arange(-before, length + after)
         return taken(m, x, constant(_places(places, length, mode), source=m.source), axis)
+    if mode == "reflect":
+        return _reflected(m, x, axis, before, after)
     index = m.op("iota", length=dim(length + before + after), start=-before, dtype="i64")
     return taken(m, x, _index(m, index, length, mode), axis)
 
@@ -41,7 +52,8 @@ def mirrored(m: Maker, x: Node, axis: int, before: int, after: int, mode: str) -
 def _places(i: np.ndarray[Any, Any], length: int, mode: str) -> np.ndarray[Any, Any]:
     match mode:
         case "reflect":
-            return np.asarray((length - 1) - np.abs((length - 1) - np.abs(i)))
+            period = max(2 * (length - 1), 1)
+            return np.asarray(np.minimum(i % period, period - i % period) % max(length, 1))
         case "replicate":
             return np.asarray(np.clip(i, 0, length - 1))
     return np.asarray(i % length)
@@ -49,13 +61,24 @@ def _places(i: np.ndarray[Any, Any], length: int, mode: str) -> np.ndarray[Any, 
 
 def _index(m: Maker, i: Node, length: Dim, mode: str) -> Node:
     """`_places` for a size that is not known."""
-    last = size(m, dim(length - 1))
-    match mode:
-        case "reflect":
-            return m.op("sub", last, m.op("abs", m.op("sub", last, m.op("abs", i))))
-        case "replicate":
-            return m.op("minimum", m.op("maximum", i, number(m, 0, i)), last)
+    if mode == "replicate":
+        return m.op("minimum", m.op("maximum", i, number(m, 0, i)), size(m, dim(length - 1)))
     return m.op("mod", i, size(m, length))
+
+
+def _reflected(m: Maker, x: Node, axis: int, before: int, after: int) -> Node:
+    """Of slices, which say of each call whether the axis is long enough: PyTorch and ONNX Runtime refuse others."""
+    length = x.shape[axis]
+    parts = [cut(m, x, axis, before, after)]
+    if before > 0:
+        parts.insert(0, _backwards(m, sliced(m, x, axis, 1, before), axis, before))
+    if after > 0:
+        parts.append(_backwards(m, sliced(m, x, axis, dim(length - 1 - after), after), axis, after))
+    return m.op("concat", *parts, axis=axis) if len(parts) > 1 else parts[0]
+
+
+def _backwards(m: Maker, x: Node, axis: int, length: int) -> Node:
+    return taken(m, x, constant(np.arange(length - 1, -1, -1), source=m.source), axis)
 
 
 # --- pixels and channels

@@ -10,7 +10,7 @@ import sympy
 
 from llmc.compiler.dims import Dim, dim, from_one
 from llmc.compiler.frontends.composed import size, taken
-from llmc.compiler.frontends.composed_pad import mirrored, padded
+from llmc.compiler.frontends.composed_pad import cut, mirrored, padded
 from llmc.compiler.frontends.imported import HUGE
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_index import wrapped
@@ -214,7 +214,7 @@ def _mirrored(call: Call, x: Node, before: Sequence[int], after: Sequence[int], 
     call.require(mode in _MODES, f"padding mode {mode!r}", "pad with a constant")
     for axis, (low, high) in enumerate(zip(before, after, strict=True)):
         want_table(low + high)
-        x = mirrored(call, x, axis, low, high, _MODES[mode])
+        x = mirrored(call, cut(call, x, axis, low, high), axis, max(low, 0), max(high, 0), _MODES[mode])
     return x
 
 
@@ -229,23 +229,30 @@ def _running_pad(call: Call, x: Node, mode: str) -> Node:
     fill = call.reshape(call.node(2), ()) if call.has(2) else call.number(0, x.dtype)
     for axis in range(rank):
         here = call.op("eq", axes, call.number(axis, "i64"))
-        low = _picked(call, here, call.sliced(pads, 0, 0, count), 0)
+        low, high = (
+            _picked(call, here, call.sliced(pads, 0, first, first + count), 0) for first in (0, count)
+        )
         places = call.op("sub", call.op("iota", length=wanted[axis]), low)
-        x = _moved(call, x, axis, places, mode, fill)
+        x = _moved(call, x, axis, places, (low, high), mode, fill)
     return x
 
 
-def _moved(call: Call, x: Node, axis: int, places: Node, mode: str, fill: Node) -> Node:
-    """x at places along an axis; beyond it lies `fill`, or what the mode puts there."""
-    last = call.op("sub", size(call, x.shape[axis]), call.number(1, "i64"))
-    zero = call.number(0, "i64")
+def _moved(
+    call: Call, x: Node, axis: int, places: Node, pads: tuple[Node, Node], mode: str, fill: Node
+) -> Node:
+    """x at places along an axis; beyond it lies `fill`, or what the mode puts there of what negative pads leave."""
+    zero, one = call.number(0, "i64"), call.number(1, "i64")
+    first, beyond = (call.op("maximum", call.op("sub", zero, pad), zero) for pad in pads)
+    last = call.op("sub", call.op("sub", size(call, x.shape[axis]), one), beyond)
+    span = call.op("sub", last, first)
     if mode == "reflect":
-        span = call.op("maximum", call.op("add", last, last), call.number(1, "i64"))
-        turn = call.op("mod", places, span)
-        places = call.op("minimum", turn, call.op("sub", span, turn))
+        period = call.op("maximum", call.op("add", span, span), one)
+        turn = call.op("mod", call.op("sub", places, first), period)
+        places = call.op("add", first, call.op("minimum", turn, call.op("sub", period, turn)))
     elif mode == "wrap":
-        places = call.op("mod", places, size(call, x.shape[axis]))
-    inside = call.op("maximum", call.op("minimum", places, last), zero)
+        length = call.op("maximum", call.op("add", span, one), one)
+        places = call.op("add", first, call.op("mod", call.op("sub", places, first), length))
+    inside = call.op("maximum", call.op("minimum", places, last), first)
     y = taken(call, x, inside, axis)
     if mode != "constant":
         return y
