@@ -118,7 +118,7 @@ class Assistant:
             ("logprobs", "top_logprobs", "timeout", "prompt_lookup_num_tokens", "assistant_model")
         )
         own = replace(options, eos_token_id=stops, **idle)
-        self._options = own.to_c(self._entry, len(prompt), source)
+        self._options = own.to_c(self._entry, prompt, source)
         self._prompt = len(prompt)
         self._read, self._lost = (
             0,

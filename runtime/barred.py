@@ -42,7 +42,7 @@ class Barred:
             stops: tokens that end a text, which are not barred alone.
             prompt: tokens before the first new one.
             most: new tokens that there may be.
-            source: what an encoder was given.
+            source: what an encoder was given, or the prompt of a model without one.
         """
         first, last, begin = (
             options.forced_bos_token_id,

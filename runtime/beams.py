@@ -99,7 +99,7 @@ class BeamSearch:
         room = entry.max_length - len(ids) if entry.length else options.new_tokens(len(ids))
         self._most = min(options.new_tokens(len(ids)), room)
         self._stops = frozenset(entry.eos if options.eos_token_id is None else options.eos_token_id)
-        barred = options.barred(entry, len(ids), source)
+        barred = options.barred(entry, ids, source)
         self._penalties = Penalties.of(options, self._ids, self._stops, barred)
         self._kept = max(2, 1 + len(self._stops)) * search.num_beams
         self._finished = [_Finished((), _NEVER, False)] * search.num_beams

@@ -101,7 +101,7 @@ class Generation(Iterator[Token]):
         self._pointer, error = c_void_p(), native.Error()
         library = self._session.library
         self._close = library.generation_close
-        asked = options.to_c(entry, len(prompt), source)
+        asked = options.to_c(entry, prompt, source)
         self._constraint = constraint_of(session.model, entry, options, prompt)
         if self._constraint is not None:
             self._allow = asked.allow = Allow(self._constraint.allow)

@@ -110,13 +110,16 @@ class GenerationOptions:
             return self.prompt_lookup_num_tokens or 0
         return self.num_assistant_tokens or USUAL_GUESSES
 
-    def barred(self, entry: GenerationEntry, prompt: int, source: Sequence[int] = ()) -> Barred:
-        """What must not come behind a prompt of so many tokens, or must."""
-        most = min(self.new_tokens(prompt), entry.max_length - prompt if entry.length else 2**62)
-        return Barred.of(self, self.stops(entry), prompt, most, source)
+    def barred(self, entry: GenerationEntry, prompt: Sequence[int], source: Sequence[int] = ()) -> Barred:
+        """What must not come behind a prompt, or must; to transformers a prompt without an encoder is a source."""
+        length = len(prompt)
+        most = min(self.new_tokens(length), entry.max_length - length if entry.length else 2**62)
+        return Barred.of(self, self.stops(entry), length, most, source if entry.encoder else prompt)
 
-    def to_c(self, entry: GenerationEntry, prompt: int, source: Sequence[int] = ()) -> GenerateOptions:
-        """As llmc.h has them, for a prompt of so many tokens, of an encoder-decoder behind this source."""
+    def to_c(
+        self, entry: GenerationEntry, prompt: Sequence[int], source: Sequence[int] = ()
+    ) -> GenerateOptions:
+        """As llmc.h has them, for a prompt, of an encoder-decoder behind this source."""
         biases = {**(self.logit_bias or {}), **dict.fromkeys(self.suppress_tokens or (), -math.inf)}
         stops, barred = self.stops(entry), self.barred(entry, prompt, source)
         top_k = USUAL_TOP_K if self.top_k is None else self.top_k
@@ -128,7 +131,7 @@ class GenerationOptions:
             frequency_penalty=self.frequency_penalty or 0,
             stop=(c_int64 * (len(stops) or 1))(*stops),
             n_stop=len(stops),
-            min_new_tokens=self.least_tokens(prompt),
+            min_new_tokens=self.least_tokens(len(prompt)),
             do_sample=bool(self.do_sample),
             temperature=self.temperature or 0,
             top_k=top_k,

@@ -180,7 +180,7 @@ class Listener:
     def _made(self, session: Session, prompt: list[int], timed: bool) -> list[int]:
         """The tokens of a window, without the one that ends them."""
         stops, made = frozenset(self.options.stops(self.entry)), list[int]()
-        penalties = Penalties.of(self.options, prompt, stops, self.options.barred(self.entry, len(prompt)))
+        penalties = Penalties.of(self.options, prompt, stops, self.options.barred(self.entry, prompt))
         marks = self._marks() if timed else None
         most = min(self.options.new_tokens(len(prompt)), self.entry.max_length - len(prompt))
         logits = next_logits(self.model, prompt, session)

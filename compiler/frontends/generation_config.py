@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends import chat_template, speech_config
-from llmc.compiler.frontends.generation_settings import KINDS, NAMES, OF_SOURCES, options
+from llmc.compiler.frontends.generation_settings import NAMES, options
 from llmc.compiler.frontends.inputs import TEXT
 from llmc.compiler.frontends.json_file import read_object
 from llmc.errors import LlmcError
@@ -81,7 +81,7 @@ def read(
         "bos": special.one("bos_token_id"),
         "eos": special.several("eos_token_id"),
         "pad": special.one("pad_token_id"),
-        "defaults": _known(_options(stated, at, bool(encoder), speech), vocabulary),
+        "defaults": _known(_options(stated, at, speech), vocabulary),
     }
     if speech:
         facts["speech"] = speech_config.facts(stated, config, vocabulary, at)
@@ -95,10 +95,10 @@ def read(
     return Generation(facts, template)
 
 
-def _options(stated: Mapping[str, Any], at: str, sources: bool, speech: bool) -> dict[str, Any]:
+def _options(stated: Mapping[str, Any], at: str, speech: bool) -> dict[str, Any]:
     """How tokens are chosen; what only speech has is read by `speech_config`."""
     own = {k: v for k, v in stated.items() if not (speech and k in speech_config.SETTINGS)}
-    return options(own, at, {**KINDS, **OF_SOURCES} if sources else KINDS)
+    return options(own, at)
 
 
 def _chat(root: Path, special: Tokens) -> dict[str, Any]:

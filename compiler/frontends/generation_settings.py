@@ -108,6 +108,7 @@ KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "suppress_tokens": ("a list of tokens", _is_ids),
     "begin_suppress_tokens": ("a list of tokens", _is_ids),
     "no_repeat_ngram_size": _WHOLE,
+    "encoder_no_repeat_ngram_size": _WHOLE,
     "bad_words_ids": ("a list of lists of tokens", _are_sequences),
     "forced_bos_token_id": _WHOLE,
     "forced_eos_token_id": ("a token or a list of tokens", _is_token),
@@ -124,8 +125,6 @@ _WHERE_DRAWN: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "min_p": _SHARE,
     "typical_p": ("a number above 0, at most 1", lambda value: _is_share(value) and value > 0),
 }
-# those that look at the source
-OF_SOURCES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {"encoder_no_repeat_ngram_size": _WHOLE}
 # what others must be to change nothing
 _NEUTRAL: Mapping[str, Any] = {
     "num_beams": 1,
@@ -146,7 +145,7 @@ _NEUTRAL: Mapping[str, Any] = {
     "begin_suppress_tokens": [],
     "bad_words_ids": [],
 }
-NAMES = frozenset({*KINDS, *OF_SOURCES, *_NEUTRAL})  # that change texts
+NAMES = frozenset({*KINDS, *_NEUTRAL})  # that change texts
 # of speed, of what is returned, of beams alone, or read elsewhere
 _IDLE = frozenset(
     {

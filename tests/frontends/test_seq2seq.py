@@ -17,7 +17,7 @@ from llmc.compiler.frontends.folder import inspect
 from llmc.compiler.interpret import step
 from llmc.compiler.module import Module, State
 from llmc.compiler.verify import verify_module
-from llmc.errors import LlmcError, LlmcWarning
+from llmc.errors import LlmcError
 
 CALLS = (7, 1, 1, 4, 1, 12, 3)
 
@@ -122,7 +122,7 @@ def test_bounds_of_source_and_text(tmp_path: Path) -> None:
 
 
 def test_what_a_folder_says(tmp_path: Path) -> None:
-    """Of an older folder options are in config.json; those of sources are known for encoder-decoders alone."""
+    """Of an older folder options are in config.json; to a model without an encoder its prompt is the source."""
     said = {
         "num_beams": 4,
         "no_repeat_ngram_size": 3,
@@ -136,8 +136,8 @@ def test_what_a_folder_says(tmp_path: Path) -> None:
     assert found["defaults"] == said
     assert found["encoder"] == {**encoder, "start": 3}
     (tmp_path / "generation_config.json").write_text('{"encoder_no_repeat_ngram_size": 2}')
-    with pytest.warns(LlmcWarning, match="does not know encoder_no_repeat_ngram_size"):
-        generation_config.read(tmp_path, config, **names)
+    found = generation_config.read(tmp_path, config, **names).facts
+    assert found["defaults"] == {"encoder_no_repeat_ngram_size": 2}
 
 
 def test_a_model_that_begins_with_nothing_is_told(tmp_path: Path) -> None:

@@ -47,6 +47,24 @@ def test_least_tokens(model):
     assert len(short.ids) < 11
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_the_prompt_holds_does_not_come(model, size):
+    """As transformers has `encoder_no_repeat_ngram_size` of a model without an encoder."""
+
+    def runs(ids):
+        return {tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)}
+
+    def repeated(prompt, **options):
+        made = model.generate(prompt, max_new_tokens=12, eos_token_id=[], **options).ids
+        return runs(prompt) & runs([*prompt[len(prompt) - size + 1 :], *made])
+
+    texts = (model.generate([first], max_new_tokens=30, eos_token_id=[]).ids for first in range(1, 41))
+    prompt = next(text for text in texts if repeated(text))
+    assert not repeated(prompt, encoder_no_repeat_ngram_size=size)
+    found = model.search(prompt, num_beams=2, max_new_tokens=12, encoder_no_repeat_ngram_size=size)
+    assert not any(runs(prompt) & runs([*prompt[len(prompt) - size + 1 :], *f.ids]) for f in found)
+
+
 def test_the_same_seed_draws_the_same_text(model):
     drawn = [model.generate(PROMPT, do_sample=True, seed=s, top_k=0).ids for s in (1, 1, 2, 3)]
     assert drawn[0] == drawn[1]
