@@ -55,6 +55,8 @@ class Barred:
         held = [*words, *_ngrams(source, options.encoder_no_repeat_ngram_size or 0)]
         forced = [(0, first)] if first is not None and prompt == 1 else []
         place, never = 1 if forced else 0, set(options.suppress_tokens or ())
+        if last and most == 1:  # of two that are forced to one place the later rule holds
+            forced = []
         return Barred(
             options.no_repeat_ngram_size or 0,
             tuple(dict.fromkeys(held)),

@@ -59,7 +59,10 @@ def _layer_norm(call: Call) -> Node:
 def _rms_norm(call: Call) -> Node:
     x, shape = call["input"], call["normalized_shape"]
     call.require(len(shape) == 1, "rms_norm over several axes", "normalise over the last axis only")
-    weight = call.get("weight", constant(np.ones(shape, np.float32), source=call.source))
+    weight = call.get("weight")
+    if weight is None:
+        call.require(isinstance(shape[0], int), "rms_norm over an axis whose size is open", "fix that size")
+        weight = constant(np.ones(shape, np.float32), source=call.source)
     return call.op("rms_norm", x, weight, eps=call.get("eps", float(np.finfo(np.float32).eps)))
 
 
@@ -72,7 +75,11 @@ def _attention(call: Call) -> Node:
     call.require(
         query.type.rank == 4, f"attention on {query.type.rank} axes", "use [batch, heads, seq, width]"
     )
-    scale = call.get("scale", 1.0 / math.sqrt(query.shape[-1]))
+    scale = call.get("scale")
+    if scale is None:
+        width = query.shape[-1]
+        call.require(isinstance(width, int), "attention whose heads are of an open width", "pass a scale")
+        scale = 1.0 / math.sqrt(width)
     causal = bool(call.get("is_causal", False))
     if causal and not same_dim(query.shape[2], key.shape[2]):
         mask, causal = _from_the_first(query, key, call), False

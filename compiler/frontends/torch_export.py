@@ -130,6 +130,8 @@ class _Reader:
             self._note(node, problem.reason, problem.advice)
         except LlmcError as error:
             self._note(node, error.problem.split(": ", 1)[-1], error.hint or "")
+        except (TypeError, ValueError) as error:  # of Python and NumPy, which take no size that is open
+            self._note(node, f"sizes or arguments do not fit the op ({error})", "fix the sizes of its axes")
 
     def _note(self, node: Any, reason: str, advice: str) -> None:
         self.values[node] = self._stand_in(node)

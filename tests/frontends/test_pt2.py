@@ -183,3 +183,27 @@ def test_unsupported_ops_are_listed(tmp_path: Path) -> None:
         LlmcError, match=r"2 ops of the model cannot be imported: aten\.linalg_inv.* aten\.erfinv"
     ):
         load(tmp_path / "m.pt2")
+
+
+OPEN = {
+    "norm": (lambda x: torch.nn.functional.rms_norm(x, x.shape[-1:]), "over an axis whose size is open"),
+    "attention": (
+        lambda x: torch.nn.functional.scaled_dot_product_attention(x, x, x),
+        "heads are of an open width",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OPEN)
+def test_a_last_axis_of_open_size_is_refused_in_a_sentence(case: str, tmp_path: Path) -> None:
+    change, told = OPEN[case]
+
+    class Changed(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return change(x)
+
+    shapes = {"x": {3: torch.export.Dim("w", min=3, max=12)}}
+    program = torch.export.export(Changed(), (torch.ones(2, 4, 3, 5),), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "m.pt2")
+    with pytest.raises(LlmcError, match=f"(?s)cannot be imported.*{told}"):
+        load(tmp_path / "m.pt2")

@@ -71,6 +71,8 @@ def theirs(twin, source, options):
         {"no_repeat_ngram_size": 1},
         {"no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 2, "bad_words_ids": [[9], [19, 20], [0]]},
         {"forced_bos_token_id": 7, "forced_eos_token_id": 0, "begin_suppress_tokens": [9, 12]},
+        {"forced_bos_token_id": 7, "forced_eos_token_id": [9, 3], "max_new_tokens": 1},
+        {"forced_bos_token_id": 7, "forced_eos_token_id": 9, "max_new_tokens": 1, "num_beams": 2},
         {"num_beams": 3},
         {"num_beams": 4, "forced_bos_token_id": 7, "forced_eos_token_id": 0, "length_penalty": 2.0},
         {"num_beams": 2, "encoder_no_repeat_ngram_size": 1, "min_new_tokens": 4, "early_stopping": True},
