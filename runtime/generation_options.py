@@ -153,7 +153,7 @@ class GenerationOptions:
             keep=entry.keep.encode() if entry.keep else None,
             logits=entry.logits.encode(),
             choice=choice,
-            max_new_tokens=self.new_tokens(prompt),
+            max_new_tokens=self.new_tokens(len(prompt)),
             chunk=self.prefill_chunk_size or 0,
             lookup=self.guesses,
             lookup_ngram=self.max_matching_ngram_size or 0,

@@ -7,6 +7,7 @@ settings only. Nothing is ever unpickled here.
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from llmc.compiler.frontends.sentence import Sentence, read_modules, transformer
 from llmc.compiler.frontends.sentence_text import want_unicode
 from llmc.compiler.frontends.tasks import Task, architecture_of, scores_of, task_of
 from llmc.compiler.frontends.tokenizer import Tokenizer
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, LlmcWarning
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 EMBEDDING = "sentence-embedding"
@@ -198,10 +199,13 @@ def labels(config: Mapping[str, Any], at: str = "config.json") -> tuple[str, ...
     if not isinstance(names, dict) or not all(str(k).isdecimal() for k in names):
         count = config.get("num_labels")
         return tuple(f"LABEL_{i}" for i in range(count if isinstance(count, int) else 2))
-    found = tuple(str(names[key]) for key in sorted(names, key=int))
-    for name in found:
+    named = {int(key): str(name) for key, name in names.items()}
+    for name in named.values():
         want_unicode(name, "a label", at)
-    return found
+    if missing := [i for i in range(len(named)) if i not in named]:
+        told = f"{at}: id2label has no name for class {missing[0]}, which is called LABEL_{missing[0]} here"
+        warnings.warn(LlmcWarning(told), stacklevel=2)
+    return tuple(named.get(i, f"LABEL_{i}") for i in range(len(named)))
 
 
 def require_tokenizer(summary: Summary) -> Tokenizer:

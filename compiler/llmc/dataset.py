@@ -187,12 +187,18 @@ def label_index(at: str, value: Any, labels: Sequence[str], count: int) -> int:
     """The class that a label names: by its name, by its number, or as LABEL_3.
 
     Raises:
-        LlmcError: the model has no such class.
+        LlmcError: the model has no such class, or several.
     """
     word = str(value).strip()
-    lower = [name.lower() for name in labels]
-    if word.lower() in lower:
-        return lower.index(word.lower())
+    exact = [i for i, name in enumerate(labels) if name == word]
+    named = exact or [i for i, name in enumerate(labels) if name.lower() == word.lower()]
+    if len(named) > 1:
+        found = f"classes {', '.join(map(str, named[:5]))}"
+        raise LlmcError(
+            f"the label {word!r} names several classes", at=at, found=found, hint="give their numbers"
+        )
+    if named:
+        return named[0]
     number = word.upper().removeprefix("LABEL_").removesuffix(".0")
     if number.isdigit() and int(number) < count:
         return int(number)

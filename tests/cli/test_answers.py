@@ -8,8 +8,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from llmc.cli.answers import Encoded, describe, show, softmax
+from llmc.cli.media_answers import _classes as classes_of
 from llmc.cli.output import print_table, printable
 from llmc.compiler.frontends.tasks import scores_of
+from llmc.dataset import label_index
 from llmc.errors import LlmcError
 from llmc.evaluate import _want_classes
 
@@ -56,6 +58,29 @@ def test_labels_that_hold_together(encoded):
     """transformers' pipeline takes the sigmoid of each."""
     answer = scored("sigmoid", LOGITS, ("a", "b", "c"), encoded)
     assert answer["probabilities"] == pytest.approx({"a": 0.742, "b": 0.438, "c": 0.276}, abs=5e-4)
+
+
+def test_classes_of_one_name_stay_apart(encoded):
+    """ImageNet has two cranes: the likeliest is not hidden behind the other."""
+    logits = np.float32([np.log([1, 3, 6])])
+    answer = scored("softmax", logits, ("crane", "cat", "crane"), encoded)
+    assert answer["label"] == "crane"
+    assert answer["probabilities"] == pytest.approx({"crane (2)": 0.6, "cat": 0.3, "crane (0)": 0.1})
+    made = SimpleNamespace(task="image-classification", labels=("crane", "cat", "crane"), scores="softmax")
+    image = classes_of(made, {"logits": logits}, 0, None, None)
+    assert image["probabilities"] == pytest.approx(answer["probabilities"])
+
+
+def test_a_label_of_data_is_the_class_that_is_written_so():
+    assert [label_index("line 1", word, ("us", "US", "it"), 3) for word in ("us", "US", "IT", "2")] == [
+        0,
+        1,
+        2,
+        2,
+    ]
+    for word, labels in (("crane", ("crane", "cat", "crane")), ("Us", ("us", "US", "it"))):
+        with pytest.raises(LlmcError, match="names several classes"):
+            label_index("line 1", word, labels, 3)
 
 
 def test_one_label(encoded):

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from llmc.compiler.frontends.folder import inspect, require_tokenizer
+from llmc.compiler.frontends.folder import inspect, labels, require_tokenizer
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.frontends.tasks import task_of
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, LlmcWarning
 
 
 @pytest.fixture
@@ -248,3 +248,12 @@ def test_a_head_that_is_not_known_is_arrays_in_and_out() -> None:
     for architecture in ("BertForFun", "LlamaForRewardModelling"):
         found = task_of({"model_type": "bert", "architectures": [architecture]}, "auto", False, "config.json")
         assert (found.name, found.outputs) == ("generic", ())
+
+
+def test_a_class_without_a_name_has_none_of_another() -> None:
+    """transformers fails at such a class; the names of the others are theirs."""
+    assert labels({"id2label": {"2": "c", "0": "a", "1": "b"}}) == ("a", "b", "c")
+    with pytest.warns(LlmcWarning, match="no name for class 1, which is called LABEL_1"):
+        assert labels({"id2label": {"0": "a", "5": "b"}}) == ("a", "LABEL_1")
+    with pytest.warns(LlmcWarning, match="no name for class 0"):
+        assert labels({"id2label": {"1": "a", "2": "b"}}) == ("LABEL_0", "a")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +73,13 @@ def label_of(model: Any, index: int) -> str:
     return str(labels[index]) if index < len(labels) else f"LABEL_{index}"
 
 
+def by_label(model: Any, classes: Iterable[Any], values: Array | Mapping[int, Any]) -> dict[str, float]:
+    """Name -> value of each class, in that order; a name that several classes have is followed by the number."""
+    count = Counter(model.labels or ())
+    names = ((i, label_of(model, i)) for i in map(int, classes))
+    return {f"{name} ({i})" if count[name] > 1 else name: float(values[i]) for i, name in names}
+
+
 def _embedding(model: Any, encoded: Encoded, outputs: Any, row: int) -> dict[str, Any]:
     vector = outputs["sentence_embedding"][row]
     return {"embedding": vector, "norm": float(np.linalg.norm(vector))}
@@ -84,11 +93,10 @@ def _classes(model: Any, encoded: Encoded, outputs: Any, row: int) -> dict[str, 
     logits = outputs["logits"][row]
     kind = getattr(model, "scores", None) or ("softmax" if logits.size > 1 else "sigmoid")
     if kind not in _SCORES:
-        return {"values": {label_of(model, i): float(value) for i, value in enumerate(logits)}}
+        return {"values": by_label(model, range(len(logits)), logits)}
     chances = _SCORES[kind](logits)
     order = np.argsort(-chances, kind="stable")
-    scores = {label_of(model, int(i)): float(chances[i]) for i in order}
-    return {"label": label_of(model, int(order[0])), "probabilities": scores}
+    return {"label": label_of(model, int(order[0])), "probabilities": by_label(model, order, chances)}
 
 
 def _tokens(model: Any, encoded: Encoded, outputs: Any, row: int) -> dict[str, Any]:

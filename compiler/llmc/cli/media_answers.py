@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from llmc.cli.answers import Array, describe_answer, label_of, sigmoid, softmax
+from llmc.cli.answers import Array, by_label, describe_answer, label_of, sigmoid, softmax
 from llmc.cli.output import printable
 
 THRESHOLD = 0.5  # as in transformers' pipelines
@@ -47,11 +47,10 @@ def _classes(model: Any, outputs: Any, row: int, image: Any, asked: Asked) -> di
     logits = outputs["logits"][row]
     kind = model.scores or ("softmax" if logits.size > 1 else "sigmoid")
     if kind == "none":
-        return {"values": {label_of(model, i): float(value) for i, value in enumerate(logits)}}
+        return {"values": by_label(model, range(len(logits)), logits)}
     chances = softmax(logits) if kind == "softmax" else sigmoid(logits)
     order = np.argsort(-chances, kind="stable")[:TOP]
-    scores = {label_of(model, int(i)): float(chances[i]) for i in order}
-    return {"label": label_of(model, int(order[0])), "probabilities": scores}
+    return {"label": label_of(model, int(order[0])), "probabilities": by_label(model, order, chances)}
 
 
 def _candidates(model: Any, outputs: Any, row: int, texts: Sequence[str]) -> dict[str, Any]:
@@ -113,9 +112,8 @@ def _areas(model: Any, outputs: Any, row: int, image: Any, asked: Asked) -> dict
     if getattr(outputs.get("logits"), "ndim", 0) != 4:
         return None
     numbers, counts = np.unique(class_map(outputs, row, image), return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    whole = image.width * image.height
-    return {"areas": {label_of(model, int(numbers[i])): float(counts[i] / whole) for i in order}}
+    shares = dict(zip(numbers.tolist(), counts / (image.width * image.height), strict=True))
+    return {"areas": by_label(model, numbers[np.argsort(-counts, kind="stable")], shares)}
 
 
 def _depth(model: Any, outputs: Any, row: int, image: Any, asked: Asked) -> dict[str, Any]:
