@@ -85,11 +85,12 @@ def sessions(graph: Graph) -> list[list[Sizes]]:
 def _untried(graph: Graph) -> LlmcError:
     """What is not tried is not checked."""
     dims = ", ".join(f"{name} in [{low}, {high}]" for name, (low, high) in graph.dims.items())
-    asked = constraints(graph)
-    told = asked[0].refusal({name: low for name, (low, _) in graph.dims.items()}) if asked else ""
+    ends = ({name: bounds[i] for name, bounds in graph.dims.items()} for i in (1, 0))
+    refusals = (c.refusal(sizes) for sizes in ends for c in constraints(graph))
+    told = next((refusal for refusal in refusals if refusal), "")
     return LlmcError(
         "no sizes within the bounds of the model's dims were found that it takes, so that it cannot be checked",
-        found=dims + (f"; at the smallest, {told}" if told else ""),
+        found=dims + (f"; {told}" if told else ""),
         hint="give bounds that hold such sizes, or sizes: of an ONNX file by --dim",
     )
 
