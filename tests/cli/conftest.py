@@ -60,6 +60,7 @@ class FakeModel:
     """A model with one output, `y = x + 1`, that records how it was asked."""
 
     task, labels, asked, generates = "text-classification", ("negative", "positive"), None, False
+    dims = {"height": (1, 2048), "width": (1, 2048)}  # noqa: RUF012
 
     def __init__(self, path, threads, variant):
         self.path, self.threads, self.variant = Path(path), threads, variant

@@ -75,6 +75,15 @@ def test_bench_passes_its_options_on(cli, fake_artifact):
     assert json.loads(result.out) == expected
 
 
+def test_bench_takes_a_size_of_any_dim(cli, fake_artifact):
+    """Of an image no option but this one says how large it is."""
+    result = cli("bench", fake_artifact, "--dim", "height=640", "--dim", "width=48", "--json")
+    asked = json.loads(result.out)
+    assert (asked["height"], asked["width"]) == (640, 48)
+    assert "has no dim 'duration'" in cli("bench", fake_artifact, "--dim", "duration=3").err
+    assert "one size" in cli("bench", fake_artifact, "--dim", "height=3..9").err
+
+
 def test_bench_prints_the_report(cli, fake_artifact):
     assert cli("bench", fake_artifact).out == "p50 1.00 ms\n"
 

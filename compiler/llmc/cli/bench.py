@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from llmc.cli.fixed_dims import Sized, as_dict
 from llmc.cli.output import (
     Counts,
     Seconds,
@@ -16,11 +17,13 @@ from llmc.cli.output import (
     print_json,
     require_artifact,
 )
+from llmc.compiler.frontends.axes import Asked
 
 _EPILOG = """\b
 Examples:
   llmc bench my-model.llmc
   llmc bench my-model.llmc --batch 8 --seq 128 --threads 2
+  llmc bench detector.llmc --dim height=640 --dim width=480
   llmc bench my-model.llmc --batch 32 --shortest 5     a batch of texts of different length
   llmc bench decoder.llmc --function step --seq 1 --past 500
   llmc bench my-model.llmc --profile                   time, bytes and FLOP of every kernel
@@ -39,6 +42,15 @@ than most improvements do. The artifact's own `bench` executable measures the sa
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--batch", type=click.IntRange(min=1), help="Rows in a call.  [default: 1]")
 @click.option("--seq", type=click.IntRange(min=1), help="Tokens in a row.  [default: 128, or the bound]")
+@click.option(
+    "--dim",
+    "dims",
+    type=Sized(),
+    multiple=True,
+    callback=as_dict,
+    metavar="NAME=SIZE",
+    help="Another size, such as height=640.  [default: 128, or the bound]",
+)
 @click.option(
     "--shortest",
     type=click.IntRange(min=1),
@@ -72,6 +84,7 @@ def command(
     artifact: Path,
     batch: int | None,
     seq: int | None,
+    dims: dict[str, Asked] | None,
     shortest: int | None,
     function: str | None,
     past: int | None,
@@ -90,11 +103,16 @@ def command(
         raise click.UsageError("--profile measures one artifact; use it without --vs.")
     given = (("batch", batch), ("seq", seq), ("shortest", shortest), ("function", function))
     options: dict[str, Any] = {name: size for name, size in given if size is not None}
+    if ranges := [name for name, size in (dims or {}).items() if not isinstance(size, int)]:
+        raise click.UsageError(f"--dim {ranges[0]} is one size here.")
     paths = [require_artifact(path) for path in (artifact, vs) if path is not None]
 
     import llmc
+    from llmc.runtime.arrays import check_names
 
     models = [llmc.load(path, threads=threads, variant=variant, check_weights=not no_check) for path in paths]
+    check_names("dim", dims or {}, models[0].dims)
+    options |= dims or {}
     whole = not (options or profile or vs is not None or past is not None)
     if asked or (whole and models[0].generates):
         if not whole:

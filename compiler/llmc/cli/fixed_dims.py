@@ -63,9 +63,10 @@ def _number(text: str) -> int | float | None:
     return int(exact) if whole else near
 
 
-def _as_dict(
+def as_dict(
     ctx: click.Context, param: click.Parameter, pairs: tuple[tuple[str, Any], ...]
 ) -> dict[str, Any] | None:
+    """A callback: pairs as a dict, None without any; a name that is given twice is refused."""
     names = [name for name, _ in pairs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise click.BadParameter(f"{twice[0]} is given twice", ctx, param)
@@ -79,7 +80,7 @@ def dim_option(command: Callable[..., Any]) -> Callable[..., Any]:
         "Repeatable."
     )
     option = click.option(
-        "--dim", "dims", metavar="NAME=SIZE", type=Sized(), multiple=True, callback=_as_dict, help=text
+        "--dim", "dims", metavar="NAME=SIZE", type=Sized(), multiple=True, callback=as_dict, help=text
     )
     fix = click.option(
         "--fix",
@@ -87,7 +88,7 @@ def dim_option(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="NAME=NUMBER",
         type=Valued(),
         multiple=True,
-        callback=_as_dict,
+        callback=as_dict,
         help="An input of an ONNX file that always has one value, as sr=16000. Repeatable.",
     )
     return option(fix(command))
