@@ -14,7 +14,7 @@ from llmc.compiler.dims import Bounds
 _NEAR = 48  # sizes to either side of the one that is wanted
 _MULTIPLES = 4  # and so many multiples of each divisor
 _LARGEST = 1 << 16  # of the divisors
-_LOOKS = 4096  # at constraints of several dims
+_LOOKS = 256  # at constraints of several dims
 
 
 def fitting(
