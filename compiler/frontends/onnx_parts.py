@@ -19,6 +19,7 @@ from llmc.compiler.frontends.ranges import is_nonnegative
 from llmc.compiler.graph import DTYPES, Node
 from llmc.compiler.ops import constant
 
+_MOST = (2**31 - 1, 2**63 - 1)  # bounds of a slice that ONNX Runtime takes for the end whichever way it runs
 _FAR = 1 << 31  # a bound of a slice that means the end
 
 
@@ -45,6 +46,9 @@ def _slice(call: Call) -> Node:
         starts, ends = call.dims(1, "the start of a slice"), call.dims(2, "the end of a slice")
         axes = call.dims(3, "axes") if call.has(3) else range(len(starts))
         steps = call.dims(4, "steps") if call.has(4) else (1,) * len(starts)
+    for end, step in zip(ends, steps, strict=True):
+        both = "a slice backwards to INT_MAX: nothing to the standard, all to ONNX Runtime"
+        call.require(not (isinstance(step, int) and step < 0 and end in _MOST), both, "end it at INT_MIN")
     if (array := known(x)) is not None and all(isinstance(n, int) for n in (*starts, *ends)):
         return _slice_constant(call, array, zip(starts, ends, axes, steps, strict=True))
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):

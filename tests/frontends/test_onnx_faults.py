@@ -143,6 +143,16 @@ def test_slices_that_run_backwards(tmp_path: Path) -> None:
         np.testing.assert_array_equal(fixed, wanted)
 
 
+@pytest.mark.parametrize("end", [2**31 - 1, 2**63 - 1])
+def test_a_slice_backwards_to_the_largest_number_is_refused(end: int, tmp_path: Path) -> None:
+    """To the standard nothing is left of the axis, to ONNX Runtime all of it."""
+    weights = {"s": np.array([-1]), "e": np.array([end]), "a": np.array([1]), "t": np.array([-1])}
+    nodes = [NODE("Slice", ["x", "s", "e", "a", "t"], ["out"])]
+    with pytest.raises(LlmcError, match="Slice") as caught:
+        answer(tmp_path, nodes, np.ones((2, 6), np.float32), weights)
+    assert "a slice backwards to INT_MAX" in str(caught.value.found)
+
+
 def test_a_size_of_nothing_is_nothing(tmp_path: Path) -> None:
     file = saved(tmp_path, [NODE("ReduceSum", ["x"], ["out"], keepdims=0)], [INFO("x", T.FLOAT, [0, 3])], {})
     graph = load(file).graph
