@@ -30,7 +30,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output`, renamed to it when the block ends well and removed when it does not.
 
     An artifact that was there before is replaced in the last step only; where `output` is a link to one, the one
-    it points to. What a process left that was killed is removed.
+    it points to. What a process left that was killed is removed, an artifact that it had moved aside put back.
 
     Raises:
         LlmcError: the place cannot be written, or holds something that is not an artifact.
@@ -39,6 +39,7 @@ def new_folder(output: Path) -> Iterator[Path]:
         _check_replaceable(output)
         output = output.resolve() if output.is_symlink() else output
         _sweep(output)
+        _restore(output)
         part = output.parent / f".{output.name}.{secrets.token_hex(4)}.part"
         part.mkdir()
         lock = _locked(part)
@@ -81,6 +82,21 @@ def _sweep(output: Path) -> None:
             lock = _locked(path)
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
+
+
+def _restore(output: Path) -> None:
+    """The artifact that a process moved aside, back in its place if it was killed before the new one was there."""
+    ours = re.compile(rf"\.{re.escape(output.name)}\.[0-9a-f]{{8}}\.old")
+    for path in output.parent.iterdir():
+        if not ours.fullmatch(path.name) or path.is_symlink() or not (path / "manifest.json").is_file():
+            continue
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_ctime < _FRESH:  # of the renaming
+                continue
+            if output.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.rename(output)
 
 
 def _check_replaceable(output: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 from llmc import LlmcError
+from llmc.compiler import artifact
 from llmc.compiler.artifact import new_folder
 
 
@@ -112,6 +114,24 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         assert left.exists()
     with new_folder(tmp_path / "m.llmc"):
         assert not left.exists()
+
+
+def test_what_was_moved_aside_by_a_killed_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is back where nothing took its place, should the next compile fail, too; else it goes."""
+    output, aside = tmp_path / "m.llmc", tmp_path / ".m.llmc.0123abcd.old"
+    make(output, "1")
+    output.rename(aside)
+    with new_folder(output):
+        assert aside.exists()  # just now, perhaps by a process that lives
+    monkeypatch.setattr(artifact, "_FRESH", -1.0)
+    shutil.rmtree(output)
+    with pytest.raises(RuntimeError), new_folder(output):
+        raise RuntimeError
+    assert read(output) == "1"
+    shutil.copytree(output, aside)
+    make(output, "2")
+    assert not aside.exists()
+    assert read(output) == "2"
 
 
 def test_what_is_being_written_is_left_alone(tmp_path: Path) -> None:
