@@ -99,11 +99,11 @@ def _want_ranks(config: Mapping[str, Any], file: Path, at: str) -> None:
     most = MOST_RANK
     if file.suffix == ".safetensors":
         most = max((size for t in read_header(file).values() for size in t.shape), default=1)
-    usual, others = config.get("r"), _pattern(config, "rank_pattern")
     least = 1 if config["peft_type"] == "LORA" else 0  # other kinds mean by 0 that another setting says it
-    for rank in (*(usual,)[: usual is not None], *others):
-        lowest = 0 if others and rank is usual else least
-        if type(rank) is not int or not lowest <= rank <= most:
+    usual, others = config.get("r"), _pattern(config, "rank_pattern")
+    lowest = 0 if others else least  # where a pattern may say that of every module
+    for rank, low in ((usual if usual is not None else most, lowest), *((rank, least) for rank in others)):
+        if type(rank) is not int or not low <= rank <= most:
             raise LlmcError("a rank of the adapter is none of its weights'", at=at, found=repr(rank)[:60])
 
 
