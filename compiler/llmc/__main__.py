@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from llmc.errors import LlmcError, extras_named
@@ -15,7 +16,9 @@ def main() -> int:
     except LlmcError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return cli.main()
+    code = cli.main()
+    gc.freeze()  # the process ends: no last search for garbage, which takes seconds with torch loaded
+    return code
 
 
 if __name__ == "__main__":

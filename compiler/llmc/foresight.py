@@ -11,6 +11,7 @@ from llmc.errors import LlmcError
 
 if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
+    from llmc.targets.backend import Backend
 
 QUANTISATIONS = ("none", "fp16", "int8", "int8-static", "w8", "w4")
 COPIES = 3  # of the f32 weights that a compile holds at a time: as read, as packed, as written
@@ -119,16 +120,18 @@ def _of_graph(graph: Graph | None, targets: Iterable[str]) -> dict[str, Any]:
 
     lacks: dict[str, tuple[str, ...]] = {}
     has: dict[str, tuple[str, ...]] = {}
+    lacking: dict[Backend, tuple[str, ...]] = {}  # targets of one backend lack the same
     for name in targets:
-        target = find_target(name)
-        backend = backend_of(target)
+        backend = backend_of(find_target(name))
         has[name] = tuple(q for q in QUANTISATIONS if q == "none" or q in backend.quantisations)
-        lacks[name] = () if graph is None else _lacking(graph, backend)
+        if graph is not None and backend not in lacking:
+            lacking[backend] = _lacking(graph, backend)
+        lacks[name] = lacking.get(backend, ())
     inputs = {} if graph is None else {n.attributes["name"]: str(n.type) for n in graph.inputs}
     return {"inputs": inputs, "targets": lacks, "precisions": has}
 
 
-def _lacking(graph: Graph, backend: Any) -> tuple[str, ...]:
+def _lacking(graph: Graph, backend: Backend) -> tuple[str, ...]:
     try:
         backend.lower(graph)
     except LlmcError as error:

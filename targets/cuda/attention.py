@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import ceil_div, dim
 from llmc.compiler.graph import Node
@@ -24,6 +22,7 @@ from llmc.targets.cuda.launch import launch
 from llmc.targets.cuda.norm import level
 from llmc.targets.tir.attention_shape import Layout, Shape, problem
 from llmc.targets.tir.emit import Buffer, Expr, div, f32, fma, i64, mod
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import exp_down
 
 QUERIES = 64  # of a block, one a thread

@@ -44,7 +44,7 @@ class CudaBackend(Backend):
 
     def lower(self, graph: Graph, first: Lowerings | None = None) -> tuple[Call | Region, ...]:
         """As any backend, but for branches: their condition is in the GPU's memory, the program is on the host."""
-        from llmc.targets.cuda.build import find_nvcc
+        from llmc.targets.cuda.nvcc import find_nvcc
 
         branch = next((node for node in graph.everywhere() if node.op == "branch"), None)
         if branch is not None:
@@ -57,7 +57,8 @@ class CudaBackend(Backend):
         return super().lower(graph, first)
 
     def compile(self, calls: Sequence[Call], target: Target, kept: Store) -> Code:
-        from llmc.targets.cuda.build import cuda_source, fatbin
+        from llmc.targets.cuda.build import cuda_source
+        from llmc.targets.cuda.nvcc import fatbin
 
         kernels = {call.kernel.symbol: call.kernel for call in calls}
         source = cuda_source({symbol: kernel.emit(symbol, None) for symbol, kernel in kernels.items()})

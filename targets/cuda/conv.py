@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import Dim, product
 from llmc.compiler.graph import Node
@@ -19,6 +17,7 @@ from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import flat
 from llmc.targets.tir.emit import Buffer, Expr, f32, fma, i64
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import ACTIVATIONS
 from llmc.targets.tir.scalar_ops import maximum
 

@@ -14,11 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tvm import tirx
-from tvm.ir.expr import StringImm
-from tvm.tirx import IntImm
-
 from llmc.targets.tir.emit import Buffer, Emitter, Expr, div, dtype_of, f32, i64, mod
+from llmc.targets.tir.later import ir, tirx
 
 WARP = 32
 FRAGMENT = 16
@@ -80,9 +77,9 @@ class GridEmitter(Emitter):
             other = self.extern(
                 carried,
                 "__shfl_xor_sync",
-                IntImm("uint32", _ALL),
+                tirx.IntImm("uint32", _ALL),
                 tirx.Cast(carried, value),
-                IntImm("int32", distance),
+                tirx.IntImm("int32", distance),
             )
             value = self.let(combine(value, tirx.Cast(dtype, other)))
         return value
@@ -148,13 +145,13 @@ class GridEmitter(Emitter):
         for var, tag, extent in ((self._thread, "threadIdx.x", self.threads), (self._block, "blockIdx.x", 1)):
             # The extent of the grid is the launch's business; TVM wants a number here and ignores it.
             axis = tirx.IterVar(None, var, tirx.IterVar.ThreadIndex, tag)
-            body = tirx.AttrStmt(axis, "thread_extent", IntImm("int32", extent), body)
+            body = tirx.AttrStmt(axis, "thread_extent", tirx.IntImm("int32", extent), body)
         for fragments, kind in self._fragments:
             notes = {"fragment_shape": "16, 16, 16"} | (
                 {} if kind == "accumulator" else {"fragment_layout": "row_major"}
             )
             for key, text in notes.items():
-                body = tirx.AttrStmt(fragments, key, StringImm(text), body)
+                body = tirx.AttrStmt(fragments, key, ir.StringImm(text), body)
         attributes = {"global_symbol": self.symbol, "calling_conv": 2, "tirx.noalias": True}
         params = [*self._pointers, *self._scalars]
         return tirx.PrimFunc(params, body, ret_type=None).with_attr(attributes)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import ceil_div, dim, product
 from llmc.compiler.graph import Node
@@ -17,6 +15,7 @@ from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import launch
 from llmc.targets.cuda.tile import COLUMNS, ROWS, THREADS, Tile
 from llmc.targets.tir.emit import Buffer, Expr, div, f32, i64, mod
+from llmc.targets.tir.later import tirx
 
 
 def grouped_matmul(node: Node) -> Call:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
@@ -26,6 +24,7 @@ from llmc.targets.cuda.operands import (
 )
 from llmc.targets.cuda.tile import COLUMNS, ROWS
 from llmc.targets.tir.emit import Buffer, Expr, div, i64, mod
+from llmc.targets.tir.later import tirx
 
 DEPTH = 32
 WARPS = 4

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call, Layouts
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
@@ -15,6 +13,7 @@ from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import flat
 from llmc.targets.tir.emit import STORAGE, Expr, i64
 from llmc.targets.tir.grid import offset
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.panels import row_place
 from llmc.targets.tir.scalar_ops import constant
 from llmc.targets.tir.strides import STRIDES, clamped, merge_strides, pad_axes

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call, Layouts, Panels
 from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
@@ -19,6 +17,7 @@ from llmc.errors import LlmcError
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.rows import Row, rows_call
 from llmc.targets.tir.emit import Buffer, Expr, f32, fma, i64, mod
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.panels import row_place
 from llmc.targets.tir.strides import clamped
 

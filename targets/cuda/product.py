@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import ceil_div, dim, product
 from llmc.compiler.graph import Node
@@ -24,6 +22,7 @@ from llmc.targets.cuda.operands import (
 )
 from llmc.targets.cuda.tile import COLUMNS, DEPTH, ROWS, THREADS, Tile
 from llmc.targets.tir.emit import Buffer, Expr, div, f32, i64, mod
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.matrices import matrix_groups, matrix_offset
 
 

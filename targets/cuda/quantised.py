@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
 from llmc.compiler.calls import Call, Packed
 from llmc.compiler.dims import product
@@ -21,6 +20,7 @@ from llmc.targets.cuda.rows import Row, rows_call
 from llmc.targets.cuda.tile import COLUMNS, DEPTH, THREADS, Tile
 from llmc.targets.tir.emit import Buffer, Expr, f32, i64
 from llmc.targets.tir.epilogue import scaled
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import to_level
 
 _FLIP = -0x7F7F7F80  # 0x80808080: q + 128 as a byte becomes q

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import Dim, ceil_div, dim, product
 from llmc.compiler.graph import Node
@@ -21,6 +19,7 @@ from llmc.targets.cuda.launch import flat, launch
 from llmc.targets.tir import math, math64
 from llmc.targets.tir.emit import STORAGE, Buffer, Expr, div, f32, i64, mod
 from llmc.targets.tir.grid import offset, strides
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.reduce import COMBINE, NEUTRAL, Line, argmax, compute_dtype, cumsum, merge_kept
 from llmc.targets.tir.scalar_ops import cast, constant, maximum
 

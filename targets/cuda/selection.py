@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import flat
 from llmc.targets.tir.emit import i64
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.order import Order
 from llmc.targets.tir.scatter import combined
 from llmc.targets.tir.strides import clamped

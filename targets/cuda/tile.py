@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tvm import tirx
-
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.tir.emit import Buffer, Expr, div, fma, i64, mod
+from llmc.targets.tir.later import tirx
 
 ROWS, COLUMNS, DEPTH = 64, 64, 16
 THREADS = 256

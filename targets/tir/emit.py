@@ -17,9 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tvm import tirx
-from tvm.ir import PointerType, PrimType
-from tvm.tirx import FloatImm, IntImm
+from llmc.targets.tir.later import ir, tirx
 
 LANES = 16
 _UNBOUNDED = 1 << 40  # buffers are raw pointers; their extent is the caller's business
@@ -41,12 +39,12 @@ STORAGE = {
 
 def i64(value: int) -> Expr:
     """An int64 constant."""
-    return IntImm("int64", value)
+    return tirx.IntImm("int64", value)
 
 
 def f32(value: float) -> Expr:
     """A float32 constant."""
-    return FloatImm("float32", float(value))
+    return tirx.FloatImm("float32", float(value))
 
 
 def dtype_of(value: Expr) -> str:
@@ -88,7 +86,7 @@ def fma(a: Expr, b: Expr, c: Expr) -> Expr:
 
 def _block(statements: Sequence[Any]) -> Any:
     if not statements:
-        return tirx.Evaluate(IntImm("int32", 0))
+        return tirx.Evaluate(tirx.IntImm("int32", 0))
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
 
 
@@ -124,7 +122,7 @@ class Emitter:
     def pointer(self, name: str, dtype: str) -> Buffer:
         """A pointer parameter to llmc dtype `dtype` ("f32"), indexed by element; only natural alignment is assumed."""
         storage = STORAGE[dtype]
-        var = tirx.Var(name, PointerType(PrimType(storage)))
+        var = tirx.Var(name, ir.PointerType(ir.PrimType(storage)))
         self._pointers.append(var)
         return self.view(name + "_at", storage, var)
 
@@ -137,7 +135,7 @@ class Emitter:
     def scratch(self, dtype: str = "float32") -> Buffer:
         """The calling thread's scratch memory, 64-byte aligned; `Kernel.scratch` says how much it is."""
         if self._scratch is None:
-            self._scratch = tirx.Var("scratch", PointerType(PrimType("float32")))
+            self._scratch = tirx.Var("scratch", ir.PointerType(ir.PrimType("float32")))
         return self.view("scratch_at", dtype, self._scratch)
 
     def alias(self, buffer: Buffer, storage: str) -> Buffer:
@@ -188,7 +186,7 @@ class Emitter:
         An index goes through a register: TVM's analyzer substitutes bound integers into every later
         expression, whose size would then grow exponentially with the number of steps.
         """
-        if isinstance(value, tirx.Var | IntImm | FloatImm) or not hasattr(value, "ty"):
+        if isinstance(value, tirx.Var | tirx.IntImm | tirx.FloatImm) or not hasattr(value, "ty"):
             return value
         if dtype_of(value) == "int64":
             held = self.registers(1, "int64")
@@ -239,7 +237,7 @@ class Emitter:
         """
         buffer = tirx.decl_buffer((i64(count),), dtype, name=self._name("reg"), scope="global")
         # Without the annotation TVM would allocate from a heap workspace.
-        self.add(tirx.AllocBuffer(buffer, {"disable_lower_builtin": IntImm("bool", 1)}))
+        self.add(tirx.AllocBuffer(buffer, {"disable_lower_builtin": tirx.IntImm("bool", 1)}))
         return buffer
 
     def get(self, registers: Buffer, index: int | Expr = 0) -> Expr:
@@ -260,7 +258,7 @@ class Emitter:
         while lanes > 1:
             lanes //= 2
             if lanes == 1:  # vectorlow would give a vector of one, which is no scalar to LLVM
-                low, high = (self.let(tirx.Shuffle([value], [IntImm("int32", i)])) for i in (0, 1))
+                low, high = (self.let(tirx.Shuffle([value], [tirx.IntImm("int32", i)])) for i in (0, 1))
                 return self.let(combine(low, high))
             low = self.let(tirx.vectorlow(vector(scalar, lanes), value))
             high = self.let(tirx.vectorhigh(vector(scalar, lanes), value))
@@ -272,6 +270,6 @@ class Emitter:
         scratch = [] if self._scratch is None else [self._scratch]
         params = [*self._pointers, *self._scalars, *scratch, self.begin, self.end]
         assert len(self._blocks) == 1, "function() inside a loop"
-        body = _block([*self._blocks[0], tirx.Return(IntImm("int32", 0))])
+        body = _block([*self._blocks[0], tirx.Return(tirx.IntImm("int32", 0))])
         attributes = {"global_symbol": self.symbol, "calling_conv": 2, "tirx.noalias": True}
-        return tirx.PrimFunc(params, body, PrimType("int32")).with_attr(attributes)
+        return tirx.PrimFunc(params, body, ir.PrimType("int32")).with_attr(attributes)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tvm import tirx
-
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, fma, i64
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import ACTIVATIONS, SHORT
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import sympy
-from tvm import tirx
 
 from llmc.compiler.dims import Dim, dim, product
 from llmc.compiler.graph import DTYPES, Node
 from llmc.targets.tir.emit import LANES, Emitter, Expr, div, i64
+from llmc.targets.tir.later import tirx
 
 CHUNK = 1024  # elements of a long row that make one work item
 

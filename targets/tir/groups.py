@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tvm import tirx
-
 from llmc.targets.tir.emit import Buffer, Emitter, Expr, i64
+from llmc.targets.tir.later import tirx
 
 
 def group_rows(k: Emitter, ends: Buffer, group: Expr, groups: Expr, rows: Expr) -> tuple[Expr, Expr]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import tirx
-
 from llmc.compiler.ops.elementwise import GELU_LIMIT, GELU_POLY
 from llmc.compiler.ops.int8_attention import LOG2_E, ROUND
 from llmc.targets.tir.emit import Emitter, Expr, f32, fma, lanes_of, splat, vector
+from llmc.targets.tir.later import tirx
 
 # 2**r, highest power first, |r| <= 1/2: minimax in the relative error, 2e-9, with a last term of exactly 1
 _EXP2 = (

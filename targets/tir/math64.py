@@ -5,17 +5,15 @@ As in `math`, every multiply that feeds an add is an explicit fma and nothing ca
 
 from __future__ import annotations
 
-from tvm import tirx
-from tvm.tirx import FloatImm
-
 from llmc.targets.tir.emit import Emitter, Expr, fma, i64, lanes_of, splat, vector
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import clamp, polynomial
 
 _SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
 
 
 def _f64(value: float, lanes: int) -> Expr:
-    return splat(FloatImm("float64", value), lanes)
+    return splat(tirx.FloatImm("float64", value), lanes)
 
 
 def _horner(k: Emitter, x: Expr, coefficients: tuple[float, ...]) -> Expr:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm import tirx
-
 from llmc.targets.tir.emit import Buffer, Emitter, Expr
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.reduce import compute_dtype
 from llmc.targets.tir.scalar_ops import cast
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import Dim, dim
 from llmc.compiler.graph import DTYPES, Node
 from llmc.compiler.ops.rules import same_dim
 from llmc.targets.tir.emit import STORAGE, Emitter, Expr, i64
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.scalar_ops import cast, constant, maximum, minimum
 from llmc.targets.tir.sums import float_sum
 

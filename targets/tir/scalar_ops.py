@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tvm import tirx
-from tvm.tirx import FloatImm, IntImm
-
 from llmc.compiler import extensions
 from llmc.compiler.ops import OPS
 from llmc.errors import LlmcError
 from llmc.targets.tir import math, math64
 from llmc.targets.tir.emit import STORAGE, Emitter, Expr, dtype_of, lanes_of, splat, vector
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.sums import float_sum, negative
 
 Operation = Callable[..., Expr]
@@ -27,8 +25,8 @@ def constant(dtype: str, value: float, lanes: int) -> Expr:
     """`value` in every lane, in the storage dtype of llmc dtype `dtype`."""
     storage = STORAGE[dtype]
     if is_float(dtype):
-        return splat(FloatImm(storage, float(value)), lanes)
-    return splat(IntImm(storage, int(value)), lanes)
+        return splat(tirx.FloatImm(storage, float(value)), lanes)
+    return splat(tirx.IntImm(storage, int(value)), lanes)
 
 
 def is_float(dtype: str) -> bool:
@@ -188,6 +186,10 @@ def _plain(function: Callable[..., Expr]) -> Operation:
     return lambda k, dtype, *arguments: function(*arguments)
 
 
+def _of_tir(name: str) -> Operation:
+    return lambda k, dtype, *arguments: getattr(tirx, name)(*arguments)
+
+
 def _float(function: Callable[..., Expr]) -> Operation:
     return lambda k, dtype, *arguments: function(k, *arguments)
 
@@ -217,9 +219,9 @@ OPERATIONS: Mapping[str, Operation] = {
     "neg": _neg,
     "abs": _abs,
     "sign": _sign,
-    "floor": _plain(tirx.floor),
-    "ceil": _plain(tirx.ceil),
-    "sqrt": _plain(tirx.sqrt),
+    "floor": _of_tir("floor"),
+    "ceil": _of_tir("ceil"),
+    "sqrt": _of_tir("sqrt"),
     "rsqrt": _rsqrt,
     "relu": _relu,
     "exp": _float(math.exp),
@@ -231,7 +233,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "sin": _float(math64.sin),
     "cos": _float(math64.cos),
     "gelu": _gelu,
-    "not": _plain(tirx.Not),
+    "not": _of_tir("Not"),
     "add": _add,
     "sub": _sub,
     "mul": _plain(lambda a, b: a * b),
@@ -247,13 +249,13 @@ OPERATIONS: Mapping[str, Operation] = {
     "le": _plain(lambda a, b: a <= b),
     "gt": _plain(lambda a, b: a > b),
     "ge": _plain(lambda a, b: a >= b),
-    "and": _plain(tirx.bitwise_and),
-    "or": _plain(tirx.bitwise_or),
-    "xor": _plain(tirx.bitwise_xor),
-    "bitand": _plain(tirx.bitwise_and),
-    "bitor": _plain(tirx.bitwise_or),
-    "bitxor": _plain(tirx.bitwise_xor),
-    "where": _plain(tirx.Select),
+    "and": _of_tir("bitwise_and"),
+    "or": _of_tir("bitwise_or"),
+    "xor": _of_tir("bitwise_xor"),
+    "bitand": _of_tir("bitwise_and"),
+    "bitor": _of_tir("bitwise_or"),
+    "bitxor": _of_tir("bitwise_xor"),
+    "where": _of_tir("Select"),
     "quantize": _quantize,
     "dequantize": _dequantize,
 }

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tvm import tirx
-
 from llmc.compiler.dims import Dim, dim, product
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.rules import same_dim
 from llmc.targets.tir.emit import Emitter, Expr, i64
+from llmc.targets.tir.later import tirx
 
 Axis = tuple[Dim, Dim]  # extent, stride of the input in elements
 Strides = tuple[list[Axis], Dim]  # the axes, and the element the walk starts at

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from tvm import tirx
-from tvm.tirx import FloatImm
-
 from llmc.targets.tir.emit import Emitter, Expr, dtype_of, fma, lanes_of, splat
+from llmc.targets.tir.later import tirx
 
 
 def _definition(k: Emitter, value: Expr) -> Expr:
@@ -16,7 +14,7 @@ def _definition(k: Emitter, value: Expr) -> Expr:
 
 def _is_minus_one(value: Expr) -> bool:
     value = value.value if isinstance(value, tirx.Broadcast) else value
-    return isinstance(value, FloatImm) and float(value.value) == -1.0
+    return isinstance(value, tirx.FloatImm) and float(value.value) == -1.0
 
 
 def _term(k: Emitter, value: Expr) -> tuple[bool, Expr, tuple[Expr, Expr] | None]:
@@ -34,7 +32,7 @@ def _term(k: Emitter, value: Expr) -> tuple[bool, Expr, tuple[Expr, Expr] | None
 def negative(value: Expr, negated: bool = True) -> Expr:
     """-value, exact; also for 0."""
     dtype = "float64" if dtype_of(value).startswith("float64") else "float32"
-    return value * splat(FloatImm(dtype, -1.0), lanes_of(value)) if negated else value
+    return value * splat(tirx.FloatImm(dtype, -1.0), lanes_of(value)) if negated else value
 
 
 def float_sum(k: Emitter, a: Expr, b: Expr, minus: bool = False) -> Expr:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tvm import tirx
-
 from llmc.targets.tir.emit import Buffer, Emitter, Expr, div, f32, i64, splat
+from llmc.targets.tir.later import tirx
 
 
 def tiles(

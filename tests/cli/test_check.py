@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +149,17 @@ def test_what_cannot_be_told_without_weights_is_no_refusal(
     done = cli("check", llama)
     assert (done.code, "unknown" in done.out) == (2, True)
     assert "cannot be told without the weights, compile to see: torch.export cannot trace" in done.out
+
+
+def test_kernels_are_chosen_without_tvm(llama: Path) -> None:
+    """Importing TVM takes as long as importing torch, and a graph's kernels can be chosen before one is written."""
+    code = "import sys; from llmc.cli import main; code = main(); assert 'tvm' not in sys.modules; sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", code, "check", str(llama)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "cuda     int8        yes" in done.stdout or "nvcc" in done.stdout, done.stdout
+
+
+def test_the_collector_is_as_before(llama: Path, cli: Any) -> None:
+    assert gc.isenabled()
+    assert cli("check", llama, "--target", "arm").code == 0
+    assert gc.isenabled()

@@ -35,7 +35,7 @@ def gpu_lab() -> ModuleType:
 def needs_nvcc() -> None:
     """Skip where the CUDA toolkit is missing: what the test would show stays unproved there."""
     from llmc.errors import LlmcError
-    from llmc.targets.cuda.build import find_nvcc
+    from llmc.targets.cuda.nvcc import find_nvcc
 
     try:
         find_nvcc()

@@ -28,7 +28,7 @@ from llmc.passes.quantise import QUANTISATIONS
 from llmc.runtime.selftest import read_selftest
 from llmc.runtime.sources import FOLDER
 from llmc.selfcheck import answers, record
-from llmc.targets.cuda import build
+from llmc.targets.cuda import build, nvcc
 from llmc.targets.cuda.variants import GPUS
 from llmc.targets.store import Store, folder
 
@@ -170,7 +170,7 @@ def test_every_architecture_is_assembled(compiled: Callable[..., Any], small_ber
     for family in ("linear_half_", "qlinear_", "attention_"):
         assert any(f" {family}" in head for head in kernels)
     source = build.PREAMBLE + "".join(KERNEL + text for text in kernels.values())
-    assert len(build.fatbin(source, tuple(GPUS), Store(None))) > 10_000
+    assert len(nvcc.fatbin(source, tuple(GPUS), Store(None))) > 10_000
 
 
 def installed(name: str) -> Path:
@@ -190,7 +190,7 @@ def test_products_use_the_right_instructions(
 ) -> None:
     """Tensor cores for halves, four products of bytes at once for int8: in the machine code of every product."""
     dump, disassembler = installed("cuobjdump"), installed("nvdisasm")
-    code = build.fatbin(compiled(small_bert, quant).source, ("sm_80",), Store(folder()))  # the artifact's
+    code = nvcc.fatbin(compiled(small_bert, quant).source, ("sm_80",), Store(folder()))  # the artifact's
     (tmp_path / "k.fatbin").write_bytes(code)
     path = f"{disassembler.parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(

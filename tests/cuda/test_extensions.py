@@ -13,7 +13,7 @@ from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops import input_, make
 from llmc.errors import LlmcError
-from llmc.targets.cuda import build
+from llmc.targets.cuda import nvcc
 from llmc.targets.cuda.backend import BACKEND, CudaBackend
 
 X = np.random.default_rng(2).normal(size=(3, 5)).astype(np.float32)
@@ -28,7 +28,7 @@ def graph(fused: bool) -> Graph:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_without_a_kernel_it_is_named(extension: Any, monkeypatch: pytest.MonkeyPatch, fused: bool) -> None:
-    monkeypatch.setattr(build, "find_nvcc", lambda: "")
+    monkeypatch.setattr(nvcc, "find_nvcc", lambda: "")
     extension("softsign")
     with pytest.raises(LlmcError, match=r"1 operations have no kernel on cuda\n  found: x: softsign$"):
         BACKEND.lower(graph(fused))
@@ -38,7 +38,7 @@ def test_without_a_kernel_it_is_named(extension: Any, monkeypatch: pytest.Monkey
 def test_with_a_kernel_it_runs(
     extension: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu_lab: Any, fused: bool
 ) -> None:
-    monkeypatch.setattr(build, "find_nvcc", lambda: "")
+    monkeypatch.setattr(nvcc, "find_nvcc", lambda: "")
     text = (Path(__file__).parents[2] / "examples" / "extension" / "softsign.py").read_text()
     file = tmp_path / "both.py"
     file.write_text(

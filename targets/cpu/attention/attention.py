@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import sympy
-from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import ceil_div, product
@@ -35,6 +34,7 @@ from llmc.targets.cpu.attention.stages import Work
 from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Problem, Shape, problem
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, mod
+from llmc.targets.tir.later import tirx
 
 _BYTES = {"f16": 2, "u8": 1}  # of an element of stored keys and values
 

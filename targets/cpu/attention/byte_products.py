@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm import tirx
-
 from llmc.targets.cpu.attention.int8 import Levels
 from llmc.targets.cpu.attention.item import Item
 from llmc.targets.cpu.attention.scratch import FOURS, QUERIES, ByteScratch
@@ -13,6 +11,7 @@ from llmc.targets.cpu.attention.stages import Work
 from llmc.targets.cpu.products.dots import vnni
 from llmc.targets.cpu.products.integer import accumulators
 from llmc.targets.tir.emit import LANES, Buffer, Expr, i64, splat
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles
 
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tvm import tirx
-
 from llmc.compiler.ops.int8_attention import LOWEST, ROUND
 from llmc.compiler.ops.rows import ZERO
 from llmc.targets.cpu.attention import int8
@@ -27,6 +25,7 @@ from llmc.targets.cpu.products.dots import vnni
 from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, lanes_of, splat, vector
+from llmc.targets.tir.later import tirx
 
 
 def pack(e: Emitter, parts: Sequence[Expr]) -> Expr:

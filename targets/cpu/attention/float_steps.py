@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tvm import tirx
-
 from llmc.compiler.ops.int8_attention import KEYS, LOG2_E
 from llmc.targets.cpu.attention import stages
 from llmc.targets.cpu.attention.item import Item, Rows
@@ -17,6 +15,7 @@ from llmc.targets.cpu.attention.transpose import load_transposed
 from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, splat
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import exp2_down, exp_down
 
 # No score but -inf is below it: models mask by adding float32's minimum, and a query with only such keys weighs

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from tvm import tirx
-
 from llmc.compiler.ops.int8_attention import FLOOR, KEYS, LOG2_E, LOWEST, POWER, ROUND, WEIGHT
 from llmc.targets.cpu.attention import stages
 from llmc.targets.cpu.attention.item import Item, Rows
@@ -22,6 +20,7 @@ from llmc.targets.cpu.rows.quantised import magnitude, scale_of
 from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, splat
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import exp2_of
 
 _AHEAD = 16  # keys that are asked for before their largest values are

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tvm import tirx
-
 from llmc.compiler.ops.int8_attention import KEYS, LOWEST
 from llmc.targets.cpu.attention import int8, stages
 from llmc.targets.cpu.attention.int8 import Int8, Levels, level, weigh, whole
@@ -19,6 +17,7 @@ from llmc.targets.cpu.attention.stages import Mixing, Work
 from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, f32, fma, splat
+from llmc.targets.tir.later import tirx
 
 
 @dataclass(frozen=True)

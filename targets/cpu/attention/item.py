@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tvm import tirx
-
 from llmc.compiler.ops.rows import scale_offset
 from llmc.targets.cpu.attention.scratch import QUERIES
 from llmc.targets.cpu.attention.sequences import Batch, Sequence
 from llmc.targets.cpu.rows.quantised import level_of
 from llmc.targets.tir.attention_shape import Layout, Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, mod, splat
+from llmc.targets.tir.later import tirx
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm import tirx
-
 from llmc.targets.cpu.attention.item import Item
 from llmc.targets.cpu.attention.scratch import QUERIES
 from llmc.targets.cpu.attention.stages import Work
 from llmc.targets.tir.emit import LANES, Buffer, Expr, f32, fma, i64, splat
+from llmc.targets.tir.later import tirx
 
 
 @dataclass(frozen=True)

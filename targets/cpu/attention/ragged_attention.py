@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import sympy
-from tvm import tirx
 
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim
@@ -25,6 +24,7 @@ from llmc.targets.cpu.attention.sequences import Listed, is_bare, with_bare
 from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Layout, Problem, Shape, mask_of, token_shape
 from llmc.targets.tir.emit import Buffer, Emitter, Expr, i64
+from llmc.targets.tir.later import tirx
 
 
 def lower_ragged_mha(node: Node) -> Call:

@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from tvm import tirx
-
 from llmc.compiler.ops.int8_attention import KEYS
 from llmc.targets.tir.attention_shape import Layout, Shape
 from llmc.targets.tir.emit import Buffer, Emitter, Expr, i64
+from llmc.targets.tir.later import tirx
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tvm import tirx
-
 from llmc.targets.cpu.attention.item import Item
 from llmc.targets.cpu.attention.scratch import QUERIES, VECTORS, Scratch, common
 from llmc.targets.cpu.attention.sequences import Listed
@@ -18,6 +16,7 @@ from llmc.targets.cpu.attention.transpose import store_transposed
 from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, f32, fma, i64, splat
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import tirx
-
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, f32, i64, splat
+from llmc.targets.tir.later import tirx
 
 
 def transpose(e: Emitter, rows: Sequence[Expr]) -> list[Expr]:

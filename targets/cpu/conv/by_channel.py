@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.dims import ceil_div, dim, product
@@ -23,6 +22,7 @@ from llmc.targets.cpu.products.linear import extra_operands
 from llmc.targets.cpu.storage.packing import pad_columns
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, splat
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import ACTIVATIONS
 from llmc.targets.tir.scalar_ops import maximum
 from llmc.targets.tir.tiling import tiles, zeros

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import sympy
-from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel, Operand, Packed
 from llmc.compiler.dims import Dim, ceil_div, product
@@ -26,6 +25,7 @@ from llmc.targets.cpu.storage.packing import pack_panels, pad_columns
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, splat
 from llmc.targets.tir.epilogue import Part, finish
+from llmc.targets.tir.later import tirx
 
 _ROWS = (24, 144)  # of an item, least and most
 _STEP = 4  # rows of floats in scratch are a multiple of so many long: steps of k that are written out

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import sympy
-from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel, Operand, Packed
 from llmc.compiler.dims import ceil_div, product
@@ -31,6 +30,7 @@ from llmc.targets.cpu.products.qlinear import WIDTHS, multiply, pack_dots, pack_
 from llmc.targets.cpu.rows.quantised import zero_byte
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, i64, splat
+from llmc.targets.tir.later import tirx
 
 _LINE = 64  # bytes of a row of a tile, of a cache line, and of the longest piece of a copy
 _UNROLLED = 8

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tvm import tirx
-
 from llmc.targets.cpu.conv.channel_tile import extras_of, finish, multiply
 from llmc.targets.cpu.conv.pointwise import PIXELS, VECTORS
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, mod, splat
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.scalar_ops import maximum
 from llmc.targets.tir.tiling import zeros
 

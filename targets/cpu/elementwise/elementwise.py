@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
@@ -27,6 +25,7 @@ from llmc.targets.tir.chain import (
 )
 from llmc.targets.tir.emit import LANES, Emitter, Expr, i64, splat
 from llmc.targets.tir.grid import CHUNK, ceil_div, chunk_count, nbytes, offset, strides, vectors, walk
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.scalar_ops import from_storage, to_storage
 
 

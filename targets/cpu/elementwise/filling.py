@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
 from llmc.targets.cpu.elementwise.movement import fill_run, move_call, row_cost
 from llmc.targets.tir.emit import LANES, STORAGE, Emitter, Expr, i64, splat, vector
 from llmc.targets.tir.grid import CHUNK, ceil_div, vectors
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.scalar_ops import constant
 
 

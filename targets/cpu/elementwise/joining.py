@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
 from llmc.targets.cpu.elementwise.movement import copy_run, fill_run, long_cost, move_call
 from llmc.targets.tir.emit import LANES, Emitter, Expr, i64
 from llmc.targets.tir.grid import walk
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.scalar_ops import constant
 from llmc.targets.tir.strides import pad_axes
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import Dim, dim, product
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.rules import same_dim
 from llmc.targets.tir.emit import LANES, Emitter, Expr, i64, splat
 from llmc.targets.tir.grid import CHUNK, ceil_div, chunk_count, nbytes, offset, vectors, walk
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.strides import STRIDES, Axis, merge_strides
 
 SHORT = 8  # elements of a row that are written out

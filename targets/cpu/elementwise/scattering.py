@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
@@ -14,6 +12,7 @@ from llmc.compiler.ops.rules import same_dim
 from llmc.targets.cpu.elementwise.movement import copy_run, move_call
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, i64
 from llmc.targets.tir.grid import ceil_div, chunk_count, vectors, walk
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.scatter import combined
 from llmc.targets.tir.strides import clamped
 

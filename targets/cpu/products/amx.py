@@ -18,11 +18,10 @@ memory.
 
 from __future__ import annotations
 
-from tvm import tirx
-
 from llmc.targets.cpu.products.dots import vnni
 from llmc.targets.cpu.products.integer import STRIP, Columns, Item, Product
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, i64, splat
+from llmc.targets.tir.later import tirx
 
 ROWS = 16  # of a tile at most
 DEPTH = 64  # bytes of k in a row of a tile

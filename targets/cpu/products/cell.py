@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import sympy
-from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.dims import ceil_div
@@ -27,6 +26,7 @@ from llmc.targets.cpu.storage.packing import pad_columns
 from llmc.targets.tir import math
 from llmc.targets.tir.emit import LANES, Emitter, Expr, div, fma, i64
 from llmc.targets.tir.epilogue import unpadded
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles, zeros
 
 ROWS = 16  # of an item at most

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import sympy
-from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.dims import ceil_div, product
@@ -29,6 +28,7 @@ from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, splat
 from llmc.targets.tir.epilogue import finish
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles, zeros
 
 ROWS_PER_ITEM = 192  # decoding a panel costs about as much as multiplying it by 24 rows

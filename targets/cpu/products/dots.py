@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tvm import tirx
-
 from llmc.errors import LlmcError
 from llmc.targets.cpu.products import neon
 from llmc.targets.cpu.products.integer import Ahead, Item, Product, accumulators
@@ -28,6 +26,7 @@ from llmc.targets.tir.emit import (
     splat,
     vector,
 )
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles
 
 

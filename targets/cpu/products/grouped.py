@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
-from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import ceil_div, dim, product
@@ -15,6 +14,7 @@ from llmc.targets.cpu.products.matmul import Matrices
 from llmc.targets.tir.emit import LANES, Emitter, Expr, div, f32, i64, splat
 from llmc.targets.tir.grid import nbytes, vectors
 from llmc.targets.tir.groups import group_rows
+from llmc.targets.tir.later import tirx
 
 _WIDE, _NARROW = 3, 1  # registers of a strip
 _STRIP = 16 * LANES * _WIDE  # columns of one item

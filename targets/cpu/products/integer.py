@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy
-from tvm import tirx
 
 from llmc.compiler.dims import Dim, ceil_div, dim
 from llmc.compiler.ops.rows import ZERO, line_stride
@@ -26,6 +25,7 @@ from llmc.targets.cpu.rows.quantised import row_scale, zero_byte
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, lanes_of, splat, vector
 from llmc.targets.tir.epilogue import scaled, unpadded
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import ACTIVATIONS
 
 STRIP = 32  # columns of two tiles

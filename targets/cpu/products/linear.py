@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import sympy
-from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel, Operand, Packed, Panels
 from llmc.compiler.dims import ceil_div, product
@@ -30,6 +29,7 @@ from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, fma, i64, mod, splat
 from llmc.targets.tir.epilogue import finish
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles, zeros
 
 

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import sympy
-from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import ceil_div, product
@@ -16,6 +15,7 @@ from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, splat
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.matrices import matrix_groups, matrix_offset
 from llmc.targets.tir.tiling import tiles, zeros
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tvm import tirx
-
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import Buffer, Emitter, Expr, splat
+from llmc.targets.tir.later import tirx
 
 QUADS = 4  # 128-bit registers of 4 columns each that make 16 columns
 DOT_ROWS = 6  # of a tile: 6 x 4 sums, 6 pieces of rows and one of weights fill 31 of 32 registers

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.rows import ZERO, line_stride
@@ -16,6 +14,7 @@ from llmc.targets.cpu.rows.quantised import row_call, row_length, scales_of, sto
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Emitter, Expr, f32, splat
 from llmc.targets.tir.grid import by_rows, columns
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import to_level
 
 ROWS = 2  # split together: what one waits for, the other fills

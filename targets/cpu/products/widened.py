@@ -9,12 +9,11 @@ loads; so only weights are widened between products, and each serves all rows of
 
 from __future__ import annotations
 
-from tvm import tirx
-
 from llmc.targets.cpu.products.dots import Tile, finish
 from llmc.targets.cpu.products.integer import Ahead, Item, Product
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, splat, vector
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles
 
 ROWS = 12  # of the highest tile

@@ -11,8 +11,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call, Kernel, Layouts, Panels
 from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
@@ -22,6 +20,7 @@ from llmc.targets.cpu.rows import quantised
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, dtype_of, f32, fma, i64, mod, splat
 from llmc.targets.tir.grid import by_rows, columns
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.panels import row_place
 
 

@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
 from llmc.targets.tir.emit import Buffer, Emitter, Expr, div, i64
 from llmc.targets.tir.grid import nbytes
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.order import Order
 
 _LEVELS = 16  # of a heap, about: what an element costs in comparisons

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
@@ -17,6 +15,7 @@ from llmc.errors import LlmcError
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, f32, i64, lanes_of, splat, vector
 from llmc.targets.tir.grid import by_rows, columns
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import to_byte, to_level_around
 
 ROWS = 4  # quantised together: what one waits for, the others fill

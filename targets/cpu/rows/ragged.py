@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
 from llmc.targets.cpu.elementwise.movement import copy_run, fill_run, move_call
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, i64
 from llmc.targets.tir.grid import ceil_div
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.scalar_ops import constant
 
 # (flat place, kept places before it, whether it is a token, whether it is kept)

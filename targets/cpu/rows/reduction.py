@@ -11,13 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
 from llmc.targets.tir.emit import LANES, STORAGE, Emitter, Expr, i64, lanes_of, splat, vector
 from llmc.targets.tir.grid import ceil_div, chunk_count, nbytes, offset, strides, vectors, walk
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.reduce import COMBINE, NEUTRAL, compute_dtype, merge_kept
 from llmc.targets.tir.scalar_ops import cast, constant
 

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
-
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
@@ -15,6 +13,7 @@ from llmc.compiler.ops.rules import same_dim
 from llmc.targets.tir import math, math64
 from llmc.targets.tir.emit import LANES, Emitter, Expr, i64, splat
 from llmc.targets.tir.grid import ceil_div, chunk_count, nbytes, vectors, walk
+from llmc.targets.tir.later import tirx
 from llmc.targets.tir.scalar_ops import maximum
 
 

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.graph import Node, Weight
@@ -18,6 +17,7 @@ from llmc.targets.cpu.storage.rows import rows_call
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, splat
+from llmc.targets.tir.later import tirx
 
 Array = np.ndarray[Any, Any]
 

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
 from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.graph import Node
@@ -21,6 +20,7 @@ from llmc.targets.cpu.storage.rows import rows_call
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, fma, i64, splat
+from llmc.targets.tir.later import tirx
 
 AHEAD = 4096  # bytes of a panel that are asked for before they are needed
 LINE_BYTES = 64  # of a cache
