@@ -31,6 +31,7 @@ class Head(nn.Module):
     def run(self, values: Sequence[Any], **options: Any) -> tuple[Mapping[str, Any], Any]:
         """The model's result, and the mask."""
         given = dict(zip(self.names, values, strict=True))
+        _of_one_size(given)
         result: Mapping[str, Any] = self.model(
             **given, **dict.fromkeys(self.fixed, self.zero), **options, return_dict=True
         )
@@ -39,6 +40,20 @@ class Head(nn.Module):
     def forward(self, *values: Any) -> tuple[Any, ...]:
         result, _ = self.run(values)
         return tuple(result[name] for name in self.outputs)
+
+
+def _of_one_size(given: Mapping[str, Any]) -> None:
+    """Tell the tracer of texts with choices, [batch, choices, seq], that all that is said of them has their sizes.
+
+    It would find out too late: the logits' rows, counted by the mask's sizes, are divided by the ids' choices.
+    """
+    ids = given.get("input_ids")
+    if ids is None or ids.ndim != 3:
+        return
+    for other in given.values():
+        if other.ndim == ids.ndim:
+            for size, known in zip(other.shape, ids.shape, strict=True):
+                torch._check(size == known)
 
 
 class EndHead(Head):

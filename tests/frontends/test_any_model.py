@@ -49,6 +49,16 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {**TEXT, "embedding_size": 16},
         {"input_ids", "attention_mask", "token_type_ids"},
     ),
+    "DebertaV2ForMultipleChoice": (  # the ids' choices divide rows that the mask counts
+        "multiple-choice",
+        {**TEXT, "pooler_hidden_size": 32},
+        {"input_ids", "attention_mask"},
+    ),
+    "ModernBertForMultipleChoice": (
+        "multiple-choice",
+        {**TEXT, **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 1)},
+        {"input_ids", "attention_mask"},
+    ),
     "LayoutLMForTokenClassification": (
         "token-classification",
         TEXT,
@@ -88,7 +98,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     ),
 }
 LOOPS = ("MambaForCausalLM",)  # graphs in graphs are not kept between runs
-SHAPES = ({"batch": 1, "seq": 4}, {"batch": 3, "seq": 23})
+SHAPES = ({"batch": 1, "seq": 4, "choices": 1}, {"batch": 3, "seq": 23})
 
 
 def imported(model: Any, **options: Any) -> Any:

@@ -91,7 +91,7 @@ def command(
 
 @contextmanager
 def _nothing_collected() -> Iterator[None]:
-    """Without searches for garbage: what is imported and traced stays, and going through it takes a fifth of the time."""
+    """Without searches for garbage: what is imported and traced stays, and they take a fifth of the time."""
     was = gc.isenabled()
     gc.disable()
     try:
