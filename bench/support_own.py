@@ -41,6 +41,15 @@ _QWEN2 = {
     },
 }
 _GRID = {"depth": 2, "hidden_size": 32, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2}
+_GLM: Mapping[str, Any] = {
+    "text_config": {
+        **{k: v for k, v in _TEXT.items() if k != "head_dim"},
+        "rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0},
+    },
+    "vision_config": {**_GRID, "out_hidden_size": 32, "intermediate_size": 48, "image_size": 16},
+    **{"image_token_id": 101, "video_token_id": 102, "image_start_token_id": 103},
+    **{"image_end_token_id": 104, "video_start_token_id": 105, "video_end_token_id": 106},
+}
 _TILES = {
     "image_token_id": 101,
     "vision_config": {"max_position_embeddings": 16},
@@ -131,6 +140,21 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         "vision_config": {
             **{**_GRID, "out_hidden_size": 32, "intermediate_size": 48},
             **{"window_size": 16, "fullatt_block_indexes": [1]},
+        },
+    },
+    "glm4v": _GLM,
+    "glm_ocr": {**_GLM, "text_config": {**_GLM["text_config"], "head_dim": 8}},
+    "glm46v": {
+        **_GLM,
+        "text_config": {**_GLM["text_config"], "model_type": "glm4v_text"},
+        "vision_config": {**_GLM["vision_config"], "model_type": "glm4v_vision"},
+    },
+    "glm4v_moe": {
+        **_GLM,
+        "text_config": {
+            **_GLM["text_config"],
+            **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+            **{"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
         },
     },
     "internvl": {"vision_config": {"image_size": [32, 32], "patch_size": [8, 8]}, "image_token_id": 101},

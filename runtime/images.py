@@ -110,7 +110,8 @@ def _tiles(field: Field) -> TileSteps:
 def _grid(field: Field) -> GridSteps:
     sides = {key: field[key].integer(1, MOST) for key in ("patch", "merge", "frames")}
     pixels = {key: field[key].integer(1, MOST**2) for key in ("least", "most")}
-    return GridSteps(**sides, **pixels, window=field["window"].integer(0, MOST))
+    enlarged = "enlarged" in field and bool(field["enlarged"].scalar())
+    return GridSteps(**sides, **pixels, window=field["window"].integer(0, MOST), enlarged=enlarged)
 
 
 def _numbers(field: Field) -> tuple[float, ...]:

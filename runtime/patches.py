@@ -46,6 +46,7 @@ class GridSteps:
         merge: patches along a side of those that make one row.
         least, most: pixels of a resized image.
         window: rows along a side of a window of attention; 0: none.
+        enlarged: whether an image with a side of less than a row is made larger first (GLM-4V).
     """
 
     patch: int
@@ -54,6 +55,7 @@ class GridSteps:
     least: int
     most: int
     window: int
+    enlarged: bool = False
 
 
 def tiles(image: Image, steps: TileSteps, resample: int) -> tuple[list[Image], tuple[int, int]]:
@@ -113,6 +115,9 @@ def grid_size(height: int, width: int, steps: GridSteps) -> tuple[int, int]:
         LlmcError: it is too narrow.
     """
     factor = steps.patch * steps.merge
+    if steps.enlarged and min(height, width) < factor:
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
     if max(height, width) / min(height, width) > _NARROWEST:
         raise LlmcError(
             "the image is too long and narrow",

@@ -50,6 +50,7 @@ _QWEN = {
     "vision_start_token_id": ID["<|vision_start|>"],
     "vision_end_token_id": ID["<|vision_end|>"],
 }
+_GLM = {k: v for k, v in _QWEN.items() if not k.startswith("vision")}
 _GRID = {"depth": 2, "hidden_size": 32, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2}
 _IDEFICS = {"vision_config": {**VISION, "patch_size": 4}, "scale_factor": 2, "pad_token_id": 1}
 _LLAMA = {"text_config": {"model_type": "llama", **TEXT}, "image_token_id": ID["<image>"]}
@@ -68,6 +69,14 @@ CASES: dict[str, dict[str, Any]] = {
             **{**_GRID, "out_hidden_size": 32, "intermediate_size": 48},
             **{"window_size": 16, "fullatt_block_indexes": [1]},
         },
+    },
+    "Glm4v": {
+        **_GLM,
+        "vision_config": {**_GRID, "out_hidden_size": 32, "intermediate_size": 48, "image_size": 16},
+    },
+    "GlmOcr": {  # norms its heads, and has no learned places
+        **{**_GLM, "text_config": {**TEXT, **_TURNS}},
+        "vision_config": {**_GRID, "out_hidden_size": 32, "intermediate_size": 48},
     },
     "Gemma3": {
         "vision_config": {"model_type": "siglip_vision_model", **VISION, "patch_size": 4},
@@ -92,6 +101,7 @@ CASES: dict[str, dict[str, Any]] = {
 PROMPTS = {
     "Qwen2VL": "<|vision_start|><|image_pad|><|vision_end|> what is this",
     "Qwen2_5_VL": "<|vision_start|><|image_pad|><|vision_end|> what is this",
+    **dict.fromkeys(("Glm4v", "GlmOcr"), "the <|image_pad|> what is this"),
     "Gemma3": "the <start_of_image> what is this",
 }
 CHAT = (
@@ -148,11 +158,15 @@ def image_processor(name: str) -> Any:
             **{"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2},
             "size": {"shortest_edge": 128, "longest_edge": 640},
         },
+        "Glm4v": {
+            **{"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2},
+            "size": {"shortest_edge": 256, "longest_edge": 1280},
+        },
         "Gemma3": {"size": {"height": 16, "width": 16}},
         "PaliGemma": {"size": {"height": 16, "width": 16}, "image_seq_length": 4},
     }
-    sizes |= {"SmolVLM": sizes["Idefics3"], "Qwen2_5_VL": sizes["Qwen2VL"]}
-    kinds = {"Llava": "CLIP", "PaliGemma": "Siglip", "Qwen2_5_VL": "Qwen2VL"}
+    sizes |= {"SmolVLM": sizes["Idefics3"], "Qwen2_5_VL": sizes["Qwen2VL"], "GlmOcr": sizes["Glm4v"]}
+    kinds = {"Llava": "CLIP", "PaliGemma": "Siglip", "Qwen2_5_VL": "Qwen2VL", "GlmOcr": "Glm46V"}
     made_by = getattr(transformers, f"{kinds.get(name, name)}ImageProcessorPil")
     return made_by(**sizes[name])
 
@@ -180,7 +194,9 @@ def save(name: str, folder: Path) -> Path:
     model(name).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     image_processor(name).save_pretrained(folder)
-    place = {"Qwen2VL": "<|image_pad|>", "Qwen2_5_VL": "<|image_pad|>", "Gemma3": "<start_of_image>"}
+    place = dict.fromkeys(("Qwen2VL", "Qwen2_5_VL", "Glm4v", "GlmOcr"), "<|image_pad|>") | {
+        "Gemma3": "<start_of_image>"
+    }
     (folder / "chat_template.jinja").write_text(CHAT.replace("PLACE", place.get(name, "<image>")))
     said = {"bos_token_id": 2, "eos_token_id": 0, "pad_token_id": 1, "max_new_tokens": 12}
     (folder / "generation_config.json").write_text(json.dumps(said))

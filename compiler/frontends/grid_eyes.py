@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: images of any size as patches of a grid, and tokens with a place on three axes.
+"""Qwen2-VL, Qwen2.5-VL and their like: images of any size as patches of a grid, and tokens with a place on three axes.
 
 Patches of all images come as one list. Beside each row of the result, which is made of some patches, stands which image
 and window it is of, where it lies in the image, and how far its place in the text, and that of the tokens behind it, is
@@ -25,6 +25,12 @@ class Grid(Eyes):
     """Patches of images of any size."""
 
     kind, dim = "grid", "rows"
+    enlarged = False  # whether an image with a side of less than a row is made larger first
+
+    @property
+    def counted(self) -> int:
+        """In how many frames the processor's bounds count an image's pixels."""
+        return 1
 
     def __init__(self, model: Any, root: Path, max_seq: int) -> None:
         super(Eyes, self).__init__()
@@ -55,7 +61,7 @@ class Grid(Eyes):
         tower = self.model.model.visual
         hidden = tower.patch_embed(pixels.flatten(0, 1))
         turns = self._turns(tower, at)
-        masks = [_same(at[:, i].repeat_interleave(self.merge**2)) for i in (0, 1)]
+        masks = [same(at[:, i].repeat_interleave(self.merge**2)) for i in (0, 1)]
         for number, block in enumerate(tower.blocks):
             whole = self.full is None or number in self.full
             hidden = block(hidden, cu_seqlens=masks[0 if whole else 1], position_embeddings=turns)
@@ -63,12 +69,16 @@ class Grid(Eyes):
 
     def _turns(self, tower: Any, at: Any) -> tuple[Any, Any]:
         """Cosine and sine of each patch's angles."""
-        inside = torch.arange(self.merge**2)
-        down = at[:, 2:3] * self.merge + torch.div(inside, self.merge, rounding_mode="floor")
-        across = at[:, 3:4] * self.merge + inside % self.merge
-        parts = [axis.flatten()[:, None].float() * tower.rotary_pos_emb.inv_freq for axis in (down, across)]
+        frequencies = tower.rotary_pos_emb.inv_freq
+        parts = [axis.flatten()[:, None].float() * frequencies for axis in self.patches(at)]
         angles = torch.cat([*parts, *parts], -1)
         return angles.cos(), angles.sin()
+
+    def patches(self, at: Any) -> tuple[Any, Any]:
+        """Where the patches of each row lie in its image: i64 [rows, merge * merge] down, and across."""
+        inside = torch.arange(self.merge**2)
+        down = at[:, 2:3] * self.merge + torch.div(inside, self.merge, rounding_mode="floor")
+        return down, at[:, 3:4] * self.merge + inside % self.merge
 
     def places(self, *values: Any) -> tuple[Any, ...]:
         """How far the places of each row on three axes, and of the tokens behind it, are from their numbers."""
@@ -144,7 +154,8 @@ def beside(grids: Sequence[tuple[int, int]], window: int) -> Any:
     return torch.tensor(found)
 
 
-def _same(numbers: Any) -> Any:
+def same(numbers: Any) -> Any:
+    """Which of them are equal, each to each."""
     return numbers[:, None] == numbers[None]
 
 
@@ -155,7 +166,7 @@ def _attending(attention: Any) -> Any:
         count = hidden_states.shape[0]
         parts = attention.qkv(hidden_states).reshape(count, 3, attention.num_heads, -1)
         q, k, v = parts.permute(1, 2, 0, 3).unbind(0)
-        q, k = (_turned(x, *position_embeddings)[None] for x in (q, k))
+        q, k = (turned(x, *position_embeddings)[None] for x in (q, k))
         made = torch.nn.functional.scaled_dot_product_attention(
             q, k, v[None], cu_seqlens, scale=attention.scaling
         )
@@ -164,6 +175,7 @@ def _attending(attention: Any) -> Any:
     return attend
 
 
-def _turned(x: Any, cosine: Any, sine: Any) -> Any:
+def turned(x: Any, cosine: Any, sine: Any) -> Any:
+    """Halves of the last axis as two-dimensional vectors, turned."""
     one, other = x.chunk(2, -1)
     return x * cosine + torch.cat([-other, one], -1) * sine

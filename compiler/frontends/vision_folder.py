@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
 
 TASK = "image-text-to-text"
-KNOWN = ("gemma3", "idefics3", "llava", "paligemma", "qwen2_5_vl", "qwen2_vl", "smolvlm")
+_GLM = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr")
+KNOWN = ("gemma3", *_GLM, "idefics3", "llava", "paligemma", "qwen2_5_vl", "qwen2_vl", "smolvlm")
 
 
 def is_one(model: Any, task: str) -> bool:

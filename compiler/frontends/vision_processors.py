@@ -78,7 +78,11 @@ def _grid(made: Any, eyes: Any, at: str) -> dict[str, Any]:
     least, most = size.get("shortest_edge"), size.get("longest_edge")
     if type(least) is not int or type(most) is not int:
         raise _not_known("size is not shortest_edge and longest_edge", at)
-    return {**sizes, "least": least, "most": most, "window": eyes.window}
+    count = eyes.counted
+    if least % count or most % count:
+        raise _not_known(f"size is not of whole pixels in {count} frames", at)
+    found = {**sizes, "least": least // count, "most": most // count, "window": eyes.window}
+    return {**found, "enlarged": True} if eyes.enlarged else found
 
 
 def _not_known(found: str, at: str) -> LlmcError:

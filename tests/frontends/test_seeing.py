@@ -26,6 +26,7 @@ from llmc.runtime.images_entry import read_images
 
 WITHOUT_PACKAGE = ("SmolVLM",)  # its processor needs num2words; it is Idefics3's
 FAMILIES = [name for name in seers.CASES if name not in WITHOUT_PACKAGE]
+GRIDS = ("Qwen2VL", "Qwen2_5_VL", "Glm4v", "GlmOcr")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
 PICTURES = [seers.picture(20, 33), seers.picture(40, 17, 1)]
 
@@ -52,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def eyes_of(name: str) -> Any:
     """What the frontend knows of the model, without it."""
-    kind = {"Idefics3": "tiles", "Qwen2VL": "grid", "Qwen2_5_VL": "grid"}.get(name, "fixed")
+    kind = {"Idefics3": "tiles", **dict.fromkeys(GRIDS, "grid")}.get(name, "fixed")
     made = seers.configuration(name)
     shape = (4, 96) if kind == "grid" else (3, 16, 16)
     sizes = {"patch": 4, "merge": 2, "frames": 2}
@@ -65,6 +66,8 @@ def eyes_of(name: str) -> Any:
             "model": SimpleNamespace(config=made),
             "sizes": sizes,
             "window": window,
+            "counted": 2 if name.startswith("Glm") else 1,
+            "enlarged": name.startswith("Glm"),
         },
     )
 
@@ -77,14 +80,14 @@ def steps_of(name: str, folder: Any) -> images.ImageSteps:
 
 def asked(name: str) -> dict[str, Any]:
     """What transformers' processor makes of a prompt with two images."""
-    if name.startswith("Qwen"):
+    if name in GRIDS:
         return grids(name)
     made = seers.processor(name)(images=PICTURES, text=prompts(name), return_tensors="np")
     return {key: torch.from_numpy(np.asarray(value)) for key, value in made.items() if key != "labels"}
 
 
 def grids(name: str) -> dict[str, Any]:
-    """The same by the parts of Qwen2-VL's processor, which as a whole needs torchvision."""
+    """The same by the parts of their processor, which as a whole needs torchvision."""
     made = seers.image_processor(name)(PICTURES, return_tensors="pt")
     mark, text = "<|image_pad|>", prompts(name)
     for grid in made["image_grid_thw"]:
@@ -212,6 +215,7 @@ def tokenizer_of(tool: Any) -> Tokenizer:
         ("Llava", {"do_center_crop": False}, "its images are of any size"),
         ("Idefics3", {"max_image_size": {"longest_edge": 32}}, "is not of tiles of 16"),
         ("Qwen2VL", {"merge_size": 4}, "its patches are"),
+        ("Glm4v", {"size": {"shortest_edge": 257, "longest_edge": 1280}}, "whole pixels in 2 frames"),
         ("Idefics3", {"do_resize": False}, "images are not resized"),
     ],
 )
@@ -241,3 +245,13 @@ def test_settings_that_do_not_fit_the_model_are_refused(settings: str, said: str
     with pytest.raises(LlmcError) as error:
         vision_prompts.texts(tmp_path, eyes_of("Llava"), tokenizer_of(seers.tokenizer()))
     assert said in str(error.value)
+
+
+def test_images_of_any_size_become_grids_as_in_transformers() -> None:
+    """GLM-4V enlarges what is less than a row, and counts pixels in frames."""
+    from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
+
+    steps = patches.GridSteps(patch=4, merge=2, frames=2, least=128, most=640, window=0, enlarged=True)
+    for height, width in [(1, 1), (3, 30), (7, 9), (30, 5), (8, 8), (21, 34), (100, 17), (333, 250)]:
+        wanted = smart_resize(2, height, width, 2, 8, 256, 1280)
+        assert patches.grid_size(height, width, steps) == wanted, (height, width)
