@@ -142,6 +142,17 @@ OWN: Mapping[str, Mapping[str, Any]] = {
             **{"window_size": 16, "fullatt_block_indexes": [1]},
         },
     },
+    "exaone4_5": {
+        "text_config": {
+            **{**_TEXT, "model_type": "exaone4"},
+            **{"sliding_window": 8, "sliding_window_pattern": 2},
+        },
+        "vision_config": {
+            **{**_GRID, "out_hidden_size": 32, "intermediate_size": 48, "num_key_value_heads": 2},
+            **{"window_size": 16, "fullatt_block_indexes": [1]},
+        },
+        **{"image_token_id": 101, "video_token_id": 102},
+    },
     "glm4v": _GLM,
     "glm_ocr": {**_GLM, "text_config": {**_GLM["text_config"], "head_dim": 8}},
     "glm46v": {

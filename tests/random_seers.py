@@ -78,6 +78,17 @@ CASES: dict[str, dict[str, Any]] = {
         **{**_GLM, "text_config": {**TEXT, **_TURNS}},
         "vision_config": {**_GRID, "out_hidden_size": 32, "intermediate_size": 48},
     },
+    "Exaone4_5_": {  # heads of its tower share keys; places of tokens are their numbers
+        "text_config": {
+            **{**TEXT, "model_type": "exaone4"},
+            **{"sliding_window": 8, "sliding_window_pattern": 2},
+        },
+        "vision_config": {
+            **{**_GRID, "out_hidden_size": 32, "intermediate_size": 48, "num_key_value_heads": 2},
+            **{"window_size": 16, "fullatt_block_indexes": [1]},
+        },
+        **{"image_token_id": ID["<|image_pad|>"], "video_token_id": ID["<|video_pad|>"]},
+    },
     "Gemma3": {
         "vision_config": {"model_type": "siglip_vision_model", **VISION, "patch_size": 4},
         "text_config": {
@@ -101,7 +112,7 @@ CASES: dict[str, dict[str, Any]] = {
 PROMPTS = {
     "Qwen2VL": "<|vision_start|><|image_pad|><|vision_end|> what is this",
     "Qwen2_5_VL": "<|vision_start|><|image_pad|><|vision_end|> what is this",
-    **dict.fromkeys(("Glm4v", "GlmOcr"), "the <|image_pad|> what is this"),
+    **dict.fromkeys(("Glm4v", "GlmOcr", "Exaone4_5_"), "the <|image_pad|> what is this"),
     "Gemma3": "the <start_of_image> what is this",
 }
 CHAT = (
@@ -166,7 +177,14 @@ def image_processor(name: str) -> Any:
         "PaliGemma": {"size": {"height": 16, "width": 16}, "image_seq_length": 4},
     }
     sizes |= {"SmolVLM": sizes["Idefics3"], "Qwen2_5_VL": sizes["Qwen2VL"], "GlmOcr": sizes["Glm4v"]}
-    kinds = {"Llava": "CLIP", "PaliGemma": "Siglip", "Qwen2_5_VL": "Qwen2VL", "GlmOcr": "Glm46V"}
+    sizes["Exaone4_5_"] = sizes["Qwen2VL"]
+    kinds = {
+        "Llava": "CLIP",
+        "PaliGemma": "Siglip",
+        "Qwen2_5_VL": "Qwen2VL",
+        "GlmOcr": "Glm46V",
+        "Exaone4_5_": "Qwen2VL",
+    }
     made_by = getattr(transformers, f"{kinds.get(name, name)}ImageProcessorPil")
     return made_by(**sizes[name])
 
@@ -194,7 +212,7 @@ def save(name: str, folder: Path) -> Path:
     model(name).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     image_processor(name).save_pretrained(folder)
-    place = dict.fromkeys(("Qwen2VL", "Qwen2_5_VL", "Glm4v", "GlmOcr"), "<|image_pad|>") | {
+    place = dict.fromkeys(("Qwen2VL", "Qwen2_5_VL", "Glm4v", "GlmOcr", "Exaone4_5_"), "<|image_pad|>") | {
         "Gemma3": "<start_of_image>"
     }
     (folder / "chat_template.jinja").write_text(CHAT.replace("PLACE", place.get(name, "<image>")))

@@ -210,12 +210,13 @@ def of(model: Any, root: Path, max_seq: int) -> Eyes:
     Raises:
         UnsupportedError: it sees in a way that llmc does not know.
     """
+    from llmc.compiler.frontends.exaone_eyes import NumberedGrid
     from llmc.compiler.frontends.glm_eyes import GlmGrid
     from llmc.compiler.frontends.grid_eyes import Grid
 
     known: Mapping[str, Any] = {
         **{"llava": Layers, "idefics3": Tiles, "smolvlm": Tiles, "gemma3": Together, "paligemma": Together},
-        **{"qwen2_vl": Grid, "qwen2_5_vl": Grid},
+        **{"qwen2_vl": Grid, "qwen2_5_vl": Grid, "exaone4_5": NumberedGrid},
         **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr"), GlmGrid),
     }
     kind = str(model.config.model_type)

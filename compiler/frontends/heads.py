@@ -53,7 +53,7 @@ def _of_one_size(given: Mapping[str, Any]) -> None:
     for other in given.values():
         if other.ndim == ids.ndim:
             for size, known in zip(other.shape, ids.shape, strict=True):
-                torch._check(size == known)
+                torch._check(size == known)  # type: ignore[no-untyped-call]
 
 
 class EndHead(Head):

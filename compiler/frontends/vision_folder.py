@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TASK = "image-text-to-text"
 _GLM = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr")
-KNOWN = ("gemma3", *_GLM, "idefics3", "llava", "paligemma", "qwen2_5_vl", "qwen2_vl", "smolvlm")
+KNOWN = ("exaone4_5", "gemma3", *_GLM, "idefics3", "llava", "paligemma", "qwen2_5_vl", "qwen2_vl", "smolvlm")
 
 
 def is_one(model: Any, task: str) -> bool:

@@ -146,7 +146,7 @@ _FAMILIES: Mapping[str, tuple[Callable[[Any, _Vocabulary], dict[str, str]], Sett
     "smolvlm": (_tiles, {"image_seq_len": _rows}),
     "qwen2_vl": (_plain, {}),
     "qwen2_5_vl": (_plain, {}),
-    **dict.fromkeys(("glm46v", "glm4v", "glm4v_moe", "glm_ocr"), (_plain, {})),
+    **dict.fromkeys(("exaone4_5", "glm46v", "glm4v", "glm4v_moe", "glm_ocr"), (_plain, {})),
     "gemma3": (_gemma, {"image_seq_length": _rows}),
     "paligemma": (_paligemma, {"image_seq_length": _rows}),
 }

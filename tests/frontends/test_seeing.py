@@ -26,7 +26,7 @@ from llmc.runtime.images_entry import read_images
 
 WITHOUT_PACKAGE = ("SmolVLM",)  # its processor needs num2words; it is Idefics3's
 FAMILIES = [name for name in seers.CASES if name not in WITHOUT_PACKAGE]
-GRIDS = ("Qwen2VL", "Qwen2_5_VL", "Glm4v", "GlmOcr")
+GRIDS = ("Qwen2VL", "Qwen2_5_VL", "Glm4v", "GlmOcr", "Exaone4_5_")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
 PICTURES = [seers.picture(20, 33), seers.picture(40, 17, 1)]
 
@@ -57,7 +57,7 @@ def eyes_of(name: str) -> Any:
     made = seers.configuration(name)
     shape = (4, 96) if kind == "grid" else (3, 16, 16)
     sizes = {"patch": 4, "merge": 2, "frames": 2}
-    window = 2 if name == "Qwen2_5_VL" else 0
+    window = 2 if name in ("Qwen2_5_VL", "Exaone4_5_") else 0
     inputs = (SimpleNamespace(axes=("rows", *shape)),)
     return SimpleNamespace(
         **{"kind": kind, "shape": shape, "tokens": 1 if kind == "grid" else 4, "inputs": inputs},
