@@ -44,9 +44,11 @@ def measure(
     if any(not np.array_equal(first[name], other[name]) for other in others for name in first):
         raise SystemExit("the bits differ")
     seconds: dict[Run, list[float]] = {run: [] for run in models}
+    order = [*models]
     for _ in range(rounds):
-        for run, model in models.items():
-            seconds[run].append(seconds_of(model, inputs, least))
+        for run in order:
+            seconds[run].append(seconds_of(models[run], inputs, least))
+        order.reverse()  # what ran before a turn tells on it
     return seconds
 
 
