@@ -10,12 +10,15 @@ import numpy as np
 
 from llmc.compiler import interpret
 from llmc.compiler.dims import evaluate
-from llmc.compiler.graph import DTYPES, Graph, Node
+from llmc.compiler.graph import DTYPES, Graph, Node, Weight
+from llmc.compiler.ops import OPS
 from llmc.compiler.sequences import Sizes, sessions
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
 
+_MOST = 1 << 16  # of integers that nothing bounds
+_FEW = 2  # numbers that an input is compared with are no table
 _KEPT = 0.7  # share of ones in a mask with holes
 _EMPTY = 2  # the session in which a mask has an empty row
 
@@ -57,20 +60,42 @@ def draw(
         empty: masks have a row that is empty.
     """
     shapes = ((n, [evaluate(d, sizes) for d in n.shape]) for n in graph.inputs)
-    return {n.attributes["name"]: _draw(n, shape, rng, empty) for n, shape in shapes}
+    return {n.attributes["name"]: _draw(graph, n, shape, rng, empty) for n, shape in shapes}
 
 
-def _draw(node: Node, shape: list[int], rng: np.random.Generator, empty: bool) -> Array:
+def _draw(graph: Graph, node: Node, shape: list[int], rng: np.random.Generator, empty: bool) -> Array:
     a, kind = node.attributes, DTYPES[node.dtype]
     if kind.kind == "f":
         return rng.standard_normal(shape).astype(kind)
     if _is_mask(node):
         return _mask(shape, rng, empty).astype(kind)
-    low, high = a["low"] or 0, 1 if a["high"] is None else a["high"]
+    low, high = a["low"] or 0, _looked_up(graph, node) if a["high"] is None else a["high"]
     value = rng.integers(low, high + 1, shape).astype(kind)
     if a["default"] is not None and value.ndim:
         value[:1] = a["default"]
     return value
+
+
+def _looked_up(graph: Graph, node: Node) -> int:
+    """The largest number that an input without bounds is drawn from: of those that one-hot rows compare it with."""
+    found, reached = [1], [node]
+    for x in reached:
+        for user in graph.users[x]:
+            if OPS[user.op].view or user.op == "cast":
+                reached.append(user)
+            elif user.op == "eq":
+                found += [_largest(other) for other in user.inputs if other is not x]
+    return min(max(found), _MOST)
+
+
+def _largest(node: Node) -> int:
+    """Of a table of integers; 1 of anything else."""
+    value: Any = node.attributes.get("value")
+    if node.op == "iota" and isinstance(node.attributes["length"], int):
+        start, step = node.attributes["start"], node.attributes["step"]
+        return int(start + (node.attributes["length"] - 1) * step) if isinstance(start, int) else 1
+    table = isinstance(value, Weight) and value.array.size > _FEW and value.array.dtype.kind in "iu"
+    return int(value.array.max()) if table else 1
 
 
 def _is_mask(node: Node) -> bool:
