@@ -4,7 +4,7 @@
     python bench/onnx_programs.py magika [--files 500]     labels of files of Python's and the system's folders
     python bench/onnx_programs.py rapidocr [--words 120]   words drawn into images, found and read
 
-Both run once with their own sessions and once with llmc's model in each. What differs is listed; then the exit code is 1.
+Both run once with their own sessions and once with llmc's model in each; what differs is listed, with exit code 1.
 """
 
 from __future__ import annotations
