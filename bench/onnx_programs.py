@@ -26,6 +26,7 @@ SYSTEM = ("/etc", "/usr/share", "/usr/lib", "/usr/bin", "/usr/include")  # after
 LARGEST = 4 << 20  # bytes of a file
 WORD_SIZES = (22, 28, 36, 48)  # points
 LINES = 4  # of words in an image
+DIMS = {"rec": {"dim__": 48}}  # the height of lines, which the file leaves open
 
 
 class Session:
@@ -144,7 +145,7 @@ def _rapidocr(options: argparse.Namespace, folder: Path) -> Told:
     parts = {"det": program.text_det.infer, "cls": program.text_cls.infer, "rec": program.text_rec.session}
     for name, part in parts.items():
         (path,) = models.glob(f"*_{name}_infer.onnx")
-        part.session = Session(part.session, _model(path, folder))
+        part.session = Session(part.session, _model(path, folder, dims=DIMS.get(name)))
     ours = [_read(program, image) for image, _ in images]
     runs = {name: part.session.runs for name, part in parts.items()}
     right = sum(

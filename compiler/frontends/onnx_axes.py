@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from llmc.compiler.dims import Bounds, Dim, dim, parse_dim, symbol
@@ -28,6 +29,7 @@ class Axes:
             name: size if isinstance(size, tuple) else Bounds(size, size) for name, size in asked.items()
         }
         self._fixed = {name: size for name, size in asked.items() if not isinstance(size, tuple)}
+        self._marks = frozenset[str]()
         self.bounds: dict[str, Bounds] = {}
         for name, size in asked.items():
             low, high = self._asked[name]
@@ -36,8 +38,14 @@ class Axes:
                 whole and 1 <= low <= high <= LARGEST, f"{name} = {_asked_text(size)} is no size", _RANGE
             )
 
+    def told(self, texts: Iterable[str]) -> None:
+        """What all axes are called: a mark that several have, such as "?", says that nothing is known of them."""
+        count = Counter(text for text in texts if not any(map(str.isalnum, text)))
+        self._marks = frozenset(text for text, times in count.items() if times > 1)
+
     def size(self, tensor: str, axis: int, rank: int, text: str, rows: bool) -> Dim:
         """Of an axis that the file has no number for but calls `text`: either of its names may be told."""
+        text = "" if text in self._marks else text
         if self._said.knows(text):
             return self._of_own(parse_dim(text))
         name = self._names.name(tensor, axis, rank, text, rows)

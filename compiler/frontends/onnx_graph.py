@@ -168,6 +168,7 @@ def _live(file: OnnxFile) -> list[Any]:
 
 def _inputs(file: OnnxFile, axes: Axes, said: Own) -> list[Node]:
     rows = _rows(file.model.graph)
+    axes.told(d.dim_param for p in _live(file) for d in p.type.tensor_type.shape.dim)
     made = [_input(file, proto, axes, rows.get(proto.name)) for proto in _live(file)]
     axes.want_met()
     return [_state(node, said) for node in made]

@@ -316,3 +316,18 @@ def test_arithmetic_with_a_fixed_value_keeps_the_input_s_bits(tmp_path: Path) ->
     path = saved(tmp_path / "m.onnx", nodes, [INFO("m", kind, [1]), INFO("n", kind, [1])], {})
     graph = load(path, fixed={"n": 65535}).graph
     assert run(graph, {"m": np.array([3], np.int32)})["out"].tolist() == [2.0]
+
+
+def test_a_mark_of_several_axes_is_no_name(tmp_path: Path) -> None:
+    """Paddle writes "?" for each axis that is open: such an image need not be square."""
+    image = INFO("x", TensorProto.FLOAT, ["?", 3, "?", "?"])
+    path = saved(tmp_path / "m.onnx", [NODE("Relu", ["x"], ["out"])], [image], {})
+    (x,) = load(path).graph.inputs
+    assert len({str(d) for d in x.shape}) == 4
+    one = saved(
+        tmp_path / "n.onnx", [NODE("Relu", ["x"], ["out"])], [INFO("x", TensorProto.FLOAT, [2, "?"])], {}
+    )
+    assert str(load(one, dims={"?": 7}).graph.outputs["out"].type) == "f32[2, 7]"
+    named = [INFO("x", TensorProto.FLOAT, ["n", "n"])]
+    (x,) = load(saved(tmp_path / "o.onnx", [NODE("Relu", ["x"], ["out"])], named, {})).graph.inputs
+    assert x.shape[0] == x.shape[1], "a name is one axis wherever it stands"
