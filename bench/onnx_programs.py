@@ -1,8 +1,9 @@
 """Programs that ship ONNX files, with an artifact of llmc in the place of ONNX Runtime: do they say the same?
 
-    pip install magika rapidocr-onnxruntime
+    pip install magika rapidocr-onnxruntime silero-vad
     python bench/onnx_programs.py magika [--files 500]     labels of files of Python's and the system's folders
     python bench/onnx_programs.py rapidocr [--words 120]   words drawn into images, found and read
+    python bench/onnx_programs.py silero [--frames 200]    voice activity of spoken words, states carried on
 
 Both run once with their own sessions and once with llmc's model in each; what differs is listed, with exit code 1.
 """
@@ -56,7 +57,7 @@ class Session:
 def main() -> int:
     options = _options()
     with tempfile.TemporaryDirectory() as folder:
-        told = (_magika if options.program == "magika" else _rapidocr)(options, Path(folder))
+        told = PROGRAMS[options.program](options, Path(folder))
     differing = [(what, own, ours) for what, own, ours in told if own != ours]
     for what, own, ours in differing:
         print(f"{what}: {own!r}, by llmc {ours!r}")
@@ -68,9 +69,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("program", choices=["magika", "rapidocr"])
+    parser.add_argument("program", choices=list(PROGRAMS))
     parser.add_argument("--files", type=int, default=500)
     parser.add_argument("--words", type=int, default=120)
+    parser.add_argument("--frames", type=int, default=200)
     return parser.parse_args()
 
 
@@ -178,6 +180,81 @@ def _images(words: int) -> Iterator[tuple[Any, list[str]]]:
             font = ImageFont.load_default(rng.choice(WORD_SIZES))
             draw.text((rng.randint(5, 60), 10 + 78 * line), word, fill=(rng.randint(0, 90),) * 3, font=font)
         yield np.asarray(image), chosen
+
+
+# --- silero-vad
+
+_ONE = {"batch": 1, "seq": 576}
+VOICES: dict[str, dict[str, Any]] = {  # file -> how it is compiled
+    "silero_vad": {"dims": {**_ONE, "state_1": 1}, "fixed": {"sr": 16000}},
+    "silero_vad_16k_op15": {"dims": _ONE},
+    "silero_vad_half": {"dims": _ONE},
+    "silero_vad_op18_ifless": {"dims": _ONE},
+    "silero_vad_16k_sequence": {},
+    "silero_vad_openvino_16k": {},
+}
+STATES = {"stateN": "state", "hn": "h", "cn": "c"}  # an output -> the input that it is next
+
+
+def _silero(options: argparse.Namespace, folder: Path) -> Told:
+    import onnxruntime
+    import silero_vad
+
+    frames, told = _speech(options.frames), []
+    for name, how in VOICES.items():
+        path = Path(silero_vad.__file__).parent / "data" / f"{name}.onnx"
+        own = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        ours = Session(own, _model(path, folder, **how))
+        one, other = (_listened(session, own, frames) for session in (own, ours))
+        apart = {key: float(np.abs(one[key] - other[key]).max()) for key in one}
+        voiced = int((next(iter(one.values())) > 0.5).sum())
+        print(f"{name}: {voiced} of {len(frames)} frames are speech; apart by {apart}")
+        told += [(f"{name} {key}", True, distance <= 1e-4) for key, distance in apart.items()]
+    return told
+
+
+def _listened(session: Any, own: Any, frames: Any) -> dict[str, Any]:
+    """All outputs of all frames, side by side."""
+    given = {i.name: i for i in own.get_inputs()}
+    names = [o.name for o in own.get_outputs()]
+    taken = set(session._model.inputs) if isinstance(session, Session) else set(given)
+    states = {
+        s: np.zeros((2 if s == "state" else 1, 1, 128), np.float32) for s in STATES.values() if s in given
+    }
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    for frame in frames:
+        inputs = {"input": frame[None], **states, "sr": np.asarray(16000)}
+        made = session.run(names, {n: v for n, v in inputs.items() if n in taken & set(given)})
+        for name, value in zip(names, made, strict=True):
+            found[name].append(value)
+            if name in STATES:
+                states[STATES[name]] = value
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+def _speech(count: int) -> Any:
+    """f32 [count, 576] of 16,000 samples a second: words by espeak-ng, and where it is not there tones and noise."""
+    import shutil
+    import subprocess
+    import wave
+
+    rng, size = np.random.default_rng(0), 512
+    time = np.arange(count * size + 64) / 16000
+    sound = np.sin(2 * np.pi * 140 * time) * np.sin(2 * np.pi * 3 * time) * 0.3
+    if shutil.which("espeak-ng"):
+        with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+            words = (
+                "A frame of speech is a tenth of a word, and two hundred of them are a sentence or two. " * 4
+            )
+            subprocess.run(["espeak-ng", "-w", file.name, words], check=True)
+            with wave.open(file.name) as spoken:
+                rate, samples = spoken.getframerate(), np.frombuffer(spoken.readframes(1 << 24), np.int16)
+        sound = np.interp(time, np.arange(len(samples)) / rate, samples / 32768)
+    sound = (sound + rng.normal(size=sound.shape) * 1e-3).astype(np.float32)
+    return np.stack([sound[i * size : i * size + size + 64] for i in range(count)])
+
+
+PROGRAMS = {"magika": _magika, "rapidocr": _rapidocr, "silero": _silero}
 
 
 if __name__ == "__main__":
