@@ -210,7 +210,9 @@ def tasks(families: Sequence[str]) -> list[str]:
 def configuration(model_type: str, level: int = 0, name: str | None = None) -> Any:
     """A small configuration by the way `LEVELS[level]`, in all its parts, for the class `name` or the main one."""
     kind = _kind(model_type, name)
-    return kind(**_smaller(kind(), LEVELS[level], OWN.get(model_type, {})))
+    return kind(
+        **_smaller(kind(), LEVELS[level], {**OWN.get(model_type, {}), **OWN.get(f"{model_type}/{name}", {})})
+    )
 
 
 def _kind(model_type: str, name: str | None) -> type:

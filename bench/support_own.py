@@ -70,10 +70,28 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 4},
     "convnextv2": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 4},
     "efficientnet": {
-        "hidden_dim": 64,
+        "hidden_dim": 320,
         "width_coefficient": 0.25,
         "depth_coefficient": 0.25,
         "image_size": 32,
+    },
+    "t5/T5ForQuestionAnswering": {"decoder_start_token_id": 0},
+    "t5/T5ForSequenceClassification": {"decoder_start_token_id": 0},
+    "wav2vec2/Wav2Vec2ForXVector": {
+        "tdnn_dim": [16, 16, 24],
+        "tdnn_kernel": [2, 1, 1],
+        "tdnn_dilation": [1, 1, 1],
+        "xvector_output_dim": 16,
+    },
+    "beit/BeitForSemanticSegmentation": {
+        "num_hidden_layers": 4,
+        "out_indices": [1, 2, 3, 4],
+        "image_size": 64,
+        "patch_size": 16,
+        "pool_scales": [1, 2],
+    },
+    "detr/DetrForSegmentation": {
+        "backbone_config": {**_RESNET, "out_features": ["stage1", "stage2", "stage3", "stage4"]},
     },
     "jamba": {
         "attn_layer_period": 2,
