@@ -28,7 +28,14 @@ PARTS = {"layers": 1, "attention_heads": 4, "ffn_dim": 48}
 SEES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 PICTURES = {**SEES, "image_size": 16, "patch_size": 8}
 CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
-    "LlamaForSequenceClassification": ("text-classification", DECODER, {"input_ids", "attention_mask"}),
+    **{
+        f"{family}ForSequenceClassification": (
+            "text-classification",
+            DECODER,
+            {"input_ids", "attention_mask"},
+        )
+        for family in ("Llama", "Qwen2", "Qwen3", "Mistral", "Gemma", "Phi")
+    },
     "GPT2ForSequenceClassification": (
         "text-classification",
         {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 100, "n_positions": 64, "pad_token_id": 1},
