@@ -61,7 +61,8 @@ def mask(names: Sequence[str], folder: Path) -> Mask:
     unknown = [name for name in names if not any(flag.startswith(name) for flag in known)]
     if unknown or not all(names):
         raise ValueError(f"no such feature: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    flags = {flag for flag in known if flag.startswith(tuple(names))}
+    told = known | host.host_flags()  # those that llmc asks for, and what newer processors have beside them
+    flags = {flag for flag in told if flag.startswith(tuple(names))}
     bits = sum(bit for bit, needed in host.FLAGS.items() if needed & flags)
     path = folder / "cpu.c"
     text = _WRAPPER.format(folder=FOLDER, bits=bits)

@@ -37,7 +37,7 @@ def choose(library, logits, ids=(), n_prompt=0, allowed=None, **options):
     lib, entry = library
     logits = np.ascontiguousarray(logits, np.float32)
     found = options_of(entry, options) if "seed" not in options else GenerationOptions(**options)
-    asked = found.to_c(entry, n_prompt).choice
+    asked = found.to_c(entry, list(ids)[:n_prompt]).choice
     asked.top_k = found.top_k or 0
     if allowed is not None:
         asked.allowed = bits(allowed, len(logits))
