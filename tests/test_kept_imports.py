@@ -186,3 +186,10 @@ def test_a_text_under_another_name_is_damage(model: Path, imports: list[Path]) -
     file.write_bytes(whole.replace(b"model.json", b"modal.json"))
     kept_imports.load(model)
     assert len(imports) == 2
+
+
+def test_what_an_import_refuses_is_not_read(tmp_path: Path) -> None:
+    """20 GB of config took a minute, before the sentence."""
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(20 << 30)
+    assert kept_imports._digest(tmp_path) is None

@@ -39,6 +39,8 @@ from llmc.targets.store import Store, folder, key
 LIMIT = 1 << 30  # bytes of all that is kept
 _LARGEST = LIMIT // 4  # of one import
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "sympy")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_MOST = 1 << 28  # bytes of any other file
 _OUTSIDE = ("adapter_config.json",)
 _GRAPH, _KEPT = "graph.json", "kept.json"  # texts are read by this ending
 _FOLDER = "\0folder\0"  # in warnings, which may be given of another copy of it
@@ -94,12 +96,15 @@ def _place(model: Path, options: Mapping[str, Any]) -> Path | None:
 
 
 def _digest(model: Path) -> str | None:
-    """Of the names and contents of all files of a folder; None if something there is neither file nor folder."""
+    """Of the names and contents of all files of a folder; None if something there is neither file nor folder, or so
+    large that an import refuses it: it is not read first."""
     made = hashlib.blake2b()
     for path in sorted(model.rglob("*")):
         if path.is_dir() and not path.is_symlink():
             continue
         if not path.is_file() or path.name in _OUTSIDE:
+            return None
+        if path.suffix not in _WEIGHTS and path.stat().st_size > _MOST:
             return None
         made.update(f"{path.relative_to(model)}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
