@@ -76,6 +76,18 @@ class Tokenizer:
             path.write_text(self.made, encoding="utf-8")
 
 
+def file_of(root: Path) -> Path | None:
+    """The file of a folder that a tokenizer is read from, if there is one.
+
+    Raises:
+        LlmcError: it is no file, or larger than any tokenizer.
+    """
+    file = next((root / name for name in FILES if (root / name).exists()), None)
+    if file is not None:
+        want_regular(file, MOST_BYTES)
+    return file
+
+
 def read(
     root: Path, config: Mapping[str, Any], positions: int, told: TextSettings | None
 ) -> Tokenizer | None:
@@ -86,10 +98,9 @@ def read(
     Raises:
         LlmcError: a file is damaged, or its settings are none.
     """
-    file = next((root / name for name in FILES if (root / name).exists()), None)
+    file = file_of(root)
     if file is None:
         return None
-    want_regular(file, MOST_BYTES)
     if file.name == "tokenizer.json" and not isinstance(_content(file).get("model"), dict):
         raise LlmcError(
             "tokenizer.json is not a tokenizer", at=str(file), hint="save it with save_pretrained"
