@@ -25,6 +25,7 @@ from llmc.compiler.trail import rounds
 from llmc.errors import LlmcError
 from llmc.passes.rows.ragged import blanked
 from llmc.runtime.selftest import SELFTEST, Call, Case, difference, write_selftest
+from llmc.samplecheck import mixed
 from llmc.targets import Target
 from llmc.targets.backends import backend_of
 
@@ -253,6 +254,7 @@ def check(folder: Path, target: Target, made: Optimised) -> None:
     for variant in backend_of(target).runs_here(target):
         with llmc.load(folder, variant=variant) as model:
             failures = [*_failures(model, made), *model.selftest().failures]
+            failures += mixed(model, made.module, made.cases)
         if failures:
             raise _fault(made, variant, failures[0])
 

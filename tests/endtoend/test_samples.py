@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ import torch
 from random_families import random_model
 
 import llmc
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import Graph
+from llmc.compiler.ops import OPS, input_, make
+from llmc.compiler.ops.traits import first_input
+from llmc.driver import compile_graph
 from llmc.errors import LlmcError
 
 pytestmark = pytest.mark.xdist_group("samples")
@@ -113,3 +119,15 @@ def test_a_deadline_between_two_of_them(texts: Path) -> None:
             again = session.run(inputs)
         for name, value in expected.items():
             assert np.array_equal(value, again[name])
+
+
+def test_an_op_that_says_what_is_not_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A running sum over the samples that claims to work on each for itself: right at every size that is tried."""
+    x = input_("x", "f32", (symbol("batch"), 8))
+    graph = Graph((x,), {"y": make("cumsum", (x,), axis=0)}, {"batch": (1, 64)})
+    compile_graph(graph, tmp_path / "right.llmc")
+    monkeypatch.setitem(OPS, "cumsum", replace(OPS["cumsum"], first_axis=first_input))
+    with pytest.raises(LlmcError) as info:
+        compile_graph(graph, tmp_path / "wrong.llmc")
+    assert "y of one sample is off by" in str(info.value)
+    assert not (tmp_path / "wrong.llmc").exists()
