@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmc.compiler.frontends import overlay, sizes
-from llmc.compiler.frontends.folder import PICKLED, SAFETENSORS, read_config, read_weights
+from llmc.compiler.frontends import overlay
+from llmc.compiler.frontends.folder import PICKLED, SAFETENSORS, read_config, read_weights, want_readable
 from llmc.compiler.frontends.json_file import read_object
 from llmc.compiler.frontends.regular_file import want_regular
 from llmc.errors import LlmcError
@@ -63,7 +63,7 @@ def changes(root: Path) -> Changes:
     """
     config = read_config(root)
     file = "" if _files(root) else _variant(root)
-    sizes.want_of(config, None if file else read_weights(root), str(root / "config.json"))
+    want_readable(root, config, None if file else read_weights(root))
     names = _names(root, file)
     prefix = _prefix(root, config, names.shapes)
     shapes = {_without(name, prefix): shape for name, shape in names.shapes.items()}

@@ -106,8 +106,10 @@ def load(
 
 def _of_folder(path: Path, base: str | Path | None, adapter: str | Path | None, **options: Any) -> Imported:
     from llmc.compiler.frontends import hub, huggingface, overlay, plain_folder
+    from llmc.compiler.frontends.uncollected import uncollected_if_small
 
-    with plain_folder.plain(plain_folder.origin(path, base, adapter)) as plain:
+    given = plain_folder.origin(path, base, adapter)
+    with uncollected_if_small(given.path, given.base, given.adapter), plain_folder.plain(given) as plain:
         imported = huggingface.load(plain.path, **options)
         imported = replace(imported, name=path.stem if path.is_file() else hub.name_of(path))
         return replace(imported, tokenizer=overlay.lasting(imported.tokenizer, plain.path, path))

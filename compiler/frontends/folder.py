@@ -112,6 +112,19 @@ def inspect(
     )
 
 
+def want_readable(root: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor] | None) -> None:
+    """Refuse what can be seen of config.json, the tokenizer's files and pipes before any library is imported.
+
+    Raises:
+        LlmcError: what is wrong, as `inspect` says it.
+    """
+    at = str(root / "config.json")
+    want_all_regular(root)
+    sizes.want_of(config, tensors, at)
+    _named_labels(config, at)
+    tokenizer.read(root, config, sizes.positions(config, tensors, at), None)
+
+
 def read_config(root: Path) -> Mapping[str, Any]:
     """config.json as a dict."""
     file = root / "config.json"
@@ -193,19 +206,27 @@ def _dtypes(tensors: Mapping[str, Tensor] | None) -> Mapping[str, int]:
 
 def labels(config: Mapping[str, Any], at: str = "config.json") -> tuple[str, ...]:
     """Class names in order of their ids; transformers' LABEL_0, LABEL_1 where the config has none."""
-    names = config.get("id2label")
-    if isinstance(names, dict) and any(str(key).isdecimal() and len(str(key)) > 9 for key in names):
-        raise LlmcError("a key of id2label is larger than any label's number", at=at)
-    if not isinstance(names, dict) or not all(str(k).isdecimal() for k in names):
+    named = _named_labels(config, at)
+    if named is None:
         count = config.get("num_labels")
         return tuple(f"LABEL_{i}" for i in range(count if isinstance(count, int) else 2))
-    named = {int(key): str(name) for key, name in names.items()}
-    for name in named.values():
-        want_unicode(name, "a label", at)
     if missing := [i for i in range(len(named)) if i not in named]:
         told = f"{at}: id2label has no name for class {missing[0]}, which is called LABEL_{missing[0]} here"
         warnings.warn(LlmcWarning(told), stacklevel=2)
     return tuple(named.get(i, f"LABEL_{i}") for i in range(len(named)))
+
+
+def _named_labels(config: Mapping[str, Any], at: str) -> dict[int, str] | None:
+    """id2label, if it numbers the classes."""
+    names = config.get("id2label")
+    if isinstance(names, dict) and any(str(key).isdecimal() and len(str(key)) > 9 for key in names):
+        raise LlmcError("a key of id2label is larger than any label's number", at=at)
+    if not isinstance(names, dict) or not all(str(k).isdecimal() for k in names):
+        return None
+    named = {int(key): str(name) for key, name in names.items()}
+    for name in named.values():
+        want_unicode(name, "a label", at)
+    return named
 
 
 def require_tokenizer(summary: Summary) -> Tokenizer:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from llmc.compiler.frontends import adapters, checkpoints, gguf_file, merging, overlay, tokenizer
+from llmc.compiler.frontends import adapters, checkpoints, gguf_file, merging, overlay
 from llmc.compiler.frontends.adapters import Adapter
 from llmc.compiler.frontends.folder import Summary, inspect
 from llmc.compiler.frontends.hub import download_hint, snapshot
@@ -86,7 +86,6 @@ def _whole(path: Path, weights: bool) -> Iterator[Plain]:
             yield Plain(folder, {"gguf": f"{file} ({kinds})"})
         return
     root = transformer_folder(path)
-    tokenizer.file_of(root)  # one that is too large is refused before transformers is imported
     found = _changes(root) if weights and (root / "config.json").is_file() else None
     if not found:
         yield Plain(path)

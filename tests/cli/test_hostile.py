@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -192,6 +194,29 @@ def test_folders(case: str, model: Path, cli: Any) -> None:
     refused(cli("inspect", model), words)
     with pytest.raises(LlmcError):
         inspect(model)
+
+
+def test_nothing_is_imported_for_a_refusal(demo_folder: Path, tmp_path: Path) -> None:
+    """What the folder's own files tell is refused before torch is imported, which takes seconds."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from llmc.compiler.frontends import dispatch\n"
+        "from llmc.errors import LlmcError\n"
+        "for path in map(Path, sys.argv[1:]):\n"
+        "    try:\n"
+        "        dispatch.load(path)\n"
+        "    except LlmcError as error:\n"
+        "        print(str(error).splitlines()[0], 'torch' in sys.modules)\n"
+    )
+    places = [copied(demo_folder, tmp_path / str(i)) for i in range(len(FOLDERS))]
+    for (damage, _), place in zip(FOLDERS.values(), places, strict=True):
+        damage(place)
+    lines = subprocess.run(
+        [sys.executable, "-c", code, *places], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.splitlines()
+    imported = {case: line for case, line in zip(FOLDERS, lines, strict=True) if not line.endswith(" False")}
+    assert imported == {}
 
 
 def test_a_limit_that_is_infinite_is_none(model: Path, cli: Any) -> None:

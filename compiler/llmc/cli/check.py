@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,12 +65,13 @@ def command(
 ) -> None:
     """Say whether MODEL will compile, for which targets and precisions, and how large it will be."""
     from llmc.cli import show_error
+    from llmc.compiler.frontends.uncollected import uncollected
     from llmc.errors import LlmcError
     from llmc.foresight import foresee
 
     targets = [target] if target else ["x86", "arm", "cuda"]
     try:
-        with _nothing_collected():
+        with uncollected():
             found = foresee(model, task, max_seq, targets, base, adapter)
     except LlmcError as error:
         show_error(error)
@@ -87,18 +85,6 @@ def command(
     asked = all if target or quant else any  # without a wish, one way to compile is good news
     if not asked(found.serves(t, q) for t, q in wanted):
         ctx.exit(1 if found.certain else 2)
-
-
-@contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Without searches for garbage: what is imported and traced stays, and they take a fifth of the time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _show(found: Foresight, wanted: list[tuple[str, str]]) -> None:
