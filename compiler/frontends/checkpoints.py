@@ -62,7 +62,7 @@ def changes(root: Path) -> Changes:
         LlmcError: the folder or its weights cannot be read.
     """
     config = read_config(root)
-    file = "" if _files(root) else _variant(root)
+    file = "" if files(root) else _variant(root)
     want_readable(root, config, None if file else read_weights(root))
     names = _names(root, file)
     prefix = _prefix(root, config, names.shapes)
@@ -82,13 +82,13 @@ def write(root: Path, folder: Path, found: Changes) -> None:
         config = {**read_object(root / "config.json"), "architectures": [found.architecture]}
         overlay.write_json(folder / "config.json", config)
     if renamed:
-        for file in _files(root) or [root / found.file]:
+        for file in files(root) or [root / found.file]:
             _rewrite(file, folder / file.name, found)
         for index in root.glob("*.index.json"):
             _rewrite_index(index, folder / index.name, found.prefix)
 
 
-def _files(root: Path) -> list[Path]:
+def files(root: Path) -> list[Path]:
     """The weight files, as transformers chooses them."""
     for name in (SAFETENSORS, PICKLED):
         if (root / name).exists():
@@ -114,7 +114,7 @@ def _names(root: Path, file: str) -> _Names:
     known = read_weights(root)
     if known is not None:
         return _Names({name: t.shape for name, t in known.items()})
-    return _of_pickles(_files(root))
+    return _of_pickles(files(root))
 
 
 def _of_pickles(files: Iterable[Path]) -> _Names:

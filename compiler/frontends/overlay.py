@@ -24,13 +24,16 @@ def is_weights(name: str) -> bool:
 
 
 @contextmanager
-def temporary(path: Path) -> Iterator[Path]:
+def temporary(path: Path, within: Path | None = None) -> Iterator[Path]:
     """An empty folder called as the model at `path` is; errors within it name `path` instead.
+
+    Args:
+        within: where it is made; by default where temporary files go.
 
     Raises:
         LlmcError: what is raised within, of places that the user knows.
     """
-    with tempfile.TemporaryDirectory(prefix="llmc-") as place:
+    with tempfile.TemporaryDirectory(prefix="llmc-", dir=within) as place:
         folder = Path(place) / (path.resolve().stem if path.is_file() else path.resolve().name or "model")
         folder.mkdir()
         try:

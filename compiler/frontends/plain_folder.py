@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from llmc.compiler.frontends import adapters, checkpoints, gguf_file, merging, overlay
+from llmc.compiler.frontends import adapters, checkpoints, gguf_file, merging, overlay, resident, widened
 from llmc.compiler.frontends.adapters import Adapter
 from llmc.compiler.frontends.folder import Summary, inspect
 from llmc.compiler.frontends.hub import download_hint, snapshot
@@ -88,7 +88,8 @@ def _whole(path: Path, weights: bool) -> Iterator[Plain]:
     root = transformer_folder(path)
     found = _changes(root) if weights and (root / "config.json").is_file() else None
     if not found:
-        yield Plain(path)
+        with _mapped(path, root) if weights else nullcontext(path) as folder:
+            yield Plain(folder)
         return
     _tell(path, found)
     with overlay.temporary(path) as folder:
@@ -100,6 +101,30 @@ def _whole(path: Path, weights: bool) -> Iterator[Plain]:
 def _changes(root: Path) -> checkpoints.Changes:
     with quiet():
         return checkpoints.changes(root)
+
+
+@contextmanager
+def _mapped(path: Path, root: Path) -> Iterator[Path]:
+    """The folder, or one with large weights in float32, which are mapped and need little memory."""
+    if not widened.wants(checkpoints.files(root)):
+        yield path
+        return
+    with overlay.temporary(path, widened.place()) as folder, resident.watched(folder.parent):
+        overlay.link(path, folder, lambda name: not overlay.is_weights(name) or name.endswith(".json"))
+        _widen(root, _made(folder / root.relative_to(path)))
+        yield folder
+
+
+def _widen(root: Path, folder: Path) -> None:
+    for file in checkpoints.files(root):
+        try:
+            widened.write(file, folder / file.name)
+        except OSError as error:
+            raise LlmcError(
+                f"cannot write the weights as float32: {error.strerror}",
+                at=str(folder),
+                hint="TMPDIR names another folder for temporary files",
+            ) from None
 
 
 def _made(folder: Path) -> Path:

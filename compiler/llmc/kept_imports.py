@@ -23,7 +23,7 @@ from typing import Any
 
 from llmc import compiler
 from llmc.compiler import extensions
-from llmc.compiler.frontends import dispatch, graph_text, hub
+from llmc.compiler.frontends import dispatch, graph_text, hub, widened
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.frontends.stored_floats import StoredFloats
 from llmc.compiler.graph import Weight
@@ -206,9 +206,11 @@ def _imported(model: Path, stored: Stored, kept: Mapping[str, Any]) -> Imported:
     if _digest_of(stored.texts) != kept["texts"]:
         raise ValueError("other texts than were kept")
     known = {weight.digest: weight for weight in stored.weights.values()}
-    opened = {name: StoredFloats(model / name) for _, name, _ in kept["weights"].values()}
-    for digest, (name, within, tensor) in kept["weights"].items():
-        known[digest] = Weight(opened[within].read(tensor), name, digest)
+    names = sorted({within for _, within, _ in kept["weights"].values()})
+    with widened.mapped([model / name for name in names]) as files:
+        opened = {name: StoredFloats(file) for name, file in zip(names, files, strict=True)}
+        for digest, (name, within, tensor) in kept["weights"].items():
+            known[digest] = Weight(opened[within].read(tensor), name, digest)
     module = parsed(stored.texts[_GRAPH], known)
     verify_module(module)
     beside = model / kept["tokenizer"]
