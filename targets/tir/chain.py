@@ -12,8 +12,10 @@ from llmc.compiler.ops.elementwise import Step, chain_value
 from llmc.compiler.ops.rules import same_dim
 from llmc.errors import LlmcError
 from llmc.targets.tir.emit import Emitter, Expr
-from llmc.targets.tir.scalar_ops import OPERATIONS, apply
+from llmc.targets.tir.scalar_ops import OPERATIONS, apply, in_register
+from llmc.targets.tir.sums import is_product
 
+_DEEP = 3  # steps of a chain that are one expression at most
 OPS_OF_CHAINS = (*OPERATIONS, "cast", "chain")
 
 
@@ -87,14 +89,27 @@ def want_computable(backend: str, body: tuple[Step, ...]) -> None:
 
 
 def evaluate(k: Emitter, recipe: Recipe, inputs: list[Expr]) -> Expr:
-    """The chain's value on vectors of its inputs."""
+    """The chain's value on vectors of its inputs.
+
+    Ops name an operand up to three times (`relu`, `maximum`), and TVM's analyzer puts what a name is bound to into
+    every expression that reads it: eight in a row would be 3^8. So what is nested deep goes through a register, but
+    for products: what adds them has to see them (`float_sum`).
+    """
     results: list[Expr] = []
     kinds: list[str] = []
+    depths: list[int] = []
     for op, refs, attributes in recipe.body:
         dtypes = tuple(chain_value(r, recipe.dtypes, kinds) for r in refs)
         known = {name: value for name, value in attributes if op != "pow"}
         kinds.append(OPS[op].rule(*(TensorType(d, ()) for d in dtypes), **OPS[op].complete(known)).dtype)
         arguments = [chain_value(r, inputs, results) for r in refs]
+        depth = 1 + max((depths[-1 - r] for r in refs if r < 0), default=0)
+        if depth >= _DEEP and op == "mul":
+            arguments, depth = [in_register(k, a) for a in arguments], 1
         extra = {} if op == "cast" else dict(attributes)
-        results.append(apply(k, op, dtypes, kinds[-1], arguments, extra))
+        value = apply(k, op, dtypes, kinds[-1], arguments, extra)
+        if depth >= _DEEP and not is_product(k, value):
+            value, depth = in_register(k, value), 0
+        results.append(value)
+        depths.append(depth)
     return results[-1]

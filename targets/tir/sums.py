@@ -29,6 +29,12 @@ def _term(k: Emitter, value: Expr) -> tuple[bool, Expr, tuple[Expr, Expr] | None
         negated, value = not negated, made.a
 
 
+def is_product(k: Emitter, value: Expr) -> bool:
+    """Whether `float_sum` sees a product in it, or a negation."""
+    negated, _, factors = _term(k, value)
+    return negated or factors is not None
+
+
 def negative(value: Expr, negated: bool = True) -> Expr:
     """-value, exact; also for 0."""
     dtype = "float64" if dtype_of(value).startswith("float64") else "float32"

@@ -164,6 +164,45 @@ def test_chain_fuses_products_into_sums(kernels: Lab) -> None:
         check(kernels, {"out": node}, inputs)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f16", "i32"])
+def test_long_chains(kernels: Lab, dtype: str) -> None:
+    """Sixteen of an op in a row, or in turns with products and sums: eight `relu` took TVM's analyzer for ever."""
+    x, y = input_("x", dtype, (SEQ, 4)), input_("y", dtype, (4,))
+    long = (
+        "abs",
+        "neg",
+        "relu",
+        "minimum",
+        "maximum",
+        "clip",
+        "square",
+        "sqrt",
+        "floor",
+        "sign",
+        "mul",
+        "add",
+        "sub",
+    )
+    nodes = {}
+    for op in (op for op in long if op in OPS):
+        read = (0, 1) if legal(op, (x, y)) else (0,)
+        if legal(op, (x, y)[: len(read)]) is None:
+            continue
+        alone = [(op, read, ()), *((op, (-i, *read[1:]), ()) for i in range(1, 16))]
+        twice = [(op, (-i, -i), ()) if len(read) == 2 else step for i, step in enumerate(alone) if i]
+        turns = [step for i in range(0, 15, 3) for step in in_turns(op, read, i)]
+        nodes |= {f"{op}_{i}": tuple(b) for i, b in enumerate((alone, [alone[0], *twice], turns))}
+    rng = np.random.default_rng(0)
+    values = [rng.integers(-3, 4, size).astype(DTYPES[dtype]) for size in ((17, 4), 4)]
+    made = {name: make("chain", (x, y), body=body) for name, body in nodes.items()}
+    check(kernels, made, dict(zip("xy", values, strict=True)))
+
+
+def in_turns(op: str, read: tuple[int, ...], i: int) -> list[Any]:
+    """The op of the last value, a product with y, and a sum with x."""
+    return [(op, (-i or 0, *read[1:]), ()), ("mul", (-i - 1, 1), ()), ("add", (-i - 2, 0), ())]
+
+
 def test_what_is_bounded_times_a_number_that_is_read(kernels: Lab) -> None:
     """Apertus' and LeViT's activations, FNet's angles: TVM's analyzer failed on the product."""
     x, c = input_("x", "f32", (SEQ, 8)), input_("c", "f32", ())
