@@ -151,9 +151,12 @@ def dim_c(value: Dim) -> str:
 
 
 def _divides(value: Dim) -> bool:
-    """Whether a term has a factor such as 1/2: it is whole at the sizes that a graph takes (constraints.py)."""
-    factors = (term.as_coeff_Mul()[0] for term in sympy.Add.make_args(value))
-    return any(not factor.is_Integer for factor in factors)
+    """Whether a term has a factor such as 1/2 or 1/seq: it is whole at the sizes a graph takes (constraints.py)."""
+    factors = (factor for term in sympy.Add.make_args(value) for factor in sympy.Mul.make_args(term))
+    return any(
+        factor.as_base_exp()[1].is_negative or (factor.is_Number and not factor.is_Integer)
+        for factor in factors
+    )
 
 
 def _quotient(value: Dim) -> str:

@@ -31,7 +31,7 @@ class _Kind:
 
 
 _COMMON, _SAMPLES = _Kind("common"), _Kind("samples")
-_FINDS = {"pack_index": "index", "pack_offsets": "offsets", "pack_places": "ranks"}
+_FINDS = {"pack_index": "index", "pack_offsets": "offsets", "pack_places": "places"}
 
 
 class _Apart(Exception):
@@ -134,7 +134,7 @@ class _Samples:
                 return _Kind("tokens", mask)
             case "mod", ["index", "common"] if self._is_size(node.inputs[1], mask.shape[1]):
                 return _Kind("tokens", mask)  # where each stands in its sequence
-            case "embedding" | "gather" | "unpack_rows", ["tokens", "ranks"] if self._places(node, None):
+            case "embedding" | "gather" | "unpack_rows", ["tokens", found] if self._finds(node, found):
                 return _SAMPLES
             case "add", ["ranks", "samples"] if same_dim(node.shape[0], mask.shape[0]):
                 return _Kind("ranks", mask)  # the token behind one's first
@@ -146,6 +146,10 @@ class _Samples:
                 ):
                     return _Kind("tokens", mask)
         return None
+
+    def _finds(self, node: Node, found: str) -> bool:
+        """Whether rows of tokens are looked up; a place without one, -1, is the first of all samples to most ops."""
+        return found == ("places" if node.op == "unpack_rows" else "ranks") and self._places(node, None)
 
     def _places(self, node: Node, count: Dim | None) -> bool:
         """Whether places along the first axis are picked, of which there are `count`."""

@@ -59,6 +59,7 @@ def test_a_quotient_in_c_is_floor_below_zero_too() -> None:
     assert dim_c(parse_dim("floor((a - 3)/2)")) == "(-2 + ((1 + a) / 2))"  # a is no size below 0
     assert dim_c(parse_dim("floor((a + 3)/2)")) == "(1 + ((1 + a) / 2))"
     assert dim_c(parse_dim("a*b/4")) == "((a * b) / 4)"
+    assert dim_c(parse_dim("a/b + 1")) == "((a + b) / b)"
 
 
 def said(graph: Graph) -> list[str]:

@@ -117,6 +117,15 @@ def test_the_mask_of_one_is_not_anothers() -> None:
     assert "pack_places other" in why_whole(made, "batch")
 
 
+def test_the_token_of_a_place_without_one_is_the_first_of_all_samples() -> None:
+    """Places of padding are -1: `unpack_rows` writes zeros there, any other look-up reads the first row."""
+    rows = make("embedding", (flat(X), make("pack_index", (MASK,), tokens=symbol("tokens"))))
+    picked = make("embedding", (rows, make("pack_places", (MASK,))))
+    made = Graph((X, MASK), {"y": picked}, {**DIMS, "tokens": (1, 288)})
+    assert sample_dim(made) == ""
+    assert "embedding" in why_whole(made, "batch")
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_random_graphs(seed: int) -> None:
     made = random_graph(seed)[0]

@@ -55,15 +55,18 @@ class _Names:
     nested: str = ""
 
 
-def changes(root: Path) -> Changes:
+def changes(root: Path, speaks: bool = True) -> Changes:
     """How a transformers folder is to be read; nothing of it is changed.
+
+    Args:
+        speaks: whether its tokenizer is the model's: that of an adapter's base may be another.
 
     Raises:
         LlmcError: the folder or its weights cannot be read.
     """
     config = read_config(root)
     file = "" if files(root) else _variant(root)
-    want_readable(root, config, None if file else read_weights(root))
+    want_readable(root, config, None if file else read_weights(root), speaks)
     names = _names(root, file)
     prefix = _prefix(root, config, names.shapes)
     shapes = {_without(name, prefix): shape for name, shape in names.shapes.items()}

@@ -112,8 +112,13 @@ def inspect(
     )
 
 
-def want_readable(root: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor] | None) -> None:
+def want_readable(
+    root: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor] | None, speaks: bool = True
+) -> None:
     """Refuse what can be seen of config.json, the tokenizer's files and pipes before any library is imported.
+
+    Args:
+        speaks: whether the tokenizer is read from here.
 
     Raises:
         LlmcError: what is wrong, as `inspect` says it.
@@ -122,7 +127,9 @@ def want_readable(root: Path, config: Mapping[str, Any], tensors: Mapping[str, T
     want_all_regular(root)
     sizes.want_of(config, tensors, at)
     _named_labels(config, at)
-    tokenizer.read(root, config, sizes.positions(config, tensors, at), None)
+    positions = sizes.positions(config, tensors, at)
+    if speaks:
+        tokenizer.read(root, config, positions, None)
 
 
 def read_config(root: Path) -> Mapping[str, Any]:

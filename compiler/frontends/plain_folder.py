@@ -54,11 +54,12 @@ class Plain:
 
 
 @contextmanager
-def plain(given: Origin, weights: bool = True) -> Iterator[Plain]:
+def plain(given: Origin, weights: bool = True, speaks: bool = True) -> Iterator[Plain]:
     """The folder to import.
 
     Args:
         weights: False: only to look at, so weights of the base stand for merged ones.
+        speaks: False: of the base of an adapter that has a tokenizer of its own.
 
     Raises:
         LlmcError: a part is missing, damaged, or does not fit the others.
@@ -66,17 +67,17 @@ def plain(given: Origin, weights: bool = True) -> Iterator[Plain]:
     _want_folders(given)
     pair = _pair(given)
     if pair is None:
-        with _whole(snapshot(given.path), weights) as found:
+        with _whole(snapshot(given.path), weights, speaks) as found:
             yield found
         return
     with overlay.temporary(given.path) as folder:
         adapter = adapters.read(pair[1])
-        _merge(pair[0], adapter, folder, weights)
+        _merge(pair[0], adapter, folder, weights, speaks)
         yield Plain(folder, {"base": str(pair[0]), "adapter": f"{adapter.path} ({adapter.kind})"})
 
 
 @contextmanager
-def _whole(path: Path, weights: bool) -> Iterator[Plain]:
+def _whole(path: Path, weights: bool, speaks: bool) -> Iterator[Plain]:
     """A model without an adapter."""
     if file := gguf_file.find(path):
         with overlay.temporary(path) as folder:
@@ -86,7 +87,7 @@ def _whole(path: Path, weights: bool) -> Iterator[Plain]:
             yield Plain(folder, {"gguf": f"{file} ({kinds})"})
         return
     root = transformer_folder(path)
-    found = _changes(root) if weights and (root / "config.json").is_file() else None
+    found = _changes(root, speaks) if weights and (root / "config.json").is_file() else None
     if not found:
         with _mapped(path, root) if weights else nullcontext(path) as folder:
             yield Plain(folder)
@@ -98,9 +99,9 @@ def _whole(path: Path, weights: bool) -> Iterator[Plain]:
         yield Plain(folder, {"checkpoint": str(path)})
 
 
-def _changes(root: Path) -> checkpoints.Changes:
+def _changes(root: Path, speaks: bool) -> checkpoints.Changes:
     with quiet():
-        return checkpoints.changes(root)
+        return checkpoints.changes(root, speaks)
 
 
 @contextmanager
@@ -200,16 +201,16 @@ def _has_weights(path: Path) -> bool:
     return any(overlay.is_weights(entry.name) for entry in path.iterdir())
 
 
-def _merge(base: Path, adapter: Adapter, folder: Path, weights: bool) -> None:
+def _merge(base: Path, adapter: Adapter, folder: Path, weights: bool, speaks: bool) -> None:
     """Fill `folder`: files of the adapter's before those of its base, and the weights of both in one."""
-    with plain(Origin(base), weights) as found:
+    alone = not any(_speaks(entry.name) for entry in adapter.path.iterdir())
+    with plain(Origin(base), weights, speaks and alone) as found:
         source = found.path
         want_all_regular(source)
-        speaks = any(_speaks(entry.name) for entry in adapter.path.iterdir())
 
         def wanted(name: str) -> bool:
             lies_elsewhere = weights and overlay.is_weights(name)
-            return not (adapters.is_file_of(name) or lies_elsewhere or (speaks and _speaks(name)))
+            return not (adapters.is_file_of(name) or lies_elsewhere or (not alone and _speaks(name)))
 
         overlay.link(
             adapter.path, folder, lambda name: not adapters.is_file_of(name) and name != "config.json"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from llmc.compiler.frontends.hub import snapshot
 from llmc.compiler.frontends.overlay import is_weights
 
 SMALL = 256 << 20  # the garbage of an import takes about a third of what its weights take in f32
@@ -31,7 +32,8 @@ def uncollected_if_small(*paths: Path | None) -> AbstractContextManager[None]:
 
 
 def _weights(path: Path) -> list[Path]:
-    """A file, or those of a folder and of the folders in it."""
+    """A file, or those of a folder and of the folders in it; of a hub's cache those of the folder that is read."""
     if path.is_file():
         return [path]
+    path = snapshot(path)
     return [f for p in ("*", "*/*") for f in path.glob(p) if is_weights(f.name) and f.is_file()]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.dims import dim_names, symbol
-from llmc.compiler.graph import Graph
+from llmc.compiler.graph import Graph, Node
 from llmc.compiler.module import Module
 from llmc.compiler.ops import OPS
 from llmc.compiler.sample_axis import sample_dim
@@ -59,19 +59,22 @@ def _differing(model: Any, graph: Graph, call: Call, along: str) -> Iterator[str
 
 def _count(graph: Graph, call: Call, along: str) -> int:
     """The samples of a call."""
-    return max((len(call.inputs[name]) for name in _inputs(graph, along) if name in call.inputs), default=0)
+    plain = (n.attributes["name"] for n in _inputs(graph, along) if n.shape[0] == symbol(along))
+    return max((len(call.inputs[name]) for name in plain if name in call.inputs), default=0)
 
 
 def _sample(graph: Graph, call: Call, along: str, at: int) -> dict[str, Any]:
     """The inputs of one sample of a call."""
-    cut = _inputs(graph, along)
-    return {name: value[at : at + 1] if name in cut else value for name, value in call.inputs.items()}
+    cut, count = {n.attributes["name"] for n in _inputs(graph, along)}, _count(graph, call, along)
+    return {
+        name: value[at * len(value) // count : (at + 1) * len(value) // count] if name in cut else value
+        for name, value in call.inputs.items()
+    }
 
 
-def _inputs(graph: Graph, along: str) -> set[str]:
-    """The inputs that hold samples along a dim."""
-    found = (node for node in graph.inputs if along and node.shape and node.shape[0] == symbol(along))
-    return {node.attributes["name"] for node in found}
+def _inputs(graph: Graph, along: str) -> list[Node]:
+    """The inputs that hold samples along a dim, each one row or several."""
+    return [node for node in graph.inputs if along and node.shape and along in dim_names(node.shape[0])]
 
 
 def _ops(graph: Graph) -> str:

@@ -313,7 +313,9 @@ typedef struct llmc_memory {
 } llmc_memory;
 
 /* What one call of a function at these sizes takes; `sizes` has n_dims, a length is that before the call. Those that the
- * function does not need are unused. States that grow call by call hold up to half more, if max_memory allows that. */
+ * function does not need are unused. States that grow call by call hold up to half more, if max_memory allows that. It is
+ * for the model's threads: a session with more of them may run more samples of a large batch at once. Fewer samples, and
+ * padding among them, never take more. */
 LLMC_API llmc_status llmc_memory_needed(const llmc_model *model, int function, const int64_t *sizes,
                                         llmc_memory *memory, llmc_error *error);
 

@@ -245,7 +245,6 @@ size_t llmc_bytes_of_parts(const llmc_function *function, const llmc_member *mem
 void llmc_place_parts(llmc_session *leader, const llmc_function *function, llmc_frame *frame); /* in the leader's arena */
 
 /* samples.c: a batch that runs in smaller ones */
-int64_t llmc_samples_at_once(const llmc_session *session, const llmc_function *function, const int64_t *sizes);
 size_t llmc_arena_of_samples(const llmc_session *session, const llmc_function *function, const int64_t *sizes);
 void llmc_run_samples(llmc_session *session, const llmc_function *function, const int64_t *sizes); /* to its outputs */
 

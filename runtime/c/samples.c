@@ -13,18 +13,6 @@
 #define LLMC_SAMPLES_ROOM (4u << 20) /* bytes: about twice a core's second-level cache */
 #endif
 
-int64_t llmc_samples_at_once(const llmc_session *session, const llmc_function *function, const int64_t *sizes) {
-    int d = function->samples - 1;
-    size_t bytes, room;
-    int64_t runs;
-    if (d < 0 || sizes[d] < 2) return d < 0 ? 1 : sizes[d];
-    bytes = function->arena_bytes(sizes);
-    room = (size_t)LLMC_SAMPLES_ROOM * (size_t)session->pool_can->threads(session->pool);
-    runs = (int64_t)((bytes + room - 1) / room);
-    if (runs < 1) runs = 1;
-    return runs < sizes[d] ? (sizes[d] + runs - 1) / runs : 1;
-}
-
 /* The sizes of a run of `count` of the samples: of what is counted, as many as all samples have, or as places are. */
 static void sizes_of(const llmc_session *session, const llmc_function *function, const int64_t *sizes, int64_t count,
                      int64_t *part) {
@@ -37,11 +25,20 @@ static void sizes_of(const llmc_session *session, const llmc_function *function,
         if (part[c] > sizes[c]) part[c] = sizes[c];
 }
 
+static int are_several(const llmc_function *function, const int64_t *sizes) {
+    return function->samples > 0 && sizes[function->samples - 1] > 1;
+}
+
+/* What a run of all samples takes or, if that is more, ROOM for each thread, or what one of them takes: never more for
+ * fewer samples, or for more padding among them. */
 size_t llmc_arena_of_samples(const llmc_session *session, const llmc_function *function, const int64_t *sizes) {
-    int64_t count = llmc_samples_at_once(session, function, sizes), part[LLMC_MAX_DIMS];
-    if (function->samples == 0 || count == sizes[function->samples - 1]) return function->arena_bytes(sizes);
-    sizes_of(session, function, sizes, count, part);
-    return function->arena_bytes(part);
+    size_t bytes = function->arena_bytes(sizes), room, one;
+    int64_t part[LLMC_MAX_DIMS];
+    room = (size_t)LLMC_SAMPLES_ROOM * (size_t)session->pool_can->threads(session->pool);
+    if (bytes <= room || !are_several(function, sizes)) return bytes;
+    sizes_of(session, function, sizes, 1, part);
+    one = function->arena_bytes(part);
+    return one > room ? one : room;
 }
 
 /* Count, of the samples that the session's inputs point at, what the data decides. */
@@ -80,22 +77,39 @@ static void go_on(llmc_session *session, const llmc_function *function, const in
         session->outputs[i] = (unsigned char *)session->outputs[i] + bytes_of(function, sizes, count, 0, i);
 }
 
-/* Run them in turn; `part` is where the sizes of each run are put. */
-static void run_in_turn(llmc_session *session, const llmc_function *function, llmc_frame *frame, const int64_t *sizes,
-                        int64_t at_once, int64_t *part) {
-    const int64_t all = sizes[function->samples - 1];
-    int64_t first;
-    for (first = 0; first < all && !llmc_is_over(session); first += at_once) {
-        sizes_of(session, function, sizes, all - first < at_once ? all - first : at_once, part);
+/* How many of the `left` samples that the session's inputs point at run next, in `room`: of `share` as many as fit. */
+static int64_t next_count(const llmc_session *session, const llmc_function *function, const int64_t *sizes,
+                          int64_t left, int64_t share, size_t room, int64_t *part) {
+    int64_t n = left < share ? left : share;
+    for (;;) {
+        size_t bytes;
+        int64_t fit;
+        sizes_of(session, function, sizes, n, part);
         count(session, function, part);
+        bytes = function->arena_bytes(part);
+        if (bytes <= room || n == 1) return n;
+        fit = (int64_t)((double)n * (double)room / (double)bytes);
+        n = fit < 1 ? 1 : fit < n ? fit : n - 1;
+    }
+}
+
+/* Run them in turn, about as many each time; `part` is where the sizes of each run are put. */
+static void run_in_turn(llmc_session *session, const llmc_function *function, llmc_frame *frame, const int64_t *sizes,
+                        size_t room, int64_t *part) {
+    const int64_t all = sizes[function->samples - 1], runs = (int64_t)((function->arena_bytes(sizes) + room - 1) / room);
+    const int64_t share = (all + runs - 1) / runs;
+    int64_t first, n;
+    for (first = 0; first < all && !llmc_is_over(session); first += n) {
+        n = next_count(session, function, sizes, all - first, share, room, part);
         function->run(frame, session->model->variant->kernels);
-        go_on(session, function, sizes, at_once);
+        go_on(session, function, sizes, n);
     }
 }
 
 void llmc_run_samples(llmc_session *session, const llmc_function *function, const int64_t *sizes) {
-    int64_t at_once = llmc_samples_at_once(session, function, sizes), part[LLMC_MAX_DIMS];
-    int whole = function->samples == 0 || at_once == sizes[function->samples - 1];
+    size_t room = llmc_arena_of_samples(session, function, sizes);
+    int64_t part[LLMC_MAX_DIMS];
+    int whole = function->arena_bytes(sizes) <= room;
     llmc_frame frame;
     frame.weights = session->model->map + LLMC_WEIGHTS_HEADER;
     frame.inputs = session->inputs;
@@ -107,5 +121,5 @@ void llmc_run_samples(llmc_session *session, const llmc_function *function, cons
     if (whole)
         function->run(&frame, session->model->variant->kernels);
     else
-        run_in_turn(session, function, &frame, sizes, at_once, part);
+        run_in_turn(session, function, &frame, sizes, room, part);
 }

@@ -106,6 +106,64 @@ def test_bounded_memory_is_for_what_runs_at_once(texts: Path) -> None:
             llmc.load(texts, threads=1, max_memory=1000).run(inputs)
 
 
+def test_what_a_batch_needs_is_enough_for_less(texts: Path) -> None:
+    """Fewer samples, or more padding, take no more memory than all samples without any."""
+    with llmc.load(texts, threads=1) as model:
+        needed = [model.memory_needed(batch=n, seq=SEQ).arena for n in range(1, BATCH + 1)]
+    assert needed == sorted(needed)
+    with llmc.load(texts, threads=1, max_memory=needed[-1]) as model:
+        for batch, tokens in ((BATCH, 3), (BATCH, 9), (BATCH, 20), (BATCH // 4, 40), (BATCH // 5, SEQ)):
+            inputs = some_texts(batch)
+            inputs["attention_mask"] = np.broadcast_to(np.arange(SEQ) < tokens, (batch, SEQ)).astype(np.int64)
+            together = model.run(inputs)
+            alone = model.run({name: value[-1:] for name, value in inputs.items()})
+            for name, value in alone.items():
+                assert np.array_equal(value, together[name][-1:]), (name, batch, tokens)
+
+
+def test_texts_in_order_of_their_lengths(texts: Path) -> None:
+    """Runs of few long samples, then of many short ones, each in the memory that is there."""
+    inputs = some_texts(BATCH)
+    lengths = np.sort(np.random.default_rng(0).integers(1, SEQ + 1, (BATCH, 1)), axis=0)[::-1]
+    inputs["attention_mask"] = (np.arange(SEQ) < lengths).astype(np.int64)
+    with llmc.load(texts, threads=1, max_memory=2 * ROOM) as model:
+        together = model.run(inputs)
+        for first in range(0, BATCH, 61):
+            part = model.run({name: value[first : first + 2] for name, value in inputs.items()})
+            for name, value in part.items():
+                assert np.array_equal(value, together[name][first : first + 2]), (name, first)
+
+
+def test_inputs_with_several_rows_for_each_sample(tmp_path: Path) -> None:
+    """Cut along with the others, in the checks of a compile too."""
+    batch, seq = symbol("batch"), symbol("seq")
+    rows = input_("rows", "f32", (batch * seq, 4096))
+    x = input_("x", "f32", (batch, seq, 4096))
+    pairs = input_("pairs", "f32", (2 * batch, 4096))
+    together = make(
+        "add", (make("tanh", (make("softmax", (x,), axis=1),)), make("reshape", (rows,), shape=x.shape))
+    )
+    outputs = {
+        "y": make("softmax", (together,), axis=1),
+        "p": make("softmax", (make("neg", (pairs,)),), axis=1),
+    }
+    graph = Graph((rows, x, pairs), outputs, {"batch": (1, 256), "seq": (1, 8)})
+    compile_graph(graph, tmp_path / "rows.llmc", target="x86-avx2")
+    rng = np.random.default_rng(0)
+    inputs = {
+        "rows": rng.normal(size=(256 * 3, 4096)).astype(np.float32),
+        "x": rng.normal(size=(256, 3, 4096)).astype(np.float32),
+        "pairs": rng.normal(size=(512, 4096)).astype(np.float32),
+    }
+    with llmc.load(tmp_path / "rows.llmc", threads=1) as model:
+        assert arena(model, batch=1, seq=3) * 256 > 2 * ROOM, "one run would do"
+        whole = model.run(inputs)
+        for at in (0, 7, 100, 255):
+            one = model.run({k: v[at * len(v) // 256 : (at + 1) * len(v) // 256] for k, v in inputs.items()})
+            assert np.array_equal(one["y"], whole["y"][at : at + 1])
+            assert np.array_equal(one["p"], whole["p"][2 * at : 2 * at + 2])
+
+
 def test_a_deadline_between_two_of_them(texts: Path) -> None:
     inputs = some_texts(BATCH)
     with llmc.load(texts, threads=1) as model:

@@ -182,6 +182,15 @@ def test_all_ways_to_name_the_pair(pair: tuple[Path, Path]) -> None:
         assert set(weights_of(plain_folder.Origin(adapter))) == set(wanted)
 
 
+def test_the_tokenizer_of_a_base_is_none_of_an_adapter_that_has_its_own(pair: tuple[Path, Path]) -> None:
+    base, adapter = pair
+    (base / "tokenizer.json").write_text("{}")
+    with pytest.raises(LlmcError, match=r"tokenizer\.json is not a tokenizer"):
+        weights_of(plain_folder.Origin(adapter, base=base))
+    (adapter / "tokenizer.json").write_text('{"model": {}}')
+    assert weights_of(plain_folder.Origin(adapter, base=base))
+
+
 def test_a_look_merges_nothing(pair: tuple[Path, Path], monkeypatch: Any) -> None:
     base, adapter = pair
     monkeypatch.setattr(merging, "merged", None)

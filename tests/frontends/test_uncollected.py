@@ -37,11 +37,17 @@ def test_large_weights_are_imported_as_ever(tmp_path: Path) -> None:
         weights(tmp_path / "large" / "0_Transformer", 1 << 30),
     )
     (small / "broken.safetensors").symlink_to("nowhere")
+    cache = tmp_path / "models--owner--name"
+    (weights(cache / "blobs", 1 << 30, "f00").parent / "refs").mkdir()
+    (cache / "refs" / "main").write_text("beef")
+    (cache / "snapshots" / "beef").mkdir(parents=True)
+    (cache / "snapshots" / "beef" / "model.safetensors").symlink_to("../../blobs/f00")
     for paths, collected in [
         ((small, None), False),
         ((large.parent,), True),
         ((small, large), True),
         ((large / "model.safetensors",), True),
+        ((cache,), True),
         ((tmp_path / "none",), False),
     ]:
         with uncollected.uncollected_if_small(*paths):
