@@ -4,12 +4,13 @@
     llmc compile ./whisper-base -o fp32.llmc; llmc compile ./whisper-base -o int8.llmc --quant int8
     python bench/transcripts.py --model ./whisper-base fp32=./fp32.llmc int8=./int8.llmc [--threads 1,2] [--rounds 3]
 
-Twenty sentences are spoken by espeak-ng, ten more are recordings of people. First everybody writes down all of them:
-tokens are compared with those of transformers' `generate`, words with what was said (word error: the fewest words to
-replace, leave out or put in, of those that were said). Then all write them down again, sound by sound and in turns, in
-one process with equal threads. Times are from samples to tokens, spectrogram included; a real-time factor is seconds
-of computing by seconds of sound. A ratio is the median over sounds and rounds, its interval (95 %) a bootstrap over
-sounds. Needs espeak-ng, soxr, ctranslate2, openvino and nncf; peers that cannot be loaded are named and left out.
+Twenty sentences are spoken by espeak-ng, ten more are recordings of people. All write them down, sound by sound and in
+turns, in one process with equal threads. Tokens are compared with those of transformers' `generate`, words with what
+was said (word error: the fewest words to replace, leave out or put in, of those that were said). Times are from samples
+to tokens, spectrogram included; a real-time factor is seconds of computing by seconds of sound. A ratio is the median
+over sounds and rounds, its interval (95 %) a bootstrap over sounds; on one thread those of the processor's seconds
+follow, which other work on the machine disturbs less. Needs espeak-ng, soxr, ctranslate2, openvino and nncf; peers that
+cannot be loaded are named and left out.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 REFERENCE, LONGEST = "transformers", 0.4  # seconds that pools may spin, at most
 PEERS = ("ctranslate2 float32", "ctranslate2 int8", "openvino fp32", "openvino int8")
 Times = dict[str, Array]  # racer -> seconds [sounds, rounds]
+Tokens = dict[str, list[list[int]]]  # racer -> those of each sound
 
 
 def read_options() -> argparse.Namespace:
@@ -48,14 +50,14 @@ def read_options() -> argparse.Namespace:
     add = parser.add_argument
     add("artifacts", nargs="+", metavar="NAME=PATH", help="artifacts of llmc")
     add("--model", type=Path, required=True, help="the folder that bench/whisper.py wrote")
-    add("--threads", default="1,2", help="default: 1,2; 0: no race, only what is written")
-    add("--rounds", type=int, default=3, help="of the race (default: 3)")
-    add("--sounds", type=int, help="only so many, for a first look")
+    add("--threads", default="1,2", help="default: 1,2")
+    add("--rounds", type=int, default=3, help="how often each sound is written down (default: 3)")
+    add("--every", type=int, default=1, help="of the sounds each so-many-th, for a first look")
     add("--skip", default="", help="racers to leave out, with commas between")
     add("--json", type=Path, metavar="FILE", help="write all that was found there")
     options = parser.parse_args()
     options.artifacts = dict(text.partition("=")[::2] for text in options.artifacts)
-    options.threads = [int(text) for text in options.threads.split(",") if text != "0"]
+    options.threads = [int(text) for text in options.threads.split(",")]
     return options
 
 
@@ -85,11 +87,6 @@ def loaded(options: argparse.Namespace, threads: int) -> dict[str, listeners.Lis
     return found
 
 
-def written(racers: Mapping[str, listeners.Listener], sounds: Sequence[Said]) -> dict[str, list[list[int]]]:
-    """The tokens of every sound, by racer."""
-    return {name: [listen(said.samples) for said in sounds] for name, listen in racers.items()}
-
-
 def judged(
     made: Mapping[str, list[list[int]]], sounds: Sequence[Said], decode: Callable[[list[int]], str]
 ) -> list[dict[str, Any]]:
@@ -111,23 +108,29 @@ def judged(
     return rows
 
 
-def race(racers: Mapping[str, listeners.Listener], sounds: Sequence[Said], rounds: int) -> Times:
-    """Every sound by every racer in turns, with pauses in which pools go to sleep; the first in turn rotates."""
+def race(
+    racers: Mapping[str, listeners.Listener], sounds: Sequence[Said], rounds: int
+) -> tuple[Tokens, Times, Times]:
+    """Every sound by every racer in turns, with pauses in which pools go to sleep; the first in turn rotates.
+
+    Returns:
+        what is written in the last round, and the seconds by the clock and by the processor.
+    """
     names = list(racers)
     burnt = settle({n: partial(listen, sounds[0].samples) for n, listen in racers.items()}, LONGEST, 1)
-    wait, times = (
-        min(pause_after(burnt.values()), LONGEST),
-        {n: np.zeros((len(sounds), rounds)) for n in names},
-    )
+    wait, shape = min(pause_after(burnt.values()), LONGEST), (len(sounds), rounds)
+    clock, processor = ({name: np.zeros(shape) for name in names} for _ in range(2))
+    made: Tokens = {name: [[] for _ in sounds] for name in names}
     for turn in range(rounds):
         for number, said in enumerate(sounds):
             for place in range(len(names)):
                 name = names[(place + turn + number) % len(names)]
                 time.sleep(wait)
-                begin = time.perf_counter()
-                racers[name](said.samples)
-                times[name][number, turn] = time.perf_counter() - begin
-    return times
+                begin = time.perf_counter(), time.process_time()
+                made[name][number] = racers[name](said.samples)
+                clock[name][number, turn] = time.perf_counter() - begin[0]
+                processor[name][number, turn] = time.process_time() - begin[1]
+    return made, clock, processor
 
 
 def ratio(times: Array, base: Array, resamples: int = 2000) -> tuple[float, float, float]:
@@ -159,12 +162,12 @@ def tell_written(rows: Sequence[Mapping[str, Any]], count: int) -> None:
     )
 
 
-def tell_race(times: Times, sounds: Sequence[Said], threads: int) -> list[dict[str, Any]]:
+def tell_race(times: Times, sounds: Sequence[Said], title: str) -> list[dict[str, Any]]:
     """The second table: real-time factors, and llmc's times over everybody's."""
     seconds, own = sum(said.seconds for said in sounds), [n for n in times if n.startswith("llmc ")]
     rows, lines = [], []
     for name, found in times.items():
-        row = {"name": name, "threads": threads, "factor": float(np.median(found, 1).sum() / seconds)}
+        row = {"name": name, "what": title, "factor": float(np.median(found, 1).sum() / seconds)}
         row["ratios"] = {mine: ratio(times[mine], found) for mine in own if mine != name}
         rows.append(row)
         cells = [
@@ -172,32 +175,30 @@ def tell_race(times: Times, sounds: Sequence[Said], threads: int) -> list[dict[s
         ]
         lines.append([name, f"{row['factor']:.3f}", *cells])
     columns = ["", "real-time factor", *(f"{mine} / this" for mine in own)]
-    print_table(f"{threads} thread{'s' * (threads > 1)}", columns, lines)
+    print_table(title, columns, lines)
     return rows
 
 
 def main() -> int:
     """Write down, compare, race."""
     options = read_options()
-    sounds = [*spoken(), *recorded()][: options.sounds]
+    sounds = [*spoken(), *recorded()][:: options.every]
     from transformers import WhisperTokenizerFast
 
     decode = partial(WhisperTokenizerFast.from_pretrained(options.model).decode, skip_special_tokens=True)
     result: dict[str, Any] = {"machine": isa.machine(), "race": [], "said": [said.text for said in sounds]}
-    for threads in options.threads or [1]:
-        racers = loaded(options, threads)
-        made = written(racers, sounds)
-        rows = judged(made, sounds, decode)
-        if threads == (options.threads or [1])[0]:
-            tell_written(rows, len(sounds))
-            result["written"] = rows
-        elif [row["texts"] for row in rows] != [row["texts"] for row in result["written"]]:
-            changed = [
-                a["name"] for a, b in zip(rows, result["written"], strict=True) if a["texts"] != b["texts"]
-            ]
-            print(f"other texts on {threads} threads: {', '.join(changed)}")
-        if options.threads:
-            result["race"] += tell_race(race(racers, sounds, options.rounds), sounds, threads)
+    for threads in options.threads:
+        made, clock, processor = race(loaded(options, threads), sounds, options.rounds)
+        if "written" not in result:
+            result["tokens"], result["written"] = made, judged(made, sounds, decode)
+            tell_written(result["written"], len(sounds))
+        for name in made:
+            if made[name] != result["tokens"][name]:
+                print(f"{name} writes otherwise on {threads} threads")
+        title = f"{threads} thread{'s' * (threads > 1)}"
+        result["race"] += tell_race(clock, sounds, title)
+        if threads == 1:
+            result["race"] += tell_race(processor, sounds, f"{title}, seconds of the processor")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
     return 0
