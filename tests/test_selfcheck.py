@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import stateful_graphs
 
+from llmc.compiler import interpret
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
 from llmc.compiler.ops import constant, input_, make, state_
 from llmc.errors import LlmcError
+from llmc.runtime.selftest import Case
 from llmc.selfcheck import TOLERANCE, answers, played_alone, record, replayed
 
 
@@ -60,6 +63,43 @@ def test_other_modules_have_sessions_of_their_own() -> None:
     assert played_alone(Module.of(Graph((x,), {"y": make("neg", (x,))}, {"batch": (1, 4)}))) == []
     assert played_alone(stateful_graphs.encoder_decoder()) == []
     assert played_alone(Module.of(stateful_graphs.accumulator())) == []
+
+
+def test_a_source_of_one_size_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whisper's encoder takes the interpreter seconds, and sessions begin with the same 30 s of sound."""
+    seq, length = symbol("seq"), symbol("past")
+    x, y = input_("x", "f32", (4,)), input_("y", "f32", (seq, 4))
+    source, text = state_("source", "f32", (4,)), state_("text", "f32", (length, 4), grows=0)
+    encode = Graph((x,), {}, {}, (source,), {"source": make("neg", (x,))})
+    held = make("concat", (text, make("add", (y, source))), axis=0)
+    dims = {"seq": (1, 99), "past": (0, 99)}
+    step = Graph(
+        (y,), {"sum": make("sum", (held,), axes=(0,), keepdims=False)}, dims, (source, text), {"text": held}
+    )
+    module, played, real = Module({"encode": encode, "step": step}), list[Graph](), interpret.step
+
+    def counted(graph: Graph, *given: Any) -> Any:
+        played.append(graph)
+        return real(graph, *given)
+
+    monkeypatch.setattr(interpret, "step", counted)
+    cases = answers(module)
+    assert [call.function for case in cases for call in case[:2]] == ["encode", "step"] * 3
+    assert played.count(encode) == 1
+    for case, other in zip(cases, [played_again(module, case) for case in cases], strict=True):
+        for call, again in zip(case, other, strict=True):
+            assert call.outputs.keys() == again.keys()
+            assert all(np.array_equal(value, again[name]) for name, value in call.outputs.items())
+
+
+def played_again(module: Module, case: Case) -> list[dict[str, Any]]:
+    """The outputs of a session's calls, one after the other."""
+    states: dict[str, Any] = {}
+    found = []
+    for call in case:
+        outputs, states = interpret.step(module.functions[call.function], call.inputs, states)
+        found.append(outputs)
+    return found
 
 
 def test_a_function_that_no_session_calls_is_told() -> None:

@@ -18,6 +18,8 @@ weights is what divides, so that they sum to 1. The softmax is online (Milakov a
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from llmc.compiler.ops.quantise import LEVELS, TINY, fma32, row_scales
@@ -30,6 +32,7 @@ LOWEST = -(2**30)  # below every score
 # 2**r, highest power first, |r| <= 1/2: minimax in the relative error, 1.0e-4, with a last term of exactly 1
 POWER = (5.50091010e-2, 2.42210984e-1, 6.93282902e-1, 1.0)
 FLOOR = -127.0  # of exponents
+_ROWS = 512  # of queries, whose scores with a block of keys a cache holds
 ROUND = 1.5 * 2.0**23  # has an ulp of 1: what is added to it is rounded to an integer, half to even
 
 
@@ -45,6 +48,9 @@ def int8_attention(q: Array, k: Array, v: Array, keys: Array, scale: float) -> A
         keys: bool `[batch, t]`, which keys may be attended. A query without any gives zeros.
         scale: factor on the products, positive.
     """
+    if q.shape[1] > 1 and math.prod(q.shape[:3]) > _ROWS:  # a head at a time: its numbers stay in a cache
+        heads = ((x[:, i : i + 1] for x in (q, k, v)) for i in range(q.shape[1]))
+        return np.concatenate([int8_attention(*head, keys, scale) for head in heads], 1)
     k_scale, v_scale = (_column_scales(x, keys) for x in (k, v))
     q = q * k_scale
     q_scale = row_scales(q)

@@ -48,18 +48,33 @@ LEVEL_DTYPES = frozenset({"i8", "u8"})
 def fma32(a: Number, b: Number, c: Number) -> Array:
     """a * b + c of f32 arrays or numbers rounded once, as a fused multiply-add does.
 
-    The product of two f32 is exact in f64. Its sum with c is rounded to odd there (Boldo and Melquiond 2008:
-    innocuous before a second rounding to a format of at least two bits less), by Knuth's exact error term.
+    The product of two f32 is exact in f64. Where its sum with c is not, f64 has rounded it, and f32 rounds again:
+    that matters only if f64's number lies in the middle between two f32, or below their normal numbers. There the sum
+    is rounded to odd before (Boldo and Melquiond 2008: innocuous before a second rounding to a format of at least two
+    bits less).
     """
     a, b, c = (np.asarray(v, np.float32).astype(np.float64) for v in (a, b, c))
-    product, c = np.broadcast_arrays(a * b, c)
-    total = np.array(product + c)
+    total = np.array(a * b + c)
+    size = total.view(np.int64) & _SIZE
+    twice = np.flatnonzero((size & _REST == _MIDDLE) | (size - 1 < _NORMAL - 1))
+    if twice.size:
+        product, added = (np.broadcast_to(v, total.shape).reshape(-1)[twice] for v in (a * b, c))
+        total.reshape(-1)[twice] = _to_odd(total.reshape(-1)[twice], product, added)
+    return np.asarray(total.astype(np.float32))
+
+
+# Of the bits of an f64: all but the sign; those behind an f32's; these where it is in the middle of two; 2^-126.
+_SIZE, _REST, _MIDDLE, _NORMAL = (1 << 63) - 1, (1 << 29) - 1, 1 << 28, (1023 - 126) << 52
+
+
+def _to_odd(total: Array, product: Array, added: Array) -> Array:
+    """The f64 sum of two, one step on towards the exact one where its last bit is 0, by Knuth's exact error term."""
     back = total - product
-    error = (product - (total - back)) + (c - back)
+    error = (product - (total - back)) + (added - back)
     bits = total.view(np.int64)
     inexact = np.isfinite(total) & np.isfinite(error) & (error != 0) & (bits & 1 == 0)
     bits[inexact] += np.where((error > 0) == (total > 0), 1, -1)[inexact]
-    return np.asarray(total.astype(np.float32))
+    return total
 
 
 # --- explicit form

@@ -64,6 +64,7 @@ class Shape:
         causal: the last query sees all keys, each before it one less.
         window: of the keys that it sees, a query attends to the last so many; 0: to all.
         evenly: a sequence without keys takes all values evenly.
+        few: there is code of its own for one or two queries.
     """
 
     heads: int
@@ -75,6 +76,7 @@ class Shape:
     mask: tuple[str, bool, bool, bool, bool] | None
     evenly: bool = False
     window: int = 0
+    few: bool = False
 
 
 class Problem(NamedTuple):

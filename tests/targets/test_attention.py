@@ -12,6 +12,7 @@ from llmc.compiler.dims import symbol
 from llmc.compiler.ops import input_, make
 from llmc.compiler.ops.quantise import row_scales
 from llmc.compiler.ops.rows import pack_rows, row_stride
+from llmc.targets.cpu.attention.attention import lower_attention
 
 B, S, T = symbol("batch"), symbol("seq"), symbol("keys")
 HEADS, GROUPS, SIZE, VALUES = 4, 2, 20, 9
@@ -100,6 +101,25 @@ def test_a_token_has_the_same_bits_alone_and_in_its_text(at: int, kernels: Lab) 
         for name, value in found.items():
             wanted = whole[name][:, :, at + 1 - queries : at + 1]
             assert np.ascontiguousarray(wanted).tobytes() == value.tobytes(), (name, queries)
+
+
+@pytest.mark.parametrize("keys", [1, 64, 131])
+def test_a_few_queries_of_a_source_have_the_same_bits_as_among_many(keys: int, kernels: Lab) -> None:
+    """What a decoder's next token asks of all that was read."""
+    nodes = {"y": make("attention", inputs(), scale=0.2)}
+    given = operands(40, keys)
+    whole = check(kernels, nodes, given)["y"]
+    for queries in (1, 2, 3):
+        part = given | {"q": np.ascontiguousarray(given["q"][:, :, 7 : 7 + queries])}
+        found = check(kernels, nodes, part)["y"]
+        assert np.ascontiguousarray(whole[:, :, 7 : 7 + queries]).tobytes() == found.tobytes(), queries
+
+
+def test_code_for_a_few_queries_is_only_where_there_may_be_few() -> None:
+    q, k, v = inputs()
+    many, two = (input_("q", "f32", (B, HEADS, count, SIZE)) for count in (3, 2))
+    nodes = [make("attention", (queries, k, v), scale=0.2) for queries in (q, two, many)]
+    assert [lower_attention(node).kernel.key.few for node in nodes] == [True, True, False]
 
 
 def test_heads_that_share_keys(kernels: Lab) -> None:

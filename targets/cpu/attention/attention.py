@@ -15,6 +15,7 @@ neither threads nor vector width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -49,6 +50,8 @@ def attention_call(node: Node, wanted: Problem) -> Call:
     shape, batch, s, t = wanted
     pointers = [i.dtype for i in node.inputs] + ["f32"]
     d, e, int8 = shape.layouts.q.size, shape.layouts.v.size, is_int8(node)
+    if node.op != "ragged_mha":
+        shape = replace(shape, few=few.suits(shape, s, int8))
     family, emit = "int8_attention" if int8 else "attention", partial(emit_attention, shape=shape, int8=int8)
     kernel = Kernel(family, shape, tuple(pointers), 2, emit, reserved(shape.layouts, int8))
     return Call(
@@ -85,7 +88,7 @@ def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = False) -
     batch = PaddedBatch(e, shape, at, arithmetic.work.listed, s, t)
     with e.loop(e.begin, e.end, "item") as number:
         item = locate(e, shape, at, batch, number)
-        if few.suits(shape):
+        if shape.few:
             with e.when(item.queries <= few.FEW):
                 _few(arithmetic.work, shape, at, batch, (number, item))
             with e.when(item.queries > few.FEW):

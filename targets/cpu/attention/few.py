@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmc.compiler.dims import Dim
 from llmc.compiler.ops.int8_attention import KEYS, LOG2_E
 from llmc.targets.cpu.attention.float_steps import LOWEST
 from llmc.targets.cpu.attention.item import Item, Rows
@@ -29,9 +30,10 @@ AHEAD = 32  # keys that are asked for before they are needed
 _TOGETHER = 4  # heads whose sums the registers hold
 
 
-def suits(shape: Shape) -> bool:
-    """Whether kernels of this shape have code for few queries: a decoder's, whose masks are the past alone."""
-    return shape.causal and not shape.keys and shape.mask is None
+def suits(shape: Shape, queries: Dim, int8: bool) -> bool:
+    """Whether kernels of this shape have code for few queries: a decoder's, to its own past or to all of a source."""
+    never = isinstance(queries, int) and queries > FEW
+    return not (int8 or never or shape.keys) and shape.mask is None
 
 
 def together(shape: Shape) -> int:
@@ -44,6 +46,7 @@ class One:
     """A query of one head: where it is, and what has been summed of the blocks before.
 
     Args:
+        position: the last key that it attends to.
         scores: where in scratch those of a block are.
     """
 
@@ -69,7 +72,7 @@ class FewSteps:
         memory = [(e.registers(1), e.registers(1, "float32"), e.registers(vectors)) for _ in items]
         with e.loop(0, item.queries, "i") as i:
             query = e.let(item.first + i)
-            position = e.let(item.sequence.past + query)
+            position = e.let(item.sequence.past + query if self.work.shape.causal else item.sequence.keys - 1)
             ones = [
                 One(
                     e.let(one.q.row(query)),
