@@ -2,6 +2,7 @@
 
     python bench/decoding.py w8=./smol-w8.llmc Q8_0=./smol-q8_0.gguf OV8=./smol-int8.ov [--threads 1 2]
         [--depth 16 512] [--prompt 512] [--new 16] [--rounds 9] [--pairs w8:Q8_0 w8:OV8] [--like w8] [--bandwidth]
+        [--processor]
 
 Each argument is NAME=PATH: a folder that llmc wrote, a GGUF file, which `llama_cpp` runs (pip install
 llama-cpp-python), or a folder of bench/stateful.py, which OpenVINO runs. Tokens are random, the same for all. Every
@@ -12,7 +13,9 @@ gone to sleep.
 
 `--like` names who first writes a text that all others are told a token at a time; a line has how many of its tokens
 they find likeliest too, and where not. `--bandwidth` reads memory in each round (reading.c), and a line of each
-artifact has its next tokens' share of that rate, by what its kernels say that they read and write.
+artifact has its next tokens' share of that rate, by what its kernels say that they read and write. `--processor`
+counts the time of processors, of all threads, and not the time that passes, which other work on the machine stretches:
+for one thread, since threads that wait for each other burn it too.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from contest import pause_after, settle
@@ -37,7 +40,16 @@ PROMPT, TEXT = 24, 48  # tokens of the prompt, and of the text behind it, that `
 MEMORY = "memory"  # the name of what reads it, among racers
 
 Racers = Mapping[str, Racer]
-Test = tuple[str, Callable[[Racer, Sequence[int], int], float], int, int]  # name, how, tokens, depth
+Clock = Callable[[], float]
+
+
+class Test(NamedTuple):
+    """`count` tokens, `depth` of them held before the clock starts; the others in one call, or one by one."""
+
+    name: str
+    count: int
+    depth: int
+    at_once: bool
 
 
 def tokens_of(count: int) -> list[int]:
@@ -46,29 +58,23 @@ def tokens_of(count: int) -> list[int]:
     return drawn
 
 
-def next_tokens(racer: Racer, tokens: Sequence[int], depth: int) -> float:
-    """Seconds a token behind `depth` tokens."""
-    racer.hold(tokens[:depth])
-    begun = time.perf_counter()
-    for token in tokens[depth:]:
-        racer.run([token])
-    return (time.perf_counter() - begun) / (len(tokens) - depth)
-
-
-def prompt(racer: Racer, tokens: Sequence[int], depth: int) -> float:
-    """Seconds a token of a prompt behind `depth` tokens."""
-    racer.hold(tokens[:depth])
-    begun = time.perf_counter()
-    racer.run(tokens[depth:])
-    return (time.perf_counter() - begun) / (len(tokens) - depth)
+def seconds_of(racer: Racer, test: Test, tokens: Sequence[int], clock: Clock) -> float:
+    """Seconds a token."""
+    racer.hold(tokens[: test.depth])
+    left = tokens[test.depth :]
+    calls = [left] if test.at_once else [[token] for token in left]
+    begun = clock()
+    for call in calls:
+        racer.run(call)
+    return (clock() - begun) / len(left)
 
 
 def tests(arguments: argparse.Namespace) -> Iterator[Test]:
     """Those that the arguments ask for."""
     for depth in arguments.depth:
-        yield f"next at {depth}", next_tokens, depth + arguments.new, depth
+        yield Test(f"next at {depth}", depth + arguments.new, depth, at_once=False)
     for length in arguments.prompt:
-        yield f"prompt of {length}", prompt, length, 0
+        yield Test(f"prompt of {length}", length, 0, at_once=True)
 
 
 def pause(racers: Racers) -> float:
@@ -82,16 +88,15 @@ def pause(racers: Racers) -> float:
 
 
 def race(
-    racers: Racers, test: Test, rounds: int, wait: float, memory: Memory | None
+    racers: Racers, test: Test, rounds: int, wait: float, clock: Clock, memory: Memory | None
 ) -> dict[str, list[float]]:
     """Seconds a token of each racer in each round, and those of the memory, after one round more that warms up."""
-    _, how, count, depth = test
-    tokens = tokens_of(count)
+    tokens = tokens_of(test.count)
     calls: dict[str, Callable[[], float]] = {
-        name: partial(how, racer, tokens, depth) for name, racer in racers.items()
+        name: partial(seconds_of, racer, test, tokens, clock) for name, racer in racers.items()
     }
     if memory is not None:
-        calls[MEMORY] = memory.seconds
+        calls[MEMORY] = partial(memory.seconds, clock)
     found: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for round_ in range(rounds + 1):
@@ -109,27 +114,28 @@ def report(threads: int, test: Test, found: Mapping[str, list[float]], pairs: Se
     for name, seconds in found.items():
         if name != MEMORY:
             print(
-                f"{threads}  {test[0]:16} {name:10} {1 / float(np.median(seconds)):8.1f} tokens/s", flush=True
+                f"{threads}  {test.name:16} {name:10} {1 / float(np.median(seconds)):8.1f} tokens/s",
+                flush=True,
             )
     for pair in pairs:
         ours, theirs = (np.array(found[name]) for name in pair.split(":"))
         times, low, high = ratio(theirs, ours)
-        print(f"{threads}  {test[0]:16} {pair:16} {times:5.2f} ({low:.2f} to {high:.2f})", flush=True)
+        print(f"{threads}  {test.name:16} {pair:16} {times:5.2f} ({low:.2f} to {high:.2f})", flush=True)
 
 
 def report_shares(threads: int, test: Test, found: Mapping[str, list[float]], racers: Racers) -> None:
     """The memory's rate, and each artifact's share of it."""
     taken = np.array(found[MEMORY])
     print(
-        f"{threads}  {test[0]:16} {MEMORY:10} {BYTES / float(np.median(taken)) / 1e9:8.1f} GB/s", flush=True
+        f"{threads}  {test.name:16} {MEMORY:10} {BYTES / float(np.median(taken)) / 1e9:8.1f} GB/s", flush=True
     )
     for name, racer in racers.items():
         if not isinstance(racer, Llmc):
             continue
-        bytes_ = racer.traffic(test[3])
+        bytes_ = racer.traffic(test.depth)
         share, low, high = (100 * bytes_ / BYTES * times for times in ratio(taken, np.array(found[name])))
         print(
-            f"{threads}  {test[0]:16} {name:10} {share:5.0f} % of it ({low:.0f} to {high:.0f}), "
+            f"{threads}  {test.name:16} {name:10} {share:5.0f} % of it ({low:.0f} to {high:.0f}), "
             f"{bytes_ / 1e6:.0f} MB a token",
             flush=True,
         )
@@ -149,14 +155,15 @@ def compare(racers: Racers, like: str) -> None:
 def main() -> None:
     arguments = _arguments()
     paths = dict(racer.split("=", 1) for racer in arguments.racers)
+    clock: Clock = time.process_time if arguments.processor else time.perf_counter
     for threads in arguments.threads:
         racers = {name: opened(Path(path), threads) for name, path in paths.items()}
         if arguments.like:
             compare(racers, arguments.like)
         wait, memory = pause(racers), Memory(threads) if arguments.bandwidth else None
         for test in tests(arguments):
-            reads = memory if test[1] is next_tokens else None
-            found = race(racers, test, arguments.rounds, wait, reads)
+            reads = None if test.at_once else memory
+            found = race(racers, test, arguments.rounds, wait, clock, reads)
             report(threads, test, found, arguments.pairs)
             if reads is not None:
                 report_shares(threads, test, found, racers)
@@ -175,7 +182,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", nargs="*", default=[], metavar="OURS:THEIRS")
     parser.add_argument("--like", metavar="NAME")
     parser.add_argument("--bandwidth", action="store_true")
-    return parser.parse_args()
+    parser.add_argument("--processor", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.processor and arguments.threads != [1]:
+        parser.error("--processor goes with --threads 1")
+    return arguments
 
 
 if __name__ == "__main__":
