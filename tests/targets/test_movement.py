@@ -11,6 +11,7 @@ from kernel_lab import Lab, check
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import DTYPES, Node
 from llmc.compiler.ops import input_, make
+from llmc.targets.cpu.lower import LOWERINGS
 
 Array = np.ndarray[Any, Any]
 BATCH, SEQ = symbol("batch"), symbol("seq")
@@ -117,3 +118,19 @@ def test_layers_share_kernels(kernels: Lab) -> None:
     calls = [kernels.call_of(make("transpose", (x,), perm=(0, 2, 1, 3))) for x in (a, b)]
     assert calls[0].kernel == calls[1].kernel
     assert calls[0].kernel.symbol == calls[1].kernel.symbol
+
+
+def test_bytes_are_those_that_are_moved() -> None:
+    """Of a table, or of what a slice is cut out of, only what the result holds."""
+    table, index = input_("table", "f32", (1000, 8)), input_("index", "i64", (3,))
+    line = input_("line", "i64", (3, 8))
+    cases = {
+        "rows": (make("embedding", (table, index)), 2 * 3 * 8 * 4 + 3 * 8),
+        "elements": (make("gather", (table, line), axis=0), 2 * 3 * 8 * 4 + 3 * 8 * 8),
+        "a part": (make("slice", (table,), axis=0, start=5, stop=8), 2 * 3 * 8 * 4),
+        "few columns": (make("slice", (table,), axis=1, start=0, stop=2), 2 * 1000 * 2 * 4),
+        "all": (make("transpose", (table,), perm=(1, 0)), 2 * 1000 * 8 * 4),
+        "one row for many": (make("expand", (line,), shape=(4, 3, 8)), 5 * 3 * 8 * 8),
+    }
+    for name, (node, bytes_) in cases.items():
+        assert LOWERINGS[node.op](node).bytes == bytes_, name

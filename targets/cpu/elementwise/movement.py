@@ -27,8 +27,13 @@ def move_call(
     scalars: Sequence[Dim],
     items: Dim,
     cost: Dim,
+    picked: bool = False,
 ) -> Call:
-    """The call of a kernel without arithmetic, of the family `move`."""
+    """The call of a kernel without arithmetic, of the family `move`.
+
+    Args:
+        picked: of the first input only what the result holds is read.
+    """
 
     def function(symbol: str, cpu: Any) -> Any:
         k = Emitter(symbol)
@@ -44,7 +49,7 @@ def move_call(
         dim(items),
         cost,
         0,
-        nbytes(*node.inputs, node),
+        nbytes(*(node.inputs[1:] if picked else node.inputs), *[node] * picked, node),
         node.source,
     )
 
@@ -90,7 +95,13 @@ def strided_copy(node: Node, axes: Sequence[Axis], start: Dim = 0) -> Call:
     items = product(e for e, _ in axes[:-1]) * ceil_div(inner, CHUNK)
     cost = row_cost(inner) * (LANES if mode == "pick" else 1)
     return move_call(
-        node, ("copy", len(axes), mode), lambda k: _strided(k, node, len(axes), mode), scalars, items, cost
+        node,
+        ("copy", len(axes), mode),
+        lambda k: _strided(k, node, len(axes), mode),
+        scalars,
+        items,
+        cost,
+        node.op == "slice",
     )
 
 
@@ -107,6 +118,7 @@ def _short_rows(node: Node, axes: Sequence[Axis], start: Dim, inner: int) -> Cal
         scalars,
         items,
         dim(2 + each * inner),
+        node.op == "slice",
     )
 
 

@@ -35,7 +35,7 @@ def embedding(node: Node, layouts: Layouts = (None, None)) -> Call:
                 pick_run(k, rows, start, step, target, base, length)
 
     key, cost = ("embedding", *([panels] if panels else [])), dim(width) if panels else long_cost(width)
-    call = move_call(node, key, emit, (table.shape[0], width), product(index.shape), cost)
+    call = move_call(node, key, emit, (table.shape[0], width), product(index.shape), cost, picked=True)
     return replace(call, laid=partial(embedding, node))
 
 
@@ -61,7 +61,7 @@ def gather(node: Node) -> Call:
 
     items = outer if last else dim(outer * index.shape[axis])
     length = index.shape[axis] if last else inner
-    return move_call(node, ("gather", last), emit, sizes, items, dim(4 + 4 * length))
+    return move_call(node, ("gather", last), emit, sizes, items, dim(4 + 4 * length), picked=True)
 
 
 LOWERINGS: dict[str, Callable[[Node], Call]] = {"embedding": embedding, "gather": gather}
