@@ -158,7 +158,7 @@ def _played(module: Module, sessions: Sequence[Given]) -> list[Case]:
 
 def _session(module: Module, given: Given, begun: dict[Any, tuple[Arrays, Arrays]]) -> Case:
     states: Arrays = {}
-    made = []
+    made: list[Call] = []
     for name, inputs in given:
         key = name, *((n, value.shape, value.tobytes()) for n, value in inputs.items())
         found = begun.get(key) if not made else None

@@ -49,8 +49,8 @@ def int8_attention(q: Array, k: Array, v: Array, keys: Array, scale: float) -> A
         scale: factor on the products, positive.
     """
     if q.shape[1] > 1 and math.prod(q.shape[:3]) > _ROWS:  # a head at a time: its numbers stay in a cache
-        heads = ((x[:, i : i + 1] for x in (q, k, v)) for i in range(q.shape[1]))
-        return np.concatenate([int8_attention(*head, keys, scale) for head in heads], 1)
+        heads = [slice(i, i + 1) for i in range(q.shape[1])]
+        return np.concatenate([int8_attention(q[:, i], k[:, i], v[:, i], keys, scale) for i in heads], 1)
     k_scale, v_scale = (_column_scales(x, keys) for x in (k, v))
     q = q * k_scale
     q_scale = row_scales(q)
