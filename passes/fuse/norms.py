@@ -22,6 +22,8 @@ def embed_norm(node: Node, context: Context) -> Node | Decline | None:
     found = [p for p in pairs if p is not None]
     if len(found) < len(pairs):
         return Decline("not every addend is an embedding read once")
+    if any(table.shape[1:] != node.shape[-1:] for table, _ in found):
+        return Decline("a table has one number for a whole row")
     flat = [n for table, index in found for n in (table, index)]
     fused = make(
         "embed_norm",

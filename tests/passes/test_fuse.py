@@ -172,6 +172,17 @@ def test_sum_and_norm(golden, same_output):
     golden(same_output(Fuse(), graph(z=norm(op("add", X, Y)))))
 
 
+@pytest.mark.parametrize("width", [1, 8])
+def test_a_norm_of_embeddings_with_one_number_for_a_row(width, same_output):
+    """As positions may have it: the sum broadcasts that number, the fused kernel takes rows."""
+    ids = input_("ids", "i64", (B, S), low=0, high=10)
+    positions = op("embedding", weight(16, width), op("iota", length=S))
+    summed = op("add", op("embedding", weight(11, 8), ids), positions)
+    inputs = {"ids": np.array([[3, 1, 4], [5, 9, 2]])}
+    after = same_output(Fuse(), Graph((ids,), {"z": norm(summed)}, DIMS), inputs)
+    assert count(after)["embed_norm"] == (width == 8)
+
+
 def test_chain(golden, same_output):
     shared = op("tanh", X)
     golden(same_output(Fuse(), graph(z=op("mul", op("add", shared, Y), op("sigmoid", shared)))))
