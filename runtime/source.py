@@ -27,7 +27,7 @@ def want_source(model: Model, encoder: EncoderEntry, ids: Sequence[int]) -> None
         raise LlmcError(
             f"the model reads {encoder.source}, not text",
             at=str(model.path),
-            hint="a model that reads speech has transcribe: model.transcribe(audio)",
+            hint="speech is written down by model.transcribe(audio), llmc run --audio FILE",
         )
     axis = info.shape[1]
     longest = axis if isinstance(axis, int) else model.dims[axis][1]

@@ -26,6 +26,7 @@ from llmc.runtime import mel
 from llmc.runtime.fields import Field
 from llmc.runtime.generation_entry import read_generation
 from llmc.runtime.signature import TensorInfo
+from llmc.runtime.source import want_source
 from llmc.runtime.speech import transcribe
 
 START, END, FIRST = 58, 59, 71  # the first token, the last, and the timestamp of 0.00 s
@@ -190,6 +191,17 @@ def test_what_makes_no_sense(ours: Any, asked: dict[str, Any], told: str) -> Non
     with pytest.raises(LlmcError) as caught:
         heard(ours, sound(0.5), **asked)
     assert told in str(caught.value)
+
+
+def test_text_for_a_model_that_hears() -> None:
+    """Python's users and the command's are both told what to do."""
+    inputs = {"input_features": TensorInfo("f32", (1, 80, 3000))}
+    model: Any = SimpleNamespace(path="here", functions={"encode": SimpleNamespace(inputs=inputs)})
+    encoder: Any = SimpleNamespace(function="encode", source="input_features")
+    with pytest.raises(LlmcError) as caught:
+        want_source(model, encoder, [1])
+    assert "the model reads input_features, not text" in str(caught.value)
+    assert "model.transcribe(audio), llmc run --audio FILE" in str(caught.value)
 
 
 def test_a_session_of_another_model(ours: Any) -> None:
