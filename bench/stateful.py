@@ -48,32 +48,16 @@ def loaded(path: Path) -> Any:
     return model.eval()
 
 
-def axes(value: Any) -> Any:
-    """What is dynamic in these inputs, keys and values among them: the last axis of tokens, or the last but one."""
-    import torch
-    from transformers.exporters.exporter_dynamo import get_auto_dynamic_shapes
-
-    def tokens(marks: Any) -> Any:
-        if isinstance(marks, dict) and all(isinstance(axis, int) for axis in marks):
-            return {max(marks) - (len(marks) > 2): torch.export.Dim.AUTO}
-        if isinstance(marks, dict):
-            return {name: tokens(mark) for name, mark in marks.items()}
-        return [tokens(mark) for mark in marks] if isinstance(marks, (list, tuple)) else marks
-
-    return tokens(get_auto_dynamic_shapes(value))
-
-
 def exported(path: Path) -> Any:
     """The model in fp32, by transformers' exporter."""
     import torch
     from transformers.exporters.exporter_openvino import OpenVINOConfig, OpenVINOExporter
     from transformers.exporters.utils import decompose_for_generation
 
-    ids = torch.arange(5, 5 + SAMPLE)[None]
+    ids = torch.arange(5, 5 + 2 * SAMPLE).view(2, SAMPLE)
     sample = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     model, inputs = decompose_for_generation(loaded(path), sample, multi_token_decode=True)["decode"]
-    config = OpenVINOConfig(dynamic=True, dynamic_shapes=axes(inputs))
-    return OpenVINOExporter().export(model, inputs, config).program
+    return OpenVINOExporter().export(model, inputs, OpenVINOConfig(dynamic=True)).program
 
 
 def compressed(model: Any, weights: str) -> Any:
