@@ -111,8 +111,8 @@ def _mapped(path: Path, root: Path) -> Iterator[Path]:
         yield path
         return
     with overlay.temporary(path, widened.place()) as folder, resident.watched(folder.parent):
-        overlay.link(path, folder, lambda name: not overlay.is_weights(name) or name.endswith(".json"))
         _widen(root, _made(folder / root.relative_to(path)))
+        overlay.link(path, folder)  # what else there is, as the weights of a Dense behind it
         yield folder
 
 

@@ -20,7 +20,7 @@ from random_families import random_model
 from safetensors.torch import load_file, save_file
 
 from llmc import kept_imports
-from llmc.compiler.frontends import dispatch, resident, widened
+from llmc.compiler.frontends import dispatch, plain_folder, resident, widened
 from llmc.compiler.frontends.quiet import quiet
 from llmc.compiler.module_text import text_of
 from llmc.compiler.text import weights_of
@@ -106,6 +106,21 @@ def test_it_is_the_same_model(
         mapped.module
     )  # weights are named by what they hold
     assert mapped.name == "halves"
+
+
+def test_weights_of_other_parts_stay(halves: tuple[Path, Any], disk: Path) -> None:
+    """A module of sentence-transformers has a model.safetensors of its own."""
+    part = halves[0] / "2_Dense"
+    part.mkdir()
+    save_file({"linear.weight": torch.eye(2)}, part / "model.safetensors")
+    with plain_folder.plain(plain_folder.origin(halves[0])) as plain:
+        assert plain.path != halves[0]
+        assert torch.equal(
+            load_file(plain.path / "2_Dense" / "model.safetensors")["linear.weight"], torch.eye(2)
+        )
+        files = [*plain.path.glob("*.safetensors")]
+        assert sorted(f.name for f in files) == sorted(f.name for f in halves[0].glob("*.safetensors"))
+        assert not any(file.is_symlink() for file in files)
 
 
 def test_what_is_kept_is_mapped_too(
