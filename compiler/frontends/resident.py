@@ -27,7 +27,8 @@ def watched(folder: Path) -> Iterator[None]:
     """Within, and after it while files of `folder` are mapped, at most about `MOST` of mapped files is in memory."""
     over = threading.Event()
     if _STATUS.exists():
-        threading.Thread(target=_watch, args=(str(folder.resolve()), over), daemon=True).start()
+        place = str(folder.resolve())
+        threading.Thread(target=_watch, args=(place, over), name=f"resident {place}", daemon=True).start()
     try:
         yield
     finally:
