@@ -14,6 +14,7 @@ MODULE_SOURCES = tuple(
         "barred",
         "benchmark",
         "bind",
+        "blocks",
         "check",
         "choose",
         "cpu",

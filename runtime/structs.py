@@ -154,6 +154,7 @@ class SessionReport(Structure):
         ("arena_bytes", c_uint64),
         ("state_bytes", c_uint64),
         ("adapter", c_int),
+        ("shared_bytes", c_uint64),
     )
 
 

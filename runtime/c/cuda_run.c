@@ -58,7 +58,9 @@ static int regrow(gpu *s, lane *l, llmc_region *region, size_t bytes, size_t kee
     int result = 0;
     if (!keep && old) { /* first, so that the peak is the larger of the two and not their sum */
         result = s->cuda.release_memory(old);
-        memset(region, 0, sizeof *region);
+        region->at = NULL;
+        region->block = NULL;
+        region->bytes = 0;
     }
     if (result == 0) result = s->cuda.allocate(&more, bytes);
     if (result == 0 && keep) result = s->cuda.copy(more, old, keep, l->stream);

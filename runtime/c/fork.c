@@ -1,6 +1,7 @@
 /*
  * fork.c - another session that holds what one does. They share the memory of each state until one of the two writes to
- * it, which then has a copy of its own; the last to hold it writes where it is.
+ * it, which then has a copy of its own: of the blocks that it writes, or of all where the state lies in one piece. The last
+ * to hold memory writes where it is.
  */
 #include <string.h>
 
@@ -10,7 +11,8 @@ static llmc_status share_state(llmc_session *from, llmc_session *to, int i, llmc
     llmc_status status = LLMC_OK;
     to->gone[i] = from->gone[i];
     to->begun[i] = from->begun[i];
-    if (from->begun[i] && from->values[i].at) status = llmc_share(to, &to->values[i], &from->values[i], error);
+    if (from->begun[i] && from->values[i].at) status = llmc_share(to, &to->values[i], &from->values[i],
+                            llmc_held_bytes(from->model->program, from->sizes, i, from->gone[i]), error);
     return status;
 }
 

@@ -46,15 +46,17 @@ static llmc_status take_sizes(const llmc_program *program, const llmc_function *
     return llmc_check_growth(program, function, sizes, error);
 }
 
-static uint64_t bytes_of_states(const llmc_program *program, const llmc_function *function, const int64_t *sizes) {
+static uint64_t bytes_of_states(const llmc_model *model, const llmc_function *function, const int64_t *sizes) {
+    const llmc_program *program = model->program;
     uint64_t bytes = 0;
     int i;
     for (i = 0; i < program->n_states; i++) {
         int d = llmc_length_of_state(program, i);
         llmc_room room = llmc_room_of_state(program, function, sizes, i, d < 0 ? 0 : llmc_may_leave(program, i, sizes[d]));
+        llmc_region none = {NULL, NULL, 0, NULL, NULL, llmc_is_appended(program, i)};
         if (function->state_use[i] == LLMC_STATE_UNUSED) continue;
-        bytes += llmc_held_for(room.value);
-        if (function->state_use[i] == LLMC_STATE_REPLACED) bytes += llmc_held_for(room.next);
+        bytes += llmc_growth_of(model, &none, room.value, 0);
+        if (function->state_use[i] == LLMC_STATE_REPLACED) bytes += llmc_growth_of(model, &none, room.next, 0);
     }
     return bytes;
 }
@@ -77,7 +79,7 @@ llmc_status llmc_memory_needed(const llmc_model *model, int function, const int6
     memory->weights = model->program->weights_bytes;
     parts = chosen->part_bytes ? chosen->part_bytes(sizes) : 0;
     memory->arena = model->device->run_bytes(model->own, chosen, sizes, parts) + (defaults ? llmc_held_for(defaults) : 0);
-    memory->states = bytes_of_states(model->program, chosen, sizes);
+    memory->states = bytes_of_states(model, chosen, sizes);
     return LLMC_OK;
 }
 

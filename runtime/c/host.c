@@ -31,7 +31,9 @@ static llmc_status grow(llmc_session *session, llmc_region *region, size_t bytes
     (void)session;
     if (!keep) { /* first, so that the peak is the larger of the two and not their sum */
         free(region->block);
-        memset(region, 0, sizeof *region);
+        region->at = NULL;
+        region->block = NULL;
+        region->bytes = 0;
     }
     block = bytes < SIZE_MAX - 64 ? (unsigned char *)realloc(region->block, bytes + 64) : NULL;
     if (!block) return llmc_fail_memory(error, bytes);

@@ -54,7 +54,7 @@
 extern "C" {
 #endif
 
-#define LLMC_VERSION 8 /* of this interface; counts up when anything here changes its meaning or layout */
+#define LLMC_VERSION 9 /* of this interface; counts up when anything here changes its meaning or layout */
 #define LLMC_MAX_RANK 8
 #define LLMC_MAX_DIMS 16
 
@@ -187,8 +187,8 @@ typedef struct llmc_options {
     int skip_weights_check; /* not 0: do not read all of weights.bin to compare it with its checksums */
     const char *variant;  /* NULL: the best that this CPU can run */
     llmc_threads *shared; /* NULL: threads of its own. Else it works with these, and `threads`, `pin` and `spin_us` are unused */
-    uint64_t max_memory;  /* bytes that the model's sessions may hold together, its own included; 0: no bound. Neither the
-                             mapped weights nor what threads work with are counted */
+    uint64_t max_memory;  /* bytes that the model's sessions may hold together, its own included, what several share once;
+                             0: no bound. Neither the mapped weights nor what threads work with are counted */
 } llmc_options;
 
 /* Threads that several models work with, of one artifact or of several: their runs take turns, so that two models do
@@ -300,8 +300,9 @@ typedef struct llmc_session_report {
     int threads;
     int64_t sizes[LLMC_MAX_DIMS]; /* of the dims that states have: lengths, and what the first call decided; -1: not known */
     uint64_t arena_bytes;         /* held for intermediate results and inputs that were not given */
-    uint64_t state_bytes;         /* held for states, with room to grow */
+    uint64_t state_bytes;         /* held for states, with room to grow; shared or not */
     int adapter;                  /* 0: none, else llmc_info.adapters[adapter - 1] */
+    uint64_t shared_bytes;        /* of state_bytes, those in memory that other sessions hold too, now */
 } llmc_session_report;
 
 LLMC_API llmc_status llmc_session_info(llmc_session *session, llmc_session_report *report, llmc_error *error);
@@ -326,8 +327,11 @@ LLMC_API llmc_status llmc_memory_needed(const llmc_model *model, int function, c
  * positions are wanted that have left the window of a state, but not back to where the last call began. */
 LLMC_API llmc_status llmc_session_rewind(llmc_session *session, int64_t length, llmc_error *error);
 
-/* Another session that holds what this one does; from there on each goes its own way. The memory of a state is shared until one
- * of the two writes to it, and counts for both. `options` are the new one's and may be NULL. */
+/* Another session that holds what this one does; from there on each goes its own way. Memory is shared until one of the two
+ * writes to it: states that grow, of 64 KiB and more, in blocks of 16 KiB, of which that one then copies those that it
+ * writes; others, and all on a GPU or on a system without memfd_create(), as a whole. What is shared counts in full for each
+ * session and its bound, and once for all sessions of the model: a later run may be refused for want of a copy by the model's
+ * bound alone. `options` are the new one's and may be NULL. */
 LLMC_API llmc_status llmc_session_fork(llmc_session *session, const llmc_session_options *options, llmc_session **other,
                                        llmc_error *error);
 

@@ -39,8 +39,13 @@ typedef struct llmc_region {
     unsigned char *at; /* 64-byte aligned; NULL: none */
     void *block;       /* what the system gave */
     size_t bytes;
-    int *holders; /* how many sessions hold the same memory, atomic; NULL: this one alone */
+    int *holders; /* how many sessions hold the same memory, atomic; NULL: this one alone, or it lies in blocks */
+    struct llmc_blocks *blocks; /* it lies in these; NULL: in one piece */
+    int appended; /* it is a state that grows by what lies behind it: it may lie in blocks */
 } llmc_region;
+
+typedef struct llmc_blocks llmc_blocks; /* blocks.c: what a region is made of */
+typedef struct llmc_store llmc_store;   /* and where blocks come from */
 
 typedef struct llmc_device_model llmc_device_model;     /* a device's own, for each model */
 typedef struct llmc_device_session llmc_device_session; /* and for each session */
@@ -88,7 +93,8 @@ struct llmc_model {
     int pool_shared;    /* not ours to close */
     llmc_session *own;  /* of llmc_run() */
     int users;          /* the model's own name, and sessions; atomic */
-    uint64_t max_memory, held; /* bytes, 0: no bound; of all sessions, atomic */
+    llmc_store *store;  /* NULL: states lie in one piece each */
+    uint64_t max_memory, held; /* bytes, 0: no bound; of all sessions, what several hold counted once, atomic */
 };
 
 /* Room for what is said of each part of a run that a session leads. */
@@ -181,14 +187,29 @@ int64_t llmc_kept(const llmc_tensor *mask, size_t all, size_t columns); /* of th
 llmc_status llmc_reserve(llmc_session *session, const llmc_device *device, llmc_region *region, size_t bytes,
                          size_t keep, llmc_error *error); /* as llmc_device.grow, where the region is too small */
 void llmc_release(llmc_session *session, const llmc_device *device, llmc_region *region, int forked);
-/* Hold the memory that another session holds, which counts as if there were a copy. */
-llmc_status llmc_share(llmc_session *session, llmc_region *region, llmc_region *theirs, llmc_error *error);
-/* Before it is written to or grows: have memory of its own, with the first `keep` bytes of what it held. */
-llmc_status llmc_unshare(llmc_session *session, const llmc_device *device, llmc_region *region, size_t keep,
-                         llmc_error *error);
-size_t llmc_held_for(size_t bytes); /* what a region of so many bytes counts */
-size_t llmc_growth_of(const llmc_region *region, size_t bytes, int generous); /* what llmc_reserve() would add */
-llmc_status llmc_check_room(llmc_session *session, size_t bytes, llmc_error *error); /* for so many more */
+/* Hold the first `bytes` at least of the memory that another session holds. For the session they count as its own; for the model
+ * no more than before. */
+llmc_status llmc_share(llmc_session *session, llmc_region *region, llmc_region *theirs, size_t bytes, llmc_error *error);
+/* Before bytes from..to are written: have memory of its own for them, with the first `keep` bytes of what it held. */
+llmc_status llmc_unshare(llmc_session *session, const llmc_device *device, llmc_region *region, size_t from, size_t to,
+                         size_t keep, llmc_error *error);
+size_t llmc_held_for(size_t bytes); /* what a region of so many bytes counts, if it lies in one piece */
+/* What llmc_reserve() would add to a region, and llmc_unshare() copy. */
+size_t llmc_growth_of(const llmc_model *model, const llmc_region *region, size_t bytes, int generous);
+size_t llmc_shared_in(const llmc_model *model, const llmc_region *region, size_t from, size_t to);
+/* For so many more bytes of the session, and copies of what it holds already. */
+llmc_status llmc_check_room(llmc_session *session, size_t bytes, size_t copies, llmc_error *error);
+
+/* blocks.c: 0 or NULL says that memory or maps are lacking, and nothing has changed */
+void llmc_store_open(llmc_model *model); /* where there can be one */
+void llmc_store_close(llmc_model *model);
+size_t llmc_in_blocks(const llmc_model *model, const llmc_region *region, size_t bytes); /* in whole ones; 0: not in blocks */
+size_t llmc_blocks_shared(const llmc_store *store, const llmc_region *region, size_t from, size_t to); /* bytes of from..to's */
+int llmc_blocks_grow(llmc_session *session, llmc_region *region, size_t bytes, size_t keep); /* as llmc_device.grow */
+size_t llmc_blocks_release(const llmc_store *store, llmc_region *region, int forked); /* bytes that nobody holds any more */
+int llmc_blocks_share(llmc_store *store, llmc_region *to, const llmc_region *from, size_t bytes);
+/* As llmc_unshare(): bytes of new blocks, and of those that nobody holds any more. After a failure some may be there. */
+int llmc_blocks_own(llmc_store *store, llmc_region *region, size_t from, size_t to, size_t keep, size_t *made, size_t *freed);
 
 /* states.c */
 typedef struct llmc_room { /* of a state in one call, bytes */
@@ -206,6 +227,10 @@ llmc_status llmc_check_growth(const llmc_program *program, const llmc_function *
                               llmc_error *error); /* no length may pass its bound */
 size_t llmc_growth_of_states(const llmc_session *session, const llmc_function *function, const int64_t *sizes,
                              int generous);
+/* What a call of these sizes writes to, in memory that other sessions hold too. */
+size_t llmc_copies_of_states(const llmc_session *session, const llmc_function *function, const int64_t *sizes);
+uint64_t llmc_shared_of_states(const llmc_session *session); /* of the bytes held, those that others hold too */
+int llmc_is_appended(const llmc_program *program, int i); /* a function appends to state `i` */
 uint64_t llmc_bytes_of_states(const llmc_session *session); /* held */
 llmc_status llmc_place_states(llmc_session *session, const llmc_function *function, const int64_t *sizes,
                               llmc_error *error); /* the frame's states and next */

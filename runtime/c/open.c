@@ -154,6 +154,7 @@ static llmc_status open_parts(llmc_model *model, const char *directory, const ll
     if (status == LLMC_OK && !options->skip_weights_check) status = llmc_check_weights(model, directory, error);
     if (status == LLMC_OK) status = model->device->open(model, error);
     if (status == LLMC_OK) status = describe(model, error);
+    if (status == LLMC_OK) llmc_store_open(model);
     return status == LLMC_OK ? llmc_session_open(model, NULL, &model->own, error) : status;
 }
 
@@ -187,6 +188,7 @@ void llmc_model_leave(llmc_model *model) {
     model->device->close(model, forked);
     if (model->pool && !model->pool_shared) (forked ? llmc_pool_abandon : llmc_pool_close)(model->pool);
     if (model->map) munmap(model->map, model->map_bytes);
+    llmc_store_close(model);
     free(model->functions);
     free(model);
 }

@@ -83,7 +83,8 @@ static llmc_status reserve(llmc_session *session, int i, const move *m, llmc_err
     llmc_region *region = m->outer > 1 ? &session->others[i] : &session->values[i];
     size_t keep = m->outer > 1 ? 0 : m->before;
     llmc_status status = llmc_reserve(session, device, region, m->after, keep, error);
-    return status == LLMC_OK && (m->after > keep || m->leaving) ? llmc_unshare(session, device, region, keep, error) : status;
+    if (status != LLMC_OK || (m->after <= keep && !m->leaving)) return status;
+    return llmc_unshare(session, device, region, m->leaving ? 0 : keep, m->after > keep ? m->after : keep, keep, error);
 }
 
 /* A whole state stays, but for rows that leave, and gets zeros behind it. */

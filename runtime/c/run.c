@@ -42,17 +42,18 @@ static size_t bytes_of_defaults(const llmc_function *function, const llmc_tensor
 static size_t growth_of_run(const llmc_session *leader, const llmc_function *function, const llmc_tensor *inputs,
                             const int64_t *sizes, int generous) {
     size_t defaults = bytes_of_defaults(function, inputs, sizes);
-    llmc_region run = {NULL, NULL, 0, NULL}; /* all that the device needs, as if in one piece */
+    llmc_region run = {NULL, NULL, 0, NULL, NULL, 0}; /* all that the device needs, as if in one piece */
     run.bytes = (size_t)(leader->held - llmc_bytes_of_states(leader)) - leader->defaults.bytes;
-    return (defaults ? llmc_growth_of(&leader->defaults, defaults, generous) : 0) +
-           llmc_growth_of(&run, leader->model->device->run_bytes(leader, function, sizes, leader->part_bytes) - 64, generous);
+    return (defaults ? llmc_growth_of(leader->model, &leader->defaults, defaults, generous) : 0) +
+           llmc_growth_of(leader->model, &run, leader->model->device->run_bytes(leader, function, sizes, leader->part_bytes) - 64, generous);
 }
 
 static llmc_status check_member(const llmc_session *leader, const llmc_member *member, const llmc_function *function,
                                 const llmc_tensor *inputs, const int64_t *sizes, int generous, llmc_error *error) {
     size_t bytes = llmc_growth_of_states(member->session, function, member->sizes, generous);
+    size_t copies = llmc_copies_of_states(member->session, function, member->sizes);
     if (member->session == leader) bytes += growth_of_run(leader, function, inputs, sizes, generous);
-    return llmc_check_room(member->session, bytes, error);
+    return llmc_check_room(member->session, bytes, copies, error);
 }
 
 /* Where memory is bounded, a call that it does not suffice for is refused before any of it is taken. */

@@ -64,6 +64,8 @@ static llmc_status find_memory(llmc_session *session, llmc_error *error) {
     session->others = session->values + states;
     session->gone = (int64_t *)(void *)(session->others + states);
     session->begun = (unsigned char *)(session->gone + states);
+    for (i = 0; i < program->n_states; i++)
+        session->values[i].appended = session->others[i].appended = llmc_is_appended(program, i);
     llmc_forget(session);
     return llmc_table_open(session, 1, error);
 }
@@ -151,6 +153,7 @@ llmc_status llmc_session_info(llmc_session *session, llmc_session_report *report
     report->state_bytes = llmc_bytes_of_states(session);
     report->adapter = (int)session->adapter;
     report->arena_bytes = session->held - report->state_bytes;
+    report->shared_bytes = llmc_shared_of_states(session);
     llmc_unclaim(session);
     return LLMC_OK;
 }

@@ -241,7 +241,7 @@ static llmc_status reserve_all(llmc_session *session, const unsigned char *file,
         if (lines[i].bytes)
             status = llmc_reserve(session, session->model->device, &session->values[i], (size_t)lines[i].bytes, keep, error);
         if (lines[i].bytes && status == LLMC_OK)
-            status = llmc_unshare(session, session->model->device, &session->values[i], keep, error);
+            status = llmc_unshare(session, session->model->device, &session->values[i], 0, (size_t)lines[i].bytes, keep, error);
     }
     return status;
 }

@@ -22,6 +22,12 @@ int llmc_dim_of_states(const llmc_program *program, int d) {
     return found;
 }
 
+int llmc_is_appended(const llmc_program *program, int i) {
+    int f, found = 0;
+    for (f = 0; f < program->n_functions; f++) found |= program->functions[f].state_use[i] == LLMC_STATE_APPENDED;
+    return found;
+}
+
 void llmc_forget(llmc_session *session) {
     const llmc_program *program = session->model->program;
     int d;
@@ -104,9 +110,36 @@ size_t llmc_growth_of_states(const llmc_session *session, const llmc_function *f
     for (i = 0; i < program->n_states; i++) {
         llmc_room room = llmc_room_of_state(program, function, sizes, i, gone_in(session, sizes, i));
         if (function->state_use[i] == LLMC_STATE_UNUSED) continue;
-        bytes += llmc_growth_of(&session->values[i], room.value, generous && !llmc_window_of(program, i));
+        bytes += llmc_growth_of(session->model, &session->values[i], room.value, generous && !llmc_window_of(program, i));
         if (function->state_use[i] == LLMC_STATE_REPLACED)
-            bytes += llmc_growth_of(&session->others[i], room.next, generous);
+            bytes += llmc_growth_of(session->model, &session->others[i], room.next, generous);
+    }
+    return bytes;
+}
+
+size_t llmc_copies_of_states(const llmc_session *session, const llmc_function *function, const int64_t *sizes) {
+    const llmc_model *model = session->model;
+    size_t bytes = 0;
+    int i;
+    for (i = 0; i < model->program->n_states; i++) {
+        llmc_room room;
+        if (function->state_use[i] == LLMC_STATE_UNUSED) continue;
+        room = llmc_room_of_state(model->program, function, sizes, i, gone_in(session, sizes, i));
+        if (gone_in(session, sizes, i) > session->gone[i] || !session->begun[i]) room.before = 0;
+        if (function->state_use[i] == LLMC_STATE_APPENDED || !session->begun[i])
+            bytes += llmc_shared_in(model, &session->values[i], room.before, room.value);
+        if (function->state_use[i] == LLMC_STATE_REPLACED)
+            bytes += llmc_shared_in(model, &session->others[i], 0, room.next);
+    }
+    return bytes;
+}
+
+uint64_t llmc_shared_of_states(const llmc_session *session) {
+    uint64_t bytes = 0;
+    int i;
+    for (i = 0; i < session->model->program->n_states; i++) {
+        bytes += llmc_shared_in(session->model, &session->values[i], 0, session->values[i].bytes);
+        bytes += llmc_shared_in(session->model, &session->others[i], 0, session->others[i].bytes);
     }
     return bytes;
 }
@@ -127,13 +160,13 @@ static llmc_status place(llmc_session *session, const llmc_function *function, i
     size_t keep = session->begun[i] ? room.before : 0;
     llmc_status status = llmc_reserve(session, device, &session->values[i], room.value, keep, error);
     if (status == LLMC_OK && (function->state_use[i] == LLMC_STATE_APPENDED || !session->begun[i]))
-        status = llmc_unshare(session, device, &session->values[i], keep, error);
+        status = llmc_unshare(session, device, &session->values[i], keep, room.value, keep, error);
     if (status == LLMC_OK && !session->begun[i] && room.before)
         status = device->copy(session, session->values[i].at, NULL, room.before, error);
     if (status == LLMC_OK && function->state_use[i] == LLMC_STATE_REPLACED)
         status = llmc_reserve(session, device, &session->others[i], room.next, 0, error);
     if (status == LLMC_OK && function->state_use[i] == LLMC_STATE_REPLACED)
-        status = llmc_unshare(session, device, &session->others[i], 0, error);
+        status = llmc_unshare(session, device, &session->others[i], 0, room.next, 0, error);
     if (status == LLMC_OK) session->states[i] = session->values[i].at;
     return status;
 }

@@ -44,11 +44,11 @@ llmc_status llmc_move_up(llmc_session *session, unsigned char *to, size_t by, si
     return status;
 }
 
-/* Into memory of the size that is needed, where the old has much more; 0: there is none. */
+/* Into memory of the size that is needed, where the old has much more or others hold it too; 0: there is none. */
 static int moved_out(llmc_session *session, int i, size_t from, size_t bytes, size_t room) {
     const llmc_device *device = session->model->device;
-    llmc_region fresh = {NULL, NULL, 0, NULL}, old = session->values[i];
-    if (old.bytes / 2 < llmc_held_for(room)) return 0;
+    llmc_region old = session->values[i], fresh = {NULL, NULL, 0, NULL, NULL, old.appended};
+    if (!llmc_shared_in(session->model, &old, 0, old.bytes) && old.bytes / 2 < llmc_held_for(room)) return 0;
     if (llmc_reserve(session, device, &fresh, room, 0, NULL) != LLMC_OK) return 0;
     if (device->copy(session, fresh.at, old.at + from, bytes, NULL) != LLMC_OK ||
         device->fetch(session, NULL, NULL, 0, NULL) != LLMC_OK) { /* done, before the old is given back */
@@ -70,7 +70,7 @@ llmc_status llmc_let_leave(llmc_session *session, int i, int64_t length, size_t 
     by = (size_t)more * row;
     bytes = (size_t)(length - gone) * row;
     if (!bytes || moved_out(session, i, by, bytes, room)) return LLMC_OK;
-    status = llmc_unshare(session, session->model->device, &session->values[i], by + bytes, error);
+    status = llmc_unshare(session, session->model->device, &session->values[i], 0, by + bytes, by + bytes, error);
     if (status != LLMC_OK) {
         session->gone[i] -= more;
         return status;

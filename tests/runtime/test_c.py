@@ -15,14 +15,17 @@ STRICT = ["-Wall", "-Wextra", "-pedantic", "-Werror"]
 FOR_TESTS = ("-g", "-DSTREAM_FLOATS=65536")
 ADDRESSES = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREADS = ("-fsanitize=thread", "-fno-sanitize-recover=all")
-WRAPPED = ("malloc", "calloc", "realloc", "posix_memalign", "mmap", "pthread_create")
+WRAPPED = ("malloc", "calloc", "realloc", "posix_memalign", "mmap", "fallocate", "pthread_create")
 
 
 DRIVERS = {
     "driver": "tiny",
     "sessions": "tally",
     "generations": "words",
+    "blocks": "words",
 }  # and the program that each is linked with
+# `blocks` is `generations` whose states take many blocks, of a page each, where those of others lie in one piece.
+BLOCKS = ("-DBLOCK_BYTES=4096", "-DLEAST_BYTES=4096", "-DWORDS_WIDE=64")
 
 
 @pytest.fixture
@@ -68,7 +71,8 @@ def driver(tmp_path_factory, build, runtime):
     def compile_driver(name, *flags, own=()):
         output = tmp_path_factory.mktemp("driver") / "driver"
         program, payload = DRIVERS[name], build.weights_payload() if name == "driver" else bytes(64)
-        sources = [build.tiny_c.with_name(f"{n}.c") for n in (name, program)]
+        flags = (*flags, *BLOCKS) if name == "blocks" else flags
+        sources = [build.tiny_c.with_name(f"{n}.c") for n in ("generations" if name == "blocks" else name, program)]
         build.compile_c(
             output,
             *FOR_TESTS,
@@ -114,7 +118,7 @@ def test_sanitizers(driver, artifact, name, sanitizer):
     program = driver(name, *sanitizer)
     # thread sanitizer needs a fixed address layout on kernels with many random bits
     fixed = ["setarch", "-R"] if sanitizer == THREADS and shutil.which("setarch") else []
-    steps = [] if name != "generations" else ["2000"] if sanitizer == THREADS else ["10000"]
+    steps = [] if name not in ("generations", "blocks") else ["2000"] if sanitizer == THREADS else ["10000"]
     assert run(*fixed, program, artifact(name), *steps).stdout == "done\n"
 
 

@@ -17,7 +17,7 @@ from llmc.runtime.sources import FOLDER, HEADER
 
 ROOT = Path(__file__).parents[2]
 OLD_MODULE = """
-static const struct { int version; } api = {7};
+static const struct { int version; } api = {8};
 const void *llmc_get_api(void) { return &api; }
 """
 
@@ -40,7 +40,7 @@ def old_format(copy_of_tiny):
 
 @pytest.fixture
 def old_module(copy_of_tiny, build):
-    """A module.so of version 7 behind a manifest of this format."""
+    """A module.so of version 8 behind a manifest of this format."""
     source = copy_of_tiny / "old.c"
     source.write_text(OLD_MODULE)
     (copy_of_tiny / "module.so").unlink()
@@ -72,13 +72,13 @@ def test_an_artifact_runs_with_its_own_bench(old_format):
 
 
 def test_python_refuses_an_old_module(old_module):
-    with pytest.raises(LlmcError, match=r"the module speaks version 7 of llmc\.h, this runtime version 8"):
+    with pytest.raises(LlmcError, match=r"the module speaks version 8 of llmc\.h, this runtime version 9"):
         load(old_module)
 
 
 def test_bench_refuses_an_old_module(tiny, old_module):
     text = run(tiny / "bench", "--vs", old_module, "--duration", "0.05", code=1)
-    assert "module.so speaks version 7 of llmc.h, this program version 8" in text
+    assert "module.so speaks version 8 of llmc.h, this program version 9" in text
     assert "compile the model again" in text
 
 
@@ -86,8 +86,8 @@ def test_bench_refuses_an_old_module(tiny, old_module):
 def test_a_program_that_loads_modules(tiny, old_module, build, tmp_path, side):
     """examples/c/describe.c, built with the header of this version and of the last."""
     header = HEADER.read_text()
-    assert "#define LLMC_VERSION 8" in header
-    old = header.replace("#define LLMC_VERSION 8", "#define LLMC_VERSION 7")
+    assert "#define LLMC_VERSION 9" in header
+    old = header.replace("#define LLMC_VERSION 9", "#define LLMC_VERSION 8")
     (tmp_path / "llmc.h").write_text(header if side == "old module" else old)
     if shutil.which("cc") is None:
         pytest.skip("cc is not installed")

@@ -2,7 +2,7 @@
  * words.c - a hand-written language model, for the tests of generation. With -DRECURRENT its state keeps its shape, with
  * -DSINGLE it runs for one session at a time, with -DDULL it is wrong about a third of all tokens, with -DWORDS_WINDOW=32 its
  * state has a window, of which it reads the last three, with -DADAPTERS a session chooses one of two, which make other
- * tokens of those it is given.
+ * tokens of those it is given, with -DWORDS_WIDE=64 a token takes so many numbers, which say of all tokens before it too.
  *
  *   states   seen i64[past]   appended to; or folded i64[1], replaced: a hash of all tokens
  *   step     tokens -> behind the state; logits[1, kept, VOCABULARY] of the places in logits_to_keep, by the last three
@@ -17,6 +17,13 @@
 #define BUILD_ID "0f1e2d3c4b5a69780f1e2d3c4b5a69780f1e2d3c4b5a69780f1e2d3c4b5a6978"
 
 enum { SEQ, KEPT, PAST };
+
+#ifndef WORDS_WIDE
+#define WORDS_WIDE 1
+#endif
+#define TEXT_OF(x) #x
+#define AS_TEXT(x) TEXT_OF(x)
+#define WIDE_TEXT AS_TEXT(WORDS_WIDE)
 
 static const llmc_dim_info dims[] = {{"seq", 1, 16}, {"kept", 1, 8}, {"past", 0, WORDS_BOUND}};
 
@@ -41,7 +48,8 @@ static const unsigned char use[] = {LLMC_STATE_REPLACED}, dims_used[] = {1, 1};
 #else
 #define N_DIMS 3
 static const llmc_state_spec states[] = {
-    {.name = "seen", .dtype = LLMC_I64, .rank = 1, .dims = {-3}, .dims_text = {"past"}, .grows = 0}};
+    {.name = "seen", .dtype = LLMC_I64, .rank = WORDS_WIDE > 1 ? 2 : 1, .dims = {-3, WORDS_WIDE},
+     .dims_text = {"past", WIDE_TEXT}, .grows = 0}};
 static const unsigned char use[] = {LLMC_STATE_APPENDED}, dims_used[] = {1, 1, 1};
 #endif
 
@@ -71,18 +79,58 @@ typedef struct arguments {
     float *logits;
 } arguments;
 
+/* Of all tokens up to number `i` of the call. */
+static uint64_t trail(const arguments *a, int64_t i) {
+    uint64_t hash = a->past ? (uint64_t)a->seen[(a->past - 1) * WORDS_WIDE + 1] - 1 : 1;
+    int64_t k;
+    for (k = 0; k <= i; k++) hash = mixed(hash + (uint64_t)(a->tokens[k] + (a->adapter ? WORDS * a->adapter[k] : 0)) + 1);
+    return hash;
+}
+
 static void append(const void *argument, int64_t begin, int64_t end, void *scratch) {
     const arguments *a = argument;
     int64_t i;
     (void)scratch;
-    for (i = begin; i < end; i++) a->seen[a->past + i] = a->tokens[i] + (a->adapter ? WORDS * a->adapter[i] : 0);
+    for (i = begin; i < end; i++) {
+        int64_t *row = a->seen + (a->past + i) * WORDS_WIDE, k;
+        row[0] = a->tokens[i] + (a->adapter ? WORDS * a->adapter[i] : 0);
+        for (k = 1; k < WORDS_WIDE; k++) row[k] = (int64_t)(trail(a, i) + (uint64_t)k);
+    }
+}
+
+#ifdef WORDS_WINDOW
+#define GONE(past) ((past) < WORDS_WINDOW ? 0 : (past) - WORDS_WINDOW + 1)
+#else
+#define GONE(past) 0
+#endif
+
+/* Whether each token of a wide state that the first of the call sees is there as it was written. */
+static int is_whole(const arguments *a) {
+    uint64_t hash = 1;
+    int64_t first = GONE(a->past), i, k;
+    for (i = first; i < a->past + a->seq && WORDS_WIDE > 1; i++) {
+        const int64_t *row = a->seen + i * WORDS_WIDE;
+        hash = i > 0 && i == first ? (uint64_t)row[1] - 1 : mixed(hash + (uint64_t)row[0] + 1);
+        for (k = 1; k < WORDS_WIDE; k++)
+            if (row[k] != (int64_t)(hash + (uint64_t)k)) return 0;
+    }
+    return 1;
+}
+
+static uint64_t last_three(const arguments *a, int64_t n) {
+    int64_t last[3], i, first = n > 3 ? n - 3 : 0;
+    for (i = first; i < n; i++) last[i - first] = a->seen[i * WORDS_WIDE];
+    return words_context(last, n - first);
 }
 
 static void head(const void *argument, int64_t begin, int64_t end, void *scratch) {
     const arguments *a = argument;
     int64_t i;
     (void)scratch;
-    for (i = begin; i < end; i++) words_logits(words_context(a->seen, a->past + a->keep[i] + 1), a->logits + i * WORDS);
+    for (i = begin; i < end; i++) {
+        words_logits(last_three(a, a->past + a->keep[i] + 1), a->logits + i * WORDS);
+        if (!is_whole(a)) memset(a->logits + i * WORDS, 0, WORDS * sizeof(float));
+    }
 }
 
 static void fold(const void *argument, int64_t begin, int64_t end, void *scratch) {
@@ -148,7 +196,7 @@ static void no_shape(const int64_t *d, int i, int64_t *shape) {
 
 static size_t state_bytes(const int64_t *d, int state, int after) {
     (void)state;
-    return N_DIMS > PAST ? (size_t)(d[PAST] + (after ? d[SEQ] : 0)) * 8 : 8;
+    return N_DIMS > PAST ? (size_t)(d[PAST] + (after ? d[SEQ] : 0)) * 8 * WORDS_WIDE : 8;
 }
 
 static int64_t state_length(const int64_t *d, int state) {
