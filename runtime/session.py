@@ -212,6 +212,15 @@ class Session:
         return int(report.arena_bytes + report.state_bytes)
 
     @property
+    def shared_bytes(self) -> int:
+        """Those of `memory_bytes` that other sessions, forks of it or what it is a fork of, hold too, now.
+
+        Raises:
+            LlmcError: the session is in use or closed.
+        """
+        return int(self._report().shared_bytes)
+
+    @property
     def threads(self) -> int:
         """That work on its runs.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, c_char, c_char_p, c_double, c_int, c_int64, c_ubyte, c_uint64, c_void_p
 
-VERSION = 8
+VERSION = 9
 ERROR_CPU, ERROR_DEVICE = 5, 12  # of llmc_status
 MAX_RANK = 8
 MAX_DIMS = 16

@@ -328,11 +328,18 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_windowed(folder: Path, window: int) -> Path:
-    longer = {
+    return write_long(folder, f"-DWORDS_WINDOW={window}")
+
+
+def write_long(folder: Path, *flags: str, wide: int = 1) -> Path:
+    """`words` of up to 400 tokens, each of which takes `wide` numbers in its state."""
+    longer: dict[str, Any] = {
         "dims": {**WORDS["dims"], "past": [0, 400]},
         "generation": {**WORDS["generation"], "max_length": 400},
     }
-    return write_words(folder, f"-DWORDS_WINDOW={window}", "-DWORDS_BOUND=400", **longer)
+    if wide > 1:
+        longer["states"] = [{**WORDS["states"][0], "shape": ["past", wide]}]
+    return write_words(folder, *flags, f"-DWORDS_WIDE={wide}", "-DWORDS_BOUND=400", **longer)
 
 
 @pytest.fixture(scope="session")
@@ -362,6 +369,7 @@ def build() -> SimpleNamespace:
         tally_model=TallyModel,
         words=WORDS,
         write_windowed=write_windowed,
+        write_long=write_long,
         table=TABLE,
         build_id=BUILD_ID,
     )
