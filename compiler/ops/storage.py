@@ -81,12 +81,35 @@ def _bitmask(mask: TensorType, values: TensorType, columns: Any) -> TensorType:
     return TensorType("f32", (mask.shape[0], columns))
 
 
+_HALVES = (
+    (np.stack([np.arange(256) & 15, np.arange(256) >> 4], -1) - 8).astype(np.float32).view(np.uint64)[:, 0]
+)
+_PIECE = 1 << 14  # bytes that are looked up at a time: what NumPy makes of indices stays in a cache
+
+
+def _levels(levels: Array, columns: int, bits: int) -> Array:
+    """As f32, which the caller may write to. Both halves of a byte are looked up at once: a compile decodes each weight
+    in each call that it tries."""
+    if bits == 8:
+        return np.subtract(levels, np.float32(128), dtype=np.float32)
+    flat, both = levels.reshape(-1), np.empty(levels.size, np.uint64)
+    for i in range(0, flat.size, _PIECE):
+        np.take(_HALVES, flat[i : i + _PIECE], out=both[i : i + _PIECE], mode="clip")
+    whole = both.view(np.float32).reshape(*levels.shape[:-1], 2 * levels.shape[-1])
+    return whole if whole.shape[-1] == columns else whole[..., :columns].copy()
+
+
 def _blockwise_reference(levels: Array, scales: Array, columns: int, bits: int, block: int) -> Array:
-    whole = unpack_indices(levels, columns, bits).astype(np.float32) - np.float32(1 << (bits - 1))
+    whole, scales = _levels(levels, columns, bits), scales.astype(np.float32)
+    blocks = columns // block * block
     if block >= columns:  # one scale for each row
-        return np.asarray(whole * scales.astype(np.float32))
-    each = np.repeat(scales.astype(np.float32), block, axis=-1)[..., :columns]
-    return np.asarray(whole * each)
+        whole *= scales
+    elif blocks == columns:
+        each = whole.reshape(*whole.shape[:-1], columns // block, block)  # of one memory with it
+        each *= scales[..., None]
+    else:
+        whole *= np.repeat(scales, block, axis=-1)[..., :columns]
+    return whole
 
 
 @op("blockwise", _blockwise_reference, traits={"stored": True}, columns=REQUIRED, bits=8, block=REQUIRED)

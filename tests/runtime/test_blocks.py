@@ -123,7 +123,9 @@ def test_forks_of_forks_at_random(model, tmp_path, seed):
                 theirs[:] = held
             case 5:
                 some = [one for one in sessions if len(one[1]) < 380][:8]
-                calls = [(s, {"input_ids": [[5 + k]], "logits_to_keep": [0]}) for k, (s, _) in enumerate(some)]
+                calls = [
+                    (s, {"input_ids": [[5 + k]], "logits_to_keep": [0]}) for k, (s, _) in enumerate(some)
+                ]
                 for k, made in enumerate(model.run_sessions(calls)):
                     some[k][1].append(5 + k)
                     np.testing.assert_array_equal(made["logits"][0, 0], feed_alone(model, some[k][1]))

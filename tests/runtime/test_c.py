@@ -72,7 +72,9 @@ def driver(tmp_path_factory, build, runtime):
         output = tmp_path_factory.mktemp("driver") / "driver"
         program, payload = DRIVERS[name], build.weights_payload() if name == "driver" else bytes(64)
         flags = (*flags, *BLOCKS) if name == "blocks" else flags
-        sources = [build.tiny_c.with_name(f"{n}.c") for n in ("generations" if name == "blocks" else name, program)]
+        sources = [
+            build.tiny_c.with_name(f"{n}.c") for n in ("generations" if name == "blocks" else name, program)
+        ]
         build.compile_c(
             output,
             *FOR_TESTS,
