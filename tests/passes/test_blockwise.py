@@ -106,6 +106,38 @@ def test_mistakes() -> None:
         Blockwise().run(Graph((x,), {"y": make("linear", (x, broken))}, {"batch": (1, 8)}))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("shape", "columns", "block"),
+    [
+        ((3,), 1, 1),
+        ((3, 2), 31, 4),
+        ((5,), 33, 32),
+        ((4,), 64, 32),
+        ((2, 200), 96, 32),
+        ((3,), 40, 40),
+        ((0,), 8, 2),
+    ],
+)
+def test_what_is_read_back_number_by_number(
+    shape: tuple[int, ...], columns: int, block: int, bits: int, dtype: type
+) -> None:
+    """level - half, times the scale of its block, in float32: the levels as they lie in their bytes."""
+    rng = np.random.default_rng(columns)
+    packed = rng.integers(0, 256, (*shape, -(-columns * bits // 8)), dtype=np.uint8)
+    before, scales = packed.copy(), rng.standard_normal((*shape, -(-columns // block))).astype(dtype)
+    found = OPS["blockwise"].reference(packed, scales, columns=columns, bits=bits, block=block)
+    assert (found.dtype, found.shape) == (np.float32, (*shape, columns))
+    for place in np.ndindex(found.shape):
+        *row, c = place
+        byte = int(packed[(*row, c * bits // 8)])
+        level = byte if bits == 8 else (byte >> 4 if c % 2 else byte & 15)
+        wanted = np.float32(level - (1 << bits - 1)) * np.float32(scales[(*row, c // block)])
+        assert found[place] == wanted
+    np.testing.assert_array_equal(packed, before)
+
+
 def test_the_reference() -> None:
     levels = np.array([[0, 255, 128]], np.uint8)
     found = OPS["blockwise"].reference(levels, np.array([[2.0]], np.float16), columns=3, bits=8, block=3)
