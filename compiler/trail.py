@@ -5,7 +5,7 @@ What a lossy pass does is measured; whatever comes before, between and after los
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import PassRun, Pipeline, Step
 from llmc.compiler.promises import allowed
 from llmc.compiler.samples import Session, play, samples
+
+Plays = Callable[[Graph, Sequence[Session]], list[Arrays]]
 
 # Sums in another order differ by so much, as a share of an output's scale, before what follows rounds them.
 _NOISE = 1e-6
@@ -91,16 +93,17 @@ class Trail:
         """Whether a pass was free to change the answers."""
         return any(t.free and not t.trusted and not t.unchanged for t in self.taken)
 
-    def hold(self, noted: Sequence[Arrays]) -> tuple[Loss, ...]:
+    def hold(self, noted: Sequence[Arrays], plays: Plays | None = None) -> tuple[Loss, ...]:
         """Run what was between lossy passes, and measure these.
 
         Args:
             noted: the outputs in each of `samples` before any pass ran; empty: not noted.
+            plays: what `play` says of each session, which it may know already.
 
         Raises:
             Breach: a pass did not keep its promise, or a lossy one leaves nothing of an output.
         """
-        chain = _Chain(self, noted)
+        chain = _Chain(self, noted, plays or _outputs)
         for taken in self.taken:
             chain.add(taken)
         self.answers = chain.close(self.last)
@@ -148,10 +151,10 @@ class Trail:
 class _Chain:
     """Passes since the last lossy one, and the answers that they have to keep."""
 
-    def __init__(self, trail: Trail, noted: Sequence[Arrays]) -> None:
-        self._trail, self._sessions = trail, samples(trail.first)
+    def __init__(self, trail: Trail, noted: Sequence[Arrays], plays: Plays) -> None:
+        self._trail, self._sessions, self._plays = trail, samples(trail.first), plays
         self._since: list[Taken] = []
-        self._expected = list(noted) or _outputs(trail.first, self._sessions)
+        self._expected = list(noted) or plays(trail.first, self._sessions)
 
     def add(self, taken: Taken) -> None:
         if taken.unchanged and is_own(taken.step):
@@ -160,7 +163,7 @@ class _Chain:
             self._since.append(taken)
             return
         before = self.close(taken.before)
-        self._expected, self._since = _outputs(taken.after, self._sessions), []
+        self._expected, self._since = self._plays(taken.after, self._sessions), []
         if not taken.trusted:
             self._measure(taken, before)
 
@@ -168,7 +171,7 @@ class _Chain:
         """The answers of `graph`, which the passes since the last lossy one made."""
         if not self._since:
             return self._expected
-        found = _outputs(graph, self._sessions)
+        found = self._plays(graph, self._sessions)
         apart = furthest(self._expected, found)[1]
         if apart > sum(self._trail.limit(taken) for taken in self._since):
             raise self._trail.first_breach(self._since, self._sessions) or self._trail.written()

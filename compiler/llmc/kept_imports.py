@@ -92,7 +92,7 @@ def _place(model: Path, options: Mapping[str, Any]) -> Path | None:
     if content is None:
         return None
     asked = json.dumps(dict(sorted(options.items())), default=str)
-    return kept / f"{key(content, asked, _sources(), *_versions())}.npz"
+    return kept / f"{key(content, asked, sources(), *versions())}.npz"
 
 
 def _digest(model: Path) -> str | None:
@@ -112,15 +112,16 @@ def _digest(model: Path) -> str | None:
     return made.hexdigest()
 
 
-def _sources() -> str:
-    """Of llmc's own code that imports."""
+def sources() -> str:
+    """Of llmc's own code that imports, and of the interpreter."""
     made = hashlib.blake2b()
     for path in sorted(Path(compiler.__path__[0]).rglob("*.py")):
         made.update(path.read_bytes())
     return made.hexdigest()
 
 
-def _versions() -> Iterator[str]:
+def versions() -> Iterator[str]:
+    """Of Python, and of what an import is made with."""
     yield platform.python_version()
     for name in _LIBRARIES:
         try:

@@ -19,6 +19,7 @@ from llmc.compiler.samples import Arrays
 from llmc.compiler.trail import Loss, Trail
 from llmc.compiler.verify import verify_module
 from llmc.done import OWN, Asked
+from llmc.kept_answers import plays
 from llmc.options import MATMUL, STATES, Order
 from llmc.passes import PASSES
 from llmc.passes.append import append_steps
@@ -126,7 +127,7 @@ def optimise(
         loss
         for name, trail in trails.items()
         if held
-        for loss in trail.hold(alone or outputs_of(noted, name, trail.first))
+        for loss in trail.hold(alone or outputs_of(noted, name, trail.first), plays)
     ]
     source = blanked_answers(noted, imported.module, {name: part.packing for name, part in parts.items()})
     cases = replayed(module, source, _last(trails) if alone else ()) if lossy else source

@@ -19,10 +19,11 @@ from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
 from llmc.compiler.ops import input_
 from llmc.compiler.pipeline import Pipeline
-from llmc.compiler.samples import Arrays, draw, of_call, play, samples, without_empty
+from llmc.compiler.samples import Arrays, draw, of_call, samples, without_empty
 from llmc.compiler.sequences import calls, with_states
 from llmc.compiler.trail import rounds
 from llmc.errors import LlmcError
+from llmc.kept_answers import plays
 from llmc.passes.rows.ragged import blanked
 from llmc.runtime.selftest import SELFTEST, Call, Case, difference, write_selftest
 from llmc.samplecheck import mixed
@@ -70,7 +71,7 @@ def played_alone(module: Module) -> list[Arrays]:
     tried = samples(graph) if graph.states and not others else []
     if any(state.size for session in tried for state in session.states.values()):
         return []
-    return [play(graph, session) for session in tried]
+    return plays(graph, tried) if tried else []
 
 
 def replayed(module: Module, cases: Sequence[Case], alone: Sequence[Arrays] = ()) -> list[Case]:

@@ -13,6 +13,7 @@
  */
 #define _GNU_SOURCE
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,9 +60,12 @@ static int new_file(void) {
     return (int)(file >= 0 ? file : syscall(SYS_memfd_create, "llmc states", close_on_exec));
 }
 
-/* Found now, so that no write meets a file system that is full. */
+/* Found now, so that no write meets a system without memory. Any signal interrupts it. */
 static int fill(const llmc_store *store, int64_t at, size_t bytes) {
-    return fallocate(store->file, 0, at, (off_t)bytes) == 0;
+    int tries = 0, failed;
+    do failed = fallocate(store->file, 0, at, (off_t)bytes);
+    while (failed && errno == EINTR && ++tries < 1000);
+    return !failed;
 }
 
 static int give_back(const llmc_store *store, int64_t at, size_t bytes) {
@@ -158,7 +162,7 @@ static int make(const llmc_store *store, block **of, size_t from, size_t to, int
         of[i]->at = at + (int64_t)((i - from) * store->block);
     }
     if (i == to && (from == to || fill(store, at, (to - from) * store->block))) return 1;
-    (void)give_back(store, at, (to - from) * store->block); /* of a file that is full a part may be there */
+    (void)give_back(store, at, (to - from) * store->block); /* a part may be there */
     while (i > from) free(of[--i]);
     return 0;
 }

@@ -47,9 +47,14 @@ class CpuBackend(Backend):
         return LOWERINGS
 
     def compile(self, calls: Sequence[Call], target: Target, kept: Store) -> Code:
-        from llmc.targets.cpu.build import compile_calls
+        from llmc.targets.cpu import known
 
-        return Code(compile_calls(calls, target, kept))
+        found = known.objects(calls, target, kept)
+        if found is None:
+            from llmc.targets.cpu.build import compile_calls
+
+            found = compile_calls(calls, target, kept)
+        return Code(found)
 
     def runs_here(self, target: Target) -> Sequence[str]:
         return [cpu.name for cpu in target.cpus if host.runs_here(cpu)]

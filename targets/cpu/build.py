@@ -22,7 +22,7 @@ from tvm import tirx
 from llmc import __version__
 from llmc.compiler.calls import Call
 from llmc.targets import elf, store
-from llmc.targets.cpu.peak import emit_peak
+from llmc.targets.cpu.known import wanted
 from llmc.targets.target import Cpu, Target
 
 Emit = Callable[[str, Cpu], Any]
@@ -37,16 +37,14 @@ def llvm_target(triple: str, cpu: Cpu) -> Any:
 
 def compile_calls(calls: Sequence[Call], target: Target, kept: store.Store) -> dict[str, bytes]:
     """Symbol -> object file, of the calls' kernels and the measuring loop for each instruction set."""
-    emitters: dict[tuple[str, str], Emit] = {(c.kernel.family, c.kernel.symbol): c.kernel.emit for c in calls}
-    emitters["fma_loop", "fma_loop"] = emit_peak
     jobs: dict[str, Callable[[], bytes]] = {}
-    for (family, stem), emit in emitters.items():
-        for cpu in dict.fromkeys(cpu.code_for(family) for cpu in target.cpus):
-            symbol = f"{stem}_{cpu.name}"
-            function = emit(symbol, cpu)  # Python, so one after the other; LLVM's part runs side by side
-            name = store.key(symbol, _content(function), target.triple, repr(cpu), _VERSIONS)
-            make = partial(compile_object, {symbol: function}, target.triple, cpu)
-            jobs[symbol] = partial(kept.made, name, make)
+    for symbol, known, emit, cpu in wanted(calls, target):
+        function = emit(symbol, cpu)  # Python, so one after the other; LLVM's part runs side by side
+        name = store.key(symbol, _content(function), target.triple, repr(cpu), _VERSIONS)
+        make = partial(compile_object, {symbol: function}, target.triple, cpu)
+        jobs[symbol] = partial(kept.made, name, make)
+        if known:
+            kept.put(known, name.encode())
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
         objects = dict(zip(jobs, pool.map(lambda job: job(), jobs.values()), strict=True))
     kept.trim()

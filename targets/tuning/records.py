@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from llmc.targets import store
-from llmc.targets.cpu.build import content_version
 from llmc.targets.cpu.products.blocking import ProductShape, Schedule
 from llmc.targets.cpu.products.linear import emit_linear
 from llmc.targets.host import Processor
@@ -97,6 +96,8 @@ def _code(shape: ProductShape, cpu: Cpu) -> str:
         epilogue=shape.epilogue,
         dtype=shape.dtype,
     )
+    from llmc.targets.cpu.build import content_version
+
     return content_version(function)
 
 

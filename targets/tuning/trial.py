@@ -18,7 +18,6 @@ from llmc.compiler.dims import evaluate, symbol
 from llmc.compiler.graph import DTYPES
 from llmc.compiler.ops import constant, input_, make
 from llmc.targets import store, toolchain
-from llmc.targets.cpu.build import compile_calls
 from llmc.targets.cpu.products.blocking import ProductShape, Schedule
 from llmc.targets.cpu.products.linear import lower_linear
 from llmc.targets.target import Cpu, Target
@@ -89,6 +88,8 @@ class Trial:
         if not missing:
             return
         calls = [_call(self.shape, schedule) for schedule in missing]
+        from llmc.targets.cpu.build import compile_calls
+
         objects = compile_calls(calls, self.target, self.kept)
         with tempfile.TemporaryDirectory(prefix="llmc-") as place:
             files = [Path(place) / f"{name}.o" for name in objects]

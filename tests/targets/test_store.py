@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops import constant, input_, make
 from llmc.targets import TARGETS, store
+from llmc.targets.cpu import known
 from llmc.targets.cpu.backend import BACKEND
 from llmc.targets.cpu.build import compile_calls
 
@@ -91,6 +96,67 @@ def test_an_artifact_of_kept_kernels_is_the_same(tmp_path: Path, monkeypatch: py
         driver.compile_graph(graph(40), tmp_path / name, target="x86-avx2") for name in ("a", "b")
     ]
     assert [r.cached for r in reports] == [0, 2]
+    assert (tmp_path / "a" / "module.so").read_bytes() == (tmp_path / "b" / "module.so").read_bytes()
+
+
+def known_objects(folder: Path, width: int = 40) -> tuple[Any, int]:
+    kept = store.Store(folder)
+    return known.objects(BACKEND.lower(graph(width)), TARGETS["x86-avx2"], kept), kept.found
+
+
+def test_what_was_made_is_found_without_its_tir(tmp_path: Path) -> None:
+    assert known_objects(tmp_path) == (None, 0)
+    first, _ = objects(tmp_path)
+    assert known_objects(tmp_path) == (first, 2)
+    assert known_objects(tmp_path, 56) == (None, 0)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    assert known_objects(tmp_path) == (None, 0)
+    assert objects(tmp_path) == (first, 0)
+    assert known_objects(tmp_path) == (first, 2)
+
+
+def test_kernels_of_others_are_asked_for_by_their_tir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their sources may have changed, and nothing but the TIR would tell."""
+    calls = BACKEND.lower(graph(40))
+    emit = calls[0].kernel.emit
+    for other in (lambda symbol, cpu: emit(symbol, cpu), partial(emit, extra=lambda: None)):
+        kernel = replace(calls[0].kernel, emit=other)
+        names = [
+            name for _, name, _, _ in known.wanted([replace(calls[0], kernel=kernel)], TARGETS["x86-avx2"])
+        ]
+        assert [bool(name) for name in names] == [False, True]
+    monkeypatch.setattr(known.extensions, "loaded", lambda: ("one",))
+    objects(tmp_path)
+    assert known_objects(tmp_path) == (None, 0)
+
+
+SECOND = """
+import sys
+import numpy as np
+from llmc import driver
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import Graph
+from llmc.compiler.ops import constant, input_, make
+
+x = input_("x", "f32", (symbol("n"), 24))
+weight = constant(np.random.default_rng(40).normal(size=(40, 24)).astype(np.float32), "w")
+report = driver.compile_graph(
+    Graph((x,), {"y": make("linear", (x, weight))}, {"n": (1, 9)}), sys.argv[1], target="x86-avx2"
+)
+print(report.cached, "tvm" in sys.modules)
+"""
+
+
+def test_a_second_compile_does_without_tvm(tmp_path: Path) -> None:
+    """Its import takes longer than all else of a compile of something small."""
+    own = {**os.environ, store.VARIABLE: str(tmp_path / "kept")}
+    for name, told in (("a", "0 True"), ("b", "2 False")):
+        command = [sys.executable, "-c", SECOND, str(tmp_path / name)]
+        made = subprocess.run(command, env=own, capture_output=True, text=True, timeout=300)
+        assert made.stdout.strip() == told, made.stderr
     assert (tmp_path / "a" / "module.so").read_bytes() == (tmp_path / "b" / "module.so").read_bytes()
 
 
