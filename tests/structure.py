@@ -45,7 +45,7 @@ FLOORS: tuple[Mapping[str, tuple[str, ...]], ...] = (
     {
         "llmc.passes.fuse": (),
         "llmc.targets.cpu: instruction sets": tuple(
-            f"llmc.targets.cpu.{name}" for name in ("variants", "peak", "build")
+            f"llmc.targets.cpu.{name}" for name in ("variants", "peak", "known", "build")
         ),
         "llmc.targets.cpu.elementwise": (),
         "llmc.passes.layout": (),

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llmc import __version__, compiler, targets
+from llmc import __version__, compiler
 from llmc.compiler import extensions
 from llmc.compiler.calls import Call
 from llmc.targets import store
@@ -72,7 +72,7 @@ def _is_own(emit: Any) -> bool:
 def _sources() -> str:
     """Of all that emitters are made of, and what compiles what they say."""
     made = hashlib.blake2b()
-    for package in (compiler, targets):
-        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
+    for module in (compiler, store):  # the package itself, and one of those in the folder of all targets
+        for path in sorted(Path(str(module.__file__)).parent.rglob("*.py")):
             made.update(path.read_bytes())
     return " ".join([made.hexdigest(), __version__, *(version(name) for name in _TVM)])
