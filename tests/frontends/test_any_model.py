@@ -51,6 +51,14 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100, "pad_token_id": 1},
         {"input_ids", "attention_mask"},
     ),
+    "Gemma3TextModel": (  # EmbeddingGemma's mask is a rule of its own
+        "feature-extraction",
+        {
+            **{**DECODER, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+            "use_bidirectional_attention": True,
+        },
+        {"input_ids", "attention_mask"},
+    ),
     "AlbertForMultipleChoice": (
         "multiple-choice",
         {**TEXT, "embedding_size": 16},

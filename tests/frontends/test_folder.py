@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from llmc.compiler.frontends import sizes
 from llmc.compiler.frontends.folder import inspect, labels, require_tokenizer
 from llmc.compiler.frontends.huggingface import load
+from llmc.compiler.frontends.safetensors_file import Tensor
 from llmc.compiler.frontends.tasks import task_of
 from llmc.errors import LlmcError, LlmcWarning
 
@@ -257,3 +259,12 @@ def test_a_class_without_a_name_has_none_of_another() -> None:
         assert labels({"id2label": {"0": "a", "5": "b"}}) == ("a", "LABEL_1")
     with pytest.warns(LlmcWarning, match="no name for class 0"):
         assert labels({"id2label": {"1": "a", "2": "b"}}) == ("LABEL_0", "a")
+
+
+def test_experts_that_a_model_states_and_does_not_have() -> None:
+    """Every config.json of a Doge has its class' 16384, without weights of that size."""
+    import transformers
+
+    stated = transformers.DogeConfig(hidden_size=32, vocab_size=100, intermediate_size=48).to_dict()
+    assert not stated["is_moe"]
+    sizes.want_of(stated, {"a": Tensor("F32", (100, 32), 0)}, "config.json")
