@@ -118,7 +118,9 @@ def _ids(shape: tuple[int, ...], config: Any, kept: Array | None, rng: Any) -> A
 def _fewest_tokens(config: Any) -> int:
     """The smallest vocabulary of a model and its parts: encoder and decoder may have one each."""
     parts = (config, *(getattr(config, name, None) for name in ("text_config", "encoder", "decoder")))
-    return min([n for p in parts for key in _VOCABULARIES if type(n := getattr(p, key, None)) is int], default=2)
+    return min(
+        [n for p in parts for key in _VOCABULARIES if type(n := getattr(p, key, None)) is int], default=2
+    )
 
 
 def _token(config: Any, key: str, most: int) -> int | None:

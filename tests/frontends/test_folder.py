@@ -18,7 +18,7 @@ import torch
 from llmc.compiler.frontends import sizes
 from llmc.compiler.frontends.folder import inspect, labels, require_tokenizer
 from llmc.compiler.frontends.huggingface import load
-from llmc.compiler.frontends.safetensors_file import Tensor
+from llmc.compiler.frontends.safetensors_file import Tensor, read_header
 from llmc.compiler.frontends.tasks import task_of
 from llmc.errors import LlmcError, LlmcWarning
 
@@ -268,3 +268,20 @@ def test_experts_that_a_model_states_and_does_not_have() -> None:
     stated = transformers.DogeConfig(hidden_size=32, vocab_size=100, intermediate_size=48).to_dict()
     assert not stated["is_moe"]
     sizes.want_of(stated, {"a": Tensor("F32", (100, 32), 0)}, "config.json")
+
+
+def test_every_kind_of_number_that_the_format_has(tmp_path: Path) -> None:
+    """Those below a byte are told apart from damage."""
+    from safetensors.torch import save_file
+
+    kinds = ("complex64", "float8_e4m3fn", "float8_e8m0fnu", "float8_e5m2fnuz", "uint16", "uint64", "bool")
+    held = {name: torch.zeros(8, dtype=torch.uint8).view(getattr(torch, name)) for name in kinds}
+    save_file(held, tmp_path / "a.safetensors")
+    assert {name: t.shape for name, t in read_header(tmp_path / "a.safetensors").items()} == {
+        name: tuple(value.shape) for name, value in held.items()
+    }
+    save_file(
+        {"w": torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, tmp_path / "b.safetensors"
+    )
+    with pytest.raises(LlmcError, match="has weights of F4, which are not supported"):
+        read_header(tmp_path / "b.safetensors")
