@@ -285,3 +285,11 @@ def test_every_kind_of_number_that_the_format_has(tmp_path: Path) -> None:
     )
     with pytest.raises(LlmcError, match="has weights of F4, which are not supported"):
         read_header(tmp_path / "b.safetensors")
+
+
+def test_a_model_may_state_ten_million_positions() -> None:
+    """As Llama 4 and MiniMax do: their rotary positions are no weights."""
+    tensors = {"a": Tensor("F32", (100, 32), 0)}
+    assert sizes.positions({"max_position_embeddings": 10_485_760}, tensors, "config.json") == 10_485_760
+    with pytest.raises(LlmcError, match="max_position_embeddings is larger than any weight"):
+        sizes.positions({"max_position_embeddings": 100_000_000}, tensors, "config.json")
