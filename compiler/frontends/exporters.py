@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from llmc.compiler.frontends import followed
@@ -100,6 +100,20 @@ def _our_own() -> Iterator[tuple[Any, str, Any]]:
     masking = sys.modules.get("transformers.masking_utils")
     if masking is not None and hasattr(masking, "find_packed_sequence_indices"):
         yield masking, "find_packed_sequence_indices", lambda position_ids: None
+    if masking is not None and hasattr(masking, "_vmap_expansion_sdpa"):
+        yield masking, "_vmap_expansion_sdpa", _broadcast
+        yield masking, "TransformGetItemToIndex", nullcontext  # what only `vmap` needs
+
+
+def _broadcast(mask: Any) -> Any:
+    """A mask of places that a model makes by its own rule: of all places at once, where theirs is of one by `vmap`."""
+
+    def of_all(*places: Any) -> Any:
+        shapes = [[-1 if axis == own else 1 for axis in range(len(places))] for own in range(len(places))]
+        apart = (place.reshape(shape) for place, shape in zip(places, shapes, strict=True))
+        return mask(*apart).expand([place.shape[0] for place in places])
+
+    return of_all
 
 
 def _loaded(place: Any) -> Any:

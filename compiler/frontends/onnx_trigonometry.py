@@ -50,9 +50,16 @@ def _inverse(call: Call) -> Node:
         case "Acosh":
             less = call.op("sub", x, one)
             root = call.op("sqrt", call.op("mul", less, call.op("add", x, one)))
-            return composed_math.log1p(call, call.op("add", less, root))
+            return _or_of_twice(call, x, composed_math.log1p(call, call.op("add", less, root)))
     size = call.op("abs", x)
     square = call.op("mul", size, size)
     root = call.op("add", call.op("sqrt", call.op("add", square, one)), one)
     angle = composed_math.log1p(call, call.op("add", size, call.op("div", square, root)))
+    angle = _or_of_twice(call, size, angle)
     return call.op("where", call.op("lt", x, call.number(0, x.dtype)), call.op("neg", angle), angle)
+
+
+def _or_of_twice(call: Call, x: Node, angle: Node) -> Node:
+    """log(2 x) where x is so large that 1 is nothing beside its square, which may be infinite."""
+    twice = call.op("add", call.op("log", x), call.number(math.log(2), x.dtype))
+    return call.op("where", call.op("gt", x, call.number(1e8, x.dtype)), twice, angle)

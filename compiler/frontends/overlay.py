@@ -7,11 +7,12 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llmc.compiler.frontends import scratch
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.errors import LlmcError
 
@@ -28,18 +29,22 @@ def temporary(path: Path, within: Path | None = None) -> Iterator[Path]:
     """An empty folder called as the model at `path` is; errors within it name `path` instead.
 
     Args:
-        within: where it is made; by default where temporary files go.
+        within: where it is made if it is to hold large files (`scratch`); by default where temporary files go.
 
     Raises:
         LlmcError: what is raised within, of places that the user knows.
     """
-    with tempfile.TemporaryDirectory(prefix="llmc-", dir=within) as place:
+    with _place(within) as place:
         folder = Path(place) / (path.resolve().stem if path.is_file() else path.resolve().name or "model")
         folder.mkdir()
         try:
             yield folder
         except LlmcError as error:
             raise _named(error, str(folder), str(path)) from error.__cause__
+
+
+def _place(within: Path | None) -> AbstractContextManager[str | Path]:
+    return tempfile.TemporaryDirectory(prefix="llmc-") if within is None else scratch.folder(within)
 
 
 def _named(error: LlmcError, mine: str, theirs: str) -> LlmcError:

@@ -57,12 +57,15 @@ def sliced(call: Maker, x: Node, axis: int, start: Any, length: Any, step: int =
     """`length` elements from `start` on; all of them is x itself."""
     if (start, length, step) == (0, x.shape[axis], 1):
         return x
-    return call.op("slice", x, axis=axis, start=start, stop=dim(start + (length - 1) * step + 1), step=step)
+    stop = start if length == 0 else dim(start + (length - 1) * step + 1)
+    return call.op("slice", x, axis=axis, start=start, stop=stop, step=step)
 
 
 def replaced(call: Maker, x: Node, part: Node, axis: int, start: Dim, step: int = 1) -> Node:
     """x with `part` in the place of `sliced(x, axis, start, length of part, step)`."""
     length = part.shape[axis]
+    if length == 0:
+        return x
     if step > 1:
         places = call.op("iota", length=length, start=start, step=step)
         return call.op("scatter", x, places, part, axis=axis)

@@ -27,6 +27,7 @@ SIZES: Mapping[str, int] = {
 TOLERANCE = (
     5e-4  # of an output's largest value; what is wrongly understood is off by hundreds of times as much
 )
+_VOCABULARIES = ("vocab_size", "decoder_vocab_size", "src_vocab_size", "tgt_vocab_size")
 _SMALLEST = 1e-6
 _ENDLESS = 1e30  # numbers at least as large stand for infinity, where a model masks, and measure nothing
 
@@ -103,7 +104,7 @@ def _values(
 
 def _ids(shape: tuple[int, ...], config: Any, kept: Array | None, rng: Any) -> Array:
     """Random tokens, none of which pads, and one that ends each row: some heads look for it."""
-    most = _least_of(config, "vocab_size", 2)
+    most = _fewest_tokens(config)
     pad, end = (_token(config, f"{name}_token_id", most) for name in ("pad", "eos"))
     plain = np.array([i for i in range(min(most, 5000)) if i not in (pad, end)] or [0])
     ids = plain[rng.integers(0, len(plain), shape)]
@@ -114,10 +115,12 @@ def _ids(shape: tuple[int, ...], config: Any, kept: Array | None, rng: Any) -> A
     return np.where(kept == 1, ids, 0 if pad is None else pad)
 
 
-def _least_of(config: Any, key: str, default: int) -> int:
-    """A number of a configuration or of its text part."""
-    parts = (config, getattr(config, "text_config", None))
-    return min([n for p in parts if isinstance(n := getattr(p, key, None), int)], default=default)
+def _fewest_tokens(config: Any) -> int:
+    """The smallest vocabulary of a model and its parts: encoder and decoder may have one each."""
+    parts = (config, *(getattr(config, name, None) for name in ("text_config", "encoder", "decoder")))
+    return min(
+        [n for p in parts for key in _VOCABULARIES if type(n := getattr(p, key, None)) is int], default=2
+    )
 
 
 def _token(config: Any, key: str, most: int) -> int | None:

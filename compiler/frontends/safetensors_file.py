@@ -17,11 +17,13 @@ from llmc.errors import LlmcError
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the format's own library
 ITEM_SIZE = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"), 1),
+    **dict.fromkeys(("BOOL", "U8", "I8"), 1),
+    **dict.fromkeys(("F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
     **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64"), 8),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
+_BELOW_BYTES = ("F4", "F6_E2M3", "F6_E3M2")  # what the format has beside them
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,13 @@ def _tensors(file: Path, header: Mapping[str, Any], room: int) -> Mapping[str, T
 
 
 def _tensor(file: Path, name: str, entry: Any) -> tuple[Tensor, tuple[int, int]]:
+    if isinstance(entry, dict) and entry.get("dtype") in _BELOW_BYTES:
+        raise LlmcError(
+            f"{file.name} has weights of {entry['dtype']}, which are not supported",
+            at=str(file),
+            found=name[:60],
+            hint="save the model in F32, F16 or BF16",
+        )
     try:
         dtype, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         numbers = [*shape, first, last]

@@ -10,11 +10,12 @@ from llmc.errors import LlmcError
 
 MOST_NUMBER = 2**31 - 1
 MOST_LAYERS = 1000
-MOST_POSITIONS = 1 << 20  # tables of rotary positions have as many rows
+MOST_POSITIONS = 1 << 24  # tables of rotary positions may have as many rows; Llama 4 states ten million
+MOST_UNUSED = 1 << 20
 UNOPENED = 10_000_000  # the most of a size where weights are in a pickle
 FEW = 1000  # sizes up to it need no weight: libraries find out what is wrong
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_mel_bins")
-MOST_PARTS = 4096  # experts of a layer, bins of a spectrogram
+MOST_PARTS = 1 << 14  # experts of a layer, bins of a spectrogram; what every config.json of a Doge states
 MOST_PIXELS = 4096  # of an image's side
 MOST_WIDENING = 16.0
 LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
@@ -61,7 +62,7 @@ def want_of(config: Config, tensors: Tensors | None, at: str) -> None:
         unused = (
             key == "intermediate_size" and "moe_intermediate_size" in config
         )  # where every layer has experts
-        allowed = max(most, MOST_POSITIONS if unused else FEW)
+        allowed = max(most, MOST_UNUSED if unused else FEW)
         if type(config.get(key)) is int and config[key] > allowed:
             raise _other(key, config[key], most, at)
     _want_pictures(config, at)

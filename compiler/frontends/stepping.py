@@ -18,7 +18,16 @@ import torch
 from torch import nn
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.frontends import caches, exporters, forward, long_tables, reference, scans, step_attention
+from llmc.compiler.frontends import (
+    caches,
+    exporters,
+    forward,
+    long_tables,
+    reference,
+    scans,
+    sinks,
+    step_attention,
+)
 from llmc.compiler.frontends.caches import Held
 from llmc.compiler.frontends.heads import ROOT
 from llmc.compiler.frontends.implementations import choose
@@ -104,7 +113,7 @@ def step_graph(model: Any, max_seq: int, at: str, whole: Callable[[Any], Any]) -
     forward.whole(model)
     forward.one_pass(model, max_seq)
     with long_tables.endless(model):
-        graph = _traced(head, ids, max_seq)
+        graph = sinks.before_keys(_traced(head, ids, max_seq))
     want_same(graph, ids, wanted, at)
     return graph
 

@@ -2,7 +2,7 @@
 
 A model of 3 billion parameters takes 12 GB in float32. Mapped, that is disk, and memory only for what is being read:
 `resident` gives the rest back. The files leave their folder when an import is over, and the disk when nobody has them
-mapped any more.
+mapped any more. What a process leaves that is killed meanwhile, the next import removes (`scratch`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from llmc.compiler.frontends import scratch
 from llmc.compiler.frontends.resident import watched
 from llmc.compiler.frontends.safetensors_file import ITEM_SIZE, Tensor, read_header
 from llmc.compiler.frontends.stored_floats import StoredFloats
@@ -51,8 +52,8 @@ def mapped(files: Sequence[Path]) -> Iterator[list[Path]]:
     if not wants(files):
         yield list(files)
         return
-    with tempfile.TemporaryDirectory(prefix="llmc-", dir=place()) as folder, watched(Path(folder)):
-        made = [Path(folder) / f"{i}.safetensors" for i in range(len(files))]
+    with scratch.folder(place()) as folder, watched(folder):
+        made = [folder / f"{i}.safetensors" for i in range(len(files))]
         for file, to in zip(files, made, strict=True):
             write(file, to)
         yield made

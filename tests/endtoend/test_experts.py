@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from aten_lab import compare, values
+from random_any import DECODER, made
 from torch import nn
 from transformers import AutoConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
@@ -63,3 +64,25 @@ def test_compiled(tmp_path: Path, bits_agree: Any) -> None:
         with torch.no_grad():
             expected = module(*(torch.from_numpy(v) for v in given.values()))[0].numpy()
         np.testing.assert_allclose(runs[0]["y0"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_with_sinks_has_the_bits_of_the_whole_text(tmp_path: Path) -> None:
+    """GPT-OSS: attention with a sink beside the keys, and experts."""
+    small = {**DECODER, **SIZES, "hidden_size": 32, "num_hidden_layers": 1, "sliding_window": 8}
+    made("GptOssForCausalLM", {**small, "layer_types": ["full_attention"]}).save_pretrained(tmp_path / "m")
+    llmc.compile(tmp_path / "m", tmp_path / "m.llmc", target="x86-avx2")
+    ids = np.random.default_rng(0).integers(4, 100, 50).tolist()
+    with llmc.load(tmp_path / "m.llmc", threads=2) as model:
+
+        def played(*counts: int) -> np.ndarray[Any, Any]:
+            found, at = [], 0
+            with model.session() as session:
+                for count in counts:
+                    part = {"input_ids": [ids[at : at + count]], "logits_to_keep": range(count)}
+                    found.append(np.array(session.run({k: np.array(v) for k, v in part.items()})["logits"]))
+                    at += count
+            return np.concatenate(found, 1)
+
+        whole = played(50)
+        assert np.array_equal(played(*[1] * 50), whole)
+        assert np.array_equal(played(7, 3, *[1] * 20, 20), whole)

@@ -18,7 +18,7 @@ from random_any import DECODER, TEXT, made
 from llmc.compiler.frontends import pretrained, reference
 from llmc.compiler.frontends.huggingface import load
 from llmc.compiler.frontends.implementations import EAGER, choose
-from llmc.compiler.frontends.inputs import inputs_of
+from llmc.compiler.frontends.inputs import Input, Inputs, inputs_of
 from llmc.compiler.frontends.torch_model import load_torch
 from llmc.compiler.interpret import run
 from llmc.errors import LlmcError, LlmcWarning
@@ -49,6 +49,14 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "BloomForCausalLM": (
         "language-modeling",
         {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100, "pad_token_id": 1},
+        {"input_ids", "attention_mask"},
+    ),
+    "Gemma3TextModel": (  # EmbeddingGemma's mask is a rule of its own
+        "feature-extraction",
+        {
+            **{**DECODER, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+            "use_bidirectional_attention": True,
+        },
         {"input_ids", "attention_mask"},
     ),
     "AlbertForMultipleChoice": (
@@ -214,6 +222,18 @@ def test_rows_are_longer_than_the_narrowest_window() -> None:
     assert longest() == longest(sliding_window=None) == longest(sliding_window=4096) == reference.SIZES["seq"]
     assert longest(sliding_window=20) == longest(local_attention=128, sliding_window=20) == 25
     assert reference.sizes_for(SimpleNamespace(sliding_window=20), 16)["seq"] == reference.SIZES["seq"]
+
+
+def test_sample_tokens_are_of_the_smaller_of_two_vocabularies() -> None:
+    """Encoder and decoder may have one each: Marian's, FSMT's, and those of models made of two."""
+    takes = Inputs((Input("decoder_input_ids", ("batch", "seq")),), (), {"batch": (1, 4), "seq": (1, 64)})
+    for config in (
+        {"vocab_size": 90, "decoder_vocab_size": 12},
+        {"src_vocab_size": 12, "tgt_vocab_size": 90},
+        {"encoder": SimpleNamespace(vocab_size=90), "decoder": SimpleNamespace(vocab_size=12)},
+    ):
+        drawn = reference.sample(takes, SimpleNamespace(**config))["decoder_input_ids"]
+        assert 2 < drawn.max() < 12
 
 
 def test_a_window_may_be_of_single_layers() -> None:

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from llmc.compiler.frontends import sizes
 from llmc.compiler.frontends.folder import inspect, labels, require_tokenizer
 from llmc.compiler.frontends.huggingface import load
+from llmc.compiler.frontends.safetensors_file import Tensor, read_header
 from llmc.compiler.frontends.tasks import task_of
 from llmc.errors import LlmcError, LlmcWarning
 
@@ -257,3 +259,37 @@ def test_a_class_without_a_name_has_none_of_another() -> None:
         assert labels({"id2label": {"0": "a", "5": "b"}}) == ("a", "LABEL_1")
     with pytest.warns(LlmcWarning, match="no name for class 0"):
         assert labels({"id2label": {"1": "a", "2": "b"}}) == ("LABEL_0", "a")
+
+
+def test_experts_that_a_model_states_and_does_not_have() -> None:
+    """Every config.json of a Doge has its class' 16384, without weights of that size."""
+    import transformers
+
+    stated = transformers.DogeConfig(hidden_size=32, vocab_size=100, intermediate_size=48).to_dict()
+    assert not stated["is_moe"]
+    sizes.want_of(stated, {"a": Tensor("F32", (100, 32), 0)}, "config.json")
+
+
+def test_every_kind_of_number_that_the_format_has(tmp_path: Path) -> None:
+    """Those below a byte are told apart from damage."""
+    from safetensors.torch import save_file
+
+    kinds = ("complex64", "float8_e4m3fn", "float8_e8m0fnu", "float8_e5m2fnuz", "uint16", "uint64", "bool")
+    held = {name: torch.zeros(8, dtype=torch.uint8).view(getattr(torch, name)) for name in kinds}
+    save_file(held, tmp_path / "a.safetensors")
+    assert {name: t.shape for name, t in read_header(tmp_path / "a.safetensors").items()} == {
+        name: tuple(value.shape) for name, value in held.items()
+    }
+    save_file(
+        {"w": torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, tmp_path / "b.safetensors"
+    )
+    with pytest.raises(LlmcError, match="has weights of F4, which are not supported"):
+        read_header(tmp_path / "b.safetensors")
+
+
+def test_a_model_may_state_ten_million_positions() -> None:
+    """As Llama 4 and MiniMax do: their rotary positions are no weights."""
+    tensors = {"a": Tensor("F32", (100, 32), 0)}
+    assert sizes.positions({"max_position_embeddings": 10_485_760}, tensors, "config.json") == 10_485_760
+    with pytest.raises(LlmcError, match="max_position_embeddings is larger than any weight"):
+        sizes.positions({"max_position_embeddings": 100_000_000}, tensors, "config.json")

@@ -30,6 +30,10 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "BloomForCausalLM": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100, "pad_token_id": 1},
     "MixtralForCausalLM": {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "GptOssForCausalLM": {
+        **{**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "OPTForCausalLM": {**DECODER, "word_embed_proj_dim": 32, "ffn_dim": 48},
     "MambaForCausalLM": MAMBA,
     "BambaForCausalLM": {
@@ -96,6 +100,22 @@ def test_a_state_for_every_key_and_value(tmp_path: Path) -> None:
     head = graph.outputs["logits"]
     assert str(head.shape) == "(1, kept, 100)"
     assert str(head.inputs[0].shape) == "(1, kept, 32)"
+
+
+def test_sinks_lie_before_the_keys(tmp_path: Path) -> None:
+    """Behind them their place in the sum of a row would change with each token of a call."""
+    model = folder("GptOssForCausalLM", tmp_path)
+    graph = load(tmp_path).functions["step"]
+    shares = [n for n in graph.nodes if n.op == "softmax" and n.type.rank == 4]
+    assert len(shares) == 2
+    for node in shares:
+        (row,) = node.inputs
+        joined = row.inputs[0] if row.op == "sub" else row
+        assert [str(part.shape[-1]) for part in joined.inputs] == ["1", "past + seq"]
+    ids = np.random.default_rng(0).integers(4, 100, (1, sum(CALLS)))
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(ids), use_cache=False).logits.numpy()
+    assert np.abs(played(graph, ids, CALLS) - wanted).max() / np.abs(wanted).max() < 1e-5
 
 
 def test_states_of_recurrences_and_convolutions_keep_their_shape(tmp_path: Path) -> None:

@@ -26,6 +26,14 @@ LOW = torch.tensor([3, 1])
 ROW = torch.tensor([[2], [0]])
 
 
+def nothing_written(x: Any, i: Any) -> Any:
+    """Steps over no elements, as Qwen 3.5's rotary parts of heads of few features."""
+    made = x * 2
+    made[..., 1:0:3] = x[..., 1:0:3]
+    made[:, :, 2:2] = 1.0
+    return made, torch.cat((x, x[..., 2:1:2], x[..., 1:0:3]), -1)
+
+
 def written(x: torch.Tensor, i: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """In-place writes into parts of new tensors."""
     parts, steps, one = torch.empty_like(x), torch.zeros_like(x), x.clone()
@@ -125,6 +133,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         W.take_along_dim(LOW[None], 1) + 0,
     ),
     "written": written,
+    "nothing is written": nothing_written,
     "placed": placed,
     "parts": lambda x, i: (
         x.slice_scatter(x[..., :2], 2, -3, -1),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,7 +22,7 @@ from random_families import random_model
 from safetensors.torch import load_file, save_file
 
 from llmc import kept_imports
-from llmc.compiler.frontends import dispatch, plain_folder, resident, widened
+from llmc.compiler.frontends import dispatch, plain_folder, resident, scratch, widened
 from llmc.compiler.frontends.quiet import quiet
 from llmc.compiler.module_text import text_of
 from llmc.compiler.text import weights_of
@@ -216,3 +218,47 @@ def test_pages_leave_memory_and_nothing_is_lost(
     while is_watched(folder) and time.monotonic() < until:
         time.sleep(0.05)
     assert not is_watched(folder)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from llmc.compiler.frontends import scratch
+with scratch.folder(Path(sys.argv[1])) as place:
+    (place / "model").mkdir()
+    (place / "model" / "model.safetensors").write_bytes(bytes(9))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_process_leaves_that_is_killed_is_removed(tmp_path: Path) -> None:
+    """Nothing else is: folders in use, those without a lock, and what a link leads to."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert (left / "model" / "model.safetensors").exists()
+    other = tmp_path / f"{scratch.PREFIX}other"
+    other.mkdir()
+    (other / "theirs").write_bytes(b"1")
+    link = tmp_path / f"{scratch.PREFIX}link"
+    link.symlink_to(other)
+    with scratch.folder(tmp_path) as mine:
+        assert not left.exists()
+        (mine / "file").write_bytes(b"1")
+        scratch.sweep(tmp_path)
+        with scratch.folder(tmp_path) as second:
+            assert {*tmp_path.iterdir()} == {mine, second, other, link}
+        assert (mine / "file").exists()
+    assert {*tmp_path.iterdir()} == {other, link}
+    assert (other / "theirs").exists()
+
+
+def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(scratch.fcntl, "flock", none)
+    with scratch.folder(tmp_path) as mine:
+        scratch.sweep(tmp_path)
+        assert mine.exists()
+    assert list(tmp_path.iterdir()) == []
