@@ -10,11 +10,25 @@ from collections.abc import Callable
 
 import numpy as np
 
+from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops.elementwise import GELU_LIMIT, GELU_POLY
 from llmc.compiler.ops.rules import Array
 
 Number = Array | np.float32
 LANES = 16  # partial sums of a row: column i goes to sum i mod 16
+
+
+def makes_levels(graph: Graph) -> bool:
+    """Whether a graph, or a body in it, rounds values to levels."""
+    return any(map(makes_levels_of, graph.everywhere()))
+
+
+def makes_levels_of(node: Node) -> bool:
+    """Whether a node rounds values to levels."""
+    return node.op in _TO_LEVELS or bool(node.attributes.get("int8"))
+
+
+_TO_LEVELS = frozenset({"quantize", "quantize_rows"})
 
 
 @np.errstate(all="ignore")

@@ -15,7 +15,7 @@ from llmc.compiler.graph import Node, TensorType
 from llmc.compiler.ops.declare import OPS, REQUIRED, op
 from llmc.compiler.ops.elementwise import gelu64, gelu_poly64, gelu_tanh64, relu, sigmoid64, silu64
 from llmc.compiler.ops.float_steps import fma32, norm32
-from llmc.compiler.ops.reduction import F32, want_norm
+from llmc.compiler.ops.reduction import F32, layer_norm64, want_norm
 from llmc.compiler.ops.rows import row_stride, unpack_rows
 from llmc.compiler.ops.rules import (
     FLOATS,
@@ -178,6 +178,23 @@ def _grouped_matmul(x: TensorType, w: TensorType, ends: TensorType) -> TensorTyp
 
 def _embed_norm_reference(*arrays: Array, eps: float, tables: int) -> Array:
     *pairs, weight, bias = arrays
+    rows = [
+        _rows64(OPS["embedding"].reference(table, index), len(weight))
+        for table, index in zip(pairs[::2], pairs[1::2], strict=True)
+    ]
+    return layer_norm64(np.asarray(sum(rows[1:], start=rows[0])), weight, bias, eps).astype(np.float32)
+
+
+def _rows64(rows: Array, size: int) -> Array:
+    """Table rows as float64; u8 ones are packed."""
+    if rows.dtype != np.uint8:
+        return rows.astype(np.float64)
+    q, scale = unpack_rows(rows, size)
+    return np.asarray(q * scale.astype(np.float64))
+
+
+def _embed_norm_steps(*arrays: Array, eps: float, tables: int) -> Array:
+    *pairs, weight, bias = arrays
     total: Array | None = None
     for table, index in zip(pairs[::2], pairs[1::2], strict=True):
         total = _plus_rows(total, OPS["embedding"].reference(table, index), len(weight))
@@ -207,6 +224,7 @@ _EMBED_NORM = {
     "accuracy": "close",
     "rows": Rows(_indices, broadcast=True),
     "constraints": _embed_norm_constraints,
+    "steps": _embed_norm_steps,
 }
 
 

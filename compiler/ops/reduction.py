@@ -1,7 +1,7 @@
 """Reductions, softmax and normalisation.
 
-References of `f32` results compute in float64 and round once, so that they are an oracle for kernels. Norms are the
-kernels' own to the last bit (`float_steps.py`): what they make is rounded to levels in models on int8.
+References of `f32` results compute in float64 and round once, so that they are an oracle for kernels. Norms have the
+kernels' own steps, too, for what is rounded to levels.
 """
 
 from __future__ import annotations
@@ -138,6 +138,15 @@ op("softmax", lambda x, axis: softmax64(x, axis).astype(x.dtype), traits=_SOFTMA
 op("log_softmax", _log_softmax_reference, traits=_SOFTMAX, axis=REQUIRED)(_softmax)
 
 
+def layer_norm64(x: Array, weight: Array | None, bias: Array | None, eps: float) -> Array:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis, in float64."""
+    x = x.astype(np.float64)
+    centred = x - x.mean(-1, keepdims=True)
+    result = centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + eps)
+    result = result if weight is None else result * weight
+    return np.asarray(result if bias is None else result + bias)
+
+
 def want_norm(x: TensorType, eps: Any, **parameters: TensorType) -> None:
     """The checks all norms share: f32, a last axis, parameters of its length, eps >= 0."""
     want_dtype(x, F32)
@@ -156,13 +165,18 @@ _ADD_NORM = {"accuracy": "close", "rows": Rows((0, 1), sliced=True)}
 
 
 def _layer_norm_reference(x: Array, *rest: Array, eps: float, has_weight: bool, has_bias: bool) -> Array:
+    weight = rest[0] if has_weight else None
+    return layer_norm64(x, weight, rest[-1] if has_bias else None, eps).astype(x.dtype)
+
+
+def _layer_norm_steps(x: Array, *rest: Array, eps: float, has_weight: bool, has_bias: bool) -> Array:
     return norm32(x, rest[0] if has_weight else None, rest[-1] if has_bias else None, eps)
 
 
 @op(
     "layer_norm",
     _layer_norm_reference,
-    traits=_NORM,
+    traits={**_NORM, "steps": _layer_norm_steps},
     eps=REQUIRED,
     has_weight=True,
     has_bias=True,
@@ -176,10 +190,16 @@ def _layer_norm(*inputs: TensorType, eps: float, has_weight: bool, has_bias: boo
 
 
 def _rms_norm_reference(x: Array, weight: Array, eps: float) -> Array:
+    wide = x.astype(np.float64)
+    scale = 1.0 / np.sqrt((wide * wide).mean(-1, keepdims=True) + eps)
+    return np.asarray(wide * scale * weight).astype(x.dtype)
+
+
+def _rms_norm_steps(x: Array, weight: Array, eps: float) -> Array:
     return norm32(x, weight, None, eps, centre=False)
 
 
-@op("rms_norm", _rms_norm_reference, traits=_NORM, eps=REQUIRED)
+@op("rms_norm", _rms_norm_reference, traits={**_NORM, "steps": _rms_norm_steps}, eps=REQUIRED)
 def _rms_norm(x: TensorType, weight: TensorType, eps: float) -> TensorType:
     want_norm(x, eps, weight=weight)
     return x
@@ -189,10 +209,14 @@ def _rms_norm(x: TensorType, weight: TensorType, eps: float) -> TensorType:
 
 
 def _add_norm_reference(x: Array, residual: Array, weight: Array, bias: Array, eps: float) -> Array:
+    return layer_norm64(x.astype(np.float64) + residual, weight, bias, eps).astype(x.dtype)
+
+
+def _add_norm_steps(x: Array, residual: Array, weight: Array, bias: Array, eps: float) -> Array:
     return norm32(x + residual, weight, bias, eps)
 
 
-@op("add_norm", _add_norm_reference, traits=_ADD_NORM, eps=REQUIRED)
+@op("add_norm", _add_norm_reference, traits={**_ADD_NORM, "steps": _add_norm_steps}, eps=REQUIRED)
 def _add_norm(
     x: TensorType, residual: TensorType, weight: TensorType, bias: TensorType, eps: float
 ) -> TensorType:
