@@ -34,7 +34,9 @@ def truncated_rest(m: Maker, a: Node, b: Node) -> Node:
     if a.dtype in _FLOATS:
         rest = m.op("mod", m.op("abs", a), m.op("abs", b))
         signed = m.op("where", m.op("lt", a, zero), m.op("neg", rest), rest)
-        return m.op("where", m.op("eq", a, zero), m.op("sub", a, rest), signed)  # of -0 nothing is left but -0
+        return m.op(
+            "where", m.op("eq", a, zero), m.op("sub", a, rest), signed
+        )  # of -0 nothing is left but -0
     rest = m.op("mod", a, b)
     over = m.op("and", _differ(m, a, b), m.op("ne", rest, zero))
     return m.op("where", over, m.op("sub", rest, b), rest)
