@@ -29,7 +29,9 @@ from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import ACTIVATIONS, SHORT
 
 STRIP = 32  # columns of two tiles
-FEW_BYTES = 32 << 10  # weights that stay in an L1: of these all panels meet a block of rows before the next one does
+FEW_BYTES = (
+    32 << 10
+)  # weights that stay in an L1: of these all panels meet a block of rows before the next one does
 ROWS_PER_ITEM = 128  # a panel in the cache is used for so many rows before the next one is
 ROWS_TOGETHER = (
     32  # more rows are cut into halves, one for each of the pool's two stretches (runtime/c/pool.c)
