@@ -29,7 +29,6 @@ from llmc.targets.tir.emit import (
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles
 
-
 _SHORT = 16  # groups of 4 products to a sum
 
 
