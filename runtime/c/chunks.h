@@ -8,7 +8,6 @@
 
 #define SMALL_CHUNK 10000     /* cost of a chunk at least */
 #define CHUNKS_PER_THREAD 8   /* the last chunk to end keeps the others waiting for 1/8 of a thread's share at most */
-#define STRETCH 0xffffu    /* chunks of a stretch at most */
 
 typedef struct cutting {
     int64_t chunk;          /* items in a chunk */
@@ -25,8 +24,7 @@ static void cut_chunk(int64_t items, int64_t chunk, int64_t number, int64_t rang
 static int64_t chunk_length(int64_t items, int64_t cost, int threads) {
     int64_t by_count = items / ((int64_t)threads * CHUNKS_PER_THREAD), by_cost = SMALL_CHUNK / cost;
     int64_t length = by_count > by_cost ? by_count : by_cost;
-    int64_t least = (items - 1) / STRETCH + 1; /* so that a ticket can count them */
-    return length > least ? length : least;
+    return length > 1 ? length : 1;
 }
 
 /* How a job is cut. */

@@ -1,8 +1,8 @@
 /*
  * pool.c - threads that share the work items of one task at a time.
  *
- * A job is cut into chunks, and these into two stretches. `ticket` holds the job's number in its upper
- * half and how many chunks of each stretch are taken in its lower half; a thread takes a chunk by counting the
+ * A job is cut into chunks, and these into two stretches. The ticket of a stretch holds the job's number in its upper
+ * half and how many of its chunks are taken in its lower half; a thread takes a chunk by counting the
  * ticket up with compare-and-swap. It reads the job before that: if the swap succeeds, the job still had a free chunk,
  * hence was not finished, hence nobody had begun to write the next one over it. So a job waits only for threads that
  * hold a chunk; one that the system has put aside between jobs delays nobody.
@@ -10,6 +10,9 @@
  * Half of the threads begin with one stretch, half with the other, and help there when theirs is done. So two threads
  * work on neighbouring chunks each: what a chunk asked for ahead of time, and left in its core's caches, is what
  * the thread's next chunk begins with.
+ *
+ * A word that two cores write goes to and fro between their caches, which takes as long as hundreds of instructions
+ * each time. So each stretch has a ticket of its own, and a worker says once for all of its chunks that they are done.
  */
 #define _GNU_SOURCE
 
@@ -35,18 +38,25 @@ typedef struct worker {
     int index;
 } worker;
 
+typedef struct stretch {
+    uint64_t ticket; /* job number << 32 | chunks taken of this stretch */
+    char gap[56];
+} stretch;
+
+/* Aligned to cache lines: what the workers write, what the caller writes and what stays are in lines of their own. */
 struct llmc_pool {
     llmc_threads head;
-    char gap0[56];   /* the words that all threads write get a cache line each */
-    uint64_t ticket; /* job number << 32 | chunks taken of the second stretch << 16 | of the first */
+    char gap0[56];
+    stretch stretches[2];
+    uint64_t done; /* chunks that workers have finished, of all jobs: only they count it up */
     char gap1[56];
-    uint32_t done;   /* chunks of this job that are finished */
-    char gap2[60];
-    llmc_task task;  /* the job; written while no chunk is free */
+    llmc_task task; /* the job; written while no chunk is free */
     const void *arguments;
     llmc_stop *stop;
-    int64_t items, chunk;   /* as in cutting */
+    int64_t items, chunk; /* as in cutting */
     uint32_t chunks, first;
+    uint64_t due; /* what `done` was when the last job had ended: the caller's */
+    char gap2[8];
     int threads, started; /* with the caller; workers that run */
     int pin;
     double spin; /* seconds */
@@ -73,16 +83,9 @@ static void relax(void) {
 
 #define CLOSED 0xffffffffu /* as the lower half of a ticket: nothing may be taken */
 
-/* The chunk that a thread should take, with in `*step` what its ticket counts up; -1: none is free. */
-static int64_t free_chunk(uint32_t taken, uint32_t chunks, uint32_t first, int second, uint64_t *step) {
-    const uint32_t begin[2] = {0, first}, end[2] = {first, chunks};
-    int tries;
-    for (tries = 0; tries < 2; tries++, second = !second) {
-        uint32_t next = begin[second] + (second ? taken >> 16 : taken & STRETCH);
-        *step = second ? STRETCH + 1 : 1;
-        if (next < end[second]) return next;
-    }
-    return -1;
+/* The stretch that a thread begins with. */
+static int own_stretch(const llmc_pool *pool, int thread) {
+    return 2 * thread >= pool->threads;
 }
 
 int llmc_stopped(llmc_stop *stop) {
@@ -93,55 +96,66 @@ int llmc_stopped(llmc_stop *stop) {
     return why;
 }
 
-/* Take a free chunk of the current job and run it. False: there is none; `*job` is the number of that job. */
-static int run_chunk(llmc_pool *pool, int thread, uint32_t *job) {
-    uint64_t ticket = LOAD(pool->ticket);
+/* Take a free chunk of a stretch and run it. False: there is none; `*job` is the number of the job it was looked for in. */
+static int run_chunk(llmc_pool *pool, int second, int thread, uint32_t *job) {
+    uint64_t *place = &pool->stretches[second].ticket, ticket = LOAD(*place);
     for (;;) {
         llmc_task task;
         llmc_stop *stop;
         const void *arguments;
         int64_t chunk, number, items, range[2];
-        uint32_t first;
-        uint64_t step;
+        uint32_t first, chunks;
         LLMC_POOL_WINDOW();
         task = LOAD(pool->task);
         arguments = LOAD(pool->arguments);
         stop = LOAD(pool->stop);
         chunk = LOAD(pool->chunk);
         items = LOAD(pool->items);
-        *job = (uint32_t)(ticket >> 32);
         first = LOAD(pool->first);
-        number = free_chunk((uint32_t)ticket, LOAD(pool->chunks), first, 2 * thread >= pool->threads, &step);
-        if (number < 0) return 0;
+        chunks = LOAD(pool->chunks);
+        *job = (uint32_t)(ticket >> 32);
+        number = (int64_t)(uint32_t)ticket + (second ? first : 0);
+        if (number >= (second ? chunks : first)) return 0;
         cut_chunk(items, chunk, number, range);
-        if (!__atomic_compare_exchange_n(&pool->ticket, &ticket, ticket + step, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-            continue;
+        if (!__atomic_compare_exchange_n(place, &ticket, ticket + 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) continue;
         /* The caller's thread looks at the clock, where there is a deadline; the others see what it found. */
         if (!(thread ? __atomic_load_n(&stop->why, __ATOMIC_RELAXED) : llmc_stopped(stop)))
             task(arguments, range[0], range[1], pool->scratch + (size_t)thread * pool->scratch_bytes);
-        __atomic_add_fetch(&pool->done, 1, __ATOMIC_RELEASE);
         return 1;
     }
 }
 
-static int changed(llmc_pool *pool, uint32_t job) {
-    return (uint32_t)(__atomic_load_n(&pool->ticket, __ATOMIC_SEQ_CST) >> 32) != job || LOAD(pool->end);
+/*
+ * Run free chunks until there are none, and return how many; `*job` is the number of the job in which the thread's own
+ * stretch had no more. They are all of one job: it ends when they are said to be done, which is for the caller to do.
+ */
+static uint32_t run_chunks(llmc_pool *pool, int thread, uint32_t *job) {
+    int second = own_stretch(pool, thread);
+    uint32_t count = 0, other;
+    while (run_chunk(pool, second, thread, job)) count++;
+    while (run_chunk(pool, !second, thread, &other)) count++;
+    return count;
+}
+
+static int changed(llmc_pool *pool, const uint64_t *ticket, uint32_t job) {
+    return (uint32_t)(__atomic_load_n(ticket, __ATOMIC_SEQ_CST) >> 32) != job || LOAD(pool->end);
 }
 
 /* Wait, first awake and then asleep, for another job than `job` or for the end. */
-static void wait_for_job(llmc_pool *pool, uint32_t job) {
+static void wait_for_job(llmc_pool *pool, int thread, uint32_t job) {
+    const uint64_t *ticket = &pool->stretches[own_stretch(pool, thread)].ticket;
     double until = llmc_now() + pool->spin;
     do {
         int i;
         for (i = 0; i < 64; i++) {
-            if (changed(pool, job)) return;
+            if (changed(pool, ticket, job)) return;
             relax();
         }
     } while (llmc_now() < until);
     pthread_mutex_lock(&pool->lock);
     /* Either the publisher sees this count, or we see its ticket: both are sequentially consistent. */
     __atomic_add_fetch(&pool->sleepers, 1, __ATOMIC_SEQ_CST);
-    while (!changed(pool, job)) pthread_cond_wait(&pool->wake, &pool->lock);
+    while (!changed(pool, ticket, job)) pthread_cond_wait(&pool->wake, &pool->lock);
     __atomic_sub_fetch(&pool->sleepers, 1, __ATOMIC_SEQ_CST);
     pthread_mutex_unlock(&pool->lock);
 }
@@ -149,11 +163,16 @@ static void wait_for_job(llmc_pool *pool, uint32_t job) {
 static void *work(void *argument) {
     worker *self = (worker *)argument;
     llmc_pool *pool = self->pool;
-    uint32_t job;
+    uint32_t job, count;
     if (pool->pin) llmc_pin_thread(self->index); /* a wish: running elsewhere is slower, not wrong */
     llmc_float_mode();
-    while (!LOAD(pool->end))
-        if (!run_chunk(pool, self->index, &job)) wait_for_job(pool, job);
+    while (!LOAD(pool->end)) {
+        count = run_chunks(pool, self->index, &job);
+        if (count)
+            __atomic_add_fetch(&pool->done, count, __ATOMIC_RELEASE);
+        else
+            wait_for_job(pool, self->index, job);
+    }
     return NULL;
 }
 
@@ -161,7 +180,7 @@ static void *work(void *argument) {
 static void wait_for_chunks(llmc_pool *pool) {
     const struct timespec nap = {0, 20000};
     int round;
-    for (round = 0; LOAD(pool->done) != pool->chunks; round++) {
+    for (round = 0; LOAD(pool->done) != pool->due; round++) {
         if (round < 2000)
             relax();
         else if (round < 2100)
@@ -181,7 +200,8 @@ static void run_alone(llmc_pool *pool, llmc_task task, const void *arguments, in
 }
 
 static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost, llmc_stop *stop) {
-    uint32_t job = (uint32_t)(LOAD(pool->ticket) >> 32) + 1;
+    uint32_t last = (uint32_t)(LOAD(pool->stretches[0].ticket) >> 32), mine, seen;
+    uint64_t closed = (uint64_t)last << 32 | CLOSED, open = (uint64_t)(last + 1) << 32;
     cutting c;
     if (items <= 0) return;
     if (cost < 1) cost = 1;
@@ -192,7 +212,8 @@ static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t 
     c = plan(items, cost, pool->threads);
     /* A worker may hold the last job's ticket still: were it to read the new job's fields beside it, the old
      * ticket could pass for a free chunk. Closing it first makes the exchange of such a worker fail. */
-    STORE(pool->ticket, (uint64_t)(job - 1) << 32 | CLOSED);
+    STORE(pool->stretches[0].ticket, closed);
+    STORE(pool->stretches[1].ticket, closed);
     STORE(pool->task, task);
     STORE(pool->arguments, arguments);
     STORE(pool->stop, stop);
@@ -200,15 +221,17 @@ static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t 
     STORE(pool->chunk, c.chunk);
     STORE(pool->first, c.first);
     STORE(pool->chunks, c.chunks);
-    STORE(pool->done, 0);
     LLMC_POOL_WINDOW();
-    __atomic_store_n(&pool->ticket, (uint64_t)job << 32, __ATOMIC_SEQ_CST);
+    /* The caller's own last: the others begin while it is still here. */
+    __atomic_store_n(&pool->stretches[1].ticket, open, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&pool->stretches[0].ticket, open, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&pool->sleepers, __ATOMIC_SEQ_CST)) {
         pthread_mutex_lock(&pool->lock);
         pthread_cond_broadcast(&pool->wake);
         pthread_mutex_unlock(&pool->lock);
     }
-    while (run_chunk(pool, 0, &job)) continue;
+    mine = run_chunks(pool, 0, &seen);
+    pool->due += c.chunks - mine;
     wait_for_chunks(pool);
 }
 
@@ -261,9 +284,11 @@ const llmc_pool_functions llmc_pool_can = {LLMC_VERSION, run, threads, reserve, 
 
 llmc_status llmc_pool_open(llmc_pool **out, int threads, int spin_us, int pin, size_t scratch_bytes,
                            llmc_error *error) {
-    llmc_pool *pool = (llmc_pool *)calloc(1, sizeof *pool);
+    void *memory = NULL;
+    llmc_pool *pool;
     llmc_status status;
-    if (!pool) return llmc_fail_memory(error, sizeof *pool);
+    if (posix_memalign(&memory, 64, sizeof *pool) != 0) return llmc_fail_memory(error, sizeof *pool);
+    pool = (llmc_pool *)memset(memory, 0, sizeof *pool);
     pool->head.functions = &llmc_pool_can;
     pool->threads = threads;
     pool->pin = pin;

@@ -13,7 +13,7 @@ from llmc.compiler.graph import Graph
 from llmc.compiler.ops import OPS, input_, make
 
 B, S, T = symbol("batch"), symbol("seq"), symbol("keys")
-EDGES = [(1, 1), (2, 65), (16, 63), (17, 64), (63, 17), (64, 128), (65, 3), (31, 130)]  # queries, keys
+EDGES = [(1, 1), (2, 65), (16, 63), (17, 64), (63, 17), (64, 128), (65, 3), (31, 130), (130, 31), (193, 70)]
 Array = np.ndarray[Any, Any]
 
 

@@ -28,8 +28,8 @@ from llmc.targets.cpu.attention import few
 from llmc.targets.cpu.attention.byte_steps import ByteSteps
 from llmc.targets.cpu.attention.float_steps import FloatSteps
 from llmc.targets.cpu.attention.int8_steps import WholeSteps
-from llmc.targets.cpu.attention.item import Item, locate
-from llmc.targets.cpu.attention.scratch import QUERIES, VECTORS, reserved
+from llmc.targets.cpu.attention.item import Item, blocks_of, locate
+from llmc.targets.cpu.attention.scratch import QUERIES, reserved
 from llmc.targets.cpu.attention.sequences import PaddedBatch
 from llmc.targets.cpu.attention.stages import Work
 from llmc.targets.target import Cpu
@@ -40,8 +40,18 @@ from llmc.targets.tir.later import tirx
 _BYTES = {"f16": 2, "u8": 1}  # of an element of stored keys and values
 
 
+# Of a work item on int8: whoever takes a block finds the levels of the head's keys and values first, which takes
+# nearly as long as the block itself does.
+_TOGETHER = 2
+
+
+def blocks_together(int8: bool) -> int:
+    """How many blocks of 64 queries make a work item."""
+    return _TOGETHER if int8 else 1
+
+
 def lower_attention(node: Node) -> Call:
-    """`mha` and `attention`: items are blocks of 64 queries of one head."""
+    """`mha` and `attention`: items are blocks of queries of one head."""
     return attention_call(node, problem(node))
 
 
@@ -50,6 +60,7 @@ def attention_call(node: Node, wanted: Problem) -> Call:
     shape, batch, s, t = wanted
     pointers = [i.dtype for i in node.inputs] + ["f32"]
     d, e, int8 = shape.layouts.q.size, shape.layouts.v.size, is_int8(node)
+    queries = QUERIES * blocks_together(int8)
     if node.op != "ragged_mha":
         shape = replace(shape, few=few.suits(shape, s, int8))
     family, emit = "int8_attention" if int8 else "attention", partial(emit_attention, shape=shape, int8=int8)
@@ -58,10 +69,10 @@ def attention_call(node: Node, wanted: Problem) -> Call:
         kernel,
         (*node.inputs, node),
         (s, t),
-        batch * shape.heads * ceil_div(s, QUERIES),
-        sympy.Min(s, QUERIES) * t * (d + e + 20) // LANES
+        batch * shape.heads * ceil_div(s, queries),
+        sympy.Min(s, queries) * t * (d + e + 20) // LANES
         if isinstance(s * t, int)
-        else t * VECTORS * (d + e + 20),
+        else t * (queries // LANES) * (d + e + 20),
         2 * batch * shape.heads * s * t * (d + e),
         4 * product(node.shape) + sum(_BYTES.get(i.dtype, 4) * product(i.shape) for i in node.inputs),
         node.source,
@@ -74,7 +85,7 @@ def is_int8(node: Node) -> bool:
 
 
 def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = False) -> Any:
-    """Items are blocks of 64 queries; those of one head lie next to each other and share its keys in cache."""
+    """Items are one block of 64 queries, or some; those of one head are neighbours and share its keys in cache."""
     e = Emitter(symbol)
     kinds = {"q": "f32", "k": shape.layouts.k.stored, "v": shape.layouts.v.stored}
     at = {name: e.pointer(name, kind) for name, kind in kinds.items()}
@@ -86,7 +97,10 @@ def emit_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = False) -
     s, t = e.scalar("s"), e.scalar("t")
     arithmetic = steps(e, cpu, shape, at, int8)
     batch = PaddedBatch(e, shape, at, arithmetic.work.listed, s, t)
-    with e.loop(e.begin, e.end, "item") as number:
+    with (
+        e.loop(e.begin, e.end, "item") as work,
+        blocks_of(e, batch, work, blocks_together(int8)) as number,
+    ):
         item = locate(e, shape, at, batch, number)
         if shape.few:
             with e.when(item.queries <= few.FEW):

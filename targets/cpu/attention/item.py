@@ -1,8 +1,9 @@
-"""A work item: up to 64 queries of one head of one sequence, and where their operands lie."""
+"""A block of up to 64 queries of one head of one sequence, and where their operands lie."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from llmc.compiler.ops.rows import scale_offset
@@ -55,7 +56,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Item:
-    """One work item.
+    """One block of queries: a work item, or one of those that make one (`blocks_of`).
 
     Args:
         sequence: which the queries belong to.
@@ -84,8 +85,25 @@ class Item:
         return e.let(tirx.Select(splat(self.sequence.bare) > splat(i64(0)), splat(f32(0.0)), value))
 
 
+@contextmanager
+def blocks_of(e: Emitter, batch: Batch, number: Expr, together: int) -> Iterator[Expr]:
+    """Run the body for the numbers, by which `locate` goes, of the blocks of work item `number`.
+
+    A work item has `together` blocks of 64 queries of one head, its last item what is left.
+    """
+    if together == 1:
+        yield number
+        return
+    blocks = e.let(div(batch.longest + (QUERIES - 1), QUERIES))
+    items = e.let(div(blocks + (together - 1), together))
+    pair = e.let(div(number, items))
+    first = e.let((number - pair * items) * together)
+    with e.loop(first, e.let(tirx.min(first + together, blocks)), "block") as block:
+        yield e.let(pair * blocks + block)
+
+
 def locate(e: Emitter, shape: Shape, at: Mapping[str, Buffer], batch: Batch, number: Expr) -> Item:
-    """The item of a number: the blocks of 64 queries of one head follow one another."""
+    """The block of a number: the blocks of 64 queries of one head follow one another."""
     heads, kv_heads, layouts = shape.heads, shape.kv_heads, shape.layouts
     blocks = e.let(div(batch.longest + (QUERIES - 1), QUERIES))
     pair = e.let(div(number, blocks))

@@ -17,8 +17,8 @@ from llmc.compiler.calls import Call
 from llmc.compiler.dims import dim
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.int8_attention import KEYS
-from llmc.targets.cpu.attention.attention import attention_call, is_int8, steps
-from llmc.targets.cpu.attention.item import locate
+from llmc.targets.cpu.attention.attention import attention_call, blocks_together, is_int8, steps
+from llmc.targets.cpu.attention.item import blocks_of, locate
 from llmc.targets.cpu.attention.scratch import VECTORS
 from llmc.targets.cpu.attention.sequences import Listed, is_bare, with_bare
 from llmc.targets.target import Cpu
@@ -38,7 +38,8 @@ def lower_ragged_mha(node: Node) -> Call:
     emit = partial(emit_ragged_attention, shape=shape, int8=is_int8(node))
     kernel = replace(call.kernel, family=f"ragged_{call.kernel.family}", emit=emit)
     mean = sympy.floor(tokens / sympy.sympify(batch))  # tokens of a sequence
-    cost, flops = mean * VECTORS * (2 * size + 20), 4 * tokens * mean * heads * size
+    cost = mean * VECTORS * blocks_together(is_int8(node)) * (2 * size + 20)
+    flops = 4 * tokens * mean * heads * size
     return replace(call, kernel=kernel, cost=cost, flops=dim(flops))
 
 
@@ -169,7 +170,10 @@ def emit_ragged_attention(symbol: str, cpu: Cpu, *, shape: Shape, int8: bool = F
     places = e.scalar("s"), e.scalar("t")
     arithmetic = steps(e, cpu, shape, at, int8)
     batch = RaggedBatch(e, at, arithmetic.work.listed, Cursor.of(e), places, shape.evenly)
-    with e.loop(e.begin, e.end, "item") as number:
+    with (
+        e.loop(e.begin, e.end, "item") as work,
+        blocks_of(e, batch, work, blocks_together(int8)) as number,
+    ):
         item = locate(e, shape, at, batch, number)
         with e.when(item.queries > 0):
             arithmetic.attend(item)

@@ -23,7 +23,7 @@ from llmc.targets.cpu.products.blocking import Blocking, panel_width
 from llmc.targets.cpu.products.linear import rows_that_fit, tile_shape
 from llmc.targets.cpu.storage.formats import readers
 from llmc.targets.cpu.storage.packing import pad_columns
-from llmc.targets.cpu.storage.panels import Stored
+from llmc.targets.cpu.storage.panels import Lines, Stored
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, splat
@@ -101,9 +101,9 @@ def emit_linear(
         first = e.let((item - panel * blocks) * ROWS_PER_ITEM)
         count = e.let(tirx.min(i64(ROWS_PER_ITEM), m - first))
         few = _few(cpu, stored, width)
-        if few:
+        if few and stored.lines is not None:
             with e.when(count <= few):
-                _stream(e, stored, parts, x, panel, (first, count), few, store)
+                _stream(e, stored.lines.on(cpu), parts, x, panel, (first, count), few, store)
         with e.when(count > few):
             stored.decode(e, cpu, parts, panel, held, k * width // LANES)
             for part in range(0, width // LANES, vectors):
@@ -130,7 +130,7 @@ def _few(cpu: Cpu, stored: Stored, width: int) -> int:
 
 def _stream(
     e: Emitter,
-    stored: Stored,
+    lines: Lines,
     parts: list[Buffer],
     x: Buffer,
     panel: Expr,
@@ -139,8 +139,6 @@ def _stream(
     store: Callable[..., None],
 ) -> None:
     """Few rows: every weight is used once it is decoded, in the order of k as everywhere."""
-    lines = stored.lines
-    assert lines is not None
     vectors = lines.width // LANES
 
     def tile(row: Expr, height: int) -> None:

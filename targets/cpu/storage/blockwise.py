@@ -25,6 +25,8 @@ from llmc.targets.tir.later import tirx
 AHEAD = 4096  # bytes of a panel that are asked for before they are needed
 LINE_BYTES = 64  # of a cache
 
+_PICK = "llvm.x86.avx512.permvar.sf.512"
+
 Array = np.ndarray[Any, Any]
 
 
@@ -46,6 +48,7 @@ def panels(weight: Node, width: int) -> Stored:
         step,
         partial(_scales, blocks=blocks, width=width, bits=bits),
         partial(_values, lines=-(-columns // step), width=width, bits=bits),
+        partial(_looked_up, lines=-(-columns // step), width=width) if bits == 4 else None,
     )
     dtypes = ("i8" if bits == 8 else "u8", weight.inputs[1].dtype)
     kind = f"blockwise{bits} {block} {dtypes[1]}"
@@ -88,11 +91,7 @@ def _values(
     bits: int,
 ) -> list[Expr]:
     """Sixteen columns of the steps of a line."""
-    at = e.let((panel * lines + line) * width + vector * LANES)
-    packed = e.load(parts[0], at, LANES)
-    scale = scales[vector]
-    if vector * LANES % LINE_BYTES == 0:
-        e.prefetch(parts[0], at + AHEAD)
+    packed, scale = _packed(e, parts, e.let(panel * lines + line), vector, width), scales[vector]
     if bits == 8:
         return [e.let(_float(packed) * scale)]
     wide = e.let(tirx.Cast(f"int32x{LANES}", packed))
@@ -105,6 +104,36 @@ def _values(
         return [e.let(fma(tirx.Cast(f"float32x{LANES}", half), scale, zero)) for half in (low, high)]
     middle = splat(tirx.const(8, "int32"))
     return [e.let(tirx.Cast(f"float32x{LANES}", e.let(half - middle)) * scale) for half in (low, high)]
+
+
+def _looked_up(
+    e: Emitter,
+    parts: list[Buffer],
+    panel: Expr,
+    line: Expr,
+    vector: int,
+    scales: list[Expr],
+    *,
+    lines: int,
+    width: int,
+) -> list[Expr]:
+    """The same of levels of 4 bits: `vpermps` picks one of sixteen floats by the last 4 bits of an index, whatever
+    stands before them, so that nothing is masked, converted or moved by 8."""
+    wide = e.let(tirx.Cast(f"int32x{LANES}", _packed(e, parts, e.let(panel * lines + line), vector, width)))
+    floats = e.let(
+        tirx.Cast(f"float32x{LANES}", tirx.Ramp(tirx.const(-8, "int32"), tirx.const(1, "int32"), LANES))
+    )
+    halves = wide, e.let(tirx.shift_right(wide, splat(tirx.const(4, "int32"))))
+    picked = [tirx.call_llvm_pure_intrin(f"float32x{LANES}", _PICK, floats, half) for half in halves]
+    return [e.let(e.let(value) * scales[vector]) for value in picked]
+
+
+def _packed(e: Emitter, parts: list[Buffer], line: Expr, vector: int, width: int) -> Expr:
+    """The bytes of sixteen columns of a line, those further on asked for."""
+    at = e.let(line * width + vector * LANES)
+    if vector * LANES % LINE_BYTES == 0:
+        e.prefetch(parts[0], at + AHEAD)
+    return e.load(parts[0], at, LANES)
 
 
 def _float(levels: Expr) -> Expr:

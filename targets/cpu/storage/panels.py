@@ -7,7 +7,7 @@ no reader, the pass `unpack` makes plain weights of it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmc.compiler.calls import Packed
 from llmc.compiler.graph import Node
@@ -16,6 +16,7 @@ from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, i64
 
 # (emitter, cpu, the stored arrays, panel, f32 memory, vectors): writes the panel, f32 `[k][width]`, to the memory.
 Decode = Callable[[Emitter, Cpu, list[Buffer], Expr, Buffer, int], None]
+Values = Callable[[Emitter, list[Buffer], Expr, Expr, int, list[Expr]], list[Expr]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Lines:
         begin: (emitter, the stored arrays, panel, block) -> a register for each vector of columns.
         values: (emitter, the stored arrays, panel, line, vector of columns, what `begin` gave) -> its float32s, a
             register for each step of the line.
+        avx512: the same by instructions that AVX-512 has, to the same bits, if there is a better way.
     """
 
     k: int
@@ -35,7 +37,14 @@ class Lines:
     block: int
     step: int
     begin: Callable[[Emitter, list[Buffer], Expr, Expr], list[Expr]]
-    values: Callable[[Emitter, list[Buffer], Expr, Expr, int, list[Expr]], list[Expr]]
+    values: Values
+    avx512: Values | None = None
+
+    def on(self, cpu: Cpu) -> Lines:
+        """As this CPU decodes them best."""
+        if self.avx512 is None or cpu.machine != "x86_64" or cpu.lanes < LANES:
+            return self
+        return replace(self, values=self.avx512)
 
     def emit(self, e: Emitter, parts: list[Buffer], panel: Expr, use: Callable[..., None]) -> None:
         """`use(first step, how many, registers by step and vector)` for every line, in order."""
@@ -79,7 +88,7 @@ def decode_lines(
             for vector, value in enumerate(values[step]):
                 e.store(held, (first + step) * lines.width + vector * LANES, value)
 
-    lines.emit(e, parts, panel, store)
+    lines.on(cpu).emit(e, parts, panel, store)
 
 
 @dataclass(frozen=True)
