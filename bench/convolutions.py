@@ -1,18 +1,23 @@
 """Networks of convolutions beside their peers: latency in fp32 and int8.
 
     python bench/convolutions.py [--models fashion efficientnet] [--batch 1 8 32] [--threads 1 2] [--quant none int8]
+        [--processor]
 
 EfficientNet-Lite0 with its own weights, the shapes of ResNet-50 and MobileNetV2 and a small network for images of
 28 x 28 with random ones. ONNX Runtime, OpenVINO with dynamic and with static shapes, and llmc, in turns in one process,
 equal threads, all pools asleep before each turn, fp32 outputs checked against PyTorch's first. Lines of a Markdown
-table: medians, and llmc's over the best peer's with a 95 % interval of paired rounds. int8 is llmc's alone, beside the
-peers' fp32.
+table: medians, and llmc's over the best peer's with a 95 % interval of paired rounds. With `--quant int8` peers race
+in int8, too: ONNX Runtime by its static quantiser (QDQ, weights by channel), OpenVINO by NNCF, both calibrated on the
+random images of the race; llmc's int8 is over the best of these. `--processor` counts the time of processors, not the
+time that passes, which other work on the machine stretches.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,11 +106,48 @@ def _files(name: str, quants: list[str], folder: Path) -> tuple[Any, tuple[int, 
         llmc.compile_module(
             model, {"pixel_values": sample}, folder / f"{quant}.llmc", outputs=("logits",), quant=quant
         )
+    if "int8" in quants:
+        _quantised_peers(folder, shape)
     return model, shape
 
 
+def _quantised_peers(folder: Path, shape: tuple[int, ...]) -> None:
+    """The ONNX file on int8, by ONNX Runtime's quantiser and by NNCF, eight random images each."""
+    import nncf
+    import openvino
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    images = [_images(1, shape, 100 + seed) for seed in range(8)]
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter(images)
+
+        def get_next(self) -> dict[str, Array] | None:
+            return next(self.left, None)
+
+    logging.disable(logging.WARNING)
+    quant_pre_process(str(folder / "model.onnx"), str(folder / "prepared.onnx"), skip_symbolic_shape=True)
+    quantize_static(
+        str(folder / "prepared.onnx"),
+        str(folder / "int8.onnx"),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+    )
+    nncf.set_log_level(logging.ERROR)
+    model = openvino.Core().read_model(str(folder / "model.onnx"))
+    quantised = nncf.quantize(model, nncf.Dataset(images), subset_size=len(images))
+    openvino.save_model(quantised, str(folder / "int8.xml"), compress_to_fp16=False)
+
+
+def _images(batch: int, shape: tuple[int, ...], seed: int) -> dict[str, Array]:
+    return {"pixel_values": np.random.default_rng(seed).standard_normal((batch, *shape), np.float32)}
+
+
 def _calls(folder: Path, quants: list[str], threads: int, arrays: dict[str, Array]) -> dict[str, racers.Call]:
-    """Each racer, bound to the inputs; artifacts first."""
+    """Each racer, bound to the inputs; artifacts first, then the peers' fp32."""
 
     def own(quant: str) -> racers.Call:
         model = llmc.load(folder / f"{quant}.llmc", threads)
@@ -115,20 +157,26 @@ def _calls(folder: Path, quants: list[str], threads: int, arrays: dict[str, Arra
     calls["onnxruntime"] = racers.onnxruntime(folder / "model.onnx", threads)(arrays)
     for kind in ("dynamic", "static"):
         calls[f"openvino {kind}"] = racers.openvino(folder / "model.onnx", threads, kind == "static")(arrays)
+    if "int8" in quants:
+        calls["onnxruntime int8"] = racers.onnxruntime(folder / "int8.onnx", threads)(arrays)
+        for kind in ("dynamic", "static"):
+            path = folder / "int8.xml"
+            calls[f"openvino {kind} int8"] = racers.openvino(path, threads, kind == "static")(arrays)
     return calls
 
 
 def _lines(name: str, options: argparse.Namespace, folder: Path) -> Iterator[str]:
     model, shape = _files(name, options.quant, folder)
     for batch in options.batch:
-        arrays = {"pixel_values": np.random.default_rng(0).standard_normal((batch, *shape), np.float32)}
+        arrays = _images(batch, shape, 0)
         with torch.inference_mode():
             expected = model(torch.from_numpy(arrays["pixel_values"])).numpy()
         for threads in options.threads:
             calls = _calls(folder, options.quant, threads, arrays)
             _want_same(calls, expected)
             pause = pause_after(settle(calls).values())
-            times = race(calls, options.seconds, pause=pause, fewest=7, warm=2)
+            clock = time.process_time if options.processor else time.perf_counter
+            times = race(calls, options.seconds, pause=pause, fewest=7, warm=2, clock=clock)
             yield _line(f"{name} | {batch} | {threads}", times)
 
 
@@ -136,16 +184,18 @@ def _want_same(calls: dict[str, racers.Call], expected: Array) -> None:
     scale = float(np.abs(expected).max())
     for name, call in calls.items():
         apart = compare(np.array(call()), expected)["difference"] / scale
-        if apart > TOLERANCE and name != "llmc int8":
+        if apart > TOLERANCE and not name.endswith("int8"):
             raise SystemExit(f"{name} is {apart:.2g} of the outputs' scale from PyTorch: no race")
 
 
 def _line(what: str, times: dict[str, Any]) -> str:
     cells = [f"{1e3 * float(np.median(times[name])):.3g}" for name in times]
-    peers = [name for name in times if not name.startswith("llmc")]
-    best = min(peers, key=lambda name: float(np.median(times[name])))
     for name in times:
         if name.startswith("llmc"):
+            peers = [
+                p for p in times if not p.startswith("llmc") and p.endswith("int8") == name.endswith("int8")
+            ]
+            best = min(peers, key=lambda peer: float(np.median(times[peer])))
             middle, low, high = ratio(times[name], times[best])
             cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
     return f"| {what} | {' | '.join(cells)} |"
@@ -160,10 +210,13 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--quant", nargs="+", default=["none"], choices=["none", "int8", "fp16"])
     parser.add_argument("--seconds", type=float, default=3.0, help="of one race, at least seven rounds")
+    parser.add_argument("--processor", action="store_true")
     options = parser.parse_args()
     own = [f"llmc {quant}, ms" for quant in options.quant]
     over = [f"llmc {quant} / best" for quant in options.quant]
-    heads = ["model", "batch", "threads", *own, "ONNX Runtime", "OpenVINO dynamic", "OpenVINO static", *over]
+    peers = ["ONNX Runtime", "OpenVINO dynamic", "OpenVINO static"]
+    peers += [f"{peer} int8" for peer in peers] if "int8" in options.quant else []
+    heads = ["model", "batch", "threads", *own, *peers, *over]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name in options.models:
         with TemporaryDirectory(prefix="llmc-") as folder:

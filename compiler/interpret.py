@@ -15,6 +15,7 @@ from llmc.compiler.dims import Dim, dim_names, evaluate
 from llmc.compiler.graph import DTYPES, Graph, Node, results_of
 from llmc.compiler.ops import OPS
 from llmc.compiler.ops.faults import fault_place
+from llmc.compiler.ops.float_steps import makes_levels
 from llmc.compiler.ops.ragged import kept
 from llmc.errors import LlmcError
 
@@ -84,8 +85,9 @@ def _run(
     for node in graph.roots:
         remaining[node] += 1
     values: dict[Node, Any] = {}
+    exact = makes_levels(graph)
     for node in graph.nodes:
-        values[node] = _value(node, [values[i] for i in node.inputs], given, sizes)
+        values[node] = _value(node, [values[i] for i in node.inputs], given, sizes, exact)
         if watch is not None and node.type.dtype in DTYPES:
             watch(node, values[node])
         for used in node.inputs:
@@ -106,8 +108,14 @@ def run_at(node: Node, sizes: Mapping[str, int]) -> Array:
     return result
 
 
-def _value(node: Node, arguments: list[Any], given: Mapping[Any, Array], sizes: Mapping[str, int]) -> Any:
-    """The value of a node; `given` as of `_run`."""
+def _value(
+    node: Node,
+    arguments: list[Any],
+    given: Mapping[Any, Array],
+    sizes: Mapping[str, int],
+    exact: bool = False,
+) -> Any:
+    """The value of a node; `given` as of `_run`; `exact`: in the kernels' own steps where the op has them."""
     if node.op == "input" and node.attributes["name"] in given:
         return np.asarray(given[node.attributes["name"]])
     if node in given:
@@ -115,8 +123,9 @@ def _value(node: Node, arguments: list[Any], given: Mapping[Any, Array], sizes: 
     declared = OPS[node.op]
     extra: dict[str, Any] = {"sizes": sizes} if declared.symbolic else {}
     extra |= {"run": run_body} if declared.bodies else {}
+    meaning = declared.steps if exact and declared.steps is not None else declared.reference
     try:
-        value = declared.reference(*arguments, **node.attributes, **extra)
+        value = meaning(*arguments, **node.attributes, **extra)
     except (ValueError, IndexError) as error:  # NumPy's: of nothing there is no largest, and no row to take
         raise _without_value(node, sizes, str(error)) from error
     parts = value if isinstance(value, tuple) else (value,)

@@ -308,7 +308,8 @@ def assert_as_reference(
 ) -> None:
     """Exact ops have the reference's bits but for the sign of zero.
 
-    Close ones are within 2e-6 of their value or of 1, reductions within 2e-6 of their largest value.
+    Close ones are within 2e-6 of their value or of 1, reductions within 2e-6 of their largest value. Ops that say
+    their kernels' steps have the bits of these.
     """
     arrays = [
         i.attributes["value"].array if i.op == "constant" else inputs[i.attributes["name"]]
@@ -332,3 +333,6 @@ def assert_as_reference(
     assert np.all(equal), (
         f"{node!r} {dict(node.attributes)} at {wrong}: {value[~equal][:3]}, not {expected[~equal][:3]}"
     )
+    if op.steps is not None:
+        steps = op.steps(*arrays, **node.attributes)
+        assert same_bits(value, steps), f"{node!r} {dict(node.attributes)}: not the bits of its steps"

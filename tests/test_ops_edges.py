@@ -14,8 +14,8 @@ from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import OPS, constant, input_, linear, make
+from llmc.compiler.ops.float_steps import fma32
 from llmc.compiler.ops.linear import ACTIVATIONS
-from llmc.compiler.ops.quantise import fma32
 
 RANDOM = Random(8)
 floats, integers = RANDOM.floats, RANDOM.integers

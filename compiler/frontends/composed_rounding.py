@@ -33,7 +33,10 @@ def truncated_rest(m: Maker, a: Node, b: Node) -> Node:
     zero = number(m, 0, a)
     if a.dtype in _FLOATS:
         rest = m.op("mod", m.op("abs", a), m.op("abs", b))
-        return m.op("where", m.op("lt", a, zero), m.op("neg", rest), rest)
+        signed = m.op("where", m.op("lt", a, zero), m.op("neg", rest), rest)
+        return m.op(
+            "where", m.op("eq", a, zero), m.op("sub", a, rest), signed
+        )  # of -0 nothing is left but -0
     rest = m.op("mod", a, b)
     over = m.op("and", _differ(m, a, b), m.op("ne", rest, zero))
     return m.op("where", over, m.op("sub", rest, b), rest)
@@ -46,11 +49,14 @@ def _differ(m: Maker, a: Node, b: Node) -> Node:
 
 
 def nearest_even(m: Maker, x: Node) -> Node:
-    """To the nearest, halves to the even one: floor, and one more where what is left is above a half or odd."""
+    """To the nearest, halves to the even one: floor, or ceil where what is left is above a half or odd.
+
+    Not floor and one more: -0.3 becomes -0, as in PyTorch and ONNX.
+    """
     if x.dtype not in _FLOATS:
         return x
     low, half = m.op("floor", x), number(m, 0.5, x)
     rest = m.op("sub", x, low)
     odd = m.op("ne", m.op("mod", low, number(m, 2, x)), number(m, 0, x))
     up = m.op("or", m.op("gt", rest, half), m.op("and", m.op("eq", rest, half), odd))
-    return m.op("where", up, m.op("add", low, number(m, 1, x)), low)
+    return m.op("where", up, m.op("ceil", x), low)

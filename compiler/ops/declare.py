@@ -65,6 +65,8 @@ class Op:
         constraints: what sizes must satisfy beyond the type rule, which sees no numbers: called as the rule, gives
             `AtMost`s. A call at sizes that do not is refused before it runs (constraints.py).
         counts: an attribute that names a dim: how many places of the first input, a mask, are kept (ragged.py).
+        steps: `reference` in the kernels' own steps of float32, to the last bit: what the op means in a graph that
+            rounds values to levels. Not said: the reference has these bits, or comes near enough.
         fusible: for an element-wise op: chains may hold it, for wherever there is a kernel there is one for values
             in registers. Not declared: it follows from the kernels.
         origin: the extension that declares it; empty for llmc's own.
@@ -90,6 +92,7 @@ class Op:
     first_axis: FirstAxis | None = None
     constraints: Constraints | None = None
     counts: str = ""
+    steps: Reference | None = None
     fusible: bool = True
     origin: str = ""
 
@@ -232,6 +235,7 @@ _TRAITS: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
         "first_axis": ("a function", callable),
         "constraints": ("a function", callable),
         "counts": ("the name of an attribute", lambda value: isinstance(value, str)),
+        "steps": ("a function", callable),
     }
 )
 

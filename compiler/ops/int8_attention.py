@@ -22,7 +22,8 @@ import math
 
 import numpy as np
 
-from llmc.compiler.ops.quantise import LEVELS, TINY, fma32, row_scales
+from llmc.compiler.ops.float_steps import fma32
+from llmc.compiler.ops.quantise import LEVELS, TINY, row_scales
 from llmc.compiler.ops.rules import Array
 
 KEYS = 64  # of one block

@@ -14,6 +14,7 @@ import numpy as np
 from llmc.compiler.graph import Node, TensorType
 from llmc.compiler.ops.declare import OPS, REQUIRED, op
 from llmc.compiler.ops.elementwise import gelu64, gelu_poly64, gelu_tanh64, relu, sigmoid64, silu64
+from llmc.compiler.ops.float_steps import fma32, norm32
 from llmc.compiler.ops.reduction import F32, layer_norm64, want_norm
 from llmc.compiler.ops.rows import row_stride, unpack_rows
 from llmc.compiler.ops.rules import (
@@ -192,6 +193,24 @@ def _rows64(rows: Array, size: int) -> Array:
     return np.asarray(q * scale.astype(np.float64))
 
 
+def _embed_norm_steps(*arrays: Array, eps: float, tables: int) -> Array:
+    *pairs, weight, bias = arrays
+    total: Array | None = None
+    for table, index in zip(pairs[::2], pairs[1::2], strict=True):
+        total = _plus_rows(total, OPS["embedding"].reference(table, index), len(weight))
+    assert total is not None
+    return norm32(total, weight, bias, eps)
+
+
+def _plus_rows(total: Array | None, rows: Array, size: int) -> Array:
+    """total + table rows in f32; packed ones by one fused multiply-add."""
+    if rows.dtype == np.uint8:
+        q, scale = unpack_rows(rows, size)
+        return fma32(q, scale, np.float32(0) if total is None else total)
+    rows = rows.astype(np.float32)
+    return rows if total is None else total + rows
+
+
 def _indices(node: Node) -> Collection[int]:
     return range(1, 2 * node.attributes["tables"], 2)
 
@@ -205,6 +224,7 @@ _EMBED_NORM = {
     "accuracy": "close",
     "rows": Rows(_indices, broadcast=True),
     "constraints": _embed_norm_constraints,
+    "steps": _embed_norm_steps,
 }
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import REQUIRED, op
+from llmc.compiler.ops.float_steps import fma32, gelu_poly32
 from llmc.compiler.ops.linear import ACTIVATIONS, EXTRAS, check_epilogue, product_rows
 from llmc.compiler.ops.reduction import F32
 from llmc.compiler.ops.rows import ZERO, line_stride, pack_rows, row_stride, unpack_rows
@@ -38,43 +39,9 @@ from llmc.errors import LlmcError
 
 LEVELS = 127  # the largest quantised value
 TINY = 2.0**-120  # a smaller scale has no finite reciprocal to speak of: such rows count as zero
-Number = Array | np.float32
 LONGEST = 1 << 17  # 127 * 127 * LONGEST still fits an int32
 LONGEST_WITH_ZERO = 1 << 16  # and 255 * 128 * LONGEST_WITH_ZERO
 LEVEL_DTYPES = frozenset({"i8", "u8"})
-
-
-@np.errstate(all="ignore")
-def fma32(a: Number, b: Number, c: Number) -> Array:
-    """a * b + c of f32 arrays or numbers rounded once, as a fused multiply-add does.
-
-    The product of two f32 is exact in f64. Where its sum with c is not, f64 has rounded it, and f32 rounds again:
-    that matters only if f64's number lies in the middle between two f32, or below their normal numbers. There the sum
-    is rounded to odd before (Boldo and Melquiond 2008: innocuous before a second rounding to a format of at least two
-    bits less).
-    """
-    a, b, c = (np.asarray(v, np.float32).astype(np.float64) for v in (a, b, c))
-    total = np.array(a * b + c)
-    size = total.view(np.int64) & _SIZE
-    twice = np.flatnonzero((size & _REST == _MIDDLE) | (size - 1 < _NORMAL - 1))
-    if twice.size:
-        product, added = (np.broadcast_to(v, total.shape).reshape(-1)[twice] for v in (a * b, c))
-        total.reshape(-1)[twice] = _to_odd(total.reshape(-1)[twice], product, added)
-    return np.asarray(total.astype(np.float32))
-
-
-# Of the bits of an f64: all but the sign; those behind an f32's; these where it is in the middle of two; 2^-126.
-_SIZE, _REST, _MIDDLE, _NORMAL = (1 << 63) - 1, (1 << 29) - 1, 1 << 28, (1023 - 126) << 52
-
-
-def _to_odd(total: Array, product: Array, added: Array) -> Array:
-    """The f64 sum of two, one step on towards the exact one where its last bit is 0, by Knuth's exact error term."""
-    back = total - product
-    error = (product - (total - back)) + (added - back)
-    bits = total.view(np.int64)
-    inexact = np.isfinite(total) & np.isfinite(error) & (error != 0) & (bits & 1 == 0)
-    bits[inexact] += np.where((error > 0) == (total > 0), 1, -1)[inexact]
-    return total
 
 
 # --- explicit form
@@ -240,9 +207,15 @@ def scaled(sums: Array, scale: Array, extras: tuple[Array, ...], epilogue: tuple
     else:
         value = sums * scale
     for step in steps:
-        after = value + next(pending) if step in EXTRAS else ACTIVATIONS[step](value.astype(np.float64))
-        value = np.asarray(after).astype(np.float32)
+        value = value + next(pending) if step in EXTRAS else _activated(value, step)
     return value
+
+
+def _activated(value: Array, step: str) -> Array:
+    """f32; what is to be rounded to levels to the last bit as the kernels have it."""
+    if step == "gelu_poly":
+        return gelu_poly32(value)
+    return np.asarray(ACTIVATIONS[step](value.astype(np.float64))).astype(np.float32)
 
 
 _QLINEAR = {"accuracy": "close", "product": True, "rows": Rows(product_rows)}

@@ -1,6 +1,7 @@
 """Reductions, softmax and normalisation.
 
-References of `f32` results compute in float64 and round once, so that they are an oracle for kernels.
+References of `f32` results compute in float64 and round once, so that they are an oracle for kernels. Norms have the
+kernels' own steps, too, for what is rounded to levels.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from llmc.compiler.dims import Dim
 from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import REQUIRED, op
+from llmc.compiler.ops.float_steps import norm32
 from llmc.compiler.ops.rules import (
     FLOATS,
     NUMBERS,
@@ -167,10 +169,14 @@ def _layer_norm_reference(x: Array, *rest: Array, eps: float, has_weight: bool, 
     return layer_norm64(x, weight, rest[-1] if has_bias else None, eps).astype(x.dtype)
 
 
+def _layer_norm_steps(x: Array, *rest: Array, eps: float, has_weight: bool, has_bias: bool) -> Array:
+    return norm32(x, rest[0] if has_weight else None, rest[-1] if has_bias else None, eps)
+
+
 @op(
     "layer_norm",
     _layer_norm_reference,
-    traits=_NORM,
+    traits={**_NORM, "steps": _layer_norm_steps},
     eps=REQUIRED,
     has_weight=True,
     has_bias=True,
@@ -189,7 +195,11 @@ def _rms_norm_reference(x: Array, weight: Array, eps: float) -> Array:
     return np.asarray(wide * scale * weight).astype(x.dtype)
 
 
-@op("rms_norm", _rms_norm_reference, traits=_NORM, eps=REQUIRED)
+def _rms_norm_steps(x: Array, weight: Array, eps: float) -> Array:
+    return norm32(x, weight, None, eps, centre=False)
+
+
+@op("rms_norm", _rms_norm_reference, traits={**_NORM, "steps": _rms_norm_steps}, eps=REQUIRED)
 def _rms_norm(x: TensorType, weight: TensorType, eps: float) -> TensorType:
     want_norm(x, eps, weight=weight)
     return x
@@ -202,7 +212,11 @@ def _add_norm_reference(x: Array, residual: Array, weight: Array, bias: Array, e
     return layer_norm64(x.astype(np.float64) + residual, weight, bias, eps).astype(x.dtype)
 
 
-@op("add_norm", _add_norm_reference, traits=_ADD_NORM, eps=REQUIRED)
+def _add_norm_steps(x: Array, residual: Array, weight: Array, bias: Array, eps: float) -> Array:
+    return norm32(x + residual, weight, bias, eps)
+
+
+@op("add_norm", _add_norm_reference, traits={**_ADD_NORM, "steps": _add_norm_steps}, eps=REQUIRED)
 def _add_norm(
     x: TensorType, residual: TensorType, weight: TensorType, bias: TensorType, eps: float
 ) -> TensorType:

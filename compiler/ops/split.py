@@ -23,8 +23,9 @@ import numpy as np
 
 from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import op
+from llmc.compiler.ops.float_steps import fma32
 from llmc.compiler.ops.linear import check_epilogue, product_rows
-from llmc.compiler.ops.quantise import fma32, row_scales, scaled
+from llmc.compiler.ops.quantise import row_scales, scaled
 from llmc.compiler.ops.reduction import F32
 from llmc.compiler.ops.rows import line_stride, pack_rows, unpack_rows
 from llmc.compiler.ops.rules import Array, same_dim, shape_text, want_dtype, want_rank, want_shape

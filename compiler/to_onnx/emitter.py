@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from llmc.compiler.frontends.ranges import Ranges
 from llmc.compiler.frontends.report import Problem, UnsupportedError
 from llmc.compiler.graph import DTYPES, Graph, Node, Source, Weight
 from llmc.compiler.ops import OPS, constant, make
+from llmc.compiler.to_onnx.packed_rows import finds_scales
 from llmc.compiler.to_onnx.sizes import Sizes
 from llmc.compiler.to_onnx.table import Exporter, Written, exporters
 from llmc.compiler.to_onnx.tensors import Tensors, kind_of
@@ -97,6 +99,11 @@ class Emitter:
         self.sizes = Sizes(self, places)
         self._names, self._turned = set(reserved), dict[str, tuple[str, tuple[int, ...]]]()
         self._at = Source()
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether float steps are written to the last bit, since levels are made of what they give."""
+        return finds_scales(self.graph)
 
     # --- steps
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Graph, Node, Weight
 from llmc.compiler.ops import constant, make
+from llmc.compiler.ops.float_steps import makes_levels_of
 from llmc.compiler.ops.rows import unpack_rows
 
 if TYPE_CHECKING:
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 
 Parts = tuple[Node, Node]  # i8 [..., k] and f32 [..., 1], or [] where all rows share one scale
 _READERS = ("qlinear", "split_linear", "dequantize_rows")  # of their first input
+
+
+def finds_scales(graph: Graph) -> bool:
+    """Whether a graph rounds values to levels by scales that it finds."""
+    return any(makes_levels_of(node) and not _is_given(node) for node in graph.everywhere())
+
+
+def _is_given(node: Node) -> bool:
+    """Whether the scale of the levels that a node makes is a constant."""
+    return node.op in ("quantize", "quantize_rows") and [i.op for i in node.inputs[1:2]] == ["constant"]
 
 
 def packed_nodes(graph: Graph) -> frozenset[Node]:

@@ -7,15 +7,19 @@ Whole numbers of 8 bits in f32 have exact sums up to 2^24.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant, make
+from llmc.compiler.ops.linear import EXTRAS
 from llmc.compiler.ops.quantise import LEVELS, TINY
 from llmc.compiler.ops.rows import ZERO
 from llmc.compiler.ops.split import PARTS, UNIT
 from llmc.compiler.to_onnx.emitter import Emitter
+from llmc.compiler.to_onnx.float_steps import fma, gelu_poly, inverted
 from llmc.compiler.to_onnx.packed_rows import packed, split_values
 from llmc.compiler.to_onnx.products import epilogue
 from llmc.compiler.to_onnx.table import exports
@@ -36,7 +40,7 @@ def row_scale(e: Emitter, x: str) -> str:
 
 def levels(e: Emitter, x: str, scale: str) -> str:
     """x / scale as whole numbers of -127..127 in f32."""
-    scaled = e.op("Mul", x, e.op("Reciprocal", scale))
+    scaled = e.op("Mul", x, inverted(e, scale))
     return e.op("Round", e.op("Clip", scaled, e.number(-LEVELS, "f32"), e.number(LEVELS, "f32")))
 
 
@@ -117,8 +121,19 @@ def _qlinear(e: Emitter, node: Node) -> str | Node:
         weight = make("dequantize", (w, _column(w_scale)), node.source)
         return make("linear", (x, weight, *extras), node.source, epilogue=node.attributes["epilogue"])
     sums = make("linear", (_whole(e, q), make("cast", (w,), w.source, dtype="f32")), node.source)
-    made = make("mul", (sums, make("mul", (scale, w_scale))), node.source)
-    return epilogue(e, e.value(made), node.attributes["epilogue"], extras)
+    return _scaled(e, sums, make("mul", (scale, w_scale)), node.attributes["epilogue"], extras)
+
+
+def _scaled(e: Emitter, sums: Node, scale: Node, steps: tuple[str, ...], extras: Sequence[Node]) -> Node:
+    """`scaled` of `ops/quantise.py`: a first bias or residual is added by one fused multiply-add."""
+    if steps and steps[0] in EXTRAS:
+        value, steps, extras = fma(e, sums, scale, extras[0]), steps[1:], extras[1:]
+    else:
+        value = make("mul", (sums, scale))
+    if steps[-1:] != ("gelu_poly",):
+        return e.standing(make("neg", (value,)), epilogue(e, e.value(value), steps, extras))
+    before = epilogue(e, e.value(value), steps[:-1], extras)
+    return gelu_poly(e, e.standing(make("neg", (value,)), before))
 
 
 def _qlinear_around(e: Emitter, node: Node) -> Node:

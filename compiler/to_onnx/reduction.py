@@ -9,6 +9,8 @@ from llmc.compiler.ops import make
 from llmc.compiler.ops.recurrent import GRU_GATES, LSTM_GATES
 from llmc.compiler.to_onnx.elementwise import operands
 from llmc.compiler.to_onnx.emitter import Emitter
+from llmc.compiler.to_onnx.float_steps import fma, norm
+from llmc.compiler.to_onnx.packed_rows import dequantised, packed
 from llmc.compiler.to_onnx.table import exports
 
 _KINDS: Mapping[str, str] = {
@@ -63,10 +65,14 @@ def _softmax(e: Emitter, node: Node) -> str:
 
 
 @exports("layer_norm")
-def _layer_norm(e: Emitter, node: Node) -> str:
+def _layer_norm(e: Emitter, node: Node) -> str | Node:
     """ONNX's wants a scale."""
-    x, *parameters = e.inputs(node)
     a = node.attributes
+    if e.exact:
+        rest = node.inputs[1:]
+        weight, bias = rest[0] if a["has_weight"] else None, rest[-1] if a["has_bias"] else None
+        return norm(e, node.inputs[0], weight, bias, float(a["eps"]))
+    x, *parameters = e.inputs(node)
     if not a["has_weight"]:
         parameters.insert(0, e.expand(e.number(1, "f32"), node.shape[-1:]))
     return e.op("LayerNormalization", x, *parameters, axis=-1, epsilon=float(a["eps"]))
@@ -80,8 +86,10 @@ def _add_norm(e: Emitter, node: Node) -> Node:
 
 
 @exports("rms_norm")
-def _rms_norm(e: Emitter, node: Node) -> str:
+def _rms_norm(e: Emitter, node: Node) -> str | Node:
     """In the ops by which ONNX Runtime knows it: x / sqrt(mean(x^2) + eps) * weight."""
+    if e.exact:
+        return norm(e, node.inputs[0], node.inputs[1], None, float(node.attributes["eps"]), centre=False)
     x, weight = e.inputs(node)
     mean = e.op("ReduceMean", e.op("Pow", x, e.number(2, "f32")), e.ints([-1]), keepdims=1)
     root = e.op("Sqrt", e.op("Add", mean, e.number(node.attributes["eps"], "f32")))
@@ -128,14 +136,19 @@ def _gru_cell(e: Emitter, node: Node) -> Node:
 
 @exports("embed_norm")
 def _embed_norm(e: Emitter, node: Node) -> Node:
-    from llmc.compiler.to_onnx.packed_rows import dequantised
-
     *pairs, weight, bias = node.inputs
     total: Node | None = None
     for table, index in zip(pairs[::2], pairs[1::2], strict=True):
-        rows = make("embedding", (table, index), node.source)
-        rows = dequantised(rows, int(weight.shape[0])) if table.dtype == "u8" else rows
-        rows = rows if rows.dtype == "f32" else make("cast", (rows,), node.source, dtype="f32")
-        total = rows if total is None else make("add", (total, rows), node.source)
+        total = _plus_rows(e, total, make("embedding", (table, index), node.source), int(weight.shape[0]))
     assert total is not None
     return make("layer_norm", (total, weight, bias), node.source, eps=node.attributes["eps"])
+
+
+def _plus_rows(e: Emitter, total: Node | None, rows: Node, size: int) -> Node:
+    """total + rows of a table, packed ones by one fused multiply-add."""
+    if rows.dtype == "u8" and e.exact and total is not None:
+        q, scale = packed(e, rows, size)
+        return fma(e, make("cast", (q,), rows.source, dtype="f32"), scale, total)
+    rows = dequantised(rows, size) if rows.dtype == "u8" else rows
+    rows = rows if rows.dtype == "f32" else make("cast", (rows,), rows.source, dtype="f32")
+    return rows if total is None else make("add", (total, rows), rows.source)

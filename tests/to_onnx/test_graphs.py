@@ -11,12 +11,12 @@ from random_encoders import random_encoder
 from random_graphs import random_graph
 from random_loops import random_loop, random_values
 from stateful_graphs import BATCH, causal, encoder_decoder, random_stateful
-from written_onnx import again, want_round_trip, want_same, written
+from written_onnx import again, referenced, want_round_trip, want_same, written
 
 from llmc.compiler import interpret
 from llmc.compiler.dims import dim, symbol
-from llmc.compiler.graph import Graph
-from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.ops import OPS, constant, input_, make
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.samples import play
 from llmc.passes import LEVELS, PASSES
@@ -70,6 +70,56 @@ def test_quantised(passes: str, tmp_path: Path) -> None:
     graph, _ = Pipeline.parse(passes, PASSES).run(graph)
     close = 2e-2 if passes.startswith("quantize,") else 2e-5
     want_round_trip(graph, inputs, tmp_path / "m.onnx", rtol=close, atol=close)
+
+
+def test_levels_are_those_of_the_kernels(tmp_path: Path) -> None:
+    """A file of a model on int8 has the kernels' float steps: not one level is another's, so the bits are the same."""
+    rng = np.random.default_rng(0)
+
+    def floats(*shape: int) -> Node:
+        return constant((rng.standard_normal(shape) + 0.1).astype(np.float32))
+
+    def product(x: Node, n: int, extras: list[Node], *steps: str) -> Node:
+        weight = constant(rng.integers(-127, 128, (n, int(x.shape[-1]))).astype(np.int8))
+        scale = constant(rng.uniform(1e-3, 2e-3, n).astype(np.float32))
+        return make("qlinear", (make("quantize_rows", (x,)), weight, scale, *extras), epilogue=steps)
+
+    n = 40  # not a multiple of the lanes
+    ids = input_("ids", "i64", (3, symbol("seq")), low=0, high=6)
+    rows = OPS["quantize_rows"].reference(rng.standard_normal((7, n)).astype(np.float32), **_TABLE)
+    pairs = (floats(7, n), ids, constant(rows), ids)
+    x = make("embed_norm", (*pairs, floats(n), floats(n)), eps=1e-12, tables=2)
+    inside = product(x, 33, [floats(33)], "bias", "gelu_poly")
+    y = make(
+        "layer_norm", (product(inside, n, [floats(n), x], "bias", "residual"), floats(n), floats(n)), eps=1e-5
+    )
+    z = make("rms_norm", (product(y, n, []), floats(n)), eps=1e-6)
+    graph = Graph(
+        (ids,), {"y": y, "z": make("add_norm", (z, y, floats(n), floats(n)), eps=1e-5)}, {"seq": (1, 99)}
+    )
+    inputs = {"ids": rng.integers(0, 7, (3, 70))}
+    written(graph, tmp_path / "m.onnx")
+    want_same(referenced(tmp_path / "m.onnx", inputs), interpret.run(graph, inputs), rtol=0, atol=0)
+
+
+_TABLE = {"has_scale": False, "has_zero": False, "table": True}
+
+
+@pytest.mark.parametrize("length", [64, 65, 150])
+def test_int8_attention_has_the_kernels_bits(length: int, tmp_path: Path) -> None:
+    """Of one block of keys and of several, of which the last is not full, some keys are left out."""
+    rng = np.random.default_rng(length)
+    x, keys = input_("x", "f32", (2, length, 48)), input_("keys", "bool", (2, length))
+    options = {"heads": 1, "head_dim": 16, "scale": 0.25, "offsets": (0, 16, 32), "int8": True}
+    node = make("mha", (x, x, x, keys), has_keys=True, **options)
+    inputs = {
+        "x": (3 * rng.standard_normal((2, length, 48))).astype(np.float32),
+        "keys": rng.random((2, length)) < 0.8,
+    }
+    graph = Graph((x, keys), {"y": node})
+    written(graph, tmp_path / "m.onnx")
+    found = referenced(tmp_path / "m.onnx", inputs)["y"]
+    np.testing.assert_array_equal(found, interpret.run(graph, inputs)["y"])
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -29,6 +29,8 @@ from llmc.targets.tir.emit import (
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles
 
+_SHORT = 16  # groups of 4 products to a sum
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -75,6 +77,8 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int) -> None:
         _add_starts(p, tile, acc, column)
         store(p, tile, acc, row, column)
         return
+    if p.groups <= _SHORT:
+        _announce(p, tile, row, column)
     offsets = [p.offset(part + j * tile.lanes) - p.offset(part) for j in range(tile.vectors)]
     ahead, share = item.part(e, row, tile.rows)
     step = e.let(div(share, -(-p.part // 4) * p.before(p.parts)))
@@ -83,6 +87,14 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int) -> None:
         _add(p, tile, acc, bases, e.let(panel + skipped * p.strip), groups, offsets, soon, step)
 
     finish(p, tile, add, row, column, ahead, step)
+
+
+def _announce(p: Product, tile: Tile, row: Expr, column: Expr) -> None:
+    """Ask for the lines that the next tile will write: after few products its stores would wait for each."""
+    for i in range(tile.rows):
+        at = p.e.let(p.place(p.e.let(row + (tile.rows + i)), column))
+        for j in range(0, tile.vectors * tile.lanes, LANES):
+            p.e.prefetch(p.out, p.e.let(at + j), locality=2)
 
 
 def _add_starts(p: Product, tile: Tile, acc: Buffer, column: Expr) -> None:

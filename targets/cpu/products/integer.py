@@ -26,9 +26,12 @@ from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, lanes_of, splat, vector
 from llmc.targets.tir.epilogue import scaled, unpadded
 from llmc.targets.tir.later import tirx
-from llmc.targets.tir.math import ACTIVATIONS
+from llmc.targets.tir.math import ACTIVATIONS, SHORT
 
 STRIP = 32  # columns of two tiles
+FEW_BYTES = (
+    32 << 10
+)  # weights that stay in an L1: of these all panels meet a block of rows before the next one does
 ROWS_PER_ITEM = 128  # a panel in the cache is used for so many rows before the next one is
 ROWS_TOGETHER = (
     32  # more rows are cut into halves, one for each of the pool's two stretches (runtime/c/pool.c)
@@ -144,18 +147,25 @@ class Product:
     def items(self) -> Iterator[Item]:
         """The work items begin..end: the rows in halves, of each the panels, of these the blocks, as equal as can be.
 
-        Two threads that begin with a half each keep its rows in their caches from one kernel to the next.
+        Two threads that begin with a half each keep its rows in their caches from one kernel to the next. With few
+        weights it is the other way round, of each block the panels: whole rows of the result are written one after
+        the other, where panel by panel a large one would go from memory to the cache once for each.
         """
         e, panels, turns = self.e, -(-self.n // self.width), self.turns
+        few = panels * self.panel_bytes <= FEW_BYTES
         with e.loop(e.begin, self.end, "item") as item:
             half = e.let(div(item, turns * panels))
             within = e.let(item - half * (turns * panels))
-            panel = e.let(div(within, turns))
-            turn = e.let(within - panel * turns)
+            if few:
+                turn = e.let(div(within, panels))
+                panel = e.let(within - turn * panels)
+            else:
+                panel = e.let(div(within, turns))
+                turn = e.let(within - panel * turns)
             block = e.let(half * turns + turn)
             first = e.let(div(block * self.m, self.blocks))
             count = e.let(div((block + 1) * self.m, self.blocks) - first)
-            share = e.let(div(i64(self.panel_bytes), turns))
+            share = i64(0) if few else e.let(div(i64(self.panel_bytes), turns))
             yield Item(panel, first, count, e.let((panel + 1) * self.panel_bytes + turn * share), share)
 
     def columns(self, column: Expr, vectors: int, lanes: int = LANES) -> list[Columns]:
@@ -211,8 +221,8 @@ class Product:
 
     @property
     def long(self) -> bool:
-        """Whether the epilogue has an activation, whose code is long."""
-        return any(step in ACTIVATIONS for step in self.epilogue)
+        """Whether the epilogue has an activation whose code is long."""
+        return any(step in ACTIVATIONS and step not in SHORT for step in self.epilogue)
 
     def start(self, column: Expr, lanes: int = LANES, bracket: Expr | int = 0) -> Expr:
         """What the sums of `lanes` columns start from."""
