@@ -6,6 +6,7 @@ gives sixteen columns of two steps of k, and no lanes are exchanged.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -41,14 +42,15 @@ def panels(weight: Node, width: int) -> Stored:
     )
     step = 1 if bits == 8 else 2
     blocks = -(-columns // block)
+    values = partial(_values, lines=-(-columns // step), width=width)
     lines = Lines(
         columns,
         width,
         block,
         step,
         partial(_scales, blocks=blocks, width=width, bits=bits),
-        partial(_values, lines=-(-columns // step), width=width, bits=bits),
-        partial(_looked_up, lines=-(-columns // step), width=width) if bits == 4 else None,
+        partial(values, decode=_of_bytes if bits == 8 else _of_halves),
+        partial(values, decode=_looked_up) if bits == 4 else None,
     )
     dtypes = ("i8" if bits == 8 else "u8", weight.inputs[1].dtype)
     kind = f"blockwise{bits} {block} {dtypes[1]}"
@@ -78,6 +80,9 @@ def _scales(
     return found + [e.let(scale * splat(f32(-8.0))) for scale in found] if bits == 4 else found
 
 
+Decode = Callable[[Emitter, Expr, list[Expr], int, int], list[Expr]]
+
+
 def _values(
     e: Emitter,
     parts: list[Buffer],
@@ -88,52 +93,45 @@ def _values(
     *,
     lines: int,
     width: int,
-    bits: int,
+    decode: Decode,
 ) -> list[Expr]:
-    """Sixteen columns of the steps of a line."""
-    packed, scale = _packed(e, parts, e.let(panel * lines + line), vector, width), scales[vector]
-    if bits == 8:
-        return [e.let(_float(packed) * scale)]
+    """Sixteen columns of the steps of a line, as `decode` makes them of its bytes; those further on are asked for."""
+    at = e.let((panel * lines + line) * width + vector * LANES)
+    packed = e.load(parts[0], at, LANES)
+    if vector * LANES % LINE_BYTES == 0:
+        e.prefetch(parts[0], at + AHEAD)
+    return decode(e, packed, scales, vector, width // LANES)
+
+
+def _of_bytes(e: Emitter, packed: Expr, scales: list[Expr], vector: int, vectors: int) -> list[Expr]:
+    """Of levels of 8 bits, one step."""
+    return [e.let(_float(packed) * scales[vector])]
+
+
+def _of_halves(e: Emitter, packed: Expr, scales: list[Expr], vector: int, vectors: int) -> list[Expr]:
+    """Of levels of 4 bits, two steps."""
     wide = e.let(tirx.Cast(f"int32x{LANES}", packed))
     low = tirx.bitwise_and(wide, splat(tirx.const(15, "int32")))
     high = tirx.shift_right(wide, splat(tirx.const(4, "int32")))
-    if (
-        len(scales) > width // LANES
-    ):  # (level - 8) scale = level scale - 8 scale, exact before it is rounded once
-        zero = scales[width // LANES + vector]
+    scale = scales[vector]
+    if len(scales) > vectors:  # (level - 8) scale = level scale - 8 scale, exact before it is rounded once
+        zero = scales[vectors + vector]
         return [e.let(fma(tirx.Cast(f"float32x{LANES}", half), scale, zero)) for half in (low, high)]
     middle = splat(tirx.const(8, "int32"))
     return [e.let(tirx.Cast(f"float32x{LANES}", e.let(half - middle)) * scale) for half in (low, high)]
 
 
-def _looked_up(
-    e: Emitter,
-    parts: list[Buffer],
-    panel: Expr,
-    line: Expr,
-    vector: int,
-    scales: list[Expr],
-    *,
-    lines: int,
-    width: int,
-) -> list[Expr]:
-    """The same of levels of 4 bits: `vpermps` picks one of sixteen floats by the last 4 bits of an index, whatever
-    stands before them, so that nothing is masked, converted or moved by 8."""
-    wide = e.let(tirx.Cast(f"int32x{LANES}", _packed(e, parts, e.let(panel * lines + line), vector, width)))
-    floats = e.let(
-        tirx.Cast(f"float32x{LANES}", tirx.Ramp(tirx.const(-8, "int32"), tirx.const(1, "int32"), LANES))
-    )
+def _looked_up(e: Emitter, packed: Expr, scales: list[Expr], vector: int, vectors: int) -> list[Expr]:
+    """The same: `vpermps` picks one of sixteen floats by the last 4 bits of an index, whatever stands before them.
+
+    So nothing is masked, converted or moved by 8.
+    """
+    wide = e.let(tirx.Cast(f"int32x{LANES}", packed))
+    levels = tirx.Ramp(tirx.const(-8, "int32"), tirx.const(1, "int32"), LANES)
+    floats = e.let(tirx.Cast(f"float32x{LANES}", levels))
     halves = wide, e.let(tirx.shift_right(wide, splat(tirx.const(4, "int32"))))
     picked = [tirx.call_llvm_pure_intrin(f"float32x{LANES}", _PICK, floats, half) for half in halves]
     return [e.let(e.let(value) * scales[vector]) for value in picked]
-
-
-def _packed(e: Emitter, parts: list[Buffer], line: Expr, vector: int, width: int) -> Expr:
-    """The bytes of sixteen columns of a line, those further on asked for."""
-    at = e.let(line * width + vector * LANES)
-    if vector * LANES % LINE_BYTES == 0:
-        e.prefetch(parts[0], at + AHEAD)
-    return e.load(parts[0], at, LANES)
 
 
 def _float(levels: Expr) -> Expr:
