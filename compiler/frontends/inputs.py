@@ -10,6 +10,7 @@ from typing import Any
 
 from llmc.compiler.frontends import images, spectrograms
 from llmc.compiler.frontends.json_file import read_object
+from llmc.compiler.frontends.sizes import positions
 from llmc.compiler.frontends.spectrograms import FRAMES
 from llmc.errors import LlmcError
 
@@ -152,7 +153,8 @@ def _images(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
     seen = main_input(model, takes) == IMAGE or _part(config, "vision_config") is not None
     if IMAGE not in takes or not seen:
         return []
-    shape = images.image_shape(_part(config, "vision_config") or config, root)
+    tower = _part(config, "vision_config") or _part(config, "encoder")
+    shape = images.image_shape(tower or config, root)
     frames = getattr(config, "num_frames", None)
     return [Input(IMAGE, ("batch", *([frames] if frames else []), *shape))]
 
@@ -213,6 +215,8 @@ _MAKERS: Sequence[Callable[[Any, Any, Takes, Path], list[Input]]] = (
 
 def _targets(config: Any, max_seq: int) -> int:
     """The most tokens of a decoder."""
+    if (own := _part(config, "decoder")) is not None and _part(config, "encoder") is not None:
+        return positions(own.to_dict(), None, "config.json: decoder")
     stated = [
         getattr(config, key, None) for key in ("max_target_positions", "decoder_max_position_embeddings")
     ]

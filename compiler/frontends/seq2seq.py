@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmc.compiler.frontends import cross_attention, forward, reference
+from llmc.compiler.frontends import cross_attention, forward, long_tables, reference
 from llmc.compiler.frontends.heads import ROOT
 from llmc.compiler.frontends.implementations import choose
 from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
@@ -29,6 +29,7 @@ from llmc.compiler.frontends.stepping import (
     SEQ,
     STEP,
     calls,
+    program_of,
     want_same,
     with_states,
 )
@@ -101,7 +102,7 @@ def _encode(head: EncodeHead, source: Any) -> Graph:
     parts = head.parts
     moving = {axis: name for axis, name in enumerate(parts.source.axes) if isinstance(name, str)}
     bounds = {name: parts.bounds[name] for name in moving.values()}
-    program = _traced(head, (source,), [moving], bounds)
+    program = _traced(head, Inputs((parts.source,), (), bounds), (source,), [moving])
     graph = to_graph(program, [parts.source], (HIDDEN, *_names(parts.cross)), bounds, ROOT)
     updates = {name: graph.outputs[name] for name in _names(parts.cross)}
     states = tuple(part.state(updates[part.name].dtype) for part in parts.cross)
@@ -114,9 +115,10 @@ def _step(head: StepHead, ids: Any) -> Graph:
     sizes = {PAST: min(5, parts.bounds[PAST][1]), SOURCE: min(6, parts.bounds.get(SOURCE, (1, 6))[1])}
     states = [torch.randn(part.sized(**sizes)) for part in held]
     sample = (ids[:, :cut], torch.arange(3) % cut, *states)
-    program = _traced(head, sample, [{1: SEQ}, {0: KEPT}, *(part.moving for part in held)], parts.bounds)
     inputs = [Input(TEXT, (1, SEQ)), Input(KEEP, (KEPT,), low=0, high=parts.bounds[SEQ][1] - 1)]
     inputs += [Input(part.name, part.shape) for part in held]
+    moving = [{1: SEQ}, {0: KEPT}, *(part.moving for part in held)]
+    program = _traced(head, Inputs(tuple(inputs), (), parts.bounds), sample, moving)
     graph = to_graph(program, inputs, (LOGITS, *_names(parts.own)), parts.bounds, ROOT)
     made: dict[str, Callable[[Node], Node]] = {part.name: _state_of(part) for part in held}
     return with_states(graph, made, _names(parts.own))
@@ -126,27 +128,28 @@ def _names(parts: Sequence[Part]) -> list[str]:
     return [part.name for part in parts]
 
 
-def _traced(head: Any, sample: tuple[Any, ...], moving: Sequence[Mapping[int, str]], bounds: Any) -> Any:
+def _traced(head: Any, inputs: Inputs, sample: tuple[Any, ...], moving: Sequence[Mapping[int, str]]) -> Any:
     from llmc.compiler.frontends.tracing import is_unproved, trace
 
-    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
+    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in inputs.bounds.items()}
     axes = tuple({axis: dims[name] for axis, name in named.items()} for named in moving)
     with torch.no_grad():
         try:
             return trace(head, sample, axes)
         except LlmcError as error:
-            if not is_unproved(error) or not _has_grown(head):
+            if not is_unproved(error) or not isinstance(head, StepHead):
                 raise
-        return trace(head, sample, axes)
+        if _has_grown(head):
+            return trace(head, sample, axes)
+        with long_tables.endless(head.model):
+            return program_of(head, inputs, sample, axes)
 
 
-def _has_grown(head: Any) -> bool:
+def _has_grown(head: StepHead) -> bool:
     """Whether a step can be run at a place beyond all bounds: models that make tables of positions make them longer.
 
     What is traced then reads a table that is long enough for every sum of sizes that torch thinks of.
     """
-    if not isinstance(head, StepHead):
-        return False
     parts = head.parts
     past, source = 2 * parts.bounds[PAST][1], parts.bounds.get(SOURCE, (1, 1))[0]
     held = [torch.zeros(part.sized(past=past, source=source)) for part in (*parts.own, *parts.cross)]

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends import forward, generation_config
 from llmc.compiler.frontends.folder import Summary
-from llmc.compiler.frontends.inputs import FEATURES, TARGET, TEXT, Input, inputs_of
+from llmc.compiler.frontends.inputs import FEATURES, IMAGE, TARGET, TEXT, Input, inputs_of
 from llmc.compiler.frontends.program import asked
 from llmc.errors import LlmcError
 
 if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
 
-TASKS = ("text2text-generation", "automatic-speech-recognition")
+TASKS = ("text2text-generation", "automatic-speech-recognition", "image-text-to-text")
 
 
 def is_one(model: Any, task: str) -> bool:
@@ -68,9 +68,9 @@ def _source(model: Any, summary: Summary, max_seq: int) -> tuple[Input, dict[str
     from llmc.compiler.frontends.stepping import SEQ
 
     inputs = inputs_of(model, summary.root, 1, max_seq)
-    read = [given for given in inputs.given if given.name in (TEXT, FEATURES)]
+    read = [given for given in inputs.given if given.name in (TEXT, FEATURES, IMAGE)]
     if len(read) != 1:
-        raise UnsupportedError(f"{type(model).__name__} reads neither a text nor a spectrogram alone", "")
+        raise UnsupportedError(f"{type(model).__name__} reads neither a text, nor an image, nor a spectrogram alone", "")
     names: dict[str | int, str | int] = {"batch": 1, "seq": SOURCE}
     axes = tuple(names.get(axis, axis) for axis in read[0].axes)
     target = inputs.bounds["target"][1]
@@ -102,5 +102,5 @@ def generates(summary: Summary, functions: Mapping[str, Graph]) -> dict[str, Any
     (source,) = (node.attributes["name"] for node in functions[seq2seq.ENCODE].inputs)
     encoder = {"function": seq2seq.ENCODE, "source": source}
     return generation_config.of_functions(
-        summary.root, summary.config, functions, encoder=encoder, speech=source != TEXT
+        summary.root, summary.config, functions, encoder=encoder, speech=source == FEATURES
     )
