@@ -102,7 +102,9 @@ def generates(summary: Summary, functions: Mapping[str, Graph]) -> dict[str, Any
 
     (node,) = functions[seq2seq.ENCODE].inputs
     source = node.attributes["name"]
-    encoder = {"function": seq2seq.ENCODE, "source": source}
+    encoder: dict[str, Any] = {"function": seq2seq.ENCODE, "source": source}
+    if "donut" in str(summary.config.get("encoder")):  # its tasks have tokens of their own, which transformers knows
+        encoder["bare"] = 1
     in_windows = source == FEATURES and all(isinstance(size, int) for size in node.shape)
     return generation_config.of_functions(
         summary.root, summary.config, functions, encoder=encoder, speech=in_windows
