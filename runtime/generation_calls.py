@@ -78,8 +78,8 @@ class GenerationCalls:
 
         Args:
             prompt: a text, tokens, or a list of texts or of tokens. A list gives a list in the same order, and every
-                text is the one that its prompt gives alone. Of an encoder-decoder whose source is no text, the array f32
-                that its encoder takes, or with `images` how the text begins.
+                text is the one that its prompt gives alone. Of an encoder-decoder whose source is no text, the array
+                f32 that its encoder takes, or with `images` how the text begins.
             images: of a model that sees, those that the prompt has places for: paths, images of Pillow, or arrays u8
                 [height, width, 3]; one or a list, of several prompts a list with as many entries. Of a model that
                 makes a text of one image, that image.

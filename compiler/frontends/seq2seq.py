@@ -116,7 +116,7 @@ def _encode(head: EncodeHead, source: Any, at: str) -> Graph:
 
 
 def _encoding(head: EncodeHead, inputs: Inputs, source: Any, at: str) -> tuple[Any, Inputs]:
-    """The program of an encoder, and the bounds within which it holds: those of sound are what its convolutions take."""
+    """The program of an encoder, and the bounds within which it holds: convolutions take no short sound."""
     if head.parts.span not in (None, SOURCE):
         return program.export(head, inputs, head.model.config, at)
     moving = {axis: name for axis, name in enumerate(inputs.given[0].axes) if isinstance(name, str)}
@@ -182,16 +182,32 @@ def _traced(head: Any, inputs: Inputs, sample: tuple[Any, ...], moving: Sequence
 def _has_grown(head: StepHead) -> bool:
     """Whether a step can be run at a place beyond all bounds: models that make tables of positions make them longer.
 
-    What is traced then reads a table that is long enough for every sum of sizes that torch thinks of.
+    What is traced then reads a table that is long enough for every sum of sizes that torch thinks of. A table that
+    has been trained, and is another when it is made longer, stays as it is.
     """
     parts = head.parts
     past, source = 2 * parts.bounds[PAST][1], parts.bounds.get(SOURCE, (1, 1))[0]
     held = [torch.zeros(part.sized(past=past, source=source)) for part in (*parts.own, *parts.cross)]
+    tables = _tables(head)
     try:
         head(torch.tensor([[parts.start]]), torch.tensor([0]), *held)
     except Exception:  # whatever a model raises that has no such place
         return False
-    return True
+    longer = {key: table for key, table in _tables(head).items() if table is not tables.get(key)}
+    if all(torch.equal(table[: len(tables[key])], tables[key]) for key, table in longer.items()):
+        return True
+    for module, name in longer:
+        setattr(module, name, tables[module, name])
+    return False
+
+
+def _tables(head: StepHead) -> dict[tuple[Any, str], Any]:
+    """Weights and buffers by module and name."""
+    return {
+        (module, name): table
+        for module in head.modules()
+        for name, table in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
 
 
 def _state_of(part: Part, lengths: Mapping[str, Dim]) -> Callable[[Node], Node]:

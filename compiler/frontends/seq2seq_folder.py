@@ -71,7 +71,9 @@ def _source(model: Any, summary: Summary, max_seq: int) -> tuple[Input, dict[str
     inputs = inputs_of(model, summary.root, 1, max_seq)
     read = [given for given in inputs.given if given.name in (TEXT, FEATURES, IMAGE, WAVE)]
     if len(read) != 1:
-        raise UnsupportedError(f"{type(model).__name__} reads neither a text, nor an image, nor sound alone", "")
+        raise UnsupportedError(
+            f"{type(model).__name__} reads neither a text, nor an image, nor sound alone", ""
+        )
     names: dict[str | int, str | int] = {"batch": 1, "seq": SOURCE}
     axes = tuple(names.get(axis, axis) for axis in read[0].axes)
     open_axes = [axis for axis in axes if isinstance(axis, str)]
@@ -103,7 +105,9 @@ def generates(summary: Summary, functions: Mapping[str, Graph]) -> dict[str, Any
     (node,) = functions[seq2seq.ENCODE].inputs
     source = node.attributes["name"]
     encoder: dict[str, Any] = {"function": seq2seq.ENCODE, "source": source}
-    if "donut" in str(summary.config.get("encoder")):  # its tasks have tokens of their own, which transformers knows
+    if "donut" in str(
+        summary.config.get("encoder")
+    ):  # its tasks have tokens of their own, which transformers knows
         encoder["bare"] = 1
     in_windows = source == FEATURES and all(isinstance(size, int) for size in node.shape)
     return generation_config.of_functions(

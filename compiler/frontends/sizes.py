@@ -51,7 +51,7 @@ def want_of(config: Config, tensors: Tensors | None, at: str) -> None:
         LlmcError: config.json is not of these weights.
     """
     for key in LAYERS:
-        if key in config:
+        if key in config and not isinstance(config[key], dict):  # LXMERT's says how many of each kind
             number(config, key, at, 1)
     _want_at_most(config, (*DEPTHS, "depths"), MOST_LAYERS, at)
     _want_at_most(config, COUNTS, MOST_PARTS, at)
