@@ -59,6 +59,10 @@ CASES: dict[str, dict[str, Any]] = {
         **{"encoder_num_hidden_layers": 1, "decoder_num_hidden_layers": 1},
         **{"encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4},
     },
+    "SwitchTransformersForConditionalGeneration": {
+        **RELATIVE,
+        **{"num_experts": 4, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+    },
     "EncoderDecoderModel": {
         "encoder": {**CODER, "model_type": "bert", "num_attention_heads": 4},
         "decoder": {

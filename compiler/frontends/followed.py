@@ -46,7 +46,7 @@ def switch_experts(self: Any, hidden_states: Tensor, chosen: Tensor, weights: Te
 
     A token beyond its expert's capacity is no expert's, and counts nothing.
     """
-    kept, experts = chosen.squeeze(1), list(self.values())
+    kept, experts = chosen.squeeze(1), [self[f"expert_{i}"] for i in range(self.num_experts)]
     number, order = torch.sort(kept.argmax(-1))
     ends = _is_one_of(number, len(experts)).sum(0).cumsum(0).to(torch.int32)
     product = torch.ops.transformers.grouped_mm_fallback

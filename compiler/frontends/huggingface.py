@@ -76,7 +76,7 @@ def load(
         model, does = build(summary, ignore_unused)
         tokenizer = tokenizer_of(summary) if _reads_texts(model, does) else None
         padding = padded_rows.fault(model, does.name, summary.config, tokenizer)
-        limits.want_within(model.config, max_seq, str(summary.root / "config.json"))
+        limits.want_within(model, max_seq, str(summary.root / "config.json"))
         made = _functions(summary, model, does, max_seq)
         steps = next(iter(made.functions.values()), None)
         graph = steps or _whole(summary, model, made.does, max_batch, max_seq)

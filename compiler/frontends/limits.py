@@ -12,8 +12,6 @@ _GLOBAL = (
     "its attention asks of each text which of its tokens attend to all others, and goes on by the answer"
 )
 _BLOCKS = "its encoder cuts a source into blocks by Python code, which holds for one number of blocks only"
-_EXPERTS = "its experts run one after the other in Python, each on as many tokens as have chosen it, which depends on values"
-_DECODERS = "mixtures of experts in decoders can be compiled, such as Mixtral, Qwen2-MoE and Qwen3-MoE"
 _REASONS: Mapping[str, tuple[str, str]] = {
     "led": (_GLOBAL, _ALL),
     "longformer": (_GLOBAL, "BERT, RoBERTa and ModernBERT, whose attention is whole, can be compiled"),
@@ -23,20 +21,19 @@ _REASONS: Mapping[str, tuple[str, str]] = {
         "its decoder reads each text in several streams, and its tables of their places hold for one number of tokens",
         _ALL,
     ),
-    "switch_transformers": (_EXPERTS, _DECODERS),
-    "nllb-moe": (_EXPERTS, f"{_DECODERS}; NLLB without experts (M2M100) too"),
 }
 
 
-def want_within(config: Any, max_seq: int, at: str) -> None:
+def want_within(model: Any, max_seq: int, at: str) -> None:
     """Refuse what is known to be no one thing, or another thing for long texts.
 
     Args:
-        config: transformers'.
+        model: of transformers.
 
     Raises:
         LlmcError: it is.
     """
+    config = model.config
     if config.model_type == "falcon" and getattr(config, "alibi", False):
         raise LlmcError(
             "Falcon with alibi has no one answer: transformers' own ways of attention differ by a tenth of the logits",

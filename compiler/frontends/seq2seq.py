@@ -120,6 +120,12 @@ def _encoding(head: EncodeHead, inputs: Inputs, source: Any, at: str) -> tuple[A
     if head.parts.span not in (None, SOURCE):
         return program.export(head, inputs, head.model.config, at)
     moving = {axis: name for axis, name in enumerate(inputs.given[0].axes) if isinstance(name, str)}
+    try:
+        return _traced(head, inputs, (source,), [moving]), inputs
+    except LlmcError as error:
+        if head.parts.span is None or not isinstance(error.__cause__, TypeError):
+            raise
+    head.masked = True
     return _traced(head, inputs, (source,), [moving]), inputs
 
 

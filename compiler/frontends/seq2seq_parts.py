@@ -133,9 +133,10 @@ def _with_past(decoder: Any, given: tuple[Any, ...], named: dict[str, Any]) -> t
     return given, {**named, _PAST_MASK: mask}
 
 
-def encoded(model: Any, source: Any) -> Any:
-    """The encoder's vectors [1, source, width]."""
-    return model.get_encoder()(source, return_dict=True).last_hidden_state
+def encoded(model: Any, source: Any, masked: bool = False) -> Any:
+    """The encoder's vectors [1, source, width]; `masked`: it is told that all tokens are the source's."""
+    given = {"attention_mask": torch.ones(source.shape[:2], dtype=torch.long)} if masked else {}
+    return model.get_encoder()(source, return_dict=True, **given).last_hidden_state
 
 
 def decoded(model: Any, hidden: Any, ids: Any, cache: Any) -> Any:
@@ -166,7 +167,13 @@ def unset(layers: int) -> Any:
 
 
 class EncodeHead(nn.Module):
-    """`forward(source)` -> the encoder's vectors, and the decoder's keys and values of them."""
+    """`forward(source)` -> the encoder's vectors, and the decoder's keys and values of them.
+
+    Attributes:
+        masked: whether the encoder is given a mask, which some make themselves only where they are not traced.
+    """
+
+    masked = False
 
     def __init__(self, model: nn.Module, parts: Parts) -> None:
         super().__init__()
@@ -174,7 +181,7 @@ class EncodeHead(nn.Module):
         self.register_buffer("start", torch.tensor([[parts.start]]), persistent=False)
 
     def forward(self, source: Any) -> tuple[Any, ...]:
-        hidden = encoded(self.model, source)
+        hidden = encoded(self.model, source, self.masked)
         own = caches.filled(self.parts.own, self.parts.nothing())  # type: ignore[arg-type]  # it reads layer and part
         cross = unset(len(own.layers))
         decoded(self.model, hidden, self.start, EncoderDecoderCache(own, cross))
