@@ -61,7 +61,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "SwitchTransformersForConditionalGeneration": {
         **RELATIVE,
-        **{"num_experts": 4, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+        **{
+            "num_experts": 4,
+            "num_decoder_layers": 1,
+            "num_sparse_encoder_layers": 1,
+            "num_sparse_decoder_layers": 1,
+        },
     },
     "EncoderDecoderModel": {
         "encoder": {**CODER, "model_type": "bert", "num_attention_heads": 4},

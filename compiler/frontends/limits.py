@@ -18,7 +18,7 @@ _REASONS: Mapping[str, tuple[str, str]] = {
     "pegasus_x": (_BLOCKS, _ALL),
     "longt5": (_BLOCKS, _ALL),
     "prophetnet": (
-        "its decoder reads each text in several streams, and its tables of their places hold for one number of tokens",
+        "its decoder guesses several tokens at each place in streams of their own, by code that holds for some lengths",
         _ALL,
     ),
 }
@@ -46,6 +46,13 @@ def want_within(model: Any, max_seq: int, at: str) -> None:
             "LXMERT reads what a detector has found in a picture (visual_feats, visual_pos), which llmc does not make",
             at=at,
             hint="export it by torch.export with input_ids, visual_feats and visual_pos, and compile the .pt2 file",
+        )
+    if any(type(module).__name__ == "NllbMoeSparseMLP" for module in model.modules()):
+        raise LlmcError(
+            "transformers itself reads only the first two experts of each layer of NLLB-MoE: no numbers are right",
+            at=at,
+            found="modeling_nllb_moe.py of 5.23 takes the mask of the chosen experts for their numbers",
+            hint="NLLB without experts (M2M100), Switch Transformers and mixtures in decoders can be compiled",
         )
     kept = getattr(config, "keep_window_size", None)
     if config.model_type == "doge" and isinstance(kept, int) and kept < max_seq:
