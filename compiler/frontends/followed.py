@@ -51,7 +51,7 @@ def switch_experts(self: Any, hidden_states: Tensor, chosen: Tensor, weights: Te
     ends = _is_one_of(number, len(experts)).sum(0).cumsum(0).to(torch.int32)
     product = torch.ops.transformers.grouped_mm_fallback
     inner = product(hidden_states[order], torch.stack([e.wi.weight.T for e in experts]), ends)
-    made = product(experts[0].act(inner), torch.stack([e.wo.weight.T for e in experts]), ends)
+    made: Tensor = product(experts[0].act(inner), torch.stack([e.wo.weight.T for e in experts]), ends)
     return made[torch.argsort(order)] * (weights * kept.sum(-1, keepdim=True))
 
 
