@@ -121,7 +121,8 @@ def given_of(
 
 def _of_array(model: Model, encoder: EncoderEntry, prompt: Any, images: Any) -> Given:
     """A source that is an image or a sound, and how the text begins."""
-    source, begun = (prompt, []) if isinstance(prompt, np.ndarray) else (None, _tokens(model, prompt, False))
+    source = prompt if isinstance(prompt, np.ndarray) else None
+    begun = [] if source is not None or prompt == "" else _tokens(model, prompt, False)
     if images is not None:
         if source is not None or len(shown := batch_of(images, "images", (2, 3))) != 1:
             raise LlmcError("a text is made of one image", at=str(model.path))

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from random_any import made
 from random_seq2seq import CASES
 
@@ -91,15 +90,13 @@ def test_a_text_that_is_begun(seer: Any) -> None:
         assert opened.generate(begun, images=picture(0), max_new_tokens=6).ids == wanted[3:]
 
 
-def test_the_terminal_describes_an_image(seer: Any, tmp_path: Path) -> None:
+def test_the_terminal_describes_an_image(seer: Any, tmp_path: Path, capsys: Any) -> None:
     from PIL import Image
 
     Image.fromarray(picture(1)).save(tmp_path / "a.png")
-    made_of = CliRunner().invoke(
-        main, ["run", str(seer[0].path), "--image", str(tmp_path / "a.png"), "--json"]
-    )
-    assert made_of.exit_code == 0, made_of.output
-    assert json.loads(made_of.stdout)[0]["tokens"] == seer[0].generate(images=picture(1)).ids
+    assert main(["run", str(seer[0].path), "--image", str(tmp_path / "a.png"), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["tokens"] == seer[0].generate(images=picture(1)).ids
 
 
 def test_what_is_no_source(seer: Any, hearer: Any) -> None:

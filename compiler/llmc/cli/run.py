@@ -148,7 +148,7 @@ def command(
 
 def _describes(model: Any) -> bool:
     """Whether the model makes a text of an image alone."""
-    entry = model.manifest.generation
+    entry = model.manifest.generation if model.generates else None
     return entry is not None and entry.encoder is not None and entry.speech is None
 
 
