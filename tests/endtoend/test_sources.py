@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from generating import changed
 from random_any import made
 from random_seq2seq import CASES
 
@@ -75,7 +76,7 @@ def test_a_text_of_an_image(seer: Any, options: dict[str, Any]) -> None:
     ]
 
 
-def test_a_text_that_is_begun(seer: Any) -> None:
+def test_a_text_that_is_begun(seer: Any, tmp_path: Path) -> None:
     """The token that a text begins with comes before, once; a model with tokens for its tasks leaves it to them."""
     opened, model = seer
     array = opened.preprocess(images=[picture(0)])["pixel_values"]
@@ -88,6 +89,14 @@ def test_a_text_that_is_begun(seer: Any) -> None:
     assert wanted[:3] == [2, 7, 8]
     for begun in ([7, 8], [2, 7, 8]):
         assert opened.generate(begun, images=picture(0), max_new_tokens=6).ids == wanted[3:]
+    encoder = {**opened.manifest.raw["generation"]["encoder"], "bare": 1}
+    with (
+        llmc.load(changed(opened.path, tmp_path, encoder=encoder), threads=1) as bare,
+        bare.session() as session,
+    ):
+        session.run({"pixel_values": array})
+        logits = session.call("step", input_ids=[[7, 8]], logits_to_keep=[1])["logits"]
+        assert bare.generate([7, 8], images=picture(0), max_new_tokens=1).ids == [int(logits.argmax())]
 
 
 def test_the_terminal_describes_an_image(seer: Any, tmp_path: Path, capsys: Any) -> None:
