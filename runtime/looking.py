@@ -82,7 +82,7 @@ def prepared(model: Model, sources: Sequence[Any]) -> Looked:
     from llmc.runtime.media import steps_of
 
     entry, steps = images_of(model), steps_of(model)
-    opened = [images.open_image(source, steps.channels) for source in sources]
+    opened = [images.open_image(source, steps.channels, steps.white) for source in sources]
     arrays, sizes = made(opened, steps)
     count = len(arrays[PIXELS])
     if count > entry.most:
