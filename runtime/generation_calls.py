@@ -99,6 +99,11 @@ class GenerationCalls:
             raise LlmcError(
                 "each has options of several prompts, there is one", hint="give a list of prompts"
             )
+        if options.pop("num_return_sequences", None) not in (None, 1):
+            raise LlmcError(
+                "generate gives the best text alone",
+                hint="model.search(num_return_sequences=...) gives several",
+            )
         beams = _beams(generation_of(model), num_beams, session, options)
         if beams == 1 and not several:
             return self.stream(prompt, images=images, session=session, **options).all()
