@@ -281,10 +281,7 @@ def _nothing() -> None:
 
 def _borrowed(model: Model) -> tuple[Session, Callable[[], None]]:
     """A session that the model keeps, and how it is given back; another one while it is lent."""
-    try:
-        session = model._idle.pop()
-    except IndexError:
-        session = model.session()
+    session = model._kept_session()
 
     def give_back() -> None:
         if model._handle is not None and not model._idle:
