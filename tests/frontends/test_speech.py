@@ -18,6 +18,7 @@ import torch
 from random_any import made
 from random_seq2seq import CASES
 
+from llmc.cli import run as run_command
 from llmc.cli import speech as command
 from llmc.cli.media import Told
 from llmc.compiler.frontends import generation_config, generation_settings, speech_config
@@ -238,6 +239,13 @@ def test_text_for_a_model_that_hears() -> None:
         want_source(model, encoder, [1])
     assert "the model reads input_features, not text" in str(caught.value)
     assert "model.transcribe(audio), llmc run --audio FILE" in str(caught.value)
+
+
+def test_a_text_for_the_command(ours: Any) -> None:
+    """It is sent to sounds, not to prompts that the model does not take either."""
+    with pytest.raises(LlmcError, match="the model writes down speech") as caught:
+        run_command._run_texts(ours, [], None, False, None, False)
+    assert caught.value.hint == "give a sound: --audio FILE"
 
 
 def test_a_session_of_another_model(ours: Any) -> None:

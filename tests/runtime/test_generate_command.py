@@ -148,6 +148,7 @@ def test_a_conversation(cli, words, model):
         ),
         (["--prompt-file", "nowhere"], 1, "cannot read the prompt: No such file"),
         (["--text", "a"], 1, "give the text by --prompt"),
+        (["--image", "a.png"], 1, "the model takes no images"),
         ([], 2, "Give one of --text, --prompt"),
     ],
 )
