@@ -50,9 +50,13 @@ def with_sizes(graph: Graph, sizes: Mapping[Node, int]) -> Graph:
     return graph.replace(lambda node: _within(node, sizes[node], sizes[node]) if node in sizes else node)
 
 
-def with_empty(graph: Graph, asked: Collection[str]) -> Graph:
-    """The graph whose inputs that nothing reads may hold nothing, along dynamic axes without bounds that were asked."""
-    free = unread_dims(graph) - set(asked)
+def with_empty(graph: Graph, asked: Collection[str], empty: Collection[str]) -> Graph:
+    """The graph whose inputs that nothing reads may hold nothing, along dynamic axes without bounds that were asked.
+
+    Args:
+        empty: other dims that may be 0, as that of a past is at first.
+    """
+    free = (unread_dims(graph) - set(asked)) | (set(empty) & set(graph.dims))
     dims = {name: Bounds(0 if name in free else low, high) for name, (low, high) in graph.dims.items()}
     return replace(graph, dims=dims) if free else graph
 

@@ -84,6 +84,7 @@ def _attention(call: Call) -> Result:
     present = None
     if call.has(4):
         past = call.node(4)
+        call.may_be_empty(past.shape[3])
         olds = [call.reshape(call.sliced(past, 0, i, i + 1), past.shape[1:]) for i in (0, 1)]
         k, v = (call.op("concat", old, new, axis=2) for old, new in zip(olds, (k, v), strict=True))
     if call.wants(1):
@@ -105,6 +106,7 @@ def _multi_head(call: Call) -> Result:
             start += width
     q, k, v = (_heads(call, part, heads) for part in parts)
     if call.has(6):
+        call.may_be_empty(call.node(6).shape[2])
         k, v = (call.op("concat", call.node(i), new, axis=2) for i, new in ((6, k), (7, v)))
     return (_answer(call, q, k, v, padding=4), k, v)[: call.outputs]
 
