@@ -15,7 +15,7 @@ from llmc.compiler.dims import Dim
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_microsoft import microsoft
 from llmc.compiler.graph import Node, Weight
-from llmc.compiler.ops import constant
+from llmc.compiler.ops import constant, make
 from llmc.compiler.ops.storage import pack_indices, unpack_indices
 
 Array = np.ndarray[Any, Any]
@@ -55,6 +55,7 @@ def _rows(call: Call) -> Node:
     return call.op("add", y, _each(call, offsets, weight.block, columns))
 
 
+_UNFIT = "levels or zero points that are not those of its rows and columns"
 _SINGLE = {
     21: 0,
     22: 8,
@@ -70,6 +71,8 @@ class _Blocks:
         call.require(self.bits in (4, 8), f"weights of {self.bits} bits")
         call.require(self.block >= 2 and self.block % 2 == 0, f"blocks of {self.block} columns")
         self.blocks, self.half = -(-self.columns // self.block), 1 << (self.bits - 1)
+        fits = _array(call, scales).size == self.rows * self.blocks
+        call.require(fits, f"scales that are not {self.blocks} for each of {self.rows} rows")
         steps, name = _array(call, scales), call.node(levels).attributes["value"].name
         rows = pack_indices(self._numbers(levels, self.columns), self.bits)
         steps = _halves(steps.reshape(self.rows, self.blocks))
@@ -79,14 +82,18 @@ class _Blocks:
     def decoded(self, parts: Sequence[Node]) -> Node:
         """The values of levels and scales."""
         block = min(self.block, self.columns)
-        return self.call.op("blockwise", *parts, columns=self.columns, bits=self.bits, block=block)
+        options = {"columns": self.columns, "bits": self.bits, "block": block}
+        return make("blockwise", tuple(parts), self.call.source, **options)  # not folded: it stays small
 
     def _numbers(self, position: int, count: int) -> Array:
         """u8 `[rows, count]`: the levels of an input, of which 4-bit types have each by itself, bytes two."""
         held, kind = _array(self.call, position), self.call.kinds[position]
         if kind in _SINGLE:
+            self.call.require(held.size == self.rows * count, _UNFIT)
             return (held.reshape(self.rows, count).astype(np.int64) + _SINGLE[kind]).astype(np.uint8)
         self.call.require(held.dtype == np.uint8, "levels that are not bytes")
+        fits = held.size % max(self.rows, 1) == 0 and held.size * 8 >= self.rows * count * self.bits
+        self.call.require(fits, _UNFIT)
         return unpack_indices(held.reshape(self.rows, -1), count, self.bits)[:, :count]
 
     def _zeros(self, position: int) -> Array | None:
@@ -95,6 +102,7 @@ class _Blocks:
         if not call.has(position):
             return np.zeros((self.rows, self.blocks)) if kind in _SINGLE and not _SINGLE[kind] else None
         if _array(call, position).dtype.kind == "f":
+            call.require(_array(call, position).size == self.rows * self.blocks, _UNFIT)
             return _array(call, position).reshape(self.rows, self.blocks)
         return self._numbers(position, self.blocks)
 
@@ -129,7 +137,7 @@ def _in_order(call: Call, columns: int) -> None:
     if call.has(4):
         groups = _array(call, 4)[:columns]
         same = np.array_equal(groups, np.arange(columns) // call.attribute("block_size", 128))
-        call.require(same, "a MatMulNBits whose columns are grouped in another order (g_idx)")
+        call.require(same, "columns that are grouped in another order (g_idx)", "quantise without act_order")
 
 
 def _sums(call: Call, x: Node, block: int, blocks: int) -> Node:

@@ -96,6 +96,12 @@ def test_scales_of_halves_are_kept_in_halves(tmp_path: Path) -> None:
     assert weight.inputs[1].dtype == "f16"
 
 
+@pytest.mark.parametrize("weights", [{"s": np.ones(3, np.float32)}, {"w": np.zeros((16, 4, 7), np.uint8)}])
+def test_parts_that_do_not_fit(weights: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(LlmcError, match="that are not"):
+        product(tmp_path, SHAPES[1], "", weights=weights)
+
+
 def test_groups_in_order_and_in_another(tmp_path: Path) -> None:
     order = np.arange(64, dtype=np.int32) // 16
     product(tmp_path, SHAPES[1], "", weights={"g": order})
