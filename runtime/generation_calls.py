@@ -102,6 +102,11 @@ class GenerationCalls:
             raise LlmcError(
                 "each has options of several prompts, there is one", hint="give a list of prompts"
             )
+        if options.pop("num_return_sequences", None) not in (None, 1):
+            raise LlmcError(
+                "generate gives the best text alone",
+                hint="model.search(num_return_sequences=...) gives several",
+            )
         beams = _beams(generation_of(model), num_beams, session, options)
         if beams == 1 and not several:
             return self.stream(prompt, images=images, session=session, **options).all()
@@ -279,10 +284,7 @@ def _nothing() -> None:
 
 def _borrowed(model: Model) -> tuple[Session, Callable[[], None]]:
     """A session that the model keeps, and how it is given back; another one while it is lent."""
-    try:
-        session = model._idle.pop()
-    except IndexError:
-        session = model.session()
+    session = model._kept_session()
 
     def give_back() -> None:
         if model._handle is not None and not model._idle:

@@ -244,6 +244,8 @@ def _run_texts(
     model: Any, lines: list[Line], prompt: str | None, strict: bool, output: Path | None, as_json: bool
 ) -> None:
     """Answers in the order of the texts; those that cannot be run come as an error, after the others."""
+    if model.generates and model.manifest.generation.speech is not None:
+        raise LlmcError("the model writes down speech", at=str(model.path), hint="give a sound: --audio FILE")
     if model.generates:
         raise LlmcError("the model continues texts", at=str(model.path), hint="give the text by --prompt")
     from llmc.cli import answers
