@@ -19,6 +19,7 @@ from llmc.runtime.prompts import (
 )
 
 if TYPE_CHECKING:
+    from llmc.runtime.arrays import Array
     from llmc.runtime.chat import Message
     from llmc.runtime.generated import Generated, TextStream
     from llmc.runtime.generation import Generation
@@ -42,7 +43,7 @@ class GenerationCalls:
     @overload
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Array = "",
         *,
         images: Any = None,
         session: Session | None = None,
@@ -64,7 +65,7 @@ class GenerationCalls:
 
     def generate(
         self,
-        prompt: Any,
+        prompt: Any = "",
         *,
         images: Any = None,
         session: Session | None = None,
@@ -77,9 +78,11 @@ class GenerationCalls:
 
         Args:
             prompt: a text, tokens, or a list of texts or of tokens. A list gives a list in the same order, and every
-                text is the one that its prompt gives alone.
+                text is the one that its prompt gives alone. Of an encoder-decoder whose source is no text, the array
+                f32 that its encoder takes, or with `images` how the text begins.
             images: of a model that sees, those that the prompt has places for: paths, images of Pillow, or arrays u8
-                [height, width, 3]; one or a list, of several prompts a list with as many entries.
+                [height, width, 3]; one or a list, of several prompts a list with as many entries. Of a model that
+                makes a text of one image, that image.
             num_beams: more than 1: the best text that `search` finds, one prompt after the other; None: as the model's
                 makers say, mostly 1. Where tokens are drawn, a text is
                 held to a grammar or has an assistant, or a session is given, it is 1.
@@ -120,7 +123,7 @@ class GenerationCalls:
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Array = "",
         *,
         images: Any = None,
         session: Session | None = None,
@@ -138,7 +141,7 @@ class GenerationCalls:
 
     def search(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Array = "",
         *,
         images: Any = None,
         num_beams: int | None = None,

@@ -13,6 +13,7 @@ import numpy as np
 from llmc.errors import LlmcError
 from llmc.runtime import images, patches
 from llmc.runtime.arrays import Array
+from llmc.runtime.source import hold
 
 if TYPE_CHECKING:
     from llmc.runtime.generation_entry import GenerationEntry
@@ -41,10 +42,12 @@ class Looked:
 
 
 def look(session: Session, entry: GenerationEntry, looked: Looked | None) -> float:
-    """Have a session hold these images, and no others; the seconds that it took.
+    """Have a session hold these images, and no others; the seconds that it took. An encoder's is an array.
 
     What it holds of a text stays where the images are those that it held before.
     """
+    if entry.encoder is not None and looked is not None:
+        return hold(session, entry.encoder, looked.arrays[entry.encoder.source])
     if entry.images is None:
         return 0.0
     looked, begin = looked or Looked(), time.perf_counter()

@@ -214,6 +214,27 @@ class Listener:
         return self.decoder.text_of(words).strip() if self.decoder else ""
 
 
+def _whole(
+    model: Model,
+    audio: Any,
+    asked: tuple[Any, ...],
+    rate: tuple[int | None, bool],
+    session: Session | None,
+    options: dict[str, Any],
+) -> Transcript:
+    """Of a model that hears a sound at once, and knows of no language, task or timestamp."""
+    if any(asked):
+        raise LlmcError("the model has no languages, tasks or timestamps", at=str(model.path))
+    begin, sounds = time.perf_counter(), Sounds(model)
+    samples = sounds.open(audio, *rate)
+    made = model.generate(sounds([samples])[sounds.name], session=session, **{"do_sample": False, **options})
+    ids, seconds = tuple(made.ids), len(samples) / sounds.steps.rate
+    text = made.text.strip()
+    return Transcript(
+        text, None, (Segment(0.0, seconds, text, ids),), ids, seconds, time.perf_counter() - begin
+    )
+
+
 def transcribe(
     model: Model,
     audio: Any,
@@ -226,6 +247,8 @@ def transcribe(
 ) -> Transcript:
     """See `Model.transcribe`."""
     want_own(model, session)
+    if (entry := generation_of(model)).encoder is not None and entry.speech is None:
+        return _whole(model, audio, (language, task, timestamps), rate, session, options)
     listener = Listener(model, language, task, timestamps, options)
     sounds = Sounds(model)
     samples = sounds.open(audio, *rate, whole=True)

@@ -178,8 +178,8 @@ class Tokens:
     def __init__(
         self, stated: Mapping[str, Any], config: Mapping[str, Any], vocabulary: int, at: str
     ) -> None:
-        text = config.get("text_config")
-        self._places = [stated, config, text if isinstance(text, dict) else {}]
+        inner = [config.get(name) for name in _INNER]
+        self._places = [stated, config, *(part for part in inner if isinstance(part, dict))]
         self._vocabulary, self._at = vocabulary, at
 
     def several(self, key: str) -> list[int]:

@@ -124,7 +124,7 @@ def _records(path: Path, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]
     try:
         for record in reader:
             at = f"{path}, line {reader.line_num}"
-            if more := record.pop(None, None):  # the key of fields without a column
+            if more := record.pop(None, None):  # the key of what has no column
                 raise LlmcError(
                     f"the row has more fields than the first, which names {len(record)}",
                     at=at,

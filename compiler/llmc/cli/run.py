@@ -136,12 +136,20 @@ def command(
         arrays = dict(map(read_input, inputs))
         outputs = _in_session(model, function, past, arrays)
         show_arrays(outputs, output, as_json)
+    elif images and _describes(model):
+        generate.run(model, "", images, as_json, settings)
     elif images:
         _media().run_images(model, images, _texts_beside(lines), threshold, _media().Told(as_json, output))
     elif audio:
         _media().run_audio(model, audio, resample, _media().Told(as_json, output), spoken)
     else:
         _run_texts(model, lines, prompt, strict, output, as_json)
+
+
+def _describes(model: Any) -> bool:
+    """Whether the model makes a text of an image alone."""
+    entry = model.manifest.generation
+    return entry is not None and entry.encoder is not None and entry.speech is None
 
 
 def _media() -> Any:
