@@ -160,7 +160,14 @@ def _squeeze(call: Call, x: Array, axes: Array | None = None) -> Any:
     return np.squeeze(x, tuple(_axes(call, axes)) or None)
 
 
-def _slice(call: Call, x: Array, starts: Array, ends: Array, axes: Any = None, steps: Any = None) -> Any:
+def _slice(call: Call, x: Array, *bounds: Array | None) -> Any:
+    """Before opset 10 the bounds are attributes."""
+    if not bounds:
+        named = [call.attributes.get(name) for name in ("starts", "ends", "axes")]
+        bounds = tuple(None if n is None else np.array(n, object) for n in named)
+    starts, ends, axes, steps = (*bounds, *(None,) * (4 - len(bounds)))
+    if starts is None or ends is None:
+        raise UndecidedError
     count = starts.size
     axes = range(count) if axes is None else axes.reshape(-1)
     steps = [1] * count if steps is None else steps.reshape(-1)
