@@ -22,7 +22,7 @@ from llmc.compiler.ops import constant
 
 Array = np.ndarray[Any, Any]
 _LIMIT = 256  # elements; shapes are short
-_INTEGERS = ("i32", "i64")
+_INTEGERS = ("i32", "i64")  # ONNX's types 6 and 7
 
 
 class UndecidedError(Exception):
@@ -45,7 +45,10 @@ def on_sizes(call: Call) -> Value | None:
         made = compute(call, *[None if a is None else a.astype(object) for a in arrays])
     except UndecidedError:
         return None
-    return None if made is None else as_value(made, min(dtypes), call.source)
+    if made is None:
+        return None
+    stated = _INTEGERS[int(call.attributes["to"]) - 6] if call.type == "Cast" else min(dtypes)
+    return as_value(made, stated, call.source)
 
 
 def as_value(array: Any, dtype: str, source: Source) -> Value:
