@@ -35,7 +35,12 @@ def _max_pool(call: Call) -> Result:
 
 @onnx_op("AveragePool")
 def _avg_pool(call: Call) -> Node:
-    given, padding = call.node(0), bool(call.attribute("count_include_pad", 0))
+    return average(call, call.node(0))
+
+
+def average(call: Call, given: Node) -> Node:
+    """The averages of windows of the node."""
+    padding = bool(call.attribute("count_include_pad", 0))
     x, axes = _axes(call, given)
     if x is not given and not padding:  # what lies around is no part of an average
         ones = call.expand(call.number(1, x.dtype), (1, 1, *given.shape[2:]))
