@@ -55,7 +55,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--compile", action="store_true", help="compare and time an artifact")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quant", help="as in `llmc compile`")
+    parser.add_argument("--quant", default="none", help="as in `llmc compile`")
     return parser.parse_args()
 
 

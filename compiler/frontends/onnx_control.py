@@ -9,6 +9,7 @@ from llmc.compiler.frontends.composed import joined
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_parts import backwards
 from llmc.compiler.frontends.onnx_values import Items, Sizes, Unsized, Value, known
+from llmc.compiler.frontends.onnx_while import passed_on, trips_of
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import input_, results
@@ -65,13 +66,16 @@ def _data(call: Call, values: Sequence[Value | None]) -> list[Node]:
 def _loop(call: Call) -> Results:
     """Written out where it is short, or its values change their shape; else a loop of the IR."""
     count = known(call.value(0)) if call.has(0) else None
-    call.require(count is not None, "a Loop whose length is computed from the values of tensors")
-    assert count is not None
-    trips = count.reshape(()).item()
+    trips = None if count is None else count.reshape(()).item()
+    endless = isinstance(trips, int) and trips >= _KNOWN_END
+    counts = endless or not call.has(0)
+    if counts:
+        trips = trips_of(call)
+        call.require(trips is not None or not endless, "a Loop without an end that is known")
+    call.require(trips is not None, "a Loop whose length is computed from the values of tensors")
     if isinstance(trips, int) and trips <= _UNROLLED:
         return _unrolled(call, trips)
-    call.require(not isinstance(trips, int) or trips < _KNOWN_END, "a Loop without an end that is known")
-    return _kept(call, trips)
+    return _kept(call, trips, counts)
 
 
 def _unrolled(call: Call, trips: int) -> Results:
@@ -103,25 +107,38 @@ def _goes_on(condition: Value | None) -> bool:
     return bool(array.reshape(()))
 
 
-def _kept(call: Call, trips: Any) -> Results:
-    """The number of the iteration is scanned; conditions must hold throughout."""
+def _kept(call: Call, trips: Any, counts: bool) -> Results:
+    """The number of the iteration is scanned; conditions must hold throughout, but of a loop that counts itself.
+
+    What a body hands on as it is lies outside.
+    """
     graph, captured = call.attributes["body"], Captured()
-    call.require(not call.has(1) or _goes_on(call.value(1)), "a Loop that does not begin")
-    carried = [call.node(i) for i in range(2, len(call.inputs))]
+    values = [call.value(i) for i in range(2, len(call.inputs))]
+    moving = [i for i in range(len(values)) if not passed_on(graph, i)]
+    call.require(counts or not call.has(1) or _goes_on(call.value(1)), "a Loop that does not begin")
+    carried = [call.data(values[i]) for i in moving]
     scope = call.scope.body(graph, captured)
     at = input_("at", "i64", ())
     states = [input_(f"carried{i}", n.dtype, n.shape) for i, n in enumerate(carried)]
-    given = [at, call.number(True, "bool"), *states]
+    inside: list[Value] = [captured(value) for value in values]
+    for i, state in zip(moving, states, strict=True):
+        inside[i] = state
+    given = [at, call.number(True, "bool"), *inside]
     for info, value, kind in zip(graph.input, given, [7, 9, *call.kinds[2:]], strict=True):
         scope.keep(info.name, value, kind)
     going, *made = scope.results(graph)
-    call.require(_goes_on(going), "a Loop that ends early")
-    body = Graph((at, *states, *captured.inner.values()), _named(_data(call, made)))
+    call.require(counts or _goes_on(going), "a Loop that ends early")
+    kept = [*(made[i] for i in moving), *made[len(values) :]]
+    body = Graph((at, *states, *captured.inner.values()), _named(_data(call, kept)))
     order = call.op("iota", length=trips)
     node = call.op(
         "loop", order, *carried, *captured.inner, body=body, count=trips, scanned=1, carried=len(carried)
     )
-    return results(node)
+    found = results(node)
+    after: list[Value | None] = list(values)
+    for i, result in zip(moving, found, strict=False):
+        after[i] = result
+    return (*after, *found[len(moving) :])
 
 
 def _named(nodes: Sequence[Node]) -> dict[str, Node]:

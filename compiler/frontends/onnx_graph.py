@@ -20,10 +20,10 @@ from llmc.compiler.frontends.onnx_check import in_order
 from llmc.compiler.frontends.onnx_file import OnnxFile
 from llmc.compiler.frontends.onnx_kinds import DTYPES, dtype_name, held_in
 from llmc.compiler.frontends.onnx_own import PAST, PRESENT, Own, own
-from llmc.compiler.frontends.onnx_reader import Reader
+from llmc.compiler.frontends.onnx_reader import NO_OP, Reader
 from llmc.compiler.frontends.onnx_scope import Scope
 from llmc.compiler.frontends.onnx_values import MOST_AXES, Attributes, Inputs, Items
-from llmc.compiler.frontends.report import report
+from llmc.compiler.frontends.report import Problem, report
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import input_, state_
 from llmc.errors import LlmcError, LlmcWarning
@@ -64,7 +64,7 @@ def to_graph(
         scope.keep(info.name, node, info.type.tensor_type.elem_type)
     reader.read_all(proto.node, [o.name for o in proto.output], scope)
     if reader.problems:
-        raise report(reader.problems, _hint(inputs), by_place=False)
+        raise report(reader.problems, _hint(inputs, reader.problems), by_place=False)
     found = {str(name): size for name, size in reader.sums.items() if axes.is_free(name)}
     if found and not sums:
         return to_graph(file, bounds, dims, found)
@@ -105,10 +105,10 @@ def _bounds(name: str, said: Own, bounds: Mapping[str, tuple[int, int]]) -> Boun
     return Bounds(low, min(high, asked.high) if name == "batch" and asked.high != MAX_BATCH else high)
 
 
-def _hint(inputs: Sequence[Node]) -> str:
-    """What to do; sizes that always are the same often decide what an op of a file asks of them."""
+def _hint(inputs: Sequence[Node], problems: Sequence[Problem]) -> str:
+    """What to do; sizes that always are the same often decide what an op of a file asks of them, not whether it is."""
     open_axes = sorted({str(d) for node in inputs for d in node.shape if not isinstance(d, int)})
-    if not open_axes:
+    if not open_axes or all(problem.reason == NO_OP for problem in problems):
         return _HINT.format("")
     fix = f", or say that one of {', '.join(open_axes)} always has one size: --dim {open_axes[-1]}=SIZE"
     return _HINT.format(fix)

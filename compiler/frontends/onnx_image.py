@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmc.compiler.dims import Dim, product
+from llmc.compiler.dims import Dim, dim, floored, product
 from llmc.compiler.frontends import composed_norm
 from llmc.compiler.frontends.composed import by_channel
 from llmc.compiler.frontends.composed_conv import (
@@ -18,11 +18,12 @@ from llmc.compiler.frontends.composed_conv import (
 )
 from llmc.compiler.frontends.onnx_call import Call, Result, onnx_op
 from llmc.compiler.frontends.onnx_choice import by_values
+from llmc.compiler.frontends.onnx_pad import surrounded
 from llmc.compiler.graph import Node
 
 
-def windows_of(call: Call, kernel: Sequence[int], sizes: Sequence[Dim]) -> Windows:
-    """Strides, dilations and pads of a node; "same" padding depends on the sizes."""
+def windows_of(call: Call, kernel: Sequence[int], sizes: Sequence[Dim | None]) -> Windows:
+    """Strides, dilations and pads of a node; "same" padding depends on the sizes, None where it is around already."""
     rank = len(kernel)
     stated = tuple(call.attribute("kernel_shape", kernel))
     call.require(stated == tuple(kernel), f"a kernel_shape {list(stated)} that is not the weight's")
@@ -33,7 +34,11 @@ def windows_of(call: Call, kernel: Sequence[int], sizes: Sequence[Dim]) -> Windo
 
 
 def _pads(
-    call: Call, kernel: Sequence[int], sizes: Sequence[Dim], stride: Sequence[int], dilation: Sequence[int]
+    call: Call,
+    kernel: Sequence[int],
+    sizes: Sequence[Dim | None],
+    stride: Sequence[int],
+    dilation: Sequence[int],
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     rank, kind = len(kernel), call.attribute("auto_pad", "NOTSET")
     pads = tuple(call.attribute("pads", [0] * 2 * rank))
@@ -42,7 +47,10 @@ def _pads(
     call.require(kind in ("SAME_UPPER", "SAME_LOWER"), f"auto_pad {kind}")
     totals = []
     for k, size, s, d in zip(kernel, sizes, stride, dilation, strict=True):
-        call.require(isinstance(size, int) or s == 1, f"auto_pad {kind} of a dynamic size with a stride")
+        if size is None:
+            totals.append(0)
+            continue
+        call.require(isinstance(size, int) or s == 1, f"auto_pad {kind} of a dynamic size with such a stride")
         count = -(-size // s) if isinstance(size, int) else 0
         rest = (count - 1) * s - size if isinstance(size, int) else -1
         totals.append(max(0, rest + (k - 1) * d + 1))
@@ -59,10 +67,31 @@ def bias_of(call: Call, position: int) -> Node | None:
     return call.node(position) if call.has(position) else None
 
 
+def around(call: Call, x: Node, kernel: Sequence[int], fill: float) -> tuple[Node, Windows]:
+    """x and the windows on it; `fill` lies around x where "same" padding is by sizes that calls decide.
+
+    Of n elements ceil(n / stride) windows are wanted, which is `ceil(n / s) s - s + reach - n` more elements: at least
+    none where a window reaches as far as the next one begins.
+    """
+    kind, rank = call.attribute("auto_pad", "NOTSET"), len(kernel)
+    stride, dilation = (tuple(call.attribute(n, [1] * rank)) for n in ("strides", "dilations"))
+    sizes: list[Dim | None] = list(x.shape[2:])
+    if kind not in ("SAME_UPPER", "SAME_LOWER"):
+        return x, windows_of(call, kernel, sizes)
+    for i, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        size, reach = x.shape[i + 2], (k - 1) * d + 1
+        if isinstance(size, int) or s == 1 or reach < s:
+            continue
+        total = dim(floored((size + s - 1) / s) * s - s + reach - size)
+        before = dim(floored((total + int(kind == "SAME_LOWER")) / 2))
+        x, sizes[i] = surrounded(call, x, i + 2, (before, dim(total - before)), fill), None
+    return x, windows_of(call, kernel, sizes)
+
+
 @onnx_op("Conv")
 def _conv(call: Call) -> Node:
-    x, weight = call.node(0), call.node(1)
-    return convolution(call, x, weight, bias_of(call, 2), windows_of(call, weight.shape[2:], x.shape[2:]))
+    x, windows = around(call, call.node(0), call.node(1).shape[2:], 0)
+    return convolution(call, x, call.node(1), bias_of(call, 2), windows)
 
 
 @onnx_op("ConvTranspose")

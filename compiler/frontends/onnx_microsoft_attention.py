@@ -7,6 +7,7 @@ import math
 from llmc.compiler.dims import Dim, dim
 from llmc.compiler.frontends.onnx_call import Call, Result, onnx_op
 from llmc.compiler.frontends.onnx_microsoft import microsoft
+from llmc.compiler.frontends.onnx_quantise import product_of_levels, value_of
 from llmc.compiler.graph import Node
 
 _FILTER = -10000.0  # what is added where a mask keeps nothing, if a file does not say
@@ -73,23 +74,41 @@ def _causal(call: Call, queries: Dim, keys: Dim, filtered: float) -> Node:
 @onnx_op(*microsoft("Attention"))
 def _attention(call: Call) -> Result:
     """One product makes queries, keys and values."""
-    x, heads = call.node(0), call.attributes["num_heads"]
-    made = call.op("matmul", x, call.node(1))
+    made = call.op("matmul", call.node(0), call.node(1))
     made = call.op("add", made, call.node(2)) if call.has(2) else made
+    return _of_product(call, made, padding=3, past=4, added=5)
+
+
+@onnx_op(*microsoft("QAttention"))
+def _quantised_attention(call: Call) -> Result:
+    """The same by integers; what comes out are floats."""
+    x, weight, bias, sx, sw = (call.node(i) for i in range(5))
+    zx, zw = (call.node(i) if call.has(i) else None for i in (6, 7))
+    sx, zx = call.reshape(sx, ()), None if zx is None else call.reshape(zx, ())
+    sw, zw = (v if v is None or v.shape != (1,) else call.reshape(v, ()) for v in (sw, zw))
+    made = product_of_levels(call, x, sx, zx, weight, sw, zw)
+    if made is None:
+        made = call.op("matmul", value_of(call, x, sx, zx), value_of(call, weight, sw, zw))
+    return _of_product(call, call.op("add", made, bias), padding=5, past=8, added=None)
+
+
+def _of_product(call: Call, made: Node, padding: int, past: int, added: int | None) -> Result:
+    """Attention of queries, keys and values side by side; the inputs of masks, of what went before and of a bias."""
+    heads = call.attributes["num_heads"]
     width = int(made.shape[2])
     sizes = call.attribute("qkv_hidden_sizes", [width // 3] * 3)
     ends = [0, sizes[0], sizes[0] + sizes[1], sum(sizes)]
     q, k, v = (_heads(call, call.sliced(made, 2, ends[i], ends[i + 1]), heads) for i in range(3))
     call.require(not call.attribute("do_rotary", 0), "an Attention that turns its keys")
     present = None
-    if call.has(4):
-        past = call.node(4)
-        call.may_be_empty(past.shape[3])
-        olds = [call.reshape(call.sliced(past, 0, i, i + 1), past.shape[1:]) for i in (0, 1)]
+    if call.has(past):
+        before = call.node(past)
+        call.may_be_empty(before.shape[3])
+        olds = [call.reshape(call.sliced(before, 0, i, i + 1), before.shape[1:]) for i in (0, 1)]
         k, v = (call.op("concat", old, new, axis=2) for old, new in zip(olds, (k, v), strict=True))
     if call.wants(1):
         present = call.op("concat", *(call.reshape(n, (1, *n.shape)) for n in (k, v)), axis=0)
-    return (_answer(call, q, k, v, padding=3), present)[: call.outputs]
+    return (_answer(call, q, k, v, padding, added), present)[: call.outputs]
 
 
 @onnx_op(*microsoft("MultiHeadAttention"))
@@ -108,14 +127,14 @@ def _multi_head(call: Call) -> Result:
     if call.has(6):
         call.may_be_empty(call.node(6).shape[2])
         k, v = (call.op("concat", call.node(i), new, axis=2) for i, new in ((6, k), (7, v)))
-    return (_answer(call, q, k, v, padding=4), k, v)[: call.outputs]
+    return (_answer(call, q, k, v, padding=4, added=5), k, v)[: call.outputs]
 
 
-def _answer(call: Call, q: Node, k: Node, v: Node, padding: int) -> Node:
-    """What queries get, with the masks of the node: input `padding` says which keys are none, input 5 is added."""
+def _answer(call: Call, q: Node, k: Node, v: Node, padding: int, added: int | None) -> Node:
+    """What queries get, with the masks of the node: input `padding` says which keys are none, `added` is added."""
     filtered = call.attribute("mask_filter_value", _FILTER)
     masks = [_padding(call, call.node(padding), k, filtered)] if call.has(padding) else []
-    masks += [call.node(5)] if call.has(5) else []
+    masks += [call.node(added)] if added is not None and call.has(added) else []
     if call.attribute("unidirectional", 0):
         masks.append(_causal(call, q.shape[2], k.shape[2], filtered))
     return _merged(call, _attended(call, q, k, v, masks, _scale(call, q.shape[3])))

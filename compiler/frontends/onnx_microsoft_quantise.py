@@ -8,6 +8,7 @@ from types import MappingProxyType
 from llmc.compiler.frontends.composed import changed, joined
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_microsoft import microsoft
+from llmc.compiler.frontends.onnx_pool import average
 from llmc.compiler.frontends.onnx_quantise import product_of, product_of_levels, quantised, value_of
 from llmc.compiler.graph import Node
 
@@ -62,6 +63,19 @@ def _global_mean(call: Call, x: Node) -> Node:
 @onnx_op(*microsoft(*_UNARY))
 def _unary(call: Call) -> Node:
     return _made(call, _UNARY[call.type](call, _value(call, 0, 1, 2)), 3, 4)
+
+
+@onnx_op(*microsoft("QLinearAveragePool"))
+def _average_pool(call: Call) -> Node:
+    call.require(not call.attribute("channels_last", 0), "an average of channels that come last")
+    x = _value(call, 0, 1, 2)
+    return _made(call, average(call, x), 3, 4)
+
+
+@onnx_op(*microsoft("QLinearWhere"))
+def _where(call: Call) -> Node:
+    chosen = call.op("where", call.node(0), _value(call, 1, 2, 3), _value(call, 4, 5, 6))
+    return _made(call, chosen, 7, 8)
 
 
 @onnx_op(*microsoft("QLinearConcat"))

@@ -1,4 +1,4 @@
-"""ONNX's parts of tensors: slices, splits, concats and padding."""
+"""ONNX's parts of tensors: slices, splits and concats."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import sympy
 
 from llmc.compiler.dims import Dim, dim, from_one
 from llmc.compiler.frontends.composed import size, taken
-from llmc.compiler.frontends.composed_pad import cut, mirrored, padded
 from llmc.compiler.frontends.imported import HUGE
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_index import wrapped
-from llmc.compiler.frontends.onnx_values import known, want_table
+from llmc.compiler.frontends.onnx_values import known
 from llmc.compiler.frontends.ranges import is_nonnegative
-from llmc.compiler.graph import DTYPES, Node
+from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
 
 _MOST = (2**31 - 1, 2**63 - 1)  # bounds of a slice that ONNX Runtime takes for the end whichever way it runs
@@ -120,12 +119,12 @@ def _running_slice(call: Call, x: Node) -> Node:
     steps = call.cast(call.node(4), "i64") if call.has(4) else call.expand(call.number(1, "i64"), (count,))
     for axis in range(rank):
         here = call.op("eq", axes, call.number(axis, "i64"))
-        start, step = (_picked(call, here, v, d) for v, d in ((starts, 0), (steps, 1)))
+        start, step = (picked(call, here, v, d) for v, d in ((starts, 0), (steps, 1)))
         x = _stepped(call, x, axis, start, step, wanted[axis])
     return x
 
 
-def _picked(call: Call, here: Node, numbers: Node, default: int) -> Node:
+def picked(call: Call, here: Node, numbers: Node, default: int) -> Node:
     """The number of the axis, or what holds without one."""
     away = call.op("sub", numbers, call.number(default, "i64"))
     own = call.op("where", here, away, call.number(0, "i64"))
@@ -176,89 +175,3 @@ def _concat(call: Call) -> Node:
     axis = call.axis(nodes[0].type.rank, 1 if call.opset < 4 else None)
     parts = [p for p in nodes if p.shape[axis] != 0] or nodes[:1]
     return parts[0] if len(parts) == 1 else call.op("concat", *parts, axis=axis)
-
-
-# --- padding
-
-
-@onnx_op("Pad")
-def _pad(call: Call) -> Node:
-    """All numbers before the axes, then all after."""
-    x, mode = call.node(0), call.attribute("mode", "constant")
-    rank = x.type.rank
-    if any(call.has(i) and known(call.value(i)) is None for i in (1, 2, 3)):
-        return _running_pad(call, x, mode)
-    name = "paddings" if "paddings" in call.attributes else "pads"
-    pads = call.attributes[name] if name in call.attributes else call.dims(1, "padding")
-    axes = [a % rank for a in call.dims(3, "axes")] if call.has(3) else list(range(rank))
-    call.require(len(pads) == 2 * len(axes), f"{len(pads)} numbers of padding for {len(axes)} axes")
-    before, after = [0] * rank, [0] * rank
-    for i, axis in enumerate(axes):
-        before[axis], after[axis] = pads[i], pads[i + len(axes)]
-    call.require(all(isinstance(p, int) for p in (*before, *after)), "padding by sizes", "slice instead")
-    fill = _fill(call, x)
-    if mode == "constant":
-        return padded(call, x, before, after, fill)
-    return _mirrored(call, x, before, after, mode)
-
-
-def _fill(call: Call, x: Node) -> Any:
-    if "value" in call.attributes:
-        return float(call.attributes["value"])
-    array = known(call.value(2)) if call.has(2) else np.zeros(1, DTYPES[x.dtype])
-    call.require(array is not None and array.size == 1, "padding with a computed value")
-    assert array is not None
-    return array.reshape(()).item()
-
-
-_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
-
-
-def _mirrored(call: Call, x: Node, before: Sequence[int], after: Sequence[int], mode: str) -> Node:
-    call.require(mode in _MODES, f"padding mode {mode!r}", "pad with a constant")
-    for axis, (low, high) in enumerate(zip(before, after, strict=True)):
-        want_table(low + high)
-        x = mirrored(call, cut(call, x, axis, low, high), axis, max(low, 0), max(high, 0), _MODES[mode])
-    return x
-
-
-def _running_pad(call: Call, x: Node, mode: str) -> Node:
-    """Numbers that are given at run time: the file says how large the result is, and elements move by them."""
-    call.require(mode in ("constant", *_MODES), f"padding mode {mode!r}")
-    wanted, rank = call.shape_of_result("padding"), x.type.rank
-    pads = call.cast(call.node(1), "i64")
-    axes = call.node(3) if call.has(3) else constant(np.arange(rank), source=call.source)
-    axes = wrapped(call, call.cast(axes, "i64"), rank)
-    (count,) = axes.shape
-    fill = call.reshape(call.node(2), ()) if call.has(2) else call.number(0, x.dtype)
-    for axis in range(rank):
-        here = call.op("eq", axes, call.number(axis, "i64"))
-        low, high = (
-            _picked(call, here, call.sliced(pads, 0, first, first + count), 0) for first in (0, count)
-        )
-        places = call.op("sub", call.op("iota", length=wanted[axis]), low)
-        x = _moved(call, x, axis, places, (low, high), mode, fill)
-    return x
-
-
-def _moved(
-    call: Call, x: Node, axis: int, places: Node, pads: tuple[Node, Node], mode: str, fill: Node
-) -> Node:
-    """x at places along an axis; beyond it lies `fill`, or what the mode puts there of what negative pads leave."""
-    zero, one = call.number(0, "i64"), call.number(1, "i64")
-    first, beyond = (call.op("maximum", call.op("sub", zero, pad), zero) for pad in pads)
-    last = call.op("sub", call.op("sub", size(call, x.shape[axis]), one), beyond)
-    span = call.op("sub", last, first)
-    if mode == "reflect":
-        period = call.op("maximum", call.op("add", span, span), one)
-        turn = call.op("mod", call.op("sub", places, first), period)
-        places = call.op("add", first, call.op("minimum", turn, call.op("sub", period, turn)))
-    elif mode == "wrap":
-        length = call.op("maximum", call.op("add", span, one), one)
-        places = call.op("add", first, call.op("mod", call.op("sub", places, first), length))
-    inside = call.op("maximum", call.op("minimum", places, last), first)
-    y = taken(call, x, inside, axis)
-    if mode != "constant":
-        return y
-    same = call.reshape(call.op("eq", inside, places), (*inside.shape, *(1,) * (x.type.rank - 1 - axis)))
-    return call.op("where", same, y, fill)

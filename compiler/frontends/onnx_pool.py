@@ -8,22 +8,25 @@ from llmc.compiler.dims import product
 from llmc.compiler.frontends.composed_pool import Axis, adaptive, avg_pool, max_pool
 from llmc.compiler.frontends.composed_windows import along_axes, counted, highest_places
 from llmc.compiler.frontends.onnx_call import Call, Result, onnx_op
-from llmc.compiler.frontends.onnx_image import windows_of
-from llmc.compiler.graph import Node
+from llmc.compiler.frontends.onnx_image import around, windows_of
+from llmc.compiler.graph import DTYPES, Node
 
 
-def _axes(call: Call, x: Node) -> list[Axis]:
+def _axes(call: Call, x: Node, fill: float = 0) -> tuple[Node, list[Axis]]:
+    """x, with what "same" padding puts around it, and the windows along each axis."""
     kernel = call.attributes["kernel_shape"]
-    w, ceil = windows_of(call, kernel, x.shape[2:]), bool(call.attribute("ceil_mode", 0))
+    (x, w), ceil = around(call, x, kernel, fill), bool(call.attribute("ceil_mode", 0))
     places = zip(kernel, w.stride, zip(w.before, w.after, strict=True), w.dilation, strict=True)
-    return [Axis(k, s, pads, d, ceil) for k, s, pads, d in places]
+    return x, [Axis(k, s, pads, d, ceil) for k, s, pads, d in places]
 
 
 @onnx_op("MaxPool")
 def _max_pool(call: Call) -> Result:
-    x = call.node(0)
-    axes, by_column = _axes(call, x), bool(call.attribute("storage_order", 0))
+    given = call.node(0)
+    x, axes = _axes(call, given, -np.inf if given.dtype == "f32" else np.iinfo(DTYPES[given.dtype]).min)
+    by_column = bool(call.attribute("storage_order", 0))
     if call.outputs > 1:
+        call.require(x is given, "places of the highest in windows padded by sizes")
         return highest_places(call, x, axes, by_column)
     if len(axes) > 2 or x.dtype != "f32":
         return along_axes(call, x, axes, "maximum")
@@ -32,8 +35,21 @@ def _max_pool(call: Call) -> Result:
 
 @onnx_op("AveragePool")
 def _avg_pool(call: Call) -> Node:
-    x = call.node(0)
-    axes, padding = _axes(call, x), bool(call.attribute("count_include_pad", 0))
+    return average(call, call.node(0))
+
+
+def average(call: Call, given: Node) -> Node:
+    """The averages of windows of the node."""
+    padding = bool(call.attribute("count_include_pad", 0))
+    x, axes = _axes(call, given)
+    if x is not given and not padding:  # what lies around is no part of an average
+        ones = call.expand(call.number(1, x.dtype), (1, 1, *given.shape[2:]))
+        share = _averages(call, _axes(call, ones)[0], axes, True)
+        return call.op("div", _averages(call, x, axes, True), share)
+    return _averages(call, x, axes, padding)
+
+
+def _averages(call: Call, x: Node, axes: list[Axis], padding: bool) -> Node:
     if len(axes) > 2 or any(a.dilation != 1 for a in axes):
         total = along_axes(call, x, axes, "add")
         return call.op("div", total, counted(call, x, axes, padding))
@@ -48,7 +64,7 @@ def _lp_pool(call: Call) -> Node:
     if call.type == "GlobalLpPool":
         total = call.op("sum", powers, axes=tuple(range(2, x.type.rank)), keepdims=True)
     else:
-        total = along_axes(call, powers, _axes(call, x), "add")
+        total = along_axes(call, *_axes(call, powers), "add")
     return call.op("pow", total, call.op("div", call.number(1, "f32"), power))
 
 

@@ -30,6 +30,7 @@ from llmc.compiler.graph import Node, Source
 from llmc.errors import LlmcError
 
 _SECONDS = 900  # for one file
+NO_OP = "no such op in llmc"
 ADVICE: Mapping[str, str] = {
     **dict.fromkeys(("NonZero", "Unique", "Compress"), "its shape depends on values: use masks and Where"),
     **dict.fromkeys(
@@ -96,7 +97,7 @@ class Reader:
         """All ops that are not known are told at once."""
         key = (node.domain, node.op_type)
         if key not in self.functions and name_of(node) not in TABLE and not _is_function(node, scope):
-            raise UnsupportedError("no such op in llmc", _advice(node))
+            raise UnsupportedError(NO_OP, _advice(node))
 
     # --- one node
 
@@ -129,7 +130,7 @@ class Reader:
         resolved = onnx_functions.resolved(node, scope.attributes)
         function = onnx_functions.of_standard(resolved, call)
         if function is None:
-            raise problem or UnsupportedError("no such op in llmc", _advice(node))
+            raise problem or UnsupportedError(NO_OP, _advice(node))
         _want_standard(schema_of(node, scope), call, problem)
         count = len(self.problems)
         try:
@@ -259,6 +260,8 @@ def _as_stated(value: Any) -> Any:
 
 
 def _advice(node: NodeProto) -> str:
+    if node.domain == "ai.onnx.ml":
+        return "trees, scalers and encoders as of scikit-learn are outside llmc"
     return ADVICE.get(node.op_type, "replace it by ops of docs/onnx.md")
 
 

@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
+import sympy
 
+from llmc.compiler.dims import dim, floored
 from llmc.compiler.frontends.composed_pad import padded
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_choice import Axes, by_values, selected
@@ -129,7 +131,6 @@ def _stft(call: Call) -> Node:
     """A transform of each frame, times a window."""
     signal, window = call.node(0), call.node(2) if call.has(2) else None
     half = bool(call.attribute("onesided", 1))
-    call.require(isinstance(signal.shape[1], int), "frames of a signal of dynamic length")
     lengths = _frame_lengths(call, window, half)
     made: dict[Axes, Node] = {(n,): _of_frames(call, signal, window, n, half) for n in lengths}
     if len(made) == 1:
@@ -143,8 +144,11 @@ def _of_frames(call: Call, signal: Node, window: Node | None, length: int, half:
         count = call.shape_of_result("the step of frames")[1]
         step = call.cast(call.reshape(call.node(1), ()), "i64")
     else:
-        step = call.number(int(known_step.reshape(())), "i64")
-        count = (int(signal.shape[1]) - length) // int(known_step.reshape(())) + 1
+        width = int(known_step.reshape(()))
+        step, count = (
+            call.number(width, "i64"),
+            dim(floored((signal.shape[1] - length) / sympy.Integer(width)) + 1),
+        )
     starts = call.op("mul", call.reshape(call.op("iota", length=count), (count, 1)), step)
     places = call.op("add", starts, call.op("iota", length=length))
     outs = length // 2 + 1 if half else length

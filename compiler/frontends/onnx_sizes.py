@@ -22,7 +22,7 @@ from llmc.compiler.ops import constant
 
 Array = np.ndarray[Any, Any]
 _LIMIT = 256  # elements; shapes are short
-_INTEGERS = ("i32", "i64")
+_INTEGERS = ("i32", "i64")  # ONNX's types 6 and 7
 
 
 class UndecidedError(Exception):
@@ -45,7 +45,10 @@ def on_sizes(call: Call) -> Value | None:
         made = compute(call, *[None if a is None else a.astype(object) for a in arrays])
     except UndecidedError:
         return None
-    return None if made is None else as_value(made, min(dtypes), call.source)
+    if made is None:
+        return None
+    stated = _INTEGERS[int(call.attributes["to"]) - 6] if call.type == "Cast" else min(dtypes)
+    return as_value(made, stated, call.source)
 
 
 def as_value(array: Any, dtype: str, source: Source) -> Value:
@@ -160,7 +163,14 @@ def _squeeze(call: Call, x: Array, axes: Array | None = None) -> Any:
     return np.squeeze(x, tuple(_axes(call, axes)) or None)
 
 
-def _slice(call: Call, x: Array, starts: Array, ends: Array, axes: Any = None, steps: Any = None) -> Any:
+def _slice(call: Call, x: Array, *bounds: Array | None) -> Any:
+    """Before opset 10 the bounds are attributes."""
+    if not bounds:
+        named = [call.attributes.get(name) for name in ("starts", "ends", "axes")]
+        bounds = tuple(None if n is None else np.array(n, object) for n in named)
+    starts, ends, axes, steps = (*bounds, *(None,) * (4 - len(bounds)))
+    if starts is None or ends is None:
+        raise UndecidedError
     count = starts.size
     axes = range(count) if axes is None else axes.reshape(-1)
     steps = [1] * count if steps is None else steps.reshape(-1)

@@ -46,9 +46,24 @@ def load(
             if isinstance(axis, str):
                 dims[axis] = _bounds(file.program, size, bounds.get(axis, bounds[""]))
         declared.append(Input(name, tuple(axes), **_ranges(name)))
-    graph = to_graph(file.program, declared, file.outputs, dims, _root(file.program))
+    graph = to_graph(_without_memory(file.program, path), declared, file.outputs, dims, _root(file.program))
     writer = f"torch {file.torch_version}".strip()
     return beside.imported(path, beside.bounded(graph, extras, max_seq, path), extras, writer)
+
+
+def _without_memory(program: Any, path: Path) -> Any:
+    """The program with no in-place op, which must leave its buffers as they are: an artifact would forget them."""
+    from llmc.compiler.frontends.torch_export import functional
+
+    pure = functional(program)
+    if changed := sorted(pure.graph_signature.buffers_to_mutate.values()):
+        raise LlmcError(
+            "the program changes its own buffers when it runs",
+            at=str(path),
+            found=", ".join(changed[:5]),
+            hint="call model.eval() before the export, or make them inputs and outputs",
+        )
+    return pure
 
 
 def _ranges(name: str) -> Mapping[str, Any]:

@@ -119,6 +119,16 @@ def _refused(path: Path, found: str) -> LlmcError:
     )
 
 
+def _lacking(path: Path, target: str) -> LlmcError:
+    """Of control flow and of ops that are not PyTorch's own."""
+    return LlmcError(
+        "the program calls an op that llmc does not have",
+        at=str(path),
+        found=target[:200],
+        hint="write it in PyTorch's own ops; of branches compute both, and choose by torch.where",
+    )
+
+
 # --- the archive
 
 
@@ -190,6 +200,8 @@ def _checked(model: dict[str, Any], path: Path) -> tuple[tuple[str, ...], tuple[
             raise _refused(path, f"the size {text!r}")
     for node in module["graph"]["nodes"]:
         if not _CALLS.fullmatch(node["target"]):
+            if re.fullmatch(r"torch\.ops(\.\w+)+", node["target"]):
+                raise _lacking(path, node["target"])
             raise _refused(path, f"a call of {node['target']!r}")
         node["metadata"] = {k: v for k, v in node["metadata"].items() if k in _METADATA}
     specs = [s["user_input"] for s in module["signature"]["input_specs"] if "user_input" in s]

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
 from llmc.compiler.dims import Dim, symbol
 from llmc.compiler.frontends import aten_complex, converters, foreign, inplace
@@ -65,13 +65,16 @@ def to_graph(
     Raises:
         LlmcError: ops, dtypes or patterns that are not supported, all of them in one error.
     """
-    program = _functional(program)
+    program = functional(program)
     reader = _Reader(program, inputs, root, weight, corners or _corners(dims), computed)
     for node in program.graph.nodes:
         reader.read(node)
     if reader.problems:
         raise report(reader.problems)
     specs = [s for s in program.graph_signature.output_specs if s.kind == OutputKind.USER_OUTPUT]
+    if any(not isinstance(s.arg, TensorArgument) for s in specs):
+        hint = "return tensors only: sizes follow from the inputs', and numbers are known"
+        raise LlmcError("an output of the model is a number, not a tensor", hint=hint)
     nodes = [reader.values[reader.by_name[s.arg.name]] for s in specs]
     if not all(isinstance(n, Node) for n in nodes):
         hint = "return its real and imaginary parts, or cast it to float32"
@@ -83,14 +86,19 @@ def _corners(dims: Mapping[str, tuple[int, int]]) -> list[dict[str, int]]:
     return [dict(zip(dims, sizes, strict=True)) for sizes in itertools.product(*dims.values())]
 
 
-def _functional(program: ExportedProgram) -> ExportedProgram:
+def functional(program: ExportedProgram) -> ExportedProgram:
     """The program with no in-place op that matters; nothing is decomposed."""
     if inplace.plain(program.graph):
         return program
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        functional: ExportedProgram = program.run_decompositions({})
-        return functional
+        made: ExportedProgram = program.run_decompositions({})
+        return made
+
+
+def _is_given(spec: Any) -> bool:
+    """Whether a caller gives it: a tensor, not a number that was fixed at export."""
+    return spec.kind == InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)
 
 
 class _Reader:
@@ -112,7 +120,7 @@ class _Reader:
         self.inputs: list[Node] = []
         self.problems: list[Problem] = []
         self._weights: dict[Any, Any] = {}
-        user = [s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
+        user = [s.arg.name for s in program.graph_signature.input_specs if _is_given(s)]
         self.declared = dict(zip(user, inputs, strict=True))
         self.symbols = Symbols(self._names(), corners)
 
@@ -124,6 +132,13 @@ class _Reader:
             for size, name in zip(shape, declared.axes, strict=True):
                 if isinstance(name, str) and isinstance(size, torch.SymInt):
                     names[size.node.expr] = self.computed.get(name, symbol(name))
+        for expr, made in names.items():
+            lost = [s for s in expr.free_symbols if s not in names]
+            if lost and made not in self.computed.values():
+                raise LlmcError(
+                    f"the size of an axis of the inputs is {expr}, and no axis has the size {lost[0]}",
+                    hint="export it with a Dim of its own, or with a fixed size",
+                )
         return names
 
     def read(self, node: Any) -> None:
@@ -174,7 +189,9 @@ class _Reader:
 
     def _placeholder(self, node: Any) -> Any:
         spec = self.specs[node.name]
-        if spec.kind == InputKind.USER_INPUT:
+        if spec.kind == InputKind.USER_INPUT and not _is_given(spec):
+            return getattr(spec.arg, "value", None)  # a number that the program was exported for
+        if _is_given(spec):
             self.inputs.append(self._input(node))
             return self.inputs[-1]
         table = self.program.constants if spec.target in self.program.constants else self.program.state_dict

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from onnxruntime import InferenceSession
 
 from llmc.compiler.frontends.dispatch import load
 from llmc.compiler.interpret import run
@@ -32,12 +33,15 @@ def model(nodes: list[Any], inputs: list[Any], weights: dict[str, Any], function
     return helper.make_model(graph, opset_imports=opsets, ir_version=9, functions=functions)
 
 
-def same(folder: Path, made: Any, *calls: dict[str, Any]) -> Any:
-    """The imported graph, which gives the evaluator's answers."""
+def same(folder: Path, made: Any, *calls: dict[str, Any], by_reference: bool = True) -> Any:
+    """The imported graph, which gives the evaluator's answers, or ONNX Runtime's."""
     (folder / "m.onnx").write_bytes(made.SerializeToString())
     graph = load(folder / "m.onnx").graph
+    if not by_reference:  # ONNX Runtime wants to know the type
+        made.graph.output[0].type.tensor_type.elem_type = T.FLOAT
+    evaluator = ReferenceEvaluator(made) if by_reference else InferenceSession(made.SerializeToString())
     for given in calls:
-        (expected,) = ReferenceEvaluator(made).run(None, given)
+        (expected,) = evaluator.run(None, given)
         np.testing.assert_allclose(run(graph, given)["out"], expected, rtol=1e-5, atol=1e-6)
     return graph
 
@@ -218,3 +222,92 @@ def test_functions_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
     wanted = np.maximum(np.where(x["x"] > 0, x["x"], 0.125 * x["x"]), -0.05)
     np.testing.assert_allclose(run(load(tmp_path / "m.onnx").graph, x)["out"], wanted, rtol=1e-6)
+
+
+# --- loops that count by themselves
+
+
+def counting(relation: str, step_first: bool, kind: int) -> Any:
+    """total @ w + x[i] while a number is below how many rows there are; w is handed on as it is."""
+    sides = ["fresh", "top"] if relation.startswith("Less") else ["top", "fresh"]
+    nodes = [
+        NODE("Gather", ["rows", "i"], ["row"]),
+        NODE("MatMul", ["total", "w"], ["turned"]),
+        NODE("Add", ["turned", "row"], ["after"]),
+        NODE("Add", ["one", "i"] if step_first else ["i", "one"], ["next"]),
+        NODE("Cast", ["next"], ["fresh"], to=kind),
+        NODE("Cast", ["limit"], ["top"], to=kind),
+        NODE(relation, sides, ["still"]),
+        NODE("Identity", ["w"], ["same"]),
+    ]
+    inputs = [INFO("number", T.INT64, []), INFO("on", T.BOOL, []), INFO("i", T.INT64, [])]
+    inputs += [INFO(name, T.FLOAT, None) for name in ("total", "w")]
+    outputs = [
+        ("still", T.BOOL),
+        ("next", T.INT64),
+        ("after", T.FLOAT),
+        ("same", T.FLOAT),
+        ("after", T.FLOAT),
+    ]
+    return body(nodes, inputs, outputs, one=np.int64(1))
+
+
+def while_nodes(relation: str, less: int, step_first: bool, kind: int) -> tuple[list[Any], dict[str, Any]]:
+    nodes = [
+        NODE("Transpose", ["x"], ["rows"], perm=[1, 0, 2]),
+        NODE("Shape", ["rows"], ["sizes"]),
+        NODE("Gather", ["sizes", "zero"], ["count"]),
+        NODE("Sub", ["count", "less"], ["limit"]),
+        NODE("Gather", ["rows", "zero"], ["first"]),
+        NODE("Cast", ["count"], ["many"], to=T.FLOAT),
+        NODE("Less", ["nothing", "many"], ["begins"]),
+        NODE("Loop", ["", "begins", "zero", "first", "weight"], ["a", "b", "c", "out"],
+             body=counting(relation, step_first, kind)),
+    ]  # fmt: skip
+    weight = np.random.default_rng(1).normal(size=(4, 4)).astype(F) / 2
+    return nodes, {"zero": np.int64(0), "less": np.int64(less), "nothing": F(0), "weight": weight}
+
+
+@pytest.mark.parametrize(
+    ("relation", "less", "step_first", "kind"),
+    [("Less", 0, False, T.FLOAT), ("Greater", 0, True, T.INT32), ("LessOrEqual", 1, True, T.INT64)],
+)
+def test_a_loop_that_counts_to_a_size(
+    tmp_path: Path, relation: str, less: int, step_first: bool, kind: int
+) -> None:
+    """What TensorFlow's recurrent layers with a mask become."""
+    nodes, weights = while_nodes(relation, less, step_first, kind)
+    graph = same(
+        tmp_path, model(nodes, SEQ, weights), x_of(2, 5, 4), x_of(1, 1, 4), x_of(3, 9, 4), by_reference=False
+    )
+    (loop,) = [n for n in graph.nodes if n.op == "loop"]
+    assert loop.attributes["carried"] == 2  # the weight is none of them
+    assert str(graph.outputs["out"].type) == "f32[m, batch, 4]"
+
+
+def test_a_loop_that_a_value_ends(tmp_path: Path) -> None:
+    """Neither the limit nor how it begins may be a value, nor may the number grow by another step."""
+    nodes, weights = while_nodes("Less", 0, False, T.INT64)
+    value = [NODE("Cast", ["t"], ["limit"], to=T.INT64) if n.output[0] == "limit" else n for n in nodes]
+    unsure = [NODE("Less", ["t", "many"], ["begins"]) if n.output[0] == "begins" else n for n in nodes]
+    for made in (value, unsure):
+        (tmp_path / "m.onnx").write_bytes(
+            model(made, [*SEQ, INFO("t", T.FLOAT, [])], weights).SerializeToString()
+        )
+        with pytest.raises(LlmcError, match="1 op of the model cannot be imported: Loop") as info:
+            load(tmp_path / "m.onnx")
+        assert "a Loop whose length is computed from the values of tensors" in str(info.value.found)
+    nodes[-1].attribute[0].g.initializer[0].CopyFrom(numpy_helper.from_array(np.int64(2), "one"))
+    (tmp_path / "m.onnx").write_bytes(model(nodes, SEQ, weights).SerializeToString())
+    with pytest.raises(LlmcError, match="cannot be imported: Loop"):
+        load(tmp_path / "m.onnx")
+
+
+def test_a_loop_of_one_iteration_at_least(tmp_path: Path) -> None:
+    """It begins without a condition, and its limit may be reached before."""
+    nodes, weights = while_nodes("Less", 3, False, T.INT64)
+    nodes[-1].input[1] = ""
+    graph = same(
+        tmp_path, model(nodes, SEQ, weights), x_of(2, 2, 4), x_of(1, 4, 4), x_of(1, 6, 4), by_reference=False
+    )
+    assert "Max(1, m - 3)" in str(graph.outputs["out"].type)
