@@ -126,14 +126,14 @@ def _encoded(encode: Encode | None, text: Any, pair: Any, path: Path | str, plac
 
 
 def _read_txt(path: Path, graph: Graph, encode: Encode | None) -> Read:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             for sample in _texts([(f"line {number}", line)], encode, path):
                 yield f"line {number}", sample
 
 
 def _read_jsonl(path: Path, graph: Graph, encode: Encode | None) -> Read:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -153,6 +153,9 @@ def _read_csv(path: Path, graph: Graph, encode: Encode | None) -> Read:
         try:
             for record in reader:
                 place = f"line {reader.line_num}"
+                if None in record:
+                    hint = "a text with a comma in it stands in quotes"
+                    raise _refused("a row has more fields than the first", path, place, hint=hint)
                 yield place, _text_record(record, path, place, encode)
         except csv.Error as error:
             raise _refused(f"not a CSV file: {error}", path, f"line {reader.line_num}") from None

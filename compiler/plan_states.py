@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from llmc.compiler.calls import Call, Region
+from llmc.compiler.dims import dim_names
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS
 from llmc.compiler.plan_bodies import Move, Step
@@ -38,7 +39,13 @@ def state_use(graph: Graph, name: str) -> str:
     kept = {held(node) for node in graph.outputs.values()} | {
         held(graph.updates[n]) for n in graph.updates if n != name
     }
-    return "read" if graph.users[state] or state in kept else "unused"
+    return "read" if graph.users[state] or state in kept or _tells(graph, state) else "unused"
+
+
+def _tells(graph: Graph, state: Node) -> bool:
+    """Whether sizes of other states follow from its own, as those of what is made of a sound do from its length."""
+    own = {str(size) for size in state.shape}
+    return any(own & dim_names(size) - {str(size)} for other in graph.states for size in other.shape)
 
 
 def place_updates(

@@ -39,7 +39,8 @@ def verify(graph: Graph) -> None:
     - An input's default lies within its `low` and `high`.
     - Every symbol is one of `dims.symbol`, so that equal names mean equal dims.
     - Every dim in use has bounds with 1 <= low <= high, and a name the text form can hold. The dim of a growing axis
-      of a state has low = 0: a session begins with nothing. One that only inputs which nothing reads have may be 0.
+      of a state has low = 0: a session begins with nothing. One that only inputs which nothing reads have may be 0, and
+      one along which inputs are joined with more before anything is computed of them.
     - Every dim in use is the whole size of an axis of a required input or of a state, so its run-time size is known;
       or it is counted from a mask, which is an input and the same wherever that dim is counted.
     - Next values are of states in `Graph.states` and have their types, but for the size of the axis that grows.

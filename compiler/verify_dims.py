@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -11,6 +11,7 @@ import sympy
 from llmc.compiler.counted import counted_dim, counted_dims
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node, results_of
+from llmc.compiler.ops import OPS
 from llmc.compiler.verify_states import broken, growing_dims
 
 RESERVED = frozenset({"inf", "nan", "weight", "tensor", "Max", "Min", "floor"})  # words of the text form
@@ -53,6 +54,33 @@ def unread_dims(graph: Graph) -> frozenset[str]:
     return _names(idle) - _names(busy)
 
 
+def joined_dims(graph: Graph) -> frozenset[str]:
+    """Dims of inputs that are joined with more before all else, as the past of a decoder is: they may be 0."""
+    users = graph.users
+    found = {
+        size.name: all(_is_joined(other, size, users) for other in graph.inputs if size in other.shape)
+        for node in graph.inputs
+        for size in node.shape[1:]
+        if isinstance(size, sympy.Symbol)
+    }
+    return frozenset(name for name, joined in found.items() if joined)
+
+
+def _is_joined(node: Node, size: sympy.Symbol, users: Mapping[Node, Sequence[Node]]) -> bool:
+    """Whether all that reads the axis of this size puts more behind or before it."""
+    return bool(users[node]) and all(_joins(reader, node, size, users) for reader in users[node])
+
+
+def _joins(reader: Node, node: Node, size: sympy.Symbol, users: Mapping[Node, Sequence[Node]]) -> bool:
+    if reader.op == "concat":
+        axis = reader.attributes["axis"]
+        return bool(node.shape[axis] == size and reader.shape[axis] != size)
+    if reader.op == "slice" and size not in reader.shape:
+        return True  # a call in which it is too short is refused
+    op = OPS[reader.op]
+    return (op.moves or op.view) and size in reader.shape and _is_joined(reader, size, users)
+
+
 def _names(nodes: Iterable[Node]) -> frozenset[str]:
     return frozenset(s.name for node in nodes for s in symbols_of(node))
 
@@ -62,7 +90,7 @@ def _check_bounds(graph: Graph) -> None:
     for name, node in used.items():
         if name not in graph.dims:
             raise broken(f"dim {name!r} has no bounds", node)
-    positive = used.keys() - growing_dims(graph) - unread_dims(graph)
+    positive = used.keys() - growing_dims(graph) - unread_dims(graph) - joined_dims(graph)
     for name, (low, high) in graph.dims.items():
         if not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
             raise broken(f"{name!r} cannot be the name of a dim")

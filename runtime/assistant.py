@@ -90,6 +90,19 @@ def assistant_of(
     return Assistant(model, entry, options, prompt, source, constraint)
 
 
+def _is_dead_end(status: int, constraint: Constraint | None) -> bool:
+    """Whether nothing can follow what was guessed, which says nothing of the text: that may go another way.
+
+    Raises:
+        BaseException: what else went wrong in a grammar.
+    """
+    if constraint is None or constraint.error is None:
+        return status == native.ERROR_RANGE
+    if isinstance(constraint.error, LlmcError):
+        return True
+    raise constraint.error
+
+
 class Assistant:
     """The assistant of one text.
 
@@ -124,10 +137,7 @@ class Assistant:
             0,
             False,
         )  # ids that were looked at, and whether the draft has no such tokens or places
-        try:
-            self._session: Session = draft._idle.pop()
-        except IndexError:
-            self._session = draft.session()
+        self._session: Session = draft._kept_session()
         if self._entry.encoder is not None and source:
             hold(self._session, self._entry.encoder, source)
         self.error: BaseException | None = None
@@ -161,8 +171,8 @@ class Assistant:
         try:
             while found < most:
                 status = library.generation_next(pointer, byref(token), byref(more), byref(error))
-                if constraint is not None and constraint.error is not None:
-                    raise constraint.error
+                if _is_dead_end(status, constraint):
+                    break
                 library.check(status, error, at)
                 if not more.value:
                     break

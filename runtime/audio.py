@@ -98,10 +98,12 @@ def read_audio(path: str | os.PathLike[str]) -> tuple[Array, int]:
         raise LlmcError("the sound was not found", at=at) from None
     except OSError as error:
         raise LlmcError(f"the sound cannot be read: {error.strerror or error}", at=at) from None
-    except (wave.Error, EOFError) as error:
-        samples, rate = _read_other(at, first_line(error))
+    except (wave.Error, EOFError, RuntimeError) as error:  # `wave` has all three for a file that is damaged
+        samples, rate = _read_other(at, str(error) or "it ends where more must come")
     if not len(samples):
         raise LlmcError("the sound has no samples", at=at)
+    if rate < 1:
+        raise LlmcError(f"the sound has {rate} samples a second", at=at, hint="is the file damaged?")
     return samples, rate
 
 
@@ -109,6 +111,8 @@ def _read_wave(at: str) -> tuple[Array, int]:
     """Whole numbers of 8 to 32 bits."""
     with wave.open(at, "rb") as file:
         width, channels, count = file.getsampwidth(), file.getnchannels(), file.getnframes()
+        if width > 4:
+            raise wave.Error(f"{8 * width} bits a sample")
         raw = file.readframes(count)
         rate = file.getframerate()
     whole = len(raw) // (width * channels) * width * channels

@@ -128,7 +128,7 @@ class BeamSearch:
 
     def _begun(self) -> Session:
         session = self._model.session(adapter=self._adapter)
-        if self._entry.encoder is not None:
+        if self._entry.encoder is not None and self._source:
             hold(session, self._entry.encoder, self._source)
         look(session, self._entry, self._looked)
         return session

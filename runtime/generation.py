@@ -162,7 +162,8 @@ class Generation(Iterator[Token]):
     def __del__(self) -> None:
         close: Any = getattr(self, "_close", None)
         if close is not None and self._pointer:
-            close(self._pointer)
+            pointer, self._pointer = self._pointer, c_void_p()
+            close(pointer)
 
 
 def _token(token: CToken) -> Token:

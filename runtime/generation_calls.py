@@ -19,6 +19,7 @@ from llmc.runtime.prompts import (
 )
 
 if TYPE_CHECKING:
+    from llmc.runtime.arrays import Array
     from llmc.runtime.chat import Message
     from llmc.runtime.generated import Generated, TextStream
     from llmc.runtime.generation import Generation
@@ -42,7 +43,7 @@ class GenerationCalls:
     @overload
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Array = "",
         *,
         images: Any = None,
         session: Session | None = None,
@@ -64,7 +65,7 @@ class GenerationCalls:
 
     def generate(
         self,
-        prompt: Any,
+        prompt: Any = "",
         *,
         images: Any = None,
         session: Session | None = None,
@@ -77,9 +78,11 @@ class GenerationCalls:
 
         Args:
             prompt: a text, tokens, or a list of texts or of tokens. A list gives a list in the same order, and every
-                text is the one that its prompt gives alone.
+                text is the one that its prompt gives alone. Of an encoder-decoder whose source is no text, the array
+                f32 that its encoder takes, or with `images` how the text begins.
             images: of a model that sees, those that the prompt has places for: paths, images of Pillow, or arrays u8
-                [height, width, 3]; one or a list, of several prompts a list with as many entries.
+                [height, width, 3]; one or a list, of several prompts a list with as many entries. Of a model that
+                makes a text of one image, that image.
             num_beams: more than 1: the best text that `search` finds, one prompt after the other; None: as the model's
                 makers say, mostly 1. Where tokens are drawn, a text is
                 held to a grammar or has an assistant, or a session is given, it is 1.
@@ -99,6 +102,11 @@ class GenerationCalls:
             raise LlmcError(
                 "each has options of several prompts, there is one", hint="give a list of prompts"
             )
+        if options.pop("num_return_sequences", None) not in (None, 1):
+            raise LlmcError(
+                "generate gives the best text alone",
+                hint="model.search(num_return_sequences=...) gives several",
+            )
         beams = _beams(generation_of(model), num_beams, session, options)
         if beams == 1 and not several:
             return self.stream(prompt, images=images, session=session, **options).all()
@@ -115,7 +123,7 @@ class GenerationCalls:
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Array = "",
         *,
         images: Any = None,
         session: Session | None = None,
@@ -133,7 +141,7 @@ class GenerationCalls:
 
     def search(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Array = "",
         *,
         images: Any = None,
         num_beams: int | None = None,
@@ -276,10 +284,7 @@ def _nothing() -> None:
 
 def _borrowed(model: Model) -> tuple[Session, Callable[[], None]]:
     """A session that the model keeps, and how it is given back; another one while it is lent."""
-    try:
-        session = model._idle.pop()
-    except IndexError:
-        session = model.session()
+    session = model._kept_session()
 
     def give_back() -> None:
         if model._handle is not None and not model._idle:

@@ -57,7 +57,7 @@ def _listed(value: Any) -> Sequence[Any]:
 _SHARE = (_number(0, 1), "a number within 0..1")
 _COUNT = (_whole(0), "a whole number, at least 0")
 _ABOVE = (_number(0, open_=True), "a number above 0")
-_PENALTY = (_number(-_LARGEST, _LARGEST), "a number")
+_PENALTY = (_number(-_LARGEST, _LARGEST), f"a number within {-_LARGEST}..{_LARGEST}")
 _FLAG = (_is_flag, "True or False")
 CHECKS: Mapping[str, tuple[Any, ...]] = {
     "do_sample": _FLAG,
@@ -69,7 +69,7 @@ CHECKS: Mapping[str, tuple[Any, ...]] = {
     "repetition_penalty": (_number(1 / _LARGEST, _LARGEST), "a number above 0"),
     "presence_penalty": _PENALTY,
     "frequency_penalty": _PENALTY,
-    "logit_bias": (_is_bias, "a mapping of tokens to numbers"),
+    "logit_bias": (_is_bias, f"a mapping of tokens to numbers, -inf or within {-_LARGEST}..{_LARGEST}"),
     "suppress_tokens": (_are_ids, "a list of tokens"),
     "begin_suppress_tokens": (_are_ids, "a list of tokens"),
     "no_repeat_ngram_size": _COUNT,

@@ -19,13 +19,15 @@ class EncoderEntry:
 
     Args:
         function: its name; it leaves states that the function which generates reads.
-        source: its input: tokens i64 [1, source], or features of speech.
+        source: its input: tokens i64 [1, source], or what is made of an image or a sound.
         start: the token that a text begins with.
+        bare: whether a text that is begun by somebody else may begin with another token.
     """
 
     function: str
     source: str
     start: int
+    bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def read_generation(
 def _encoder(entry: Field, functions: Mapping[str, Any], vocabulary: int) -> EncoderEntry:
     name = entry["function"].one_of(functions)
     source = entry["source"].one_of([t.name for t in functions[name].inputs])
-    return EncoderEntry(name, source, entry["start"].integer(0, vocabulary - 1))
+    bare = "bare" in entry and bool(entry["bare"].integer(0, 1))
+    return EncoderEntry(name, source, entry["start"].integer(0, vocabulary - 1), bare)
 
 
 def _token(entry: Field, key: str, vocabulary: int) -> int | None:

@@ -13,6 +13,8 @@ from ctypes import c_int64, c_uint64
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from llmc.errors import LlmcError, LlmcWarning
 from llmc.runtime.arrays import check_names
 from llmc.runtime.barred import Barred, Places
@@ -173,7 +175,7 @@ def options_of(entry: GenerationEntry, given: Mapping[str, Any]) -> GenerationOp
     Raises:
         LlmcError: there is no such option, or its value makes no sense.
     """
-    asked = {k: v for k, v in plain_names(given).items() if v is not None}
+    asked = {k: _plain(v) for k, v in plain_names(given).items() if v is not None}
     check_names("option", asked, CHECKS)
     own = dict(entry.defaults)
     if "max_length" in asked and "max_new_tokens" not in asked:
@@ -191,6 +193,11 @@ def options_of(entry: GenerationEntry, given: Mapping[str, Any]) -> GenerationOp
         told = f"{', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect: do_sample is not set"
         warnings.warn(LlmcWarning(told), stacklevel=4)
     return options
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as Python has it."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def plain_names(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class ImageSteps:
 
     Args:
         channels: a key of CHANNELS.
+        white: pixels of the colour that a file says is transparent become white.
         size: one set of SIZES, or None: not resized.
         resample: Pillow's number of the filter.
         crop: height and width cut out of the middle; smaller images are filled up with zeros.
@@ -49,6 +50,7 @@ class ImageSteps:
     """
 
     channels: str = "rgb"
+    white: bool = False
     size: Mapping[str, int] | None = None
     resample: int = BILINEAR
     crop: tuple[int, int] | None = None
@@ -120,6 +122,7 @@ def _numbers(field: Field) -> tuple[float, ...]:
 
 _READERS: Mapping[str, Any] = {
     "channels": lambda f: ("channels", f.one_of(CHANNELS)),
+    "transparent": lambda f: ("white", f.one_of(("white",)) == "white"),
     "size": lambda f: ("size", _size(f)),
     "resample": lambda f: ("resample", f.integer(0, 5)),
     "crop_size": lambda f: ("crop", _box(f)),
@@ -133,13 +136,14 @@ _READERS: Mapping[str, Any] = {
 }
 
 
-def open_image(source: Any, channels: str = "rgb") -> Image:
+def open_image(source: Any, channels: str = "rgb", white: bool = False) -> Image:
     """An image as transformers' pipelines see it: turned as its EXIF data says, then RGB.
 
     So alpha is dropped, CMYK and palettes are converted, and of 16 bits a pixel all values above 255 are white.
 
     Args:
         source: a path, an image of Pillow, or u8 [height, width] or [height, width, 1, 3 or 4].
+        channels, white: of `ImageSteps`.
 
     Raises:
         LlmcError: it is not there, no image, damaged, or larger than Pillow opens.
@@ -150,7 +154,8 @@ def open_image(source: Any, channels: str = "rgb") -> Image:
     at = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     try:
         with library.open(at) if at is not None else nullcontext(_image_of(source)) as image:
-            return ImageOps.exif_transpose(image).convert(CHANNELS[channels])
+            made = ImageOps.exif_transpose(image).convert(CHANNELS[channels])
+            return _on_white(made) if white and made.info.get("transparency") is not None else made
     except UnidentifiedImageError:
         raise LlmcError("not an image that Pillow can read", at=at) from None
     except FileNotFoundError:
@@ -160,6 +165,14 @@ def open_image(source: Any, channels: str = "rgb") -> Image:
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         hint = "is the file whole?" if "truncated" in str(error) else None
         raise LlmcError(f"the image cannot be read: {first_line(error)}", at=at, hint=hint) from None
+
+
+def _on_white(image: Image) -> Image:
+    """One colour of the image is transparent."""
+    from PIL import Image as library
+
+    above = image.convert("RGBA")
+    return library.alpha_composite(library.new("RGBA", image.size, "white"), above).convert(image.mode)
 
 
 def _image_of(source: Any) -> Image:

@@ -13,6 +13,7 @@ import numpy as np
 from llmc.errors import LlmcError
 from llmc.runtime import images, patches
 from llmc.runtime.arrays import Array
+from llmc.runtime.source import hold
 
 if TYPE_CHECKING:
     from llmc.runtime.generation_entry import GenerationEntry
@@ -41,10 +42,12 @@ class Looked:
 
 
 def look(session: Session, entry: GenerationEntry, looked: Looked | None) -> float:
-    """Have a session hold these images, and no others; the seconds that it took.
+    """Have a session hold these images, and no others; the seconds that it took. An encoder's is an array.
 
     What it holds of a text stays where the images are those that it held before.
     """
+    if entry.encoder is not None and looked is not None:
+        return hold(session, entry.encoder, looked.arrays[entry.encoder.source])
     if entry.images is None:
         return 0.0
     looked, begin = looked or Looked(), time.perf_counter()
@@ -82,7 +85,7 @@ def prepared(model: Model, sources: Sequence[Any]) -> Looked:
     from llmc.runtime.media import steps_of
 
     entry, steps = images_of(model), steps_of(model)
-    opened = [images.open_image(source, steps.channels) for source in sources]
+    opened = [images.open_image(source, steps.channels, steps.white) for source in sources]
     arrays, sizes = made(opened, steps)
     count = len(arrays[PIXELS])
     if count > entry.most:
@@ -221,6 +224,13 @@ def want_rows(entry: ImagesEntry, ids: Sequence[int], looked: Looked) -> None:
 
 
 _SOURCES = ("image", "path", "url", "base64")
+_NOT_TAKEN = (
+    "video",
+    "video_url",
+    "audio",
+    "audio_url",
+    "input_audio",
+)  # a template may leave them out in silence
 
 
 def from_messages(messages: Any, given: Sequence[Any]) -> tuple[Any, list[Any]]:
@@ -252,9 +262,12 @@ def _without(message: Any, left: list[Any], found: list[Any]) -> Any:
 
 
 def _part(part: Any, left: list[Any], found: list[Any]) -> Any:
-    if not isinstance(part, Mapping) or part.get("type") != "image":
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind in _NOT_TAKEN:
+        raise LlmcError(f"a part of a message is of the type {kind!r}", hint="texts and images are taken")
+    if kind not in ("image", "image_url"):
         return part
-    name = next((key for key in _SOURCES if part.get(key) is not None), None)
+    name = "url" if kind == "image_url" else next((k for k in _SOURCES if part.get(k) is not None), None)
     if name in ("url", "base64"):
         raise LlmcError(
             f"an image by its {name} is not taken",

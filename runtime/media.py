@@ -42,7 +42,7 @@ class Images:
         Raises:
             LlmcError: also where it is so narrow that it would become too long.
         """
-        image = images.open_image(source, self.steps.channels)
+        image = images.open_image(source, self.steps.channels, self.steps.white)
         at = str(source) if isinstance(source, str) or hasattr(source, "__fspath__") else None
         images.want_width(image, self.steps, at)
         return image

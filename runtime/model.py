@@ -6,6 +6,7 @@ collector may come at any time: the C model goes when the last call has returned
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from ctypes import byref
@@ -276,6 +277,15 @@ class Model(TextCalls, GenerationCalls, SessionsCalls, SpeechCalls):
             return f"<llmc.Model {self.name} {self._first}>"
         return f"<llmc.Model {self.name} {', '.join(f'{n}{f}' for n, f in self.functions.items())}>"
 
+    def _kept_session(self) -> Session:
+        """One that a text has left here, or a new one."""
+        while self._idle:
+            with contextlib.suppress(IndexError):  # another thread was first
+                session = self._idle.pop()
+                if session.is_open:  # collected garbage may have left one that is not
+                    return session
+        return self.session()
+
     def _check_alone(self) -> None:
         """C refuses it too, and says how a C program does it."""
         if self._first.states:
@@ -288,7 +298,7 @@ class Model(TextCalls, GenerationCalls, SessionsCalls, SpeechCalls):
 
     def _open_handle(self) -> native.Handle:
         handle = self._handle
-        if handle is None:
+        if handle is None or not handle.pointer:
             raise LlmcError("the model is closed", at=str(self.path), hint="load it again")
         return handle
 

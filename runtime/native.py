@@ -14,6 +14,7 @@ from llmc.runtime.structs import (
     DTYPE_NAMES,
     ERROR_CPU,
     ERROR_DEVICE,
+    ERROR_RANGE,
     EXPRESSION,
     MAX_DIMS,
     MAX_RANK,
@@ -43,6 +44,7 @@ __all__ = [
     "DTYPE_NAMES",
     "ERROR_CPU",
     "ERROR_DEVICE",
+    "ERROR_RANGE",
     "EXPRESSION",
     "MAX_DIMS",
     "MAX_RANK",
@@ -254,9 +256,10 @@ class Handle:
         self.info: Info = library.describe(self.pointer).contents
 
     def __del__(self) -> None:
-        close = getattr(self, "_close", None)
-        if close is not None and self.pointer:
-            close(self.pointer)
+        close, pointer = getattr(self, "_close", None), self.pointer
+        self.pointer = c_void_p()  # in a cycle of garbage what is finalised later may still ask
+        if close is not None and pointer:
+            close(pointer)
 
 
 class SessionHandle:
@@ -278,6 +281,7 @@ class SessionHandle:
         self.library.check(begin(source, byref(options), byref(self.pointer), byref(error)), error, at)
 
     def __del__(self) -> None:
-        close = getattr(self, "_close", None)
-        if close is not None and self.pointer:
-            close(self.pointer)
+        close, pointer = getattr(self, "_close", None), self.pointer
+        self.pointer = c_void_p()  # in a cycle of garbage what is finalised later may still ask
+        if close is not None and pointer:
+            close(pointer)

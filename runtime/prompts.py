@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 from operator import index
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llmc.errors import LlmcError
 from llmc.runtime import languages
 from llmc.runtime.arrays import check_names
 from llmc.runtime.looking import Looked, expanded, images_of, prepared, want_rows
-from llmc.runtime.media import batch_of
-from llmc.runtime.source import want_source
+from llmc.runtime.media import Images, batch_of
+from llmc.runtime.source import no_source, reads_text, want_source
 
 if TYPE_CHECKING:
     from llmc.runtime.encoder import Encoder
-    from llmc.runtime.generation_entry import GenerationEntry
+    from llmc.runtime.generation_entry import EncoderEntry, GenerationEntry
     from llmc.runtime.generation_options import GenerationOptions
     from llmc.runtime.model import Model
 
@@ -88,12 +90,15 @@ def given_of(
     """What a prompt is to the model; languages are taken out of the options.
 
     Args:
+        prompt: where the source is no text, an array for the encoder, or how the text begins.
         special: whether a text gets the tokens that begin and end one.
         images: of the prompt, one or several.
 
     Raises:
         LlmcError: the prompt is empty or too long, there is no such language, or images do not fit it.
     """
+    if entry.encoder is not None and entry.speech is None and not reads_text(model, entry.encoder):
+        return _of_array(model, entry.encoder, prompt, images)
     if entry.images is not None or images is not None:
         return _with_images(model, entry, prompt, special, images)
     if entry.encoder is None:
@@ -112,6 +117,24 @@ def given_of(
         options["forced_bos_token_id"] = target
     want_source(model, entry.encoder, ids)
     return Given([entry.encoder.start], ids)
+
+
+def _of_array(model: Model, encoder: EncoderEntry, prompt: Any, images: Any) -> Given:
+    """A source that is an image or a sound, and how the text begins."""
+    source = prompt if isinstance(prompt, np.ndarray) else None
+    begun = [] if source is not None or prompt == "" else _tokens(model, prompt, False)
+    if images is not None:
+        if source is not None or len(shown := batch_of(images, "images", (2, 3))) != 1:
+            raise LlmcError("a text is made of one image", at=str(model.path))
+        eyes = Images(model)
+        source = eyes([eyes.open(shown[0])])
+    if source is None:
+        raise no_source(model, encoder)
+    info = model.functions[encoder.function].inputs[encoder.source]
+    array = np.asarray(source, np.float32).reshape((1,) * (len(info.shape) - source.ndim) + source.shape)
+    if begun[:1] != [encoder.start] and not (encoder.bare and begun):
+        begun = [encoder.start, *begun]
+    return Given(begun, looked=Looked({encoder.source: array}))
 
 
 def _with_images(model: Model, entry: GenerationEntry, prompt: Any, special: bool, images: Any) -> Given:

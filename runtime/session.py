@@ -242,6 +242,11 @@ class Session:
         """Give its memory and threads back as soon as a run in progress has returned. Closing twice is fine."""
         self._handle = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used: neither closed, nor garbage that has been collected."""
+        return self._handle is not None and bool(self._handle.pointer)
+
     def __enter__(self) -> Session:
         return self
 
@@ -256,13 +261,13 @@ class Session:
         )
 
     def __repr__(self) -> str:
-        if self._handle is None:
+        if not self.is_open:
             return f"<llmc.Session of {self.model.name}, closed>"
         return f"<llmc.Session of {self.model.name}>"
 
     def _open_handle(self) -> native.SessionHandle:
         handle = self._handle
-        if handle is None:
+        if handle is None or not handle.pointer:
             raise LlmcError(
                 "the session is closed", at=str(self.model.path), hint="open another: model.session()"
             )

@@ -23,12 +23,8 @@ def want_source(model: Model, encoder: EncoderEntry, ids: Sequence[int]) -> None
         LlmcError: it is empty, too long, or holds a number that is no token's.
     """
     info = model.functions[encoder.function].inputs[encoder.source]
-    if info.dtype != "i64" or len(info.shape) != 2:
-        raise LlmcError(
-            f"the model reads {encoder.source}, not text",
-            at=str(model.path),
-            hint="speech is written down by model.transcribe(audio), llmc run --audio FILE",
-        )
+    if not reads_text(model, encoder):
+        raise no_source(model, encoder)
     axis = info.shape[1]
     longest = axis if isinstance(axis, int) else model.dims[axis][1]
     if not ids:
@@ -42,6 +38,23 @@ def want_source(model: Model, encoder: EncoderEntry, ids: Sequence[int]) -> None
     for place, token in enumerate(ids):
         if not low <= token <= high:
             raise LlmcError(f"token {place} of the source is {token}, must be within {low}..{high}")
+
+
+def reads_text(model: Model, encoder: EncoderEntry) -> bool:
+    """Whether a source is tokens."""
+    info = model.functions[encoder.function].inputs[encoder.source]
+    return info.dtype == "i64" and len(info.shape) == 2
+
+
+def no_source(model: Model, encoder: EncoderEntry) -> LlmcError:
+    """What to give to a model whose source is no text."""
+    speech = "speech is written down by model.transcribe(audio), llmc run --audio FILE"
+    image = "give it images: model.generate(images=FILE), llmc run --image FILE"
+    return LlmcError(
+        f"the model reads {encoder.source}, not text",
+        at=str(model.path),
+        hint=image if encoder.source == "pixel_values" else speech,
+    )
 
 
 def hold(session: Session, encoder: EncoderEntry, source: Any) -> float:

@@ -102,18 +102,17 @@ class Listener:
             LlmcError: a window cannot be run, or timestamps are needed and the model has none.
         """
         begin, steps = time.perf_counter(), sounds.steps
-        long = len(samples) > steps.samples
+        long = (
+            len(samples) // steps.hop > steps.samples // steps.hop
+        )  # by frames: a part of one is heard in none
         if (long or self.timestamps) and self.speech.no_timestamps is None:
             raise LlmcError(
                 "the model makes no timestamps, which sounds of more than one window need",
                 found=f"{len(samples) / steps.rate:.1f} s",
                 hint="its generation_config.json names no no_timestamps_token_id",
             )
-        wave = (
-            samples
-            if long
-            else np.pad(samples, (0, steps.samples - len(samples)), constant_values=steps.padding)
-        )
+        missing = max(0, steps.samples - len(samples))
+        wave = np.pad(samples, (0, missing), constant_values=steps.padding)
         heard = mel.whisper(wave, steps.bins, steps.rate, steps.window, steps.hop)
         found, segments = self._windows(heard, session, steps.samples // steps.hop, long or self.timestamps)
         ids = [token for segment in segments for token in segment.ids]
@@ -125,7 +124,7 @@ class Listener:
         self, heard: Array, session: Session, window: int, timed: bool
     ) -> tuple[str | None, list[Segment]]:
         """The language and all segments."""
-        entry, at, language, segments = self.entry, 0, None, list[Segment]()
+        entry, at, windows, language, segments = self.entry, 0, 0, None, list[Segment]()
         assert entry.encoder is not None
         stride = window // self._positions(window)
         prompt: list[int] = []
@@ -136,7 +135,8 @@ class Listener:
             if not prompt:
                 language = self._language(session)
                 prompt = self.speech.prompt(entry.encoder.start, self.language, self.task, timed, language)
-            ids = self._made(session, prompt, timed)
+            windows += 1
+            ids = self._made(session, prompt, timed, self._most(len(prompt), windows))
             parts, done = self._cut(ids, frames, stride)
             offset = at * PRECISION / stride
             segments += [
@@ -177,12 +177,19 @@ class Listener:
         end = self.entry.eos[0] if self.entry.eos else 0
         return Timestamps(self.speech.no_timestamps + 1, end, self.speech.latest_start)
 
-    def _made(self, session: Session, prompt: list[int], timed: bool) -> list[int]:
-        """The tokens of a window, without the one that ends them."""
+    def _most(self, prompt: int, windows: int) -> int:
+        """Tokens of the last of so many windows; to max_length transformers adds the prompt at each window anew."""
+        room, asked = self.entry.max_length - prompt, self.options
+        if asked.max_new_tokens is not None or asked.max_length is None:
+            return min(asked.new_tokens(prompt), room)
+        added = min(prompt, self.entry.max_length // 2 - 1)
+        return min(asked.max_length + windows * added - prompt, room)
+
+    def _made(self, session: Session, prompt: list[int], timed: bool, most: int) -> list[int]:
+        """The tokens of a window, `most` of them and without the one that ends them."""
         stops, made = frozenset(self.options.stops(self.entry)), list[int]()
         penalties = Penalties.of(self.options, prompt, stops, self.options.barred(self.entry, prompt))
         marks = self._marks() if timed else None
-        most = min(self.options.new_tokens(len(prompt)), self.entry.max_length - len(prompt))
         logits = next_logits(self.model, prompt, session)
         while True:
             if not np.isfinite(logits.max()):
@@ -207,6 +214,27 @@ class Listener:
         return self.decoder.text_of(words).strip() if self.decoder else ""
 
 
+def _whole(
+    model: Model,
+    audio: Any,
+    asked: tuple[Any, ...],
+    rate: tuple[int | None, bool],
+    session: Session | None,
+    options: dict[str, Any],
+) -> Transcript:
+    """Of a model that hears a sound at once, and knows of no language, task or timestamp."""
+    if any(asked):
+        raise LlmcError("the model has no languages, tasks or timestamps", at=str(model.path))
+    begin, sounds = time.perf_counter(), Sounds(model)
+    samples = sounds.open(audio, *rate)
+    made = model.generate(sounds([samples])[sounds.name], session=session, **{"do_sample": False, **options})
+    ids, seconds = tuple(made.ids), len(samples) / sounds.steps.rate
+    text = made.text.strip()
+    return Transcript(
+        text, None, (Segment(0.0, seconds, text, ids),), ids, seconds, time.perf_counter() - begin
+    )
+
+
 def transcribe(
     model: Model,
     audio: Any,
@@ -219,6 +247,8 @@ def transcribe(
 ) -> Transcript:
     """See `Model.transcribe`."""
     want_own(model, session)
+    if (entry := generation_of(model)).encoder is not None and entry.speech is None:
+        return _whole(model, audio, (language, task, timestamps), rate, session, options)
     listener = Listener(model, language, task, timestamps, options)
     sounds = Sounds(model)
     samples = sounds.open(audio, *rate, whole=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import POINTER, Structure, c_char, c_char_p, c_double, c_int, c_int64, c_ubyte, c_uint64, c_void_p
 
 VERSION = 9
-ERROR_CPU, ERROR_DEVICE = 5, 12  # of llmc_status
+ERROR_CPU, ERROR_RANGE, ERROR_DEVICE = 5, 10, 12  # of llmc_status
 MAX_RANK = 8
 MAX_DIMS = 16
 EXPRESSION = -(2**63)  # a size in TensorSpec.dims that the program computes

@@ -41,6 +41,22 @@ def gru_step(x: Any, h: Any, w: Any, bias: Any) -> Any:
     return torch._VF.gru_cell(x, h, torch.eye(18), w, torch.zeros(18), b_hh)
 
 
+def half_turned(x: Any, cos: Any, sin: Any) -> Any:
+    """What a roll by half of the turned numbers gives, the half that comes around negated."""
+    width = cos.shape[-1]
+    part, rest = x[..., :width], x[..., width:]
+    sign = torch.ones(width).index_fill(0, torch.arange(width // 2), -1)
+    return torch.cat([part * cos + part.roll(width // 2, -1) * sign * sin, rest], -1)
+
+
+def pairs_turned(x: Any, cos: Any, sin: Any) -> Any:
+    """(a + ib)(cos + i sin) of each pair, where the tables are as they like."""
+    width = cos.shape[-1]
+    a, b = x[..., 0:width:2], x[..., 1:width:2]
+    turned = torch.stack([a * cos[..., ::2] - b * sin[..., ::2], b * cos[..., 1::2] + a * sin[..., 1::2]], -1)
+    return torch.cat([turned.flatten(-2), x[..., width:]], -1)
+
+
 def halves(packed: torch.Tensor) -> torch.Tensor:
     """The two 4-bit numbers of each byte, the low one first."""
     return torch.stack([packed % 16, packed // 16], -1).flatten(-2).long()

@@ -124,12 +124,13 @@ def read(path: Path, encode: Any = encode) -> list[list[int]]:
 
 
 def test_texts(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one two\n\n  \nthree\n")
+    (tmp_path / "a.txt").write_text("\ufeffone two\n\n  \nthree\n", encoding="utf-8")
     assert read(tmp_path / "a.txt") == [[3, 3], [5]]
     (tmp_path / "a.csv").write_text('\ufefflabel,text\n1,"a, bb"\n0,ccc\n', encoding="utf-8")
     assert read(tmp_path / "a.csv") == [[2, 2], [3]]
     lines = [{"sentence": "one"}, {"text": "one", "text_pair": "three", "label": 1}, {"input_ids": [4, 5]}]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    text = "\ufeff" + "\n".join(map(json.dumps, lines)) + "\n\n"
+    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
     assert read(tmp_path / "a.jsonl") == [[3], [3, 5], [4, 5]]
 
 
@@ -203,6 +204,7 @@ DAMAGED: list[tuple[str, Callable[[Path], Any], str, str]] = [
     ("a.jsonl", text('{"input_ids": [1, 1, 1, 1, 1, 1, 1]}\n'), "seq = 7", "line 1"),
     ("a.jsonl", text('{"attention_mask": [1]}\n'), "'input_ids' is missing", "line 1"),
     ("a.csv", text("label,review\n1,good\n"), 'no field "text"', "label, review"),
+    ("a.csv", text("label,text\n1,a, b\n"), "a row has more fields than the first", "line 2"),
     ("a.csv", text("text\n" + '"' + "a" * 200_000 + '"\n'), "not a CSV file", "line"),
     ("a.csv", text(b"text\n\xff\n"), "not UTF-8", ""),
     ("a.npz", text("PK not a zip"), "not an .npz file", ""),

@@ -24,8 +24,10 @@ from op_formulations import (
     X,
     Y,
     floats,
+    half_turned,
     integers,
     norm,
+    pairs_turned,
 )
 from op_values import apply
 
@@ -112,6 +114,8 @@ CASES: list[Case] = [
     ("layer_norm", (X, BIAS[:5]), {"eps": 1e-3, "has_weight": False}, lambda x, b: norm(x, None, b)),
     ("layer_norm", (X,), {"eps": 1e-3, "has_weight": False, "has_bias": False}, norm),
     ("rms_norm", (X, floats(5)), {"eps": 1e-3}, lambda x, w: F.rms_norm(x, (5,), w, 1e-3)),
+    ("rotary", (X, floats(4, 4), floats(4)), {}, half_turned),
+    ("rotary", (X, floats(4, 4), floats(4)), {"interleaved": True}, pairs_turned),
     *PRODUCTS,
 ]
 

@@ -11,7 +11,7 @@ import pytest
 from stateful_graphs import BATCH, EVERY, PAST, SEQ, accumulator, causal, encoder_decoder, random_stateful
 
 from llmc.compiler.calls import Call
-from llmc.compiler.dims import evaluate
+from llmc.compiler.dims import dim, evaluate, symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.module import Module
 from llmc.compiler.ops import constant, input_, make, state_
@@ -285,3 +285,15 @@ def test_batches_are_transposed_only_once() -> None:
     """Positions come first in memory: keys of several sequences are turned before attention, nothing else is."""
     plan = planned(passed(causal(BATCH)))
     assert sum(s.kernel.family == "move" for s in plan.steps if isinstance(s, Call)) == 8
+
+
+def test_a_state_that_tells_sizes_of_others_is_read() -> None:
+    """Whoever knows how many frames a sound had knows how many vectors were made of them."""
+    frames = symbol("frames")
+    known, made_of = state_("known", "bool", (frames,)), state_("made", "f32", (dim(frames / 2),))
+    sum_of = make("sum", (made_of,), axes=(0,))
+    graph = Graph((), {"sum": sum_of}, {"frames": (2, 8)}, (known, made_of))
+    assert [state_use(graph, name) for name in ("known", "made")] == ["read", "read"]
+    plain = state_("made", "f32", (frames,))
+    graph = Graph((), {"sum": make("sum", (plain,), axes=(0,))}, {"frames": (2, 8)}, (known, plain))
+    assert state_use(graph, "known") == "unused"

@@ -128,6 +128,30 @@ def test_inputs_that_nothing_reads_may_be_empty():
             verify(Graph(inputs, {"y": y}, bounds))
 
 
+def test_inputs_that_are_joined_with_more_may_be_empty():
+    """As a past is: not where it is computed with first, and not another input of the same size."""
+    past, new = input_("past", "f32", (BATCH, symbol("rows"))), x()
+    bounds = {**DIMS, "rows": (0, 4)}
+
+    def joined(first):
+        return make("concat", (first, new), HERE, axis=1)
+
+    moved = make("transpose", (make("transpose", (past,), HERE, perm=(1, 0)),), HERE, perm=(1, 0))
+    for fine in (joined(past), joined(moved)):
+        verify(Graph((past, new), {"y": fine}, bounds))
+    other = input_("other", "f32", (BATCH, symbol("rows")))
+    for inputs, y in (
+        ((past, new), joined(make("exp", (past,), HERE))),
+        ((past, new), make("neg", (past,), HERE)),
+        ((past, other, new), make("add", (joined(past), joined(other)), HERE)),
+    ):
+        graph = Graph(
+            inputs, {"y": y, "z": make("neg", (other,), HERE)} if other in inputs else {"y": y}, bounds
+        )
+        with pytest.raises(LlmcError, match=r"bounds 0\.\.4"):
+            verify(graph)
+
+
 def test_errors_name_the_source():
     with pytest.raises(LlmcError) as caught:
         verify(one(raw("softmax", (x(),), {})))

@@ -101,7 +101,7 @@ class Symbols:
 
     def _check(self, expr: Any) -> None:
         """Only named dims, and functions that dims can print and compute."""
-        if unknown := expr.free_symbols - set(self.names.values()):
+        if unknown := expr.free_symbols - set().union(*(size.free_symbols for size in self.names.values())):
             raise UnsupportedError(
                 f"a size that depends on values ({min(map(str, unknown))})",
                 "use shapes that follow from the inputs'",

@@ -36,8 +36,9 @@ def _want_full(attention_mask: Any) -> None:
 
 
 def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
-    """transformers' attention function: without a mask all is attended to."""
+    """transformers' attention function: without a mask all is attended to; what stands for one is of the past."""
     if attention_mask is not None:
+        options.pop("is_causal", None)  # some say no where there is a mask, which hides what is to come
         return step_attention.attention(module, query, key, value, attention_mask, **options)
     options["is_causal"] = False
     return sdpa_attention_forward(module, query, key, value, None, **options)

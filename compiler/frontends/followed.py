@@ -33,5 +33,36 @@ def language_adapter(self: Any, lang_ids: Tensor, hidden_states: Tensor) -> Tens
     return adapted + residual
 
 
+def switch_router(self: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`SwitchTransformersTop1Router.forward`: the expert of each token, one of f32 weights stays as it is."""
+    logits = self.classifier(hidden_states)
+    likely = torch.softmax(logits, -1)
+    chosen = _is_one_of(likely.argmax(-1), self.num_experts)
+    return chosen * (chosen.cumsum(-2) <= self.expert_capacity), likely.amax(-1, keepdim=True), logits
+
+
+def switch_experts(self: Any, hidden_states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """`SwitchTransformersExperts.forward`: tokens by expert, so that each expert's weights are read once, if at all.
+
+    A token beyond its expert's capacity is no expert's, and counts nothing.
+    """
+    kept, experts = chosen.squeeze(1), [self[f"expert_{i}"] for i in range(self.num_experts)]
+    number, order = torch.sort(kept.argmax(-1))
+    ends = _is_one_of(number, len(experts)).sum(0).cumsum(0).to(torch.int32)
+    product = torch.ops.transformers.grouped_mm_fallback
+    inner = product(hidden_states[order], torch.stack([e.wi.weight.T for e in experts]), ends)
+    made: Tensor = product(experts[0].act(inner), torch.stack([e.wo.weight.T for e in experts]), ends)
+    return made[torch.argsort(order)] * (weights * kept.sum(-1, keepdim=True))
+
+
+def _is_one_of(number: Tensor, count: int) -> Tensor:
+    """One-hot rows i64."""
+    return (number[..., None] == torch.arange(count)).long()
+
+
 FUNCTIONS = {"compute_attention_span": attention_span}
-METHODS = {("XmodOutput", "lang_adapter"): language_adapter}
+METHODS = {
+    ("XmodOutput", "lang_adapter"): language_adapter,
+    ("SwitchTransformersTop1Router", "forward"): switch_router,
+    ("SwitchTransformersExperts", "forward"): switch_experts,
+}

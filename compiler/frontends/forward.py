@@ -25,6 +25,8 @@ def one_pass(model: Any, max_seq: int) -> None:
     for module in model.modules():
         if hasattr(module, "rope_type"):
             _fix_frequencies(module, max_seq)
+        if getattr(module, "keep_window_size", 0) >= max_seq:  # Doge's keys are chosen beyond it alone
+            module.keep_window_size = 2 * max_seq
 
 
 def _fix_frequencies(rotary: Any, max_seq: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends import chat_template, speech_config
-from llmc.compiler.frontends.generation_settings import NAMES, options
+from llmc.compiler.frontends.generation_settings import KINDS, NAMES, options
 from llmc.compiler.frontends.inputs import TEXT
 from llmc.compiler.frontends.json_file import read_object
 from llmc.errors import LlmcError
@@ -97,8 +97,10 @@ def read(
 
 def _options(stated: Mapping[str, Any], at: str, speech: bool) -> dict[str, Any]:
     """How tokens are chosen; what only speech has is read by `speech_config`."""
-    own = {k: v for k, v in stated.items() if not (speech and k in speech_config.SETTINGS)}
-    return options(own, at)
+    if not speech:
+        return options(stated, at)
+    own = {k: v for k, v in stated.items() if k not in speech_config.SETTINGS}
+    return options(own, at, {k: v for k, v in KINDS.items() if k not in speech_config.UNHEARD})
 
 
 def _chat(root: Path, special: Tokens) -> dict[str, Any]:
@@ -176,8 +178,8 @@ class Tokens:
     def __init__(
         self, stated: Mapping[str, Any], config: Mapping[str, Any], vocabulary: int, at: str
     ) -> None:
-        text = config.get("text_config")
-        self._places = [stated, config, text if isinstance(text, dict) else {}]
+        inner = [config.get(name) for name in _INNER]
+        self._places = [stated, config, *(part for part in inner if isinstance(part, dict))]
         self._vocabulary, self._at = vocabulary, at
 
     def several(self, key: str) -> list[int]:

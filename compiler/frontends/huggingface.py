@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends import (
     forward,
+    limits,
     padded_rows,
     processors,
     seq2seq_folder,
@@ -75,9 +76,10 @@ def load(
         model, does = build(summary, ignore_unused)
         tokenizer = tokenizer_of(summary) if _reads_texts(model, does) else None
         padding = padded_rows.fault(model, does.name, summary.config, tokenizer)
+        limits.want_within(model, max_seq, str(summary.root / "config.json"))
         made = _functions(summary, model, does, max_seq)
         steps = next(iter(made.functions.values()), None)
-        graph = steps or _graph(summary, model, made.does, max_batch, max_seq)
+        graph = steps or _whole(summary, model, made.does, max_batch, max_seq)
         shapes = {node.attributes["name"]: node.shape for node in graph.inputs}
         processor = _processor(summary.root, shapes, made.eyes)
         decoder = decoder_of(summary.root, type(model).__name__)
@@ -204,6 +206,14 @@ def _bounds(summary: Summary, max_batch: int, max_seq: int | None) -> int:
             hint=f"use at most {summary.max_positions}",
         )
     return max_seq or summary.max_positions
+
+
+def _whole(summary: Summary, model: Any, task: Task, max_batch: int, max_seq: int) -> Graph:
+    """The model's graph; what stands in its way is said by what is known of its family."""
+    try:
+        return _graph(summary, model, task, max_batch, max_seq)
+    except LlmcError as error:
+        raise limits.explained(error, model.config, str(summary.root / "config.json")) from error
 
 
 def _graph(summary: Summary, model: Any, task: Task, max_batch: int, max_seq: int) -> Graph:

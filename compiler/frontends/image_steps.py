@@ -24,6 +24,7 @@ def translated(processor: Any) -> dict[str, Any]:
     size = said("size", "do_resize")
     steps = {
         "channels": "bgr" if getattr(processor, "do_flip_channel_order", None) else None,
+        "transparent": "white" if _whitens(processor) else None,
         "size": None if size is None else _sides(size),
         "resample": None if size is None else int(getattr(processor, "resample", None) or 0),
         "crop_size": _sides(said("crop_size", "do_center_crop")),
@@ -37,6 +38,18 @@ def translated(processor: Any) -> dict[str, Any]:
     special = _SPECIAL.get(name)
     steps |= {} if special is None else special(processor, steps)
     return {key: value for key, value in steps.items() if value is not None}
+
+
+def _whitens(processor: Any) -> bool:
+    """Whether it makes white what a file says is transparent; not all versions of transformers do."""
+    if not getattr(processor, "do_convert_rgb", None):
+        return False
+    import numpy as np
+    from PIL import Image
+
+    black = Image.new("RGB", (1, 1))
+    black.info["transparency"] = (0, 0, 0)
+    return bool(np.asarray(processor.convert_to_rgb(black)).min() == 255)
 
 
 def _sides(size: Any) -> dict[str, int] | None:

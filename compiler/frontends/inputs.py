@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import inspect as signatures
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 from llmc.compiler.frontends import images, spectrograms
 from llmc.compiler.frontends.json_file import read_object
+from llmc.compiler.frontends.sizes import positions
 from llmc.compiler.frontends.spectrograms import FRAMES
 from llmc.errors import LlmcError
 
@@ -91,7 +93,7 @@ def inputs_of(model: Any, root: Path, max_batch: int, max_seq: int) -> Inputs:
         "choices": 64,
     }
     most["samples"] = MOST_SECONDS * _rate(root)
-    low = {"samples": _least_samples(config)} if "samples" in dims else {}
+    low = {"samples": _least_samples(model, most["samples"])} if "samples" in dims else {}
     for given in found:
         if given.bounds is not None:
             low[FRAMES], most[FRAMES] = given.bounds
@@ -152,7 +154,8 @@ def _images(model: Any, config: Any, takes: Takes, root: Path) -> list[Input]:
     seen = main_input(model, takes) == IMAGE or _part(config, "vision_config") is not None
     if IMAGE not in takes or not seen:
         return []
-    shape = images.image_shape(_part(config, "vision_config") or config, root)
+    tower = _part(config, "vision_config") or _part(config, "encoder")
+    shape = images.image_shape(tower or config, root)
     frames = getattr(config, "num_frames", None)
     return [Input(IMAGE, ("batch", *([frames] if frames else []), *shape))]
 
@@ -213,6 +216,8 @@ _MAKERS: Sequence[Callable[[Any, Any, Takes, Path], list[Input]]] = (
 
 def _targets(config: Any, max_seq: int) -> int:
     """The most tokens of a decoder."""
+    if (own := _part(config, "decoder")) is not None and _part(config, "encoder") is not None:
+        return positions(own.to_dict(), None, "config.json: decoder")
     stated = [
         getattr(config, key, None) for key in ("max_target_positions", "decoder_max_position_embeddings")
     ]
@@ -224,13 +229,29 @@ def _part(config: Any, name: str) -> Any:
     return getattr(config, name, None)
 
 
-def _least_samples(config: Any) -> int:
-    """As many samples as give two vectors by a stack of convolutions: torch.export has another graph for one."""
+def _least_samples(model: Any, most: int) -> int:
+    """As many samples as give two vectors by a stack of convolutions: torch.export has another graph for one.
+
+    An encoder whose convolutions are not stated is tried.
+    """
+    windows, steps = (getattr(model.config, f"conv_{what}", ()) for what in ("kernel", "stride"))
+    if not windows and getattr(model.config, "is_encoder_decoder", False):
+        return bisect.bisect_left(range(most), 2, lo=1, key=lambda n: _vectors(model.get_encoder(), n))
     seen = 2
-    windows, steps = getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ())
     for window, step in zip(reversed(windows), reversed(steps), strict=False):
         seen = (seen - 1) * step + window
     return max(seen, 1)
+
+
+def _vectors(encoder: Any, samples: int) -> int:
+    """How many an encoder makes of so many samples, 0 where it cannot be run on them."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            return int(encoder(torch.zeros(1, samples), return_dict=True).last_hidden_state.shape[1])
+    except Exception:  # whatever a model raises that is given too little
+        return 0
 
 
 def _rate(root: Path) -> int:

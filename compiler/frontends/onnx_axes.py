@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from llmc.compiler.dims import Bounds, Dim, dim, parse_dim, symbol
 from llmc.compiler.frontends.axes import Asked, AxisNames
@@ -18,12 +19,17 @@ _SIDE = 2048  # of an image, at most, where nothing else is asked for
 class Axes:
     """The sizes of axes: symbols, or what is known of those that a file leaves open.
 
+    Args:
+        sums: llmc's name of an axis -> what it always is, in other axes.
+
     Attributes:
         bounds: llmc's name of an axis -> those that are asked for, or usual of its kind.
     """
 
-    def __init__(self, at: str, asked: Mapping[str, Asked], said: Own) -> None:
-        self._at, self._names, self._said = at, AxisNames(), said
+    def __init__(
+        self, at: str, asked: Mapping[str, Asked], said: Own, sums: Mapping[str, Dim] = MappingProxyType({})
+    ) -> None:
+        self._at, self._names, self._said, self._sums = at, AxisNames(), said, sums
         self._met = dict[str, dict[str, None]]()  # llmc's name of an axis -> all that it is called
         self._asked = {
             name: size if isinstance(size, tuple) else Bounds(size, size) for name, size in asked.items()
@@ -51,7 +57,11 @@ class Axes:
         name = self._names.name(tensor, axis, rank, text, rows)
         self._met.setdefault(name, {name: None})[text or name] = None
         self._bound(name, text)
-        return self._fixed.get(name, self._fixed.get(text, symbol(name)))
+        return self._fixed.get(name, self._fixed.get(text, self._sums.get(name, symbol(name))))
+
+    def is_free(self, size: Dim) -> bool:
+        """Whether it is an axis that the file leaves open and nobody asks anything of."""
+        return str(size) in self._met and not any(name in self._asked for name in self._met[str(size)])
 
     def _of_own(self, size: Dim) -> Dim:
         """A size in the dims that llmc itself has named."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from llmc.compiler.dims import Bounds, product
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import make
-from llmc.compiler.verify_dims import unread_dims
+from llmc.compiler.verify_dims import joined_dims, unread_dims
 
 _VIEWS = ("reshape", "transpose", "expand")
 _INTEGERS = ("i32", "i64")
@@ -50,9 +50,13 @@ def with_sizes(graph: Graph, sizes: Mapping[Node, int]) -> Graph:
     return graph.replace(lambda node: _within(node, sizes[node], sizes[node]) if node in sizes else node)
 
 
-def with_empty(graph: Graph, asked: Collection[str]) -> Graph:
-    """The graph whose inputs that nothing reads may hold nothing, along dynamic axes without bounds that were asked."""
-    free = unread_dims(graph) - set(asked)
+def with_empty(graph: Graph, asked: Collection[str], empty: Collection[str]) -> Graph:
+    """The graph whose inputs that nothing reads may hold nothing, along dynamic axes without bounds that were asked.
+
+    Args:
+        empty: other dims that may be 0, as that of a past is at first.
+    """
+    free = (unread_dims(graph) - set(asked)) | (joined_dims(graph).intersection(empty))
     dims = {name: Bounds(0 if name in free else low, high) for name, (low, high) in graph.dims.items()}
     return replace(graph, dims=dims) if free else graph
 

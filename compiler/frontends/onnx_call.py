@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sympy import Symbol
 
 from llmc.compiler.dims import Dim, dim
 from llmc.compiler.frontends.onnx_agreed import agreeing
@@ -142,9 +143,29 @@ class Call:
             "export with static or input-derived shapes",
         )
         assert declared is not None
+        self.trust(what)
+        return declared
+
+    def trust(self, what: str) -> None:
+        """Take it that numbers at run time give the shapes that the import has: what the user is warned of."""
         if self.scope is not None:
             self.scope.reader.trusted.setdefault(self._place, what)
-        return declared
+
+    def may_be_empty(self, size: Dim) -> None:
+        """A dim of an input may be 0, though others are not."""
+        if self.scope is not None and isinstance(size, Symbol):
+            self.scope.reader.empty.add(str(size))
+
+    def is_sum(self, size: Dim, of: Dim) -> bool:
+        """Whether a dim of an input can be what others make of it, which the file is read again for."""
+        able = (
+            self.scope is not None
+            and isinstance(size, Symbol)
+            and size not in getattr(of, "free_symbols", ())
+        )
+        if able:
+            self.scope.reader.sums.setdefault(size, of)
+        return able
 
     def number_of_result(self, what: str, position: int, axis: int) -> int:
         """The declared size of an axis that is the one number of an input, which may have no other then."""

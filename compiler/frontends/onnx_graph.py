@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from llmc.compiler.dims import Bounds, Dim
+from llmc.compiler.dims import Bounds, Dim, symbol
 from llmc.compiler.frontends import converters, onnx_agreed, onnx_bounds, onnx_types
 from llmc.compiler.frontends.axes import SEGMENTS, Asked
 from llmc.compiler.frontends.imported import LARGEST, MAX_BATCH
@@ -37,7 +37,10 @@ _HINT = "change these parts of the model and export it again{}; docs/onnx.md lis
 
 
 def to_graph(
-    file: OnnxFile, bounds: Mapping[str, tuple[int, int]], dims: Mapping[str, Asked] = MappingProxyType({})
+    file: OnnxFile,
+    bounds: Mapping[str, tuple[int, int]],
+    dims: Mapping[str, Asked] = MappingProxyType({}),
+    sums: Mapping[str, Dim] = MappingProxyType({}),
 ) -> Graph:
     """Import a file.
 
@@ -45,6 +48,7 @@ def to_graph(
         file: from `onnx_file.read`.
         bounds: of `batch`, `seq` and, under the key "", any other dynamic dim.
         dims: sizes of axes that would be dynamic, or bounds of those that stay so, by name.
+        sums: what some axes always are, in others, as a first reading has found.
 
     Raises:
         LlmcError: ops, dtypes or shapes that are not supported, all of them in one error.
@@ -54,13 +58,16 @@ def to_graph(
     weights = {t.name: t for t in proto.initializer}
     scope = Scope(reader, opsets, weights, onnx_types.declared(proto))
     said = own(file.model)
-    axes = Axes(str(file.path), dims, said)
+    axes = Axes(str(file.path), dims, said, sums)
     inputs = _inputs(file, axes, said)
     for node, info in zip(inputs, _live(file), strict=True):
         scope.keep(info.name, node, info.type.tensor_type.elem_type)
     reader.read_all(proto.node, [o.name for o in proto.output], scope)
     if reader.problems:
         raise report(reader.problems, _hint(inputs, reader.problems), by_place=False)
+    found = {str(name): size for name, size in reader.sums.items() if axes.is_free(name)}
+    if found and not sums:
+        return to_graph(file, bounds, dims, found)
     outputs = {o.name: _output(file, scope, o) for o in proto.output}
     sizes, settled = onnx_bounds.sized(inputs, reader.numbers)
     _tell_trusted(file, {place: what for place, what in reader.trusted.items() if place not in settled})
@@ -72,7 +79,8 @@ def to_graph(
     if said.dims:  # one of llmc's own says its bounds itself
         return graph
     graph = onnx_bounds.bounded(onnx_bounds.with_sizes(graph, sizes))
-    return onnx_bounds.with_empty(graph, axes.bounds)
+    empty = {name for name in reader.empty if axes.is_free(symbol(name))}
+    return onnx_bounds.with_empty(graph, axes.bounds, empty)
 
 
 def _function(inputs: Sequence[Node], outputs: Mapping[str, Node], dims: Mapping[str, Bounds]) -> Graph:

@@ -154,27 +154,24 @@ def _rotary(call: Call) -> Node:
     interleaved, heads = bool(call.attribute("interleaved", 0)), call.attribute("num_heads", 0)
     call.require(call.attribute("scale", 1.0) == 1.0, "a RotaryEmbedding with a scale")
     call.require(not call.attribute("is_packed_batching", 0), "packed batches")
-    width = call.attribute("rotary_embedding_dim", 0) or 2 * int(tables[0].shape[1])
-    return rotated(call, x, places, tables, (width, heads), interleaved)
+    width = 2 * int(tables[0].shape[1])
+    call.require(call.attribute("rotary_embedding_dim", 0) in (0, width), "tables of another width")
+    return rotated(call, x, places, tables, heads or int(x.shape[-1]) // width, interleaved)
 
 
 def rotated(
-    call: Call, x: Node, places: Node, tables: tuple[Node, Node], sizes: tuple[int, int], interleaved: bool
+    call: Call, x: Node, places: Node, tables: tuple[Node, Node], heads: int, interleaved: bool
 ) -> Node:
     """x `[b, s, hidden]` or `[b, heads, s, d]`; positions `[b, s]` or the first one."""
-    width, heads = sizes
     flat, (batch, seq) = x.type.rank == 3, (x.shape[0], x.shape[-2])
     if flat:
         hidden = int(x.shape[2])
-        heads = heads or hidden // width
         x = call.transpose(call.reshape(x, (batch, seq, heads, hidden // heads)), (0, 2, 1, 3))
     if places.shape in ((1,), ()):
         places = call.op("add", call.op("iota", length=seq), call.reshape(places, ()))
         places = call.expand(places, (batch, seq))
-    cosine, sine = (_rows(call, table, places) for table in tables)
-    turned = _pairs(call, call.sliced(x, 3, 0, width), cosine, sine, interleaved)
-    rest = call.sliced(x, 3, width, x.shape[3]) if width != x.shape[3] else None
-    y = turned if rest is None else call.op("concat", turned, rest, axis=3)
+    cosine, sine = (_rows(call, table, places, interleaved) for table in tables)
+    y = call.op("rotary", x, cosine, sine, interleaved=interleaved)
     return call.reshape(call.transpose(y, (0, 2, 1, 3)), (batch, seq, dim_of(y))) if flat else y
 
 
@@ -183,20 +180,11 @@ def dim_of(y: Node) -> int:
     return int(y.shape[1]) * int(y.shape[3])
 
 
-def _rows(call: Call, table: Node, places: Node) -> Node:
+def _rows(call: Call, table: Node, places: Node, interleaved: bool) -> Node:
+    """Rows `[b, 1, s, r]` of a table that holds a number for each pair."""
     rows = call.op("embedding", table, places)
-    return call.reshape(rows, (rows.shape[0], 1, *rows.shape[1:]))
-
-
-def _pairs(call: Call, x: Node, cosine: Node, sine: Node, interleaved: bool) -> Node:
-    """(a, b) -> (a cos - b sin, b cos + a sin); pairs lie side by side, or half the width apart."""
-    *lead, width = x.shape
-    half = int(width) // 2
-    split = call.reshape(x, (*lead, half, 2) if interleaved else (*lead, 2, half))
-    axis = len(lead) + (1 if interleaved else 0)
-    a, b = (call.reshape(call.sliced(split, axis, i, i + 1), (*lead, half)) for i in (0, 1))
-    first = call.op("sub", call.op("mul", a, cosine), call.op("mul", b, sine))
-    second = call.op("add", call.op("mul", b, cosine), call.op("mul", a, sine))
-    shape = (*lead, half, 1) if interleaved else (*lead, 1, half)
-    both = call.op("concat", call.reshape(first, shape), call.reshape(second, shape), axis=axis)
-    return call.reshape(both, x.shape)
+    batch, seq, half = rows.shape
+    across = (batch, 1, seq, half, 1) if interleaved else (batch, 1, seq, 1, half)
+    rows = call.reshape(rows, across)
+    twice = call.op("concat", rows, rows, axis=4 if interleaved else 3)
+    return call.reshape(twice, (batch, 1, seq, 2 * int(half)))

@@ -104,6 +104,7 @@ def _of_product(call: Call, made: Node, padding: int, past: int, added: int | No
     present = None
     if call.has(past):
         before = call.node(past)
+        call.may_be_empty(before.shape[3])
         olds = [call.reshape(call.sliced(before, 0, i, i + 1), before.shape[1:]) for i in (0, 1)]
         k, v = (call.op("concat", old, new, axis=2) for old, new in zip(olds, (k, v), strict=True))
     if call.wants(1):
@@ -125,6 +126,7 @@ def _multi_head(call: Call) -> Result:
             start += width
     q, k, v = (_heads(call, part, heads) for part in parts)
     if call.has(6):
+        call.may_be_empty(call.node(6).shape[2])
         k, v = (call.op("concat", call.node(i), new, axis=2) for i, new in ((6, k), (7, v)))
     return (_answer(call, q, k, v, padding=4, added=5), k, v)[: call.outputs]
 

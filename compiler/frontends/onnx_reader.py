@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, NodeProto
 
+from llmc.compiler.dims import Dim
 from llmc.compiler.frontends import onnx_functions, onnx_types
 from llmc.compiler.frontends.onnx_agreed import Pair
 from llmc.compiler.frontends.onnx_call import TABLE, Call, Result
@@ -46,6 +47,8 @@ class Reader:
         self.functions = {(f.domain, f.name): f for f in file.model.functions}
         self.problems: list[Problem] = []
         self.trusted: dict[str, str] = {}  # node -> the numbers that it is given at run time
+        self.sums: dict[Dim, Dim] = {}  # an open axis -> what it always is, in other axes
+        self.empty: set[str] = set()  # dims that may be 0
         self.agreed: dict[str, set[Pair]] = {}  # node -> sizes that have to be the same number
         self.numbers: list[tuple[str, Node | None, int]] = []  # node, one of these, what it has to be
         self.began, self.count = time.monotonic(), 0

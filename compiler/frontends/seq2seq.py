@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmc.compiler.frontends import cross_attention, forward, reference
+from llmc.compiler.dims import Dim, evaluate, symbol
+from llmc.compiler.frontends import cross_attention, forward, long_tables, program, reference
 from llmc.compiler.frontends.heads import ROOT
 from llmc.compiler.frontends.implementations import choose
 from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
@@ -29,11 +30,13 @@ from llmc.compiler.frontends.stepping import (
     SEQ,
     STEP,
     calls,
+    program_of,
     want_same,
     with_states,
 )
 from llmc.compiler.frontends.torch_export import to_graph
 from llmc.compiler.graph import Graph, Node
+from llmc.compiler.ops import make, state_
 from llmc.errors import LlmcError
 
 ENCODE, HIDDEN = "encode", "last_hidden_state"
@@ -60,14 +63,15 @@ def functions(model: Any, parts: Parts, at: str, whole: Callable[[Any, Any], Any
     choose(model, lambda: _played(encode, step, source, ids), wanted, {}, most, WAYS)
     forward.whole(model)
     forward.one_pass(model, most)
-    made = {ENCODE: _encode(encode, source), STEP: _step(step, ids)}
+    encoding = _encode(encode, source, at)
+    made = {ENCODE: encoding, STEP: _step(step, ids, encoding)}
     _want_same(made, source, ids, wanted, at)
     return made
 
 
 def _source(model: Any, parts: Parts) -> Any:
     axes = tuple(SEQ if axis == SOURCE else axis for axis in parts.source.axes)
-    bounds = {SEQ: parts.bounds[SOURCE]} if SEQ in axes else {}
+    bounds = {SEQ if parts.span == SOURCE else parts.span: parts.bounds[parts.span]} if parts.span else {}
     values = _drawn(model, replace(parts.source, axes=axes), bounds, _SOURCE)
     return torch.from_numpy(values)
 
@@ -97,68 +101,123 @@ def _played(encode: EncodeHead, step: StepHead, source: Any, ids: Any) -> dict[s
     return {LOGITS: np.concatenate(found, 1)}
 
 
-def _encode(head: EncodeHead, source: Any) -> Graph:
+def _encode(head: EncodeHead, source: Any, at: str) -> Graph:
     parts = head.parts
-    moving = {axis: name for axis, name in enumerate(parts.source.axes) if isinstance(name, str)}
-    bounds = {name: parts.bounds[name] for name in moving.values()}
-    program = _traced(head, (source,), [moving], bounds)
-    graph = to_graph(program, [parts.source], (HIDDEN, *_names(parts.cross)), bounds, ROOT)
+    inputs = Inputs((parts.source,), (), {parts.span: parts.bounds[parts.span]} if parts.span else {})
+    traced, inputs = _encoding(head, inputs, source, at)
+    graph = to_graph(traced, [parts.source], (HIDDEN, *_names(parts.cross)), inputs.bounds, ROOT)
     updates = {name: graph.outputs[name] for name in _names(parts.cross)}
-    states = tuple(part.state(updates[part.name].dtype) for part in parts.cross)
-    return replace(graph, outputs={HIDDEN: graph.outputs[HIDDEN]}, states=states, updates=updates)
+    lengths = _lengths(parts, graph)
+    states = [part.state(updates[part.name].dtype, lengths) for part in parts.cross]
+    for known in _known(parts):
+        states.append(known)
+        updates[known.attributes["name"]] = make("full", (), shape=known.shape, value=0, dtype=known.dtype)
+    return replace(graph, outputs={HIDDEN: graph.outputs[HIDDEN]}, states=tuple(states), updates=updates)
 
 
-def _step(head: StepHead, ids: Any) -> Graph:
+def _encoding(head: EncodeHead, inputs: Inputs, source: Any, at: str) -> tuple[Any, Inputs]:
+    """The program of an encoder, and the bounds within which it holds: convolutions take no short sound."""
+    if head.parts.span not in (None, SOURCE):
+        return program.export(head, inputs, head.model.config, at)
+    moving = {axis: name for axis, name in enumerate(inputs.given[0].axes) if isinstance(name, str)}
+    try:
+        return _traced(head, inputs, (source,), [moving]), inputs
+    except LlmcError as error:
+        if head.parts.span is None or not isinstance(error.__cause__, TypeError):
+            raise
+    head.masked = True
+    return _traced(head, inputs, (source,), [moving]), inputs
+
+
+def _lengths(parts: Parts, encoding: Graph) -> dict[str, Dim]:
+    """How many vectors the encoder makes of a source, where that is not the number of its tokens."""
+    if parts.span in (None, SOURCE):
+        return {}
+    return {SOURCE: encoding.outputs[HIDDEN].shape[1]}
+
+
+def _known(parts: Parts) -> list[Node]:
+    """A state as long as a sound, by which `step` knows of how many samples or frames it was."""
+    if parts.span in (None, SOURCE):
+        return []
+    return [state_(f"source.{parts.span}", "bool", (symbol(parts.span),))]
+
+
+def _step(head: StepHead, ids: Any, encoding: Graph) -> Graph:
     parts, cut = head.parts, max(min(7, ids.shape[1]), 2)
-    held = (*parts.own, *parts.cross)
-    sizes = {PAST: min(5, parts.bounds[PAST][1]), SOURCE: min(6, parts.bounds.get(SOURCE, (1, 6))[1])}
+    held, lengths = (*parts.own, *parts.cross), _lengths(parts, encoding)
+    dims = {**parts.bounds, **encoding.dims}
+    bounds = {n: b for n, b in dims.items() if n != parts.span or n == SOURCE}
+    if lengths:
+        ends = [{str(parts.span): end} for end in dims[str(parts.span)]]
+        bounds[SOURCE] = (evaluate(lengths[SOURCE], ends[0]), evaluate(lengths[SOURCE], ends[1]))
+    sizes = {PAST: min(5, bounds[PAST][1]), SOURCE: min(6, bounds.get(SOURCE, (1, 6))[1])}
     states = [torch.randn(part.sized(**sizes)) for part in held]
     sample = (ids[:, :cut], torch.arange(3) % cut, *states)
-    program = _traced(head, sample, [{1: SEQ}, {0: KEPT}, *(part.moving for part in held)], parts.bounds)
-    inputs = [Input(TEXT, (1, SEQ)), Input(KEEP, (KEPT,), low=0, high=parts.bounds[SEQ][1] - 1)]
+    inputs = [Input(TEXT, (1, SEQ)), Input(KEEP, (KEPT,), low=0, high=bounds[SEQ][1] - 1)]
     inputs += [Input(part.name, part.shape) for part in held]
-    graph = to_graph(program, inputs, (LOGITS, *_names(parts.own)), parts.bounds, ROOT)
-    made: dict[str, Callable[[Node], Node]] = {part.name: _state_of(part) for part in held}
-    return with_states(graph, made, _names(parts.own))
+    moving = [{1: SEQ}, {0: KEPT}, *(part.moving for part in held)]
+    traced = _traced(head, Inputs(tuple(inputs), (), bounds), sample, moving)
+    graph = to_graph(traced, inputs, (LOGITS, *_names(parts.own)), dims, ROOT, computed=lengths)
+    made: dict[str, Callable[[Node], Node]] = {part.name: _state_of(part, lengths) for part in held}
+    graph = with_states(graph, made, _names(parts.own))
+    return replace(graph, states=(*graph.states, *_known(parts)))
 
 
 def _names(parts: Sequence[Part]) -> list[str]:
     return [part.name for part in parts]
 
 
-def _traced(head: Any, sample: tuple[Any, ...], moving: Sequence[Mapping[int, str]], bounds: Any) -> Any:
+def _traced(head: Any, inputs: Inputs, sample: tuple[Any, ...], moving: Sequence[Mapping[int, str]]) -> Any:
     from llmc.compiler.frontends.tracing import is_unproved, trace
 
-    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
+    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in inputs.bounds.items()}
     axes = tuple({axis: dims[name] for axis, name in named.items()} for named in moving)
     with torch.no_grad():
         try:
             return trace(head, sample, axes)
         except LlmcError as error:
-            if not is_unproved(error) or not _has_grown(head):
+            if not is_unproved(error) or not isinstance(head, StepHead):
                 raise
-        return trace(head, sample, axes)
+        if _has_grown(head):
+            return trace(head, sample, axes)
+        with long_tables.endless(head.model):
+            return program_of(head, inputs, sample, axes)
 
 
-def _has_grown(head: Any) -> bool:
+def _has_grown(head: StepHead) -> bool:
     """Whether a step can be run at a place beyond all bounds: models that make tables of positions make them longer.
 
-    What is traced then reads a table that is long enough for every sum of sizes that torch thinks of.
+    What is traced then reads a table that is long enough for every sum of sizes that torch thinks of. A table that
+    has been trained, and is another when it is made longer, stays as it is.
     """
-    if not isinstance(head, StepHead):
-        return False
     parts = head.parts
     past, source = 2 * parts.bounds[PAST][1], parts.bounds.get(SOURCE, (1, 1))[0]
     held = [torch.zeros(part.sized(past=past, source=source)) for part in (*parts.own, *parts.cross)]
+    tables = _tables(head)
     try:
         head(torch.tensor([[parts.start]]), torch.tensor([0]), *held)
     except Exception:  # whatever a model raises that has no such place
         return False
-    return True
+    longer = {key: table for key, table in _tables(head).items() if table is not tables.get(key)}
+    if all(torch.equal(table[: len(tables[key])], tables[key]) for key, table in longer.items()):
+        return True
+    for module, name in longer:
+        setattr(module, name, tables[module, name])
+    return False
 
 
-def _state_of(part: Part) -> Callable[[Node], Node]:
-    return lambda node: part.state(node.dtype)
+def _tables(head: StepHead) -> dict[tuple[Any, str], Any]:
+    """Weights and buffers by module and name."""
+    return {
+        (module, name): table
+        for module in head.modules()
+        for name, table in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
+
+
+def _state_of(part: Part, lengths: Mapping[str, Dim]) -> Callable[[Node], Node]:
+    return lambda node: part.state(node.dtype, lengths)
 
 
 def _want_same(made: Mapping[str, Graph], source: Any, ids: Any, wanted: Mapping[str, Any], at: str) -> None:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends import forward, generation_config
 from llmc.compiler.frontends.folder import Summary
-from llmc.compiler.frontends.inputs import FEATURES, TARGET, TEXT, Input, inputs_of
+from llmc.compiler.frontends.inputs import FEATURES, IMAGE, TARGET, TEXT, WAVE, Input, inputs_of
 from llmc.compiler.frontends.program import asked
 from llmc.errors import LlmcError
 
 if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
 
-TASKS = ("text2text-generation", "automatic-speech-recognition")
+TASKS = ("text2text-generation", "automatic-speech-recognition", "image-text-to-text")
 
 
 def is_one(model: Any, task: str) -> bool:
@@ -35,10 +35,11 @@ def load(summary: Summary, model: Any, max_seq: int) -> tuple[Mapping[str, Graph
     from llmc.compiler.frontends import seq2seq
     from llmc.compiler.frontends.implementations import EAGER, set_way
     from llmc.compiler.frontends.report import UnsupportedError
-    from llmc.compiler.frontends.seq2seq_parts import parts_of
+    from llmc.compiler.frontends.seq2seq_parts import masked, parts_of
 
     at = str(summary.root / "config.json")
     forward.in_one_piece(model)
+    masked(model)
     try:
         source, bounds = _source(model, summary, max_seq)
         parts = parts_of(model, source, bounds, start_of(summary, model))
@@ -68,15 +69,17 @@ def _source(model: Any, summary: Summary, max_seq: int) -> tuple[Input, dict[str
     from llmc.compiler.frontends.stepping import SEQ
 
     inputs = inputs_of(model, summary.root, 1, max_seq)
-    read = [given for given in inputs.given if given.name in (TEXT, FEATURES)]
+    read = [given for given in inputs.given if given.name in (TEXT, FEATURES, IMAGE, WAVE)]
     if len(read) != 1:
-        raise UnsupportedError(f"{type(model).__name__} reads neither a text nor a spectrogram alone", "")
+        raise UnsupportedError(
+            f"{type(model).__name__} reads neither a text, nor an image, nor sound alone", ""
+        )
     names: dict[str | int, str | int] = {"batch": 1, "seq": SOURCE}
     axes = tuple(names.get(axis, axis) for axis in read[0].axes)
+    open_axes = [axis for axis in axes if isinstance(axis, str)]
     target = inputs.bounds["target"][1]
     bounds = {SEQ: (1, target if max_seq == summary.max_positions else min(target, max_seq))}
-    if SOURCE in axes:
-        bounds[SOURCE] = inputs.bounds["seq"]
+    bounds |= {axis: inputs.bounds["seq" if axis == SOURCE else axis] for axis in open_axes}
     return replace(read[0], axes=axes), bounds
 
 
@@ -99,8 +102,14 @@ def generates(summary: Summary, functions: Mapping[str, Graph]) -> dict[str, Any
     """What an artifact needs to know of generating."""
     from llmc.compiler.frontends import seq2seq
 
-    (source,) = (node.attributes["name"] for node in functions[seq2seq.ENCODE].inputs)
-    encoder = {"function": seq2seq.ENCODE, "source": source}
+    (node,) = functions[seq2seq.ENCODE].inputs
+    source = node.attributes["name"]
+    encoder: dict[str, Any] = {"function": seq2seq.ENCODE, "source": source}
+    if "donut" in str(
+        summary.config.get("encoder")
+    ):  # its tasks have tokens of their own, which transformers knows
+        encoder["bare"] = 1
+    in_windows = source == FEATURES and all(isinstance(size, int) for size in node.shape)
     return generation_config.of_functions(
-        summary.root, summary.config, functions, encoder=encoder, speech=source != TEXT
+        summary.root, summary.config, functions, encoder=encoder, speech=in_windows
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ _KINDS = {"layers": "self_attention_cache", "cross": "cross_attention_cache"}
 _PARTS = ("keys", "values")
 _TOKENS = 2  # the axis of keys and values that tokens are along
 _SHORT, _LONG = 3, 8  # tokens of two sources
+_PAST_MASK = "decoder_causal_mask"
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,10 @@ class Part:
         """Its shape at these sizes of the dims."""
         return tuple(sizes[n] if isinstance(n, str) else n for n in self.shape)
 
-    def state(self, dtype: str) -> Node:
-        """Of the graph."""
-        shape: tuple[Dim, ...] = tuple(symbol(n) if isinstance(n, str) else n for n in self.shape)
+    def state(self, dtype: str, computed: Mapping[str, Dim] = MappingProxyType({})) -> Node:
+        """Of the graph; `computed` are sizes that follow from dims."""
+        sizes = (computed.get(n, symbol(n)) if isinstance(n, str) else n for n in self.shape)
+        shape: tuple[Dim, ...] = tuple(sizes)
         return state_(self.name, dtype, shape, grows=_TOKENS if PAST in self.shape else None)
 
 
@@ -75,7 +79,7 @@ class Parts:
     """All of it.
 
     Args:
-        source: the encoder's input; the axis of a text is `SOURCE`.
+        source: the encoder's input; the axis of a text is `SOURCE`, of sound it has a name of its own.
         bounds: of the dims of source, step and states.
         own, cross: what the cache holds.
         width: of the encoder's vectors.
@@ -89,9 +93,19 @@ class Parts:
     width: int
     start: int
 
+    @property
+    def span(self) -> str | None:
+        """The axis of the source whose size is open."""
+        return span_of(self.source)
+
     def nothing(self) -> list[Any]:
         """What is held of the decoder's own tokens at first."""
         return [torch.zeros(part.sized(past=0)) for part in self.own]
+
+
+def span_of(source: Input) -> str | None:
+    """The axis of a source whose size is open."""
+    return next((axis for axis in source.axes if isinstance(axis, str)), None)
 
 
 class Encoded(BaseModelOutput):  # type: ignore[misc]  # transformers says nothing of types
@@ -102,9 +116,27 @@ class Encoded(BaseModelOutput):  # type: ignore[misc]  # transformers says nothi
             raise AttributeError(name)
 
 
-def encoded(model: Any, source: Any) -> Any:
-    """The encoder's vectors [1, source, width]."""
-    return model.get_encoder()(source, return_dict=True).last_hidden_state
+def masked(model: Any) -> None:
+    """A decoder that is told which tokens are the past, as FSMT's, and is not told with a cache, is told then too."""
+    decoder = model.get_decoder()
+    if _PAST_MASK in signature(decoder.forward).parameters:
+        decoder.register_forward_pre_hook(_with_past, with_kwargs=True)
+
+
+def _with_past(decoder: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    cache = named.get("past_key_values")
+    if named.get(_PAST_MASK) is not None or cache is None:
+        return given, named
+    past, tokens = cache.get_seq_length(), given[0].shape[1]
+    hidden = torch.arange(past + tokens)[None] > torch.arange(tokens)[:, None] + past
+    mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
+    return given, {**named, _PAST_MASK: mask}
+
+
+def encoded(model: Any, source: Any, masked: bool = False) -> Any:
+    """The encoder's vectors [1, source, width]; `masked`: it is told that all tokens are the source's."""
+    given = {"attention_mask": torch.ones(source.shape[:2], dtype=torch.long)} if masked else {}
+    return model.get_encoder()(source, return_dict=True, **given).last_hidden_state
 
 
 def decoded(model: Any, hidden: Any, ids: Any, cache: Any) -> Any:
@@ -135,7 +167,13 @@ def unset(layers: int) -> Any:
 
 
 class EncodeHead(nn.Module):
-    """`forward(source)` -> the encoder's vectors, and the decoder's keys and values of them."""
+    """`forward(source)` -> the encoder's vectors, and the decoder's keys and values of them.
+
+    Attributes:
+        masked: whether the encoder is given a mask, which some make themselves only where they are not traced.
+    """
+
+    masked = False
 
     def __init__(self, model: nn.Module, parts: Parts) -> None:
         super().__init__()
@@ -143,7 +181,7 @@ class EncodeHead(nn.Module):
         self.register_buffer("start", torch.tensor([[parts.start]]), persistent=False)
 
     def forward(self, source: Any) -> tuple[Any, ...]:
-        hidden = encoded(self.model, source)
+        hidden = encoded(self.model, source, self.masked)
         own = caches.filled(self.parts.own, self.parts.nothing())  # type: ignore[arg-type]  # it reads layer and part
         cross = unset(len(own.layers))
         decoded(self.model, hidden, self.start, EncoderDecoderCache(own, cross))
@@ -177,7 +215,7 @@ def parts_of(model: Any, source: Input, bounds: Mapping[str, tuple[int, int]], s
     """What the model is made of.
 
     Args:
-        bounds: of `SOURCE`, where the source has one, and of `SEQ`: the decoder's tokens.
+        bounds: of the source's open axis, where it has one, and of `SEQ`: the decoder's tokens.
 
     Raises:
         UnsupportedError: its decoder keeps something else than keys and values of tokens and of the source.
@@ -192,8 +230,10 @@ def parts_of(model: Any, source: Input, bounds: Mapping[str, tuple[int, int]], s
 
 def _found(model: Any, source: Input, bounds: Mapping[str, tuple[int, int]], start: int) -> Parts:
     most = bounds[SEQ][1]
-    longer = min(_LONG, bounds.get(SOURCE, (1, _LONG))[1])
-    hidden, short = _after(model, _plain(source, min(_SHORT, longer)), 1, start)
+    span = span_of(source)
+    low, high = bounds[span] if span else (1, 1)
+    longer = min(max(_LONG, 2 * low), high)
+    hidden, short = _after(model, _plain(source, min(max(_SHORT, low), longer)), 1, start)
     _, long = _after(model, _plain(source, longer), 2, start)
     kept = {
         kind: tuple(
@@ -204,7 +244,7 @@ def _found(model: Any, source: Input, bounds: Mapping[str, tuple[int, int]], sta
         for kind in _KINDS
     }
     for part in (*kept["layers"], *kept["cross"]):
-        _want_plain(part, SOURCE in source.axes)
+        _want_plain(part, span is not None)
     if not kept["layers"]:
         raise UnsupportedError("its cache stays empty", "")
     dims = {**bounds, KEPT: (1, most), PAST: (0, most)}
@@ -212,7 +252,7 @@ def _found(model: Any, source: Input, bounds: Mapping[str, tuple[int, int]], sta
 
 
 def _plain(source: Input, tokens: int) -> Any:
-    shape = tuple(tokens if axis == SOURCE else int(axis) for axis in source.axes)
+    shape = tuple(tokens if isinstance(axis, str) else axis for axis in source.axes)
     return torch.ones(shape, dtype=torch.long) if source.name == TEXT else torch.zeros(shape)
 
 

@@ -51,7 +51,7 @@ def want_of(config: Config, tensors: Tensors | None, at: str) -> None:
         LlmcError: config.json is not of these weights.
     """
     for key in LAYERS:
-        if key in config:
+        if key in config and not isinstance(config[key], dict):  # LXMERT's says how many of each kind
             number(config, key, at, 1)
     _want_at_most(config, (*DEPTHS, "depths"), MOST_LAYERS, at)
     _want_at_most(config, COUNTS, MOST_PARTS, at)
@@ -123,9 +123,12 @@ def positions(config: Config, tensors: Tensors | None, at: str) -> int:
     Raises:
         LlmcError: there is none, or more than any table has.
     """
+    pair = [config.get(name) for name in ("encoder", "decoder")]
+    if all(isinstance(part, dict) for part in pair) and not _stated(config):
+        return positions(next(filter(_stated, pair), {}), tensors, at)  # type: ignore[arg-type]
     text = config.get("text_config")
     where = text if isinstance(text, dict) else config
-    key = next((k for k in POSITIONS if where.get(k) is not None), POSITIONS[0])
+    key = next(iter(_stated(where)), POSITIONS[0])
     count, unused = number(where, key, at, 512), reserved(config)
     most = max(_largest(tensors), MOST_POSITIONS)
     if count > most:
@@ -137,6 +140,11 @@ def positions(config: Config, tensors: Tensors | None, at: str) -> int:
             found=f"{key} {count}, pad_token_id {unused - 1}"[:80],
         )
     return count - unused
+
+
+def _stated(config: Any) -> list[str]:
+    """The names under which the number of positions is said."""
+    return [key for key in POSITIONS if config.get(key) is not None]
 
 
 def _largest(tensors: Tensors | None) -> int:

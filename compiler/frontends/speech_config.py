@@ -28,6 +28,8 @@ SETTINGS = frozenset(
         *("median_filter_width", "prompt_condition_type"),
     }
 )
+# options of other models that texts of speech do not have: these are made of the likeliest tokens
+UNHEARD = frozenset({"num_beams"})
 
 
 def facts(stated: Mapping[str, Any], config: Mapping[str, Any], vocabulary: int, at: str) -> dict[str, Any]:

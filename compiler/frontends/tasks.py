@@ -48,7 +48,8 @@ def _labelled(name: str, kind: str, *outputs: str, reads: str = "", others: tupl
 
 GENERATION, SCORING = "text-generation", "language-modeling"  # token by token; whole texts at once
 _DECODERS = ("ForCausalLM", "LMHeadModel", "GenerationDecoder")
-_WRITERS = ("ForConditionalGeneration", "MTModel", "ForSpeechSeq2Seq")  # encoder-decoders
+_PAIR = "EncoderDecoderModel"  # any encoder and any decoder
+_WRITERS = ("ForConditionalGeneration", "MTModel", "ForSpeechSeq2Seq", _PAIR)  # encoder-decoders
 _TOWERS = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "audio_embeds")
 _VECTORS = ("last_hidden_state", "pooler_output", *_TOWERS)
 PRETRAINED = "ForPreTraining"  # masked words are one of its heads, which has a class of its own
@@ -95,17 +96,21 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             Task(GENERATION, _DECODERS, "AutoModelForCausalLM"),
             Task(
                 "automatic-speech-recognition",
-                ("ForCTC", "ForSpeechSeq2Seq", "ForConditionalGeneration"),
+                ("ForCTC", "ForSpeechSeq2Seq", "ForConditionalGeneration", _PAIR),
                 "AutoModelForCTC",
                 reads="audio",
             ),
             Task(
                 "image-text-to-text",
-                ("ForConditionalGeneration",),
+                ("ForConditionalGeneration", _PAIR),
                 "AutoModelForImageTextToText",
                 reads="image",
             ),
-            Task("text2text-generation", ("ForConditionalGeneration", "MTModel"), "AutoModelForSeq2SeqLM"),
+            Task(
+                "text2text-generation",
+                ("ForConditionalGeneration", "MTModel", _PAIR),
+                "AutoModelForSeq2SeqLM",
+            ),
             _labelled("image-classification", "ImageClassification", "logits", others=_TEACHER),
             _labelled("video-classification", "VideoClassification"),
             _labelled("image-segmentation", "SemanticSegmentation", *_SEGMENTS),

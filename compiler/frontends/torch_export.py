@@ -12,13 +12,14 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
-from llmc.compiler.dims import symbol
+from llmc.compiler.dims import Dim, symbol
 from llmc.compiler.frontends import aten_complex, converters, foreign, inplace
 from llmc.compiler.frontends.aten import TABLE, Call, Symbols, dtype_of
 from llmc.compiler.frontends.aten_complex import Complex, weight_of
@@ -47,6 +48,7 @@ def to_graph(
     root: str = "",
     weight: Callable[[Any], Any] = array_of,
     corners: Sequence[Mapping[str, int]] = (),
+    computed: Mapping[str, Dim] = MappingProxyType({}),
 ) -> Graph:
     """Import an exported program.
 
@@ -58,12 +60,13 @@ def to_graph(
         root: module path prefix to leave out of sources and weight names.
         weight: the array of a weight's tensor.
         corners: sizes between which all that occur lie, where not all within `dims` do.
+        computed: axes by name whose sizes follow from dims.
 
     Raises:
         LlmcError: ops, dtypes or patterns that are not supported, all of them in one error.
     """
     program = functional(program)
-    reader = _Reader(program, inputs, root, weight, corners or _corners(dims))
+    reader = _Reader(program, inputs, root, weight, corners or _corners(dims), computed)
     for node in program.graph.nodes:
         reader.read(node)
     if reader.problems:
@@ -108,8 +111,9 @@ class _Reader:
         root: str,
         array: Callable[[Any], Any],
         corners: Sequence[Mapping[str, int]],
+        computed: Mapping[str, Dim],
     ) -> None:
-        self.program, self.root, self.array = program, root, array
+        self.program, self.root, self.array, self.computed = program, root, array, computed
         self.values: dict[Any, Any] = {}
         self.by_name: dict[str, Any] = {n.name: n for n in program.graph.nodes}
         self.specs = {s.arg.name: s for s in program.graph_signature.input_specs}
@@ -127,9 +131,10 @@ class _Reader:
             shape = self.by_name[placeholder].meta["val"].shape
             for size, name in zip(shape, declared.axes, strict=True):
                 if isinstance(name, str) and isinstance(size, torch.SymInt):
-                    names[size.node.expr] = symbol(name)
-        for expr in names:
-            if lost := [s for s in expr.free_symbols if s not in names]:
+                    names[size.node.expr] = self.computed.get(name, symbol(name))
+        for expr, made in names.items():
+            lost = [s for s in expr.free_symbols if s not in names]
+            if lost and made not in self.computed.values():
                 raise LlmcError(
                     f"the size of an axis of the inputs is {expr}, and no axis has the size {lost[0]}",
                     hint="export it with a Dim of its own, or with a fixed size",

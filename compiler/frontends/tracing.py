@@ -88,7 +88,15 @@ _SUGGESTED = re.compile(r"^\s*(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?
 
 def is_unproved(error: LlmcError) -> bool:
     """Whether an export was refused for nothing but what torch cannot prove of the sizes."""
-    return "satisfy the generated guard" in str(error.__cause__) and not _FIXED.search(str(error.__cause__))
+    cause = error.__cause__
+    unsolved = isinstance(cause, AssertionError) and _is_solving(cause)
+    return ("satisfy the generated guard" in str(cause) or unsolved) and not _FIXED.search(str(cause))
+
+
+def _is_solving(error: BaseException) -> bool:
+    """Whether torch itself failed at saying for which sizes an export would hold."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.name == "produce_guards_and_solve_constraints" for frame in frames)
 
 
 def narrower(error: LlmcError, bounds: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

@@ -62,7 +62,7 @@ def read_rows(
         raise LlmcError("data of this kind cannot be read", at=str(path), hint=f"use {', '.join(KINDS)}")
     empty = True
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             for row in _rows(path, file, (text, pair, label), (names, labels)):
                 empty = False
                 yield row
@@ -123,7 +123,15 @@ def _records(path: Path, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]
     reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
     try:
         for record in reader:
-            yield reader.line_num, {k: v for k, v in record.items() if k is not None}
+            at = f"{path}, line {reader.line_num}"
+            if more := record.pop(None, None):  # the key of what has no column
+                raise LlmcError(
+                    f"the row has more fields than the first, which names {len(record)}",
+                    at=at,
+                    found=f"{more}"[:60],
+                    hint="a text with a separator in it stands in quotes",
+                )
+            yield reader.line_num, record
     except csv.Error as error:
         raise LlmcError(f"broken row: {error}", at=f"{path}, line {reader.line_num}") from error
 
@@ -132,7 +140,7 @@ def column_names(path: Path) -> list[str]:
     """Of the first row; none if the file has no columns."""
     if path.suffix == ".txt":
         return []
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         return [name for _, record in islice(_records(path, file), 1) for name in record]
 
 

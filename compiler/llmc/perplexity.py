@@ -141,7 +141,7 @@ def _text(data: Path, column: str | None) -> str:
     try:
         if data.stat().st_size > MOST_BYTES:
             raise LlmcError("the text is too large", at=str(data), hint="--limit counts tokens: cut the file")
-        return data.read_text(encoding="utf-8")
+        return data.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise LlmcError(f"cannot read the data: {error.strerror or error}", at=str(data)) from None
     except UnicodeDecodeError as error:

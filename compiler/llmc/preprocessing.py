@@ -42,7 +42,7 @@ def image_samples(folder: Path, graph: Graph, preprocess: Mapping[str, Any]) -> 
     if not files:
         raise LlmcError("calibration: the folder has no images in it", at=str(folder))
     for file in files:
-        sample = {name: images.pixels(images.open_image(file, steps.channels), steps)[None]}
+        sample = {name: images.pixels(images.open_image(file, steps.channels, steps.white), steps)[None]}
         bind(graph, sample)
         yield sample
 

@@ -94,6 +94,45 @@ def _turned(x: Node) -> Node:
 # --- made by fusion
 
 
+@exports("rotary")
+def _rotary(e: Emitter, node: Node) -> Node:
+    """x * cos + turned(x) * sin, and what is behind the numbers that are turned"""
+    x, cos, sin = node.inputs
+    last, width, size = x.type.rank - 1, cos.shape[-1], x.shape[-1]
+    part = _columns(x, 0, width)
+    around = (_pairs_turned if node.attributes["interleaved"] else _halves_turned)(part)
+    products = (make("mul", (part, cos), node.source), make("mul", (around, sin), node.source))
+    turned = make("add", products, node.source)
+    if width == size:
+        return turned
+    return make("concat", (turned, _columns(x, width, size)), node.source, axis=last)
+
+
+def _halves_turned(x: Node) -> Node:
+    width = int(x.shape[-1])
+    a, b = _columns(x, 0, width // 2), _columns(x, width // 2, width)
+    return make("concat", (make("neg", (b,), x.source), a), x.source, axis=x.type.rank - 1)
+
+
+def _pairs_turned(x: Node) -> Node:
+    last, width = x.type.rank - 1, int(x.shape[-1])
+    a, b = (
+        _shaped(
+            make("slice", (x,), x.source, axis=last, start=i, stop=width, step=2),
+            (*x.shape[:-1], width // 2, 1),
+        )
+        for i in (0, 1)
+    )
+    pairs = make("concat", (make("neg", (b,), x.source), a), x.source, axis=last + 1)
+    return _shaped(pairs, x.shape)
+
+
+def _columns(x: Node, start: Dim, stop: Dim) -> Node:
+    if (start, stop) == (0, x.shape[-1]):
+        return x
+    return make("slice", (x,), x.source, axis=x.type.rank - 1, start=start, stop=stop)
+
+
 def head_rows(x: Node, offset: int, heads: int, head_dim: int) -> Node:
     """[b, s, *] -> [b, heads, s, head_dim]"""
     stop = offset + heads * head_dim

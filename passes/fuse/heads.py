@@ -10,8 +10,8 @@ import numpy as np
 from llmc.compiler.graph import Node, Source
 from llmc.compiler.ops import constant, make
 from llmc.compiler.rewrite import Decline
+from llmc.passes.fuse import rotary
 from llmc.passes.fuse.masks import holds_low, is_low, keys_and_bias
-from llmc.passes.fuse.rotary import rotate_rows
 from llmc.passes.match import is_scalar, reshaped, resized, scalar, through_views
 
 Mask = Node | tuple[Node, Node]
@@ -265,4 +265,11 @@ def _ungrouped(node: Node) -> Node | None:
                 return reshaped(x, (b, g, t, d))
 
 
-RULES = (attention_from_softmax, keep_grouped, mask_broadcasts, mask_of_true, rotate_rows, mha_from_attention)
+RULES = (
+    attention_from_softmax,
+    keep_grouped,
+    mask_broadcasts,
+    mask_of_true,
+    *rotary.RULES,
+    mha_from_attention,
+)

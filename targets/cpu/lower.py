@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from llmc.targets.cpu.attention import attention, ragged_attention
 from llmc.targets.cpu.conv import conv
-from llmc.targets.cpu.elementwise import elementwise, filling, joining, movement, scattering, selection
+from llmc.targets.cpu.elementwise import (
+    elementwise,
+    filling,
+    joining,
+    movement,
+    rotary,
+    scattering,
+    selection,
+)
 from llmc.targets.cpu.products import cell, decoded, grouped, linear, matmul, qlinear, split_rows
 from llmc.targets.cpu.rows import norm, order, quantised, ragged, reduction, scan, softmax
 from llmc.targets.cpu.storage import bitmask, blockwise, codebook
@@ -17,6 +25,7 @@ LOWERINGS: Lowerings = layered(
     selection.LOWERINGS,
     scattering.LOWERINGS,
     filling.LOWERINGS,
+    rotary.LOWERINGS,
     reduction.LOWERINGS,
     softmax.LOWERINGS,
     scan.LOWERINGS,

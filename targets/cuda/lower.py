@@ -15,6 +15,7 @@ from llmc.targets.cuda import (
     norm,
     product,
     quantised,
+    rotary,
     rows,
     selection,
 )
@@ -37,6 +38,7 @@ _ALL: Lowerings = layered(
     movement.LOWERINGS,
     selection.LOWERINGS,
     rows.LOWERINGS,
+    rotary.LOWERINGS,
     norm.LOWERINGS,
     product.LOWERINGS,
     grouped.LOWERINGS,

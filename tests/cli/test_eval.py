@@ -11,7 +11,7 @@ import pytest
 
 import llmc
 from llmc.cli import main
-from llmc.dataset import label_index, read_rows
+from llmc.dataset import column_names, label_index, read_rows
 from llmc.errors import LlmcError
 from llmc.evaluate import Limits, evaluate, mcnemar, paired
 from llmc.runtime.encoder import BadTexts
@@ -247,6 +247,23 @@ def test_columns_are_guessed(tmp_path, name, text):
     assert [(r.text, r.label) for r in rows] == [("x", "positive"), ("y, z", "negative")]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("d.jsonl", '{"text": "x", "label": "1"}\r\n{"text": "y", "label": "2"}\r\n'),
+        ("d.csv", "text,label\r\nx,1\r\ny,2\r\n"),
+        ("d.tsv", "text\tlabel\nx\t1\ny\t2\n"),
+        ("d.txt", "x\r\ny\r\n"),
+    ],
+)
+def test_a_byte_order_mark_is_no_text(tmp_path, name, text):
+    """As Excel and Notepad write them."""
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    labels = [None, None] if name == "d.txt" else ["1", "2"]
+    assert [(r.text, r.label) for r in read_rows(tmp_path / name)] == [("x", labels[0]), ("y", labels[1])]
+    assert column_names(tmp_path / name) == ([] if name == "d.txt" else ["text", "label"])
+
+
 def test_named_columns_pairs_and_plain_lines(tmp_path):
     (tmp_path / "d.csv").write_text("text,other,b,c\n1,q,ctx,7\n")
     (row,) = read_rows(tmp_path / "d.csv", text="other", pair="b", label="c")
@@ -272,6 +289,7 @@ MISTAKES = {
     "no text column": ("d.csv", "a,b\nx,1\n", [], "no column looks like the text"),
     "unknown label": ("d.csv", "text,label\nx,1\ny,maybe\n", [], "unknown label 'maybe'"),
     "short row": ("d.tsv", "text\tlabel\nx\n", [], "the column 'label' is missing"),
+    "long row": ("d.csv", "label,text\n1,x, and more\n", [], "the row has more fields than the first"),
     "field left out": ("d.jsonl", '{"text": "x", "label": 1}\n{"text": "y"}\n', [], "line 2"),
     "broken JSON": ("d.jsonl", '{"text": "x"\n', [], "broken JSON"),
     "a JSON list": ("d.jsonl", '["x"]\n', [], "not a JSON object"),

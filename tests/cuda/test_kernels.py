@@ -104,6 +104,9 @@ def reductions() -> Graph:
     outputs |= {op: make(op, (some,), axes=(2,), keepdims=True) for op in ("any", "all")}
     outputs["rms"] = make("rms_norm", (x, f32(37)), eps=1e-5)
     outputs["plain"] = make("layer_norm", (x,), eps=1e-5, has_weight=False, has_bias=False)
+    by_token = make("slice", (x,), axis=2, start=3, stop=33)
+    outputs["rotary"] = make("rotary", (x, by_token, f32(30)))
+    outputs["pairs"] = make("rotary", (x, by_token, f32(30)), interleaved=True)
     return Graph((x,), outputs, {"batch": (1, 4), "seq": (1, 80)})
 
 

@@ -287,7 +287,7 @@ def test_every_unsupported_op_is_listed_at_once(tmp_path: Path) -> None:
     nodes = [
         NODE("NonMaxSuppression", ["x", "x"], ["h"], name="/encoder/nms"),
         NODE("Relu", ["h"], ["z"]),
-        NODE("GroupQueryAttention", ["z"], ["a"], name="fused", domain="com.microsoft"),
+        NODE("PagedAttention", ["z"], ["a"], name="fused", domain="com.microsoft"),
         NODE("NonZero", ["h"], ["nz"], name="nz1"),
         NODE("NonZero", ["a"], ["nz2"], name="nz2"),
         NODE("Add", ["nz", "nz2"], ["out"]),
@@ -299,10 +299,10 @@ def test_every_unsupported_op_is_listed_at_once(tmp_path: Path) -> None:
 
     start, _, names = caught.value.problem.partition(": ")
     assert start == "3 ops of the model cannot be imported"
-    assert set(names.split(", ")) == {"com.microsoft.GroupQueryAttention", "NonMaxSuppression", "NonZero"}
+    assert set(names.split(", ")) == {"com.microsoft.PagedAttention", "NonMaxSuppression", "NonZero"}
     found = caught.value.found or ""
     assert "NonMaxSuppression x1 at /encoder/nms: no such op in llmc" in found
-    assert "com.microsoft.GroupQueryAttention x1 at fused" in found
+    assert "com.microsoft.PagedAttention x1 at fused" in found
     assert "NonZero x2 at nz1 and 1 other places: no such op in llmc; its shape depends on values" in found
 
 

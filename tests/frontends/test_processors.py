@@ -79,6 +79,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         "grey.png": (rgb.convert("L"), {}),
         "alpha.png": (alpha, {}),
         "palette.gif": (rgb.convert("P"), {}),
+        "hole.png": (rgb.quantize(8), {"transparency": 3}),
         "cmyk.jpg": (rgb.convert("CMYK"), {}),
         "deep.png": (deep, {}),
         "bits.png": (rgb.convert("1"), {}),
@@ -103,7 +104,7 @@ def loaded(file: Path) -> Any:
 
 def ours(steps: Any, file: Path) -> Any:
     read = images.read_steps(Field(dict(steps), "manifest.json", "preprocess"))
-    return images.pixels(images.open_image(file, read.channels), read)
+    return images.pixels(images.open_image(file, read.channels, read.white), read)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from random_any import made
-from random_seq2seq import CASES, LEARNED
+from random_seq2seq import CASES, LEARNED, TASKS
 
 from llmc.compiler.frontends import generation_config, seq2seq, seq2seq_folder
 from llmc.compiler.frontends.folder import inspect
@@ -27,7 +27,16 @@ def source_of(model: Any, graph: Any, tokens: int) -> dict[str, Any]:
     rng = np.random.default_rng(tokens)
     if node.attributes["name"] == "input_ids":
         return {"input_ids": rng.integers(4, 100, (1, tokens))}
-    return {"input_features": rng.normal(size=(1, 8, 40)).astype(np.float32)}
+    shape = [size if isinstance(size, int) else tokens for size in node.shape]
+    return {node.attributes["name"]: rng.normal(size=shape).astype(np.float32)}
+
+
+def lengths_of(graph: Any) -> tuple[int, ...]:
+    """Of sources: the least, more than were traced, and many; one where all are as long."""
+    (bounds,) = graph.dims.values() or [(20, 20)]
+    return tuple(
+        dict.fromkeys((bounds[0], min(2 * bounds[0] + 21, bounds[1]), min(64 * bounds[0], bounds[1])))
+    )
 
 
 def played(functions: Any, source: Any, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -58,18 +67,18 @@ def test_every_step_is_that_of_source_and_text_at_once(name: str, tmp_path: Path
     model.save_pretrained(tmp_path)
     model = type(model).from_pretrained(tmp_path)  # some compute their positions anew
     found = kept_graphs.imported(model)
-    heard = name.startswith("Whisper")
-    assert found.task == ("automatic-speech-recognition" if heard else "text2text-generation")
+    kind = name.removesuffix("ForConditionalGeneration").removesuffix("Model")
+    assert found.task == TASKS.get(kind, "text2text-generation")
     assert list(found.functions) == ["encode", "step"]
     verify_module(Module(found.functions))
     start = model.config.decoder_start_token_id
     assert found.generation["encoder"] == {
         "function": "encode",
-        "source": "input_features" if heard else "input_ids",
+        "source": found.graph.inputs[0].attributes["name"],
         "start": start,
     }
     ids = text(start)
-    for tokens in (20,) if heard else (1, 23, 64):
+    for tokens in lengths_of(found.graph):
         source = source_of(model, found.graph, tokens)
         given = {k: torch.from_numpy(v) for k, v in source.items()}
         with torch.no_grad():

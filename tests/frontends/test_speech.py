@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import wave
@@ -17,11 +18,12 @@ import torch
 from random_any import made
 from random_seq2seq import CASES
 
+from llmc.cli import run as run_command
 from llmc.cli import speech as command
 from llmc.cli.media import Told
-from llmc.compiler.frontends import generation_settings, speech_config
+from llmc.compiler.frontends import generation_config, generation_settings, speech_config
 from llmc.compiler.interpret import step
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, LlmcWarning
 from llmc.runtime import mel
 from llmc.runtime.fields import Field
 from llmc.runtime.generation_entry import read_generation
@@ -126,7 +128,7 @@ def generated(model: Any, samples: Any, **asked: Any) -> Any:
     long = len(samples) > WINDOW
     filled = samples if long else np.pad(samples, (0, WINDOW - len(samples)))
     features = torch.from_numpy(mel.whisper(filled, 8, 16000, 400, HOP))[None]
-    return model.generate(features, max_new_tokens=9, return_segments=True, **asked)
+    return model.generate(features, return_segments=True, **{"max_new_tokens": 9, **asked})
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,41 @@ def test_long_sounds_are_what_transformers_makes_of_them(theirs: Any, ours: Any)
     assert max(counts) > 3
 
 
+@pytest.mark.parametrize("windows", [0.8, 2.5])
+def test_max_length_is_without_the_prompt(
+    theirs: Any, ours: Any, windows: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in transformers, which adds the prompt to it, and does so again at each window."""
+    monkeypatch.setattr(theirs.generation_config, "max_length", 12)
+    options = {**ours.manifest.generation.defaults, "max_length": 12}
+    entry = dataclasses.replace(ours.manifest.generation, defaults=options)
+    monkeypatch.setattr(ours.manifest, "generation", entry)
+    for seed in range(3):
+        samples = sound(windows, seed)
+        wanted = generated(theirs, samples, max_new_tokens=None)["segments"][0]
+        found = heard(ours, samples, max_new_tokens=None)
+        assert [list(s.ids) for s in found.segments] == [part["tokens"].tolist() for part in wanted]
+
+
+def test_a_part_of_a_frame_is_no_other_window(theirs: Any, ours: Any) -> None:
+    """Sounds are long by their frames: less than one beyond a window is not heard, and brings no timestamps."""
+    for more in (1, HOP - 1, HOP):
+        samples = np.append(sound(1), sound(1)[:more])
+        wanted = generated(theirs, samples, language="en")["segments"][0]
+        found = heard(ours, samples, language="en")
+        assert [list(s.ids) for s in found.segments] == [part["tokens"].tolist() for part in wanted]
+
+
+def test_beams_of_a_folder_are_told(tmp_path: Path) -> None:
+    """Texts of speech are made of the likeliest tokens, and it is no silence where the folder wants more."""
+    stated = {**SAID, "num_beams": 3, "length_penalty": 1.0}
+    (tmp_path / "generation_config.json").write_text(json.dumps(stated))
+    names = {"function": "step", "tokens": "input_ids", "logits": "logits"}
+    with pytest.warns(LlmcWarning, match="llmc does not know num_beams"):
+        made = generation_config.read(tmp_path, {}, **names, vocabulary=100, max_length=40, speech=True)
+    assert "num_beams" not in made.facts["defaults"]
+
+
 def test_the_language_is_heard(theirs: Any, ours: Any) -> None:
     languages = set()
     for seed in range(6):
@@ -202,6 +239,13 @@ def test_text_for_a_model_that_hears() -> None:
         want_source(model, encoder, [1])
     assert "the model reads input_features, not text" in str(caught.value)
     assert "model.transcribe(audio), llmc run --audio FILE" in str(caught.value)
+
+
+def test_a_text_for_the_command(ours: Any) -> None:
+    """It is sent to sounds, not to prompts that the model does not take either."""
+    with pytest.raises(LlmcError, match="the model writes down speech") as caught:
+        run_command._run_texts(ours, [], None, False, None, False)
+    assert caught.value.hint == "give a sound: --audio FILE"
 
 
 def test_a_session_of_another_model(ours: Any) -> None:

@@ -62,7 +62,8 @@ def mask(names: Sequence[str], folder: Path) -> Mask:
     if unknown or not all(names):
         raise ValueError(f"no such feature: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     told = known | host.host_flags()  # those that llmc asks for, and what newer processors have beside them
-    flags = {flag for flag in told if flag.startswith(tuple(names))}
+    around = installed()  # what is hidden here is not told, and the processor has it all the same
+    flags = {flag for flag in told if flag.startswith(tuple(names))} | set(around.flags if around else ())
     bits = sum(bit for bit, needed in host.FLAGS.items() if needed & flags)
     path = folder / "cpu.c"
     text = _WRAPPER.format(folder=FOLDER, bits=bits)

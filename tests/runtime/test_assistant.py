@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from types import SimpleNamespace
+
 import grammars
 import pytest
 from generating import PROMPT, changed, refused
@@ -109,6 +112,76 @@ def test_an_assistant_may_take_less(model, draft, dull, tmp_path):
             found = model.generate(PROMPT, max_new_tokens=40, eos_token_id=[], assistant_model=other)
             assert found.ids == plain.ids
             assert found.usage.guessed < most
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logit_bias": {30: 9.0}},
+        {"suppress_tokens": [12, 40]},
+        {"bad_words_ids": [[30], [5, 31]]},
+        {"eos_token_id": [0, 33]},
+        {"forced_eos_token_id": 37},
+        {"begin_suppress_tokens": [36]},
+    ],
+    ids=str,
+)
+def test_options_name_tokens_that_an_assistant_does_not_have(model, dull, tmp_path, options):
+    with load(changed(dull, tmp_path, vocabulary=30), threads=1) as other:
+        for prompt in (PROMPT, [3]):
+            plain = model.generate(prompt, max_new_tokens=20, **options)
+            assert (
+                model.generate(prompt, max_new_tokens=20, assistant_model=other, **options).ids == plain.ids
+            )
+
+
+def test_a_dead_end_of_the_assistant_is_none_of_the_text(words, dull, tmp_path):
+    """Where its own guesses leave no token to choose from, the text goes on without."""
+    pytest.importorskip("llguidance")
+    paths = [grammars.with_tokenizer(p, tmp_path / p.name, grammars.letters()) for p in (words, dull)]
+    ended = 0
+    with load(paths[0], threads=1) as model, load(paths[1], threads=1) as draft:
+        for seed in range(40):
+            asked = {
+                **{"regex": "([ab]{1,3}c)*d", "no_repeat_ngram_size": 2, "max_new_tokens": 30},
+                **{"do_sample": True, "top_k": 0, "temperature": 3.0, "seed": seed},
+            }
+            try:
+                plain = model.generate(PROMPT, **asked)
+            except LlmcError:
+                continue
+            assert model.generate(PROMPT, assistant_model=draft, **asked).ids == plain.ids
+            ended += 1
+    assert ended > 5
+
+
+def test_texts_in_cycles_of_garbage_leave_no_closed_session(words, dull):
+    """Finalisers of a cycle run in any order: sessions were closed, and then kept for the next text."""
+    with load(words, threads=1) as model, load(dull, threads=1) as draft:
+        asked: dict = {"max_new_tokens": 9, "eos_token_id": []}
+        for assistant in ({}, {"assistant_model": draft}):
+            plain = model.generate(PROMPT, **asked).ids
+            for _ in range(5):
+                model._idle.clear()
+                stream = model.stream(PROMPT, **asked, **assistant)
+                next(stream)
+                holder = SimpleNamespace(stream=stream)
+                stream.holder = stream._generation.holder = holder
+                if assistant:
+                    stream._generation._assistant._session.holder = holder
+                del stream, holder
+                gc.collect()
+                assert model.generate(PROMPT, **asked, **assistant).ids == plain
+                assert all(session.is_open for session in (*model._idle, *draft._idle))
+
+
+def test_a_session_that_was_collected_is_closed(model):
+    session = model.session()
+    session._handle.__del__()  # as garbage collection does, whoever still holds it
+    with pytest.raises(LlmcError, match="the session is closed"):
+        model.generate(PROMPT, session=session)
+    assert not session.is_open
+    assert "closed" in repr(session)
 
 
 def test_what_fails_in_the_assistant_is_told(model, draft):

@@ -120,6 +120,15 @@ def test_mistakes(model, options, told):
     assert told in str(caught.value)
 
 
+def test_one_text_is_not_taken_for_several(model):
+    """The others were left out in silence."""
+    one = model.generate([5], num_beams=2, num_return_sequences=1, max_new_tokens=3)
+    assert one.ids == model.search([5], num_beams=2, max_new_tokens=3)[0].ids
+    for prompt in ([5], [[5], [6]]):
+        with pytest.raises(LlmcError, match="generate gives the best text alone"):
+            model.generate(prompt, num_beams=2, num_return_sequences=2)
+
+
 def test_prompts_that_cannot_be(model):
     with pytest.raises(LlmcError, match="the prompt has 64 tokens, the model takes at most 64"):
         model.search([5] * 64)

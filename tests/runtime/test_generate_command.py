@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from llmc.cli import main
-from llmc.cli.generate import visible
+from llmc.cli.generate import prompts, visible
+from llmc.cli.lines import read_lines
 from llmc.runtime import load
 
 
@@ -147,6 +148,7 @@ def test_a_conversation(cli, words, model):
         ),
         (["--prompt-file", "nowhere"], 1, "cannot read the prompt: No such file"),
         (["--text", "a"], 1, "give the text by --prompt"),
+        (["--image", "a.png"], 1, "the model takes no images"),
         ([], 2, "Give one of --text, --prompt"),
     ],
 )
@@ -163,6 +165,14 @@ def test_a_prompt_that_is_no_text(cli, words, tmp_path):
     assert code == 1
     assert "the prompt is not UTF-8" in err
     assert "byte 0xff at 3" in err
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path, monkeypatch):
+    """Of files and of standard input, as Notepad and PowerShell write them."""
+    (tmp_path / "p").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    assert prompts(None, [tmp_path / "p"]) == ["one\r\ntwo"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfone\r\ntwo\r\n")))
+    assert [line.text for line in read_lines(["-"], [])] == ["one", "two"]
 
 
 def test_a_terminal_gets_nothing_that_it_obeys(monkeypatch):

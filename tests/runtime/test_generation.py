@@ -145,6 +145,12 @@ def test_logprobs(model):
 # --- refusals
 
 
+def test_numbers_of_numpy_are_numbers(model):
+    asked = {"max_new_tokens": np.int64(3), "do_sample": np.True_, "temperature": np.float32(0.5)}
+    made = model.generate(PROMPT, seed=np.uint64(5), **asked)
+    assert made.ids == model.generate(PROMPT, seed=5, max_new_tokens=3, do_sample=True, temperature=0.5).ids
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -157,6 +163,10 @@ def test_logprobs(model):
         ({"top_k": -1, "do_sample": True}, "top_k is -1"),
         ({"top_k": 2.5, "do_sample": True}, "top_k is 2.5"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0, must be a number above 0"),
+        (
+            {"presence_penalty": 1e300},
+            "presence_penalty is 1e+300, must be a number within -3.4e+38..3.4e+38",
+        ),
         ({"presence_penalty": "a"}, "presence_penalty is 'a', must be a number"),
         ({"do_sample": 1}, "do_sample is 1, must be True or False"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0, must be a whole number, at least 1"),

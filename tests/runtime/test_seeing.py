@@ -154,6 +154,16 @@ PART = {"role": "user", "content": [{"type": "image"}]}
             lambda m: m.chat([{"role": "user", "content": [{"type": "image", "url": "http://a"}]}]),
             "an image by its url is not taken",
         ),
+        (  # OpenAI's, which most templates leave out
+            lambda m: m.chat(
+                [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}]
+            ),
+            "an image by its url is not taken",
+        ),
+        (
+            lambda m: m.chat([{"role": "user", "content": [{"type": "video", "path": "a.mp4"}]}]),
+            "a part of a message is of the type 'video'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_a_sentence(model: Any, ask: Any, said: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -98,7 +99,7 @@ def prompts(prompt: str | None, files: Sequence[Path]) -> list[str]:
 
 def _text(raw: bytes, place: str) -> str:
     try:
-        return raw.decode()
+        return raw.removeprefix(BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         found = f"byte 0x{raw[error.start]:02x} at {error.start + 1}"
         raise LlmcError("the prompt is not UTF-8", at=place, found=found) from None
@@ -120,7 +121,7 @@ def _with_files(options: dict[str, Any]) -> dict[str, Any]:
 
 def _contents(name: str, option: str) -> str:
     try:
-        return Path(name).read_text(encoding="utf-8")
+        return Path(name).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         told = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise LlmcError(f"cannot read --{option}: {told}", at=name) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ def _lines(text: str, number: int) -> Iterator[Line]:
         return
     blank = True
     for count, raw in enumerate(sys.stdin.buffer, 1):
+        raw = raw.removeprefix(BOM_UTF8) if count == 1 else raw
         blank = blank and not raw.strip()
         yield _decoded(raw.removesuffix(b"\n").removesuffix(b"\r"), f"line {count}")
     if blank:

@@ -96,6 +96,8 @@ def run_images(
     Raises:
         LlmcError: the model takes no images, or some of the files are none.
     """
+    if model.generates and model.manifest.generation.images is None:
+        raise LlmcError("the model takes no images", at=str(model.path), found=f"a {model.task} model")
     if model.generates:
         hint = (
             '--prompt "... what is this?" --image FILE, with the model\'s mark for each image in the prompt'

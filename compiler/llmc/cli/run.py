@@ -136,12 +136,20 @@ def command(
         arrays = dict(map(read_input, inputs))
         outputs = _in_session(model, function, past, arrays)
         show_arrays(outputs, output, as_json)
+    elif images and _describes(model):
+        generate.run(model, "", images, as_json, settings)
     elif images:
         _media().run_images(model, images, _texts_beside(lines), threshold, _media().Told(as_json, output))
     elif audio:
         _media().run_audio(model, audio, resample, _media().Told(as_json, output), spoken)
     else:
         _run_texts(model, lines, prompt, strict, output, as_json)
+
+
+def _describes(model: Any) -> bool:
+    """Whether the model makes a text of an image alone."""
+    entry = model.manifest.generation if model.generates else None
+    return entry is not None and entry.encoder is not None and entry.speech is None
 
 
 def _media() -> Any:
@@ -236,6 +244,8 @@ def _run_texts(
     model: Any, lines: list[Line], prompt: str | None, strict: bool, output: Path | None, as_json: bool
 ) -> None:
     """Answers in the order of the texts; those that cannot be run come as an error, after the others."""
+    if model.generates and model.manifest.generation.speech is not None:
+        raise LlmcError("the model writes down speech", at=str(model.path), hint="give a sound: --audio FILE")
     if model.generates:
         raise LlmcError("the model continues texts", at=str(model.path), hint="give the text by --prompt")
     from llmc.cli import answers
