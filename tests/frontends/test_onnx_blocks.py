@@ -88,7 +88,7 @@ def test_weights_of_eight_bits_by_blocks_and_a_bias(tmp_path: Path) -> None:
 
 def test_an_order_of_groups_is_refused(tmp_path: Path) -> None:
     x = RNG.normal(size=(4, 32)).astype(F)
-    given = {"x": x, "w": bytes_of(6, 1, 16), "s": scales(6, 1), "z": None, "g": np.zeros(32, np.int32)}
+    given = {"x": x, "w": bytes_of(6, 1, 16), "s": scales(6, 1), "z": None, "g": np.ones(32, np.int32)}
     with pytest.raises(LlmcError, match="MatMulNBits") as info:
         agrees(tmp_path, "MatMulNBits", given, 1, K=32, N=6, bits=4, block_size=32)
     assert "columns that are grouped in another order (g_idx)" in str(info.value.found)
