@@ -65,7 +65,7 @@ def draw(
 
 def _draw(graph: Graph, node: Node, shape: list[int], rng: np.random.Generator, empty: bool) -> Array:
     a, kind = node.attributes, DTYPES[node.dtype]
-    if kind.kind == "f":
+    if kind.kind == "f" and a["high"] is None:  # else they are indices that a graph casts
         return rng.standard_normal(shape).astype(kind)
     if _is_mask(node):
         return _mask(shape, rng, empty).astype(kind)

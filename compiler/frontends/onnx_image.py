@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llmc.compiler import interpret
 from llmc.compiler.dims import Dim, dim, floored, product
 from llmc.compiler.frontends import composed_norm
 from llmc.compiler.frontends.composed import by_channel
@@ -13,13 +14,16 @@ from llmc.compiler.frontends.composed_conv import (
     Windows,
     convolution,
     folded_windows,
+    is_computed,
     transposed_convolution,
     window_counts,
 )
 from llmc.compiler.frontends.onnx_call import Call, Result, onnx_op
 from llmc.compiler.frontends.onnx_choice import by_values
 from llmc.compiler.frontends.onnx_pad import surrounded
-from llmc.compiler.graph import Node
+from llmc.compiler.frontends.onnx_values import want_table
+from llmc.compiler.graph import Graph, Node, Weight, results_of
+from llmc.compiler.ops import OPS, constant
 
 
 def windows_of(call: Call, kernel: Sequence[int], sizes: Sequence[Dim | None]) -> Windows:
@@ -90,8 +94,23 @@ def around(call: Call, x: Node, kernel: Sequence[int], fill: float) -> tuple[Nod
 
 @onnx_op("Conv")
 def _conv(call: Call) -> Node:
-    x, windows = around(call, call.node(0), call.node(1).shape[2:], 0)
-    return convolution(call, x, call.node(1), bias_of(call, 2), windows)
+    weight = _settled(call, call.node(1))
+    x, windows = around(call, call.node(0), weight.shape[2:], 0)
+    return convolution(call, x, weight, bias_of(call, 2), windows)
+
+
+def _settled(call: Call, weight: Node) -> Node:
+    """A weight that constants give is computed now, however large it gets: kernels are made for constant ones."""
+    if weight.op == "constant" or is_computed(weight):
+        return weight
+    graph = Graph((), {"weight": weight})
+    sizes = (d for node in graph.nodes for kind in results_of(node.type) for d in kind.shape)
+    if not all(isinstance(d, int) for d in sizes):
+        return weight
+    if any(OPS[node.op].stored or node.op in ("dequantize", "dim") for node in graph.nodes):
+        return weight  # of levels stay levels
+    want_table(*weight.shape)
+    return constant(Weight(interpret.run(graph, {})["weight"], ""), source=call.source)
 
 
 @onnx_op("ConvTranspose")

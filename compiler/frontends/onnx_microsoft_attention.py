@@ -85,7 +85,8 @@ def _quantised_attention(call: Call) -> Result:
     x, weight, bias, sx, sw = (call.node(i) for i in range(5))
     zx, zw = (call.node(i) if call.has(i) else None for i in (6, 7))
     sx, zx = call.reshape(sx, ()), None if zx is None else call.reshape(zx, ())
-    sw, zw = (v if v is None or v.shape != (1,) else call.reshape(v, ()) for v in (sw, zw))
+    sw = call.reshape(sw, ()) if sw.shape == (1,) else sw
+    zw = call.reshape(zw, ()) if zw is not None and zw.shape == (1,) else zw
     made = product_of_levels(call, x, sx, zx, weight, sw, zw)
     if made is None:
         made = call.op("matmul", value_of(call, x, sx, zx), value_of(call, weight, sw, zw))

@@ -168,12 +168,12 @@ def _slice(call: Call, x: Array, *bounds: Array | None) -> Any:
     if not bounds:
         named = [call.attributes.get(name) for name in ("starts", "ends", "axes")]
         bounds = tuple(None if n is None else np.array(n, object) for n in named)
-    starts, ends, axes, steps = (*bounds, *(None,) * (4 - len(bounds)))
+    starts, ends, axes, steps = [*bounds, None, None, None][:4]
     if starts is None or ends is None:
         raise UndecidedError
     count = starts.size
-    axes = range(count) if axes is None else axes.reshape(-1)
-    steps = [1] * count if steps is None else steps.reshape(-1)
+    axes = np.arange(count) if axes is None else axes.reshape(-1)
+    steps = np.ones(count, object) if steps is None else steps.reshape(-1)
     cuts = [slice(None)] * x.ndim
     for start, end, axis, step in zip(starts.reshape(-1), ends.reshape(-1), axes, steps, strict=True):
         if not all(isinstance(n, int) for n in (start, end, step)):

@@ -274,7 +274,15 @@ def test_every_op_has_a_case() -> None:
     texts = [path.read_text() for path in Path(next(iter(node.__path__))).glob("*.py")]
     texts += [
         Path(__file__).with_name(f"test_onnx_{n}.py").read_text()
-        for n in ("microsoft", "control", "quantised", "gradient")
+        for n in (
+            "microsoft",
+            "microsoft_blocks",
+            "microsoft_grouped",
+            "blocks",
+            "control",
+            "quantised",
+            "gradient",
+        )
     ]
     quoted = set(re.findall(r'"(\w+)"', "".join(texts)))
     tried = {n.op_type for case in CASES for n in case.values[0]} | quoted

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from llmc.compiler.frontends.dispatch import load
 from llmc.compiler.interpret import run
+from llmc.compiler.samples import samples
 
 NODE, INFO, F = helper.make_node, helper.make_tensor_value_info, np.float32
 RNG = np.random.default_rng(9)
@@ -118,3 +119,38 @@ def test_bounds_of_a_slice_of_a_shape_are_attributes_in_old_files(tmp_path: Path
         NODE("Reshape", ["x", "shape"], ["y"]),
     ]
     agrees(tmp_path, nodes, ["b", "n"], {}, [(2, 3), (5, 1)], opset=9)
+
+
+def test_a_weight_that_constants_give_is_constant(tmp_path: Path) -> None:
+    """However large it gets: a filter of two rows of numbers, as resamplers write it."""
+    nodes = [
+        NODE("Mul", ["rows", "columns"], ["table"]),
+        NODE("Sin", ["table"], ["filter"]),
+        NODE("Unsqueeze", ["filter", "one"], ["w"]),
+        NODE("Conv", ["x", "w"], ["y"]),
+    ]
+    weights = {"rows": np.arange(300, dtype=F).reshape(300, 1), "columns": np.linspace(0, 1, 250, dtype=F),
+               "one": np.array([1])}  # fmt: skip
+    graph = agrees(tmp_path, nodes, ["b", 1, "n"], weights, [(1, 1, 260)])
+    (conv,) = [n for n in graph.nodes if n.op == "conv2d"]
+    assert conv.inputs[1].op == "constant"
+
+
+def test_samples_of_floats_that_are_indices(tmp_path: Path) -> None:
+    """What TensorFlow's embeddings take."""
+    nodes = [NODE("Cast", ["x"], ["i"], to=TensorProto.INT32), NODE("Gather", ["table", "i"], ["y"])]
+    weights = {"table": RNG.normal(size=(7, 3)).astype(F)}
+    tensors = [numpy_helper.from_array(v, k) for k, v in weights.items()]
+    inputs, outputs = [INFO("x", TensorProto.FLOAT, ["b", "n"])], [INFO("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
+    (tmp_path / "m.onnx").write_bytes(
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+        ).SerializeToString()
+    )
+    read = load(tmp_path / "m.onnx").graph
+    for sample in samples(read):
+        for call in sample.calls:
+            assert (call["x"] == call["x"].round()).all()
+            assert 0 <= call["x"].min() <= call["x"].max() < 7
+            run(read, call)
