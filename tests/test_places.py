@@ -101,6 +101,7 @@ def test_mistakes_in_additions(added: str, message: str, hint: str) -> None:
         ({}, PACKED),
         ({"level": 2}, LEVELS[2]),
         ({"padding": "computed"}, O3),
+        ({"padding": None, "quant": None, "level": None, "prune": None, "add_passes": None}, O3),
         ({"passes": "simplify"}, "simplify"),  # without fused attention there is nothing to pack
         ({"passes": O3}, f"{O3},blank{{mask=\"mask\"}},ragged"),
         ({"only_passes": O3}, O3),

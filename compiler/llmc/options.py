@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from llmc import embed
 from llmc.compiler import extensions
@@ -100,6 +100,7 @@ class Order:
         unknown = options.keys() - Options.__annotations__.keys()
         if unknown:
             raise TypeError(f"compile got unknown options: {', '.join(sorted(unknown))}")
+        options = _given(options)
         extensions.load_installed()
         self.output, self.name = Path(output), name
         self.verify_each, self.padding = options.get("verify_each", False), options.get("padding", "computed")
@@ -181,6 +182,11 @@ class Order:
                 at=f"--target {target}",
                 hint=f"it has: {', '.join(sorted(backend.quantisations)) or 'float32 only'}",
             )
+
+
+def _given(options: Options) -> Options:
+    """Without those that are None, as a program passes on what its own user has not said."""
+    return cast(Options, {name: value for name, value in options.items() if value is not None})
 
 
 _HIGHEST = len(LEVEL_PARTS) - 1
