@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from llmc.compiler.dims import Dim, dim
+from llmc.compiler.dims import Dim, dim, dim_text
 from llmc.compiler.frontends.onnx_call import Call, Result, onnx_op
 from llmc.compiler.frontends.onnx_microsoft import microsoft
 from llmc.compiler.frontends.onnx_quantise import product_of_levels, value_of
@@ -13,15 +13,18 @@ from llmc.compiler.graph import Node
 _FILTER = -10000.0  # what is added where a mask keeps nothing, if a file does not say
 
 
-def _heads(call: Call, x: Node, count: int) -> Node:
+def heads_of(call: Call, x: Node, count: int) -> Node:
     """`[b, s, hidden]` -> `[b, heads, s, d]`"""
     if x.type.rank == 4:
         return x
     batch, seq, hidden = x.shape
-    return call.transpose(call.reshape(x, (batch, seq, count, hidden // count)), (0, 2, 1, 3))
+    fits = isinstance(hidden, int) and hidden % count == 0
+    call.require(fits, f"{dim_text(hidden)} columns for {count} heads")
+    return call.transpose(call.reshape(x, (batch, seq, count, int(hidden) // count)), (0, 2, 1, 3))
 
 
-def _merged(call: Call, x: Node) -> Node:
+def merged(call: Call, x: Node) -> Node:
+    """`[b, heads, s, d]` -> `[b, s, hidden]`"""
     batch, heads, seq, width = x.shape
     return call.reshape(call.transpose(x, (0, 2, 1, 3)), (batch, seq, dim(heads * width)))
 
@@ -99,7 +102,7 @@ def _of_product(call: Call, made: Node, padding: int, past: int, added: int | No
     width = int(made.shape[2])
     sizes = call.attribute("qkv_hidden_sizes", [width // 3] * 3)
     ends = [0, sizes[0], sizes[0] + sizes[1], sum(sizes)]
-    q, k, v = (_heads(call, call.sliced(made, 2, ends[i], ends[i + 1]), heads) for i in range(3))
+    q, k, v = (heads_of(call, call.sliced(made, 2, ends[i], ends[i + 1]), heads) for i in range(3))
     call.require(not call.attribute("do_rotary", 0), "an Attention that turns its keys")
     present = None
     if call.has(past):
@@ -124,7 +127,7 @@ def _multi_head(call: Call) -> Result:
             call.require(part.type.rank == 3, "a bias of keys that are split into heads")
             parts[i] = call.op("add", part, call.sliced(bias, 0, start, start + width))
             start += width
-    q, k, v = (_heads(call, part, heads) for part in parts)
+    q, k, v = (heads_of(call, part, heads) for part in parts)
     if call.has(6):
         call.may_be_empty(call.node(6).shape[2])
         k, v = (call.op("concat", call.node(i), new, axis=2) for i, new in ((6, k), (7, v)))
@@ -138,4 +141,4 @@ def _answer(call: Call, q: Node, k: Node, v: Node, padding: int, added: int | No
     masks += [call.node(added)] if added is not None and call.has(added) else []
     if call.attribute("unidirectional", 0):
         masks.append(_causal(call, q.shape[2], k.shape[2], filtered))
-    return _merged(call, _attended(call, q, k, v, masks, _scale(call, q.shape[3])))
+    return merged(call, _attended(call, q, k, v, masks, _scale(call, q.shape[3])))

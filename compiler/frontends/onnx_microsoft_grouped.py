@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from llmc.compiler.dims import dim, dim_text
+from llmc.compiler.dims import dim
 from llmc.compiler.frontends.onnx_call import Call, Result, onnx_op
 from llmc.compiler.frontends.onnx_microsoft import microsoft, rotated
+from llmc.compiler.frontends.onnx_microsoft_attention import heads_of, merged
 from llmc.compiler.frontends.onnx_values import known
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.rules import same_dim
@@ -45,7 +46,7 @@ def _grouped(call: Call) -> Result:
         call.may_be_empty(call.node(3).shape[2])
         k, v = (_behind(call, call.node(i), new, rows) for i, new in ((3, k), (4, v)))
     k, v = (_of_total(call, x, at) for at, x in ((1, k), (2, v)))
-    y = _merged(call, _attended(call, q, k, v, rows))
+    y = merged(call, _attended(call, q, k, v, rows))
     return (y, k, v)[: call.outputs]
 
 
@@ -69,28 +70,12 @@ def _parts(call: Call, heads: int, groups: int) -> list[Node]:
     x = call.node(0)
     call.require(groups > 0 and heads % groups == 0, f"{heads} heads of queries for {groups} of keys")
     if call.has(1):
-        return [_heads(call, call.node(i), n) for i, n in enumerate((heads, groups, groups))]
+        return [heads_of(call, call.node(i), n) for i, n in enumerate((heads, groups, groups))]
     width, rest = divmod(int(x.shape[2]), heads + 2 * groups)
     call.require(not rest, "packed queries, keys and values of another width")
     ends = [0, heads * width, (heads + groups) * width, (heads + 2 * groups) * width]
     cut = [call.sliced(x, 2, first, last) for first, last in pairwise(ends)]
-    return [_heads(call, part, n) for part, n in zip(cut, (heads, groups, groups), strict=True)]
-
-
-def _heads(call: Call, x: Node, count: int) -> Node:
-    """`[b, s, hidden]` -> `[b, heads, s, d]`"""
-    if x.type.rank == 4:
-        return x
-    batch, seq, hidden = x.shape
-    call.require(
-        isinstance(hidden, int) and hidden % count == 0, f"{dim_text(hidden)} columns for {count} heads"
-    )
-    return call.transpose(call.reshape(x, (batch, seq, count, int(hidden) // count)), (0, 2, 1, 3))
-
-
-def _merged(call: Call, x: Node) -> Node:
-    batch, heads, seq, width = x.shape
-    return call.reshape(call.transpose(x, (0, 2, 1, 3)), (batch, seq, dim(heads * width)))
+    return [heads_of(call, part, n) for part, n in zip(cut, (heads, groups, groups), strict=True)]
 
 
 def _rows(call: Call, q: Node) -> _Rows:
