@@ -13,6 +13,8 @@
  *
  * A word that two cores write goes to and fro between their caches, which takes as long as hundreds of instructions
  * each time. So each stretch has a ticket of its own, and a worker says once for all of its chunks that they are done.
+ *
+ * Workers that cost more than they gain, since others want their cores, are left asleep for a while (worth.h).
  */
 #define _GNU_SOURCE
 
@@ -23,6 +25,7 @@
 
 #include "chunks.h"
 #include "model.h"
+#include "worth.h"
 
 #define SMALL_JOB 20000       /* cost below which waking others takes longer than the work */
 #define LONG_PART 500000000   /* cost after which a lone thread looks whether to go on: tens of milliseconds */
@@ -57,9 +60,13 @@ struct llmc_pool {
     uint32_t chunks, first;
     uint64_t due; /* what `done` was when the last job had ended: the caller's */
     char gap2[8];
+    worth workers_worth; /* the caller's too */
+    char gap3[24];
     int threads, started; /* with the caller; workers that run */
     int pin;
-    double spin; /* seconds */
+    int left;          /* the processor that is left to the caller; -1: none */
+    cpu_set_t allowed; /* to workers, where they began */
+    double spin;       /* seconds */
     size_t scratch_bytes;
     unsigned char *scratch;
     worker *workers; /* [0] is the caller and has no thread */
@@ -199,17 +206,26 @@ static void run_alone(llmc_pool *pool, llmc_task task, const void *arguments, in
         task(arguments, begin, items - begin < part ? items : begin + part, pool->scratch);
 }
 
-static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost, llmc_stop *stop) {
-    uint32_t last = (uint32_t)(LOAD(pool->stretches[0].ticket) >> 32), mine, seen;
+/*
+ * Let workers run anywhere but where the caller does. In a virtual machine Linux takes an idle processor for one that its
+ * host has given away, and puts who is woken behind the caller, for as long as the caller's slice of time lasts:
+ * milliseconds. With more threads than processors the scheduler is to place them.
+ */
+static void make_room(llmc_pool *pool) {
+    int i, cpu = sched_getcpu();
+    cpu_set_t others = pool->allowed;
+    if (cpu < 0 || cpu >= CPU_SETSIZE || cpu == pool->left || pool->pin) return;
+    pool->left = cpu;
+    CPU_CLR((size_t)cpu, &others);
+    if (CPU_COUNT(&others) < pool->started) return;
+    for (i = 1; i <= pool->started; i++) pthread_setaffinity_np(pool->workers[i].thread, sizeof others, &others);
+}
+
+/* Give the job to all threads. */
+static void publish(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, cutting c,
+                    llmc_stop *stop) {
+    uint32_t last = (uint32_t)(LOAD(pool->stretches[0].ticket) >> 32);
     uint64_t closed = (uint64_t)last << 32 | CLOSED, open = (uint64_t)(last + 1) << 32;
-    cutting c;
-    if (items <= 0) return;
-    if (cost < 1) cost = 1;
-    if (pool->started == 0 || items == 1 || items < SMALL_JOB / cost) {
-        run_alone(pool, task, arguments, items, cost, stop);
-        return;
-    }
-    c = plan(items, cost, pool->threads);
     /* A worker may hold the last job's ticket still: were it to read the new job's fields beside it, the old
      * ticket could pass for a free chunk. Closing it first makes the exchange of such a worker fail. */
     STORE(pool->stretches[0].ticket, closed);
@@ -226,13 +242,40 @@ static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t 
     __atomic_store_n(&pool->stretches[1].ticket, open, __ATOMIC_SEQ_CST);
     __atomic_store_n(&pool->stretches[0].ticket, open, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&pool->sleepers, __ATOMIC_SEQ_CST)) {
+        make_room(pool);
         pthread_mutex_lock(&pool->lock);
         pthread_cond_broadcast(&pool->wake);
         pthread_mutex_unlock(&pool->lock);
     }
+}
+
+static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t items, int64_t cost, llmc_stop *stop) {
+    worth *w = &pool->workers_worth;
+    uint32_t mine, seen;
+    double begun, ready, ended;
+    cutting c;
+    if (items <= 0) return;
+    if (cost < 1) cost = 1;
+    if (pool->started == 0 || items == 1 || items < SMALL_JOB / cost) {
+        run_alone(pool, task, arguments, items, cost, stop);
+        return;
+    }
+    begun = llmc_now();
+    if (worth_alone(w, begun)) {
+        run_alone(pool, task, arguments, items, cost, stop);
+        w->worked += llmc_now() - begun;
+        return;
+    }
+    c = plan(items, cost, pool->threads);
+    publish(pool, task, arguments, items, c, stop);
     mine = run_chunks(pool, 0, &seen);
+    ended = ready = llmc_now();
     pool->due += c.chunks - mine;
-    wait_for_chunks(pool);
+    if (LOAD(pool->done) != pool->due) {
+        wait_for_chunks(pool);
+        ended = llmc_now();
+    }
+    worth_count(w, ended, ended - begun, ended - ready, mine, c.chunks);
 }
 
 static llmc_status start_workers(llmc_pool *pool, llmc_error *error) {
@@ -246,6 +289,7 @@ static llmc_status start_workers(llmc_pool *pool, llmc_error *error) {
                              pool->threads);
         pool->started++;
     }
+    make_room(pool);
     return LLMC_OK;
 }
 
@@ -292,6 +336,8 @@ llmc_status llmc_pool_open(llmc_pool **out, int threads, int spin_us, int pin, s
     pool->head.functions = &llmc_pool_can;
     pool->threads = threads;
     pool->pin = pin;
+    pool->left = -1;
+    if (sched_getaffinity(0, sizeof pool->allowed, &pool->allowed) != 0) CPU_ZERO(&pool->allowed);
     pool->spin = spin_us < 0 ? 0 : 1e-6 * spin_us;
     pool->workers = (worker *)calloc((size_t)threads, sizeof *pool->workers);
     status = pool->workers ? reserve(pool, scratch_bytes, error) : llmc_fail_memory(error, sizeof *pool->workers);

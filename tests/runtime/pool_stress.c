@@ -2,6 +2,8 @@
  * pool_stress.c - many small jobs of changing size on more threads than cores: every item of every job must be done
  * once, and each job must end. Built with a pool whose threads pause between reading a ticket and taking it.
  */
+#define _GNU_SOURCE
+
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,19 +1,96 @@
 """The thread pool: every item once, however the threads are held up."""
 
+import os
 import subprocess
+from pathlib import Path
+
+import pytest
 
 from llmc.runtime.sources import FOLDER
 
 
-def test_every_item_of_every_job_is_done_once(tmp_path, build):
-    """A worker paused between ticket and fields once took a chunk of the next job; that run never ended."""
+def built(name: str, folder: Path) -> Path:
+    """A program of this folder that includes pool.c."""
     sources = [
-        str(build.tiny_c.parent / "pool_stress.c"),
+        str(Path(__file__).with_name(f"{name}.c")),
         *(str(FOLDER / f"{n}.c") for n in ("cpu", "error")),
     ]
-    program = tmp_path / "stress"
+    program = folder / name
     command = ["cc", "-std=gnu99", "-O2", f"-I{FOLDER}", *sources, "-lpthread", "-lm", "-o", str(program)]
     subprocess.run(command, check=True)
+    return program
+
+
+def test_every_item_of_every_job_is_done_once(tmp_path):
+    """A worker paused between ticket and fields once took a chunk of the next job; that run never ended."""
+    program = built("pool_stress", tmp_path)
     for threads in (2, 3, 8):
         done = subprocess.run([program, "5000", str(threads)], capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (0, "every item was done once\n")
+
+
+CORES = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.skipif(CORES < 2, reason="one processor: there is no other")
+def test_workers_wake_up_elsewhere_than_the_caller(tmp_path):
+    """Kernels of virtual machines put a worker behind the caller, though another core was idle: 4 ms each time."""
+    done = subprocess.run([built("pool_room", tmp_path), "2"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{CORES - 1} of {CORES}"] * CORES
+
+
+def test_with_more_threads_than_processors_workers_go_anywhere(tmp_path):
+    program = built("pool_room", tmp_path)
+    many = subprocess.run([program, str(CORES + 1)], capture_output=True, text=True, check=True)
+    assert [line.split(",")[0] for line in many.stdout.splitlines()] == [f"{CORES} of {CORES}"] * CORES
+    pinned = subprocess.run([program, "2", "pin"], capture_output=True, text=True, check=True)
+    assert all(line.startswith("1 of ") for line in pinned.stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def worth(tmp_path_factory):
+    """Pauses, share of the time alone and of waiting, where a worker is put aside for so long after so much work."""
+    program = tmp_path_factory.mktemp("worth") / "worth"
+    command = [
+        "cc",
+        "-std=gnu99",
+        f"-I{FOLDER}",
+        str(Path(__file__).with_name("worth.c")),
+        "-o",
+        str(program),
+    ]
+    subprocess.run(command, check=True)
+
+    def play(*seconds: float) -> tuple[int, float, float]:
+        done = subprocess.run([program, *map(str, seconds)], capture_output=True, text=True, check=True)
+        pauses, alone, waited = done.stdout.split()
+        return int(pauses), float(alone), float(waited)
+
+    return play
+
+
+def test_workers_that_nobody_disturbs_are_never_left_asleep(worth):
+    assert worth(1000, 0) == (0, 0, 0)
+
+
+def test_a_worker_that_is_put_aside_now_and_then_goes_on(worth):
+    """3 ms once in 100: without the worker the work would take nearly twice as long."""
+    assert worth(0.1, 0.003)[0] == 0
+
+
+@pytest.mark.parametrize(("good", "lost"), [(0.003, 0.0035), (0.002, 0.008), (0.001, 0.003)])
+def test_a_worker_that_shares_its_core_is_left_asleep(worth, good, lost):
+    """Pauses grow, so what the tries cost fades."""
+    pauses, alone, waited = worth(good, lost)
+    assert 30 <= pauses <= 60
+    assert alone > 0.9
+    assert waited < 0.04
+
+
+def test_where_halves_of_a_core_gain_time_they_are_used(worth):
+    assert worth(0.004, 0.001)[0] == 0
+
+
+def test_workers_that_were_in_the_way_are_tried_again(worth):
+    """Whoever stops to work alone tries again after pauses of 10 ms at first."""
+    assert worth(0.001, 0.02, 0.1)[0] >= 2
