@@ -18,7 +18,7 @@ def bounded(graph: Graph) -> Graph:
     """The graph with bounds of those inputs that, whole, are indices of axes of known sizes."""
     bounds: dict[Node, tuple[int, int]] = {}
     for index, size in _indices(graph):
-        node, low = _origin(index, size)
+        node, low = origin(index, size)
         if node.op == "input" and node.dtype in _INTEGERS and size:
             least, most = bounds.get(node, (low, size - 1))
             bounds[node] = max(least, low), min(most, size - 1)
@@ -33,7 +33,7 @@ def sized(
     Args:
         numbers: place, a number that decides a size there, and the size that the file declares; None: it may not count.
     """
-    origins = [None if number is None else _origin(number, 0)[0] for _, number, _ in numbers]
+    origins = [None if number is None else origin(number, 0)[0] for _, number, _ in numbers]
     found: dict[Node, set[int]] = {}
     for origin, (_, _, size) in zip(origins, numbers, strict=True):
         if origin is None or origin not in inputs or origin.dtype not in _INTEGERS:
@@ -72,7 +72,7 @@ def _indices(graph: Graph) -> Iterator[tuple[Node, int]]:
             yield node.inputs[1], size
 
 
-def _origin(index: Node, size: int) -> tuple[Node, int]:
+def origin(index: Node, size: int) -> tuple[Node, int]:
     """What holds the same numbers, and the least that is legal: below zero they count from the end."""
     low = 0
     while True:

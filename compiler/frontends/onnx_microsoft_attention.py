@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from llmc.compiler.dims import Dim, dim, dim_text
 from llmc.compiler.frontends.onnx_call import Call, Result, onnx_op
 from llmc.compiler.frontends.onnx_microsoft import microsoft
 from llmc.compiler.frontends.onnx_quantise import product_of_levels, value_of
 from llmc.compiler.graph import Node
+from llmc.compiler.ops.rules import same_dim
 
 _FILTER = -10000.0  # what is added where a mask keeps nothing, if a file does not say
+_NEVER = float(np.finfo(np.float32).min)  # to what a causal query does not see: below all that a mask lowers
 
 
 def heads_of(call: Call, x: Node, count: int) -> Node:
@@ -27,6 +31,14 @@ def merged(call: Call, x: Node) -> Node:
     """`[b, heads, s, d]` -> `[b, s, hidden]`"""
     batch, heads, seq, width = x.shape
     return call.reshape(call.transpose(x, (0, 2, 1, 3)), (batch, seq, dim(heads * width)))
+
+
+def of_length(call: Call, x: Node, axis: int, wanted: Dim) -> Node:
+    """What has a number for each key has as many as there are: a past and what is new."""
+    size = x.shape[axis]
+    if same_dim(size, wanted) or not call.is_sum(size, wanted):
+        return x
+    return call.op("ensure_shape", x, shape=(*x.shape[:axis], wanted, *x.shape[axis + 1 :]))
 
 
 def _attended(call: Call, q: Node, k: Node, v: Node, masks: list[Node], scale: float) -> Node:
@@ -61,17 +73,18 @@ def _padding(call: Call, mask: Node, k: Node, filtered: float) -> Node:
             call.reshape(mask, (*mask.shape, 1)),
         )
     else:
+        mask = of_length(call, mask, rank - 1, k.shape[2])
         keep = call.op("gt", mask, call.number(0, mask.dtype)) if mask.dtype != "bool" else mask
     middle = {2: (1, 1), 3: (1,)}.get(keep.type.rank, ())
     lead = (keep.shape[0], *middle, *keep.shape[1:])
     return _added(call, call.reshape(keep, lead), filtered)
 
 
-def _causal(call: Call, queries: Dim, keys: Dim, filtered: float) -> Node:
+def _causal(call: Call, queries: Dim, keys: Dim) -> Node:
     """A query sees keys up to its own, which is as far from the last one."""
     rows = call.op("add", call.op("iota", length=queries), call.op("dim", value=dim(keys - queries)))
     keep = call.op("le", call.op("iota", length=keys), call.reshape(rows, (queries, 1)))
-    return _added(call, keep, filtered)
+    return _added(call, keep, _NEVER)
 
 
 @onnx_op(*microsoft("Attention"))
@@ -138,7 +151,8 @@ def _answer(call: Call, q: Node, k: Node, v: Node, padding: int, added: int | No
     """What queries get, with the masks of the node: input `padding` says which keys are none, `added` is added."""
     filtered = call.attribute("mask_filter_value", _FILTER)
     masks = [_padding(call, call.node(padding), k, filtered)] if call.has(padding) else []
-    masks += [call.node(added)] if added is not None and call.has(added) else []
+    if added is not None and call.has(added):
+        masks.append(of_length(call, call.node(added), 3, k.shape[2]))
     if call.attribute("unidirectional", 0):
-        masks.append(_causal(call, q.shape[2], k.shape[2], filtered))
+        masks.append(_causal(call, q.shape[2], k.shape[2]))
     return merged(call, _attended(call, q, k, v, masks, _scale(call, q.shape[3])))

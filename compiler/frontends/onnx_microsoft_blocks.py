@@ -13,6 +13,7 @@ import numpy as np
 
 from llmc.compiler.dims import Dim
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
+from llmc.compiler.frontends.onnx_index import wrapped
 from llmc.compiler.frontends.onnx_microsoft import microsoft
 from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import constant, make
@@ -40,13 +41,13 @@ def _product(call: Call) -> Node:
 @onnx_op(*microsoft("GatherBlockQuantized"))
 def _rows(call: Call) -> Node:
     """Rows of a table, of which those that are looked up are decoded."""
-    levels, index = call.node(0), call.node(1)
-    bits = call.attribute("bits", 4)
+    levels, bits = call.node(0), call.attribute("bits", 4)
     rank = levels.type.rank
     table = call.attribute("gather_axis", 0) == 0 and call.attribute("quantize_axis", 1) in (1, -1)
     call.require(rank == 2 and table, "a GatherBlockQuantized that is no look-up of rows")
     columns = int(levels.shape[1]) * (1 if call.kinds[0] in _SINGLE else 8 // bits)
     weight = _Blocks(call, (int(levels.shape[0]), columns), levels=0, scales=2, zeros=3)
+    index = wrapped(call, call.node(1), weight.rows)
     parts = [call.op("embedding", part, index) for part in (weight.levels, weight.scales)]
     y = weight.decoded(parts)
     if weight.offsets is None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from llmc.compiler.dims import dim
+from llmc.compiler.dims import Dim, dim
+from llmc.compiler.frontends.onnx_bounds import origin
 from llmc.compiler.frontends.onnx_call import Call, Result, onnx_op
 from llmc.compiler.frontends.onnx_microsoft import microsoft, rotated
-from llmc.compiler.frontends.onnx_microsoft_attention import heads_of, merged
+from llmc.compiler.frontends.onnx_microsoft_attention import heads_of, merged, of_length
 from llmc.compiler.frontends.onnx_values import known
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.rules import same_dim
@@ -23,10 +24,12 @@ class _Rows:
     Args:
         before: i64 `[b, 1]`: how many keys of the past each sequence has.
         own: i64 `[b, s]`: the position of each token in its sequence.
+        fault: f32 `[b, 1, 1]`: NaN where a caller says another length than a sequence can have, else 0.
     """
 
     before: Node
     own: Node
+    fault: Node | None
 
 
 @onnx_op(*microsoft("GroupQueryAttention"))
@@ -47,6 +50,7 @@ def _grouped(call: Call) -> Result:
         k, v = (_behind(call, call.node(i), new, rows) for i, new in ((3, k), (4, v)))
     k, v = (_of_total(call, x, at) for at, x in ((1, k), (2, v)))
     y = merged(call, _attended(call, q, k, v, rows))
+    y = y if rows.fault is None else call.op("add", y, rows.fault)
     return (y, k, v)[: call.outputs]
 
 
@@ -84,7 +88,25 @@ def _rows(call: Call, q: Node) -> _Rows:
     last = call.reshape(call.cast(call.node(_LENGTHS), "i64"), (batch, 1))
     before = call.op("sub", last, call.op("dim", value=dim(seq - 1)))
     before = call.op("maximum", before, call.number(0, "i64"))
-    return _Rows(before, call.op("add", before, call.op("iota", length=seq)))
+    given = origin(call.node(_LENGTHS), 0)[0].op == "input"  # else of a mask, which has as many places
+    fault = _fault(call, last, seq) if given else None
+    return _Rows(before, call.op("add", before, call.op("iota", length=seq)), fault)
+
+
+def _fault(call: Call, last: Node, seq: Dim) -> Node:
+    """What spoils the result of a sequence, for a call cannot be refused for numbers that sizes limit.
+
+    ONNX Runtime refuses more keys in total than past and new ones, an index of a last key that is below 0 or beyond
+    the total, and one that leaves out new tokens but in a prompt, whose tokens are all that there are.
+    """
+    past, zero = call.node(3).shape[2] if call.has(3) else 0, call.number(0, "i64")
+    total = call.reshape(call.cast(call.node(_TOTAL), "i64"), ())
+    new, all_keys = (call.op("dim", value=dim(d)) for d in (seq, past + seq))
+    least = call.op("where", call.op("gt", total, new), call.op("sub", new, call.number(1, "i64")), zero)
+    fits = call.op("and", call.op("ge", last, least), call.op("lt", last, total))
+    fits = call.op("and", fits, call.op("le", total, all_keys))
+    fault = call.op("where", fits, call.number(0, "f32"), call.number(float("nan"), "f32"))
+    return call.reshape(fault, (last.shape[0], 1, 1))
 
 
 def _turned(call: Call, x: Node, rows: _Rows) -> Node:
@@ -128,7 +150,7 @@ def _attended(call: Call, q: Node, k: Node, v: Node, rows: _Rows) -> Node:
     scale = float(call.attribute("scale", 0.0)) or int(q.shape[3]) ** -0.5
     keep, cap = _keep(call, k, rows), float(call.attribute("softcap", 0.0))
     sinks = call.has(_SINK) or bool(call.attribute("smooth_softmax", 0))
-    bias = call.node(_BIAS) if call.has(_BIAS) else None
+    bias = of_length(call, call.node(_BIAS), 3, k.shape[2]) if call.has(_BIAS) else None
     if not (cap or sinks):
         mask = keep if bias is None else call.op("where", keep, bias, call.number(float("-inf"), "f32"))
         return call.op("attention", q, k, v, mask, scale=scale, has_mask=True)

@@ -37,14 +37,16 @@ def value(name: str, kind: int, *shape: Any) -> Any:
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def written(folder: Path, packed: bool = False, total: str = "total", **how: Any) -> Path:
-    """A file whose attention_mask says how long sequences are, as exporters write it."""
+def written(
+    folder: Path, packed: bool = False, total: str = "total", lengths: str = "lengths", **how: Any
+) -> Path:
+    """A file whose attention_mask says how long sequences are, as exporters write it, or whose inputs do."""
     hidden, keys = HEADS * WIDTH, GROUPS * WIDTH
     sizes = {"q": hidden + 2 * keys} if packed else {"q": hidden, "k": keys, "v": keys}
     places = how.pop("places", "")
     optional = {"bias": how.pop("bias", ""), "sink": how.pop("sink", "")}
     tables = ["cos", "sin"] if how.get("do_rotary") else ["", ""]
-    lengths = [
+    counted = [
         helper.make_node("ReduceSum", ["attention_mask", "axis"], ["count"], keepdims=0),
         helper.make_node("Sub", ["count", "one"], ["last"]),
         helper.make_node("Cast", ["last"], ["lengths"], to=T.INT32),
@@ -52,7 +54,7 @@ def written(folder: Path, packed: bool = False, total: str = "total", **how: Any
         helper.make_node("Gather", ["shape", "one"], ["all"], axis=0),
         helper.make_node("Cast", ["all"], ["total"], to=T.INT32),
     ]
-    fed = [*(["q", "", ""] if packed else ["q", "k", "v"]), "past.k", "past.v", "lengths", total, *tables]
+    fed = [*(["q", "", ""] if packed else ["q", "k", "v"]), "past.k", "past.v", lengths, total, *tables]
     fed += [places, optional["bias"], optional["sink"]]
     node = helper.make_node(
         "GroupQueryAttention",
@@ -71,12 +73,13 @@ def written(folder: Path, packed: bool = False, total: str = "total", **how: Any
         [value(BIAS, T.FLOAT, "batch", HEADS, "new", "total_sequence_length")] if optional["bias"] else []
     )
     inputs += [value(total, T.INT32)] if total != "total" else []
+    inputs += [value(lengths, T.INT32, "batch")] if lengths != "lengths" else []
     outputs = [value("y", T.FLOAT, "batch", "new", hidden)]
     outputs += [value(f"present.{name}", T.FLOAT, "batch", GROUPS, "total", WIDTH) for name in "kv"]
     weights = {"axis": np.array([1]), "one": np.array(1), "sink": SINK}
     weights |= {"cos": np.cos(ANGLES).astype(np.float32), "sin": np.sin(ANGLES).astype(np.float32)}
     graph = helper.make_graph(
-        [*lengths, node], "g", inputs, outputs, [numpy_helper.from_array(v, k) for k, v in weights.items()]
+        [*counted, node], "g", inputs, outputs, [numpy_helper.from_array(v, k) for k, v in weights.items()]
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     (folder / "m.onnx").write_bytes(helper.make_model(graph, opset_imports=opsets).SerializeToString())
@@ -206,6 +209,32 @@ def test_a_length_at_run_time_is_told(tmp_path: Path) -> None:
         graph = load(written(tmp_path, total="length")).graph
     given = {**call(1, [5], [0]), "length": np.array(6, np.int32)}
     want_rows(graph, given, [5])
+
+
+def test_a_bias_has_a_number_for_each_key(tmp_path: Path) -> None:
+    """Also where nothing else tells how long its last axis is."""
+    with pytest.warns(LlmcWarning, match="total_sequence_length"):
+        graph = load(written(tmp_path, total="length", lengths="seqlens_k", bias=BIAS)).graph
+    bias = next(node for node in graph.inputs if node.attributes["name"] == BIAS)
+    assert str(bias.shape[3]) == "new + past"
+    given = {**call(2, [5], [0]), BIAS: floats(1, HEADS, 2, 7), "length": np.array(7, np.int32)}
+    want_rows(graph, {**given, "seqlens_k": np.array([6], np.int32)}, [5], bias=BIAS)
+
+
+@pytest.mark.parametrize(
+    ("last", "total", "fits"),
+    [(6, 7, True), (2, 7, True), (7, 7, False), (1, 7, False), (-1, 7, False), (6, 8, False), (6, 6, False)],
+)
+def test_lengths_of_the_caller_that_cannot_be(last: int, total: int, fits: bool, tmp_path: Path) -> None:
+    """ONNX Runtime refuses them; here the result of that sequence is no number, the others are what they are."""
+    with pytest.warns(LlmcWarning, match="total_sequence_length"):
+        graph = load(written(tmp_path, total="length", lengths="seqlens_k", do_rotary=1)).graph
+    given = {**call(3, [4, 4], [0, 0]), "length": np.array(total, np.int32)}
+    names = {node.attributes["name"] for node in graph.inputs}
+    given = {k: v for k, v in given.items() if k in names}
+    found = run(graph, {**given, "seqlens_k": np.array([last, 6], np.int32)})["y"]
+    assert np.isnan(found[0]).all() == (not fits)
+    assert np.isnan(found[1]).any() == (total != 7)
 
 
 def test_a_table_of_positions_that_is_too_short(tmp_path: Path) -> None:
