@@ -38,7 +38,7 @@ def agreeing(
         own = wanted[rank - node.type.rank :]
         shape = tuple(d if w is None or same_dim(d, 1) else w for d, w in zip(node.shape, own, strict=True))
         pairs = {(d, w) for d, w in zip(node.shape, shape, strict=True) if not same_dim(d, w)}
-        if not all(itertools.starmap(_may_agree, pairs)):
+        if not all(_may_agree(*pair) or summed(*pair) for pair in pairs):
             return None
         compared |= pairs
         found.append(make("ensure_shape", (node,), source, shape=shape) if pairs else node)
@@ -46,10 +46,11 @@ def agreeing(
 
 
 def _size(inputs: Sequence[Node], axis: int, rank: int) -> Dim:
-    """Of the sizes of an axis, counted from the last, the one that is simplest to write."""
+    """Of the sizes of an axis, counted from the last, a sum that another is, or the one that is simplest to write."""
     sizes = [n.shape[axis - rank] for n in inputs if n.type.rank >= rank - axis]
     apart = [size for size in sizes if not same_dim(size, 1)]
-    return min(apart or sizes, key=lambda size: (len(dim_text(size)), dim_text(size)))
+    sums = [pair[1] for pair in itertools.starmap(summed, itertools.pairwise(apart)) if pair]
+    return min(sums or apart or sizes, key=lambda size: (len(dim_text(size)), dim_text(size)))
 
 
 def _may_agree(a: Dim, b: Dim) -> bool:
@@ -57,6 +58,15 @@ def _may_agree(a: Dim, b: Dim) -> bool:
     if isinstance(a, int) or isinstance(b, int):
         return False
     return bool(a.free_symbols == b.free_symbols) and not isinstance(dim(a - b), int)
+
+
+def summed(a: Dim, b: Dim) -> Pair | None:
+    """An axis of an input and the sum of others that it is as long as: a mask of all keys, of a past and new ones."""
+    for size, of in ((a, b), (b, a)):
+        single = isinstance(size, sympy.Symbol) and str(size) != "batch"
+        if single and isinstance(of, sympy.Add) and len(of.free_symbols) > 1 and size not in of.free_symbols:
+            return size, of
+    return None
 
 
 def multiples(pairs: Sequence[Pair]) -> dict[str, int]:

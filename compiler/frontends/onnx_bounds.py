@@ -35,13 +35,13 @@ def sized(
     """
     origins = [None if number is None else origin(number, 0)[0] for _, number, _ in numbers]
     found: dict[Node, set[int]] = {}
-    for origin, (_, _, size) in zip(origins, numbers, strict=True):
-        if origin is None or origin not in inputs or origin.dtype not in _INTEGERS:
+    for node, (_, _, size) in zip(origins, numbers, strict=True):
+        if node is None or node not in inputs or node.dtype not in _INTEGERS:
             continue
-        if origin.op == "input" and product(origin.shape) == 1:
-            found.setdefault(origin, set()).add(size)
+        if node.op == "input" and product(node.shape) == 1:
+            found.setdefault(node, set()).add(size)
     single = {node: sizes.pop() for node, sizes in found.items() if len(sizes) == 1}
-    others = {place for (place, _, _), origin in zip(numbers, origins, strict=True) if origin not in single}
+    others = {place for (place, _, _), node in zip(numbers, origins, strict=True) if node not in single}
     return single, {place for place, _, _ in numbers} - others
 
 

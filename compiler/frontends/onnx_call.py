@@ -17,7 +17,7 @@ import numpy as np
 from sympy import Symbol
 
 from llmc.compiler.dims import Dim, dim
-from llmc.compiler.frontends.onnx_agreed import agreeing
+from llmc.compiler.frontends.onnx_agreed import agreeing, summed
 from llmc.compiler.frontends.onnx_values import (
     Attributes,
     Inputs,
@@ -226,8 +226,9 @@ class Call:
             if found is None or self.scope is None:
                 raise
             made = make(name, found[0], self.source, **attributes)
-            place = f"{self.type} {self.source}".rstrip()
-            self.scope.reader.agreed.setdefault(place, set()).update(found[1])
+            for size, of in filter(None, (summed(*pair) for pair in found[1])):
+                self.is_sum(size, of)
+            self.scope.reader.agreed.setdefault(self._place, set()).update(found[1])
             return made
 
     def number(self, value: Any, dtype: str) -> Node:

@@ -174,4 +174,6 @@ def _concat(call: Call) -> Node:
     nodes = call.nodes()
     axis = call.axis(nodes[0].type.rank, 1 if call.opset < 4 else None)
     parts = [p for p in nodes if p.shape[axis] != 0] or nodes[:1]
+    for part in parts if len(parts) > 1 else ():
+        call.may_be_empty(part.shape[axis])  # as a past is, before what is new
     return parts[0] if len(parts) == 1 else call.op("concat", *parts, axis=axis)
