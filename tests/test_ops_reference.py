@@ -133,6 +133,18 @@ def test_reference_agrees_with_torch(case: Case):
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
 
 
+def test_references_do_not_mind_how_arrays_lie():
+    """A transposed array, as another reference may give it, is what its numbers are."""
+    for op, arrays, attributes, _ in CASES:
+        wanted = apply(op, *arrays, **attributes)
+        found = apply(op, *(np.asfortranarray(a) if a.ndim > 1 else a for a in arrays), **attributes)
+        assert found.shape == wanted.shape
+        if OPS[op].accuracy == "exact":
+            np.testing.assert_array_equal(found, wanted, err_msg=op)
+        else:
+            np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=1e-6, err_msg=op)
+
+
 def test_lstm_cell_agrees_with_torch():
     found = OPS["lstm_cell"].reference(GATES, STATE, MEMORY, CELL_W)
     tensors = [torch.from_numpy(a) for a in (GATES, STATE, MEMORY, CELL_W)]
