@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmc.compiler.dims import Dim, dim
+from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant, make
 from llmc.compiler.to_onnx.emitter import Emitter
@@ -156,11 +157,19 @@ def _mha(e: Emitter, node: Node) -> Node:
         return int8_mha(e, node)
     counts = (a["heads"], *[a["kv_heads"] or a["heads"]] * 2)
     parts = zip(node.inputs[:3], a["offsets"], counts, strict=True)
-    q, k, v = (head_rows(x, offset, count, a["head_dim"]) for x, offset, count in parts)
+    q, k, v = (head_rows(_floats(x), offset, count, a["head_dim"]) for x, offset, count in parts)
     mask = _mask(node)
     same = {name: a[name] for name in ("scale", "causal", "window")}
     made = make("attention", (q, k, v, *mask), node.source, has_mask=bool(mask), **same)
     return joined(made, node.shape)
+
+
+def _floats(x: Node) -> Node:
+    """Queries, keys or values that a session may keep as halves."""
+    if x.dtype == "u8":
+        reason = "attention of keys and values that are kept on int8: ONNX cannot part their rows"
+        raise UnsupportedError(reason, "keep them as halves: states{dtype=fp16}, --state-dtype fp16")
+    return make("cast", (x,), x.source, dtype="f32") if x.dtype == "f16" else x
 
 
 def _mask(node: Node) -> list[Node]:

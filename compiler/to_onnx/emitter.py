@@ -180,7 +180,7 @@ class Emitter:
         if node.op in known:
             return known[node.op]
         if OPS[node.op].stored or _is_constant(node):
-            return _computed
+            return computed
         raise UnsupportedError(*_MISSING)
 
     def rounded(self, x: Node) -> Node:
@@ -247,7 +247,7 @@ def _is_constant(node: Node) -> bool:
     return bool(node.inputs) and all(i.op == "constant" for i in node.inputs)
 
 
-def _computed(e: Emitter, node: Node) -> Node:
+def computed(e: Emitter, node: Node) -> Node:
     """The value of an op on constants: of stored weights in a format that ONNX has no op for."""
     if not _is_constant(node):
         raise UnsupportedError("a stored weight whose parts are computed")

@@ -11,7 +11,7 @@ from llmc.compiler.dims import dim
 from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import constant, make
 from llmc.compiler.ops.storage import unpack_indices
-from llmc.compiler.to_onnx.emitter import OPSET_BLOCKS, Emitter
+from llmc.compiler.to_onnx.emitter import OPSET_BLOCKS, Emitter, computed
 from llmc.compiler.to_onnx.table import exports
 
 _KINDS = {8: TensorProto.INT8, 4: TensorProto.INT4}
@@ -57,6 +57,17 @@ class Blocks:
 @exports("blockwise")
 def _blockwise(e: Emitter, node: Node) -> str | Node:
     return Blocks.of(node).written(e) if all(i.op == "constant" for i in node.inputs) else _decoded(node)
+
+
+@exports("codebook")
+def _codebook(e: Emitter, node: Node) -> Node:
+    """A weight is written out; of rows that were picked from a table each number is looked up."""
+    if all(i.op == "constant" for i in node.inputs):
+        return computed(e, node)
+    indices, values = node.inputs
+    whole = make("cast", (indices,), dtype="i32")
+    whole = whole if node.attributes["bits"] == 8 else _halves(whole, node.attributes["columns"])
+    return make("embedding", (values, whole), node.source)
 
 
 def _decoded(node: Node) -> Node:

@@ -17,8 +17,11 @@ from llmc.compiler import interpret
 from llmc.compiler.dims import dim, symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS, constant, input_, make
+from llmc.compiler.ops.rows import row_stride
+from llmc.compiler.ops.storage import pack_indices
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.samples import play
+from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
 from llmc.passes.rows.ragged import ragged_steps
 
@@ -70,6 +73,44 @@ def test_quantised(passes: str, tmp_path: Path) -> None:
     graph, _ = Pipeline.parse(passes, PASSES).run(graph)
     close = 2e-2 if passes.startswith("quantize,") else 2e-5
     want_round_trip(graph, inputs, tmp_path / "m.onnx", rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("columns", [5, 8])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_of_a_table_of_few_values(bits: int, columns: int, tmp_path: Path) -> None:
+    """What is looked up is found among the values: the table itself is not written out."""
+    rng = np.random.default_rng(bits)
+    indices = constant(pack_indices(rng.integers(0, 16, (7, columns)).astype(np.uint8), bits), "table")
+    ids, values = input_("ids", "i64", (BATCH, 3), low=0, high=6), constant(floats(rng, 16))
+    rows = make("codebook", (make("embedding", (indices, ids)), values), columns=columns, bits=bits)
+    graph = Graph((ids,), {"y": rows}, {"batch": (1, 8)})
+    want_round_trip(graph, {"ids": rng.integers(0, 7, (2, 3))}, tmp_path / "m.onnx", rtol=0, atol=0)
+
+
+def kept(dtype: str, size: int) -> Graph:
+    """Attention over keys and values that a session keeps in fewer bits."""
+    q = input_("q", "f32", (1, symbol("seq"), 16))
+    k, v = (input_(name, dtype, (1, symbol("past"), size)) for name in "kv")
+    y = make("mha", (q, k, v), heads=2, head_dim=8, scale=0.3, offsets=(0, 0, 0), causal=False)
+    return Graph((q, k, v), {"y": y}, {"seq": (1, 8), "past": (1, 8)})
+
+
+def test_keys_and_values_that_are_kept_as_halves(tmp_path: Path) -> None:
+    graph, rng = kept("f16", 16), np.random.default_rng(1)
+    given = {"q": floats(rng, 1, 3, 16)} | {n: floats(rng, 1, 5, 16).astype(np.float16) for n in "kv"}
+    written(graph, tmp_path / "m.onnx")
+    want_same(referenced(tmp_path / "m.onnx", given), interpret.run(graph, given))
+
+
+def test_keys_and_values_that_are_kept_on_int8(tmp_path: Path) -> None:
+    graph = kept("u8", 2 * row_stride(8))
+    with pytest.raises(LlmcError, match="cannot be said in ONNX") as caught:
+        written(graph, tmp_path / "m.onnx")
+    assert "states{dtype=fp16}" in str(caught.value.found)
+
+
+def floats(rng: np.random.Generator, *shape: int) -> Array:
+    return rng.standard_normal(shape).astype(np.float32)
 
 
 def test_levels_are_those_of_the_kernels(tmp_path: Path) -> None:
