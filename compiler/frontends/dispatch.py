@@ -79,11 +79,7 @@ def load(
             at=str(path),
             hint=f"give a Hugging Face folder, or a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}",
         )
-    if (dims or fixed) and path.suffix.lower() != ".onnx":
-        option = "--dim" if dims else "--fix"
-        raise LlmcError(
-            f"{option} is for ONNX files", at=str(path), hint="--max-batch and --max-seq bound other models"
-        )
+    want_onnx(path, dims, fixed)
     if not is_model_file(path) or path.suffix.lower() == ".gguf":
         return _of_folder(path, base, adapter, task=task, ignore_unused=ignore_unused, **bounds)
     if base is not None or adapter is not None:
@@ -102,6 +98,19 @@ def load(
     from llmc.compiler.frontends import pt2
 
     return pt2.load(path, task=task, **bounds)
+
+
+def want_onnx(path: Path, dims: Mapping[str, Any] | None, fixed: Mapping[str, Any] | None) -> None:
+    """What is said of axes and inputs by name is said of an ONNX file.
+
+    Raises:
+        LlmcError: it is another kind of model.
+    """
+    if (dims or fixed) and path.suffix.lower() != ".onnx":
+        option = "--dim" if dims else "--fix"
+        raise LlmcError(
+            f"{option} is for ONNX files", at=str(path), hint="--max-batch and --max-seq bound other models"
+        )
 
 
 def _of_folder(path: Path, base: str | Path | None, adapter: str | Path | None, **options: Any) -> Imported:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc.errors import LlmcError
 
 if TYPE_CHECKING:
-    from llmc.compiler.graph import Graph
+    from llmc.compiler.graph import Graph, Node
     from llmc.targets.backend import Backend
+    from llmc.targets.target import Target
 
 QUANTISATIONS = ("none", "fp16", "int8", "int8-static", "w8", "w4")
 COPIES = 3  # of the f32 weights that a compile holds at a time: as read, as packed, as written
@@ -61,19 +63,23 @@ def foresee(
     targets: Iterable[str],
     base: Path | None = None,
     adapter: Path | None = None,
+    dims: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, Any] | None = None,
 ) -> Foresight:
     """Look at a model: a folder by its config.json and headers of its weights, a file by all of it.
 
     Args:
-        base, adapter: of a PEFT adapter, as `llmc.compile` takes them.
+        base, adapter, dims, fixed: as `llmc.compile` takes them.
 
     Raises:
         LlmcError: it is no model, or nothing of it can be told.
     """
-    from llmc.compiler.frontends.dispatch import is_model_file
+    from llmc.compiler.frontends.dispatch import is_model_file, want_onnx
 
+    want_onnx(Path(path), dims, fixed)
     if is_model_file(path):
-        return _of_file(path, task, max_seq, targets)
+        options = {"base": base, "adapter": adapter, "dims": dims, "fixed": fixed}
+        return _of_file(path, task, max_seq, targets, **options)
     from llmc.compiler.frontends.outline import outline, weight_bytes
     from llmc.compiler.frontends.plain_folder import origin, plain
 
@@ -91,30 +97,48 @@ def foresee(
         "problems": () if found.problem is None else _lines(found.problem),
         "certain": found.certain,
     }
-    return Foresight(str(path), **facts, **_of_graph(found.graph, targets))
+    return Foresight(str(path), **facts, **_of_graphs([] if found.graph is None else [found.graph], targets))
 
 
-def _of_file(path: str | Path, task: str, max_seq: int | None, targets: Iterable[str]) -> Foresight:
+def _of_file(
+    path: str | Path, task: str, max_seq: int | None, targets: Iterable[str], **options: Any
+) -> Foresight:
     from llmc.compiler.frontends import dispatch
 
     bounds: dict[str, Any] = {} if max_seq is None else {"max_seq": max_seq}
-    imported = dispatch.load(path, task=task, **bounds)
-    constants = [n for n in imported.graph.nodes if n.op == "constant" and n.dtype == "f32"]
-    count = sum(n.attributes["value"].array.size for n in constants)
+    imported = dispatch.load(path, task=task, **options, **bounds)
+    graphs = list(imported.module.functions.values())
+    count, size = _weights_of(graphs)
     facts: dict[str, Any] = {
         "task": imported.task,
         "architecture": imported.architecture,
         "model_type": imported.model_type,
         "parameters": count,
         "layers": (0, 0),
-        "weights": {"none": 4 * count},
-        "needed": 4 * COPIES * count,
+        "weights": {"none": size},
+        "needed": COPIES * size,
     }
-    return Foresight(str(path), **facts, **_of_graph(imported.graph, targets))
+    return Foresight(str(path), **facts, **_of_graphs(graphs, targets))
 
 
-def _of_graph(graph: Graph | None, targets: Iterable[str]) -> dict[str, Any]:
-    """Inputs, and what each target has for the graph's ops."""
+def _weights_of(graphs: Sequence[Graph]) -> tuple[int, int]:
+    """How many numbers the weights of functions stand for, and in how many bytes they are stored, about."""
+    from llmc.compiler.ops import OPS
+
+    nodes = list(dict.fromkeys(node for graph in graphs for node in graph.everywhere()))
+    stored: dict[Node, int] = {}  # a part of a weight that is stored compressed -> numbers that it stands for
+    for node in (n for n in nodes if OPS[n.op].stored):
+        parts = [i.inputs[0] if i.op == "embedding" else i for i in node.inputs]
+        for position, part in enumerate(p for p in parts if p.op == "constant"):
+            rows = prod(part.shape[:-1])
+            stored[part] = 0 if position else rows * int(node.shape[-1])
+    plain = {n: prod(n.shape) for n in nodes if n.op == "constant" and n.dtype in ("f32", "f16")}
+    once = {n.attributes["value"]: size for n, size in {**plain, **stored}.items()}  # functions share them
+    return sum(once.values()), sum(weight.array.nbytes for weight in once)
+
+
+def _of_graphs(graphs: Sequence[Graph], targets: Iterable[str]) -> dict[str, Any]:
+    """Inputs of the first function, and what each target has for the ops of all."""
     from llmc.targets.backends import backend_of
     from llmc.targets.host import find_target
 
@@ -124,16 +148,21 @@ def _of_graph(graph: Graph | None, targets: Iterable[str]) -> dict[str, Any]:
     for name in targets:
         backend = backend_of(find_target(name))
         has[name] = tuple(q for q in QUANTISATIONS if q == "none" or q in backend.quantisations)
-        if graph is not None and backend not in lacking:
-            lacking[backend] = _lacking(graph, backend)
+        if backend not in lacking:
+            found = (line for graph in graphs for line in _lacking(graph, backend, find_target(name)))
+            lacking[backend] = tuple(dict.fromkeys(found))
         lacks[name] = lacking.get(backend, ())
-    inputs = {} if graph is None else {n.attributes["name"]: str(n.type) for n in graph.inputs}
+    inputs = {n.attributes["name"]: str(n.type) for graph in graphs[:1] for n in graph.inputs}
     return {"inputs": inputs, "targets": lacks, "precisions": has}
 
 
-def _lacking(graph: Graph, backend: Backend) -> tuple[str, ...]:
+def _lacking(graph: Graph, backend: Backend, target: Target) -> tuple[str, ...]:
+    """What there is no kernel for, after the passes that the target wants: some store weights as it reads them."""
+    from llmc.compiler.places import placed
+    from llmc.passes import PASSES
+
     try:
-        backend.lower(graph)
+        backend.lower(placed(backend.passes(target), PASSES).pipeline.run(graph)[0])
     except LlmcError as error:
         return tuple(line.strip() for line in str(error.found).splitlines())
     return ()

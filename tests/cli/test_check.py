@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import transformers
+from onnx import TensorProto
 
 from llmc.compiler.frontends import outline as outlines
 from llmc.compiler.frontends.outline import few_layers, outline, weight_bytes
@@ -106,6 +109,42 @@ def test_what_is_no_model_is_a_sentence(
 
 def test_a_file_is_checked_as_a_whole(cli: Any, tmp_path: Path) -> None:
     assert cli("check", tmp_path / "absent.onnx").code == 2
+
+
+def blocks(folder: Path) -> Path:
+    """A product of 1024 weights in 4 bits, with an axis that is open and an input of one number."""
+    named = ("x", TensorProto.FLOAT, ["rows", 64]), ("times", TensorProto.FLOAT, [])
+    parts = ["x", "levels", "scales"]
+    nodes = [
+        onnx.helper.make_node(
+            "MatMulNBits", parts, ["z"], domain="com.microsoft", N=16, K=64, bits=4, block_size=32
+        ),
+        onnx.helper.make_node("Mul", ["z", "times"], ["y"]),
+    ]
+    arrays = {"levels": np.zeros((16, 2, 16), np.uint8), "scales": np.full(32, 0.1, np.float32)}
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [onnx.helper.make_tensor_value_info(*each) for each in named],
+        [onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9), folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+def test_a_file_is_told_as_a_compile_reads_it(tmp_path: Path, cli: Any) -> None:
+    """Weights in few bits become plain where a target has no kernels for them; axes and inputs may be fixed."""
+    file = blocks(tmp_path)
+    found = json.loads(cli("check", file, "--json").out)
+    assert (found["parameters"], found["inputs"]["x"]) == (1024, "f32[batch, 64]")
+    assert found["weights"]["none"] < 1024
+    assert found["targets"] == {"x86": [], "arm": [], "cuda": []}
+    fixed = json.loads(cli("check", file, "--json", "--dim", "rows=3", "--fix", "times=2").out)
+    assert fixed["inputs"] == {"x": "f32[3, 64]"}
+    done = cli("check", tmp_path, "--dim", "rows=3")
+    assert (done.code, "--dim is for ONNX files" in done.err) == (2, True)
 
 
 def test_every_kind_of_layer_is_looked_at() -> None:

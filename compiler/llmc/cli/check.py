@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmc.cli import values
+from llmc.cli.fixed_dims import dim_option
 from llmc.cli.output import (
     adapter_options,
     extension_option,
@@ -47,6 +48,7 @@ are traced. So numbers are not compared: `llmc compile` does that. Exit codes: 0
     "--task", default="auto", show_default=True, shell_complete=values.tasks, help="What to compute."
 )
 @click.option("--max-seq", type=click.IntRange(min=1), help="Upper bound of the sequence.")
+@dim_option
 @adapter_options
 @extension_option
 @json_option
@@ -59,6 +61,8 @@ def command(
     quant: str | None,
     task: str,
     max_seq: int | None,
+    dims: dict[str, Any] | None,
+    fixed: dict[str, Any] | None,
     base: Path | None,
     adapter: Path | None,
     as_json: bool,
@@ -72,7 +76,7 @@ def command(
     targets = [target] if target else ["x86", "arm", "cuda"]
     try:
         with uncollected():
-            found = foresee(model, task, max_seq, targets, base, adapter)
+            found = foresee(model, task, max_seq, targets, base, adapter, dims, fixed)
     except LlmcError as error:
         show_error(error)
         ctx.exit(2)
