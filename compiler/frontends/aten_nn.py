@@ -72,9 +72,11 @@ def _attention(call: Call) -> Node:
     call.require(
         not call.get("dropout_p", 0.0), "dropout in training mode", "call model.eval() before export"
     )
-    call.require(
-        query.type.rank == 4, f"attention on {query.type.rank} axes", "use [batch, heads, seq, width]"
-    )
+    rank = query.type.rank
+    call.require(rank in (3, 4), f"attention on {rank} axes", "use [batch, heads, seq, width]")
+    if rank == 3:
+        query, key, value = (_of_one_head(call, x) for x in (query, key, value))
+        mask = _of_one_head(call, mask) if mask is not None and mask.type.rank == 3 else mask
     scale = call.get("scale")
     if scale is None:
         width = query.shape[-1]
@@ -84,7 +86,14 @@ def _attention(call: Call) -> Node:
     if causal and not same_dim(query.shape[2], key.shape[2]):
         mask, causal = _from_the_first(query, key, call), False
     inputs = (query, key, value) if mask is None else (query, key, value, mask)
-    return call.op("attention", *inputs, scale=scale, causal=causal, has_mask=mask is not None)
+    y = call.op("attention", *inputs, scale=scale, causal=causal, has_mask=mask is not None)
+    return y if rank == 4 else call.reshape(y, (y.shape[0], *y.shape[2:]))
+
+
+def _of_one_head(call: Call, x: Node) -> Node:
+    """`[b, s, d]` -> `[b, 1, s, d]`"""
+    call.require(x.type.rank == 3, "attention of operands with different numbers of axes")
+    return call.reshape(x, (x.shape[0], 1, *x.shape[1:]))
 
 
 def _from_the_first(query: Node, key: Node, call: Call) -> Node:

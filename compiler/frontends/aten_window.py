@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from llmc.compiler.dims import dim, product
+from collections.abc import Sequence
+from typing import Any
+
+from llmc.compiler.dims import Dim, dim, product
 from llmc.compiler.frontends.aten import Call, aten
 from llmc.compiler.frontends.aten_image import spread
 from llmc.compiler.frontends.aten_index import take
 from llmc.compiler.frontends.composed import batched, joined
 from llmc.compiler.frontends.composed_conv import Windows, folded_windows
-from llmc.compiler.frontends.composed_pad import MODES, mirrored, padded, shuffled, unshuffled
+from llmc.compiler.frontends.composed_pad import MODES, mirrored, padded, shuffled, surrounded, unshuffled
 from llmc.compiler.frontends.parts import sliced, transposed
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.conv import out_size
@@ -67,9 +70,10 @@ def _col2im(call: Call) -> Node:
 # --- padding
 
 
-def _sides(pads: list[int], rank: int) -> tuple[list[int], list[int]]:
+def _sides(pads: Sequence[Any], rank: int) -> tuple[list[Any], list[Any]]:
     """PyTorch lists (before, after) from the last axis on."""
-    before, after = [0] * rank, [0] * rank
+    before: list[Any] = [0] * rank
+    after: list[Any] = [0] * rank
     for position in range(len(pads) // 2):
         before[rank - 1 - position], after[rank - 1 - position] = pads[2 * position : 2 * position + 2]
     return before, after
@@ -82,16 +86,27 @@ _PADS = {"reflection": "reflect", "replication": "replicate"}
 def _pad(call: Call) -> Node:
     x: Node = call["self"]
     pads = call.get("pad", call.get("padding"))
-    call.require(all(isinstance(p, int) for p in pads), "padding by dynamic sizes", "slice instead")
     before, after = _sides(pads, x.type.rank)
     name = str(call.target).split(".")[1].partition("_")[0]
     mode = _PADS.get(name, call.get("mode", "constant"))
     if mode == "constant":
-        return padded(call, x, before, after, call.get("value", 0))
+        return _filled(call, x, before, after, call.get("value", 0) or 0)
+    call.require(all(isinstance(p, int) for p in pads), "padding by dynamic sizes", "pad with a constant")
     call.require(mode in MODES, f"padding mode {mode!r}", "pad with a constant")
     for axis, (low, high) in enumerate(zip(before, after, strict=True)):
         x = mirrored(call, x, axis, low, high, mode)
     return x
+
+
+def _filled(call: Call, x: Node, before: Sequence[Dim], after: Sequence[Dim], value: Any) -> Node:
+    """By numbers, and by what the sizes of a call say, such as up to the next multiple of 4."""
+    known = [isinstance(low, int) and isinstance(high, int) for low, high in zip(before, after, strict=True)]
+    for axis in (a for a, is_known in enumerate(known) if not is_known):
+        x = surrounded(call, x, axis, (dim(before[axis]), dim(after[axis])), value)
+    low, high = (
+        [p if is_known else 0 for p, is_known in zip(pads, known, strict=True)] for pads in (before, after)
+    )
+    return padded(call, x, low, high, value)
 
 
 # --- pixels and channels

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.dims import Dim, dim
-from llmc.compiler.frontends.composed import number, size, taken
-from llmc.compiler.frontends.parts import Maker, sliced, transposed
+from llmc.compiler.frontends.composed import joined, number, size, taken
+from llmc.compiler.frontends.parts import Maker, expanded, sliced, transposed
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant
 
@@ -22,6 +22,13 @@ def padded(m: Maker, x: Node, before: Sequence[int], after: Sequence[int], value
         x = cut(m, x, axis, low, high)
     before, after = (tuple(max(p, 0) for p in pads) for pads in (before, after))
     return m.op("pad", x, before=before, after=after, value=value) if any((*before, *after)) else x
+
+
+def surrounded(m: Maker, x: Node, axis: int, pads: tuple[Dim, Dim], fill: Any) -> Node:
+    """x between as many elements as pads say, which may depend on sizes; a call in which one is below 0 is refused."""
+    value, (*lead, _), rest = number(m, fill, x), x.shape[: axis + 1], x.shape[axis + 1 :]
+    before, after = (expanded(m, value, (*lead, pad, *rest)) for pad in pads)
+    return joined(m, [p for p in (before, x, after) if p.shape[axis] != 0], axis)
 
 
 def cut(m: Maker, x: Node, axis: int, before: int, after: int) -> Node:

@@ -18,9 +18,9 @@ from llmc.compiler.frontends.composed_conv import (
     transposed_convolution,
     window_counts,
 )
+from llmc.compiler.frontends.composed_pad import surrounded
 from llmc.compiler.frontends.onnx_call import Call, Result, onnx_op
 from llmc.compiler.frontends.onnx_choice import by_values
-from llmc.compiler.frontends.onnx_pad import surrounded
 from llmc.compiler.frontends.onnx_values import want_table
 from llmc.compiler.graph import Graph, Node, Weight, results_of
 from llmc.compiler.ops import OPS, constant

@@ -9,8 +9,8 @@ import numpy as np
 import sympy
 
 from llmc.compiler.dims import Dim, dim
-from llmc.compiler.frontends.composed import joined, size, taken
-from llmc.compiler.frontends.composed_pad import cut, mirrored, padded
+from llmc.compiler.frontends.composed import size, taken
+from llmc.compiler.frontends.composed_pad import cut, mirrored, padded, surrounded
 from llmc.compiler.frontends.onnx_call import Call, onnx_op
 from llmc.compiler.frontends.onnx_index import wrapped
 from llmc.compiler.frontends.onnx_parts import picked
@@ -90,13 +90,6 @@ def _alike(value: Dim) -> Dim:
 
     expanded = sympy.expand(sympy.sympify(value))
     return dim(sympy.expand(expanded.replace(sympy.Max, written)))
-
-
-def surrounded(call: Call, x: Node, axis: int, pads: tuple[Dim, Dim], fill: Any) -> Node:
-    """x between as many elements as pads say, which are never below 0."""
-    number, (*lead, _), rest = call.number(fill, x.dtype), x.shape[: axis + 1], x.shape[axis + 1 :]
-    before, after = (call.expand(number, (*lead, pad, *rest)) for pad in pads)
-    return joined(call, [p for p in (before, x, after) if p.shape[axis] != 0], axis)
 
 
 def _fill(call: Call, x: Node) -> Any:

@@ -12,6 +12,7 @@ import torch
 from exported import quiet
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from llmc.compiler.frontends.dispatch import load
 from llmc.compiler.interpret import run
@@ -84,3 +85,44 @@ def test_refusals(forward: Any, problem: str, found: str, sizes: Any, tmp_path: 
     with pytest.raises(LlmcError, match=problem) as info:
         load(path)
     assert found in (info.value.found or "")
+
+
+PADDED: dict[str, Callable[..., Tensor]] = {
+    "to a multiple": lambda self, x: pad(x, (0, 0, 0, -x.shape[0] % 4)),
+    "of both axes": lambda self, x: pad(x, (1, x.shape[0] % 3, x.shape[0], 2), value=2.5),
+    "whole numbers": lambda self, x: pad(x.long(), (0, -x.shape[0] % 4), value=7),
+}
+
+
+@pytest.mark.parametrize("how", PADDED)
+def test_padding_by_sizes(how: str, tmp_path: Path) -> None:
+    graph = load(saved(tmp_path, PADDED[how], X, dynamic_shapes=(ROWS,))).graph
+    for rows in (1, 3, 4, 9):
+        x = torch.arange(4.0 * rows).reshape(rows, 4) - 3
+        wanted = PADDED[how](None, x).numpy()
+        np.testing.assert_array_equal(run(graph, {"inputs_0": x.numpy()})["output"], wanted)
+
+
+def test_padding_that_would_cut_is_refused_in_a_call(tmp_path: Path) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return pad(x, (0, 0, 0, 6 - x.shape[0]))
+
+    graph = load(saved(tmp_path, forward, X, dynamic_shapes=(ROWS,))).graph
+    assert run(graph, {"inputs_0": np.ones((6, 4), np.float32)})["output"].shape == (6, 4)
+    with pytest.raises(LlmcError, match="-1"):
+        run(graph, {"inputs_0": np.ones((7, 4), np.float32)})
+
+
+@pytest.mark.parametrize(("causal", "axes"), [(False, 0), (True, 0), (False, 2), (False, 3)])
+def test_attention_of_one_head(causal: bool, axes: int, tmp_path: Path) -> None:
+    """PyTorch takes `[batch, seq, width]`; with a mask of all samples or of each."""
+    q, k = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
+    mask = () if not axes else (torch.randn((2, 3, 5)[-axes:]),)
+
+    def forward(self: Any, q: Tensor, k: Tensor, *mask: Tensor) -> Tensor:
+        return scaled_dot_product_attention(q, k, k, attn_mask=mask[0] if mask else None, is_causal=causal)
+
+    graph = load(saved(tmp_path, forward, q, k, *mask)).graph
+    given = {f"inputs_{i}": t.numpy() for i, t in enumerate((q, k, *mask))}
+    found = run(graph, given)["output"]
+    np.testing.assert_allclose(found, forward(None, q, k, *mask).numpy(), rtol=1e-5, atol=1e-6)
