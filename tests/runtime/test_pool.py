@@ -47,6 +47,13 @@ def test_with_more_threads_than_processors_workers_go_anywhere(tmp_path):
     assert all(line.startswith("1 of ") for line in pinned.stdout.splitlines())
 
 
+def test_workers_stay_where_somebody_told_them_to(tmp_path):
+    done = subprocess.run(
+        [built("pool_room", tmp_path), "2", "narrow"], capture_output=True, text=True, check=True
+    )
+    assert [line.split(",")[0] for line in done.stdout.splitlines()] == [f"1 of {CORES}"] * CORES
+
+
 @pytest.fixture(scope="module")
 def worth(tmp_path_factory):
     """Pauses, share of the time alone and of waiting, where a worker is put aside for so long after so much work."""
