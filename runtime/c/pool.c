@@ -214,7 +214,7 @@ static void run_alone(llmc_pool *pool, llmc_task task, const void *arguments, in
 static void make_room(llmc_pool *pool) {
     int i, cpu = sched_getcpu();
     cpu_set_t now, others;
-    if (cpu < 0 || cpu >= CPU_SETSIZE || cpu == pool->left || pool->pin) return;
+    if (cpu < 0 || cpu >= CPU_SETSIZE || cpu == pool->left || pool->pin || pool->started == 0) return;
     pool->left = cpu;
     if (pthread_getaffinity_np(pool->workers[1].thread, sizeof now, &now) != 0) return;
     if (!CPU_EQUAL(&now, &pool->given)) pool->allowed = now; /* somebody else has spoken since */
