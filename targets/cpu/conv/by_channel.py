@@ -184,10 +184,15 @@ class _Row:
     def _value(self, pixel: Expr, mask: Expr | None) -> Expr:
         return self.e.load(self.x, pixel * self.sizes["channels"] + self.channel, LANES, mask)
 
-    def _within(self, column: Expr, channels: Expr) -> Expr:
-        """The mask of the channels of a column, none outside the row."""
-        exists = tirx.all(column >= 0, column < self.sizes["width"])
-        return self.e.first(self.e.let(tirx.Select(exists, channels, i64(0))))
+    def _value_or_zero(self, line: Expr, column: Expr, channels: Expr) -> Expr:
+        """The channels of a column, zeros outside the row: of a column that there is, for where memory may end.
+
+        A load whose lanes are all masked may lie on a page that is not mapped, but then takes hundreds of cycles.
+        """
+        e, width = self.e, self.sizes["width"]
+        exists = tirx.all(column >= 0, column < width)
+        there = e.let(tirx.max(tirx.min(column, width - 1), i64(0)))
+        return self._value(line + there, e.first(e.let(tirx.Select(exists, channels, i64(0)))))
 
     def _weight(self, tap: Expr) -> Expr:
         return self.e.load(self.w, self.taps + tap * LANES, LANES)
@@ -207,7 +212,10 @@ class _Row:
             weights = [self._weight(r * kw + i) for i in range(kw)]
             first = e.let(line + left)
             for at in sorted({t * step + i * apart for t in range(count) for i in range(kw)}):
-                value = self._value(first + at, mask if edge is None else self._within(left + at, edge))
+                if edge is None:
+                    value = self._value(first + at, mask)
+                else:
+                    value = self._value_or_zero(line, e.let(left + at), edge)
                 for t in range(count):
                     i, rest = divmod(at - t * step, apart)
                     if not rest and 0 <= i < kw:
