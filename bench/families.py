@@ -117,10 +117,9 @@ class Played:
         other = session.fork()
         if rng.random() < 0.5:
             self._run([(other, _drawn(9, 3))])
-            if not session.lengths:  # a recurrence cannot go back: the fork is given up
+            if not _goes_back(other, session.lengths):
                 other.close()
                 return session
-            other.rewind(session.lengths["past"])
         kept, left = (session, other) if rng.random() < 0.5 else (other, session)
         left.close()
         return kept
@@ -136,6 +135,15 @@ class Played:
         else:
             outputs = [session.call("step", **inputs) for session, inputs in given]
         return [np.array(each["logits"]) for each in outputs]
+
+
+def _goes_back(session: Any, lengths: dict[str, int]) -> bool:
+    """Whether it is where it was; a recurrence keeps no trace of that."""
+    try:
+        session.rewind(lengths["past"])
+    except (KeyError, LlmcError):
+        return False
+    return True
 
 
 def _drawn(seed: int, count: int) -> Array:
