@@ -220,6 +220,23 @@ def test_pages_leave_memory_and_nothing_is_lost(
     assert not is_watched(folder)
 
 
+@needs_proc
+def test_large_checkpoints_are_watched_where_they_lie(
+    pages: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32 is not widened; SmolLM2's checkpoint was in memory beside the weights when these were tried."""
+    folder, mapped = pages
+    (folder / "large").rename(folder / "model.safetensors")
+    monkeypatch.setattr(plain_folder.widened, "wants", lambda files: False)
+    with plain_folder._mapped(folder, folder) as found:
+        assert found == folder
+        assert not is_watched(folder)
+    monkeypatch.setattr(plain_folder, "_LARGE", 1 << 20)
+    with plain_folder._mapped(folder, folder):
+        assert is_watched(folder)
+    mapped.close()
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
