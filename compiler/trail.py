@@ -12,6 +12,7 @@ from typing import Any
 from llmc.compiler.culprit import Breach, Trial, is_own
 from llmc.compiler.differences import Arrays, furthest, moved
 from llmc.compiler.graph import Graph
+from llmc.compiler.ops.float_steps import makes_levels_of
 from llmc.compiler.pipeline import PassRun, Pipeline, Step
 from llmc.compiler.promises import allowed
 from llmc.compiler.samples import Session, play, samples
@@ -201,8 +202,5 @@ def _outputs(graph: Graph, sessions: Sequence[Session]) -> list[Arrays]:
 def rounds(graph: Graph) -> bool:
     """Whether values are rounded to int8 levels, or kept as halves."""
     return any(
-        node.op in ("quantize", "quantize_rows")
-        or node.attributes.get("int8")
-        or (node.op == "state" and node.dtype == "f16")
-        for node in graph.everywhere()
+        makes_levels_of(node) or (node.op == "state" and node.dtype == "f16") for node in graph.everywhere()
     )

@@ -117,9 +117,10 @@ W8, WS = integers(7, 5, low=-127, high=128, dtype="i8"), abs(floats(7))
 
 
 def packed(q: Any, scale: Any) -> Any:
-    """Rows of 5 values: 16 bytes of them, 128 standing for 0, then the scale and 44 zeros."""
-    low = F.pad((q.int() + 128).to(torch.uint8), (0, 11), value=128)
-    return torch.cat([low, F.pad(scale.expand(3, 4, 1).contiguous().view(torch.uint8), (0, 44))], -1)
+    """Rows of few values: 16 bytes of them, 128 standing for 0, then the scale and 44 zeros."""
+    low = F.pad((q.int() + 128).to(torch.uint8), (0, 16 - q.shape[-1]), value=128)
+    wide = scale.expand(*q.shape[:-1], 1).contiguous()
+    return torch.cat([low, F.pad(wide.view(torch.uint8), (0, 44))], -1)
 
 
 def round_by(x: Any, scale: Any) -> Any:
@@ -128,6 +129,12 @@ def round_by(x: Any, scale: Any) -> Any:
 
 def row_scale(x: Any) -> Any:
     return x.abs().amax(-1, keepdim=True) / 127
+
+
+def by_channel(x: Any, w: Any) -> Any:
+    """Rows of the pixels that a convolution of whole numbers gives."""
+    y = F.conv2d(F.pad(x.permute(0, 3, 1, 2), (1, 1, 2, 0)), w, stride=(2, 1), groups=6).permute(0, 2, 3, 1)
+    return packed(round_by(y, row_scale(y)), row_scale(y))
 
 
 ROWS = packed(torch.from_numpy(Q8), torch.from_numpy(S8)).numpy()

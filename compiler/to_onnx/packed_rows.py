@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Graph, Node, Weight
 from llmc.compiler.ops import constant, make
+from llmc.compiler.ops.conv_rows import in_two_steps
 from llmc.compiler.ops.float_steps import makes_levels_of
 from llmc.compiler.ops.rows import unpack_rows
 
@@ -65,6 +66,8 @@ def _packed(e: Emitter, rows: Node, size: int) -> Parts:
         x, *given = rows.inputs
         scale, *zero = given or [make("row_scale", (x,), rows.source)]
         return make("quantize", (x, scale, *zero), rows.source), scale
+    if rows.op == "channel_rows":
+        return packed(e, in_two_steps(rows), size)
     if rows.op == "concat":
         return _concatenated([packed(e, part, size) for part in rows.inputs], rows)
     if rows.op not in _MOVES:

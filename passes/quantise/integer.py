@@ -14,10 +14,11 @@ import numpy as np
 from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import constant, make
 from llmc.compiler.ops.quantise import LONGEST_WITH_ZERO
-from llmc.compiler.rewrite import Decline
+from llmc.compiler.rewrite import Context, Decline
 from llmc.passes.match import reshaped, scalar, weight
 
 Array = np.ndarray[Any, Any]
+MOST_CHANNELS = 4096  # of pixels that are rounded as they are made: a strip of them stays in the cache
 Parts = tuple[Node, Node]  # levels i8, and a scale for each output
 
 
@@ -97,6 +98,21 @@ def integer_convolution(node: Node) -> Node | Decline | None:
     scale = s if by_image else _number(s)
     inputs = (q, scale, *parts, *zero, *extras)
     return make("qconv2d", inputs, node.source, **window, has_zero=bool(zero))
+
+
+def rows_by_channel(node: Node, context: Context) -> Node | Decline | None:
+    """quantize_rows(conv2d(x, w, ...)) -> channel_rows(x, w, ...), of a convolution by channel with channels last"""
+    match node:
+        case Node("quantize_rows", (Node("conv2d", (x, w, *extras), a) as y,), own):
+            by_channel = a["channels_last"] and w.shape[1] == 1 and a["groups"] == w.shape[0]
+        case _:
+            return None
+    if own["table"] or not by_channel or w.op != "constant" or w.shape[0] > MOST_CHANNELS:
+        return None
+    if not context.single(y):
+        return Decline("the convolution is read elsewhere too")
+    window = {name: a[name] for name in ("stride", "padding", "dilation", "epilogue")}
+    return make("channel_rows", (x, w, *extras), y.source, **window)
 
 
 def _unlike_one(s: Node, z: Sequence[Node], k: int) -> Decline | None:

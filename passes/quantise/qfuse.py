@@ -10,7 +10,7 @@ from llmc.compiler.ops import constant, make
 from llmc.compiler.ops.rows import pack_rows, row_stride
 from llmc.compiler.pipeline import Keeps
 from llmc.compiler.rewrite import RewritePass
-from llmc.passes.quantise.integer import integer_convolution, integer_product
+from llmc.passes.quantise.integer import integer_convolution, integer_product, rows_by_channel
 
 
 def half_product(node: Node) -> Node | None:
@@ -66,4 +66,11 @@ class Qfuse(RewritePass):
 
     name = "qfuse"
     keeps: ClassVar[Keeps] = Keeps("close", 1e-4)
-    rules = (integer_product, integer_convolution, half_product, narrow_embedding, narrow_embed_norm)
+    rules = (
+        integer_product,
+        integer_convolution,
+        rows_by_channel,
+        half_product,
+        narrow_embedding,
+        narrow_embed_norm,
+    )

@@ -64,9 +64,9 @@ struct llmc_pool {
     char gap3[24];
     int threads, started; /* with the caller; workers that run */
     int pin;
-    int left;          /* the processor that is left to the caller; -1: none */
-    cpu_set_t allowed; /* to workers, where they began */
-    double spin;       /* seconds */
+    int left;                 /* the processor that is left to the caller; -1: none */
+    cpu_set_t allowed, given; /* processors for workers: by their system or user, and of these by us */
+    double spin;              /* seconds */
     size_t scratch_bytes;
     unsigned char *scratch;
     worker *workers; /* [0] is the caller and has no thread */
@@ -213,11 +213,15 @@ static void run_alone(llmc_pool *pool, llmc_task task, const void *arguments, in
  */
 static void make_room(llmc_pool *pool) {
     int i, cpu = sched_getcpu();
-    cpu_set_t others = pool->allowed;
-    if (cpu < 0 || cpu >= CPU_SETSIZE || cpu == pool->left || pool->pin) return;
+    cpu_set_t now, others;
+    if (cpu < 0 || cpu >= CPU_SETSIZE || cpu == pool->left || pool->pin || pool->started == 0) return;
     pool->left = cpu;
+    if (pthread_getaffinity_np(pool->workers[1].thread, sizeof now, &now) != 0) return;
+    if (!CPU_EQUAL(&now, &pool->given)) pool->allowed = now; /* somebody else has spoken since */
+    others = pool->allowed;
     CPU_CLR((size_t)cpu, &others);
     if (CPU_COUNT(&others) < pool->started) return;
+    pool->given = others;
     for (i = 1; i <= pool->started; i++) pthread_setaffinity_np(pool->workers[i].thread, sizeof others, &others);
 }
 
@@ -337,7 +341,6 @@ llmc_status llmc_pool_open(llmc_pool **out, int threads, int spin_us, int pin, s
     pool->threads = threads;
     pool->pin = pin;
     pool->left = -1;
-    if (sched_getaffinity(0, sizeof pool->allowed, &pool->allowed) != 0) CPU_ZERO(&pool->allowed);
     pool->spin = spin_us < 0 ? 0 : 1e-6 * spin_us;
     pool->workers = (worker *)calloc((size_t)threads, sizeof *pool->workers);
     status = pool->workers ? reserve(pool, scratch_bytes, error) : llmc_fail_memory(error, sizeof *pool->workers);

@@ -52,5 +52,5 @@ LOWERINGS: Lowerings = {op: _without_doubles(lowering) for op, lowering in _ALL.
 # `split` are for CPUs.
 _RAGGED = frozenset({"pack_index", "pack_offsets", "pack_places", "unpack_rows", "ragged_mha"})
 _PARTS = frozenset({"split_rows", "split_linear"})
-_IMAGES = frozenset({"qconv2d"})  # of images with channels last, as CPUs like them
+_IMAGES = frozenset({"qconv2d", "channel_rows"})  # of images with channels last, as CPUs like them
 MISSING = _RAGGED | _PARTS | _IMAGES | CELLS

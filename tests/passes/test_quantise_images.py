@@ -91,3 +91,33 @@ def test_images_of_dynamic_size_need_a_scale_that_is_known() -> None:
     assert after(graph)[0] is graph
     assert len(Quantize(mode="int8-static").sites(graph)) == 1
     assert after(graph, 'quantize{mode="int8-static",scales=[0.03]},qfuse')[1]["qconv2d"] == 1
+
+
+def narrowing(also: bool = False) -> Graph:
+    """A convolution by channel and a product by pixel; it may be read elsewhere too."""
+    x = input_("x", "f32", (B, 6, 5, 32))
+    y = make("conv2d", (x, weights(32, 1, 3, 3)), Source("depthwise"), **SAME, groups=32, epilogue=("relu6",))
+    outputs = {"y": make("linear", (y, weights(48, 32)), Source("project"))} | ({"also": y} if also else {})
+    return Graph((x,), outputs, {"batch": (1, 8)})
+
+
+def test_pixels_of_a_convolution_by_channel_are_rounded_as_they_are_made() -> None:
+    graph = narrowing()
+    changed, ops, _ = after(graph)
+    assert (ops["channel_rows"], ops["conv2d"], ops["quantize_rows"], ops["qlinear"]) == (1, 0, 0, 1)
+    x = {"x": RNG.normal(size=(2, 6, 5, 32)).astype(np.float32)}
+    apart = run(after(graph, QUANTISATIONS["int8"].replace("qfuse", "cse"))[0], x)["y"]
+    np.testing.assert_allclose(run(changed, x)["y"], apart, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("graph", "text"),
+    [
+        (narrowing(also=True), QUANTISATIONS["int8"]),
+        (narrowing(), 'quantize{mode="int8-static",scales=[0.05]},qfuse,cse'),
+    ],
+    ids=["read elsewhere", "a scale that is known"],
+)
+def test_a_convolution_by_channel_stays_apart(graph: Graph, text: str) -> None:
+    ops = after(graph, text)[1]
+    assert (ops["channel_rows"], ops["conv2d"], ops["quantize_rows"]) == (0, 1, 1)

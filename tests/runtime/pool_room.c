@@ -1,6 +1,10 @@
 /*
  * pool_room.c - workers that slept wake up on other processors than the caller's: runs a job from each processor in
- * turn and prints "processor: threads' numbers of those who worked there" of each, or how many threads may go where.
+ * turn and prints on how many a worker may run by then, and whether one was beside the caller.
+ *
+ *     pool_room THREADS [pin | narrow]
+ *
+ * With `narrow` somebody has told the worker to stay on the last processor.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -33,10 +37,22 @@ int main(int argc, char **argv) {
     llmc_pool *pool = NULL;
     llmc_error error;
     cpu_set_t all, worker;
-    int threads = argc > 1 ? atoi(argv[1]) : 2, cpu, i;
+    int threads = argc > 1 ? atoi(argv[1]) : 2, cpu, last = 0, i;
+    const char *how = argc > 2 ? argv[2] : "";
     if (sched_getaffinity(0, sizeof all, &all) != 0) return 3;
-    if (llmc_pool_open(&pool, threads, -1, argc > 2, 64, &error) != LLMC_OK) return 2;
+    if (llmc_pool_open(&pool, threads, -1, !strcmp(how, "pin"), 64, &error) != LLMC_OK) return 2;
     for (i = 1; i < threads; i++) pool->scratch[(size_t)i * pool->scratch_bytes] = 1; /* tells who is a worker */
+    for (cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET((size_t)cpu, &all)) last = cpu;
+    CPU_ZERO(&worker);
+    CPU_SET((size_t)last, &worker);
+    if (!strcmp(how, "narrow")) {
+        may_run_on(&all, last); /* so that we keep the worker off it, before it is told to stay there */
+        nanosleep(&nap, NULL);
+        llmc_pool_can.run(pool, work_there, NULL, 32, 20000, &never);
+        pthread_setaffinity_np(pool->workers[1].thread, sizeof worker, &worker);
+        pool->left = -1; /* as if the caller came from elsewhere */
+    }
     for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
         if (!CPU_ISSET((size_t)cpu, &all)) continue;
         may_run_on(&all, cpu);
@@ -45,6 +61,7 @@ int main(int argc, char **argv) {
         llmc_pool_can.run(pool, work_there, NULL, 32, 20000, &never);
         pthread_getaffinity_np(pool->workers[1].thread, sizeof worker, &worker);
         printf("%d of %d%s\n", CPU_COUNT(&worker), CPU_COUNT(&all), shared ? ", beside the caller" : "");
+        if (!CPU_ISSET((size_t)last, &worker) && !strcmp(how, "narrow")) puts("moved from where it was told to stay");
     }
     may_run_on(&all, -1);
     llmc_pool_close(pool);

@@ -24,7 +24,7 @@ def built(name: str, folder: Path) -> Path:
 def test_every_item_of_every_job_is_done_once(tmp_path):
     """A worker paused between ticket and fields once took a chunk of the next job; that run never ended."""
     program = built("pool_stress", tmp_path)
-    for threads in (2, 3, 8):
+    for threads in (1, 2, 3, 8):
         done = subprocess.run([program, "5000", str(threads)], capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (0, "every item was done once\n")
 
@@ -45,6 +45,13 @@ def test_with_more_threads_than_processors_workers_go_anywhere(tmp_path):
     assert [line.split(",")[0] for line in many.stdout.splitlines()] == [f"{CORES} of {CORES}"] * CORES
     pinned = subprocess.run([program, "2", "pin"], capture_output=True, text=True, check=True)
     assert all(line.startswith("1 of ") for line in pinned.stdout.splitlines())
+
+
+def test_workers_stay_where_somebody_told_them_to(tmp_path):
+    done = subprocess.run(
+        [built("pool_room", tmp_path), "2", "narrow"], capture_output=True, text=True, check=True
+    )
+    assert [line.split(",")[0] for line in done.stdout.splitlines()] == [f"1 of {CORES}"] * CORES
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_lab import Lab, check
+from kernel_lab import Lab, check, run_all, same_bits
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.graph import Node
+from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS, constant, input_, make
 
 B, H, W = symbol("batch"), symbol("height"), symbol("width")
@@ -59,6 +59,42 @@ def convolution(case: Any, size: Any = SIZE, batch: Any = B) -> tuple[Node, dict
 def test_convolutions(kernels: Lab, case: Any) -> None:
     node, inputs = convolution(case)
     check(kernels, {"y": node}, inputs)
+
+
+BY_CHANNEL = [
+    *(case for case in CONVOLUTIONS if case[0] == case[2] == case[1]),
+    (
+        130,
+        130,
+        130,
+        (3, 3),
+        (1, 1),
+        (1, 1, 1, 1),
+        (1, 1),
+        ("bias", "gelu"),
+    ),  # more vectors than an item of floats
+    (19, 19, 19, (7, 7), (1, 1), (3, 3, 3, 3), (1, 1), ("bias", "sigmoid")),  # of 0 it is no 0
+]
+
+
+@pytest.mark.parametrize("size", [SIZE, (3, 5)], ids=["long", "short"])
+@pytest.mark.parametrize("case", BY_CHANNEL)
+def test_pixels_rounded_as_they_are_made(kernels: Lab, case: Any, size: Any) -> None:
+    """With the bits of a convolution and a rounding after it."""
+    apart, _ = convolution(case, size)
+    window = {name: apart.attributes[name] for name in ("stride", "padding", "dilation", "epilogue")}
+    together = make("channel_rows", apart.inputs, **window)
+    inputs = {i.attributes["name"]: i for i in apart.inputs if i.op == "input"}
+    graph = Graph(
+        tuple(inputs.values()),
+        {"together": together, "apart": make("quantize_rows", (apart,))},
+        {"batch": (1, 9)},
+    )
+    given = {"x": floats(2, *size, case[0])}
+    given |= {name: floats(2, *node.shape[1:]) for name, node in inputs.items() if name != "x"}
+    given["x"][1, 0] = 0
+    results = run_all(kernels, graph, given)
+    assert same_bits(results["together"], results["apart"])
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)

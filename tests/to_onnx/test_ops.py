@@ -18,7 +18,7 @@ from llmc.compiler.ops import OPS, constant, input_, make, results
 from llmc.compiler.to_onnx.table import exporters
 
 # Rows of bytes, and numbers of tokens, are never in a file: graphs that have them are in test_graphs.py.
-PACKED = {"quantize_rows", "split_rows", "pack_index", "pack_offsets", "pack_places"}
+PACKED = {"quantize_rows", "channel_rows", "split_rows", "pack_index", "pack_offsets", "pack_places"}
 WITHIN = PACKED | {"split_linear", "ragged_mha"}
 STORED = {"qlinear", "dequantize_rows", "codebook", "blockwise", "bitmask", "embed_norm"}  # of constants
 LEAVES = {"input", "state"}

@@ -27,7 +27,7 @@ from llmc.targets.tir.math import ACTIVATIONS
 from llmc.targets.tir.scalar_ops import maximum
 from llmc.targets.tir.tiling import tiles, zeros
 
-_SIZES = ("channels", "height", "width", "top", "left", "rows", "columns")
+SIZES = ("channels", "height", "width", "top", "left", "rows", "columns")
 _BLOCKS = 8  # vectors of channels of an item: what a strip costs beside its taps is paid once for all
 _HELD = 7  # weights of a row of taps that are kept in registers
 _WRITTEN = 7  # columns of taps that are written out
@@ -59,13 +59,18 @@ def pack_taps(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def lower_depthwise(node: Node) -> Call:
     """Items are (image, row, 128 channels)."""
-    a = node.attributes
-    x, w, *extras = node.inputs
+    a, w = node.attributes, node.inputs[1]
     kernel = (int(w.shape[2]), int(w.shape[3]))
     key = Channelwise("conv", kernel, a["stride"], a["dilation"], a["epilogue"])
+    return _call(node, key, channel_operands(node))
+
+
+def channel_operands(node: Node) -> tuple[Any, ...]:
+    """The image, the weights and what the epilogue reads."""
+    x, w, *extras = node.inputs
     weight = Packed(w.attributes["value"], "taps16", pack_taps)
     pad = partial(pad_columns, width=LANES)
-    return _call(node, key, (x, weight, *extra_operands(node, extras, f"pad{LANES}", pad)))
+    return (x, weight, *extra_operands(node, extras, f"pad{LANES}", pad))
 
 
 def lower_pool_last(node: Node) -> Call:
@@ -81,7 +86,7 @@ def _call(node: Node, key: Channelwise, operands: tuple[Any, ...]) -> Call:
     if not isinstance(channels, int):
         raise LlmcError(f"{node.op}: the number of channels must be fixed, found {x.type}")
     pointers = ("f32",) * (len(operands) + 1)
-    kernel = Kernel("channels", key, pointers, len(_SIZES), partial(emit_channels, key=key))
+    kernel = Kernel("channels", key, pointers, len(SIZES), partial(emit_channels, key=key))
     taps = key.kernel[0] * key.kernel[1]
     return Call(
         kernel,
@@ -102,34 +107,41 @@ def emit_channels(symbol: str, cpu: Cpu, *, key: Channelwise) -> Any:
     w = e.pointer("w", "f32") if key.kind == "conv" else None
     extras = [e.pointer(step, "f32") for step in key.epilogue if step in ("bias", "residual")]
     out = e.pointer("out", "f32")
-    row = _Row(e, cpu, key, x, w, extras, out)
+    row = Row(e, cpu, key, x, w, extras, out)
     with e.loop(e.begin, e.end, "item") as item:
         row.locate(item)
         row.compute()
     return e.function()
 
 
-class _Row:
+class Row:
     """Writes the code of an item."""
+
+    TILE = 8  # pixels at once, at most
 
     def __init__(
         self, e: Emitter, cpu: Cpu, key: Channelwise, x: Buffer, w: Buffer | None, extras: Any, out: Buffer
     ) -> None:
         self.e, self.key, self.x, self.w, self.extras, self.out = e, key, x, w, extras, out
-        self.sizes = {name: e.scalar(name) for name in _SIZES}
+        self.sizes = {name: e.scalar(name) for name in SIZES}
         # pixels side by side: their sums, the weights of a row of taps and a value fit the registers
         room = (cpu.vectors - 1) * cpu.lanes // LANES - min(key.kernel[1], _HELD) - 1
-        self.tile = max(1, min(8, room)) if key.kind == "conv" and key.kernel[1] <= _HELD else 1
+        self.tile = max(1, min(self.TILE, room)) if key.kind == "conv" and key.kernel[1] <= _HELD else 1
 
     def locate(self, item: Expr) -> None:
         """Where the item is."""
-        e, s, key = self.e, self.sizes, self.key
+        e, s = self.e, self.sizes
         groups = e.let(div(s["channels"] + (_BLOCKS * LANES - 1), _BLOCKS * LANES))
         line = e.let(div(item, groups))
         self.start = e.let((item - line * groups) * (_BLOCKS * LANES))  # its first channel
         channels = e.let(tirx.min(s["channels"] - self.start, i64(_BLOCKS * LANES)))
         self.full = e.let(div(channels, LANES))
         self.rest = e.let(channels - self.full * LANES)
+        self.place(line)
+
+    def place(self, line: Expr) -> None:
+        """Where a row of the output, counted through all images, is."""
+        e, s, key = self.e, self.sizes, self.key
         image = e.let(div(line, s["rows"]))
         self.line = e.let(line * s["columns"])  # the number of the row's first pixel
         self.top = e.let((line - image * s["rows"]) * key.stride[0] - s["top"])
@@ -154,7 +166,7 @@ class _Row:
         e, s, key = self.e, self.sizes, self.key
         if self.tile == 1:
             with e.loop(0, s["columns"], "column") as column:
-                self._blocks(lambda _, mask: self._pixel(column, mask))
+                self.pixels(column, 1, lambda _, mask: self._pixel(column, mask))
             return
         step, reach = key.stride[1], (key.kernel[1] - 1) * key.dilation[1]
         low = e.let(tirx.min(div(s["left"] + (step - 1), step), s["columns"]))
@@ -171,7 +183,15 @@ class _Row:
         tiles(e, low, e.let(high - low), self.tile, lambda at, h: self._strips(at, h, False))
 
     def _strips(self, column: Expr, count: int, edge: bool) -> None:
-        self._blocks(lambda channels, mask: self._strip(column, count, mask, channels if edge else None))
+        self.pixels(
+            column,
+            count,
+            lambda channels, mask: self._strip(column, count, mask, channels if edge else None),
+        )
+
+    def pixels(self, column: Expr, count: int, body: Callable[[Expr, Expr | None], None]) -> None:
+        """`count` pixels from `column` on: `body(channels, mask)` writes those of 16 channels of the item."""
+        self._blocks(body)
 
     def _lines(self, body: Callable[[Expr, Expr], None]) -> None:
         """`body(row of taps, number of the first pixel of the input's row)` for the rows within the image."""
@@ -184,10 +204,15 @@ class _Row:
     def _value(self, pixel: Expr, mask: Expr | None) -> Expr:
         return self.e.load(self.x, pixel * self.sizes["channels"] + self.channel, LANES, mask)
 
-    def _within(self, column: Expr, channels: Expr) -> Expr:
-        """The mask of the channels of a column, none outside the row."""
-        exists = tirx.all(column >= 0, column < self.sizes["width"])
-        return self.e.first(self.e.let(tirx.Select(exists, channels, i64(0))))
+    def _value_or_zero(self, line: Expr, column: Expr, channels: Expr) -> Expr:
+        """The channels of a column, zeros outside the row: of a column that there is, for where memory may end.
+
+        A load whose lanes are all masked may lie on a page that is not mapped, but then takes hundreds of cycles.
+        """
+        e, width = self.e, self.sizes["width"]
+        exists = tirx.all(column >= 0, column < width)
+        there = e.let(tirx.max(tirx.min(column, width - 1), i64(0)))
+        return self._value(line + there, e.first(e.let(tirx.Select(exists, channels, i64(0)))))
 
     def _weight(self, tap: Expr) -> Expr:
         return self.e.load(self.w, self.taps + tap * LANES, LANES)
@@ -207,7 +232,10 @@ class _Row:
             weights = [self._weight(r * kw + i) for i in range(kw)]
             first = e.let(line + left)
             for at in sorted({t * step + i * apart for t in range(count) for i in range(kw)}):
-                value = self._value(first + at, mask if edge is None else self._within(left + at, edge))
+                if edge is None:
+                    value = self._value(first + at, mask)
+                else:
+                    value = self._value_or_zero(line, e.let(left + at), edge)
                 for t in range(count):
                     i, rest = divmod(at - t * step, apart)
                     if not rest and 0 <= i < kw:
@@ -215,7 +243,7 @@ class _Row:
 
         self._lines(taps)
         for t in range(count):
-            self._store(e.let(e.get(sums, t)), column + t, mask)
+            self.store(self._finished(e.let(e.get(sums, t)), column + t, mask), column, t, mask)
 
     def _pixel(self, column: Expr, mask: Expr | None) -> None:
         """One pixel; taps outside the row are left out."""
@@ -235,21 +263,28 @@ class _Row:
         value = e.let(e.get(total))
         if key.kind == "avg":
             value = e.let(value / splat(f32(float(key.kernel[0] * key.kernel[1]))))
-        self._store(value, column, mask)
+        self.store(self._finished(value, column, mask), column, 0, mask)
 
     def _added(self, old: Expr, value: Expr, tap: Expr) -> Expr:
         if self.key.kind == "max":
             return maximum(self.e, "f32", old, value)
         return old + value if self.key.kind == "avg" else fma(self._weight(tap), value, old)
 
-    def _store(self, value: Expr, column: Expr, mask: Expr | None) -> None:
-        e = self.e
-        at, pending = e.let((self.line + column) * self.sizes["channels"] + self.channel), iter(self.extras)
+    def _at(self, column: Expr) -> Expr:
+        return self.e.let((self.line + column) * self.sizes["channels"] + self.channel)
+
+    def _finished(self, value: Expr, column: Expr, mask: Expr | None) -> Expr:
+        """After the epilogue."""
+        e, pending = self.e, iter(self.extras)
         for step in self.key.epilogue:
             if step == "bias":
                 value = e.let(value + e.load(next(pending), self.channel, LANES))
             elif step == "residual":
-                value = e.let(value + e.load(next(pending), at, LANES, mask))
+                value = e.let(value + e.load(next(pending), self._at(column), LANES, mask))
             else:
                 value = ACTIVATIONS[step](e, value)
-        e.store(self.out, at, value, mask)
+        return value
+
+    def store(self, value: Expr, column: Expr, number: int, mask: Expr | None) -> None:
+        """16 channels of the pixel `number` after `column`."""
+        self.e.store(self.out, self._at(column + number), value, mask)

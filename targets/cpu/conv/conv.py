@@ -20,6 +20,7 @@ from llmc.compiler.dims import Dim, ceil_div, dim, product
 from llmc.compiler.graph import Node
 from llmc.errors import LlmcError
 from llmc.targets.cpu.conv.by_channel import lower_depthwise, lower_pool_last
+from llmc.targets.cpu.conv.channel_rows import lower_channel_rows
 from llmc.targets.cpu.conv.channel_tile import CHANNELS
 from llmc.targets.cpu.conv.patches import lower_patches
 from llmc.targets.cpu.conv.pointwise import PIXELS, VECTORS, emit_flat
@@ -133,6 +134,7 @@ def _scalars(
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
     "conv2d": lower_conv2d,
     "qconv2d": lower_qconv2d,
+    "channel_rows": lower_channel_rows,
     "max_pool2d": lower_pool,
     "avg_pool2d": lower_pool,
 }

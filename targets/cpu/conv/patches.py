@@ -29,6 +29,7 @@ from llmc.targets.tir.later import tirx
 
 _ROWS = (24, 144)  # of an item, least and most
 _STEP = 4  # rows of floats in scratch are a multiple of so many long: steps of k that are written out
+_SHORT = 12  # a shorter row is not made longer: a fourth more products cost more than a loop of single steps
 _UNROLLED = 8  # vectors of a copy that are written out
 SIZES = ("pixels", "height", "width", "top", "left", "rows", "columns")
 
@@ -108,7 +109,8 @@ def lower_patches(node: Node) -> Call:
     o, channels, kh, kw = (int(d) for d in w.shape)
     groups = a["groups"]
     outputs = o // groups
-    patch = Patch(channels, groups, (kh, kw), a["stride"], a["dilation"])
+    step = 1 if channels * kh * kw < _SHORT else _STEP
+    patch = Patch(channels, groups, (kh, kw), a["stride"], a["dilation"], step)
     cut = _Cut(patch, outputs, Schedule(panel_width(outputs), rows_of(4 * patch.pitch, node.shape[1:3])))
     width = cut.schedule.width
     pack = partial(pack_patches, groups=groups, width=width, pitch=patch.pitch)
