@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from llmc.compiler.frontends import overlay, sizes
+from llmc.compiler.frontends import overlay, resident, sizes
 from llmc.compiler.frontends.regular_file import want_regular
 from llmc.errors import LlmcError, extras_named, first_line
 
@@ -80,6 +80,7 @@ def write(file: Path, folder: Path, beside: bool) -> str:
         except Exception as error:  # anything transformers and torch raise
             raise _unread(file, error) from None
         overlay.move(place, folder)
+    resident.trim()  # of SmolLM2's, 0.82 GB become 0.42
     return ", ".join(kinds)
 
 

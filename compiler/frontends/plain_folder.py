@@ -22,6 +22,8 @@ from llmc.compiler.frontends.regular_file import want_all_regular
 from llmc.compiler.frontends.sentence import transformer_folder
 from llmc.errors import LlmcError, LlmcWarning
 
+_LARGE = 1 << 28  # bytes of weights, of which it is worth a look how many are in memory
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -80,7 +82,7 @@ def plain(given: Origin, weights: bool = True, speaks: bool = True) -> Iterator[
 def _whole(path: Path, weights: bool, speaks: bool) -> Iterator[Plain]:
     """A model without an adapter."""
     if file := gguf_file.find(path):
-        with overlay.temporary(path) as folder:
+        with overlay.temporary(path, widened.place()) as folder, resident.watched(folder.parent):
             with quiet():
                 kinds = gguf_file.write(file, folder, beside=path != file)
             _say(f"{file}: weights in {kinds} become f32 numbers; llmc's own quantisation is --quant")
@@ -107,8 +109,11 @@ def _changes(root: Path, speaks: bool) -> checkpoints.Changes:
 @contextmanager
 def _mapped(path: Path, root: Path) -> Iterator[Path]:
     """The folder, or one with large weights in float32, which are mapped and need little memory."""
-    if not widened.wants(checkpoints.files(root)):
-        yield path
+    files = checkpoints.files(root)
+    if not widened.wants(files):
+        large = sum(file.stat().st_size for file in files if file.is_file()) >= _LARGE
+        with resident.watched(root) if large else nullcontext():
+            yield path
         return
     with overlay.temporary(path, widened.place()) as folder, resident.watched(folder.parent):
         _widen(root, _made(folder / root.relative_to(path)))

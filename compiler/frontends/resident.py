@@ -35,6 +35,13 @@ def watched(folder: Path) -> Iterator[None]:
         over.set()
 
 
+def trim() -> None:
+    """Memory that was freed goes back to the system: glibc keeps what lies below any piece that is still in use."""
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if give_back is not None:
+        give_back(ctypes.c_size_t(0))
+
+
 def _watch(folder: str, over: threading.Event) -> None:
     madvise = ctypes.CDLL(None).madvise
     tick = 0

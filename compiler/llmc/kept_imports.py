@@ -23,7 +23,8 @@ from typing import Any
 
 from llmc import compiler
 from llmc.compiler import extensions
-from llmc.compiler.frontends import dispatch, graph_text, hub, widened
+from llmc.compiler.frontends import dispatch, gguf_file, graph_text, hub, widened
+from llmc.compiler.frontends.gguf_floats import GgufFloats
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.frontends.stored_floats import StoredFloats
 from llmc.compiler.graph import Weight
@@ -38,8 +39,8 @@ from llmc.targets.store import Store, folder, key
 
 LIMIT = 1 << 30  # bytes of all that is kept
 _LARGEST = LIMIT // 4  # of one import
-_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "sympy")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "gguf", "numpy", "sympy")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", gguf_file.SUFFIX)
 _MOST = 1 << 28  # bytes of any other file
 _OUTSIDE = ("adapter_config.json",)
 _GRAPH, _KEPT = "graph.json", "kept.json"  # texts are read by this ending
@@ -81,7 +82,9 @@ def _told(make: Callable[[], Imported]) -> tuple[Imported, list[str]]:
 def _place(model: Path, options: Mapping[str, Any]) -> Path | None:
     """The file of an import; None for what is not kept."""
     kept = folder("imports")
-    if kept is None or not model.is_dir() or not {"base", "adapter", "dims", "fixed"}.isdisjoint(options):
+    if kept is None or not {"base", "adapter", "dims", "fixed"}.isdisjoint(options):
+        return None
+    if not model.is_dir() and not _is_gguf(model):
         return None
     if extensions.described():  # which may import otherwise
         return None
@@ -95,11 +98,20 @@ def _place(model: Path, options: Mapping[str, Any]) -> Path | None:
     return kept / f"{key(content, asked, sources(), *versions())}.npz"
 
 
+def _is_gguf(model: Path) -> bool:
+    return model.suffix.lower() == gguf_file.SUFFIX and model.is_file()
+
+
+def _files(model: Path) -> list[Path]:
+    """Those of a folder, or the file that a model is."""
+    return [model] if model.is_file() else sorted(model.rglob("*"))
+
+
 def _digest(model: Path) -> str | None:
     """Of the names and contents of all files of a folder; None if something there is neither file nor folder, or so
     large that an import refuses it: it is not read first."""
     made = hashlib.blake2b()
-    for path in sorted(model.rglob("*")):
+    for path in _files(model):
         if path.is_dir() and not path.is_symlink():
             continue
         if not path.is_file() or path.name in _OUTSIDE:
@@ -174,13 +186,21 @@ def _in_checkpoint(model: Path, weights: Mapping[str, Weight]) -> dict[str, tupl
     """digest -> (name, file, tensor) of weights whose values a checkpoint holds, widened to float32."""
     shapes = {weight.array.shape for weight in weights.values() if weight.array.dtype == "float32"}
     found: dict[str, tuple[str, str, str]] = {}
-    for path in sorted(model.rglob("*.safetensors")):
-        tensors = StoredFloats(path)
+    for path in filter(_holds_floats, _files(model)):
+        tensors = _opened(path)
         for name in (name for name, shape in tensors.shapes.items() if shape in shapes):
             digest = Weight(tensors.read(name)).digest
             if digest in weights:
                 found.setdefault(digest, (weights[digest].name, str(path.relative_to(model)), name))
     return found
+
+
+def _holds_floats(path: Path) -> bool:
+    return path.suffix == ".safetensors" or _is_gguf(path)
+
+
+def _opened(path: Path) -> StoredFloats | GgufFloats:
+    return GgufFloats(path) if _is_gguf(path) else StoredFloats(path)
 
 
 def _read(file: Path, model: Path) -> Imported | None:
@@ -209,10 +229,11 @@ def _imported(model: Path, stored: Stored, kept: Mapping[str, Any]) -> Imported:
     known = {weight.digest: weight for weight in stored.weights.values()}
     names = sorted({within for _, within, _ in kept["weights"].values()})
     with widened.mapped([model / name for name in names]) as files:
-        opened = {name: StoredFloats(file) for name, file in zip(names, files, strict=True)}
+        opened = {name: _opened(file) for name, file in zip(names, files, strict=True)}
         for digest, (name, within, tensor) in kept["weights"].items():
             known[digest] = Weight(opened[within].read(tensor), name, digest)
     module = parsed(stored.texts[_GRAPH], known)
     verify_module(module)
     beside = model / kept["tokenizer"]
-    return replace(graph_text.of_module(module, stored.texts, model, beside), name=hub.name_of(model))
+    name = model.stem if _is_gguf(model) else hub.name_of(model)
+    return replace(graph_text.of_module(module, stored.texts, model, beside), name=name)

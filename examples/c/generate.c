@@ -5,7 +5,7 @@
  *   ./generate m.llmc 20 0.8 0 1 9 14 18
  *
  * Arguments: the artifact, the most new tokens, a temperature (0 takes the likeliest token), the token that ends a text
- * (-1: none), the prompt. On stderr: how long it took. Exit code 1 and a sentence on failure.
+ * (-1: none), the prompt. On stderr: the memory's bound, and how long it took. Exit code 1 and a sentence on failure.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,11 +20,25 @@ static int print_token(void *user, const llmc_token *token) {
     return 0; /* anything else ends the text */
 }
 
+/* What a session holds at n tokens, and a run of 512 of them takes: nothing that llmc_generate() does takes more. */
+static llmc_status find_bound(llmc_model *model, int64_t n, llmc_memory *needed, llmc_error *error) {
+    const llmc_info *info = llmc_describe(model);
+    int64_t sizes[LLMC_MAX_DIMS], seq, i;
+    for (i = 0; i < info->n_dims; i++)
+        if (!strcmp(info->dims[i].name, "past") && n > info->dims[i].high) n = info->dims[i].high;
+    seq = n < 512 ? n : 512;
+    for (i = 0; i < info->n_dims; i++)
+        sizes[i] = !strcmp(info->dims[i].name, "past") ? n - seq : !strcmp(info->dims[i].name, "seq") ? seq : 1;
+    return llmc_memory_needed(model, llmc_find_function(model, "step", error), sizes, needed, error);
+}
+
 static llmc_status continue_prompt(llmc_model *model, char **argv, const int64_t *prompt, int64_t n, llmc_error *error) {
     const int64_t stop = strtoll(argv[4], NULL, 10);
+    llmc_session_options limits = {0, 0, 0, NULL, 0, NULL};
     llmc_generate_options options;
     llmc_generate_report report;
     llmc_session *session = NULL;
+    llmc_memory needed = {0, 0, 0};
     llmc_status status;
     memset(&options, 0, sizeof options);
     options.max_new_tokens = strtoll(argv[2], NULL, 10);
@@ -34,9 +48,11 @@ static llmc_status continue_prompt(llmc_model *model, char **argv, const int64_t
     options.choice.seed = 1;
     options.choice.stop = &stop;
     options.choice.n_stop = stop >= 0;
-    status = llmc_session_open(model, NULL, &session, error);
-    if (status == LLMC_OK)
-        status = llmc_generate(session, &options, prompt, n, print_token, NULL, &report, error);
+    status = find_bound(model, options.max_new_tokens ? n + options.max_new_tokens : INT32_MAX, &needed, error);
+    limits.max_memory = needed.states + needed.arena;
+    if (status == LLMC_OK) fprintf(stderr, "at most %llu bytes\n", (unsigned long long)limits.max_memory);
+    if (status == LLMC_OK) status = llmc_session_open(model, &limits, &session, error);
+    if (status == LLMC_OK) status = llmc_generate(session, &options, prompt, n, print_token, NULL, &report, error);
     llmc_session_close(session);
     if (status != LLMC_OK) return status;
     fprintf(stderr, "\n%lld tokens of prompt in %.3f s, %lld new in %.3f s\n", (long long)report.prompt_tokens,

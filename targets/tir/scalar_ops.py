@@ -118,9 +118,9 @@ def _integer_divmod(k: Emitter, dtype: str, a: Expr, b: Expr) -> tuple[Expr, Exp
 def in_register(k: Emitter, value: Expr) -> Expr:
     """`value` by way of a register, where TVM's analyzer does not look.
 
-    Conditions of lanes go as bytes: of an array of them TVM reads other lanes than were written.
+    Conditions are bytes there: what TVM reads of a register of conditions is not what it has written.
     """
-    if dtype_of(value).startswith("boolx"):
+    if dtype_of(value).startswith("bool"):
         return from_storage(k, "bool", in_register(k, to_storage("bool", value)))
     held = k.registers(1, dtype_of(value))
     k.set(held, 0, value)

@@ -126,16 +126,29 @@ def test_c_says_what_python_says(generate, writer, block):
     assert list(map(int, run(generate, writer, 20, 0.8, 0, *prompt).stdout.split())) == drawn.ids
 
 
+@pytest.mark.parametrize("tokens", [8, 36, 0, 1000])
+def test_c_keeps_within_the_memory_that_it_prints(generate, writer, tokens):
+    """The session is opened with it; texts of 0 and of 1000 tokens go on to the model's bound, of 40."""
+    prompt, new = [1, 8, 13, 18], tokens if 0 < tokens < 36 else 36
+    result = run(generate, writer, tokens, 0, -1, *prompt)
+    assert (result.returncode, len(result.stdout.split())) == (0, new)
+    told = int(re.match(r"at most (\d+) bytes\n", result.stderr)[1])
+    with llmc.load(writer) as model:
+        needed = model.memory_needed("step", past=0, seq=4 + new, kept=1)
+        assert told == needed.arena + needed.states
+        less = model.session(max_memory=told // 4)
+        with pytest.raises(llmc.LlmcError, match="max_memory"):
+            model.generate(prompt, max_new_tokens=new, session=less, eos_token_id=[])
+
+
 def test_c_is_clean_under_valgrind(generate, writer):
     if shutil.which("valgrind") is None:
         pytest.skip("valgrind is not installed")
     valgrind = ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=all"]
     assert run(*valgrind, generate, writer, 20, 0.8, -1, 1, 8, 13).returncode == 0
     result = run(*valgrind, generate, writer, 20, -1, -1, 1, 8, 13)
-    assert (result.returncode, result.stderr) == (
-        1,
-        "error: temperature is -1, must be above 0; do_sample = 0 takes the likeliest token\n",
-    )
+    said = "error: temperature is -1, must be above 0; do_sample = 0 takes the likeliest token\n"
+    assert (result.returncode, re.sub(r"^at most \d+ bytes\n", "", result.stderr)) == (1, said)
     assert run(*valgrind, generate, Path("nowhere"), 1, 0, 0, 1).returncode == 1
 
 

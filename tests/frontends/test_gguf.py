@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import torch
 import transformers
 from built_folders import want_same
 
+from llmc import kept_imports
 from llmc.cli import main
-from llmc.compiler.frontends import dispatch
+from llmc.compiler.frontends import dispatch, graph_text, plain_folder
 from llmc.compiler.frontends.quiet import quiet
+from llmc.compiler.module_text import text_of
+from llmc.compiler.text import weights_of
 from llmc.errors import LlmcError, LlmcWarning
 
 gguf = pytest.importorskip("gguf")
@@ -117,6 +121,35 @@ def test_gguf(quantised: Path, difference: Any, capsys: Any) -> None:
     facts = json.loads(capsys.readouterr().out)
     assert facts["model_type"] == "llama"
     assert facts["gguf"] == f"{quantised} (F32, Q8_0)"
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_second_import_is_the_first(
+    quantised: Path, alone: bool, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept has no weights: they are in the file, queries and keys in another order."""
+    cache, model = tmp_path_factory.mktemp("cache"), quantised if alone else quantised.parent
+    monkeypatch.setenv("LLMC_CACHE", str(cache))
+    with pytest.warns(LlmcWarning, match="weights in F32, Q8_0 become f32 numbers"):
+        first = kept_imports.load(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "load", None)
+        with pytest.warns(LlmcWarning, match="weights in F32, Q8_0 become f32 numbers"):
+            second = kept_imports.load(model)
+    assert text_of(second.module) == text_of(first.module)
+    assert graph_text.texts_of(second) == graph_text.texts_of(first)
+    assert (second.name, second.tokenizer.file) == (first.name, first.tokenizer.file)
+    again, bytes_ = weights_of(second.functions["step"]), 0
+    for digest, weight in weights_of(first.functions["step"]).items():
+        assert again[digest].array.tobytes() == weight.array.tobytes(), weight.name
+        bytes_ += weight.array.nbytes
+    (file,) = (cache / "imports").iterdir()
+    assert file.stat().st_size < bytes_ // 2
+
+
+def test_its_floats_are_watched(quantised: Path) -> None:
+    with pytest.warns(LlmcWarning), plain_folder.plain(plain_folder.origin(quantised)) as found:
+        assert f"resident {found.path.parent.resolve()}" in {thread.name for thread in threading.enumerate()}
 
 
 def test_gguf_that_is_none(quantised: Path, tmp_path: Path) -> None:

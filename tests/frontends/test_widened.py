@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -218,6 +219,47 @@ def test_pages_leave_memory_and_nothing_is_lost(
     while is_watched(folder) and time.monotonic() < until:
         time.sleep(0.05)
     assert not is_watched(folder)
+
+
+TRIMMED = """
+import re
+from pathlib import Path
+from llmc.compiler.frontends import resident
+def own():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+pieces = [bytes(4000) for _ in range(50_000)]
+last, before = pieces.pop(), own()
+del pieces
+kept = own()
+resident.trim()
+print(before - kept, kept - own())
+"""
+
+
+@needs_proc
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc gives back by itself")
+def test_freed_memory_goes_back() -> None:
+    done = subprocess.run([sys.executable, "-c", TRIMMED], capture_output=True, text=True, check=True)
+    by_itself, by_trim = map(int, done.stdout.split())
+    assert by_itself < 50_000_000
+    assert by_trim > 100_000_000
+
+
+@needs_proc
+def test_large_checkpoints_are_watched_where_they_lie(
+    pages: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32 is not widened; SmolLM2's checkpoint was in memory beside the weights when these were tried."""
+    folder, mapped = pages
+    (folder / "large").rename(folder / "model.safetensors")
+    monkeypatch.setattr(plain_folder.widened, "wants", lambda files: False)
+    with plain_folder._mapped(folder, folder) as found:
+        assert found == folder
+        assert not is_watched(folder)
+    monkeypatch.setattr(plain_folder, "_LARGE", 1 << 20)
+    with plain_folder._mapped(folder, folder):
+        assert is_watched(folder)
+    mapped.close()
 
 
 KILLED = """

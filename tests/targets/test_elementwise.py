@@ -203,6 +203,27 @@ def in_turns(op: str, read: tuple[int, ...], i: int) -> list[Any]:
     return [(op, (-i or 0, *read[1:]), ()), ("mul", (-i - 1, 1), ()), ("add", (-i - 2, 0), ())]
 
 
+@pytest.mark.parametrize("dtype", ["f32", "i64"])
+def test_conditions_in_long_chains(kernels: Lab, dtype: str) -> None:
+    """At every place of a chain, and at its end: MPT's mask is a comparison, a choice, and that unlike 0."""
+    x, y, zero = input_("x", dtype, (SEQ, 1)), input_("y", dtype, (1, SEQ)), input_("z", dtype, ())
+    body = (
+        ("le", (0, 1), ()),
+        ("where", (-1, 2, 1), ()),
+        ("cast", (-2,), (("dtype", "bool"),)),
+        ("not", (-3,), ()),
+        ("and", (-4, -1), ()),
+        ("where", (-5, -2, 0), ()),
+        ("ne", (-6, 2), ()),
+        ("xor", (-7, -3), ()),
+        ("cast", (-8,), (("dtype", "f32"),)),
+    )
+    nodes = {f"{count}": make("chain", (x, y, zero), body=body[:count]) for count in range(1, len(body) + 1)}
+    for size in (1, 5, 37):
+        row = (np.arange(size) - 2).astype(DTYPES[dtype])
+        check(kernels, nodes, {"x": row[:, None], "y": row[None], "z": np.zeros((), DTYPES[dtype])})
+
+
 def test_what_is_bounded_times_a_number_that_is_read(kernels: Lab) -> None:
     """Apertus' and LeViT's activations, FNet's angles: TVM's analyzer failed on the product."""
     x, c = input_("x", "f32", (SEQ, 8)), input_("c", "f32", ())
