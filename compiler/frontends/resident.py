@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MOST = 1 << 30  # bytes of files in memory from which on pages leave it, libraries' own with them
+MOST = 640 << 20  # bytes of files in memory from which on pages leave it, libraries' own with them
 _STATUS, _MAPS = Path("/proc/self/statm"), Path("/proc/self/maps")
 _PAGEOUT = 21
 _TICK = 0.05  # seconds
