@@ -6,8 +6,9 @@ import hashlib
 import importlib.util
 import sys
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from llmc.errors import LlmcError
 
@@ -40,7 +41,7 @@ def run_file(path: str | Path, what: str) -> Ran:
         raise LlmcError(problem, at=str(path), hint=_hint(what)) from error
     digest, place = hashlib.sha256(content).hexdigest(), file.resolve()
     if place not in _ran or _ran[place].sha256 != digest:
-        _ran[place] = Ran(_run(file, f"llmc_file_{file.stem}_{digest[:8]}", what), digest)
+        _ran[place] = Ran(_run(file, content, f"llmc_file_{file.stem}_{digest[:8]}", what), digest)
     return _ran[place]
 
 
@@ -53,9 +54,25 @@ def _hint(what: str) -> str:
     return "write path/to/file.py:ClassName" if what == "pass" else "write path/to/file.py"
 
 
-def _run(file: Path, name: str, what: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
+class _AsRead(SourceFileLoader):
+    """Compiles what was read.
+
+    The bytecode that Python keeps belongs to a file of the same size that was written in the same second: an edit
+    within one would not be seen.
+    """
+
+    def __init__(self, name: str, file: Path, content: bytes) -> None:
+        super().__init__(name, str(file))
+        self._content = content
+
+    def get_code(self, fullname: str) -> CodeType:
+        code: CodeType = self.source_to_code(self._content, self.path)
+        return code
+
+
+def _run(file: Path, content: bytes, name: str, what: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file, loader=_AsRead(name, file, content))
+    if spec is None or spec.loader is None or file.suffix != ".py":
         raise LlmcError(f"the {what} file is not Python", at=str(file), hint="its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     earlier = sys.modules.get(name)
