@@ -1,8 +1,9 @@
 """What more threads gain one run, in turns with one thread: medians of paired ratios.
 
     python bench/threads.py ARTIFACT... [--threads 2] [--shapes 1x8,1x128,8x64] [--variants avx512vnni,avx2]
-        [--seconds 0.1] [--rounds 15]
+        [--seconds 0.1] [--rounds 15] [--pause 0]
 
+With `--pause` each sample is one run, after so many seconds of sleep, in which the threads fall asleep too.
 Of several artifacts, as those of two commits, every one takes its turn in each round, and the first is what the others'
 times are compared with. All must give the same bits.
 """
@@ -23,17 +24,19 @@ import llmc
 Run = tuple[str, int]  # an artifact and its threads
 
 
-def seconds_of(model: llmc.Model, inputs: Arrays, least: float) -> float:
-    """Of one run, from as many as fill `least` seconds."""
+def seconds_of(model: llmc.Model, inputs: Arrays, least: float, pause: float) -> float:
+    """Of one run, from as many as fill `least` seconds; after a pause, if there is one, from one."""
+    time.sleep(pause)
+    least = 0 if pause else least
     runs, begin = 0, time.perf_counter()
-    while time.perf_counter() - begin < least:
+    while not runs or time.perf_counter() - begin < least:
         model.run(inputs)
         runs += 1
     return (time.perf_counter() - begin) / runs
 
 
 def measure(
-    models: dict[Run, llmc.Model], inputs: Arrays, rounds: int, least: float
+    models: dict[Run, llmc.Model], inputs: Arrays, rounds: int, least: float, pause: float = 0.0
 ) -> dict[Run, list[float]]:
     """The seconds of each, round by round, in turns.
 
@@ -47,7 +50,7 @@ def measure(
     order = [*models]
     for _ in range(rounds):
         for run in order:
-            seconds[run].append(seconds_of(models[run], inputs, least))
+            seconds[run].append(seconds_of(models[run], inputs, least, pause))
         order.reverse()  # what ran before a turn tells on it
     return seconds
 
@@ -70,13 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--variants", default="", help="of the code; the best if empty")
     parser.add_argument("--seconds", type=float, default=0.1, help="of one turn")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds of sleep before each run")
     options = parser.parse_args(arguments)
     for variant, shape in itertools.product(options.variants.split(","), options.shapes.split(",")):
         batch, seq = map(int, shape.split("x"))
         runs = itertools.product(options.artifacts, (1, options.threads))
         models = {(a, t): llmc.load(a, threads=t, variant=variant or None) for a, t in runs}
         inputs = sample(next(iter(models.values())), batch, seq)
-        seconds = measure(models, inputs, options.rounds, options.seconds)
+        seconds = measure(models, inputs, options.rounds, options.seconds, options.pause)
         for artifact in options.artifacts:
             one, more = seconds[artifact, 1], seconds[artifact, options.threads]
             told = f"{shape} {variant or 'best'} {artifact}: {statistics.median(one) * 1e3:.3g} ms"
