@@ -11,9 +11,9 @@ from typing import Any
 from llmc.compiler.graph import Node, Source, TensorType, Weight, dtype_name, make, results_of, unplaced
 from llmc.compiler.ops import (
     attention,
+    channel_rows,
     control,
     conv,
-    conv_rows,
     elementwise,
     linear,
     qconv,
@@ -34,10 +34,10 @@ __all__ = [
     "OPS",
     "Op",
     "attention",
+    "channel_rows",
     "constant",
     "control",
     "conv",
-    "conv_rows",
     "elementwise",
     "input_",
     "linear",

@@ -57,9 +57,8 @@ def split(x: Array, scale: Array) -> tuple[Array, Array, Array]:
         fixed = x * (x.dtype.type(UNIT) / scale.astype(x.dtype))
         np.fmin(fixed, LIMIT, out=fixed)  # NaN becomes LIMIT, as in the kernels
         np.rint(np.maximum(fixed, -LIMIT, out=fixed), out=fixed)
-    low_first = (
-        (fixed.astype("<i4", order="C") + 0x808080).view(np.uint8).reshape(*fixed.shape, 4)
-    )  # the parts + 128
+    whole = fixed.astype("<i4", order="C") + 0x808080  # the parts + 128
+    low_first = whole.view(np.uint8).reshape(*fixed.shape, 4)
     high, middle, low = ((low_first[..., at] ^ np.uint8(128)).view(np.int8) for at in (2, 1, 0))
     return high, middle, low
 

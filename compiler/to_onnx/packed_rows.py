@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Graph, Node, Weight
 from llmc.compiler.ops import constant, make
-from llmc.compiler.ops.conv_rows import in_two_steps
+from llmc.compiler.ops.channel_rows import in_two_steps
 from llmc.compiler.ops.float_steps import makes_levels_of
 from llmc.compiler.ops.rows import unpack_rows
 
