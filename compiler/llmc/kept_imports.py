@@ -24,7 +24,6 @@ from typing import Any
 from llmc import compiler
 from llmc.compiler import extensions
 from llmc.compiler.frontends import dispatch, gguf_file, graph_text, hub, widened
-from llmc.compiler.frontends.gguf_floats import GgufFloats
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.frontends.stored_floats import StoredFloats
 from llmc.compiler.graph import Weight
@@ -199,8 +198,8 @@ def _holds_floats(path: Path) -> bool:
     return path.suffix == ".safetensors" or _is_gguf(path)
 
 
-def _opened(path: Path) -> StoredFloats | GgufFloats:
-    return GgufFloats(path) if _is_gguf(path) else StoredFloats(path)
+def _opened(path: Path) -> StoredFloats | gguf_file.GgufFloats:
+    return gguf_file.GgufFloats(path) if _is_gguf(path) else StoredFloats(path)
 
 
 def _read(file: Path, model: Path) -> Imported | None:
