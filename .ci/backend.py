@@ -102,12 +102,7 @@ def write_page() -> None:
 
 
 def page(text: str, source: str) -> str:
-    """Relative links as addresses below `source`; what lies in fences is code, and stays.
-
-    The tables of "Speed" are left to the project's own page: every wheel would carry them.
-    """
-    there = "\\1\n[Measured beside ONNX Runtime, OpenVINO, PyTorch and llama.cpp](README.md#speed).\n\n"
-    text = re.sub(r"^(## Speed\n).*?(?=^## )", there, text, flags=re.MULTILINE | re.DOTALL)
+    """Relative links as addresses below `source`; what lies in fences is code, and stays."""
     parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
     return "".join(part if part.startswith("```") else _absolute(part, source) for part in parts)
 
