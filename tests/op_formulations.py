@@ -159,10 +159,26 @@ def in_parts(x: Any) -> Any:
     return torch.cat([*parts, rest], -1)
 
 
+def in_levels(x: Any) -> Any:
+    """Levels of 16 bits written out: what stands above the last 8, then these, 64 bytes each, all + 128."""
+    scale = x.abs().amax(-1, keepdim=True) / 32639
+    level = torch.round(x * (1 / scale)).to(torch.int64) + 0x8080
+    parts = [F.pad((level >> shift & 255).to(torch.uint8), (0, 59), value=128) for shift in (8, 0)]
+    return torch.cat([*parts, F.pad(scale.contiguous().view(torch.uint8), (0, 60))], -1)
+
+
+def int16_linear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
+    """In float64, by the levels that the rows hold."""
+    scale = torch.from_numpy(np.abs(X).max(-1, keepdims=True)).double() / 32639
+    x = torch.round(torch.from_numpy(X).double() / scale) * scale
+    return F.linear(x, w.double() * ws.double()[:, None], *extras).float()
+
+
 def split_linear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
     return F.linear(torch.from_numpy(X).double(), torch.from_numpy(W).double(), *extras).float()
 
 
+INT16_ROWS = OPS["int16_rows"].reference(X)
 SPLIT_ROWS = OPS["split_rows"].reference(X)
 SPLIT_W = split_weights(W)
 

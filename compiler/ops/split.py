@@ -71,10 +71,11 @@ def split_scales(x: Array) -> Array:
 def split_weights(w: Array) -> tuple[Array, Array]:
     """f32 `[n, k]`, finite -> i8 `[n, 3 part_size(k)]` and f32 `[n]`."""
     scale = split_scales(w)
-    return _side_by_side(split(w.astype(np.float64), scale)[::-1]), scale.reshape(-1)
+    return side_by_side(split(w.astype(np.float64), scale)[::-1]), scale.reshape(-1)
 
 
-def _side_by_side(parts: tuple[Array, ...]) -> Array:
+def side_by_side(parts: tuple[Array, ...]) -> Array:
+    """i8 `[..., k]` each -> `[..., len(parts) * part_size(k)]`, what is missing zero."""
     k = parts[0].shape[-1]
     beyond = [(0, 0)] * (parts[0].ndim - 1) + [(0, part_size(k) - k)]
     return np.concatenate([np.pad(part, beyond) for part in parts], -1)
@@ -82,7 +83,7 @@ def _side_by_side(parts: tuple[Array, ...]) -> Array:
 
 def _split_rows_reference(x: Array) -> Array:
     scale = split_scales(x)
-    q = _side_by_side(split(x, scale))
+    q = side_by_side(split(x, scale))
     return pack_rows(q, scale, line_stride(q.shape[-1]))
 
 

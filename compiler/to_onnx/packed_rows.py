@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmc.compiler.to_onnx.emitter import Emitter
 
 Parts = tuple[Node, Node]  # i8 [..., k] and f32 [..., 1], or [] where all rows share one scale
-_READERS = ("qlinear", "split_linear", "dequantize_rows")  # of their first input
+_READERS = ("qlinear", "split_linear", "int16_linear", "dequantize_rows")  # of their first input
 
 
 def finds_scales(graph: Graph) -> bool:
@@ -111,10 +111,10 @@ def dequantised(rows: Node, size: int) -> Node:
 
 
 def split_values(rows: Node) -> Node:
-    """The floats that split rows are of."""
-    if rows.op == "split_rows":
+    """The floats that rows in several bytes are of."""
+    if rows.op in ("split_rows", "int16_rows"):
         return rows.inputs[0]
     if rows.op not in _MOVES:
-        raise UnsupportedError(f"split rows that {rows.op} makes")
+        raise UnsupportedError(f"rows of several bytes that {rows.op} makes")
     x = split_values(rows.inputs[0])
     return _MOVES[rows.op](rows, x, int(x.shape[-1]))

@@ -179,6 +179,14 @@ def _column(scale: Node) -> Node:
     return constant(array.reshape(-1, 1), scale.attributes["value"].name)
 
 
+@exports("int16_linear")
+def _int16_linear(e: Emitter, node: Node) -> Node:
+    """linear(x, dequantize(w)), by the floats that the levels of 16 bits are of."""
+    rows, w, w_scale, *extras = node.inputs
+    weight = make("dequantize", (w, _column(w_scale)), node.source)
+    return make("linear", (split_values(rows), weight, *extras), node.source, **node.attributes)
+
+
 @exports("split_linear")
 def _split_linear(e: Emitter, node: Node) -> Node:
     """The product of the floats that the parts are of."""

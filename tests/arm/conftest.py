@@ -95,6 +95,16 @@ def images() -> Graph:
     return Graph((x,), outputs, DIMS)
 
 
+def sixteen() -> Graph:
+    """Activations of 16 bits, and the lowest levels that weights of 8 may have."""
+    rng = np.random.default_rng(5)
+    x = input_("x", "f32", (symbol("batch"), symbol("seq"), WIDTH))
+    levels, scale = rng.integers(-128, 128, (45, WIDTH)).astype(np.int8), rng.random(45).astype(np.float32)
+    levels[:9] = -128
+    y = make("int16_linear", (make("int16_rows", (x,)), constant(levels), constant(scale)))
+    return Graph((x,), {"y": y}, DIMS)
+
+
 def tied(ids: Node) -> Graph:
     """A table that is looked up and multiplied with: stored once, by panels."""
     table = constant(np.random.default_rng(4).normal(size=(WORDS, 37)).astype(np.float32))
@@ -103,11 +113,16 @@ def tied(ids: Node) -> Graph:
 
 
 @pytest.fixture(scope="session")
-def networks(random_encoder: Callable[..., Any]) -> Graph:
+def parts(random_encoder: Callable[..., Any]) -> dict[str, Graph]:
     """Two encoders, a perceptron, a decoder's parts, a tied table and images; inputs ids, mask and x."""
     a, b = (random_encoder(seed)[0] for seed in (1, 2))
     ids = next(node for node in a.inputs if node.attributes["name"] == "ids")
-    parts = {"a": a, "b": b, "mlp": perceptron(), "late": decoder(), "tied": tied(ids), "images": images()}
+    return {"a": a, "b": b, "mlp": perceptron(), "late": decoder(), "tied": tied(ids), "images": images()}
+
+
+@pytest.fixture(scope="session")
+def networks(parts: dict[str, Graph]) -> Graph:
+    """All of them as one."""
     return join(parts, shared=True)
 
 
@@ -132,8 +147,9 @@ def float_pair(networks: Graph, build: Callable[..., Path]) -> tuple[Path, Path]
 
 
 @pytest.fixture(scope="session")
-def int8_pair(networks: Graph, build: Callable[..., Path]) -> tuple[Path, Path]:
-    """The same quantised."""
+def int8_pair(parts: dict[str, Graph], build: Callable[..., Path]) -> tuple[Path, Path]:
+    """The same quantised, and activations of 16 bits."""
+    networks = join({**parts, "sixteen": sixteen()}, shared=True)
     return build(networks, "x86-avx2", quant="int8"), build(networks, "arm", quant="int8")
 
 

@@ -24,6 +24,8 @@ def product(family: str) -> Node:
     extras = (constant(ones), input_("residual", "f32", (M, 50)))
     if family == "qlinear":
         inputs = (make("quantize_rows", (x,)), constant(np.ones((50, 70), np.int8)), constant(ones))
+    elif family == "int16_linear":
+        inputs = (make("int16_rows", (x,)), constant(np.ones((50, 70), np.int8)), constant(ones))
     else:
         parts = split_weights(np.ones((50, 70), np.float32))
         inputs = (make("split_rows", (x,)), *map(constant, parts))

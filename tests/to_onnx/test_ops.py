@@ -18,8 +18,16 @@ from llmc.compiler.ops import OPS, constant, input_, make, results
 from llmc.compiler.to_onnx.table import exporters
 
 # Rows of bytes, and numbers of tokens, are never in a file: graphs that have them are in test_graphs.py.
-PACKED = {"quantize_rows", "channel_rows", "split_rows", "pack_index", "pack_offsets", "pack_places"}
-WITHIN = PACKED | {"split_linear", "ragged_mha"}
+PACKED = {
+    "quantize_rows",
+    "channel_rows",
+    "split_rows",
+    "int16_rows",
+    "pack_index",
+    "pack_offsets",
+    "pack_places",
+}
+WITHIN = PACKED | {"split_linear", "int16_linear", "ragged_mha"}
 STORED = {"qlinear", "dequantize_rows", "codebook", "blockwise", "bitmask", "embed_norm"}  # of constants
 LEAVES = {"input", "state"}
 

@@ -102,7 +102,8 @@ class _Kernel:
         """The steps of an item: 32 columns, or 16, at a time, and for each the pairs of tiles of rows."""
         e, p = self.e, self.p
         tiles = e.let(div(item.count + (self.height - 1), self.height))
-        pairs = e.let(div(tiles + 1, 2))
+        together = 2 // p.pieces  # tiles of rows of a step: the pieces of a row are tiles each
+        pairs = e.let(div(tiles + (together - 1), together))
         last = e.let(item.count - self.height)
         steps = p.width // self.columns * self.whole
         lines = e.let(div(item.share + 63, 64))
@@ -113,18 +114,23 @@ class _Kernel:
             weights = e.let(4 * p.weights(column))
             with e.loop(0, pairs, "at") as at:
                 pair = self._either(_ROWS, at, pairs)
-                rows = [e.let(item.first + tirx.min((2 * pair + i) * self.height, last)) for i in range(2)]
-                both = e.let(2 * pair + 1 < tiles)
-                with e.when(both):
+                first = [tirx.min((together * pair + i) * self.height, last) for i in range(together)]
+                rows = [e.let(item.first + at) for at in first]
+                if together == 1:
                     self.step(rows, column, weights, per)
-                with e.when(tirx.Not(both)):
-                    self.step(rows[:1], column, weights, per)
+                else:
+                    both = e.let(2 * pair + 1 < tiles)
+                    with e.when(both):
+                        self.step(rows, column, weights, per)
+                    with e.when(tirx.Not(both)):
+                        self.step(rows[:1], column, weights, per)
             self._turn(_ROWS)
 
     def step(self, rows: list[Expr], column: Expr, weights: Expr, per: Expr) -> None:
         """The sums of one or two tiles of rows by a step's columns, to scratch memory."""
         e, p, held = self.e, self.p, self.held
-        sums = [(i, j) for i in range(len(rows)) for j in range(self.tiles)]
+        starts = [start for row in rows for start in p.row_starts(row)]
+        sums = [(i, j) for i in range(len(starts)) for j in range(self.tiles)]
         left = e.let(e.get(held, _COUNT))
         columns = self.shared()
         place = e.let(2 * (CONFIG // 4) + p.parts * SUMS - e.get(held, _PLACE))  # the other one of two
@@ -135,7 +141,7 @@ class _Kernel:
             for i, j in sums:
                 _tile(e, "tilezero", 2 * i + j)
             with e.loop(0, depth, "k") as at:
-                self._multiply(rows, here, self._either(_DEPTH, at, depth), sums)
+                self._multiply(starts, here, self._either(_DEPTH, at, depth), sums)
                 first, last = (e.let(div((before + at + i) * left, self.whole)) for i in range(2))
                 with e.loop(first, last, "row") as row:
                     self.finish(row, columns)
@@ -169,14 +175,14 @@ class _Kernel:
         """From now on the other way."""
         self.e.set(self.back, way, 1 - self.e.get(self.back, way))
 
-    def _multiply(self, rows: list[Expr], weights: Expr, at: Expr, sums: list[tuple[int, int]]) -> None:
+    def _multiply(self, starts: list[Expr], weights: Expr, at: Expr, sums: list[tuple[int, int]]) -> None:
         """sums += 64 bytes of each row times 16 groups of each column"""
         e, p = self.e, self.p
         line = e.let(weights + at * (DEPTH * p.strip))
         for j in range(self.tiles):
             _tile(e, "tileloadd64", _B + j, self._at(p.w, e.let(line + j * 4 * LANES)), i64(4 * p.strip))
-        for i, row in enumerate(rows):
-            here = e.let(p.row_start(row) + at * DEPTH)
+        for i, start in enumerate(starts):
+            here = e.let(start + at * DEPTH)
             _tile(e, "tileloadd64", _A + i, self._at(p.rows, here), i64(p.stride))
         for i, j in sums:
             _tile(e, "tdpbusd", 2 * i + j, _A + i, _B + j)
@@ -194,16 +200,19 @@ class _Kernel:
         first, column, _, jump, place = (e.let(e.get(self.held, i)) for i in range(5))
         row = e.let(first + at + tirx.Select(at < self.height, i64(0), jump))
         here = e.let(place + at * self.columns)
-        brackets = [
+        places = [(here + b * SUMS, b) for b in range(p.parts)]
+        if p.pieces > 1:
+            places = [(here + i * self.height * self.columns, 0) for i in range(p.pieces)]
+        each = [
             [
-                e.let(e.load(self.scratch, here + b * SUMS + j * LANES, LANES) + starts[b])
+                e.let(e.load(self.scratch, at + j * LANES, LANES) + starts[b])
                 for j, (_, starts) in enumerate(columns)
             ]
-            for b in range(p.parts)
+            for at, b in places
         ]
-        if p.parts == 1:
-            brackets = [self._tail(brackets[0], row, column)]
-        totals = [p.total(list(sums)) for sums in zip(*brackets, strict=True)]
+        if len(each) == 1:
+            each = [self._tail(each[0], row, column)]
+        totals = [p.total(list(sums)) for sums in zip(*each, strict=True)]
         p.store(row, [c for c, _ in columns], totals)
 
     def _tail(self, sums: list[Expr], row: Expr, column: Expr) -> list[Expr]:

@@ -34,7 +34,7 @@ _SHORT = 16  # groups of 4 products to a sum
 
 @dataclass(frozen=True)
 class Tile:
-    """A register tile: `rows` x `vectors` accumulators of `lanes` int32."""
+    """A register tile: `rows` x `vectors` accumulators of `lanes` int32; the pieces of a row are rows each."""
 
     rows: int
     vectors: int
@@ -59,28 +59,29 @@ def emit(product: Product) -> None:
             vectors = min(tile.vectors, (product.width - part) // tile.lanes)
 
             def rows(row: Expr, h: int, part: int = part, vectors: int = vectors) -> None:
-                _tile(product, item, Tile(h, vectors, tile.lanes), row, part)
+                _tile(product, item, Tile(h * product.pieces, vectors, tile.lanes), row, part)
 
-            tiles(e, item.first, item.count, tile.rows, rows)
+            tiles(e, item.first, item.count, tile.rows // product.pieces, rows)
 
 
 def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int) -> None:
-    """Rows row..row + tile.rows, `tile.vectors` vectors of columns from `part` of the panel on."""
-    e = p.e
+    """The rows of a tile from `row` on, `tile.vectors` vectors of columns from `part` of the panel on."""
+    e, count = p.e, tile.rows // p.pieces
     column = e.let(item.panel * p.width + part)
     panel = p.weights(column)
-    bases = [p.row_base(row + i) for i in range(tile.rows)]
+    bases = [base for i in range(count) for base in p.row_bases(row + i)]
     if p.cpu.machine == "aarch64":
         if p.parts > 1:
             raise LlmcError("products in parts have no kernel for ARM")
-        acc = neon.sums(e, p.cpu, p.row_words, bases, p.w_words, panel, p.groups, p.strip, p.zero is not None)
+        lowest = p.zero is not None or p.pieces > 1
+        acc = neon.sums(e, p.cpu, p.row_words, bases, p.w_words, panel, p.groups, p.strip, lowest)
         _add_starts(p, tile, acc, column)
         store(p, tile, acc, row, column)
         return
     if p.groups <= _SHORT:
         _announce(p, tile, row, column)
     offsets = [p.offset(part + j * tile.lanes) - p.offset(part) for j in range(tile.vectors)]
-    ahead, share = item.part(e, row, tile.rows)
+    ahead, share = item.part(e, row, count)
     step = e.let(div(share, -(-p.part // 4) * p.before(p.parts)))
 
     def add(acc: Buffer, skipped: Expr, groups: Expr, soon: Expr) -> None:
@@ -91,8 +92,9 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int) -> None:
 
 def _announce(p: Product, tile: Tile, row: Expr, column: Expr) -> None:
     """Ask for the lines that the next tile will write: after few products its stores would wait for each."""
-    for i in range(tile.rows):
-        at = p.e.let(p.place(p.e.let(row + (tile.rows + i)), column))
+    count = tile.rows // p.pieces
+    for i in range(count):
+        at = p.e.let(p.place(p.e.let(row + (count + i)), column))
         for j in range(0, tile.vectors * tile.lanes, LANES):
             p.e.prefetch(p.out, p.e.let(at + j), locality=2)
 
@@ -139,22 +141,23 @@ def finish(p: Product, tile: Tile, add: Add, row: Expr, column: Expr, ahead: Exp
 
 def store(p: Product, tile: Tile, results: Buffer, row: Expr, column: Expr) -> None:
     """The float steps of a tile's sums, or of their totals."""
-    e, lanes = p.e, tile.lanes
+    e, lanes, each = p.e, tile.lanes, p.pieces * tile.vectors
 
     def one(row: Expr, values: list[Expr]) -> None:
-        totals = [value if dtype_of(value).startswith("float") else p.total([value]) for value in values]
+        by_column = [values[j :: tile.vectors] for j in range(tile.vectors)]
+        totals = [v[0] if dtype_of(v[0]).startswith("float") else p.total(v) for v in by_column]
         p.store(row, p.columns(column, tile.vectors, lanes), totals, lanes)
 
     if not p.long:
-        for i in range(tile.rows):
-            one(e.let(row + i), [e.get(results, i * tile.vectors + j) for j in range(tile.vectors)])
+        for i in range(tile.rows // p.pieces):
+            one(e.let(row + i), [e.get(results, i * each + j) for j in range(each)])
         return
     # An activation is long: writing it out for every register of every tile would cost code.
     held = e.registers(tile.rows * tile.vectors, dtype_of(e.get(results)))
     for i in range(tile.rows * tile.vectors):
         e.set(held, i, e.get(results, i))
-    with e.loop(0, tile.rows, "row") as at:
-        one(e.let(row + at), [e.let(e.get(held, at * tile.vectors + j)) for j in range(tile.vectors)])
+    with e.loop(0, tile.rows // p.pieces, "row") as at:
+        one(e.let(row + at), [e.let(e.get(held, at * each + j)) for j in range(each)])
 
 
 def started(p: Product, tile: Tile, column: Expr, bracket: Expr | int = 0) -> Buffer:

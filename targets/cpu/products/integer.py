@@ -8,6 +8,9 @@ one operand: sums start at -128 times the column's weights, or at -z times them 
 A row may hold values in `parts` of 8 bits each, one part of all values after the other, and a column the same the
 other way round (`compiler/ops/split.py`). Bracket i is then a sum of its own: the first i + 1 parts of the row times
 the last i + 1 of the column, to be divided by 256^i. Plain rows have one part and one bracket.
+
+Levels of int16 are two `pieces` of bytes, 256 h + m (`compiler/ops/int16.py`): both rows, of all h and of all m, meet
+the same column, as if there were twice as many rows, and have a sum each.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from llmc.compiler.dims import Dim, ceil_div, dim
 from llmc.compiler.ops.rows import ZERO, line_stride
 from llmc.targets.cpu.rows.quantised import row_scale, zero_byte
 from llmc.targets.target import Cpu
-from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, lanes_of, splat, vector
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, lanes_of, splat, vector
 from llmc.targets.tir.epilogue import scaled, unpadded
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import ACTIVATIONS, SHORT
@@ -83,6 +86,8 @@ class Columns:
 class Product:
     """The operands of a kernel `qlinear` of `n` columns and `k` products each, and what follows the sums."""
 
+    pieces = 1  # bytes of a level of a row
+
     def __init__(
         self,
         e: Emitter,
@@ -93,7 +98,9 @@ class Product:
         epilogue: tuple[str, ...],
         parts: int = 1,
         zero: str = "",
+        pieces: int = 1,
     ) -> None:
+        self.pieces = pieces
         self._shape(e, cpu, n, k, width, epilogue, parts)
         self.rows = e.pointer("rows", "u8")
         self._operands(zero)
@@ -195,7 +202,7 @@ class Product:
 
     def scale_of(self, row: Expr) -> Expr:
         """By which the levels of a row are multiplied."""
-        return row_scale(self.e, self.row_floats, row, self.k, self.stride)
+        return row_scale(self.e, self.row_floats, row, self.pieces * self.k, self.stride)
 
     def within(self, column: Expr) -> Expr:
         """The number of a column of a panel among the `n`, beyond which it is padding."""
@@ -206,12 +213,23 @@ class Product:
         return row * self.n + column
 
     def total(self, sums: list[Expr]) -> Expr:
-        """The brackets' sums as one float: the first, plus the next / 256, and so on."""
+        """The sums of pieces as one float; or those of brackets: the first, plus the next / 256, and so on."""
         e, lanes = self.e, lanes_of(sums[0])
+        if self.pieces == 2:
+            return self._joined(*sums)
         first, *others = (e.let(tirx.Cast(vector("float32", lanes), total)) for total in sums)
         for number, other in enumerate(others, 1):
             first = e.let(fma(other, splat(256.0**-number, lanes), first))
         return first
+
+    def _joined(self, high: Expr, low: Expr) -> Expr:
+        """256 high + low, as 256 times what its bits from the eighth on say, and the others."""
+        e, lanes = self.e, lanes_of(high)
+        eight, last = (splat(tirx.const(value, "int32"), lanes) for value in (8, 255))
+        above = e.let(high + e.let(tirx.shift_right(low, eight)))
+        both = (above, e.let(tirx.bitwise_and(low, last)))
+        first, second = (e.let(tirx.Cast(vector("float32", lanes), part)) for part in both)
+        return e.let(fma(first, splat(f32(256.0), lanes), second))
 
     @property
     def residual(self) -> Buffer | None:
@@ -255,15 +273,24 @@ class Product:
     @property
     def stride(self) -> int:
         """Bytes from a row to the next."""
-        return line_stride(self.k)
+        return line_stride(self.pieces * self.k)
 
     def row_start(self, row: Expr) -> Expr:
         """The first byte of a row."""
         return row * self.stride
 
+    def row_starts(self, row: Expr) -> list[Expr]:
+        """The first byte of each piece of a row."""
+        return [self.row_start(row) + piece * self.k for piece in range(self.pieces)]
+
     def row_base(self, row: Expr) -> Any:
         """Index of the first 4 bytes of a row in `row_words`."""
         return self.e.let(row * (self.stride // 4))
+
+    def row_bases(self, row: Expr) -> list[Any]:
+        """Likewise of each piece of a row."""
+        base = self.row_base(row)
+        return [base, *(self.e.let(base + piece * self.k // 4) for piece in range(1, self.pieces))]
 
 
 class Ahead:

@@ -1,4 +1,4 @@
-"""`qlinear`, products of int8, and `split_linear`, of parts: exact sums in int32 on every CPU, the same float steps.
+"""`qlinear`, `int16_linear` and `split_linear`, of parts: exact sums of integers on every CPU, the same float steps.
 
 `integer.py` has what the kernels share, `amx.py` multiplies tiles of 16 rows, `dots.py` vectors, `widened.py`
 vectors of 16-bit values where no instruction sums products of bytes.
@@ -15,8 +15,9 @@ import numpy as np
 from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.dims import product
 from llmc.compiler.graph import Node, Weight
+from llmc.compiler.ops import int16
 from llmc.compiler.ops.rows import ZERO, line_stride
-from llmc.compiler.ops.split import PARTS
+from llmc.compiler.ops.split import PARTS, part_size
 from llmc.errors import LlmcError
 from llmc.targets.cpu.products import amx, dots, widened
 from llmc.targets.cpu.products.blocking import panel_width
@@ -31,11 +32,15 @@ WIDTHS = (64, 32, 48, 16)  # panel widths, best first
 Array = np.ndarray[Any, Any]
 
 
-def pack_dots(array: Array, width: int) -> Array:
-    """i8 `[n, k]` -> i8 `[ceil(n / width) * width / strip, ceil(k / 4), strip, 4]`, what is missing zero."""
-    n, k = array.shape
-    padded = np.zeros((-(-n // width) * width, -(-k // 4) * 4), np.int8)
-    padded[:n, :k] = array
+def pack_dots(array: Array, width: int, k: int = 0) -> Array:
+    """i8 `[n, k]` -> i8 `[ceil(n / width) * width / strip, ceil(k / 4), strip, 4]`, what is missing zero.
+
+    Args:
+        k: more columns than there are, if it is given.
+    """
+    n, columns = array.shape
+    padded = np.zeros((-(-n // width) * width, -(-max(k, columns) // 4) * 4), np.int8)
+    padded[:n, :columns] = array
     strips = padded.reshape(-1, strip_of(width), padded.shape[1] // 4, 4)
     return np.ascontiguousarray(strips.transpose(0, 2, 1, 3))
 
@@ -57,19 +62,26 @@ def lower_split_linear(node: Node) -> Call:
     return _lower(node, PARTS)
 
 
-def _lower(node: Node, parts: int) -> Call:
+def lower_int16_linear(node: Node) -> Call:
+    """`int16_linear` likewise."""
+    return _lower(node, 1, int16.PARTS)
+
+
+def _lower(node: Node, parts: int, pieces: int = 1) -> Call:
     rows_node, w, w_scale, *others = node.inputs
     zero, extras = _zero_and_extras(node, others)
     if w.op != "constant" or w_scale.op != "constant":
         raise LlmcError(f"{node.op}: the weight is computed at run time")
-    n, k = (int(d) for d in w.shape)
+    n, k = int(w.shape[0]), part_size(int(w.shape[1])) if pieces > 1 else int(w.shape[1])
     width = panel_width(n, WIDTHS)
     weight: Weight = w.attributes["value"]
     epilogue: tuple[str, ...] = node.attributes["epilogue"]
     pad = partial(pad_columns, width=width)
     operands: list[Any] = [
         rows_node,
-        Packed(weight, f"dots{width}", partial(pack_dots, width=width)),
+        Packed(
+            weight, f"dots{width} {k}" if pieces > 1 else f"dots{width}", partial(pack_dots, width=width, k=k)
+        ),
         Packed(weight, f"starts{width}x{parts}", partial(pack_starts, width=width, parts=parts)),
         Packed(w_scale.attributes["value"], f"pad{width}", pad),
         *zero,
@@ -81,10 +93,11 @@ def _lower(node: Node, parts: int) -> Call:
     rows = product(node.shape[:-1])
     kinds = tuple(z.dtype for z in zero)
     pointers = ("u8", "i8", "i32", "f32", *kinds, *("f32",) * (len(extras) + 1))
-    emit = partial(emit_qlinear, n=n, k=k, width=width, epilogue=epilogue, parts=parts, zero="".join(kinds))
+    given = {"n": n, "k": k, "width": width, "epilogue": epilogue, "parts": parts, "pieces": pieces}
+    emit = partial(emit_qlinear, **given, zero="".join(kinds))
     scratch = max(amx.scratch(parts), widened.scratch(k))
     kernel = Kernel(node.op, (n, k, width, epilogue, *kinds), pointers, 1, emit, scratch)
-    multiplied = k * (parts + 1) // 2  # bytes of a row, each as often as it is multiplied
+    multiplied = pieces * k * (parts + 1) // 2  # bytes of a row, each as often as it is multiplied
     return Call(
         kernel,
         (*operands, node),
@@ -92,7 +105,7 @@ def _lower(node: Node, parts: int) -> Call:
         -(-n // width) * row_blocks(rows),
         -(-multiplied // 4) * (width // LANES) * rows_of_block(rows),
         2 * rows * n * (k // parts),
-        rows * (line_stride(k) + 4 * n) + n * k,
+        rows * (line_stride(pieces * k) + 4 * n) + n * k,
         node.source,
     )
 
@@ -112,10 +125,11 @@ def emit_qlinear(
     epilogue: tuple[str, ...],
     parts: int = 1,
     zero: str = "",
+    pieces: int = 1,
 ) -> Any:
     """out[m, n] = epilogue(x[m, k] . w[n, k]^T * scales), of values in one part or in several"""
     e = Emitter(symbol)
-    multiply(Product(e, cpu, n, k, width, epilogue, parts, zero), e.scratch("int32"))
+    multiply(Product(e, cpu, n, k, width, epilogue, parts, zero, pieces), e.scratch("int32"))
     return e.function()
 
 
@@ -132,5 +146,6 @@ def multiply(product: Product, scratch: Buffer) -> None:
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
     "qlinear": lower_qlinear,
+    "int16_linear": lower_int16_linear,
     "split_linear": lower_split_linear,
 }

@@ -5,18 +5,22 @@ Bytes 0 and 2 of each four of k become one pair, bytes 1 and 3 another: products
 
 The rows of a tile are widened once, into scratch memory, and then serve all columns of the panel as broadcast
 loads; so only weights are widened between products, and each serves all rows of the tile.
+
+Levels of int16 are what the instruction takes: one product where bytes have two. 32 bits hold _SHORT groups of such
+products, then they are taken up by two sums: of what stands above the last 8 bits, and of these.
 """
 
 from __future__ import annotations
 
-from llmc.targets.cpu.products.dots import Tile, finish
-from llmc.targets.cpu.products.integer import Ahead, Item, Product
+from llmc.targets.cpu.products.dots import Tile, finish, store
+from llmc.targets.cpu.products.integer import Ahead, Item, Product, accumulators
 from llmc.targets.target import Cpu
-from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, splat, vector
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, i64, splat, vector
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles
 
 ROWS = 12  # of the highest tile
+_SHORT = 128  # groups of 4 products of 127 * (127 * 256 + 127) at most that fit 32 bits
 
 
 def scratch(k: int) -> int:
@@ -41,23 +45,37 @@ def emit(product: Product, wide: Buffer) -> None:
     with product.items() as item:
 
         def rows(row: Expr, h: int) -> None:
-            body = _Rows(product, Tile(h, tile.vectors, tile.lanes), wide, row)
-            body.panel(item)
+            of = _Levels if product.pieces > 1 else _Rows
+            of(product, Tile(h, tile.vectors, tile.lanes), wide, row).panel(item)
 
         tiles(e, item.first, item.count, tile.rows, rows)
 
 
 def _widen(p: Product, row: Expr, wide: Buffer, to: Expr) -> None:
-    """Bytes 0 and 2 of each four of a row as 16-bit values, then bytes 1 and 3 of each."""
+    """Values 0 and 2 of each four of a row as 16-bit values, then values 1 and 3 of each."""
     e = p.e
-    base = p.row_base(row)
-    low, eight = (splat(tirx.const(value, "int32")) for value in (0x00FF00FF, 8))
+    bases = p.row_bases(row)
     with e.loop(0, _words(p.k) // LANES, "vector") as at:
         here = e.let(at * LANES)
-        four = e.let(e.load(p.row_words, base + here, LANES))
-        e.store(wide, to + here, tirx.bitwise_and(four, low))
-        odd = tirx.bitwise_and(e.let(tirx.shift_right(four, eight)), low)
-        e.store(wide, to + _words(p.k) + here, odd)
+        fours = [e.let(e.load(p.row_words, base + here, LANES)) for base in bases]
+        pieces = zip(*(_halves(e, four) for four in fours), strict=True)
+        for half, piece in enumerate(pieces):
+            e.store(wide, to + half * _words(p.k) + here, piece[0] if p.pieces == 1 else _level(e, *piece))
+
+
+def _halves(e: Emitter, four: Expr) -> tuple[Expr, Expr]:
+    """Bytes 0 and 2, and bytes 1 and 3, of each 4 bytes, unsigned."""
+    low, eight = (splat(tirx.const(value, "int32")) for value in (0x00FF00FF, 8))
+    odd = tirx.bitwise_and(e.let(tirx.shift_right(four, eight)), low)
+    return e.let(tirx.bitwise_and(four, low)), e.let(odd)
+
+
+def _level(e: Emitter, high: Expr, low: Expr) -> Expr:
+    """256 (high - 128) + low - 128 of each 16 bits."""
+    both = e.let(tirx.bitwise_or(e.let(tirx.shift_left(high, splat(tirx.const(8, "int32")))), low))
+    levels = e.let(tirx.reinterpret(f"int16x{2 * LANES}", both))
+    moved = e.let(levels - splat(tirx.const(0x8080 - (1 << 16), "int16"), 2 * LANES))
+    return e.let(tirx.reinterpret(f"int32x{LANES}", moved))
 
 
 class _Rows:
@@ -77,15 +95,21 @@ class _Rows:
         step = e.let(div(share, groups * (p.width // columns)))  # bytes for each step
         with e.loop(0, p.width // columns, "part") as part:
             column = e.let(item.panel * p.width + part * columns)
-            weights = e.let(p.weights(column))
+            self._part(column, e.let(p.weights(column)), e.let(ahead + part * (step * groups)), step)
 
-            def add(acc: Buffer, skipped: Expr, groups: Expr, soon: Expr) -> None:
-                self._add(acc, e.let(weights + skipped * p.strip), groups, soon, step)
+    def _part(self, column: Expr, weights: Expr, ahead: Expr, step: Expr) -> None:
+        """The columns of a tile."""
+        p = self.p
 
-            finish(p, tile, add, self.row, column, e.let(ahead + part * (step * groups)), step)
+        def add(acc: Buffer, skipped: Expr, groups: Expr, soon: Expr) -> None:
+            self._add(acc, self.e.let(weights + skipped * p.strip), groups, soon, step)
 
-    def _add(self, acc: Buffer, weights: Expr, groups: Expr, ahead: Expr, step: Expr) -> None:
-        """acc[i, j] += exact sums of 4-byte groups"""
+        finish(p, self.tile, add, self.row, column, ahead, step)
+
+    def _add(
+        self, acc: Buffer, weights: Expr, groups: Expr, ahead: Expr, step: Expr, first: Expr | int = 0
+    ) -> None:
+        """acc[i, j] += exact sums of 4-byte groups, of rows from the group `first` on"""
         e, p, tile = self.e, self.p, self.tile
         prefetch = Ahead(p, ahead, step)
         with e.loop(0, groups, "k") as at:
@@ -95,7 +119,8 @@ class _Rows:
             prefetch.ask(LANES)
             # Both halves of a row one after the other: LLVM joins their sums, and would hold those of all rows.
             for i in range(tile.rows):
-                halves = [self._broadcast(e.let(at + (2 * i + half) * _words(p.k))) for half in range(2)]
+                lines = [e.let(at + (first + (2 * i + half) * _words(p.k))) for half in range(2)]
+                halves = [self._broadcast(line) for line in lines]
                 for j, pair in enumerate(pairs):
                     n = i * tile.vectors + j
                     for a, w in zip(halves, pair, strict=True):
@@ -110,6 +135,36 @@ class _Rows:
         lanes = self.tile.lanes
         name = "llvm.x86.avx512.pmaddw.d.512" if lanes == LANES else "llvm.x86.avx2.pmadd.wd"
         return self.e.let(tirx.call_llvm_pure_intrin(vector("int32", lanes), name, a, w))
+
+
+class _Levels(_Rows):
+    """The same of levels of int16."""
+
+    def _part(self, column: Expr, weights: Expr, ahead: Expr, step: Expr) -> None:
+        e, p, tile = self.e, self.p, self.tile
+        above, below = self._zeros(), self._zeros()
+        eight, last = (splat(tirx.const(value, "int32"), tile.lanes) for value in (8, 255))
+        with e.loop(0, -(-p.groups // _SHORT), "block") as block:
+            first = e.let(block * _SHORT)
+            groups = e.let(tirx.min(i64(_SHORT), i64(p.groups) - first))
+            acc = self._zeros()
+            self._add(acc, e.let(weights + first * p.strip), groups, e.let(ahead + first * step), step, first)
+            for i in range(tile.rows * tile.vectors):
+                total = e.let(e.get(acc, i))
+                e.set(above, i, e.get(above, i) + tirx.shift_right(total, eight))
+                e.set(below, i, e.get(below, i) + tirx.bitwise_and(total, last))
+        pieces = accumulators(e, 2 * tile.rows * tile.vectors, tile.lanes)
+        for i in range(tile.rows * tile.vectors):
+            row, j = divmod(i, tile.vectors)
+            for piece, sums in enumerate((above, below)):
+                e.set(pieces, (2 * row + piece) * tile.vectors + j, e.get(sums, i))
+        store(p, Tile(2 * tile.rows, tile.vectors, tile.lanes), pieces, self.row, column)
+
+    def _zeros(self) -> Buffer:
+        acc = accumulators(self.e, self.tile.rows * self.tile.vectors, self.tile.lanes)
+        for i in range(self.tile.rows * self.tile.vectors):
+            self.e.set(acc, i, splat(tirx.const(0, "int32"), self.tile.lanes))
+        return acc
 
 
 def _pairs(e: Emitter, w: Expr) -> tuple[Expr, Expr]:
