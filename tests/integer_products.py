@@ -42,3 +42,15 @@ def given(graph: Graph, k: int, m: int, seed: int) -> dict[str, Array]:
     for node in graph.inputs[1:]:
         values["residual"] = rng.normal(size=(m, node.shape[1])).astype(np.float32)
     return values
+
+
+def extremes(graph: Graph, m: int, seed: int) -> dict[str, Array]:
+    """Rows of which some are as large as they can be, all of one sign or of both."""
+    rng = np.random.default_rng([m, seed])
+    made = {}
+    for node in graph.inputs:
+        values = rng.normal(size=(m, node.shape[1])) * 10.0 ** rng.integers(-6, 6, (m, 1))
+        values[: m // 4] = 3.0
+        values[m // 4 : m // 3] = rng.choice([-3.0, 3.0], values[m // 4 : m // 3].shape)
+        made[node.attributes["name"]] = values.astype(np.float32)
+    return made
