@@ -1,4 +1,4 @@
-"""Code for instruction sets that this processor may lack: it is made, and by the rules, though nobody runs it here."""
+"""Code for instruction sets that this processor may lack: it is made, and by the rules, whoever can run it here."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from integer_products import M
+from integer_products import M, int16_product
 from integer_products import extremes as given
 from kernel_lab import CUTS, Lab, differing, run_all, same_bits
 
@@ -24,19 +24,8 @@ EDGES = [(64, 64), (1, 1), (33, 65), (96, 63), (17, 513), (130, 192)]
 
 
 def product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = ()) -> Graph:
-    """int16_linear of rows `[rows, k]` of float32, with extreme weights among random ones."""
-    rng = np.random.default_rng([n, k, seed])
-    x, extras = input_("x", "f32", (M, k)), []
-    for step in epilogue:
-        if step == "bias":
-            extras.append(constant(rng.normal(size=n).astype(np.float32)))
-        elif step == "residual":
-            extras.append(input_("residual", "f32", (M, n)))
-    w = rng.integers(-128, 128, (n, k)).astype(np.int8)
-    w[: n // 3] = rng.choice(np.array([-128, 127], np.int8), (n // 3, 1))
-    inputs = (make("int16_rows", (x,)), constant(w), constant(rng.uniform(1e-3, 1e-2, n).astype(np.float32)))
-    node = make("int16_linear", (*inputs, *extras), epilogue=epilogue)
-    return Graph((x, *(e for e in extras if e.op == "input")), {"y": node}, {"rows": (0, 1000)})
+    """int16_linear of rows `[rows, k]` of float32."""
+    return int16_product(n, k, seed, epilogue)[0]
 
 
 @pytest.mark.parametrize(("n", "k"), EDGES)
