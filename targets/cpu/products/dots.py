@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llmc.errors import LlmcError
 from llmc.targets.cpu.products import neon
-from llmc.targets.cpu.products.integer import Ahead, Item, Product, accumulators
+from llmc.targets.cpu.products.integer import Ahead, Coming, Item, Product, accumulators
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import (
     LANES,
@@ -83,9 +83,11 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int) -> None:
     offsets = [p.offset(part + j * tile.lanes) - p.offset(part) for j in range(tile.vectors)]
     ahead, share = item.part(e, row, count)
     step = e.let(div(share, -(-p.part // 4) * p.before(p.parts)))
+    coming = Coming(p, row, column, count, tile.vectors * tile.lanes)
 
     def add(acc: Buffer, skipped: Expr, groups: Expr, soon: Expr) -> None:
-        _add(p, tile, acc, bases, e.let(panel + skipped * p.strip), groups, offsets, soon, step)
+        here = e.let(panel + skipped * p.strip)
+        _add(p, tile, acc, bases, here, groups, offsets, Ahead(p, soon, step), coming)
 
     finish(p, tile, add, row, column, ahead, step)
 
@@ -179,16 +181,16 @@ def _add(
     panel: Expr,
     groups: Expr,
     offsets: list[int],
-    ahead: Expr,
-    step: Expr,
+    ahead: Ahead,
+    coming: Coming,
 ) -> None:
     """acc[i, j] += exact sums of 4-byte groups, in any order; meanwhile the next panel comes nearer."""
     e, lanes, vectors = p.e, tile.lanes, tile.vectors
-    prefetch = Ahead(p, ahead, step)
     with e.loop(0, groups, "k") as at:
         here = e.let(panel + at * p.strip)
         b = [e.load(p.w_words, here + offset, lanes) for offset in offsets]
-        prefetch.ask(vectors * lanes)
+        ahead.ask(vectors * lanes)
+        coming.ask(at)
         dots = vnni(e, lanes, b)
         for i in range(tile.rows):
             a = e.let(splat(e.load(p.row_words, bases[i] + at), lanes))

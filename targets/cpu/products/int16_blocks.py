@@ -26,7 +26,15 @@ from llmc.errors import LlmcError
 from llmc.targets.cpu.products import neon, widened
 from llmc.targets.cpu.products.blocking import panel_width
 from llmc.targets.cpu.products.dots import vnni
-from llmc.targets.cpu.products.integer import Ahead, Item, Product, accumulators, row_blocks, rows_of_block
+from llmc.targets.cpu.products.integer import (
+    Ahead,
+    Coming,
+    Item,
+    Product,
+    accumulators,
+    row_blocks,
+    rows_of_block,
+)
 from llmc.targets.cpu.products.linear import extra_operands
 from llmc.targets.cpu.products.qlinear import pack_dots
 from llmc.targets.cpu.storage.packing import pack_panels, pad_columns
@@ -190,7 +198,9 @@ class _Tile:
         for part in range(0, p.width, columns):
             self.offsets = [p.offset(part + j * p.lanes) - p.offset(part) for j in range(self.vectors)]
             soon = e.let(ahead + (part // columns) * (step * p.groups))
-            self.columns(e.let(item.panel * p.width + part), Ahead(p, soon, step))
+            column = e.let(item.panel * p.width + part)
+            self.coming = Coming(p, self.row, column, self.height, columns)
+            self.columns(column, Ahead(p, soon, step))
 
     def prepare(self) -> None:
         """What is done with the rows once."""
@@ -223,6 +233,7 @@ class _Tile:
             word = e.let(number * words + at)
             here = e.let(weights + word * p.strip)
             ahead.ask(self.vectors * p.lanes)
+            self.coming.ask(word)
             self.multiply(sums, [e.load(p.w_words, here + at, p.lanes) for at in self.offsets], word)
         scales = [p.scale_of_block(column + j * p.lanes, number) for j in range(self.vectors)]
         for i in range(self.height):

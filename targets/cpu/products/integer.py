@@ -26,7 +26,20 @@ from llmc.compiler.dims import Dim, ceil_div, dim
 from llmc.compiler.ops.rows import ZERO, line_stride
 from llmc.targets.cpu.rows.quantised import row_scale, zero_byte
 from llmc.targets.target import Cpu
-from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, lanes_of, splat, vector
+from llmc.targets.tir.emit import (
+    LANES,
+    Buffer,
+    Emitter,
+    Expr,
+    div,
+    f32,
+    fma,
+    i64,
+    lanes_of,
+    mod,
+    splat,
+    vector,
+)
 from llmc.targets.tir.epilogue import scaled, unpadded
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import ACTIVATIONS, SHORT
@@ -295,6 +308,27 @@ class Product:
         """Likewise of each piece of a row."""
         base = self.row_base(row)
         return [base, *(self.e.let(base + piece * self.k // 4) for piece in range(1, self.pieces))]
+
+
+class Coming:
+    """A line of a tile's residual is asked for at each step of k: its rows lie apart, so the hardware foresees none.
+
+    Args:
+        rows, columns: of the tile, from `row` and `column` on.
+    """
+
+    def __init__(self, p: Product, row: Expr, column: Expr, rows: int, columns: int) -> None:
+        self.p, self.rows, self.lines = p, rows, max(1, columns // LANES)
+        self.first = p.e.let(p.place(row, column)) if p.residual is not None else None
+        self.length = p.place(i64(1), i64(0)) - p.place(i64(0), i64(0))
+
+    def ask(self, step: Expr) -> None:
+        """That of a step."""
+        if self.p.residual is None or self.first is None:
+            return
+        at = self.p.e.let(div(step, self.rows))
+        further = (step - at * self.rows) * self.length + mod(at, self.lines) * LANES
+        self.p.e.prefetch(self.p.residual, self.first + further)
 
 
 class Ahead:

@@ -130,7 +130,7 @@ def emit_linear(
     """
     e = Emitter(symbol)
     x, w = e.pointer("x", "f32"), e.pointer("w", dtype)
-    extras = [e.pointer(step, "f32") for step in epilogue if step in ("bias", "residual")]
+    extras = [e.pointer(step, "f32") for step in _read(epilogue)]
     out = e.pointer("out", "f32")
     m = e.scalar("m")
     sums = e.scratch() if schedule.scratch(k) else None  # the variants' parameters are the same
@@ -138,7 +138,9 @@ def emit_linear(
     cut, panels = schedule.cut(k), -(-n // width)
     group = cut.group
     store = partial(finish, e, n=n, width=width, epilogue=epilogue, extras=extras, out=out)
-    body = Panel(e, cpu, x, w, cut, schedule, sums, store)
+    residual = [extra for step, extra in zip(_read(epilogue), extras, strict=True) if step == "residual"]
+    added = (residual[0], n) if residual else None
+    body = Panel(e, cpu, x, w, cut, schedule, sums, store, added)
     blocks = e.let(div(m + (each - 1), each))
     with e.loop(e.begin, e.end, "item") as item:
         number = e.let(div(item, panels * group))
@@ -151,6 +153,11 @@ def emit_linear(
             first = e.let((number * group + part) * each)
             body.rows(panel, first, e.let(tirx.min(items * each, m - first)))
     return e.function()
+
+
+def _read(epilogue: tuple[str, ...]) -> list[str]:
+    """The steps that read an operand."""
+    return [step for step in epilogue if step in ("bias", "residual")]
 
 
 class Panel:
@@ -169,11 +176,13 @@ class Panel:
         schedule: Schedule,
         sums: Buffer | None,
         finish: Callable[..., None],
+        residual: tuple[Buffer, int] | None = None,
     ) -> None:
         self.e, self.cpu, self.x, self.w, self.cut, self.finish = e, cpu, x, w, cut, finish
         self.height, self.vectors = tile_shape(cpu, cut.width, schedule.height)
         self.ahead = schedule.ahead
         self.sums = sums if cut.scratch else None  # that wait for the next block
+        self.residual = residual  # and the length of its rows
 
     def rows(self, panel: Expr, first: Expr, count: Expr) -> None:
         """Rows first..first+count: those of one tile as wide as the panel stream, more go by blocks of k."""
@@ -248,9 +257,12 @@ class Panel:
         turn = i64(offset // LANES) if few else mod(div(row - first, rows), cut.width // LANES)
         following = e.let(here + cut.depth * cut.width + turn * (cut.depth * LANES))
 
+        coming = self._coming(row, e.let(column + offset), rows, vectors)
+
         def ahead(at: Expr, u: int) -> None:
             if few or offset == 0:
                 e.prefetch(self.w, following + (at + u) * LANES, 2)
+            coming(e.let(at + u))
 
         steps = e.let(div(tirx.min(i64(cut.depth), cut.k - k), cut.unroll))
         x, w = e.let(row * cut.k + k), e.let(here + offset)
@@ -262,6 +274,19 @@ class Panel:
                     e.store(self.sums, at, e.get(acc, i * vectors + j))
         with e.when(block >= cut.blocks - 1):
             self.finish(acc, row, e.let(column + offset), rows, vectors)
+
+    def _coming(self, row: Expr, column: Expr, rows: int, vectors: int) -> Callable[[Expr], None]:
+        """step of k -> ask for a line of the residual that is added to a tile: its rows lie apart, unforeseen."""
+        if self.residual is None:
+            return lambda step: None
+        e, (buffer, length) = self.e, self.residual
+        first = e.let(row * length + column)
+
+        def ask(step: Expr) -> None:
+            at = e.let(div(step, rows))
+            e.prefetch(buffer, first + ((step - at * rows) * length + mod(at, vectors) * LANES))
+
+        return ask
 
     def _resume(self, acc: Buffer, block: Expr, wait: Expr, rows: int, vectors: int) -> None:
         """The sums of the blocks before this one."""

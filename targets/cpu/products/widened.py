@@ -13,7 +13,7 @@ products, then they are taken up by two sums: of what stands above the last 8 bi
 from __future__ import annotations
 
 from llmc.targets.cpu.products.dots import Tile, finish, store
-from llmc.targets.cpu.products.integer import Ahead, Item, Product, accumulators
+from llmc.targets.cpu.products.integer import Ahead, Coming, Item, Product, accumulators
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, i64, splat, vector
 from llmc.targets.tir.later import tirx
@@ -101,6 +101,7 @@ class _Rows:
         step = e.let(div(share, groups * (p.width // columns)))  # bytes for each step
         with e.loop(0, p.width // columns, "part") as part:
             column = e.let(item.panel * p.width + part * columns)
+            self.coming = Coming(p, self.row, column, tile.rows, columns)
             self._part(column, e.let(p.weights(column)), e.let(ahead + part * (step * groups)), step)
 
     def _part(self, column: Expr, weights: Expr, ahead: Expr, step: Expr) -> None:
@@ -123,6 +124,7 @@ class _Rows:
             offsets = [p.offset(j * tile.lanes) for j in range(tile.vectors)]
             pairs = [_pairs(e, e.load(p.w_words, here + offset, tile.lanes)) for offset in offsets]
             prefetch.ask(LANES)
+            self.coming.ask(at)
             # Both halves of a row one after the other: LLVM joins their sums, and would hold those of all rows.
             for i in range(tile.rows):
                 lines = [e.let(at + (first + (2 * i + half) * words_of(p.k))) for half in range(2)]
