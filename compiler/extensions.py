@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 
 from llmc.compiler.extension import Extension, Tables, check
 from llmc.compiler.guards import lowering, reading, told
-from llmc.compiler.modules import Ran, forget, run_file
+from llmc.compiler.modules import Ran, forget, load_point, run_file
 from llmc.compiler.ops.declare import OPS, Op
 from llmc.compiler.spec import Pass
 from llmc.errors import LlmcError
@@ -95,11 +95,7 @@ def load_installed() -> None:
         place = f"entry point {point.name} = {point.value}"
         if place in _installed:
             continue
-        try:
-            found = point.load()
-        except Exception as error:
-            problem = f"the installed extension {point.name!r} fails: {type(error).__name__}: {error}"
-            raise LlmcError(problem, at=place, hint="mend or uninstall its package") from error
+        found = load_point(point, f"the installed extension {point.name!r}", place)
         _enter(extension_of(found, place), place, "")
         _installed.append(place)
 

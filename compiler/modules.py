@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from threading import get_ident
 from types import CodeType, ModuleType
+from typing import Any
 
 from llmc.errors import LlmcError
 
@@ -51,6 +53,19 @@ def run_file(path: str | Path, what: str) -> Ran:
     finally:
         _running.pop(place, None)
     return _ran[place]
+
+
+def load_point(point: EntryPoint, what: str, at: str) -> Any:
+    """What an entry point of an installed package names.
+
+    Raises:
+        LlmcError: the package fails while it is imported.
+    """
+    try:
+        return point.load()
+    except (Exception, SystemExit) as error:
+        problem = f"{what} fails: {_told(error)}"
+        raise LlmcError(problem, at=at, hint="mend or uninstall its package") from error
 
 
 def forget(path: str | Path) -> None:

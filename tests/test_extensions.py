@@ -216,7 +216,7 @@ class Point:
         self.name, self.found = name, found
 
     def load(self) -> Any:
-        if isinstance(self.found, Exception):
+        if isinstance(self.found, BaseException):
             raise self.found
         return self.found
 
@@ -238,7 +238,12 @@ def test_an_installed_package_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "problem"), [(3, "it holds no extension"), (ImportError("no y"), "ImportError: no y")]
+    ("found", "problem"),
+    [
+        (3, "it holds no extension"),
+        (ImportError("no y"), "ImportError: no y"),
+        (SystemExit(0), "SystemExit: 0"),
+    ],
 )
 def test_an_installed_one_that_fails_is_named(
     monkeypatch: pytest.MonkeyPatch, found: Any, problem: str
