@@ -122,7 +122,10 @@ def _run(file: Path, content: bytes, name: str, what: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
-        sys.modules.pop(name, None)
+        for gone in [
+            n for n in sys.modules if f"{n}.".startswith(f"{name}.")
+        ]:  # of a package what it imported too
+            del sys.modules[gone]
         if earlier is not None:
             sys.modules[name] = earlier
         if not _is_of(file, error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -142,6 +143,26 @@ def test_files_of_one_name_and_content_are_two_modules(tmp_path: Path) -> None:
         names.append(module)
     for module in names:
         assert pickle.loads(pickle.dumps(module.Held)) is module.Held
+
+
+def test_packages_are_apart_and_a_failed_one_is_run_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that said the same in `__init__.py` had one set of modules, and a failed one kept what it had imported."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for folder, value in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("from .other import VALUE\nNEEDED = 1 / VALUE\n")
+        (tmp_path / folder / "other.py").write_text(f"VALUE = {value}\n")
+    found = [run_file(tmp_path / folder / "__init__.py", "pass").module.VALUE for folder in ("a", "b")]
+    assert found == [1, 2]
+    (tmp_path / "c").mkdir()
+    package = shutil.copy(tmp_path / "a" / "__init__.py", tmp_path / "c")
+    (tmp_path / "c" / "other.py").write_text("VALUE = 0\n")
+    with pytest.raises(LlmcError, match="ZeroDivisionError"):
+        run_file(package, "pass")
+    (tmp_path / "c" / "other.py").write_text("VALUE = 4\n")
+    assert run_file(package, "pass").module.NEEDED == 0.25
 
 
 def test_a_file_that_changed_is_known_from_another_folder(
