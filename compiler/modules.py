@@ -122,10 +122,7 @@ def _run(file: Path, content: bytes, name: str, what: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
-        for gone in [
-            n for n in sys.modules if f"{n}.".startswith(f"{name}.")
-        ]:  # of a package what it imported too
-            del sys.modules[gone]
+        _leave(name)
         if earlier is not None:
             sys.modules[name] = earlier
         if not _is_of(file, error):
@@ -138,6 +135,13 @@ def _run(file: Path, content: bytes, name: str, what: str) -> ModuleType:
         at = f"{at}, {own.at}" if own.at else at
         raise LlmcError(problem, at=at, found=own.found, hint=own.hint) from error
     return module
+
+
+def _leave(name: str) -> None:
+    """The table of modules without that one, and without what it holds if it is a package."""
+    for known in list(sys.modules):
+        if f"{known}.".startswith(f"{name}."):
+            sys.modules.pop(known, None)
 
 
 def _is_of(file: Path, error: BaseException) -> bool:
