@@ -18,7 +18,7 @@ from llmc.compiler.guards import lowering, reading, told
 from llmc.compiler.modules import Ran, forget, load_point, run_file
 from llmc.compiler.ops.declare import OPS, Op
 from llmc.compiler.spec import Pass
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, in_a_line
 
 __all__ = ["ENTRY_POINTS", "Extension", "Loaded", "load", "load_installed", "loaded", "unload"]
 
@@ -199,7 +199,7 @@ def _enter(found: Extension, place: str, sha256: str, said: str = "") -> Extensi
             f"{origin}: {error.problem}", at=error.at, found=error.found, hint=error.hint
         ) from None
     except Exception as error:
-        raise LlmcError(f"{origin}: it cannot be read: {type(error).__name__}: {error}") from error
+        raise LlmcError(f"{origin}: it cannot be read: {in_a_line(error)}") from error
     guarded = _guarded(found, origin)
     if earlier is not None:
         unload(found.name)

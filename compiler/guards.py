@@ -11,7 +11,7 @@ import numpy as np
 
 from llmc.compiler.calls import Call
 from llmc.compiler.ops.faults import Fault, fault_place
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, in_a_line
 
 
 def told(function: Callable[..., Any], what: str, origin: str) -> Callable[..., Any]:
@@ -26,8 +26,8 @@ def told(function: Callable[..., Any], what: str, origin: str) -> Callable[..., 
             raise Fault(problem, at=error.at, found=error.found, hint=error.hint) from error.__cause__
         except LlmcError:
             raise
-        except Exception as error:
-            problem = f"{what} fails: {type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            problem = f"{what} fails: {in_a_line(error)}"
             found = ", ".join(_shown(a) for a in arguments) or None
             raise Fault(f"{origin}: {problem}", at=fault_place(function, error), found=found) from error
 

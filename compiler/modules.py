@@ -16,7 +16,7 @@ from threading import get_ident
 from types import CodeType, ModuleType
 from typing import Any
 
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, in_a_line
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class Ran:
 
 _ran: dict[Path, Ran] = {}
 _running: dict[Path, int] = {}  # files that are being run, and by which thread
-_LONGEST = 500  # characters of what an exception says
 
 
 def run_file(path: str | Path, what: str) -> Ran:
@@ -64,7 +63,7 @@ def load_point(point: EntryPoint, what: str, at: str) -> Any:
     try:
         return point.load()
     except (Exception, SystemExit) as error:
-        problem = f"{what} fails: {_told(error)}"
+        problem = f"{what} fails: {in_a_line(error)}"
         raise LlmcError(problem, at=at, hint="mend or uninstall its package") from error
 
 
@@ -127,7 +126,7 @@ def _run(file: Path, content: bytes, name: str, what: str) -> ModuleType:
             sys.modules[name] = earlier
         if not _is_of(file, error):
             raise
-        problem = f"the {what} file fails: {_told(error)}"
+        problem = f"the {what} file fails: {in_a_line(error)}"
         own = error if isinstance(error, LlmcError) else None
         at = f"{file}{_line(error, file)}"
         if own is None:
@@ -149,16 +148,6 @@ def _is_of(file: Path, error: BaseException) -> bool:
     if isinstance(error, (Exception, SystemExit)):
         return True
     return not isinstance(error, KeyboardInterrupt) and [*_places(error)][-1][0] == str(file)
-
-
-def _told(error: BaseException) -> str:
-    """Its type and what it says, in one line."""
-    try:
-        said = " ".join((error.problem if isinstance(error, LlmcError) else str(error)).split())
-    except Exception:
-        said = ""
-    short = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
-    return f"{type(error).__name__}: {short}" if short else type(error).__name__
 
 
 def _line(error: BaseException, file: Path) -> str:

@@ -312,6 +312,8 @@ def test_a_type_rule_that_is_wrong(write: Callable[..., Path], declared: str, pr
     ("reference", "problem"),
     [
         ("lambda x: x.no_such_thing", "the reference of bad fails: AttributeError"),
+        ("lambda x: exec('raise SystemExit(3)')", "the reference of bad fails: SystemExit: 3"),
+        ("lambda x: exec('raise ValueError(chr(10).join(map(str, x)))')", "ValueError: [-2. 0. 0.5] [ "),
         ("lambda x: x.sum()", "the reference of bad gives float32[], its type rule float32[2, 3]"),
         ("lambda x: x.astype(np.float64)", "the reference of bad gives float64[2, 3]"),
     ],
