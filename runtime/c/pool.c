@@ -19,6 +19,7 @@
 #define _GNU_SOURCE
 
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -299,17 +300,30 @@ static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t 
     worth_count(w, ended, ended - begun, ended - ready, mine, c.chunks);
 }
 
+/* Signals that are not a thread's own: those sent to the process are for the program's threads, whose masks say which. */
+static void others_signals(sigset_t *set) {
+    static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT, SIGPROF};
+    size_t i;
+    sigfillset(set);
+    for (i = 0; i < sizeof own / sizeof *own; i++) sigdelset(set, own[i]);
+}
+
 static llmc_status start_workers(llmc_pool *pool, llmc_error *error) {
-    int i;
-    for (i = 1; i < pool->threads; i++) {
+    sigset_t others, before;
+    int i, failed = 0;
+    others_signals(&others);
+    pthread_sigmask(SIG_BLOCK, &others, &before); /* threads begin with the mask of who starts them */
+    for (i = 1; i < pool->threads && !failed; i++) {
         worker *w = &pool->workers[i];
         w->pool = pool;
         w->index = i;
-        if (pthread_create(&w->thread, NULL, work, w) != 0)
-            return llmc_fail(error, LLMC_ERROR_MEMORY, "ask for fewer threads", "cannot start thread %d of %d", i + 1,
-                             pool->threads);
-        pool->started++;
+        failed = pthread_create(&w->thread, NULL, work, w) != 0;
+        pool->started += !failed;
     }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed)
+        return llmc_fail(error, LLMC_ERROR_MEMORY, "ask for fewer threads", "cannot start thread %d of %d",
+                         pool->started + 2, pool->threads);
     make_room(pool);
     return LLMC_OK;
 }

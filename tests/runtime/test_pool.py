@@ -29,6 +29,12 @@ def test_every_item_of_every_job_is_done_once(tmp_path):
         assert (done.returncode, done.stdout) == (0, "every item was done once\n")
 
 
+def test_signals_are_for_the_program_s_threads(tmp_path):
+    """One that the program had blocked, to wait for it, was given to a worker, and ended the process."""
+    done = subprocess.run([built("pool_signals", tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "it waits for the program; masks are as they were\n")
+
+
 CORES = len(os.sched_getaffinity(0))
 
 
