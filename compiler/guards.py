@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.calls import Call
+from llmc.compiler.dims import dim
 from llmc.compiler.ops.faults import Fault, fault_place
 from llmc.errors import LlmcError, in_a_line
 
@@ -40,7 +41,7 @@ def _shown(value: Any) -> str:
 
 def lowering(lower: Callable[..., Any], what: str, origin: str) -> Callable[..., Any]:
     """A lowering whose faults, and those of the code it writes, name the extension."""
-    guarded = told(lower, what, origin)
+    guarded = told(_sized(lower), what, origin)
 
     @wraps(lower)
     def run(node: Any, *arguments: Any) -> Any:
@@ -51,6 +52,20 @@ def lowering(lower: Callable[..., Any], what: str, origin: str) -> Callable[...,
             raise LlmcError(f"{origin}: {what} gives {call!r}, not a Call", at=fault_place(lower))
         emit = told(call.kernel.emit, what, origin)
         return replace(call, kernel=replace(call.kernel, emit=emit))
+
+    return run
+
+
+def _sized(lower: Callable[..., Any]) -> Callable[..., Any]:
+    """`lower`, which fails itself where a call's sizes are none, not what counts with them later."""
+
+    @wraps(lower)
+    def run(*arguments: Any) -> Any:
+        call = lower(*arguments)
+        if isinstance(call, Call):
+            for size in (call.items, call.cost, call.flops, call.bytes, *call.scalars):
+                dim(size)
+        return call
 
     return run
 
