@@ -140,10 +140,6 @@ FAULTS: list[tuple[str, str]] = [
         'kernels={"cpu": {"mine": lambda node: call(node, None, float("nan"))}}',
         "the cpu kernel of mine fails: ValueError: cannot convert float NaN to integer",
     ),
-    (
-        'kernels={"cpu": {"mine": lambda node: call(node, None, None)}}',
-        "the cpu kernel of mine fails: TypeError",
-    ),
 ]
 
 
