@@ -21,6 +21,7 @@ from llmc.passes.fuse.qkv import Qkv
 from llmc.passes.layout.channels_last import ChannelsLast
 from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.quantise.int8_attention import Qattention
+from llmc.passes.quantise.int16 import Int16
 from llmc.passes.quantise.integers import Integers
 from llmc.passes.quantise.plain import Dequantize
 from llmc.passes.quantise.split import Split
@@ -47,7 +48,16 @@ _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (
     ChannelsLast,
 )
 _COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share, Blockwise, Spare)
-_QUANTISATION: tuple[type[Pass], ...] = (Quantize, Qfuse, Qattention, Split, Integers, Dequantize, States)
+_QUANTISATION: tuple[type[Pass], ...] = (
+    Quantize,
+    Qfuse,
+    Qattention,
+    Int16,
+    Split,
+    Integers,
+    Dequantize,
+    States,
+)
 _RAGGED: tuple[type[Pass], ...] = (Blank, Ragged)
 _STATES: tuple[type[Pass], ...] = (Append,)
 _ALL = (*_EXACT_OR_CLOSE, *_COMPRESSION, *_QUANTISATION, *_RAGGED, *_STATES)

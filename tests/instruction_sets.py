@@ -13,7 +13,7 @@ import pytest
 from llmc.targets import TARGETS, Cpu, Target, host
 
 X86 = {cpu.name: cpu for cpu in TARGETS["x86"].cpus}  # best first
-KINDS = ("run by", "left out by", "skipped")
+KINDS = ("run by", "emulated by", "left out by", "skipped")
 _NOTED: dict[str, dict[str, set[str]]] = {kind: defaultdict(set) for kind in KINDS}
 
 

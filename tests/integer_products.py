@@ -10,17 +10,19 @@ from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.ops.rows import line_stride, pack_rows
+from llmc.compiler.ops.split import split_weights
 
 Array = np.ndarray[Any, Any]
 M = symbol("rows")
 
 
-def product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = ()) -> tuple[Graph, Node]:
-    """qlinear of packed rows `[rows, ...]` with extreme weights among random ones."""
+def product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = (), zero: str = "") -> tuple[Graph, Node]:
+    """qlinear of packed rows `[rows, ...]` with extreme weights among random ones; `zero` is a zero point's dtype."""
     rng = np.random.default_rng([n, k, seed])
     w = rng.integers(-127, 128, (n, k), np.int8)
     w[:, : min(k, 5)] = rng.choice(np.array([-127, 127], np.int8), (n, min(k, 5)))
     rows = input_("rows", "u8", (M, line_stride(k)))
+    zeros = [input_("zero", zero, ())] if zero else []
     extras = []
     for step in epilogue:
         if step == "bias":
@@ -28,8 +30,44 @@ def product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = ()) -> tuple[
         elif step == "residual":
             extras.append(input_("residual", "f32", (M, n)))
     scale = constant(rng.uniform(1e-3, 1e-2, n).astype(np.float32))
-    node = make("qlinear", (rows, constant(w), scale, *extras), epilogue=epilogue)
-    inputs = (rows, *(e for e in extras if e.op == "input"))
+    inputs = (rows, constant(w), scale, *zeros, *extras)
+    node = make("qlinear", inputs, has_zero=bool(zero), epilogue=epilogue)
+    inputs = (rows, *zeros, *(e for e in extras if e.op == "input"))
+    return Graph(inputs, {"y": node}, {"rows": (0, 1000)}), node
+
+
+def split_product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = ()) -> tuple[Graph, Node]:
+    """split_linear of rows `[rows, k]` of float32."""
+    rng = np.random.default_rng([n, k, seed])
+    weights = split_weights(rng.normal(size=(n, k)).astype(np.float32))
+    return _of_floats("split_linear", "split_rows", k, weights, rng, epilogue)
+
+
+def int16_product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = ()) -> tuple[Graph, Node]:
+    """int16_linear of rows `[rows, k]` of float32, with extreme weights among random ones."""
+    rng = np.random.default_rng([n, k, seed])
+    w = rng.integers(-128, 128, (n, k)).astype(np.int8)
+    w[: n // 3] = rng.choice(np.array([-128, 127], np.int8), (n // 3, 1))
+    weights = w, rng.uniform(1e-3, 1e-2, n).astype(np.float32)
+    return _of_floats("int16_linear", "int16_rows", k, weights, rng, epilogue)
+
+
+def _of_floats(
+    op: str,
+    rows: str,
+    k: int,
+    weights: tuple[Array, Array],
+    rng: np.random.Generator,
+    epilogue: tuple[str, ...],
+) -> tuple[Graph, Node]:
+    x, extras, n = input_("x", "f32", (M, k)), [], len(weights[1])
+    for step in epilogue:
+        if step == "bias":
+            extras.append(constant(rng.normal(size=n).astype(np.float32)))
+        elif step == "residual":
+            extras.append(input_("residual", "f32", (M, n)))
+    node = make(op, (make(rows, (x,)), *map(constant, weights), *extras), epilogue=epilogue)
+    inputs = (x, *(e for e in extras if e.op == "input"))
     return Graph(inputs, {"y": node}, {"rows": (0, 1000)}), node
 
 
@@ -42,3 +80,15 @@ def given(graph: Graph, k: int, m: int, seed: int) -> dict[str, Array]:
     for node in graph.inputs[1:]:
         values["residual"] = rng.normal(size=(m, node.shape[1])).astype(np.float32)
     return values
+
+
+def extremes(graph: Graph, m: int, seed: int) -> dict[str, Array]:
+    """Rows of which some are as large as they can be, all of one sign or of both."""
+    rng = np.random.default_rng([m, seed])
+    made = {}
+    for node in graph.inputs:
+        values = rng.normal(size=(m, node.shape[1])) * 10.0 ** rng.integers(-6, 6, (m, 1))
+        values[: m // 4] = 3.0
+        values[m // 4 : m // 3] = rng.choice([-3.0, 3.0], values[m // 4 : m // 3].shape)
+        made[node.attributes["name"]] = values.astype(np.float32)
+    return made

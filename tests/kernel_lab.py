@@ -108,13 +108,14 @@ class Lab:
     def __init__(self, folder: Path, lowerings: Lowerings) -> None:
         self.folder = folder
         self.lowerings = lowerings
+        self.libraries = [libc()]
         self._loaded: dict[tuple[str, Kernel], Any] = {}
         self._libraries = 0
 
     def functions(self, kernels: Sequence[Kernel], cpu: Cpu) -> list[Any]:
         """C functions of `kernels`, from the code that an artifact would have for `cpu`."""
         for code in {cpu.code_for(k.family) for k in kernels}:
-            instruction_sets.note("run by", code.name)
+            self.note(code)
             self._compile([k for k in dict.fromkeys(kernels) if cpu.code_for(k.family) == code], code)
         return [self._loaded[cpu.code_for(k.family).name, k] for k in kernels]
 
@@ -125,7 +126,7 @@ class Lab:
         made = {k.symbol: k.emit(k.symbol, cpu) for k in missing}
         for function in made.values():
             check_no_contraction(function)
-        library = self._link([machine_code(symbol, function, cpu) for symbol, function in made.items()])
+        library = self._link([self.code(symbol, function, cpu) for symbol, function in made.items()])
         self._loaded.update({(cpu.name, k): getattr(library, k.symbol) for k in missing})
 
     def _link(self, objects: Sequence[bytes]) -> ctypes.CDLL:
@@ -135,8 +136,20 @@ class Lab:
         for file, code in zip(files, objects, strict=True):
             file.write_bytes(code)
         command = [linker(), "ld.lld", "-shared", "--no-undefined", "-o", str(path)]
-        subprocess.run([*command, *map(str, files), libc()], check=True)
+        subprocess.run([*command, *map(str, files), *self.libraries], check=True)
         return ctypes.CDLL(str(path))
+
+    def note(self, code: Cpu) -> None:
+        """The running test runs code for this instruction set."""
+        instruction_sets.note("run by", code.name)
+
+    def code(self, symbol: str, function: Any, cpu: Cpu) -> bytes:
+        """The object file of a kernel."""
+        return machine_code(symbol, function, cpu)
+
+    def call(self, function: Any, arguments: Sequence[Array | int]) -> None:
+        """Call a kernel with pointers to arrays and with numbers."""
+        assert function(*map(argument, arguments)) == 0
 
     def call_of(self, node: Node) -> Call:
         assert node.op in self.lowerings, f"no kernel for {node.op}"
@@ -181,13 +194,14 @@ class Lab:
         ]
         operands = [guarded(r.pack(r.weight.array)) if isinstance(r, Packed) else values[r] for r in read]
         before = [bytes_of(o) for o in operands]
-        arguments = [ctypes.c_void_p(a.ctypes.data) for a in (*operands, *outputs)]
-        arguments += [ctypes.c_int64(evaluate(s, sizes)) for s in call.scalars]
+        arguments = [*operands, *outputs, *(evaluate(s, sizes) for s in call.scalars)]
         if call.kernel.scratch:
-            scratch = guarded(np.zeros(call.kernel.scratch, np.uint8), fill=0xA5)
-            arguments.append(ctypes.c_void_p(scratch.ctypes.data))
+            scratch = guarded(np.zeros(call.kernel.scratch, np.uint8))
+            arguments.append(scratch)
         for begin, end in ranges(evaluate(call.items, sizes), cuts):
-            assert function(*arguments, ctypes.c_int64(begin), ctypes.c_int64(end)) == 0
+            if call.kernel.scratch:
+                scratch[:] = 0xA5  # what a range leaves there is none of the next one's business
+            self.call(function, [*arguments, begin, end])
         if call.kernel.scratch:
             assert_guard(scratch)
         assert [bytes_of(o) for o in operands] == before, "a kernel wrote to its input"
@@ -197,6 +211,11 @@ class Lab:
         assert evaluate(call.flops, sizes) >= 0
         assert evaluate(call.bytes, sizes) > 0
         return tuple(outputs) if isinstance(written.type, Results) else outputs[0]
+
+
+def argument(value: Array | int) -> ctypes.c_void_p | ctypes.c_int64:
+    """As C functions take it: a pointer to an array, or a number."""
+    return ctypes.c_void_p(value.ctypes.data) if isinstance(value, np.ndarray) else ctypes.c_int64(value)
 
 
 def by_nodes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ import torch.nn.functional as F
 from op_formulations import (
     ADD,
     BIAS,
+    BLOCK_LEVELS,
+    BLOCK_ROWS,
+    BLOCK_SCALES,
     BYTES,
     CELL_W,
     EXPERTS,
@@ -59,8 +63,10 @@ from op_formulations import (
     floats,
     gru_step,
     halves,
+    in_blocks,
     in_levels,
     in_parts,
+    int16_blockwise,
     int16_linear,
     integers,
     mha,
@@ -145,7 +151,20 @@ PRODUCTS: list[Case] = [
     ),
     ("qlinear", (ROWS, W8, WS, BIAS), {"epilogue": ("bias",)}, qlinear),
     ("int16_rows", (X,), {}, in_levels),
+    ("int16_rows", (floats(2, 3, 40),), {"block": 16}, in_blocks),
     ("int16_linear", (INT16_ROWS, W8, WS), {}, int16_linear),
+    (
+        "int16_blockwise",
+        (BLOCK_ROWS, BLOCK_LEVELS, BLOCK_SCALES, floats(2, 3, 6)),
+        {"columns": 40, "bits": 4, "block": 16, "epilogue": ("residual",)},
+        int16_blockwise,
+    ),
+    (
+        "int16_blockwise",
+        (BLOCK_ROWS, integers(6, 40, low=0, high=256, dtype="u8"), BLOCK_SCALES),
+        {"columns": 40, "bits": 8, "block": 16},
+        partial(int16_blockwise, bits=8),
+    ),
     (
         "int16_linear",
         (INT16_ROWS, W8, WS, RES, BIAS),

@@ -174,11 +174,34 @@ def int16_linear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
     return F.linear(x, w.double() * ws.double()[:, None], *extras).float()
 
 
+def in_blocks(x: Any) -> Any:
+    """The same of signed bytes, with sums of 16 levels each behind the scale, 40 values a row."""
+    scale = x.abs().amax(-1, keepdim=True) / 32639
+    level = torch.round(x * (1 / scale)).to(torch.int64)
+    high = (level + 128) >> 8
+    parts = [F.pad(p.to(torch.int8), (0, 24)) for p in (high, level - 256 * high)]
+    sums = [level[..., at : at + 16].sum(-1, keepdim=True).to(torch.int32) for at in (0, 16, 32)]
+    tail = [F.pad(scale.contiguous().view(torch.uint8), (0, 60)), *(s.view(torch.uint8) for s in sums)]
+    return F.pad(torch.cat([*(p.view(torch.uint8) for p in parts), *tail], -1), (0, 52))
+
+
+def int16_blockwise(rows: Any, levels: Any, scales: Any, *extras: Any, bits: int = 4) -> Any:
+    """In float64, by the levels that the rows hold: 6 columns of 40 values in blocks of 16."""
+    high, low = (rows[..., at : at + 40].view(torch.int8).double() for at in (0, 64))
+    x = (256 * high + low) * rows[..., 128:132].contiguous().view(torch.float32).double()
+    wide = levels if bits == 8 else torch.stack([levels & 15, levels >> 4], -1).flatten(-2)
+    w = (wide.double() - 2 ** (bits - 1)) * scales.double().repeat_interleave(16, 1)[:, :40]
+    return (F.linear(x, w) + sum(extras, torch.zeros(6, dtype=torch.float64))).float()
+
+
 def split_linear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
     return F.linear(torch.from_numpy(X).double(), torch.from_numpy(W).double(), *extras).float()
 
 
-INT16_ROWS = OPS["int16_rows"].reference(X)
+BLOCK_ROWS = OPS["int16_rows"].reference(floats(2, 3, 40), block=16)
+BLOCK_LEVELS = integers(6, 20, low=0, high=256, dtype="u8")
+BLOCK_SCALES = floats(6, 3)
+INT16_ROWS = OPS["int16_rows"].reference(X, block=0)
 SPLIT_ROWS = OPS["split_rows"].reference(X)
 SPLIT_W = split_weights(W)
 

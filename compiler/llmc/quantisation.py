@@ -95,7 +95,7 @@ class Quantisation:
         Args:
             integer_attention: whether there are kernels for attention on int8.
             scales: of int8-static, as `self.scales` has them.
-            spares: whether sensitive products of int8 keep float activations: a function with states, and kernels
+            spares: whether sensitive products of int8 have activations of 16 bits: a function with states, and kernels
                 for w8.
         """
         on_int8 = integer_attention and self.mode in ("int8", STATIC) and self.attention == "int8"

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from llmc.compiler.to_onnx.emitter import Emitter
 
 Parts = tuple[Node, Node]  # i8 [..., k] and f32 [..., 1], or [] where all rows share one scale
-_READERS = ("qlinear", "split_linear", "int16_linear", "dequantize_rows")  # of their first input
+_READERS = (
+    "qlinear",
+    "split_linear",
+    "int16_linear",
+    "int16_blockwise",
+    "dequantize_rows",
+)  # of their first input
 
 
 def finds_scales(graph: Graph) -> bool:

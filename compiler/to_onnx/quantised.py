@@ -187,6 +187,17 @@ def _int16_linear(e: Emitter, node: Node) -> Node:
     return make("linear", (split_values(rows), weight, *extras), node.source, **node.attributes)
 
 
+@exports("int16_blockwise")
+def _int16_blockwise(e: Emitter, node: Node) -> Node:
+    """linear(x, blockwise(levels, scales)) likewise."""
+    rows, levels_, scales, *extras = node.inputs
+    storage = {name: node.attributes[name] for name in ("columns", "bits", "block")}
+    weight = make("blockwise", (levels_, scales), node.source, **storage)
+    return make(
+        "linear", (split_values(rows), weight, *extras), node.source, epilogue=node.attributes["epilogue"]
+    )
+
+
 @exports("split_linear")
 def _split_linear(e: Emitter, node: Node) -> Node:
     """The product of the floats that the parts are of."""

@@ -1,4 +1,4 @@
-"""`blockwise`: weights of products in 8 or 4 bits with a scale for each block of a row; activations stay float.
+"""`blockwise`: weights of products in 8 or 4 bits with a scale for each block of a row; activations are as they were.
 
 What a next token costs is the bytes of weights that are read, and these are a quarter or an eighth. Levels are rounded
 to the nearest. Dettmers and Zettlemoyer 2023, "The case for 4-bit precision", for what blocks are good for. Of 8 bits

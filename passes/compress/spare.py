@@ -9,91 +9,40 @@ Of SmolLM2-135M these three kinds of products make most of the loss of perplexit
 - those behind a gate, act(g) * u: such products have a few values that are far larger than the others, and the scale
   of a row is that of its largest (Bondarenko et al. 2021, "Understanding and Overcoming the Challenges of Efficient
   Transformer Quantization").
-
-Of an output head activations stay float: it is computed for few tokens, at the speed of memory. The others' become
-int16, which is what Bondarenko et al. do too, and products are of integers (`compiler/ops/int16.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
-import numpy as np
-
 from llmc.compiler.effects import tell_weights
-from llmc.compiler.graph import Graph, Node, Weight
-from llmc.compiler.ops import OPS, constant, make
-from llmc.compiler.ops.int16 import LONGEST
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.ops import OPS
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.passes.compress.blockwise import TABLE_BLOCK, Blockwise
 from llmc.passes.compress.tables import changes, tables
-from llmc.passes.compress.weights import Product, products, rebuild
+from llmc.passes.compress.weights import products, rebuild
 
 
 @dataclass(frozen=True)
 class Spare(Pass):
-    """Store the weights of sensitive products of a graph with states in 8 bits; their activations become int16.
-
-    Those of a product as wide as an embedding table, such as an output head, stay float.
-
-    Args:
-        int16: false: they all stay float.
-    """
+    """Store the weights of sensitive products of a graph with states in 8 bits; `int16` is for their activations."""
 
     name = "spare"
     keeps: ClassVar[Keeps] = LOSSY
-    int16: bool = True
 
     def run(self, graph: Graph) -> Graph:
         """Of a graph with states: one without keeps nothing, and is left as it is."""
         if not graph.states:
             tell_weights(graph, (), lambda weight: "no state is kept")
             return graph
-        wanted, words = sensitive(graph), {table.shape[0] for table in tables(graph)}
-        chosen = [product for product in products(graph) if product.node in wanted]
-        made = Blockwise(table_block=TABLE_BLOCK).made_of(chosen, words)
+        wanted = sensitive(graph)
+        chosen = (product for product in products(graph) if product.node in wanted)
+        made = Blockwise(table_block=TABLE_BLOCK).made_of(chosen, {table.shape[0] for table in tables(graph)})
         tell_weights(graph, made, lambda weight: "not sensitive")
-        after = changes(graph, made)
-        whole = {p.weight for p in chosen if self.int16 and not words & set(p.array.shape[:1]) and _fits(p)}
-        rows = _Rows({}, {})
-        for node in after:
-            if node.op == "linear" and node.inputs[1] in whole and node.inputs[1] in made:
-                after[node] = partial(rows.product, node, made[node.inputs[1]])
-        return rebuild(graph, after)
-
-
-def _fits(product: Product) -> bool:
-    return product.array.shape[1] < LONGEST
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """What products on int16 share: rows that several read, and weights."""
-
-    rows: dict[Node, Node]
-    weights: dict[Node, tuple[Node, Node]]
-
-    def product(self, node: Node, stored: Node, inputs: tuple[Node, ...]) -> Node:
-        """int16_linear(int16_rows(x), w, scale) for linear(x, w), given the weight in 8 bits by row."""
-        x, _, *extras = inputs
-        if x not in self.rows:
-            self.rows[x] = make("int16_rows", (x,), x.source)
-        if stored not in self.weights:
-            self.weights[stored] = _by_row(stored)
-        operands = (self.rows[x], *self.weights[stored], *extras)
-        return make("int16_linear", operands, node.source, **node.attributes)
-
-
-def _by_row(weight: Node) -> tuple[Node, Node]:
-    """Levels i8 [n, k] and scales f32 [n]."""
-    levels, scales = (i.attributes["value"] for i in weight.inputs)
-    signed = Weight(np.bitwise_xor(levels.array, 128).view(np.int8), levels.name)
-    pair = signed, Weight(scales.array.reshape(-1), scales.name)
-    first, second = (constant(value, source=weight.source) for value in pair)
-    return first, second
+        return rebuild(graph, changes(graph, made))
 
 
 def sensitive(graph: Graph) -> set[Node]:

@@ -26,8 +26,8 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
         "int8": "quantize,qfuse,cse",
         STATIC: 'quantize{mode="int8-static"},qfuse,cse',  # and the scales that calibration finds
         "fp16": 'quantize{mode="fp16"},qfuse,cse',
-        "w8": "blockwise{table_block=64},cse",
-        "w4": "blockwise{bits=4,block=32},cse",
+        "w8": "blockwise{table_block=64},int16,cse",
+        "w4": "blockwise{bits=4,block=32},int16,cse",
     }
 )
 ATTENTION = "qattention"
@@ -35,4 +35,6 @@ ATTENTION = "qattention"
 CAME_QUANTISED = ("dequantize", "integers,dequantize{products=true},cse")
 # Where there are no integer kernels for it:
 CAME_QUANTISED_ELSEWHERE = ("dequantize{products=true}", "")
-SPARE = "spare"  # before them on int8, of a function with states, where there are kernels for such weights
+SPARE = (
+    "spare,int16"  # before them on int8, of a function with states, where there are kernels for such weights
+)

@@ -13,7 +13,16 @@ from llmc.targets.cpu.elementwise import (
     scattering,
     selection,
 )
-from llmc.targets.cpu.products import cell, decoded, grouped, linear, matmul, qlinear, split_rows
+from llmc.targets.cpu.products import (
+    cell,
+    decoded,
+    grouped,
+    int16_blocks,
+    linear,
+    matmul,
+    qlinear,
+    split_rows,
+)
 from llmc.targets.cpu.rows import norm, order, quantised, ragged, reduction, scan, softmax
 from llmc.targets.cpu.storage import bitmask, blockwise, codebook
 from llmc.targets.lowering import Lowerings, layered
@@ -43,6 +52,7 @@ LOWERINGS: Lowerings = layered(
     conv.LOWERINGS,
     quantised.LOWERINGS,
     qlinear.LOWERINGS,
+    int16_blocks.LOWERINGS,
     split_rows.LOWERINGS,
     ragged.LOWERINGS,
     ragged_attention.LOWERINGS,

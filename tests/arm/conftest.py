@@ -101,8 +101,13 @@ def sixteen() -> Graph:
     x = input_("x", "f32", (symbol("batch"), symbol("seq"), WIDTH))
     levels, scale = rng.integers(-128, 128, (45, WIDTH)).astype(np.int8), rng.random(45).astype(np.float32)
     levels[:9] = -128
-    y = make("int16_linear", (make("int16_rows", (x,)), constant(levels), constant(scale)))
-    return Graph((x,), {"y": y}, DIMS)
+    outputs = {"y": make("int16_linear", (make("int16_rows", (x,)), constant(levels), constant(scale)))}
+    for bits in (4, 8):
+        stored = pack_indices(rng.integers(0, 1 << bits, (45, WIDTH)).astype(np.uint8), bits)
+        scales = rng.normal(size=(45, 3)).astype(np.float16)
+        inputs = (make("int16_rows", (x,), block=32), constant(stored), constant(scales))
+        outputs[f"blocks{bits}"] = make("int16_blockwise", inputs, columns=WIDTH, bits=bits, block=32)
+    return Graph((x,), outputs, DIMS)
 
 
 def tied(ids: Node) -> Graph:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from integer_products import M, int16_product
+from integer_products import extremes as given
 from kernel_lab import CUTS, Lab, differing, run_all, same_bits
 
-from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import constant, input_, make
@@ -18,37 +19,13 @@ from llmc.compiler.ops.split import part_size
 from llmc.targets.cpu.variants import AVX512AMX
 
 Array = np.ndarray[Any, Any]
-M = symbol("rows")
 SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
 EDGES = [(64, 64), (1, 1), (33, 65), (96, 63), (17, 513), (130, 192)]
 
 
 def product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = ()) -> Graph:
-    """int16_linear of rows `[rows, k]` of float32, with extreme weights among random ones."""
-    rng = np.random.default_rng([n, k, seed])
-    x, extras = input_("x", "f32", (M, k)), []
-    for step in epilogue:
-        if step == "bias":
-            extras.append(constant(rng.normal(size=n).astype(np.float32)))
-        elif step == "residual":
-            extras.append(input_("residual", "f32", (M, n)))
-    w = rng.integers(-128, 128, (n, k)).astype(np.int8)
-    w[: n // 3] = rng.choice(np.array([-128, 127], np.int8), (n // 3, 1))
-    inputs = (make("int16_rows", (x,)), constant(w), constant(rng.uniform(1e-3, 1e-2, n).astype(np.float32)))
-    node = make("int16_linear", (*inputs, *extras), epilogue=epilogue)
-    return Graph((x, *(e for e in extras if e.op == "input")), {"y": node}, {"rows": (0, 1000)})
-
-
-def given(graph: Graph, m: int, seed: int) -> dict[str, Array]:
-    """Rows of which some are as large as they can be, all of one sign or of both."""
-    rng = np.random.default_rng([m, seed])
-    made = {}
-    for node in graph.inputs:
-        values = rng.normal(size=(m, node.shape[1])) * 10.0 ** rng.integers(-6, 6, (m, 1))
-        values[: m // 4] = 3.0
-        values[m // 4 : m // 3] = rng.choice([-3.0, 3.0], values[m // 4 : m // 3].shape)
-        made[node.attributes["name"]] = values.astype(np.float32)
-    return made
+    """int16_linear of rows `[rows, k]` of float32."""
+    return int16_product(n, k, seed, epilogue)[0]
 
 
 @pytest.mark.parametrize(("n", "k"), EDGES)

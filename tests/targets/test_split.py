@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from integer_products import extremes, split_product
 from kernel_lab import Lab, run_all, same_bits
 
 from llmc.compiler.dims import symbol
-from llmc.compiler.graph import Graph, Node
+from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.ops.split import LIMIT, PARTS, TOP, UNIT, part_size, split, split_scales, split_weights
@@ -21,45 +22,19 @@ SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, np.inf, -np.inf, np.n
 EDGES = [(64, 64), (1, 1), (33, 65), (96, 63), (130, 192)]
 
 
-def product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = ()) -> tuple[Graph, Node]:
-    """split_linear of rows `[rows, k]` of float32."""
-    rng = np.random.default_rng([n, k, seed])
-    x, extras = input_("x", "f32", (M, k)), []
-    for step in epilogue:
-        if step == "bias":
-            extras.append(constant(rng.normal(size=n).astype(np.float32)))
-        elif step == "residual":
-            extras.append(input_("residual", "f32", (M, n)))
-    w, scale = split_weights(rng.normal(size=(n, k)).astype(np.float32))
-    node = make(
-        "split_linear", (make("split_rows", (x,)), constant(w), constant(scale), *extras), epilogue=epilogue
-    )
-    inputs = (x, *(e for e in extras if e.op == "input"))
-    return Graph(inputs, {"y": node}, {"rows": (0, 1000)}), node
-
-
-def given(graph: Graph, m: int, seed: int) -> dict[str, Array]:
-    rng = np.random.default_rng([m, seed])
-    made = {}
-    for node in graph.inputs:
-        values = rng.normal(size=(m, node.shape[1])) * 10.0 ** rng.integers(-6, 6, (m, 1))
-        made[node.attributes["name"]] = values.astype(np.float32)
-    return made
-
-
 @pytest.mark.parametrize(("n", "k"), EDGES)
 def test_products_have_the_bits_of_the_reference(kernels: Lab, n: int, k: int) -> None:
-    graph, _ = product(n, k, 0, ("bias",))
+    graph, _ = split_product(n, k, 0, ("bias",))
     for m in (1, 2, 5, 9, 47, 49, 100):
-        inputs = given(graph, m, 0)
+        inputs = extremes(graph, m, 0)
         assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"]), m
 
 
 @pytest.mark.variant(AVX512AMX.name)
 def test_every_number_of_rows_on_tiles(kernels: Lab) -> None:
-    graph, _ = product(96, 192, 10, ("bias", "residual"))
+    graph, _ = split_product(96, 192, 10, ("bias", "residual"))
     for m in [*range(1, 34), 47, 48, 49, 128, 129, 257]:
-        inputs = given(graph, m, 10)
+        inputs = extremes(graph, m, 10)
         expected = run(graph, inputs)["y"]
         for cuts in ((1 << 40,), (1,)):
             assert same_bits(kernels.run(graph, inputs, cpu=AVX512AMX, cuts=cuts)["y"], expected), (m, cuts)
@@ -67,15 +42,15 @@ def test_every_number_of_rows_on_tiles(kernels: Lab) -> None:
 
 @pytest.mark.parametrize("epilogue", [(), ("residual", "bias"), ("bias", "relu", "residual")])
 def test_exact_epilogues(kernels: Lab, epilogue: tuple[str, ...]) -> None:
-    graph, _ = product(50, 70, 2, epilogue)
+    graph, _ = split_product(50, 70, 2, epilogue)
     for m in (1, 7, 50):
-        inputs = given(graph, m, 2)
+        inputs = extremes(graph, m, 2)
         assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"])
 
 
 def test_activations(kernels: Lab) -> None:
-    graph, _ = product(50, 70, 3, ("bias", "gelu", "residual"))
-    inputs = given(graph, 11, 3)
+    graph, _ = split_product(50, 70, 3, ("bias", "gelu", "residual"))
+    inputs = extremes(graph, 11, 3)
     np.testing.assert_allclose(
         run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"], rtol=1e-5, atol=1e-6
     )
@@ -136,7 +111,7 @@ def test_errors_are_those_of_a_float32_sum(k: int, outliers: bool) -> None:
 
 def test_nan_reaches_the_answer(kernels: Lab) -> None:
     """A row with a NaN or an infinity gives no number; the rows beside it are not touched."""
-    graph, _ = product(40, 70, 6)
+    graph, _ = split_product(40, 70, 6)
     values = np.random.default_rng(6).normal(size=(4, 70)).astype(np.float32)
     values[1, 4], values[2, 9] = np.nan, np.inf
     result = run_all(kernels, graph, {"x": values})["y"]

@@ -27,7 +27,7 @@ PACKED = {
     "pack_offsets",
     "pack_places",
 }
-WITHIN = PACKED | {"split_linear", "int16_linear", "ragged_mha"}
+WITHIN = PACKED | {"split_linear", "int16_linear", "int16_blockwise", "ragged_mha"}
 STORED = {"qlinear", "dequantize_rows", "codebook", "blockwise", "bitmask", "embed_norm"}  # of constants
 LEAVES = {"input", "state"}
 

@@ -79,7 +79,7 @@ class Columns:
 
     column: Expr
     mask: Expr | None
-    scale: Expr
+    scale: Expr | None
     bias: Mapping[int, Expr]  # by number among the operands of the epilogue
 
 
@@ -183,7 +183,11 @@ class Product:
         e, mask = self.e, unpadded(self.e, self.n, self.width, self.within(column), lanes)
         loaded = [s for s in self.epilogue if s not in ACTIVATIONS]
         bias = {i: e.load(self.extras[i], column, lanes) for i, s in enumerate(loaded) if s == "bias"}
-        return Columns(column, mask, e.load(self.w_scale, column, lanes), bias)
+        return Columns(column, mask, self.scale_columns(column, lanes), bias)
+
+    def scale_columns(self, column: Expr, lanes: int) -> Expr | None:
+        """By which the sums of columns are multiplied, with their row's scale."""
+        return self.e.load(self.w_scale, column, lanes)
 
     def store(self, row: Expr, columns: list[Columns], totals: list[Expr], lanes: int = LANES) -> None:
         """These columns of one row: total * (row scale * column scale), the epilogue."""
@@ -197,7 +201,7 @@ class Product:
                     here.bias[number] if step == "bias" else e.load(self.extras[number], at, lanes, here.mask)
                 )
 
-            scale = e.let(x_scale * here.scale)
+            scale = x_scale if here.scale is None else e.let(x_scale * here.scale)
             e.store(self.out, at, scaled(e, self.epilogue, total, scale, load), here.mask)
 
     def scale_of(self, row: Expr) -> Expr:

@@ -81,6 +81,18 @@ def _dots(
     return acc
 
 
+def dot(e: Emitter, cpu: Cpu, total: Expr, weights: Expr, row: Expr) -> Expr:
+    """Each of 4 int32 plus the 4 products of its signed bytes, all operands int32x4."""
+    if cpu.dots:
+        return _sdot(total, *(e.let(tirx.reinterpret("int8x16", value)) for value in (weights, row)))
+    halves = []
+    for half in (tirx.vectorlow, tirx.vectorhigh):
+        parts = (e.let(half("int32x2", value)) for value in (weights, row))
+        a, b = (e.let(tirx.reinterpret("int8x8", part)) for part in parts)
+        halves.append(e.let(_pair_sums(e.let(_product(a, b)))))
+    return e.let(total + e.let(_joined(*halves)))
+
+
 def _sdot(total: Expr, weights: Expr, row: Expr) -> Expr:
     """Each of 4 int32 plus its 4 products of signed bytes."""
     return tirx.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", total, weights, row)

@@ -93,7 +93,14 @@ def _lower(node: Node, parts: int, pieces: int = 1) -> Call:
     rows = product(node.shape[:-1])
     kinds = tuple(z.dtype for z in zero)
     pointers = ("u8", "i8", "i32", "f32", *kinds, *("f32",) * (len(extras) + 1))
-    given = {"n": n, "k": k, "width": width, "epilogue": epilogue, "parts": parts, "pieces": pieces}
+    given: dict[str, Any] = {
+        "n": n,
+        "k": k,
+        "width": width,
+        "epilogue": epilogue,
+        "parts": parts,
+        "pieces": pieces,
+    }
     emit = partial(emit_qlinear, **given, zero="".join(kinds))
     scratch = max(amx.scratch(parts), widened.scratch(k))
     kernel = Kernel(node.op, (n, k, width, epilogue, *kinds), pointers, 1, emit, scratch)

@@ -14,7 +14,7 @@ from llmc.compiler.ops.rows import ZERO, line_stride
 from llmc.compiler.ops.split import part_size
 from llmc.targets.cpu.rows.quantised import row_call, row_length, scales_of, store_scale
 from llmc.targets.target import Cpu
-from llmc.targets.tir.emit import LANES, Emitter, Expr, f32, splat
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, i64, splat
 from llmc.targets.tir.grid import by_rows, columns
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import to_level
@@ -50,21 +50,23 @@ _INT16 = _Parts(int16.PARTS, 1, int16.LIMIT, int16.LIMIT, quantise.TINY)
 def _lower(node: Node, parts: _Parts) -> Call:
     """One item is one row."""
     (x,) = node.inputs
-    k = row_length(x)
-    kernel = Kernel(node.op, k, ("f32", "u8"), 0, partial(emit_rows, k=k, parts=parts))
+    k, block = row_length(x), node.attributes.get("block", 0)
+    emit = partial(emit_rows, k=k, parts=parts, block=block)
+    kernel = Kernel(node.op, (k, block) if block else k, ("f32", "u8"), 0, emit)
     return row_call(node, kernel, x, k)
 
 
-def emit_rows(symbol: str, cpu: Cpu, *, k: int, parts: _Parts) -> Any:
-    """Each row of x as bytes of its parts, and its scale."""
+def emit_rows(symbol: str, cpu: Cpu, *, k: int, parts: _Parts, block: int = 0) -> Any:
+    """Each row of x as bytes of its parts, its scale, and the sums of its blocks, if there is a `block`."""
     e = Emitter(symbol)
     x, out = e.pointer("x", "f32"), e.pointer("out", "u8")
     words = e.alias(out, "float32")
     part, size = part_size(k), parts.count * part_size(k)
+    stride = int16.row_bytes(k, block) if block else line_stride(size)
 
     def several(rows: list[Expr]) -> None:
         starts = [e.let(row * k) for row in rows]
-        targets = [e.let(row * line_stride(size)) for row in rows]
+        targets = [e.let(row * stride) for row in rows]
         scales = scales_of(e, x, starts, k, parts.top, parts.tiny)
         inverses = [e.let(splat(e.let(f32(float(parts.unit)) / scale))) for scale in scales]
 
@@ -76,17 +78,48 @@ def emit_rows(symbol: str, cpu: Cpu, *, k: int, parts: _Parts) -> Any:
                 for number in range(parts.count):
                     shift = splat(tirx.const(8 * (parts.count - 1 - number), "int32"))
                     byte = tirx.Cast(f"uint8x{LANES}", e.let(tirx.shift_right(fixed, shift)))
-                    e.store(out, target + number * part + at, byte)
+                    e.store(out, target + number * part + at, _flipped(e, byte) if block else byte)
 
         columns(e, k, convert)
         for row, target, scale in zip(rows, targets, scales, strict=True):
             for at in range(-(-k // LANES) * LANES, part, LANES):
                 for number in range(parts.count):
-                    e.store(out, target + number * part + at, splat(tirx.const(ZERO, "uint8")))
-            store_scale(e, words, row, size, scale)
+                    zero = tirx.const(0 if block else ZERO, "uint8")
+                    e.store(out, target + number * part + at, splat(zero))
+            store_scale(e, words, row, size, scale, stride)
+            if block:
+                _sum_blocks(e, out, target, k, block)
 
     by_rows(e, ROWS, several)
     return e.function()
+
+
+def _flipped(e: Emitter, byte: Expr) -> Expr:
+    """16 bytes less 128, as signed ones."""
+    return e.let(tirx.bitwise_xor(e.let(byte), splat(tirx.const(ZERO, "uint8"))))
+
+
+def _sum_blocks(e: Emitter, out: Buffer, row: Expr, k: int, block: int) -> None:
+    """The sums of a row's levels behind its scale."""
+    sums, signed, wide = e.alias(out, "int32"), e.alias(out, "int8"), f"int32x{LANES}"
+    to = e.let(div(row + int16.sums_offset(k), 4))
+    with e.loop(0, -(-k // block), "block") as number:
+        total = e.registers(1, wide)
+        e.set(total, 0, splat(tirx.const(0, "int32")))
+        first = e.let(row + number * block)
+        # past the end of a row there are zeros
+        with e.loop(0, _vectors(e, k, block, number), "vector") as vector:
+            at = e.let(first + vector * LANES)
+            bytes_ = (e.load(signed, at + i * part_size(k), LANES) for i in range(2))
+            high, low = (e.let(tirx.Cast(wide, byte)) for byte in bytes_)
+            level = e.let(e.let(tirx.shift_left(high, splat(tirx.const(8, "int32")))) + low)
+            e.set(total, 0, e.get(total) + level)
+        e.store(sums, to + number, e.fold(e.let(e.get(total)), lambda a, b: a + b))
+
+
+def _vectors(e: Emitter, k: int, block: int, number: Expr) -> Expr:
+    """Vectors of a block of a row."""
+    return e.let(div(tirx.min(i64(block), i64(k) - number * block) + (LANES - 1), LANES))
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {

@@ -25,10 +25,10 @@ _SHORT = 128  # groups of 4 products of 127 * (127 * 256 + 127) at most that fit
 
 def scratch(k: int) -> int:
     """Bytes for the widened rows of a tile, of k values."""
-    return 2 * 4 * ROWS * _words(k)
+    return 2 * 4 * ROWS * words_of(k)
 
 
-def _words(k: int) -> int:
+def words_of(k: int) -> int:
     """Groups of four values of a row, up to the end of a vector."""
     return -(-k // (4 * LANES)) * LANES
 
@@ -51,16 +51,22 @@ def emit(product: Product, wide: Buffer) -> None:
         tiles(e, item.first, item.count, tile.rows, rows)
 
 
-def _widen(p: Product, row: Expr, wide: Buffer, to: Expr) -> None:
-    """Values 0 and 2 of each four of a row as 16-bit values, then values 1 and 3 of each."""
-    e = p.e
+def widen(p: Product, row: Expr, wide: Buffer, to: Expr, signed: bool = False) -> None:
+    """Values 0 and 2 of each four of a row as 16-bit values, then values 1 and 3 of each.
+
+    Args:
+        signed: whether the bytes of the row are so, in place of 128 more.
+    """
+    e, top = p.e, splat(tirx.const(0x80808080 - (1 << 32), "int32"))
     bases = p.row_bases(row)
-    with e.loop(0, _words(p.k) // LANES, "vector") as at:
+    with e.loop(0, words_of(p.k) // LANES, "vector") as at:
         here = e.let(at * LANES)
         fours = [e.let(e.load(p.row_words, base + here, LANES)) for base in bases]
+        if signed:
+            fours = [e.let(tirx.bitwise_xor(four, top)) for four in fours]
         pieces = zip(*(_halves(e, four) for four in fours), strict=True)
         for half, piece in enumerate(pieces):
-            e.store(wide, to + half * _words(p.k) + here, piece[0] if p.pieces == 1 else _level(e, *piece))
+            e.store(wide, to + half * words_of(p.k) + here, piece[0] if p.pieces == 1 else _level(e, *piece))
 
 
 def _halves(e: Emitter, four: Expr) -> tuple[Expr, Expr]:
@@ -88,7 +94,7 @@ class _Rows:
         """All columns of the item's panel; meanwhile the next one comes nearer."""
         e, p, tile = self.e, self.p, self.tile
         with e.loop(0, tile.rows, "row") as i:
-            _widen(p, self.row + i, self.wide, e.let(i * (2 * _words(p.k))))
+            widen(p, self.row + i, self.wide, e.let(i * (2 * words_of(p.k))))
         ahead, share = item.part(e, self.row, tile.rows)
         columns = tile.vectors * tile.lanes
         groups = -(-p.part // 4) * p.before(p.parts)  # of all brackets
@@ -119,22 +125,22 @@ class _Rows:
             prefetch.ask(LANES)
             # Both halves of a row one after the other: LLVM joins their sums, and would hold those of all rows.
             for i in range(tile.rows):
-                lines = [e.let(at + (first + (2 * i + half) * _words(p.k))) for half in range(2)]
+                lines = [e.let(at + (first + (2 * i + half) * words_of(p.k))) for half in range(2)]
                 halves = [self._broadcast(line) for line in lines]
                 for j, pair in enumerate(pairs):
                     n = i * tile.vectors + j
                     for a, w in zip(halves, pair, strict=True):
-                        e.set(acc, n, e.get(acc, n) + self._multiply(a, w))
+                        e.set(acc, n, e.get(acc, n) + multiply(e, a, w, tile.lanes))
 
     def _broadcast(self, at: Expr) -> Expr:
-        e, lanes = self.e, self.tile.lanes
-        return e.let(tirx.reinterpret(f"int16x{2 * lanes}", e.let(splat(e.load(self.wide, at), lanes))))
+        return self.e.let(splat(self.e.load(self.wide, at), self.tile.lanes))
 
-    def _multiply(self, a: Expr, w: Expr) -> Expr:
-        """Each lane: the sum of two products of 16-bit values."""
-        lanes = self.tile.lanes
-        name = "llvm.x86.avx512.pmaddw.d.512" if lanes == LANES else "llvm.x86.avx2.pmadd.wd"
-        return self.e.let(tirx.call_llvm_pure_intrin(vector("int32", lanes), name, a, w))
+
+def multiply(e: Emitter, a: Expr, w: Expr, lanes: int) -> Expr:
+    """Each of `lanes` lanes: the sum of two products of 16-bit values."""
+    pairs = [e.let(tirx.reinterpret(f"int16x{2 * lanes}", value)) for value in (a, w)]
+    name = "llvm.x86.avx512.pmaddw.d.512" if lanes == LANES else "llvm.x86.avx2.pmadd.wd"
+    return e.let(tirx.call_llvm_pure_intrin(vector("int32", lanes), name, *pairs))
 
 
 class _Levels(_Rows):

@@ -1,0 +1,112 @@
+"""`int16`: products with weights of 8 or 4 bits on int16 activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import Graph, Node, Weight
+from llmc.compiler.interpret import run
+from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.ops.int16 import LONGEST
+from llmc.compiler.pipeline import Pipeline
+from llmc.compiler.verify import verify
+from llmc.passes import PASSES
+from llmc.passes.compress.blockwise import Blockwise
+from llmc.passes.quantise import QUANTISATIONS
+from llmc.passes.quantise.int16 import Int16
+
+RNG = np.random.default_rng(8)
+ROWS = symbol("rows")
+
+
+def linear(x: Node, columns: int = 64, *extras: Node, **attributes: Any) -> Node:
+    array = RNG.normal(size=(columns, int(x.shape[-1]))).astype(np.float32)
+    return make("linear", (x, constant(Weight(array, "w")), *extras), **attributes)
+
+
+def network(k: int = 96) -> Graph:
+    """Two products of one input, one of them with an epilogue, and one of what they make."""
+    x, bias = input_("x", "f32", (ROWS, k)), constant(np.ones(64, np.float32))
+    a = linear(
+        x, 64, bias, x_residual := input_("r", "f32", (ROWS, 64)), epilogue=("bias", "gelu", "residual")
+    )
+    y = linear(make("mul", (a, linear(x))), 40)
+    return Graph((x, x_residual), {"y": y}, {"rows": (1, 9)})
+
+
+def after(graph: Graph, **options: Any) -> Graph:
+    made = Int16().run(Blockwise(**options).run(graph))
+    verify(made)
+    return made
+
+
+def ops(graph: Graph, *names: str) -> list[int]:
+    return [sum(node.op == name for node in graph.nodes) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("options", "op"),
+    [
+        ({}, "int16_linear"),
+        ({"block": 32}, "int16_blockwise"),
+        ({"bits": 4, "block": 32}, "int16_blockwise"),
+        ({"bits": 4}, "int16_blockwise"),
+    ],
+)
+def test_products_with_stored_weights(options: dict[str, Any], op: str) -> None:
+    graph = network()
+    made = after(graph, **options)
+    assert ops(made, "linear", "blockwise", op) == [0, 0, 3]
+    products = [n for n in made.nodes if n.op == op]
+    assert sorted(n.attributes["epilogue"] for n in products) == [(), (), ("bias", "gelu", "residual")]
+    shared = next(step.change for step in Pipeline.parse("cse", PASSES).steps).run(made)
+    assert ops(shared, "int16_rows") == [2]  # two products read one row
+
+    inputs = {name: RNG.normal(size=(5, size)).astype(np.float32) for name, size in (("x", 96), ("r", 64))}
+    stored = run(Blockwise(**options).run(graph), inputs)["y"]
+    exact, result = run(graph, inputs)["y"], run(made, inputs)["y"]
+    scale = np.abs(exact).max()
+    assert np.abs(result - stored).max() < 2e-4 * scale
+    assert np.abs(stored - exact).max() > 1e-3 * scale  # what rounding weights does
+
+
+@pytest.mark.parametrize(
+    ("options", "k", "reason"),
+    [
+        ({"block": 24}, 96, "blocks of 24 are no multiple of 16"),
+        ({"block": 512}, 1024, "blocks of 512"),
+        ({"bits": 4}, 4100, "blocks of 4100"),
+        ({}, LONGEST, "may not fit 32 bits"),
+    ],
+)
+def test_others_are_left_with_the_reason(options: dict[str, Any], k: int, reason: str) -> None:
+    x = input_("x", "f32", (ROWS, k))
+    graph = Blockwise(**options).run(Graph((x,), {"y": linear(x, 16)}, {"rows": (1, 9)}))
+    assert Int16().run(graph) is graph
+    assert any(reason in text for text in declined(graph))
+
+
+def declined(graph: Graph) -> list[str]:
+    found = [rule(node) for rule in Int16.rules for node in graph.nodes]
+    return [made.reason for made in found if hasattr(made, "reason")]
+
+
+def test_other_weights_are_left() -> None:
+    graph = network()
+    assert Int16().run(graph) is graph
+
+
+@pytest.mark.parametrize("mode", ["w8", "w4"])
+def test_what_quant_appends(mode: str) -> None:
+    graph = network()
+    for step in Pipeline.parse(QUANTISATIONS[mode], PASSES).steps:
+        graph = step.change.run(graph)
+    verify(graph)
+    assert ops(graph, "linear", "int16_linear", "int16_blockwise") == [
+        0,
+        *((3, 0) if mode == "w8" else (0, 3)),
+    ]

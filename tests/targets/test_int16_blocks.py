@@ -1,0 +1,140 @@
+"""Products of weights in blocks and int16 activations: every bit of the reference, on every CPU variant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from integer_products import M
+from integer_products import extremes as given
+from kernel_lab import CUTS, Lab, differing, run_all, same_bits
+
+from llmc.compiler.graph import Graph
+from llmc.compiler.interpret import run
+from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.ops.int16 import row_bytes, sums_offset
+from llmc.compiler.ops.storage import pack_indices
+
+Array = np.ndarray[Any, Any]
+SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
+# columns, block: whole and broken last blocks, whole rows of odd sizes
+BLOCKS = [(64, 32), (96, 64), (100, 32), (130, 64), (33, 33), (5, 5), (256, 256), (272, 256), (48, 16)]
+
+
+def product(
+    n: int, k: int, bits: int, block: int, epilogue: tuple[str, ...] = (), dtype: Any = np.float32
+) -> Graph:
+    """int16_blockwise of rows `[rows, k]` of float32, with extreme levels among random ones."""
+    rng = np.random.default_rng([n, k, bits, block])
+    x, extras = input_("x", "f32", (M, k)), []
+    for step in epilogue:
+        if step == "bias":
+            extras.append(constant(rng.normal(size=n).astype(np.float32)))
+        elif step == "residual":
+            extras.append(input_("residual", "f32", (M, n)))
+    levels = rng.integers(0, 1 << bits, (n, k)).astype(np.uint8)
+    levels[: n // 3] = rng.choice(np.array([0, (1 << bits) - 1], np.uint8), (n // 3, 1))
+    scales = rng.normal(scale=1e-2, size=(n, -(-k // block))).astype(dtype)
+    inputs = (make("int16_rows", (x,), block=block), constant(pack_indices(levels, bits)), constant(scales))
+    attributes = {"columns": k, "bits": bits, "block": block, "epilogue": epilogue}
+    node = make("int16_blockwise", (*inputs, *extras), **attributes)
+    return Graph((x, *(e for e in extras if e.op == "input")), {"y": node}, {"rows": (0, 1000)})
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("k", "block"), BLOCKS)
+def test_products_have_the_bits_of_the_reference(kernels: Lab, bits: int, k: int, block: int) -> None:
+    graph = product(50, k, bits, block, ("bias",))
+    for m in (1, 2, 3, 4, 5, 9, 47):
+        inputs = given(graph, m, 0)
+        assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"]), m
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("n", [1, 16, 17, 32, 33, 64, 96, 130])
+def test_every_width(kernels: Lab, bits: int, n: int) -> None:
+    graph = product(n, 96, bits, 32, dtype=np.float16)
+    for m in (1, 6):
+        inputs = given(graph, m, n)
+        assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"]), m
+
+
+def test_the_longest_blocks(kernels: Lab) -> None:
+    """Sums as large as they can be: all levels at an end, all activations too."""
+    for k, bits, block in ((512, 8, 256), (4096, 4, 4096)):
+        graph = product(9, k, bits, block)
+        x = np.full((4, k), 3.0, np.float32)
+        x[1], x[2, ::2] = -3.0, -3.0
+        assert same_bits(run_all(kernels, graph, {"x": x})["y"], run(graph, {"x": x})["y"])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("m", [32, 33, 65, 257])
+def test_halves_of_the_rows(kernels: Lab, m: int, bits: int) -> None:
+    """As one thread runs them and as several do."""
+    graph = product(80, 64, bits, 32, ("bias",))
+    inputs = given(graph, m, m)
+    expected = run(graph, inputs)["y"]
+    for cpu in differing(["int16_blockwise"]):
+        for cuts in ((1 << 40,), *CUTS):
+            assert same_bits(kernels.run(graph, inputs, cpu=cpu, cuts=cuts)["y"], expected), (cpu.name, cuts)
+
+
+@pytest.mark.parametrize("epilogue", [(), ("residual", "bias"), ("bias", "relu", "residual")])
+def test_exact_epilogues(kernels: Lab, epilogue: tuple[str, ...]) -> None:
+    graph = product(50, 70, 8, 32, epilogue)
+    for m in (1, 7, 50):
+        inputs = given(graph, m, 2)
+        assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"])
+
+
+def test_activations(kernels: Lab) -> None:
+    graph = product(50, 70, 4, 32, ("bias", "gelu", "residual"))
+    inputs = given(graph, 11, 3)
+    np.testing.assert_allclose(
+        run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_near_to_decoded_weights() -> None:
+    """What the answers are of: the weights that the levels mean, activations rounded to 16 bits."""
+    graph = product(50, 130, 4, 32)
+    x = given(graph, 9, 4)["x"]
+    _, levels, scales = graph.outputs["y"].inputs
+    weight = make("blockwise", (levels, scales), columns=130, bits=4, block=32)
+    value = input_("x", "f32", x.shape)
+    plain = run(Graph((value,), {"y": make("linear", (value, weight))}), {"x": x})["y"]
+    result = run(graph, {"x": x})["y"]
+    assert np.abs(result - plain).max(1).max() < 2e-4 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize(("k", "block"), [(1, 1), (17, 17), (64, 16), (100, 32), (130, 64)])
+def test_rows(kernels: Lab, k: int, block: int) -> None:
+    """Levels, scale and the sums of blocks."""
+    x = input_("x", "f32", (M, k))
+    graph = Graph((x,), {"rows": make("int16_rows", (x,), block=block)}, {"rows": (1, 100)})
+    rng = np.random.default_rng(k)
+    values = (rng.normal(size=(23, k)) * 10.0 ** rng.integers(-44, 38, (23, 1))).astype(np.float32)
+    values[3:12, k // 2] = SPECIAL
+    values[12], values[13] = 0, 3
+    inputs = {"x": values}
+    result, expected = run_all(kernels, graph, inputs)["rows"], run(graph, inputs)["rows"]
+    finite = np.isfinite(values).all(1)  # the scale's bytes of a NaN may differ
+    assert same_bits(result[finite], expected[finite])
+    at, blocks = sums_offset(k), -(-k // block)
+    sums = result[13, at : at + 4 * blocks].view("<i4")
+    assert sums.tolist() == [32639 * min(block, k - i * block) for i in range(blocks)]
+    assert (result[:, at + 4 * blocks :] == 0).all()
+    assert result.shape[1] == row_bytes(k, block)
+
+
+def test_nan_reaches_the_answer(kernels: Lab) -> None:
+    """A row with a NaN or an infinity gives no number; the rows beside it are not touched."""
+    graph = product(40, 70, 4, 32)
+    values = np.random.default_rng(6).normal(size=(4, 70)).astype(np.float32)
+    values[1, 4], values[2, 9] = np.nan, np.inf
+    result = run_all(kernels, graph, {"x": values})["y"]
+    assert np.isnan(result[1]).all()
+    assert not np.isfinite(result[2]).any()
+    assert np.isfinite(result[[0, 3]]).all()
