@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.calibration_text import CALIBRATION_TEXT
 from llmc.compiler.graph import DTYPES, Graph, Node
 from llmc.compiler.interpret import bind
 from llmc.compiler.npz import NpzError, open_npz
@@ -23,6 +22,16 @@ Encode = Callable[[str, str | None], Sample]  # a text, or a pair of them -> inp
 Run = Callable[[Sample], Sequence[Array]]  # inputs -> the values of the sites
 TEXT_FIELDS = ("text", "sentence")
 PAIR_FIELD = "text_pair"
+
+
+def general_text() -> str:
+    """The text of `--calib auto`: sentences of many kinds, a few words to a paragraph long.
+
+    The first part is from books and speeches whose copyright has expired everywhere (Austen, Carroll, Conrad, Dickens,
+    Doyle, Lincoln, Melville, Shelley, Stevenson, Stoker, Thoreau, Twain, Wells). The second part was written for llmc
+    and is dedicated to the public domain (CC0 1.0).
+    """
+    return Path(__file__).with_name("calibration.txt").read_text("utf-8")
 
 
 def scales(names: Sequence[str], samples: Iterable[Sample], run: Run, method: str) -> tuple[float, ...]:
@@ -76,7 +85,7 @@ def read_samples(source: str | Path, graph: Graph, encode: Encode | None) -> Ite
     """
     if str(source) == "auto":
         yield from _texts(
-            ((f"line {i}", t) for i, t in enumerate(CALIBRATION_TEXT.splitlines(), 1)), encode, "auto"
+            ((f"line {i}", t) for i, t in enumerate(general_text().splitlines(), 1)), encode, "auto"
         )
         return
     path = Path(source)

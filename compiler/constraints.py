@@ -2,7 +2,7 @@
 
 Type rules compare shapes as expressions: that a slice `0:seq` lies within `width` rows they cannot tell. Kernels do
 not look either, they would read what lies beside. So a compiled function and the interpreter look at these constraints
-before a call, and refuse it by the same sentence. Most models have none. Those of the bodies of a branch hold whichever
+before a call, and refuse it alike. Those of the bodies of a branch hold whichever
 body runs; those of a loop that does not run at all do not.
 """
 

@@ -1,4 +1,4 @@
-"""llmc's own passes: `PASSES` is their only list, `LEVEL_PARTS` what -O0 to -O3 run where, `LEVELS` as one text."""
+"""llmc's own passes: `PASSES` is the list, `LEVEL_PARTS` what -O0 to -O3 run where, `LEVELS` as one text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of an artifact, and this machine, against what its manifest says of them."""
+"""An artifact's files and this machine beside its manifest."""
 
 from __future__ import annotations
 

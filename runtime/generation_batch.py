@@ -1,6 +1,6 @@
-"""Several texts at once: each run gives every text its next token, or brings it further through its prompt.
+"""Several texts at once: a run gives every text its next token, or brings it on through its prompt.
 
-As many as asked for go on at a time; when one ends the next begins, so that no run waits for the longest text.
+As many as asked for go on at a time; when one ends the next begins, and no run waits for the longest.
 """
 
 from __future__ import annotations

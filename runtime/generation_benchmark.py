@@ -1,4 +1,4 @@
-"""How fast a model generates: tokens a second of prompts and of new ones, at several depths, as llama-bench counts."""
+"""Tokens a second, as llama-bench counts."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from llmc.compiler import calibration
-from llmc.compiler.calibration_text import CALIBRATION_TEXT
 from llmc.compiler.dims import symbol
 from llmc.compiler.frontends.tokenizer import Tokenizer
 from llmc.compiler.graph import Graph
@@ -172,7 +171,7 @@ def test_an_array_that_ends_early(tmp_path: Path) -> None:
 
 
 def test_the_text_that_ships() -> None:
-    lines = CALIBRATION_TEXT.splitlines()
+    lines = calibration.general_text().splitlines()
     assert len(lines) >= 190
     assert len(set(lines)) == len(lines)
     assert len(list(calibration.read_samples("auto", texts(), encode))) == len(lines)

@@ -1,4 +1,4 @@
-"""ATen's interpolation: along each axis a product with a constant matrix, or a choice of elements."""
+"""ATen's interpolation, along each axis a product with a constant matrix or a choice of elements; and grids."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from llmc.compiler.frontends.aten import Call, aten
 from llmc.compiler.frontends.composed import Array, along, fixed
+from llmc.compiler.frontends.composed_grid import Sampling, sampled
 from llmc.compiler.frontends.composed_resize import nearest
 from llmc.compiler.graph import Node
 
@@ -62,3 +63,13 @@ def _matrix(call: Call, size: int, out: int, scale: float | None, rank: int) -> 
     else:
         made = packet(rows[:, :, None].contiguous(), [1, out], *options, None, scale)[0, :, 0]
     return np.asarray(made.numpy().T)
+
+
+_MODES = ("linear", "nearest", "cubic")  # by PyTorch's numbers
+_BEYOND = ("zeros", "border", "reflection")
+
+
+@aten("grid_sampler.default", "grid_sampler_2d.default", "grid_sampler_3d.default")
+def _grid_sampler(call: Call) -> Node:
+    mode, beyond = _MODES[call["interpolation_mode"]], _BEYOND[call["padding_mode"]]
+    return sampled(call, call["input"], call["grid"], Sampling(mode, beyond, bool(call["align_corners"])))

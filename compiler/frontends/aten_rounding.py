@@ -1,7 +1,10 @@
-"""ATen's roundings and remainders toward zero, and products that are added, written out in ops of the IR."""
+"""ATen's roundings, remainders toward zero, products that are added and inverse sines, in elementary ops."""
 
 from __future__ import annotations
 
+import math
+
+from llmc.compiler.frontends import composed_math
 from llmc.compiler.frontends.aten import Call, aten
 from llmc.compiler.frontends.composed_rounding import nearest_even, truncated, truncated_rest
 from llmc.compiler.graph import Node
@@ -68,3 +71,17 @@ def _trigonometry(call: Call) -> Node:
     up, down = call.op("exp", x), call.op("exp", call.op("neg", x))
     both = call.op("sub" if "sinh" in str(call.target) else "add", up, down)
     return call.op("mul", both, call.scalar(0.5, x.dtype))
+
+
+@aten("atan.default", "arctan.default")
+def _arc_tangent(call: Call) -> Node:
+    return composed_math.arc_tangent(call, call.cast(call["self"], call.dtype))
+
+
+@aten("asin.default", "arcsin.default", "acos.default", "arccos.default")
+def _inverse(call: Call) -> Node:
+    """acos(x) = pi/2 - asin(x)"""
+    angle = composed_math.inverse_sine(call, call.cast(call["self"], call.dtype))
+    if "sin" in str(call.target):
+        return angle
+    return call.op("sub", call.scalar(math.pi / 2, call.dtype), angle)

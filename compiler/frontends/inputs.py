@@ -1,4 +1,4 @@
-"""What a model of transformers takes: read from the signature of its forward, its configuration and its processor."""
+"""What a model of transformers takes, by its signature, configuration and processor."""
 
 from __future__ import annotations
 

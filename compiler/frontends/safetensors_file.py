@@ -1,6 +1,6 @@
-"""Header of a safetensors file, checked against the file's size (format: github.com/huggingface/safetensors).
+"""Header of a safetensors file (github.com/huggingface/safetensors), checked against its size.
 
-A file is u64 length of the header (little-endian), the header in JSON, then the data.
+A u64 has its length, JSON is next, then the data.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A row is q * scale, q an integer of magnitude up to 127 * 256 + 127, so that q = 256 h + m with h and m in -128..127:
 two rows of bytes, which the instructions that multiply bytes take one after the other. Sums are exact. As floats
-they are in two steps that every processor can do: 256 * float(total >> 8) + float(total & 255), rounded at most twice.
+they are in two steps: 256 * float(total >> 8) + float(total & 255), rounded at most twice.
 
 A row lies packed (`rows.py`) as `2 * part_size(k)` values, the h of all, then the m, as split rows do (`split.py`).
 Where weights have a scale for each block of a row (`blockwise`), it is weights that are unsigned, around a zero z, and

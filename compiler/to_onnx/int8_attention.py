@@ -1,7 +1,7 @@
 """Attention on int8 (`ops/int8_attention.py`), its integers held in floats, which their sums fit.
 
 Scores and weights are made for all blocks of keys side by side, each with the largest score up to its block; what the
-weights mix is summed block after block, as the kernels do it. The bits are the kernels' own.
+weights mix is summed block after block. The bits are the kernels' own.
 """
 
 from __future__ import annotations

@@ -1,1 +1,0 @@
-"""Lossy passes that make weights smaller, and what they share."""

@@ -1,4 +1,4 @@
-"""Fusion into `linear`: weights out of plain products, and what follows a product into its epilogue."""
+"""Fusion into `linear`: weights of products, and what follows one."""
 
 from __future__ import annotations
 

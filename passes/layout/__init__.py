@@ -1,1 +1,0 @@
-"""In which order values lie in memory."""

@@ -1,1 +1,0 @@
-"""Passes that compute fewer rows: tokens that are padding, and those that nobody reads."""

@@ -1,4 +1,4 @@
-"""`blank`: outputs that have a row for every token hold zeros where the mask says there is none."""
+"""`blank`: outputs by token are zeros where the mask says so."""
 
 from __future__ import annotations
 

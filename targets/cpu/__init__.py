@@ -1,1 +1,0 @@
-"""Kernels for x86 and ARM, through LLVM."""

@@ -14,7 +14,7 @@ from llmc.targets.cuda.launch import flat
 from llmc.targets.tir.emit import STORAGE, Expr, i64
 from llmc.targets.tir.grid import offset
 from llmc.targets.tir.later import tirx
-from llmc.targets.tir.panels import row_place
+from llmc.targets.tir.places import row_place
 from llmc.targets.tir.scalar_ops import constant
 from llmc.targets.tir.strides import STRIDES, clamped, merge_strides, pad_axes
 

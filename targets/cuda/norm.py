@@ -18,7 +18,7 @@ from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.rows import Row, rows_call
 from llmc.targets.tir.emit import Buffer, Expr, f32, fma, i64, mod
 from llmc.targets.tir.later import tirx
-from llmc.targets.tir.panels import row_place
+from llmc.targets.tir.places import row_place
 from llmc.targets.tir.strides import clamped
 
 

@@ -15,7 +15,7 @@ from llmc.targets.cuda.launch import flat
 from llmc.targets.tir.emit import i64
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.order import Order
-from llmc.targets.tir.scatter import combined
+from llmc.targets.tir.places import combined
 from llmc.targets.tir.strides import clamped
 
 

@@ -1,7 +1,7 @@
-"""Every element-wise op of the IR on TIR vectors.
+"""Element-wise ops of the IR on TIR vectors.
 
-`apply` takes and returns vectors of the dtypes of the op; a bool is a TIR condition. f16 is computed in f32
-and rounded after each op, as NumPy does. NaN follows the NumPy references.
+`apply` takes and returns vectors of the op's dtypes; a bool is a TIR condition. f16 is computed in f32
+and rounded after each op, as NumPy does. NaN is the references'.
 """
 
 from __future__ import annotations

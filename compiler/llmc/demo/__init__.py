@@ -1,5 +1,5 @@
-"""The model that ships with llmc, a small sentiment classifier (README.md says how it was made), and what
-`llmc demo` does with it: compare with PyTorch, then race it."""
+"""The small sentiment classifier that ships with llmc (README.md says how it was made), and `llmc demo`: compare it
+with PyTorch, then race it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,0 @@
-"""Attention: float32 and int8, padded and ragged."""

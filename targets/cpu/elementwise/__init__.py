@@ -1,1 +1,0 @@
-"""Element-wise chains, and ops that only move elements."""

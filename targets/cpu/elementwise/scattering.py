@@ -13,7 +13,7 @@ from llmc.targets.cpu.elementwise.movement import copy_run, move_call
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, i64
 from llmc.targets.tir.grid import ceil_div, chunk_count, vectors, walk
 from llmc.targets.tir.later import tirx
-from llmc.targets.tir.scatter import combined
+from llmc.targets.tir.places import combined
 from llmc.targets.tir.strides import clamped
 
 WIDTH = 64  # neighbouring lines of one item

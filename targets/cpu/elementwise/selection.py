@@ -13,7 +13,7 @@ from llmc.compiler.ops.rules import same_dim
 from llmc.targets.cpu.elementwise.movement import copy_run, long_cost, move_call, pick_run
 from llmc.targets.tir.emit import Emitter, i64
 from llmc.targets.tir.grid import walk
-from llmc.targets.tir.panels import row_place
+from llmc.targets.tir.places import row_place
 from llmc.targets.tir.strides import clamped
 
 

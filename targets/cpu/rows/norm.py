@@ -21,7 +21,7 @@ from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, dtype_of, f32, fma, i64, mod, splat
 from llmc.targets.tir.grid import by_rows, columns
 from llmc.targets.tir.later import tirx
-from llmc.targets.tir.panels import row_place
+from llmc.targets.tir.places import row_place
 
 
 def _row_length(node: Node) -> int:

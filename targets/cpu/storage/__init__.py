@@ -1,1 +1,0 @@
-"""Weights stored compressed: a file for each format says how a product reads it."""

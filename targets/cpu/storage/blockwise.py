@@ -16,8 +16,7 @@ from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.storage import packed_bytes, unpack_indices
 from llmc.targets.cpu.storage.packing import pack_panels
-from llmc.targets.cpu.storage.panels import Lines, Stored, decode_lines
-from llmc.targets.cpu.storage.rows import rows_call
+from llmc.targets.cpu.storage.panels import Lines, Stored, decode_lines, rows_call
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, fma, i64, splat

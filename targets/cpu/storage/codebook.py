@@ -12,8 +12,7 @@ from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops.storage import unpack_indices
 from llmc.errors import LlmcError
 from llmc.targets.cpu.storage.packing import pack_panels
-from llmc.targets.cpu.storage.panels import Stored
-from llmc.targets.cpu.storage.rows import rows_call
+from llmc.targets.cpu.storage.panels import Stored, rows_call
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, i64

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from llmc.compiler.calls import Packed
+from llmc.compiler.calls import Call, Kernel, Operand, Packed
+from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, i64
@@ -111,3 +112,13 @@ class Stored:
 
 
 Reader = Callable[[Node, int], Stored]  # of (a node of the op with constant inputs, columns of a panel)
+
+
+def rows_call(node: Node, kernel: Kernel, operands: tuple[Operand, ...], moved: float) -> Call:
+    """The call of a kernel whose items are rows.
+
+    Args:
+        moved: bytes of a row, as read and as written.
+    """
+    rows = product(node.shape[:-1])
+    return Call(kernel, operands, (), rows, int(node.shape[-1]), 0, rows * int(moved), node.source)
