@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from llmc.compiler.extension import Extension, Tables, check
 from llmc.compiler.guards import lowering, reading, told
-from llmc.compiler.modules import Ran, forget, run_file
+from llmc.compiler.modules import Ran, forget, load_point, run_file
 from llmc.compiler.ops.declare import OPS, Op
 from llmc.compiler.spec import Pass
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, in_a_line
 
 __all__ = ["ENTRY_POINTS", "Extension", "Loaded", "load", "load_installed", "loaded", "unload"]
 
@@ -33,7 +33,7 @@ class Loaded:
         given: as it was declared.
         guarded: the same, its functions wrapped.
         origin: name and place, for messages.
-        place: the file or entry point, empty for an object.
+        place: the file, all of its path, or entry point; empty for an object.
         sha256: of the file; empty otherwise.
     """
 
@@ -59,7 +59,8 @@ def load(source: str | Path | Extension) -> Extension:
     if isinstance(source, Extension):
         return _enter(source, "", "")
     ran = run(source, "extension")
-    return _enter(extension_of(ran.module, str(source)), str(source), ran.sha256)
+    place = str(Path(source).expanduser().resolve())
+    return _enter(extension_of(ran.module, str(source)), place, ran.sha256, str(source))
 
 
 def run(path: str | Path, what: str) -> Ran:
@@ -94,11 +95,7 @@ def load_installed() -> None:
         place = f"entry point {point.name} = {point.value}"
         if place in _installed:
             continue
-        try:
-            found = point.load()
-        except Exception as error:
-            problem = f"the installed extension {point.name!r} fails: {type(error).__name__}: {error}"
-            raise LlmcError(problem, at=place, hint="mend or uninstall its package") from error
+        found = load_point(point, f"the installed extension {point.name!r}", place)
         _enter(extension_of(found, place), place, "")
         _installed.append(place)
 
@@ -106,7 +103,7 @@ def load_installed() -> None:
 def extension_of(found: Any, place: str) -> Extension:
     """The one extension that a module or an entry point holds."""
     values = vars(found).values() if isinstance(found, ModuleType) else [found]
-    held = {id(v): v for v in values if isinstance(v, Extension)}
+    held = {id(v): v for v in values if _is_extension(v)}
     if len(held) != 1:
         raise LlmcError(
             f"it holds {len(held) or 'no'} extension{'s' * (len(held) > 1)}",
@@ -118,7 +115,12 @@ def extension_of(found: Any, place: str) -> Extension:
 
 def holds_extension(module: ModuleType) -> bool:
     """Whether a module that was run for another reason declares one."""
-    return any(isinstance(value, Extension) for value in vars(module).values())
+    return any(map(_is_extension, vars(module).values()))
+
+
+def _is_extension(value: Any) -> TypeGuard[Extension]:
+    """By its type: to ask a stand-in for what is not there yet would raise."""
+    return issubclass(type(value), Extension)
 
 
 def unload(name: str) -> None:
@@ -180,13 +182,13 @@ def described() -> list[dict[str, str]]:
 # --- loading
 
 
-def _enter(found: Extension, place: str, sha256: str) -> Extension:
-    """Check everything, then enter it."""
+def _enter(found: Extension, place: str, sha256: str, said: str = "") -> Extension:
+    """Check everything, then enter it; `said` is the place as the user wrote it."""
     earlier = _loaded.get(found.name) if isinstance(found.name, str) else None
     if earlier is not None and (earlier.given is found or (sha256 and earlier.sha256 == sha256)):
         return earlier.given
-    origin = f"extension {found.name}" + (f" ({place})" if place else "")
-    if earlier is not None and Path(earlier.place).resolve() != Path(place).resolve():
+    origin = f"extension {found.name}" + (f" ({said or place})" if place else "")
+    if earlier is not None and earlier.place != place:
         raise LlmcError("another extension of that name is loaded", at=origin, found=earlier.origin)
     known = {n: op for n, op in OPS.items() if earlier is None or op.origin != earlier.origin}
     others = [item for item in _loaded.values() if item is not earlier]
@@ -197,7 +199,7 @@ def _enter(found: Extension, place: str, sha256: str) -> Extension:
             f"{origin}: {error.problem}", at=error.at, found=error.found, hint=error.hint
         ) from None
     except Exception as error:
-        raise LlmcError(f"{origin}: it cannot be read: {type(error).__name__}: {error}") from error
+        raise LlmcError(f"{origin}: it cannot be read: {in_a_line(error)}") from error
     guarded = _guarded(found, origin)
     if earlier is not None:
         unload(found.name)

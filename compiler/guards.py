@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.calls import Call
+from llmc.compiler.dims import dim
 from llmc.compiler.ops.faults import Fault, fault_place
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, in_a_line
 
 
 def told(function: Callable[..., Any], what: str, origin: str) -> Callable[..., Any]:
@@ -26,8 +27,8 @@ def told(function: Callable[..., Any], what: str, origin: str) -> Callable[..., 
             raise Fault(problem, at=error.at, found=error.found, hint=error.hint) from error.__cause__
         except LlmcError:
             raise
-        except Exception as error:
-            problem = f"{what} fails: {type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            problem = f"{what} fails: {in_a_line(error)}"
             found = ", ".join(_shown(a) for a in arguments) or None
             raise Fault(f"{origin}: {problem}", at=fault_place(function, error), found=found) from error
 
@@ -40,7 +41,7 @@ def _shown(value: Any) -> str:
 
 def lowering(lower: Callable[..., Any], what: str, origin: str) -> Callable[..., Any]:
     """A lowering whose faults, and those of the code it writes, name the extension."""
-    guarded = told(lower, what, origin)
+    guarded = told(_sized(lower), what, origin)
 
     @wraps(lower)
     def run(node: Any, *arguments: Any) -> Any:
@@ -51,6 +52,20 @@ def lowering(lower: Callable[..., Any], what: str, origin: str) -> Callable[...,
             raise LlmcError(f"{origin}: {what} gives {call!r}, not a Call", at=fault_place(lower))
         emit = told(call.kernel.emit, what, origin)
         return replace(call, kernel=replace(call.kernel, emit=emit))
+
+    return run
+
+
+def _sized(lower: Callable[..., Any]) -> Callable[..., Any]:
+    """`lower`, which fails itself where a call's sizes are none, not what counts with them later."""
+
+    @wraps(lower)
+    def run(*arguments: Any) -> Any:
+        call = lower(*arguments)
+        if isinstance(call, Call):
+            for size in (call.items, call.cost, call.flops, call.bytes, *call.scalars):
+                dim(size)
+        return call
 
     return run
 

@@ -20,7 +20,7 @@ from llmc.compiler.rewrite import Event, Journal, recording
 from llmc.compiler.spec import EXACT, LOSSY, Keeps, Pass, build, close, near, parse_texts
 from llmc.compiler.verify import verify, verify_module
 from llmc.compiler.watch import watched
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, in_a_line
 
 __all__ = ["EXACT", "LOSSY", "Keeps", "Observer", "Pass", "PassRun", "Pipeline", "Report", "close", "near"]
 
@@ -203,11 +203,12 @@ def _guarded(step: Step, graph: Graph, before: list[str]) -> Graph:
     except LlmcError as error:
         problem = f"pass {step}: {error.problem}"
         raise LlmcError(problem, at=error.at, found=error.found, hint=error.hint) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        said = in_a_line(error)
         raise LlmcError(
-            f"pass {step} failed: {type(error).__name__}: {error}",
+            f"pass {step} failed: {said}",
             found=f"passes already run: {', '.join(before) or 'none'}",
-            hint=_SHARED if "read-only" in str(error) else _DUMP,
+            hint=_SHARED if "read-only" in said else _DUMP,
         ) from error
     if not isinstance(after, Graph):
         raise LlmcError(f"pass {step} returned no graph", found=repr(after))

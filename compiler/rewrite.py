@@ -22,7 +22,7 @@ from llmc.compiler.ops import unplaced
 from llmc.compiler.sources import Roots, roots
 from llmc.compiler.spec import Pass
 from llmc.compiler.watch import watcher
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, in_a_line
 
 Rule = Callable[..., Any]
 
@@ -275,8 +275,8 @@ def attempt(bound: Bound, node: Node, context: Context) -> Node | Decline | Miss
         raise LlmcError(
             f"rule {name}: {error.problem}", at=repr(node), found=error.found, hint=error.hint
         ) from error
-    except Exception as error:
-        raise LlmcError(f"rule {name} failed: {type(error).__name__}: {error}", at=repr(node)) from error
+    except (Exception, SystemExit) as error:
+        raise LlmcError(f"rule {name} failed: {in_a_line(error)}", at=repr(node)) from error
     if found is None or isinstance(found, (Decline, Miss)):
         return found
     if not isinstance(found, Node):

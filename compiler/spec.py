@@ -12,6 +12,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 from llmc.compiler.graph import Graph
+from llmc.compiler.modules import load_point
 from llmc.errors import LlmcError
 
 ENTRY_POINTS = "llmc.passes"
@@ -257,7 +258,8 @@ def find_pass(name: str, registry: Mapping[str, type[Pass]]) -> type[Pass]:
         return _from_file(*name.rsplit(":", 1))
     points = {p.name: p for p in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     if name in points:
-        return _as_pass(points[name].load(), name)
+        point = points[name]
+        return _as_pass(load_point(point, f"the installed pass {name!r}", point.value), name)
     raise LlmcError(f"there is no pass {name!r}", hint=near(name, {*registry, *added, *points}))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmc.compiler import extensions
+from llmc.compiler.modules import load_point
 from llmc.errors import LlmcError
 from llmc.targets import TARGETS, Cpu, Target
 from llmc.targets.cpu.variants import FLAGS
@@ -127,11 +128,7 @@ def all_targets() -> dict[str, Target]:
             raise LlmcError(f"the target {name!r} of an extension is not a Target", found=repr(target))
     found = {**extensions.targets(), **TARGETS}
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            target = point.load()
-        except Exception as error:
-            problem = f"the target {point.name!r} of another package fails: {type(error).__name__}: {error}"
-            raise LlmcError(problem, at=point.value) from error
+        target = load_point(point, f"the target {point.name!r} of another package", point.value)
         if not isinstance(target, Target):
             raise LlmcError(
                 f"{point.name!r} is not a target",

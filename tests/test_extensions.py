@@ -216,7 +216,7 @@ class Point:
         self.name, self.found = name, found
 
     def load(self) -> Any:
-        if isinstance(self.found, Exception):
+        if isinstance(self.found, BaseException):
             raise self.found
         return self.found
 
@@ -238,7 +238,12 @@ def test_an_installed_package_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "problem"), [(3, "it holds no extension"), (ImportError("no y"), "ImportError: no y")]
+    ("found", "problem"),
+    [
+        (3, "it holds no extension"),
+        (ImportError("no y"), "ImportError: no y"),
+        (SystemExit(0), "SystemExit: 0"),
+    ],
 )
 def test_an_installed_one_that_fails_is_named(
     monkeypatch: pytest.MonkeyPatch, found: Any, problem: str
@@ -307,6 +312,8 @@ def test_a_type_rule_that_is_wrong(write: Callable[..., Path], declared: str, pr
     ("reference", "problem"),
     [
         ("lambda x: x.no_such_thing", "the reference of bad fails: AttributeError"),
+        ("lambda x: exec('raise SystemExit(3)')", "the reference of bad fails: SystemExit: 3"),
+        ("lambda x: exec('raise ValueError(chr(10).join(map(str, x)))')", "ValueError: [-2. 0. 0.5] [ "),
         ("lambda x: x.sum()", "the reference of bad gives float32[], its type rule float32[2, 3]"),
         ("lambda x: x.astype(np.float64)", "the reference of bad gives float64[2, 3]"),
     ],

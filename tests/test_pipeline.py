@@ -79,8 +79,13 @@ def raising(graph):
     raise KeyError("w")
 
 
+def exiting(graph):
+    raise SystemExit("all\n\nwell")
+
+
 FAULTS = {
     "pass bad failed: KeyError": raising,
+    "pass bad failed: SystemExit: all well": exiting,  # it ended the command
     "pass bad returned no graph": lambda g: None,
     "pass bad made an invalid graph": invalid_type,
     "pass bad changed the inputs or outputs": lambda g: Graph(g.inputs, {"z": g.outputs["y"]}, g.dims),

@@ -186,6 +186,8 @@ def test_a_rule_that_grows_for_ever_is_named():
         (constant(np.float32(1)), "rule bad changes the type"),
         ("exp", "rule bad returned no node"),
         (ValueError("oh"), "rule bad failed: ValueError: oh"),
+        (ValueError("oh\n  no"), "rule bad failed: ValueError: oh no"),
+        (SystemExit(3), "rule bad failed: SystemExit: 3"),
         (LlmcError("wrong", found="it"), "rule bad: wrong"),
     ],
 )
@@ -193,7 +195,7 @@ def test_bad_results_name_the_rule_and_the_node(result, problem):
     def bad(node):
         """exp(x) -> trouble"""
         if node.op == "exp":
-            if isinstance(result, Exception):
+            if isinstance(result, BaseException):
                 raise result
             return result
 

@@ -171,6 +171,7 @@ def test_a_file_that_is_not_there_or_fails(tmp_path):
 def test_entry_points(monkeypatch):
     class Point:
         name = "installed"
+        value = "other_package:Pass"
 
         def load(self):
             return Nothing
@@ -181,6 +182,26 @@ def test_entry_points(monkeypatch):
     assert str(Pipeline.parse("installed", REGISTRY)) == "installed"
     with pytest.raises(LlmcError, match="did you mean installed"):
         Pipeline.parse("instaled", REGISTRY)
+
+
+@pytest.mark.parametrize("raised", [ImportError("no y"), SystemExit("no y")], ids=["an error", "an exit"])
+def test_an_installed_pass_that_fails_is_named(monkeypatch, raised):
+    """It was called a fault of llmc, or ended it without a word."""
+
+    class Point:
+        name = "installed"
+        value = "other_package:Pass"
+
+        def load(self):
+            raise raised
+
+    monkeypatch.setattr(
+        "importlib.metadata.entry_points", lambda group: [Point()] if group == "llmc.passes" else []
+    )
+    with pytest.raises(LlmcError) as caught:
+        Pipeline.parse("installed", REGISTRY)
+    assert caught.value.problem == f"the installed pass 'installed' fails: {type(raised).__name__}: no y"
+    assert (caught.value.at, caught.value.hint) == ("other_package:Pass", "mend or uninstall its package")
 
 
 def test_promises_as_text():

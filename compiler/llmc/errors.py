@@ -114,3 +114,16 @@ def first_line(error: BaseException) -> str:
     if len(lines) > 1 and lines[0].endswith(":"):
         return f"{lines[0]} {lines[1]}"
     return lines[0] if lines else type(error).__name__
+
+
+LONGEST = 500  # characters of what an exception says
+
+
+def in_a_line(error: BaseException) -> str:
+    """Its type and what it says, however many lines or pages that is."""
+    try:
+        said = " ".join((error.problem if isinstance(error, LlmcError) else str(error)).split())
+    except Exception:  # of a class of somebody else's
+        said = ""
+    short = said if len(said) <= LONGEST else f"{said[:LONGEST]}..."
+    return f"{type(error).__name__}: {short}" if short else type(error).__name__

@@ -8,7 +8,7 @@ from inspect import Signature, signature, unwrap
 from typing import Any
 
 from llmc.compiler.graph import TensorType
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, in_a_line
 
 
 class Fault(LlmcError):
@@ -49,12 +49,12 @@ def _rule_fault(
     except TypeError:
         return LlmcError("wrong number of inputs", found=types)
     given = f"inputs {types or 'none'}; attributes {dict(attributes)}" if attributes else types
-    problem = f"the type rule of {name} fails: {type(error).__name__}: {error}"
+    problem = f"the type rule of {name} fails: {in_a_line(error)}"
     hint = "an attribute of the wrong kind, or a fault of the declaration" if attributes else None
     return Fault(problem, at=fault_place(rule, error), found=given, hint=hint)
 
 
-def fault_place(function: Callable[..., Any], error: Exception | None = None) -> str:
+def fault_place(function: Callable[..., Any], error: BaseException | None = None) -> str:
     """`file:line` of `function`, or of the last of its file's lines on the way to `error`."""
     code = getattr(unwrap(function), "__code__", None)
     if code is None:

@@ -36,7 +36,8 @@
  *   called meanwhile.
  * - llmc_close() and llmc_session_close() must come after the last run. A model that is closed before its sessions
  *   goes with the last of them; until then they work.
- * - After fork() the child must open its own model; using the parent's gives LLMC_ERROR_FORK. Closing it is fine.
+ * - After fork() the child must open its own model and threads; using the parent's gives LLMC_ERROR_FORK. Closing
+ *   them is fine.
  * - Memory for intermediate results grows to the largest sizes seen and is kept until llmc_close() or
  *   llmc_session_close(). That of states grows with them. A run allocates nothing else,
  *   but for a table where it has more sessions than any before.
@@ -76,7 +77,7 @@ typedef enum llmc_status {
     LLMC_ERROR_DTYPE,    /* a tensor's element type is not the one expected */
     LLMC_ERROR_SHAPE,    /* a tensor's rank or size does not fit, or a size is out of bounds */
     LLMC_ERROR_RANGE,    /* a value lies outside its range, such as a token id beyond the vocabulary */
-    LLMC_ERROR_FORK,     /* the model was opened by the parent process */
+    LLMC_ERROR_FORK,     /* the model, or the threads it was to share, were opened by the parent process */
     LLMC_ERROR_DEVICE,   /* there is no GPU or no driver for it, or it failed */
     LLMC_ERROR_STATE,    /* the call does not fit what its session holds, or there is no session to hold it */
     LLMC_ERROR_BUSY,     /* the session is in use by another thread */

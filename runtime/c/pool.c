@@ -19,9 +19,11 @@
 #define _GNU_SOURCE
 
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "chunks.h"
 #include "model.h"
@@ -39,6 +41,7 @@ typedef struct worker {
     struct llmc_pool *pool;
     pthread_t thread;
     int index;
+    cpu_set_t allowed, given; /* processors: by its system or user, and of these by us */
 } worker;
 
 typedef struct stretch {
@@ -64,9 +67,9 @@ struct llmc_pool {
     char gap3[24];
     int threads, started; /* with the caller; workers that run */
     int pin;
-    int left;                 /* the processor that is left to the caller; -1: none */
-    cpu_set_t allowed, given; /* processors for workers: by their system or user, and of these by us */
-    double spin;              /* seconds */
+    int left;    /* the processor that is left to the caller; -1: none */
+    pid_t owner; /* the process that has the workers */
+    double spin; /* seconds */
     size_t scratch_bytes;
     unsigned char *scratch;
     worker *workers; /* [0] is the caller and has no thread */
@@ -206,6 +209,28 @@ static void run_alone(llmc_pool *pool, llmc_task task, const void *arguments, in
         task(arguments, begin, items - begin < part ? items : begin + part, pool->scratch);
 }
 
+/* Whether a thread (0: this one) is to stay on just these processors. */
+static int stays_on(pid_t thread, const cpu_set_t *set) {
+    cpu_set_t own;
+    return sched_getaffinity(thread, sizeof own, &own) == 0 && CPU_EQUAL(&own, set);
+}
+
+/*
+ * Keep a worker off the processor `cpu`, where enough are left. Of what it may run on now it is looked whether somebody else has
+ * spoken since: also where that is what we have said last, if the caller and the main thread hear the same.
+ */
+static void keep_off(worker *w, int cpu) {
+    cpu_set_t now, others;
+    int told;
+    if (pthread_getaffinity_np(w->thread, sizeof now, &now) != 0) return;
+    told = !CPU_EQUAL(&now, &w->given) || (stays_on(0, &now) && stays_on(w->pool->owner, &now));
+    others = told ? now : w->allowed;
+    CPU_CLR((size_t)cpu, &others);
+    if (CPU_COUNT(&others) < w->pool->started || pthread_setaffinity_np(w->thread, sizeof others, &others) != 0) return;
+    if (told) w->allowed = now;
+    w->given = others;
+}
+
 /*
  * Let workers run anywhere but where the caller does. In a virtual machine Linux takes an idle processor for one that its
  * host has given away, and puts who is woken behind the caller, for as long as the caller's slice of time lasts:
@@ -213,16 +238,9 @@ static void run_alone(llmc_pool *pool, llmc_task task, const void *arguments, in
  */
 static void make_room(llmc_pool *pool) {
     int i, cpu = sched_getcpu();
-    cpu_set_t now, others;
-    if (cpu < 0 || cpu >= CPU_SETSIZE || cpu == pool->left || pool->pin || pool->started == 0) return;
+    if (cpu < 0 || cpu >= CPU_SETSIZE || cpu == pool->left || pool->pin) return;
     pool->left = cpu;
-    if (pthread_getaffinity_np(pool->workers[1].thread, sizeof now, &now) != 0) return;
-    if (!CPU_EQUAL(&now, &pool->given)) pool->allowed = now; /* somebody else has spoken since */
-    others = pool->allowed;
-    CPU_CLR((size_t)cpu, &others);
-    if (CPU_COUNT(&others) < pool->started) return;
-    pool->given = others;
-    for (i = 1; i <= pool->started; i++) pthread_setaffinity_np(pool->workers[i].thread, sizeof others, &others);
+    for (i = 1; i <= pool->started; i++) keep_off(&pool->workers[i], cpu);
 }
 
 /* Give the job to all threads. */
@@ -282,17 +300,30 @@ static void run(llmc_pool *pool, llmc_task task, const void *arguments, int64_t 
     worth_count(w, ended, ended - begun, ended - ready, mine, c.chunks);
 }
 
+/* Signals that are not a thread's own: those sent to the process are for the program's threads, whose masks say which. */
+static void others_signals(sigset_t *set) {
+    static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT, SIGPROF};
+    size_t i;
+    sigfillset(set);
+    for (i = 0; i < sizeof own / sizeof *own; i++) sigdelset(set, own[i]);
+}
+
 static llmc_status start_workers(llmc_pool *pool, llmc_error *error) {
-    int i;
-    for (i = 1; i < pool->threads; i++) {
+    sigset_t others, before;
+    int i, failed = 0;
+    others_signals(&others);
+    pthread_sigmask(SIG_BLOCK, &others, &before); /* threads begin with the mask of who starts them */
+    for (i = 1; i < pool->threads && !failed; i++) {
         worker *w = &pool->workers[i];
         w->pool = pool;
         w->index = i;
-        if (pthread_create(&w->thread, NULL, work, w) != 0)
-            return llmc_fail(error, LLMC_ERROR_MEMORY, "ask for fewer threads", "cannot start thread %d of %d", i + 1,
-                             pool->threads);
-        pool->started++;
+        failed = pthread_create(&w->thread, NULL, work, w) != 0;
+        pool->started += !failed;
     }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed)
+        return llmc_fail(error, LLMC_ERROR_MEMORY, "ask for fewer threads", "cannot start thread %d of %d",
+                         pool->started + 2, pool->threads);
     make_room(pool);
     return LLMC_OK;
 }
@@ -301,10 +332,18 @@ static int threads(const llmc_pool *pool) {
     return pool->threads;
 }
 
+/* Whether this is a child of the process that has the workers, and so has none. */
+static int forked(const llmc_pool *pool) {
+    return pool->owner != getpid();
+}
+
 /* The workers are idle, or about to be: they read `scratch` only when they have taken a chunk. */
 static llmc_status reserve(llmc_pool *pool, size_t scratch_bytes, llmc_error *error) {
     size_t bytes = (scratch_bytes / 64 + 1) * 64; /* one line more, so that no two threads share one */
     void *scratch = NULL;
+    if (forked(pool))
+        return llmc_fail(error, LLMC_ERROR_FORK, "open others after fork()",
+                         "the threads were opened by the parent process and are not in this one");
     if (pool->scratch && bytes <= pool->scratch_bytes) return LLMC_OK;
     if (bytes > SIZE_MAX / (size_t)pool->threads || posix_memalign(&scratch, 64, bytes * (size_t)pool->threads) != 0)
         return llmc_fail_memory(error, bytes);
@@ -316,7 +355,7 @@ static llmc_status reserve(llmc_pool *pool, size_t scratch_bytes, llmc_error *er
 
 static int take_turn(llmc_pool *pool) {
     struct timespec until;
-    if (pthread_mutex_trylock(&pool->turn) == 0) return 1;
+    if (forked(pool) || pthread_mutex_trylock(&pool->turn) == 0) return 1; /* who had the turn at fork() never ends it here */
     clock_gettime(CLOCK_REALTIME, &until); /* the clock that the wait goes by */
     until.tv_nsec += PATIENCE_NS;
     until.tv_sec += until.tv_nsec / 1000000000;
@@ -325,7 +364,7 @@ static int take_turn(llmc_pool *pool) {
 }
 
 static void end_turn(llmc_pool *pool) {
-    pthread_mutex_unlock(&pool->turn);
+    if (!forked(pool)) pthread_mutex_unlock(&pool->turn);
 }
 
 const llmc_pool_functions llmc_pool_can = {LLMC_VERSION, run, threads, reserve, take_turn, end_turn};
@@ -341,6 +380,7 @@ llmc_status llmc_pool_open(llmc_pool **out, int threads, int spin_us, int pin, s
     pool->threads = threads;
     pool->pin = pin;
     pool->left = -1;
+    pool->owner = getpid();
     pool->spin = spin_us < 0 ? 0 : 1e-6 * spin_us;
     pool->workers = (worker *)calloc((size_t)threads, sizeof *pool->workers);
     status = pool->workers ? reserve(pool, scratch_bytes, error) : llmc_fail_memory(error, sizeof *pool->workers);
@@ -367,6 +407,10 @@ void llmc_pool_abandon(llmc_pool *pool) {
 
 void llmc_pool_close(llmc_pool *pool) {
     int i;
+    if (forked(pool)) { /* where they wait is not to be destroyed either: that would wait for them */
+        llmc_pool_abandon(pool);
+        return;
+    }
     pthread_mutex_lock(&pool->lock);
     STORE(pool->end, 1);
     pthread_cond_broadcast(&pool->wake);

@@ -116,8 +116,8 @@ from llmc import Extension
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.ops.declare import define
 OP = define("mine", lambda x: x, traits={"elementwise": True})(lambda x: x)
-def call(node, emit):
-    return Call(Kernel("mine", 0, ("f32", "f32"), 0, emit), (*node.inputs, node), (), 1, 1, 1, 8, node.source)
+def call(node, emit, moved=8):
+    return Call(Kernel("mine", 0, ("f32", "f32"), 0, emit), (*node.inputs, node), (), 1, 1, 1, moved, node.source)
 """
 FAULTS: list[tuple[str, str]] = [
     (
@@ -135,6 +135,10 @@ FAULTS: list[tuple[str, str]] = [
     (
         'kernels={"cpu": {"mine": lambda node: call(node, lambda s, c: 1 / 0)}}',
         "the cpu kernel of mine fails",
+    ),
+    (  # it was called a bug in llmc
+        'kernels={"cpu": {"mine": lambda node: call(node, None, float("nan"))}}',
+        "the cpu kernel of mine fails: ValueError: cannot convert float NaN to integer",
     ),
 ]
 

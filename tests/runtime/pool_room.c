@@ -31,7 +31,11 @@ static void may_run_on(const cpu_set_t *set, int cpu) {
     if (sched_setaffinity(0, sizeof one, &one) != 0) exit(3);
 }
 
-int main(int argc, char **argv) {
+static int argc;
+static char **argv;
+
+/* Not the main thread: where that one is moved with the caller, the workers are not to leave where all are. */
+static void *call(void *unused) {
     llmc_stop never = {LLMC_OK, 0};
     const struct timespec nap = {0, 20000000};
     llmc_pool *pool = NULL;
@@ -39,8 +43,9 @@ int main(int argc, char **argv) {
     cpu_set_t all, worker;
     int threads = argc > 1 ? atoi(argv[1]) : 2, cpu, last = 0, i;
     const char *how = argc > 2 ? argv[2] : "";
-    if (sched_getaffinity(0, sizeof all, &all) != 0) return 3;
-    if (llmc_pool_open(&pool, threads, -1, !strcmp(how, "pin"), 64, &error) != LLMC_OK) return 2;
+    (void)unused;
+    if (sched_getaffinity(0, sizeof all, &all) != 0) exit(3);
+    if (llmc_pool_open(&pool, threads, -1, !strcmp(how, "pin"), 64, &error) != LLMC_OK) exit(2);
     for (i = 1; i < threads; i++) pool->scratch[(size_t)i * pool->scratch_bytes] = 1; /* tells who is a worker */
     for (cpu = 0; cpu < CPU_SETSIZE; cpu++)
         if (CPU_ISSET((size_t)cpu, &all)) last = cpu;
@@ -65,5 +70,12 @@ int main(int argc, char **argv) {
     }
     may_run_on(&all, -1);
     llmc_pool_close(pool);
-    return 0;
+    return NULL;
+}
+
+int main(int count, char **words) {
+    pthread_t caller;
+    argc = count;
+    argv = words;
+    return pthread_create(&caller, NULL, call, NULL) || pthread_join(caller, NULL);
 }

@@ -285,6 +285,27 @@ static void check_fork(llmc_model *model, llmc_session *session) {
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+/* Threads of its parent are not in a child: it is told, and closing them does not wait for them. */
+static void check_forked_threads(const char *folder, llmc_threads *threads) {
+    const struct timespec nap = {0, 20000000};
+    int status;
+    pid_t child;
+    nanosleep(&nap, NULL); /* they fall asleep */
+    child = fork();
+    if (child == 0) {
+        llmc_options options;
+        llmc_model *model;
+        int good;
+        memset(&options, 0, sizeof options);
+        options.shared = threads;
+        alarm(60); /* where it waits */
+        good = llmc_open(folder, &options, &model, &error) == LLMC_ERROR_FORK;
+        llmc_threads_close(threads);
+        _exit(good ? 0 : 1);
+    }
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 static void use(const char *folder, const llmc_session_options *options) {
     llmc_options model_options;
     llmc_model *model;
@@ -355,6 +376,7 @@ int main(int argc, char **argv) {
     options.threads = 0;
     CHECK(llmc_threads_open(NULL, &options.shared, &error) == LLMC_OK);
     use(argv[1], &options);
+    check_forked_threads(argv[1], options.shared);
     llmc_threads_close(options.shared);
     puts("done");
     return 0;

@@ -29,6 +29,12 @@ def test_every_item_of_every_job_is_done_once(tmp_path):
         assert (done.returncode, done.stdout) == (0, "every item was done once\n")
 
 
+def test_signals_are_for_the_program_s_threads(tmp_path):
+    """One that the program had blocked, to wait for it, was given to a worker, and ended the process."""
+    done = subprocess.run([built("pool_signals", tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "it waits for the program; masks are as they were\n")
+
+
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -52,6 +58,43 @@ def test_workers_stay_where_somebody_told_them_to(tmp_path):
         [built("pool_room", tmp_path), "2", "narrow"], capture_output=True, text=True, check=True
     )
     assert [line.split(",")[0] for line in done.stdout.splitlines()] == [f"1 of {CORES}"] * CORES
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """Where two workers may run whenever the caller has run a job, on a made machine of 8 processors."""
+    program = built("pool_told", tmp_path_factory.mktemp("told"))
+
+    def play(words: str) -> list[str]:
+        done = subprocess.run([program, *words.split()], capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    return play
+
+
+def test_workers_follow_a_caller_that_moves(told):
+    assert told("at 0 at 1 at 7") == ["fe fe", "fd fd", "7f 7f"]
+
+
+def test_workers_stay_where_the_process_is_told_to(told):
+    """`taskset -ap` with what a worker was given already was taken for our own word: it left for processor 0 again."""
+    assert told("at 0 all 0xfe at 3 at 5") == ["fe fe", "f6 f6", "de de"]
+    assert told("at 0 all 0xfe at 3 all 0xff at 5") == ["fe fe", "f6 f6", "df df"]
+
+
+def test_where_too_few_processors_are_left_nothing_is_said(told):
+    assert told("all 0x3 at 0 at 1") == ["03 03", "03 03"]
+    assert told("all 0x7 at 0 all 0x6 at 1 at 2") == ["06 06", "06 06", "06 06"]
+
+
+def test_a_caller_that_moves_itself_is_made_room_for(told):
+    assert told("at 0 caller 0x2 at 1 caller 0x4 at 2") == ["fe fe", "fd fd", "fb fb"]
+
+
+def test_a_worker_that_is_told_by_itself_stays(told):
+    """Only the first worker was asked."""
+    assert told("at 0 worker2 0x70 at 1 at 5") == ["fe fe", "fd 70", "df 50"]
+    assert told("at 0 worker1 0x8 at 1 at 3") == ["fe fe", "08 fd", "08 f7"]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from kernel_lab import Lab, check, run_all, same_bits
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS, constant, input_, make
+from llmc.errors import LlmcError
 
 B, H, W = symbol("batch"), symbol("height"), symbol("width")
 RNG = np.random.default_rng(0)
@@ -96,6 +97,13 @@ def test_pixels_rounded_as_they_are_made(kernels: Lab, case: Any, size: Any) -> 
     given["x"][0, -1, :2, 0] = np.inf, np.nan
     results = run_all(kernels, graph, given)
     assert same_bits(results["together"], results["apart"])
+
+
+def test_a_weight_that_is_no_constant_is_refused(kernels: Lab) -> None:
+    """Of graphs that are written by hand: a KeyError before."""
+    nodes = (input_("x", "f32", (B, *SIZE, 20)), input_("w", "f32", (20, 1, 3, 3)))
+    with pytest.raises(LlmcError, match="channel_rows: the weight is computed at run time"):
+        kernels.call_of(make("channel_rows", nodes))
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)

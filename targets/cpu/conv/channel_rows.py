@@ -15,6 +15,7 @@ from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
 from llmc.compiler.ops.rows import ZERO, line_stride
+from llmc.errors import LlmcError
 from llmc.targets.cpu.conv.by_channel import SIZES, Channelwise, Row, channel_operands
 from llmc.targets.cpu.rows.quantised import magnitude, scale_of, store_scale
 from llmc.targets.target import Cpu
@@ -28,6 +29,8 @@ _QUANTISE = 3  # what rounding 16 values costs, in taps
 def lower_channel_rows(node: Node) -> Call:
     """Items are rows of the output."""
     a, x, w = node.attributes, node.inputs[0], node.inputs[1]
+    if w.op != "constant":
+        raise LlmcError("channel_rows: the weight is computed at run time")
     channels, kernel = int(w.shape[0]), (int(w.shape[2]), int(w.shape[3]))
     key = Channelwise("conv", kernel, a["stride"], a["dilation"], a["epilogue"])
     operands = channel_operands(node)
