@@ -154,6 +154,12 @@ PRODUCTS: list[Case] = [
     ("int16_rows", (floats(2, 3, 40),), {"block": 16}, in_blocks),
     ("int16_linear", (INT16_ROWS, W8, WS), {}, int16_linear),
     (
+        "int16_linear",
+        (INT16_ROWS, W8.view(np.uint8) ^ 128, WS),
+        {},
+        lambda rows, w, ws: int16_linear(rows, w.double() - 128, ws),
+    ),
+    (
         "int16_blockwise",
         (BLOCK_ROWS, BLOCK_LEVELS, BLOCK_SCALES, floats(2, 3, 6)),
         {"columns": 40, "bits": 4, "block": 16, "epilogue": ("residual",)},

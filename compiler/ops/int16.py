@@ -91,7 +91,12 @@ def _int16_linear_reference(
     rows: Array, w: Array, w_scale: Array, *extras: Array, epilogue: tuple[str, ...]
 ) -> Array:
     level, x_scale = levels_of(rows, w.shape[1])
-    return scaled(_total32(level, w), x_scale * w_scale, extras, epilogue)
+    return scaled(_total32(level, signed_levels(w)), x_scale * w_scale, extras, epilogue)
+
+
+def signed_levels(w: Array) -> Array:
+    """Levels of weights as i8; u8 are around 128, as `blockwise` has them."""
+    return w if w.dtype == np.int8 else (w ^ np.uint8(ZERO)).view(np.int8)
 
 
 def levels_of(rows: Array, k: int, signed: bool = False) -> tuple[Array, Array]:
@@ -118,7 +123,7 @@ def _int16_linear(
     rows: TensorType, w: TensorType, w_scale: TensorType, *extras: TensorType, epilogue: Any
 ) -> TensorType:
     """Bit for bit as the kernels but for activations."""
-    want_dtype(w, {"i8"}, "the weight")
+    want_dtype(w, {"i8", "u8"}, "the weight")
     want_rank(w, 2, what="the weight")
     n, k = w.shape
     if not isinstance(k, int) or not 0 < k < LONGEST:

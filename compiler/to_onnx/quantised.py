@@ -14,6 +14,7 @@ import numpy as np
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant, make
+from llmc.compiler.ops.int16 import signed_levels
 from llmc.compiler.ops.linear import EXTRAS
 from llmc.compiler.ops.quantise import LEVELS, TINY
 from llmc.compiler.ops.rows import ZERO
@@ -183,7 +184,10 @@ def _column(scale: Node) -> Node:
 def _int16_linear(e: Emitter, node: Node) -> Node:
     """linear(x, dequantize(w)), by the floats that the levels of 16 bits are of."""
     rows, w, w_scale, *extras = node.inputs
-    weight = make("dequantize", (w, _column(w_scale)), node.source)
+    if w.op != "constant":
+        raise UnsupportedError("a weight that is computed")
+    levels_ = constant(signed_levels(w.attributes["value"].array), w.attributes["value"].name)
+    weight = make("dequantize", (levels_, _column(w_scale)), node.source)
     return make("linear", (split_values(rows), weight, *extras), node.source, **node.attributes)
 
 

@@ -24,16 +24,14 @@ def product_by_row(node: Node) -> Node | Decline | None:
             return None
     if b["block"] < b["columns"]:
         return None
-    q, s = weight(levels), weight(scales)
-    if q is None or s is None:
+    s = weight(scales)
+    if levels.op != "constant" or s is None:
         return Decline("the weight is computed")
     if not b["columns"] < LONGEST:
         return Decline(f"sums of {b['columns']} products may not fit 32 bits")
-    signed = Weight(np.bitwise_xor(q.array, 128).view(np.int8), q.name)
-    scale = Weight(s.array.reshape(-1).astype(np.float32), s.name)
-    operands = (constant(signed, source=levels.source), constant(scale, source=scales.source))
+    scale = constant(Weight(s.array.reshape(-1).astype(np.float32), s.name), source=scales.source)
     rows = make("int16_rows", (x,), x.source)
-    return make("int16_linear", (rows, *operands, *extras), node.source, **node.attributes)
+    return make("int16_linear", (rows, levels, scale, *extras), node.source, **node.attributes)
 
 
 def product_by_block(node: Node) -> Node | Decline | None:

@@ -38,7 +38,7 @@ def pack_dots(array: Array, width: int, k: int = 0) -> Array:
     Args:
         k: more columns than there are, if it is given.
     """
-    n, columns = array.shape
+    array, (n, columns) = int16.signed_levels(array), array.shape
     padded = np.zeros((-(-n // width) * width, -(-max(k, columns) // 4) * 4), np.int8)
     padded[:n, :columns] = array
     strips = padded.reshape(-1, strip_of(width), padded.shape[1] // 4, 4)
@@ -47,7 +47,7 @@ def pack_dots(array: Array, width: int, k: int = 0) -> Array:
 
 def pack_starts(array: Array, width: int, parts: int = 1) -> Array:
     """What each column's sums start from, i32: -128 times the weights of each bracket, padded with zeros."""
-    part = array.shape[1] // parts
+    array, part = int16.signed_levels(array), array.shape[1] // parts
     sums = (array[:, (parts - 1 - i) * part :].sum(1, np.int64) for i in range(parts))
     return np.concatenate([pad_columns((-ZERO * total).astype(np.int32), width) for total in sums])
 
