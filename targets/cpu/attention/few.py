@@ -129,7 +129,8 @@ class FewSteps:
         e, k, q = self.work.e, item.k, item.q
         last = e.let(within[1] - 1)
         at = [e.let(k.row(start + tirx.min(first + i, last))) for i in range(LANES)]
-        self._fetch(k, e.let(start + first + AHEAD), LANES)
+        steps = k.size // LANES
+        coming, some = e.let(start + first + AHEAD), -(-LANES // max(1, steps))  # asked for at each step
         totals = e.registers(len(ones))
         for i in range(len(ones)):
             e.set(totals, i, splat(f32(0.0)))
@@ -142,7 +143,8 @@ class FewSteps:
                     query = splat(e.load(q.buffer, one.row + feature + column))
                     e.set(totals, i, fma(keys, query, e.get(totals, i)))
 
-        with e.loop(0, k.size // LANES, "d") as d:
+        with e.loop(0, steps, "d") as d:
+            self._fetch(k, e.let(coming + d * some), some)
             add(e.let(d * LANES), LANES)
         if k.size % LANES:
             add(i64(k.size // LANES * LANES), k.size % LANES)
