@@ -167,12 +167,12 @@ class _Blocks(Product):
         at = row * (self.stride // 4) + (number + sums_offset(self.columns_of_row) // 4)
         return self.e.let(self.e.load(self.row_words, at) * tirx.const(self.zero_level, "int32"))
 
-    def scale_of_block(self, column: Expr, number: Expr) -> Expr:
+    def scale_of_block(self, column: Expr, number: Expr, locality: int) -> Expr:
         """The scales of `lanes` columns in a block; those of the next panel come nearer."""
         first = self.e.let(div(column, self.width) * self.width)
         at = self.e.let(first * self.blocks_of_row + number * self.width + (column - first))
         scale = self.e.load(self.scales, at, self.lanes)
-        self.e.prefetch(self.scales, at + self.width * self.blocks_of_row, locality=2)
+        self.e.prefetch(self.scales, at + self.width * self.blocks_of_row, locality)
         if dtype_of(scale).startswith("float32"):
             return scale
         return self.e.let(tirx.Cast(vector("float32", self.lanes), scale))
@@ -200,7 +200,7 @@ class _Tile:
             soon = e.let(ahead + (part // columns) * (step * p.groups))
             column = e.let(item.panel * p.width + part)
             self.coming = Coming(p, self.row, column, self.height, columns)
-            self.columns(column, Ahead(p, soon, step))
+            self.columns(column, Ahead(p, soon, step, near=self.height == 1))
 
     def prepare(self) -> None:
         """What is done with the rows once."""
@@ -235,7 +235,7 @@ class _Tile:
             ahead.ask(self.vectors * p.lanes)
             self.coming.ask(word)
             self.multiply(sums, [e.load(p.w_words, here + at, p.lanes) for at in self.offsets], word)
-        scales = [p.scale_of_block(column + j * p.lanes, number) for j in range(self.vectors)]
+        scales = [p.scale_of_block(column + j * p.lanes, number, ahead.locality) for j in range(self.vectors)]
         for i in range(self.height):
             zero = p.block_sum(self.row + i, number) if p.zero_level else None
             for j, scale in enumerate(scales):

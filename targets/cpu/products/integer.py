@@ -335,10 +335,13 @@ class Ahead:
     """What is asked for of `w` step by step: from byte `first` on, `step` bytes further each time.
 
     The place is counted up: as a multiple of the step's number it was multiplied out at each step.
+
+    Args:
+        near: into L1, else into L2.
     """
 
-    def __init__(self, p: Product, first: Expr, step: Expr) -> None:
-        self.p, self.step = p, step
+    def __init__(self, p: Product, first: Expr, step: Expr, near: bool = False) -> None:
+        self.p, self.step, self.locality = p, step, 3 if near else 2
         self.place = p.e.registers(1, "int64")
         p.e.set(self.place, 0, first)
 
@@ -347,7 +350,7 @@ class Ahead:
         e = self.p.e
         first = e.let(e.get(self.place))
         for column in range(0, columns, LANES):
-            e.prefetch(self.p.w, first + 4 * column, locality=2)
+            e.prefetch(self.p.w, first + 4 * column, self.locality)
         e.set(self.place, 0, first + self.step)
 
 
