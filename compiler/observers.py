@@ -1,4 +1,4 @@
-"""What is printed and written while a pipeline runs: for --print-after, LLMC_DEBUG, LLMC_DUMP."""
+"""For --print-after, LLMC_DEBUG, LLMC_DUMP."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def want_passes(names: Collection[str], pipeline: Pipeline) -> None:
     """Check the names that --print-after may have.
 
     Raises:
-        LlmcError: no pass of the pipeline has that name.
+        LlmcError: none is so called.
     """
     known = {step.label for step in pipeline.steps} | {"all"}
     for name in names:

@@ -1,4 +1,4 @@
-"""An artifact's files and this machine beside its manifest."""
+"""An artifact's files and machine by its manifest."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """ONNX's element types, and the dtypes of the IR that hold their values.
 
-Floats of any width are computed as f32: half checkpoints gain, doubles are constants that exporters left. Integers
-that no kernel has are held in the next wider one; what is computed with them is wrapped to their own bits again.
+Floats of any width are computed as f32. Integers that no kernel has are held in the next wider one, and wrapped to
+their own bits again.
 """
 
 from __future__ import annotations

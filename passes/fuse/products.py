@@ -1,4 +1,4 @@
-"""Fusion into `linear`: weights of products, and what follows one."""
+"""Fusion into `linear`, of what follows it."""
 
 from __future__ import annotations
 
