@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from llmc.compiler.graph import Node, Weight
+from llmc.compiler.effects import Verdict, tell
+from llmc.compiler.graph import Graph, Node, Weight
 from llmc.compiler.ops import constant, make
 from llmc.compiler.ops.int16 import LONGEST, fits, longest_block
 from llmc.compiler.pipeline import LOSSY, Keeps
@@ -62,3 +63,15 @@ class Int16(RewritePass):
     name = "int16"
     keeps: ClassVar[Keeps] = LOSSY
     rules = (product_by_row, product_by_block)
+
+    def run(self, graph: Graph) -> Graph:
+        """Apply the rules, and tell of every product with such weights."""
+        products = [n for n in graph.nodes if n.op == "linear" and n.inputs[1].op == "blockwise"]
+        tell("products with stored weights", (Verdict(n, 1, _left(n)) for n in products))
+        return super().run(graph)
+
+
+def _left(node: Node) -> str:
+    """Why a product keeps float activations; empty if it does not."""
+    found = (rule(node) for rule in Int16.rules)
+    return next((made.reason for made in found if isinstance(made, Decline)), "")
