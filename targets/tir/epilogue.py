@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, fma, i64
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, mod
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import ACTIVATIONS, SHORT
 
@@ -37,6 +37,32 @@ def unpadded(e: Emitter, n: int, width: int, column: Expr, lanes: int = LANES) -
         return None
     left = i64(n) - column
     return e.first(left if -n % width < lanes else e.let(tirx.max(left, i64(0))), lanes)
+
+
+class Coming:
+    """A line of the residual of a tile is asked for at each step of its sums: its rows lie apart, unforeseen.
+
+    Args:
+        residual: None if there is none.
+        first: place of the tile's first element.
+        length: from a row to the next.
+        rows, columns: of the tile.
+    """
+
+    def __init__(
+        self, e: Emitter, residual: Buffer | None, first: Expr, length: Expr | int, rows: int, columns: int
+    ) -> None:
+        self.e, self.residual, self.length = e, residual, length
+        self.rows, self.lines = rows, max(1, columns // LANES)
+        self.first = first if residual is None else e.let(first)
+
+    def ask(self, step: Expr) -> None:
+        """That of a step."""
+        if self.residual is None:
+            return
+        at = self.e.let(div(step, self.rows))
+        further = (step - at * self.rows) * self.length + mod(at, self.lines) * LANES
+        self.e.prefetch(self.residual, self.first + further)
 
 
 class Part(NamedTuple):

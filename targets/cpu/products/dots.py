@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llmc.errors import LlmcError
 from llmc.targets.cpu.products import neon
-from llmc.targets.cpu.products.integer import Ahead, Coming, Item, Product, accumulators
+from llmc.targets.cpu.products.integer import Ahead, Item, Product, accumulators
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import (
     LANES,
@@ -26,6 +26,7 @@ from llmc.targets.tir.emit import (
     splat,
     vector,
 )
+from llmc.targets.tir.epilogue import Coming
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles
 
@@ -83,7 +84,7 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int) -> None:
     offsets = [p.offset(part + j * tile.lanes) - p.offset(part) for j in range(tile.vectors)]
     ahead, share = item.part(e, row, count)
     step = e.let(div(share, -(-p.part // 4) * p.before(p.parts)))
-    coming = Coming(p, row, column, count, tile.vectors * tile.lanes)
+    coming = p.coming(row, column, count, tile.vectors * tile.lanes)
 
     def add(acc: Buffer, skipped: Expr, groups: Expr, soon: Expr) -> None:
         here = e.let(panel + skipped * p.strip)

@@ -28,12 +28,11 @@ from llmc.targets.cpu.products.blocking import panel_width
 from llmc.targets.cpu.products.dots import vnni
 from llmc.targets.cpu.products.integer import (
     Ahead,
-    Coming,
     Item,
     Product,
-    accumulators,
     row_blocks,
     rows_of_block,
+    zero_sums,
 )
 from llmc.targets.cpu.products.linear import extra_operands
 from llmc.targets.cpu.products.qlinear import pack_dots
@@ -100,7 +99,7 @@ def emit_blocks(symbol: str, cpu: Cpu, *, shape: tuple[Any, ...]) -> Any:
     with p.items() as item:
 
         def rows(row: Expr, height: int) -> None:
-            of = _Words if p.words else _Neon if cpu.machine == "aarch64" else _Bytes
+            of = _Words if p.words else _Neon if cpu.machine == "aarch64" else _Tile
             of(p, height, row, scratch).panel(item)
 
         tiles(e, item.first, item.count, p.tile_rows, rows)
@@ -199,7 +198,7 @@ class _Tile:
             self.offsets = [p.offset(part + j * p.lanes) - p.offset(part) for j in range(self.vectors)]
             soon = e.let(ahead + (part // columns) * (step * p.groups))
             column = e.let(item.panel * p.width + part)
-            self.coming = Coming(p, self.row, column, self.height, columns)
+            self.coming = p.coming(self.row, column, self.height, columns)
             self.columns(column, Ahead(p, soon, step, near=self.height == 1))
 
     def prepare(self) -> None:
@@ -226,9 +225,7 @@ class _Tile:
         self, totals: Buffer, column: Expr, weights: Expr, number: Expr, words: int, count: int, ahead: Ahead
     ) -> None:
         e, p = self.e, self.p
-        sums = accumulators(e, self.height * self.pieces * self.vectors, p.lanes)
-        for i in range(self.height * self.pieces * self.vectors):
-            e.set(sums, i, splat(tirx.const(0, "int32"), p.lanes))
+        sums = zero_sums(e, self.height * self.pieces * self.vectors, p.lanes)
         with e.loop(0, count, "k") as at:
             word = e.let(number * words + at)
             here = e.let(weights + word * p.strip)
@@ -274,7 +271,17 @@ class _Tile:
 
     def multiply(self, sums: Buffer, words: list[Expr], word: Expr) -> None:
         """sums += the levels of 4 bytes of each column times those of the rows, the `word`th of a row."""
-        raise NotImplementedError
+        e, p = self.e, self.p
+        for step, levels in enumerate(self.groups(words)):
+            for i, base in enumerate(self.bases):
+                row = e.let(splat(e.load(p.row_words, base + (word * p.step + step)), p.lanes))
+                for j, level in enumerate(levels):
+                    at = i * self.vectors + j
+                    e.set(sums, at, self.dot(e.get(sums, at), level, row))
+
+    def dot(self, total: Expr, level: Expr, row: Expr) -> Expr:
+        """Each lane plus its 4 products of an unsigned level and a signed byte of the row."""
+        return vnni(self.e, self.p.lanes, [row])(level, [total])[0]
 
     def _and_shifted(self, words: list[Expr], bits: int, mask: int) -> list[Expr]:
         """Of each lane what stands `bits` further up, masked."""
@@ -288,21 +295,6 @@ class _Tile:
         if self.p.bits == 8:
             return [words]
         return [self._and_shifted(words, bits, 0x0F0F0F0F) for bits in (0, 4)]
-
-
-class _Bytes(_Tile):
-    """Each lane: 4 products of an unsigned level and a signed byte of the row."""
-
-    def multiply(self, sums: Buffer, words: list[Expr], word: Expr) -> None:
-        e, p = self.e, self.p
-        for step, levels in enumerate(self.groups(words)):
-            for i, base in enumerate(self.bases):
-                row = e.let(splat(e.load(p.row_words, base + (word * p.step + step)), p.lanes))
-                dots = vnni(e, p.lanes, [row])
-                for j, level in enumerate(levels):
-                    at = i * self.vectors + j
-                    (total,) = dots(level, [e.get(sums, at)])
-                    e.set(sums, at, total)
 
 
 class _Words(_Tile):
@@ -339,14 +331,8 @@ class _Neon(_Tile):
         top = splat(tirx.const(_TOP, "int32"), self.p.lanes)
         return [[self.e.let(tirx.bitwise_xor(w, top)) for w in words]]
 
-    def multiply(self, sums: Buffer, words: list[Expr], word: Expr) -> None:
-        e, p = self.e, self.p
-        for step, levels in enumerate(self.groups(words)):
-            for i, base in enumerate(self.bases):
-                row = e.let(splat(e.load(p.row_words, base + (word * p.step + step)), p.lanes))
-                for j, level in enumerate(levels):
-                    at = i * self.vectors + j
-                    e.set(sums, at, neon.dot(e, p.cpu, e.get(sums, at), level, row))
+    def dot(self, total: Expr, level: Expr, row: Expr) -> Expr:
+        return neon.dot(self.e, self.p.cpu, total, level, row)
 
 
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {"int16_blockwise": lower_int16_blockwise}

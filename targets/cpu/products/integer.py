@@ -36,11 +36,10 @@ from llmc.targets.tir.emit import (
     fma,
     i64,
     lanes_of,
-    mod,
     splat,
     vector,
 )
-from llmc.targets.tir.epilogue import scaled, unpadded
+from llmc.targets.tir.epilogue import Coming, scaled, unpadded
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import ACTIVATIONS, SHORT
 
@@ -248,6 +247,11 @@ class Product:
         first, second = (e.let(tirx.Cast(vector("float32", lanes), part)) for part in both)
         return e.let(fma(first, splat(f32(256.0), lanes), second))
 
+    def coming(self, row: Expr, column: Expr, rows: int, columns: int) -> Coming:
+        """The residual of a tile."""
+        length = self.place(i64(1), i64(0)) - self.place(i64(0), i64(0))
+        return Coming(self.e, self.residual, self.place(row, column), length, rows, columns)
+
     @property
     def residual(self) -> Buffer | None:
         """What the epilogue adds to each element, if it does."""
@@ -310,27 +314,6 @@ class Product:
         return [base, *(self.e.let(base + piece * self.k // 4) for piece in range(1, self.pieces))]
 
 
-class Coming:
-    """A line of a tile's residual is asked for at each step of k: its rows lie apart, so the hardware foresees none.
-
-    Args:
-        rows, columns: of the tile, from `row` and `column` on.
-    """
-
-    def __init__(self, p: Product, row: Expr, column: Expr, rows: int, columns: int) -> None:
-        self.p, self.rows, self.lines = p, rows, max(1, columns // LANES)
-        self.first = p.e.let(p.place(row, column)) if p.residual is not None else None
-        self.length = p.place(i64(1), i64(0)) - p.place(i64(0), i64(0))
-
-    def ask(self, step: Expr) -> None:
-        """That of a step."""
-        if self.p.residual is None or self.first is None:
-            return
-        at = self.p.e.let(div(step, self.rows))
-        further = (step - at * self.rows) * self.length + mod(at, self.lines) * LANES
-        self.p.e.prefetch(self.p.residual, self.first + further)
-
-
 class Ahead:
     """What is asked for of `w` step by step: from byte `first` on, `step` bytes further each time.
 
@@ -352,6 +335,14 @@ class Ahead:
         for column in range(0, columns, LANES):
             e.prefetch(self.p.w, first + 4 * column, self.locality)
         e.set(self.place, 0, first + self.step)
+
+
+def zero_sums(e: Emitter, count: int, lanes: int) -> Buffer:
+    """`accumulators` of nothing yet."""
+    acc = accumulators(e, count, lanes)
+    for i in range(count):
+        e.set(acc, i, splat(tirx.const(0, "int32"), lanes))
+    return acc
 
 
 def accumulators(e: Emitter, count: int, lanes: int) -> Buffer:

@@ -28,7 +28,7 @@ from llmc.targets.cpu.storage.packing import pack_panels, pad_columns
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, fma, i64, mod, splat
-from llmc.targets.tir.epilogue import finish
+from llmc.targets.tir.epilogue import Coming, finish
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles, zeros
 
@@ -139,8 +139,8 @@ def emit_linear(
     group = cut.group
     store = partial(finish, e, n=n, width=width, epilogue=epilogue, extras=extras, out=out)
     residual = [extra for step, extra in zip(_read(epilogue), extras, strict=True) if step == "residual"]
-    added = (residual[0], n) if residual else None
-    body = Panel(e, cpu, x, w, cut, schedule, sums, store, added)
+    added = residual[0] if residual else None
+    body = Panel(e, cpu, x, w, cut, schedule, sums, store, (added, n))
     blocks = e.let(div(m + (each - 1), each))
     with e.loop(e.begin, e.end, "item") as item:
         number = e.let(div(item, panels * group))
@@ -176,7 +176,7 @@ class Panel:
         schedule: Schedule,
         sums: Buffer | None,
         finish: Callable[..., None],
-        residual: tuple[Buffer, int] | None = None,
+        residual: tuple[Buffer | None, int] = (None, 0),
     ) -> None:
         self.e, self.cpu, self.x, self.w, self.cut, self.finish = e, cpu, x, w, cut, finish
         self.height, self.vectors = tile_shape(cpu, cut.width, schedule.height)
@@ -257,12 +257,13 @@ class Panel:
         turn = i64(offset // LANES) if few else mod(div(row - first, rows), cut.width // LANES)
         following = e.let(here + cut.depth * cut.width + turn * (cut.depth * LANES))
 
-        coming = self._coming(row, e.let(column + offset), rows, vectors)
+        residual, length = self.residual
+        coming = Coming(e, residual, row * length + (column + offset), length, rows, vectors * LANES)
 
         def ahead(at: Expr, u: int) -> None:
             if few or offset == 0:
                 e.prefetch(self.w, following + (at + u) * LANES, 2)
-            coming(e.let(at + u))
+            coming.ask(e.let(at + u))
 
         steps = e.let(div(tirx.min(i64(cut.depth), cut.k - k), cut.unroll))
         x, w = e.let(row * cut.k + k), e.let(here + offset)
@@ -274,19 +275,6 @@ class Panel:
                     e.store(self.sums, at, e.get(acc, i * vectors + j))
         with e.when(block >= cut.blocks - 1):
             self.finish(acc, row, e.let(column + offset), rows, vectors)
-
-    def _coming(self, row: Expr, column: Expr, rows: int, vectors: int) -> Callable[[Expr], None]:
-        """step of k -> ask for a line of the residual that is added to a tile: its rows lie apart, unforeseen."""
-        if self.residual is None:
-            return lambda step: None
-        e, (buffer, length) = self.e, self.residual
-        first = e.let(row * length + column)
-
-        def ask(step: Expr) -> None:
-            at = e.let(div(step, rows))
-            e.prefetch(buffer, first + ((step - at * rows) * length + mod(at, vectors) * LANES))
-
-        return ask
 
     def _resume(self, acc: Buffer, block: Expr, wait: Expr, rows: int, vectors: int) -> None:
         """The sums of the blocks before this one."""

@@ -13,7 +13,7 @@ products, then they are taken up by two sums: of what stands above the last 8 bi
 from __future__ import annotations
 
 from llmc.targets.cpu.products.dots import Tile, finish, store
-from llmc.targets.cpu.products.integer import Ahead, Coming, Item, Product, accumulators
+from llmc.targets.cpu.products.integer import Ahead, Item, Product, accumulators, zero_sums
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, i64, splat, vector
 from llmc.targets.tir.later import tirx
@@ -101,7 +101,7 @@ class _Rows:
         step = e.let(div(share, groups * (p.width // columns)))  # bytes for each step
         with e.loop(0, p.width // columns, "part") as part:
             column = e.let(item.panel * p.width + part * columns)
-            self.coming = Coming(p, self.row, column, tile.rows, columns)
+            self.coming = p.coming(self.row, column, tile.rows, columns)
             self._part(column, e.let(p.weights(column)), e.let(ahead + part * (step * groups)), step)
 
     def _part(self, column: Expr, weights: Expr, ahead: Expr, step: Expr) -> None:
@@ -150,29 +150,24 @@ class _Levels(_Rows):
 
     def _part(self, column: Expr, weights: Expr, ahead: Expr, step: Expr) -> None:
         e, p, tile = self.e, self.p, self.tile
-        above, below = self._zeros(), self._zeros()
+        count = tile.rows * tile.vectors
+        above, below = (zero_sums(e, count, tile.lanes) for _ in range(2))
         eight, last = (splat(tirx.const(value, "int32"), tile.lanes) for value in (8, 255))
         with e.loop(0, -(-p.groups // _SHORT), "block") as block:
             first = e.let(block * _SHORT)
             groups = e.let(tirx.min(i64(_SHORT), i64(p.groups) - first))
-            acc = self._zeros()
+            acc = zero_sums(e, count, tile.lanes)
             self._add(acc, e.let(weights + first * p.strip), groups, e.let(ahead + first * step), step, first)
-            for i in range(tile.rows * tile.vectors):
+            for i in range(count):
                 total = e.let(e.get(acc, i))
                 e.set(above, i, e.get(above, i) + tirx.shift_right(total, eight))
                 e.set(below, i, e.get(below, i) + tirx.bitwise_and(total, last))
-        pieces = accumulators(e, 2 * tile.rows * tile.vectors, tile.lanes)
-        for i in range(tile.rows * tile.vectors):
+        pieces = accumulators(e, 2 * count, tile.lanes)
+        for i in range(count):
             row, j = divmod(i, tile.vectors)
             for piece, sums in enumerate((above, below)):
                 e.set(pieces, (2 * row + piece) * tile.vectors + j, e.get(sums, i))
         store(p, Tile(2 * tile.rows, tile.vectors, tile.lanes), pieces, self.row, column)
-
-    def _zeros(self) -> Buffer:
-        acc = accumulators(self.e, self.tile.rows * self.tile.vectors, self.tile.lanes)
-        for i in range(self.tile.rows * self.tile.vectors):
-            self.e.set(acc, i, splat(tirx.const(0, "int32"), self.tile.lanes))
-        return acc
 
 
 def _pairs(e: Emitter, w: Expr) -> tuple[Expr, Expr]:
