@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from op_type_cases import ACCEPTED, REFUSED, B, S, t
+from op_type_cases import ACCEPTED, B, S, t
+from op_type_faults import REFUSED
 
 from llmc.compiler.dims import dim_text
 from llmc.compiler.graph import Node, Source, TensorType

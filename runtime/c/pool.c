@@ -2,10 +2,10 @@
  * pool.c - threads that share the work items of one task at a time.
  *
  * A job is cut into chunks, and these into two stretches. The ticket of a stretch holds the job's number in its upper
- * half and how many of its chunks are taken in its lower half; a thread takes a chunk by counting the
- * ticket up with compare-and-swap. It reads the job before that: if the swap succeeds, the job still had a free chunk,
- * hence was not finished, hence nobody had begun to write the next one over it. So a job waits only for threads that
- * hold a chunk; one that the system has put aside between jobs delays nobody.
+ * half and how many of its chunks are taken in its lower half; a thread takes a chunk by counting the ticket up with
+ * compare-and-swap. It reads the job before that: if the swap succeeds, the job still had a free chunk, hence was not
+ * finished, hence nobody had begun to write the next one over it. So a job waits only for threads that hold a chunk;
+ * one that the system has put aside between jobs delays nobody.
  *
  * Half of the threads begin with one stretch, half with the other, and help there when theirs is done. So two threads
  * work on neighbouring chunks each: what a chunk asked for ahead of time, and left in its core's caches, is what
@@ -27,11 +27,11 @@
 
 #include "chunks.h"
 #include "model.h"
+#include "room.h"
 #include "worth.h"
 
 #define SMALL_JOB 20000       /* cost below which waking others takes longer than the work */
 #define LONG_PART 500000000   /* cost after which a lone thread looks whether to go on: tens of milliseconds */
-
 #define PATIENCE_NS 2000000   /* how long take_turn() waits */
 
 #define LOAD(field) __atomic_load_n(&(field), __ATOMIC_ACQUIRE)
@@ -41,7 +41,7 @@ typedef struct worker {
     struct llmc_pool *pool;
     pthread_t thread;
     int index;
-    cpu_set_t allowed, given; /* processors: by its system or user, and of these by us */
+    places may; /* run there */
 } worker;
 
 typedef struct stretch {
@@ -209,38 +209,15 @@ static void run_alone(llmc_pool *pool, llmc_task task, const void *arguments, in
         task(arguments, begin, items - begin < part ? items : begin + part, pool->scratch);
 }
 
-/* Whether a thread (0: this one) is to stay on just these processors. */
-static int stays_on(pid_t thread, const cpu_set_t *set) {
-    cpu_set_t own;
-    return sched_getaffinity(thread, sizeof own, &own) == 0 && CPU_EQUAL(&own, set);
-}
-
-/*
- * Keep a worker off the processor `cpu`, where enough are left. Of what it may run on now it is looked whether somebody else has
- * spoken since: also where that is what we have said last, if the caller and the main thread hear the same.
- */
-static void keep_off(worker *w, int cpu) {
-    cpu_set_t now, others;
-    int told;
-    if (pthread_getaffinity_np(w->thread, sizeof now, &now) != 0) return;
-    told = !CPU_EQUAL(&now, &w->given) || (stays_on(0, &now) && stays_on(w->pool->owner, &now));
-    others = told ? now : w->allowed;
-    CPU_CLR((size_t)cpu, &others);
-    if (CPU_COUNT(&others) < w->pool->started || pthread_setaffinity_np(w->thread, sizeof others, &others) != 0) return;
-    if (told) w->allowed = now;
-    w->given = others;
-}
-
-/*
- * Let workers run anywhere but where the caller does. In a virtual machine Linux takes an idle processor for one that its
- * host has given away, and puts who is woken behind the caller, for as long as the caller's slice of time lasts:
- * milliseconds. With more threads than processors the scheduler is to place them.
- */
+/* Let workers run anywhere but where the caller does (room.h). */
 static void make_room(llmc_pool *pool) {
     int i, cpu = sched_getcpu();
     if (cpu < 0 || cpu >= CPU_SETSIZE || cpu == pool->left || pool->pin) return;
     pool->left = cpu;
-    for (i = 1; i <= pool->started; i++) keep_off(&pool->workers[i], cpu);
+    for (i = 1; i <= pool->started; i++) {
+        worker *w = &pool->workers[i];
+        keep_off(w->thread, pool->owner, pool->started, &w->may, cpu);
+    }
 }
 
 /* Give the job to all threads. */
