@@ -9,6 +9,7 @@ import pytest
 from integer_products import M
 from integer_products import extremes as given
 from kernel_lab import CUTS, Lab, differing, run_all, same_bits
+from product_checks import special_rows, want_bits, want_nan, want_near
 
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
@@ -17,7 +18,6 @@ from llmc.compiler.ops.int16 import row_bytes, sums_offset
 from llmc.compiler.ops.storage import pack_indices
 
 Array = np.ndarray[Any, Any]
-SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
 # columns, block: whole and broken last blocks, whole rows of odd sizes
 BLOCKS = [(64, 32), (96, 64), (100, 32), (130, 64), (33, 33), (5, 5), (256, 256), (272, 256), (48, 16)]
 
@@ -45,19 +45,13 @@ def product(
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("k", "block"), BLOCKS)
 def test_products_have_the_bits_of_the_reference(kernels: Lab, bits: int, k: int, block: int) -> None:
-    graph = product(50, k, bits, block, ("bias",))
-    for m in (1, 2, 3, 4, 5, 9, 47):
-        inputs = given(graph, m, 0)
-        assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"]), m
+    want_bits(kernels, product(50, k, bits, block, ("bias",)), (1, 2, 3, 4, 5, 9, 47), 0)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("n", [1, 16, 17, 32, 33, 64, 96, 130])
 def test_every_width(kernels: Lab, bits: int, n: int) -> None:
-    graph = product(n, 96, bits, 32, dtype=np.float16)
-    for m in (1, 6):
-        inputs = given(graph, m, n)
-        assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"]), m
+    want_bits(kernels, product(n, 96, bits, 32, dtype=np.float16), (1, 6), n)
 
 
 def test_the_longest_blocks(kernels: Lab) -> None:
@@ -83,18 +77,11 @@ def test_halves_of_the_rows(kernels: Lab, m: int, bits: int) -> None:
 
 @pytest.mark.parametrize("epilogue", [(), ("residual", "bias"), ("bias", "relu", "residual")])
 def test_exact_epilogues(kernels: Lab, epilogue: tuple[str, ...]) -> None:
-    graph = product(50, 70, 8, 32, epilogue)
-    for m in (1, 7, 50):
-        inputs = given(graph, m, 2)
-        assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"])
+    want_bits(kernels, product(50, 70, 8, 32, epilogue), (1, 7, 50), 2)
 
 
 def test_activations(kernels: Lab) -> None:
-    graph = product(50, 70, 4, 32, ("bias", "gelu", "residual"))
-    inputs = given(graph, 11, 3)
-    np.testing.assert_allclose(
-        run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"], rtol=1e-5, atol=1e-6
-    )
+    want_near(kernels, product(50, 70, 4, 32, ("bias", "gelu", "residual")))
 
 
 def test_near_to_decoded_weights() -> None:
@@ -114,10 +101,8 @@ def test_rows(kernels: Lab, k: int, block: int) -> None:
     """Levels, scale and the sums of blocks."""
     x = input_("x", "f32", (M, k))
     graph = Graph((x,), {"rows": make("int16_rows", (x,), block=block)}, {"rows": (1, 100)})
-    rng = np.random.default_rng(k)
-    values = (rng.normal(size=(23, k)) * 10.0 ** rng.integers(-44, 38, (23, 1))).astype(np.float32)
-    values[3:12, k // 2] = SPECIAL
-    values[12], values[13] = 0, 3
+    values = special_rows(k)
+    values[13] = 3
     inputs = {"x": values}
     result, expected = run_all(kernels, graph, inputs)["rows"], run(graph, inputs)["rows"]
     finite = np.isfinite(values).all(1)  # the scale's bytes of a NaN may differ
@@ -130,11 +115,4 @@ def test_rows(kernels: Lab, k: int, block: int) -> None:
 
 
 def test_nan_reaches_the_answer(kernels: Lab) -> None:
-    """A row with a NaN or an infinity gives no number; the rows beside it are not touched."""
-    graph = product(40, 70, 4, 32)
-    values = np.random.default_rng(6).normal(size=(4, 70)).astype(np.float32)
-    values[1, 4], values[2, 9] = np.nan, np.inf
-    result = run_all(kernels, graph, {"x": values})["y"]
-    assert np.isnan(result[1]).all()
-    assert not np.isfinite(result[2]).any()
-    assert np.isfinite(result[[0, 3]]).all()
+    want_nan(kernels, product(40, 70, 4, 32))

@@ -7,27 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 from integer_products import extremes, split_product
-from kernel_lab import Lab, run_all, same_bits
+from kernel_lab import Lab, same_bits
+from product_checks import want_bits, want_nan, want_near, want_rows
 
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import constant, input_, make
-from llmc.compiler.ops.split import LIMIT, PARTS, TOP, UNIT, part_size, split, split_scales, split_weights
+from llmc.compiler.ops.split import LIMIT, PARTS, TOP, UNIT, split, split_scales, split_weights
 from llmc.targets.cpu.variants import AVX512AMX
 
 Array = np.ndarray[Any, Any]
 M = symbol("rows")
-SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
 EDGES = [(64, 64), (1, 1), (33, 65), (96, 63), (130, 192)]
 
 
 @pytest.mark.parametrize(("n", "k"), EDGES)
 def test_products_have_the_bits_of_the_reference(kernels: Lab, n: int, k: int) -> None:
-    graph, _ = split_product(n, k, 0, ("bias",))
-    for m in (1, 2, 5, 9, 47, 49, 100):
-        inputs = extremes(graph, m, 0)
-        assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"]), m
+    want_bits(kernels, split_product(n, k, 0, ("bias",))[0], (1, 2, 5, 9, 47, 49, 100), 0)
 
 
 @pytest.mark.variant(AVX512AMX.name)
@@ -42,35 +39,16 @@ def test_every_number_of_rows_on_tiles(kernels: Lab) -> None:
 
 @pytest.mark.parametrize("epilogue", [(), ("residual", "bias"), ("bias", "relu", "residual")])
 def test_exact_epilogues(kernels: Lab, epilogue: tuple[str, ...]) -> None:
-    graph, _ = split_product(50, 70, 2, epilogue)
-    for m in (1, 7, 50):
-        inputs = extremes(graph, m, 2)
-        assert same_bits(run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"])
+    want_bits(kernels, split_product(50, 70, 2, epilogue)[0], (1, 7, 50), 2)
 
 
 def test_activations(kernels: Lab) -> None:
-    graph, _ = split_product(50, 70, 3, ("bias", "gelu", "residual"))
-    inputs = extremes(graph, 11, 3)
-    np.testing.assert_allclose(
-        run_all(kernels, graph, inputs)["y"], run(graph, inputs)["y"], rtol=1e-5, atol=1e-6
-    )
+    want_near(kernels, split_product(50, 70, 3, ("bias", "gelu", "residual"))[0])
 
 
 @pytest.mark.parametrize("k", [1, 16, 17, 64, 100])
 def test_rows(kernels: Lab, k: int) -> None:
-    x = input_("x", "f32", (M, k))
-    graph = Graph((x,), {"rows": make("split_rows", (x,))}, {"rows": (1, 100)})
-    rng = np.random.default_rng(k)
-    values = (rng.normal(size=(23, k)) * 10.0 ** rng.integers(-44, 38, (23, 1))).astype(np.float32)
-    values[3:12, k // 2] = SPECIAL
-    values[12] = 0
-    inputs = {"x": values}
-    result, expected = run_all(kernels, graph, inputs)["rows"], run(graph, inputs)["rows"]
-    size = PARTS * part_size(k)
-    for at in range(0, size, part_size(k)):  # what is beyond a NaN's row meets weights of zero
-        assert same_bits(result[:, at : at + k], expected[:, at : at + k])
-    finite = np.isfinite(values).all(1)  # the scale's bytes of a NaN may differ
-    assert same_bits(result[finite], expected[finite])
+    want_rows(kernels, "split_rows", k, PARTS)
 
 
 def test_parts_hold_24_bits() -> None:
@@ -110,11 +88,4 @@ def test_errors_are_those_of_a_float32_sum(k: int, outliers: bool) -> None:
 
 
 def test_nan_reaches_the_answer(kernels: Lab) -> None:
-    """A row with a NaN or an infinity gives no number; the rows beside it are not touched."""
-    graph, _ = split_product(40, 70, 6)
-    values = np.random.default_rng(6).normal(size=(4, 70)).astype(np.float32)
-    values[1, 4], values[2, 9] = np.nan, np.inf
-    result = run_all(kernels, graph, {"x": values})["y"]
-    assert np.isnan(result[1]).all()
-    assert not np.isfinite(result[2]).any()
-    assert np.isfinite(result[[0, 3]]).all()
+    want_nan(kernels, split_product(40, 70, 6)[0])
