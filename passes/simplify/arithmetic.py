@@ -141,6 +141,8 @@ def uniform_to_expand(node: Node) -> Node | None:
     value = weight(node)
     if value is None or DTYPES[node.dtype].kind == "f" or not 1 < value.array.size <= _UNIFORM_LIMIT:
         return None
+    if node.dtype in ("i8", "u8"):  # levels of a weight, that kernels pack
+        return None
     first = value.array.flat[0]
     if (value.array == first).all():
         return resized(constant(first, value.name, node.source), node)

@@ -110,3 +110,14 @@ def test_what_quant_appends(mode: str) -> None:
         0,
         *((3, 0) if mode == "w8" else (0, 3)),
     ]
+
+
+@pytest.mark.parametrize("options", [{}, {"bits": 4, "block": 32}])
+def test_levels_that_are_all_equal_stay_a_constant(options: dict[str, Any]) -> None:
+    """A graph is simplified again where it is read from a file: kernels pack weights that are known."""
+    x = input_("x", "f32", (ROWS, 96))
+    weight = constant(Weight(np.zeros((64, 96), np.float32), "w"))
+    made = after(Graph((x,), {"y": make("linear", (x, weight))}, {"rows": (1, 9)}), **options)
+    again = Pipeline.parse("simplify", PASSES).steps[0].change.run(made)
+    (product,) = (n for n in again.nodes if n.op in ("int16_linear", "int16_blockwise"))
+    assert product.inputs[1].op == "constant"
