@@ -1,0 +1,120 @@
+"""What two models are compared on, and the second of them where it is the first one through passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.frontends.imported import Imported
+from llmc.compiler.graph import Graph, Node, make
+from llmc.compiler.graph_diff import random_sessions, want_same_inputs
+from llmc.compiler.noise import Noise
+from llmc.compiler.samples import Arrays, Session
+from llmc.driver import compile_graph
+from llmc.errors import LlmcError
+from llmc.optimise import before_and_after
+from llmc.options import Options, Order
+from llmc.quantisation import Quantisation
+
+KEEP = "logits_to_keep"  # the places of a call whose logits are asked for: those of all tokens, unless data says
+TOKENS = "input_ids"
+RANDOM = "random"
+
+Functions = Mapping[str, Graph]
+
+
+def through_passes(imported: Imported, options: Options, whole: bool) -> tuple[Functions, Functions]:
+    """A model's functions before the passes that options ask for, and after them.
+
+    Both are as they are without skipped padding, so that values have the same shapes.
+
+    Args:
+        whole: before all passes, those of the level too.
+    """
+    order = Order("compared", None, options)
+    order.whole = False
+    found = before_and_after(imported, order, compile_graph, whole)
+    return {n: a for n, (a, _) in found.items()}, {n: b for n, (_, b) in found.items()}
+
+
+def compared(a: Functions, b: Functions, known: Imported, data: str, count: int) -> Noise:
+    """Both models' functions of the same names on up to `count` samples.
+
+    Args:
+        known: what makes inputs of texts and images.
+        data: "random", or what `--calib` takes.
+
+    Raises:
+        LlmcError: there is no sample, or data that does not suit both.
+    """
+    noise = Noise({n: g for n, g in a.items() if n in b}, {n: g for n, g in b.items() if n in a})
+    if not noise.a:
+        raise LlmcError("the models have no function in common", found=f"{', '.join(a)}; {', '.join(b)}")
+    for name, graph in noise.a.items():
+        want_same_inputs(graph, b[name])
+    if data == RANDOM:
+        for name, graph in noise.a.items():
+            for session in islice(random_sessions(graph, b[name], empty=False), count):
+                noise.add([(name, call) for call in session.calls], session.states)
+    else:
+        for calls in islice(_calls(noise, known, data), count):
+            noise.add(calls)
+    if not all(noise.samples.values()):
+        raise LlmcError("comparison: there are no samples", at=data, hint="give some, or use --data auto")
+    return noise
+
+
+def sessions(a: Graph, b: Graph, data: str, count: int, known: Imported) -> Iterator[Session]:
+    """Samples that two graphs are run on, a call each; `random` ones all."""
+    if data == RANDOM:
+        yield from random_sessions(a, b)
+        return
+    want_same_inputs(a, b)
+    for sample in islice(_samples({"": a}, known, data), count):
+        yield Session({}, [_of(a, b, sample)])
+
+
+def _calls(noise: Noise, known: Imported, data: str) -> Iterator[list[tuple[str, Arrays]]]:
+    """A session for each sample: functions that leave fixed states for others come first."""
+    names = sorted(noise.a, key=lambda name: not _begins(noise.a[name]))
+    for sample in _samples({name: noise.a[name] for name in names}, known, data):
+        yield [(name, _of(noise.a[name], noise.b[name], sample)) for name in names]
+
+
+def _begins(graph: Graph) -> bool:
+    return bool(graph.updates) and not any(graph.users[state] for state in graph.states)
+
+
+def _samples(functions: Functions, known: Imported, data: str) -> Iterator[Arrays]:
+    """Inputs of all functions, by name."""
+    inputs = {n.attributes["name"]: _optional(n) for g in reversed(functions.values()) for n in g.inputs}
+    dims = {name: bounds for g in functions.values() for name, bounds in g.dims.items()}
+    first = next(iter(functions.values()))
+    asked = replace(first, inputs=tuple(inputs.values()), dims=dims)
+    read = Quantisation(calib=data, wanted=True).samples(asked, known.tokenizer, known.preprocess)
+    for sample in read:
+        kept = {} if TOKENS not in sample else {KEEP: np.arange(sample[TOKENS].shape[-1])}
+        yield {**kept, **sample}
+
+
+def _optional(node: Node) -> Node:
+    """An input that data need not give, if it is the one that says which logits are wanted."""
+    if node.attributes["name"] != KEEP:
+        return node
+    return make("input", (), node.source, **{**node.attributes, "default": 0})
+
+
+def _of(a: Graph, b: Graph, sample: Arrays) -> Arrays:
+    """What both graphs take of a sample."""
+    names = {n.attributes["name"] for n in a.inputs} & {n.attributes["name"] for n in b.inputs}
+    return {name: value for name, value in sample.items() if name in names}
+
+
+def want_data(data: str) -> None:
+    """Refuse data that is not there, before models are read."""
+    if data != RANDOM:
+        Quantisation(calib=data, wanted=True)
