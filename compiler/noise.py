@@ -1,14 +1,10 @@
-"""Where two versions of one model part: which values of their graphs are the same ones, and the noise of each.
-
-Unlike `align.py`, which pairs nodes to show them side by side, a pair here is one value computed in two ways, across
-passes that fuse, quantise or pack: what a product has fused in is part of it. Where that cannot be told, there is none.
-"""
+"""Where two versions of one model part: the noise of each value that both compute, on the same data."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -16,170 +12,10 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler import interpret
-from llmc.compiler.align import align
-from llmc.compiler.dims import Dim, dim_text
+from llmc.compiler.align import counterparts, values
 from llmc.compiler.graph import DTYPES, Graph, Node
 
 Array = np.ndarray[Any, Any]
-Key = Callable[[Node], Hashable]
-_SILENT = ("input", "state", "constant")
-_PRODUCTS = frozenset({"matmul", "split_linear"})  # and whatever has an epilogue
-_ATTENTION, _NORM = "attention", "layer_norm"
-_FAMILIES = {"mha": _ATTENTION, "ragged_mha": _ATTENTION, "embed_norm": _NORM, "add_norm": _NORM}
-# What `fuse` makes of several nodes of one module: its value is that of the last.
-_MADE = frozenset({_ATTENTION, _NORM, "rms_norm", "gelu", "silu", "softmax", "rotary", "lstm_cell", "gru_cell"})
-
-
-def counterparts(a: Graph, b: Graph) -> dict[Node, Node]:
-    """Node of `a` -> node of `b` that computes the same value, or would if its shape were the same."""
-    ours, theirs = _values(a), _values(b)
-    if not {n.source.path for n in ours} & {n.source.path for n in theirs}:  # of frontends that name otherwise
-        wanted = set(theirs)
-        return {x: y for x, y in align(a, b).items() if y in wanted and _kind(x) == _kind(y)}
-    found = _Pairs(a, b, ours, theirs)
-    found.outputs()
-    for key in (_place_and_shape, _path_and_shape):
-        found.in_order(key)
-    found.across_epilogues()
-    found.last_of_modules()
-    found.in_order(_path_and_kind)
-    return found.pairs
-
-
-def is_value(node: Node) -> bool:
-    """Whether a node is computed, and of real numbers."""
-    return node.op not in _SILENT and node.type.dtype in ("f32", "f16")
-
-
-def _values(graph: Graph) -> list[Node]:
-    return [node for node in graph.nodes if is_value(node)]
-
-
-def _kind(node: Node) -> Hashable:
-    """What a node is for, whatever it does it with."""
-    if _is_product(node):
-        return "product", _steps(node)
-    if node.op == "chain":  # the op of its last step
-        return node.attributes["body"][-1][0]
-    return _family(node)
-
-
-def _family(node: Node) -> str:
-    return _FAMILIES.get(node.op, node.op)
-
-
-def _is_product(node: Node) -> bool:
-    return "epilogue" in node.attributes or node.op in _PRODUCTS
-
-
-def _steps(node: Node) -> tuple[str, ...]:
-    """What a product does to its sums; `gelu_poly` and `gelu_tanh` are gelu."""
-    return tuple(step.partition("_")[0] for step in node.attributes.get("epilogue", ()))
-
-
-def weak_shape(shape: Sequence[Dim]) -> tuple[str, ...]:
-    """A shape without axes of 1 and with one axis for all leading dims that have names: packed rows look as others."""
-    sides = ["?" if not isinstance(d, int) else dim_text(d) for d in shape if d != 1]
-    named = next((i for i, side in enumerate(sides) if side != "?"), len(sides))
-    return (*sides[:named][:1], *sides[named:])
-
-
-def _place_and_shape(node: Node) -> Hashable:
-    return str(node.source), _kind(node), weak_shape(node.shape)
-
-
-def _path_and_shape(node: Node) -> Hashable:
-    return node.source.path, _kind(node), weak_shape(node.shape)
-
-
-def _path_and_kind(node: Node) -> Hashable:
-    return node.source.path, _kind(node)
-
-
-def _path_of_product(node: Node) -> Hashable:
-    return node.source.path, weak_shape(node.shape)
-
-
-class _Pairs:
-    """The pairs so far."""
-
-    def __init__(self, a: Graph, b: Graph, ours: Sequence[Node], theirs: Sequence[Node]) -> None:
-        self.a, self.b, self.ours, self.theirs = a, b, ours, theirs
-        self.pairs: dict[Node, Node] = {}
-        self._taken: set[Node] = set()
-
-    def pair(self, a: Node, b: Node) -> None:
-        if a not in self.pairs and b not in self._taken:
-            self.pairs[a] = b
-            self._taken.add(b)
-
-    def outputs(self) -> None:
-        """Outputs of one name are one value."""
-        for name, node in self.a.outputs.items():
-            twin = self.b.outputs.get(name)
-            if twin is not None and is_value(node) and is_value(twin):
-                self.pair(node, twin)
-
-    def in_order(self, key: Key) -> None:
-        """Nodes of equal keys, where both graphs have as many of them."""
-        ours, theirs = self._left(key)
-        for name, nodes in ours.items():
-            if len(nodes) == len(others := theirs.get(name, ())):
-                for a, b in zip(nodes, others, strict=True):
-                    self.pair(a, b)
-
-    def _left(self, key: Key) -> tuple[dict[Hashable, list[Node]], dict[Hashable, list[Node]]]:
-        return (
-            _grouped((n for n in self.ours if n not in self.pairs), key),
-            _grouped((n for n in self.theirs if n not in self._taken), key),
-        )
-
-    def across_epilogues(self) -> None:
-        """A product that has more fused in stands for what follows the other one."""
-        ours, theirs = (
-            _grouped(filter(_is_product, nodes), _path_of_product) for nodes in (self.ours, self.theirs)
-        )
-        for name, nodes in ours.items():
-            if len(nodes) != len(others := theirs.get(name, ())):
-                continue
-            for a, b in zip(nodes, others, strict=True):
-                more, fewer = _steps(b)[len(_steps(a)) :], _steps(a)[len(_steps(b)) :]
-                x, y = _after(self.a, a, more), _after(self.b, b, fewer)
-                same = (*_steps(a), *more) == (*_steps(b), *fewer)
-                if same and x is not None and y is not None:
-                    self.pair(x, y)
-
-    def last_of_modules(self) -> None:
-        """The last value of a module, where one graph has made one node of what gives it in the other."""
-        ours, theirs = (
-            {node.source.path: node for node in nodes if node.source.path}
-            for nodes in (self.ours, self.theirs)
-        )
-        for path, a in ours.items():
-            b = theirs.get(path)
-            if b is None or weak_shape(a.shape) != weak_shape(b.shape):
-                continue
-            if (_family(a) in _MADE) != (_family(b) in _MADE) and not (_is_product(a) or _is_product(b)):
-                self.pair(a, b)
-
-
-def _grouped(nodes: Iterator[Node], key: Key) -> dict[Hashable, list[Node]]:
-    groups: dict[Hashable, list[Node]] = defaultdict(list)
-    for node in nodes:
-        groups[key(node)].append(node)
-    return groups
-
-
-def _after(graph: Graph, node: Node | None, steps: Sequence[str]) -> Node | None:
-    """What the steps of an epilogue make of a node where they are nodes of their own; None: they are not."""
-    for step in steps:
-        users = graph.users[node] if node is not None else ()
-        op = "add" if step in ("bias", "residual") else step
-        node = users[0] if len(users) == 1 and users[0].op == op else None
-    return node
-
-
-# --- the noise
 
 
 @dataclass
@@ -301,7 +137,7 @@ class Noise:
 
         return keep
 
-    def _comparing(self, name: str, seen: Mapping[Node, Array], ours: list[Array]) -> interpret.Watch:
+    def _comparing(self, name: str, seen: dict[Node, Array], ours: list[Array]) -> interpret.Watch:
         twins, theirs = {pair.b: pair for pair in self.pairs[name]}, list[Array]()
 
         def compare(node: Node, value: Array) -> None:
@@ -354,10 +190,16 @@ class Noise:
         for pair in self.pairs[name]:
             if pair.reason and pair.a.source.path not in done:
                 found.setdefault(pair.a.source.path, pair.reason)
-        for who, graph in (("A", self.a[name]), ("B", self.b[name])):
-            for path in dict.fromkeys(n.source.path for n in graph.nodes if is_value(n)):
-                if path not in done:
-                    found.setdefault(path, f"no value of {who} has one of its kind in the other")
+        graphs = {"A": self.a[name], "B": self.b[name]}
+        paths = {who: dict.fromkeys(n.source.path for n in values(g)) for who, g in graphs.items()}
+        for path in (p for p in (*paths["A"], *paths["B"]) if p not in done):
+            lacks = next((who for who in paths if path not in paths[who]), None)
+            why = (
+                "other values there: one has more fused in"
+                if lacks is None
+                else f"no values there in {lacks}"
+            )
+            found.setdefault(path, why)
         return found
 
 

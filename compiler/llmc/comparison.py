@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,9 @@ from llmc.optimise import before_and_after
 from llmc.options import Options, Order
 from llmc.quantisation import Quantisation
 
-KEEP = "logits_to_keep"  # the places of a call whose logits are asked for: those of all tokens, unless data says
+KEEP = (
+    "logits_to_keep"  # the places of a call whose logits are asked for: those of all tokens, unless data says
+)
 TOKENS = "input_ids"
 RANDOM = "random"
 
@@ -91,7 +92,7 @@ def _begins(graph: Graph) -> bool:
 
 def _samples(functions: Functions, known: Imported, data: str) -> Iterator[Arrays]:
     """Inputs of all functions, by name."""
-    inputs = {n.attributes["name"]: _optional(n) for g in reversed(functions.values()) for n in g.inputs}
+    inputs = {n.attributes["name"]: _optional(n) for g in reversed([*functions.values()]) for n in g.inputs}
     dims = {name: bounds for g in functions.values() for name, bounds in g.dims.items()}
     first = next(iter(functions.values()))
     asked = replace(first, inputs=tuple(inputs.values()), dims=dims)

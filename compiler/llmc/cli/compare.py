@@ -39,6 +39,7 @@ samples: 10 log10(sum a^2 / sum (a - b)^2) dB. 20 dB is noise of a tenth of the 
 """
 
 _BOUND, _SAMPLES = 20.0, 8
+_NOWHERE = "(no source)"
 _WIDTH, _FULL = 24, 72.0  # characters of a bar, and dB of a whole one
 
 
@@ -93,8 +94,10 @@ def command(ctx: click.Context, /, as_json: bool, html: Path | None, **options: 
     ctx.exit(0 if report["within"] else 1)
 
 
-_OF_PASSES = ("level", "passes", "add_passes", "only_passes", "prune", "share", "factorize", "quant")
-_OF_PASSES = (*_OF_PASSES, "attention", "calib", "matmul", "state_dtype", "target")
+_OF_PASSES = (
+    *("level", "passes", "add_passes", "only_passes", "prune", "share", "factorize", "quant", "attention"),
+    *("calib", "matmul", "state_dtype", "target"),
+)
 _WHOLE = ("level", "passes", "only_passes")  # A is compared as it is imported
 
 
@@ -131,7 +134,7 @@ def _compare(
     noise = compared(ours, theirs, first, data, samples)
     functions = {name: _of_function(noise, name, bound) for name in noise.a}
     alone = {"A": [n for n in ours if n not in theirs], "B": [n for n in theirs if n not in ours]}
-    within = all(f["first"] is None for f in functions.values()) and not any(alone.values())
+    within = all(f["within"] for f in functions.values()) and not any(alone.values())
     return {
         "a": str(a),
         "b": None if b is None else str(b),
@@ -171,10 +174,12 @@ def _of_function(noise: Any, name: str, bound: float) -> dict[str, Any]:
         first = below and {"layer": "", "output": below[0], **below[1]}
     return {
         "samples": noise.samples[name],
+        "within": first is None and not noise.odd_roots[name],  # nothing is near what is not there
         "first": first,
         "layers": layers,
         "outputs": outputs,
-        "not_comparable": {**noise.left_out(name), **noise.odd_roots[name]},
+        "not_comparable": noise.left_out(name),
+        "outputs_not_comparable": noise.odd_roots[name],
     }
 
 
@@ -217,7 +222,7 @@ def _show_function(facts: Mapping[str, Any], bound: float) -> None:
     for column in ("layer", "worst value"):
         table.add_column(column, overflow="fold")
     table.add_column("dB", justify="right")
-    table.add_column(f"to {_FULL:.0f} dB", no_wrap=True)
+    table.add_column(f"0 to {_FULL:.0f} dB", no_wrap=True)
     table.add_column("largest difference", justify="right")
     table.add_column("", overflow="fold")
     for name, row in _rows(facts):
@@ -225,16 +230,21 @@ def _show_function(facts: Mapping[str, Any], bound: float) -> None:
         cells = (name, row.get("op", ""), _db(row), "█" * _bar(row), _largest(row), _odd(row))
         table.add_row(*(Text(printable(cell), style) for cell in cells))
     print_rich(table)
-    if facts["not_comparable"]:
-        print_table("not comparable", ["layer", "why"], list(facts["not_comparable"].items()))
+    if left := _left_out(facts):
+        print_table("not comparable", ["layer", "why"], left)
     click.echo(f"{printable(_first(facts, bound))}; {_count(facts['samples'])}")
 
 
 def _rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for layer in facts["layers"]:
-        yield layer["layer"] or "(no source)", layer
+        yield layer["layer"] or _NOWHERE, layer
     for name, output in facts["outputs"].items():
         yield name if name.startswith("state ") else f"output {name}", output
+
+
+def _left_out(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    outputs = {f"output {name}": why for name, why in facts["outputs_not_comparable"].items()}
+    return [(name or _NOWHERE, why) for name, why in {**outputs, **facts["not_comparable"]}.items()]
 
 
 def _db(row: Mapping[str, Any]) -> str:
@@ -287,14 +297,14 @@ td { font-family: monospace }
 {% for side, names in alone.items() %}{% for name in names %}<p>function {{ name }}: only in {{ side }}</p>
 {% endfor %}{% endfor %}{% for f in functions %}{% if functions|length > 1 %}<h2>function {{ f.name }}</h2>
 {% endif %}<p>{{ f.first }}; {{ f.count }}</p>
-<table><tr><th>layer</th><th>worst value</th><th class="n">dB</th><th>to {{ full }} dB</th>
+<table><tr><th>layer</th><th>worst value</th><th class="n">dB</th><th>0 to {{ full }} dB</th>
 <th class="n">largest difference</th><th></th></tr>
 {% for r in f.rows %}<tr{% if r.below %} class="below"{% endif %}><td>{{ r.name }}</td><td>{{ r.op }}</td>
 <td class="n">{{ r.db }}</td><td><div class="bar"><div style="width:{{ r.bar }}%"></div></div></td>
 <td class="n">{{ r.largest }}</td><td>{{ r.odd }}</td></tr>
 {% endfor %}</table>
 {% if f.left %}<h3>not comparable</h3><table>
-{% for name, why in f.left.items() %}<tr><td>{{ name }}</td><td>{{ why }}</td></tr>
+{% for name, why in f.left %}<tr><td>{{ name }}</td><td>{{ why }}</td></tr>
 {% endfor %}</table>
 {% endif %}{% endfor %}</body></html>
 """
@@ -311,7 +321,7 @@ def _page(report: Mapping[str, Any]) -> str:
             "first": printable(_first(facts, report["bound"])),
             "count": _count(facts["samples"]),
             "rows": [_cells(label, row) for label, row in _rows(facts)],
-            "left": {printable(n or "(no source)"): printable(w) for n, w in facts["not_comparable"].items()},
+            "left": [(printable(what), printable(why)) for what, why in _left_out(facts)],
         }
         for name, facts in report["functions"].items()
     ]

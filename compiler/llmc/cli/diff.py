@@ -85,9 +85,7 @@ def _diff(
         from llmc.comparison import sessions
 
         limit = FEW if tolerance is None else tolerance
-        numbers = {
-            n: d.numbers(sessions(d.a, d.b, data, samples, first), limit) for n, d in found.items()
-        }
+        numbers = {n: d.numbers(sessions(d.a, d.b, data, samples, first), limit) for n, d in found.items()}
     alone = {"A": [n for n in ours if n not in theirs], "B": [n for n in theirs if n not in ours]}
     facts = {name: _as_dict(d, numbers.get(name), everything) for name, d in found.items()}
     beside = _beside(first, second)
