@@ -13,6 +13,7 @@ import sympy
 
 from llmc.compiler.dims import Dim, dim_text
 from llmc.compiler.graph import Graph, Node, Weight
+from llmc.compiler.ops.linear import EXTRAS
 
 Key = Callable[[Node], Hashable]
 
@@ -171,7 +172,8 @@ def counterparts(a: Graph, b: Graph) -> dict[Node, Node]:
         found.in_order(key)
     found.across_epilogues()
     found.last_of_modules()
-    found.in_order(_path_and_work)
+    for key in (_source_and_place, _path_and_work):
+        found.in_order(key)
     return found.pairs
 
 
@@ -224,6 +226,13 @@ def _source_and_shape(node: Node) -> Hashable:
 
 def _path_and_shape(node: Node) -> Hashable:
     return node.source.path, _work(node), weak_shape(node.shape)
+
+
+def _source_and_place(node: Node) -> Hashable:
+    """Another op in the place of one: `sigmoid` for `tanh`."""
+    steps = tuple(step in EXTRAS for step in _steps(node)) if _is_product(node) else ()
+    kind = "product" if _is_product(node) else _family(node) if _family(node) in _MADE else "value"
+    return str(node.source), weak_shape(node.shape), kind, steps
 
 
 def _path_and_work(node: Node) -> Hashable:
@@ -310,6 +319,6 @@ def _after(graph: Graph, node: Node | None, steps: Sequence[str]) -> Node | None
     """What the steps of an epilogue make of a node where they are nodes of their own; None: they are not."""
     for step in steps:
         users = graph.users[node] if node is not None else ()
-        op = "add" if step in ("bias", "residual") else step
+        op = "add" if step in EXTRAS else step
         node = users[0] if len(users) == 1 and users[0].op == op else None
     return node

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
+from typing import cast
 
 import numpy as np
 
@@ -15,8 +16,8 @@ from llmc.compiler.noise import Noise
 from llmc.compiler.samples import Arrays, Session
 from llmc.driver import compile_graph
 from llmc.errors import LlmcError
-from llmc.optimise import before_and_after
-from llmc.options import Options, Order
+from llmc.optimise import passed
+from llmc.options import Options, Order, placed_passes
 from llmc.quantisation import Quantisation
 
 KEEP = (
@@ -28,18 +29,31 @@ RANDOM = "random"
 Functions = Mapping[str, Graph]
 
 
-def through_passes(imported: Imported, options: Options, whole: bool) -> tuple[Functions, Functions]:
-    """A model's functions before the passes that options ask for, and after them.
+def through_passes(imported: Imported, options: Options) -> tuple[Functions, Functions]:
+    """A model's functions by the passes of the level alone, and by those too that options ask for.
 
-    Both are as they are without skipped padding, so that values have the same shapes.
-
-    Args:
-        whole: before all passes, those of the level too.
+    Where only the level or a pipeline is asked for, the first are as imported. Both are without skipped padding, so
+    that values have the same shapes.
     """
+    plain = cast(Options, {name: value for name, value in options.items() if name not in _ASKED})
+    if "calib" in options and _want_samples(plain):
+        plain["calib"] = options["calib"]
+    after = _passed(imported, options)
+    asked = "only_passes" not in options and plain.keys() != options.keys()
+    return (_passed(imported, plain) if asked else imported.module.functions), after
+
+
+_ASKED = ("prune", "share", "factorize", "quant", "attention", "calib", "matmul", "state_dtype", "add_passes")
+
+
+def _want_samples(options: Options) -> bool:
+    return any(step.change.wants_samples for step in placed_passes(options).pipeline.steps)
+
+
+def _passed(imported: Imported, options: Options) -> Functions:
     order = Order("compared", None, options)
     order.whole = False
-    found = before_and_after(imported, order, compile_graph, whole)
-    return {n: a for n, (a, _) in found.items()}, {n: b for n, (_, b) in found.items()}
+    return passed(imported, order, compile_graph)
 
 
 def compared(a: Functions, b: Functions, known: Imported, data: str, count: int) -> Noise:

@@ -69,13 +69,6 @@ class _Function:
     trail: Trail
     asked: tuple[Asked, ...]
 
-    @property
-    def unasked(self) -> Graph:
-        """The graph before the first pass that an option asked for."""
-        steps = {id(one.step) for one in self.asked}
-        before = (taken.before for taken in self.trail.taken if id(taken.step) in steps)
-        return next(before, self.trail.first)
-
 
 class _Road:
     """A graph on its way through the pipeline: passes wait until somebody looks at the graph."""
@@ -142,21 +135,19 @@ def optimise(
     return Optimised(module, text, noted, source, cases, trails, losses, done.told(asked), mode)
 
 
-def before_and_after(
-    imported: Imported, order: Order, compile_graph: Callable[..., Any], whole: bool
-) -> dict[str, tuple[Graph, Graph]]:
-    """Each function before the first pass that an option asked for, and after all passes.
+def passed(imported: Imported, order: Order, compile_graph: Callable[..., Any]) -> Mapping[str, Graph]:
+    """Each function after the passes, which nothing holds to their promises.
 
     Args:
         compile_graph: as of `optimise`.
-        whole: before all passes.
     """
     functions = imported.module.functions.items()
     parts = {n: _function(graph, imported, order, Stages(None), compile_graph) for n, graph in functions}
-    verify_module(Module({name: part.graph for name, part in parts.items()}))
     if not order.allow_noop:
         done.want_all([one for part in parts.values() for one in part.asked])
-    return {name: (part.trail.first if whole else part.unasked, part.graph) for name, part in parts.items()}
+    module = Module({name: part.graph for name, part in parts.items()})
+    verify_module(module)
+    return module.functions
 
 
 def _last(trails: Mapping[str, Trail]) -> Sequence[Arrays]:

@@ -26,19 +26,19 @@ from llmc.errors import LlmcError
 _EPILOG = """\b
 Examples:
   llmc compare ./my-model --quant int8 --data texts.txt        which layer int8 hurts
-  llmc compare ./my-model --prune 0.3 --share 256 --data auto --bound 15
+  llmc compare ./my-model --prune 0.3 --share 256 --data auto --bound 10
   llmc compare ./my-model --add-pass ./my_pass.py:MyPass --data random --html report.html
   llmc compare ./my-model fine-tuned.txt --data texts.txt --json
   llmc compare before.txt after.txt --data samples.npz
 
 \b
-A and B are whatever `llmc opt` reads. Without B it is A through the passes that the options ask for, beside A as it
-is before them. Values are paired by source and shape; the ratio of a layer is that of its worst value, over all
-samples: 10 log10(sum a^2 / sum (a - b)^2) dB. 20 dB is noise of a tenth of the values, 40 of a hundredth. Exit codes:
-0 no ratio is below the bound, 1 one is, 2 there was an error.
+A and B are whatever `llmc opt` reads. Without B it is A through the passes that the options ask for, beside A through
+the others of the level. Values are paired by source and shape; the ratio of a layer is that of its worst value over
+all samples, 10 log10(sum a^2 / sum (a - b)^2) dB: 20 dB is noise of a tenth of the values, 40 of a hundredth. Exit
+codes: 0 no ratio is below the bound, 1 one is, 2 there was an error.
 """
 
-_BOUND, _SAMPLES = 20.0, 8
+_BOUND, _SAMPLES = 15.0, 8
 _NOWHERE = "(no source)"
 _WIDTH, _FULL = 24, 72.0  # characters of a bar, and dB of a whole one
 
@@ -98,7 +98,6 @@ _OF_PASSES = (
     *("level", "passes", "add_passes", "only_passes", "prune", "share", "factorize", "quant", "attention"),
     *("calib", "matmul", "state_dtype", "target"),
 )
-_WHOLE = ("level", "passes", "only_passes")  # A is compared as it is imported
 
 
 def _compare(
@@ -128,7 +127,7 @@ def _compare(
     first = read_graphs(a, task, base=base, adapter=adapter, **reading)
     if b is None:
         options = cast(Options, {name: passes[name] for name in given})
-        ours, theirs = through_passes(first, options, any(name in given for name in _WHOLE))
+        ours, theirs = through_passes(first, options)
     else:
         ours, theirs = first.module.functions, read_graphs(b, task, **reading).module.functions
     noise = compared(ours, theirs, first, data, samples)
@@ -148,7 +147,7 @@ def _compare(
 
 
 def _want_two(b: Path | None, given: list[str], bound: float) -> None:
-    if math.isnan(bound):
+    if not math.isfinite(bound):
         raise click.UsageError("--bound is a number of dB.")
     asked = [name for name in given if name not in ("target", "calib", "attention")]
     if b is None and not asked:
