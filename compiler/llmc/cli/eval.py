@@ -349,6 +349,9 @@ def _lines(found: Any) -> list[tuple[str, str, str]]:
     }
     lines = [("rows", str(found.rows), "")]
     lines += [(name, f"{100 * value:.2f} %", "") for name, value in shares.items() if value is not None]
+    if found.difference is not None:
+        lines.append(("difference", _points(found.difference), _span(found.interval)))
+        lines.append(("McNemar's p", f"{found.p_value:.3g}", ""))
     shares = {
         "macro F1": found.macro_f1,
         "baseline's macro F1": found.baseline_macro_f1,
@@ -356,9 +359,6 @@ def _lines(found: Any) -> list[tuple[str, str, str]]:
         "  baseline's": found.baseline_calibration_error,
     }
     lines += [(name, f"{100 * value:.2f} %", "") for name, value in shares.items() if value is not None]
-    if found.difference is not None:
-        lines.append(("difference", _points(found.difference), _span(found.interval)))
-        lines.append(("McNemar's p", f"{found.p_value:.3g}", ""))
     if found.cosine_mean is not None:
         lines += [
             ("mean cosine", f"{found.cosine_mean:.5f}", ""),
