@@ -150,6 +150,9 @@ class Numbers:
 # --- one value, computed in two ways
 
 _SILENT = ("input", "state", "constant")
+_MOVES = frozenset(
+    {"reshape", "ensure_shape", "transpose", "expand", "slice"}
+)  # what they give is compared before
 _PRODUCTS = frozenset({"matmul", "split_linear"})  # and whatever has an epilogue
 _ATTENTION, _NORM = "attention", "layer_norm"
 _FAMILIES = {"mha": _ATTENTION, "ragged_mha": _ATTENTION, "embed_norm": _NORM, "add_norm": _NORM}
@@ -165,7 +168,11 @@ def counterparts(a: Graph, b: Graph) -> dict[Node, Node]:
     ours, theirs = values(a), values(b)
     if not _paths(ours) & _paths(theirs):  # other frontends name places otherwise
         wanted = set(theirs)
-        return {x: y for x, y in align(a, b).items() if y in wanted and _work(x) == _work(y)}
+        return {
+            x: y
+            for x, y in align(a, b).items()
+            if y in wanted and x.op not in _MOVES and _work(x) == _work(y)
+        }
     found = _Pairs(a, b, ours, theirs)
     found.outputs()
     for key in (_source_and_shape, _path_and_shape):
@@ -185,6 +192,11 @@ def is_value(node: Node) -> bool:
 def values(graph: Graph) -> list[Node]:
     """Those that are compared."""
     return [node for node in graph.nodes if is_value(node)]
+
+
+def modules_of(graph: Graph) -> list[str]:
+    """The modules that compute something, in order."""
+    return [*dict.fromkeys(n.source.path for n in values(graph) if n.op not in _MOVES)]
 
 
 def _paths(nodes: Sequence[Node]) -> set[str]:
@@ -273,8 +285,8 @@ class _Pairs:
 
     def _left(self, key: Key) -> tuple[dict[Hashable, list[Node]], dict[Hashable, list[Node]]]:
         return (
-            _grouped((n for n in self.ours if n not in self.pairs), key),
-            _grouped((n for n in self.theirs if n not in self._taken), key),
+            _grouped((n for n in self.ours if n not in self.pairs and n.op not in _MOVES), key),
+            _grouped((n for n in self.theirs if n not in self._taken and n.op not in _MOVES), key),
         )
 
     def across_epilogues(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler import interpret
-from llmc.compiler.align import counterparts, values
+from llmc.compiler.align import counterparts, modules_of
 from llmc.compiler.graph import DTYPES, Graph, Node
 
 Array = np.ndarray[Any, Any]
@@ -190,10 +190,9 @@ class Noise:
         for pair in self.pairs[name]:
             if pair.reason and pair.a.source.path not in done:
                 found.setdefault(pair.a.source.path, pair.reason)
-        graphs = {"A": self.a[name], "B": self.b[name]}
-        paths = {who: dict.fromkeys(n.source.path for n in values(g)) for who, g in graphs.items()}
-        for path in (p for p in (*paths["A"], *paths["B"]) if p not in done):
-            lacks = next((who for who in paths if path not in paths[who]), None)
+        known = {"A": modules_of(self.a[name]), "B": modules_of(self.b[name])}
+        for path in (p for p in (*known["A"], *known["B"]) if p not in done):
+            lacks = next((who for who in known if path not in known[who]), None)
             why = (
                 "other values there: one has more fused in"
                 if lacks is None
