@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import islice
 from typing import cast
 
@@ -78,7 +77,7 @@ def compared(a: Functions, b: Functions, known: Imported, data: str, count: int)
     else:
         for calls in islice(_calls(noise, known, data), count):
             noise.add(calls)
-    if not all(noise.samples.values()):
+    if not any(noise.samples.values()):
         raise LlmcError("comparison: there are no samples", at=data, hint="give some, or use --data auto")
     return noise
 
@@ -94,33 +93,46 @@ def sessions(a: Graph, b: Graph, data: str, count: int, known: Imported) -> Iter
 
 
 def _calls(noise: Noise, known: Imported, data: str) -> Iterator[list[tuple[str, Arrays]]]:
-    """A session for each sample: functions that leave fixed states for others come first."""
+    """A session for each sample: functions that leave fixed states for others come first.
+
+    Of several functions those are left out that want an input that the data does not have.
+    """
     names = sorted(noise.a, key=lambda name: not _begins(noise.a[name]))
     for sample in _samples({name: noise.a[name] for name in names}, known, data):
-        yield [(name, _of(noise.a[name], noise.b[name], sample)) for name in names]
+        lacking = {name: lack for name in names if (lack := _lacking(noise.a[name], sample))}
+        if len(lacking) == len(names):
+            hint = "; ".join(f"{name} wants {lack}" for name, lack in lacking.items())
+            raise LlmcError("no function of the model has its inputs in the data", at=data, hint=hint)
+        yield [(n, _of(noise.a[n], noise.b[n], sample)) for n in names if n not in lacking]
 
 
 def _begins(graph: Graph) -> bool:
     return bool(graph.updates) and not any(graph.users[state] for state in graph.states)
 
 
+def _lacking(graph: Graph, sample: Arrays) -> str:
+    """The first input that a sample does not have, and has to."""
+    needed = (n.attributes["name"] for n in graph.inputs if n.attributes["default"] is None)
+    return next((name for name in needed if name not in sample), "")
+
+
 def _samples(functions: Functions, known: Imported, data: str) -> Iterator[Arrays]:
     """Inputs of all functions, by name."""
-    inputs = {n.attributes["name"]: _optional(n) for g in reversed([*functions.values()]) for n in g.inputs}
-    dims = {name: bounds for g in functions.values() for name, bounds in g.dims.items()}
-    first = next(iter(functions.values()))
-    asked = replace(first, inputs=tuple(inputs.values()), dims=dims)
-    read = Quantisation(calib=data, wanted=True).samples(asked, known.tokenizer, known.preprocess)
-    for sample in read:
+    several = len(functions) > 1
+    inputs = {n.attributes["name"]: n for g in reversed([*functions.values()]) for n in g.inputs}
+    asked = Graph(
+        tuple(_optional(n) if several or name == KEEP else n for name, n in inputs.items()),
+        {},
+        {name: bounds for g in functions.values() for name, bounds in g.dims.items()},
+    )
+    for sample in Quantisation(calib=data, wanted=True).samples(asked, known.tokenizer, known.preprocess):
         kept = {} if TOKENS not in sample else {KEEP: np.arange(sample[TOKENS].shape[-1])}
         yield {**kept, **sample}
 
 
 def _optional(node: Node) -> Node:
-    """An input that data need not give, if it is the one that says which logits are wanted."""
-    if node.attributes["name"] != KEEP:
-        return node
-    return make("input", (), node.source, **{**node.attributes, "default": 0})
+    """An input that data need not give."""
+    return make("input", (), node.source, **{**node.attributes, "default": node.attributes["low"] or 0})
 
 
 def _of(a: Graph, b: Graph, sample: Arrays) -> Arrays:

@@ -111,7 +111,7 @@ def test_two_files_one_of_them_fused_quantised_and_packed(
     [
         (("--prune", "heads:0.25"), "bert.encoder.layer.0.attention.self"),
         (("--prune", "neurons:0.25"), "bert.encoder.layer.0.intermediate.dense"),
-        (("--share", "16", "--factorize", "64"), ""),
+        (("--factorize", "64"), ""),
         (("--passes", "fuse"), "bert.pooler.dense"),
         (("-O3",), "bert.encoder.layer.0.attention.self.query"),
     ],
@@ -169,6 +169,13 @@ def test_several_functions(cli: Any, tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", **arrays)
     facts = facts_of(cli, tmp_path / "a.txt", "--passes", "fuse", "--data", tmp_path / "d.npz")
     assert [f["samples"] for f in facts["functions"].values()] == [1, 1]
+    np.savez(tmp_path / "text.npz", text=arrays["text"])
+    told = cli("compare", tmp_path / "a.txt", "--passes", "fuse", "--data", tmp_path / "text.npz")
+    assert told.code == 0, told.err
+    assert "not run: the data lacks an input of it" in told.out
+    np.savez(tmp_path / "none.npz", z=arrays["text"])
+    told = cli("compare", tmp_path / "a.txt", "--passes", "fuse", "--data", tmp_path / "none.npz")
+    assert (told.code, "there is no input 'z'" in told.err) == (2, True)
 
 
 def one_layer(weight: Any, path: str = "layer", outputs: str = "y") -> Graph:

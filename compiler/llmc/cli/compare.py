@@ -39,6 +39,7 @@ codes: 0 no ratio is below the bound, 1 one is, 2 there was an error.
 """
 
 _BOUND, _SAMPLES = 15.0, 8
+_NOT_RUN = "not run: the data lacks an input of it"
 _NOWHERE = "(no source)"
 _WIDTH, _FULL = 24, 72.0  # characters of a bar, and dB of a whole one
 
@@ -177,7 +178,7 @@ def _of_function(noise: Any, name: str, bound: float) -> dict[str, Any]:
         "first": first,
         "layers": layers,
         "outputs": outputs,
-        "not_comparable": noise.left_out(name),
+        "not_comparable": noise.left_out(name) if noise.samples[name] else {},
         "outputs_not_comparable": noise.odd_roots[name],
     }
 
@@ -209,7 +210,10 @@ def _show(report: Mapping[str, Any]) -> None:
     for name, facts in functions.items():
         if len(functions) > 1:
             click.echo(f"\nfunction {printable(name)}")
-        _show_function(facts, report["bound"])
+        if facts["samples"]:
+            _show_function(facts, report["bound"])
+        else:
+            click.echo(_NOT_RUN)
 
 
 def _show_function(facts: Mapping[str, Any], bound: float) -> None:
@@ -270,6 +274,8 @@ def _count(samples: int) -> str:
 
 def _first(facts: Mapping[str, Any], bound: float) -> str:
     first = facts["first"]
+    if not facts["samples"]:
+        return _NOT_RUN
     if first is None:
         return f"no ratio is below {bound:g} dB"
     what = f"output {first['output']}" if "output" in first else f"{first['op']} of {first['source']}"
