@@ -10,6 +10,7 @@ from llmc.passes.append import Append
 from llmc.passes.compress.blockwise import Blockwise
 from llmc.passes.compress.cluster import Share
 from llmc.passes.compress.factorize import Factorize
+from llmc.passes.compress.gptq import Gptq
 from llmc.passes.compress.prune import Prune
 from llmc.passes.compress.prune_heads import PruneHeads
 from llmc.passes.compress.prune_neurons import PruneNeurons
@@ -47,7 +48,16 @@ _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (
     ExpandCells,
     ChannelsLast,
 )
-_COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share, Blockwise, Spare)
+_COMPRESSION: tuple[type[Pass], ...] = (
+    PruneHeads,
+    PruneNeurons,
+    Factorize,
+    Prune,
+    Share,
+    Blockwise,
+    Gptq,
+    Spare,
+)
 _QUANTISATION: tuple[type[Pass], ...] = (
     Quantize,
     Qfuse,

@@ -25,7 +25,7 @@ from llmc.passes import PASSES
 from llmc.passes.append import append_steps
 from llmc.passes.layout.channels_last import channels_last_steps
 from llmc.passes.rows.ragged import ragged_steps
-from llmc.quantisation import own_steps
+from llmc.quantisation import observer, own_steps
 from llmc.report import Stages
 from llmc.runtime.selftest import Case
 from llmc.selfcheck import answers, blanked_answers, outputs_of, played_alone, replayed
@@ -167,7 +167,8 @@ def _function(
     )
     verified = partial(run_verified, say=order.say)
     added: Mapping[str, Pipeline] = {}
-    with giving(Given(read, imported.tokenizer)):
+    native = partial(observer, compile_graph=compile_graph)
+    with giving(Given(read, imported.tokenizer, native)):
         road = _Road(graph, verified if order.verify_each else Pipeline.run)
         road.add(append_steps(imported.module) if order.level and not order.only else Pipeline(()))
         first, own = own_steps(graph, _on_integers(order)) if not order.only else (Pipeline(()), Pipeline(()))
