@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 
 from llmc.compiler.frontends.imported import Imported
+from llmc.compiler.frontends.inputs import KEEP
 from llmc.compiler.graph import Graph, Node, make
 from llmc.compiler.graph_diff import random_sessions, want_same_inputs
 from llmc.compiler.noise import Noise
@@ -19,9 +20,6 @@ from llmc.optimise import passed
 from llmc.options import Options, Order, placed_passes
 from llmc.quantisation import Quantisation
 
-KEEP = (
-    "logits_to_keep"  # the places of a call whose logits are asked for: those of all tokens, unless data says
-)
 TOKENS = "input_ids"
 RANDOM = "random"
 
@@ -42,7 +40,10 @@ def through_passes(imported: Imported, options: Options) -> tuple[Functions, Fun
     return (_passed(imported, plain) if asked else imported.module.functions), after
 
 
-_ASKED = ("prune", "share", "factorize", "quant", "attention", "calib", "matmul", "state_dtype", "add_passes")
+_ASKED = (
+    *("prune", "share", "factorize", "quant", "attention", "group", "calib", "matmul", "state_dtype"),
+    "add_passes",
+)
 
 
 def _want_samples(options: Options) -> bool:
@@ -126,6 +127,7 @@ def _samples(functions: Functions, known: Imported, data: str) -> Iterator[Array
         {name: bounds for g in functions.values() for name, bounds in g.dims.items()},
     )
     for sample in Quantisation(calib=data, wanted=True).samples(asked, known.tokenizer, known.preprocess):
+        # the logits of all tokens, unless the data says
         kept = {} if TOKENS not in sample else {KEEP: np.arange(sample[TOKENS].shape[-1])}
         yield {**kept, **sample}
 

@@ -103,6 +103,7 @@ _PASS_OPTIONS = (
     click.option("--factorize", metavar="SPEC", help="See docs/compression.md."),
     quant_option("See docs/quantisation.md."),
     click.option("--attention", type=click.Choice(["int8", "float"]), default="int8", show_default=True),
+    click.option("--group", type=click.IntRange(min=0), metavar="COLUMNS", help="Of w8 and w4."),
     click.option("--calib", metavar="FILE|auto", help="Samples."),
     click.option("--matmul", type=click.Choice(["fma", "int8x3"]), default="fma", show_default=True),
     click.option(
