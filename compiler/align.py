@@ -164,7 +164,7 @@ _DECODED = frozenset({"blockwise", "codebook", "bitmask", "dequantize", "dequant
 
 
 def counterparts(a: Graph, b: Graph) -> dict[Node, Node]:
-    """Node of `a` -> node of `b` that computes the same value, or would if its shape were the same."""
+    """Node of `a` -> node of `b` that computes the same value, or would if its shape were the same; in `a`'s order."""
     ours, theirs = values(a), values(b)
     if not _paths(ours) & _paths(theirs):  # other frontends name places otherwise
         wanted = set(theirs)
@@ -181,7 +181,7 @@ def counterparts(a: Graph, b: Graph) -> dict[Node, Node]:
     found.last_of_modules()
     for key in (_source_and_place, _path_and_work):
         found.in_order(key)
-    return found.pairs
+    return {node: found.pairs[node] for node in ours if node in found.pairs}
 
 
 def is_value(node: Node) -> bool:
@@ -306,18 +306,30 @@ class _Pairs:
 
     def last_of_modules(self) -> None:
         """The last value of a module, where one graph has made one node of what gives it in the other."""
-        ours, theirs = (
-            {node.source.path: node for node in nodes if node.source.path}
-            for nodes in (self.ours, self.theirs)
-        )
-        for path, a in ours.items():
-            b = theirs.get(path)
-            if b is None or weak_shape(a.shape) != weak_shape(b.shape):
+        ours, theirs = (_by_module(nodes) for nodes in (self.ours, self.theirs))
+        for path in (path for path in ours if path in theirs):
+            a, b = ours[path][-1], theirs[path][-1]
+            if weak_shape(a.shape) != weak_shape(b.shape) or _is_product(a) or _is_product(b):
                 continue
-            made = (_family(a) in _MADE) != (_family(b) in _MADE) and not (_is_product(a) or _is_product(b))
+            if a.op in _MOVES and b.op in _MOVES:
+                made = _made(ours[path]) != _made(theirs[path])
+            else:
+                made = bool(_made([a])) != bool(_made([b]))
             looked_up = {a.op, b.op} - _DECODED == {"embedding"} and a.op != b.op
             if made or looked_up:
                 self.pair(a, b)
+
+
+def _by_module(nodes: Iterable[Node]) -> dict[str, list[Node]]:
+    found: dict[str, list[Node]] = defaultdict(list)
+    for node in nodes:
+        if node.source.path:
+            found[node.source.path].append(node)
+    return found
+
+
+def _made(nodes: Iterable[Node]) -> set[str]:
+    return {_family(node) for node in nodes} & _MADE
 
 
 def _grouped(nodes: Iterable[Node], key: Key) -> dict[Hashable, list[Node]]:

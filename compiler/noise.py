@@ -170,18 +170,15 @@ class Noise:
 
     def layers(self, name: str) -> list[Layer]:
         """The modules of a function of which something was compared, in the order of the first graph."""
-        order = {node: i for i, node in enumerate(self.a[name].nodes)}
         groups: dict[str, list[Pair]] = {}
-        for pair in sorted(self.pairs[name], key=lambda p: order[p.a]):
+        for pair in self.pairs[name]:
             if pair.compared:
                 groups.setdefault(pair.a.source.path, []).append(pair)
         return [Layer(path, pairs) for path, pairs in groups.items()]
 
     def first_below(self, name: str, bound: float) -> Pair | None:
         """The first value, in the order of the first graph, whose ratio is below the bound."""
-        order = {node: i for i, node in enumerate(self.a[name].nodes)}
-        below = [p for p in self.pairs[name] if p.compared and p.ratio.db < bound]
-        return min(below, key=lambda p: order[p.a], default=None)
+        return next((p for p in self.pairs[name] if p.compared and p.ratio.db < bound), None)
 
     def left_out(self, name: str) -> dict[str, str]:
         """Modules of which nothing was compared -> why."""

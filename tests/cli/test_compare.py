@@ -143,6 +143,14 @@ def test_a_pass_of_a_user(cli: Any, written: Path, data: Path, tmp_path: Path) -
     assert facts["first"]["layer"] == "bert.pooler.dense"
 
 
+def test_the_same_model_from_an_onnx_file(cli: Any, written: Path, data: Path, tmp_path: Path) -> None:
+    """Its attention is many nodes, and the tokenizer is the other model's."""
+    assert cli("opt", written, "-O0", "-o", tmp_path / "a.onnx").code == 0
+    facts = facts_of(cli, tmp_path / "a.onnx", written, "--data", data, "--bound", "120")
+    layers = {layer["layer"] for layer in facts["functions"]["forward"]["layers"]}
+    assert {"bert.encoder.layer.0.attention.self", "bert.encoder.layer.1.output.dense"} <= layers
+
+
 def test_a_model_with_states_runs_a_prompt(cli: Any, tmp_path: Path) -> None:
     model = write_model(tmp_path / "writer")
     (tmp_path / "data.txt").write_text("the red house sees a bird\n")

@@ -130,7 +130,9 @@ def _compare(
         options = cast(Options, {name: passes[name] for name in given})
         ours, theirs = through_passes(first, options)
     else:
-        ours, theirs = first.module.functions, read_graphs(b, task, **reading).module.functions
+        second = read_graphs(b, task, **reading)
+        ours, theirs = first.module.functions, second.module.functions
+        first = first if first.tokenizer is not None or first.preprocess else second  # a file has neither
     noise = compared(ours, theirs, first, data, samples)
     functions = {name: _of_function(noise, name, bound) for name in noise.a}
     alone = {"A": [n for n in ours if n not in theirs], "B": [n for n in theirs if n not in ours]}
