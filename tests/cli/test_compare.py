@@ -270,7 +270,8 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no such pass": (("--passes", "fuze", "--data", "random"), "fuse"),
     "a bound that is none": (("a.txt", "--data", "random", "--bound", "nan"), "--bound is a number"),
     "no samples": (("a.txt", "--data", "random", "--samples", "0"), "--samples"),
-    "no place for the page": (("a.txt", "--data", "random", "--html", "no/p.html"), "no such file"),
+    "no place for the page": (("a.txt", "--data", "random", "--html", "no/p.html"), "no folder for the page"),
+    "a page that cannot be": (("a.txt", "--data", "random", "--html", "x" * 300), "cannot write the page"),
 }
 
 

@@ -80,9 +80,11 @@ def command(ctx: click.Context, /, as_json: bool, html: Path | None, **options: 
     from llmc.cli import show_error
 
     try:
+        if html is not None and not html.absolute().parent.is_dir():
+            raise LlmcError("there is no folder for the page", at=str(html))
         report = _compare(ctx, **options)
         if html is not None:
-            html.write_text(_page(report), encoding="utf-8")
+            _write(html, _page(report))
     except BrokenPipeError:
         raise  # whoever reads has seen enough
     except (LlmcError, OSError) as error:
@@ -340,6 +342,13 @@ def _page(report: Mapping[str, Any]) -> str:
         functions=functions,
         alone=report["alone"],
     )
+
+
+def _write(file: Path, page: str) -> None:
+    try:
+        file.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise LlmcError(f"cannot write the page: {error.strerror or error}", at=str(file)) from None
 
 
 def _cells(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
