@@ -135,6 +135,21 @@ def optimise(
     return Optimised(module, text, noted, source, cases, trails, losses, done.told(asked), mode)
 
 
+def passed(imported: Imported, order: Order, compile_graph: Callable[..., Any]) -> Mapping[str, Graph]:
+    """Each function after the passes, which nothing holds to their promises.
+
+    Args:
+        compile_graph: as of `optimise`.
+    """
+    functions = imported.module.functions.items()
+    parts = {n: _function(graph, imported, order, Stages(None), compile_graph) for n, graph in functions}
+    if not order.allow_noop:
+        done.want_all([one for part in parts.values() for one in part.asked])
+    module = Module({name: part.graph for name, part in parts.items()})
+    verify_module(module)
+    return module.functions
+
+
 def _last(trails: Mapping[str, Trail]) -> Sequence[Arrays]:
     """The answers of the one function there is, after all passes."""
     (trail,) = trails.values()
