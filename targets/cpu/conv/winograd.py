@@ -1,9 +1,9 @@
 """Convolution of 3x3 taps by tiles: 16 products for each 2x2 pixels of the result, where windows take 36.
 
 It is F(2x2, 3x3) of A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2015. A tile is 4x4
-pixels of the image, from tile to tile two further, and Y = A^T [(G g G^T) * (B^T d B)] A, summed over channels within the
-brackets. An item transforms a block of tiles into scratch, `[16][tile][channel]`, multiplies each of the 16 places by
-one panel of the weight's, and makes pixels of the sums; items of one block that follow each other share the first
+pixels of the image, from tile to tile two further, and Y = A^T [(G g G^T) * (B^T d B)] A, summed over channels within
+the brackets. An item transforms a block of tiles into scratch, `[16][tile][channel]`, multiplies each of the 16 places
+by one panel of the weight's, and makes pixels of the sums; items of one block that follow each other share the first
 step. Every step has a fixed order (docs/numerics.md), so that neither blocks nor threads change a bit of the result.
 """
 
