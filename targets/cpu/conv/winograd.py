@@ -31,7 +31,7 @@ from llmc.targets.tir.later import tirx
 SIZES = ("tiles", "height", "width", "top", "left", "rows", "columns")
 _PLACES = 16  # of a tile
 _STEP = 4  # rows in scratch are a multiple of so many floats long: steps of the sums that are written out
-_ROWS = (12, 24)  # tiles of an item at most, by narrow panels and by wide ones
+_ROWS = (12, 28)  # tiles of an item at most, by narrow panels and by wide ones
 _SCRATCH = 1 << 20  # bytes: with many channels there are fewer tiles
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 
