@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from typing import Any
 
 import numpy as np
 import pytest
-from kernel_lab import Lab, assert_as_reference, check_no_contraction, run_all, same_bits
+from kernel_lab import Lab, assert_as_reference, check_no_contraction, cpus, guarded, run_all, same_bits
 
-from llmc.compiler.dims import symbol
+from llmc.compiler.dims import evaluate, symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.ops.float_steps import fma32
@@ -149,6 +151,32 @@ def test_what_is_not_finite_stays_within_its_tiles(kernels: Lab) -> None:
     assert not touched[:, :4].any()
     assert not touched[:, 8:].any()
     assert same_bits(after[:, ~touched], before[:, ~touched])
+
+
+def test_nothing_beside_the_image_is_read(kernels: Lab) -> None:
+    """It lies between pages that nobody may read: at the end of its own, then at the beginning."""
+    node, inputs = convolution((17, 16, (7, 9), SAME, ()))
+    call, (x, w, out), size = (
+        kernels.call_of(node),
+        (inputs["x"], node.inputs[1], (2, 7, 9, 16)),
+        mmap.PAGESIZE,
+    )
+    (function,) = kernels.functions([call.kernel], cpus()[-1])
+    expected = kernels.run(graph_of(node), inputs)["y"]
+    pages = -(-x.nbytes // size)
+    memory = mmap.mmap(-1, (pages + 2) * size)
+    whole = np.frombuffer(memory, np.uint8)
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    for page in (0, pages + 1):
+        assert protect(ctypes.c_void_p(whole.ctypes.data + page * size), size, 0) == 0
+    packed = call.operands[1].pack(w.attributes["value"].array)
+    for begin in (size, (pages + 1) * size - x.nbytes):
+        image = whole[begin : begin + x.nbytes].view(np.float32).reshape(x.shape)
+        image[...] = x
+        found, scratch = np.zeros(out, np.float32), guarded(np.zeros(call.kernel.scratch, np.uint8))
+        sizes = [evaluate(s, {"batch": 2}) for s in (*call.scalars, call.items)]
+        kernels.call(function, [image, packed, found, *sizes[:-1], scratch, 0, sizes[-1]])
+        assert same_bits(found, expected)
 
 
 def test_scratch_is_bounded() -> None:
