@@ -51,7 +51,7 @@ ROOT = Path(__file__).resolve().parent.parent
 class Size:
     """The student's shape; `pieces` word pieces, all else as in BertConfig."""
 
-    pieces: int = 7000
+    pieces: int = 4400
     width: int = 256
     layers: int = 2
     intermediate: int = 512
@@ -211,7 +211,7 @@ def read_options() -> argparse.Namespace:
     )
     parser.add_argument("--minilm", type=Path, help="the all-MiniLM-L6-v2 folder (default: fetched)")
     parser.add_argument("--reviews", type=Path, help="movieReviewSnippets_GroundTruth.txt")
-    parser.add_argument("--output", type=Path, default=ROOT / "compiler" / "demo" / "model")
+    parser.add_argument("--output", type=Path, default=ROOT / "compiler" / "llmc" / "demo" / "model")
     parser.add_argument("--teacher", type=Path, help="file that keeps the teacher between runs")
     return parser.parse_args()
 
