@@ -19,7 +19,6 @@ from llmc.targets.cpu.conv.winograd import lower_winograd
 
 B, H, W = symbol("batch"), symbol("height"), symbol("width")
 RNG = np.random.default_rng(0)
-G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 SAME = (1, 1, 1, 1)
 
 # channels, outputs, size of the image, padding, epilogue
@@ -76,6 +75,11 @@ def tile(d: Any) -> Any:
     return np.stack([d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]])
 
 
+def weights(g: Any) -> Any:
+    """G g, along the first axis."""
+    return np.stack([g[0], ((g[0] + g[1]) + g[2]) / 2, ((g[0] - g[1]) + g[2]) / 2, g[2]])
+
+
 def pixels(m: Any) -> Any:
     """A^T m, along the first axis."""
     return np.stack([(m[0] + m[1]) + m[2], (m[1] - m[2]) - m[3]])
@@ -90,7 +94,11 @@ def by_tiles(x: Any, w: Any, padding: Any) -> Any:
     views = [[wide[:, r : r + height : 2, i : i + width : 2] for i in range(4)] for r in range(4)]
     d = tile(np.stack([np.stack(row) for row in views]))
     v = tile(d.swapaxes(0, 1)).swapaxes(0, 1)
-    u = np.einsum("ij,ocjk,lk->iloc", G, w.astype(np.float64), G).astype(np.float32)
+    u = (
+        weights(weights(w.transpose(2, 3, 0, 1).astype(np.float64)).swapaxes(0, 1))
+        .swapaxes(0, 1)
+        .astype(np.float32)
+    )
     m = np.zeros((*v.shape[:-1], len(w)), np.float32)
     for k in range(c):
         m = fma32(v[..., k, None], u[:, :, None, None, None, :, k], m)

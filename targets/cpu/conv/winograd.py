@@ -33,7 +33,6 @@ _PLACES = 16  # of a tile
 _STEP = 4  # rows in scratch are a multiple of so many floats long: steps of the sums that are written out
 _ROWS = (12, 28)  # tiles of an item at most, by narrow panels and by wide ones
 _SCRATCH = 1 << 20  # bytes: with many channels there are fewer tiles
-_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,17 @@ class _Cut:
         return 4 * (self.sums + self.schedule.rows * _PLACES * self.schedule.width)
 
 
+def _weights(g: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """G g along the first axis: in an order of its own, for the bits must not depend on who compiles."""
+    return np.stack([g[0], ((g[0] + g[1]) + g[2]) / 2, ((g[0] - g[1]) + g[2]) / 2, g[2]])
+
+
 def pack_winograd(array: np.ndarray[Any, Any], width: int, pitch: int) -> np.ndarray[Any, Any]:
     """f32 `[o, c, 3, 3]` -> G g G^T in float64, rounded once, by panels `[o / width, 16, pitch, width]`."""
     o, c = array.shape[:2]
-    places = np.einsum("ij,ocjk,lk->iloc", _G, array.astype(np.float64), _G).astype(np.float32)
-    padded = np.pad(places.reshape(_PLACES, o, c), ((0, 0), (0, 0), (0, pitch - c)))
+    rows = _weights(array.transpose(2, 3, 0, 1).astype(np.float64))
+    places = _weights(rows.swapaxes(0, 1)).swapaxes(0, 1).astype(np.float32).reshape(_PLACES, o, c)
+    padded = np.pad(places, ((0, 0), (0, 0), (0, pitch - c)))
     return np.stack([pack_panels(place, width) for place in padded], axis=1)
 
 
