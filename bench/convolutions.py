@@ -6,10 +6,10 @@
 EfficientNet-Lite0 with its own weights, the shapes of ResNet-50 and MobileNetV2 and a small network for images of
 28 x 28 with random ones. ONNX Runtime, OpenVINO with dynamic and with static shapes, and llmc, in turns in one process,
 equal threads, all pools asleep before each turn, fp32 outputs checked against PyTorch's first. Lines of a Markdown
-table: medians, and llmc's over the best peer's with a 95 % interval of paired rounds. With `--quant int8` peers race
-in int8, too: ONNX Runtime by its static quantiser (QDQ, weights by channel), OpenVINO by NNCF, both calibrated on the
-random images of the race; llmc's int8 is over the best of these. `--processor` counts the time of processors, not the
-time that passes, which other work on the machine stretches.
+table: medians, and llmc's over the best peer's with a 95 % interval of paired rounds. With `--quant int8` or
+`int8-static` peers race in int8, too: ONNX Runtime by its static quantiser (QDQ, weights by channel), OpenVINO by NNCF;
+their ranges and those of `int8-static` are from the same eight random images. llmc's int8 is over the best of these.
+`--processor` counts the time of processors, not the time that passes, which other work on the machine stretches.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from llmc.demo.race import race, ratio
 
 Array = np.ndarray[Any, Any]
 SIZE = 224
+STATIC = "int8-static"
 
 
 class _Logits(torch.nn.Module):
@@ -102,23 +103,27 @@ def _files(name: str, quants: list[str], folder: Path) -> tuple[Any, tuple[int, 
             verbose=False,
             **names,
         )
+    images = [_images(1, shape, 100 + seed) for seed in range(8)]
+    np.savez(folder / "images.npz", pixel_values=np.concatenate([image["pixel_values"] for image in images]))
     for quant in quants:
-        llmc.compile_module(
-            model, {"pixel_values": sample}, folder / f"{quant}.llmc", outputs=("logits",), quant=quant
-        )
-    if "int8" in quants:
-        _quantised_peers(folder, shape)
+        given = {"calib": folder / "images.npz"} if quant == STATIC else {}
+        path = folder / f"{quant}.llmc"
+        llmc.compile_module(model, {"pixel_values": sample}, path, outputs=("logits",), quant=quant, **given)
+    if any(map(_on_int8, quants)):
+        _quantised_peers(folder, images)
     return model, shape
 
 
-def _quantised_peers(folder: Path, shape: tuple[int, ...]) -> None:
-    """The ONNX file on int8, by ONNX Runtime's quantiser and by NNCF, eight random images each."""
+def _on_int8(name: str) -> bool:
+    return "int8" in name
+
+
+def _quantised_peers(folder: Path, images: list[dict[str, Array]]) -> None:
+    """The ONNX file on int8, by ONNX Runtime's quantiser and by NNCF."""
     import nncf
     import openvino
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    images = [_images(1, shape, 100 + seed) for seed in range(8)]
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -157,7 +162,7 @@ def _calls(folder: Path, quants: list[str], threads: int, arrays: dict[str, Arra
     calls["onnxruntime"] = racers.onnxruntime(folder / "model.onnx", threads)(arrays)
     for kind in ("dynamic", "static"):
         calls[f"openvino {kind}"] = racers.openvino(folder / "model.onnx", threads, kind == "static")(arrays)
-    if "int8" in quants:
+    if any(map(_on_int8, quants)):
         calls["onnxruntime int8"] = racers.onnxruntime(folder / "int8.onnx", threads)(arrays)
         for kind in ("dynamic", "static"):
             path = folder / "int8.xml"
@@ -184,7 +189,7 @@ def _want_same(calls: dict[str, racers.Call], expected: Array) -> None:
     scale = float(np.abs(expected).max())
     for name, call in calls.items():
         apart = compare(np.array(call()), expected)["difference"] / scale
-        if apart > TOLERANCE and not name.endswith("int8"):
+        if apart > TOLERANCE and not _on_int8(name):
             raise SystemExit(f"{name} is {apart:.2g} of the outputs' scale from PyTorch: no race")
 
 
@@ -192,9 +197,7 @@ def _line(what: str, times: dict[str, Any]) -> str:
     cells = [f"{1e3 * float(np.median(times[name])):.3g}" for name in times]
     for name in times:
         if name.startswith("llmc"):
-            peers = [
-                p for p in times if not p.startswith("llmc") and p.endswith("int8") == name.endswith("int8")
-            ]
+            peers = [p for p in times if not p.startswith("llmc") and _on_int8(p) == _on_int8(name)]
             best = min(peers, key=lambda peer: float(np.median(times[peer])))
             middle, low, high = ratio(times[name], times[best])
             cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
@@ -208,14 +211,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--quant", nargs="+", default=["none"], choices=["none", "int8", "fp16"])
+    parser.add_argument("--quant", nargs="+", default=["none"], choices=["none", "int8", STATIC, "fp16"])
     parser.add_argument("--seconds", type=float, default=3.0, help="of one race, at least seven rounds")
     parser.add_argument("--processor", action="store_true")
     options = parser.parse_args()
     own = [f"llmc {quant}, ms" for quant in options.quant]
     over = [f"llmc {quant} / best" for quant in options.quant]
     peers = ["ONNX Runtime", "OpenVINO dynamic", "OpenVINO static"]
-    peers += [f"{peer} int8" for peer in peers] if "int8" in options.quant else []
+    peers += [f"{peer} int8" for peer in peers] if any(map(_on_int8, options.quant)) else []
     heads = ["model", "batch", "threads", *own, *peers, *over]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name in options.models:

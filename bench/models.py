@@ -3,6 +3,7 @@
     python bench/models.py minilm     prints the folder of all-MiniLM-L6-v2
     python bench/models.py reviews    prints the file of 10,605 rated movie-review texts
     python bench/models.py efficientnet    prints the weights of EfficientNet-Lite0; efficientnet-code its module
+    python bench/models.py articles   prints a file of 106 articles of Wikipedia, for bench/train_language.py
     python bench/models.py foolbox    prints the folder with 20 labelled ImageNet images
     python bench/models.py smollm2    prints the GGUF file of SmolLM2-135M-Instruct
     python bench/models.py whisper-1    prints one half of Whisper base, whisper-2 the other, for bench/whisper.py
@@ -100,6 +101,12 @@ ASSETS: Mapping[str, Asset] = MappingProxyType(
             path="pocketsphinx-5.1.1/test/data",
             licence="BSD-2-Clause, those of LibriVox are in the public domain",
             source=True,
+        ),
+        "articles": Asset(
+            requirement="gensim==4.4.0",
+            sha256="91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
+            path="gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
+            licence="LGPL-2.1, texts CC BY-SA",
         ),
         "reviews": Asset(
             requirement="vaderSentiment==3.3.2",

@@ -213,8 +213,11 @@ class Compared:
         self.outputs[name] = (max(most, _furthest(a, b)), max(before, share))
 
 
-def random_sessions(a: Graph, b: Graph) -> list[Session]:
+def random_sessions(a: Graph, b: Graph, empty: bool = True) -> list[Session]:
     """Small data that both graphs take.
+
+    Args:
+        empty: as of `samples`.
 
     Raises:
         LlmcError: there is none.
@@ -229,7 +232,7 @@ def random_sessions(a: Graph, b: Graph) -> list[Session]:
             )
         dims[name] = Bounds(low, high)
     names = {n.attributes["name"] for n in b.inputs}
-    found = samples(replace(a, dims=dims))
+    found = samples(replace(a, dims=dims), empty)
     return [Session(s.states, [_only(call, names) for call in s.calls]) for s in found]
 
 

@@ -34,20 +34,24 @@ class Session:
     calls: Sequence[Arrays]
 
 
-def samples(graph: Graph) -> list[Session]:
+def samples(graph: Graph, empty: bool = True) -> list[Session]:
     """Sessions of several sizes (`sequences.tried`); of a graph without states one call each.
 
     Masks have rows without zeros, with holes, and with an end of zeros; in one session a row has nothing but zeros, if
     the outputs show which part of them that row is (`without_empty`).
+
+    Args:
+        empty: whether there may be such a row.
     """
+    empty = empty and _has_rows(graph)
     return [
-        _session(graph, sizes, np.random.default_rng(n), number=n) for n, sizes in enumerate(sessions(graph))
+        _session(graph, sizes, np.random.default_rng(n), empty and n == _EMPTY)
+        for n, sizes in enumerate(sessions(graph))
     ]
 
 
-def _session(graph: Graph, sizes: Sequence[Sizes], rng: np.random.Generator, number: int) -> Session:
+def _session(graph: Graph, sizes: Sequence[Sizes], rng: np.random.Generator, empty: bool) -> Session:
     states = {node.attributes["name"]: _begun(node, sizes[0], rng) for node in graph.states}
-    empty = number == _EMPTY and _has_rows(graph)
     return Session(states, [draw(graph, s, rng, empty) for s in sizes])
 
 

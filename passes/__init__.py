@@ -10,6 +10,7 @@ from llmc.passes.append import Append
 from llmc.passes.compress.blockwise import Blockwise
 from llmc.passes.compress.cluster import Share
 from llmc.passes.compress.factorize import Factorize
+from llmc.passes.compress.gptq import Gptq
 from llmc.passes.compress.prune import Prune
 from llmc.passes.compress.prune_heads import PruneHeads
 from llmc.passes.compress.prune_neurons import PruneNeurons
@@ -49,7 +50,16 @@ _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (
     ChannelsLast,
     Winograd,
 )
-_COMPRESSION: tuple[type[Pass], ...] = (PruneHeads, PruneNeurons, Factorize, Prune, Share, Blockwise, Spare)
+_COMPRESSION: tuple[type[Pass], ...] = (
+    PruneHeads,
+    PruneNeurons,
+    Factorize,
+    Prune,
+    Share,
+    Blockwise,
+    Gptq,
+    Spare,
+)
 _QUANTISATION: tuple[type[Pass], ...] = (
     Quantize,
     Qfuse,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmc.compiler.frontends import chat_template, speech_config
 from llmc.compiler.frontends.generation_settings import KINDS, NAMES, options
-from llmc.compiler.frontends.inputs import TEXT
+from llmc.compiler.frontends.inputs import KEEP, TEXT
 from llmc.compiler.frontends.json_file import read_object
 from llmc.errors import LlmcError
 
@@ -124,7 +124,7 @@ def of_functions(
     Raises:
         LlmcError: as `read`.
     """
-    from llmc.compiler.frontends.stepping import KEEP, LOGITS, PAST, STEP
+    from llmc.compiler.frontends.stepping import LOGITS, PAST, STEP
 
     step = functions[STEP]
     said = read(

@@ -23,6 +23,7 @@ TEXT, IMAGE, VIDEO, WAVE, FEATURES = (
     "input_features",
 )
 CLIPS, SERIES = "pixel_values_videos", "past_values"
+KEEP = "logits_to_keep"  # positions of a text whose logits are wanted
 MASK, SEGMENTS, TARGET, BOXES = "attention_mask", "token_type_ids", "decoder_input_ids", "bbox"
 MOST_SECONDS = 30  # of audio of any length
 _LARGEST_BOX = 1000  # coordinates of LayoutLM are thousandths of the page

@@ -18,11 +18,10 @@ from llmc.compiler.dims import Dim, evaluate, symbol
 from llmc.compiler.frontends import cross_attention, forward, long_tables, program, reference
 from llmc.compiler.frontends.heads import ROOT
 from llmc.compiler.frontends.implementations import choose
-from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
+from llmc.compiler.frontends.inputs import KEEP, TEXT, Input, Inputs
 from llmc.compiler.frontends.masks import ADDED
 from llmc.compiler.frontends.seq2seq_parts import SOURCE, EncodeHead, Part, Parts, StepHead
 from llmc.compiler.frontends.stepping import (
-    KEEP,
     KEPT,
     LOGITS,
     MORE,

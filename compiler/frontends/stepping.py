@@ -31,7 +31,7 @@ from llmc.compiler.frontends import (
 from llmc.compiler.frontends.caches import Held
 from llmc.compiler.frontends.heads import ROOT
 from llmc.compiler.frontends.implementations import choose
-from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
+from llmc.compiler.frontends.inputs import KEEP, TEXT, Input, Inputs
 from llmc.compiler.frontends.joint import Joint
 from llmc.compiler.frontends.long_tables import PLACES
 from llmc.compiler.frontends.masks import ADDED
@@ -41,7 +41,7 @@ from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import state_
 from llmc.errors import LlmcError, first_line
 
-STEP, KEEP, LOGITS = "step", "logits_to_keep", "logits"
+STEP, LOGITS = "step", "logits"
 SEQ, PAST, KEPT = "seq", "past", "kept"
 WAYS = (step_attention.STEP, ADDED, "sdpa", "eager")
 MORE = (1, 3)  # tokens of the calls after the prompt

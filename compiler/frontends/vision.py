@@ -33,10 +33,10 @@ from llmc.compiler.frontends.caches import Held
 from llmc.compiler.frontends.eyes import COUNTED, MARKS, PLACES, SEEN, Eyes
 from llmc.compiler.frontends.heads import ROOT
 from llmc.compiler.frontends.implementations import choose
-from llmc.compiler.frontends.inputs import TEXT, Input, Inputs
+from llmc.compiler.frontends.inputs import KEEP, TEXT, Input, Inputs
 from llmc.compiler.frontends.masks import ADDED
 from llmc.compiler.frontends.report import UnsupportedError
-from llmc.compiler.frontends.stepping import KEEP, KEPT, LOGITS, PAST, SEQ, STEP
+from llmc.compiler.frontends.stepping import KEPT, LOGITS, PAST, SEQ, STEP
 from llmc.compiler.frontends.torch_export import to_graph
 from llmc.compiler.frontends.tracing import trace
 from llmc.compiler.graph import Graph, Node

@@ -7,7 +7,8 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,17 +19,19 @@ TEXT = ("text", "sentence", "review", "content", "question", "premise", "sentenc
 PAIR = ("context", "hypothesis", "sentence2")
 LABEL = ("label", "labels", "class", "category", "target", "sentiment")
 MEDIA = {"image": ("image", "file", "path"), "audio": ("audio", "file", "path")}
+Given = tuple[str | None, str | None, str | None, str | None]  # names of the columns, as of `Columns`
 KINDS = (".jsonl", ".csv", ".tsv", ".txt")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One text or the path of a file, where it stands, and its label as written."""
+    """One text or the path of a file, where it stands, its label as written, and the value that puts it in a slice."""
 
     line: int
     text: str
     pair: str | None = None
     label: Any = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Columns:
     text: str
     pair: str | None = None
     label: str | None = None
+    group: str | None = None
 
 
 def read_rows(
@@ -47,6 +51,7 @@ def read_rows(
     label: str | None = None,
     names: Sequence[str] = TEXT,
     labels: Sequence[str] = LABEL,
+    group: str | None = None,
 ) -> Iterator[Row]:
     """The rows of a file, which is never held whole.
 
@@ -54,6 +59,7 @@ def read_rows(
         text, pair, label: columns; guessed by name where they are not given. A column that only may be there
             (pair, label) is left out when nothing fits.
         names, labels: of which one is the column of the text, and of the label, where it is not given.
+        group: a column whose values make slices.
 
     Raises:
         LlmcError: no such file or kind of file, no rows, a column that is missing, a line that is broken.
@@ -63,7 +69,7 @@ def read_rows(
     empty = True
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for row in _rows(path, file, (text, pair, label), (names, labels)):
+            for row in _rows(path, file, (text, pair, label, group), (names, labels)):
                 empty = False
                 yield row
     except OSError as error:
@@ -74,7 +80,9 @@ def read_rows(
         raise LlmcError("the data is empty", at=str(path), hint="it needs at least one row")
 
 
-def read_files(data: Path, kind: str, column: str | None = None, label: str | None = None) -> Iterator[Row]:
+def read_files(
+    data: Path, kind: str, column: str | None = None, label: str | None = None, group: str | None = None
+) -> Iterator[Row]:
     """The files that a table names, beside it, or those of a folder, of which each folder is a class.
 
     Args:
@@ -84,9 +92,11 @@ def read_files(data: Path, kind: str, column: str | None = None, label: str | No
         LlmcError: as `read_rows`, or a folder has no folders with files in them.
     """
     if not data.is_dir():
-        for row in read_rows(data, column, None, label, MEDIA[kind]):
-            yield Row(row.line, str(data.parent / row.text), None, row.label)
+        for row in read_rows(data, column, None, label, MEDIA[kind], group=group):
+            yield replace(row, text=str(data.parent / row.text), pair=None)
         return
+    if group is not None:
+        raise LlmcError(f"there is no column {group!r}: a folder has none", at=str(data), hint="give a table")
     line = 0
     for folder in sorted(f for f in data.iterdir() if f.is_dir()):
         for file in sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")):
@@ -100,10 +110,13 @@ def read_files(data: Path, kind: str, column: str | None = None, label: str | No
 def _rows(
     path: Path,
     file: TextIO,
-    given: tuple[str | None, str | None, str | None],
+    given: Given,
     known: tuple[Sequence[str], Sequence[str]],
 ) -> Iterator[Row]:
     if path.suffix == ".txt":
+        if given[3] is not None:
+            problem = f"there is no column {given[3]!r}: a text file has none"
+            raise LlmcError(problem, at=str(path), hint="give a table: .jsonl, .csv or .tsv")
         lines = ((n, line.strip()) for n, line in enumerate(file, 1))
         yield from (Row(n, line) for n, line in lines if line)
         return
@@ -159,15 +172,19 @@ def _object(at: str, line: str) -> Mapping[str, Any]:
 def _columns(
     at: str,
     names: Sequence[str],
-    given: tuple[str | None, str | None, str | None],
+    given: Given,
     guessed: tuple[Sequence[str], Sequence[str]],
 ) -> Columns:
     for name in filter(None, given):
         if name not in names:
-            raise LlmcError(f"there is no column {name!r}", at=at, found=f"columns {', '.join(names)}")
+            near = get_close_matches(name, names, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else None
+            raise LlmcError(
+                f"there is no column {name!r}", at=at, found=f"columns {', '.join(names)}", hint=hint
+            )
     text, pair, label = (
         name or next((n for n in known if n in names), None)
-        for name, known in zip(given, (guessed[0], PAIR, guessed[1]), strict=True)
+        for name, known in zip(given[:3], (guessed[0], PAIR, guessed[1]), strict=True)
     )
     if text is None:
         raise LlmcError(
@@ -176,7 +193,7 @@ def _columns(
             found=f"columns {', '.join(names) or 'none'}",
             hint="name it: --text-column NAME",
         )
-    return Columns(text, pair if pair != text else None, label)
+    return Columns(text, pair if pair != text else None, label, given[3])
 
 
 def _row(at: str, line: int, record: Mapping[str, Any], columns: Columns) -> Row:
@@ -188,7 +205,17 @@ def _row(at: str, line: int, record: Mapping[str, Any], columns: Columns) -> Row
         if name is not None and not isinstance(values[name], str):
             raise LlmcError(f"the column {name!r} holds no text", at=at, found=repr(values[name])[:60])
     pair = values[columns.pair] if columns.pair else None
-    return Row(line, str(values[columns.text]), pair, values[columns.label] if columns.label else None)
+    label = values[columns.label] if columns.label else None
+    group = None if columns.group is None else _group(at, columns.group, record.get(columns.group))
+    return Row(line, str(values[columns.text]), pair, label, group)
+
+
+def _group(at: str, name: str, value: Any) -> str | None:
+    """The slice of a row, as text; None where the column is empty."""
+    if isinstance(value, list | dict):
+        raise LlmcError(f"the column {name!r} holds several values, so it makes no slices", at=at)
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+    return text if text.strip() else None
 
 
 def label_index(at: str, value: Any, labels: Sequence[str], count: int) -> int:

@@ -1,8 +1,7 @@
-"""How good an artifact is on data: accuracy, agreement with a baseline, and the paired difference."""
+"""How good an artifact is on data: accuracy, agreement with a baseline, the paired difference; all of slices, too."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -13,56 +12,68 @@ import numpy as np
 
 from llmc.dataset import Row, column_names, label_index, read_files, read_rows
 from llmc.errors import LlmcError
+from llmc.measures import TOP, Answers, Figures, Slices, Tally, mcnemar, of_classes, paired
 from llmc.predictors import EMBEDDING, MEDIA, OUTPUTS, of_artifact, of_baseline, rows_of_a_run
 from llmc.runtime.encoder import BadTexts
 
+__all__ = ["Evaluation", "Limits", "evaluate", "mcnemar", "paired"]
+
 Array = np.ndarray[Any, Any]
-BUFFER, TOP = 256, 5  # rows that are sorted by length together; of the likeliest classes
+BUFFER = 256  # rows that are sorted by length together
 
 
 @dataclass
-class Evaluation:
+class Evaluation(Figures):
     """What was counted. `baseline_*` and what follows is None without a baseline, accuracies without labels.
 
     Args:
-        accuracy, baseline_accuracy: shares of right answers.
         top5, baseline_top5: of images and sounds, shares of which the label is among the five likeliest.
-        agreement: share of equal answers.
-        difference: accuracy minus the baseline's, on the same rows, with its 95 % interval.
         p_value: of the exact McNemar test: how likely are the rows where one alone is right, were both as good?
-        cosine_mean, cosine_min: between the embeddings.
+        macro_f1: mean over the classes that labels or answers name.
+        calibration_error: the expected one, of 15 equal bins; see `measures.Answers`.
+        classes: rows, precision, recall and F1 of each class.
+        slice_by: the column whose values make slices; `slices` has the figures of each, `value` None where the column
+            is empty, or is None where they were not measured.
+        not_measured: what was not measured -> why.
         cut, baseline_cut: rows whose text was longer than the model takes and was cut.
     """
 
-    task: str
-    rows: int = 0
-    accuracy: float | None = None
-    baseline_accuracy: float | None = None
+    task: str = ""
     top5: float | None = None
     baseline_top5: float | None = None
-    agreement: float | None = None
-    difference: float | None = None
-    interval: tuple[float, float] | None = None
     p_value: float | None = None
-    cosine_mean: float | None = None
-    cosine_min: float | None = None
+    macro_f1: float | None = None
+    baseline_macro_f1: float | None = None
+    calibration_error: float | None = None
+    baseline_calibration_error: float | None = None
+    classes: list[Mapping[str, Any]] | None = None
+    slice_by: str | None = None
+    slices: list[Mapping[str, Any]] | None = None
+    not_measured: dict[str, str] = field(default_factory=dict)
     cut: int = 0
     baseline_cut: int = 0
     broken: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON values; None where there is none."""
-        return dict(vars(self))
+        return {"task": self.task, **vars(self)}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What must hold. `max_drop` is a share (0.01: one point), held against the difference itself."""
+    """What must hold. `max_drop` is a share (0.01: one point), held against the difference itself.
+
+    Args:
+        each_slice: of each slice, too.
+        slice_rows: of slices with fewer rows nothing is asked.
+    """
 
     max_drop: float | None = None
     min_accuracy: float | None = None
     min_agreement: float | None = None
     min_cosine: float | None = None
+    each_slice: bool = False
+    slice_rows: int = 1
 
 
 def evaluate(
@@ -77,6 +88,7 @@ def evaluate(
     threads: int | None = None,
     limit: int | None = None,
     strict: bool = False,
+    slice_by: str | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Evaluation:
     """Run an artifact, and a baseline on the same rows, over a file of texts in constant memory.
@@ -88,6 +100,7 @@ def evaluate(
         limits: thresholds; those that are broken are listed in `Evaluation.broken`.
         limit: rows to stop after.
         strict: whether a text longer than the artifact takes is an error; it is cut otherwise, and counted.
+        slice_by: a column; rows of each of its values are measured for themselves as well.
         progress: called with the number of rows done.
 
     Raises:
@@ -95,19 +108,24 @@ def evaluate(
     """
     import llmc
 
+    limits = limits or Limits()
+    if limits.each_slice and slice_by is None:
+        raise _no_slices(None)
     with llmc.load(artifact, threads=threads) as model:
         _want_task(model, str(artifact))
         _want_classes(model, str(artifact))
         kind = MEDIA.get(model.task)
         found_rows = (
-            read_files(Path(data), kind, text, label) if kind else read_rows(Path(data), text, pair, label)
+            read_files(Path(data), kind, text, label, slice_by)
+            if kind
+            else read_rows(Path(data), text, pair, label, group=slice_by)
         )
         rows: Iterator[Row] = islice(found_rows, limit)
         first = next(rows)  # data without a row is an error of `read_rows`
         if baseline is None:
             _want_measure(model.task, first, Path(data))
         rows = chain((first,), rows)
-        counts = _Counts(model.task, model.labels or (), str(data))
+        counts = _Counts(model.task, model.labels or (), str(data), slice_by)
         other = None if baseline is None else of_baseline(baseline, model, threads)
         own = of_artifact(model, strict)
         for batch in _batches(rows, rows_of_a_run(model)):
@@ -115,7 +133,7 @@ def evaluate(
             progress(counts.rows)
         found = counts.result()
         found.cut, found.baseline_cut = own.cut(), other.cut() if other is not None else 0
-    return _judged(found, limits or Limits())
+    return _judged(found, limits)
 
 
 def _want_task(model: Any, at: str) -> None:
@@ -157,7 +175,8 @@ def _want_classes(model: Any, at: str) -> None:
     scores = getattr(model, "scores", None) or "softmax"
     if model.task != EMBEDDING and scores != "softmax":
         kind = "labels that may hold together" if scores == "sigmoid" else "numbers, not classes"
-        raise LlmcError(f"eval knows no measure for a model that gives {kind}", at=at)
+        hint = "accuracy, F1 and calibration error are of classes of which one is right; `llmc compare` shows noise"
+        raise LlmcError(f"eval knows no measure for a model that gives {kind}", at=at, hint=hint)
 
 
 def _batches(rows: Iterator[Row], count: int) -> Iterator[list[Row]]:
@@ -177,33 +196,37 @@ def _texts(batch: Sequence[Row]) -> list[Any]:
 class _Counts:
     """Running sums over the batches."""
 
-    def __init__(self, task: str, labels: Sequence[str], data: str) -> None:
+    def __init__(self, task: str, labels: Sequence[str], data: str, slice_by: str | None) -> None:
         self.task, self.labels, self.data = task, labels, data
-        self.rows = self.right = self.other_right = self.only = self.other_only = self.equal = 0
-        self.top = self.other_top = 0
-        self.cosines, self.lowest, self.labelled, self.compared = 0.0, 1.0, False, False
+        self.all, self.slices = Tally(), None if slice_by is None else Slices(slice_by)
+        self.compared = False
+        self.own: Answers | None = None  # where there are labels
+        self.other: Answers | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.all.rows
 
     def add(self, batch: Sequence[Row], own: Array, other: Array | None) -> None:
         """Count one batch of outputs."""
-        self.rows += len(batch)
-        self.compared, self.classes = other is not None, own.shape[-1]
+        self.all.rows += len(batch)
+        self.compared = other is not None
         if other is not None and own.shape != other.shape:
             shapes = f"{list(other.shape[1:])}, not {list(own.shape[1:])}"
             raise LlmcError("the baseline's outputs have another size", found=shapes)
         self._want_finite(batch, own, "the artifact's")
         if other is not None:
             self._want_finite(batch, other, "the baseline's")
+        tallies = [(self.all, np.ones(len(batch), np.bool_))]
+        tallies += [] if self.slices is None else self.slices.of([row.group for row in batch])
         if self.task == EMBEDDING:
-            self._add_cosines(own, other)
+            for tally, mine in tallies if other is not None else ():
+                tally.compare(cosines(own[mine], np.asarray(other)[mine]))
             return
-        answers = own.argmax(-1)
-        others = None if other is None else other.argmax(-1)
-        if others is not None:
-            self.equal += int((answers == others).sum())
-        if batch[0].label is not None:
-            truth = self._add_labels(batch, answers, others, own.shape[-1])
-            self.top += _among(own, truth)
-            self.other_top += 0 if other is None else _among(other, truth)
+        equal = None if other is None else own.argmax(-1) == other.argmax(-1)
+        right, others = self._add_labels(batch, own, other) if batch[0].label is not None else (None, None)
+        for tally, mine in tallies:
+            tally.answer(*(None if found is None else found[mine] for found in (equal, right, others)))
 
     def _want_finite(self, batch: Sequence[Row], outputs: Array, whose: str) -> None:
         """A measure of NaN would be no measure: it has a largest value, and is below no limit."""
@@ -215,82 +238,91 @@ class _Counts:
                 hint="fp16 overflows beyond 65504; are the weights damaged?",
             )
 
-    def _add_labels(self, batch: Sequence[Row], answers: Array, others: Array | None, count: int) -> Array:
-        truth = [label_index(f"{self.data}, line {r.line}", r.label, self.labels, count) for r in batch]
-        right, self.labelled = answers == truth, True
-        self.right += int(right.sum())
-        if others is not None:
-            other = others == truth
-            self.other_right += int(other.sum())
-            self.only += int((right & ~other).sum())
-            self.other_only += int((other & ~right).sum())
-        return np.asarray(truth)
-
-    def _add_cosines(self, own: Array, other: Array | None) -> None:
+    def _add_labels(
+        self, batch: Sequence[Row], own: Array, other: Array | None
+    ) -> tuple[Array, Array | None]:
+        """Which answers are right, and which of the baseline's."""
+        count = own.shape[-1]
+        places = (f"{self.data}, line {row.line}" for row in batch)
+        found = (label_index(at, r.label, self.labels, count) for at, r in zip(places, batch, strict=True))
+        truth = np.fromiter(found, np.int64, len(batch))
+        self.own = self.own or Answers(count)
+        right = self.own.add(own, truth)
         if other is None:
-            return
-        a, b = own.astype(np.float64), other.astype(np.float64)
-        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-        cosines = (a * b).sum(-1) / np.maximum(norms, np.finfo(np.float64).tiny)
-        self.cosines += float(cosines.sum())
-        self.lowest = min(self.lowest, float(cosines.min()))
+            return right, None
+        self.other = self.other or Answers(count)
+        return right, self.other.add(other, truth)
 
     def result(self) -> Evaluation:
         """The figures."""
-        found, n = Evaluation(self.task, self.rows), self.rows
-        if self.task == EMBEDDING:
-            if self.compared:
-                found.cosine_mean, found.cosine_min = self.cosines / n, self.lowest
-            return found
-        found.accuracy = self.right / n if self.labelled else None
-        listed = self.labelled and self.task in MEDIA and self.classes > TOP
-        found.top5 = self.top / n if listed else None
-        if not self.compared:
-            return found
-        found.agreement = self.equal / n
-        if self.labelled:
-            found.baseline_accuracy = self.other_right / n
-            found.baseline_top5 = self.other_top / n if listed else None
-            found.difference, found.interval = paired(self.only, self.other_only, n)
-            found.p_value = mcnemar(self.only, self.other_only)
+        embedded, labelled = self.task == EMBEDDING, self.own is not None
+        figures = Figures.of(self.all, labelled, self.compared, embedded)
+        found = Evaluation(**vars(figures), task=self.task)
+        self._add_slices(found, labelled, embedded)
+        what = "accuracy, F1 and calibration error"
+        if embedded:
+            found.not_measured[what] = "embeddings name no classes"
+        elif self.own is None:
+            found.not_measured[what] = "the data has no labels"
+        else:
+            self._add_classes(found, self.own, self.other)
         return found
 
+    def _add_slices(self, found: Evaluation, labelled: bool, embedded: bool) -> None:
+        if self.slices is None:
+            return
+        found.slice_by = self.slices.column
+        if self.slices.why:
+            found.not_measured["slices"] = self.slices.why
+            return
+        each = self.slices.figures(labelled, self.compared, embedded)
+        found.slices = [{"value": value, **vars(figures)} for value, figures in each]
 
-def _among(outputs: Array, truth: Array) -> int:
-    """Rows whose right class is among the likeliest."""
-    right = outputs[np.arange(len(truth)), truth]
-    return int(((outputs > right[:, None]).sum(-1) < TOP).sum())
+    def _add_classes(self, found: Evaluation, own: Answers, other: Answers | None) -> None:
+        found.classes = of_classes(own, other, self.labels)
+        found.macro_f1, found.calibration_error = own.macro_f1, own.calibration_error
+        listed = self.task in MEDIA and own.count > TOP
+        found.top5 = own.top / self.rows if listed else None
+        if other is not None:
+            found.baseline_macro_f1 = other.macro_f1
+            found.baseline_calibration_error = other.calibration_error
+            found.baseline_top5 = other.top / self.rows if listed else None
+            found.p_value = mcnemar(self.all.only, self.all.other_only)
 
 
-def paired(only: int, other_only: int, n: int) -> tuple[float, tuple[float, float]]:
-    """The difference of two accuracies on the same n rows and its 95 % interval (Wald, paired).
-
-    Args:
-        only, other_only: rows that the first alone, and the second alone, has right.
-    """
-    difference = (only - other_only) / n
-    deviation = math.sqrt(max(0.0, (only + other_only) / n - difference**2) / n)
-    return difference, (difference - 1.96 * deviation, difference + 1.96 * deviation)
-
-
-def mcnemar(only: int, other_only: int) -> float:
-    """Exact two-sided p of McNemar's test: a fair coin on each row that just one has right."""
-    n, k = only + other_only, min(only, other_only)
-    tail = (
-        math.exp(math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2))
-        for i in range(k + 1)
-    )
-    return min(1.0, 2 * sum(tail))
+def cosines(a: Array, b: Array) -> Array:
+    """Of each row."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.asarray((a * b).sum(-1) / np.maximum(norms, np.finfo(np.float64).tiny))
 
 
 def _judged(found: Evaluation, limits: Limits) -> Evaluation:
     """List the limits that do not hold."""
-    drop = None if found.difference is None else -found.difference
+    _judge(found, limits, vars(found), "")
+    if not limits.each_slice:
+        return found
+    if found.slices is None:
+        raise _no_slices(found.not_measured.get("slices"))
+    for one in found.slices:
+        if one["rows"] >= limits.slice_rows:
+            name = "rows without one" if one["value"] is None else repr(one["value"])
+            _judge(found, limits, one, f" of {found.slice_by} {name}")
+    return found
+
+
+def _no_slices(why: str | None) -> LlmcError:
+    hint = "--slice-by FIELD names a column of kinds, languages, sources ..."
+    return LlmcError("there are no slices to hold to the limits", found=why, hint=hint)
+
+
+def _judge(found: Evaluation, limits: Limits, figures: Mapping[str, Any], of: str) -> None:
+    difference = figures["difference"]
     checks: Mapping[str, tuple[float | None, float | None, bool]] = {
-        "drop in accuracy": (drop, limits.max_drop, True),
-        "accuracy": (found.accuracy, limits.min_accuracy, False),
-        "agreement": (found.agreement, limits.min_agreement, False),
-        "mean cosine": (found.cosine_mean, limits.min_cosine, False),
+        "drop in accuracy": (None if difference is None else -difference, limits.max_drop, True),
+        "accuracy": (figures["accuracy"], limits.min_accuracy, False),
+        "agreement": (figures["agreement"], limits.min_agreement, False),
+        "mean cosine": (figures["cosine_mean"], limits.min_cosine, False),
     }
     for name, (value, limit, upper) in checks.items():
         if limit is None:
@@ -302,5 +334,4 @@ def _judged(found: Evaluation, limits: Limits) -> Evaluation:
                 hint="accuracy needs labels, agreement and cosine need a --baseline",
             )
         if not (value <= limit + 1e-12 if upper else value >= limit - 1e-12):
-            found.broken.append(f"{name} is {value:.4g}, the limit {limit:g}")
-    return found
+            found.broken.append(f"{name}{of} is {value:.4g}, the limit {limit:g}")

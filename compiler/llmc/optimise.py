@@ -26,7 +26,7 @@ from llmc.passes.append import append_steps
 from llmc.passes.layout.channels_last import channels_last_steps
 from llmc.passes.layout.winograd import Winograd, winograd_steps
 from llmc.passes.rows.ragged import ragged_steps
-from llmc.quantisation import own_steps
+from llmc.quantisation import observer, own_steps
 from llmc.report import Stages
 from llmc.runtime.selftest import Case
 from llmc.selfcheck import answers, blanked_answers, outputs_of, played_alone, replayed
@@ -136,6 +136,21 @@ def optimise(
     return Optimised(module, text, noted, source, cases, trails, losses, done.told(asked), mode)
 
 
+def passed(imported: Imported, order: Order, compile_graph: Callable[..., Any]) -> Mapping[str, Graph]:
+    """Each function after the passes, which nothing holds to their promises.
+
+    Args:
+        compile_graph: as of `optimise`.
+    """
+    functions = imported.module.functions.items()
+    parts = {n: _function(graph, imported, order, Stages(None), compile_graph) for n, graph in functions}
+    if not order.allow_noop:
+        done.want_all([one for part in parts.values() for one in part.asked])
+    module = Module({name: part.graph for name, part in parts.items()})
+    verify_module(module)
+    return module.functions
+
+
 def _last(trails: Mapping[str, Trail]) -> Sequence[Arrays]:
     """The answers of the one function there is, after all passes."""
     (trail,) = trails.values()
@@ -153,7 +168,8 @@ def _function(
     )
     verified = partial(run_verified, say=order.say)
     added: Mapping[str, Pipeline] = {}
-    with giving(Given(read, imported.tokenizer)):
+    native = partial(observer, compile_graph=compile_graph)
+    with giving(Given(read, imported.tokenizer, native)):
         road = _Road(graph, verified if order.verify_each else Pipeline.run)
         road.add(append_steps(imported.module) if order.level and not order.only else Pipeline(()))
         first, own = own_steps(graph, _on_integers(order)) if not order.only else (Pipeline(()), Pipeline(()))

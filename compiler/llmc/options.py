@@ -48,7 +48,9 @@ class Options(TypedDict, total=False):
         verify_each: hold each pass to its promise by the interpreter, which takes long.
         quant: "none", "int8", "int8-static", "fp16", "w8" or "w4": see docs/quantisation.md.
         attention: "int8" or "float": what int8 and int8-static do with attention on CPUs.
-        calib: samples for int8-static and for passes that want some, a .txt, .jsonl, .csv or .npz file, or "auto".
+        group: of w8 and w4, columns that share a scale, a multiple of 16, or 0 for a whole row.
+        calib: samples for int8-static, for w8 and w4, which round by them, and for passes that want some, a .txt,
+            .jsonl, .csv or .npz file, a folder of images, or "auto".
         calib_method: "minmax", "percentile" or "entropy".
         state_dtype: how sessions keep keys and values: "fp32", "fp16" or "int8" (docs/generation.md).
         padding: what outputs that have a row for each token hold where attention_mask is 0: "zero", which lets
@@ -78,6 +80,7 @@ class Options(TypedDict, total=False):
     verify_each: bool
     quant: str
     attention: str
+    group: int | None
     calib: str | Path | None
     calib_method: str
     state_dtype: str
@@ -121,6 +124,7 @@ class Order:
             options.get("calib_method", "percentile"),
             options.get("attention", "int8"),
             wanted=any(step.change.wants_samples for step in self.placed.pipeline.steps),
+            group=options.get("group"),
         )
         self.tune, self.tune_time = options.get("tune", False), options.get("tune_time", TUNE_SECONDS)
         self.matmul = options.get("matmul", "fma")

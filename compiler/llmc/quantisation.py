@@ -15,11 +15,15 @@ import numpy as np
 
 import llmc
 from llmc.compiler import calibration, interpret
+from llmc.compiler.frontends.inputs import KEEP
 from llmc.compiler.graph import Graph, Node
+from llmc.compiler.ops.int16 import longest_block
 from llmc.compiler.pipeline import Pass, Pipeline, near
 from llmc.compiler.ranges import METHODS
 from llmc.errors import LlmcError, TextsCut
 from llmc.passes import PASSES
+from llmc.passes.compress.blockwise import Blockwise
+from llmc.passes.compress.gptq import Gptq
 from llmc.passes.match import is_levels
 from llmc.passes.quantise import (
     ATTENTION,
@@ -48,6 +52,7 @@ class Quantisation:
         calib: calibration data of int8-static: a file, a folder of images, or "auto".
         method: how its ranges are chosen, a key of METHODS.
         attention: "int8" or "float", where products are on int8.
+        group: of w8 and w4, columns that share a scale, 0 for a whole row; None: the mode's own.
         wanted: whether a pass wants samples, so that calibration data is of use without int8-static.
     """
 
@@ -56,6 +61,7 @@ class Quantisation:
     method: str = "percentile"
     attention: str = "int8"
     wanted: bool = False
+    group: int | None = None
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:
@@ -71,9 +77,17 @@ class Quantisation:
             who = STATIC if self.static else "a pass of the pipeline"
             hint = "--calib FILE with samples like those to come, or --calib auto for general text"
             raise LlmcError(f"{who} needs calibration data", at="--calib", hint=hint)
-        if self.calib is not None and not (self.static or self.wanted):
+        if self.calib is not None and not (self.static or self.stored or self.wanted):
             found = f"--quant {self.mode}, and no pass that wants samples"
-            raise LlmcError(f"calibration data is of use to {STATIC} only", at="--calib", found=found)
+            who = f"{STATIC}, w8 and w4"
+            raise LlmcError(f"calibration data is of use to {who} only", at="--calib", found=found)
+        if self.group is not None and not self.stored:
+            raise LlmcError(
+                "groups are of weights in 8 and 4 bits", at="--group", found=f"--quant {self.mode}"
+            )
+        if self.group is not None and (self.group < 0 or self.group % 16 or self.group > longest_block(8)):
+            hint = f"a multiple of 16 up to {longest_block(8)}, such as 32, 64 or 128, or 0 for a whole row"
+            raise LlmcError("there are no products with such groups", at=f"--group {self.group}", hint=hint)
         if self.calib not in (None, "auto") and not Path(str(self.calib)).exists():
             raise LlmcError("there is no such calibration file", at=str(self.calib))
 
@@ -81,6 +95,11 @@ class Quantisation:
     def option(self) -> str:
         """As it is typed."""
         return f"--quant {self.mode}"
+
+    @property
+    def stored(self) -> bool:
+        """Whether weights are stored in blocks."""
+        return self.mode in ("w8", "w4")
 
     @property
     def static(self) -> bool:
@@ -102,10 +121,22 @@ class Quantisation:
         text = QUANTISATIONS[self.mode] + (f",{ATTENTION}" if on_int8 else "")
         text = f"{SPARE},{text}" if spares and self.mode == "int8" else text
         steps = Pipeline.parse(text, PASSES).steps
+        if self.stored:
+            first, *rest = steps
+            return Pipeline.of(self._blocks(first.change), *(step.change for step in rest))
         if not self.static:
             return Pipeline(steps)
         first, *rest = steps
         return Pipeline.of(replace(_quantize(first.change), scales=scales), *(step.change for step in rest))
+
+    def _blocks(self, change: Pass) -> Blockwise:
+        """Blocks of the size that is asked for; with samples, rounded for what products read."""
+        assert isinstance(change, Blockwise)
+        block = change.block if self.group is None else self.group
+        tables = change.table_block if self.group is None else 0
+        if self.calib is None:
+            return replace(change, block=block, table_block=tables)
+        return Gptq(bits=change.bits, block=block, table_block=tables)
 
     def scales(
         self, graph: Graph, tokenizer: Any, compile_graph: CompileGraph, preprocess: Mapping[str, Any] = {}
@@ -136,7 +167,7 @@ class Quantisation:
         watched = Graph(graph.inputs, {f"site{i}": site for i, site in enumerate(sites)}, graph.dims)
         for sample in first:  # mistakes show before native code is made
             calibration.want_finite(named, list(interpret.run(watched, sample).values()), 1)
-        with _observer(watched, compile_graph) if first else nullcontext(_nothing) as run:
+        with observer(watched, compile_graph) if first else nullcontext(_nothing) as run:
             return calibration.scales(named, chain(first, samples), run, self.method)
 
     def samples(
@@ -145,6 +176,7 @@ class Quantisation:
         """The calibration data as inputs of `graph`; with none, no sample."""
         if self.calib is None:
             return
+        _want_own_states(graph)
         if Path(str(self.calib)).is_dir():
             yield from image_samples(Path(str(self.calib)), graph, preprocess)
             return
@@ -181,16 +213,32 @@ def _sources(graph: Graph, change: Quantize) -> list[str]:
     return [f"input of {', '.join(names)}" for names in readers.values()]
 
 
+def _want_own_states(graph: Graph) -> None:
+    """Refuse functions that begin with what others have made: samples have no such thing.
+
+    Raises:
+        LlmcError: there are states that `graph` reads and does not write.
+    """
+    if others := [n for node in graph.states if (n := node.attributes["name"]) not in graph.updates]:
+        raise LlmcError(
+            "calibration data does not reach a function that begins with what another has made",
+            found=", ".join(others[:3]),
+            hint="leave out the pass that wants samples: of encoder-decoders nothing is calibrated",
+        )
+
+
 def _encoder(tokenizer: Any, graph: Graph, cut: list[bool]) -> calibration.Encode:
     """Texts to inputs of batch 1, no longer than the model takes; `cut` gets for each whether it was longer."""
     tool = encoder_of(tokenizer, longest_of(tokenizer, graph.dims))
-    names = {node.attributes["name"] for node in graph.inputs} & set(tokenizer.inputs)
+    given = {node.attributes["name"] for node in graph.inputs}
+    names = given & set(tokenizer.inputs)
 
     def encode(text: str, pair: str | None) -> calibration.Sample:
         (made,) = tool([text if pair is None else (text, pair)])
         cut.append(bool(was_cut([made])))
         values = {"input_ids": made.ids, "token_type_ids": made.type_ids}
-        return {k: np.array([v], np.int64) for k, v in values.items() if k in names}
+        found = {k: np.array([v], np.int64) for k, v in values.items() if k in names}
+        return found | ({KEEP: np.arange(len(made.ids))} if KEEP in given else {})
 
     return encode
 
@@ -200,7 +248,7 @@ def _nothing(sample: calibration.Sample) -> list[Any]:
 
 
 @contextmanager
-def _observer(watched: Graph, compile_graph: CompileGraph) -> Iterator[calibration.Run]:
+def observer(watched: Graph, compile_graph: CompileGraph) -> Iterator[calibration.Run]:
     """Gives the outputs of `watched` for a sample: by native code where this machine can run it."""
     if not any(host.runs_here(cpu) for target in TARGETS.values() for cpu in target.cpus):
         yield lambda sample: list(interpret.run(watched, sample).values())
@@ -210,7 +258,11 @@ def _observer(watched: Graph, compile_graph: CompileGraph) -> Iterator[calibrati
         with llmc.load(Path(place) / "watched.llmc") as model:
 
             def run(sample: calibration.Sample) -> list[Any]:
-                values = model.run(sample)
+                if not watched.states:
+                    values = model.run(sample)
+                else:
+                    with model.session() as session:
+                        values = session.run(sample)
                 return [values[name] for name in watched.outputs]
 
             yield run

@@ -8,7 +8,7 @@ of 64 for them alone perplexity rises by 0.36 % where it rose by 0.46 %.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,13 +21,32 @@ from llmc.compiler.ops import make
 from llmc.compiler.ops.storage import pack_indices
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError
+from llmc.passes.compress.rounding import nearest, of_least_error
 from llmc.passes.compress.tables import changes, tables
 from llmc.passes.compress.weights import Product, left, products, rebuild, stored, values
 
 Array = np.ndarray[Any, Any]
 TABLE_BLOCK = 64  # columns that share a scale in tables and heads of `--quant w8` and int8
 _SMALL = 4096  # bytes; a smaller matrix stays as it is
-_HALVES = (6.2e-5, 65504.0)  # what half precision holds with all its digits
+SCALES = ("largest", "search")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight f32 `[n, k]` that is to be stored, and how many columns share a scale."""
+
+    weight: Node
+    array: Array
+    block: int
+
+    def stored(self, bits: int, levels: Array, scales: Array) -> Node:
+        """What stands for it: levels u8 `[n, k]` and scales, as `rounding.nearest` has them."""
+        parts = (
+            stored(pack_indices(levels, bits), self.weight, ".levels"),
+            stored(scales, self.weight, ".scales"),
+        )
+        columns = self.array.shape[1]
+        return make("blockwise", parts, self.weight.source, columns=columns, bits=bits, block=self.block)
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,7 @@ class Blockwise(Pass):
         skip: patterns of module paths to leave alone.
         min_columns: products with fewer output columns stay float.
         tables: whether embedding tables are stored so too.
+        scales: "largest", so that a block's largest value is a level, or "search": those of least square error.
     """
 
     name = "blockwise"
@@ -52,33 +72,54 @@ class Blockwise(Pass):
     skip: tuple[str, ...] = ()
     min_columns: int = 16
     tables: bool = True
+    scales: str = "largest"
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
-            raise LlmcError("blockwise: bits is 4 or 8", found=str(self.bits))
+            raise LlmcError(f"{self.name}: bits is 4 or 8", found=str(self.bits))
         for block in (self.block, self.table_block):
             if block < 0 or block % 2:
-                raise LlmcError("blockwise: block is an even number, or 0 for a whole row", found=str(block))
+                raise LlmcError(
+                    f"{self.name}: block is an even number, or 0 for a whole row", found=str(block)
+                )
+        if self.scales not in SCALES:
+            raise LlmcError(f"{self.name}: no scales {self.scales!r}", hint=f"use {' or '.join(SCALES)}")
 
     def run(self, graph: Graph) -> Graph:
         """Every weight once, however many read it."""
+        return self.with_stored(graph, {w: self.rounded(m) for w, m in self.matrices(graph).items()})
+
+    def matrices(self, graph: Graph) -> dict[Node, Matrix]:
+        """The weights that are to be stored."""
         found = list(tables(graph))
-        made = self.made_of(products(graph, self.skip), {table.shape[0] for table in found})
+        chosen = self.matrices_of(products(graph, self.skip), {table.shape[0] for table in found})
         for table in found if self.tables else ():
             array = values(table)
-            if table not in made and table.op == "constant" and array is not None and self._fits(array):
-                made[table] = self._stored(table, array, self.table_block)
-        tell_weights(graph, made, lambda weight: self._left(graph, weight))
-        return rebuild(graph, changes(graph, made))
+            if table not in chosen and table.op == "constant" and array is not None and self._fits(array):
+                chosen[table] = self._matrix(table, array, self.table_block)
+        return chosen
 
-    def made_of(self, found: Iterable[Product], words: Collection[Dim] = ()) -> dict[Node, Node]:
-        """The weights of products, those that are worth it, and what stands for each from now on.
+    def matrices_of(self, found: Iterable[Product], words: Collection[Dim] = ()) -> dict[Node, Matrix]:
+        """The weights of products, those that are worth it.
 
         Args:
             words: rows of tables.
         """
-        chosen = [(p.weight, p.array) for p in found if self._fits(p.array)]
-        return {w: self._stored(w, a, self.table_block if len(a) in words else 0) for w, a in chosen}
+        chosen = (p for p in found if self._fits(p.array))
+        return {
+            p.weight: self._matrix(p.weight, p.array, self.table_block if len(p.array) in words else 0)
+            for p in chosen
+        }
+
+    def rounded(self, matrix: Matrix) -> Node:
+        """To the nearest level."""
+        rounding = nearest if self.scales == "largest" else of_least_error
+        return matrix.stored(self.bits, *rounding(matrix.array, self.bits, matrix.block))
+
+    def with_stored(self, graph: Graph, made: Mapping[Node, Node]) -> Graph:
+        """`graph` with what stands for weights from now on; tells of all."""
+        tell_weights(graph, made, lambda weight: self._left(graph, weight))
+        return rebuild(graph, changes(graph, made))
 
     def _fits(self, array: Array) -> bool:
         """Whether an array is a matrix that is worth it."""
@@ -89,40 +130,8 @@ class Blockwise(Pass):
         few = f"with fewer than {self.min_columns} output columns, or of at most {_SMALL} bytes"
         return left(graph, weight, self.skip) or few
 
-    def _stored(self, weight: Node, array: Array, block: int) -> Node:
+    def _matrix(self, weight: Node, array: Array, block: int) -> Matrix:
         if not np.isfinite(array).all():
             raise LlmcError("a weight holds values that are not finite", at=str(weight.source))
         columns = array.shape[1]
-        block = min(block or self.block, columns) or columns
-        levels, scales = rounded(array, self.bits, block)
-        parts = (
-            stored(pack_indices(levels, self.bits), weight, ".levels"),
-            stored(scales, weight, ".scales"),
-        )
-        return make("blockwise", parts, weight.source, columns=columns, bits=self.bits, block=block)
-
-
-def rounded(array: Array, bits: int, block: int) -> tuple[Array, Array]:
-    """f32 `[n, k]` -> levels u8 `[n, k]` and scales `[n, ceil(k / block)]`.
-
-    8 bits are symmetric, -127 to 127. Of 4 bits, the value that is farthest from 0 becomes the lowest level, -8, of
-    which there is no counterpart: that uses all 16. Scales of 4 bits are half precision where that holds them.
-    """
-    rows, columns = array.shape
-    padded = np.pad(array, ((0, 0), (0, -columns % block))).reshape(rows, -1, block)
-    if bits == 8:
-        scales = np.abs(padded).max(2) / np.float32(127)
-    else:
-        farthest = np.take_along_axis(padded, np.abs(padded).argmax(2)[..., None], 2)[..., 0]
-        scales = _halves(farthest / np.float32(-8))
-    step = np.where(scales == 0, 1, scales).astype(np.float32)[..., None]
-    half, low = 1 << (bits - 1), -127 if bits == 8 else -8
-    levels = np.clip(np.rint(padded / step), low, half - 1) + half
-    return levels.reshape(rows, -1)[:, :columns].astype(np.uint8), scales
-
-
-def _halves(scales: Array) -> Array:
-    """Scales in half precision, if that loses no more than digits."""
-    size = np.abs(scales[scales != 0])
-    fits = not size.size or (size.min() >= _HALVES[0] and size.max() <= _HALVES[1])
-    return scales.astype(np.float16 if fits else np.float32)
+        return Matrix(weight, array, min(block or self.block, columns) or columns)

@@ -40,7 +40,9 @@ class Spare(Pass):
             return graph
         wanted = sensitive(graph)
         chosen = (product for product in products(graph) if product.node in wanted)
-        made = Blockwise(table_block=TABLE_BLOCK).made_of(chosen, {table.shape[0] for table in tables(graph)})
+        change = Blockwise(table_block=TABLE_BLOCK)
+        matrices = change.matrices_of(chosen, {table.shape[0] for table in tables(graph)})
+        made = {weight: change.rounded(matrix) for weight, matrix in matrices.items()}
         tell_weights(graph, made, lambda weight: "not sensitive")
         return rebuild(graph, changes(graph, made))
 

@@ -63,7 +63,7 @@ def test_completion_says_how_to_install_it(cli, shell):
 def test_completion_completes_commands(runner):
     words = {"_LLMC_COMPLETE": "bash_complete", "COMP_WORDS": "llmc com", "COMP_CWORD": "1"}
     result = runner.invoke(llmc, env=words, prog_name="llmc")
-    assert result.output.split() == ["plain,compile", "plain,completion"]
+    assert result.output.split() == ["plain,compile", "plain,compare", "plain,completion"]
 
 
 def test_bench_passes_its_options_on(cli, fake_artifact):

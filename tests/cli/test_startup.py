@@ -35,6 +35,8 @@ def run(*arguments):
         ["bench", "--help"],
         ["inspect", "--help"],
         ["demo", "--help"],
+        ["compare", "--help"],
+        ["eval", "--help"],
         ["completion", "zsh"],
     ],
     ids=" ".join,

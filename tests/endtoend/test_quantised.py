@@ -130,7 +130,7 @@ def mistakes(tmp_path: Path) -> list[tuple[dict[str, Any], str]]:
         ({"quant": "int9"}, "unknown quantisation 'int9'"),
         ({"quant": "int8", "attention": "int4"}, "no attention on 'int4'"),
         (static, "needs calibration data"),
-        ({"quant": "int8", "calib": "auto"}, "of use to int8-static only"),
+        ({"quant": "int8", "calib": "auto"}, "of use to int8-static, w8 and w4 only"),
         ({**static, "calib": "auto", "calib_method": "best"}, "unknown calibration method"),
         ({**static, "calib": tmp_path / "none.txt"}, "no such calibration file"),
         ({**static, "calib": empty}, "no samples"),

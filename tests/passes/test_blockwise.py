@@ -16,7 +16,8 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.verify import verify
 from llmc.errors import LlmcError
 from llmc.passes import PASSES
-from llmc.passes.compress.blockwise import Blockwise, rounded
+from llmc.passes.compress.blockwise import Blockwise
+from llmc.passes.compress.rounding import nearest
 from llmc.passes.compress.unpack import Unpack
 from llmc.passes.quantise import QUANTISATIONS
 
@@ -43,7 +44,7 @@ def network() -> Graph:
 def test_levels_are_the_nearest(bits: int, block: int) -> None:
     array = RNG.normal(size=(9, 70)).astype(np.float32)
     array[3] = 0
-    levels, scales = rounded(array, bits, block)
+    levels, scales = nearest(array, bits, block)
     assert (levels.dtype, scales.shape) == (np.uint8, (9, -(-70 // block)))
     step = np.repeat(scales.astype(np.float32), block, 1)[:, :70]
     back = (levels.astype(np.float32) - (1 << (bits - 1))) * step
@@ -55,8 +56,8 @@ def test_levels_are_the_nearest(bits: int, block: int) -> None:
 
 def test_scales_that_half_precision_does_not_hold_stay_single() -> None:
     array = np.full((16, 8), 1e-6, np.float32)
-    assert rounded(array, 4, 8)[1].dtype == np.float32
-    assert rounded(array * 1e6, 4, 8)[1].dtype == np.float16
+    assert nearest(array, 4, 8)[1].dtype == np.float32
+    assert nearest(array * 1e6, 4, 8)[1].dtype == np.float16
 
 
 @pytest.mark.parametrize(("mode", "off"), [("w8", 0.02), ("w4", 0.25)])

@@ -43,6 +43,7 @@ _COMMANDS = (
     "opt",
     "explain",
     "diff",
+    "compare",
     "passes",
     "targets",
     "demo",

@@ -34,6 +34,7 @@ Examples:
   llmc compile ./my-adapter --base ./my-model -o m.llmc  a PEFT adapter, merged into its base
   llmc compile ./my-model --adapter fr=./french --adapter de=./german -o m.llmc  chosen by session
   llmc compile ./my-model --quant int8 -o small.llmc
+  llmc compile ./my-model --quant w4 --calib texts.txt -o tiny.llmc    rounded by GPTQ
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
   llmc compile ./my-model --passes "fold,cse" -o plain.llmc
   llmc compile ./my-model --add-pass "./my_pass.py:MyPass{width=4}@compress" -o m.llmc
@@ -106,9 +107,15 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
     help="What int8 does with attention, on CPUs.",
 )
 @click.option(
+    "--group",
+    type=click.IntRange(min=0),
+    metavar="COLUMNS",
+    help="Of w8 and w4: how many share a scale; 0: a row.  [default: w8 0, w4 32]",
+)
+@click.option(
     "--calib",
     metavar="FILE|FOLDER|auto",
-    help="Samples (a folder: of images), for int8-static and passes that want some.",
+    help="Samples (a folder: of images), for int8-static, for better rounding of w8 and w4, and passes that want some.",
 )
 @click.option(
     "--calib-method",

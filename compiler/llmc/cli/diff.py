@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +77,15 @@ def _diff(
 
     if tolerance is not None and data is None:
         raise LlmcError("--tolerance judges what --data shows", hint="--data random makes some")
-    first, second = _read(a, task), _read(b, task)
+    first, second = read_graphs(a, task), read_graphs(b, task)
     ours, theirs = first.module.functions, second.module.functions
     found = {name: Difference(ours[name], theirs[name]) for name in ours if name in theirs}
     numbers = {}
     if data is not None:
+        from llmc.comparison import sessions
+
         limit = FEW if tolerance is None else tolerance
-        numbers = {
-            n: d.numbers(_sessions(d, data, samples, first.tokenizer), limit) for n, d in found.items()
-        }
+        numbers = {n: d.numbers(sessions(d.a, d.b, data, samples, first), limit) for n, d in found.items()}
     alone = {"A": [n for n in ours if n not in theirs], "B": [n for n in theirs if n not in ours]}
     facts = {name: _as_dict(d, numbers.get(name), everything) for name, d in found.items()}
     beside = _beside(first, second)
@@ -110,13 +109,14 @@ def _diff(
     return same
 
 
-def _read(path: Path, task: str) -> Any:
+def read_graphs(path: Path, task: str, **options: Any) -> Any:
+    """A model whose graphs are to be compared; options as of `opt.read_model`."""
     from llmc.cli.opt import read_model
 
     if is_artifact(path):
         hint = "compile with --keep DIR and give DIR/optimised.txt; `llmc inspect` shows its manifest"
         raise LlmcError("an artifact holds no graph to compare", at=str(path), hint=hint)
-    return read_model(path, task)
+    return read_model(path, task, **options)
 
 
 def _beside(a: Any, b: Any) -> list[str]:
@@ -134,22 +134,6 @@ def _beside(a: Any, b: Any) -> list[str]:
 def _brief(value: Any) -> str:
     text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= _BRIEF else f"{text[:_BRIEF]}..."
-
-
-def _sessions(found: Any, data: str, count: int, tokenizer: Any) -> Iterator[Any]:
-    """What both graphs are run on."""
-    from llmc.compiler.graph_diff import random_sessions, want_same_inputs
-    from llmc.compiler.samples import Session
-    from llmc.quantisation import Quantisation
-
-    if data == "random":
-        yield from random_sessions(found.a, found.b)
-        return
-    want_same_inputs(found.a, found.b)
-    names = {n.attributes["name"] for n in found.b.inputs}
-    read = Quantisation(calib=data, wanted=True).samples(found.a, tokenizer)
-    for sample in islice(read, count):
-        yield Session({}, [{name: value for name, value in sample.items() if name in names}])
 
 
 def _as_dict(found: Any, numbers: Any, everything: bool) -> dict[str, Any]:

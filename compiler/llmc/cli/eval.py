@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from llmc.cli.output import json_option, print_json, print_table, require_artifact
+from llmc.cli.output import json_option, print_json, print_table, printable, require_artifact
 from llmc.cli.verbosity import is_quiet
 from llmc.errors import LlmcError, LlmcWarning, TextsCut
 
@@ -19,6 +19,7 @@ Examples:
   llmc eval small.llmc --data test.csv                                accuracy
   llmc eval small.llmc --data test.csv --baseline ./my-model          and the same rows by PyTorch
   llmc eval small.llmc --data test.jsonl --baseline dense.llmc --max-drop 1%
+  llmc eval small.llmc --data test.csv --baseline dense.llmc --slice-by language --max-drop 2% --each-slice
   llmc eval embedder.llmc --data lines.txt --baseline ./my-model --min-cosine 0.99
   llmc eval classifier.llmc --data photos/                             images in a folder for each class
   llmc eval classifier.llmc --data test.jsonl --baseline ./my-model    {"image": "cat.jpg", "label": "cat"}
@@ -66,10 +67,20 @@ class Share(click.ParamType[float]):
 @click.option(
     "--label-column", "label", metavar="NAME", help="Column of the label or reference.  [default: guessed]"
 )
+@click.option(
+    "--slice-by", metavar="NAME", help="Measure the rows of each value of this column for themselves, too."
+)
 @click.option("--max-drop", type=Share(), help="Most accuracy that may be lost to the baseline: 1%.")
 @click.option("--min-accuracy", type=Share(), help="Least accuracy.")
 @click.option("--min-agreement", type=Share(), help="Least share of answers equal to the baseline's.")
 @click.option("--min-cosine", type=Share(), help="Least mean cosine to the baseline's embeddings.")
+@click.option("--each-slice", is_flag=True, help="Each slice has to keep these limits, too.")
+@click.option(
+    "--slice-rows",
+    type=click.IntRange(min=1),
+    metavar="ROWS",
+    help="Of slices with fewer rows no limit is asked.  [default: 1]",
+)
 @click.option(
     "--strict", is_flag=True, help="A text longer than the artifact takes is an error; it is cut otherwise."
 )
@@ -113,16 +124,34 @@ def command(artifact: Path, data: Path, baseline: Path | None, as_json: bool, **
         raise LlmcError(f"{', '.join(used)} is for models that generate text", at=str(artifact))
     from llmc.evaluate import Limits, evaluate
 
-    names = ("max_drop", "min_accuracy", "min_agreement", "min_cosine")
-    limits = Limits(**{name: options.pop(name) for name in names})
+    limits = Limits(**_limits(options))
     found = evaluate(artifact, data, baseline, limits=limits, progress=_progress(), **options)
     if as_json:
         print_json(found.to_dict())
     else:
         print_table("", ["measure", ">value", "95 % interval"], _lines(found))
+        _show_classes(found)
+        _show_slices(found)
+        for what, why in found.not_measured.items():
+            click.echo(printable(f"not measured: {what}: {why}"))
     _warn(found)
     if found.broken:
         raise LlmcError(f"a limit is broken: {'; '.join(found.broken)}", at=str(artifact))
+
+
+_LIMITS = ("max_drop", "min_accuracy", "min_agreement", "min_cosine")
+
+
+def _limits(options: dict[str, Any]) -> dict[str, Any]:
+    """Taken out of the options."""
+    found = {name: options.pop(name) for name in _LIMITS}
+    each, rows = options.pop("each_slice"), options.pop("slice_rows")
+    if each and all(value is None for value in found.values()):
+        hint = ", ".join(f"--{name.replace('_', '-')}" for name in _LIMITS)
+        raise click.UsageError(f"--each-slice is for limits: {hint}.")
+    if rows is not None and not each:
+        raise click.UsageError("--slice-rows is for --each-slice.")
+    return {**found, "each_slice": each, "slice_rows": rows or 1}
 
 
 def _generates(artifact: Path) -> str:
@@ -234,6 +263,68 @@ def _warn(found: Any) -> None:
             warnings.warn(TextsCut(count, found.rows, who=who, hint=hint), stacklevel=2)
 
 
+_CLASSES = 20  # that are shown
+_OF_CLASSES = tuple(p + name for name in ("precision", "recall", "f1") for p in ("", "baseline_"))
+
+
+def _show_classes(found: Any) -> None:
+    """Precision, recall and F1 of each class, beside the baseline's."""
+    if not found.classes:
+        return
+    names = [name for name in _OF_CLASSES if name in found.classes[0]]
+    shown, more = found.classes, len(found.classes) - _CLASSES
+    if more > 0:
+        shown = sorted(shown, key=lambda one: float(one["f1"]))[:_CLASSES]
+    columns = ["class", ">rows", *(f">{_title(name)}" for name in names)]
+    rows = [(one["class"], one["rows"], *(_percent(one[name]) for name in names)) for one in shown]
+    print_table("classes" if more <= 0 else "classes of the least F1", columns, rows)
+    if more > 0:
+        click.echo(f"... and {more} classes more; --json has all")
+
+
+def _title(name: str) -> str:
+    return name.replace("baseline_", "baseline's ").replace("f1", "F1").replace("_", " ")
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f} %"
+
+
+def _show_slices(found: Any) -> None:
+    """The figures of each slice."""
+    from llmc.measures import FEW
+
+    if not found.slices:
+        return
+    shares = ("accuracy", "baseline_accuracy", "agreement")
+    given = [
+        name for name in (*shares, "difference", "cosine_mean", "cosine_min") if vars(found)[name] is not None
+    ]
+    spans = ["95 % interval"] if "difference" in given else []
+    rows = [_slice_row(one, given, shares, FEW) for one in found.slices]
+    columns = ["value", ">rows", *(f">{_title(name)}" for name in given), *spans, ""]
+    print_table(f"slices by {found.slice_by}", columns, rows)
+
+
+def _slice_row(one: Any, given: list[str], shares: tuple[str, ...], few: int) -> list[object]:
+    row: list[object] = ["(none)" if one["value"] is None else one["value"], one["rows"]]
+    for name in given:
+        show = _points if name == "difference" else _percent if name in shares else "{:.5f}".format
+        row.append(show(one[name]))
+    if one["interval"] is not None:
+        row.append(_span(one["interval"]))
+    return [*row, f"fewer than {few} rows" if one["rows"] < few else ""]
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.2f} points"
+
+
+def _span(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * low:+.2f} to {100 * high:+.2f} points"
+
+
 def _progress(what: str = "rows") -> Any:
     """How many are done, on stderr, each time they have doubled."""
     following = 256
@@ -259,10 +350,15 @@ def _lines(found: Any) -> list[tuple[str, str, str]]:
     lines = [("rows", str(found.rows), "")]
     lines += [(name, f"{100 * value:.2f} %", "") for name, value in shares.items() if value is not None]
     if found.difference is not None:
-        low, high = found.interval
-        span = f"{100 * low:+.2f} to {100 * high:+.2f} points"
-        lines.append(("difference", f"{100 * found.difference:+.2f} points", span))
+        lines.append(("difference", _points(found.difference), _span(found.interval)))
         lines.append(("McNemar's p", f"{found.p_value:.3g}", ""))
+    shares = {
+        "macro F1": found.macro_f1,
+        "baseline's macro F1": found.baseline_macro_f1,
+        "calibration error": found.calibration_error,
+        "  baseline's": found.baseline_calibration_error,
+    }
+    lines += [(name, f"{100 * value:.2f} %", "") for name, value in shares.items() if value is not None]
     if found.cosine_mean is not None:
         lines += [
             ("mean cosine", f"{found.cosine_mean:.5f}", ""),

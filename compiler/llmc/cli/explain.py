@@ -11,13 +11,12 @@ import click
 
 from llmc.cli.output import (
     adapter_options,
-    add_pass_option,
     extension_option,
     is_artifact,
     json_option,
+    pass_options,
     print_json,
     print_table,
-    quant_option,
     require_artifact,
     require_folder,
     time_text,
@@ -53,19 +52,8 @@ _DETAILED = 12  # nodes below a path that are told one by one
 @click.option("--measure", metavar="ARTIFACT", type=click.Path(path_type=Path), help="Time its kernels, too.")
 @click.option("--batch", type=click.IntRange(min=1), help="Of the measurement.  [default: 1]")
 @click.option("--seq", type=click.IntRange(min=1), help="Of the measurement.  [default: 128, or the bound]")
-@click.option("--target", default="native", show_default=True, help="As in `llmc compile`, and so below.")
 @click.option("--task", default="auto", show_default=True, help="What to compute.")
-@click.option("-O", "level", type=click.IntRange(0, 3), default=3, show_default=True, help="Level.")
-@click.option("--passes", metavar="PIPELINE", help="A pipeline instead of the level's.")
-@add_pass_option
-@click.option("--only-passes", metavar="PIPELINE", help="These passes and nothing else.")
-@click.option("--prune", metavar="SPEC", multiple=True, help="See docs/compression.md.")
-@click.option("--share", metavar="SPEC", help="See docs/compression.md.")
-@click.option("--factorize", metavar="SPEC", help="See docs/compression.md.")
-@quant_option("See docs/quantisation.md.")
-@click.option("--attention", type=click.Choice(["int8", "float"]), default="int8", show_default=True)
-@click.option("--calib", metavar="FILE|auto", help="Samples.")
-@click.option("--matmul", type=click.Choice(["fma", "int8x3"]), default="fma", show_default=True)
+@pass_options
 @click.option("--padding", type=click.Choice(["zero", "computed"]), default="zero", show_default=True)
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="The model of a text that has no weights beside it."

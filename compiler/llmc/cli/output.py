@@ -85,6 +85,33 @@ def quant_option(help: str) -> Callable[[Any], Any]:
     return click.option("--quant", type=kinds, default="none", show_default=True, help=help)
 
 
+def pass_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `llmc compile` that choose passes, of commands that run them and compile nothing."""
+    for option in reversed(_PASS_OPTIONS):
+        command = option(command)
+    return command
+
+
+_PASS_OPTIONS = (
+    click.option("--target", default="native", show_default=True, help="As in `llmc compile`, and so below."),
+    click.option("-O", "level", type=click.IntRange(0, 3), default=3, show_default=True, help="Level."),
+    click.option("--passes", metavar="PIPELINE", help="A pipeline instead of the level's."),
+    add_pass_option,
+    click.option("--only-passes", metavar="PIPELINE", help="These passes and nothing else."),
+    click.option("--prune", metavar="SPEC", multiple=True, help="See docs/compression.md."),
+    click.option("--share", metavar="SPEC", help="See docs/compression.md."),
+    click.option("--factorize", metavar="SPEC", help="See docs/compression.md."),
+    quant_option("See docs/quantisation.md."),
+    click.option("--attention", type=click.Choice(["int8", "float"]), default="int8", show_default=True),
+    click.option("--group", type=click.IntRange(min=0), metavar="COLUMNS", help="Of w8 and w4."),
+    click.option("--calib", metavar="FILE|auto", help="Samples."),
+    click.option("--matmul", type=click.Choice(["fma", "int8x3"]), default="fma", show_default=True),
+    click.option(
+        "--state-dtype", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True
+    ),
+)
+
+
 _TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 

@@ -1,0 +1,103 @@
+"""`gptq`: weights as `blockwise` stores them, rounded so that products keep their answers on samples."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from llmc.compiler.given import given
+from llmc.compiler.graph import Graph, Node
+from llmc.compiler.moments import Moments, of_inputs
+from llmc.errors import LlmcError
+from llmc.passes.compress.blockwise import Blockwise
+from llmc.passes.compress.rounding import compensated
+from llmc.passes.compress.tables import tables
+
+Array = np.ndarray[Any, Any]
+_OWN = 0.1  # of a table: of SmolLM2-135M 0 and 1 lose more
+_LEAST = 4  # columns for each row that is seen, at most
+
+
+@dataclass(frozen=True)
+class Gptq(Blockwise):
+    """`blockwise`, with the errors of a weight's columns made up for by later columns (Frantar et al. 2022).
+
+    What products read is seen on `--calib`, in one walk, or more if its moments take much memory. Scales are those of
+    least square error, columns weighed by what they read. Tables that only look-ups read are rounded by themselves.
+
+    Args:
+        damp: this share of their mean is added to the diagonal of the second moments.
+    """
+
+    name = "gptq"
+    wants_samples: ClassVar[bool] = True
+    bits: int = 4
+    block: int = 32
+    scales: str = "search"
+    damp: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.damp <= 1:
+            raise LlmcError("gptq: damp is above 0 and at most 1", found=f"{self.damp:g}")
+
+    def enters(self) -> bool:
+        """Samples show nothing of what is inside a body."""
+        return False
+
+    def run(self, graph: Graph) -> Graph:
+        """One weight after the other, as soon as all that its products read has been seen."""
+        matrices, looked_up, made = self.matrices(graph), set(tables(graph)), {}
+        for weight, moments in _seen(graph, matrices):
+            matrix = matrices[weight]
+            products = _for_rows_too(moments.products) if weight in looked_up else moments.products
+            rounded = compensated(matrix.array, products, self.bits, matrix.block, self.damp)
+            made[weight] = matrix.stored(self.bits, *rounded)
+        made |= {w: self.rounded(m) for w, m in matrices.items() if w not in made}
+        return self.with_stored(graph, made)
+
+
+def _for_rows_too(products: Array) -> Array:
+    """Second moments of a product whose weight look-ups read too: of a row itself each value counts alike."""
+    own = np.eye(len(products), dtype=np.float32)
+    return np.asarray(products / (np.diag(products).mean() or 1) + np.float32(_OWN) * own)
+
+
+def _seen(graph: Graph, weights: Collection[Node]) -> Iterator[tuple[Node, Moments]]:
+    """Each weight that products read, with the moments of what they multiply with it."""
+    waiting: dict[Node, list[Node]] = {}
+    for node in graph.nodes:
+        if node.op == "linear" and node.inputs[1] in weights:
+            waiting.setdefault(node.inputs[1], []).append(node.inputs[0])
+    sites = list(dict.fromkeys(site for of_weight in waiting.values() for site in of_weight))
+    parts: dict[Node, Moments] = {}
+    for site, moments in of_inputs(graph, sites, given()):
+        for weight in [w for w, of_weight in waiting.items() if site in of_weight]:
+            waiting[weight].remove(site)
+            known = parts.get(weight)
+            if known is None and not waiting[weight]:
+                yield _enough(weight, moments)
+                continue
+            parts.setdefault(weight, Moments(len(moments.top))).merge(moments)
+            if not waiting[weight]:
+                yield _enough(weight, parts.pop(weight))
+
+
+def _enough(weight: Node, seen: Moments) -> tuple[Node, Moments]:
+    """Both.
+
+    Raises:
+        LlmcError: too few rows were seen to say anything.
+    """
+    columns = len(seen.top)
+    if _LEAST * seen.rows < columns:
+        raise LlmcError(
+            "gptq: there are too few samples",
+            at=str(weight.source),
+            found=f"{seen.rows} rows for {columns} columns",
+            hint=f"give samples of at least {-(-columns // _LEAST)} tokens, better {columns} and more",
+        )
+    return weight, seen
