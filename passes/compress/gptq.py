@@ -29,8 +29,8 @@ class Gptq(Blockwise):
     least square error, columns weighed by what they read. Tables that only look-ups read are rounded by themselves.
 
     Args:
-        damp: this share of their mean is added to the diagonal of the second moments; more where fewer rows than columns
-            were seen.
+        damp: this share of their mean is added to the diagonal of the second moments; more where fewer rows than
+            columns were seen.
     """
 
     name = "gptq"
@@ -56,8 +56,8 @@ class Gptq(Blockwise):
             matrix = matrices[weight]
             products = _for_rows_too(moments.products) if weight in looked_up else moments.products
             damp = self.damp * max(1.0, len(products) / moments.rows)  # what few rows show is less sure
-            rounded = compensated(matrix.array, products, self.bits, matrix.block, damp)
-            made[weight] = matrix.stored(self.bits, *rounded)
+            rounded = compensated(matrix.array, products, matrix.bits, matrix.block, damp)
+            made[weight] = matrix.stored(*rounded)
         made |= {w: self.rounded(m) for w, m in matrices.items() if w not in made}
         return self.with_stored(graph, made)
 
