@@ -97,8 +97,8 @@ class Blockwise(Pass):
     def matrices(self, graph: Graph) -> dict[Node, Matrix]:
         """The weights that are to be stored."""
         found = list(tables(graph))
-        words = {max(table.shape[0] for table in found)} if found else set()
-        chosen = self.matrices_of(products(graph, self.skip), words)
+        words = [table.shape[0] for table in found if table.op == "constant"]
+        chosen = self.matrices_of(products(graph, self.skip), {max(map(int, words), default=0)})
         for table in found if self.tables else ():
             array = values(table)
             if table not in chosen and table.op == "constant" and array is not None and self._fits(array):

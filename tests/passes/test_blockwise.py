@@ -84,6 +84,8 @@ def test_heads_have_bits_of_their_own(table_block: int, block: int) -> None:
     ids = input_("ids", "i64", (symbol("batch"), 4), low=0, high=63)
     table, places = weights(100, 128), weights(64, 128)  # a product has as many rows as the second, too
     x = make("add", (make("embedding", (table, ids)), make("embedding", (places, ids))))
+    x = make("reshape", (x,), shape=(symbol("batch") * 4, 128))
+    x = make("embedding", (x, make("iota", (), length=symbol("batch"))))  # of rows that are computed
     y = make("linear", (make("linear", (x, weights(64, 128))), weights(128, 64)))
     graph = Graph((ids,), {"logits": make("linear", (y, table))}, {"batch": (1, 8)})
     after = Blockwise(bits=4, block=16, table_block=table_block, head_bits=8).run(graph)
