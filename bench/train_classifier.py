@@ -8,6 +8,7 @@ Label = sign of the mean human rating, texts with |mean| >= 0.5, split by the sh
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import tempfile
@@ -42,7 +43,8 @@ def classifier(name: str = NAME, seed: int = 0, frozen: int = 2) -> Path:
         with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
             trained = Path(scratch) / name
             _train(models.fetch("minilm"), trained, seed, frozen)
-            trained.rename(home)
+            with contextlib.suppress(OSError):  # another run may have been faster
+                trained.rename(home)
     return home
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -62,16 +63,17 @@ def test_searched_scales_are_no_worse_in_any_block(bits: int, block: int) -> Non
 @pytest.mark.parametrize("bits", BITS)
 def test_columns_that_have_nothing_to_do_with_each_other_are_rounded_to_the_nearest(bits: int) -> None:
     w, size = matrix(20, 48), np.diag(RNG.uniform(0.5, 2, 48)).astype(np.float32)
-    for ours, theirs in zip(
-        compensated(w, size, bits, 16, 0.01), of_least_error(w, bits, 16, np.diag(size)), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
+    levels, scales = compensated(w, size, bits, 16, 0.01)
+    step = np.repeat(scales.astype(np.float32), 16, 1)
+    whole = np.clip(np.rint(w / step), *levels_range(bits)) + (1 << (bits - 1))
+    assert (levels == whole).mean() > 0.95  # scales are fitted once more when levels are found
+    assert np.abs(levels.astype(int) - whole).max() <= 1
 
 
-def plainly(w: Any, h: Any, scales: Any, bits: int, block: int, damp: float) -> Any:
+def plainly(w: Any, h: Any, scales: Any, bits: int, block: int) -> Any:
     """GPTQ as the paper has it, one column at a time, the inverse made anew for those that are left."""
     order = list(np.argsort(-np.diag(h), kind="stable"))
-    h = h.astype(np.float64) + damp * np.diag(h).astype(np.float64).mean() * np.eye(len(h))
+    h = h.astype(np.float64)
     w, levels = w.astype(np.float64), np.zeros(w.shape)
     while order:
         i = order[0]
@@ -88,12 +90,60 @@ def plainly(w: Any, h: Any, scales: Any, bits: int, block: int, damp: float) -> 
 def test_as_the_paper_has_it(bits: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounding, "_TOGETHER", 16)  # several stretches of columns
     w, x = matrix(5, 70), correlated(200, 70)
-    levels, scales = compensated(w, x.T @ x, bits, block, 0.01)
-    want = plainly(w, x.T @ x, scales, bits, block, 0.01)
-    same = levels.astype(int) - (1 << (bits - 1)) == want
+    h = (x.T @ x + 0.01 * np.diag(x.T @ x).mean() * np.eye(70)).astype(np.float32)
+    order = np.argsort(-np.diag(h), kind="stable")
+    scales = of_least_error(w, bits, block, np.diag(h))[1].astype(np.float32)
+    upper = rounding._inverse_factor(h, order)
+    levels = rounding._made_up_for(w, scales, upper, order, bits, block)
+    want = plainly(w, h, scales, bits, block)
+    same = levels == want
     assert (
         same.mean() > 0.98
     )  # of a value between two levels f32 may take the other, and what follows from it
+
+
+@pytest.mark.parametrize(("bits", "block"), [(4, 16), (4, 70), (8, 32)])
+def test_fits_and_sweeps_lower_the_loss(bits: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "_TOGETHER", 16)
+    w, x = matrix(30, 70), correlated(200, 70)
+    h = x.T @ x + np.eye(70, dtype=np.float32)
+    scales = of_least_error(w, bits, block)[1].astype(np.float32)
+    step = np.repeat(scales, block, 1)[:, :70]
+    levels = np.clip(np.rint(w / step), *levels_range(bits))
+
+    def lost(levels: Any, scales: Any) -> Any:
+        off = levels * np.repeat(scales, block, 1)[:, :70] - w
+        return ((off @ h) * off).sum(1)
+
+    losses = [lost(levels, scales)]
+    for _ in range(2):
+        scales = rounding._fitted(levels, w, scales, h, bits, block)
+        losses.append(lost(levels, scales))
+        levels = rounding._descended(levels, w, scales, h, bits, block)
+        losses.append(lost(levels, scales))
+        assert (levels == np.clip(np.rint(levels), *levels_range(bits))).all()
+    for before, after in pairwise(losses):
+        assert (after <= before * 1.002).all()  # scales are rounded to half precision
+    assert losses[-1].sum() < 0.7 * losses[0].sum()
+
+
+def test_a_column_is_where_no_other_level_is_better() -> None:
+    w, x = matrix(6, 24), correlated(100, 24)
+    h = x.T @ x + np.eye(24, dtype=np.float32)
+    scales = of_least_error(w, 4, 8)[1].astype(np.float32)
+    step = np.repeat(scales, 8, 1)
+    levels = np.clip(np.rint(w / step), -8, 7)
+    for _ in range(20):
+        levels = rounding._descended(levels, w, scales, h, 4, 8)
+    for column in range(24):
+        tried = []
+        for level in range(-8, 8):
+            other = levels.copy()
+            other[:, column] = level
+            off = other * step - w
+            tried.append(((off @ h) * off).sum(1))
+        off = levels * step - w
+        assert (((off @ h) * off).sum(1) <= np.min(tried, 0) * (1 + 1e-4)).all()
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -111,7 +161,7 @@ def test_columns_that_nothing_is_known_of() -> None:
     x[:, [3, 20]] = 0
     levels, scales = compensated(w, x.T @ x, 4, 16, 0.01)
     off = np.abs(back(levels, scales, 4, 16) - w)[:, [3, 20]]
-    assert (off <= 2 * np.abs(np.repeat(scales.astype(np.float32), 16, 1))[:, [3, 20]]).all()
+    assert (off <= 3 * np.abs(np.repeat(scales.astype(np.float32), 16, 1))[:, [3, 20]]).all()
     nothing = compensated(w, np.zeros((32, 32), np.float32), 4, 16, 0.01)
     assert all(np.isfinite(part.astype(np.float32)).all() for part in nothing)
 
@@ -176,7 +226,7 @@ def test_every_weight_is_stored_once_and_outputs_are_nearer() -> None:
     assert (effect.changed, effect.left) == (3, {})
     plain = Blockwise(bits=4, block=32).run(graph)
     assert sorted(n.op for n in after.nodes) == sorted(n.op for n in plain.nodes)
-    assert loss(graph, after) < 0.8 * loss(graph, plain)
+    assert loss(graph, after) < 0.85 * loss(graph, plain)
 
 
 @pytest.mark.parametrize("memory", [1, 1 << 30])
