@@ -39,6 +39,13 @@ def artifacts(members: Sequence[Path]) -> Iterator[tuple[str, Any, dict[str, Any
     yield from ((kind, list(members), {"ensemble": kind}) for kind in ("mean", "vote"))
     yield "seed 1, int8", members[0], {"quant": "int8"}
     yield "mean, int8", list(members), {"ensemble": "mean", "quant": "int8"}
+    for error in (0.01, 0.02):
+        yield f"mean, differ {error}", list(members), {"add_passes": f"differ{{error={error}}}@compress"}
+    yield (
+        "mean, differ 0.02, int8",
+        list(members),
+        {"add_passes": "differ{error=0.02}@compress", "quant": "int8"},
+    )
 
 
 def write_reviews(path: Path) -> None:

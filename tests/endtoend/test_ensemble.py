@@ -187,6 +187,36 @@ def test_another_architecture_with_answers_by_token(tmp_path: Path) -> None:
     assert {"0.bert", "1.distilbert"} <= {".".join(name.split(".")[:2]) for name in names}
 
 
+def test_differences_of_low_rank(folders: list[Path], inputs: dict[str, Any], tmp_path: Path) -> None:
+    """What LoRA trains, merged: rank 2 in every product of the encoder, whose inner width is wide enough here."""
+    members = []
+    for seed in range(3):
+        model = random_model("bert", "ForSequenceClassification", 0, **{**WAYS, "intermediate_size": 160})
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if seed and ".encoder." in name and name.endswith("dense.weight"):
+                    u, v = (torch.randn(n, 2, generator=generator) * 0.1 for n in weight.shape)
+                    weight += u @ v.T
+        model.save_pretrained(tmp_path / f"{seed}")
+        members.append(tmp_path / f"{seed}")
+    wanted = np.mean([softmax(x) for x in members_of(members, inputs)], axis=0)
+    sizes = {}
+    for name, more in {
+        "whole": {},
+        "thin": {"add_passes": "differ{error=1e-4}@compress"},
+        "int8": {"add_passes": "differ{error=1e-4}@compress", "quant": "int8"},
+    }.items():
+        report = llmc.compile(members, tmp_path / "m.llmc", target=AVX2, max_batch=8, **more)
+        with llmc.load(tmp_path / "m.llmc", threads=2) as model:
+            found = softmax(np.array(model(**inputs)["logits"]))
+            sizes[name] = model.manifest.sizes["weights_bytes"]
+        assert np.abs(found - wanted).max() < (0.2 if name == "int8" else 1e-2), name
+        changed = {effect["pass"].partition("{")[0]: effect["changed"] for effect in report.effects}
+        assert changed.get("differ", 0) == (0 if name == "whole" else 8), "two products of two layers, twice"
+    assert sizes["thin"] < 0.7 * sizes["whole"], "two columns are stored as a whole panel"
+
+
 def test_votes_weights_and_stacks(folders: list[Path], inputs: dict[str, Any], tmp_path: Path) -> None:
     parts = members_of(folders, inputs)
     weights, head = tmp_path / "weights.json", tmp_path / "head.npz"
