@@ -68,7 +68,8 @@ def joined(members: Sequence[Imported], names: Sequence[str], method: Method) ->
     first = members[0]
     for name, member in zip(names, members, strict=True):
         _want_plain(name, member)
-        _want_alike((names[0], first), (name, member))
+        if member is not first:
+            _want_alike((names[0], first), (name, member))
     graph = _graph(members, names, method)
     return replace(
         first,

@@ -234,6 +234,9 @@ def test_votes_weights_and_stacks(folders: list[Path], inputs: dict[str, Any], t
         with llmc.load(tmp_path / "m.llmc", threads=2) as model:
             found = softmax(np.array(model(**inputs)["logits"]))
             assert model.selftest().passed
+            said = model.manifest.raw["ensemble"]
+        shares = [0.5, 0.25, 0.25] if text == str(weights) else [None] * 3
+        assert [m.get("weight") for m in said["members"]] == shares
         np.testing.assert_allclose(found, probabilities, atol=1e-3 if text == "vote" else 1e-4, err_msg=text)
 
 
