@@ -1,0 +1,226 @@
+"""What a student learns from: tokens, its teacher's answers (Hinton, Vinyals and Dean 2015), and labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+IGNORED = -100  # the label of a token that has none
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row: tokens, segments, and a class or a number; None where there is no label."""
+
+    ids: Sequence[int]
+    types: Sequence[int]
+    label: float | None = None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows as a model takes them.
+
+    Args:
+        inputs: names of the tensors that the model takes.
+        pad_id: fills shorter rows up, on the right.
+        scores: what makes the logits answers: "softmax", "sigmoid" or "none"; "tokens": softmax, at every token.
+    """
+
+    rows: Sequence[Example]
+    inputs: Sequence[str]
+    pad_id: int
+    scores: str
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels; of text, the next token is one."""
+        return self.scores == "tokens" or (bool(self.rows) and self.rows[0].label is not None)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [len(row.ids) for row in self.rows]
+
+    def batch(self, rows: Sequence[int]) -> Mapping[str, Any]:
+        """i64 [rows, longest] of each input."""
+        import torch
+
+        chosen = [self.rows[row] for row in rows]
+        longest = max(len(row.ids) for row in chosen)
+        made = {
+            "input_ids": [[*row.ids, *[self.pad_id] * (longest - len(row.ids))] for row in chosen],
+            "attention_mask": [[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in chosen],
+            "token_type_ids": [[*row.types, *[0] * (longest - len(row.types))] for row in chosen],
+        }
+        return {name: torch.tensor(made[name]) for name in self.inputs}
+
+    def labels(self, rows: Sequence[int], ids: Any, mask: Any) -> Any:
+        """i64 [rows] of classes, f32 [rows] of numbers, or of text i64 [rows, longest]: the next token."""
+        import torch
+
+        if self.scores == "tokens":
+            following = torch.full_like(ids, IGNORED)
+            following[:, :-1] = torch.where(mask[:, 1:] > 0, ids[:, 1:], IGNORED)
+            return following
+        kind = torch.float32 if self.scores == "none" else torch.int64
+        return torch.tensor([self.rows[row].label for row in rows], dtype=kind)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A student's loss.
+
+    Args:
+        alpha: share of the teacher's answers in it; the others' is that of the labels.
+        temperature: softens both answers, so that the teacher's small ones count.
+        hidden: weight of what the layers give, beside the teacher's, in units of its variance; 0: they are left out.
+    """
+
+    student: Any
+    teacher: Any
+    examples: Examples
+    alpha: float
+    temperature: float
+    hidden: float
+
+    def __call__(self, rows: Sequence[int]) -> Any:
+        """The mean over a batch."""
+        import torch
+
+        given = self.examples.batch(rows)
+        wants = self.hidden > 0
+        with torch.no_grad():
+            told = self.teacher(**given, output_hidden_states=wants)
+        found = self.student(**given, output_hidden_states=wants)
+        real = given["attention_mask"] if "attention_mask" in given else torch.ones_like(given["input_ids"])
+        labels = self.examples.labels(rows, given["input_ids"], real) if self.alpha < 1 else None
+        loss = self._answers(found.logits, told.logits, labels, real)
+        if wants:
+            loss = loss + self.hidden * between_layers(found.hidden_states, told.hidden_states, real)
+        return loss
+
+    def _answers(self, found: Any, told: Any, labels: Any, real: Any) -> Any:
+        from torch.nn import functional
+
+        scores = self.examples.scores
+        if scores == "tokens":
+            found, told = found[real > 0], told[real > 0]
+            labels = None if labels is None else labels[real > 0]
+        if scores == "none":
+            taught = functional.mse_loss(found, told)
+        elif scores == "sigmoid":
+            taught = functional.binary_cross_entropy_with_logits(found, told.sigmoid())
+        else:
+            t = self.temperature
+            soft = (found / t).log_softmax(-1), (told / t).log_softmax(-1)
+            taught = functional.kl_div(*soft, reduction="batchmean", log_target=True) * t * t
+        if labels is None:
+            return taught
+        if scores == "none":
+            learnt = functional.mse_loss(found[:, 0], labels)
+        else:
+            learnt = functional.cross_entropy(found, labels, ignore_index=IGNORED)
+        return self.alpha * taught + (1 - self.alpha) * learnt
+
+
+def between_layers(found: Sequence[Any], told: Sequence[Any], real: Any) -> Any:
+    """Mean over layers of the squared difference at real tokens, in units of the teacher's variance there."""
+    import torch
+
+    chosen = real > 0
+    parts = []
+    for own, other in zip(found[1:], told[1:], strict=True):
+        own, other = own[chosen], other[chosen]
+        parts.append((own - other).square().mean() / other.var().clamp_min(1e-12))
+    return torch.stack(parts).mean()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How good a model is on rows that it did not train on; None: what cannot be measured.
+
+    Args:
+        accuracy: share of right classes, or of right next tokens.
+        agreement: share of classes, or next tokens, that are the teacher's.
+        perplexity: of text.
+        error: of numbers, the mean absolute difference to the labels.
+        distance: of numbers, the root of the mean squared difference to the teacher's.
+    """
+
+    accuracy: float | None = None
+    agreement: float | None = None
+    perplexity: float | None = None
+    error: float | None = None
+    distance: float | None = None
+
+
+class Measure:
+    """Measures models on the same rows; the first one is the teacher of those that follow."""
+
+    def __init__(self, examples: Examples, batch: int) -> None:
+        self.examples, self.batch, self.first = examples, batch, dict[int, Any]()
+
+    def __call__(self, model: Any) -> Figures:
+        """The figures of one model."""
+        import torch
+
+        from llmc.training import order
+
+        sums = {"same": 0.0, "right": 0.0, "surprise": 0.0, "off": 0.0, "square": 0.0}
+        count, labelled = 0, 0
+        with torch.no_grad():
+            for number, rows in enumerate(order(self.examples.lengths, self.batch, None)):
+                given = self.examples.batch(rows)
+                real = torch.ones_like(given["input_ids"])
+                real = given.get("attention_mask", real)
+                logits = model(**given).logits
+                labels: Any = None
+                if self._labelled:
+                    labels = self.examples.labels(rows, given["input_ids"], real)
+                if self.examples.scores == "tokens":
+                    logits, labels = logits[real > 0], labels[real > 0]
+                answer = self._answer(logits)
+                told = self.first.setdefault(number, answer)
+                count += len(answer)
+                self._add(sums, logits, answer, told, labels)
+                labelled += 0 if labels is None else int((labels != IGNORED).sum())
+        return self._figures(sums, count, labelled)
+
+    @property
+    def _labelled(self) -> bool:
+        return self.examples.labelled and self.examples.scores != "sigmoid"
+
+    def _answer(self, logits: Any) -> Any:
+        scores = self.examples.scores
+        return logits if scores == "none" else logits > 0 if scores == "sigmoid" else logits.argmax(-1)
+
+    def _add(self, sums: dict[str, float], logits: Any, answer: Any, told: Any, labels: Any) -> None:
+        from torch.nn import functional
+
+        if self.examples.scores == "none":
+            sums["square"] += float((answer - told).square().sum()) / answer.shape[-1]
+            sums["off"] += 0.0 if labels is None else float((answer[:, 0] - labels).abs().sum())
+            return
+        same = answer == told
+        sums["same"] += float((same.all(-1) if same.ndim > 1 else same).sum())
+        if labels is None:
+            return
+        sums["right"] += float((answer == labels).sum())
+        if self.examples.scores == "tokens":
+            sums["surprise"] += float(
+                functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+            )
+
+    def _figures(self, sums: Mapping[str, float], count: int, labelled: int) -> Figures:
+        if self.examples.scores == "none":
+            error = sums["off"] / labelled if labelled else None
+            return Figures(error=error, distance=math.sqrt(sums["square"] / count))
+        text = self.examples.scores == "tokens"
+        return Figures(
+            accuracy=sums["right"] / labelled if labelled else None,
+            agreement=sums["same"] / count,
+            perplexity=math.exp(min(sums["surprise"] / labelled, 700)) if text else None,
+        )

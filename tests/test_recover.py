@@ -1,0 +1,289 @@
+"""`llmc.recover`: its zeros are those of `prune`, an interrupt loses nothing, mistakes write nothing."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import recovering
+import torch
+from safetensors.torch import load_file
+
+from llmc.demo import model_folder
+from llmc.distillation import Distillation
+from llmc.errors import LlmcError
+from llmc.masks import Masks, graph_of, hold, prune_of
+from llmc.passes.compress.weights import products
+from llmc.recover import Columns, Settings, recover
+
+SETTINGS = Settings("0.5", steps=12, batch=8, max_seq=16)
+SPECS = ("0.5", "2:4", 'sparsity=0.4,scope="layer"', 'sparsity=0.3,skip=["*.layer.0.*"]')
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recovering.bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recovering.labelled(tmp_path_factory.mktemp("data") / "train.jsonl")
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return load_file(folder / "model.safetensors")
+
+
+def want_same_zeros(folder: Path, spec: str, task: str) -> int:
+    """`--prune` of what was recovered with it drops zeros alone; returns how many."""
+    change, graph = prune_of(spec), graph_of(folder, task)
+    chosen = change.chosen(graph)
+    dropped = 0
+    for product, mask in zip(chosen, change.masks(chosen), strict=True):
+        assert not product.array[~mask].any(), product.place
+        assert product.array[mask].all(), product.place
+        dropped += int((~mask).sum())
+    assert dropped
+    return dropped
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_prune_takes_the_zeros_it_was_trained_with(classifier, data, tmp_path, spec):
+    done = recover(classifier, data, tmp_path / "out", replace(SETTINGS, prune=spec))
+    assert want_same_zeros(tmp_path / "out", spec, "text-classification") == done.zeros
+    before, after = weights(classifier), weights(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for name, value in after.items():
+        table = "embeddings" in name and "LayerNorm" not in name
+        assert torch.equal(value, before[name]) == table, name
+
+
+@pytest.mark.parametrize("make", [recovering.llama, recovering.gpt2])
+def test_language_models(tmp_path, make):
+    model, data = make(tmp_path / "lm"), recovering.texts(tmp_path / "book.txt")
+    done = recover(model, data, tmp_path / "out", SETTINGS)
+    assert want_same_zeros(tmp_path / "out", "0.5", "text-generation") == done.zeros
+    assert done.before.agreement == 1 > done.pruned.agreement
+    assert done.recovered.perplexity < done.pruned.perplexity
+
+
+def test_a_table_that_is_a_product_too_stays(tmp_path):
+    model, data = recovering.llama(tmp_path / "lm"), recovering.texts(tmp_path / "book.txt")
+    recover(model, data, tmp_path / "out", replace(SETTINGS, steps=2))
+    name = "model.embed_tokens.weight"
+    assert torch.equal(weights(model)[name], weights(tmp_path / "out")[name])
+
+
+def test_the_folder_is_one_of_transformers(classifier, data, tmp_path):
+    import transformers
+
+    recover(classifier, data, tmp_path / "out", SETTINGS)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (classifier / name).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_training_wins_back_what_pruning_took(tmp_path):
+    data = recovering.texts(tmp_path / "texts.txt", 400)
+    settings = Settings("0.8", steps=60, rate=5e-4, batch=16)
+    done = recover(model_folder(), data, tmp_path / "out", settings)
+    assert done.before.agreement == 1
+    assert done.before.accuracy is None
+    assert done.recovered.agreement > done.pruned.agreement + 0.05
+
+
+@pytest.mark.parametrize(
+    ("config", "labels", "named"),
+    [
+        (
+            {"num_labels": 1, "id2label": {0: "stars"}, "problem_type": "regression"},
+            (0.5, "2.25", 4),
+            "distance",
+        ),
+        ({"problem_type": "multi_label_classification"}, ("positive",), "agreement"),
+    ],
+)
+def test_other_classifiers(tmp_path, config, labels, named):
+    model = recovering.bert(tmp_path / "model", **config)
+    data = recovering.labelled(tmp_path / "data.jsonl", labels=labels)
+    done = recover(model, data, tmp_path / "out", SETTINGS)
+    assert getattr(done.recovered, named) is not None
+    assert (done.recovered.error is not None) == (named == "distance")
+    assert done.recovered.accuracy is None
+    want_same_zeros(tmp_path / "out", "0.5", "text-classification")
+
+
+# --- how it is trained
+
+
+def test_the_seed_is_all_that_is_random(classifier, data, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        recover(classifier, data, tmp_path / name, replace(SETTINGS, seed=seed))
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(not torch.equal(a[name], c[name]) for name in a)
+
+
+@pytest.mark.parametrize("at", [2, 9])
+def test_a_resumed_training_ends_as_an_unbroken_one(classifier, data, tmp_path, at):
+    recover(classifier, data, tmp_path / "whole", SETTINGS)
+
+    def interrupt(stage: str, done: float) -> None:
+        if stage.startswith(f"step {at},"):
+            signal.raise_signal(signal.SIGINT)
+
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        recover(classifier, data, tmp_path / "out", SETTINGS, progress=interrupt, say=told.append)
+    assert f"after step {at} " in told[0]
+    assert "--resume" in told[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.checkpoint", "whole"]
+    with pytest.raises(LlmcError, match="a checkpoint of an earlier training is there"):
+        recover(classifier, data, tmp_path / "out", SETTINGS)
+    with pytest.raises(LlmcError, match="of another model, data or options"):
+        recover(classifier, data, tmp_path / "out", replace(SETTINGS, rate=2e-4), resume=True)
+    recover(classifier, data, tmp_path / "out", SETTINGS, resume=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_second_interrupt_ends_at_once(classifier, data, tmp_path):
+    def interrupt(stage: str, done: float) -> None:
+        if stage.startswith("step 2,"):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        recover(classifier, data, tmp_path / "out", SETTINGS, progress=interrupt)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_time_ends_it_with_all_zeros(classifier, data, tmp_path):
+    now = iter(range(10**6))
+    settings = replace(SETTINGS, steps=1000, budget=9.0)
+    done = recover(classifier, data, tmp_path / "out", settings, clock=lambda: float(next(now)))
+    assert done.steps == 9
+    want_same_zeros(tmp_path / "out", "0.5", "text-classification")
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_masks_grow_to_those_of_the_pass(classifier, spec):
+    from built_folders import built
+
+    model = built(classifier)
+    masks = Masks(prune_of(spec), model, graph_of(classifier, "text-classification"))
+    whole, dropped = masks.at(), 0
+    for share in (0.0, 0.3, 0.8, 1.0):
+        keep = masks.at(share)
+        assert all(bool((mask | ~whole[name]).all()) for name, mask in keep.items())
+        hold(masks.weights, keep)
+        now = sum(int((~mask).sum()) for mask in keep.values())
+        assert now > dropped or share == 0
+        dropped = now
+    assert all(torch.equal(keep[name], whole[name]) for name in whole)
+
+
+def test_masks_are_of_the_weights_that_the_graph_has(classifier):
+    from built_folders import built
+
+    graph = graph_of(classifier, "text-classification")
+    masks = Masks(prune_of("0.5"), built(classifier), graph)
+    assert any(p.weight.attributes["value"].name.endswith("self.concat") for p in products(graph))
+    assert "bert.encoder.layer.1.attention.self.key.weight" in masks.weights
+    assert masks.count == sum(p.array.size for p in prune_of("0.5").chosen(graph))
+
+
+# --- mistakes
+
+
+def fails(model: Path, data: Path, folder: Path, **changed: Any) -> str:
+    """What is said; nothing is written."""
+    before = sorted(folder.rglob("*"))
+    columns = changed.pop("columns", Columns())
+    with pytest.raises(LlmcError) as caught:
+        recover(model, data, folder / "out", replace(SETTINGS, **changed), columns=columns)
+    assert sorted(folder.rglob("*")) == before
+    return str(caught.value)
+
+
+def test_data_of_no_use(classifier, tmp_path):
+    assert "cannot read the data" in fails(classifier, tmp_path / "none.txt", tmp_path)
+    (tmp_path / "empty.txt").write_text("\n")
+    assert "the data is empty" in fails(classifier, tmp_path / "empty.txt", tmp_path)
+    few = recovering.texts(tmp_path / "few.txt", 19)
+    assert "the data has 19 rows, recovery needs 20 at least" in fails(classifier, few, tmp_path)
+    bad = recovering.labelled(tmp_path / "bad.jsonl", labels=("positive", "positive", "mixed"))
+    told = fails(classifier, bad, tmp_path)
+    assert "unknown label 'mixed'" in told
+    assert "bad.jsonl, line 3" in told
+    texts = recovering.texts(tmp_path / "texts.txt")
+    assert "there are no labels to learn from" in fails(classifier, texts, tmp_path, alpha=0.5)
+    table = recovering.labelled(tmp_path / "good.jsonl")
+    assert "there is no column 'stars'" in fails(classifier, table, tmp_path, columns=Columns(label="stars"))
+    words = recovering.labelled(tmp_path / "words.jsonl", labels=("good",))
+    numbers = recovering.bert(
+        tmp_path / "numbers", num_labels=1, id2label={0: "s"}, problem_type="regression"
+    )
+    assert "words.jsonl, line 1" in fails(numbers, words, tmp_path)
+
+
+def test_text_that_is_too_short(tmp_path):
+    model, book = recovering.gpt2(tmp_path / "lm"), recovering.texts(tmp_path / "book.txt", 20)
+    assert "recovery needs 20 windows of 16" in fails(model, book, tmp_path)
+
+
+def test_options_of_no_use(classifier, data, tmp_path):
+    assert "makes matrices smaller" in fails(classifier, data, tmp_path, prune="heads:0.5")
+    assert "is not understood" in fails(classifier, data, tmp_path, prune="half")
+    assert "no product fits 'x*'" in fails(classifier, data, tmp_path, prune='sparsity=0.5,skip=["x*"]')
+    assert "changes nothing" in fails(classifier, data, tmp_path, prune="sparsity=0.5,least=100000000")
+    with pytest.raises(LlmcError, match="temperature is 0, must be within"):
+        replace(SETTINGS, temperature=0.0)
+
+
+def test_models_of_no_use(classifier, data, tmp_path):
+    import transformers
+
+    made = transformers.BertForTokenClassification(transformers.BertConfig(**recovering.SIZES, vocab_size=50))
+    made.save_pretrained(tmp_path / "tokens")
+    assert "no training for the task token-classification" in fails(tmp_path / "tokens", data, tmp_path)
+    assert "no model folder" in fails(tmp_path / "none", data, tmp_path)
+    assert "no model folder" in fails(data, data, tmp_path)
+    bare = recovering.bert(tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
+    assert "tokenizer" in fails(bare, data, tmp_path)
+
+
+def test_an_output_that_exists_stays(classifier, data, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert "the output exists" in fails(classifier, data, tmp_path)
+    with pytest.raises(LlmcError, match="the folder to write into does not exist"):
+        recover(classifier, data, tmp_path / "none" / "out", SETTINGS)
+    with pytest.raises(LlmcError, match="no checkpoint to go on from"):
+        recover(classifier, data, tmp_path / "new", SETTINGS, resume=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_damaged_checkpoint(classifier, data, tmp_path):
+    (tmp_path / "out.checkpoint").mkdir()
+    (tmp_path / "out.checkpoint" / "state.pt").write_bytes(b"none")
+    with pytest.raises(LlmcError, match="the checkpoint cannot be read"):
+        recover(classifier, data, tmp_path / "out", SETTINGS, resume=True)
+
+
+def test_a_loss_that_is_no_number(classifier, data, tmp_path, monkeypatch):
+    honest = Distillation.__call__
+    calls = iter(range(100))
+
+    def broken(self: Distillation, rows: Any) -> Any:
+        return honest(self, rows) * (np.nan if next(calls) == 4 else 1)
+
+    monkeypatch.setattr(Distillation, "__call__", broken)
+    assert "the loss is nan in step 5" in fails(classifier, data, tmp_path)
