@@ -1,10 +1,10 @@
-"""What `llmc recover` wins back of what `--prune` takes, on the fine-tuned sentiment model.
+"""What `llmc recover` wins back of what `--prune` and `--quant` take, on the fine-tuned sentiment model.
 
     python bench/recovery.py                      trains the model the first time (train_classifier.py)
     python bench/recovery.py --only 2:4 --seconds 60
 
 Recovery learns from the 8,070 training reviews, on one thread, for 180 seconds of processor time at most (a shared
-machine's wall time says little). Each folder is then compiled with the same --prune, and judged on the 2,000 test
+machine's wall time says little). Each folder is then compiled with the same option, and judged on the 2,000 test
 reviews, which nothing learnt from: "drop" is in points to the dense artifact, with the 95 % half width of the paired
 difference. "other zeros" counts weights of the recovered folder that --prune changes, which should be none.
 """
@@ -30,7 +30,7 @@ from llmc.evaluate import evaluate
 from llmc.masks import graph_of, prune_of
 from llmc.recover import Settings, recover
 
-SPECS = ("2:4", "0.5", "0.7")
+SPECS = {"2:4": "prune", "0.5": "prune", "0.7": "prune", "w4": "quant", "int8": "quant"}
 
 
 def table(path: Path, rows: list[tuple[str, int]]) -> Path:
@@ -44,6 +44,8 @@ def table(path: Path, rows: list[tuple[str, int]]) -> Path:
 
 def changed(folder: Path, spec: str) -> int:
     """Weights other than zero that the pass would set to zero."""
+    if SPECS[spec] != "prune":
+        return 0
     change, graph = prune_of(spec), graph_of(folder, "text-classification")
     chosen = change.chosen(graph)
     return sum(
@@ -52,9 +54,9 @@ def changed(folder: Path, spec: str) -> int:
 
 
 def judged(folder: Path, spec: str, dense: Path, test: Path, scratch: Path) -> dict[str, Any]:
-    """Accuracy of a folder compiled with --prune, beside the dense artifact's."""
+    """Accuracy of a folder compiled with the option, beside the dense artifact's."""
     artifact = scratch / f"{folder.name}-{spec.replace(':', '')}.llmc"
-    llmc.compile(folder, artifact, prune=spec)
+    llmc.compile(folder, artifact, **{SPECS[spec]: spec})
     found = evaluate(artifact, test, dense, threads=1)
     assert found.interval is not None
     low, high = found.interval
@@ -77,26 +79,32 @@ def measure(
         source,
         train,
         output,
-        Settings(spec, budget=options.seconds, rate=options.lr, hidden=options.hidden, ramp=options.ramp),
+        Settings(
+            **{SPECS[spec]: spec},
+            budget=options.seconds,
+            rate=options.lr,
+            hidden=options.hidden,
+            ramp=options.ramp,
+        ),
         clock=time.process_time,
         say=print,
     )
     wall = time.monotonic() - began
     return {
-        "prune": spec,
+        "option": f"--{SPECS[spec]} {spec}",
         "steps": done.steps,
         "seconds": done.seconds,
         "wall": wall,
         "other_zeros": changed(output, spec),
-        "pruned": judged(source, spec, dense, test, scratch),
+        "compressed": judged(source, spec, dense, test, scratch),
         "recovered": judged(output, spec, dense, test, scratch),
     }
 
 
 def line(row: dict[str, Any]) -> str:
     """A row of the table in Markdown."""
-    cells = [row["prune"]]
-    for name in ("pruned", "recovered"):
+    cells = [f"`{row['option']}`"]
+    for name in ("compressed", "recovered"):
         one = row[name]
         cells.append(f"{100 * one['accuracy']:.2f} %")
         cells.append(f"{one['drop']:+.2f} +- {one['half_width']:.2f}")
@@ -106,7 +114,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 COLUMNS = (
-    *("--prune", "pruned", "drop", "same answers", "recovered", "drop", "same answers"),
+    *("option", "alone", "drop", "same answers", "recovered", "drop", "same answers"),
     *("steps", "processor s", "wall s of all", "other zeros"),
 )
 
@@ -114,7 +122,7 @@ COLUMNS = (
 def main() -> int:
     """Print a table, or JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="*", choices=SPECS, default=SPECS)
+    parser.add_argument("--only", nargs="*", choices=list(SPECS), default=list(SPECS))
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--lr", type=float, default=Settings("0.5").rate)
     parser.add_argument("--hidden", type=float, default=Settings("0.5").hidden)

@@ -13,12 +13,18 @@ import recovering
 import torch
 from safetensors.torch import load_file
 
+from llmc.compiler import interpret
+from llmc.compiler.pipeline import Pipeline
 from llmc.demo import model_folder
-from llmc.distillation import Distillation
+from llmc.distillation import Columns, Distillation
 from llmc.errors import LlmcError
 from llmc.masks import Masks, graph_of, hold, prune_of
+from llmc.passes import PASSES
+from llmc.passes.compress.rounding import nearest
 from llmc.passes.compress.weights import products
-from llmc.recover import Columns, Settings, recover
+from llmc.passes.quantise.quantize import quantised_rows
+from llmc.recover import Settings, recover
+from llmc.straight_through import Grid, Rounding, by_token
 
 SETTINGS = Settings("0.5", steps=12, batch=8, max_seq=16)
 SPECS = ("0.5", "2:4", 'sparsity=0.4,scope="layer"', 'sparsity=0.3,skip=["*.layer.0.*"]')
@@ -67,8 +73,8 @@ def test_language_models(tmp_path, make):
     model, data = make(tmp_path / "lm"), recovering.texts(tmp_path / "book.txt")
     done = recover(model, data, tmp_path / "out", SETTINGS)
     assert want_same_zeros(tmp_path / "out", "0.5", "text-generation") == done.zeros
-    assert done.before.agreement == 1 > done.pruned.agreement
-    assert done.recovered.perplexity < done.pruned.perplexity
+    assert done.before.agreement == 1 > done.compressed.agreement
+    assert done.recovered.perplexity < done.compressed.perplexity
 
 
 def test_a_table_that_is_a_product_too_stays(tmp_path):
@@ -95,7 +101,7 @@ def test_training_wins_back_what_pruning_took(tmp_path):
     done = recover(model_folder(), data, tmp_path / "out", settings)
     assert done.before.agreement == 1
     assert done.before.accuracy is None
-    assert done.recovered.agreement > done.pruned.agreement + 0.05
+    assert done.recovered.agreement > done.compressed.agreement + 0.05
 
 
 @pytest.mark.parametrize(
@@ -119,6 +125,71 @@ def test_other_classifiers(tmp_path, config, labels, named):
     want_same_zeros(tmp_path / "out", "0.5", "text-classification")
 
 
+# --- rounding
+
+
+@pytest.mark.parametrize("shape", [(16, 64), (24, 50), (3, 8)])
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_weights_are_rounded_as_the_passes_do(shape, scale):
+    array = (np.random.default_rng(1).normal(size=shape) * scale).astype(np.float32)
+    array[0] = 0
+    levels, scales = nearest(array, 4, 32)
+    by_block = (levels.astype(np.float32) - 8) * np.repeat(scales.astype(np.float32), 32, 1)[:, : shape[1]]
+    weight = torch.from_numpy(array)
+    assert np.array_equal(Grid(4, 32, False).rounded(weight).numpy(), by_block)
+    assert np.array_equal(Grid(4, 32, True).rounded(weight.T).numpy(), by_block.T)
+    whole, scales = quantised_rows(array)
+    assert np.array_equal(Grid(8, shape[1], False).rounded(weight).numpy(), whole * scales)
+
+
+def test_a_model_within_answers_as_the_pass_leaves_it(classifier):
+    """Products and tables of w4: what the interpreter makes of the graph after the pass."""
+    from built_folders import built
+
+    graph = graph_of(classifier, "text-classification")
+    after, _ = Pipeline.parse("blockwise{bits=4,block=32}", PASSES).run(graph)
+    model = built(classifier)
+    given = {"input_ids": np.array([[2, 7, 9, 3]]), "attention_mask": np.ones((1, 4), np.int64)}
+    given["token_type_ids"] = np.zeros((1, 4), np.int64)
+    with Rounding("w4", model, graph).on(), torch.no_grad():
+        found = model(**{name: torch.from_numpy(value) for name, value in given.items()}).logits
+    wanted = interpret.run(after, given)["logits"]
+    assert np.abs(found.numpy() - wanted).max() < 1e-5
+    assert np.abs(found.numpy() - interpret.run(graph, given)["logits"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["int8", "w4"])
+def test_rounding_in_place(classifier, data, tmp_path, mode):
+    settings = replace(SETTINGS, prune=None, quant=mode)
+    done = recover(classifier, data, tmp_path / "out", settings)
+    assert done.before.agreement == 1
+    before, after = weights(classifier), weights(tmp_path / "out")
+    name = "bert.encoder.layer.1.output.dense.weight"
+    grid = Grid(8, 128, False) if mode == "int8" else Grid(4, 32, False)
+    assert not torch.equal(after[name], before[name])
+    assert not torch.equal(after[name], grid.rounded(after[name]))  # the compile rounds
+    table = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(after[table], before[table])
+
+
+def test_rounding_of_language_models(tmp_path):
+    settings = replace(SETTINGS, prune=None, quant="w4", steps=20, rate=1e-3)
+    for make in (recovering.llama, recovering.gpt2):
+        model = make(tmp_path / make.__name__)
+        data = recovering.texts(tmp_path / "book.txt")
+        done = recover(model, data, tmp_path / f"{make.__name__}-out", settings)
+        assert done.recovered.perplexity < done.compressed.perplexity
+
+
+def test_activations_are_rounded_by_token_and_their_gradients_are_not():
+    x = torch.randn(3, 5, 8, requires_grad=True)
+    rounded = by_token(x)
+    whole, scales = quantised_rows(x.detach().numpy().reshape(15, 8))
+    assert np.abs(rounded.detach().numpy().reshape(15, 8) - whole * scales).max() < 1e-6
+    rounded.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+
+
 # --- how it is trained
 
 
@@ -130,9 +201,10 @@ def test_the_seed_is_all_that_is_random(classifier, data, tmp_path):
     assert any(not torch.equal(a[name], c[name]) for name in a)
 
 
-@pytest.mark.parametrize("at", [2, 9])
-def test_a_resumed_training_ends_as_an_unbroken_one(classifier, data, tmp_path, at):
-    recover(classifier, data, tmp_path / "whole", SETTINGS)
+@pytest.mark.parametrize(("at", "quant"), [(2, None), (9, None), (5, "w4")])
+def test_a_resumed_training_ends_as_an_unbroken_one(classifier, data, tmp_path, at, quant):
+    settings = SETTINGS if quant is None else replace(SETTINGS, prune=None, quant=quant)
+    recover(classifier, data, tmp_path / "whole", settings)
 
     def interrupt(stage: str, done: float) -> None:
         if stage.startswith(f"step {at},"):
@@ -140,15 +212,15 @@ def test_a_resumed_training_ends_as_an_unbroken_one(classifier, data, tmp_path, 
 
     told: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        recover(classifier, data, tmp_path / "out", SETTINGS, progress=interrupt, say=told.append)
+        recover(classifier, data, tmp_path / "out", settings, progress=interrupt, say=told.append)
     assert f"after step {at} " in told[0]
     assert "--resume" in told[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.checkpoint", "whole"]
     with pytest.raises(LlmcError, match="a checkpoint of an earlier training is there"):
-        recover(classifier, data, tmp_path / "out", SETTINGS)
+        recover(classifier, data, tmp_path / "out", settings)
     with pytest.raises(LlmcError, match="of another model, data or options"):
-        recover(classifier, data, tmp_path / "out", replace(SETTINGS, rate=2e-4), resume=True)
-    recover(classifier, data, tmp_path / "out", SETTINGS, resume=True)
+        recover(classifier, data, tmp_path / "out", replace(settings, rate=2e-4), resume=True)
+    recover(classifier, data, tmp_path / "out", settings, resume=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "out")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -244,6 +316,10 @@ def test_options_of_no_use(classifier, data, tmp_path):
     assert "is not understood" in fails(classifier, data, tmp_path, prune="half")
     assert "no product fits 'x*'" in fails(classifier, data, tmp_path, prune='sparsity=0.5,skip=["x*"]')
     assert "changes nothing" in fails(classifier, data, tmp_path, prune="sparsity=0.5,least=100000000")
+    with pytest.raises(LlmcError, match="either zeros or rounding"):
+        replace(SETTINGS, quant="w4")
+    with pytest.raises(LlmcError, match="does not round as --quant fp16"):
+        replace(SETTINGS, prune=None, quant="fp16")
     with pytest.raises(LlmcError, match="temperature is 0, must be within"):
         replace(SETTINGS, temperature=0.0)
 

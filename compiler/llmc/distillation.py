@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import math
+import random
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from llmc.compiler.frontends.folder import Summary, require_tokenizer
+from llmc.compiler.frontends.tasks import scores_of
+from llmc.dataset import Row, label_index, read_rows
+from llmc.errors import LlmcError, TextsCut
+
+CLASSIFYING = "text-classification"
 IGNORED = -100  # the label of a token that has none
+LEAST_ROWS = 20
+MAX_SEQ = 256  # tokens of a row, where nothing else is asked for
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns; guessed where they are None."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,91 @@ class Examples:
             return following
         kind = torch.float32 if self.scores == "none" else torch.int64
         return torch.tensor([self.rows[row].label for row in rows], dtype=kind)
+
+
+def examples_of(
+    summary: Summary, model: Any, data: Path, columns: Columns, max_seq: int | None, seed: int
+) -> tuple[Examples, Examples]:
+    """Rows to learn from, and a tenth of all that is held back.
+
+    Raises:
+        LlmcError: the folder has no tokenizer, a row or its label is of no use, or there are too few.
+    """
+    import inspect as signatures
+
+    from llmc.compiler.frontends.huggingface import tokenizer_of
+    from llmc.compiler.frontends.quiet import quiet
+    from llmc.tokens import encoder_of
+
+    require_tokenizer(summary)
+    with quiet():
+        tokenizer = tokenizer_of(summary)
+    assert tokenizer is not None
+    longest = min(tokenizer.max_length, summary.max_positions, max_seq or MAX_SEQ)
+    encoder = encoder_of(tokenizer, longest)
+    if summary.task.name == CLASSIFYING:
+        scores = scores_of(summary.config, CLASSIFYING, len(summary.labels), str(summary.root)) or "softmax"
+        rows = _of_rows(encoder, data, columns, summary.labels, scores)
+    else:
+        scores, rows = "tokens", _windows(encoder, data, columns.text, longest)
+    if len(rows) < LEAST_ROWS:
+        what = "windows of tokens" if scores == "tokens" else "rows"
+        raise LlmcError(
+            f"the data has {len(rows)} {what}, recovery needs {LEAST_ROWS} at least", at=str(data)
+        )
+    takes = signatures.signature(model.forward).parameters
+    inputs = [name for name in ("input_ids", "attention_mask") if name in takes]
+    if "token_type_ids" in takes and "token_type_ids" in tokenizer.inputs:
+        inputs.append("token_type_ids")
+    random.Random(seed).shuffle(rows)
+    held = max(2, len(rows) // 10)
+    made = Examples(rows[held:], inputs, tokenizer.pad_id, scores)
+    return made, replace(made, rows=rows[:held])
+
+
+def _of_rows(encoder: Any, data: Path, columns: Columns, labels: Sequence[str], scores: str) -> list[Example]:
+    found, cut = [], 0
+    for row in read_rows(data, columns.text, columns.pair, columns.label):
+        at = f"{data}, line {row.line}"
+        try:
+            (encoding,) = encoder([row.text if row.pair is None else (row.text, row.pair)])
+        except LlmcError as error:
+            raise LlmcError(error.problem, at=at) from None
+        cut += bool(encoding.overflowing)
+        if encoding.ids:
+            label = _label(at, row, labels, scores)
+            found.append(Example(tuple(encoding.ids), tuple(encoding.type_ids), label))
+    if cut:
+        warnings.warn(TextsCut(cut, len(found), encoder.longest, hint="see --max-seq"), stacklevel=2)
+    return found
+
+
+def _label(at: str, row: Row, labels: Sequence[str], scores: str) -> float | None:
+    if row.label is None or scores == "sigmoid":
+        return None
+    if scores == "softmax":
+        return label_index(at, row.label, labels, len(labels))
+    try:
+        return float(row.label)
+    except (TypeError, ValueError):
+        raise LlmcError(
+            "the label of a model that gives numbers is none", at=at, found=repr(row.label)[:60]
+        ) from None
+
+
+def _windows(encoder: Any, data: Path, column: str | None, longest: int) -> list[Example]:
+    """A text as rows of equal length; what is left at its end has no row of its own."""
+    from llmc.perplexity import text_of
+
+    ids = encoder.ids(text_of(data, column), special=False)
+    starts = range(0, len(ids) - longest + 1, longest) if len(ids) >= longest * LEAST_ROWS else ()
+    if not starts:
+        raise LlmcError(
+            f"the data has {len(ids)} tokens, recovery needs {LEAST_ROWS} windows of {longest}",
+            at=str(data),
+            hint="give more text, or a smaller --max-seq",
+        )
+    return [Example(tuple(ids[start : start + longest]), (0,) * longest) for start in starts]
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,7 @@ class Masks:
         self._change, self._products = change, change.chosen(graph)
         if not self._products:
             raise LlmcError("--prune changes nothing in this model", at=str(change))
-        own = {name: p.detach().numpy() for name, p in model.named_parameters() if p.ndim == 2}
-        self._parts = list(_located(self._products, own))
+        self._parts = list(located([(p.array, p.place) for p in self._products], model))
         names = {part.name for parts in self._parts for part in parts}
         self.weights = {name: p for name, p in model.named_parameters() if name in names}
 
@@ -136,22 +135,30 @@ def _fewer(products: Sequence[Product], masks: Sequence[Array], share: float) ->
     return [mask | (s > bound) for s, mask in zip(sizes, masks, strict=True)]
 
 
-def _located(products: Sequence[Product], own: Mapping[str, Array]) -> Iterator[Sequence[Part]]:
-    """Of each product the parameters that make its rows, in order; each parameter is taken once."""
+def located(matrices: Sequence[tuple[Array, str]], model: Any) -> Iterator[Sequence[Part]]:
+    """Of each matrix of a graph the model's parameters that make its rows, in order; each of them is taken once.
+
+    Args:
+        matrices: their values, and where they are, for messages.
+
+    Raises:
+        LlmcError: a matrix is none of the model's own.
+    """
+    own = {name: p.detach().numpy() for name, p in model.named_parameters() if p.ndim == 2}
     by_row: dict[bytes, list[tuple[str, bool]]] = {}
     for name, array in own.items():
         by_row.setdefault(array[0].tobytes(), []).append((name, False))
         by_row.setdefault(array[:, 0].tobytes(), []).append((name, True))
     taken: set[str] = set()
-    for product in products:
+    for matrix, place in matrices:
         parts: list[Part] = []
-        while (start := parts[-1].rows.stop if parts else 0) < len(product.array):
-            rest = product.array[start:]
+        while (start := parts[-1].rows.stop if parts else 0) < len(matrix):
+            rest = matrix[start:]
             part = next(_fitting(rest, start, by_row.get(rest[0].tobytes(), ()), own, taken), None)
             if part is None:
                 raise LlmcError(
                     "a weight of the compiled model is computed from the folder's, and cannot be trained in place",
-                    at=product.place,
+                    at=place,
                     hint="leave it out: skip=[...] of --prune",
                 )
             taken.add(part.name)

@@ -1,4 +1,4 @@
-"""What compression takes from a model, won back: it is trained for minutes, held to its zeros, on its own answers."""
+"""What compression takes from a model, won back: minutes of training with zeros or rounding in place."""
 
 from __future__ import annotations
 
@@ -6,29 +6,26 @@ import copy
 import hashlib
 import json
 import os
-import random
 import secrets
 import shutil
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmc.compiler.frontends import overlay, plain_folder
-from llmc.compiler.frontends.folder import Summary, inspect, require_tokenizer
-from llmc.compiler.frontends.tasks import GENERATION, SCORING, scores_of
-from llmc.dataset import Row, label_index, read_rows
-from llmc.distillation import Distillation, Example, Examples, Figures, Measure
-from llmc.errors import LlmcError, TextsCut
+from llmc.compiler.frontends.folder import Summary, inspect
+from llmc.compiler.frontends.tasks import GENERATION, SCORING
+from llmc.compiler.graph import Graph
+from llmc.distillation import CLASSIFYING, Columns, Distillation, Examples, Figures, Measure, examples_of
+from llmc.errors import LlmcError
 from llmc.masks import Masks, graph_of, hold, prune_of
+from llmc.straight_through import MODES, Rounding
 from llmc.training import Plan, Training
 
-CLASSIFYING = "text-classification"
-LEAST_ROWS, EPOCHS = 20, 3
-MAX_SEQ = 256  # tokens of a row, where nothing else is asked for
+EPOCHS = 3
 _FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _LEFT_OUT = ("config.json", "adapter_config.json", "trainer_state.json")
 
@@ -38,14 +35,16 @@ class Settings:
     """How to train; None: what suits the task.
 
     Args:
-        prune: the zeros to hold, as `--prune` writes them.
+        prune: the zeros to hold, as `--prune` writes them; or
+        quant: how to round, a mode of `--quant`: "int8" or "w4".
         steps, epochs, budget: the training ends with the first of them; `budget` is in seconds.
         alpha: share of the teacher's answers in the loss, the rest is the labels'; None: 1 without labels, else 0.5.
         max_seq: tokens of a row; longer ones are cut.
         ramp: share of the training in which zeros become more, up to what was asked for.
     """
 
-    prune: str
+    prune: str | None = None
+    quant: str | None = None
     steps: int | None = None
     epochs: int | None = None
     budget: float | None = None
@@ -59,6 +58,12 @@ class Settings:
     max_seq: int | None = None
 
     def __post_init__(self) -> None:
+        if (self.prune is None) == (self.quant is None):
+            raise LlmcError("recover is for either zeros or rounding", hint="give --prune or --quant")
+        if self.quant is not None and self.quant not in MODES:
+            raise LlmcError(
+                f"recover does not round as --quant {self.quant}", hint=f"use {' or '.join(MODES)}"
+            )
         for name, value, least, most in (
             ("--alpha", self.alpha, 0.0, 1.0),
             ("--hidden", self.hidden, 0.0, 1e6),
@@ -76,9 +81,9 @@ class Recovery:
 
     Args:
         trained_rows, held_rows: rows to learn from, and those kept back, which the figures are of.
-        zeros, weights: of the weights that can be pruned, how many are zero.
+        zeros, weights: of the weights that are pruned or rounded, how many are zero.
         seconds: of training alone.
-        before, pruned, recovered: the figures of the original, of it with the zeros, and of what was written.
+        before, compressed, recovered: the figures of the original, of it pruned or rounded, of what was written.
     """
 
     path: Path
@@ -90,21 +95,12 @@ class Recovery:
     zeros: int
     weights: int
     before: Figures
-    pruned: Figures
+    compressed: Figures
     recovered: Figures
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {**asdict(self), "path": str(self.path)}
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of columns; guessed where they are None."""
-
-    text: str | None = None
-    pair: str | None = None
-    label: str | None = None
 
 
 def recover(
@@ -137,40 +133,76 @@ def recover(
     output, data = Path(output), Path(data)
     folder = output.parent / f"{output.name}.checkpoint"
     _want_room(output, folder, resume)
-    change = prune_of(settings.prune)
+    if settings.prune is not None:
+        prune_of(settings.prune)  # says what is wrong with it before any work
     progress("import the model", 0.0)
     with _loaded(Path(model)) as (source, summary, student):
         progress("read the data", 0.02)
-        examples, held = _examples(summary, student, data, columns or Columns(), settings)
+        examples, held = examples_of(
+            summary, student, data, columns or Columns(), settings.max_seq, settings.seed
+        )
         alpha = _alpha(settings.alpha, examples, data)
-        masks = Masks(change, student, graph_of(source, summary.task.name))
         teacher = copy.deepcopy(student)
+        compressed = _Compressed.of(settings, student, graph_of(source, summary.task.name))
         batch = settings.batch or (8 if examples.scores == "tokens" else 32)
         measure = Measure(held, batch)
         progress("measure", 0.04)
         before = measure(teacher)
-        hold(masks.weights, masks.at())
-        pruned = measure(student)
+        at_first = compressed.measured(measure, student)
         student.load_state_dict(teacher.state_dict())
-        _let_train(student, masks)
+        _let_train(student)
         loss = Distillation(student, teacher, examples, alpha, settings.temperature, settings.hidden)
         plan = _plan(settings, len(examples.rows), batch, clock)
-        training = Training(
-            student, loss, examples.lengths, masks, plan, folder, _key(settings, teacher, examples)
-        )
+        key = _key(settings, teacher, examples)
+        held_to = compressed.masks, compressed.around
+        training = Training(student, loss, examples.lengths, *held_to, plan, folder, key)
         if resume:
             training.resume()
         training.run(lambda stage, done: progress(stage, 0.1 + 0.85 * done), say)
         progress("measure", 0.95)
-        recovered = measure(student)
-        for weight in masks.weights.values():
-            weight.data.add_(0.0)  # -0 becomes 0, as `prune` writes it
-        zeros = sum(int((weight == 0).sum()) for weight in masks.weights.values())
+        recovered = compressed.measured(measure, student)
         progress("write the folder", 0.98)
         _write(student, source, output)
     training.remove()
-    counts = len(examples.rows), len(held.rows), training.step, training.seconds, zeros, masks.count
-    return Recovery(output, summary.task.name, *counts, before, pruned, recovered)
+    counts = len(examples.rows), len(held.rows), training.step, training.seconds
+    return Recovery(output, summary.task.name, *counts, *compressed.counted(), before, at_first, recovered)
+
+
+@dataclass(frozen=True)
+class _Compressed:
+    """A student held to zeros, or rounded."""
+
+    masks: Masks | None
+    rounding: Rounding | None
+
+    @staticmethod
+    def of(settings: Settings, student: Any, graph: Graph) -> _Compressed:
+        if settings.prune is not None:
+            return _Compressed(Masks(prune_of(settings.prune), student, graph), None)
+        return _Compressed(None, Rounding(str(settings.quant), student, graph))
+
+    @property
+    def weights(self) -> Mapping[str, Any]:
+        """Those that compression changes."""
+        return self.masks.weights if self.masks else self.rounding.weights if self.rounding else {}
+
+    def around(self) -> AbstractContextManager[None]:
+        """Within it the student answers as its artifact will."""
+        return self.rounding.on() if self.rounding else nullcontext()
+
+    def measured(self, measure: Measure, student: Any) -> Figures:
+        """The figures of the student as it is, compressed."""
+        if self.masks:
+            hold(self.masks.weights, self.masks.at())
+            for weight in self.masks.weights.values():
+                weight.data.add_(0.0)  # -0 becomes 0, as `prune` writes it
+        with self.around():
+            return measure(student)
+
+    def counted(self) -> tuple[int, int]:
+        """Zeros among the weights that compression changes, and how many these are."""
+        weights = self.weights.values()
+        return sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
 
 
 def _want_room(output: Path, folder: Path, resume: bool) -> None:
@@ -211,16 +243,13 @@ def _loaded(path: Path) -> Iterator[tuple[Path, Summary, Any]]:
         yield plain.path, summary, model
 
 
-def _let_train(model: Any, masks: Masks) -> None:
-    """All floats but the tables, unless a product reads one and loses weights of it."""
+def _let_train(model: Any) -> None:
+    """All floats but the tables, which neither zeros nor levels of products are chosen of."""
     import torch
 
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    chosen = {id(weight) for weight in masks.weights.values()}
     for weight in model.parameters():
-        weight.requires_grad_(
-            weight.is_floating_point() and (id(weight) not in tables or id(weight) in chosen)
-        )
+        weight.requires_grad_(weight.is_floating_point() and id(weight) not in tables)
 
 
 def _plan(settings: Settings, rows: int, batch: int, clock: Callable[[], float]) -> Plan:
@@ -256,90 +285,6 @@ def _key(settings: Settings, teacher: Any, examples: Examples) -> str:
     for row in examples.rows:
         made.update(repr(row).encode())
     return made.hexdigest()
-
-
-# --- data
-
-
-def _examples(
-    summary: Summary, model: Any, data: Path, columns: Columns, settings: Settings
-) -> tuple[Examples, Examples]:
-    """Rows to learn from, and a tenth of all that is held back."""
-    import inspect as signatures
-
-    from llmc.compiler.frontends.huggingface import tokenizer_of
-    from llmc.compiler.frontends.quiet import quiet
-    from llmc.tokens import encoder_of
-
-    require_tokenizer(summary)
-    with quiet():
-        tokenizer = tokenizer_of(summary)
-    assert tokenizer is not None
-    longest = min(tokenizer.max_length, summary.max_positions, settings.max_seq or MAX_SEQ)
-    encoder = encoder_of(tokenizer, longest)
-    if summary.task.name == CLASSIFYING:
-        scores = scores_of(summary.config, CLASSIFYING, len(summary.labels), str(summary.root)) or "softmax"
-        rows = _of_rows(encoder, data, columns, summary.labels, scores)
-    else:
-        scores, rows = "tokens", _windows(encoder, data, columns.text, longest)
-    if len(rows) < LEAST_ROWS:
-        what = "windows of tokens" if scores == "tokens" else "rows"
-        raise LlmcError(
-            f"the data has {len(rows)} {what}, recovery needs {LEAST_ROWS} at least", at=str(data)
-        )
-    takes = signatures.signature(model.forward).parameters
-    inputs = [name for name in ("input_ids", "attention_mask") if name in takes]
-    if "token_type_ids" in takes and "token_type_ids" in tokenizer.inputs:
-        inputs.append("token_type_ids")
-    random.Random(settings.seed).shuffle(rows)
-    held = max(2, len(rows) // 10)
-    made = Examples(rows[held:], inputs, tokenizer.pad_id, scores)
-    return made, replace(made, rows=rows[:held])
-
-
-def _of_rows(encoder: Any, data: Path, columns: Columns, labels: Sequence[str], scores: str) -> list[Example]:
-    found, cut = [], 0
-    for row in read_rows(data, columns.text, columns.pair, columns.label):
-        at = f"{data}, line {row.line}"
-        try:
-            (encoding,) = encoder([row.text if row.pair is None else (row.text, row.pair)])
-        except LlmcError as error:
-            raise LlmcError(error.problem, at=at) from None
-        cut += bool(encoding.overflowing)
-        if encoding.ids:
-            label = _label(at, row, labels, scores)
-            found.append(Example(tuple(encoding.ids), tuple(encoding.type_ids), label))
-    if cut:
-        warnings.warn(TextsCut(cut, len(found), encoder.longest, hint="see --max-seq"), stacklevel=2)
-    return found
-
-
-def _label(at: str, row: Row, labels: Sequence[str], scores: str) -> float | None:
-    if row.label is None or scores == "sigmoid":
-        return None
-    if scores == "softmax":
-        return label_index(at, row.label, labels, len(labels))
-    try:
-        return float(row.label)
-    except (TypeError, ValueError):
-        raise LlmcError(
-            "the label of a model that gives numbers is none", at=at, found=repr(row.label)[:60]
-        ) from None
-
-
-def _windows(encoder: Any, data: Path, column: str | None, longest: int) -> list[Example]:
-    """A text as rows of equal length; what is left at its end has no row of its own."""
-    from llmc.perplexity import text_of
-
-    ids = encoder.ids(text_of(data, column), special=False)
-    starts = range(0, len(ids) - longest + 1, longest) if len(ids) >= longest * LEAST_ROWS else ()
-    if not starts:
-        raise LlmcError(
-            f"the data has {len(ids)} tokens, recovery needs {LEAST_ROWS} windows of {longest}",
-            at=str(data),
-            hint="give more text, or a smaller --max-seq",
-        )
-    return [Example(tuple(ids[start : start + longest]), (0,) * longest) for start in starts]
 
 
 # --- the folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -9,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class Training:
         loss: of the rows of these numbers.
         lengths: tokens of every row, to batch those of like length.
         masks: None: all weights stay.
+        around: within it losses and gradients are those of rounded weights.
         folder: where the checkpoint lies.
         key: what the training is of; a checkpoint of another is refused.
     """
@@ -65,6 +67,7 @@ class Training:
     loss: Loss
     lengths: Sequence[int]
     masks: Masks | None
+    around: Callable[[], AbstractContextManager[None]]
     plan: Plan
     folder: Path
     key: str
@@ -124,17 +127,18 @@ class Training:
         rate = self.plan.rate * min((done + 1 / self.plan.steps) / _WARM, 1.0, (1 - done) / (1 - _WARM))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.loss(self._rows())
-        value = float(loss.detach())
-        if value != value or value in (float("inf"), float("-inf")):
-            self.remove()
-            raise LlmcError(
-                f"the loss is {value} in step {self.step + 1}",
-                found=f"a learning rate of {rate:.2g}",
-                hint="nothing was written; try a smaller --lr",
-            )
         self.optimizer.zero_grad()
-        loss.backward()
+        with self.around():
+            loss = self.loss(self._rows())
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                self.remove()
+                raise LlmcError(
+                    f"the loss is {value} in step {self.step + 1}",
+                    found=f"a learning rate of {rate:.2g}",
+                    hint="nothing was written; try a smaller --lr",
+                )
+            loss.backward()
         for name, mask in self.keep.items():
             self.trained[name].grad.mul_(mask)
         clip_grad_norm_(list(self.trained.values()), 1.0)

@@ -70,6 +70,21 @@ def test_a_mistake_is_a_sentence(cli, model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_either_zeros_or_rounding(cli, model, data, tmp_path):
+    for asked in ([], ["--prune", "0.5", "--quant", "w4"]):
+        done = cli("recover", model, *asked, "--data", data, "-o", tmp_path / "out")
+        assert done.code == 2
+        assert "either --prune or --quant" in done.err
+
+
+def test_rounding_is_told_as_such(cli, model, data, tmp_path):
+    done = cli("recover", model, "--quant", "w4", "--data", data, "--steps", 2, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "rounded" in done.out
+    assert "are zero" not in done.out
+    assert f"llmc compile {tmp_path / 'out'} --quant w4 -o out.llmc" in done.out
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint(model, data, tmp_path, number):
     out = tmp_path / "out"

@@ -1,7 +1,9 @@
-"""`llmc recover`: a model folder -> the same, trained with the zeros of `--prune` in place."""
+"""`llmc recover`: a model folder -> the same, trained with zeros or rounding in place."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ Examples:
   llmc recover ./my-model --prune 2:4 --data train.tsv -o my-model-24
   llmc recover ./my-model --prune 0.5 --data texts.txt --time-budget 3m -o half     no labels needed
   llmc recover ./my-model --prune 0.5 --data train.tsv -o half --resume             after an interrupt
-  llmc recover ./my-lm --prune 0.3 --data book.txt --max-seq 128 -o my-lm-30
+  llmc recover ./my-lm --quant w4 --data book.txt --max-seq 128 -o my-lm-w4
   llmc compile my-model-24 --prune 2:4 -o small.llmc                                the same zeros
 
 \b
@@ -25,9 +27,12 @@ any. A tenth of the rows is held back and measured. Ctrl-C leaves a checkpoint b
 """
 
 
-@click.command("recover", epilog=_EPILOG, short_help="Train a model for minutes, held to its zeros.")
+@click.command("recover", epilog=_EPILOG, short_help="Train a model for minutes, pruned or rounded.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--prune", metavar="SPEC", required=True, help="The zeros: 0.5, 2:4 or options of the pass.")
+@click.option("--prune", metavar="SPEC", help="Zeros in place: 0.5, 2:4 or options of the pass.")
+@click.option(
+    "--quant", type=click.Choice(["int8", "w4"]), help="Or rounding in place, as --quant of compile does."
+)
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Texts, with labels or without.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--text-column", "text", metavar="NAME", help="Column of the text.  [default: guessed]")
@@ -78,13 +83,16 @@ any. A tenth of the rows is held back and measured. Ctrl-C leaves a checkpoint b
 def command(
     model: Path, data: Path, output: Path, as_json: bool, threads: int | None, resume: bool, **options: Any
 ) -> None:
-    """Prune MODEL and train it for minutes with its zeros in place; writes a folder that compiles to the same zeros."""
+    """Train MODEL for minutes with the zeros of --prune or the rounding of --quant in place; writes a folder."""
+    if (options["prune"] is None) == (options["quant"] is None):
+        raise click.UsageError("give either --prune or --quant: what to train for.")
     require_folder(model, "a model folder")
     with Progress("recover") as progress:
         progress("loading PyTorch", 0.0)
         import torch
 
-        from llmc.recover import Columns, Settings, recover
+        from llmc.distillation import Columns
+        from llmc.recover import Settings, recover
 
         columns = Columns(*(options.pop(name) for name in ("text", "pair", "label")))
         if threads is not None:
@@ -102,26 +110,27 @@ def command(
     if as_json:
         print_json(found.to_dict())
     elif not is_quiet():
-        _show(found, options["prune"])
+        _show(found, options)
 
 
-def _show(found: Any, prune: str) -> None:
+def _show(found: Any, options: Mapping[str, Any]) -> None:
     columns = ["", *(f">{name}" for name in vars(found.before) if getattr(found.before, name) is not None)]
     rows = [
         (title, *(_cell(name, value) for name, value in vars(figures).items() if value is not None))
         for title, figures in (
             ("before", found.before),
-            ("pruned", found.pruned),
+            ("pruned" if options["prune"] else "rounded", found.compressed),
             ("recovered", found.recovered),
         )
     ]
     print_table(f"{found.held_rows} rows held back", columns, rows)
-    share = found.zeros / found.weights
     click.echo(f"{found.steps} steps in {time_text(found.seconds)} on {found.trained_rows} rows")
-    click.echo(f"{found.zeros} of {found.weights} weights are zero ({share:.1%})")
-    click.echo(
-        f"wrote {found.path}\n\nnext:  llmc compile {found.path} --prune {prune} -o {found.path.name}.llmc"
-    )
+    if options["prune"]:
+        share = found.zeros / found.weights
+        click.echo(f"{found.zeros} of {found.weights} weights are zero ({share:.1%})")
+    asked = f"--prune {shlex.quote(options['prune'])}" if options["prune"] else f"--quant {options['quant']}"
+    output = f"-o {found.path.name}.llmc"
+    click.echo(f"wrote {found.path}\n\nnext:  llmc compile {found.path} {asked} {output}")
 
 
 def _cell(name: str, value: float) -> str:
