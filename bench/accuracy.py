@@ -1,6 +1,6 @@
 """Accuracy of compiled sentiment models on 2,000 test texts, paired with PyTorch fp32 on the same texts.
 
-    python bench/accuracy.py                        compiles MiniLM-sentiment to fp32, int8, int8-static, fp16
+    python bench/accuracy.py                        compiles MiniLM-sentiment to fp32, fp16, int8, int8-static, w8, w4
     python bench/accuracy.py none int8 int8x3 --json r.json
 
 Each text is run alone and unpadded by both. "Same" is the share of equal answers, "drop" the points of accuracy
@@ -27,6 +27,7 @@ import train_classifier
 
 import llmc
 
+ROUNDED = "w4-calib"  # w4 rounded by samples
 PARTS = "int8x3"  # no quantisation: fp32 by --matmul int8x3, for processors with AMX
 # quantisation -> (largest drop in points, smallest share of same answers in percent)
 GATES: Mapping[str, tuple[float, float]] = MappingProxyType(
@@ -35,6 +36,9 @@ GATES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "fp16": (0.1, 99.9),
         "int8": (0.5, 98.0),
         "int8-static": (1.0, 95.0),
+        "w8": (0.3, 99.0),
+        "w4": (1.0, 93.0),
+        ROUNDED: (0.4, 95.0),
         PARTS: (0.0, 100.0),
     }
 )
@@ -96,8 +100,8 @@ def judge(quants: list[str], count: int, folder: Path, calibration: Mapping[str,
     rows = []
     for quant in quants:
         artifact = folder / f"{quant}.llmc"
-        options = {"matmul": PARTS} if quant == PARTS else {"quant": quant}
-        llmc.compile(home, artifact, **options, **(calibration if quant == "int8-static" else {}))
+        options = {"matmul": PARTS} if quant == PARTS else {"quant": quant.removesuffix("-calib")}
+        llmc.compile(home, artifact, **options, **(calibration if quant in ("int8-static", ROUNDED) else {}))
         answers = run(artifact, ids, "logits").argmax(1)
         rows.append(paired(quant, right, answers, labels, bytes_of(artifact) / 1e6))
         print(describe(rows[-1]), flush=True)
@@ -142,7 +146,7 @@ def main() -> int:
     default = [quant for quant in GATES if quant != PARTS]
     parser.add_argument("quant", nargs="*", default=default, help=f"of {', '.join(GATES)}")
     parser.add_argument("--count", type=int, default=2000, help="test texts")
-    parser.add_argument("--calib", default="auto", help="calibration data of int8-static")
+    parser.add_argument("--calib", default="auto", help="calibration data of int8-static and w4-calib")
     parser.add_argument("--calib-method", default="percentile")
     parser.add_argument("--json", type=Path, help="write the table there")
     arguments = parser.parse_args()

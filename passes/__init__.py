@@ -20,6 +20,7 @@ from llmc.passes.fuse import Fuse
 from llmc.passes.fuse.cells import ExpandCells
 from llmc.passes.fuse.qkv import Qkv
 from llmc.passes.layout.channels_last import ChannelsLast
+from llmc.passes.layout.winograd import Winograd
 from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.quantise.int8_attention import Qattention
 from llmc.passes.quantise.int16 import Int16
@@ -47,6 +48,7 @@ _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (
     Unpack,
     ExpandCells,
     ChannelsLast,
+    Winograd,
 )
 _COMPRESSION: tuple[type[Pass], ...] = (
     PruneHeads,

@@ -54,6 +54,7 @@ class Backend(ABC):
     - `halves`: whether products with half-precision weights round their other operand to half too.
     - `ragged`: whether it has kernels for rows of tokens without padding (passes/rows/ragged.py).
     - `channels_last`: whether it likes images with the channels of a pixel side by side (passes/layout).
+    - `winograd`: whether it has kernels for convolutions by tiles of 2x2 pixels (passes/layout/winograd.py).
     - `decodes`: ops of stored weights (compiler/ops/storage.py) that its products read as they are; `unpack`
       makes plain weights of the others.
     - `device`: the `llmc_device` (runtime/c) that launches its kernels by number, in memory of its own; empty where
@@ -71,6 +72,7 @@ class Backend(ABC):
     halves: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
     channels_last: ClassVar[bool] = False
+    winograd: ClassVar[bool] = False
     device: ClassVar[str] = ""
     emitter: ClassVar[str] = "cpu"
     runtime_sources: ClassVar[Sequence[str | Path]] = ()

@@ -64,6 +64,7 @@ def free_ops() -> frozenset[str]:
     return frozenset({"input", "state", "constant", "result"} | {name for name, op in OPS.items() if op.view})
 
 
+_FUSE = "`quantize` writes levels out, `qfuse` makes kernels of them: run it behind, or leave both to --quant"
 REGIONS = frozenset({"loop", "branch"})  # the program writes them in C around the calls of their bodies
 
 
@@ -84,6 +85,7 @@ def lower(graph: Graph, table: Lowerings, backend: str = "this target") -> tuple
         raise LlmcError(
             f"{len(refused)} operations have no kernel on {backend}",
             found="\n         ".join(sorted(set(refused))),
+            hint=_FUSE if any(node.op == "dequantize" for node in graph.everywhere()) else None,
         )
     return calls
 

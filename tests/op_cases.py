@@ -274,6 +274,12 @@ PRODUCTS: list[Case] = [
         lambda x, w, b: F.conv2d(F.pad(x, (0, 1, 1, 2)), w, b, (2, 1), 0, (1, 2), 2),
     ),
     (
+        "conv2d",
+        (floats(2, 7, 6, 4), floats(6, 4, 3, 3), floats(6)),
+        {"padding": (1, 0, 2, 1), "epilogue": ("bias",), "channels_last": True, "winograd": True},
+        lambda x, w, b: F.conv2d(F.pad(x.permute(0, 3, 1, 2), (0, 1, 1, 2)), w, b).permute(0, 2, 3, 1),
+    ),
+    (
         "max_pool2d",
         (floats(2, 4, 7, 6),),
         {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 0, 0, 1), "dilation": (1, 2)},

@@ -127,6 +127,12 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         "f32[batch, 6, 5, 8]",
     ),
     (
+        "conv2d",
+        (t(B, 9, 8, 4), t(6, 4, 3, 3)),
+        {"padding": (1, 0, 1, 2), "channels_last": True, "winograd": True},
+        "f32[batch, 9, 8, 6]",
+    ),
+    (
         "max_pool2d",
         (t(B, 4, 9, 8),),
         {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 0, 1, 0)},

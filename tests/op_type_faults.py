@@ -9,6 +9,8 @@ from op_type_cases import KEYS, MHA, RAGGED, B, S, T, b, n, t
 
 from llmc.compiler.graph import Node, Weight
 
+TILES = {"channels_last": True, "winograd": True}
+
 REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ("neg", (b(2),), {}, "dtype bool"),
     ("exp", (n(2),), {}, "dtype i64"),
@@ -158,6 +160,12 @@ REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         "one number an image",
     ),
     ("channel_rows", (t(1, 4, 4, 6), t(6, 2, 3, 3)), {}, "not of a convolution by channel"),
+    ("conv2d", (t(1, 8, 4, 4), t(6, 8, 3, 3)), {"winograd": True}, "winograd is for 3x3 taps"),
+    ("conv2d", (t(1, 4, 4, 8), t(6, 8, 3, 1)), {**TILES}, "winograd is for 3x3 taps"),
+    ("conv2d", (t(1, 4, 4, 8), t(6, 4, 3, 3)), {**TILES, "groups": 2}, "winograd is for 3x3 taps"),
+    ("conv2d", (t(1, 4, 4, 8), t(6, 8, 3, 3)), {**TILES, "stride": (1, 2)}, "winograd is for 3x3 taps"),
+    ("conv2d", (t(1, 7, 7, 8), t(6, 8, 3, 3)), {**TILES, "dilation": (2, 2)}, "winograd is for 3x3 taps"),
+    ("conv2d", (t(1, 4, 4, 8), t(6, 8, 3, 3)), {"winograd": 1}, "winograd"),
     ("quantize_rows", (t(2, S),), {}, "fixed size"),
     ("quantize_rows", (t(2, 8),), {"has_scale": True}, "0 scales"),
     ("quantize_rows", (t(2, 8), t(1)), {"has_scale": True}, "the scale has shape"),

@@ -24,6 +24,7 @@ from llmc.options import MATMUL, STATES, Order
 from llmc.passes import PASSES
 from llmc.passes.append import append_steps
 from llmc.passes.layout.channels_last import channels_last_steps
+from llmc.passes.layout.winograd import Winograd, winograd_steps
 from llmc.passes.rows.ragged import ragged_steps
 from llmc.quantisation import observer, own_steps
 from llmc.report import Stages
@@ -184,6 +185,8 @@ def _function(
             if place == "quantise":
                 road.add(own)
                 added = {**_quantise(road, imported, order, stages, compile_graph), OWN: own}
+            if place == "layout" and _by_tiles(order):
+                road.add(winograd_steps(road.graph))
         after = road.graph
     options = order.options_by_step | {id(step): o for o, p in added.items() for step in p.steps}
     asked = tuple(Asked(options[id(step)], step, run) for step, run in road.runs if id(step) in options)
@@ -195,6 +198,12 @@ def _function(
 def _on_integers(order: Order) -> bool:
     """Whether the passes find the products that integer kernels are for."""
     return order.level > 1 and order.backend.zero_points
+
+
+def _by_tiles(order: Order) -> bool:
+    """Whether convolutions are computed by tiles where that is faster: not if the user's own passes say where."""
+    named = any(isinstance(step.change, Winograd) for step in order.placed.pipeline.steps)
+    return order.backend.winograd and order.level > 1 and not order.only and not named
 
 
 def _packing(road: _Road, order: Order) -> Pipeline:

@@ -136,7 +136,7 @@ class Quantisation:
         tables = change.table_block if self.group is None else 0
         if self.calib is None:
             return replace(change, block=block, table_block=tables)
-        return Gptq(bits=change.bits, block=block, table_block=tables)
+        return Gptq(bits=change.bits, block=block, table_block=tables, head_bits=change.head_bits)
 
     def scales(
         self, graph: Graph, tokenizer: Any, compile_graph: CompileGraph, preprocess: Mapping[str, Any] = {}

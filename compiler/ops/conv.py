@@ -91,7 +91,9 @@ def conv_sums(x: Array, w: Array, *, stride: Any, padding: Any, dilation: Any, g
     return np.asarray(total.reshape(b, o, oh, ow))
 
 
-def _conv2d_reference(x: Array, w: Array, *extras: Array, epilogue: tuple[str, ...], **window: Any) -> Array:
+def _conv2d_reference(
+    x: Array, w: Array, *extras: Array, epilogue: tuple[str, ...], winograd: bool = False, **window: Any
+) -> Array:
     total: Any = conv_sums(x, w, **window)
     pending = iter(extras)
     for step in epilogue:
@@ -133,6 +135,7 @@ def _conv2d_constraints(
     groups=1,
     epilogue=(),
     channels_last=False,
+    winograd=False,
 )
 def conv2d_type(
     x: TensorType,
@@ -144,9 +147,10 @@ def conv2d_type(
     groups: Any,
     epilogue: Any,
     channels_last: Any,
+    winograd: Any = False,
 ) -> TensorType:
-    """`[b, o, oh, ow]`, or with channels last."""
-    want_flags(channels_last=channels_last)
+    """`[b, o, oh, ow]`, or with channels last. `winograd`: how it is computed, not what (docs/numerics.md)."""
+    want_flags(channels_last=channels_last, winograd=winograd)
     x = _channels_first(x, channels_last)
     for what, value in (("x", x), ("the weight", w)):
         want_dtype(value, F32, what)
@@ -159,6 +163,10 @@ def conv2d_type(
     if o % groups:
         raise LlmcError(f"{o} output channels are not a multiple of {groups} groups")
     result = _placed(_result(x, o, (kh, kw), stride, padding, dilation), channels_last)
+    if winograd and not (channels_last and (kh, kw, groups) == (3, 3, 1) and stride == dilation == (1, 1)):
+        raise LlmcError(
+            "winograd is for 3x3 taps side by side, at every pixel, over all channels, which lie last"
+        )
     _check_epilogue(result, o, extras, epilogue)
     return result
 

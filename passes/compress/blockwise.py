@@ -33,20 +33,21 @@ SCALES = ("largest", "search")
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight f32 `[n, k]` that is to be stored, and how many columns share a scale."""
+    """A weight f32 `[n, k]` that is to be stored, in how many bits, and how many columns share a scale."""
 
     weight: Node
     array: Array
+    bits: int
     block: int
 
-    def stored(self, bits: int, levels: Array, scales: Array) -> Node:
+    def stored(self, levels: Array, scales: Array) -> Node:
         """What stands for it: levels u8 `[n, k]` and scales, as `rounding.nearest` has them."""
         parts = (
-            stored(pack_indices(levels, bits), self.weight, ".levels"),
+            stored(pack_indices(levels, self.bits), self.weight, ".levels"),
             stored(scales, self.weight, ".scales"),
         )
-        columns = self.array.shape[1]
-        return make("blockwise", parts, self.weight.source, columns=columns, bits=bits, block=self.block)
+        attributes = {"columns": self.array.shape[1], "bits": self.bits, "block": self.block}
+        return make("blockwise", parts, self.weight.source, **attributes)
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,10 @@ class Blockwise(Pass):
     Args:
         bits: 8 or 4.
         block: columns that share a scale, an even number; 0: a whole row.
-        table_block: likewise of embedding tables, and of products with as many rows as one, as output heads are; 0: as
-            `block`.
+        table_block: likewise of embedding tables, and of products with as many rows as the largest, as output heads
+            have; 0: as `block`.
+        head_bits: of such products, with blocks of 64 if no `table_block` is given; 0: as `bits`. Nothing comes after a
+            head that would even an error out.
         skip: patterns of module paths to leave alone.
         min_columns: products with fewer output columns stay float.
         tables: whether embedding tables are stored so too.
@@ -69,14 +72,16 @@ class Blockwise(Pass):
     bits: int = 8
     block: int = 0
     table_block: int = 0
+    head_bits: int = 0
     skip: tuple[str, ...] = ()
     min_columns: int = 16
     tables: bool = True
     scales: str = "largest"
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise LlmcError(f"{self.name}: bits is 4 or 8", found=str(self.bits))
+        if self.bits not in (4, 8) or self.head_bits not in (0, 4, 8):
+            found = str(self.bits if self.bits not in (4, 8) else self.head_bits)
+            raise LlmcError(f"{self.name}: bits is 4 or 8", found=found)
         for block in (self.block, self.table_block):
             if block < 0 or block % 2:
                 raise LlmcError(
@@ -92,11 +97,12 @@ class Blockwise(Pass):
     def matrices(self, graph: Graph) -> dict[Node, Matrix]:
         """The weights that are to be stored."""
         found = list(tables(graph))
-        chosen = self.matrices_of(products(graph, self.skip), {table.shape[0] for table in found})
+        words = [table.shape[0] for table in found if table.op == "constant"]
+        chosen = self.matrices_of(products(graph, self.skip), {max(map(int, words), default=0)})
         for table in found if self.tables else ():
             array = values(table)
             if table not in chosen and table.op == "constant" and array is not None and self._fits(array):
-                chosen[table] = self._matrix(table, array, self.table_block)
+                chosen[table] = self._matrix(table, array, self.bits, self.table_block or self.block)
         return chosen
 
     def matrices_of(self, found: Iterable[Product], words: Collection[Dim] = ()) -> dict[Node, Matrix]:
@@ -105,16 +111,21 @@ class Blockwise(Pass):
         Args:
             words: rows of tables.
         """
-        chosen = (p for p in found if self._fits(p.array))
-        return {
-            p.weight: self._matrix(p.weight, p.array, self.table_block if len(p.array) in words else 0)
-            for p in chosen
-        }
+        made = {}
+        for weight, array in ((p.weight, p.array) for p in found if self._fits(p.array)):
+            bits, block = self._of_heads() if len(array) in words else (self.bits, self.block)
+            made[weight] = self._matrix(weight, array, bits, block)
+        return made
+
+    def _of_heads(self) -> tuple[int, int]:
+        """Bits and block."""
+        bits = self.head_bits or self.bits
+        return bits, self.table_block or (self.block if bits == self.bits else TABLE_BLOCK)
 
     def rounded(self, matrix: Matrix) -> Node:
         """To the nearest level."""
         rounding = nearest if self.scales == "largest" else of_least_error
-        return matrix.stored(self.bits, *rounding(matrix.array, self.bits, matrix.block))
+        return matrix.stored(*rounding(matrix.array, matrix.bits, matrix.block))
 
     def with_stored(self, graph: Graph, made: Mapping[Node, Node]) -> Graph:
         """`graph` with what stands for weights from now on; tells of all."""
@@ -130,8 +141,8 @@ class Blockwise(Pass):
         few = f"with fewer than {self.min_columns} output columns, or of at most {_SMALL} bytes"
         return left(graph, weight, self.skip) or few
 
-    def _matrix(self, weight: Node, array: Array, block: int) -> Matrix:
+    def _matrix(self, weight: Node, array: Array, bits: int, block: int) -> Matrix:
         if not np.isfinite(array).all():
             raise LlmcError("a weight holds values that are not finite", at=str(weight.source))
         columns = array.shape[1]
-        return Matrix(weight, array, min(block or self.block, columns) or columns)
+        return Matrix(weight, array, bits, min(block, columns) or columns)

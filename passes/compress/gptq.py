@@ -18,7 +18,7 @@ from llmc.passes.compress.tables import tables
 
 Array = np.ndarray[Any, Any]
 _OWN = 0.1  # of a table: of SmolLM2-135M 0 and 1 lose more
-_LEAST = 4  # columns for each row that is seen, at most
+_LEAST = 64  # columns for each row that is seen, at most
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Gptq(Blockwise):
     least square error, columns weighed by what they read. Tables that only look-ups read are rounded by themselves.
 
     Args:
-        damp: this share of their mean is added to the diagonal of the second moments.
+        damp: this share of their mean is added to the diagonal of the second moments; more where fewer rows than
+            columns were seen.
     """
 
     name = "gptq"
@@ -54,8 +55,9 @@ class Gptq(Blockwise):
         for weight, moments in _seen(graph, matrices):
             matrix = matrices[weight]
             products = _for_rows_too(moments.products) if weight in looked_up else moments.products
-            rounded = compensated(matrix.array, products, self.bits, matrix.block, self.damp)
-            made[weight] = matrix.stored(self.bits, *rounded)
+            damp = self.damp * max(1.0, len(products) / moments.rows)  # what few rows show is less sure
+            rounded = compensated(matrix.array, products, matrix.bits, matrix.block, damp)
+            made[weight] = matrix.stored(*rounded)
         made |= {w: self.rounded(m) for w, m in matrices.items() if w not in made}
         return self.with_stored(graph, made)
 

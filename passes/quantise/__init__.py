@@ -27,7 +27,7 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
         STATIC: 'quantize{mode="int8-static"},qfuse,cse',  # and the scales that calibration finds
         "fp16": 'quantize{mode="fp16"},qfuse,cse',
         "w8": "blockwise{table_block=64},int16,cse",
-        "w4": "blockwise{bits=4,block=32},int16,cse",
+        "w4": "blockwise{bits=4,block=32,head_bits=8},int16,cse",
     }
 )
 ATTENTION = "qattention"

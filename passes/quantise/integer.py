@@ -94,7 +94,7 @@ def integer_convolution(node: Node) -> Node | Decline | None:
     if not by_image and (why := _unlike_one(s, z, int(np.prod([int(d) for d in w.shape[1:]])))):
         return why
     zero = tuple(_one(z)) or ((constant(np.uint8(0)),) if q.dtype == "u8" else ())
-    window = {name: value for name, value in a.items() if name != "channels_last"}
+    window = {name: value for name, value in a.items() if name not in ("channels_last", "winograd")}
     scale = s if by_image else _number(s)
     inputs = (q, scale, *parts, *zero, *extras)
     return make("qconv2d", inputs, node.source, **window, has_zero=bool(zero))

@@ -31,6 +31,7 @@ class CpuBackend(Backend):
     zero_points = True
     ragged = True
     channels_last = True
+    winograd = True
 
     @property
     def decodes(self) -> frozenset[str]:

@@ -131,6 +131,10 @@ def mistakes(tmp_path: Path) -> list[tuple[dict[str, Any], str]]:
         ({"quant": "int8", "attention": "int4"}, "no attention on 'int4'"),
         (static, "needs calibration data"),
         ({"quant": "int8", "calib": "auto"}, "of use to int8-static, w8 and w4 only"),
+        ({"quant": "w4", "add_passes": "quantize"}, "qfuse` makes kernels of them"),
+        ({"quant": "w4", "group": 40}, "no products with such groups"),
+        ({"quant": "int8", "group": 64}, "groups are of weights in 8 and 4 bits"),
+        ({"quant": "w4", "calib": empty}, "no samples"),
         ({**static, "calib": "auto", "calib_method": "best"}, "unknown calibration method"),
         ({**static, "calib": tmp_path / "none.txt"}, "no such calibration file"),
         ({**static, "calib": empty}, "no samples"),
@@ -145,7 +149,7 @@ def test_mistakes_leave_nothing(tmp_path: Path, small_model: Path) -> None:
     for options, words in mistakes(tmp_path):
         with pytest.raises(LlmcError) as caught:
             llmc.compile(small_model, place / "m.llmc", **options)
-        assert words in str(caught.value)
+        assert words in f"{caught.value} {caught.value.hint}"
         assert os.listdir(place) == []
 
 

@@ -79,6 +79,27 @@ def test_products_and_tables_are_stored_so(mode: str, off: float) -> None:
     assert not np.array_equal(now, before)
 
 
+@pytest.mark.parametrize(("table_block", "block"), [(0, 64), (32, 32)])
+def test_heads_have_bits_of_their_own(table_block: int, block: int) -> None:
+    ids = input_("ids", "i64", (symbol("batch"), 4), low=0, high=63)
+    table, places = weights(100, 128), weights(64, 128)  # a product has as many rows as the second, too
+    x = make("add", (make("embedding", (table, ids)), make("embedding", (places, ids))))
+    x = make("reshape", (x,), shape=(symbol("batch") * 4, 128))
+    x = make("embedding", (x, make("iota", (), length=symbol("batch"))))  # of rows that are computed
+    y = make("linear", (make("linear", (x, weights(64, 128))), weights(128, 64)))
+    graph = Graph((ids,), {"logits": make("linear", (y, table))}, {"batch": (1, 8)})
+    after = Blockwise(bits=4, block=16, table_block=table_block, head_bits=8).run(graph)
+    verify(after)
+    found = {
+        (n.shape[0], n.attributes["bits"], n.attributes["block"])
+        for n in after.nodes
+        if n.op == "blockwise" and n.type.rank == 2
+    }
+    assert found == {(100, 8, block), (64, 4, 16), (128, 4, 16)}
+    rows = sorted(n.attributes["bits"] for n in after.nodes if n.op == "blockwise" and n.type.rank == 3)
+    assert rows == [4, 8]  # of places and of the table, looked up
+
+
 def test_unpacked_it_computes_the_same() -> None:
     after = Blockwise(bits=4, block=32).run(network())
     plain = Unpack().run(after)
@@ -98,7 +119,7 @@ def test_what_is_left() -> None:
 
 
 def test_mistakes() -> None:
-    for bad in ({"bits": 3}, {"block": 7}, {"block": -2}):
+    for bad in ({"bits": 3}, {"head_bits": 5}, {"block": 7}, {"block": -2}):
         with pytest.raises(LlmcError, match="blockwise: "):
             Blockwise(**bad)
     x = input_("x", "f32", (symbol("batch"), 64))

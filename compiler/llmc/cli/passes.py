@@ -60,6 +60,8 @@ def _place(name: str) -> dict[str, Any]:
             backends[backend.name] = text
         if name == "fuse" and backend.channels_last:
             backends[backend.name] = "channels-last,simplify,fold,cse where they apply"
+        if name == "layout" and backend.winograd:
+            backends[backend.name] = "winograd where it applies"
         if name == "compress" and backend.ragged:
             backends[backend.name] = "blank,ragged where they apply"
     return {"summary": PLACES[name], "levels": levels, "backends": backends}

@@ -26,6 +26,7 @@ from llmc.targets.cpu.conv.patches import lower_patches
 from llmc.targets.cpu.conv.pointwise import PIXELS, VECTORS, emit_flat
 from llmc.targets.cpu.conv.qconv import lower_qconv2d
 from llmc.targets.cpu.conv.window import SIZES, Window, emit_window
+from llmc.targets.cpu.conv.winograd import lower_winograd
 from llmc.targets.tir.emit import LANES
 
 SPAN = 256  # columns of an item where their number is not known
@@ -80,6 +81,8 @@ def lower_conv2d(node: Node) -> Call:
 
 def _lower_last(node: Node) -> Call:
     groups, (o, per_group) = node.attributes["groups"], node.inputs[1].shape[:2]
+    if node.attributes["winograd"]:
+        return lower_winograd(node)
     return lower_depthwise(node) if groups == o and per_group == 1 else lower_patches(node)
 
 
