@@ -136,7 +136,7 @@ def _of_blocks(graph: Graph) -> Iterator[Found]:
     change = Pipeline.parse(QUANTISATIONS["w4"], PASSES).steps[0].change
     assert isinstance(change, Blockwise)
     for weight, matrix in change.matrices(graph).items():
-        yield matrix.array, str(weight.source), change.bits, matrix.block
+        yield matrix.array, str(weight.source), matrix.bits, matrix.block
 
 
 def _of_rows(graph: Graph) -> Iterator[Found]:

@@ -50,6 +50,7 @@ def test_json(cli, model, data, tmp_path):
     assert found["recovered"]["perplexity"] is None
 
 
+@pytest.mark.slow
 def test_compile_changes_nothing_but_the_zeros(cli, model, data, tmp_path):
     """The artifact of what was recovered answers as the folder does in PyTorch."""
     done = cli("recover", model, "--prune", "0.5", "--data", data, "--steps", 3, "-o", tmp_path / "out")
@@ -85,6 +86,7 @@ def test_rounding_is_told_as_such(cli, model, data, tmp_path):
     assert f"llmc compile {tmp_path / 'out'} --quant w4 -o out.llmc" in done.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint(model, data, tmp_path, number):
     out = tmp_path / "out"
