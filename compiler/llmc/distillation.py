@@ -237,8 +237,8 @@ def between_layers(found: Sequence[Any], told: Sequence[Any], real: Any) -> Any:
 
     chosen = real > 0
     parts = []
-    for own, other in zip(found[1:], told[1:], strict=True):
-        own, other = own[chosen], other[chosen]
+    for layer in range(1, len(found)):
+        own, other = found[layer][chosen], told[layer * (len(told) - 1) // (len(found) - 1)][chosen]
         parts.append((own - other).square().mean() / other.var().clamp_min(1e-12))
     return torch.stack(parts).mean()
 

@@ -21,6 +21,7 @@ from llmc.compiler.frontends.tasks import GENERATION, SCORING
 from llmc.compiler.graph import Graph
 from llmc.distillation import CLASSIFYING, Columns, Distillation, Examples, Figures, Measure, examples_of
 from llmc.errors import LlmcError
+from llmc.fewer_layers import fewer
 from llmc.masks import Masks, graph_of, hold, prune_of
 from llmc.straight_through import MODES, Rounding
 from llmc.training import Plan, Training
@@ -36,7 +37,8 @@ class Settings:
 
     Args:
         prune: the zeros to hold, as `--prune` writes them; or
-        quant: how to round, a mode of `--quant`: "int8" or "w4".
+        quant: how to round, a mode of `--quant`: "int8" or "w4"; or
+        layers: how many stay of the model's.
         steps, epochs, budget: the training ends with the first of them; `budget` is in seconds.
         alpha: share of the teacher's answers in the loss, the rest is the labels'; None: 1 without labels, else 0.5.
         max_seq: tokens of a row; longer ones are cut.
@@ -45,6 +47,7 @@ class Settings:
 
     prune: str | None = None
     quant: str | None = None
+    layers: int | None = None
     steps: int | None = None
     epochs: int | None = None
     budget: float | None = None
@@ -58,8 +61,9 @@ class Settings:
     max_seq: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.prune is None) == (self.quant is None):
-            raise LlmcError("recover is for either zeros or rounding", hint="give --prune or --quant")
+        if sum(asked is not None for asked in (self.prune, self.quant, self.layers)) != 1:
+            hint = "give --prune, --quant or --layers"
+            raise LlmcError("recover is for either zeros, rounding or fewer layers", hint=hint)
         if self.quant is not None and self.quant not in MODES:
             raise LlmcError(
                 f"recover does not round as --quant {self.quant}", hint=f"use {' or '.join(MODES)}"
@@ -81,9 +85,9 @@ class Recovery:
 
     Args:
         trained_rows, held_rows: rows to learn from, and those kept back, which the figures are of.
-        zeros, weights: of the weights that are pruned or rounded, how many are zero.
+        zeros, weights: of the weights that are pruned or rounded, of fewer layers all, how many are zero.
         seconds: of training alone.
-        before, compressed, recovered: the figures of the original, of it pruned or rounded, of what was written.
+        before, compressed, recovered: the figures of the original, of it compressed, of what was written.
     """
 
     path: Path
@@ -143,13 +147,16 @@ def recover(
         )
         alpha = _alpha(settings.alpha, examples, data)
         teacher = copy.deepcopy(student)
-        compressed = _Compressed.of(settings, student, graph_of(source, summary.task.name))
+        if settings.layers is not None:
+            student = fewer(student, settings.layers)
+        compressed = _Compressed.of(settings, student, lambda: graph_of(source, summary.task.name))
         batch = settings.batch or (8 if examples.scores == "tokens" else 32)
         measure = Measure(held, batch)
         progress("measure", 0.04)
         before = measure(teacher)
         at_first = compressed.measured(measure, student)
-        student.load_state_dict(teacher.state_dict())
+        if compressed.masks:
+            student.load_state_dict(teacher.state_dict())
         _let_train(student)
         loss = Distillation(student, teacher, examples, alpha, settings.temperature, settings.hidden)
         plan = _plan(settings, len(examples.rows), batch, clock)
@@ -162,6 +169,7 @@ def recover(
         progress("measure", 0.95)
         recovered = compressed.measured(measure, student)
         progress("write the folder", 0.98)
+        _as_it_was(student.config, summary.config)
         _write(student, source, output)
     training.remove()
     counts = len(examples.rows), len(held.rows), training.step, training.seconds
@@ -170,21 +178,21 @@ def recover(
 
 @dataclass(frozen=True)
 class _Compressed:
-    """A student held to zeros, or rounded."""
+    """A student held to zeros, or rounded, or smaller; `weights` are those that this changes."""
 
-    masks: Masks | None
-    rounding: Rounding | None
+    weights: Mapping[str, Any]
+    masks: Masks | None = None
+    rounding: Rounding | None = None
 
     @staticmethod
-    def of(settings: Settings, student: Any, graph: Graph) -> _Compressed:
+    def of(settings: Settings, student: Any, graph: Callable[[], Graph]) -> _Compressed:
         if settings.prune is not None:
-            return _Compressed(Masks(prune_of(settings.prune), student, graph), None)
-        return _Compressed(None, Rounding(str(settings.quant), student, graph))
-
-    @property
-    def weights(self) -> Mapping[str, Any]:
-        """Those that compression changes."""
-        return self.masks.weights if self.masks else self.rounding.weights if self.rounding else {}
+            masks = Masks(prune_of(settings.prune), student, graph())
+            return _Compressed(masks.weights, masks=masks)
+        if settings.quant is not None:
+            rounding = Rounding(settings.quant, student, graph())
+            return _Compressed(rounding.weights, rounding=rounding)
+        return _Compressed(dict(student.named_parameters()))
 
     def around(self) -> AbstractContextManager[None]:
         """Within it the student answers as its artifact will."""
@@ -288,6 +296,13 @@ def _key(settings: Settings, teacher: Any, examples: Examples) -> str:
 
 
 # --- the folder
+
+
+def _as_it_was(config: Any, stated: Mapping[str, Any]) -> None:
+    """What was set to train, and is no part of the model."""
+    for name, default in (("use_cache", True), ("chunk_size_feed_forward", 0)):
+        if hasattr(config, name):
+            setattr(config, name, stated.get(name, default))
 
 
 def _write(model: Any, source: Path, output: Path) -> None:

@@ -71,11 +71,11 @@ def test_a_mistake_is_a_sentence(cli, model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_either_zeros_or_rounding(cli, model, data, tmp_path):
+def test_one_thing_at_a_time(cli, model, data, tmp_path):
     for asked in ([], ["--prune", "0.5", "--quant", "w4"]):
         done = cli("recover", model, *asked, "--data", data, "-o", tmp_path / "out")
         assert done.code == 2
-        assert "either --prune or --quant" in done.err
+        assert "one of --prune, --quant and --layers" in done.err
 
 
 def test_rounding_is_told_as_such(cli, model, data, tmp_path):

@@ -18,6 +18,7 @@ Examples:
   llmc recover ./my-model --prune 0.5 --data texts.txt --time-budget 3m -o half     no labels needed
   llmc recover ./my-model --prune 0.5 --data train.tsv -o half --resume             after an interrupt
   llmc recover ./my-lm --quant w4 --data book.txt --max-seq 128 -o my-lm-w4
+  llmc recover ./my-model --layers 3 --data texts.txt -o my-model-3                  a smaller one, taught by MODEL
   llmc compile my-model-24 --prune 2:4 -o small.llmc                                the same zeros
 
 \b
@@ -32,6 +33,9 @@ any. A tenth of the rows is held back and measured. Ctrl-C leaves a checkpoint b
 @click.option("--prune", metavar="SPEC", help="Zeros in place: 0.5, 2:4 or options of the pass.")
 @click.option(
     "--quant", type=click.Choice(["int8", "w4"]), help="Or rounding in place, as --quant of compile does."
+)
+@click.option(
+    "--layers", type=click.IntRange(min=1), help="Or every k-th layer alone, so that these are left."
 )
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Texts, with labels or without.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
@@ -83,9 +87,9 @@ any. A tenth of the rows is held back and measured. Ctrl-C leaves a checkpoint b
 def command(
     model: Path, data: Path, output: Path, as_json: bool, threads: int | None, resume: bool, **options: Any
 ) -> None:
-    """Train MODEL for minutes with the zeros of --prune or the rounding of --quant in place; writes a folder."""
-    if (options["prune"] is None) == (options["quant"] is None):
-        raise click.UsageError("give either --prune or --quant: what to train for.")
+    """Train MODEL for minutes with what --prune, --quant or --layers do in place; writes a folder."""
+    if sum(options[name] is not None for name in ("prune", "quant", "layers")) != 1:
+        raise click.UsageError("give one of --prune, --quant and --layers: what to train for.")
     require_folder(model, "a model folder")
     with Progress("recover") as progress:
         progress("loading PyTorch", 0.0)
@@ -113,13 +117,16 @@ def command(
         _show(found, options)
 
 
+_COMPRESSED = {"prune": "pruned", "quant": "rounded", "layers": "fewer layers"}
+
+
 def _show(found: Any, options: Mapping[str, Any]) -> None:
     columns = ["", *(f">{name}" for name in vars(found.before) if getattr(found.before, name) is not None)]
     rows = [
         (title, *(_cell(name, value) for name, value in vars(figures).items() if value is not None))
         for title, figures in (
             ("before", found.before),
-            ("pruned" if options["prune"] else "rounded", found.compressed),
+            (_COMPRESSED[next(name for name in _COMPRESSED if options[name] is not None)], found.compressed),
             ("recovered", found.recovered),
         )
     ]
@@ -128,9 +135,9 @@ def _show(found: Any, options: Mapping[str, Any]) -> None:
     if options["prune"]:
         share = found.zeros / found.weights
         click.echo(f"{found.zeros} of {found.weights} weights are zero ({share:.1%})")
-    asked = f"--prune {shlex.quote(options['prune'])}" if options["prune"] else f"--quant {options['quant']}"
-    output = f"-o {found.path.name}.llmc"
-    click.echo(f"wrote {found.path}\n\nnext:  llmc compile {found.path} {asked} {output}")
+    asked = [f"--{name} {shlex.quote(options[name])}" for name in ("prune", "quant") if options[name]]
+    command = " ".join(["llmc compile", str(found.path), *asked, f"-o {found.path.name}.llmc"])
+    click.echo(f"wrote {found.path}\n\nnext:  {command}")
 
 
 def _cell(name: str, value: float) -> str:
