@@ -1,4 +1,4 @@
-"""What `llmc recover` wins back of what `--prune` and `--quant` take, on the fine-tuned sentiment model.
+"""What `llmc recover` wins back of what `--prune`, `--quant` and fewer layers take, on the fine-tuned sentiment model.
 
     python bench/recovery.py                      trains the model the first time (train_classifier.py)
     python bench/recovery.py --only 2:4 --seconds 60
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -24,13 +25,15 @@ import numpy as np
 import torch
 import train_classifier
 from train_classifier import reviews
+from transformers import BertForSequenceClassification
 
 import llmc
 from llmc.evaluate import evaluate
+from llmc.fewer_layers import fewer
 from llmc.masks import graph_of, prune_of
 from llmc.recover import Settings, recover
 
-SPECS = {"2:4": "prune", "0.5": "prune", "0.7": "prune", "w4": "quant", "int8": "quant"}
+SPECS = {"2:4": "prune", "0.5": "prune", "0.7": "prune", "w4": "quant", "int8": "quant", "3": "layers"}
 
 
 def table(path: Path, rows: list[tuple[str, int]]) -> Path:
@@ -56,7 +59,7 @@ def changed(folder: Path, spec: str) -> int:
 def judged(folder: Path, spec: str, dense: Path, test: Path, scratch: Path) -> dict[str, Any]:
     """Accuracy of a folder compiled with the option, beside the dense artifact's."""
     artifact = scratch / f"{folder.name}-{spec.replace(':', '')}.llmc"
-    llmc.compile(folder, artifact, **{SPECS[spec]: spec})
+    llmc.compile(folder, artifact, **({} if SPECS[spec] == "layers" else {SPECS[spec]: spec}))
     found = evaluate(artifact, test, dense, threads=1)
     assert found.interval is not None
     low, high = found.interval
@@ -66,6 +69,17 @@ def judged(folder: Path, spec: str, dense: Path, test: Path, scratch: Path) -> d
         "half_width": 50 * (high - low),
         "agreement": found.agreement,
     }
+
+
+def _alone(source: Path, spec: str, scratch: Path) -> Path:
+    """The folder that nothing was recovered of."""
+    if SPECS[spec] != "layers":
+        return source
+    folder = scratch / f"layers-{spec}"
+    model = BertForSequenceClassification.from_pretrained(source)
+    fewer(model, int(spec)).save_pretrained(folder)
+    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+    return folder
 
 
 def measure(
@@ -80,7 +94,7 @@ def measure(
         train,
         output,
         Settings(
-            **{SPECS[spec]: spec},
+            **{SPECS[spec]: int(spec) if SPECS[spec] == "layers" else spec},
             budget=options.seconds,
             rate=options.lr,
             hidden=options.hidden,
@@ -96,7 +110,7 @@ def measure(
         "seconds": done.seconds,
         "wall": wall,
         "other_zeros": changed(output, spec),
-        "compressed": judged(source, spec, dense, test, scratch),
+        "compressed": judged(_alone(source, spec, scratch), spec, dense, test, scratch),
         "recovered": judged(output, spec, dense, test, scratch),
     }
 

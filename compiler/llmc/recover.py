@@ -24,7 +24,7 @@ from llmc.errors import LlmcError
 from llmc.fewer_layers import fewer
 from llmc.masks import Masks, graph_of, hold, prune_of
 from llmc.straight_through import MODES, Rounding
-from llmc.training import Plan, Training
+from llmc.training import FILE, Plan, Training
 
 EPOCHS = 3
 _FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -218,6 +218,10 @@ def _want_room(output: Path, folder: Path, resume: bool) -> None:
         raise LlmcError("the output exists", at=str(output), hint="give another name, or remove it")
     if not output.absolute().parent.is_dir():
         raise LlmcError("the folder to write into does not exist", at=str(output.parent))
+    if resume and not (folder / FILE).is_file():
+        raise LlmcError(
+            "there is no checkpoint to go on from", at=str(folder / FILE), hint="leave --resume out"
+        )
     if folder.exists() and not resume:
         raise LlmcError(
             "a checkpoint of an earlier training is there",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, first_line
 from llmc.masks import Masks, hold
 
 FILE = "state.pt"
@@ -114,6 +114,8 @@ class Training:
             signal.raise_signal(number)
             raise KeyboardInterrupt
         self._raise_masks(1.0)
+        if self.seconds > _SAVE_SECONDS:
+            self._save()  # what is yet to come, such as a full disk, costs no training
 
     def _done(self) -> float:
         """The share of the training that is over."""
@@ -179,7 +181,6 @@ class Training:
     def _save(self) -> None:
         import torch
 
-        self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / f".{FILE}.part"
         state = {
             "key": self.key,
@@ -190,20 +191,23 @@ class Training:
             "weights": {name: p.detach() for name, p in self.trained.items()},
             "optimizer": self.optimizer.state_dict(),
         }
-        torch.save(state, part)
-        os.replace(part, self.folder / FILE)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save(state, part)
+            os.replace(part, self.folder / FILE)
+        except (OSError, RuntimeError) as error:  # RuntimeError: how torch says that a disk is full
+            problem = f"cannot write the checkpoint: {first_line(error)}"
+            raise LlmcError(problem, at=str(self.folder)) from None
 
     def resume(self) -> None:
         """Go on where the checkpoint was made.
 
         Raises:
-            LlmcError: there is none, or it is damaged, or of another training.
+            LlmcError: it is damaged, or of another training.
         """
         import torch
 
         file = self.folder / FILE
-        if not file.is_file():
-            raise LlmcError("there is no checkpoint to go on from", at=str(file), hint="leave --resume out")
         try:
             state = torch.load(file, weights_only=True)
             own = state["key"] == self.key
@@ -248,6 +252,7 @@ def stoppable() -> Iterator[Callable[[], int]]:
         yield lambda: 0
         return
     before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: handler for n, handler in before.items() if handler not in (None, signal.SIG_IGN)}
 
     def note(number: int, frame: Any) -> None:
         signal.signal(number, before[number])
