@@ -37,8 +37,8 @@ GATES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "int8": (0.5, 98.0),
         "int8-static": (1.0, 95.0),
         "w8": (0.3, 99.0),
-        "w4": (1.0, 93.0),
-        ROUNDED: (0.4, 95.0),
+        "w4": (1.5, 95.0),
+        ROUNDED: (1.0, 97.0),
         PARTS: (0.0, 100.0),
     }
 )
