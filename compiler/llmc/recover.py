@@ -119,9 +119,9 @@ def recover(
     say: Callable[[str], None] = lambda line: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Recovery:
-    """Train a model with its zeros in place, and write it as a folder of Hugging Face.
+    """Train a model with what compression does to it in place, and write it as a folder of Hugging Face.
 
-    Dropout stays off, tables and what `prune` cannot choose of them stay as they are; all other weights are trained.
+    Dropout stays off, embedding tables stay as they are; all other weights are trained.
 
     Args:
         model: a Hugging Face folder of a text classifier or a causal language model.
@@ -140,72 +140,75 @@ def recover(
     if settings.prune is not None:
         prune_of(settings.prune)  # says what is wrong with it before any work
     progress("import the model", 0.0)
-    with _loaded(Path(model)) as (source, summary, student):
+    with _loaded(Path(model)) as (source, summary, whole):
         progress("read the data", 0.02)
-        examples, held = examples_of(
-            summary, student, data, columns or Columns(), settings.max_seq, settings.seed
-        )
+        named, length = columns or Columns(), (settings.max_seq, settings.seed)
+        examples, held = examples_of(summary, whole, data, named, *length)
         alpha = _alpha(settings.alpha, examples, data)
-        teacher = copy.deepcopy(student)
-        if settings.layers is not None:
-            student = fewer(student, settings.layers)
-        compressed = _Compressed.of(settings, student, lambda: graph_of(source, summary.task.name))
-        batch = settings.batch or (8 if examples.scores == "tokens" else 32)
-        measure = Measure(held, batch)
+        pupil = _Pupil.of(settings, whole, lambda: graph_of(source, summary.task.name))
+        plan = _plan(settings, examples, clock)
+        measure = Measure(held, plan.batch)
         progress("measure", 0.04)
-        before = measure(teacher)
-        at_first = compressed.measured(measure, student)
-        if compressed.masks:
-            student.load_state_dict(teacher.state_dict())
-        _let_train(student)
-        loss = Distillation(student, teacher, examples, alpha, settings.temperature, settings.hidden)
-        plan = _plan(settings, len(examples.rows), batch, clock)
-        key = _key(settings, teacher, examples)
-        held_to = compressed.masks, compressed.around
-        training = Training(student, loss, examples.lengths, *held_to, plan, folder, key)
+        before, compressed = measure(pupil.teacher), pupil.measured(measure)
+        training = pupil.training(settings, examples, alpha, plan, folder)
         if resume:
             training.resume()
         training.run(lambda stage, done: progress(stage, 0.1 + 0.85 * done), say)
         progress("measure", 0.95)
-        recovered = compressed.measured(measure, student)
+        recovered = pupil.measured(measure)
         progress("write the folder", 0.98)
-        _as_it_was(student.config, summary.config)
-        _write(student, source, output)
+        _write(pupil.student, source, summary.config, output)
     training.remove()
     counts = len(examples.rows), len(held.rows), training.step, training.seconds
-    return Recovery(output, summary.task.name, *counts, *compressed.counted(), before, at_first, recovered)
+    return Recovery(output, summary.task.name, *counts, *pupil.counted(), before, compressed, recovered)
 
 
 @dataclass(frozen=True)
-class _Compressed:
-    """A student held to zeros, or rounded, or smaller; `weights` are those that this changes."""
+class _Pupil:
+    """A student held to zeros, or rounded, or smaller; `weights` are those of it that this changes."""
 
+    teacher: Any
+    student: Any
     weights: Mapping[str, Any]
     masks: Masks | None = None
     rounding: Rounding | None = None
 
     @staticmethod
-    def of(settings: Settings, student: Any, graph: Callable[[], Graph]) -> _Compressed:
+    def of(settings: Settings, model: Any, graph: Callable[[], Graph]) -> _Pupil:
+        if settings.layers is not None:
+            student = fewer(model, settings.layers)
+            return _Pupil(model, student, dict(student.named_parameters()))
+        teacher = copy.deepcopy(model)
         if settings.prune is not None:
-            masks = Masks(prune_of(settings.prune), student, graph())
-            return _Compressed(masks.weights, masks=masks)
-        if settings.quant is not None:
-            rounding = Rounding(settings.quant, student, graph())
-            return _Compressed(rounding.weights, rounding=rounding)
-        return _Compressed(dict(student.named_parameters()))
+            masks = Masks(prune_of(settings.prune), model, graph())
+            return _Pupil(teacher, model, masks.weights, masks=masks)
+        rounding = Rounding(str(settings.quant), model, graph())
+        return _Pupil(teacher, model, rounding.weights, rounding=rounding)
 
     def around(self) -> AbstractContextManager[None]:
         """Within it the student answers as its artifact will."""
         return self.rounding.on() if self.rounding else nullcontext()
 
-    def measured(self, measure: Measure, student: Any) -> Figures:
+    def measured(self, measure: Measure) -> Figures:
         """The figures of the student as it is, compressed."""
         if self.masks:
             hold(self.masks.weights, self.masks.at())
             for weight in self.masks.weights.values():
                 weight.data.add_(0.0)  # -0 becomes 0, as `prune` writes it
         with self.around():
-            return measure(student)
+            return measure(self.student)
+
+    def training(
+        self, settings: Settings, examples: Examples, alpha: float, plan: Plan, folder: Path
+    ) -> Training:
+        """From the weights that the model came with."""
+        if self.masks:
+            self.student.load_state_dict(self.teacher.state_dict())
+        _let_train(self.student)
+        how = alpha, settings.temperature, settings.hidden
+        loss = Distillation(self.student, self.teacher, examples, *how)
+        key = _key(settings, self.teacher, examples)
+        return Training(self.student, loss, examples.lengths, self.masks, self.around, plan, folder, key)
 
     def counted(self) -> tuple[int, int]:
         """Zeros among the weights that compression changes, and how many these are."""
@@ -264,9 +267,9 @@ def _let_train(model: Any) -> None:
         weight.requires_grad_(weight.is_floating_point() and id(weight) not in tables)
 
 
-def _plan(settings: Settings, rows: int, batch: int, clock: Callable[[], float]) -> Plan:
-    per_epoch = -(-rows // batch)
-    by_epochs = (settings.epochs or EPOCHS) * per_epoch
+def _plan(settings: Settings, examples: Examples, clock: Callable[[], float]) -> Plan:
+    batch = settings.batch or (8 if examples.scores == "tokens" else 32)
+    by_epochs = (settings.epochs or EPOCHS) * -(-len(examples.rows) // batch)
     steps = settings.steps or by_epochs
     if settings.epochs is not None:
         steps = min(steps, by_epochs)
@@ -309,10 +312,11 @@ def _as_it_was(config: Any, stated: Mapping[str, Any]) -> None:
             setattr(config, name, stated.get(name, default))
 
 
-def _write(model: Any, source: Path, output: Path) -> None:
+def _write(model: Any, source: Path, stated: Mapping[str, Any], output: Path) -> None:
     """The model and the other files of its folder, under a temporary name until all is there."""
     from llmc.compiler.frontends.quiet import quiet
 
+    _as_it_was(model.config, stated)
     part = output.parent / f".{output.name}.{secrets.token_hex(4)}.part"
     try:
         part.mkdir()
