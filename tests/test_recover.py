@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from llmc.compiler import interpret
 from llmc.compiler.pipeline import Pipeline
 from llmc.demo import model_folder
-from llmc.distillation import Columns, Distillation
+from llmc.distillation import Columns, Distillation, Figures
 from llmc.errors import LlmcError
 from llmc.fewer_layers import fewer
 from llmc.masks import Masks, graph_of, hold, prune_of
@@ -126,6 +126,18 @@ def test_other_classifiers(tmp_path, config, labels, named):
     assert (done.recovered.error is not None) == (named == "distance")
     assert done.recovered.accuracy is None
     want_same_zeros(tmp_path / "out", "0.5", "text-classification")
+
+
+def test_a_training_that_makes_it_worse_is_told(classifier, data, tmp_path):
+    told: list[str] = []
+    settings = Settings("0.9", steps=12, batch=8, rate=1.0)
+    done = recover(classifier, data, tmp_path / "out", settings, say=told.append)
+    assert told == ["recover: nothing was won back; train longer, with another --lr, or compress less"] * (
+        done.recovered.agreement < done.compressed.agreement
+    )
+    assert Figures(agreement=0.5).worse_than(Figures(agreement=0.6))
+    assert not Figures(agreement=0.6).worse_than(Figures(agreement=0.6))
+    assert Figures(distance=0.5).worse_than(Figures(distance=0.4))
 
 
 # --- rounding

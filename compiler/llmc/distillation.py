@@ -261,6 +261,12 @@ class Figures:
     error: float | None = None
     distance: float | None = None
 
+    def worse_than(self, other: Figures) -> bool:
+        """Whether fewer answers are the teacher's, or numbers farther from it."""
+        if self.distance is not None and other.distance is not None:
+            return self.distance > other.distance
+        return (self.agreement or 0.0) < (other.agreement or 0.0)
+
 
 class Measure:
     """Measures models on the same rows; the first one is the teacher of those that follow."""

@@ -156,6 +156,8 @@ def recover(
         training.run(lambda stage, done: progress(stage, 0.1 + 0.85 * done), say)
         progress("measure", 0.95)
         recovered = pupil.measured(measure)
+        if recovered.worse_than(compressed):
+            say("recover: nothing was won back; train longer, with another --lr, or compress less")
         progress("write the folder", 0.98)
         _write(pupil.student, source, summary.config, output)
     training.remove()
