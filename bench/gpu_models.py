@@ -39,7 +39,7 @@ class Subject:
 
     @property
     def words(self) -> int:
-        return WORDS if self.layers else 4400
+        return WORDS if self.layers else 4000
 
     def config(self) -> Any:
         from transformers import BertConfig

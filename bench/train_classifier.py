@@ -29,31 +29,37 @@ def reviews() -> tuple[list[sentiment.Review], list[sentiment.Review]]:
     return [*train, *development], test
 
 
-def classifier() -> Path:
-    """The folder of the fine-tuned model, trained now if the cache has none."""
-    home = models.cache_folder() / NAME
+def classifier(name: str = NAME, seed: int = 0, frozen: int = 2) -> Path:
+    """The folder of a fine-tuned model, trained now if the cache has none.
+
+    Args:
+        name: its folder's.
+        seed: of the head's first weights, of dropout and of the batches.
+        frozen: how many layers, after the embeddings, stay as they are.
+    """
+    home = models.cache_folder() / name
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
-            trained = Path(scratch) / NAME
-            _train(models.fetch("minilm"), trained)
+            trained = Path(scratch) / name
+            _train(models.fetch("minilm"), trained, seed, frozen)
             with contextlib.suppress(OSError):  # another run may have been faster
                 trained.rename(home)
     return home
 
 
-def _train(base: Path, folder: Path) -> None:
+def _train(base: Path, folder: Path, seed: int, frozen: int) -> None:
     from transformers import BertForSequenceClassification
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     labels = {0: "negative", 1: "positive"}
     model = BertForSequenceClassification.from_pretrained(base, num_labels=2, id2label=labels)
-    for part in (model.bert.embeddings, *model.bert.encoder.layer[:2]):
+    for part in (model.bert.embeddings, *model.bert.encoder.layer[:frozen]):
         part.requires_grad_(False)
     train, _ = reviews()
     ids = sentiment.encode(sentiment.full_tokenizer(base), [text for text, _ in train])
     targets = torch.tensor([label for _, label in train])
-    sentiment.train(model, ids, targets, 1, 1e-4, 1, functional.cross_entropy)
+    sentiment.train(model, ids, targets, 1, 1e-4, seed + 1, functional.cross_entropy)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (base / name).exists():

@@ -9,6 +9,7 @@ from llmc.compiler.pipeline import Pass
 from llmc.passes.append import Append
 from llmc.passes.compress.blockwise import Blockwise
 from llmc.passes.compress.cluster import Share
+from llmc.passes.compress.differ import Differ
 from llmc.passes.compress.factorize import Factorize
 from llmc.passes.compress.gptq import Gptq
 from llmc.passes.compress.prune import Prune
@@ -54,6 +55,7 @@ _COMPRESSION: tuple[type[Pass], ...] = (
     PruneHeads,
     PruneNeurons,
     Factorize,
+    Differ,
     Prune,
     Share,
     Blockwise,

@@ -18,7 +18,7 @@ from llmc.errors import LlmcError
 SUFFIX = ".txt"
 TOKENIZER = "tokenizer.json"
 _FIRST = re.compile(r"dims\b|function \w+$|graph \d+$|%\w+ = ")  # what a text begins with, comments apart
-_NAMES = frozenset({"format", "name", "model_type", "architecture"})  # change no answer
+_NAMES = frozenset({"format", "name", "model_type", "architecture", "ensemble"})  # change no answer
 _SIDES = ("left", "right")
 _SCORES = ("softmax", "sigmoid", "none", None)
 _TEXTS = ("name", "task", "model_type", "architecture")
@@ -128,6 +128,7 @@ def _imported(
         scores=_one_of(facts.get("scores"), _SCORES),
         decoder=_of(facts.get("decoder", {}), dict),
         generation=_of(facts.get("generation", {}), dict),
+        ensemble=_of(facts.get("ensemble", {}), dict),
         chat_template=_of(facts.get("chat_template"), (str, type(None))),
     )
 
@@ -212,6 +213,8 @@ def texts_of(imported: Imported) -> dict[str, str]:
     }
     if imported.generation:
         facts["generation"] = dict(imported.generation)
+    if imported.ensemble:
+        facts["ensemble"] = dict(imported.ensemble)
     if imported.chat_template is not None:
         facts["chat_template"] = imported.chat_template
     if imported.sentence is not None:

@@ -54,6 +54,7 @@ class Imported:
         generation: of a model that generates text, the manifest's field of that name; see `generation_config`.
         chat_template: the text of its chat template; None if it has none.
         adapters: names of those that are chosen by session; see `beside_base`.
+        ensemble: of several models as one, the manifest's field of that name; see `ensemble`.
         pipeline: the passes that a graph's text names to be run, None for all others.
     """
 
@@ -74,6 +75,7 @@ class Imported:
     pipeline: str | None = None
     processor: Processor | None = None
     adapters: tuple[str, ...] = ()
+    ensemble: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def module(self) -> Module:

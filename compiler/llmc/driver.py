@@ -41,9 +41,10 @@ __all__ = [
 
 
 def compile(  # `llmc.compile`: the builtin of this name is not used here
-    model: str | Path,
+    model: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
+    ensemble: str | Path | None = None,
     task: str = "auto",
     max_batch: int | None = None,
     max_seq: int | None = None,
@@ -59,8 +60,11 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     """Compile a model into an artifact.
 
     Args:
-        model: Hugging Face folder, .onnx file, .pt2 file, or a graph's text with its weights beside it.
+        model: Hugging Face folder, .onnx file, .pt2 file, or a graph's text with its weights beside it; or several of
+            one signature, an ensemble's members, which become one artifact (docs/models.md).
         output: the artifact to write; one that is there is replaced once the new one is whole.
+        ensemble: how the members' answers become one: "mean", which is the default of several models, "vote", a JSON
+            file of weights, or "stack:FILE".
         task: what to compute, "auto" takes it from the folder; of a file, arrays in and arrays out.
         max_batch, max_seq: upper bounds of the dims.
         name: model name in the manifest.
@@ -80,8 +84,40 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     asked: dict[str, Any] = {"max_batch": max_batch, "max_seq": max_seq, "base": base, "adapter": adapter}
     asked |= {"dims": dims, "fixed": fixed}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    load = partial(kept_imports.load, model, task=task, ignore_unused=ignore_unused_weights, **given)
+    given |= {"task": task, "ignore_unused": ignore_unused_weights}
+    if ensemble is not None or not isinstance(model, str | Path):
+        members = [model] if isinstance(model, str | Path) else list(model)
+        return _compile(
+            _ensemble(members, str(ensemble or "mean"), adapters, given), Order(output, name, options)
+        )
+    load = partial(kept_imports.load, model, **given)
     return _compile(_beside(load, adapters) if adapters else load, Order(output, name, options))
+
+
+def _ensemble(
+    models: Sequence[str | Path],
+    text: str,
+    adapters: Mapping[str, str | Path] | None,
+    options: Mapping[str, Any],
+) -> Callable[[], Imported]:
+    """Several models as one; what the files of the ensemble say is looked at before any model."""
+    from llmc.compiler.frontends.combining import method_of
+    from llmc.compiler.frontends.ensemble import joined, member_names
+
+    if adapters or "adapter" in options:
+        hint = "merge it into its base as a member of its own: --member ADAPTER --base BASE"
+        raise LlmcError("an adapter is of one model, and an ensemble is several", at="--adapter", hint=hint)
+    names = member_names(models)
+    method = method_of(text, names)
+
+    def loaded() -> Imported:
+        members = [kept_imports.load(model, **options) for model in models]
+        for member in members[1:]:  # that of the first is the ensemble's
+            if member.processor is not None:
+                preprocessing.want_same(member.processor)
+        return joined(members, names, method)
+
+    return loaded
 
 
 def _beside(load: Callable[[], Imported], adapters: Mapping[str, str | Path]) -> Callable[[], Imported]:

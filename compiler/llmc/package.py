@@ -140,6 +140,8 @@ def manifest(imported: Imported, build: Build, pipeline: str, folder: Path) -> d
         fields["generation"] = dict(imported.generation)
     if imported.adapters:
         fields["adapters"] = list(imported.adapters)
+    if imported.ensemble:
+        fields["ensemble"] = dict(imported.ensemble)
     if imported.labels:
         fields["labels"] = list(imported.labels)
     if imported.tokenizer is not None:

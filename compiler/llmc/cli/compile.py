@@ -33,6 +33,7 @@ Examples:
   llmc compile model.onnx -o my-model.llmc             also .pt2, written by torch.export.save
   llmc compile ./my-adapter --base ./my-model -o m.llmc  a PEFT adapter, merged into its base
   llmc compile ./my-model --adapter fr=./french --adapter de=./german -o m.llmc  chosen by session
+  llmc compile ./seed-1 --member ./seed-2 --member ./seed-3 --ensemble mean -o m.llmc  several as one
   llmc compile ./my-model --quant int8 -o small.llmc
   llmc compile ./my-model --quant w4 --calib texts.txt -o tiny.llmc    rounded by GPTQ
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
@@ -180,14 +181,37 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
     help="A PEFT adapter to merge into MODEL, its base; with a NAME it stays beside it, for sessions to choose, and is "
     "repeatable.",
 )
+@click.option(
+    "--member",
+    "members",
+    metavar="MODEL",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Another model of the same inputs, tokenizer and labels, to run together with the first; repeatable.",
+)
+@click.option(
+    "--ensemble",
+    metavar="mean|vote|FILE.json|stack:FILE",
+    help="How members' answers become one; FILE.json has their weights.  [default: mean]",
+)
 @click.option("--name", help="Name in the manifest.  [default: the folder's]")
 @extension_option
 @json_option
-def command(model: Path, output: Path | None, as_json: bool, adapters: Sequence[str], **options: Any) -> None:
+def command(
+    model: Path,
+    output: Path | None,
+    as_json: bool,
+    adapters: Sequence[str],
+    members: Sequence[Path],
+    **options: Any,
+) -> None:
     """Compile MODEL into an artifact: native code, weights, a C header, a benchmarker, no other library."""
     options |= _adapters_of(adapters)
-    output = output or Path(f"{model.resolve().stem if model.is_file() else name_of(model)}.llmc")
-    report = run_compile(model, output, **options)
+    if options["ensemble"] and not members:
+        raise click.UsageError("--ensemble is of several models: give the others by --member MODEL.")
+    several = "-ensemble" if members else ""
+    output = output or Path(f"{model.resolve().stem if model.is_file() else name_of(model)}{several}.llmc")
+    report = run_compile([model, *members] if members else model, output, **options)
     if as_json:
         print_json(report.to_dict())
         return
@@ -215,7 +239,7 @@ def _adapters_of(given: Sequence[str]) -> dict[str, Any]:
     return {"adapter": merged[0] if merged else None, "adapters": beside}
 
 
-def run_compile(model: Path, output: Path, **options: Any) -> Any:
+def run_compile(model: Path | Sequence[Path], output: Path, **options: Any) -> Any:
     """`llmc.driver.compile` with progress on stderr; returns its report."""
     with Progress("compile") as progress:
         progress("loading the compiler", 0.0)

@@ -221,7 +221,13 @@ _TABLES = ("states", "dims", "memory", "files", "variants", "kernels", "products
 
 
 def _show_artifact(path: Path, manifest: dict[str, Any]) -> None:
-    _show(f"artifact {path}", {k: v for k, v in manifest.items() if k not in (*_TABLES, "functions")})
+    facts = {k: v for k, v in manifest.items() if k not in (*_TABLES, "functions")}
+    joined = manifest.get("ensemble")
+    if joined:
+        facts["ensemble"] = f"{joined['method']} of {len(joined['members'])} members"
+    _show(f"artifact {path}", facts)
+    if joined:
+        _show_records("members", joined["members"])
     for function in manifest["functions"]:
         of = f" of {function['name']}" if len(manifest["functions"]) > 1 else ""
         for key in ("inputs", "outputs"):
