@@ -87,7 +87,7 @@ def perplexity(
     model = llmc.load(artifact, threads=threads)
     entry, encoder = _asked(model, artifact)
     window, stride = _sizes(entry.max_length, window, stride)
-    ids = encoder.ids(_text(Path(data), column))[:limit]
+    ids = encoder.ids(text_of(Path(data), column))[:limit]
     if len(ids) < 2:
         raise LlmcError("the data is too short", at=str(data), hint="it needs two tokens at least")
     scores = [_of_artifact(model)]
@@ -135,7 +135,7 @@ def _sizes(longest: int, window: int | None, stride: int | None) -> tuple[int, i
     return window, stride
 
 
-def _text(data: Path, column: str | None) -> str:
+def text_of(data: Path, column: str | None) -> str:
     if data.suffix != ".txt":
         return "\n\n".join(row.text for row in read_rows(data, column))
     try:

@@ -56,12 +56,19 @@ class Prune(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """Choose the zeros, then the smaller way to store each weight."""
-        chosen = [p for p in products(graph, self.skip) if self._wanted(graph, p)]
-        masks = [_two_of_four(p) for p in chosen] if self.pattern == "2:4" else self._largest(chosen)
-        pairs = zip(chosen, masks, strict=True)
+        chosen = self.chosen(graph)
+        pairs = zip(chosen, self.masks(chosen), strict=True)
         made = {p.weight: stored_sparse(p, keep) for p, keep in pairs if not keep.all()}
         tell_weights(graph, made, lambda weight: self._left(graph, weight))
         return replaced(graph, made)
+
+    def chosen(self, graph: Graph) -> list[Product]:
+        """The products that lose weights."""
+        return [p for p in products(graph, self.skip) if self._wanted(graph, p)]
+
+    def masks(self, chosen: list[Product]) -> list[Array]:
+        """Of each of these, bool [n, k]: True where a weight stays."""
+        return [_two_of_four(p) for p in chosen] if self.pattern == "2:4" else self._largest(chosen)
 
     def _left(self, graph: Graph, weight: Node) -> str:
         """Why a weight stays as it is; empty if no product reads it."""

@@ -88,7 +88,8 @@ def linears(graph: Graph, skip: Sequence[str] = (), *, decode: bool = False) -> 
 
 
 def _fits(node: Node, pattern: str) -> bool:
-    names = [i.attributes["value"].name for i in node.inputs if i.op == "constant"]
+    # not of its bias: equal ones of several modules, such as zeros, are one constant with one name
+    names = [w.attributes["value"].name for w in node.inputs[1:2] if w.op == "constant"]
     return any(fnmatchcase(name, pattern) for name in (node.source.path, *names))
 
 

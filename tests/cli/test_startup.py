@@ -36,6 +36,7 @@ def run(*arguments):
         ["inspect", "--help"],
         ["demo", "--help"],
         ["compare", "--help"],
+        ["recover", "--help"],
         ["eval", "--help"],
         ["completion", "zsh"],
     ],

@@ -375,3 +375,16 @@ def test_shortcuts(options, text):
 def test_shortcuts_refused(options):
     with pytest.raises(LlmcError, match="is not understood"):
         compression(**options)
+
+
+def test_skip_is_not_matched_by_a_bias_that_modules_share():
+    """Biases of zeros are one constant, which has the name of the first: `tie` of a model before training."""
+    x = input_("x", "f32", (symbol("n"), 64))
+    bias = constant(np.zeros(64, np.float32), "layer.0.dense.bias")
+    for layer in range(2):
+        w = constant(RNG.normal(size=(64, 64)).astype(np.float32), f"layer.{layer}.dense.weight")
+        x = make("linear", (x, w, bias), Source(f"layer.{layer}.dense"), epilogue=("bias",))
+    graph = Graph((next(iter(x.inputs)).inputs[0],), {"y": x}, {"n": (1, 8)})
+    first, second = weights(run('prune{sparsity=0.5,skip=["layer.0.*"]}', graph))
+    assert first.all()
+    assert (second == 0).sum() == 2048

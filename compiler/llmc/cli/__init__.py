@@ -44,6 +44,7 @@ _COMMANDS = (
     "explain",
     "diff",
     "compare",
+    "recover",
     "passes",
     "targets",
     "demo",

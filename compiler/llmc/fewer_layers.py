@@ -1,0 +1,71 @@
+"""A model with some of its layers, to be taught by the whole: Sanh et al. 2019, "DistilBERT"."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmc.errors import LlmcError
+
+
+def kept_of(whole: int, count: int) -> list[int]:
+    """Which layers stay: `count` of `whole`, evenly spread from the first on."""
+    return [place * whole // count for place in range(count)]
+
+
+def fewer(model: Any, count: int) -> Any:
+    """A model of the same class with `count` layers, which begin as every k-th of `model`'s.
+
+    Raises:
+        LlmcError: the model has no more than so many, or it is not one stack of layers.
+    """
+    whole = getattr(model.config, "num_hidden_layers", None)
+    if not isinstance(whole, int) or len(stacks := _stacks(model, whole)) != 1:
+        raise LlmcError(f"{type(model).__name__} is not one stack of layers", at=f"--layers {count}")
+    if count >= whole:
+        raise LlmcError(
+            f"the model has {whole} layers", at=f"--layers {count}", hint=f"give from 1 to {whole - 1}"
+        )
+    kept = kept_of(whole, count)
+    student = type(model)(_config(model.config, whole, kept))
+    student.load_state_dict(_renamed(model.state_dict(), stacks[0], kept))
+    return student.eval()
+
+
+def _stacks(model: Any, whole: int) -> Sequence[str]:
+    import torch
+
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == whole and not _within(name)
+    ]
+
+
+def _within(name: str) -> bool:
+    """Whether a module is a part of a layer of some list."""
+    return any(part.isdecimal() for part in name.split("."))
+
+
+def _config(config: Any, whole: int, kept: Sequence[int]) -> Any:
+    """With fewer layers; what it says of each layer stays for those that stay."""
+    made = copy.deepcopy(config)
+    for name, value in vars(config).items():
+        if isinstance(value, list | tuple) and len(value) == whole and not name.startswith("_"):
+            setattr(made, name, [value[layer] for layer in kept])
+    made.num_hidden_layers = len(kept)
+    return made
+
+
+def _renamed(weights: Mapping[str, Any], stack: str, kept: Sequence[int]) -> dict[str, Any]:
+    place_of = {str(layer): place for place, layer in enumerate(kept)}
+    found = {}
+    for name, value in weights.items():
+        if not name.startswith(f"{stack}."):
+            found[name] = value
+            continue
+        layer, _, rest = name.removeprefix(f"{stack}.").partition(".")
+        if layer in place_of:
+            found[f"{stack}.{place_of[layer]}.{rest}"] = value
+    return found

@@ -1,0 +1,337 @@
+"""What compression takes from a model, won back: minutes of training with zeros or rounding in place."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmc.compiler.frontends import overlay, plain_folder
+from llmc.compiler.frontends.folder import Summary, inspect
+from llmc.compiler.frontends.tasks import GENERATION, SCORING
+from llmc.compiler.graph import Graph
+from llmc.distillation import CLASSIFYING, Columns, Distillation, Examples, Figures, Measure, examples_of
+from llmc.errors import LlmcError
+from llmc.fewer_layers import fewer
+from llmc.masks import Masks, graph_of, hold, prune_of
+from llmc.straight_through import MODES, Rounding
+from llmc.training import FILE, Plan, Training
+
+EPOCHS = 3
+_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+_LEFT_OUT = ("config.json", "adapter_config.json", "trainer_state.json")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; None: what suits the task.
+
+    Args:
+        prune: the zeros to hold, as `--prune` writes them; or
+        quant: how to round, a mode of `--quant`: "int8" or "w4"; or
+        layers: how many stay of the model's.
+        steps, epochs, budget: the training ends with the first of them; `budget` is in seconds.
+        alpha: share of the teacher's answers in the loss, the rest is the labels'; None: 1 without labels, else 0.5.
+        max_seq: tokens of a row; longer ones are cut.
+        ramp: share of the training in which zeros become more, up to what was asked for.
+    """
+
+    prune: str | None = None
+    quant: str | None = None
+    layers: int | None = None
+    steps: int | None = None
+    epochs: int | None = None
+    budget: float | None = None
+    rate: float = 1e-4
+    batch: int | None = None
+    seed: int = 0
+    temperature: float = 2.0
+    alpha: float | None = None
+    hidden: float = 1.0
+    ramp: float = 0.3
+    max_seq: int | None = None
+
+    def __post_init__(self) -> None:
+        if sum(asked is not None for asked in (self.prune, self.quant, self.layers)) != 1:
+            hint = "give --prune, --quant or --layers"
+            raise LlmcError("recover is for either zeros, rounding or fewer layers", hint=hint)
+        if self.quant is not None and self.quant not in MODES:
+            raise LlmcError(
+                f"recover does not round as --quant {self.quant}", hint=f"use {' or '.join(MODES)}"
+            )
+        for name, value, least, most in (
+            ("--alpha", self.alpha, 0.0, 1.0),
+            ("--hidden", self.hidden, 0.0, 1e6),
+            ("--ramp", self.ramp, 0.0, 0.9),
+            ("--temperature", self.temperature, 0.01, 100.0),
+            ("--lr", self.rate, 1e-12, 1.0),
+        ):
+            if value is not None and not least <= value <= most:
+                raise LlmcError(f"{name} is {value:g}, must be within {least:g} to {most:g}")
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What was done.
+
+    Args:
+        trained_rows, held_rows: rows to learn from, and those kept back, which the figures are of.
+        zeros, weights: of the weights that are pruned or rounded, of fewer layers all, how many are zero.
+        seconds: of training alone.
+        before, compressed, recovered: the figures of the original, of it compressed, of what was written.
+    """
+
+    path: Path
+    task: str
+    trained_rows: int
+    held_rows: int
+    steps: int
+    seconds: float
+    zeros: int
+    weights: int
+    before: Figures
+    compressed: Figures
+    recovered: Figures
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def recover(
+    model: str | Path,
+    data: str | Path,
+    output: str | Path,
+    settings: Settings,
+    *,
+    columns: Columns | None = None,
+    resume: bool = False,
+    progress: Callable[[str, float], None] = lambda stage, done: None,
+    say: Callable[[str], None] = lambda line: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Recovery:
+    """Train a model with what compression does to it in place, and write it as a folder of Hugging Face.
+
+    Dropout stays off, embedding tables stay as they are; all other weights are trained.
+
+    Args:
+        model: a Hugging Face folder of a text classifier or a causal language model.
+        data: texts with or without labels; of a language model text alone.
+        output: the folder to write; checkpoints are beside it until it is written.
+        resume: go on from the checkpoint.
+        progress: gets a stage and the share that is done.
+        clock: what `Settings.budget` is measured by.
+
+    Raises:
+        LlmcError: the model, the data or an option is of no use, or the loss is no number. Nothing is written then.
+    """
+    output, data = Path(output), Path(data)
+    folder = output.parent / f"{output.name}.checkpoint"
+    _want_room(output, folder, resume)
+    if settings.prune is not None:
+        prune_of(settings.prune)  # says what is wrong with it before any work
+    progress("import the model", 0.0)
+    with _loaded(Path(model)) as (source, summary, whole):
+        progress("read the data", 0.02)
+        named, length = columns or Columns(), (settings.max_seq, settings.seed)
+        examples, held = examples_of(summary, whole, data, named, *length)
+        alpha = _alpha(settings.alpha, examples, data)
+        pupil = _Pupil.of(settings, whole, lambda: graph_of(source, summary.task.name))
+        plan = _plan(settings, examples, clock)
+        measure = Measure(held, plan.batch)
+        progress("measure", 0.04)
+        before, compressed = measure(pupil.teacher), pupil.measured(measure)
+        training = pupil.training(settings, examples, alpha, plan, folder)
+        if resume:
+            training.resume()
+        training.run(lambda stage, done: progress(stage, 0.1 + 0.85 * done), say)
+        progress("measure", 0.95)
+        recovered = pupil.measured(measure)
+        if recovered.worse_than(compressed):
+            say("recover: nothing was won back; train longer, with another --lr, or compress less")
+        progress("write the folder", 0.98)
+        _write(pupil.student, source, summary.config, output)
+    training.remove()
+    counts = len(examples.rows), len(held.rows), training.step, training.seconds
+    return Recovery(output, summary.task.name, *counts, *pupil.counted(), before, compressed, recovered)
+
+
+@dataclass(frozen=True)
+class _Pupil:
+    """A student held to zeros, or rounded, or smaller; `weights` are those of it that this changes."""
+
+    teacher: Any
+    student: Any
+    weights: Mapping[str, Any]
+    masks: Masks | None = None
+    rounding: Rounding | None = None
+
+    @staticmethod
+    def of(settings: Settings, model: Any, graph: Callable[[], Graph]) -> _Pupil:
+        if settings.layers is not None:
+            student = fewer(model, settings.layers)
+            return _Pupil(model, student, dict(student.named_parameters()))
+        teacher = copy.deepcopy(model)
+        if settings.prune is not None:
+            masks = Masks(prune_of(settings.prune), model, graph())
+            return _Pupil(teacher, model, masks.weights, masks=masks)
+        rounding = Rounding(str(settings.quant), model, graph())
+        return _Pupil(teacher, model, rounding.weights, rounding=rounding)
+
+    def around(self) -> AbstractContextManager[None]:
+        """Within it the student answers as its artifact will."""
+        return self.rounding.on() if self.rounding else nullcontext()
+
+    def measured(self, measure: Measure) -> Figures:
+        """The figures of the student as it is, compressed."""
+        if self.masks:
+            hold(self.masks.weights, self.masks.at())
+            for weight in self.masks.weights.values():
+                weight.data.add_(0.0)  # -0 becomes 0, as `prune` writes it
+        with self.around():
+            return measure(self.student)
+
+    def training(
+        self, settings: Settings, examples: Examples, alpha: float, plan: Plan, folder: Path
+    ) -> Training:
+        """From the weights that the model came with."""
+        if self.masks:
+            self.student.load_state_dict(self.teacher.state_dict())
+        _let_train(self.student)
+        how = alpha, settings.temperature, settings.hidden
+        loss = Distillation(self.student, self.teacher, examples, *how)
+        key = _key(settings, self.teacher, examples)
+        return Training(self.student, loss, examples.lengths, self.masks, self.around, plan, folder, key)
+
+    def counted(self) -> tuple[int, int]:
+        """Zeros among the weights that compression changes, and how many these are."""
+        weights = self.weights.values()
+        return sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+
+
+def _want_room(output: Path, folder: Path, resume: bool) -> None:
+    if os.path.lexists(output):
+        raise LlmcError("the output exists", at=str(output), hint="give another name, or remove it")
+    if not output.absolute().parent.is_dir():
+        raise LlmcError("the folder to write into does not exist", at=str(output.parent))
+    if resume and not (folder / FILE).is_file():
+        raise LlmcError(
+            "there is no checkpoint to go on from", at=str(folder / FILE), hint="leave --resume out"
+        )
+    if folder.exists() and not resume:
+        raise LlmcError(
+            "a checkpoint of an earlier training is there",
+            at=str(folder),
+            hint="--resume goes on from it; or remove it",
+        )
+
+
+@contextmanager
+def _loaded(path: Path) -> Iterator[tuple[Path, Summary, Any]]:
+    """The plain folder, what is in it, and its model in float32, on transformers' fastest attention."""
+    from llmc.compiler.frontends import forward
+    from llmc.compiler.frontends.implementations import set_way
+    from llmc.compiler.frontends.pretrained import build
+    from llmc.compiler.frontends.quiet import quiet
+
+    if not path.is_dir():
+        inspect(path)  # says what it is instead
+    with plain_folder.plain(plain_folder.origin(path)) as plain:
+        summary = inspect(plain.path)
+        if summary.task.name not in (CLASSIFYING, GENERATION, SCORING):
+            raise LlmcError(
+                f"recover knows no training for the task {summary.task.name}",
+                at=str(path),
+                hint="it trains text classifiers and causal language models",
+            )
+        with quiet():
+            model, _ = build(summary)
+            forward.in_one_piece(model)
+            set_way(model, "sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
+        yield plain.path, summary, model
+
+
+def _let_train(model: Any) -> None:
+    """All floats but the tables, which neither zeros nor levels of products are chosen of."""
+    import torch
+
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    for weight in model.parameters():
+        weight.requires_grad_(weight.is_floating_point() and id(weight) not in tables)
+
+
+def _plan(settings: Settings, examples: Examples, clock: Callable[[], float]) -> Plan:
+    batch = settings.batch or (8 if examples.scores == "tokens" else 32)
+    by_epochs = (settings.epochs or EPOCHS) * -(-len(examples.rows) // batch)
+    steps = settings.steps or by_epochs
+    if settings.epochs is not None:
+        steps = min(steps, by_epochs)
+    return Plan(steps, batch, settings.rate, settings.seed, settings.ramp, settings.budget, clock)
+
+
+def _alpha(alpha: float | None, examples: Examples, data: Path) -> float:
+    labelled = examples.labelled and examples.scores != "sigmoid"
+    if alpha is None:
+        return 0.5 if labelled else 1.0
+    if alpha < 1 and not labelled:
+        why = "labels that may hold together are not read" if examples.scores == "sigmoid" else None
+        raise LlmcError(
+            "there are no labels to learn from",
+            at=str(data),
+            found=why or f"--alpha {alpha:g}",
+            hint="leave --alpha out, or name their column: --label-column NAME",
+        )
+    return alpha
+
+
+def _key(settings: Settings, teacher: Any, examples: Examples) -> str:
+    """Of all that a training's result depends on, but the time it has."""
+    made = hashlib.blake2b(json.dumps(asdict(replace(settings, budget=None))).encode())
+    for name, value in teacher.state_dict().items():
+        made.update(name.encode())
+        made.update(value.numpy().tobytes())
+    for row in examples.rows:
+        made.update(repr(row).encode())
+    return made.hexdigest()
+
+
+# --- the folder
+
+
+def _as_it_was(config: Any, stated: Mapping[str, Any]) -> None:
+    """What was set to train, and is no part of the model."""
+    for name, default in (("use_cache", True), ("chunk_size_feed_forward", 0)):
+        if hasattr(config, name):
+            setattr(config, name, stated.get(name, default))
+
+
+def _write(model: Any, source: Path, stated: Mapping[str, Any], output: Path) -> None:
+    """The model and the other files of its folder, under a temporary name until all is there."""
+    from llmc.compiler.frontends.quiet import quiet
+
+    _as_it_was(model.config, stated)
+    part = output.parent / f".{output.name}.{secrets.token_hex(4)}.part"
+    try:
+        part.mkdir()
+        with quiet():
+            model.save_pretrained(part)
+        for file in sorted(source.iterdir()):
+            wanted = (
+                file.suffix in _FILES and file.name not in _LEFT_OUT and not overlay.is_weights(file.name)
+            )
+            if wanted and file.is_file() and not (part / file.name).exists():
+                shutil.copyfile(file, part / file.name)
+        part.rename(output)
+    except OSError as error:
+        raise LlmcError(f"cannot write the folder: {error.strerror or error}", at=str(output)) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

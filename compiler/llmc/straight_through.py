@@ -1,0 +1,151 @@
+"""Weights and activations rounded in training as `--quant` rounds them, gradients as if they were not.
+
+The straight-through estimator: Bengio, Leonard and Courville 2013, "Estimating or propagating gradients through
+stochastic neurons". Weights keep what rounding takes off, so many small steps move a level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from llmc.compiler.graph import Graph
+from llmc.compiler.pipeline import Pipeline
+from llmc.errors import LlmcError
+from llmc.masks import located
+from llmc.passes import PASSES
+from llmc.passes.compress.blockwise import Blockwise
+from llmc.passes.compress.rounding import levels_range
+from llmc.passes.compress.tables import tables
+from llmc.passes.compress.weights import Array, place, values
+from llmc.passes.quantise import QUANTISATIONS, Quantize
+from llmc.passes.quantise.quantize import SMALL_TABLE
+
+MODES = ("int8", "w4")
+_HALVES = (6.2e-5, 65504.0)  # scales of 4 bits are half precision within
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a weight is rounded: `block` columns of `bits` share a scale, of the weight or its transpose."""
+
+    bits: int
+    block: int
+    turned: bool
+
+    def rounded(self, weight: Any) -> Any:
+        """The weight as it is read from an artifact."""
+        from torch.nn.functional import pad
+
+        rows = weight.T if self.turned else weight
+        n, k = rows.shape
+        blocks = pad(rows, (0, -k % self.block)).reshape(n, -1, self.block)
+        low, high = levels_range(self.bits)
+        far = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))
+        steps = far.abs() / high if self.bits == 8 else _halves(far / low)
+        steps = steps.where(steps != 0, 1.0)
+        near = ((blocks / steps).round().clamp(low, high) * steps).reshape(n, -1)[:, :k]
+        return near.T if self.turned else near
+
+
+def _halves(scales: Any) -> Any:
+    size = scales[scales != 0].abs()
+    fits = not size.numel() or (float(size.min()) >= _HALVES[0] and float(size.max()) <= _HALVES[1])
+    return scales.half().float() if fits else scales
+
+
+class Rounding:
+    """A model that answers as its artifact of a `--quant` does, within `on`.
+
+    int8 rounds what products read as well, by token; attention is left in float.
+
+    Args:
+        mode: one of MODES.
+        model: a `torch.nn.Module`, with the values that `graph` was made of.
+        graph: of the same model, before it is quantised.
+
+    Raises:
+        LlmcError: nothing is rounded, or what is rounded is not the model's own.
+    """
+
+    def __init__(self, mode: str, model: Any, graph: Graph) -> None:
+        found = list(_of_blocks(graph) if mode == "w4" else _of_rows(graph))
+        if not found:
+            raise LlmcError(f"--quant {mode} changes nothing in this model")
+        parts = located([(array, at) for array, at, _, _ in found], model)
+        self.grids: Mapping[str, Grid] = {
+            part.name: Grid(bits, block, part.turned)
+            for each, (_, _, bits, block) in zip(parts, found, strict=True)
+            for part in each
+        }
+        self.weights = {name: p for name, p in model.named_parameters() if name in self.grids}
+        self._frozen: dict[str, Any] = {}
+        self._is_on = False
+        if mode == "int8":
+            self._watch(model)
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Within, weights are rounded, and gradients those of the rounded ones; afterwards they are as before."""
+        import torch
+
+        kept = {name: weight.data for name, weight in self.weights.items()}
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.data = self._rounded(name, weight)
+        self._is_on = True
+        try:
+            yield
+        finally:
+            self._is_on = False
+            for name, weight in self.weights.items():
+                weight.data = kept[name]
+
+    def _rounded(self, name: str, weight: Any) -> Any:
+        if weight.requires_grad:
+            return self.grids[name].rounded(weight.data).contiguous()
+        if name not in self._frozen:  # tables, which do not change
+            self._frozen[name] = self.grids[name].rounded(weight.data).contiguous()
+        return self._frozen[name]
+
+    def _watch(self, model: Any) -> None:
+        tables_of = {id(weight) for weight in self.weights.values()}
+        for module in model.modules():
+            weight = getattr(module, "weight", None)
+            if id(weight) in tables_of and type(module).__name__ != "Embedding":
+                module.register_forward_pre_hook(self._before)
+
+    def _before(self, module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (by_token(inputs[0]), *inputs[1:]) if self._is_on else inputs
+
+
+def by_token(x: Any) -> Any:
+    """x rounded to 8 bits, a scale for each token; its gradient is that of x."""
+    rows = x.detach()
+    scales = rows.abs().amax(-1, keepdim=True) / 127
+    scales = scales.where(scales > 1e-30, 1.0)
+    return x + ((rows / scales).round().clamp(-127, 127) * scales - rows)
+
+
+Found = tuple[Array, str, int, int]  # values, where they are, bits, block
+
+
+def _of_blocks(graph: Graph) -> Iterator[Found]:
+    change = Pipeline.parse(QUANTISATIONS["w4"], PASSES).steps[0].change
+    assert isinstance(change, Blockwise)
+    for weight, matrix in change.matrices(graph).items():
+        yield matrix.array, str(weight.source), matrix.bits, matrix.block
+
+
+def _of_rows(graph: Graph) -> Iterator[Found]:
+    seen = set()
+    chosen = [(node.inputs[1], place(node)) for node in Quantize().products(graph) if node.op == "linear"]
+    for weight, at in [*chosen, *((table, str(table.source)) for table in tables(graph))]:
+        array = values(weight)
+        if weight in seen or array is None or array.ndim != 2:
+            continue
+        seen.add(weight)
+        if array.nbytes > SMALL_TABLE or any(weight is own for own, _ in chosen):
+            yield array, at, 8, array.shape[1]

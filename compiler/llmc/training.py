@@ -1,0 +1,267 @@
+"""Short training of a model whose weights are held to masks: schedule, steps, checkpoints, interrupts."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmc.errors import LlmcError, first_line
+from llmc.masks import Masks, hold
+
+FILE = "state.pt"
+RAISES = 8  # steps in which masks grow to what they are to be
+_WARM, _SAVE_SECONDS = 0.05, 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, and how fast.
+
+    Args:
+        steps: at most.
+        batch: rows of a step.
+        rate: the learning rate's largest value; it rises over a twentieth and falls to 0, both linearly.
+        seed: of the order of the rows.
+        ramp: share of the training in which the masks grow; 0: they are whole from the start.
+        budget: seconds of training at most, by `clock`; None: no bound.
+    """
+
+    steps: int
+    batch: int
+    rate: float
+    seed: int
+    ramp: float
+    budget: float | None = None
+    clock: Callable[[], float] = field(default=time.monotonic, compare=False)
+
+
+Loss = Callable[[Sequence[int]], Any]  # rows -> the batch's mean loss, a tensor
+Tell = Callable[[str, float], None]
+
+
+@dataclass
+class Training:
+    """A training under way.
+
+    Args:
+        model: the student.
+        loss: of the rows of these numbers.
+        lengths: tokens of every row, to batch those of like length.
+        masks: None: all weights stay.
+        around: within it losses and gradients are those of rounded weights.
+        folder: where the checkpoint lies.
+        key: what the training is of; a checkpoint of another is refused.
+    """
+
+    model: Any
+    loss: Loss
+    lengths: Sequence[int]
+    masks: Masks | None
+    around: Callable[[], AbstractContextManager[None]]
+    plan: Plan
+    folder: Path
+    key: str
+    step: int = 0
+    raised: int = 0
+    seconds: float = 0.0
+    keep: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        import torch
+
+        self._epoch, self._order = -1, list[list[int]]()
+        self._told, self._text = -1.0, ""
+        self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            list(self.trained.values()), lr=self.plan.rate, betas=(0.9, 0.99), weight_decay=0.0
+        )
+
+    def run(self, tell: Tell, say: Callable[[str], None]) -> None:
+        """Train to the end.
+
+        Raises:
+            LlmcError: the loss is no finite number.
+            KeyboardInterrupt: it was interrupted; a checkpoint is left.
+        """
+        clock = self.plan.clock
+        start, saved = clock() - self.seconds, time.monotonic()
+        with stoppable() as asked:
+            while (done := self._done()) < 1:
+                loss = self._step(done)
+                self.seconds = clock() - start
+                self._tell(tell, loss)
+                if asked():
+                    self._save()
+                    say(
+                        f"recover: the checkpoint after step {self.step} is in {self.folder}; --resume goes on"
+                    )
+                    break
+                if time.monotonic() - saved > _SAVE_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
+            number = asked()
+        if number and done < 1:
+            signal.raise_signal(number)
+            raise KeyboardInterrupt
+        self._raise_masks(1.0)
+        if self.seconds > _SAVE_SECONDS:
+            self._save()  # what is yet to come, such as a full disk, costs no training
+
+    def _done(self) -> float:
+        """The share of the training that is over."""
+        by_time = self.seconds / self.plan.budget if self.plan.budget else 0.0
+        return min(1.0, max(self.step / self.plan.steps, by_time))
+
+    def _step(self, done: float) -> float:
+        from torch.nn.utils import clip_grad_norm_
+
+        self._raise_masks(done)
+        rate = self.plan.rate * min((done + 1 / self.plan.steps) / _WARM, 1.0, (1 - done) / (1 - _WARM))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        with self.around():
+            loss = self.loss(self._rows())
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                self.remove()
+                raise LlmcError(
+                    f"the loss is {value} in step {self.step + 1}",
+                    found=f"a learning rate of {rate:.2g}",
+                    hint="nothing was written; try a smaller --lr",
+                )
+            loss.backward()
+        for name, mask in self.keep.items():
+            self.trained[name].grad.mul_(mask)
+        clip_grad_norm_(list(self.trained.values()), 1.0)
+        self.optimizer.step()
+        hold(self.trained, self.keep)
+        self.step += 1
+        return value
+
+    def _raise_masks(self, done: float) -> None:
+        """The masks of this moment: sparsity grows by a cubic curve (Zhu and Gupta 2017), then the masks stay."""
+        if self.masks is None or self.raised == RAISES:
+            return
+        ramp = self.plan.ramp
+        wanted = RAISES if done >= ramp else 1 + int(done / ramp * RAISES)
+        if wanted > self.raised:
+            self.raised = min(wanted, RAISES)
+            self.keep = self.masks.at(1 - (1 - self.raised / RAISES) ** 3)
+            hold(self.trained, self.keep)
+
+    def _rows(self) -> Sequence[int]:
+        """The rows of this step: by seed and number alone, so that a resumed training sees what it would have seen."""
+        epoch, place = divmod(self.step, -(-len(self.lengths) // self.plan.batch))
+        if self._epoch != epoch:
+            self._epoch = epoch
+            self._order = order(self.lengths, self.plan.batch, self.plan.seed + epoch)
+        return self._order[place]
+
+    def _tell(self, tell: Tell, loss: float) -> None:
+        done = self._done()
+        tenth = int(done * 20) / 20
+        left = self.seconds / done * (1 - done) if done else 0.0
+        if tenth > self._told:
+            self._told, self._text = tenth, f"step {self.step}, loss {loss:.4f}, {left:.0f} s left"
+        tell(self._text, done)
+
+    # --- checkpoints
+
+    def _save(self) -> None:
+        import torch
+
+        part = self.folder / f".{FILE}.part"
+        state = {
+            "key": self.key,
+            "step": self.step,
+            "raised": self.raised,
+            "seconds": self.seconds,
+            "keep": dict(self.keep),
+            "weights": {name: p.detach() for name, p in self.trained.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save(state, part)
+            os.replace(part, self.folder / FILE)
+        except (OSError, RuntimeError) as error:  # RuntimeError: how torch says that a disk is full
+            problem = f"cannot write the checkpoint: {first_line(error)}"
+            raise LlmcError(problem, at=str(self.folder)) from None
+
+    def resume(self) -> None:
+        """Go on where the checkpoint was made.
+
+        Raises:
+            LlmcError: it is damaged, or of another training.
+        """
+        import torch
+
+        file = self.folder / FILE
+        try:
+            state = torch.load(file, weights_only=True)
+            own = state["key"] == self.key
+        except Exception as error:  # whatever torch makes of a damaged file
+            raise LlmcError(
+                f"the checkpoint cannot be read: {type(error).__name__}", at=str(file), hint="remove it"
+            ) from None
+        if not own:
+            raise LlmcError(
+                "the checkpoint is of another model, data or options",
+                at=str(file),
+                hint="repeat them as they were, or remove it",
+            )
+        self.step, self.raised, self.seconds = state["step"], state["raised"], state["seconds"]
+        self.keep = state["keep"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, weight in state["weights"].items():
+            self.trained[name].data.copy_(weight)
+
+    def remove(self) -> None:
+        """The checkpoint is of no use any more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def order(lengths: Sequence[int], batch: int, seed: int | None) -> list[list[int]]:
+    """Rows in batches of like length, so that little is padded; shuffled if there is a seed."""
+    rng = random.Random(seed)
+    rows = sorted(
+        range(len(lengths)), key=lambda row: lengths[row] // 4 + (0 if seed is None else rng.random())
+    )
+    groups = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+    if seed is not None:
+        rng.shuffle(groups)
+    return groups
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], int]]:
+    """The number of the signal that asked to end, 0 before; a second one ends at once."""
+    found = [0]
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: handler for n, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+
+    def note(number: int, frame: Any) -> None:
+        signal.signal(number, before[number])
+        found[0] = number
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: found[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
