@@ -15,7 +15,7 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVEL_PARTS, PASSES
 from llmc.passes.compress import shortcuts
-from llmc.passes.compress.prune import Prune
+from llmc.passes.compress.prune import Prune, warn_of_emptied
 from llmc.passes.compress.weights import Array, Product
 
 _BEFORE = (
@@ -69,6 +69,7 @@ class Masks:
         self._change, self._products = change, change.chosen(graph)
         if not self._products:
             raise LlmcError("--prune changes nothing in this model", at=str(change))
+        warn_of_emptied(self._products, change.masks(self._products))
         self._parts = list(located([(p.array, p.place) for p in self._products], model))
         names = {part.name for parts in self._parts for part in parts}
         self.weights = {name: p for name, p in model.named_parameters() if name in names}

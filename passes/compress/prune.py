@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,10 +14,11 @@ from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import make
 from llmc.compiler.ops.storage import packed_bytes
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, LlmcWarning
 from llmc.passes.compress.weights import Array, Product, left, products, replaced, share_of, stored
 
 DEFAULT = 0.3
+_NOTHING = 0.01  # of a product's weights
 _PATTERNS, _SCOPES = ("unstructured", "2:4"), ("global", "layer")
 
 
@@ -57,8 +60,9 @@ class Prune(Pass):
     def run(self, graph: Graph) -> Graph:
         """Choose the zeros, then the smaller way to store each weight."""
         chosen = self.chosen(graph)
-        pairs = zip(chosen, self.masks(chosen), strict=True)
-        made = {p.weight: stored_sparse(p, keep) for p, keep in pairs if not keep.all()}
+        masks = self.masks(chosen)
+        warn_of_emptied(chosen, masks)
+        made = {p.weight: stored_sparse(p, k) for p, k in zip(chosen, masks, strict=True) if not k.all()}
         tell_weights(graph, made, lambda weight: self._left(graph, weight))
         return replaced(graph, made)
 
@@ -93,6 +97,18 @@ class Prune(Pass):
         keep = _keep_largest(np.concatenate([np.abs(p.array).reshape(-1) for p in chosen]), share)
         ends = np.cumsum([p.array.size for p in chosen])[:-1]
         return [k.reshape(p.array.shape) for k, p in zip(np.split(keep, ends), chosen, strict=True)]
+
+
+def warn_of_emptied(chosen: Sequence[Product], masks: Sequence[Array]) -> None:
+    """Warn of products that keep next to nothing, as those of small weights do that are ranked with others."""
+    few = [
+        p.node.source.path or p.place for p, keep in zip(chosen, masks, strict=True) if keep.mean() < _NOTHING
+    ]
+    if few:
+        more = f" and {len(few) - 3} more" if len(few) > 3 else ""
+        told = f"prune keeps less than {_NOTHING:.0%} of the weights of {', '.join(few[:3])}{more}"
+        hint = f'scope="layer" ranks each product by itself, skip=["{few[0]}"] leaves one out'
+        warnings.warn(LlmcWarning(f"{told}; {hint}"), stacklevel=2)
 
 
 def _keep_largest(magnitudes: Array, share: float) -> Array:

@@ -17,7 +17,7 @@ from llmc.compiler.parse import parse_graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.text import weights_of
 from llmc.compiler.verify import verify
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, LlmcWarning
 from llmc.passes import LEVELS, PASSES
 from llmc.passes.compress.cluster import cluster
 from llmc.passes.compress.shortcuts import compression
@@ -144,6 +144,22 @@ def test_scope():
     assert shares["layer"] == pytest.approx([0.3, 0.3], abs=1e-3)
     assert sum(shares["global"]) == pytest.approx(0.6, abs=1e-3)
     assert shares["global"][1] > shares["global"][0] + 0.3
+
+
+def test_a_product_that_keeps_next_to_nothing_is_told():
+    x = input_("x", "f32", (symbol("batch"), 96))
+    outputs = {}
+    for name, size in (("pooler", 0.001), ("dense", 1)):
+        w = constant((size * RNG.normal(size=(64, 96))).astype(np.float32), name)
+        outputs[name] = make("linear", (x, w), Source(name))
+    graph = Graph((x,), outputs, {"batch": (1, 8)})
+    with pytest.warns(
+        LlmcWarning, match=r"less than 1% of the weights of pooler; scope=.layer. ranks"
+    ) as told:
+        run("prune{sparsity=0.5}", graph)
+    assert len(told) == 1
+    run('prune{sparsity=0.5,scope="layer"}', graph)  # a warning would be an error here
+    run('prune{sparsity=0.5,skip=["pooler"]}', graph)
 
 
 def test_two_of_four():
