@@ -76,8 +76,22 @@ def compensated(array: Array, products: Array, bits: int, block: int, damp: floa
             s[:] = _fitted(found, w, s, h, bits, block)
             found = _descended(found, w, s, h, bits, block)
         s[:] = _fitted(found, w, s, h, bits, block)
-        levels[i : i + piece] = found
+        levels[i : i + piece], s[:] = _better(found, s, w, h, bits, block)
     return _as_stored(levels, bits), _halves(scales) if bits == 4 else scales
+
+
+def _better(
+    levels: Array, scales: Array, array: Array, h: Array, bits: int, block: int
+) -> tuple[Array, Array]:
+    """Row by row what loses less: these, or levels to the nearest; one value beyond all others can make it those."""
+    plain = _largest(_in_blocks(array, block), bits).astype(np.float32)
+    rounded = _levels(array, plain, bits, block)
+    losses = []
+    for q, s in ((levels, scales), (rounded, plain)):
+        off = q * np.repeat(s, block, 1)[:, : array.shape[1]] - array
+        losses.append(((off @ h) * off).sum(1))
+    kept = (losses[0] <= losses[1])[:, None]
+    return np.where(kept, levels, rounded), np.where(kept, scales, plain)
 
 
 def _inverse_factor(h: Array, order: Array) -> Array:

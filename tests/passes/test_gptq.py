@@ -163,6 +163,20 @@ def test_products_keep_their_sums(bits: int) -> None:
     assert losses[1] < 0.5 * losses[0]
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_no_row_loses_more_than_to_the_nearest(bits: int) -> None:
+    for case in range(30):
+        w, x = matrix(12, 40), correlated(3 + case, 40)
+        w[:, case] *= 10.0 ** (case % 5)  # beside which the others are nothing, in its block
+        w[case % 12] = 0
+        h = (x.T @ x + 0.01 * np.diag(x.T @ x).mean() * np.eye(40)).astype(np.float64)
+        losses = []
+        for found in (nearest(w, bits, 8), compensated(w, x.T @ x, bits, 8, 0.01)):
+            off = (back(*found, bits, 8) - w).astype(np.float64)
+            losses.append(((off @ h) * off).sum(1))
+        assert (losses[1] <= losses[0] * 1.001 + 1e-9).all()
+
+
 def test_columns_that_nothing_is_known_of() -> None:
     w, x = matrix(8, 32), correlated(60, 32)
     x[:, [3, 20]] = 0
