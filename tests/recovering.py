@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from llmc.demo import model_folder
+from llmc.recover import Settings
 
 WORDS = (
     *("a", "the", "film", "story", "was", "is", "very", "good", "bad", "warm"),
     *("dull", "and", "but", "plot", "made", "me", "laugh", "cry", "again", "never"),
 )
+SETTINGS = Settings("0.5", steps=12, batch=8, max_seq=16)
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 
 
@@ -67,3 +70,8 @@ def texts(path: Path, count: int = 60) -> Path:
     """A text on each line."""
     path.write_text("\n".join(sentences(count)) + "\n")
     return path
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """Of what was written."""
+    return load_file(folder / "model.safetensors")

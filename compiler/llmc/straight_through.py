@@ -17,14 +17,13 @@ from llmc.errors import LlmcError
 from llmc.masks import located
 from llmc.passes import PASSES
 from llmc.passes.compress.blockwise import Blockwise
-from llmc.passes.compress.rounding import levels_range
+from llmc.passes.compress.rounding import HALVES, levels_range
 from llmc.passes.compress.tables import tables
 from llmc.passes.compress.weights import Array, place, values
 from llmc.passes.quantise import QUANTISATIONS, Quantize
 from llmc.passes.quantise.quantize import SMALL_TABLE
 
 MODES = ("int8", "w4")
-_HALVES = (6.2e-5, 65504.0)  # scales of 4 bits are half precision within
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Grid:
 
 def _halves(scales: Any) -> Any:
     size = scales[scales != 0].abs()
-    fits = not size.numel() or (float(size.min()) >= _HALVES[0] and float(size.max()) <= _HALVES[1])
+    fits = not size.numel() or (float(size.min()) >= HALVES[0] and float(size.max()) <= HALVES[1])
     return scales.half().float() if fits else scales
 
 

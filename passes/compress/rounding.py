@@ -15,7 +15,7 @@ import numpy as np
 from llmc.errors import LlmcError
 
 Array = np.ndarray[Any, Any]
-_HALVES = (6.2e-5, 65504.0)  # what half precision holds with all its digits
+HALVES = (6.2e-5, 65504.0)  # what half precision holds with all its digits
 _TOGETHER = 64  # columns whose errors reach the later ones in one product
 _PIECE = 1 << 22  # values that are worked on at a time
 _SWEEPS = 1  # of coordinate descent: another gains a hundredth of what is lost
@@ -212,7 +212,7 @@ def _candidates(blocks: Array, bits: int) -> Iterator[Array]:
 
 def _rounded_half(scales: Array) -> Array:
     """As half precision will hold them, where it does."""
-    small = (np.abs(scales) >= _HALVES[0]) & (np.abs(scales) <= _HALVES[1])
+    small = (np.abs(scales) >= HALVES[0]) & (np.abs(scales) <= HALVES[1])
     with np.errstate(over="ignore"):
         return np.asarray(np.where(small, scales.astype(np.float16).astype(np.float32), scales))
 
@@ -247,5 +247,5 @@ def _as_stored(levels: Array, bits: int) -> Array:
 def _halves(scales: Array) -> Array:
     """Scales in half precision, if that loses no more than digits."""
     size = np.abs(scales[scales != 0])
-    fits = not size.size or (size.min() >= _HALVES[0] and size.max() <= _HALVES[1])
+    fits = not size.size or (size.min() >= HALVES[0] and size.max() <= HALVES[1])
     return scales.astype(np.float16 if fits else np.float32)

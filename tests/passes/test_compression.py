@@ -20,7 +20,6 @@ from llmc.compiler.verify import verify
 from llmc.errors import LlmcError, LlmcWarning
 from llmc.passes import LEVELS, PASSES
 from llmc.passes.compress.cluster import cluster
-from llmc.passes.compress.shortcuts import compression
 from llmc.passes.compress.weights import values
 
 O3 = Pipeline.parse(LEVELS[3], PASSES)
@@ -361,36 +360,6 @@ def test_skip():
         assert run(f'{opening}{comma}skip=["layer.0.*"]}}', before) is before
     with pytest.raises(LlmcError, match="no product fits 'clasifier'"):
         run("prune{skip=[clasifier]}", before)
-
-
-# --- shortcuts
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({}, ""),
-        ({"prune": ["0.3"]}, "prune{sparsity=0.3}"),
-        ({"prune": ["2:4"]}, 'prune{pattern="2:4"}'),
-        ({"prune": ["scope=layer,sparsity=0.2"]}, "prune{scope=layer,sparsity=0.2}"),
-        ({"share": "16"}, "share{clusters=16}"),
-        ({"factorize": "energy=0.9"}, "factorize{energy=0.9}"),
-        (
-            {"prune": ["0.3", "heads:0.25", "neurons:.5"], "share": "256", "factorize": "64"},
-            "prune-heads{fraction=0.25},prune-neurons{fraction=.5},factorize{rank=64},prune{sparsity=0.3},share{clusters=256}",
-        ),
-    ],
-)
-def test_shortcuts(options, text):
-    assert compression(**options) == text
-    parsed = Pipeline.parse(text, PASSES)
-    assert str(Pipeline.parse(str(parsed), PASSES)) == str(parsed)
-
-
-@pytest.mark.parametrize("options", [{"prune": ["a lot"]}, {"share": "many"}, {"factorize": "-1"}])
-def test_shortcuts_refused(options):
-    with pytest.raises(LlmcError, match="is not understood"):
-        compression(**options)
 
 
 def test_skip_is_not_matched_by_a_bias_that_modules_share():

@@ -1,0 +1,37 @@
+"""What `--prune 0.3`, `--share 16` and `--factorize 64` mean as passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmc.compiler.pipeline import Pipeline
+from llmc.errors import LlmcError
+from llmc.passes import PASSES
+from llmc.passes.compress.shortcuts import compression
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, ""),
+        ({"prune": ["0.3"]}, "prune{sparsity=0.3}"),
+        ({"prune": ["2:4"]}, 'prune{pattern="2:4"}'),
+        ({"prune": ["scope=layer,sparsity=0.2"]}, "prune{scope=layer,sparsity=0.2}"),
+        ({"share": "16"}, "share{clusters=16}"),
+        ({"factorize": "energy=0.9"}, "factorize{energy=0.9}"),
+        (
+            {"prune": ["0.3", "heads:0.25", "neurons:.5"], "share": "256", "factorize": "64"},
+            "prune-heads{fraction=0.25},prune-neurons{fraction=.5},factorize{rank=64},prune{sparsity=0.3},share{clusters=256}",
+        ),
+    ],
+)
+def test_shortcuts(options, text):
+    assert compression(**options) == text
+    parsed = Pipeline.parse(text, PASSES)
+    assert str(Pipeline.parse(str(parsed), PASSES)) == str(parsed)
+
+
+@pytest.mark.parametrize("options", [{"prune": ["a lot"]}, {"share": "many"}, {"factorize": "-1"}])
+def test_shortcuts_refused(options):
+    with pytest.raises(LlmcError, match="is not understood"):
+        compression(**options)
