@@ -13,6 +13,7 @@ from recovering import SETTINGS, weights
 
 from llmc.errors import LlmcError
 from llmc.fewer_layers import fewer
+from llmc.masks import graph_of
 from llmc.recover import recover
 
 
