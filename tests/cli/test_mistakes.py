@@ -71,6 +71,14 @@ def test_a_bug_says_how_to_report_it(cli, raising, monkeypatch):
     assert "Traceback" not in result.err
 
 
+def test_memory_that_there_is_not_is_no_bug(cli, raising):
+    """A file may declare an input of 2^31 numbers."""
+    raising(MemoryError("Unable to allocate 16.0 GiB for an array with shape (2147483647,)"))
+    result = cli("targets")
+    assert result.code == 1
+    assert result.err.startswith("error: there is not enough memory\n  found: Unable to allocate 16.0 GiB")
+
+
 def test_a_bug_shows_its_traceback_on_request(cli, raising, monkeypatch):
     monkeypatch.setenv("LLMC_DEBUG", "1")
     raising(ZeroDivisionError("division by zero"))

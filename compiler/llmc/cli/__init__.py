@@ -118,6 +118,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 1
     except OSError as error:
         return _os_error(error)
+    except MemoryError as error:
+        hint = "a model that declares such sizes needs so much; --dim and --max-batch bound those that are dynamic"
+        show_error(LlmcError("there is not enough memory", found=str(error)[:300] or None, hint=hint))
+        return 1
     except Exception as error:
         return _internal_error(error)
 
