@@ -24,7 +24,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 LENGTH, BATCH = 128, 4  # tokens of a text, texts of a step
-STEPS, RATE, WARM = 200, 5e-4, 20  # of AdamW; steps to reach the rate, which falls in a line to 0 from then on
+STEPS, RATE, WARM = (
+    200,
+    5e-4,
+    20,
+)  # of AdamW; steps to reach the rate, which falls in a line to 0 from then on
 TESTED, SHORTEST = 10, 2000  # articles held back; characters of one that counts
 CALIBRATION = 160_000  # characters, some 32,000 tokens
 

@@ -22,7 +22,7 @@ from llmc.passes.fuse.cells import ExpandCells
 from llmc.passes.fuse.qkv import Qkv
 from llmc.passes.layout.channels_last import ChannelsLast
 from llmc.passes.layout.winograd import Winograd
-from llmc.passes.quantise import Qfuse, Quantize
+from llmc.passes.quantise import Qfuse, Quantize, Smooth
 from llmc.passes.quantise.int8_attention import Qattention
 from llmc.passes.quantise.int16 import Int16
 from llmc.passes.quantise.integers import Integers
@@ -63,6 +63,7 @@ _COMPRESSION: tuple[type[Pass], ...] = (
     Spare,
 )
 _QUANTISATION: tuple[type[Pass], ...] = (
+    Smooth,
     Quantize,
     Qfuse,
     Qattention,
