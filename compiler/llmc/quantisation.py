@@ -138,7 +138,13 @@ class Quantisation:
         tables = change.table_block if self.group is None else 0
         if self.calib is None:
             return replace(change, block=block, table_block=tables)
-        return Gptq(bits=change.bits, block=block, table_block=tables, head_bits=change.head_bits)
+        return Gptq(
+            bits=change.bits,
+            block=block,
+            table_block=tables,
+            head_bits=change.head_bits,
+            frequent=change.frequent,
+        )
 
     def smoothing(self, graph: Graph) -> Pipeline:
         """What of int8-static comes before calibration: norms without columns that are far larger than others."""
