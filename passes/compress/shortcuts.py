@@ -9,7 +9,7 @@ from llmc.errors import LlmcError
 
 _NUMBER = r"\d*\.?\d+"
 _FORMS = {
-    "prune": '0.3, 2:4, heads:0.25, neurons:0.25, or options such as sparsity=0.3,scope="layer"',
+    "prune": '0.3, 4x1:0.8, 2:4, heads:0.25, neurons:0.25, or options such as sparsity=0.3,scope="layer"',
     "share": "16, 256, or options such as clusters=16,tables=false",
     "factorize": "a rank such as 64, energy=0.9, or other options of the pass",
 }
@@ -37,8 +37,11 @@ def joined(*texts: str) -> str:
 
 
 def _prune(text: str) -> str:
-    if text.strip() == "2:4":
-        return 'prune{pattern="2:4"}'
+    if re.fullmatch(r"\d+:\d+", text.strip()):
+        return f'prune{{pattern="{text.strip()}"}}'
+    if found := re.fullmatch(rf"(\d+x\d+)(?::({_NUMBER}))?", text.strip()):
+        share = f",sparsity={found[2]}" if found[2] else ""
+        return f'prune{{pattern="{found[1]}"{share}}}'
     if found := re.fullmatch(rf"(heads|neurons):({_NUMBER})", text.strip()):
         return f"prune-{found[1]}{{fraction={found[2]}}}"
     return _plain("prune", "sparsity", _NUMBER, text)
