@@ -105,13 +105,25 @@ class Smooth(Pass):
         """Why a norm stays as it is; empty if it can be changed."""
         if any(fnmatchcase(norm.source.path, pattern) for pattern in self.skip):
             return "named by skip"
-        if any(weight(own) is None or own.dtype != "f32" for own in norm.inputs[-NORMS[norm.op] :]):
+        own = _own(norm)
+        if not own:
+            return "without a weight"
+        if any(weight(part) is None or part.dtype != "f32" for part in own):
             return "whose weight is computed"
         products = _products(graph, norm)
         if not products:
             return "that no product with a weight of floats reads"
-        own = all(r in products for product in products for r in graph.users[product.inputs[1]])
-        return "" if own else "whose products share weights with others"
+        alone = all(r in products for product in products for r in graph.users[product.inputs[1]])
+        return "" if alone else "whose products share weights with others"
+
+
+def _own(norm: Node) -> tuple[Node, ...]:
+    """Weight and bias, those that there are, if there is a weight."""
+    a = norm.attributes
+    if not a.get("has_weight", True):
+        return ()
+    biased = norm.op != "rms_norm" and a.get("has_bias", True)
+    return norm.inputs[-2 if biased else -1 :]
 
 
 def _products(graph: Graph, norm: Node) -> list[Node]:
@@ -172,15 +184,14 @@ def _folded(graph: Graph, chosen: Mapping[Node, Factors]) -> Graph:
     def change(before: Node, node: Node) -> Node:
         if before in chosen:
             factors = _factors(before, chosen[before])
-            own = NORMS[before.op]
-            parts = tuple(_scaled(part, 1 / factors, "smooth") for part in node.inputs[-own:])
-            norm = make(node.op, (*node.inputs[:-own], *parts), node.source, **node.attributes)
+            parts = tuple(_scaled(part, 1 / factors) for part in _own(node))
+            norm = node.with_inputs((*node.inputs[: -len(parts)], *parts))
             return make("mul", (norm, constant(factors, source=node.source)), node.source)
         if before not in products:
             return node
         norm, w = products[before], before.inputs[1]
         if (norm, w) not in made:
-            made[norm, w] = _scaled(w, _factors(norm, chosen[norm]), "smooth")
+            made[norm, w] = _scaled(w, _factors(norm, chosen[norm]))
         x, _, *extras = node.inputs
         return make("linear", (x.inputs[0], made[norm, w], *extras), node.source, **node.attributes)
 
@@ -194,10 +205,10 @@ def _factors(norm: Node, exponents: Factors) -> Array:
     return factors
 
 
-def _scaled(node: Node, factors: Array, suffix: str) -> Node:
+def _scaled(node: Node, factors: Array) -> Node:
     value = node.attributes["value"]
     return constant(
-        Weight(value.array * factors.astype(np.float32), f"{value.name}.{suffix}"), source=node.source
+        Weight(value.array * factors.astype(np.float32), f"{value.name}.smooth"), source=node.source
     )
 
 

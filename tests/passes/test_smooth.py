@@ -168,3 +168,19 @@ def test_columns_are_merged_from_parts() -> None:
     assert first.rows == whole.rows == 6
     np.testing.assert_allclose(first.squares, whole.squares)
     np.testing.assert_array_equal(first.top, whole.top)
+
+
+def test_norms_without_bias_or_weight() -> None:
+    def of(*own: Node, **flags: bool) -> Graph:
+        x = input_("x", "f32", (B, WIDTH))
+        y = make("layer_norm", (x, *own), Source("norm"), eps=1e-5, **flags)
+        a = make("linear", (y, weights(3, 32, WIDTH)), Source("a"), epilogue=())
+        return Graph((x,), {"a": a, "y": y}, {"batch": (1, 8)})
+
+    graph = of(gains(), has_bias=False)
+    after, (factors,) = smoothed(graph)
+    assert factors
+    (sample, *_) = samples(graph)
+    for name, expected in run(graph, sample).items():
+        np.testing.assert_array_equal(run(after, sample)[name], expected)
+    assert not Smooth().norms(of(has_weight=False, has_bias=False))
