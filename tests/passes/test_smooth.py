@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from llmc.compiler.dims import symbol
 from llmc.compiler.effects import listening
+from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.given import Given, giving
 from llmc.compiler.graph import Graph, Node, Source, Weight
 from llmc.compiler.interpret import run
@@ -18,8 +21,11 @@ from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.verify import verify
 from llmc.errors import LlmcError
+from llmc.optimise import optimise
+from llmc.options import Options, Order
 from llmc.passes import PASSES
 from llmc.passes.quantise import Smooth
+from llmc.report import Stages
 
 B = symbol("batch")
 WIDTH, LARGE = 24, {5: 40.0, 11: 9.0}
@@ -184,3 +190,31 @@ def test_norms_without_bias_or_weight() -> None:
     for name, expected in run(graph, sample).items():
         np.testing.assert_array_equal(run(after, sample)[name], expected)
     assert not Smooth().norms(of(has_weight=False, has_bias=False))
+
+
+def test_int8_static_has_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors and scales are in the pipeline's text; a few rows beyond all others cost the product its one scale."""
+
+    @contextmanager
+    def interpreted(watched: Graph, compile_graph: Callable[..., Any]) -> Iterator[Any]:
+        yield lambda sample: list(run(watched, sample).values())
+
+    for module in ("llmc.quantisation", "llmc.optimise"):
+        monkeypatch.setattr(f"{module}.observer", interpreted)
+    x = np.random.default_rng(9).normal(size=(64, WIDTH)).astype(np.float32)
+    x[::16] *= 300
+    np.savez(tmp_path / "x.npz", x=x)
+    graph = block()
+    first = make("linear", (graph.inputs[0], weights(8, 16, WIDTH)), Source("first"), epilogue=())
+    graph = Graph(graph.inputs, {**graph.outputs, "first": first}, graph.dims)
+    options = {"target": "x86-avx512", "level": 0, "quant": "int8-static", "calib": tmp_path / "x.npz"}
+    order = Order("m.llmc", None, Options(**options, calib_method="entropy"))
+    imported = Imported(graph, "m", "graph", "", "", (), None, None)
+    done = optimise(imported, order, Stages(None), lambda *a, **b: pytest.fail("no native code is needed"))
+    assert done.pipeline.startswith('smooth{factors=["5:')
+    told = {effect["of"]: (effect["changed"], effect["left"]) for effect in done.effects}
+    assert told["norms"] == (1, {})
+    assert told["inputs of products with one range"][1] == {"by token, as one would lose too much": 1}
+    assert done.effects[0]["pass"] == "smooth"
+    again, _ = Pipeline.parse(done.pipeline, PASSES).run(graph)
+    assert [str(again)] == [str(after) for after in done.module.functions.values()]
