@@ -43,6 +43,7 @@ from llmc.tokens import encoder_of, longest_of
 
 CompileGraph = Callable[..., Any]  # as llmc.driver.compile_graph
 ATTENTIONS = ("int8", "float")
+DEFAULT_METHOD = "percentile"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Quantisation:
 
     mode: str = "none"
     calib: str | Path | None = None
-    method: str = "percentile"
+    method: str = DEFAULT_METHOD
     attention: str = "int8"
     wanted: bool = False
     group: int | None = None
@@ -75,6 +76,13 @@ class Quantisation:
         if self.method not in METHODS:
             hint = near(self.method, METHODS)
             raise LlmcError(f"unknown calibration method {self.method!r}", at="--calib-method", hint=hint)
+        if self.method != DEFAULT_METHOD and not self.static:
+            raise LlmcError(
+                f"ranges are chosen for {STATIC} only",
+                at=f"--calib-method {self.method}",
+                found=f"--quant {self.mode}",
+                hint="leave it out",
+            )
         if self.calib is None and (self.static or self.wanted):
             who = STATIC if self.static else "a pass of the pipeline"
             hint = "--calib FILE with samples like those to come, or --calib auto for general text"
