@@ -141,11 +141,15 @@ class Blockwise(Pass):
         finer = {made[table]: book for table in made if (book := self._finer(graph, table, made[table]))}
         return rebuild(graph, changes(graph, made, finer))
 
+    def finer_rows(self, graph: Graph, table: Node, bits: int) -> int:
+        """How many rows of a table have another 4 bits for what the first leave."""
+        looked_up = all(user.op in ("embedding", "embed_norm") for user in graph.users[table])
+        return int(self.frequent * int(table.shape[0])) if looked_up and bits == 4 else 0
+
     def _finer(self, graph: Graph, table: Node, book: Node) -> Node | None:
         """What the first rows of a table lack, rounded, and a row of zeros; None if they have enough."""
-        rows = int(self.frequent * int(table.shape[0]))
-        looked_up = all(user.op in ("embedding", "embed_norm") for user in graph.users[table])
-        if not rows or not looked_up or book.attributes["bits"] == 8:
+        rows = self.finer_rows(graph, table, book.attributes["bits"])
+        if not rows:
             return None
         array = table.attributes["value"].array[:rows]
         levels, scales = (part.attributes["value"].array[:rows] for part in book.inputs)
