@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -62,7 +62,23 @@ class Only(Pass):
         _tell_of(heard, {id(weight.attributes["value"]) for weight in views if weight.op == "constant"})
         if after is shown:
             return graph
-        return replaced(after, {view: weight for weight, view in views.items()})
+        return _joined(graph, replaced(after, {view: weight for weight, view in views.items()}))
+
+
+def _joined(before: Graph, after: Graph) -> Graph:
+    """`after` with the nodes of `before` where nothing is another: who holds values by node need not make them anew."""
+    known = {_key(node, node.inputs): node for node in before.nodes}
+    done: dict[Node, Node] = {}
+    for node in after.nodes:
+        inputs = tuple(done[i] for i in node.inputs)
+        same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
+        done[node] = known.get(_key(node, inputs)) or (node if same else node.with_inputs(inputs))
+    return after.exchanged(done.__getitem__)
+
+
+def _key(node: Node, inputs: tuple[Node, ...]) -> Hashable:
+    """By identity of constants, whose values are not to be compared."""
+    return node if node.op == "constant" else (node.op, inputs, node.source, frozenset(node.attributes.items()))
 
 
 def _tell_of(heard: Iterable[Effect], hidden: Collection[int]) -> None:

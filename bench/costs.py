@@ -1,0 +1,147 @@
+"""Measure what kernels take, for `compiler/llmc/costs.json`, and say how near the model of them comes.
+
+    python bench/costs.py                  measures, prints the errors, writes nothing
+    python bench/costs.py --write          and writes costs.json; figures of other instruction sets stay
+
+One thread. Encoders of three widths with random weights, every candidate of `llmc compile --max-drop` on all layers,
+each kernel's time the least of several profiles, at 1, 16, 64 and 128 tokens and 4 x 128. Half of the shapes give the figures, by least
+squares of the relative error with no figure below 0; the errors that are told are of the other half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+
+import llmc
+from llmc.candidates import CANDIDATES, FLOAT, candidates, layers, pipeline_of
+from llmc.compiler.module import Module
+from llmc.costs import FILE, OTHERS, features, kind_of
+from llmc.kernels import Kernels
+from llmc.options import Order
+
+SHAPES = ((1, 1), (1, 16), (1, 64), (1, 128), (4, 128))
+WIDTHS = (128, 384, 768)
+PROFILES = 6
+
+
+def folder_of(width: int, place: Path) -> Path:
+    """An encoder of two layers, saved by transformers."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(width)
+    config = BertConfig(
+        vocab_size=1000,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=2,
+        num_attention_heads=width // 64,
+    )
+    folder = place / f"bert-{width}"
+    BertForSequenceClassification(config).eval().save_pretrained(folder)
+    return folder
+
+
+Sample = tuple[str, tuple[float, ...], float, tuple[int, int]]
+
+
+def measured(folder: Path, place: Path, variants: list[str], tries: int) -> Iterator[tuple[str, Sample]]:
+    """Instruction set, and of each kernel call its kind, features and least time."""
+    from llmc import kept_imports
+    from llmc.driver import compile_graph
+    from llmc.optimise import before_quantising
+
+    imported = kept_imports.load(folder)
+    order = Order("x", None, {"target": "x86", "padding": "zero"})
+    graphs, finished = before_quantising(imported, order, compile_graph)
+    graph = next(iter(graphs.values()))
+    every = layers(graph)
+    names = dict.fromkeys(c.name for c in CANDIDATES)
+    for number, name in enumerate((FLOAT, *names)):
+        own = {layer: c for c in candidates(order.backend) for layer in every if c.name == name and c.kind == layer.kind}
+        changed = finished(pipeline_of(own, every).run(graph)[0])
+        artifact = place / f"{folder.name}-{number}.llmc"
+        llmc.compile_graph(changed, artifact, target="x86", only_passes="")
+        calls = Kernels.of(Module.of(changed), order.target).every
+        for variant in variants:
+            with llmc.load(artifact, threads=1) as chosen:
+                known = [v.name for v in chosen.manifest.variants]
+            if variant not in known:
+                continue
+            with llmc.load(artifact, threads=1, variant=variant) as model:
+                for batch, seq in SHAPES:
+                    profiles = [
+                        model.benchmark(batch=batch, seq=seq, duration=0.1, profile=True).steps for _ in range(tries)
+                    ]
+                    for at, call in enumerate(calls):
+                        least = min(steps[at].seconds for steps in profiles)
+                        sizes = {"batch": batch, "seq": seq}
+                        yield variant, (kind_of(call), features(call, sizes), least, (batch, seq))
+        print(f"{folder.name} {name}: {len(calls)} calls", flush=True)
+
+
+def fitted(samples: list[Sample]) -> list[float]:
+    """Figures of least squares of the relative error."""
+    rows = np.array([f for _, f, _, _ in samples])
+    times = np.array([t for _, _, t, _ in samples])
+    scale = np.maximum(rows.max(0), 1.0)
+    found, _ = nnls(rows / scale / times[:, None], np.ones(len(times)))
+    return [float(f"{value:.4g}") for value in found / scale]
+
+
+def error(figures: list[float], samples: list[Sample]) -> np.ndarray:
+    """Relative, of each."""
+    return np.array([np.dot(figures, f) / t - 1 for _, f, t, _ in samples])
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--variants", nargs="+", default=["avx2", "avx512", "avx512vnni"])
+    parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS))
+    parser.add_argument("--tries", type=int, default=PROFILES)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+    with tempfile.TemporaryDirectory(prefix="llmc-costs-") as scratch:
+        for width in options.widths:
+            place = Path(scratch)
+            for variant, sample in measured(folder_of(width, place), place, options.variants, options.tries):
+                found[variant][sample[0]].append(sample)
+    kept: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"seconds": {}}
+    for variant, kinds in found.items():
+        kept["seconds"][variant] = table(variant, kinds)
+    if options.write:
+        FILE.write_text(json.dumps(kept, indent=1) + "\n")
+    return 0
+
+
+def table(variant: str, kinds: Mapping[str, list[Sample]]) -> dict[str, list[float]]:
+    """Figures of each kind, and their errors on shapes that they were not made from."""
+    made = {}
+    print(f"\n{variant}\n| kind | calls | median error | 90 % of errors below |\n|---|---|---|---|")
+    everything, parts = [], []
+    for kind, samples in sorted(kinds.items()):
+        half = fitted(samples[::2])
+        errors = np.abs(error(half, samples[1::2] or samples))
+        parts.append((sum(t for _, _, t, _ in samples), errors))
+        print(f"| {kind} | {len(samples)} | {np.median(errors):.0%} | {np.quantile(errors, 0.9):.0%} |")
+        made[kind] = fitted(samples)
+        everything += samples
+    made[OTHERS] = fitted(everything)
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

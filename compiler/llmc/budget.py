@@ -1,0 +1,568 @@
+"""`llmc compile --max-drop 0.5% --max-size 30MB --max-latency 5ms`: what to do with each layer, chosen together.
+
+What each layer loses by each candidate is measured once, alone; what it weighs and takes is known. Losses of layers
+nearly add, so a joint choice is a linear programme. It is tried on rows that it was not measured on, compiled, and held
+to the bounds on rows that no choice has seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmc import driver, kept_imports
+from llmc.candidates import FLOAT, Candidate, Layer, candidates, layers, pipeline_of
+from llmc.choosing import Limits, Option, Point, Table, why_float
+from llmc.compiler import artifact
+from llmc.compiler.graph import Graph
+from llmc.costs import Cost, Costs, variant_of
+from llmc.errors import LlmcError, extras_named
+from llmc.optimise import before_quantising
+from llmc.options import Order
+from llmc.report import CompileReport
+from llmc.sensitivity import Columns, Evaluator, Loss, Measure, Rows, measure_of, read_data
+from llmc.targets import store
+
+MEASURED = 48  # rows that sensitivities are measured on, at most; a quarter of the data
+ROWS = 4096  # of the data that are read, at most
+_SHARE = 0.6  # of the time budget, for measuring
+_TRIES = 4  # compiles, until the bounds hold
+_CODE = 500_000  # bytes of an artifact that are not weights, until one is compiled
+_IMPORT = ("task", "max_batch", "max_seq", "base", "adapter", "dims", "fixed")
+_ALONE = ("quant", "prune", "share", "factorize", "only_passes", "matmul", "state_dtype", "group", "tune")
+MINIMISE = ("size", "latency", "both")
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an artifact may lose, weigh and take; None: anything.
+
+    Args:
+        max_drop: a share: of accuracy where the data has labels, else see `sensitivity.Measure`.
+        max_size: bytes of the whole artifact.
+        max_latency: seconds of one run on one thread, of `batch` and `seq`.
+        minimise: "size", "latency" or "both" alike; None: what has no bound of the two. Without `max_drop` it is the
+            divergence that becomes least.
+        time: seconds after which the best that was found is taken.
+        best_effort: whether the best found is written where the bounds cannot be met.
+        rows: of the data, at most.
+    """
+
+    max_drop: float | None = None
+    max_size: float | None = None
+    max_latency: float | None = None
+    minimise: str | None = None
+    time: float = 300.0
+    best_effort: bool = False
+    rows: int = ROWS
+    batch: int = 1
+    seq: int = 128
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "--max-drop": self.max_drop,
+            "--max-size": self.max_size,
+            "--max-latency": self.max_latency,
+        }
+        if all(bound is None for bound in bounds.values()):
+            raise LlmcError("a budget has a bound", hint=f"give {', '.join(bounds)}")
+        for name, bound in bounds.items():
+            if bound is not None and not 0 <= bound < math.inf:
+                raise LlmcError(f"{name} is {bound:g}", hint="give a number from 0 on")
+        if self.minimise not in (None, *MINIMISE):
+            raise LlmcError(f"no {self.minimise!r} to minimise", hint=f"use {', '.join(MINIMISE)}")
+
+    @property
+    def aim(self) -> Mapping[str, float]:
+        """Weights of bytes and seconds in what is minimised."""
+        bounded = self.max_size is not None, self.max_latency is not None
+        asked = self.minimise or {(True, False): "latency", (False, True): "size"}.get(bounded, "both")
+        return {
+            "size": {"bytes": 1.0, "seconds": 1e-3},
+            "latency": {"seconds": 1.0, "bytes": 1e-3},
+            "both": {"bytes": 1.0, "seconds": 1.0},
+        }[asked]
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What became of a layer; divergence, bytes and seconds beside those of the float layer."""
+
+    layer: str
+    choice: str
+    divergence: float
+    bytes: int
+    seconds: float
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A point of the front, as foretold; `loss` is there of those that were tried."""
+
+    divergence: float
+    bytes: int
+    seconds: float
+    counts: Mapping[str, int]
+    loss: Loss | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class BudgetReport:
+    """What was chosen, and how it holds.
+
+    Args:
+        compiled: of the artifact that was written.
+        measure, measured: what the bound on losses is of, in words; rows of each part of the data.
+        held: the loss on rows that no choice has seen, by native code if `native`.
+        size, seconds: of the artifact, and as the cost model tells it; `float_size` and `float_seconds` of the float model.
+        tries: how many choices were held to the bounds.
+        unmet: bounds that do not hold.
+        skipped: measurements that there was no time for.
+        text: the passes, for `--add-pass TEXT@quantise`.
+    """
+
+    compiled: CompileReport | None
+    measure: str
+    rows: Mapping[str, int]
+    held: Loss
+    native: bool
+    size: int
+    seconds: float
+    float_size: int
+    float_seconds: float
+    variant: str
+    layers: Sequence[LayerChoice]
+    front: Sequence[FrontPoint]
+    tries: int
+    skipped: int
+    spent: float
+    text: str
+    unmet: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        compiled = None if self.compiled is None else self.compiled.to_dict()
+        return {**asdict(replace(self, compiled=None)), "compiled": compiled}
+
+
+@extras_named()
+def compile_within(
+    model: str | Path,
+    output: str | Path,
+    data: str | Path,
+    budget: Budget,
+    *,
+    columns: Columns | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    **options: Any,
+) -> BudgetReport:
+    """Compile a model into an artifact within bounds.
+
+    Args:
+        data: texts or files like those to come, with labels or without; `columns` names those of a table. What is
+            measured, chosen by and held back are different rows of it.
+        clock: what the time budget is measured by.
+        options: as `llmc.compile` has them, but for those that compress. `calib` has samples to round weights by.
+
+    Raises:
+        LlmcError: the data, the model or an option is of no use, or no choice meets the bounds; the best that was
+            found is told, and nothing is written.
+    """
+    import scipy.optimize  # noqa: F401  # told of before any work
+
+    _want_free(options)
+    with artifact.new_folder(Path(output)) as folder:
+        search = _Search(Path(model), folder, Path(data), columns or Columns(), budget, clock, options)
+        report = search.run()
+        if report.unmet and not budget.best_effort:
+            raise _unmet(report)
+        shutil.copytree(search.made, folder, dirs_exist_ok=True)
+        shutil.rmtree(search.scratch)
+    compiled = report.compiled and replace(report.compiled, path=Path(output))
+    return replace(report, compiled=compiled)
+
+
+def _want_free(options: Mapping[str, Any]) -> None:
+    """Refuse options that choose what the budget is to choose."""
+    defaults = {"quant": "none", "matmul": "fma", "state_dtype": "fp32"}
+    used = [n for n in _ALONE if options.get(n) not in (None, (), [], False, defaults.get(n))]
+    if used:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in used)
+        raise LlmcError("a budget chooses what is compressed", at=names, hint="leave it out, or the bounds")
+
+
+def _unmet(report: BudgetReport) -> LlmcError:
+    found = f"{report.size / 1e6:.2f} MB, {report.seconds * 1e3:.3g} ms, {loss_text(report.held)}"
+    hint = "--best-effort writes it all the same; a wider bound, more data or a longer --time-budget may help"
+    return LlmcError(
+        "the budget cannot be met", at="; ".join(report.unmet), found=f"at best {found}", hint=hint
+    )
+
+
+def loss_text(loss: Loss) -> str:
+    """A loss as a percentage with its interval."""
+    return f"{100 * loss.mean:.2f} +- {100 * loss.half:.2f} % lost on {loss.rows} rows held back"
+
+
+class _Search:
+    """One search, from data to an artifact."""
+
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        data: Path,
+        columns: Columns,
+        budget: Budget,
+        clock: Callable[[], float],
+        options: dict[str, Any],
+    ) -> None:
+        self.model, self.budget, self.clock, self.options = model, budget, clock, options
+        self.scratch, self.begun = folder / "scratch", clock()
+        self.progress: Progress = options.pop("progress", None) or (lambda stage, done: None)
+        self.say: Callable[[str], None] = options.get("say", lambda line: None)
+        self.data, self.columns = data, columns
+        self.made = self.scratch
+        self.tried: dict[int, Loss] = {}
+        self.skipped = 0
+        self.middle: Evaluator | None = None  # on the rows that are chosen by
+        self.last: Evaluator | None = None  # on those held back
+
+    def run(self) -> BudgetReport:
+        self.progress("import the model", 0.01)
+        self._import()
+        self.progress("read the data", 0.04)
+        self._read()
+        table = self._measured()
+        self.table = table
+        return self._within(table)
+
+    # --- what there is
+
+    def _import(self) -> None:
+        if not self.data.exists():
+            hint = "--data FILE, of texts like those to come"
+            raise LlmcError("there is no such data", at=str(self.data), hint=hint)
+        given = {name: self.options[name] for name in _IMPORT if self.options.get(name) is not None}
+        unused = {"ignore_unused": bool(self.options.get("ignore_unused_weights"))}
+        self.imported = kept_imports.load(self.model, **{"task": "auto", **given}, **unused)
+        if len(self.imported.module.functions) > 1 or self.imported.graph.states:
+            found = ", ".join(self.imported.module.functions)
+            hint = "use --quant w8 or w4, and measure it by `llmc eval`"
+            raise LlmcError("a budget is for models of one function without states", found=found, hint=hint)
+        own = {n: v for n, v in self.options.items() if n in driver.Options.__annotations__}
+        own |= {"padding": own.get("padding") or "zero"}
+        samples = own.pop("calib", None)
+        self.sampled = samples is not None
+        self.order = Order("budget", None, own)  # type: ignore[arg-type]  # as `compile` has them
+        graphs, self.finished = before_quantising(self.imported, self.order, driver.compile_graph)
+        (self.graph,) = graphs.values()
+        self.layers = layers(self.graph)
+        self.candidates = candidates(self.order.backend)
+        here = list(self.order.backend.runs_here(self.order.target))
+        self.variant = variant_of(self.order.target, here)
+        self.costs = Costs(self.order.target, _sizes(self.graph, self.budget), self.variant)
+
+    def _read(self) -> None:
+        rows = read_data(self.imported, self.graph, self.data, self.columns, self.budget.rows)
+        self.measure = measure_of(self.imported, rows.labels is not None)
+        each = self.measure.rows_for(self.budget.max_drop)
+        need = 2 * each + self.measure.least_rows
+        if len(rows.samples) < need:
+            share = f" to tell a loss of {self.budget.max_drop:.2%}" if self.budget.max_drop else ""
+            raise LlmcError(
+                f"too few rows{share}: {need} are needed",
+                at=str(self.data),
+                found=f"{len(rows.samples)}",
+                hint=f"{self.measure.least_rows} to measure by, {each} to choose by and {each} held back",
+            )
+        order = np.random.default_rng(0).permutation(len(rows.samples)).tolist()
+        first = min(MEASURED, len(order) - 2 * each, max(self.measure.least_rows, len(order) // 4))
+        half = (len(order) - first) // 2
+        self.parts: dict[str, Rows] = {
+            "measured": rows.part(order[:first]),
+            "chosen by": rows.part(order[first : first + half]),
+            "held back": rows.part(order[first + half :]),
+        }
+
+    # --- sensitivity and cost
+
+    def _spent(self) -> float:
+        return self.clock() - self.begun
+
+    def _measured(self) -> Table:
+        """Each layer and candidate once; what an earlier search has measured is taken from there."""
+        self.progress("measure layers", 0.08)
+        kept = _Kept.of(self.graph, self.parts["measured"], self.measure, self.order, self.costs)
+        base = self.costs.of(self.finished(self.graph))
+        options: dict[Layer, dict[Candidate, Option]] = {layer: {} for layer in self.layers}
+        work = [(c, layer) for c in self.candidates for layer in self.layers if layer.kind == c.kind]
+        evaluator: Evaluator | None = None
+        for at, (candidate, layer) in enumerate(work):
+            known = kept.get(layer, candidate)
+            if known is None:
+                if self._spent() > _SHARE * self.budget.time:
+                    self.skipped += 1
+                    continue
+                evaluator = evaluator or Evaluator(self.graph, self.parts["measured"], keep=True)
+                known = self._option(layer, candidate, evaluator, base)
+                kept.put(layer, candidate, known)
+            if known:
+                options[layer][candidate] = known[0]
+            self.progress(f"{candidate.name}: {layer.name}", 0.08 + 0.5 * (at + 1) / len(work))
+        kept.write()
+        return Table(base, options, self.budget.aim)
+
+    def _option(
+        self, layer: Layer, candidate: Candidate, evaluator: Evaluator, base: Cost
+    ) -> tuple[Option, ...]:
+        """What a candidate does to a layer; none if it does nothing."""
+        plain, _ = pipeline_of({layer: candidate}, self.layers, after=False).run(self.graph)
+        if plain is self.graph:
+            return ()
+        cost = self.costs.of(self.finished(self._after(plain, candidate)))
+        divergence = evaluator.divergence(plain, self.measure)
+        return (Option(divergence, cost.bytes - base.bytes, cost.seconds - base.seconds),)
+
+    @staticmethod
+    def _after(graph: Graph, candidate: Candidate) -> Graph:
+        """With the passes that follow once."""
+        from llmc.compiler.pipeline import Pipeline
+        from llmc.passes import PASSES
+
+        return Pipeline.parse(candidate.after, PASSES).run(graph)[0]
+
+    # --- the choice
+
+    def _within(self, table: Table) -> BudgetReport:
+        """Choose, compile and check, until the bounds hold or there is nothing milder."""
+        code, best, tries = _CODE, None, 0
+        ceiling: int | None = None
+        for tries in range(1, _TRIES + 1):
+            front, at = self._chosen(table, code, ceiling)
+            if not front:
+                break
+            report = self._checked(front, at, tries)
+            best = report if best is None or _nearer(report, best) else best
+            if not report.unmet:
+                return report
+            if report.size > (self.budget.max_size or math.inf):
+                code, ceiling = report.size - front[at].bytes + 4096, None
+                self.tried.clear()
+            else:
+                ceiling = at - 1
+            if ceiling is not None and ceiling < 0:
+                break
+        if best is None:
+            best = self._least(table, code)
+        return best
+
+    def _chosen(self, table: Table, code: int, ceiling: int | None) -> tuple[list[Point], int]:
+        """The front, and the point of it that is taken: the last that keeps the bound on rows that were not measured."""
+        self.progress("choose", 0.6)
+        size = math.inf if self.budget.max_size is None else self.budget.max_size - code
+        limits = Limits(size=size, seconds=self.budget.max_latency or math.inf)
+        if self.budget.max_drop is None:
+            mildest = table.best(limits, {"divergence": 1.0})
+            front = table.front(Limits())
+            if mildest is None:
+                return [], 0
+            front = sorted([*front, mildest], key=lambda p: p.divergence)
+            return front, front.index(mildest)
+        front = table.front(limits)
+        last = len(front) - 1 if ceiling is None else min(ceiling, len(front) - 1)
+        return front, self._last_within(front, last) if front else 0
+
+    def _last_within(self, front: list[Point], last: int) -> int:
+        """By halves: losses grow along the front."""
+        low, high = 0, last
+        while low < high:
+            middle = (low + high + 1) // 2
+            if middle not in self.tried:
+                if self._spent() > 0.85 * self.budget.time:
+                    break  # the best that is known to hold
+                self.middle = evaluator = self.middle or Evaluator(
+                    self.graph, self.parts["chosen by"], keep=False
+                )
+                steps = pipeline_of(front[middle].choice, self.layers, after=False)
+                self.tried[middle] = evaluator.loss(steps.run(self.graph)[0], self.measure)
+                self.progress(f"try point {middle + 1} of {len(front)}", 0.65)
+            loss = self.tried[middle]
+            # a standard error more, as the rows held back are others
+            if loss.mean + loss.error <= (self.budget.max_drop or 0.0):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _least(self, table: Table, code: int) -> BudgetReport:
+        """Where nothing is within the bounds of size and latency: the choice nearest to them."""
+        within = Limits(seconds=self.budget.max_latency or math.inf)
+        point = table.best(within, {"bytes": 1.0, "seconds": 1e-3}) if self.budget.max_size else None
+        point = point or table.best(Limits(), {"seconds": 1.0, "bytes": 1.0})
+        assert point is not None
+        return self._checked([point], 0, 1)
+
+    # --- the artifact
+
+    def _checked(self, front: list[Point], at: int, tries: int) -> BudgetReport:
+        """Compile a point of the front, and hold it to the bounds."""
+        point = front[at]
+        text = str(pipeline_of(point.choice, self.layers, self.sampled))
+        self.progress("compile", 0.75)
+        compiled = self._compile(f"{tries}", text)
+        size = sum(compiled.sizes.values())
+        self.progress("check on rows held back", 0.9)
+        held, native = self._held(point, compiled)
+        limits = {
+            "--max-size": (size, self.budget.max_size, f"{size / 1e6:.2f} MB"),
+            "--max-latency": (point.seconds, self.budget.max_latency, f"{point.seconds * 1e3:.3g} ms"),
+            "--max-drop": (held.mean, self.budget.max_drop, f"{held.mean:.2%}"),
+        }
+        unmet = [f"{n}: {told}" for n, (v, m, told) in limits.items() if m is not None and v > m + 1e-12]
+        bound = point.divergence if self.budget.max_drop is None else max(p.divergence for p in front)
+        return BudgetReport(
+            compiled,
+            self.measure.says,
+            {name: len(part.samples) for name, part in self.parts.items()},
+            held,
+            native,
+            size,
+            point.seconds,
+            size - point.bytes + self.table.base.bytes,
+            self.table.base.seconds,
+            self.variant,
+            self._layer_choices(point, bound),
+            [
+                FrontPoint(
+                    p.divergence, p.bytes, p.seconds, _counts(p, self.layers), self.tried.get(i), i == at
+                )
+                for i, p in enumerate(front)
+            ],
+            tries,
+            self.skipped,
+            self._spent(),
+            text,
+            unmet,
+        )
+
+    def _layer_choices(self, point: Point, bound: float) -> list[LayerChoice]:
+        found = []
+        for layer in self.layers:
+            candidate = point.choice.get(layer)
+            if candidate is None:
+                why = why_float(layer, self.table.options[layer], bound)
+                found.append(LayerChoice(layer.name, FLOAT, 0.0, 0, 0.0, why))
+                continue
+            option = self.table.options[layer][candidate]
+            found.append(
+                LayerChoice(layer.name, candidate.name, option.divergence, option.bytes, option.seconds)
+            )
+        return found
+
+    def _compile(self, name: str, text: str) -> CompileReport:
+        """Into the scratch folder."""
+        self.scratch.mkdir(exist_ok=True)
+        self.made = self.scratch / f"{name}.llmc"
+        added = self.options.get("add_passes") or ()
+        passes = [added] if isinstance(added, str) else [*added]
+        own = {**self.options, "add_passes": [*passes, *([f"{text}@quantise"] if text else [])]}
+        own["name"] = own.get("name") or self.imported.name
+        if not any(c.sampled and c.sampled in text for c in self.candidates):
+            own.pop("calib", None)
+        return driver.compile(self.model, self.made, **own)
+
+    def _held(self, point: Point, compiled: CompileReport) -> tuple[Loss, bool]:
+        """The loss on rows held back, by native code where this machine runs it."""
+        self.last = evaluator = self.last or Evaluator(self.graph, self.parts["held back"], keep=False)
+        if not compiled.runs_here:
+            graph, _ = pipeline_of(point.choice, self.layers, self.sampled, after=False).run(self.graph)
+            return evaluator.loss(graph, self.measure), False
+        import llmc
+
+        values, done = [], 0
+        with llmc.load(self.made, threads=1) as model:
+            for before in evaluator.before:
+                count = len(next(iter(before.values())))
+                samples = evaluator.rows.samples[done : done + count]
+                labels = evaluator.rows.labels and evaluator.rows.labels[done : done + count]
+                for i, sample in enumerate(samples):
+                    own = {n: np.asarray(v) for n, v in model.run(sample).items()}
+                    theirs = {n: v[i : i + 1] for n, v in before.items()}
+                    if self.measure.name == "noise":
+                        theirs = {n: v[tuple(map(slice, own[n].shape))] for n, v in theirs.items()}
+                    values.append(self.measure.loss(theirs, own, labels and labels[i : i + 1]))
+                done += count
+        return Loss.of(np.concatenate(values)), True
+
+
+def _counts(point: Point, every: Sequence[Layer]) -> Mapping[str, int]:
+    names = [c.name if (c := point.choice.get(layer)) else FLOAT for layer in every]
+    return {name: names.count(name) for name in dict.fromkeys(names)}
+
+
+def _nearer(a: BudgetReport, b: BudgetReport) -> bool:
+    return (len(a.unmet), a.held.mean, a.size) < (len(b.unmet), b.held.mean, b.size)
+
+
+def _sizes(graph: Graph, budget: Budget) -> dict[str, int]:
+    """Sizes of the dims that the latency is of: those not named so are as small as they may be."""
+    asked = {"batch": budget.batch, "seq": budget.seq}
+    return {
+        name: min(max(asked.get(name, bounds.low), bounds.low), bounds.high)
+        for name, bounds in graph.dims.items()
+        if name != "tokens"
+    }
+
+
+# --- what an earlier search has measured
+
+
+@dataclass
+class _Kept:
+    """Measurements by layer and candidate, in the folder of what llmc keeps, named by all that they depend on."""
+
+    kept: store.Store
+    name: str
+    values: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(graph: Graph, rows: Rows, measure: Measure, order: Order, costs: Costs) -> _Kept:
+        content = hashlib.sha256()
+        for sample in rows.samples:
+            for name in sorted(sample):
+                content.update(name.encode() + np.ascontiguousarray(sample[name]).tobytes())
+        asked = json.dumps([order.target.name, costs.variant, dict(costs.sizes), measure.name])
+        name = store.key(str(graph), content.hexdigest(), asked, kept_imports.sources())
+        found = _Kept(store.Store(store.folder("budget")), f"{name}.json")
+        data = found.kept.get(found.name)
+        return found if data is None else replace(found, values=json.loads(data))
+
+    def get(self, layer: Layer, candidate: Candidate) -> tuple[Option, ...] | None:
+        found = self.values.get(_label(layer, candidate))
+        return found if found is None else tuple(Option(d, int(b), s) for d, b, s in found)
+
+    def put(self, layer: Layer, candidate: Candidate, options: tuple[Option, ...]) -> None:
+        self.values[_label(layer, candidate)] = [[o.divergence, o.bytes, o.seconds] for o in options]
+        if len(self.values) % 16 == 0:  # what an interrupt leaves is taken up again
+            self.write()
+
+    def write(self) -> None:
+        self.kept.put(self.name, json.dumps(self.values).encode())
+
+
+def _label(layer: Layer, candidate: Candidate) -> str:
+    return f"{layer.kind} {layer.name} {candidate.passes},{candidate.after}"

@@ -1,0 +1,181 @@
+"""The joint choice: one option for each layer, of least time or bytes within bounds, by scipy.optimize.milp (HiGHS)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llmc.candidates import Candidate, Layer
+from llmc.costs import Cost
+
+GRID = 24  # divergences of a front, each half of the next
+_SOLVE = 20.0  # seconds of one choice
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a candidate does to one layer.
+
+    Args:
+        divergence: of the answers, with this layer alone changed; infinite where they are no numbers.
+        bytes, seconds: more than the float layer has; negative where it is less.
+    """
+
+    divergence: float
+    bytes: int
+    seconds: float
+
+    @property
+    def gains(self) -> bool:
+        """Whether there is less of something."""
+        return self.bytes < 0 or self.seconds < 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a choice; infinite where there is none. `size` is of weights alone."""
+
+    divergence: float = math.inf
+    size: float = math.inf
+    seconds: float = math.inf
+
+
+@dataclass(frozen=True)
+class Point:
+    """A choice, and what is foretold of it."""
+
+    choice: Mapping[Layer, Candidate]
+    divergence: float
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every layer's options, beside the costs of the float model."""
+
+    base: Cost
+    options: Mapping[Layer, Mapping[Candidate, Option]]
+    weights: Mapping[str, float] = field(default_factory=lambda: {"bytes": 1.0, "seconds": 1.0})
+
+    def point(self, choice: Mapping[Layer, Candidate]) -> Point:
+        """A choice, with sums of what its options do."""
+        taken = [self.options[layer][candidate] for layer, candidate in choice.items()]
+        return Point(
+            choice,
+            sum(option.divergence for option in taken),
+            self.base.bytes + sum(option.bytes for option in taken),
+            self.base.seconds + sum(option.seconds for option in taken),
+        )
+
+    def best(self, limits: Limits, aim: Mapping[str, float] | None = None) -> Point | None:
+        """The choice of least weighted sum; None if nothing is within the limits.
+
+        Args:
+            aim: weights of "divergence", "bytes" and "seconds", each as a share of what the float model has and, of
+                divergence, of all that can be; None: those of the table.
+        """
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        rows = [(layer, c, o) for layer, own in self.options.items() for c, o in own.items() if _usable(o)]
+        if not rows:
+            point = self.point({})
+            return point if _within(point, limits) else None
+        values = {
+            "divergence": np.array([o.divergence for _, _, o in rows]),
+            "bytes": np.array([float(o.bytes) for _, _, o in rows]),
+            "seconds": np.array([o.seconds for _, _, o in rows]),
+        }
+        whole = {
+            "divergence": float(values["divergence"].sum()) or 1.0,
+            "bytes": float(self.base.bytes) or 1.0,
+            "seconds": self.base.seconds or 1.0,
+        }
+        shares = {name: value / whole[name] for name, value in values.items()}
+        aim = aim or self.weights
+        # of equals the one that diverges less
+        cost = sum(w * shares[name] for name, w in aim.items()) + 1e-6 * shares["divergence"]
+        one = np.array([[float(mine is layer) for mine, _, _ in rows] for layer in self.options])
+        constraints = [LinearConstraint(one, -np.inf, 1.0)]
+        for name, limit, start in (
+            ("divergence", limits.divergence, 0.0),
+            ("bytes", limits.size, self.base.bytes),
+            ("seconds", limits.seconds, self.base.seconds),
+        ):
+            if math.isfinite(limit):
+                constraints.append(
+                    LinearConstraint(shares[name][None], -np.inf, (limit - start) / whole[name])
+                )
+        found = milp(
+            np.asarray(cost),
+            integrality=np.ones(len(rows)),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"time_limit": _SOLVE},
+        )
+        if found.x is None:
+            return None
+        point = self.point({mine: c for (mine, c, _), x in zip(rows, found.x, strict=True) if x > 0.5})
+        return point if _within(point, limits) else None
+
+    def front(self, limits: Limits) -> list[Point]:
+        """Choices of more and more divergence, each of less of what is aimed at than the one before, within the limits
+        of bytes and seconds."""
+        most = self.best(limits)
+        if most is None:
+            return []
+        found = [most]
+        for step in range(1, GRID):
+            within = Limits(most.divergence / 2**step, limits.size, limits.seconds)
+            point = self.best(within)
+            if point is None or point.choice == found[-1].choice:
+                continue
+            found.append(point)
+        if (none := self.point({})) and _within(none, limits) and found[-1].choice:
+            found.append(none)
+        return found[::-1]
+
+
+def _usable(option: Option) -> bool:
+    return math.isfinite(option.divergence) and option.gains
+
+
+def _within(point: Point, limits: Limits) -> bool:
+    slack = 1 + 1e-9
+    return (
+        point.divergence <= limits.divergence * slack + 1e-15
+        and point.bytes <= limits.size * slack
+        and point.seconds <= limits.seconds * slack
+    )
+
+
+def why_float(layer: Layer, options: Mapping[Candidate, Option], bound: float) -> str:
+    """Why a layer stayed as it was.
+
+    Args:
+        bound: the divergence of all layers together that was allowed.
+    """
+    if not options:
+        return "nothing that was measured applies to it"
+    numbers = {c: o for c, o in options.items() if math.isfinite(o.divergence)}
+    if not numbers:
+        return "its answers would be no numbers"
+    gaining = {c: o for c, o in numbers.items() if o.gains}
+    if not gaining:
+        return f"gains nothing: {_told(*_least(numbers))}"
+    best = _least(gaining)
+    if best[1].divergence > bound:
+        return f"fragile: {best[0].name} alone diverges by {best[1].divergence:.2g}, all may by {bound:.2g}"
+    return f"others gain more for what they lose: {_told(*best)}, diverges by {best[1].divergence:.2g}"
+
+
+def _least(options: Mapping[Candidate, Option]) -> tuple[Candidate, Option]:
+    return min(options.items(), key=lambda item: item[1].divergence)
+
+
+def _told(candidate: Candidate, option: Option) -> str:
+    return f"{candidate.name} {option.bytes / 1e3:+.1f} kB, {option.seconds * 1e6:+.1f} us"
+
