@@ -4,8 +4,8 @@
     python bench/costs.py --write          and writes costs.json; figures of other instruction sets stay
 
 One thread. Encoders of three widths with random weights, every candidate of `llmc compile --max-drop` on all layers,
-each kernel's time the least of several profiles, at 1, 16, 64 and 128 tokens and 4 x 128. Half of the shapes give the figures, by least
-squares of the relative error with no figure below 0; the errors that are told are of the other half.
+each kernel's time the least of several profiles, at 1, 16, 64 and 128 tokens and 4 x 128. Every second sample gives the
+figures, by least squares of the relative error with no figure below 0; the errors that are told are of the others.
 """
 
 from __future__ import annotations
@@ -68,7 +68,12 @@ def measured(folder: Path, place: Path, variants: list[str], tries: int) -> Iter
     every = layers(graph)
     names = dict.fromkeys(c.name for c in CANDIDATES)
     for number, name in enumerate((FLOAT, *names)):
-        own = {layer: c for c in candidates(order.backend) for layer in every if c.name == name and c.kind == layer.kind}
+        own = {
+            layer: c
+            for c in candidates(order.backend)
+            for layer in every
+            if c.name == name and c.kind == layer.kind
+        }
         changed = finished(pipeline_of(own, every).run(graph)[0])
         artifact = place / f"{folder.name}-{number}.llmc"
         llmc.compile_graph(changed, artifact, target="x86", only_passes="")
@@ -81,7 +86,8 @@ def measured(folder: Path, place: Path, variants: list[str], tries: int) -> Iter
             with llmc.load(artifact, threads=1, variant=variant) as model:
                 for batch, seq in SHAPES:
                     profiles = [
-                        model.benchmark(batch=batch, seq=seq, duration=0.1, profile=True).steps for _ in range(tries)
+                        model.benchmark(batch=batch, seq=seq, duration=0.1, profile=True).steps
+                        for _ in range(tries)
                     ]
                     for at, call in enumerate(calls):
                         least = min(steps[at].seconds for steps in profiles)

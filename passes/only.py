@@ -78,13 +78,17 @@ def _joined(before: Graph, after: Graph) -> Graph:
 
 def _key(node: Node, inputs: tuple[Node, ...]) -> Hashable:
     """By identity of constants, whose values are not to be compared."""
-    return node if node.op == "constant" else (node.op, inputs, node.source, frozenset(node.attributes.items()))
+    return (
+        node if node.op == "constant" else (node.op, inputs, node.source, frozenset(node.attributes.items()))
+    )
 
 
 def _tell_of(heard: Iterable[Effect], hidden: Collection[int]) -> None:
     """What the passes told, with the true reason why the hidden weights stayed."""
     for effect in heard:
-        other = (replace(v, reason="of other layers") if id(v.thing) in hidden else v for v in effect.verdicts)
+        other = (
+            replace(v, reason="of other layers") if id(v.thing) in hidden else v for v in effect.verdicts
+        )
         tell(effect.what, other)
 
 

@@ -7,21 +7,20 @@ to the bounds on rows that no choice has seen.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llmc import driver, kept_imports
+from llmc.bounds import Budget, BudgetReport, FrontPoint, LayerChoice, loss_text
 from llmc.candidates import FLOAT, Candidate, Layer, candidates, layers, pipeline_of
-from llmc.choosing import Limits, Option, Point, Table, why_float
+from llmc.choosing import Kept, Limits, Option, Point, Table, why_float
 from llmc.compiler import artifact
 from llmc.compiler.graph import Graph
 from llmc.costs import Cost, Costs, variant_of
@@ -29,133 +28,17 @@ from llmc.errors import LlmcError, extras_named
 from llmc.optimise import before_quantising
 from llmc.options import Order
 from llmc.report import CompileReport
-from llmc.sensitivity import Columns, Evaluator, Loss, Measure, Rows, measure_of, read_data
-from llmc.targets import store
+from llmc.sensitivity import Columns, Evaluator, Loss, Rows, measure_of, read_data
 
 MEASURED = 48  # rows that sensitivities are measured on, at most; a quarter of the data
-ROWS = 4096  # of the data that are read, at most
 _SHARE = 0.6  # of the time budget, for measuring
 _TRIES = 4  # compiles, until the bounds hold
 _CODE = 500_000  # bytes of an artifact that are not weights, until one is compiled
 _IMPORT = ("task", "max_batch", "max_seq", "base", "adapter", "dims", "fixed")
 _ALONE = ("quant", "prune", "share", "factorize", "only_passes", "matmul", "state_dtype", "group", "tune")
-MINIMISE = ("size", "latency", "both")
 
 Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What an artifact may lose, weigh and take; None: anything.
-
-    Args:
-        max_drop: a share: of accuracy where the data has labels, else see `sensitivity.Measure`.
-        max_size: bytes of the whole artifact.
-        max_latency: seconds of one run on one thread, of `batch` and `seq`.
-        minimise: "size", "latency" or "both" alike; None: what has no bound of the two. Without `max_drop` it is the
-            divergence that becomes least.
-        time: seconds after which the best that was found is taken.
-        best_effort: whether the best found is written where the bounds cannot be met.
-        rows: of the data, at most.
-    """
-
-    max_drop: float | None = None
-    max_size: float | None = None
-    max_latency: float | None = None
-    minimise: str | None = None
-    time: float = 300.0
-    best_effort: bool = False
-    rows: int = ROWS
-    batch: int = 1
-    seq: int = 128
-
-    def __post_init__(self) -> None:
-        bounds = {
-            "--max-drop": self.max_drop,
-            "--max-size": self.max_size,
-            "--max-latency": self.max_latency,
-        }
-        if all(bound is None for bound in bounds.values()):
-            raise LlmcError("a budget has a bound", hint=f"give {', '.join(bounds)}")
-        for name, bound in bounds.items():
-            if bound is not None and not 0 <= bound < math.inf:
-                raise LlmcError(f"{name} is {bound:g}", hint="give a number from 0 on")
-        if self.minimise not in (None, *MINIMISE):
-            raise LlmcError(f"no {self.minimise!r} to minimise", hint=f"use {', '.join(MINIMISE)}")
-
-    @property
-    def aim(self) -> Mapping[str, float]:
-        """Weights of bytes and seconds in what is minimised."""
-        bounded = self.max_size is not None, self.max_latency is not None
-        asked = self.minimise or {(True, False): "latency", (False, True): "size"}.get(bounded, "both")
-        return {
-            "size": {"bytes": 1.0, "seconds": 1e-3},
-            "latency": {"seconds": 1.0, "bytes": 1e-3},
-            "both": {"bytes": 1.0, "seconds": 1.0},
-        }[asked]
-
-
-@dataclass(frozen=True)
-class LayerChoice:
-    """What became of a layer; divergence, bytes and seconds beside those of the float layer."""
-
-    layer: str
-    choice: str
-    divergence: float
-    bytes: int
-    seconds: float
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class FrontPoint:
-    """A point of the front, as foretold; `loss` is there of those that were tried."""
-
-    divergence: float
-    bytes: int
-    seconds: float
-    counts: Mapping[str, int]
-    loss: Loss | None = None
-    chosen: bool = False
-
-
-@dataclass(frozen=True)
-class BudgetReport:
-    """What was chosen, and how it holds.
-
-    Args:
-        compiled: of the artifact that was written.
-        measure, measured: what the bound on losses is of, in words; rows of each part of the data.
-        held: the loss on rows that no choice has seen, by native code if `native`.
-        size, seconds: of the artifact, and as the cost model tells it; `float_size` and `float_seconds` of the float model.
-        tries: how many choices were held to the bounds.
-        unmet: bounds that do not hold.
-        skipped: measurements that there was no time for.
-        text: the passes, for `--add-pass TEXT@quantise`.
-    """
-
-    compiled: CompileReport | None
-    measure: str
-    rows: Mapping[str, int]
-    held: Loss
-    native: bool
-    size: int
-    seconds: float
-    float_size: int
-    float_seconds: float
-    variant: str
-    layers: Sequence[LayerChoice]
-    front: Sequence[FrontPoint]
-    tries: int
-    skipped: int
-    spent: float
-    text: str
-    unmet: Sequence[str] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        compiled = None if self.compiled is None else self.compiled.to_dict()
-        return {**asdict(replace(self, compiled=None)), "compiled": compiled}
+__all__ = ["Budget", "BudgetReport", "compile_within"]
 
 
 @extras_named()
@@ -212,11 +95,6 @@ def _unmet(report: BudgetReport) -> LlmcError:
     )
 
 
-def loss_text(loss: Loss) -> str:
-    """A loss as a percentage with its interval."""
-    return f"{100 * loss.mean:.2f} +- {100 * loss.half:.2f} % lost on {loss.rows} rows held back"
-
-
 class _Search:
     """One search, from data to an artifact."""
 
@@ -246,9 +124,8 @@ class _Search:
         self._import()
         self.progress("read the data", 0.04)
         self._read()
-        table = self._measured()
-        self.table = table
-        return self._within(table)
+        self.table = self._measured()
+        return self._within(self.table)
 
     # --- what there is
 
@@ -306,7 +183,7 @@ class _Search:
     def _measured(self) -> Table:
         """Each layer and candidate once; what an earlier search has measured is taken from there."""
         self.progress("measure layers", 0.08)
-        kept = _Kept.of(self.graph, self.parts["measured"], self.measure, self.order, self.costs)
+        kept = Kept.of(self.graph, self.parts["measured"], self.measure, self.order, self.costs)
         base = self.costs.of(self.finished(self.graph))
         options: dict[Layer, dict[Candidate, Option]] = {layer: {} for layer in self.layers}
         work = [(c, layer) for c in self.candidates for layer in self.layers if layer.kind == c.kind]
@@ -333,17 +210,9 @@ class _Search:
         plain, _ = pipeline_of({layer: candidate}, self.layers, after=False).run(self.graph)
         if plain is self.graph:
             return ()
-        cost = self.costs.of(self.finished(self._after(plain, candidate)))
+        cost = self.costs.of(self.finished(candidate.followed(plain)))
         divergence = evaluator.divergence(plain, self.measure)
         return (Option(divergence, cost.bytes - base.bytes, cost.seconds - base.seconds),)
-
-    @staticmethod
-    def _after(graph: Graph, candidate: Candidate) -> Graph:
-        """With the passes that follow once."""
-        from llmc.compiler.pipeline import Pipeline
-        from llmc.passes import PASSES
-
-        return Pipeline.parse(candidate.after, PASSES).run(graph)[0]
 
     # --- the choice
 
@@ -371,7 +240,7 @@ class _Search:
         return best
 
     def _chosen(self, table: Table, code: int, ceiling: int | None) -> tuple[list[Point], int]:
-        """The front, and the point of it that is taken: the last that keeps the bound on rows that were not measured."""
+        """The front, and the point that is taken: the last that keeps the bound on rows that were not measured."""
         self.progress("choose", 0.6)
         size = math.inf if self.budget.max_size is None else self.budget.max_size - code
         limits = Limits(size=size, seconds=self.budget.max_latency or math.inf)
@@ -526,43 +395,3 @@ def _sizes(graph: Graph, budget: Budget) -> dict[str, int]:
         for name, bounds in graph.dims.items()
         if name != "tokens"
     }
-
-
-# --- what an earlier search has measured
-
-
-@dataclass
-class _Kept:
-    """Measurements by layer and candidate, in the folder of what llmc keeps, named by all that they depend on."""
-
-    kept: store.Store
-    name: str
-    values: dict[str, list[list[float]]] = field(default_factory=dict)
-
-    @staticmethod
-    def of(graph: Graph, rows: Rows, measure: Measure, order: Order, costs: Costs) -> _Kept:
-        content = hashlib.sha256()
-        for sample in rows.samples:
-            for name in sorted(sample):
-                content.update(name.encode() + np.ascontiguousarray(sample[name]).tobytes())
-        asked = json.dumps([order.target.name, costs.variant, dict(costs.sizes), measure.name])
-        name = store.key(str(graph), content.hexdigest(), asked, kept_imports.sources())
-        found = _Kept(store.Store(store.folder("budget")), f"{name}.json")
-        data = found.kept.get(found.name)
-        return found if data is None else replace(found, values=json.loads(data))
-
-    def get(self, layer: Layer, candidate: Candidate) -> tuple[Option, ...] | None:
-        found = self.values.get(_label(layer, candidate))
-        return found if found is None else tuple(Option(d, int(b), s) for d, b, s in found)
-
-    def put(self, layer: Layer, candidate: Candidate, options: tuple[Option, ...]) -> None:
-        self.values[_label(layer, candidate)] = [[o.divergence, o.bytes, o.seconds] for o in options]
-        if len(self.values) % 16 == 0:  # what an interrupt leaves is taken up again
-            self.write()
-
-    def write(self) -> None:
-        self.kept.put(self.name, json.dumps(self.values).encode())
-
-
-def _label(layer: Layer, candidate: Candidate) -> str:
-    return f"{layer.kind} {layer.name} {candidate.passes},{candidate.after}"

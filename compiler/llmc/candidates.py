@@ -1,7 +1,7 @@
-"""What can be done with each layer of a model to make it smaller or faster, and the pipeline that does what was chosen.
+"""What can be done with each layer to make a model smaller or faster, and the pipeline that does what was chosen.
 
-A layer is a weight of products or look-ups, or an attention. What is tried is a table of pipeline texts: a recipe more is
-a line more.
+A layer is a weight of products or look-ups, or an attention. What is tried is a table of pipeline texts: one more is a
+line more.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ class Candidate:
     kind: str = WEIGHT
     needs: str = ""
     sampled: str = ""
+
+    def followed(self, graph: Graph) -> Graph:
+        """A graph with its layer changed, after the passes that follow once."""
+        return Pipeline.parse(self.after, PASSES).run(graph)[0]
 
 
 # In the order they are measured: what mostly pays comes first, for a time budget may end before the last.
@@ -112,7 +116,9 @@ def _attentions(graph: Graph) -> Iterator[Layer]:
 Choice = Mapping[Layer, Candidate]  # layers that are not in it stay as they are
 
 
-def pipeline_of(choice: Choice, every: Sequence[Layer], sampled: bool = False, after: bool = True) -> Pipeline:
+def pipeline_of(
+    choice: Choice, every: Sequence[Layer], sampled: bool = False, after: bool = True
+) -> Pipeline:
     """The passes that do what was chosen, each kind once.
 
     Args:

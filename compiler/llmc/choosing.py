@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from llmc import kept_imports
 from llmc.candidates import Candidate, Layer
-from llmc.costs import Cost
+from llmc.compiler.graph import Graph
+from llmc.costs import Cost, Costs, figures
+from llmc.options import Order
+from llmc.sensitivity import Measure, Rows
+from llmc.targets import store
 
-GRID = 24  # divergences of a front, each half of the next
+GRID = 36  # divergences of a front
+_STEP = 1.6  # of each to the next
 _SOLVE = 20.0  # seconds of one choice
 
 
@@ -129,7 +137,7 @@ class Table:
             return []
         found = [most]
         for step in range(1, GRID):
-            within = Limits(most.divergence / 2**step, limits.size, limits.seconds)
+            within = Limits(most.divergence / _STEP**step, limits.size, limits.seconds)
             point = self.best(within)
             if point is None or point.choice == found[-1].choice:
                 continue
@@ -179,3 +187,44 @@ def _least(options: Mapping[Candidate, Option]) -> tuple[Candidate, Option]:
 def _told(candidate: Candidate, option: Option) -> str:
     return f"{candidate.name} {option.bytes / 1e3:+.1f} kB, {option.seconds * 1e6:+.1f} us"
 
+
+# --- what an earlier search has measured
+
+
+@dataclass
+class Kept:
+    """Measurements by layer and candidate, in the folder of what llmc keeps, named by all that they depend on."""
+
+    kept: store.Store
+    name: str
+    values: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(graph: Graph, rows: Rows, measure: Measure, order: Order, costs: Costs) -> Kept:
+        content = hashlib.sha256()
+        for sample in rows.samples:
+            for name in sorted(sample):
+                content.update(name.encode() + np.ascontiguousarray(sample[name]).tobytes())
+        asked = json.dumps(
+            [order.target.name, costs.variant, dict(costs.sizes), measure.name, dict(figures())]
+        )
+        name = store.key(str(graph), content.hexdigest(), asked, kept_imports.sources())
+        found = Kept(store.Store(store.folder("budget")), f"{name}.json")
+        data = found.kept.get(found.name)
+        return found if data is None else replace(found, values=json.loads(data))
+
+    def get(self, layer: Layer, candidate: Candidate) -> tuple[Option, ...] | None:
+        found = self.values.get(_label(layer, candidate))
+        return found if found is None else tuple(Option(d, int(b), s) for d, b, s in found)
+
+    def put(self, layer: Layer, candidate: Candidate, options: tuple[Option, ...]) -> None:
+        self.values[_label(layer, candidate)] = [[o.divergence, o.bytes, o.seconds] for o in options]
+        if len(self.values) % 16 == 0:  # what an interrupt leaves is taken up again
+            self.write()
+
+    def write(self) -> None:
+        self.kept.put(self.name, json.dumps(self.values).encode())
+
+
+def _label(layer: Layer, candidate: Candidate) -> str:
+    return f"{layer.kind} {layer.name} {candidate.passes},{candidate.after}"

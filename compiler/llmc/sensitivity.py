@@ -111,7 +111,7 @@ class Measure:
         Kullback-Leibler divergence."""
         if self.name in ("accuracy", "answers"):
             p, q = (_log_softmax(answers[self.output]) for answers in (before, after))
-            return np.maximum((np.exp(p) * (p - q)).sum(-1), 0.0)
+            return np.asarray(np.maximum((np.exp(p) * (p - q)).sum(-1), 0.0))
         return self.loss(before, after, None)
 
     def loss(
@@ -123,11 +123,11 @@ class Measure:
             if self.name == "answers" or labels is None:
                 return np.asarray(a != b, np.float64)
             truth = np.asarray(labels)
-            return (a == truth).astype(np.float64) - (b == truth)
+            return np.asarray((a == truth).astype(np.float64) - (b == truth))
         if self.name == "cosine":
             x, y = (answers[self.output].astype(np.float64) for answers in (before, after))
             norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
-            return 1 - (x * y).sum(-1) / np.maximum(norms, np.finfo(np.float64).tiny)
+            return np.asarray(1 - (x * y).sum(-1) / np.maximum(norms, np.finfo(np.float64).tiny))
         signal, noise = 0.0, 0.0
         for name, value in before.items():
             if value.dtype.kind == "f":
@@ -162,8 +162,10 @@ def read_data(imported: Imported, graph: Graph, data: Path, columns: Columns, mo
         LlmcError: the data is missing, empty, or of no use to the model.
     """
     if not data.exists():
-        raise LlmcError("there is no such data", at=str(data), hint="--data FILE, of texts like those to come")
-    if imported.task not in OUTPUTS or imported.task in MEDIA and data.suffix == ".npz":
+        raise LlmcError(
+            "there is no such data", at=str(data), hint="--data FILE, of texts like those to come"
+        )
+    if imported.task not in OUTPUTS:
         asked = Quantisation(calib=data, wanted=True)
         found = asked.samples(graph, imported.tokenizer, imported.preprocess)
         return _want_some(Rows(list(islice(found, most))), data)
@@ -184,9 +186,7 @@ def read_data(imported: Imported, graph: Graph, data: Path, columns: Columns, mo
         return Rows(samples)
     count = int(graph.outputs[OUTPUTS[imported.task]].shape[-1])
     places = (f"{data}, line {row.line}" for row in rows)
-    labels = [
-        label_index(at, r.label, imported.labels, count) for at, r in zip(places, rows, strict=True)
-    ]
+    labels = [label_index(at, r.label, imported.labels, count) for at, r in zip(places, rows, strict=True)]
     return Rows(samples, labels)
 
 
@@ -256,7 +256,7 @@ class Evaluator:
     def answers(self, graph: Graph) -> list[Mapping[str, Array]]:
         """The outputs of another graph, a mapping for each batch."""
         fixed = self._fixed(graph)
-        found = []
+        found: list[Mapping[str, Array]] = []
         for batch in self.batches:
             values = self._values(graph, batch, fixed)
             found.append({name: values[node] for name, node in graph.outputs.items()})
@@ -366,5 +366,3 @@ def _gelu(x: Array) -> Array:
     from scipy.special import erf
 
     return np.asarray(x * np.float32(0.5) * (1 + erf(x * np.float32(math.sqrt(0.5)))), np.float32)
-
-

@@ -23,7 +23,15 @@ class Size(click.ParamType[float]):
     """Bytes, such as `30MB` or `512kB`."""
 
     name = "size"
-    _UNITS: Mapping[str, int] = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20}
+    _UNITS: Mapping[str, int] = {
+        "": 1,
+        "b": 1,
+        "kb": 10**3,
+        "mb": 10**6,
+        "gb": 10**9,
+        "kib": 2**10,
+        "mib": 2**20,
+    }
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         found = re.fullmatch(r"(\d*\.?\d+)\s*([a-zA-Z]*)", str(value).strip())
@@ -37,7 +45,9 @@ class Shape(click.ParamType[tuple[int, int]]):
 
     name = "shape"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
         found = re.fullmatch(r"(\d+)x(\d+)", str(value).strip())
         if not found or not int(found[1]) or not int(found[2]):
             self.fail(f"{value!r} is no batch and length; write 1x128", param, ctx)
@@ -66,9 +76,15 @@ def budget_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--time-budget", type=Seconds(), default="5m", show_default=True, help="Of the search."),
         click.option(
-            "--latency-at", type=Shape(), default="1x128", show_default=True, help="Batch and tokens of a run."
+            "--latency-at",
+            type=Shape(),
+            default="1x128",
+            show_default=True,
+            help="Batch and tokens of a run.",
         ),
-        click.option("--best-effort", is_flag=True, help="Write the best found where no choice meets the bounds."),
+        click.option(
+            "--best-effort", is_flag=True, help="Write the best found where no choice meets the bounds."
+        ),
         click.option(
             "--front",
             type=click.Path(path_type=Path, dir_okay=False),
@@ -106,7 +122,8 @@ def run_within(model: Path, output: Path, own: Mapping[str, Any], options: Mappi
     """`llmc.budget.compile_within` with progress on stderr; returns its report, and draws the front if asked."""
     with Progress("compile") as progress:
         progress("loading the compiler", 0.0)
-        from llmc.budget import ROWS, Budget, compile_within
+        from llmc.bounds import ROWS, Budget
+        from llmc.budget import compile_within
         from llmc.sensitivity import Columns
 
         budget = Budget(
@@ -206,7 +223,10 @@ def _drawn(title: str, front: Sequence[Any], value: Callable[[Any], float]) -> s
     up = [value(p) for p in front]
     left, right, top = min(across), max(across) + 1e-9, max(up) or 1.0
     places = [
-        (_EDGE + (x - left) / (right - left) * (_WIDE - 2 * _EDGE), _HIGH - _EDGE - y / top * (_HIGH - 2 * _EDGE))
+        (
+            _EDGE + (x - left) / (right - left) * (_WIDE - 2 * _EDGE),
+            _HIGH - _EDGE - y / top * (_HIGH - 2 * _EDGE),
+        )
         for x, y in zip(across, up, strict=True)
     ]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
