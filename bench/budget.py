@@ -80,7 +80,8 @@ def made_fragile(model: Path, folder: Path) -> Path:
 def judged(artifact: Path, dense: Path, rows: Path) -> dict[str, Any]:
     """Drop, half width and same answers, in percent, and megabytes."""
     found = evaluate(artifact, rows, dense, threads=1)
-    assert found.difference is not None and found.interval is not None and found.agreement is not None
+    assert found.difference is not None and found.interval is not None
+    assert found.agreement is not None
     low, high = found.interval
     size = sum(file.stat().st_size for file in artifact.iterdir()) / 1e6
     drop = {"drop": -100 * found.difference + 0.0, "half": 50 * (high - low)}
@@ -149,7 +150,7 @@ def cost_of(model: Path, recipe: Mapping[str, Any]) -> float:
     (graph,) = passed(
         kept_imports.load(model, task="auto", ignore_unused=False), order, compile_graph
     ).values()
-    variant = variant_of(order.target, list(order.backend.runs_here(order.target)))
+    variant = variant_of(order.target)
     return 1e3 * Costs(order.target, {"batch": 1, "seq": 128}, variant).of(graph).seconds
 
 

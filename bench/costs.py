@@ -29,6 +29,7 @@ from llmc.compiler.module import Module
 from llmc.costs import FILE, OTHERS, features, kind_of
 from llmc.kernels import Kernels
 from llmc.options import Order
+from llmc.targets.host import find_target
 
 SHAPES = ((1, 1), (1, 16), (1, 64), (1, 128), (4, 128))
 WIDTHS = (128, 384, 768)
@@ -128,9 +129,23 @@ def main() -> int:
     kept: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"seconds": {}}
     for variant, kinds in found.items():
         kept["seconds"][variant] = table(variant, kinds)
+    for cpu in find_target("x86").cpus:  # its base's code serves it where it has none of its own
+        base = kept["seconds"].get(cpu.base.name) if cpu.base else None
+        if base and cpu.name in kept["seconds"]:
+            own = kept["seconds"][cpu.name].items()
+            kept["seconds"][cpu.name] = {**base, **{k: v for k, v in own if k.split()[0] in cpu.own}}
     if options.write:
-        FILE.write_text(json.dumps(kept, indent=1) + "\n")
+        FILE.write_text(text_of(kept["seconds"]))
     return 0
+
+
+def text_of(tables: Mapping[str, Mapping[str, list[float]]]) -> str:
+    """JSON with a kind of kernel on each line."""
+    parts = []
+    for variant, kinds in tables.items():
+        lines = ",\n".join(f"   {json.dumps(kind)}: {json.dumps(kinds[kind])}" for kind in sorted(kinds))
+        parts.append(f'  "{variant}": {{\n{lines}\n  }}')
+    return '{\n "seconds": {\n' + ",\n".join(parts) + "\n }\n}\n"
 
 
 def table(variant: str, kinds: Mapping[str, list[Sample]]) -> dict[str, list[float]]:

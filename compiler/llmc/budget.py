@@ -149,8 +149,7 @@ class _Search:
         (self.graph,) = graphs.values()
         self.layers = layers(self.graph)
         self.candidates = candidates(self.order.backend)
-        here = list(self.order.backend.runs_here(self.order.target))
-        self.variant = variant_of(self.order.target, here)
+        self.variant = variant_of(self.order.target)
         self.costs = Costs(self.order.target, _sizes(self.graph, self.budget), self.variant)
 
     def _read(self) -> None:
@@ -222,6 +221,8 @@ class _Search:
         ceiling: int | None = None
         for tries in range(1, _TRIES + 1):
             front, at = self._chosen(table, code, ceiling)
+            if not front and best is None:  # perhaps with less code
+                front, at = self._chosen(table, 0, ceiling)
             if not front:
                 break
             report = self._checked(front, at, tries)
@@ -235,9 +236,7 @@ class _Search:
                 ceiling = at - 1
             if ceiling is not None and ceiling < 0:
                 break
-        if best is None:
-            best = self._least(table, code)
-        return best
+        return best or self._least(table)
 
     def _chosen(self, table: Table, code: int, ceiling: int | None) -> tuple[list[Point], int]:
         """The front, and the point that is taken: the last that keeps the bound on rows that were not measured."""
@@ -277,13 +276,11 @@ class _Search:
                 high = middle - 1
         return low
 
-    def _least(self, table: Table, code: int) -> BudgetReport:
-        """Where nothing is within the bounds of size and latency: the choice nearest to them."""
-        within = Limits(seconds=self.budget.max_latency or math.inf)
-        point = table.best(within, {"bytes": 1.0, "seconds": 1e-3}) if self.budget.max_size else None
-        point = point or table.best(Limits(), {"seconds": 1.0, "bytes": 1.0})
-        assert point is not None
-        return self._checked([point], 0, 1)
+    def _least(self, table: Table) -> BudgetReport:
+        """Where nothing is within the bounds of size and latency: what comes nearest of what keeps that of losses."""
+        front = table.front(Limits())
+        at = len(front) - 1
+        return self._checked(front, at if self.budget.max_drop is None else self._last_within(front, at), 1)
 
     # --- the artifact
 

@@ -21,6 +21,7 @@ from llmc.targets import store
 GRID = 36  # divergences of a front
 _STEP = 1.6  # of each to the next
 _SOLVE = 20.0  # seconds of one choice
+RUIN = 1.0  # a divergence at which nothing is left of the answers: such choices are not worth a compile
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Table:
         one = np.array([[float(mine is layer) for mine, _, _ in rows] for layer in self.options])
         constraints = [LinearConstraint(one, -np.inf, 1.0)]
         for name, limit, start in (
-            ("divergence", limits.divergence, 0.0),
+            ("divergence", min(limits.divergence, RUIN), 0.0),
             ("bytes", limits.size, self.base.bytes),
             ("seconds", limits.seconds, self.base.seconds),
         ):
@@ -148,7 +149,7 @@ class Table:
 
 
 def _usable(option: Option) -> bool:
-    return math.isfinite(option.divergence) and option.gains
+    return option.divergence < RUIN and option.gains
 
 
 def _within(point: Point, limits: Limits) -> bool:
@@ -168,9 +169,10 @@ def why_float(layer: Layer, options: Mapping[Candidate, Option], bound: float) -
     """
     if not options:
         return "nothing that was measured applies to it"
-    numbers = {c: o for c, o in options.items() if math.isfinite(o.divergence)}
+    numbers = {c: o for c, o in options.items() if o.divergence < RUIN}
     if not numbers:
-        return "its answers would be no numbers"
+        names = ", ".join(c.name for c in options)
+        return f"fragile: nothing is left of the answers by {names}"
     gaining = {c: o for c, o in numbers.items() if o.gains}
     if not gaining:
         return f"gains nothing: {_told(*_least(numbers))}"

@@ -145,14 +145,14 @@ def figures() -> Mapping[str, Mapping[str, Sequence[float]]]:
     return found
 
 
-def variant_of(target: Target, names: Sequence[str]) -> str:
-    """The instruction set that figures are there for: the best of the target, or the best that this machine runs.
+def variant_of(target: Target) -> str:
+    """The best instruction set of the target that figures are there for, whatever this machine is.
 
     Raises:
         LlmcError: there are none for the target.
     """
     known = figures()
-    for name in (*names, *(cpu.name for cpu in target.cpus)):
+    for name in (cpu.name for cpu in target.cpus):
         if name in known:
             return name
     raise LlmcError(

@@ -307,7 +307,9 @@ def _batches(graph: Graph, samples: Sequence[Sample]) -> Iterator[tuple[Sample, 
     """Samples of like length together, padded where there is a mask; each by itself where it has to be."""
     order = sorted(range(len(samples)), key=lambda i: sum(v.size for v in samples[i].values()))
     # the first that are run are of all lengths, should there be no room for all
-    groups = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+    firsts = {str(node.shape[0]) for node in graph.inputs if node.shape}
+    most = min([BATCH, *(bounds.high for name, bounds in graph.dims.items() if name in firsts)])
+    groups = [order[i : i + most] for i in range(0, len(order), most)]
     for group in groups[::2] + groups[1::2]:
         joined = _joined(graph, [samples[i] for i in group])
         if joined is not None:
