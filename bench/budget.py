@@ -80,7 +80,8 @@ def made_fragile(model: Path, folder: Path) -> Path:
 def judged(artifact: Path, dense: Path, rows: Path) -> dict[str, Any]:
     """Drop, half width and same answers, in percent, and megabytes."""
     found = evaluate(artifact, rows, dense, threads=1)
-    assert found.difference is not None and found.interval is not None
+    assert found.difference is not None
+    assert found.interval is not None
     assert found.agreement is not None
     low, high = found.interval
     size = sum(file.stat().st_size for file in artifact.iterdir()) / 1e6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -62,11 +61,9 @@ def choices(report: BudgetReport) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def found(
-    model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, BudgetReport]]:
+def found(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BudgetReport]:
     output = tmp_path_factory.mktemp("out") / "m.llmc"
-    yield output, compile_within(model, output, data, Budget(max_drop=0.001, minimise="size"), **TARGET)
+    return output, compile_within(model, output, data, Budget(max_drop=0.001, minimise="size"), **TARGET)
 
 
 def test_the_fragile_layer_is_found(found: tuple[Path, BudgetReport]) -> None:

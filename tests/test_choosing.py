@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_a_front_gets_better_as_it_loses_more() -> None:
     front = found.front(Limits())
     assert not front[0].choice
     assert len(front) > 4
-    for a, b in zip(front, front[1:], strict=False):
+    for a, b in pairwise(front):
         assert a.divergence < b.divergence
         assert value(found, a) > value(found, b)
     assert found.front(Limits(size=10)) == []
