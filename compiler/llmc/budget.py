@@ -149,7 +149,8 @@ class _Search:
         (self.graph,) = graphs.values()
         self.layers = layers(self.graph)
         self.candidates = candidates(self.order.backend)
-        self.variant = variant_of(self.order.target)
+        timed = self.budget.max_latency is not None or self.budget.minimise != "size"
+        self.variant = variant_of(self.order.target) if timed else ""
         self.costs = Costs(self.order.target, _sizes(self.graph, self.budget), self.variant)
 
     def _read(self) -> None:

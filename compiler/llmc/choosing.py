@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -118,13 +121,14 @@ class Table:
                 constraints.append(
                     LinearConstraint(shares[name][None], -np.inf, (limit - start) / whole[name])
                 )
-        found = milp(
-            np.asarray(cost),
-            integrality=np.ones(len(rows)),
-            bounds=Bounds(0, 1),
-            constraints=constraints,
-            options={"time_limit": _SOLVE},
-        )
+        with _silent():
+            found = milp(
+                np.asarray(cost),
+                integrality=np.ones(len(rows)),
+                bounds=Bounds(0, 1),
+                constraints=constraints,
+                options={"time_limit": _SOLVE},
+            )
         if found.x is None:
             return None
         point = self.point({mine: c for (mine, c, _), x in zip(rows, found.x, strict=True) if x > 0.5})
@@ -146,6 +150,20 @@ class Table:
         if (none := self.point({})) and _within(none, limits) and found[-1].choice:
             found.append(none)
         return found[::-1]
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """HiGHS has a line of its own for standard output, whatever it is told; what is there is for JSON."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _usable(option: Option) -> bool:

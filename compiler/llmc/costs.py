@@ -43,7 +43,7 @@ class Costs:
 
     Args:
         sizes: dim -> size of the run whose seconds are told.
-        variant: the instruction set whose figures are taken.
+        variant: the instruction set whose figures are taken; empty: no time is told.
     """
 
     target: Target
@@ -54,7 +54,8 @@ class Costs:
     def of(self, graph: Graph) -> Cost:
         """Of a graph after all passes."""
         calls = Kernels.of(Module.of(graph), self.target).every
-        return Cost(self._bytes(calls), sum(seconds(call, self.sizes, self.variant) for call in calls))
+        timed = calls if self.variant else []
+        return Cost(self._bytes(calls), sum(seconds(call, self.sizes, self.variant) for call in timed))
 
     def _bytes(self, calls: Iterable[Call]) -> int:
         stored = {_key(operand): operand for call in calls for operand in _weights(call)}
@@ -159,5 +160,5 @@ def variant_of(target: Target) -> str:
         "there are no figures of the time that kernels take on this target",
         at=f"--target {target.name}",
         found=", ".join(cpu.name for cpu in target.cpus),
-        hint=f"leave out --max-latency; there are figures for {', '.join(known)}",
+        hint=f"--minimise size without --max-latency needs none; there are figures for {', '.join(known)}",
     )

@@ -157,9 +157,12 @@ def print_within(report: Any) -> None:
         f"{report.measure}: {report.held.mean:.2%} ({low:.2%} to {high:.2%}) on {report.held.rows} rows held back, "
         f"{'run natively' if report.native else 'by the interpreter'}; {report.tries} choices were held to the bounds"
     )
+    run = (
+        f"; a run {time_text(report.seconds)}, float {time_text(report.float_seconds)}, by the cost model of "
+        f"{report.variant} on one thread"
+    )
     click.echo(
-        f"size {size_text(report.size)}, float {size_text(report.float_size)}; a run {time_text(report.seconds)}, "
-        f"float {time_text(report.float_seconds)}, by the cost model of {report.variant} on one thread"
+        f"size {size_text(report.size)}, float {size_text(report.float_size)}{run if report.variant else ''}"
     )
     if report.skipped:
         click.echo(f"{report.skipped} measurements were left out: --time-budget was over")
