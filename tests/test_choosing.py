@@ -95,12 +95,15 @@ def test_what_gains_nothing_or_is_no_number_is_never_chosen() -> None:
     best = Table(Cost(3000, 1e-4), options).best(Limits())
     assert best is not None
     assert set(best.choice) == {good}
-    assert why_float(idle, options[idle], 1.0) == "gains nothing: int8 +0.0 kB, +1.0 us"
-    assert why_float(broken, options[broken], 1.0) == "fragile: nothing is left of the answers by int8"
-    assert why_float(good, {}, 1.0) == "nothing that was measured applies to it"
+    assert why_float(options[idle], 1.0) == "gains nothing: int8 +0.0 kB, +1.0 us"
+    assert why_float(options[broken], 1.0) == "fragile: nothing is left of the answers by int8"
+    assert why_float({}, 1.0) == "nothing that was measured applies to it"
     fragile = {INT8: Option(0.2, -900, 0.0), W4: Option(3.0, -950, 0.0)}
-    assert why_float(good, fragile, 0.05) == "fragile: int8 alone diverges by 0.2, all may by 0.05"
-    assert why_float(good, options[good], 1.0).startswith("others gain more for what they lose: int8 -0.9 kB")
+    assert why_float(fragile, 0.05) == "fragile: int8 alone diverges by 0.2, all that were chosen by 0.05"
+    mild = {INT8: Option(0.2, -900, 0.0), W4: Option(1e-3, -950, 0.0)}
+    assert why_float(mild, 0.05, INT8).startswith("fragile: int8 alone diverges by 0.2")
+    assert why_float(mild, 0.05).startswith("others gain more")
+    assert why_float(options[good], 1.0).startswith("others gain more for what they lose: int8 -0.9 kB")
 
 
 def test_nothing_to_choose() -> None:

@@ -300,7 +300,6 @@ class _Search:
             "--max-drop": (held.mean, self.budget.max_drop, f"{held.mean:.2%}"),
         }
         unmet = [f"{n}: {told}" for n, (v, m, told) in limits.items() if m is not None and v > m + 1e-12]
-        bound = point.divergence if self.budget.max_drop is None else max(p.divergence for p in front)
         return BudgetReport(
             compiled,
             self.measure.says,
@@ -312,7 +311,7 @@ class _Search:
             size - point.bytes + self.table.base.bytes,
             self.table.base.seconds,
             self.variant,
-            self._layer_choices(point, bound),
+            self._layer_choices(point),
             [
                 FrontPoint(
                     p.divergence, p.bytes, p.seconds, _counts(p, self.layers), self.tried.get(i), i == at
@@ -326,18 +325,15 @@ class _Search:
             unmet,
         )
 
-    def _layer_choices(self, point: Point, bound: float) -> list[LayerChoice]:
-        found = []
+    def _layer_choices(self, point: Point) -> list[LayerChoice]:
+        found, chosen = [], [c for c in point.choice.values() if not c.floats]
+        usual = max(chosen, key=chosen.count, default=None)
         for layer in self.layers:
-            candidate = point.choice.get(layer)
-            if candidate is None:
-                why = why_float(layer, self.table.options[layer], bound)
-                found.append(LayerChoice(layer.name, FLOAT, 0.0, 0, 0.0, why))
-                continue
-            option = self.table.options[layer][candidate]
-            found.append(
-                LayerChoice(layer.name, candidate.name, option.divergence, option.bytes, option.seconds)
-            )
+            candidate, own = point.choice.get(layer), self.table.options[layer]
+            others = {c: o for c, o in own.items() if not c.floats}
+            why = "" if candidate and not candidate.floats else why_float(others, point.divergence, usual)
+            name, option = (candidate.name, own[candidate]) if candidate else (FLOAT, Option(0.0, 0, 0.0))
+            found.append(LayerChoice(layer.name, name, option.divergence, option.bytes, option.seconds, why))
         return found
 
     def _compile(self, name: str, text: str) -> CompileReport:

@@ -36,6 +36,7 @@ class Candidate:
         after: those that follow once, when all layers have theirs.
         kind: of layers that it is for.
         needs: the mode of `--quant`, or the op of stored weights, that a backend must have.
+        floats: whether what it makes is float still.
         sampled: instead of `passes` where there are samples to round by; sensitivity is that of `passes`, no worse.
     """
 
@@ -45,6 +46,7 @@ class Candidate:
     kind: str = WEIGHT
     needs: str = ""
     sampled: str = ""
+    floats: bool = False
 
     def followed(self, graph: Graph) -> Graph:
         """A graph with its layer changed, after the passes that follow once."""
@@ -62,7 +64,7 @@ CANDIDATES: Sequence[Candidate] = (
         needs="w4",
         sampled="gptq{bits=4,block=32}",
     ),
-    Candidate("fp16", 'quantize{mode="fp16"}', "qfuse,cse", needs="fp16"),
+    Candidate("fp16", 'quantize{mode="fp16"}', "qfuse,cse", needs="fp16", floats=True),
     Candidate("w8", "blockwise{table_block=64}", "int16,cse", needs="w8", sampled="gptq{bits=8,block=0}"),
     Candidate("share 16", "share{clusters=16}", needs="codebook"),
     Candidate("prune 0.5", 'prune{sparsity=0.5,scope="layer"}', needs="bitmask"),

@@ -179,11 +179,13 @@ def _within(point: Point, limits: Limits) -> bool:
     )
 
 
-def why_float(layer: Layer, options: Mapping[Candidate, Option], bound: float) -> str:
-    """Why a layer stayed as it was.
+def why_float(options: Mapping[Candidate, Option], bound: float, usual: Candidate | None = None) -> str:
+    """Why a layer stayed float.
 
     Args:
-        bound: the divergence of all layers together that was allowed.
+        options: those that are not float.
+        bound: the divergence of all layers together in what was chosen.
+        usual: what most other layers have.
     """
     if not options:
         return "nothing that was measured applies to it"
@@ -195,8 +197,10 @@ def why_float(layer: Layer, options: Mapping[Candidate, Option], bound: float) -
     if not gaining:
         return f"gains nothing: {_told(*_least(numbers))}"
     best = _least(gaining)
-    if best[1].divergence > bound:
-        return f"fragile: {best[0].name} alone diverges by {best[1].divergence:.2g}, all may by {bound:.2g}"
+    for candidate, option in ((usual, gaining.get(usual)), best) if usual else (best,):
+        if option is not None and option.divergence > bound:
+            alone = f"{candidate.name} alone diverges by {option.divergence:.2g}" if candidate else ""
+            return f"fragile: {alone}, all that were chosen by {bound:.2g}"
     return f"others gain more for what they lose: {_told(*best)}, diverges by {best[1].divergence:.2g}"
 
 

@@ -30,7 +30,7 @@ def test_tables_and_a_page(cli, model, data, tmp_path):
     asked = ["--max-drop", "1%", "--data", data, "--front", tmp_path / "front.html", "--target", "x86-avx2"]
     done = cli("compile", model, *asked, "-o", tmp_path / "out.llmc")
     assert done.code == 0, done.err
-    for word in ("of the front", "chosen", "why it stayed", "rows held back, run natively", "@quantise'"):
+    for word in ("of the front", "chosen", "why it is float", "rows held back, run natively", "@quantise'"):
         assert word in done.out
     assert "measure layers" in done.err
     assert "<svg" in (tmp_path / "front.html").read_text()

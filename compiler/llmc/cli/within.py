@@ -150,7 +150,7 @@ def print_within(report: Any) -> None:
     """The front, the layers, and how the bounds hold."""
     columns = ["", "of the front", ">divergence", ">weights", ">run", ">lost", "layers"]
     print_table("", columns, [_point_row(i, p) for i, p in enumerate(report.front, 1)])
-    columns = ["layer", "choice", ">diverges", ">bytes", ">run", "why it stayed"]
+    columns = ["layer", "choice", ">diverges", ">bytes", ">run", "why it is float"]
     print_table("", columns, map(_layer_row, report.layers))
     low, high = report.held.mean - report.held.half, report.held.mean + report.held.half
     click.echo(
@@ -180,10 +180,10 @@ def _point_row(number: int, point: Any) -> tuple[object, ...]:
 
 
 def _layer_row(layer: Any) -> tuple[object, ...]:
-    if layer.why:
+    if not layer.bytes and not layer.seconds:
         return layer.layer, layer.choice, "", "", "", layer.why
-    saved = f"{layer.bytes / 1e3:+.1f} kB"
-    return layer.layer, layer.choice, f"{layer.divergence:.2g}", saved, f"{layer.seconds * 1e6:+.1f} us", ""
+    saved, run = f"{layer.bytes / 1e3:+.1f} kB", f"{layer.seconds * 1e6:+.1f} us"
+    return layer.layer, layer.choice, f"{layer.divergence:.2g}", saved, run, layer.why
 
 
 # --- a page
@@ -199,7 +199,7 @@ def page(report: Any) -> str:
     layers = [tuple(map(str, _layer_row(layer))) for layer in report.layers]
     tables = (
         Table(("", "chosen", "", "divergence", "weights", "run", "lost", "layers"), rows, "front"),
-        Table(("layer", "choice", "diverges", "bytes", "run", "why it stayed"), layers, "layers"),
+        Table(("layer", "choice", "diverges", "bytes", "run", "why it is float"), layers, "layers"),
     )
     facts = {"measure": report.measure, "size": size_text(report.size), "passes": report.text}
     drawn = "".join(
