@@ -15,6 +15,7 @@ from llmc.passes.compress.gptq import Gptq
 from llmc.passes.compress.prune import Prune
 from llmc.passes.compress.prune_heads import PruneHeads
 from llmc.passes.compress.prune_neurons import PruneNeurons
+from llmc.passes.compress.reconstruct import Reconstruct, Wanda
 from llmc.passes.compress.spare import Spare
 from llmc.passes.compress.unpack import Unpack
 from llmc.passes.fuse import Fuse
@@ -25,7 +26,7 @@ from llmc.passes.layout.winograd import Winograd
 from llmc.passes.only import Only
 from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.quantise.int8_attention import Qattention
-from llmc.passes.quantise.int16 import Int16
+from llmc.passes.quantise.int16 import Int8Blocks, Int16
 from llmc.passes.quantise.integers import Integers
 from llmc.passes.quantise.plain import Dequantize
 from llmc.passes.quantise.split import Split
@@ -58,6 +59,8 @@ _COMPRESSION: tuple[type[Pass], ...] = (
     Factorize,
     Differ,
     Prune,
+    Wanda,
+    Reconstruct,
     Share,
     Blockwise,
     Gptq,
@@ -69,6 +72,7 @@ _QUANTISATION: tuple[type[Pass], ...] = (
     Qfuse,
     Qattention,
     Int16,
+    Int8Blocks,
     Split,
     Integers,
     Dequantize,
