@@ -58,7 +58,9 @@ def folder_of(width: int, place: Path) -> Path:
 Sample = tuple[str, tuple[float, ...], float, tuple[int, int]]
 
 
-def measured(folder: Path, place: Path, variants: list[str], tries: int) -> Iterator[tuple[str, Sample]]:
+def measured(
+    folder: Path, place: Path, variants: list[str], tries: int, only: list[str] | None
+) -> Iterator[tuple[str, Sample]]:
     """Instruction set, and of each kernel call its kind, features and least time."""
     from llmc import kept_imports
     from llmc.driver import compile_graph
@@ -69,8 +71,8 @@ def measured(folder: Path, place: Path, variants: list[str], tries: int) -> Iter
     graphs, finished = before_quantising(imported, order, compile_graph)
     graph = next(iter(graphs.values()))
     every = layers(graph)
-    names = dict.fromkeys(c.name for c in CANDIDATES)
-    for number, name in enumerate((FLOAT, *names)):
+    names = only or (FLOAT, *dict.fromkeys(c.name for c in CANDIDATES))
+    for number, name in enumerate(names):
         own = {
             layer: c
             for c in candidates(order.backend)
@@ -119,6 +121,9 @@ def main() -> int:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--variants", nargs="+", default=["avx2", "avx512", "avx512vnni"])
     parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS))
+    names = list(dict.fromkeys(c.name for c in CANDIDATES))
+    told = "measure these alone; figures of kinds that are known stay"
+    parser.add_argument("--candidates", nargs="+", choices=names, help=told)
     parser.add_argument("--check", type=Path, metavar="FOLDER")
     parser.add_argument("--tries", type=int, default=PROFILES)
     options = parser.parse_args()
@@ -130,11 +135,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="llmc-costs-") as scratch:
         for width in options.widths:
             place = Path(scratch)
-            for variant, sample in measured(folder_of(width, place), place, options.variants, options.tries):
+            for variant, sample in measured(
+                folder_of(width, place), place, options.variants, options.tries, options.candidates
+            ):
                 found[variant][sample[0]].append(sample)
     kept: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"seconds": {}}
     for variant, kinds in found.items():
-        kept["seconds"][variant] = table(variant, kinds)
+        known = kept["seconds"].get(variant, {}) if options.candidates else {}
+        kept["seconds"][variant] = {**table(variant, kinds), **known}
     for cpu in find_target("x86").cpus:  # its base's code serves it where it has none of its own
         base = kept["seconds"].get(cpu.base.name) if cpu.base else None
         if base and cpu.name in kept["seconds"]:

@@ -64,6 +64,13 @@ CANDIDATES: Sequence[Candidate] = (
         needs="w4",
         sampled="gptq{bits=4,block=32}",
     ),
+    Candidate(
+        "w4a8",
+        'blockwise{bits=4,block=32,scales="search"},int8-blocks',
+        "int16,cse",
+        needs="w4a8",
+        sampled="gptq{bits=4,block=32},int8-blocks",
+    ),
     Candidate("fp16", 'quantize{mode="fp16"}', "qfuse,cse", needs="fp16", floats=True),
     Candidate("w8", "blockwise{table_block=64}", "int16,cse", needs="w8", sampled="gptq{bits=8,block=0}"),
     Candidate("share 16", "share{clusters=16}", needs="codebook"),
