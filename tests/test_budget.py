@@ -187,3 +187,10 @@ def test_bounds_that_are_none(options: dict[str, Any], message: str) -> None:
 def test_no_figures_for_the_target(model: Path, data: Path, tmp_path: Path) -> None:
     error = refused(model, data, tmp_path, Budget(max_drop=0.01), target="rpi4")
     assert "no figures of the time" in str(error)
+
+
+def test_with_samples_weights_are_rounded_by_them(model: Path, data: Path, tmp_path: Path) -> None:
+    budget = Budget(max_drop=0.02, minimise="size")
+    report = compile_within(model, tmp_path / "m.llmc", data, budget, calib=data, **TARGET)
+    assert "gptq{bits=4" in report.text
+    assert not report.unmet
