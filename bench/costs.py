@@ -23,12 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
 import llmc
 from llmc.candidates import CANDIDATES, FLOAT, candidates, layers, pipeline_of
 from llmc.compiler.module import Module
-from llmc.costs import FILE, OTHERS, features, kind_of
+from llmc.costs import FILE, OTHERS, features, fitted, kind_of
 from llmc.kernels import Kernels
 from llmc.options import Order
 from llmc.targets.host import find_target
@@ -101,13 +100,9 @@ def measured(
         print(f"{folder.name} {name}: {len(calls)} calls", flush=True)
 
 
-def fitted(samples: list[Sample]) -> list[float]:
-    """Figures of least squares of the relative error."""
-    rows = np.array([f for _, f, _, _ in samples])
-    times = np.array([t for _, _, t, _ in samples])
-    scale = np.maximum(rows.max(0), 1.0)
-    found, _ = nnls(rows / scale / times[:, None], np.ones(len(times)))
-    return [float(f"{value:.4g}") for value in found / scale]
+def figures_of(samples: list[Sample]) -> list[float]:
+    """Those that fit best."""
+    return fitted([(f, t) for _, f, t, _ in samples])
 
 
 def error(figures: list[float], samples: list[Sample]) -> np.ndarray:
@@ -206,13 +201,13 @@ def table(variant: str, kinds: Mapping[str, list[Sample]]) -> dict[str, list[flo
     print(f"\n{variant}\n| kind | calls | median error | 90 % of errors below |\n|---|---|---|---|")
     everything, parts = [], []
     for kind, samples in sorted(kinds.items()):
-        half = fitted(samples[::2])
+        half = figures_of(samples[::2])
         errors = np.abs(error(half, samples[1::2] or samples))
         parts.append((sum(t for _, _, t, _ in samples), errors))
         print(f"| {kind} | {len(samples)} | {np.median(errors):.0%} | {np.quantile(errors, 0.9):.0%} |")
-        made[kind] = fitted(samples)
+        made[kind] = figures_of(samples)
         everything += samples
-    made[OTHERS] = fitted(everything)
+    made[OTHERS] = figures_of(everything)
     return made
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import llmc
+from llmc import costs
 from llmc.bounds import Budget, BudgetReport
 from llmc.budget import compile_within
 from llmc.cli.within import page
@@ -187,6 +188,19 @@ def test_bounds_that_are_none(options: dict[str, Any], message: str) -> None:
 def test_no_figures_for_the_target(model: Path, data: Path, tmp_path: Path) -> None:
     error = refused(model, data, tmp_path, Budget(max_drop=0.01), target="rpi4")
     assert "no figures of the time" in str(error)
+
+
+def test_kernels_timed_here(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: tuple[Path, BudgetReport]
+) -> None:
+    """By other figures other choices: int8 that takes longer than anything is for bytes alone."""
+    table = {**costs.figures()["avx2"], "qlinear": [1e-6, 0.0, 0.0, 0.0]}
+    monkeypatch.setattr("llmc.budget.measured", lambda graphs, *a: [len(list(graphs)), table][1])
+    budget = Budget(max_drop=0.001, minimise="latency", measure=True)
+    report = compile_within(model, tmp_path / "m.llmc", data, budget, **TARGET)
+    assert report.variant.endswith(", timed here")
+    assert "int8" not in choices(report).values()
+    assert "int8" in choices(found[1]).values()
 
 
 def test_with_samples_weights_are_rounded_by_them(model: Path, data: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.module import Module
 from llmc.compiler.ops import constant, input_, make
 from llmc.costs import Costs, kind_of, variant_of
+from llmc.driver import compile_graph
 from llmc.errors import LlmcError
 from llmc.kernels import Kernels
 from llmc.targets.backends import backend_of
@@ -72,6 +73,14 @@ def test_the_same_wherever_it_is_asked() -> None:
     with pytest.raises(LlmcError, match="no figures of the time that kernels take") as caught:
         variant_of(find_target("rpi5"))
     assert "avx2" in str(caught.value.hint)
+
+
+@pytest.mark.slow
+def test_kernels_are_timed_on_this_machine() -> None:
+    graph = network(64, 48)
+    found = costs.measured([graph, after(CANDIDATES[0], graph)], TARGET, {"n": 32}, compile_graph)
+    assert {"linear", "qlinear", "others"} <= found.keys()
+    assert Costs(TARGET, {"n": 32}, "here", found).of(graph).seconds > 0
 
 
 def test_what_is_not_timed() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from llmc.compiler.counted import given_dims
+from llmc.compiler.graph import Graph
 from llmc.errors import LlmcError
 from llmc.report import CompileReport
 from llmc.sensitivity import Loss
@@ -28,6 +30,7 @@ class Budget:
         time: seconds after which the best that was found is taken.
         best_effort: whether the best found is written where the bounds cannot be met.
         rows: of the data, at most.
+        measure: whether kernels are timed on this machine, not by the figures that llmc has.
     """
 
     max_drop: float | None = None
@@ -39,6 +42,7 @@ class Budget:
     rows: int = ROWS
     batch: int = 1
     seq: int = 128
+    measure: bool = False
 
     def __post_init__(self) -> None:
         bounds = {
@@ -132,3 +136,15 @@ class BudgetReport:
 def loss_text(loss: Loss) -> str:
     """A loss as a percentage with its interval."""
     return f"{100 * loss.mean:.2f} +- {100 * loss.half:.2f} % lost on {loss.rows} rows held back"
+
+
+def nearer(a: BudgetReport, b: BudgetReport) -> bool:
+    """Whether a keeps more of the bounds than b, or loses or weighs less."""
+    return (len(a.unmet), a.held.mean, a.size) < (len(b.unmet), b.held.mean, b.size)
+
+
+def sizes_of(graph: Graph, budget: Budget) -> dict[str, int]:
+    """Sizes of the dims that the latency is of: those not named so are as small as they may be."""
+    asked = {"batch": budget.batch, "seq": budget.seq}
+    bounds = {name: graph.dims[name] for name in given_dims(graph)}
+    return {name: min(max(asked.get(name, b.low), b.low), b.high) for name, b in bounds.items()}

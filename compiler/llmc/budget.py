@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 
 from llmc import driver, kept_imports
-from llmc.bounds import Budget, BudgetReport, FrontPoint, LayerChoice, loss_text
+from llmc.bounds import Budget, BudgetReport, FrontPoint, LayerChoice, loss_text, nearer, sizes_of
 from llmc.candidates import FLOAT, Candidate, Layer, candidates, layers, pipeline_of
-from llmc.choosing import Kept, Limits, Option, Point, Table, why_float
+from llmc.choosing import Kept, Limits, Option, Point, Table, counts_of, kept_figures, why_float
 from llmc.compiler import artifact
-from llmc.compiler.graph import Graph
-from llmc.costs import Cost, Costs, variant_of
+from llmc.costs import Cost, Costs, Figures, measured, variant_of
 from llmc.errors import LlmcError, extras_named
 from llmc.optimise import before_quantising
 from llmc.options import Order
@@ -150,8 +149,34 @@ class _Search:
         self.layers = layers(self.graph)
         self.candidates = candidates(self.order.backend)
         timed = self.budget.max_latency is not None or self.budget.minimise != "size"
-        self.variant = variant_of(self.order.target) if timed else ""
-        self.costs = Costs(self.order.target, _sizes(self.graph, self.budget), self.variant)
+        figures = self._timed() if timed and self.budget.measure else None
+        here = next(iter(self.order.backend.runs_here(self.order.target)), "")
+        self.variant = f"{here}, timed here" if figures else variant_of(self.order.target) if timed else ""
+        sizes = sizes_of(self.graph, self.budget)
+        self.costs = Costs(self.order.target, sizes, self.variant, figures)
+
+    def _timed(self) -> Figures:
+        """Figures of this machine: of the model as it is, and with all layers by each candidate; kept like the rest.
+
+        Raises:
+            LlmcError: it does not run the target's code.
+        """
+        target, sizes = self.order.target, sizes_of(self.graph, self.budget)
+        if not self.order.backend.runs_here(target):
+            raise LlmcError(
+                "this machine does not run what is to be measured", at=f"--measure, --target {target.name}"
+            )
+        self.progress("time kernels", 0.05)
+        names = dict.fromkeys(c.name for c in self.candidates)
+        choices = [
+            {x: c for x in self.layers for c in self.candidates if (c.name, c.kind) == (name, x.kind)}
+            for name in ("", *names)
+        ]
+        changed = (pipeline_of(choice, self.layers).run(self.graph)[0] for choice in choices)
+        return kept_figures(
+            (str(self.graph), target.name, str(sizes), str(list(names))),
+            lambda: measured(map(self.finished, changed), target, sizes, driver.compile_graph),
+        )
 
     def _read(self) -> None:
         rows = read_data(self.imported, self.graph, self.data, self.columns, self.budget.rows)
@@ -227,7 +252,7 @@ class _Search:
             if not front:
                 break
             report = self._checked(front, at, tries)
-            best = report if best is None or _nearer(report, best) else best
+            best = report if best is None or nearer(report, best) else best
             if not report.unmet:
                 return report
             if report.size > (self.budget.max_size or math.inf):
@@ -314,7 +339,7 @@ class _Search:
             self._layer_choices(point),
             [
                 FrontPoint(
-                    p.divergence, p.bytes, p.seconds, _counts(p, self.layers), self.tried.get(i), i == at
+                    p.divergence, p.bytes, p.seconds, counts_of(p, self.layers), self.tried.get(i), i == at
                 )
                 for i, p in enumerate(front)
             ],
@@ -370,22 +395,3 @@ class _Search:
                     values.append(self.measure.loss(theirs, own, labels and labels[i : i + 1]))
                 done += count
         return Loss.of(np.concatenate(values)), True
-
-
-def _counts(point: Point, every: Sequence[Layer]) -> Mapping[str, int]:
-    names = [c.name if (c := point.choice.get(layer)) else FLOAT for layer in every]
-    return {name: names.count(name) for name in dict.fromkeys(names)}
-
-
-def _nearer(a: BudgetReport, b: BudgetReport) -> bool:
-    return (len(a.unmet), a.held.mean, a.size) < (len(b.unmet), b.held.mean, b.size)
-
-
-def _sizes(graph: Graph, budget: Budget) -> dict[str, int]:
-    """Sizes of the dims that the latency is of: those not named so are as small as they may be."""
-    asked = {"batch": budget.batch, "seq": budget.seq}
-    return {
-        name: min(max(asked.get(name, bounds.low), bounds.low), bounds.high)
-        for name, bounds in graph.dims.items()
-        if name != "tokens"
-    }

@@ -6,17 +6,18 @@ import hashlib
 import json
 import math
 import os
+import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from llmc import kept_imports
-from llmc.candidates import Candidate, Layer
+from llmc.candidates import FLOAT, Candidate, Layer
 from llmc.compiler.graph import Graph
-from llmc.costs import Cost, Costs, figures
+from llmc.costs import Cost, Costs, Figures
 from llmc.options import Order
 from llmc.sensitivity import Measure, Rows
 from llmc.targets import store
@@ -152,6 +153,12 @@ class Table:
         return found[::-1]
 
 
+def counts_of(point: Point, every: Sequence[Layer]) -> Mapping[str, int]:
+    """How many layers have what."""
+    names = [c.name if (c := point.choice.get(layer)) else FLOAT for layer in every]
+    return {name: names.count(name) for name in dict.fromkeys(names)}
+
+
 @contextmanager
 def _silent() -> Iterator[None]:
     """HiGHS has a line of its own for standard output, whatever it is told; what is there is for JSON."""
@@ -230,7 +237,7 @@ class Kept:
             for name in sorted(sample):
                 content.update(name.encode() + np.ascontiguousarray(sample[name]).tobytes())
         asked = json.dumps(
-            [order.target.name, costs.variant, dict(costs.sizes), measure.name, dict(figures())]
+            [order.target.name, costs.variant, dict(costs.sizes), measure.name, dict(costs.table)]
         )
         name = store.key(str(graph), content.hexdigest(), asked, kept_imports.sources())
         found = Kept(store.Store(store.folder("budget")), f"{name}.json")
@@ -248,6 +255,14 @@ class Kept:
 
     def write(self) -> None:
         self.kept.put(self.name, json.dumps(self.values).encode())
+
+
+def kept_figures(what: Sequence[str], make: Callable[[], Figures]) -> Figures:
+    """The times of kernels by what they depend on, measured once."""
+    place = store.Store(store.folder("budget"))
+    name = f"{store.key(*what, kept_imports.sources(), *platform.uname())}.times.json"
+    found: Figures = json.loads(place.made(name, lambda: json.dumps(dict(make())).encode()))
+    return found
 
 
 def _label(layer: Layer, candidate: Candidate) -> str:

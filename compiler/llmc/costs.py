@@ -7,12 +7,15 @@ kernel and instruction set (`bench/costs.py`, costs.json), on one thread.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from llmc.compiler.calls import Call, Operand, Packed
 from llmc.compiler.dims import evaluate
@@ -26,7 +29,9 @@ FILE = Path(__file__).with_name("costs.json")
 ROWS = 192  # that share one decoding of a weight
 OTHERS = "others"  # kinds of kernels that have no figures of their own
 _ALIGNED = 64
+_PROFILES = 4  # whose least times count
 Sizes = Mapping[str, int]
+Figures = Mapping[str, Sequence[float]]  # kind of kernel -> a, b, d and c
 
 
 @dataclass(frozen=True)
@@ -44,18 +49,25 @@ class Costs:
     Args:
         sizes: dim -> size of the run whose seconds are told.
         variant: the instruction set whose figures are taken; empty: no time is told.
+        own: figures to take instead, as `measured` has them.
     """
 
     target: Target
     sizes: Sizes
     variant: str
+    own: Figures | None = None
     _sizes: dict[tuple[int, str], tuple[Any, int]] = field(default_factory=dict)
 
     def of(self, graph: Graph) -> Cost:
         """Of a graph after all passes."""
         calls = Kernels.of(Module.of(graph), self.target).every
-        timed = calls if self.variant else []
-        return Cost(self._bytes(calls), sum(seconds(call, self.sizes, self.variant) for call in timed))
+        table = self.table
+        return Cost(self._bytes(calls), sum(seconds(call, self.sizes, table) for call in calls if table))
+
+    @property
+    def table(self) -> Figures:
+        """The figures that are taken."""
+        return self.own or (figures()[self.variant] if self.variant else {})
 
     def _bytes(self, calls: Iterable[Call]) -> int:
         stored = {_key(operand): operand for call in calls for operand in _weights(call)}
@@ -132,18 +144,55 @@ def _number(value: Any, sizes: Sizes) -> int:
         return int(evaluate(value, {**dict.fromkeys(dim_names(value), whole), **sizes}))
 
 
-def seconds(call: Call, sizes: Sizes, variant: str) -> float:
+def seconds(call: Call, sizes: Sizes, table: Figures) -> float:
     """Of one call, by the model."""
-    table = figures()[variant]
     weights = table.get(kind_of(call)) or table.get(call.kernel.family) or table[OTHERS]
     return sum(a * f for a, f in zip(weights, features(call, sizes), strict=True))
 
 
 @cache
-def figures() -> Mapping[str, Mapping[str, Sequence[float]]]:
+def figures() -> Mapping[str, Figures]:
     """Instruction set -> kind of kernel -> seconds for each FLOP, byte, decoded weight and call."""
     found: Mapping[str, Any] = json.loads(FILE.read_text())["seconds"]
     return found
+
+
+def fitted(samples: Sequence[tuple[Sequence[float], float]]) -> list[float]:
+    """Figures of least squares of the relative error, none below 0: of features and the seconds that they took."""
+    from scipy.optimize import nnls
+
+    rows, times = np.array([f for f, _ in samples]), np.array([t for _, t in samples])
+    scale = np.maximum(rows.max(0), 1.0)
+    found, _ = nnls(rows / scale / times[:, None], np.ones(len(times)))
+    return [float(f"{value:.4g}") for value in found / scale]
+
+
+def measured(
+    graphs: Iterable[Graph], target: Target, sizes: Sizes, compile_graph: Callable[..., Any]
+) -> Figures:
+    """Figures of this machine, on one thread, of the kernels that compute graphs, at these sizes alone.
+
+    Args:
+        compile_graph: as `llmc.driver.compile_graph`.
+    """
+    import llmc
+
+    found: dict[str, list[tuple[Sequence[float], float]]] = {}
+    with tempfile.TemporaryDirectory(prefix="llmc-") as place:
+        for number, graph in enumerate(graphs):
+            artifact = Path(place) / f"{number}.llmc"
+            compile_graph(graph, artifact, target=target.name, only_passes="")
+            calls = Kernels.of(Module.of(graph), target).every
+            with llmc.load(artifact, threads=1) as model:
+                given = {name: size for name, size in sizes.items() if name in model.dims}
+                runs = [
+                    model.benchmark(**given, duration=0.2, profile=True).steps or () for _ in range(_PROFILES)
+                ]
+            for call, *steps in zip(calls, *runs, strict=True):
+                least = max(min(step.seconds for step in steps), 1e-9)
+                found.setdefault(kind_of(call), []).append((features(call, sizes), least))
+    every = [sample for samples in found.values() for sample in samples]
+    return {OTHERS: fitted(every), **{kind: fitted(samples) for kind, samples in found.items()}}
 
 
 def variant_of(target: Target) -> str:

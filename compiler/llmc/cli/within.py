@@ -14,7 +14,7 @@ from llmc.errors import LlmcError
 
 OPTIONS = (
     *("max_drop", "max_size", "max_latency", "data", "minimise", "time_budget", "best_effort", "front"),
-    *("latency_at", "rows", "text_column", "pair_column", "label_column"),
+    *("latency_at", "measure", "rows", "text_column", "pair_column", "label_column"),
 )
 _BOUNDS = ("max_drop", "max_size", "max_latency")
 
@@ -82,6 +82,7 @@ def budget_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Batch and tokens of a run.",
         ),
+        click.option("--measure", is_flag=True, help="Time kernels on this machine, not by the cost model."),
         click.option(
             "--best-effort", is_flag=True, help="Write the best found where no choice meets the bounds."
         ),
@@ -105,7 +106,7 @@ def taken(options: dict[str, Any]) -> dict[str, Any] | None:
     """The bounds and what belongs to them, out of the options; None if there is no bound."""
     own = {name: options.pop(name) for name in OPTIONS}
     if all(own[name] is None for name in _BOUNDS):
-        defaults = {"time_budget": 300.0, "latency_at": (1, 128), "best_effort": False}
+        defaults = {"time_budget": 300.0, "latency_at": (1, 128), "best_effort": False, "measure": False}
         if used := [n for n, v in own.items() if v is not None and v != defaults.get(n)]:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in used)
             raise click.UsageError(f"{names}: for --max-drop, --max-size or --max-latency.")
@@ -134,7 +135,9 @@ def run_within(model: Path, output: Path, own: Mapping[str, Any], options: Mappi
             own["time_budget"],
             own["best_effort"],
             own["rows"] or ROWS,
-            *own["latency_at"],
+            batch=own["latency_at"][0],
+            seq=own["latency_at"][1],
+            measure=own["measure"],
         )
         columns = Columns(own["text_column"], own["pair_column"], own["label_column"])
         given = {n: v for n, v in options.items() if v not in (None, ())}
