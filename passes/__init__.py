@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from llmc.compiler.pipeline import Pass
 from llmc.passes.append import Append
+from llmc.passes.compress.bfloat16 import Bfloat16
 from llmc.passes.compress.blockwise import Blockwise
 from llmc.passes.compress.cluster import Share
 from llmc.passes.compress.differ import Differ
@@ -62,6 +63,7 @@ _COMPRESSION: tuple[type[Pass], ...] = (
     Wanda,
     Reconstruct,
     Share,
+    Bfloat16,
     Blockwise,
     Gptq,
     Spare,
