@@ -258,11 +258,10 @@ class _Search:
             if report.size > (self.budget.max_size or math.inf):
                 code, ceiling = report.size - front[at].bytes + 4096, None
                 self.tried.clear()
-            else:
-                ceiling = at - 1
-            if ceiling is not None and ceiling < 0:
+            elif (ceiling := at - 1) < 0:
                 break
-        return best or self._least(table)
+        least = self._least(table, tries)
+        return best if best is not None and nearer(best, least) else least
 
     def _chosen(self, table: Table, code: int, ceiling: int | None) -> tuple[list[Point], int]:
         """The front, and the point that is taken: the last that keeps the bound on rows that were not measured."""
@@ -302,11 +301,15 @@ class _Search:
                 high = middle - 1
         return low
 
-    def _least(self, table: Table) -> BudgetReport:
-        """Where nothing is within the bounds of size and latency: what comes nearest of what keeps that of losses."""
+    def _least(self, table: Table, tries: int) -> BudgetReport:
+        """Where bounds seem out of reach: the least weights, or of what loses no more than may be the nearest."""
+        limits = Limits(seconds=self.budget.max_latency or math.inf)
+        if self.budget.max_drop is None and (point := table.best(limits, {"bytes": 1.0})) is not None:
+            return self._checked([point], 0, tries + 1)
         front = table.front(Limits())
-        at = len(front) - 1
-        return self._checked(front, at if self.budget.max_drop is None else self._last_within(front, at), 1)
+        self.tried.clear()
+        at = 0 if self.budget.max_drop is None else self._last_within(front, len(front) - 1)
+        return self._checked(front, at, tries + 1)
 
     # --- the artifact
 
