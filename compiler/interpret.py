@@ -57,14 +57,26 @@ def step(
     Raises:
         LlmcError: as `run`; or a state is of wrong dtype or shape, or would outgrow its dim.
     """
-    sizes = bind(graph, inputs, states)
-    for name, mask in counted_dims(graph).items():
-        sizes[name] = int(kept(_value(mask, [], inputs, sizes)).sum())
-    check_sizes(graph, sizes)
+    sizes = sizes_of(graph, inputs, states)
     given: dict[Any, Array] = {**inputs}
     given.update((node, states[n]) for node in graph.states if (n := node.attributes["name"]) in states)
     outputs, updated = _run(graph, given, sizes, watch)
     return outputs, {**states, **updated}
+
+
+def sizes_of(
+    graph: Graph, inputs: Mapping[str, Array], states: Mapping[str, Array] = MappingProxyType({})
+) -> dict[str, int]:
+    """The size of every dim, those too that the data decides.
+
+    Raises:
+        LlmcError: as `step`.
+    """
+    sizes = bind(graph, inputs, states)
+    for name, mask in counted_dims(graph).items():
+        sizes[name] = int(kept(value_of(mask, [], inputs, sizes)).sum())
+    check_sizes(graph, sizes)
+    return sizes
 
 
 def run_body(body: Graph, operands: Sequence[Array], sizes: Mapping[str, int]) -> tuple[Array, ...]:
@@ -87,7 +99,7 @@ def _run(
     values: dict[Node, Any] = {}
     exact = makes_levels(graph)
     for node in graph.nodes:
-        values[node] = _value(node, [values[i] for i in node.inputs], given, sizes, exact)
+        values[node] = value_of(node, [values[i] for i in node.inputs], given, sizes, exact)
         if watch is not None and node.type.dtype in DTYPES:
             watch(node, values[node])
         for used in node.inputs:
@@ -103,12 +115,12 @@ def run_at(node: Node, sizes: Mapping[str, int]) -> Array:
     """The value of a node that depends on no input, for given sizes of the dims."""
     values: dict[Node, Any] = {}
     for step in Graph((), {"value": node}).nodes:
-        values[step] = _value(step, [values[i] for i in step.inputs], {}, sizes)
+        values[step] = value_of(step, [values[i] for i in step.inputs], {}, sizes)
     result: Array = values[node]
     return result
 
 
-def _value(
+def value_of(
     node: Node,
     arguments: list[Any],
     given: Mapping[Any, Array],

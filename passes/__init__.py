@@ -24,6 +24,7 @@ from llmc.passes.fuse.cells import ExpandCells
 from llmc.passes.fuse.qkv import Qkv
 from llmc.passes.layout.channels_last import ChannelsLast
 from llmc.passes.layout.winograd import Winograd
+from llmc.passes.only import Only
 from llmc.passes.quantise import Qfuse, Quantize, Smooth
 from llmc.passes.quantise.int8_attention import Qattention
 from llmc.passes.quantise.int16 import Int8Blocks, Int16
@@ -66,6 +67,7 @@ _COMPRESSION: tuple[type[Pass], ...] = (
     Blockwise,
     Gptq,
     Spare,
+    Only,
 )
 _QUANTISATION: tuple[type[Pass], ...] = (
     Smooth,

@@ -148,5 +148,10 @@ def test_the_wheel_holds_everything(tmp_path: Path) -> None:
     sources = [f for f in (ROOT / "runtime" / "c").iterdir() if f.suffix in (".c", ".h", ".map")]
     expected |= {f"llmc/runtime/c/{f.name}" for f in sources}
     expected |= {f"llmc/demo/model/{f.name}" for f in (ROOT / "compiler/llmc/demo/model").iterdir()}
-    expected |= {"llmc/compiler/module.c.jinja", "llmc/compiler/calibration.txt", "llmc/py.typed"}
+    expected |= {
+        "llmc/compiler/module.c.jinja",
+        "llmc/compiler/calibration.txt",
+        "llmc/py.typed",
+        "llmc/costs.json",
+    }
     assert held == expected

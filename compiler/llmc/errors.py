@@ -27,6 +27,7 @@ EXTRAS = {
         "ziglang",
         "sympy",
         "networkx",
+        "scipy",
     ),
 }
 

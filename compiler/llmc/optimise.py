@@ -12,8 +12,8 @@ from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.given import Given, giving
 from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
-from llmc.compiler.pipeline import Observer, PassRun, Pipeline, Step
-from llmc.compiler.places import PLACES
+from llmc.compiler.pipeline import Observer, Pass, PassRun, Pipeline, Step
+from llmc.compiler.places import PLACES, Placed
 from llmc.compiler.promises import run_verified
 from llmc.compiler.samples import Arrays
 from llmc.compiler.trail import Loss, Trail
@@ -149,6 +149,41 @@ def passed(imported: Imported, order: Order, compile_graph: Callable[..., Any]) 
     module = Module({name: part.graph for name, part in parts.items()})
     verify_module(module)
     return module.functions
+
+
+def before_quantising(
+    imported: Imported, order: Order, compile_graph: Callable[..., Any]
+) -> tuple[Mapping[str, Graph], Callable[[Graph], Graph]]:
+    """Each function at the end of the place `quantise`, and what the places after it make of such a graph.
+
+    Args:
+        compile_graph: as of `optimise`.
+    """
+    caught: list[Graph] = []
+    probe = Step("look", _Look(caught.append))
+    order.placed = order.placed.joined(Placed({"quantise": (probe,)}))
+    functions = passed(imported, order, compile_graph)
+    later = [step for place in ("layout", "target", "final") for step in order.placed.at(place).steps]
+
+    def finished(graph: Graph) -> Graph:
+        own = winograd_steps(graph) if _by_tiles(order) else Pipeline(())
+        return Pipeline((*own.steps, *later)).run(graph)[0]
+
+    return dict(zip(functions, caught, strict=True)), finished
+
+
+class _Look(Pass):
+    """Shows the graph at one place to whoever asks."""
+
+    def __init__(self, see: Callable[[Graph], None]) -> None:
+        object.__setattr__(self, "see", see)
+
+    def enters(self) -> bool:
+        return False
+
+    def run(self, graph: Graph) -> Graph:
+        self.see(graph)  # type: ignore[attr-defined]
+        return graph
 
 
 def _last(trails: Mapping[str, Trail]) -> Sequence[Arrays]:

@@ -29,12 +29,7 @@ def image_samples(folder: Path, graph: Graph, preprocess: Mapping[str, Any]) -> 
     Raises:
         LlmcError: the model takes no images, or the folder has none that can be read.
     """
-    inputs = {n.attributes["name"]: n for n in graph.inputs if n.dtype == "f32" and len(n.shape) == 4}
-    if len(inputs) != 1 or not preprocess:
-        hint = "give its inputs as an .npz file"
-        raise LlmcError("calibration: the model does not take images", at=str(folder), hint=hint)
-    (name,) = inputs
-    steps = images.read_steps(Field(dict(preprocess), str(folder), "preprocess"))
+    steps, name = _steps(graph, preprocess, str(folder))
     with extras_named():
         from PIL import Image
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
@@ -45,6 +40,26 @@ def image_samples(folder: Path, graph: Graph, preprocess: Mapping[str, Any]) -> 
         sample = {name: images.pixels(images.open_image(file, steps.channels, steps.white), steps)[None]}
         bind(graph, sample)
         yield sample
+
+
+def image_sample(file: Path, graph: Graph, preprocess: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An image as inputs of batch 1.
+
+    Raises:
+        LlmcError: the model takes no images, or the file is none that can be read.
+    """
+    steps, name = _steps(graph, preprocess, str(file))
+    return {name: images.pixels(images.open_image(file, steps.channels, steps.white), steps)[None]}
+
+
+def _steps(graph: Graph, preprocess: Mapping[str, Any], at: str) -> tuple[images.ImageSteps, str]:
+    """How images become the model's input, and its name."""
+    inputs = {n.attributes["name"]: n for n in graph.inputs if n.dtype == "f32" and len(n.shape) == 4}
+    if len(inputs) != 1 or not preprocess:
+        hint = "give its inputs as an .npz file"
+        raise LlmcError("calibration: the model does not take images", at=at, hint=hint)
+    (name,) = inputs
+    return images.read_steps(Field(dict(preprocess), at, "preprocess")), name
 
 
 def want_same(processor: Processor) -> None:

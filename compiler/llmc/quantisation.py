@@ -210,7 +210,7 @@ class Quantisation:
             yield from image_samples(Path(str(self.calib)), graph, preprocess)
             return
         cut: list[bool] = []
-        encode = None if tokenizer is None else _encoder(tokenizer, graph, cut)
+        encode = None if tokenizer is None else encoder(tokenizer, graph, cut)
         yield from calibration.read_samples(self.calib, graph, encode)
         if any(cut):
             longest = longest_of(tokenizer, graph.dims)
@@ -271,7 +271,7 @@ def _want_own_states(graph: Graph) -> None:
         )
 
 
-def _encoder(tokenizer: Any, graph: Graph, cut: list[bool]) -> calibration.Encode:
+def encoder(tokenizer: Any, graph: Graph, cut: list[bool]) -> calibration.Encode:
     """Texts to inputs of batch 1, no longer than the model takes; `cut` gets for each whether it was longer."""
     tool = encoder_of(tokenizer, longest_of(tokenizer, graph.dims))
     given = {node.attributes["name"] for node in graph.inputs}

@@ -167,7 +167,11 @@ def test_passes_keep_states(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(PASSES) - set(KEEPING)))
 def test_lossy_passes_carry_states(name: str) -> None:
     """They change values, not which states there are and what they become."""
-    change = {"factorize": "factorize{energy=0.9}", "share": "share{clusters=4}"}.get(name, name)
+    change = {
+        "factorize": "factorize{energy=0.9}",
+        "share": "share{clusters=4}",
+        "only": 'only{layers=["*"],passes="share{clusters=4}"}',
+    }.get(name, name)
     for graph in (causal(), random_stateful(3)[0]):
         before, _ = through("append", LEVELS[3]).run(graph)
         after, _ = through(change).run(before)

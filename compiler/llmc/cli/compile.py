@@ -24,7 +24,9 @@ from llmc.cli.output import (
     time_text,
 )
 from llmc.cli.verbosity import is_quiet
+from llmc.cli.within import budget_options, print_within, run_within, taken
 from llmc.compiler.frontends.hub import name_of
+from llmc.errors import LlmcError
 
 _EPILOG = """\b
 Examples:
@@ -41,6 +43,8 @@ Examples:
   llmc compile ./my-model --add-pass "./my_pass.py:MyPass{width=4}@compress" -o m.llmc
   llmc compile ./my-model --prune 0.3 --share 256 -o small.llmc        measure it: llmc eval --help
   llmc compile ./my-model --prune heads:0.25 --prune neurons:0.25 -o fast.llmc
+  llmc compile ./my-model --max-drop 0.5% --data test.tsv -o m.llmc    each layer as it bears it
+  llmc compile ./my-model --max-size 30MB --max-latency 5ms --data test.tsv --front front.html -o m.llmc
   llmc compile ./my-model --tune -o m.llmc             the fastest kernels for this very machine
   llmc compile ./my-model --target rpi5 --emit executable -o m.llmc
   llmc compile ./my-model --keep build -o m.llmc       leaves graphs and generated code in build/
@@ -132,6 +136,7 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
     show_default=True,
     help="How sessions keep keys and values; measure it: llmc eval --help.",
 )
+@budget_options
 @click.option("--max-batch", type=click.IntRange(min=1), help="Largest batch.  [default: the compiler's]")
 @click.option("--max-seq", type=click.IntRange(min=1), help="Longest sequence.  [default: the model's]")
 @dim_option
@@ -211,6 +216,16 @@ def command(
         raise click.UsageError("--ensemble is of several models: give the others by --member MODEL.")
     several = "-ensemble" if members else ""
     output = output or Path(f"{model.resolve().stem if model.is_file() else name_of(model)}{several}.llmc")
+    if (within := taken(options)) is not None:
+        if members or options["adapters"]:
+            raise LlmcError("a budget is for one model without adapters beside it", at="--member, --adapter")
+        found = run_within(model, output, within, options)
+        if as_json:
+            print_json(found.to_dict())
+        elif not is_quiet():
+            print_within(found)
+            print_report(found.compiled)
+        return
     report = run_compile([model, *members] if members else model, output, **options)
     if as_json:
         print_json(report.to_dict())

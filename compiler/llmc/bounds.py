@@ -1,0 +1,150 @@
+"""What a search for an artifact within bounds is asked, and what it found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from llmc.compiler.counted import given_dims
+from llmc.compiler.graph import Graph
+from llmc.errors import LlmcError
+from llmc.report import CompileReport
+from llmc.sensitivity import Loss
+
+ROWS = 4096  # of the data that are read, at most
+MINIMISE = ("size", "latency", "both")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an artifact may lose, weigh and take; None: anything.
+
+    Args:
+        max_drop: a share: of accuracy where the data has labels, else see `sensitivity.Measure`.
+        max_size: bytes of the whole artifact.
+        max_latency: seconds of one run on one thread, of `batch` and `seq`.
+        minimise: "size", "latency" or "both" alike; None: what has no bound of the two. Without `max_drop` it is the
+            divergence that becomes least.
+        time: seconds after which the best that was found is taken.
+        best_effort: whether the best found is written where the bounds cannot be met.
+        rows: of the data, at most.
+        measure: whether kernels are timed on this machine, not by the figures that llmc has.
+    """
+
+    max_drop: float | None = None
+    max_size: float | None = None
+    max_latency: float | None = None
+    minimise: str | None = None
+    time: float = 300.0
+    best_effort: bool = False
+    rows: int = ROWS
+    batch: int = 1
+    seq: int = 128
+    measure: bool = False
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "--max-drop": self.max_drop,
+            "--max-size": self.max_size,
+            "--max-latency": self.max_latency,
+        }
+        if all(bound is None for bound in bounds.values()):
+            raise LlmcError("a budget has a bound", hint=f"give {', '.join(bounds)}")
+        for name, bound in bounds.items():
+            if bound is not None and not 0 <= bound < math.inf:
+                raise LlmcError(f"{name} is {bound:g}", hint="give a number from 0 on")
+        if self.minimise not in (None, *MINIMISE):
+            raise LlmcError(f"no {self.minimise!r} to minimise", hint=f"use {', '.join(MINIMISE)}")
+
+    @property
+    def aim(self) -> Mapping[str, float]:
+        """Weights of bytes and seconds in what is minimised."""
+        bounded = self.max_size is not None, self.max_latency is not None
+        asked = self.minimise or {(True, False): "latency", (False, True): "size"}.get(bounded, "both")
+        return {
+            "size": {"bytes": 1.0, "seconds": 1e-3},
+            "latency": {"seconds": 1.0, "bytes": 1e-3},
+            "both": {"bytes": 1.0, "seconds": 1.0},
+        }[asked]
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What became of a layer; divergence, bytes and seconds beside those of the float layer."""
+
+    layer: str
+    choice: str
+    divergence: float
+    bytes: int
+    seconds: float
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A point of the front, as foretold; `loss` is there of those that were tried."""
+
+    divergence: float
+    bytes: int
+    seconds: float
+    counts: Mapping[str, int]
+    loss: Loss | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class BudgetReport:
+    """What was chosen, and how it holds.
+
+    Args:
+        compiled: of the artifact that was written.
+        measure, measured: what the bound on losses is of, in words; rows of each part of the data.
+        held: the loss on rows that no choice has seen, by native code if `native`.
+        size, seconds: of the artifact, and as the cost model tells it; `float_size`, `float_seconds`: of fp32.
+        tries: how many choices were held to the bounds.
+        unmet: bounds that do not hold.
+        skipped: measurements that there was no time for.
+        text: the passes, for `--add-pass TEXT@quantise`.
+    """
+
+    compiled: CompileReport | None
+    measure: str
+    rows: Mapping[str, int]
+    held: Loss
+    native: bool
+    size: int
+    seconds: float
+    float_size: int
+    float_seconds: float
+    variant: str
+    layers: Sequence[LayerChoice]
+    front: Sequence[FrontPoint]
+    tries: int
+    skipped: int
+    spent: float
+    text: str
+    unmet: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        compiled = None if self.compiled is None else self.compiled.to_dict()
+        return {**asdict(replace(self, compiled=None)), "compiled": compiled}
+
+
+def loss_text(loss: Loss) -> str:
+    """A loss as a percentage with its interval."""
+    return f"{100 * loss.mean:.2f} +- {100 * loss.half:.2f} % lost on {loss.rows} rows held back"
+
+
+def nearer(a: BudgetReport, b: BudgetReport) -> bool:
+    """Whether a keeps more of the bounds than b, or loses or weighs less."""
+    return (len(a.unmet), a.held.mean, a.size) < (len(b.unmet), b.held.mean, b.size)
+
+
+def sizes_of(graph: Graph, budget: Budget) -> dict[str, int]:
+    """Sizes of the dims that the latency is of: those not named so are as small as they may be."""
+    asked = {"batch": budget.batch, "seq": budget.seq}
+    bounds = {name: graph.dims[name] for name in given_dims(graph)}
+    return {name: min(max(asked.get(name, b.low), b.low), b.high) for name, b in bounds.items()}
