@@ -172,7 +172,8 @@ class _Panels:
 
     def __init__(self, e: Emitter, heads: Buffer, places: Buffer, values: Buffer, height: int) -> None:
         self.e, self.heads, self.values, self.height = e, heads, values, height
-        self.places, self.fours = e.alias(places, "uint16"), e.alias(places, "int64")
+        storage = {1: "uint16", 2: "int32", 4: "int64"}
+        self.places = {count: e.alias(places, dtype) for count, dtype in storage.items()}
 
     def head(self, panel: Expr, number: int | Expr) -> Expr:
         """A number of a panel's head."""
@@ -189,14 +190,14 @@ class _Panels:
         with self.e.loop(start, self.e.let(start + self.head(panel, one + 1)), "step") as step:
             yield step
 
-    def place(self, step: Expr, one: int | Expr) -> Expr:
-        """The input that the block of a list reads."""
-        return self.e.let(tirx.Cast("int64", self.e.load(self.places, step * LISTS + one)))
-
-    def all_places(self, step: Expr) -> list[Expr]:
-        """Those of all lists, by one load."""
-        e, whole = self.e, self.e.let(self.e.load(self.fours, step))
-        parts = [e.let(tirx.shift_right(whole, i64(16 * i))) if i else whole for i in range(LISTS)]
+    def inputs(self, step: Expr, first: int | Expr, count: int) -> list[Expr]:
+        """Of lists first..first+count, a power of 2 that divides `first`: what their blocks read, by one load."""
+        e = self.e
+        index = e.let((step * LISTS + first) if count == 1 else div(step * LISTS + first, count))
+        if count == 1:
+            return [e.let(tirx.Cast("int64", e.load(self.places[1], index)))]
+        whole = e.let(tirx.Cast("int64", e.load(self.places[count], index)))
+        parts = [e.let(tirx.shift_right(whole, i64(16 * i))) if i else whole for i in range(count)]
         return [e.let(tirx.bitwise_and(part, i64(_MOST - 1))) for part in parts]
 
 
@@ -272,8 +273,9 @@ class _Vectors:
         acc = zeros(e, len(lists) * rows)
         start = e.let(row * self.k)
         with panels.steps(panel, lists[0]) as step:
-            for i, one in enumerate(lists):
-                at = e.let(panels.place(step, one) + start)
+            inputs = panels.inputs(step, lists[0], len(lists))
+            for i, (one, read) in enumerate(zip(lists, inputs, strict=True)):
+                at = e.let(read + start)
                 w = e.load(panels.values, e.let((step * LISTS + one) * LANES), LANES)
                 for r in range(rows):
                     a = e.let(splat(e.load(self.x, at + r * self.k)))
@@ -328,8 +330,9 @@ class _ByRows:
     def _four(self, acc: Buffer, i: int, step: Expr, base: Expr) -> None:
         """A block of each list."""
         e = self.e
-        value = splat(e.load(self.x, e.let(base + self.panels.all_places(step)[0])))
-        for one, place in enumerate(self.panels.all_places(step)[1:], 1):
+        first, *others = self.panels.inputs(step, 0, LISTS)
+        value = splat(e.load(self.x, e.let(base + first)))
+        for one, place in enumerate(others, 1):
             mine = splat(e.load(self.x, e.let(base + place)))
             lanes = [tirx.const(LANES * (lane // 4 == one) + lane, "int32") for lane in range(LANES)]
             value = e.let(tirx.Shuffle([value, mine], lanes))
@@ -384,10 +387,10 @@ class _ByRows:
         each = 4 * lanes // LANES
         acc = zeros(e, side * each)
         with panels.steps(panel, first) as step:
-            for i in range(side):
-                block = e.let(step * LISTS + first + i)
-                at = e.let(tirx.Cast("int64", e.load(panels.places, block)) * lanes)
-                values = self._weights(e.let(block * 4), lanes)
+            inputs = panels.inputs(step, first, side)
+            weights = self._weights(e.let((step * LISTS + first) * 4), side, lanes)
+            for i, (read, values) in enumerate(zip(inputs, weights, strict=True)):
+                at = e.let(read * lanes)
                 for j in range(each):
                     if lanes < LANES:
                         a = self._repeated(at, lanes)
@@ -403,14 +406,17 @@ class _ByRows:
         few = self.e.load(self.memory, at, lanes)
         return _picked(self.e, few, [lane % lanes for lane in range(LANES)])
 
-    def _weights(self, at: Expr, lanes: int) -> list[Expr]:
-        """The four of a block, each in as many lanes as there are rows."""
-        e = self.e
+    def _weights(self, at: Expr, side: int, lanes: int) -> list[list[Expr]]:
+        """The four of each block, each in as many lanes as there are rows."""
+        e, values, outputs = self.e, self.panels.values, LANES // lanes
         if lanes >= LANES:
-            return [e.let(splat(e.load(self.panels.values, at + i))) for i in range(4)]
-        four, outputs = e.load(self.panels.values, at, 4), LANES // lanes
+            return [[e.let(splat(e.load(values, at + (4 * i + j)))) for j in range(4)] for i in range(side)]
         lines = [[j * outputs + lane // lanes for lane in range(LANES)] for j in range(4 // outputs)]
-        return [_picked(e, four, line) for line in lines]
+        if side == LISTS and self.cpu.wide:
+            whole = e.load(values, at, LANES)
+            return [[_picked(e, whole, [4 * i + n for n in line]) for line in lines] for i in range(side)]
+        fours = [e.load(values, at + 4 * i, 4) for i in range(side)]
+        return [[_picked(e, four, line) for line in lines] for four in fours]
 
     def _store(self, panel: Expr, row: Expr, rows: Expr, lanes: int) -> None:
         """The sums of a panel, a row at a time."""
