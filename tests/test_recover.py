@@ -27,7 +27,7 @@ from llmc.passes.quantise.quantize import quantised_rows
 from llmc.recover import Settings, recover
 from llmc.straight_through import Grid, Rounding, by_token
 
-SPECS = ("0.5", "2:4", 'sparsity=0.4,scope="layer"', 'sparsity=0.3,skip=["*.layer.0.*"]')
+SPECS = ("0.5", "2:4", "4x1:0.8", 'sparsity=0.4,scope="layer"', 'sparsity=0.3,skip=["*.layer.0.*"]')
 
 
 @pytest.fixture(scope="module")

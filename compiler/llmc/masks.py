@@ -15,7 +15,7 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVEL_PARTS, PASSES
 from llmc.passes.compress import shortcuts
-from llmc.passes.compress.prune import Prune, warn_of_emptied
+from llmc.passes.compress.prune import Pattern, Prune, warn_of_emptied
 from llmc.passes.compress.weights import Array, Product
 
 _BEFORE = (
@@ -36,7 +36,7 @@ def prune_of(spec: str) -> Prune:
     raise LlmcError(
         "recover keeps zeros, and this makes matrices smaller",
         at=f"--prune {spec}",
-        hint='write 0.5, 2:4 or options such as sparsity=0.5,scope="layer"',
+        hint='write 0.5, 2:4, 4x1:0.8 or options such as sparsity=0.5,scope="layer"',
     )
 
 
@@ -88,9 +88,11 @@ class Masks:
         import torch
 
         now = [replace(p, array=self._array(parts)) for p, parts in self._products_now()]
-        masks = self._change.masks(now)
-        if share < 1:
-            masks = _fewer(now, masks, share)
+        if share < 1 and Pattern.parse(self._change.pattern).height > 1:
+            masks = self._change.masks(now, share)  # whole blocks
+        else:
+            masks = self._change.masks(now)
+            masks = masks if share == 1 else _fewer(now, masks, share)
         return {
             part.name: torch.from_numpy(np.ascontiguousarray(part.of(mask[part.rows])))
             for mask, parts in zip(masks, self._parts, strict=True)

@@ -30,7 +30,7 @@ any. A tenth of the rows is held back and measured. Ctrl-C leaves a checkpoint b
 
 @click.command("recover", epilog=_EPILOG, short_help="Train a model for minutes, pruned or rounded.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--prune", metavar="SPEC", help="Zeros in place: 0.5, 2:4 or options of the pass.")
+@click.option("--prune", metavar="SPEC", help="Zeros in place: 0.5, 2:4, 4x1:0.8 or options.")
 @click.option(
     "--quant", type=click.Choice(["int8", "w4"]), help="Or rounding in place, as --quant of compile does."
 )
