@@ -13,7 +13,7 @@ from llmc.compiler.graph import Graph
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pipeline
 from llmc.passes import PASSES
-from llmc.passes.compress.prune import SKIPPING, Pattern, kept
+from llmc.passes.compress.prune import SKIPPING, Pattern, Prune, kept
 from llmc.passes.compress.weights import values
 
 
@@ -77,7 +77,7 @@ def test_blocks_are_stored_where_products_that_skip_them_are_faster():
 def test_what_is_not_skipped_is_told():
     for share, changed in (("0.8", 1), ("0.6", 0)):
         with listening() as heard:
-            run(f'prune{{pattern="4x1",sparsity={share}}}', product(64, 96))
+            Prune(float(share), "4x1").run(product(64, 96))
         weights, skipping = heard
         assert (weights.changed, skipping.what, skipping.changed) == (1, SKIPPING, changed)
     assert skipping.left == {"with more than 30% of blocks left, whose dense product is as fast": 1}
