@@ -147,13 +147,12 @@ def emit_linear(symbol: str, cpu: Cpu, *, n: int, k: int, height: int, epilogue:
     extras = [e.pointer(step, "f32") for step in epilogue if step in ("bias", "residual")]
     out, m = e.pointer("out", "f32"), e.scalar("m")
     count = -(-n // (LISTS * height))
+    vectors = by_rows = None
     if height == LANES:
         whole = partial(finish, e, n=n, width=LANES, epilogue=epilogue, extras=extras, out=out)
-        work = [(None, _Vectors(e, cpu, x, k, panels, whole).all)]
+        vectors = _Vectors(e, cpu, x, k, panels, whole)
     else:
-        store = partial(_store_quarters, e, panels, n, epilogue, extras, out)
-        by_rows = _ByRows(e, cpu, x, k, panels, store)
-        work = [(1, by_rows.one), (None, by_rows.all)]
+        by_rows = _ByRows(e, cpu, x, k, panels, partial(_store_quarters, e, panels, n, epilogue, extras, out))
     with e.loop(e.begin, e.end, "item") as item:
         block = e.let(div(item, count))
         panel = e.let(item - block * count)
@@ -161,9 +160,13 @@ def emit_linear(symbol: str, cpu: Cpu, *, n: int, k: int, height: int, epilogue:
             last = e.let(tirx.min(i64(count), panel + (e.end - item)))
             first = e.let(block * ROWS)
             rows = e.let(tirx.min(i64(ROWS), m - first))
-            for exactly, run in work:
-                with e.when(rows == 1 if exactly else rows >= len(work)):
-                    run(panel, last, first, rows)
+            if vectors is not None:
+                vectors.all(panel, last, first, rows)
+            if by_rows is not None:
+                with e.when(rows == 1):
+                    by_rows.one(panel, last, first)
+                with e.when(rows > 1):
+                    by_rows.all(panel, last, first, rows)
     return e.function()
 
 
@@ -303,7 +306,7 @@ class _ByRows:
 
     # one row: four lists are a vector
 
-    def one(self, panel: Expr, last: Expr, row: Expr, count: Expr) -> None:
+    def one(self, panel: Expr, last: Expr, row: Expr) -> None:
         """Panels panel..last of a row, two at a time: no sum waits for itself."""
         e = self.e
         pairs = e.let(div(last - panel, 2))
