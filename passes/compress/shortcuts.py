@@ -15,13 +15,24 @@ _FORMS = {
 }
 
 
-def compression(prune: Sequence[str] = (), share: str | None = None, factorize: str | None = None) -> str:
+def compression(
+    prune: Sequence[str] = (),
+    share: str | None = None,
+    factorize: str | None = None,
+    *,
+    samples: bool = False,
+) -> str:
     """The passes that the shortcuts name, in the order that suits: matrices shrink, then lose values.
+
+    Args:
+        samples: whether there are some, so that `reconstruct` chooses zeros instead of `prune`.
 
     Raises:
         LlmcError: a shortcut is not of one of the known forms.
     """
     parts = [_prune(text) for text in prune]
+    if samples:
+        parts = [re.sub(r"^prune{", "reconstruct{", part) for part in parts]
     structured = [p for p in parts if p.startswith("prune-")]
     if factorize is not None:
         structured.append(_plain("factorize", "rank", r"\d+", factorize))
@@ -29,6 +40,11 @@ def compression(prune: Sequence[str] = (), share: str | None = None, factorize: 
     if share is not None:
         structured.append(_plain("share", "clusters", r"\d+", share))
     return ",".join(structured)
+
+
+def option(name: str) -> str:
+    """The shortcut that a pass of `compression` was asked for by."""
+    return "--prune" if name == "reconstruct" else f"--{name.partition('-')[0]}"
 
 
 def joined(*texts: str) -> str:
