@@ -155,8 +155,16 @@ class Prune(Pass):
         chosen = self.chosen(graph)
         masks = self.masks(chosen)
         warn_of_emptied(chosen, masks)
+        return self.with_zeros(graph, [(p, k) for p, k in zip(chosen, masks, strict=True) if not k.all()])
+
+    def with_zeros(self, graph: Graph, found: Sequence[tuple[Product, Array]]) -> Graph:
+        """`graph` with what these products keep, stored as suits the pattern; tells of all weights.
+
+        Args:
+            found: products, with the values that stay, and which these are: bool [n, k].
+        """
         height = Pattern.parse(self.pattern).height
-        found = [(p, k) for p, k in zip(chosen, masks, strict=True) if not k.all()]
+        found = [(p, k if height == 1 else _whole_blocks(k, height)) for p, k in found]
         made = {p.weight: self._stored(p, k, height) for p, k in found}
         tell_weights(graph, made, lambda weight: self._left(graph, weight))
         if height > 1:
@@ -165,7 +173,7 @@ class Prune(Pass):
 
     def _stored(self, product: Product, keep: Array, height: int) -> Node:
         if self._slower(keep, height):
-            return with_zeros(product, keep)
+            return zeroed(product, keep)
         return stored_sparse(product, keep, height)
 
     def _slower(self, keep: Array, height: int) -> str:
@@ -237,6 +245,12 @@ def _of_blocks(importance: Array, height: int) -> Array:
     return np.asarray(np.sqrt(squares.mean(1)))
 
 
+def _whole_blocks(keep: Array, height: int) -> Array:
+    """Of [n, k] all rows of a block where one stays: values that stay may be zero by chance."""
+    n, k = keep.shape
+    return np.repeat(keep.reshape(n // height, height, k).any(1), height, 0)
+
+
 def _n_of_m(importance: Array, pattern: Pattern) -> Array:
     """The N largest of each M in a row; of equals the first stay."""
     n, k = importance.shape
@@ -247,7 +261,7 @@ def _n_of_m(importance: Array, pattern: Pattern) -> Array:
     return keep.reshape(n, k)
 
 
-def with_zeros(product: Product, keep: Array) -> Node:
+def zeroed(product: Product, keep: Array) -> Node:
     """The weight where `keep`, zero elsewhere, as it is."""
     return stored(np.where(keep, product.array, np.float32(0)), product.weight)
 
@@ -258,7 +272,7 @@ def stored_sparse(product: Product, keep: Array, height: int = 1) -> Node:
     bits = keep[::height]
     mask = np.packbits(bits, -1, bitorder="little")
     if packed_bytes(columns, 1) * len(bits) + 4 * int(keep.sum()) >= array.nbytes:
-        return with_zeros(product, keep)
+        return zeroed(product, keep)
     blocks = array.reshape(-1, height, columns).swapaxes(1, 2)[bits]
     parts = (stored(mask, product.weight, ".mask"), stored(blocks.reshape(-1), product.weight, ".values"))
     return make("bitmask", parts, product.weight.source, columns=columns, height=height)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pipeline
 from llmc.passes import PASSES
 from llmc.passes.compress.prune import SKIPPING, Pattern, Prune, kept
-from llmc.passes.compress.weights import values
+from llmc.passes.compress.weights import products, values
 
 
 def product(n: int, k: int, seed: int = 0) -> Graph:
@@ -81,6 +82,17 @@ def test_what_is_not_skipped_is_told():
         weights, skipping = heard
         assert (weights.changed, skipping.what, skipping.changed) == (1, SKIPPING, changed)
     assert skipping.left == {"with more than 30% of blocks left, whose dense product is as fast": 1}
+
+
+def test_a_zero_within_a_block_that_stays():
+    graph = product(8, 8)
+    keep = np.zeros((8, 8), bool)
+    keep[1:4, 2] = True  # the first of its four is zero
+    (found,) = products(graph)
+    left = replace(found, array=np.where(keep, found.array, np.float32(0)))
+    after = Prune(pattern="4x1", least=1).with_zeros(graph, [(left, keep)])
+    assert after.outputs["y"].inputs[1].op == "bitmask"
+    assert np.array_equal(weight(after) != 0, keep)
 
 
 def test_the_same_zeros_again():
