@@ -33,7 +33,15 @@ from llmc.fewer_layers import fewer
 from llmc.masks import graph_of, prune_of
 from llmc.recover import Settings, recover
 
-SPECS = {"2:4": "prune", "0.5": "prune", "0.7": "prune", "w4": "quant", "int8": "quant", "3": "layers"}
+SPECS = {
+    "2:4": "prune",
+    "4x1:0.8": "prune",
+    "0.5": "prune",
+    "0.7": "prune",
+    "w4": "quant",
+    "int8": "quant",
+    "3": "layers",
+}
 
 
 def table(path: Path, rows: list[tuple[str, int]]) -> Path:

@@ -1,0 +1,131 @@
+"""Layers with blocks of zeros beside dense ones, and what such zeros cost and give in the fine-tuned sentiment model.
+
+    python bench/sparse.py                              layers of MiniLM, one thread
+    python bench/sparse.py --shares 0.5 0.6 0.7         where skipping begins to pay
+    python bench/sparse.py --model --seconds 180        accuracy alone and recovered, latency
+
+A layer's time is that of a program of four products of one shape that read the same rows, a quarter of it; dense and
+sparse run in turns (`llmc.runtime.compare`). Weights are normal numbers, and `prune` itself chooses the zeros. The
+model is judged as by recovery.py: on the 2,000 test reviews, recovered by so many seconds of processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+import llmc
+from llmc.compiler.dims import symbol
+from llmc.compiler.graph import Graph
+from llmc.compiler.ops import constant, input_, make
+from llmc.driver import compile_graph
+from llmc.runtime import compare
+
+SHAPES = ((384, 384), (1536, 384), (384, 1536))  # outputs, inputs
+ROWS = (1, 16, 128)
+PATTERNS = ("4x1", "16x1")
+LAYERS = 4
+SEQ = 128
+
+
+def layers(n: int, k: int, most: int) -> Graph:
+    """Products [rows, k] -> [rows, n] with a bias."""
+    rng = np.random.default_rng(n + k)
+    x, outputs = input_("x", "f32", (symbol("batch"), k)), {}
+    for number in range(LAYERS):
+        w = constant((rng.normal(size=(n, k)) / np.sqrt(k)).astype(np.float32), f"w{number}")
+        bias = constant(rng.normal(size=n).astype(np.float32), f"b{number}")
+        outputs[f"y{number}"] = make("linear", (x, w, bias), epilogue=("bias",))
+    return Graph((x,), outputs, {"batch": (1, most)})
+
+
+def race(shape: tuple[int, int], share: float, options: Any, folder: Path) -> None:
+    """Lines of the table for one shape."""
+    graph = layers(*shape, max(options.rows))
+    paths = {name: folder / f"{name} {shape[0]} {shape[1]} {share}" for name in ("dense", *options.patterns)}
+    for name, path in paths.items():
+        prune = f'pattern="{name}",sparsity={share},small=true'
+        compile_graph(graph, path, target=options.target, **({} if name == "dense" else {"prune": prune}))
+    with llmc.load(paths["dense"], threads=1) as dense:
+        for rows in options.rows:
+            cells = [f"{shape[0]} x {shape[1]}", f"{share:.0%}", str(rows)]
+            for number, name in enumerate(options.patterns):
+                with llmc.load(paths[name], threads=1) as other:
+                    found = compare(dense, other, batch=rows, duration=options.duration)
+                if not number:
+                    flops = 2 * rows * shape[0] * shape[1] * LAYERS
+                    cells += [time(found.a.p50), f"{flops / found.a.p50 / 1e9:.0f}"]
+                cells += [time(found.b.p50), f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"]
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def time(seconds: float) -> str:
+    """Of one layer."""
+    return f"{1e6 * seconds / LAYERS:.1f}"
+
+
+def model(options: Any) -> None:
+    """Accuracy alone and recovered, and latency."""
+    import recovery
+    import torch
+    import train_classifier
+
+    torch.set_num_threads(1)
+    source = train_classifier.classifier()
+    asked = SimpleNamespace(
+        seconds=options.seconds, **{n: getattr(recovery.Settings("0.5"), n) for n in ("hidden", "ramp")}
+    )
+    asked.lr = recovery.Settings("0.5").rate
+    with tempfile.TemporaryDirectory() as place:
+        scratch = Path(place)
+        train, test = train_classifier.reviews()
+        files = recovery.table(scratch / "train.tsv", train), recovery.table(scratch / "test.tsv", test)
+        dense = scratch / "dense.llmc"
+        llmc.compile(source, dense)
+        print(f"| {' | '.join(recovery.COLUMNS)} |\n|{'---|' * len(recovery.COLUMNS)}")
+        row = recovery.measure(options.spec, source, dense, files, scratch, asked)
+        print(recovery.line(row), flush=True)
+        (recovered,) = scratch.glob("recovered-*.llmc")
+        with llmc.load(recovered, threads=1) as own, llmc.load(dense, threads=1) as other:
+            for batch, seq in ((1, 16), (1, SEQ), (8, SEQ)):
+                found = compare(own, other, batch=batch, seq=seq, duration=options.duration)
+                bounds = f"{found.low:.2f} to {found.high:.2f}"
+                print(f"latency / dense at {batch} x {seq}: {found.ratio:.2f} ({bounds})", flush=True)
+        sizes = [sum(f.stat().st_size for f in p.iterdir()) / 1e6 for p in (recovered, dense)]
+        print(f"{sizes[0]:.1f} MB of {sizes[1]:.1f}")
+
+
+def main() -> int:
+    """Print tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.8])
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=PATTERNS)
+    parser.add_argument("--target", default="x86", help="also x86-avx2")
+    parser.add_argument("--duration", type=float, default=1.0, help="seconds of each comparison")
+    parser.add_argument("--model", action="store_true", help="the sentiment model instead")
+    parser.add_argument("--spec", default="4x1:0.8", help="its --prune")
+    parser.add_argument("--seconds", type=float, default=180, help="of recovery")
+    options = parser.parse_args()
+    if options.model:
+        model(options)
+        return 0
+    columns = ["layer", "zeros", "rows", "dense us", "GFLOP/s"]
+    for pattern in options.patterns:
+        columns += [f"{pattern} us", "times as fast"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    with tempfile.TemporaryDirectory() as place:
+        for share in options.shares:
+            for shape in SHAPES:
+                race(shape, share, options, Path(place))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
