@@ -29,7 +29,7 @@ from llmc.runtime import compare
 
 SHAPES = ((384, 384), (1536, 384), (384, 1536))  # outputs, inputs
 ROWS = (1, 16, 128)
-PATTERNS = ("4x1", "16x1")
+PATTERNS = ("4x1", "16x1")  # and int8: dense, beside them
 LAYERS = 4
 SEQ = 128
 
@@ -50,8 +50,9 @@ def race(shape: tuple[int, int], share: float, options: Any, folder: Path) -> No
     graph = layers(*shape, max(options.rows))
     paths = {name: folder / f"{name} {shape[0]} {shape[1]} {share}" for name in ("dense", *options.patterns)}
     for name, path in paths.items():
-        prune = f'pattern="{name}",sparsity={share},small=true'
-        compile_graph(graph, path, target=options.target, **({} if name == "dense" else {"prune": prune}))
+        made: dict[str, Any] = {"prune": f'pattern="{name}",sparsity={share},small=true'}
+        made = {"dense": {}, "int8": {"quant": "int8"}}.get(name, made)
+        compile_graph(graph, path, target=options.target, **made)
     with llmc.load(paths["dense"], threads=1) as dense:
         for rows in options.rows:
             cells = [f"{shape[0]} x {shape[1]}", f"{share:.0%}", str(rows)]
@@ -106,7 +107,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.8])
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=PATTERNS)
+    parser.add_argument("--patterns", nargs="+", choices=(*PATTERNS, "int8"), default=PATTERNS)
     parser.add_argument("--target", default="x86", help="also x86-avx2")
     parser.add_argument("--duration", type=float, default=1.0, help="seconds of each comparison")
     parser.add_argument("--model", action="store_true", help="the sentiment model instead")

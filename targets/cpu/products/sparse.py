@@ -40,6 +40,7 @@ from llmc.targets.tir.transpose import shuffle, transpose
 LISTS = 4  # of a panel
 ROWS = 64  # of an item
 HEIGHTS = (4, 16)
+_L2 = 512 << 10  # bytes that transposed rows may take, of a cache of 1 MB
 _HEAD = 1 + 2 * LISTS  # of a panel: its first step, the length of each list, the block row that each is
 _MOST = 1 << 16  # inputs that an index of 16 bits can name
 
@@ -73,7 +74,7 @@ def lower_linear(node: Node) -> Call | None:
         ("f32", "i32", "u8", "f32", *("f32",) * (len(operands) - 3)),
         1,
         partial(emit_linear, n=n, k=k, height=height, epilogue=epilogue),
-        4 * (k * ROWS + 2 * LANES * ROWS) if height < LANES else 0,
+        4 * (_strip(k) * k + 2 * LANES * ROWS) if height < LANES else 0,
     )
     return Call(
         kernel,
@@ -85,6 +86,11 @@ def lower_linear(node: Node) -> Call | None:
         4 * rows * (k + n) + 4 * count + 2 * count // height,
         node.source,
     )
+
+
+def _strip(k: int) -> int:
+    """Rows that are transposed together at most."""
+    return max(LANES, min(ROWS, _L2 // (4 * k) // LANES * LANES))
 
 
 # --- the layout
@@ -299,9 +305,11 @@ class _ByRows:
         self, e: Emitter, cpu: Cpu, x: Buffer, k: int, panels: _Panels, store: Callable[..., None]
     ) -> None:
         self.e, self.cpu, self.x, self.k, self.panels, self.store = e, cpu, x, k, panels, store
-        self.most = ROWS if cpu.wide else LANES
+        self.most = _strip(k) if cpu.wide else LANES
         self.memory = e.scratch()
-        self.sums = k * ROWS  # where the sums of a panel lie, [output][lanes]; behind them a transposed piece
+        self.sums = k * _strip(
+            k
+        )  # where the sums of a panel lie, [output][lanes]; behind them a transposed piece
         self.result = self.sums + LANES * ROWS
 
     # one row: four lists are a vector
