@@ -21,7 +21,7 @@ from llmc.passes.compress.weights import Array, Product, left, products, replace
 DEFAULT, DEFAULT_BLOCKS = 0.3, 0.8
 # Height of blocks that products skip -> the largest share of blocks left with which no number of rows takes longer than
 # the dense product (bench/sparse.py, AVX-512; five rows are the worst).
-PAYS = {4: 0.3, 16: 0.6}
+PAYS = {4: 0.3, 16: 0.5}
 _NOTHING = 0.01  # of a product's weights
 _MOST = 64  # of the weights that N of M are chosen from
 _SCOPES = ("global", "layer")
