@@ -90,7 +90,7 @@ def model(options: Any) -> None:
     asked = SimpleNamespace(
         seconds=options.seconds, **{n: getattr(recovery.Settings("0.5"), n) for n in ("hidden", "ramp")}
     )
-    asked.lr = recovery.Settings("0.5").rate
+    asked.lr = options.lr
     with tempfile.TemporaryDirectory() as place:
         scratch = Path(place)
         train, test = train_classifier.reviews()
@@ -121,6 +121,7 @@ def main() -> int:
     parser.add_argument("--model", action="store_true", help="the sentiment model instead")
     parser.add_argument("--spec", default="4x1:0.8", help="its --prune")
     parser.add_argument("--seconds", type=float, default=180, help="of recovery")
+    parser.add_argument("--lr", type=float, default=4e-4, help="of recovery")
     options = parser.parse_args()
     if options.model:
         model(options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -75,20 +76,27 @@ class Masks:
         self.weights = {name: p for name, p in model.named_parameters() if name in names}
 
     @property
+    def by_gradients(self) -> bool:
+        """Whether what stays is to be chosen by gradients too: of blocks magnitudes say little."""
+        return Pattern.parse(self._change.pattern).height > 1
+
+    @property
     def count(self) -> int:
         """How many weights can be chosen."""
         return sum(weight.numel() for weight in self.weights.values())
 
-    def at(self, share: float = 1.0) -> Mapping[str, Any]:
+    def at(self, share: float = 1.0, weighed: Mapping[str, Any] = MappingProxyType({})) -> Mapping[str, Any]:
         """Name -> bool tensor, True where a weight stays.
 
         Args:
             share: of the weights that the pass drops now, only the smallest: so many, 0 to 1.
+            weighed: by name what magnitudes are multiplied by; those of others count as they are. Zeros stay the
+                smallest, so that the pass finds them again by magnitudes alone.
         """
         import torch
 
-        now = [replace(p, array=self._array(parts)) for p, parts in self._products_now()]
-        if share < 1 and Pattern.parse(self._change.pattern).height > 1:
+        now = [replace(p, array=self._array(parts, weighed)) for p, parts in self._products_now()]
+        if share < 1 and self.by_gradients:
             masks = self._change.masks(now, share)  # whole blocks
         else:
             masks = self._change.masks(now)
@@ -102,8 +110,10 @@ class Masks:
     def _products_now(self) -> Iterator[tuple[Product, Sequence[Part]]]:
         return zip(self._products, self._parts, strict=True)
 
-    def _array(self, parts: Sequence[Part]) -> Array:
-        return np.concatenate([part.of(self.weights[part.name].detach().numpy()) for part in parts])
+    def _array(self, parts: Sequence[Part], weighed: Mapping[str, Any]) -> Array:
+        weights = ((part, self.weights[part.name].detach()) for part in parts)
+        values = ((part, w * weighed[part.name] if part.name in weighed else w) for part, w in weights)
+        return np.concatenate([part.of(value.numpy()) for part, value in values])
 
 
 def hold(weights: Mapping[str, Any], keep: Mapping[str, Any]) -> None:

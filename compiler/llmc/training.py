@@ -157,8 +157,20 @@ class Training:
         wanted = RAISES if done >= ramp else 1 + int(done / ramp * RAISES)
         if wanted > self.raised:
             self.raised = min(wanted, RAISES)
-            self.keep = self.masks.at(1 - (1 - self.raised / RAISES) ** 3)
+            share = 1 - (1 - self.raised / RAISES) ** 3
+            self.keep = self.masks.at(share, self._sensitivities() if self.masks.by_gradients else {})
             hold(self.trained, self.keep)
+
+    def _sensitivities(self) -> Mapping[str, Any]:
+        """The root of each gradient's mean square, as AdamW keeps it.
+
+        Times a weight it is the root of what removing it costs by the diagonal of the empirical Fisher matrix (LeCun,
+        Denker and Solla 1990; of blocks: Kurtic et al. 2022, "The Optimal BERT Surgeon").
+        """
+        states = (
+            (name, self.optimizer.state[p]) for name, p in self.trained.items() if p in self.optimizer.state
+        )
+        return {name: state["exp_avg_sq"].sqrt() for name, state in states}
 
     def _rows(self) -> Sequence[int]:
         """The rows of this step: by seed and number alone, so that a resumed training sees what it would have seen."""
