@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from llmc import kept_imports
+from llmc.compiler.given import Given, giving
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVEL_PARTS, PASSES
 from llmc.passes.compress import shortcuts
+from llmc.passes.compress.gptq import seen
 from llmc.passes.compress.prune import Pattern, Prune, warn_of_emptied
+from llmc.passes.compress.reconstruct import Reconstruct
 from llmc.passes.compress.weights import Array, Product
 
 _BEFORE = (
@@ -67,7 +70,7 @@ class Masks:
     """
 
     def __init__(self, change: Prune, model: Any, graph: Graph) -> None:
-        self._change, self._products = change, change.chosen(graph)
+        self._change, self._graph, self._products = change, graph, change.chosen(graph)
         if not self._products:
             raise LlmcError("--prune changes nothing in this model", at=str(change))
         warn_of_emptied(self._products, change.masks(self._products))
@@ -79,6 +82,30 @@ class Masks:
     def by_gradients(self) -> bool:
         """Whether what stays is to be chosen by gradients too: of blocks magnitudes say little."""
         return Pattern.parse(self._change.pattern).height > 1
+
+    @property
+    def by_samples(self) -> bool:
+        """Whether training is to begin with what `reconstruct` makes of the weights: many zeros are no small step."""
+        return self.by_gradients and self._change.scope == "layer"
+
+    def reconstruct(self, samples: Iterable[Mapping[str, Any]]) -> None:
+        """Zero weights by what products read, and change the others so that they keep their answers.
+
+        Args:
+            samples: of the model's inputs, of batch 1.
+        """
+        import torch
+
+        asked = {name: getattr(self._change, name) for name in ("sparsity", "pattern", "skip", "least")}
+        change, kept = Reconstruct(**asked), list(samples)
+        places = {p.weight: (p, parts) for p, parts in self._products_now()}
+        with giving(Given(lambda graph: iter(kept))):
+            for weight, moments in seen(self._graph, list(places)):
+                product, parts = places[weight]
+                array = change.thinned(product, moments)
+                for part in parts:
+                    own = np.ascontiguousarray(part.of(array[part.rows]))
+                    self.weights[part.name].data.copy_(torch.from_numpy(own))
 
     @property
     def count(self) -> int:

@@ -27,6 +27,7 @@ from llmc.straight_through import MODES, Rounding
 from llmc.training import FILE, Plan, Training
 
 EPOCHS = 3
+TOKENS = 10_000  # that weights are reconstructed by
 _FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _LEFT_OUT = ("config.json", "adapter_config.json", "trainer_state.json")
 
@@ -150,7 +151,7 @@ def recover(
         measure = Measure(held, plan.batch)
         progress("measure", 0.04)
         before, compressed = measure(pupil.teacher), pupil.measured(measure)
-        training = pupil.training(settings, examples, alpha, plan, folder)
+        training = pupil.training(settings, examples, alpha, plan, folder, resume)
         if resume:
             training.resume()
         training.run(lambda stage, done: progress(stage, 0.1 + 0.85 * done), say)
@@ -201,11 +202,21 @@ class _Pupil:
             return measure(self.student)
 
     def training(
-        self, settings: Settings, examples: Examples, alpha: float, plan: Plan, folder: Path
+        self,
+        settings: Settings,
+        examples: Examples,
+        alpha: float,
+        plan: Plan,
+        folder: Path,
+        resume: bool,
     ) -> Training:
         """From the weights that the model came with."""
         if self.masks:
             self.student.load_state_dict(self.teacher.state_dict())
+            if self.masks.by_samples:
+                if not resume:
+                    self.masks.reconstruct(examples.samples(TOKENS))
+                plan = replace(plan, ramp=0.0)
         _let_train(self.student)
         how = alpha, settings.temperature, settings.hidden
         loss = Distillation(self.student, self.teacher, examples, *how)
