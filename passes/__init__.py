@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from llmc.compiler.pipeline import Pass
 from llmc.passes.append import Append
+from llmc.passes.compress.bfloat16 import Bfloat16
 from llmc.passes.compress.blockwise import Blockwise
 from llmc.passes.compress.cluster import Share
 from llmc.passes.compress.differ import Differ
@@ -25,7 +26,7 @@ from llmc.passes.layout.channels_last import ChannelsLast
 from llmc.passes.layout.winograd import Winograd
 from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.quantise.int8_attention import Qattention
-from llmc.passes.quantise.int16 import Int16
+from llmc.passes.quantise.int16 import Int8Blocks, Int16
 from llmc.passes.quantise.integers import Integers
 from llmc.passes.quantise.plain import Dequantize
 from llmc.passes.quantise.split import Split
@@ -61,6 +62,7 @@ _COMPRESSION: tuple[type[Pass], ...] = (
     Wanda,
     Reconstruct,
     Share,
+    Bfloat16,
     Blockwise,
     Gptq,
     Spare,
@@ -70,6 +72,7 @@ _QUANTISATION: tuple[type[Pass], ...] = (
     Qfuse,
     Qattention,
     Int16,
+    Int8Blocks,
     Split,
     Integers,
     Dequantize,

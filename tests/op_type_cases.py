@@ -147,6 +147,7 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ),
     ("codebook", (t(B, 3, dtype="u8"), t(256)), {"columns": 3}, "f32[batch, 3]"),
     ("codebook", (t(B, S, 2, dtype="u8"), t(16)), {"columns": 3, "bits": 4}, "f32[batch, seq, 3]"),
+    ("bfloat16", (t(B, 5, 18, dtype="u8"),), {"columns": 9}, "f32[batch, 5, 9]"),
     ("blockwise", (t(5, 9, dtype="u8"), t(5, 3)), {"columns": 9, "block": 4}, "f32[5, 9]"),
     (
         "blockwise",
@@ -214,6 +215,13 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         "int16_blockwise",
         (t(B, S, 256, dtype="u8"), t(3, 33, dtype="u8"), t(3, 1)),
         {"columns": 33, "bits": 8, "block": 33},
+        "f32[batch, seq, 3]",
+    ),
+    ("int8_rows", (t(B, S, 65),), {"block": 16}, "u8[batch, seq, 256]"),
+    (
+        "int8_blockwise",
+        (t(B, S, 192, dtype="u8"), t(3, 17, dtype="u8"), t(3, 3, dtype="f16"), t(B, S, 3)),
+        {"columns": 33, "bits": 4, "block": 16, "epilogue": ("gelu", "residual")},
         "f32[batch, seq, 3]",
     ),
     ("split_rows", (t(B, S, 65),), {}, "u8[batch, seq, 448]"),

@@ -26,8 +26,10 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
         "int8": "quantize,qfuse,cse",
         STATIC: 'quantize{mode="int8-static"},qfuse,cse',  # and the scales that calibration finds
         "fp16": 'quantize{mode="fp16"},qfuse,cse',
+        "bf16": "bfloat16,cse",
         "w8": "blockwise{table_block=64},int16,cse",
         "w4": "blockwise{bits=4,block=32,head_bits=8},int16,cse",
+        "w4a8": "blockwise{bits=4,block=32,head_bits=8},int8-blocks,int16,cse",
     }
 )
 ATTENTION = "qattention"

@@ -18,6 +18,7 @@ from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.ops.storage import pack_indices
 from llmc.driver import compile_graph
+from llmc.passes.compress.bfloat16 import upper_halves
 
 Array = np.ndarray[Any, Any]
 QEMU = "qemu-aarch64"
@@ -50,6 +51,12 @@ def perceptron() -> Graph:
     return Graph((x,), {"y": y}, DIMS)
 
 
+def _halves(array: np.ndarray[Any, Any]) -> Node:
+    """A weight in bfloat16."""
+    halves = upper_halves(array.astype(np.float32)).view(np.uint8)
+    return make("bfloat16", (constant(halves),), columns=array.shape[1])
+
+
 def decoder() -> Graph:
     """What a next token asks for: weights of 8 and 4 bits, and the last query of causal attention, within a window."""
     rng = np.random.default_rng(4)
@@ -75,6 +82,7 @@ def decoder() -> Graph:
         "four": product(4, 32),
         "blocks of 4": skipping(4),
         "blocks of 16": skipping(16),
+        "bfloat16": make("linear", (x, _halves(rng.normal(size=(45, WIDTH))))),
         "last": make("mha", (last, x, x), **heads),
         "window": make("mha", (x, x, x), window=5, **heads),
     }
@@ -113,8 +121,10 @@ def sixteen() -> Graph:
     for bits in (4, 8):
         stored = pack_indices(rng.integers(0, 1 << bits, (45, WIDTH)).astype(np.uint8), bits)
         scales = rng.normal(size=(45, 3)).astype(np.float16)
-        inputs = (make("int16_rows", (x,), block=32), constant(stored), constant(scales))
-        outputs[f"blocks{bits}"] = make("int16_blockwise", inputs, columns=WIDTH, bits=bits, block=32)
+        for of in ("int16", "int8"):
+            inputs = (make(f"{of}_rows", (x,), block=32), constant(stored), constant(scales))
+            made = make(f"{of}_blockwise", inputs, columns=WIDTH, bits=bits, block=32)
+            outputs[f"{of}-blocks{bits}"] = made
     return Graph((x,), outputs, DIMS)
 
 
