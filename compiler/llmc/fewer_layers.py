@@ -36,6 +36,37 @@ def fewer(model: Any, count: int) -> Any:
     return student.eval()
 
 
+def freeze(model: Any, count: int | None) -> int:
+    """Leave only what comes after the first `count` layers to train, None: two thirds of them; returns how many.
+
+    Raises:
+        LlmcError: there are no more than so many, or it is not one stack of layers.
+    """
+    whole = getattr(model.config, "num_hidden_layers", None)
+    if not isinstance(whole, int) or len(stacks := _stacks(model, whole)) != 1:
+        raise LlmcError(f"{type(model).__name__} is not one stack of layers", at="--freeze")
+    kept = whole * 2 // 3 if count is None else count
+    if kept >= whole:
+        raise LlmcError(
+            f"the model has {whole} layers", at=f"--freeze {kept}", hint=f"give from 0 to {whole - 1}"
+        )
+    let_train(model)
+    named = list(model.named_parameters())
+    begins = next(i for i, (name, _) in enumerate(named) if name.startswith(f"{stacks[0]}.{kept}."))
+    for _, weight in named[:begins]:  # the embeddings, which come first, and the lower layers
+        weight.requires_grad_(False)
+    return kept
+
+
+def let_train(model: Any) -> None:
+    """All floats but the tables, which neither zeros nor levels of products are chosen of."""
+    import torch
+
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    for weight in model.parameters():
+        weight.requires_grad_(weight.is_floating_point() and id(weight) not in tables)
+
+
 def narrower(model: Any, units: Units) -> Any:
     """A model of the same class whose feed-forward blocks have the neurons that `units` keeps.
 

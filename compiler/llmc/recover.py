@@ -39,7 +39,9 @@ class Settings:
         quant: how to round, a mode of `--quant`: "int8" or "w4"; or
         share: how many values weights share, as `--share` writes it; or
         layers: how many stay of the model's; or
-        neurons: how wide its feed-forward blocks become.
+        neurons: how wide its feed-forward blocks become; or
+        bag, boost: how many members of an ensemble to train (`llmc.members.train`).
+        freeze: how many layers of members stay as they are, with the embeddings; None: two thirds.
         lora: the rank of an adapter that is trained beside compressed weights, in place of these.
         importance: what heads and neurons are chosen by, "gradients" on the data or "magnitude".
         steps, epochs, budget: the training ends with the first of them; `budget` is in seconds.
@@ -53,6 +55,9 @@ class Settings:
     share: str | None = None
     layers: int | None = None
     neurons: int | None = None
+    bag: int | None = None
+    boost: int | None = None
+    freeze: int | None = None
     lora: int | None = None
     steps: int | None = None
     epochs: int | None = None
@@ -68,16 +73,14 @@ class Settings:
     importance: str = WAYS[0]
 
     def __post_init__(self) -> None:
-        asked = [
-            bool(self.specs),
-            *(x is not None for x in (self.quant, self.share, self.layers, self.neurons)),
-        ]
+        others = self.quant, self.share, self.layers, self.neurons, self.bag, self.boost
+        asked = [bool(self.specs), *(other is not None for other in others)]
         if sum(asked) != 1:
             raise LlmcError(
-                "recover is for either zeros, rounding, shared values or a smaller model",
-                hint="give --prune, --quant, --share, --layers or --neurons",
+                "recover is for either zeros, rounding, shared values, a smaller model or an ensemble",
+                hint="give --prune, --quant, --share, --layers, --neurons, --bag or --boost",
             )
-        if self.lora is not None and (self.layers is not None or self.neurons is not None):
+        if self.lora is not None and not (self.specs or self.quant or self.share):
             hint = "give --prune, --quant or --share with it"
             raise LlmcError("--lora trains an adapter beside weights that keep their shapes", hint=hint)
         if self.importance not in WAYS:
@@ -166,10 +169,10 @@ def recover(
     """
     output, data = Path(output), Path(data)
     folder = output.parent / f"{output.name}.checkpoint"
-    _want_room(output, folder, resume)
+    want_room(output, folder, resume)
     _want_understood(settings)
     progress("import the model", 0.0)
-    with _loaded(Path(model)) as (source, summary, whole):
+    with loaded(Path(model)) as (source, summary, whole):
         if settings.lora is not None and summary.task.name != GENERATION:
             raise LlmcError(
                 "an adapter stands beside a causal language model alone",
@@ -181,7 +184,7 @@ def recover(
         named, length = columns or Columns(), (settings.max_seq, settings.seed)
         examples, held = examples_of(summary, whole, data, named, *length)
         alpha = _alpha(settings.alpha, examples, data)
-        plan = _plan(settings, examples, clock)
+        plan = plan_of(settings, examples, clock)
         student = Student.of(
             settings, whole, lambda: graph_of(source, summary.task.name), examples, plan.batch
         )
@@ -199,9 +202,9 @@ def recover(
             say("recover: nothing was won back; train longer, with another --lr, or compress less")
         progress("write the folder", 0.98)
         if student.adapter is None:
-            _write(student.model, source, summary.config, output)
+            write_folder(student.model, source, summary.config, output)
         else:
-            with _appearing(output) as part:
+            with appearing(output) as part:
                 student.adapter.write(part, Path(model))
     training.remove()
     counts = len(examples.rows), len(held.rows), training.step, training.seconds
@@ -222,7 +225,7 @@ def _want_understood(settings: Settings) -> None:
         share_of(settings.share)
 
 
-def _want_room(output: Path, folder: Path, resume: bool) -> None:
+def want_room(output: Path, folder: Path, resume: bool) -> None:
     if os.path.lexists(output):
         raise LlmcError("the output exists", at=str(output), hint="give another name, or remove it")
     if not output.absolute().parent.is_dir():
@@ -240,7 +243,7 @@ def _want_room(output: Path, folder: Path, resume: bool) -> None:
 
 
 @contextmanager
-def _loaded(path: Path) -> Iterator[tuple[Path, Summary, Any]]:
+def loaded(path: Path) -> Iterator[tuple[Path, Summary, Any]]:
     """The plain folder, what is in it, and its model in float32, on transformers' fastest attention."""
     from llmc.compiler.frontends import forward
     from llmc.compiler.frontends.implementations import set_way
@@ -264,7 +267,8 @@ def _loaded(path: Path) -> Iterator[tuple[Path, Summary, Any]]:
         yield plain.path, summary, model
 
 
-def _plan(settings: Settings, examples: Examples, clock: Callable[[], float]) -> Plan:
+def plan_of(settings: Settings, examples: Examples, clock: Callable[[], float]) -> Plan:
+    """How long to train, and how fast."""
     batch = settings.batch or (8 if examples.scores == "tokens" else 32)
     by_epochs = (settings.epochs or EPOCHS) * -(-len(examples.rows) // batch)
     steps = settings.steps or by_epochs
@@ -300,7 +304,7 @@ def _as_it_was(config: Any, stated: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
+def appearing(output: Path) -> Iterator[Path]:
     """A folder under a temporary name until all is there."""
     part = output.parent / f".{output.name}.{secrets.token_hex(4)}.part"
     try:
@@ -313,12 +317,12 @@ def _appearing(output: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write(model: Any, source: Path, stated: Mapping[str, Any], output: Path) -> None:
+def write_folder(model: Any, source: Path, stated: Mapping[str, Any], output: Path) -> None:
     """The model and the other files of its folder."""
     from llmc.compiler.frontends.quiet import quiet
 
     _as_it_was(model.config, stated)
-    with _appearing(output) as part:
+    with appearing(output) as part:
         with quiet():
             model.save_pretrained(part)
         for file in sorted(source.iterdir()):

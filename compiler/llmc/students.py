@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llmc.compiler.graph import Graph
 from llmc.distillation import Distillation, Examples, Figures, Measure
 from llmc.errors import LlmcError
-from llmc.fewer_layers import fewer, narrower
+from llmc.fewer_layers import fewer, let_train, narrower
 from llmc.low_rank import LowRank
 from llmc.masks import Masks, hold
 from llmc.passes.compress.prune import Prune
@@ -132,15 +132,6 @@ def _ranked(settings: Settings, units: Units, model: Any, examples: Examples, ba
     if settings.importance == "gradients":
         let_train(model)
         units.rank(importance(units, model, examples, batch))
-
-
-def let_train(model: Any) -> None:
-    """All floats but the tables, which neither zeros nor levels of products are chosen of."""
-    import torch
-
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    for weight in model.parameters():
-        weight.requires_grad_(weight.is_floating_point() and id(weight) not in tables)
 
 
 def _key(settings: Settings, teacher: Any, examples: Examples) -> str:

@@ -109,7 +109,7 @@ class Training:
         lengths: tokens of every row, to batch those of like length.
         masks: None: all weights stay.
         around: within it losses and gradients are those of rounded weights.
-        folder: where the checkpoint lies.
+        folder: where the checkpoint lies; None: there is none.
         key: what the training is of; a checkpoint of another is refused.
         books: tensors that change in a training beside the weights.
     """
@@ -120,7 +120,7 @@ class Training:
     masks: Zeros | None
     around: Callable[[], AbstractContextManager[None]]
     plan: Plan
-    folder: Path
+    folder: Path | None
     key: str
     books: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
@@ -156,10 +156,7 @@ class Training:
                     break
                 self._tell(tell, loss)
                 if asked():
-                    self._save()
-                    say(
-                        f"recover: the checkpoint after step {self.step} is in {self.folder}; --resume goes on"
-                    )
+                    self._leave(say)
                     break
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     self._save()
@@ -256,9 +253,16 @@ class Training:
 
     # --- checkpoints
 
+    def _leave(self, say: Callable[[str], None]) -> None:
+        self._save()
+        if self.folder is not None:
+            say(f"recover: the checkpoint after step {self.step} is in {self.folder}; --resume goes on")
+
     def _save(self) -> None:
         import torch
 
+        if self.folder is None:
+            return
         part = self.folder / f".{FILE}.part"
         state = {
             "key": self.key,
@@ -286,6 +290,7 @@ class Training:
         """
         import torch
 
+        assert self.folder is not None
         file = self.folder / FILE
         try:
             state = torch.load(file, weights_only=True)
@@ -310,7 +315,8 @@ class Training:
 
     def remove(self) -> None:
         """The checkpoint is of no use any more."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def order(lengths: Sequence[int], batch: int, seed: int | None) -> list[list[int]]:

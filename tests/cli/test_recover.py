@@ -75,7 +75,9 @@ def test_one_thing_at_a_time(cli, model, data, tmp_path):
     for asked in ([], ["--prune", "0.5", "--quant", "w4"]):
         done = cli("recover", model, *asked, "--data", data, "-o", tmp_path / "out")
         assert done.code == 2
-        assert "one of --prune, --quant and --layers" in done.err
+        assert "one of --prune, --quant, --share, --layers, --neurons, --bag, --boost" in " ".join(
+            done.err.split()
+        )
 
 
 def test_rounding_is_told_as_such(cli, model, data, tmp_path):

@@ -20,6 +20,7 @@ Examples:
   llmc recover ./my-lm --quant w4 --data book.txt --max-seq 128 -o my-lm-w4
   llmc recover ./my-model --prune heads:0.25 --prune neurons:0.4 --data train.tsv -o my-model-small
   llmc recover ./my-lm --quant w4 --lora 8 --data book.txt -o my-adapter       trained beside weights that stay
+  llmc recover ./my-model --bag 3 --data train.tsv -o members                        an ensemble's
   llmc recover ./my-model --layers 3 --data texts.txt -o my-model-3                  a smaller one, taught by MODEL
   llmc compile my-model-24 --prune 2:4 -o small.llmc                                the same zeros
 
@@ -51,6 +52,16 @@ any. A tenth of the rows is held back and measured. Ctrl-C leaves a checkpoint b
     "--neurons",
     type=click.IntRange(min=1),
     help="Or feed-forward blocks so wide, of the most important neurons.",
+)
+@click.option(
+    "--bag", type=click.IntRange(2, 64), metavar="N", help="Or N members of an ensemble, by bagging."
+)
+@click.option("--boost", type=click.IntRange(2, 64), metavar="N", help="Or N members, by boosting.")
+@click.option(
+    "--freeze",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Layers of members that stay, with the embeddings.  [default: two thirds]",
 )
 @click.option(
     "--lora",
@@ -116,10 +127,12 @@ def command(
     model: Path, data: Path, output: Path, as_json: bool, threads: int | None, resume: bool, **options: Any
 ) -> None:
     """Train MODEL for minutes with what compression does to it in place; writes a folder."""
-    if sum(options[name] not in (None, ()) for name in _COMPRESSED) != 1:
-        raise click.UsageError(
-            "give one of --prune, --quant, --share, --layers and --neurons: what to train for."
-        )
+    if sum(options[name] not in (None, ()) for name in (*_COMPRESSED, *_MEMBERS)) != 1:
+        asked = ", ".join(f"--{name}" for name in (*_COMPRESSED, *_MEMBERS))
+        raise click.UsageError(f"give one of {asked}: what to train for.")
+    members = next((name for name in _MEMBERS if options[name]), None)
+    if members and resume:
+        raise click.UsageError(f"--resume goes on with one model; --{members} begins anew.")
     require_folder(model, "a model folder")
     with Progress("recover") as progress:
         progress("loading PyTorch", 0.0)
@@ -131,22 +144,23 @@ def command(
         columns = Columns(*(options.pop(name) for name in ("text", "pair", "label")))
         if threads is not None:
             torch.set_num_threads(threads)
-        found = recover(
-            model,
-            data,
-            output,
-            Settings(**options),
-            columns=columns,
-            resume=resume,
-            progress=progress,
-            say=progress.say,
-        )
+        given: Any = (model, data, output, Settings(**options))
+        also: Any = {"columns": columns, "progress": progress, "say": progress.say}
+        if members:
+            from llmc.members import train
+
+            found: Any = train(*given, **also)
+        else:
+            found = recover(*given, **also, resume=resume)
     if as_json:
         print_json(found.to_dict())
+    elif not is_quiet() and members:
+        _show_members(found)
     elif not is_quiet():
         _show(model, found, options)
 
 
+_MEMBERS = ("bag", "boost")
 _COMPRESSED = {
     "prune": "pruned",
     "quant": "rounded",
@@ -175,6 +189,20 @@ def _show(model: Path, found: Any, options: Mapping[str, Any]) -> None:
     asked += [f"--{name} {shlex.quote(options[name])}" for name in ("quant", "share") if options[name]]
     whole = [str(found.path)] if not options["lora"] else [str(model), f"--adapter recovered={found.path}"]
     command = " ".join(["llmc compile", *whole, *asked, f"-o {found.path.name}.llmc"])
+    click.echo(f"wrote {found.path}\n\nnext:  {command}")
+
+
+def _show_members(found: Any) -> None:
+    rows = [("before", _cell("accuracy", found.first), "")]
+    for place, name in enumerate(found.members):
+        weight = f"{found.weights[place]:.2f}" if found.weights else ""
+        rows.append((name, _cell("accuracy", found.accuracy[place]), weight))
+    rows += [(f"--ensemble {name}", _cell("accuracy", share), "") for name, share in found.together.items()]
+    print_table(f"{found.judged_rows} rows held back", ["", ">accuracy", ">weight"], rows)
+    click.echo(f"{found.steps} steps in {time_text(found.seconds)} on {found.trained_rows} rows")
+    first, *others = (found.path / name for name in found.members)
+    members = "".join(f" --member {other}" for other in others)
+    command = f"llmc compile {first}{members} --ensemble {found.best} -o {found.path.name}.llmc"
     click.echo(f"wrote {found.path}\n\nnext:  {command}")
 
 
