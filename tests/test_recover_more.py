@@ -16,6 +16,7 @@ from recovering import SETTINGS, weights
 
 from llmc.compiler import interpret
 from llmc.compiler.frontends.lora import pairs_of
+from llmc.compiler.frontends.quiet import quiet
 from llmc.distillation import Distillation
 from llmc.errors import LlmcError
 from llmc.low_rank import LowRank
@@ -152,7 +153,7 @@ def test_peft_reads_it_and_gpt2s_weights_lie_turned(book, tmp_path):
     for path, pair in pairs_of(tmp_path / "out").items():
         module = adapter.modules[path]
         module.lora_A.data, module.lora_B.data = torch.tensor(pair.a), torch.tensor(pair.b) / 2
-    with torch.no_grad():
+    with torch.no_grad(), quiet():
         theirs = peft.PeftModel.from_pretrained(built(model), tmp_path / "out")(input_ids=ids).logits
         assert (own(input_ids=ids).logits - theirs).abs().max() < 1e-4
         assert (built(model)(input_ids=ids).logits - theirs).abs().max() > 1e-4

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmc.errors import LlmcError
-from llmc.units import Units, bias_of
+from llmc.units import Units, bias_of, let_train
 
 _WIDTHS = ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim", "encoder_ffn_dim", "d_ff")
 
@@ -58,15 +58,6 @@ def freeze(model: Any, count: int | None) -> int:
     return kept
 
 
-def let_train(model: Any) -> None:
-    """All floats but the tables, which neither zeros nor levels of products are chosen of."""
-    import torch
-
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    for weight in model.parameters():
-        weight.requires_grad_(weight.is_floating_point() and id(weight) not in tables)
-
-
 def narrower(model: Any, units: Units) -> Any:
     """A model of the same class whose feed-forward blocks have the neurons that `units` keeps.
 
@@ -77,7 +68,7 @@ def narrower(model: Any, units: Units) -> Any:
 
     weights = dict(model.state_dict())
     whole = {group.count for group, _ in units.kept()}
-    names = [name for name in _WIDTHS if getattr(model.config, name, None) in whole]
+    names = [name for name in _WIDTHS if getattr(model.config, name, 0) in (*whole, None)]
     if len(whole) != 1 or not names:
         raise LlmcError(f"{type(model).__name__} has no one width of its feed-forward blocks", at="--neurons")
     for group, kept in units.kept():

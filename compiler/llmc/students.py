@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from llmc.compiler.graph import Graph
 from llmc.distillation import Distillation, Examples, Figures, Measure
 from llmc.errors import LlmcError
-from llmc.fewer_layers import fewer, let_train, narrower
+from llmc.fewer_layers import fewer, narrower
 from llmc.low_rank import LowRank
 from llmc.masks import Masks, hold
 from llmc.passes.compress.prune import Prune
 from llmc.passes.compress.prune_neurons import PruneNeurons
 from llmc.straight_through import Rounding
 from llmc.training import Plan, Training
-from llmc.units import Units, changes_of, importance
+from llmc.units import Units, changes_of, importance, let_train
 
 if TYPE_CHECKING:
     from llmc.recover import Settings
@@ -130,7 +130,6 @@ def _masks(settings: Settings, model: Any, graph: Graph, examples: Examples, bat
 
 def _ranked(settings: Settings, units: Units, model: Any, examples: Examples, batch: int) -> None:
     if settings.importance == "gradients":
-        let_train(model)
         units.rank(importance(units, model, examples, batch))
 
 

@@ -219,6 +219,15 @@ def bias_of(name: str) -> str:
 # --- gradients
 
 
+def let_train(model: Any) -> None:
+    """All floats but the tables, which neither zeros nor levels of products are chosen of."""
+    import torch
+
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    for weight in model.parameters():
+        weight.requires_grad_(weight.is_floating_point() and id(weight) not in tables)
+
+
 def importance(units: Units, model: Any, examples: Examples, batch: int) -> Mapping[str, Array]:
     """Of each unit the mean over samples of |sum of value times gradient|, as `Units.rank` takes it.
 
@@ -226,6 +235,7 @@ def importance(units: Units, model: Any, examples: Examples, batch: int) -> Mapp
     """
     import torch
 
+    let_train(model)
     sums: dict[str, Any] = {}
     hooks = []
     for group in (g for groups in units.groups for g in groups):

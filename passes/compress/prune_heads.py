@@ -21,7 +21,7 @@ from llmc.passes.compress.weights import Array, Make, linears, readers, rebuild,
 
 @dataclass(frozen=True)
 class Layer:
-    """One attention: the `mha`, and the `linear` that alone reads it."""
+    """One attention: the `mha`, and the `linear` that alone reads it, or some rows of it."""
 
     mha: Node
     out: Node
@@ -115,15 +115,28 @@ def layers(graph: Graph) -> Iterator[Layer]:
     for mha in graph.nodes:
         if mha.op != "mha":
             continue
-        out = list(readers(graph, mha))
+        rows = _rows_of(graph, mha)
+        out = list(readers(graph, rows))
         own = all(r is mha for i in set(mha.inputs[:3]) for r in readers(graph, i) if r is not i)
         kept = any(o is i for i in mha.inputs[:3] for o in graph.roots)
-        if len(out) == 1 and own and not kept and _is_projection(out[0], mha) and _are_constant(mha):
+        if len(out) == 1 and own and not kept and _is_projection(out[0], rows) and _are_constant(mha):
             yield Layer(mha, out[0])
 
 
-def _is_projection(out: Node, mha: Node) -> bool:
-    return out is not mha and out.op == "linear" and out.inputs[0] is mha and out.inputs[1].op == "constant"
+def _rows_of(graph: Graph, mha: Node) -> Node:
+    """The attention, or its rows that alone are read, as `narrow` leaves the last one of a classifier."""
+    rows = mha
+    while True:
+        found = list(readers(graph, rows))
+        if len(found) != 1 or found[0] is rows or found[0].op != "slice":
+            return rows
+        if found[0].attributes["axis"] >= len(rows.shape) - 1:
+            return rows
+        rows = found[0]
+
+
+def _is_projection(out: Node, rows: Node) -> bool:
+    return out is not rows and out.op == "linear" and out.inputs[0] is rows and out.inputs[1].op == "constant"
 
 
 def _are_constant(mha: Node) -> bool:
