@@ -15,6 +15,7 @@ from llmc.passes.compress.gptq import Gptq
 from llmc.passes.compress.prune import Prune
 from llmc.passes.compress.prune_heads import PruneHeads
 from llmc.passes.compress.prune_neurons import PruneNeurons
+from llmc.passes.compress.reconstruct import Reconstruct, Wanda
 from llmc.passes.compress.spare import Spare
 from llmc.passes.compress.unpack import Unpack
 from llmc.passes.fuse import Fuse
@@ -57,6 +58,8 @@ _COMPRESSION: tuple[type[Pass], ...] = (
     Factorize,
     Differ,
     Prune,
+    Wanda,
+    Reconstruct,
     Share,
     Blockwise,
     Gptq,

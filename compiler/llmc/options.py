@@ -218,7 +218,8 @@ def placed_passes(options: Options) -> Placed:
 def _compression(options: Options) -> str:
     prune = options.get("prune", ())
     given = (prune,) if isinstance(prune, str) else prune
-    return shortcuts.compression(given, options.get("share"), options.get("factorize"))
+    samples = options.get("calib") is not None
+    return shortcuts.compression(given, options.get("share"), options.get("factorize"), samples=samples)
 
 
 def _options_by_step(placed: Placed, options: Options) -> dict[int, str]:
@@ -230,7 +231,7 @@ def _options_by_step(placed: Placed, options: Options) -> dict[int, str]:
         steps, added = placed.at(place).steps, len(_added(options).at(place).steps)
         own, more = steps[: len(steps) - added], steps[len(steps) - added :]
         if place == "compress":
-            found |= {id(step): f"--{step.change.name.partition('-')[0]}" for step in own}
+            found |= {id(step): shortcuts.option(step.change.name) for step in own}
         found |= dict.fromkeys(map(id, more), ADDED)
     return found
 

@@ -79,7 +79,7 @@ class Quantisation:
             raise LlmcError(f"{who} needs calibration data", at="--calib", hint=hint)
         if self.calib is not None and not (self.static or self.stored or self.wanted):
             found = f"--quant {self.mode}, and no pass that wants samples"
-            who = f"{STATIC}, w8 and w4"
+            who = f"{STATIC}, w8, w4 and --prune"
             raise LlmcError(f"calibration data is of use to {who} only", at="--calib", found=found)
         if self.group is not None and not self.stored:
             raise LlmcError(

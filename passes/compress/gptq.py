@@ -52,7 +52,7 @@ class Gptq(Blockwise):
     def run(self, graph: Graph) -> Graph:
         """One weight after the other, as soon as all that its products read has been seen."""
         matrices, looked_up, made = self.matrices(graph), set(tables(graph)), {}
-        for weight, moments in _seen(graph, matrices):
+        for weight, moments in seen(graph, matrices):
             matrix = matrices[weight]
             products = _for_rows_too(moments.products) if weight in looked_up else moments.products
             damp = self.damp * max(1.0, len(products) / moments.rows)  # what few rows show is less sure
@@ -68,8 +68,12 @@ def _for_rows_too(products: Array) -> Array:
     return np.asarray(products / (np.diag(products).mean() or 1) + np.float32(_OWN) * own)
 
 
-def _seen(graph: Graph, weights: Collection[Node]) -> Iterator[tuple[Node, Moments]]:
-    """Each weight that products read, with the moments of what they multiply with it."""
+def seen(graph: Graph, weights: Collection[Node]) -> Iterator[tuple[Node, Moments]]:
+    """Each of `weights` that products read, with the moments of what they multiply with it.
+
+    Raises:
+        LlmcError: too few rows were seen to say anything, or there are no samples, or a value is not finite.
+    """
     waiting: dict[Node, list[Node]] = {}
     for node in graph.nodes:
         if node.op == "linear" and node.inputs[1] in weights:
@@ -88,18 +92,13 @@ def _seen(graph: Graph, weights: Collection[Node]) -> Iterator[tuple[Node, Momen
                 yield _enough(weight, parts.pop(weight))
 
 
-def _enough(weight: Node, seen: Moments) -> tuple[Node, Moments]:
-    """Both.
-
-    Raises:
-        LlmcError: too few rows were seen to say anything.
-    """
-    columns = len(seen.top)
-    if _LEAST * seen.rows < columns:
+def _enough(weight: Node, moments: Moments) -> tuple[Node, Moments]:
+    columns = len(moments.top)
+    if _LEAST * moments.rows < columns:
         raise LlmcError(
-            "gptq: there are too few samples",
+            "there are too few samples",
             at=str(weight.source),
-            found=f"{seen.rows} rows for {columns} columns",
+            found=f"{moments.rows} rows for {columns} columns",
             hint=f"give samples of at least {-(-columns // _LEAST)} tokens, better {columns} and more",
         )
-    return weight, seen
+    return weight, moments

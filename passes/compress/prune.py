@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,99 @@ from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError, LlmcWarning
 from llmc.passes.compress.weights import Array, Product, left, products, replaced, share_of, stored
 
-DEFAULT = 0.3
+DEFAULT, DEFAULT_BLOCKS = 0.3, 0.8
+HEIGHTS = (4, 16)  # of blocks that products skip: a vector of outputs, or a quarter of one
 _NOTHING = 0.01  # of a product's weights
-_PATTERNS, _SCOPES = ("unstructured", "2:4"), ("global", "layer")
+_MOST = 64  # of the weights that N of M are chosen from
+_SCOPES = ("global", "layer")
+_KNOWN = 'use unstructured, 4x1, 16x1, or N of M side by side such as "2:4"'
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which weights of a matrix [n, k] become zero together.
+
+    Args:
+        text: "unstructured"; "4x1" or "16x1", blocks of so many rows (outputs) in one column; or "N:M", of each M
+            side by side in a row N stay.
+        height: rows of a block.
+        kept, group: N and M; 0 of other patterns.
+    """
+
+    text: str
+    height: int = 1
+    kept: int = 0
+    group: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """The pattern of its text.
+
+        Raises:
+            LlmcError: there is none.
+        """
+        if text == "unstructured":
+            return cls(text)
+        if (found := re.fullmatch(r"(\d+)x1", text)) and int(found[1]) in HEIGHTS:
+            return cls(text, int(found[1]))
+        if (found := re.fullmatch(r"(\d+):(\d+)", text)) and 1 <= int(found[1]) < int(found[2]) <= _MOST:
+            return cls(text, 1, int(found[1]), int(found[2]))
+        raise LlmcError("prune: no such pattern", found=text, hint=_KNOWN)
+
+    def share(self, asked: float | None) -> float:
+        """Of zeros, where `asked` is what the caller wants, or None.
+
+        Raises:
+            LlmcError: it is out of range, or not what N of M means.
+        """
+        if asked is not None:
+            share_of("prune: sparsity", asked)
+        if self.group:
+            exact = 1 - self.kept / self.group
+            if asked is not None and abs(asked - exact) > 0.005:
+                raise LlmcError(
+                    f"prune: the pattern {self.text} is a sparsity of {exact:g}", found=f"{asked:g}"
+                )
+            return exact
+        return (DEFAULT if self.height == 1 else DEFAULT_BLOCKS) if asked is None else asked
+
+    def check(self, shape: Sequence[int], place: str, path: str = "") -> None:
+        """Raises:
+        LlmcError: the pattern does not divide a matrix of this shape.
+        """
+        n, k = shape
+        what = f"a number of outputs that {self.height} divides" if n % self.height else ""
+        what = f"rows of a multiple of {self.group} weights" if self.group and k % self.group else what
+        if what:
+            hint = f'leave it out: skip=["{path or place}"]'
+            found = f"a weight of [{n}, {k}]"
+            raise LlmcError(f"prune: the pattern {self.text} needs {what}", at=place, found=found, hint=hint)
+
+
+def kept(importance: Sequence[Array], pattern: Pattern, share: float, scope: str = "layer") -> list[Array]:
+    """Which weights stay, whatever their importance is measured by: magnitude, or what a pass knows from samples.
+
+    Args:
+        importance: of each matrix f32 or f64 [n, k], not negative, in the measure of a magnitude: a block's is the
+            root of the mean of its squares.
+        share: of zeros, as `Pattern.share` gives it; N of M ignore it.
+        scope: "global" ranks all matrices together, "layer" each by itself.
+
+    Returns:
+        bool [n, k] of each, True where a weight stays. Of equals the first go first.
+    """
+    if pattern.group:
+        return [_n_of_m(i, pattern) for i in importance]
+    blocks = [_of_blocks(i, pattern.height) for i in importance]
+    if scope == "layer":
+        found = [_keep_largest(b.reshape(-1), share) for b in blocks]
+    elif blocks:
+        ends = np.cumsum([b.size for b in blocks])[:-1]
+        found = np.split(_keep_largest(np.concatenate([b.reshape(-1) for b in blocks]), share), ends)
+    else:
+        found = []
+    each = (k.reshape(b.shape) for k, b in zip(found, blocks, strict=True))
+    return [k if pattern.height == 1 else np.repeat(k, pattern.height, 0) for k in each]
 
 
 @dataclass(frozen=True)
@@ -29,8 +120,9 @@ class Prune(Pass):
     Embedding tables, biases and norms stay as they are.
 
     Args:
-        sparsity: share of zeros, 0 to below 1; default 0.3, and 0.5 is what the pattern 2:4 means.
-        pattern: "unstructured", or "2:4": of each 4 weights in a row the 2 largest stay.
+        sparsity: share of zeros, 0 to below 1; default 0.3, of blocks 0.8, and N:M means 1 - N / M.
+        pattern: "unstructured"; "4x1" or "16x1": blocks of so many outputs of one input; or N:M such as "2:4": of
+            each 4 weights in a row the 2 largest stay.
         scope: "global" ranks the weights of all products together, "layer" each product's by themselves.
         skip: patterns of modules to leave out, such as `classifier*`.
         least: products with fewer weights are left out.
@@ -44,14 +136,9 @@ class Prune(Pass):
     least: int = 4096
 
     def __post_init__(self) -> None:
-        if self.pattern not in _PATTERNS:
-            raise LlmcError("prune: no such pattern", found=self.pattern, hint='use unstructured or "2:4"')
+        Pattern.parse(self.pattern).share(self.sparsity)
         if self.scope not in _SCOPES:
             raise LlmcError("prune: no such scope", found=self.scope, hint="use global or layer")
-        if self.sparsity is not None:
-            share_of("prune: sparsity", self.sparsity)
-        if self.pattern == "2:4" and self.sparsity not in (None, 0.5):
-            raise LlmcError("prune: the pattern 2:4 is a sparsity of 0.5", found=f"{self.sparsity:g}")
 
     def enters(self) -> bool:
         """Weights are ranked over a whole graph."""
@@ -71,8 +158,15 @@ class Prune(Pass):
         return [p for p in products(graph, self.skip) if self._wanted(graph, p)]
 
     def masks(self, chosen: list[Product]) -> list[Array]:
-        """Of each of these, bool [n, k]: True where a weight stays."""
-        return [_two_of_four(p) for p in chosen] if self.pattern == "2:4" else self._largest(chosen)
+        """Of each of these, bool [n, k]: True where a weight stays.
+
+        Raises:
+            LlmcError: the pattern does not divide one.
+        """
+        pattern = Pattern.parse(self.pattern)
+        for p in chosen:
+            pattern.check(p.array.shape, p.place, p.node.source.path)
+        return kept([np.abs(p.array) for p in chosen], pattern, pattern.share(self.sparsity), self.scope)
 
     def _left(self, graph: Graph, weight: Node) -> str:
         """Why a weight stays as it is; empty if no product reads it."""
@@ -87,16 +181,6 @@ class Prune(Pass):
         users = graph.users[product.weight]
         in_products = all(u.op == "linear" and u.inputs[0] is not product.weight for u in users)
         return in_products and product.array.size >= self.least
-
-    def _largest(self, chosen: list[Product]) -> list[Array]:
-        share = DEFAULT if self.sparsity is None else self.sparsity
-        if self.scope == "layer":
-            return [_keep_largest(np.abs(p.array).reshape(-1), share).reshape(p.array.shape) for p in chosen]
-        if not chosen:
-            return []
-        keep = _keep_largest(np.concatenate([np.abs(p.array).reshape(-1) for p in chosen]), share)
-        ends = np.cumsum([p.array.size for p in chosen])[:-1]
-        return [k.reshape(p.array.shape) for k, p in zip(np.split(keep, ends), chosen, strict=True)]
 
 
 def warn_of_emptied(chosen: Sequence[Product], masks: Sequence[Array]) -> None:
@@ -118,18 +202,22 @@ def _keep_largest(magnitudes: Array, share: float) -> Array:
     return keep
 
 
-def _two_of_four(product: Product) -> Array:
-    n, k = product.array.shape
-    if k % 4:
-        raise LlmcError(
-            "prune: the pattern 2:4 needs rows of a multiple of 4 weights",
-            at=product.place,
-            found=f"a weight of [{n}, {k}]",
-            hint=f'leave it out: skip=["{product.node.source.path}"]',
-        )
-    groups = np.abs(product.array).reshape(n, k // 4, 4)
+def _of_blocks(importance: Array, height: int) -> Array:
+    """Of [n, k] the root of the mean square of `height` rows each: [n / height, k]."""
+    if height == 1:
+        return importance
+    n, k = importance.shape
+    squares = np.square(importance, dtype=np.float64).reshape(n // height, height, k)
+    return np.asarray(np.sqrt(squares.mean(1)))
+
+
+def _n_of_m(importance: Array, pattern: Pattern) -> Array:
+    """The N largest of each M in a row; of equals the first stay."""
+    n, k = importance.shape
+    groups = importance.reshape(n, k // pattern.group, pattern.group)
     keep = np.zeros(groups.shape, bool)
-    np.put_along_axis(keep, np.argsort(-groups, -1, kind="stable")[..., :2], True, -1)
+    first = np.argsort(-groups, -1, kind="stable")[..., : pattern.kept]
+    np.put_along_axis(keep, first, True, -1)
     return keep.reshape(n, k)
 
 

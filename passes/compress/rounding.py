@@ -97,13 +97,29 @@ def _better(
 def _inverse_factor(h: Array, order: Array) -> Array:
     """U f32 `[k, k]`, upper triangular, with U^T U the inverse of H in the order of columns."""
     try:
-        inverse = np.linalg.inv(h[np.ix_(order, order)].astype(np.float64))
-        return np.ascontiguousarray(np.linalg.cholesky(inverse).T.astype(np.float32))
+        inverted = inverse(h[np.ix_(order, order)])
+        return np.ascontiguousarray(np.linalg.cholesky(inverted).T.astype(np.float32))
     except np.linalg.LinAlgError:
-        raise LlmcError(
-            "the second moments of what a product reads have no inverse",
-            hint="give more samples, or a larger damp",
-        ) from None
+        raise _no_inverse() from None
+
+
+def inverse(h: Array) -> Array:
+    """H^-1 f64 `[k, k]`.
+
+    Raises:
+        LlmcError: H is singular.
+    """
+    try:
+        return np.asarray(np.linalg.inv(h.astype(np.float64)))
+    except np.linalg.LinAlgError:
+        raise _no_inverse() from None
+
+
+def _no_inverse() -> LlmcError:
+    return LlmcError(
+        "the second moments of what a product reads have no inverse",
+        hint="give more samples, or a larger damp",
+    )
 
 
 def _made_up_for(array: Array, scales: Array, upper: Array, order: Array, bits: int, block: int) -> Array:

@@ -9,19 +9,30 @@ from llmc.errors import LlmcError
 
 _NUMBER = r"\d*\.?\d+"
 _FORMS = {
-    "prune": '0.3, 2:4, heads:0.25, neurons:0.25, or options such as sparsity=0.3,scope="layer"',
+    "prune": '0.3, 4x1:0.8, 2:4, heads:0.25, neurons:0.25, or options such as sparsity=0.3,scope="layer"',
     "share": "16, 256, or options such as clusters=16,tables=false",
     "factorize": "a rank such as 64, energy=0.9, or other options of the pass",
 }
 
 
-def compression(prune: Sequence[str] = (), share: str | None = None, factorize: str | None = None) -> str:
+def compression(
+    prune: Sequence[str] = (),
+    share: str | None = None,
+    factorize: str | None = None,
+    *,
+    samples: bool = False,
+) -> str:
     """The passes that the shortcuts name, in the order that suits: matrices shrink, then lose values.
+
+    Args:
+        samples: whether there are some, so that `reconstruct` chooses zeros instead of `prune`.
 
     Raises:
         LlmcError: a shortcut is not of one of the known forms.
     """
     parts = [_prune(text) for text in prune]
+    if samples:
+        parts = [re.sub(r"^prune{", "reconstruct{", part) for part in parts]
     structured = [p for p in parts if p.startswith("prune-")]
     if factorize is not None:
         structured.append(_plain("factorize", "rank", r"\d+", factorize))
@@ -31,14 +42,22 @@ def compression(prune: Sequence[str] = (), share: str | None = None, factorize: 
     return ",".join(structured)
 
 
+def option(name: str) -> str:
+    """The shortcut that a pass of `compression` was asked for by."""
+    return "--prune" if name == "reconstruct" else f"--{name.partition('-')[0]}"
+
+
 def joined(*texts: str) -> str:
     """Pipeline texts one after the other."""
     return ",".join(t for t in texts if t.strip())
 
 
 def _prune(text: str) -> str:
-    if text.strip() == "2:4":
-        return 'prune{pattern="2:4"}'
+    if re.fullmatch(r"\d+:\d+", text.strip()):
+        return f'prune{{pattern="{text.strip()}"}}'
+    if found := re.fullmatch(rf"(\d+x\d+)(?::({_NUMBER}))?", text.strip()):
+        share = f",sparsity={found[2]}" if found[2] else ""
+        return f'prune{{pattern="{found[1]}"{share}}}'
     if found := re.fullmatch(rf"(heads|neurons):({_NUMBER})", text.strip()):
         return f"prune-{found[1]}{{fraction={found[2]}}}"
     return _plain("prune", "sparsity", _NUMBER, text)

@@ -343,7 +343,10 @@ REFUSED = [
     ("prune{sparsity=1.5}", "sparsity must be at least 0 and below 1"),
     ("prune{sparsity=-0.1}", "sparsity must be at least 0"),
     ('prune{sparsity=0.3,pattern="2:4"}', "is a sparsity of 0.5"),
-    ("prune{pattern=1:2}", "no such pattern"),
+    ('prune{sparsity=0.5,pattern="1:4"}', "is a sparsity of 0.75"),
+    ("prune{pattern=2:2}", "no such pattern"),
+    ("prune{pattern=4x4}", "no such pattern"),
+    ('prune{pattern="8x1"}', "no such pattern"),
     ("prune{scope=model}", "no such scope"),
     ("prune-heads{fraction=1}", "fraction must be at least 0 and below 1"),
     ("prune-neurons{fraction=2}", "fraction must be at least 0 and below 1"),
@@ -366,6 +369,7 @@ def test_options_refused(text, message):
 
 MISFITS = [
     ('prune{pattern="2:4",least=1}', product(8, 10), "multiple of 4", "[8, 10]"),
+    ('prune{pattern="4x1",least=1}', product(10, 8), "that 4 divides", "[10, 8]"),
 ]
 
 
