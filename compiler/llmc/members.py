@@ -257,7 +257,7 @@ def stack(answers: Any, labels: Any) -> tuple[Any, Any]:
     rows, members, classes = answers.shape
     mean = torch.eye(classes, dtype=torch.float64).repeat(1, members) / members
     moved = torch.zeros(classes, members * classes + 1, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([moved], max_iter=200, line_search_fn="strong_wolfe")
+    optimizer: Any = torch.optim.LBFGS([moved], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Any:
         optimizer.zero_grad()
