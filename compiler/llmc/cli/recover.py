@@ -202,7 +202,8 @@ def _show_members(found: Any) -> None:
     click.echo(f"{found.steps} steps in {time_text(found.seconds)} on {found.trained_rows} rows")
     first, *others = (found.path / name for name in found.members)
     members = "".join(f" --member {other}" for other in others)
-    command = f"llmc compile {first}{members} --ensemble {found.best} -o {found.path.name}.llmc"
+    joined = f"{members} --ensemble {found.best}" if others else ""  # boosting may end with the first
+    command = f"llmc compile {first}{joined} -o {found.path.name}.llmc"
     click.echo(f"wrote {found.path}\n\nnext:  {command}")
 
 
