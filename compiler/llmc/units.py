@@ -96,17 +96,16 @@ class Units:
         )
         parts = located([(_array(node), place(node)) for node in nodes], model)
         parts_of = dict(zip(nodes, parts, strict=True))
-        self.groups = [[_group(own, parts_of, *products) for products in groups] for groups in found]
+        self.groups = [[_group(parts_of, *products) for products in groups] for groups in found]
         self._order: list[Sequence[Array]] = []
         for change, groups in zip(changes, self.groups, strict=True):
             if not groups:
                 raise LlmcError("--prune changes nothing in this model", at=str(change))
         self.rank({})
-        names = {
-            n for group in self._all() for n in (*(r.name for r in group.made), *(p.name for p in group.read))
-        }
-        names |= {bias for name in names if (bias := bias_of(name)) in own}
-        self.weights = {name: own[name] for name in own if name in names and self._touched(name)}
+        made = {rows.name for group in self._all() for rows in group.made}
+        read = {part.name for group in self._all() for part in group.read}  # whose biases stay
+        names = made | read | set(map(bias_of, made))
+        self.weights = {name: weight for name, weight in own.items() if name in names}
 
     def rank(self, importance: Mapping[str, Array]) -> None:
         """Choose anew which units go.
@@ -157,11 +156,6 @@ class Units:
     def _all(self) -> Iterator[Group]:
         return (group for groups in self.groups for group in groups)
 
-    def _touched(self, name: str) -> bool:
-        """Whether it is a matrix, or the bias of one that makes units: the bias of what reads them stays."""
-        made = {rows.name for group in self._all() for rows in group.made}
-        return not name.endswith("bias") or any(bias_of(matrix) == name for matrix in made)
-
 
 Products = tuple[Sequence[Node], Node, Sequence[tuple[Node, int]], int, int, Array]
 
@@ -187,7 +181,6 @@ def _products(change: Change, graph: Graph) -> Sequence[Products]:
 
 
 def _group(
-    own: Mapping[str, Any],
     parts_of: Mapping[Node, Sequence[Part]],
     ups: Sequence[Node],
     out: Node,
