@@ -25,7 +25,7 @@ from llmc.passes.layout.channels_last import ChannelsLast
 from llmc.passes.layout.winograd import Winograd
 from llmc.passes.quantise import Qfuse, Quantize
 from llmc.passes.quantise.int8_attention import Qattention
-from llmc.passes.quantise.int16 import Int16
+from llmc.passes.quantise.int16 import Int8Blocks, Int16
 from llmc.passes.quantise.integers import Integers
 from llmc.passes.quantise.plain import Dequantize
 from llmc.passes.quantise.split import Split
@@ -70,6 +70,7 @@ _QUANTISATION: tuple[type[Pass], ...] = (
     Qfuse,
     Qattention,
     Int16,
+    Int8Blocks,
     Split,
     Integers,
     Dequantize,

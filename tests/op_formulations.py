@@ -189,9 +189,35 @@ def int16_blockwise(rows: Any, levels: Any, scales: Any, *extras: Any, bits: int
     """In float64, by the levels that the rows hold: 6 columns of 40 values in blocks of 16."""
     high, low = (rows[..., at : at + 40].view(torch.int8).double() for at in (0, 64))
     x = (256 * high + low) * rows[..., 128:132].contiguous().view(torch.float32).double()
-    wide = levels if bits == 8 else torch.stack([levels & 15, levels >> 4], -1).flatten(-2)
-    w = (wide.double() - 2 ** (bits - 1)) * scales.double().repeat_interleave(16, 1)[:, :40]
+    w = _decoded(levels, scales, bits)
     return (F.linear(x, w) + sum(extras, torch.zeros(6, dtype=torch.float64))).float()
+
+
+def in_bytes_by_block(x: Any) -> Any:
+    """Signed bytes of 40 values, then 1.0, then sums and scales of 16 each."""
+    parts = [x[..., at : at + 16] for at in (0, 16, 32)]
+    scales = [part.abs().amax(-1, keepdim=True) / 127 for part in parts]
+    levels = [
+        torch.round(part * (1 / scale)).to(torch.int8) for part, scale in zip(parts, scales, strict=True)
+    ]
+    sums = [level.to(torch.int32).sum(-1, keepdim=True, dtype=torch.int32) for level in levels]
+    one = F.pad(torch.ones_like(scales[0]).view(torch.uint8), (24, 60))
+    tail = [value.contiguous().view(torch.uint8) for value in (*sums, *scales)]
+    return F.pad(torch.cat([torch.cat(levels, -1).view(torch.uint8), one, *tail], -1), (0, 40))
+
+
+def int8_blockwise(rows: Any, levels: Any, scales: Any, *extras: Any, bits: int = 4) -> Any:
+    """In float64, likewise."""
+    by_block = rows[..., 140:152].contiguous().view(torch.float32).double()
+    x = rows[..., :40].view(torch.int8).double() * by_block.repeat_interleave(16, -1)[..., :40]
+    w = _decoded(levels, scales, bits)
+    return (F.linear(x, w) + sum(extras, torch.zeros(6, dtype=torch.float64))).float()
+
+
+def _decoded(levels: Any, scales: Any, bits: int) -> Any:
+    """f64 [6, 40] of levels in blocks of 16."""
+    wide = levels if bits == 8 else torch.stack([levels & 15, levels >> 4], -1).flatten(-2)
+    return (wide.double() - 2 ** (bits - 1)) * scales.double().repeat_interleave(16, 1)[:, :40]
 
 
 def split_linear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
@@ -199,6 +225,7 @@ def split_linear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:
 
 
 BLOCK_ROWS = OPS["int16_rows"].reference(floats(2, 3, 40), block=16)
+BYTE_ROWS = OPS["int8_rows"].reference(floats(2, 3, 40), block=16)
 BLOCK_LEVELS = integers(6, 20, low=0, high=256, dtype="u8")
 BLOCK_SCALES = floats(6, 3)
 INT16_ROWS = OPS["int16_rows"].reference(X, block=0)

@@ -215,6 +215,13 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         {"columns": 33, "bits": 8, "block": 33},
         "f32[batch, seq, 3]",
     ),
+    ("int8_rows", (t(B, S, 65),), {"block": 16}, "u8[batch, seq, 256]"),
+    (
+        "int8_blockwise",
+        (t(B, S, 192, dtype="u8"), t(3, 17, dtype="u8"), t(3, 3, dtype="f16"), t(B, S, 3)),
+        {"columns": 33, "bits": 4, "block": 16, "epilogue": ("gelu", "residual")},
+        "f32[batch, seq, 3]",
+    ),
     ("split_rows", (t(B, S, 65),), {}, "u8[batch, seq, 448]"),
     (
         "split_linear",

@@ -182,11 +182,13 @@ def nowhere(tensor: Any) -> Any:
 def weight_bytes(found: Outline) -> Mapping[str, int]:
     """What weights.bin takes about, by `--quant`: matrices of products in fewer bits, all else in f32."""
     rest = 4 * (found.parameters - found.products)
+    four = found.products // 2 + found.products // 16 + rest  # a half-precision scale for 32
     return {
         "none": 4 * found.parameters,
         "fp16": 2 * found.products + rest,
         "int8": found.products + math.ceil(found.products / 256) + rest,
         "int8-static": found.products + math.ceil(found.products / 256) + rest,
         "w8": found.products + math.ceil(found.products / 256) + rest,
-        "w4": found.products // 2 + found.products // 16 + rest,  # a half-precision scale for 32
+        "w4": four,
+        "w4a8": four,
     }

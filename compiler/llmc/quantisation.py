@@ -52,7 +52,7 @@ class Quantisation:
         calib: calibration data of int8-static: a file, a folder of images, or "auto".
         method: how its ranges are chosen, a key of METHODS.
         attention: "int8" or "float", where products are on int8.
-        group: of w8 and w4, columns that share a scale, 0 for a whole row; None: the mode's own.
+        group: of w8, w4 and w4a8, columns that share a scale, 0 for a whole row; None: the mode's own.
         wanted: whether a pass wants samples, so that calibration data is of use without int8-static.
     """
 
@@ -99,7 +99,7 @@ class Quantisation:
     @property
     def stored(self) -> bool:
         """Whether weights are stored in blocks."""
-        return self.mode in ("w8", "w4")
+        return self.mode in ("w8", "w4", "w4a8")
 
     @property
     def static(self) -> bool:

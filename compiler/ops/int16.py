@@ -128,7 +128,7 @@ def _int16_linear(
     n, k = w.shape
     if not isinstance(k, int) or not 0 < k < LONGEST:
         raise LlmcError(f"the weight has {shape_text((k,))} columns: int32 sums hold up to {LONGEST}")
-    _want_rows(rows, k, 0)
+    _want_rows(rows, k, row_bytes(k), 16)
     want_dtype(w_scale, F32, "the weight's scale")
     want_shape(w_scale, (n,), "the weight's scale")
     result = TensorType("f32", (*rows.shape[:-1], n))
@@ -136,12 +136,12 @@ def _int16_linear(
     return result
 
 
-def _want_rows(rows: TensorType, k: int, block: int) -> None:
+def _want_rows(rows: TensorType, k: int, size: int, bits: int) -> None:
     want_dtype(rows, {"u8"}, "the row")
-    if not rows.rank or not same_dim(rows.shape[-1], row_bytes(k, block)):
+    if not rows.rank or not same_dim(rows.shape[-1], size):
         raise LlmcError(
-            f"rows of {shape_text(rows.shape[-1:])} bytes do not hold {k} values of 16 bits",
-            hint=f"{row_bytes(k, block)} do",
+            f"rows of {shape_text(rows.shape[-1:])} bytes do not hold {k} values of {bits} bits",
+            hint=f"{size} do",
         )
 
 
@@ -186,6 +186,23 @@ def _int16_blockwise(
     """With weights as `blockwise` has them: blocks one after the other, each an exact sum times its scale."""
     want_int(columns, "columns", 1)
     want_int(block, "block", 1)
+    given = (rows, levels, scales, *extras)
+    return want_blocks(given, (16, row_bytes(columns, block)), columns, bits, block, epilogue)
+
+
+def want_blocks(
+    given: tuple[TensorType, ...], of_row: tuple[int, int], columns: int, bits: Any, block: int, epilogue: Any
+) -> TensorType:
+    """The type of a product with weights in blocks.
+
+    Args:
+        given: rows, levels, scales, and what the epilogue adds.
+        of_row: bits of its values, and its bytes.
+
+    Raises:
+        LlmcError: they do not fit together.
+    """
+    rows, levels, scales, *extras = given
     if bits not in (4, 8) or isinstance(bits, bool):
         raise LlmcError(f"bits is {bits!r}, not 4 or 8")
     if not fits(columns, bits, block):
@@ -198,7 +215,7 @@ def _int16_blockwise(
     want_shape(levels, (levels.shape[0], packed_bytes(columns, bits)), "the levels")
     want_dtype(scales, {"f32", "f16"}, "the scales")
     want_shape(scales, (levels.shape[0], -(-columns // block)), "the scales")
-    _want_rows(rows, columns, block)
+    _want_rows(rows, columns, of_row[1], of_row[0])
     result = TensorType("f32", (*rows.shape[:-1], levels.shape[0]))
-    check_epilogue(result, extras, epilogue)
+    check_epilogue(result, tuple(extras), epilogue)
     return result

@@ -24,6 +24,7 @@ _READERS = (
     "split_linear",
     "int16_linear",
     "int16_blockwise",
+    "int8_blockwise",
     "dequantize_rows",
 )  # of their first input
 
@@ -120,7 +121,19 @@ def split_values(rows: Node) -> Node:
     """The floats that rows in several bytes are of."""
     if rows.op in ("split_rows", "int16_rows"):
         return rows.inputs[0]
+    if rows.op == "int8_rows":
+        return _rounded_by_block(rows.inputs[0], int(rows.attributes["block"]))
     if rows.op not in _MOVES:
         raise UnsupportedError(f"rows of several bytes that {rows.op} makes")
     x = split_values(rows.inputs[0])
     return _MOVES[rows.op](rows, x, int(x.shape[-1]))
+
+
+def _rounded_by_block(x: Node, block: int) -> Node:
+    """The floats of levels with a scale for each block of a row."""
+    k = int(x.shape[-1])
+    if k % block:
+        raise UnsupportedError(f"blocks of {block} in rows of {k}")
+    parts = make("reshape", (x,), x.source, shape=(*x.shape[:-1], k // block, block))
+    rows = make("quantize_rows", (parts,), x.source)
+    return make("reshape", (dequantised(rows, block),), x.source, shape=x.shape)

@@ -192,7 +192,8 @@ def _int16_linear(e: Emitter, node: Node) -> Node:
 
 
 @exports("int16_blockwise")
-def _int16_blockwise(e: Emitter, node: Node) -> Node:
+@exports("int8_blockwise")
+def _blockwise_product(e: Emitter, node: Node) -> Node:
     """linear(x, blockwise(levels, scales)) likewise."""
     rows, levels_, scales, *extras = node.inputs
     storage = {name: node.attributes[name] for name in ("columns", "bits", "block")}

@@ -28,6 +28,7 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
         "fp16": 'quantize{mode="fp16"},qfuse,cse',
         "w8": "blockwise{table_block=64},int16,cse",
         "w4": "blockwise{bits=4,block=32,head_bits=8},int16,cse",
+        "w4a8": "blockwise{bits=4,block=32,head_bits=8},int8-blocks,int16,cse",
     }
 )
 ATTENTION = "qattention"

@@ -105,8 +105,10 @@ def sixteen() -> Graph:
     for bits in (4, 8):
         stored = pack_indices(rng.integers(0, 1 << bits, (45, WIDTH)).astype(np.uint8), bits)
         scales = rng.normal(size=(45, 3)).astype(np.float16)
-        inputs = (make("int16_rows", (x,), block=32), constant(stored), constant(scales))
-        outputs[f"blocks{bits}"] = make("int16_blockwise", inputs, columns=WIDTH, bits=bits, block=32)
+        for of in ("int16", "int8"):
+            inputs = (make(f"{of}_rows", (x,), block=32), constant(stored), constant(scales))
+            made = make(f"{of}_blockwise", inputs, columns=WIDTH, bits=bits, block=32)
+            outputs[f"{of}-blocks{bits}"] = made
     return Graph((x,), outputs, DIMS)
 
 

@@ -1,4 +1,4 @@
-"""`int16`: products with weights of 8 or 4 bits on int16 activations."""
+"""`int16`, `int8-blocks`: products with weights of 8 or 4 bits on activations of 16 bits, or of 8."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmc.compiler.verify import verify
 from llmc.passes import PASSES
 from llmc.passes.compress.blockwise import Blockwise
 from llmc.passes.quantise import QUANTISATIONS
-from llmc.passes.quantise.int16 import Int16
+from llmc.passes.quantise.int16 import Int8Blocks, Int16
 
 RNG = np.random.default_rng(8)
 ROWS = symbol("rows")
@@ -95,21 +95,42 @@ def test_others_are_left_with_the_reason(options: dict[str, Any], k: int, reason
     assert str(told[0]).startswith("0 of 1 products with stored weights")
 
 
+@pytest.mark.parametrize("options", [{"block": 32}, {"bits": 4, "block": 32}, {"bits": 4}])
+def test_activations_of_8_bits(options: dict[str, Any]) -> None:
+    graph = network()
+    stored = Blockwise(**options).run(graph)
+    with listening() as told:
+        made = Int8Blocks().run(stored)
+    verify(made)
+    assert str(told[0]) == "3 of 3 products with stored weights"
+    assert ops(made, "linear", "blockwise", "int8_blockwise") == [0, 0, 3]
+    inputs = {name: RNG.normal(size=(5, size)).astype(np.float32) for name, size in (("x", 96), ("r", 64))}
+    plain, sixteen, result = (run(g, inputs)["y"] for g in (stored, Int16().run(stored), made))
+    scale = np.abs(plain).max()
+    assert np.abs(sixteen - plain).max() < np.abs(result - plain).max() < 2e-2 * scale
+
+
+def test_one_scale_for_each_row_is_left_to_int16() -> None:
+    graph = Blockwise().run(network())
+    with listening() as told:
+        assert Int8Blocks().run(graph) is graph
+    assert "`int16` is for such weights" in str(told[0])
+
+
 def test_other_weights_are_left() -> None:
     graph = network()
     assert Int16().run(graph) is graph
 
 
-@pytest.mark.parametrize("mode", ["w8", "w4"])
+@pytest.mark.parametrize("mode", ["w8", "w4", "w4a8"])
 def test_what_quant_appends(mode: str) -> None:
     graph = network()
     for step in Pipeline.parse(QUANTISATIONS[mode], PASSES).steps:
         graph = step.change.run(graph)
     verify(graph)
-    assert ops(graph, "linear", "int16_linear", "int16_blockwise") == [
-        0,
-        *((3, 0) if mode == "w8" else (0, 3)),
-    ]
+    expected = {"w8": [3, 0, 0], "w4": [0, 3, 0], "w4a8": [0, 0, 3]}
+    assert ops(graph, "int16_linear", "int16_blockwise", "int8_blockwise") == expected[mode]
+    assert ops(graph, "linear") == [0]
 
 
 @pytest.mark.parametrize("options", [{}, {"bits": 4, "block": 32}])

@@ -1,4 +1,4 @@
-"""Products of weights in blocks and int16 activations: every bit of the reference, on every CPU variant."""
+"""Products of weights in blocks and int16 or int8 activations: every bit of the reference, on every CPU variant."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from product_checks import special_rows, want_bits, want_nan, want_near
 
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
-from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.ops import constant, input_, int8_blocks, make
 from llmc.compiler.ops.int16 import row_bytes, sums_offset
 from llmc.compiler.ops.storage import pack_indices
 
@@ -22,10 +22,19 @@ Array = np.ndarray[Any, Any]
 BLOCKS = [(64, 32), (96, 64), (100, 32), (130, 64), (33, 33), (5, 5), (256, 256), (272, 256), (48, 16)]
 
 
+BOTH = pytest.mark.parametrize("rows", ["int16", "int8"])
+
+
 def product(
-    n: int, k: int, bits: int, block: int, epilogue: tuple[str, ...] = (), dtype: Any = np.float32
+    rows: str,
+    n: int,
+    k: int,
+    bits: int,
+    block: int,
+    epilogue: tuple[str, ...] = (),
+    dtype: Any = np.float32,
 ) -> Graph:
-    """int16_blockwise of rows `[rows, k]` of float32, with extreme levels among random ones."""
+    """int16_blockwise or int8_blockwise of rows `[rows, k]` of float32, with extreme levels among random ones."""
     rng = np.random.default_rng([n, k, bits, block])
     x, extras = input_("x", "f32", (M, k)), []
     for step in epilogue:
@@ -36,64 +45,73 @@ def product(
     levels = rng.integers(0, 1 << bits, (n, k)).astype(np.uint8)
     levels[: n // 3] = rng.choice(np.array([0, (1 << bits) - 1], np.uint8), (n // 3, 1))
     scales = rng.normal(scale=1e-2, size=(n, -(-k // block))).astype(dtype)
-    inputs = (make("int16_rows", (x,), block=block), constant(pack_indices(levels, bits)), constant(scales))
+    inputs = (make(f"{rows}_rows", (x,), block=block), constant(pack_indices(levels, bits)), constant(scales))
     attributes = {"columns": k, "bits": bits, "block": block, "epilogue": epilogue}
-    node = make("int16_blockwise", (*inputs, *extras), **attributes)
+    node = make(f"{rows}_blockwise", (*inputs, *extras), **attributes)
     return Graph((x, *(e for e in extras if e.op == "input")), {"y": node}, {"rows": (0, 1000)})
 
 
+@BOTH
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("k", "block"), BLOCKS)
-def test_products_have_the_bits_of_the_reference(kernels: Lab, bits: int, k: int, block: int) -> None:
-    want_bits(kernels, product(50, k, bits, block, ("bias",)), (1, 2, 3, 4, 5, 9, 47), 0)
+def test_products_have_the_bits_of_the_reference(
+    kernels: Lab, rows: str, bits: int, k: int, block: int
+) -> None:
+    want_bits(kernels, product(rows, 50, k, bits, block, ("bias",)), (1, 2, 3, 4, 5, 9, 47), 0)
 
 
+@BOTH
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("n", [1, 16, 17, 32, 33, 64, 96, 130])
-def test_every_width(kernels: Lab, bits: int, n: int) -> None:
-    want_bits(kernels, product(n, 96, bits, 32, dtype=np.float16), (1, 6), n)
+def test_every_width(kernels: Lab, rows: str, bits: int, n: int) -> None:
+    want_bits(kernels, product(rows, n, 96, bits, 32, dtype=np.float16), (1, 6), n)
 
 
-def test_the_longest_blocks(kernels: Lab) -> None:
+@BOTH
+def test_the_longest_blocks(kernels: Lab, rows: str) -> None:
     """Sums as large as they can be: all levels at an end, all activations too."""
     for k, bits, block in ((512, 8, 256), (4096, 4, 4096)):
-        graph = product(9, k, bits, block)
+        graph = product(rows, 9, k, bits, block)
         x = np.full((4, k), 3.0, np.float32)
         x[1], x[2, ::2] = -3.0, -3.0
         assert same_bits(run_all(kernels, graph, {"x": x})["y"], run(graph, {"x": x})["y"])
 
 
+@BOTH
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("m", [32, 33, 65, 257])
-def test_halves_of_the_rows(kernels: Lab, m: int, bits: int) -> None:
+def test_halves_of_the_rows(kernels: Lab, rows: str, m: int, bits: int) -> None:
     """As one thread runs them and as several do."""
-    graph = product(80, 64, bits, 32, ("bias",))
+    graph = product(rows, 80, 64, bits, 32, ("bias",))
     inputs = given(graph, m, m)
     expected = run(graph, inputs)["y"]
-    for cpu in differing(["int16_blockwise"]):
+    for cpu in differing([f"{rows}_blockwise"]):
         for cuts in ((1 << 40,), *CUTS):
             assert same_bits(kernels.run(graph, inputs, cpu=cpu, cuts=cuts)["y"], expected), (cpu.name, cuts)
 
 
+@BOTH
 @pytest.mark.parametrize("epilogue", [(), ("residual", "bias"), ("bias", "relu", "residual")])
-def test_exact_epilogues(kernels: Lab, epilogue: tuple[str, ...]) -> None:
-    want_bits(kernels, product(50, 70, 8, 32, epilogue), (1, 7, 50), 2)
+def test_exact_epilogues(kernels: Lab, rows: str, epilogue: tuple[str, ...]) -> None:
+    want_bits(kernels, product(rows, 50, 70, 8, 32, epilogue), (1, 7, 50), 2)
 
 
-def test_activations(kernels: Lab) -> None:
-    want_near(kernels, product(50, 70, 4, 32, ("bias", "gelu", "residual")))
+@BOTH
+def test_activations(kernels: Lab, rows: str) -> None:
+    want_near(kernels, product(rows, 50, 70, 4, 32, ("bias", "gelu", "residual")))
 
 
-def test_near_to_decoded_weights() -> None:
-    """What the answers are of: the weights that the levels mean, activations rounded to 16 bits."""
-    graph = product(50, 130, 4, 32)
+@pytest.mark.parametrize(("rows", "off"), [("int16", 2e-4), ("int8", 2e-2)])
+def test_near_to_decoded_weights(rows: str, off: float) -> None:
+    """What the answers are of: the weights that the levels mean, activations rounded to 16 bits, or 8."""
+    graph = product(rows, 50, 130, 4, 32)
     x = given(graph, 9, 4)["x"]
     _, levels, scales = graph.outputs["y"].inputs
     weight = make("blockwise", (levels, scales), columns=130, bits=4, block=32)
     value = input_("x", "f32", x.shape)
     plain = run(Graph((value,), {"y": make("linear", (value, weight))}), {"x": x})["y"]
     result = run(graph, {"x": x})["y"]
-    assert np.abs(result - plain).max(1).max() < 2e-4 * np.abs(plain).max()
+    assert np.abs(result - plain).max(1).max() < off * np.abs(plain).max()
 
 
 @pytest.mark.parametrize(("k", "block"), [(1, 1), (17, 17), (64, 16), (100, 32), (130, 64)])
@@ -114,5 +132,25 @@ def test_rows(kernels: Lab, k: int, block: int) -> None:
     assert result.shape[1] == row_bytes(k, block)
 
 
-def test_nan_reaches_the_answer(kernels: Lab) -> None:
-    want_nan(kernels, product(40, 70, 4, 32))
+@pytest.mark.parametrize(("k", "block"), [(1, 1), (17, 17), (64, 16), (100, 32), (130, 64)])
+def test_rows_with_scales_of_blocks(kernels: Lab, k: int, block: int) -> None:
+    """Levels, sums and scales."""
+    x = input_("x", "f32", (M, k))
+    graph = Graph((x,), {"rows": make("int8_rows", (x,), block=block)}, {"rows": (1, 100)})
+    values = special_rows(k)
+    values[13] = 3
+    inputs = {"x": values}
+    result, expected = run_all(kernels, graph, inputs)["rows"], run(graph, inputs)["rows"]
+    finite = np.isfinite(values).all(1)  # the scale's bytes of a NaN may differ
+    assert same_bits(result[finite], expected[finite])
+    at, count = int8_blocks.sums_offset(k), -(-k // block)
+    sums, scales = (result[13, at + i : at + i + 4 * count] for i in (0, 4 * count))
+    assert sums.view("<i4").tolist() == [127 * min(block, k - i * block) for i in range(count)]
+    assert (scales.view("<f4") == np.float32(3) / np.float32(127)).all()
+    assert (result[:, at + 8 * count :] == 0).all()
+    assert result.shape[1] == int8_blocks.row_bytes(k, block)
+
+
+@BOTH
+def test_nan_reaches_the_answer(kernels: Lab, rows: str) -> None:
+    want_nan(kernels, product(rows, 40, 70, 4, 32))

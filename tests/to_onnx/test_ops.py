@@ -23,11 +23,12 @@ PACKED = {
     "channel_rows",
     "split_rows",
     "int16_rows",
+    "int8_rows",
     "pack_index",
     "pack_offsets",
     "pack_places",
 }
-WITHIN = PACKED | {"split_linear", "int16_linear", "int16_blockwise", "ragged_mha"}
+WITHIN = PACKED | {"split_linear", "int16_linear", "int16_blockwise", "int8_blockwise", "ragged_mha"}
 STORED = {"qlinear", "dequantize_rows", "codebook", "blockwise", "bitmask", "embed_norm"}  # of constants
 LEAVES = {"input", "state"}
 

@@ -42,7 +42,9 @@ are traced. So numbers are not compared: `llmc compile` does that. Exit codes: 0
     "--target", shell_complete=values.targets, help="As in `llmc compile`.  [default: x86, arm and cuda]"
 )
 @click.option(
-    "--quant", type=click.Choice(["none", "fp16", "int8", "int8-static", "w8", "w4"]), help="This precision."
+    "--quant",
+    type=click.Choice(["none", "fp16", "int8", "int8-static", "w8", "w4", "w4a8"]),
+    help="This precision.",
 )
 @click.option(
     "--task", default="auto", show_default=True, shell_complete=values.tasks, help="What to compute."

@@ -111,7 +111,7 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
     "--group",
     type=click.IntRange(min=0),
     metavar="COLUMNS",
-    help="Of w8 and w4: how many share a scale; 0: a row.  [default: w8 0, w4 32]",
+    help="Of w8, w4 and w4a8: how many share a scale; 0: a row.  [default: w8 0, w4 32]",
 )
 @click.option(
     "--calib",

@@ -81,7 +81,7 @@ add_pass_option = click.option(
 
 def quant_option(help: str) -> Callable[[Any], Any]:
     """`--quant`, with what a command says of it."""
-    kinds = click.Choice(["none", "int8", "int8-static", "fp16", "w8", "w4"])
+    kinds = click.Choice(["none", "int8", "int8-static", "fp16", "w8", "w4", "w4a8"])
     return click.option("--quant", type=kinds, default="none", show_default=True, help=help)
 
 
@@ -103,7 +103,7 @@ _PASS_OPTIONS = (
     click.option("--factorize", metavar="SPEC", help="See docs/compression.md."),
     quant_option("See docs/quantisation.md."),
     click.option("--attention", type=click.Choice(["int8", "float"]), default="int8", show_default=True),
-    click.option("--group", type=click.IntRange(min=0), metavar="COLUMNS", help="Of w8 and w4."),
+    click.option("--group", type=click.IntRange(min=0), metavar="COLUMNS", help="Of w8, w4 and w4a8."),
     click.option("--calib", metavar="FILE|auto", help="Samples."),
     click.option("--matmul", type=click.Choice(["fma", "int8x3"]), default="fma", show_default=True),
     click.option(

@@ -1,4 +1,4 @@
-"""`int16_blockwise`: activations of 16 bits by weights of 8 or 4 bits in blocks, whose sums are exact.
+"""`int16_blockwise`, `int8_blockwise`: activations of 16 or 8 bits by weights in blocks, whose sums are exact.
 
 Weights lie as those of `qlinear` do, 4 bytes of each column together; of 4 bits, two groups of 4 levels share these:
 the first is in the low halves. Levels are taken unsigned, around a zero z: the row says what its blocks sum to
@@ -6,6 +6,7 @@ the first is in the low halves. Levels are taken unsigned, around a zero z: the 
 taken off before.
 
 A block ends in floats: its sum times its scale, added to those of the blocks before it by one fused multiply-add.
+Activations of 8 bits have a scale for each block too, by which that of the weights is multiplied before.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.dims import product
 from llmc.compiler.graph import Node
-from llmc.compiler.ops.int16 import PARTS, row_bytes, sums_offset
+from llmc.compiler.ops import int8_blocks, int16
 from llmc.compiler.ops.split import part_size
 from llmc.compiler.ops.storage import unpack_indices
 from llmc.errors import LlmcError
@@ -59,8 +60,8 @@ def pack_levels(levels: Array, *, columns: int, bits: int, width: int) -> Array:
     return pack_dots(wide.view(np.int8), width)
 
 
-def lower_int16_blockwise(node: Node) -> Call:
-    """One call: items as those of `qlinear`."""
+def _lower(node: Node, pieces: int) -> Call:
+    """One call: items as those of `qlinear`. A level of a row has `pieces` bytes."""
     rows_node, levels, scales, *extras = node.inputs
     if levels.op != "constant" or scales.op != "constant":
         raise LlmcError(f"{node.op}: the weight is computed at run time")
@@ -75,7 +76,7 @@ def lower_int16_blockwise(node: Node) -> Call:
         *extra_operands(node, extras, f"pad{width}", partial(pad_columns, width=width)),
     ]
     rows = product(node.shape[:-1])
-    shape = (n, columns, bits, block, width, epilogue, scales.dtype)
+    shape = (n, columns, bits, block, width, epilogue, scales.dtype, pieces)
     pointers = ("u8", "i8", scales.dtype, *("f32",) * (len(operands) - 2))
     scratch = widened.scratch(part_size(columns))
     kernel = Kernel(node.op, shape, pointers, 1, partial(emit_blocks, shape=shape), scratch)
@@ -84,9 +85,9 @@ def lower_int16_blockwise(node: Node) -> Call:
         (*operands, node),
         (rows,),
         -(-n // width) * row_blocks(rows),
-        -(-PARTS * columns // 4) * (width // LANES) * rows_of_block(rows),
+        -(-pieces * columns // 4) * (width // LANES) * rows_of_block(rows),
         2 * rows * n * columns,
-        rows * (row_bytes(columns, block) + 4 * n) + sum(p.weight.array.nbytes for p in operands[1:3]),
+        rows * (int(rows_node.shape[-1]) + 4 * n) + sum(p.weight.array.nbytes for p in operands[1:3]),
         node.source,
     )
 
@@ -99,20 +100,25 @@ def emit_blocks(symbol: str, cpu: Cpu, *, shape: tuple[Any, ...]) -> Any:
     with p.items() as item:
 
         def rows(row: Expr, height: int) -> None:
-            of = _Words if p.words else _Neon if cpu.machine == "aarch64" else _Tile
-            of(p, height, row, scratch).panel(item)
+            _tile_of(p)(p, height, row, scratch).panel(item)
 
         tiles(e, item.first, item.count, p.tile_rows, rows)
     return e.function()
 
 
+def _tile_of(p: _Blocks) -> type[_Tile]:
+    if p.cpu.machine == "aarch64":
+        return _Neon
+    if p.cpu.dots:
+        return _Tile
+    return _Pairs if p.pieces == 1 and p.bits == 4 else _Words
+
+
 class _Blocks(Product):
     """The operands, and what they are cut into."""
 
-    pieces = PARTS
-
     def __init__(self, e: Emitter, cpu: Cpu, shape: tuple[Any, ...]) -> None:
-        n, self.columns_of_row, self.bits, self.block, width, epilogue, scales = shape
+        n, self.columns_of_row, self.bits, self.block, width, epilogue, scales, self.pieces = shape
         self._shape(e, cpu, n, part_size(self.columns_of_row), width, epilogue)
         self.step = 8 // self.bits  # groups of 4 levels in 4 bytes
         self.groups = -(-self.columns_of_row // (4 * self.step))
@@ -125,11 +131,6 @@ class _Blocks(Product):
         self._aliases()
         self.row_floats = e.alias(self.rows, "float32")
         self._cut_rows()
-
-    @property
-    def words(self) -> bool:
-        """Whether levels of 16 bits are multiplied as they are."""
-        return self.cpu.machine == "x86_64" and not self.cpu.dots
 
     @property
     def tile_rows(self) -> int:
@@ -156,15 +157,28 @@ class _Blocks(Product):
 
     @property
     def stride(self) -> int:
-        return row_bytes(self.columns_of_row, self.block)
+        bytes_of = int8_blocks.row_bytes if self.pieces == 1 else int16.row_bytes
+        return bytes_of(self.columns_of_row, self.block)
+
+    def tail(self, row: Expr, number: Expr) -> Expr:
+        """Where the sum of a block of a row lies, in words."""
+        offset_of = int8_blocks.sums_offset if self.pieces == 1 else int16.sums_offset
+        return self.e.let(row * (self.stride // 4) + (number + offset_of(self.columns_of_row) // 4))
 
     def scale_columns(self, column: Expr, lanes: int) -> Expr | None:
         return None
 
     def block_sum(self, row: Expr, number: Expr) -> Expr:
         """`zero_level` times the sum of a block of a row."""
-        at = row * (self.stride // 4) + (number + sums_offset(self.columns_of_row) // 4)
-        return self.e.let(self.e.load(self.row_words, at) * tirx.const(self.zero_level, "int32"))
+        level = tirx.const(self.zero_level, "int32")
+        return self.e.let(self.e.load(self.row_words, self.tail(row, number)) * level)
+
+    def scale_of_row(self, row: Expr, number: Expr) -> Expr | None:
+        """The scale of a block of a row, in all lanes, if it has its own."""
+        if self.pieces > 1:
+            return None
+        scale = self.e.load(self.row_floats, self.tail(row, number) + self.blocks_of_row)
+        return self.e.let(splat(scale, self.lanes))
 
     def scale_of_block(self, column: Expr, number: Expr, locality: int) -> Expr:
         """The scales of `lanes` columns in a block; those of the next panel come nearer."""
@@ -235,10 +249,12 @@ class _Tile:
         scales = [p.scale_of_block(column + j * p.lanes, number, ahead.locality) for j in range(self.vectors)]
         for i in range(self.height):
             zero = p.block_sum(self.row + i, number) if p.zero_level else None
+            own = p.scale_of_row(self.row + i, number)
             for j, scale in enumerate(scales):
                 at = i * self.vectors + j
                 total = self._total(sums, i, j, zero)
-                e.set(totals, at, fma(total, scale, e.get(totals, at)))
+                both = scale if own is None else e.let(own * scale)
+                e.set(totals, at, fma(total, both, e.get(totals, at)))
 
     def _total(self, sums: Buffer, i: int, j: int, zero: Expr | None) -> Expr:
         """The sum of a block of row i and vector j as floats."""
@@ -322,6 +338,18 @@ class _Words(_Tile):
                         e.set(sums, number, e.get(sums, number) + widened.multiply(e, row, level, p.lanes))
 
 
+class _Pairs(_Tile):
+    """Each lane: 4 products of bytes, two and two in 16 bits, which hold 2 * 15 * 127."""
+
+    def dot(self, total: Expr, level: Expr, row: Expr) -> Expr:
+        e, lanes = self.e, self.p.lanes
+        name = "llvm.x86.avx512.pmaddubs.w.512" if lanes == LANES else "llvm.x86.avx2.pmadd.ub.sw"
+        given = [e.let(tirx.reinterpret(f"int8x{4 * lanes}", value)) for value in (level, row)]
+        pairs = e.let(tirx.call_llvm_pure_intrin(f"int16x{2 * lanes}", name, *given))
+        ones = splat(tirx.const(0x00010001, "int32"), lanes)
+        return total + widened.multiply(e, e.let(tirx.reinterpret(f"int32x{lanes}", pairs)), ones, lanes)
+
+
 class _Neon(_Tile):
     """Each lane: 4 products of signed bytes, by `sdot` or by products of 16 bits."""
 
@@ -335,4 +363,7 @@ class _Neon(_Tile):
         return neon.dot(self.e, self.p.cpu, total, level, row)
 
 
-LOWERINGS: Mapping[str, Callable[[Node], Call]] = {"int16_blockwise": lower_int16_blockwise}
+LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
+    "int16_blockwise": partial(_lower, pieces=2),
+    "int8_blockwise": partial(_lower, pieces=1),
+}

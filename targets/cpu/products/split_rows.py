@@ -9,7 +9,7 @@ from typing import Any
 
 from llmc.compiler.calls import Call, Kernel
 from llmc.compiler.graph import Node
-from llmc.compiler.ops import int16, quantise, split
+from llmc.compiler.ops import int8_blocks, int16, quantise, split
 from llmc.compiler.ops.rows import ZERO, line_stride
 from llmc.compiler.ops.split import part_size
 from llmc.targets.cpu.rows.quantised import row_call, row_length, scales_of, store_scale
@@ -122,7 +122,60 @@ def _vectors(e: Emitter, k: int, block: int, number: Expr) -> Expr:
     return e.let(div(tirx.min(i64(block), i64(k) - number * block) + (LANES - 1), LANES))
 
 
+def lower_int8_rows(node: Node) -> Call:
+    """One item is one row."""
+    (x,) = node.inputs
+    k, block = row_length(x), int(node.attributes["block"])
+    kernel = Kernel(node.op, (k, block), ("f32", "u8"), 0, partial(emit_int8_rows, k=k, block=block))
+    return row_call(node, kernel, x, k)
+
+
+def emit_int8_rows(symbol: str, cpu: Cpu, *, k: int, block: int) -> Any:
+    """Each row of x as signed bytes, with the sums and the scales of its blocks."""
+    e = Emitter(symbol)
+    x, out = e.pointer("x", "f32"), e.pointer("out", "u8")
+    words, stride, whole = e.alias(out, "float32"), int8_blocks.row_bytes(k, block), k // block
+    with e.loop(e.begin, e.end, "row") as row:
+        start, target = e.let(row * k), e.let(row * stride)
+        for at in range(-(-k // LANES) * LANES, part_size(k), LANES):
+            e.store(out, target + at, splat(tirx.const(0, "uint8")))
+        store_scale(e, words, row, part_size(k), f32(1.0), stride)
+        to = e.let(div(target + int8_blocks.sums_offset(k), 4))
+        count = -(-k // block)
+        with e.loop(0, whole, "block") as number:
+            first = e.let(number * block)
+            _one_block(e, (x, start + first), (out, target + first), (to + number, count), block)
+        if k % block:
+            first = i64(whole * block)
+            _one_block(e, (x, start + first), (out, target + first), (to + whole, count), k % block)
+    return e.function()
+
+
+def _one_block(
+    e: Emitter, source: tuple[Buffer, Expr], target: tuple[Buffer, Expr], tail: tuple[Expr, int], length: int
+) -> None:
+    """Its levels, and behind the row their sum, and their scale `tail[1]` words further."""
+    (x, start), (out, to) = source, target
+    x_at, out_at, tail_at = e.let(start), e.let(to), e.let(tail[0])
+    signed, sums, floats = e.alias(out, "int8"), e.alias(out, "int32"), e.alias(out, "float32")
+    (scale,) = scales_of(e, x, [x_at], length)
+    inverse = e.let(splat(e.let(f32(1.0) / scale)))
+    total = e.registers(1, f"int32x{LANES}")
+    e.set(total, 0, splat(tirx.const(0, "int32")))
+
+    def convert(at: Expr, mask: Expr | None) -> None:
+        # past the end a load gives 0, which is the padding wanted
+        level = to_level(e, e.load(x, x_at + at, LANES, mask), inverse)
+        e.set(total, 0, e.get(total) + level)
+        e.store(signed, out_at + at, tirx.Cast(f"int8x{LANES}", level))
+
+    columns(e, length, convert)
+    e.store(sums, tail_at, e.fold(e.let(e.get(total)), lambda a, b: a + b))
+    e.store(floats, tail_at + tail[1], scale)
+
+
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
     "split_rows": partial(_lower, parts=_SPLIT),
     "int16_rows": partial(_lower, parts=_INT16),
+    "int8_rows": lower_int8_rows,
 }

@@ -12,6 +12,7 @@ products, then they are taken up by two sums: of what stands above the last 8 bi
 
 from __future__ import annotations
 
+from llmc.compiler.ops.rows import ZERO
 from llmc.targets.cpu.products.dots import Tile, finish, store
 from llmc.targets.cpu.products.integer import Ahead, Item, Product, accumulators, zero_sums
 from llmc.targets.target import Cpu
@@ -66,7 +67,8 @@ def widen(p: Product, row: Expr, wide: Buffer, to: Expr, signed: bool = False) -
             fours = [e.let(tirx.bitwise_xor(four, top)) for four in fours]
         pieces = zip(*(_halves(e, four) for four in fours), strict=True)
         for half, piece in enumerate(pieces):
-            e.store(wide, to + half * words_of(p.k) + here, piece[0] if p.pieces == 1 else _level(e, *piece))
+            level = _level(e, *piece) if p.pieces > 1 else _less_zero(e, piece[0]) if signed else piece[0]
+            e.store(wide, to + half * words_of(p.k) + here, level)
 
 
 def _halves(e: Emitter, four: Expr) -> tuple[Expr, Expr]:
@@ -79,8 +81,13 @@ def _halves(e: Emitter, four: Expr) -> tuple[Expr, Expr]:
 def _level(e: Emitter, high: Expr, low: Expr) -> Expr:
     """256 (high - 128) + low - 128 of each 16 bits."""
     both = e.let(tirx.bitwise_or(e.let(tirx.shift_left(high, splat(tirx.const(8, "int32")))), low))
-    levels = e.let(tirx.reinterpret(f"int16x{2 * LANES}", both))
-    moved = e.let(levels - splat(tirx.const(0x8080 - (1 << 16), "int16"), 2 * LANES))
+    return _less_zero(e, both, 0x8080 - (1 << 16))
+
+
+def _less_zero(e: Emitter, pairs: Expr, zero: int = ZERO) -> Expr:
+    """Of each 16 bits that much less."""
+    levels = e.let(tirx.reinterpret(f"int16x{2 * LANES}", pairs))
+    moved = e.let(levels - splat(tirx.const(zero, "int16"), 2 * LANES))
     return e.let(tirx.reinterpret(f"int32x{LANES}", moved))
 
 
