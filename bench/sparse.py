@@ -33,7 +33,6 @@ ROWS = (1, 16, 128)
 PATTERNS = ("4x1", "16x1")  # and int8: dense, beside them
 LAYERS = 4  # of a program that runs at most SHORT rows
 SHORT = 16
-SEQ = 128
 
 
 def layers(n: int, k: int, rows: int) -> Graph:
@@ -87,27 +86,18 @@ def model(options: Any) -> None:
 
     torch.set_num_threads(1)
     source = train_classifier.classifier()
-    asked = SimpleNamespace(
-        seconds=options.seconds, **{n: getattr(recovery.Settings("0.5"), n) for n in ("hidden", "ramp")}
-    )
-    asked.lr = options.lr
+    usual = recovery.Settings("0.5")
+    asked = {"seconds": options.seconds, "lr": options.lr, "latency": options.duration}
     with tempfile.TemporaryDirectory() as place:
         scratch = Path(place)
         train, test = train_classifier.reviews()
         files = recovery.table(scratch / "train.tsv", train), recovery.table(scratch / "test.tsv", test)
         dense = scratch / "dense.llmc"
         llmc.compile(source, dense)
-        print(f"| {' | '.join(recovery.COLUMNS)} |\n|{'---|' * len(recovery.COLUMNS)}")
-        row = recovery.measure(options.spec, source, dense, files, scratch, asked)
-        print(recovery.line(row), flush=True)
-        (recovered,) = scratch.glob("recovered-*.llmc")
-        with llmc.load(recovered, threads=1) as own, llmc.load(dense, threads=1) as other:
-            for batch, seq in ((1, 16), (1, SEQ), (8, SEQ)):
-                found = compare(own, other, batch=batch, seq=seq, duration=options.duration)
-                bounds = f"{found.low:.2f} to {found.high:.2f}"
-                print(f"latency / dense at {batch} x {seq}: {found.ratio:.2f} ({bounds})", flush=True)
-        sizes = [sum(f.stat().st_size for f in p.iterdir()) / 1e6 for p in (recovered, dense)]
-        print(f"{sizes[0]:.1f} MB of {sizes[1]:.1f}")
+        columns = (*recovery.COLUMNS, "latency / dense")
+        print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+        how = SimpleNamespace(**asked, hidden=usual.hidden, ramp=usual.ramp)
+        print(recovery.line(recovery.measure("4x1:0.8", source, dense, files, scratch, how)), flush=True)
 
 
 def main() -> int:
@@ -119,7 +109,6 @@ def main() -> int:
     parser.add_argument("--target", default="x86", help="also x86-avx2")
     parser.add_argument("--duration", type=float, default=1.0, help="seconds of each comparison")
     parser.add_argument("--model", action="store_true", help="the sentiment model instead")
-    parser.add_argument("--spec", default="4x1:0.8", help="its --prune")
     parser.add_argument("--seconds", type=float, default=180, help="of recovery")
     parser.add_argument("--lr", type=float, default=4e-4, help="of recovery")
     options = parser.parse_args()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -79,14 +78,13 @@ class Masks:
         self.weights = {name: p for name, p in model.named_parameters() if name in names}
 
     @property
-    def by_gradients(self) -> bool:
-        """Whether what stays is to be chosen by gradients too: of blocks magnitudes say little."""
-        return Pattern.parse(self._change.pattern).height > 1
-
-    @property
     def by_samples(self) -> bool:
         """Whether training is to begin with what `reconstruct` makes of the weights: many zeros are no small step."""
-        return self.by_gradients and self._change.scope == "layer"
+        return self._height > 1 and self._change.scope == "layer"
+
+    @property
+    def _height(self) -> int:
+        return Pattern.parse(self._change.pattern).height
 
     def reconstruct(self, samples: Iterable[Mapping[str, Any]]) -> None:
         """Zero weights by what products read, and change the others so that they keep their answers.
@@ -112,18 +110,16 @@ class Masks:
         """How many weights can be chosen."""
         return sum(weight.numel() for weight in self.weights.values())
 
-    def at(self, share: float = 1.0, weighed: Mapping[str, Any] = MappingProxyType({})) -> Mapping[str, Any]:
+    def at(self, share: float = 1.0) -> Mapping[str, Any]:
         """Name -> bool tensor, True where a weight stays.
 
         Args:
             share: of the weights that the pass drops now, only the smallest: so many, 0 to 1.
-            weighed: by name what magnitudes are multiplied by; those of others count as they are. Zeros stay the
-                smallest, so that the pass finds them again by magnitudes alone.
         """
         import torch
 
-        now = [replace(p, array=self._array(parts, weighed)) for p, parts in self._products_now()]
-        if share < 1 and self.by_gradients:
+        now = [replace(p, array=self._array(parts)) for p, parts in self._products_now()]
+        if share < 1 and self._height > 1:
             masks = self._change.masks(now, share)  # whole blocks
         else:
             masks = self._change.masks(now)
@@ -137,10 +133,8 @@ class Masks:
     def _products_now(self) -> Iterator[tuple[Product, Sequence[Part]]]:
         return zip(self._products, self._parts, strict=True)
 
-    def _array(self, parts: Sequence[Part], weighed: Mapping[str, Any]) -> Array:
-        weights = ((part, self.weights[part.name].detach()) for part in parts)
-        values = ((part, w * weighed[part.name] if part.name in weighed else w) for part, w in weights)
-        return np.concatenate([part.of(value.numpy()) for part, value in values])
+    def _array(self, parts: Sequence[Part]) -> Array:
+        return np.concatenate([part.of(self.weights[part.name].detach().numpy()) for part in parts])
 
 
 def hold(weights: Mapping[str, Any], keep: Mapping[str, Any]) -> None:
