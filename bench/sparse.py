@@ -110,7 +110,7 @@ def main() -> int:
     parser.add_argument("--duration", type=float, default=1.0, help="seconds of each comparison")
     parser.add_argument("--model", action="store_true", help="the sentiment model instead")
     parser.add_argument("--seconds", type=float, default=180, help="of recovery")
-    parser.add_argument("--lr", type=float, default=4e-4, help="of recovery")
+    parser.add_argument("--lr", type=float, help="of recovery")
     options = parser.parse_args()
     if options.model:
         model(options)

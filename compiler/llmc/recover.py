@@ -19,13 +19,13 @@ from llmc.distillation import CLASSIFYING, Columns, Examples, Figures, Measure, 
 from llmc.errors import LlmcError
 from llmc.masks import graph_of
 from llmc.passes.compress.cluster import Share
-from llmc.passes.compress.prune import Prune
+from llmc.passes.compress.prune import Pattern, Prune
 from llmc.straight_through import MODES, share_of
 from llmc.students import Student
 from llmc.training import FILE, Plan
 from llmc.units import WAYS, changes_of
 
-EPOCHS, RATE, LORA_RATE = 3, 1e-4, 1e-3
+EPOCHS, RATE, BLOCKS_RATE, LORA_RATE = 3, 1e-4, 3e-4, 1e-3
 _FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _LEFT_OUT = ("config.json", "adapter_config.json", "trainer_state.json")
 
@@ -274,8 +274,15 @@ def plan_of(settings: Settings, examples: Examples, clock: Callable[[], float]) 
     steps = settings.steps or by_epochs
     if settings.epochs is not None:
         steps = min(steps, by_epochs)
-    rate = settings.rate or (RATE if settings.lora is None else LORA_RATE)
-    return Plan(steps, batch, rate, settings.seed, settings.ramp, settings.budget, clock)
+    return Plan(steps, batch, _rate(settings), settings.seed, settings.ramp, settings.budget, clock)
+
+
+def _rate(settings: Settings) -> float:
+    if settings.rate is not None or settings.lora is not None:
+        return settings.rate or LORA_RATE
+    changes = changes_of(settings.specs) if settings.specs else None
+    in_blocks = isinstance(changes, Prune) and Pattern.parse(changes.pattern).height > 1
+    return BLOCKS_RATE if in_blocks else RATE
 
 
 def _alpha(alpha: float | None, examples: Examples, data: Path) -> float:
