@@ -121,7 +121,7 @@ def main() -> int:
     parser.add_argument("--model", action="store_true", help="the sentiment model instead")
     parser.add_argument("--spec", default="4x1:0.8", help="its --prune")
     parser.add_argument("--seconds", type=float, default=180, help="of recovery")
-    parser.add_argument("--lr", type=float, default=4e-4, help="of recovery")
+    parser.add_argument("--lr", type=float, default=3e-4, help="of recovery")
     options = parser.parse_args()
     if options.model:
         model(options)
