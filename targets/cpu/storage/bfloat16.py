@@ -5,12 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from llmc.compiler.calls import Call, Kernel, Packed
 from llmc.compiler.graph import Node
 from llmc.targets.cpu.storage.blockwise import AHEAD, LINE_BYTES
-from llmc.targets.cpu.storage.packing import pack_panels
+from llmc.targets.cpu.storage.packing import pack_halves
 from llmc.targets.cpu.storage.panels import Lines, Stored, decode_lines, rows_call
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
@@ -18,19 +16,15 @@ from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, splat
 from llmc.targets.tir.grid import columns
 from llmc.targets.tir.later import tirx
 
-Array = np.ndarray[Any, Any]
-
 
 def panels(weight: Node, width: int) -> Stored:
-    """The halves by panels; their memory counts as of `f16`, which has as many bits."""
+    """The halves by panels, for kernels that read any format; plain products widen them themselves (`linear.py`)."""
     k = int(weight.attributes["columns"])
-    operand = Packed(weight.inputs[0].attributes["value"], f"bfloat16 {width}", partial(_packed, width=width))
+    operand = Packed(
+        weight.inputs[0].attributes["value"], f"bfloat16 {width}", partial(pack_halves, width=width)
+    )
     lines = Lines(k, width, k, 1, lambda e, parts, panel, block: [], partial(_values, k=k, width=width))
     return Stored("bfloat16", (operand,), ("f16",), partial(decode_lines, lines=lines), lines)
-
-
-def _packed(halves: Array, *, width: int) -> Array:
-    return pack_panels(np.ascontiguousarray(halves).view(np.float16), width)
 
 
 def _values(
