@@ -92,7 +92,9 @@ any. A tenth of the rows is held back and measured. Ctrl-C leaves a checkpoint b
     metavar="TIME",
     help="Training at most: 3m. The schedule fits it.",
 )
-@click.option("--lr", "rate", type=float, help="Largest learning rate.  [default: 1e-4; blocks 3e-4; --lora 1e-3]")
+@click.option(
+    "--lr", "rate", type=float, help="Largest learning rate.  [default: 1e-4; blocks 3e-4; --lora 1e-3]"
+)
 @click.option("--batch", type=click.IntRange(min=1), help="Rows of a step.  [default: 32; of text 8]")
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of what is held back, and of the order."
