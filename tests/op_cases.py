@@ -82,6 +82,7 @@ from op_formulations import (
     sdpa,
     split_linear,
     spread,
+    spread_by_fours,
 )
 from op_values import Array
 
@@ -317,6 +318,12 @@ PRODUCTS: list[Case] = [
     ("append", (X, X[:1]), {}, lambda state, new: torch.cat((state, new))),
     ("append", (X[:0], X), {}, lambda state, new: new),
     ("bitmask", (BYTES[0], floats(int(MASK[:, :37].sum()))), {"columns": 37}, spread),
+    (
+        "bitmask",
+        (BYTES[0], floats(4 * int(MASK[:, :37].sum()))),
+        {"columns": 37, "height": 4},
+        spread_by_fours,
+    ),
     *[(n, (N, M), {}, getattr(torch, f"{n[:3]}wise_{n[3:]}")) for n in ("bitand", "bitor", "bitxor")],
     ("prod", (X,), {"axes": (1,), "keepdims": True}, lambda x: x.prod(1, keepdim=True)),
     ("prod", (N,), {"axes": (1,)}, lambda x: x.prod(1)),

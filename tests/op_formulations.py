@@ -67,6 +67,12 @@ def spread(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return torch.zeros(3, 37).masked_scatter_(torch.from_numpy(MASK[:, :37]), values)
 
 
+def spread_by_fours(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Four of them where a bit is set, one under the other."""
+    where = torch.from_numpy(MASK[:, :37])[..., None].expand(3, 37, 4)
+    return torch.zeros(3, 37, 4).masked_scatter_(where, values).transpose(1, 2).reshape(12, 37)
+
+
 def sdpa(
     q: Any,
     k: Any,

@@ -156,6 +156,7 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         "f32[batch, 9]",
     ),
     ("bitmask", (t(5, 2, dtype="u8"), t(40)), {"columns": 9}, "f32[5, 9]"),
+    ("bitmask", (t(5, 2, dtype="u8"), t(40)), {"columns": 9, "height": 4}, "f32[20, 9]"),
     (
         "embed_norm",
         (t(9, 32, dtype="u8"), n(B, S), t(5, 8, dtype="f16"), n(1, S), t(8), t(8)),

@@ -250,6 +250,12 @@ REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ),
     ("blockwise", (t(2, 9, dtype="u8"), t(2, 1)), {"columns": 9, "block": 9, "bits": 5}, "bits is 5"),
     ("bitmask", (t(2, 3, dtype="u8"), t(9)), {"columns": 30}, "where a row takes 4 bytes"),
+    (
+        "bitmask",
+        (t(2, 3, dtype="u8"), t(9)),
+        {"columns": 20, "height": 0},
+        "height is 0, not an integer of at least 1",
+    ),
     ("bitmask", (t(2, 3, 1, dtype="u8"), t(9)), {"columns": 8}, "the mask has rank 3"),
     ("state", (), {**KEYS, "name": ""}, "not a non-empty string"),
     ("state", (), {**KEYS, "shape": (S + 1, 8)}, "size seq + 1, not a named dim"),

@@ -137,9 +137,15 @@ def test_a_weight_that_gains_nothing_is_left_and_told() -> None:
     graph = dense(64, 96, 80)
     (thin,) = run(graph, factorize="40").effects
     assert (thin["changed"], thin["left"]) == (1, {"whose two factors would be no smaller": 1})
+    (shared,) = run(dense(64, 96, 40), share="16").effects
+    assert (shared["changed"], shared["left"]) == (1, {"below 4096 values": 1})
+
+
+def test_a_weight_of_few_values_shares_these() -> None:
+    graph = dense(64, 96, 80)
     few = constant(np.sign(RNG.normal(size=(80, 96))).astype(np.float32), "signs")
     (shared,) = run(graph.replace(lambda n: few if n.shape == (80, 96) else n), share="16").effects
-    assert (shared["changed"], shared["left"]) == (1, {"of fewer than 16 different values": 1})
+    assert (shared["changed"], shared["left"]) == (2, {})
 
 
 def test_weights_stored_compressed_stay_so_under_quantisation() -> None:

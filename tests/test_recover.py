@@ -27,7 +27,7 @@ from llmc.passes.quantise.quantize import quantised_rows
 from llmc.recover import Settings, recover
 from llmc.straight_through import Grid, Rounding, by_token
 
-SPECS = ("0.5", "2:4", 'sparsity=0.4,scope="layer"', 'sparsity=0.3,skip=["*.layer.0.*"]')
+SPECS = ("0.5", "2:4", "4x1:0.8", 'sparsity=0.4,scope="layer"', 'sparsity=0.3,skip=["*.layer.0.*"]')
 
 
 @pytest.fixture(scope="module")
@@ -334,11 +334,12 @@ def test_text_that_is_too_short(tmp_path):
 
 
 def test_options_of_no_use(classifier, data, tmp_path):
-    assert "makes matrices smaller" in fails(classifier, data, tmp_path, prune="heads:0.5")
     assert "is not understood" in fails(classifier, data, tmp_path, prune="half")
     assert "no product fits 'x*'" in fails(classifier, data, tmp_path, prune='sparsity=0.5,skip=["x*"]')
     assert "changes nothing" in fails(classifier, data, tmp_path, prune="sparsity=0.5,least=100000000")
-    with pytest.raises(LlmcError, match="either zeros, rounding or fewer layers"):
+    with pytest.raises(
+        LlmcError, match="either zeros, rounding, shared values, a smaller model or an ensemble"
+    ):
         replace(SETTINGS, quant="w4")
     with pytest.raises(LlmcError, match="does not round as --quant fp16"):
         replace(SETTINGS, prune=None, quant="fp16")

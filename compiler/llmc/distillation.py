@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,14 @@ class Examples:
             "token_type_ids": [[*row.types, *[0] * (longest - len(row.types))] for row in chosen],
         }
         return {name: torch.tensor(made[name]) for name in self.inputs}
+
+    def samples(self, tokens: int) -> Iterator[Mapping[str, Any]]:
+        """The first rows that hold so many tokens, each by itself, as graphs take them."""
+        for row, length in enumerate(self.lengths):
+            if tokens <= 0:
+                return
+            tokens -= length
+            yield {name: value.numpy() for name, value in self.batch([row]).items()}
 
     def labels(self, rows: Sequence[int], ids: Any, mask: Any) -> Any:
         """i64 [rows] of classes, f32 [rows] of numbers, or of text i64 [rows, longest]: the next token."""

@@ -1,4 +1,4 @@
-"""A model with some of its layers, to be taught by the whole: Sanh et al. 2019, "DistilBERT"."""
+"""A model with some of its layers, or of its neurons, to be taught by the whole: Sanh et al. 2019, "DistilBERT"."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmc.errors import LlmcError
+from llmc.units import Units, bias_of, let_train
+
+_WIDTHS = ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim", "encoder_ffn_dim", "d_ff")
 
 
 def kept_of(whole: int, count: int) -> list[int]:
@@ -30,6 +33,56 @@ def fewer(model: Any, count: int) -> Any:
     kept = kept_of(whole, count)
     student = type(model)(_config(model.config, whole, kept))
     student.load_state_dict(_renamed(model.state_dict(), stacks[0], kept))
+    return student.eval()
+
+
+def freeze(model: Any, count: int | None) -> int:
+    """Leave only what comes after the first `count` layers to train, None: two thirds of them; returns how many.
+
+    Raises:
+        LlmcError: there are no more than so many, or it is not one stack of layers.
+    """
+    whole = getattr(model.config, "num_hidden_layers", None)
+    if not isinstance(whole, int) or len(stacks := _stacks(model, whole)) != 1:
+        raise LlmcError(f"{type(model).__name__} is not one stack of layers", at="--freeze")
+    kept = whole * 2 // 3 if count is None else count
+    if kept >= whole:
+        raise LlmcError(
+            f"the model has {whole} layers", at=f"--freeze {kept}", hint=f"give from 0 to {whole - 1}"
+        )
+    let_train(model)
+    named = list(model.named_parameters())
+    begins = next(i for i, (name, _) in enumerate(named) if name.startswith(f"{stacks[0]}.{kept}."))
+    for _, weight in named[:begins]:  # the embeddings, which come first, and the lower layers
+        weight.requires_grad_(False)
+    return kept
+
+
+def narrower(model: Any, units: Units) -> Any:
+    """A model of the same class whose feed-forward blocks have the neurons that `units` keeps.
+
+    Raises:
+        LlmcError: config.json cannot say so.
+    """
+    import torch
+
+    weights = dict(model.state_dict())
+    whole = {group.count for group, _ in units.kept()}
+    names = [name for name in _WIDTHS if getattr(model.config, name, 0) in (*whole, None)]
+    if len(whole) != 1 or not names:
+        raise LlmcError(f"{type(model).__name__} has no one width of its feed-forward blocks", at="--neurons")
+    for group, kept in units.kept():
+        index = torch.from_numpy(kept)
+        for rows in group.made:
+            weights[rows.name] = weights[rows.name].index_select(int(rows.turned), index)
+            if (bias := bias_of(rows.name)) in weights:
+                weights[bias] = weights[bias][index]
+        for part in group.read:
+            weights[part.name] = weights[part.name].index_select(1 - int(part.turned), index)
+    config = copy.deepcopy(model.config)
+    setattr(config, names[0], len(kept))
+    student = type(model)(config)
+    student.load_state_dict(weights)
     return student.eval()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from llmc import kept_imports
+from llmc.compiler.given import Given, giving
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVEL_PARTS, PASSES
 from llmc.passes.compress import shortcuts
-from llmc.passes.compress.prune import Prune, warn_of_emptied
+from llmc.passes.compress.gptq import seen
+from llmc.passes.compress.prune import Pattern, Prune, warn_of_emptied
+from llmc.passes.compress.reconstruct import Reconstruct
 from llmc.passes.compress.weights import Array, Product
 
 _BEFORE = (
@@ -36,7 +39,7 @@ def prune_of(spec: str) -> Prune:
     raise LlmcError(
         "recover keeps zeros, and this makes matrices smaller",
         at=f"--prune {spec}",
-        hint='write 0.5, 2:4 or options such as sparsity=0.5,scope="layer"',
+        hint='write 0.5, 2:4, 4x1:0.8 or options such as sparsity=0.5,scope="layer"',
     )
 
 
@@ -66,13 +69,41 @@ class Masks:
     """
 
     def __init__(self, change: Prune, model: Any, graph: Graph) -> None:
-        self._change, self._products = change, change.chosen(graph)
+        self._change, self._graph, self._products = change, graph, change.chosen(graph)
         if not self._products:
             raise LlmcError("--prune changes nothing in this model", at=str(change))
         warn_of_emptied(self._products, change.masks(self._products))
         self._parts = list(located([(p.array, p.place) for p in self._products], model))
         names = {part.name for parts in self._parts for part in parts}
         self.weights = {name: p for name, p in model.named_parameters() if name in names}
+
+    @property
+    def by_samples(self) -> bool:
+        """Whether training is to begin with what `reconstruct` makes of the weights: many zeros are no small step."""
+        return self._height > 1 and self._change.scope == "layer"
+
+    @property
+    def _height(self) -> int:
+        return Pattern.parse(self._change.pattern).height
+
+    def reconstruct(self, samples: Iterable[Mapping[str, Any]]) -> None:
+        """Zero weights by what products read, and change the others so that they keep their answers.
+
+        Args:
+            samples: of the model's inputs, of batch 1.
+        """
+        import torch
+
+        asked = {name: getattr(self._change, name) for name in ("sparsity", "pattern", "skip", "least")}
+        change, kept = Reconstruct(**asked), list(samples)
+        places = {p.weight: (p, parts) for p, parts in self._products_now()}
+        with giving(Given(lambda graph: iter(kept))):
+            for weight, moments in seen(self._graph, list(places)):
+                product, parts = places[weight]
+                array = change.thinned(product, moments)
+                for part in parts:
+                    own = np.ascontiguousarray(part.of(array[part.rows]))
+                    self.weights[part.name].data.copy_(torch.from_numpy(own))
 
     @property
     def count(self) -> int:
@@ -88,9 +119,11 @@ class Masks:
         import torch
 
         now = [replace(p, array=self._array(parts)) for p, parts in self._products_now()]
-        masks = self._change.masks(now)
-        if share < 1:
-            masks = _fewer(now, masks, share)
+        if share < 1 and self._height > 1:
+            masks = self._change.masks(now, share)  # whole blocks
+        else:
+            masks = self._change.masks(now)
+            masks = masks if share == 1 else _fewer(now, masks, share)
         return {
             part.name: torch.from_numpy(np.ascontiguousarray(part.of(mask[part.rows])))
             for mask, parts in zip(masks, self._parts, strict=True)

@@ -62,6 +62,7 @@ def perplexity(
     stride: int | None = None,
     limit: int | None = None,
     max_rise: float | None = None,
+    adapter: str | None = None,
     threads: int | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Perplexity:
@@ -76,6 +77,7 @@ def perplexity(
         stride: None: half a window.
         limit: stop after so many tokens.
         max_rise: the largest share above the baseline's that breaks no limit.
+        adapter: one of those beside the artifact's model; the baseline has none.
         progress: gets the number of tokens done.
 
     Raises:
@@ -90,7 +92,7 @@ def perplexity(
     ids = encoder.ids(text_of(Path(data), column))[:limit]
     if len(ids) < 2:
         raise LlmcError("the data is too short", at=str(data), hint="it needs two tokens at least")
-    scores = [_of_artifact(model)]
+    scores = [_of_artifact(model, adapter)]
     if baseline is not None:
         scores.append(_of_baseline(Path(baseline), ids, threads))
     sums = _summed(scores, ids, window, stride, progress)
@@ -175,8 +177,8 @@ def _summed(
     return sums
 
 
-def _of_artifact(model: Any) -> Score:
-    session = model.session()
+def _of_artifact(model: Any, adapter: str | None = None) -> Score:
+    session = model.session(adapter=adapter)
     return lambda ids, begin: logprobs(model, ids, begin, session)
 
 

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llmc.compiler.frontends import overlay, plain_folder
 from llmc.compiler.frontends.folder import Summary, inspect
 from llmc.compiler.frontends.tasks import GENERATION, SCORING
-from llmc.compiler.graph import Graph
-from llmc.distillation import CLASSIFYING, Columns, Distillation, Examples, Figures, Measure, examples_of
+from llmc.distillation import CLASSIFYING, Columns, Examples, Figures, Measure, examples_of
 from llmc.errors import LlmcError
-from llmc.fewer_layers import fewer
-from llmc.masks import Masks, graph_of, hold, prune_of
-from llmc.straight_through import MODES, Rounding
-from llmc.training import FILE, Plan, Training
+from llmc.masks import graph_of
+from llmc.passes.compress.cluster import Share
+from llmc.passes.compress.prune import Pattern, Prune
+from llmc.straight_through import MODES, share_of
+from llmc.students import Student
+from llmc.training import FILE, Plan
+from llmc.units import WAYS, changes_of
 
-EPOCHS = 3
+EPOCHS, RATE, BLOCKS_RATE, LORA_RATE = 3, 1e-4, 3e-4, 1e-3
 _FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _LEFT_OUT = ("config.json", "adapter_config.json", "trainer_state.json")
 
@@ -36,22 +35,34 @@ class Settings:
     """How to train; None: what suits the task.
 
     Args:
-        prune: the zeros to hold, as `--prune` writes them; or
+        prune: the zeros to hold, as `--prune` writes them, once or more; or
         quant: how to round, a mode of `--quant`: "int8" or "w4"; or
-        layers: how many stay of the model's.
+        share: how many values weights share, as `--share` writes it; or
+        layers: how many stay of the model's; or
+        neurons: how wide its feed-forward blocks become; or
+        bag, boost: how many members of an ensemble to train (`llmc.members.train`).
+        freeze: how many layers of members stay as they are, with the embeddings; None: two thirds.
+        lora: the rank of an adapter that is trained beside compressed weights, in place of these.
+        importance: what heads and neurons are chosen by, "gradients" on the data or "magnitude".
         steps, epochs, budget: the training ends with the first of them; `budget` is in seconds.
         alpha: share of the teacher's answers in the loss, the rest is the labels'; None: 1 without labels, else 0.5.
         max_seq: tokens of a row; longer ones are cut.
         ramp: share of the training in which zeros become more, up to what was asked for.
     """
 
-    prune: str | None = None
+    prune: str | Sequence[str] | None = None
     quant: str | None = None
+    share: str | None = None
     layers: int | None = None
+    neurons: int | None = None
+    bag: int | None = None
+    boost: int | None = None
+    freeze: int | None = None
+    lora: int | None = None
     steps: int | None = None
     epochs: int | None = None
     budget: float | None = None
-    rate: float = 1e-4
+    rate: float | None = None
     batch: int | None = None
     seed: int = 0
     temperature: float = 2.0
@@ -59,11 +70,21 @@ class Settings:
     hidden: float = 1.0
     ramp: float = 0.3
     max_seq: int | None = None
+    importance: str = WAYS[0]
 
     def __post_init__(self) -> None:
-        if sum(asked is not None for asked in (self.prune, self.quant, self.layers)) != 1:
-            hint = "give --prune, --quant or --layers"
-            raise LlmcError("recover is for either zeros, rounding or fewer layers", hint=hint)
+        others = self.quant, self.share, self.layers, self.neurons, self.bag, self.boost
+        asked = [bool(self.specs), *(other is not None for other in others)]
+        if sum(asked) != 1:
+            raise LlmcError(
+                "recover is for either zeros, rounding, shared values, a smaller model or an ensemble",
+                hint="give --prune, --quant, --share, --layers, --neurons, --bag or --boost",
+            )
+        if self.lora is not None and not (self.specs or self.quant or self.share):
+            hint = "give --prune, --quant or --share with it"
+            raise LlmcError("--lora trains an adapter beside weights that keep their shapes", hint=hint)
+        if self.importance not in WAYS:
+            raise LlmcError("no such importance", found=self.importance, hint=f"use {' or '.join(WAYS)}")
         if self.quant is not None and self.quant not in MODES:
             raise LlmcError(
                 f"recover does not round as --quant {self.quant}", hint=f"use {' or '.join(MODES)}"
@@ -77,6 +98,18 @@ class Settings:
         ):
             if value is not None and not least <= value <= most:
                 raise LlmcError(f"{name} is {value:g}, must be within {least:g} to {most:g}")
+
+    @property
+    def specs(self) -> Sequence[str]:
+        """Each of `prune`."""
+        return (
+            () if self.prune is None else (self.prune,) if isinstance(self.prune, str) else tuple(self.prune)
+        )
+
+    @property
+    def rounding(self) -> str | Share:
+        """As `Rounding` takes it."""
+        return str(self.quant) if self.share is None else share_of(self.share)
 
 
 @dataclass(frozen=True)
@@ -136,89 +169,63 @@ def recover(
     """
     output, data = Path(output), Path(data)
     folder = output.parent / f"{output.name}.checkpoint"
-    _want_room(output, folder, resume)
-    if settings.prune is not None:
-        prune_of(settings.prune)  # says what is wrong with it before any work
+    want_room(output, folder, resume)
+    _want_understood(settings)
     progress("import the model", 0.0)
-    with _loaded(Path(model)) as (source, summary, whole):
+    with loaded(Path(model)) as (source, summary, whole):
+        if settings.lora is not None and summary.task.name != GENERATION:
+            raise LlmcError(
+                "an adapter stands beside a causal language model alone",
+                at=str(model),
+                found=f"the task {summary.task.name}",
+                hint="leave --lora out: the model itself is trained then",
+            )
         progress("read the data", 0.02)
         named, length = columns or Columns(), (settings.max_seq, settings.seed)
         examples, held = examples_of(summary, whole, data, named, *length)
         alpha = _alpha(settings.alpha, examples, data)
-        pupil = _Pupil.of(settings, whole, lambda: graph_of(source, summary.task.name))
-        plan = _plan(settings, examples, clock)
+        plan = plan_of(settings, examples, clock)
+        student = Student.of(
+            settings, whole, lambda: graph_of(source, summary.task.name), examples, plan.batch
+        )
         measure = Measure(held, plan.batch)
         progress("measure", 0.04)
-        before, compressed = measure(pupil.teacher), pupil.measured(measure)
-        training = pupil.training(settings, examples, alpha, plan, folder)
+        before, compressed = measure(student.teacher), student.measured(measure)
+        training = student.training(settings, examples, alpha, plan, folder, resume)
         if resume:
             training.resume()
         training.run(lambda stage, done: progress(stage, 0.1 + 0.85 * done), say)
+        student.finish()
         progress("measure", 0.95)
-        recovered = pupil.measured(measure)
+        recovered = student.measured(measure)
         if recovered.worse_than(compressed):
             say("recover: nothing was won back; train longer, with another --lr, or compress less")
         progress("write the folder", 0.98)
-        _write(pupil.student, source, summary.config, output)
+        if student.adapter is None:
+            write_folder(student.model, source, summary.config, output)
+        else:
+            with appearing(output) as part:
+                student.adapter.write(part, Path(model))
     training.remove()
     counts = len(examples.rows), len(held.rows), training.step, training.seconds
-    return Recovery(output, summary.task.name, *counts, *pupil.counted(), before, compressed, recovered)
+    return Recovery(output, summary.task.name, *counts, *student.counted(), before, compressed, recovered)
 
 
-@dataclass(frozen=True)
-class _Pupil:
-    """A student held to zeros, or rounded, or smaller; `weights` are those of it that this changes."""
-
-    teacher: Any
-    student: Any
-    weights: Mapping[str, Any]
-    masks: Masks | None = None
-    rounding: Rounding | None = None
-
-    @staticmethod
-    def of(settings: Settings, model: Any, graph: Callable[[], Graph]) -> _Pupil:
-        if settings.layers is not None:
-            student = fewer(model, settings.layers)
-            return _Pupil(model, student, dict(student.named_parameters()))
-        teacher = copy.deepcopy(model)
-        if settings.prune is not None:
-            masks = Masks(prune_of(settings.prune), model, graph())
-            return _Pupil(teacher, model, masks.weights, masks=masks)
-        rounding = Rounding(str(settings.quant), model, graph())
-        return _Pupil(teacher, model, rounding.weights, rounding=rounding)
-
-    def around(self) -> AbstractContextManager[None]:
-        """Within it the student answers as its artifact will."""
-        return self.rounding.on() if self.rounding else nullcontext()
-
-    def measured(self, measure: Measure) -> Figures:
-        """The figures of the student as it is, compressed."""
-        if self.masks:
-            hold(self.masks.weights, self.masks.at())
-            for weight in self.masks.weights.values():
-                weight.data.add_(0.0)  # -0 becomes 0, as `prune` writes it
-        with self.around():
-            return measure(self.student)
-
-    def training(
-        self, settings: Settings, examples: Examples, alpha: float, plan: Plan, folder: Path
-    ) -> Training:
-        """From the weights that the model came with."""
-        if self.masks:
-            self.student.load_state_dict(self.teacher.state_dict())
-        _let_train(self.student)
-        how = alpha, settings.temperature, settings.hidden
-        loss = Distillation(self.student, self.teacher, examples, *how)
-        key = _key(settings, self.teacher, examples)
-        return Training(self.student, loss, examples.lengths, self.masks, self.around, plan, folder, key)
-
-    def counted(self) -> tuple[int, int]:
-        """Zeros among the weights that compression changes, and how many these are."""
-        weights = self.weights.values()
-        return sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+def _want_understood(settings: Settings) -> None:
+    """Say what is wrong with an option before any work."""
+    if settings.specs:
+        changes = changes_of(settings.specs)
+        if settings.lora is not None and not isinstance(changes, Prune):
+            raise LlmcError(
+                "--lora trains an adapter beside weights that keep their shapes",
+                at=" ".join(f"--prune {spec}" for spec in settings.specs),
+                hint="heads and neurons go from a model that is trained itself: leave --lora out",
+            )
+    if settings.share is not None:
+        share_of(settings.share)
 
 
-def _want_room(output: Path, folder: Path, resume: bool) -> None:
+def want_room(output: Path, folder: Path, resume: bool) -> None:
     if os.path.lexists(output):
         raise LlmcError("the output exists", at=str(output), hint="give another name, or remove it")
     if not output.absolute().parent.is_dir():
@@ -236,7 +243,7 @@ def _want_room(output: Path, folder: Path, resume: bool) -> None:
 
 
 @contextmanager
-def _loaded(path: Path) -> Iterator[tuple[Path, Summary, Any]]:
+def loaded(path: Path) -> Iterator[tuple[Path, Summary, Any]]:
     """The plain folder, what is in it, and its model in float32, on transformers' fastest attention."""
     from llmc.compiler.frontends import forward
     from llmc.compiler.frontends.implementations import set_way
@@ -260,22 +267,22 @@ def _loaded(path: Path) -> Iterator[tuple[Path, Summary, Any]]:
         yield plain.path, summary, model
 
 
-def _let_train(model: Any) -> None:
-    """All floats but the tables, which neither zeros nor levels of products are chosen of."""
-    import torch
-
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    for weight in model.parameters():
-        weight.requires_grad_(weight.is_floating_point() and id(weight) not in tables)
-
-
-def _plan(settings: Settings, examples: Examples, clock: Callable[[], float]) -> Plan:
+def plan_of(settings: Settings, examples: Examples, clock: Callable[[], float]) -> Plan:
+    """How long to train, and how fast."""
     batch = settings.batch or (8 if examples.scores == "tokens" else 32)
     by_epochs = (settings.epochs or EPOCHS) * -(-len(examples.rows) // batch)
     steps = settings.steps or by_epochs
     if settings.epochs is not None:
         steps = min(steps, by_epochs)
-    return Plan(steps, batch, settings.rate, settings.seed, settings.ramp, settings.budget, clock)
+    return Plan(steps, batch, _rate(settings), settings.seed, settings.ramp, settings.budget, clock)
+
+
+def _rate(settings: Settings) -> float:
+    if settings.rate is not None or settings.lora is not None:
+        return settings.rate or LORA_RATE
+    changes = changes_of(settings.specs) if settings.specs else None
+    in_blocks = isinstance(changes, Prune) and Pattern.parse(changes.pattern).height > 1
+    return BLOCKS_RATE if in_blocks else RATE
 
 
 def _alpha(alpha: float | None, examples: Examples, data: Path) -> float:
@@ -293,17 +300,6 @@ def _alpha(alpha: float | None, examples: Examples, data: Path) -> float:
     return alpha
 
 
-def _key(settings: Settings, teacher: Any, examples: Examples) -> str:
-    """Of all that a training's result depends on, but the time it has."""
-    made = hashlib.blake2b(json.dumps(asdict(replace(settings, budget=None))).encode())
-    for name, value in teacher.state_dict().items():
-        made.update(name.encode())
-        made.update(value.numpy().tobytes())
-    for row in examples.rows:
-        made.update(repr(row).encode())
-    return made.hexdigest()
-
-
 # --- the folder
 
 
@@ -314,14 +310,26 @@ def _as_it_was(config: Any, stated: Mapping[str, Any]) -> None:
             setattr(config, name, stated.get(name, default))
 
 
-def _write(model: Any, source: Path, stated: Mapping[str, Any], output: Path) -> None:
-    """The model and the other files of its folder, under a temporary name until all is there."""
-    from llmc.compiler.frontends.quiet import quiet
-
-    _as_it_was(model.config, stated)
+@contextmanager
+def appearing(output: Path) -> Iterator[Path]:
+    """A folder under a temporary name until all is there."""
     part = output.parent / f".{output.name}.{secrets.token_hex(4)}.part"
     try:
         part.mkdir()
+        yield part
+        part.rename(output)
+    except OSError as error:
+        raise LlmcError(f"cannot write the folder: {error.strerror or error}", at=str(output)) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_folder(model: Any, source: Path, stated: Mapping[str, Any], output: Path) -> None:
+    """The model and the other files of its folder."""
+    from llmc.compiler.frontends.quiet import quiet
+
+    _as_it_was(model.config, stated)
+    with appearing(output) as part:
         with quiet():
             model.save_pretrained(part)
         for file in sorted(source.iterdir()):
@@ -330,8 +338,3 @@ def _write(model: Any, source: Path, stated: Mapping[str, Any], output: Path) ->
             )
             if wanted and file.is_file() and not (part / file.name).exists():
                 shutil.copyfile(file, part / file.name)
-        part.rename(output)
-    except OSError as error:
-        raise LlmcError(f"cannot write the folder: {error.strerror or error}", at=str(output)) from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

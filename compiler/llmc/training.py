@@ -1,4 +1,4 @@
-"""Short training of a model whose weights are held to masks: schedule, steps, checkpoints, interrupts."""
+"""Short training of a model whose weights are held to masks: schedule, steps, checkpoints, interrupts, divergence."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llmc.errors import LlmcError, first_line
-from llmc.masks import Masks, hold
+from llmc.masks import hold
 
 FILE = "state.pt"
 RAISES = 8  # steps in which masks grow to what they are to be
 _WARM, _SAVE_SECONDS = 0.05, 60.0
+_RECENT = 16  # steps of a mean loss
+_TIMES, _MORE = 2.0, 0.5  # the first one, and nats: a loss beyond that is of a training that diverges
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,53 @@ Loss = Callable[[Sequence[int]], Any]  # rows -> the batch's mean loss, a tensor
 Tell = Callable[[str, float], None]
 
 
+class Zeros(Protocol):
+    """Which weights stay, as more and more become zero."""
+
+    def at(self, share: float = 1.0) -> Mapping[str, Any]:
+        """Name -> bool tensor, True where a weight stays, when `share` of those that are to go has gone."""
+
+
+@dataclass
+class Course:
+    """How the mean loss of the last steps goes, from when all zeros are there.
+
+    Args:
+        first: that of the first steps.
+        best, tensors, step: the least one, and what was trained when it was.
+    """
+
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    first: float | None = None
+    best: float = math.inf
+    tensors: Sequence[Any] = ()
+    step: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Of the last steps; infinite as long as they are too few."""
+        return sum(self.recent) / _RECENT if len(self.recent) == _RECENT else math.inf
+
+    def add(self, loss: float) -> None:
+        """The loss of one more step."""
+        self.recent.append(loss)
+        if self.first is None and self.mean < math.inf:
+            self.first = self.mean
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss is no number, or far above what it began with."""
+        if self.recent and not math.isfinite(self.recent[-1]):
+            return True
+        return self.first is not None and self.mean > _TIMES * self.first + _MORE
+
+    def keep(self, tensors: Iterable[Any], step: int) -> None:
+        """Keep what it is after a step if it is the best so far."""
+        if self.mean < self.best:
+            self.best, self.step = self.mean, step
+            self.tensors = [tensor.detach().clone() for tensor in tensors]
+
+
 @dataclass
 class Training:
     """A training under way.
@@ -59,18 +109,20 @@ class Training:
         lengths: tokens of every row, to batch those of like length.
         masks: None: all weights stay.
         around: within it losses and gradients are those of rounded weights.
-        folder: where the checkpoint lies.
+        folder: where the checkpoint lies; None: there is none.
         key: what the training is of; a checkpoint of another is refused.
+        books: tensors that change in a training beside the weights.
     """
 
     model: Any
     loss: Loss
     lengths: Sequence[int]
-    masks: Masks | None
+    masks: Zeros | None
     around: Callable[[], AbstractContextManager[None]]
     plan: Plan
-    folder: Path
+    folder: Path | None
     key: str
+    books: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
     raised: int = 0
     seconds: float = 0.0
@@ -79,7 +131,7 @@ class Training:
     def __post_init__(self) -> None:
         import torch
 
-        self._epoch, self._order = -1, list[list[int]]()
+        self._epoch, self._order, self.course = -1, list[list[int]](), Course()
         self._told, self._text = -1.0, ""
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
@@ -87,10 +139,10 @@ class Training:
         )
 
     def run(self, tell: Tell, say: Callable[[str], None]) -> None:
-        """Train to the end.
+        """Train to the end, or until the loss diverges: then the weights are the best of before.
 
         Raises:
-            LlmcError: the loss is no finite number.
+            LlmcError: it diverged before there were any.
             KeyboardInterrupt: it was interrupted; a checkpoint is left.
         """
         clock = self.plan.clock
@@ -99,18 +151,18 @@ class Training:
             while (done := self._done()) < 1:
                 loss = self._step(done)
                 self.seconds = clock() - start
+                if self.course.diverged:
+                    self._return_to_best(loss, say)
+                    break
                 self._tell(tell, loss)
                 if asked():
-                    self._save()
-                    say(
-                        f"recover: the checkpoint after step {self.step} is in {self.folder}; --resume goes on"
-                    )
+                    self._leave(say)
                     break
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     self._save()
                     saved = time.monotonic()
             number = asked()
-        if number and done < 1:
+        if number and done < 1 and not self.course.diverged:
             signal.raise_signal(number)
             raise KeyboardInterrupt
         self._raise_masks(1.0)
@@ -133,13 +185,9 @@ class Training:
         with self.around():
             loss = self.loss(self._rows())
             value = float(loss.detach())
-            if not math.isfinite(value):
-                self.remove()
-                raise LlmcError(
-                    f"the loss is {value} in step {self.step + 1}",
-                    found=f"a learning rate of {rate:.2g}",
-                    hint="nothing was written; try a smaller --lr",
-                )
+            self._watch(value)
+            if self.course.diverged:
+                return value
             loss.backward()
         for name, mask in self.keep.items():
             self.trained[name].grad.mul_(mask)
@@ -148,6 +196,33 @@ class Training:
         hold(self.trained, self.keep)
         self.step += 1
         return value
+
+    def _watch(self, loss: float) -> None:
+        """The loss of the weights as they are now, before this step changes them."""
+        if self.masks is not None and self.raised < RAISES and math.isfinite(loss):
+            return
+        self.course.add(loss)
+        if self.step % _RECENT == 0:
+            self.course.keep(self._changing(), self.step)
+
+    def _changing(self) -> Iterator[Any]:
+        return (tensor for tensors in (self.trained, self.books) for tensor in tensors.values())
+
+    def _return_to_best(self, loss: float, say: Callable[[str], None]) -> None:
+        course, rate = self.course, self.optimizer.param_groups[0]["lr"]
+        if not course.tensors:
+            self.remove()
+            raise LlmcError(
+                f"the loss is {loss:.4g} in step {self.step + 1}",
+                found=f"a learning rate of {rate:.2g}",
+                hint="nothing was written; try a smaller --lr",
+            )
+        for tensor, best in zip(self._changing(), course.tensors, strict=True):
+            tensor.data.copy_(best)
+        say(
+            f"recover: the training diverged in step {self.step + 1}: a loss of {loss:.4g}, a learning rate of "
+            f"{rate:.2g}; the weights are those after step {course.step}, whose loss was {course.best:.4g}"
+        )
 
     def _raise_masks(self, done: float) -> None:
         """The masks of this moment: sparsity grows by a cubic curve (Zhu and Gupta 2017), then the masks stay."""
@@ -178,9 +253,16 @@ class Training:
 
     # --- checkpoints
 
+    def _leave(self, say: Callable[[str], None]) -> None:
+        self._save()
+        if self.folder is not None:
+            say(f"recover: the checkpoint after step {self.step} is in {self.folder}; --resume goes on")
+
     def _save(self) -> None:
         import torch
 
+        if self.folder is None:
+            return
         part = self.folder / f".{FILE}.part"
         state = {
             "key": self.key,
@@ -190,6 +272,7 @@ class Training:
             "keep": dict(self.keep),
             "weights": {name: p.detach() for name, p in self.trained.items()},
             "optimizer": self.optimizer.state_dict(),
+            "books": dict(self.books),
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -207,6 +290,7 @@ class Training:
         """
         import torch
 
+        assert self.folder is not None
         file = self.folder / FILE
         try:
             state = torch.load(file, weights_only=True)
@@ -226,10 +310,13 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         for name, weight in state["weights"].items():
             self.trained[name].data.copy_(weight)
+        for name, values in state["books"].items():
+            self.books[name].copy_(values)
 
     def remove(self) -> None:
         """The checkpoint is of no use any more."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def order(lengths: Sequence[int], batch: int, seed: int | None) -> list[list[int]]:

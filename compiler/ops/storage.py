@@ -62,23 +62,26 @@ def _codebook(indices: TensorType, values: TensorType, columns: Any, bits: Any) 
     return TensorType("f32", (*indices.shape[:-1], columns))
 
 
-def _bitmask_reference(mask: Array, values: Array, columns: int) -> Array:
+def _bitmask_reference(mask: Array, values: Array, columns: int, height: int) -> Array:
     kept = np.unpackbits(mask, axis=-1, count=columns, bitorder="little").astype(bool)
-    result = np.zeros(kept.shape, np.float32)
-    order = np.cumsum(kept.reshape(-1)).reshape(kept.shape) - 1
-    result[kept] = np.take(values, order[kept], mode="clip") if values.size else 0
-    return result
+    result = np.zeros((len(mask), columns, height), np.float32)
+    order = (np.cumsum(kept.reshape(-1)).reshape(kept.shape) - 1)[kept]
+    places = order[:, None] * height + np.arange(height)
+    result[kept] = np.take(values, places, mode="clip") if values.size else 0
+    return np.ascontiguousarray(result.swapaxes(1, 2)).reshape(-1, columns)
 
 
-@op("bitmask", _bitmask_reference, traits={"stored": True}, columns=REQUIRED)
-def _bitmask(mask: TensorType, values: TensorType, columns: Any) -> TensorType:
-    """mask u8 `[r, ceil(columns / 8)]`, values f32 `[v]` in the order of the set bits -> f32 `[r, columns]`"""
+@op("bitmask", _bitmask_reference, traits={"stored": True}, columns=REQUIRED, height=1)
+def _bitmask(mask: TensorType, values: TensorType, columns: Any, height: Any) -> TensorType:
+    """mask u8 `[r, ceil(columns / 8)]`, values f32 `[v]`, `height` for each set bit in order -> f32 `[height r,
+    columns]`: a bit stands for `height` rows of a column
+    """
     want_dtype(mask, {"u8"}, "the mask")
     want_dtype(values, F32, "the values")
     want_rank(mask, 2, what="the mask")
     want_rank(values, 1, what="the values")
     _want_columns(mask, "the mask", packed_bytes(want_int(columns, "columns", 1), 1))
-    return TensorType("f32", (mask.shape[0], columns))
+    return TensorType("f32", (want_int(height, "height", 1) * mask.shape[0], columns))
 
 
 _HALVES = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,21 +49,23 @@ class Share(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """Cluster every weight once, then let each reader decode it."""
-        looked_up = dict.fromkeys(tables(graph) if self.tables else ())
         reasons: dict[Node, str] = {}
         books: dict[Node, Node] = {}
-        for weight, array in self._found(graph, looked_up).items():
-            if array.size < self.least:
-                reasons[weight] = f"below {self.least} values"
-            elif (book := self._stored(weight, array)) is not None:
-                books[weight] = book
+        for weight, array in self.found(graph).items():
+            if self.gains(array):
+                books[weight] = self._stored(weight, array)
             else:
-                reasons[weight] = f"of fewer than {self.clusters} different values"
+                reasons[weight] = f"below {self.least} values"
         tell_weights(graph, books, lambda w: reasons.get(w) or left(graph, w, self.skip))
         return rebuild(graph, changes(graph, books))
 
-    def _found(self, graph: Graph, looked_up: Collection[Node]) -> dict[Node, Array]:
-        """The weights to cluster, and their values."""
+    def gains(self, array: Array) -> bool:
+        """Whether a weight is large enough."""
+        return array.size >= self.least
+
+    def found(self, graph: Graph) -> dict[Node, Array]:
+        """The weights that may be clustered, and their values."""
+        looked_up = dict.fromkeys(tables(graph) if self.tables else ())
         wanted = products(graph, self.skip, decode=True)
         found = {p.weight: p.array for p in wanted if p.weight.op != "codebook"}
         for table in looked_up:
@@ -73,11 +74,9 @@ class Share(Pass):
                 found.setdefault(table, array)
         return found
 
-    def _stored(self, weight: Node, array: Array) -> Node | None:
-        """The `codebook` node that stands for a weight; None where it has too few values to gain by it."""
+    def _stored(self, weight: Node, array: Array) -> Node:
+        """The `codebook` node that stands for a weight; of no more values than clusters it has just these."""
         distinct, counts = np.unique(array, return_counts=True)
-        if len(distinct) < self.clusters:
-            return None
         centres, place_of = cluster(distinct, counts, self.clusters)
         indices = place_of[np.searchsorted(distinct, array)].astype(np.uint8)
         bits = 4 if self.clusters <= 16 else 8
@@ -94,8 +93,10 @@ def cluster(distinct: Array, counts: Array, clusters: int) -> tuple[Array, Array
 
     Returns:
         f32 centres, ascending, and for each value the index of its centre. If zero is a value that occurs as
-        often as none else, it is a centre.
+        often as none else, it is a centre. No more values than clusters are their own centres.
     """
+    if len(distinct) <= clusters:
+        return distinct.astype(np.float32), np.arange(len(distinct))
     values64, weight = distinct.astype(np.float64), counts.astype(np.float64)
     mass = np.concatenate([[0.0], np.cumsum(weight)])
     moment = np.concatenate([[0.0], np.cumsum(weight * values64)])

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from llmc.compiler.effects import tell_weights
+from llmc.compiler.effects import Verdict, tell, tell_weights
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import make
 from llmc.compiler.ops.storage import packed_bytes
@@ -19,10 +19,13 @@ from llmc.errors import LlmcError, LlmcWarning
 from llmc.passes.compress.weights import Array, Product, left, products, replaced, share_of, stored
 
 DEFAULT, DEFAULT_BLOCKS = 0.3, 0.8
-HEIGHTS = (4, 16)  # of blocks that products skip: a vector of outputs, or a quarter of one
+# Height of blocks that products skip -> the largest share of blocks left with which no number of rows takes longer than
+# the dense product (bench/sparse.py, AVX-512; five rows are the worst).
+PAYS = {4: 0.3, 16: 0.5}
 _NOTHING = 0.01  # of a product's weights
 _MOST = 64  # of the weights that N of M are chosen from
 _SCOPES = ("global", "layer")
+SKIPPING = "products that skip zeros"
 _KNOWN = 'use unstructured, 4x1, 16x1, or N of M side by side such as "2:4"'
 
 
@@ -51,7 +54,7 @@ class Pattern:
         """
         if text == "unstructured":
             return cls(text)
-        if (found := re.fullmatch(r"(\d+)x1", text)) and int(found[1]) in HEIGHTS:
+        if (found := re.fullmatch(r"(\d+)x1", text)) and int(found[1]) in PAYS:
             return cls(text, int(found[1]))
         if (found := re.fullmatch(r"(\d+):(\d+)", text)) and 1 <= int(found[1]) < int(found[2]) <= _MOST:
             return cls(text, 1, int(found[1]), int(found[2]))
@@ -117,7 +120,8 @@ def kept(importance: Sequence[Array], pattern: Pattern, share: float, scope: str
 class Prune(Pass):
     """Set weights of products to zero by magnitude; a `bitmask` stores the others and one bit for each.
 
-    Embedding tables, biases and norms stay as they are.
+    Embedding tables, biases and norms stay as they are. Of blocks, products skip the zeros; a weight with so many left
+    that this would be slower keeps its zeros as they are.
 
     Args:
         sparsity: share of zeros, 0 to below 1; default 0.3, of blocks 0.8, and N:M means 1 - N / M.
@@ -126,6 +130,7 @@ class Prune(Pass):
         scope: "global" ranks the weights of all products together, "layer" each product's by themselves.
         skip: patterns of modules to leave out, such as `classifier*`.
         least: products with fewer weights are left out.
+        small: whether weights in blocks are stored by a bitmask also where the product gets slower.
     """
 
     keeps: ClassVar[Keeps] = LOSSY
@@ -134,6 +139,7 @@ class Prune(Pass):
     scope: str = "global"
     skip: tuple[str, ...] = ()
     least: int = 4096
+    small: bool = False
 
     def __post_init__(self) -> None:
         Pattern.parse(self.pattern).share(self.sparsity)
@@ -149,16 +155,44 @@ class Prune(Pass):
         chosen = self.chosen(graph)
         masks = self.masks(chosen)
         warn_of_emptied(chosen, masks)
-        made = {p.weight: stored_sparse(p, k) for p, k in zip(chosen, masks, strict=True) if not k.all()}
+        return self.with_zeros(graph, [(p, k) for p, k in zip(chosen, masks, strict=True) if not k.all()])
+
+    def with_zeros(self, graph: Graph, found: Sequence[tuple[Product, Array]]) -> Graph:
+        """`graph` with what these products keep, stored as suits the pattern; tells of all weights.
+
+        Args:
+            found: products, with the values that stay, and which these are: bool [n, k].
+        """
+        height = Pattern.parse(self.pattern).height
+        found = [(p, k if height == 1 else _whole_blocks(k, height)) for p, k in found]
+        made = {p.weight: self._stored(p, k, height) for p, k in found}
         tell_weights(graph, made, lambda weight: self._left(graph, weight))
+        if height > 1:
+            tell(SKIPPING, [Verdict(p.weight, p.array.size, self._slower(k, height)) for p, k in found])
         return replaced(graph, made)
+
+    def _stored(self, product: Product, keep: Array, height: int) -> Node:
+        if self._slower(keep, height):
+            return zeroed(product, keep)
+        return stored_sparse(product, keep, height)
+
+    def _slower(self, keep: Array, height: int) -> str:
+        """Why the zeros of a weight are not skipped; empty if they are, or if bytes are what counts."""
+        if height == 1 or self.small or keep.mean() <= PAYS[height]:
+            return ""
+        # a product's time goes by the blocks that are left, and at PAYS it is the dense one's
+        times = keep.mean() / PAYS[height]
+        return f"whose {keep.mean():.0%} of blocks left take up to {times:.2f} of a dense product's time"
 
     def chosen(self, graph: Graph) -> list[Product]:
         """The products that lose weights."""
         return [p for p in products(graph, self.skip) if self._wanted(graph, p)]
 
-    def masks(self, chosen: list[Product]) -> list[Array]:
+    def masks(self, chosen: Sequence[Product], part: float = 1.0) -> list[Array]:
         """Of each of these, bool [n, k]: True where a weight stays.
+
+        Args:
+            part: of the share of zeros, on the way there; N:M has all of them at once.
 
         Raises:
             LlmcError: the pattern does not divide one.
@@ -166,7 +200,9 @@ class Prune(Pass):
         pattern = Pattern.parse(self.pattern)
         for p in chosen:
             pattern.check(p.array.shape, p.place, p.node.source.path)
-        return kept([np.abs(p.array) for p in chosen], pattern, pattern.share(self.sparsity), self.scope)
+        return kept(
+            [np.abs(p.array) for p in chosen], pattern, part * pattern.share(self.sparsity), self.scope
+        )
 
     def _left(self, graph: Graph, weight: Node) -> str:
         """Why a weight stays as it is; empty if no product reads it."""
@@ -211,6 +247,12 @@ def _of_blocks(importance: Array, height: int) -> Array:
     return np.asarray(np.sqrt(squares.mean(1)))
 
 
+def _whole_blocks(keep: Array, height: int) -> Array:
+    """Of [n, k] all rows of a block where one stays: values that stay may be zero by chance."""
+    n, k = keep.shape
+    return np.repeat(keep.reshape(n // height, height, k).any(1), height, 0)
+
+
 def _n_of_m(importance: Array, pattern: Pattern) -> Array:
     """The N largest of each M in a row; of equals the first stay."""
     n, k = importance.shape
@@ -221,11 +263,18 @@ def _n_of_m(importance: Array, pattern: Pattern) -> Array:
     return keep.reshape(n, k)
 
 
-def stored_sparse(product: Product, keep: Array) -> Node:
-    """The weight where `keep`, zero elsewhere: as a bitmask, or whole where that is smaller."""
+def zeroed(product: Product, keep: Array) -> Node:
+    """The weight where `keep`, zero elsewhere, as it is."""
+    return stored(np.where(keep, product.array, np.float32(0)), product.weight)
+
+
+def stored_sparse(product: Product, keep: Array, height: int = 1) -> Node:
+    """The weight where `keep`, zero elsewhere: as a bitmask of blocks of `height` rows, or whole if that is smaller."""
     array, columns = product.array, product.array.shape[1]
-    mask = np.packbits(keep, -1, bitorder="little")
-    if packed_bytes(columns, 1) * len(array) + 4 * int(keep.sum()) >= array.nbytes:
-        return stored(np.where(keep, array, np.float32(0)), product.weight)
-    parts = (stored(mask, product.weight, ".mask"), stored(array[keep], product.weight, ".values"))
-    return make("bitmask", parts, product.weight.source, columns=columns)
+    bits = keep[::height]
+    mask = np.packbits(bits, -1, bitorder="little")
+    if packed_bytes(columns, 1) * len(bits) + 4 * int(keep.sum()) >= array.nbytes:
+        return zeroed(product, keep)
+    blocks = array.reshape(-1, height, columns).swapaxes(1, 2)[bits]
+    parts = (stored(mask, product.weight, ".mask"), stored(blocks.reshape(-1), product.weight, ".values"))
+    return make("bitmask", parts, product.weight.source, columns=columns, height=height)

@@ -21,7 +21,7 @@ from llmc.passes.compress.weights import Array, Make, linears, readers, rebuild,
 
 @dataclass(frozen=True)
 class Layer:
-    """One attention: the `mha`, and the `linear` that alone reads it."""
+    """One attention: the `mha`, and the `linear` that alone reads it, or some rows of it."""
 
     mha: Node
     out: Node
@@ -67,28 +67,33 @@ class PruneHeads(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """Rank, choose, shrink."""
-        allowed = {p.node for p in linears(graph, self.skip)}
-        chosen = [a for a in layers(graph) if {a.out, *a.mha.inputs[:3]} <= allowed]
+        chosen = self.chosen(graph)
         changes: dict[Node, Make] = {}
-        for layer, keep in zip(chosen, self._kept([_scores(a) for a in chosen]), strict=True):
+        for layer, keep in zip(chosen, self.kept([scores(a) for a in chosen]), strict=True):
             if len(keep) < layer.heads:
                 changes.update(_shrunk(layer, keep))
         _tell(graph, {layer.mha for layer in chosen}, changes)
         return rebuild(graph, changes)
 
-    def _kept(self, scores: list[Array]) -> list[Array]:
-        """The heads that stay in each layer, ascending."""
+    def chosen(self, graph: Graph) -> list[Layer]:
+        """The attentions that may lose heads."""
+        allowed = {p.node for p in linears(graph, self.skip)}
+        return [a for a in layers(graph) if {a.out, *a.mha.inputs[:3]} <= allowed]
+
+    def kept(self, scores: list[Array]) -> list[Array]:
+        """The heads that stay in each layer, ascending, by the scores of all."""
         if self.scope == "layer" or not scores:
             counts = [max(1, len(s) - round(self.fraction * len(s))) for s in scores]
             return [np.sort(np.argsort(-s, kind="stable")[:c]) for s, c in zip(scores, counts, strict=True)]
-        ranked = np.argsort(np.concatenate(scores), kind="stable")
-        gone = np.zeros(len(ranked), bool)
-        gone[ranked[: round(self.fraction * len(ranked))]] = True
-        parts = np.split(gone, np.cumsum([len(s) for s in scores])[:-1])
-        return [
-            np.flatnonzero(~g) if not g.all() else np.array([s.argmax()])
-            for g, s in zip(parts, scores, strict=True)
-        ]
+        whole = np.concatenate(scores)
+        starts = np.cumsum([0, *(len(s) for s in scores)])
+        best = [
+            start + int(s.argmax()) for start, s in zip(starts, scores, strict=False)
+        ]  # each layer's stays
+        ranked = np.argsort(whole, kind="stable")
+        ranked = ranked[~np.isin(ranked, best)]
+        gone = np.isin(np.arange(len(whole)), ranked[: round(self.fraction * len(whole))])
+        return [np.flatnonzero(~part) for part in np.split(gone, starts[1:-1])]
 
 
 def _tell(graph: Graph, chosen: Collection[Node], changes: Mapping[Node, Make]) -> None:
@@ -110,15 +115,28 @@ def layers(graph: Graph) -> Iterator[Layer]:
     for mha in graph.nodes:
         if mha.op != "mha":
             continue
-        out = list(readers(graph, mha))
+        rows = _rows_of(graph, mha)
+        out = list(readers(graph, rows))
         own = all(r is mha for i in set(mha.inputs[:3]) for r in readers(graph, i) if r is not i)
         kept = any(o is i for i in mha.inputs[:3] for o in graph.roots)
-        if len(out) == 1 and own and not kept and _is_projection(out[0], mha) and _are_constant(mha):
+        if len(out) == 1 and own and not kept and _is_projection(out[0], rows) and _are_constant(mha):
             yield Layer(mha, out[0])
 
 
-def _is_projection(out: Node, mha: Node) -> bool:
-    return out is not mha and out.op == "linear" and out.inputs[0] is mha and out.inputs[1].op == "constant"
+def _rows_of(graph: Graph, mha: Node) -> Node:
+    """The attention, or its rows that alone are read, as `narrow` leaves the last one of a classifier."""
+    rows = mha
+    while True:
+        found = list(readers(graph, rows))
+        if len(found) != 1 or found[0] is rows or found[0].op != "slice":
+            return rows
+        if found[0].attributes["axis"] >= len(rows.shape) - 1:
+            return rows
+        rows = found[0]
+
+
+def _is_projection(out: Node, rows: Node) -> bool:
+    return out is not rows and out.op == "linear" and out.inputs[0] is rows and out.inputs[1].op == "constant"
 
 
 def _are_constant(mha: Node) -> bool:
@@ -130,7 +148,7 @@ def _are_constant(mha: Node) -> bool:
     )
 
 
-def _scores(layer: Layer) -> Array:
+def scores(layer: Layer) -> Array:
     """|W_out,h W_v,h|_F, from the traces of two small Gram matrices: |A B|_F^2 = tr(A^T A  B B^T)."""
     value = layer.mha.inputs[2].inputs[1].attributes["value"].array.astype(np.float64)
     out = layer.out.inputs[1].attributes["value"].array.astype(np.float64)
@@ -139,8 +157,8 @@ def _scores(layer: Layer) -> Array:
     for head in range(layer.heads):
         a, b = out[:, head * size : (head + 1) * size], value[layer.columns(head, 2)]
         squares.append(float(((a.T @ a) * (b @ b.T)).sum()))
-    scores = np.sqrt(np.maximum(squares, 0))
-    return np.asarray(scores / (scores.max() or 1.0))
+    norms = np.sqrt(np.maximum(squares, 0))
+    return np.asarray(norms / (norms.max() or 1.0))
 
 
 def _shrunk(layer: Layer, keep: Array) -> Mapping[Node, Make]:

@@ -65,24 +65,39 @@ class PruneNeurons(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """Shrink every block that is big enough."""
-        allowed = {p.node for p in linears(graph, self.skip)}
+        chosen = {block.down for block in self.chosen(graph)}
         changes: dict[Node, Make] = {}
         verdicts = []
         for block in blocks(graph):
-            own = {block.down, *block.ups}
-            shrunk = {} if not own <= allowed or changes.keys() & own else self._shrunk(block)
-            reason = "whose width stays" if own <= allowed else "named by skip"
+            shrunk = self._shrunk(block) if block.down in chosen else {}
+            reason = "whose width stays" if block.down in chosen else "named by skip"
             verdicts.append(Verdict(block.down, block.width, "" if shrunk else reason))
             changes.update(shrunk)
         tell("feed-forward blocks", verdicts)
         return rebuild(graph, changes)
 
+    def chosen(self, graph: Graph) -> list[Block]:
+        """The blocks that may lose columns; no two share a product."""
+        allowed = {p.node for p in linears(graph, self.skip)}
+        used: set[Node] = set()
+        found = []
+        for block in blocks(graph):
+            own = {block.down, *block.ups}
+            if own <= allowed and not own & used:
+                found.append(block)
+                used |= own
+        return found
+
+    def kept(self, scores: Array) -> Array:
+        """The columns of a block that stay, ascending, by their scores."""
+        count = round(len(scores) * (1 - self.fraction))
+        count = min(len(scores), -(-count // self.multiple) * self.multiple)
+        return np.sort(np.argsort(-scores, kind="stable")[:count])
+
     def _shrunk(self, block: Block) -> Mapping[Node, Make]:
-        count = round(block.width * (1 - self.fraction))
-        count = min(block.width, -(-count // self.multiple) * self.multiple)
-        if count == block.width:
+        keep = self.kept(scores(block))
+        if len(keep) == block.width:
             return {}
-        keep = np.sort(np.argsort(-_scores(block), kind="stable")[:count])
         changes: dict[Node, Make] = {up: partial(fewer_rows, up, keep) for up in block.ups}
         changes[block.down] = partial(fewer_columns, block.down, keep)
         return changes
@@ -129,7 +144,8 @@ def _shrinkable(node: Node) -> bool:
     return constants and "residual" not in node.attributes["epilogue"]
 
 
-def _scores(block: Block) -> Array:
+def scores(block: Block) -> Array:
+    """Of each column: the norms of the rows that make it times that of the column that reads it."""
     score = np.linalg.norm(_array(block.down).astype(np.float64), axis=0)
     for up in block.ups:
         score = score * np.linalg.norm(_array(up).astype(np.float64), axis=1)

@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from llmc.compiler.effects import tell_weights
 from llmc.compiler.graph import Graph
 from llmc.compiler.moments import Moments
 from llmc.errors import LlmcError
 from llmc.passes.compress.gptq import seen
-from llmc.passes.compress.prune import Prune, stored_sparse
+from llmc.passes.compress.prune import Prune
 from llmc.passes.compress.rounding import inverse
-from llmc.passes.compress.weights import Product, replaced
+from llmc.passes.compress.weights import Product
 
 Array = np.ndarray[Any, Any]
 ROUNDS = 8  # in which zeros become more: with 4 MiniLM's products lose a tenth more, with 16 a hundredth less
@@ -42,13 +41,11 @@ class Wanda(Prune):
     def run(self, graph: Graph) -> Graph:
         """One weight after the other, as soon as all that its products read has been seen."""
         chosen = {p.weight: p for p in self.chosen(graph)}
-        made = {}
+        found = []
         for weight, moments in seen(graph, list(chosen)):
-            product = chosen[weight]
-            array = self.thinned(product, moments)
-            made[weight] = stored_sparse(replace(product, array=array), array != 0)
-        tell_weights(graph, made, lambda weight: self._left(graph, weight))
-        return replaced(graph, made)
+            array = self.thinned(chosen[weight], moments)
+            found.append((replace(chosen[weight], array=array), array != 0))
+        return self.with_zeros(graph, found)
 
     def thinned(self, product: Product, moments: Moments) -> Array:
         """The weight f32 `[n, k]` with its zeros."""

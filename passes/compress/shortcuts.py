@@ -57,7 +57,8 @@ def _prune(text: str) -> str:
         return f'prune{{pattern="{text.strip()}"}}'
     if found := re.fullmatch(rf"(\d+x\d+)(?::({_NUMBER}))?", text.strip()):
         share = f",sparsity={found[2]}" if found[2] else ""
-        return f'prune{{pattern="{found[1]}"{share}}}'
+        # of each layer so many: products gain by the blocks that are gone, and small weights keep some
+        return f'prune{{pattern="{found[1]}"{share},scope="layer"}}'
     if found := re.fullmatch(rf"(heads|neurons):({_NUMBER})", text.strip()):
         return f"prune-{found[1]}{{fraction={found[2]}}}"
     return _plain("prune", "sparsity", _NUMBER, text)

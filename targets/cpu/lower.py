@@ -21,6 +21,7 @@ from llmc.targets.cpu.products import (
     linear,
     matmul,
     qlinear,
+    sparse,
     split_rows,
 )
 from llmc.targets.cpu.rows import norm, order, quantised, ragged, reduction, scan, softmax
@@ -39,6 +40,7 @@ LOWERINGS: Lowerings = layered(
     softmax.LOWERINGS,
     scan.LOWERINGS,
     order.LOWERINGS,
+    sparse.LOWERINGS,  # declines weights without blocks
     decoded.LOWERINGS,  # declines plain weights
     linear.LOWERINGS,
     bitmask.LOWERINGS,

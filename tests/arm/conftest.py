@@ -69,11 +69,19 @@ def decoder() -> Graph:
         weight = make("blockwise", parts, columns=WIDTH, bits=bits, block=block)
         return make("linear", (x, weight))
 
+    def skipping(height: int) -> Node:
+        keep = rng.random((48 // height, WIDTH)) < 0.3
+        values = rng.normal(size=int(keep.sum()) * height).astype(np.float32)
+        parts = (constant(np.packbits(keep, -1, bitorder="little")), constant(values))
+        return make("linear", (x, make("bitmask", parts, columns=WIDTH, height=height)))
+
     last = make("slice", (x,), axis=1, start=symbol("seq") - 1, stop=symbol("seq"))
     heads = {"heads": 2, "kv_heads": 1, "head_dim": 20, "scale": 0.3, "offsets": (0, 40, 50), "causal": True}
     outputs = {
         "eight": product(8, WIDTH),
         "four": product(4, 32),
+        "blocks of 4": skipping(4),
+        "blocks of 16": skipping(16),
         "bfloat16": make("linear", (x, _halves(rng.normal(size=(45, WIDTH))))),
         "last": make("mha", (last, x, x), **heads),
         "window": make("mha", (x, x, x), window=5, **heads),

@@ -75,7 +75,9 @@ def test_one_thing_at_a_time(cli, model, data, tmp_path):
     for asked in ([], ["--prune", "0.5", "--quant", "w4"]):
         done = cli("recover", model, *asked, "--data", data, "-o", tmp_path / "out")
         assert done.code == 2
-        assert "one of --prune, --quant and --layers" in done.err
+        assert "one of --prune, --quant, --share, --layers, --neurons, --bag, --boost" in " ".join(
+            done.err.split()
+        )
 
 
 def test_rounding_is_told_as_such(cli, model, data, tmp_path):
@@ -84,6 +86,39 @@ def test_rounding_is_told_as_such(cli, model, data, tmp_path):
     assert "rounded" in done.out
     assert "are zero" not in done.out
     assert f"llmc compile {tmp_path / 'out'} --quant w4 -o out.llmc" in done.out
+
+
+def test_heads_and_neurons(cli, model, data, tmp_path):
+    asked = ["--prune", "heads:0.5", "--prune", "neurons:0.4"]
+    done = cli("recover", model, *asked, "--data", data, "--steps", 2, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert f"llmc compile {tmp_path / 'out'} --prune heads:0.5 --prune neurons:0.4 -o out.llmc" in done.out
+
+
+def test_members_and_how_to_join_them(cli, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    model, data = (
+        recovering.bert(tmp_path / "bert", **sizes),
+        recovering.labelled(tmp_path / "rows.jsonl", 1000),
+    )
+    done = cli("recover", model, "--bag", 2, "--data", data, "--steps", 1, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    for word in (
+        "50 rows held back",
+        "before",
+        "member-1",
+        "member-2",
+        "--ensemble mean",
+        "stack.json",
+        "2 steps",
+    ):
+        assert word in done.out
+    assert (
+        f"llmc compile {tmp_path / 'out' / 'member-1'} --member {tmp_path / 'out' / 'member-2'} " in done.out
+    )
+    done = cli("recover", model, "--bag", 2, "--data", data, "--resume", "-o", tmp_path / "other")
+    assert done.code == 2
+    assert "--bag begins anew" in done.err
 
 
 @pytest.mark.slow

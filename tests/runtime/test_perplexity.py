@@ -134,3 +134,18 @@ def test_data_that_is_no_text(cli, words, tiny, tmp_path):
     assert "the data is not UTF-8 text" in cli(words, data="b.txt")[2]
     assert "cannot read the data: No such file" in cli(words, data="nowhere.txt")[2]
     assert "--window is for models that generate text" in cli(tiny, "--window", 5)[2]
+
+
+def test_an_adapter_beside_the_model(cli, adapted, tmp_path):
+    (tmp_path / "t.txt").write_text(TEXT)
+    plain, french = (
+        perplexity(adapted, tmp_path / "t.txt", adapter=name, threads=1) for name in (None, "french")
+    )
+    assert plain.perplexity != french.perplexity
+    code, out, err = cli(adapted, "--adapter", "french", "--baseline", adapted)
+    assert code == 0, err
+    assert f"{french.perplexity:.4f}" in out
+    assert f"{plain.perplexity:.4f}" in out
+    code, out, err = cli(adapted, "--adapter", "frensh")
+    assert code == 1
+    assert "french" in err

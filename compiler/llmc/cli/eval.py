@@ -88,6 +88,9 @@ class Share(click.ParamType[float]):
     "--window", type=int, metavar="TOKENS", help="Of a text seen at once.  [default: 1024, or the bound]"
 )
 @click.option("--stride", type=int, metavar="TOKENS", help="From window to window.  [default: half of one]")
+@click.option(
+    "--adapter", metavar="NAME", help="Of those beside the model, the baseline without.  [default: none]"
+)
 @click.option("--max-rise", type=Share(), help="Most perplexity above the baseline's: 1%.")
 @click.option("--num-beams", type=int, help="Of texts made of others.  [default: the model's, mostly 1]")
 @click.option("--max-new-tokens", type=int, help="Of each.  [default: the model's]")
@@ -106,7 +109,7 @@ def command(artifact: Path, data: Path, baseline: Path | None, as_json: bool, **
 
         hint = download_hint(baseline) or "give an artifact or a model folder"
         raise LlmcError("the baseline was not found", at=str(baseline), hint=hint)
-    of_texts = {name: options.pop(name) for name in ("window", "stride", "max_rise")}
+    of_texts = {name: options.pop(name) for name in ("window", "stride", "max_rise", "adapter")}
     of_pairs = {name: options.pop(name) for name in _OF_PAIRS}
     kind = _generates(artifact)
     if kind == "pairs":

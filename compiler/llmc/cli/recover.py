@@ -18,6 +18,9 @@ Examples:
   llmc recover ./my-model --prune 0.5 --data texts.txt --time-budget 3m -o half     no labels needed
   llmc recover ./my-model --prune 0.5 --data train.tsv -o half --resume             after an interrupt
   llmc recover ./my-lm --quant w4 --data book.txt --max-seq 128 -o my-lm-w4
+  llmc recover ./my-model --prune heads:0.25 --prune neurons:0.4 --data train.tsv -o my-model-small
+  llmc recover ./my-lm --quant w4 --lora 8 --data book.txt -o my-adapter       trained beside weights that stay
+  llmc recover ./my-model --bag 3 --data train.tsv -o members                        an ensemble's
   llmc recover ./my-model --layers 3 --data texts.txt -o my-model-3                  a smaller one, taught by MODEL
   llmc compile my-model-24 --prune 2:4 -o small.llmc                                the same zeros
 
@@ -30,12 +33,48 @@ any. A tenth of the rows is held back and measured. Ctrl-C leaves a checkpoint b
 
 @click.command("recover", epilog=_EPILOG, short_help="Train a model for minutes, pruned or rounded.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--prune", metavar="SPEC", help="Zeros in place: 0.5, 2:4 or options of the pass.")
+@click.option(
+    "--prune",
+    metavar="SPEC",
+    multiple=True,
+    help="Zeros in place: 0.5, 2:4, 4x1:0.8, heads:0.25 and neurons:0.4, or options of the pass.",
+)
 @click.option(
     "--quant", type=click.Choice(["int8", "w4"]), help="Or rounding in place, as --quant of compile does."
 )
 @click.option(
+    "--share", metavar="N", help="Or N values for each weight, as --share of compile does: 16, 256."
+)
+@click.option(
     "--layers", type=click.IntRange(min=1), help="Or every k-th layer alone, so that these are left."
+)
+@click.option(
+    "--neurons",
+    type=click.IntRange(min=1),
+    help="Or feed-forward blocks so wide, of the most important neurons.",
+)
+@click.option(
+    "--bag", type=click.IntRange(2, 64), metavar="N", help="Or N members of an ensemble, by bagging."
+)
+@click.option("--boost", type=click.IntRange(2, 64), metavar="N", help="Or N members, by boosting.")
+@click.option(
+    "--freeze",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Layers of members that stay, with the embeddings.  [default: two thirds]",
+)
+@click.option(
+    "--lora",
+    type=click.IntRange(1, 1024),
+    metavar="RANK",
+    help="Train an adapter beside what --prune, --quant or --share leave of a language model; OUT is that adapter.",
+)
+@click.option(
+    "--importance",
+    type=click.Choice(["gradients", "magnitude"]),
+    default="gradients",
+    show_default=True,
+    help="What heads and neurons are chosen by: gradients on DATA, or weights alone.",
 )
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Texts, with labels or without.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
@@ -53,7 +92,9 @@ any. A tenth of the rows is held back and measured. Ctrl-C leaves a checkpoint b
     metavar="TIME",
     help="Training at most: 3m. The schedule fits it.",
 )
-@click.option("--lr", "rate", type=float, default=1e-4, show_default=True, help="Largest learning rate.")
+@click.option(
+    "--lr", "rate", type=float, help="Largest learning rate.  [default: 1e-4; blocks 3e-4; --lora 1e-3]"
+)
 @click.option("--batch", type=click.IntRange(min=1), help="Rows of a step.  [default: 32; of text 8]")
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of what is held back, and of the order."
@@ -87,9 +128,13 @@ any. A tenth of the rows is held back and measured. Ctrl-C leaves a checkpoint b
 def command(
     model: Path, data: Path, output: Path, as_json: bool, threads: int | None, resume: bool, **options: Any
 ) -> None:
-    """Train MODEL for minutes with what --prune, --quant or --layers do in place; writes a folder."""
-    if sum(options[name] is not None for name in ("prune", "quant", "layers")) != 1:
-        raise click.UsageError("give one of --prune, --quant and --layers: what to train for.")
+    """Train MODEL for minutes with what compression does to it in place; writes a folder."""
+    if sum(options[name] not in (None, ()) for name in (*_COMPRESSED, *_MEMBERS)) != 1:
+        asked = ", ".join(f"--{name}" for name in (*_COMPRESSED, *_MEMBERS))
+        raise click.UsageError(f"give one of {asked}: what to train for.")
+    members = next((name for name in _MEMBERS if options[name]), None)
+    if members and resume:
+        raise click.UsageError(f"--resume goes on with one model; --{members} begins anew.")
     require_folder(model, "a model folder")
     with Progress("recover") as progress:
         progress("loading PyTorch", 0.0)
@@ -101,32 +146,39 @@ def command(
         columns = Columns(*(options.pop(name) for name in ("text", "pair", "label")))
         if threads is not None:
             torch.set_num_threads(threads)
-        found = recover(
-            model,
-            data,
-            output,
-            Settings(**options),
-            columns=columns,
-            resume=resume,
-            progress=progress,
-            say=progress.say,
-        )
+        given: Any = (model, data, output, Settings(**options))
+        also: Any = {"columns": columns, "progress": progress, "say": progress.say}
+        if members:
+            from llmc.members import train
+
+            found: Any = train(*given, **also)
+        else:
+            found = recover(*given, **also, resume=resume)
     if as_json:
         print_json(found.to_dict())
+    elif not is_quiet() and members:
+        _show_members(found)
     elif not is_quiet():
-        _show(found, options)
+        _show(model, found, options)
 
 
-_COMPRESSED = {"prune": "pruned", "quant": "rounded", "layers": "fewer layers"}
+_MEMBERS = ("bag", "boost")
+_COMPRESSED = {
+    "prune": "pruned",
+    "quant": "rounded",
+    "share": "shared",
+    "layers": "fewer layers",
+    "neurons": "narrower",
+}
 
 
-def _show(found: Any, options: Mapping[str, Any]) -> None:
+def _show(model: Path, found: Any, options: Mapping[str, Any]) -> None:
     columns = ["", *(f">{name}" for name in vars(found.before) if getattr(found.before, name) is not None)]
     rows = [
         (title, *(_cell(name, value) for name, value in vars(figures).items() if value is not None))
         for title, figures in (
             ("before", found.before),
-            (_COMPRESSED[next(name for name in _COMPRESSED if options[name] is not None)], found.compressed),
+            (_COMPRESSED[next(name for name in _COMPRESSED if options[name])], found.compressed),
             ("recovered", found.recovered),
         )
     ]
@@ -135,8 +187,25 @@ def _show(found: Any, options: Mapping[str, Any]) -> None:
     if options["prune"]:
         share = found.zeros / found.weights
         click.echo(f"{found.zeros} of {found.weights} weights are zero ({share:.1%})")
-    asked = [f"--{name} {shlex.quote(options[name])}" for name in ("prune", "quant") if options[name]]
-    command = " ".join(["llmc compile", str(found.path), *asked, f"-o {found.path.name}.llmc"])
+    asked = [f"--prune {shlex.quote(spec)}" for spec in options["prune"]]
+    asked += [f"--{name} {shlex.quote(options[name])}" for name in ("quant", "share") if options[name]]
+    whole = [str(found.path)] if not options["lora"] else [str(model), f"--adapter recovered={found.path}"]
+    command = " ".join(["llmc compile", *whole, *asked, f"-o {found.path.name}.llmc"])
+    click.echo(f"wrote {found.path}\n\nnext:  {command}")
+
+
+def _show_members(found: Any) -> None:
+    rows = [("before", _cell("accuracy", found.first), "")]
+    for place, name in enumerate(found.members):
+        weight = f"{found.weights[place]:.2f}" if found.weights else ""
+        rows.append((name, _cell("accuracy", found.accuracy[place]), weight))
+    rows += [(f"--ensemble {name}", _cell("accuracy", share), "") for name, share in found.together.items()]
+    print_table(f"{found.judged_rows} rows held back", ["", ">accuracy", ">weight"], rows)
+    click.echo(f"{found.steps} steps in {time_text(found.seconds)} on {found.trained_rows} rows")
+    first, *others = (found.path / name for name in found.members)
+    members = "".join(f" --member {other}" for other in others)
+    joined = f"{members} --ensemble {found.best}" if others else ""  # boosting may end with the first
+    command = f"llmc compile {first}{joined} -o {found.path.name}.llmc"
     click.echo(f"wrote {found.path}\n\nnext:  {command}")
 
 

@@ -20,12 +20,12 @@ from llmc.targets.cpu.attention.int8 import Int8, Levels, level, weigh
 from llmc.targets.cpu.attention.item import Item
 from llmc.targets.cpu.attention.scratch import FOURS, KEPT_BYTES, QUERIES, ByteScratch, byte_scratch
 from llmc.targets.cpu.attention.stages import Work
-from llmc.targets.cpu.attention.transpose import load_transposed
 from llmc.targets.cpu.products.dots import vnni
 from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, lanes_of, splat, vector
 from llmc.targets.tir.later import tirx
+from llmc.targets.tir.transpose import load_transposed
 
 
 def pack(e: Emitter, parts: Sequence[Expr]) -> Expr:

@@ -19,11 +19,11 @@ from llmc.compiler.ops.int8_attention import KEYS, LOG2_E
 from llmc.targets.cpu.attention.float_steps import LOWEST
 from llmc.targets.cpu.attention.item import Item, Rows
 from llmc.targets.cpu.attention.stages import Work
-from llmc.targets.cpu.attention.transpose import transpose
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Expr, div, f32, fma, i64, splat
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import exp2_down
+from llmc.targets.tir.transpose import transpose
 
 FEW = 2  # queries; of three, sixteen at once are faster
 AHEAD = 32  # keys that are asked for before they are needed

@@ -11,12 +11,12 @@ from llmc.targets.cpu.attention.item import Item, Rows
 from llmc.targets.cpu.attention.masks import Mask
 from llmc.targets.cpu.attention.scratch import QUERIES, FloatScratch, float_scratch, pitch
 from llmc.targets.cpu.attention.stages import Mixing, Work
-from llmc.targets.cpu.attention.transpose import load_transposed
 from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, splat
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import exp2_down, exp_down
+from llmc.targets.tir.transpose import load_transposed
 
 # No score but -inf is below it: models mask by adding float32's minimum, and a query with only such keys weighs
 # them equally. Finite, so that exp(LOWEST - LOWEST) is 1 and not NaN.

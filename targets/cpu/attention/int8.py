@@ -15,13 +15,13 @@ from llmc.targets.cpu.attention import stages
 from llmc.targets.cpu.attention.item import Item, Rows
 from llmc.targets.cpu.attention.scratch import VECTORS
 from llmc.targets.cpu.attention.stages import Work
-from llmc.targets.cpu.attention.transpose import load_transposed
 from llmc.targets.cpu.rows.quantised import magnitude, scale_of
 from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, splat
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import exp2_of
+from llmc.targets.tir.transpose import load_transposed
 
 _AHEAD = 16  # keys that are asked for before their largest values are
 

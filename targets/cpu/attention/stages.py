@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from llmc.targets.cpu.attention.item import Item
 from llmc.targets.cpu.attention.scratch import QUERIES, VECTORS, Scratch, common
 from llmc.targets.cpu.attention.sequences import Listed
-from llmc.targets.cpu.attention.transpose import store_transposed
 from llmc.targets.target import Cpu
 from llmc.targets.tir.attention_shape import Shape
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, f32, fma, i64, splat
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles
+from llmc.targets.tir.transpose import store_transposed
 
 
 @dataclass(frozen=True)

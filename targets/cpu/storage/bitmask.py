@@ -93,11 +93,10 @@ def lower_bitmask(node: Node) -> Call:
     mask, values = node.inputs
     if mask.op != "constant" or values.op != "constant":
         raise LlmcError("bitmask: the weight is computed at run time")
-    columns = node.attributes["columns"]
+    columns, height = node.attributes["columns"], node.attributes["height"]
     held: Weight = mask.attributes["value"]
-    kernel = Kernel(
-        "bitmask", (columns,), ("u8", "i64", "f32", "f32"), 0, partial(emit_bitmask, columns=columns)
-    )
+    emit = partial(emit_bitmask, columns=columns, height=height)
+    kernel = Kernel("bitmask", (columns, height), ("u8", "i64", "f32", "f32"), 0, emit)
     starts = Packed(held, f"starts of {columns}", partial(row_starts, columns=columns))
     return rows_call(node, kernel, (mask, starts, values, node), columns * 5)
 
@@ -108,21 +107,22 @@ def row_starts(mask: Array, columns: int) -> Array:
     return np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
 
 
-def emit_bitmask(symbol: str, cpu: Cpu, *, columns: int) -> Any:
-    """out[row, c] = the next value where the bit is set, else 0"""
+def emit_bitmask(symbol: str, cpu: Cpu, *, columns: int, height: int) -> Any:
+    """out[row, c] = the next value where the bit is set, else 0; `height` rows share their bits"""
     e = Emitter(symbol)
     mask, starts = e.pointer("mask", "u8"), e.pointer("starts", "i64")
     values, out = e.pointer("values", "f32"), e.pointer("out", "f32")
     position = e.registers(1, "int64")
     with e.loop(e.begin, e.end, "row") as row:
-        e.set(position, 0, e.load(starts, row))
+        shared = e.let(div(row, height))
+        e.set(position, 0, e.load(starts, shared) * height + (row - shared * height))
         with e.loop(0, columns, "c") as c:
-            byte = tirx.Cast("int64", e.load(mask, row * -(-columns // 8) + div(c, 8)))
+            byte = tirx.Cast("int64", e.load(mask, shared * -(-columns // 8) + div(c, 8)))
             bit = e.let(tirx.bitwise_and(tirx.shift_right(byte, tirx.bitwise_and(c, i64(7))), i64(1)))
             e.store(out, row * columns + c, f32(0.0))
             with e.when(bit == i64(1)):
                 e.store(out, row * columns + c, e.load(values, e.let(e.get(position))))
-            e.set(position, 0, e.get(position) + bit)
+            e.set(position, 0, e.get(position) + bit * height)
     return e.function()
 
 

@@ -18,11 +18,11 @@ def transpose(e: Emitter, rows: Sequence[Expr]) -> list[Expr]:
             a, b = rows[i], rows[i + step]
             low = [lane if not lane & step else LANES + lane - step for lane in range(LANES)]
             high = [lane + step if not lane & step else LANES + lane for lane in range(LANES)]
-            rows[i], rows[i + step] = _shuffle(e, a, b, low), _shuffle(e, a, b, high)
+            rows[i], rows[i + step] = shuffle(e, a, b, low), shuffle(e, a, b, high)
     return rows
 
 
-def _shuffle(e: Emitter, a: Expr, b: Expr, lanes: Sequence[int]) -> Expr:
+def shuffle(e: Emitter, a: Expr, b: Expr, lanes: Sequence[int]) -> Expr:
     """Lane i of the result is lane lanes[i] of a followed by b."""
     return e.let(tirx.Shuffle([a, b], [tirx.const(lane, "int32") for lane in lanes]))
 
