@@ -1,6 +1,6 @@
 """A float language model to quantise: SmolLM2-135M, whose own weights come in 4 bits, trained on for a while.
 
-    python bench/train_language.py --output FOLDER [--steps 200]
+    python bench/train_language.py --output FOLDER [--steps 200] [--rate 5e-4]
 
 Writes a Hugging Face folder in fp32, and beside it calibration.txt, articles it was trained on, and test.txt, articles
 that it has not seen. Says how many weights have left the grid of 4 bits that they came in. Seeded, on one thread.
@@ -23,7 +23,12 @@ from models import fetch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-LENGTH, BATCH, RATE, WARM = 128, 4, 5e-5, 20  # tokens of a text, texts of a step, of AdamW, steps to reach it
+LENGTH, BATCH = 128, 4  # tokens of a text, texts of a step
+STEPS, RATE, WARM = (
+    200,
+    5e-4,
+    20,
+)  # of AdamW; steps to reach the rate, which falls in a line to 0 from then on
 TESTED, SHORTEST = 10, 2000  # articles held back; characters of one that counts
 CALIBRATION = 160_000  # characters, some 32,000 tokens
 
@@ -54,11 +59,13 @@ def plain(markup: str) -> str:
     return "\n".join(line for line in lines if len(line) > 80 and line[0] not in "*#=|{[:!;")
 
 
-def train(model: Any, ids: torch.Tensor, steps: int) -> None:
+def train(model: Any, ids: torch.Tensor, steps: int, rate: float) -> None:
     """AdamW on random stretches of the token ids `[n]`."""
     chosen = torch.Generator().manual_seed(0)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1.0, (s + 1) / WARM))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda s: min((s + 1) / WARM, (steps - s) / max(1, steps - WARM))
+    )
     begin = time.monotonic()
     for step in range(steps):
         starts = torch.randint(0, len(ids) - LENGTH, (BATCH,), generator=chosen)
@@ -93,7 +100,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--rate", type=float, default=RATE)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -108,7 +116,7 @@ def main() -> None:
     ids = torch.tensor(tokenizer("\n\n".join(seen)).input_ids)
     print(f"{len(texts)} articles, {len(ids)} tokens to learn from")
     model.train()
-    train(model, ids, options.steps)
+    train(model, ids, options.steps, options.rate)
     model.eval()
     print(
         f"{left_grid(before, model):.1%} of the weights of matrices are off the grid by a tenth of its step"

@@ -22,6 +22,8 @@ Encode = Callable[[str, str | None], Sample]  # a text, or a pair of them -> inp
 Run = Callable[[Sample], Sequence[Array]]  # inputs -> the values of the sites
 TEXT_FIELDS = ("text", "sentence")
 PAIR_FIELD = "text_pair"
+LEAST_RATIO = 1000  # of signal to noise, 30 dB: with less one scale for all rows is not kept
+LEAST_GAIN = 2.0  # of noise, 3 dB: what scales by row have to be better by
 
 
 def general_text() -> str:
@@ -56,6 +58,53 @@ def scales(names: Sequence[str], samples: Iterable[Sample], run: Run, method: st
         raise LlmcError("calibration: there are no samples", hint="give some, or use --calib auto")
     limits = [METHODS[method](magnitudes) for magnitudes in seen]
     return tuple(float(f"{limit / 127:.6g}") if limit else 1.0 for limit in limits)
+
+
+def dynamic(
+    samples: Iterable[Sample], run: Run, scales: Sequence[float], weights: Sequence[Array | None]
+) -> tuple[int, ...]:
+    """The sites that should have a scale for each row instead of one for all: where the latter loses too much.
+
+    A value's error counts by what the products make of it, as if those of different columns were independent.
+
+    Args:
+        scales: of the sites, one for all rows.
+        weights: for each site f32 `[k]`, by column the sum of the squares of all weights that multiply it; None: one
+            scale it is.
+    """
+    noises = [None if by_column is None else _Noise(by_column) for by_column in weights]
+    for sample in samples:
+        for noise, value, scale in zip(noises, run(sample), scales, strict=True):
+            if noise is not None:
+                noise.add(value, scale)
+    return tuple(i for i, noise in enumerate(noises) if noise is not None and noise.is_too_much())
+
+
+class _Noise:
+    """Of rows `[r, k]` seen so far the energy that products make of them, and of their errors with either scale."""
+
+    def __init__(self, weights: Array) -> None:
+        self.weights = weights.astype(np.float64)
+        self.signal = self.static = self.by_row = 0.0
+
+    def add(self, values: Array, scale: float) -> None:
+        """Take rows f32 `[..., k]` into account."""
+        rows = values.reshape(-1, values.shape[-1])
+        own = np.abs(rows).max(1, keepdims=True, initial=0) / np.float32(127)
+        self.signal += self._energy(rows)
+        self.static += self._energy(rows - _rounded(rows, np.float32(scale)))
+        self.by_row += self._energy(rows - _rounded(rows, np.where(own == 0, np.float32(1), own)))
+
+    def _energy(self, rows: Array) -> float:
+        return float(np.square(rows, dtype=np.float64).sum(0) @ self.weights)
+
+    def is_too_much(self) -> bool:
+        """Whether one scale for all is too coarse, and one for each row so much better that it pays."""
+        return self.static * LEAST_RATIO > self.signal and self.static > self.by_row * LEAST_GAIN
+
+
+def _rounded(rows: Array, scale: Any) -> Array:
+    return np.asarray(np.clip(np.rint(rows / scale), -127, 127) * scale)
 
 
 def want_finite(names: Sequence[str], values: Sequence[Array], number: int) -> None:

@@ -63,6 +63,36 @@ class Moments:
         np.maximum(self.top, other.top, out=self.top)
 
 
+class Columns:
+    """Of rows `[r, k]` seen so far: how many, and of each column the sum of squares and the largest magnitude."""
+
+    def __init__(self, columns: int) -> None:
+        self.rows = 0
+        self.squares = np.zeros(columns)
+        self.top = np.zeros(columns, np.float32)
+
+    def add(self, x: Array) -> None:
+        """Take rows f32 `[..., k]` into account."""
+        rows = x.reshape(-1, x.shape[-1])
+        self.rows += len(rows)
+        self.squares += np.square(rows, dtype=np.float64).sum(0)
+        np.maximum(self.top, np.abs(rows).max(0, initial=0), out=self.top)
+
+    def merge(self, other: Columns) -> None:
+        """Take in what `other` has seen."""
+        self.rows += other.rows
+        self.squares += other.squares
+        np.maximum(self.top, other.top, out=self.top)
+
+
+def of_columns(graph: Graph, sites: Sequence[Node], known: Given) -> Mapping[Node, Columns]:
+    """As `of_inputs`, all sites at once: what is kept of them is small."""
+    found = {node: Columns(int(node.shape[-1])) for node in dict.fromkeys(sites)}
+    if found:
+        _walk(graph, {**found}, known)
+    return found
+
+
 def of_inputs(graph: Graph, sites: Sequence[Node], known: Given) -> Iterator[tuple[Node, Moments]]:
     """Each of `sites`, float values whose last axis is fixed, with its moments over all samples that are given.
 
@@ -73,11 +103,11 @@ def of_inputs(graph: Graph, sites: Sequence[Node], known: Given) -> Iterator[tup
     """
     for group in _groups(sites):
         found = {node: Moments(int(node.shape[-1])) for node in group}
-        _walk(graph, found, known)
+        _walk(graph, {**found}, known)
         yield from found.items()
 
 
-def _walk(graph: Graph, found: Mapping[Node, Moments], known: Given) -> None:
+def _walk(graph: Graph, found: Mapping[Node, Moments | Columns], known: Given) -> None:
     samples = known.samples(graph)
     first = list(islice(samples, 1))  # data that does not fit the model is refused before native code is made
     if not first:

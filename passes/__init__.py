@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from llmc.compiler.pipeline import Pass
 from llmc.passes.append import Append
+from llmc.passes.compress.bfloat16 import Bfloat16
 from llmc.passes.compress.blockwise import Blockwise
 from llmc.passes.compress.cluster import Share
 from llmc.passes.compress.differ import Differ
@@ -23,7 +24,7 @@ from llmc.passes.fuse.cells import ExpandCells
 from llmc.passes.fuse.qkv import Qkv
 from llmc.passes.layout.channels_last import ChannelsLast
 from llmc.passes.layout.winograd import Winograd
-from llmc.passes.quantise import Qfuse, Quantize
+from llmc.passes.quantise import Qfuse, Quantize, Smooth
 from llmc.passes.quantise.int8_attention import Qattention
 from llmc.passes.quantise.int16 import Int8Blocks, Int16
 from llmc.passes.quantise.integers import Integers
@@ -61,11 +62,13 @@ _COMPRESSION: tuple[type[Pass], ...] = (
     Wanda,
     Reconstruct,
     Share,
+    Bfloat16,
     Blockwise,
     Gptq,
     Spare,
 )
 _QUANTISATION: tuple[type[Pass], ...] = (
+    Smooth,
     Quantize,
     Qfuse,
     Qattention,

@@ -272,6 +272,12 @@ PRODUCTS: list[Case] = [
     ("codebook", (BYTES, floats(200)), {"columns": 5}, lambda i, v: v[i.long().clamp(max=199)]),
     ("codebook", (BYTES, floats(16)), {"columns": 9, "bits": 4}, lambda i, v: v[halves(i)[..., :9]]),
     (
+        "bfloat16",
+        (np.ascontiguousarray(floats(2, 3, 5).view(np.uint16)[..., 1::2]).view(np.uint8),),
+        {"columns": 5},
+        lambda halves: halves.view(torch.bfloat16).float(),
+    ),
+    (
         "blockwise",
         (BYTES, floats(2, 3, 3)),
         {"columns": 5, "block": 2},

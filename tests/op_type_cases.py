@@ -147,6 +147,7 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ),
     ("codebook", (t(B, 3, dtype="u8"), t(256)), {"columns": 3}, "f32[batch, 3]"),
     ("codebook", (t(B, S, 2, dtype="u8"), t(16)), {"columns": 3, "bits": 4}, "f32[batch, seq, 3]"),
+    ("bfloat16", (t(B, 5, 18, dtype="u8"),), {"columns": 9}, "f32[batch, 5, 9]"),
     ("blockwise", (t(5, 9, dtype="u8"), t(5, 3)), {"columns": 9, "block": 4}, "f32[5, 9]"),
     (
         "blockwise",

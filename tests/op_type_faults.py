@@ -238,6 +238,8 @@ REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
     ("codebook", (t(2, 3, dtype="u8"), t(17)), {"columns": 6, "bits": 4}, "17 values for indices of 4 bits"),
     ("codebook", (t(2, 3, dtype="u8"), t(9)), {"columns": 3, "bits": 5}, "bits is 5"),
     ("codebook", (t(2, 3, dtype="u8"), t(9)), {"columns": 4}, "where a row takes 4 bytes"),
+    ("bfloat16", (t(2, 6, dtype="i8"),), {"columns": 3}, "the halves has dtype i8"),
+    ("bfloat16", (t(2, 7, dtype="u8"),), {"columns": 3}, "a row takes 6 bytes"),
     ("blockwise", (t(2, 3, dtype="i8"), t(2, 1)), {"columns": 3, "block": 3}, "the levels has dtype i8"),
     ("blockwise", (t(2, 3, dtype="u8"), t(2, 1)), {"columns": 3, "block": 2}, "the scales"),
     (

@@ -99,6 +99,22 @@ def test_activations_that_are_not_finite_are_named(value: float, kind: str) -> N
     assert (caught.value.at, caught.value.found) == ("layer.1", f"{kind} in sample 2")
 
 
+def test_rows_far_larger_than_others_ask_for_scales_of_their_own() -> None:
+    rng = np.random.default_rng(5)
+    even, odd = rng.normal(size=(2, 50, 8)).astype(np.float32)
+    odd[::10] *= 200
+    run = lambda sample: [even, odd, odd]  # noqa: E731
+    scales = [float(np.abs(x).max() / 127) for x in (even, odd, odd)]
+    ones = np.ones(8, np.float32)
+    found = calibration.dynamic([{}], run, scales, [ones, ones, None])
+    assert found == ()  # a few large rows make the signal, too
+    clipped = [scales[0], scales[1] / 50, scales[2] / 50]
+    assert calibration.dynamic([{}], run, clipped, [ones, ones, None]) == (1,)
+    coarse = [scales[0] * 40, scales[1], scales[2]]
+    assert calibration.dynamic([{}], run, coarse, [ones, ones, ones]) == (0,)
+    assert calibration.dynamic([{}], run, clipped, [ones, 0 * ones, None]) == ()
+
+
 def test_no_samples() -> None:
     with pytest.raises(LlmcError, match="no samples"):
         calibration.scales(["a"], [], lambda s: [], "minmax")

@@ -185,6 +185,7 @@ def weight_bytes(found: Outline) -> Mapping[str, int]:
     four = found.products // 2 + found.products // 16 + rest  # a half-precision scale for 32
     return {
         "none": 4 * found.parameters,
+        "bf16": 2 * found.products + rest,
         "fp16": 2 * found.products + rest,
         "int8": found.products + math.ceil(found.products / 256) + rest,
         "int8-static": found.products + math.ceil(found.products / 256) + rest,

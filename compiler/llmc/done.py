@@ -44,8 +44,9 @@ class Asked:
 
     @property
     def text(self) -> str:
-        """The pass, without the scales that calibration found."""
-        return self.step.label if "scales" in str(self.step) else str(self.step)
+        """The pass, without what calibration found."""
+        text = str(self.step)
+        return self.step.label if any(f"{found}=[" in text for found in ("scales", "factors")) else text
 
 
 def told(asked: Iterable[Asked]) -> list[dict[str, Any]]:

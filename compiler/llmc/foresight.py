@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llmc.targets.backend import Backend
     from llmc.targets.target import Target
 
-QUANTISATIONS = ("none", "fp16", "int8", "int8-static", "w8", "w4", "w4a8")
+QUANTISATIONS = ("none", "fp16", "bf16", "int8", "int8-static", "w8", "w4", "w4a8")
 COPIES = 3  # of the f32 weights that a compile holds at a time: as read, as packed, as written
 
 

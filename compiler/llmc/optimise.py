@@ -218,13 +218,17 @@ def _quantise(
 ) -> Mapping[str, Pipeline]:
     """What `--quant` and `--matmul` ask for, by option."""
     scales: tuple[float, ...] = ()
+    before = Pipeline(())
     if order.quant.static:
-        graph = road.graph
         stages.enter("calibrate", 0.42)
+        before = order.quant.smoothing(road.graph)
+        road.add(before)
+        graph = road.graph
         scales = order.quant.scales(graph, imported.tokenizer, compile_graph, imported.preprocess)
     spares = bool(road.graph.states) and "w8" in order.backend.quantisations
     quantising = order.quant.pipeline(order.backend.integer_attention, scales, spares)
     road.add(quantising)
+    quantising = Pipeline((*before.steps, *quantising.steps))
     road.add(MATMUL[order.matmul])
     road.add(STATES[order.state_dtype])
     return {

@@ -16,6 +16,7 @@ import numpy as np
 import llmc
 from llmc.compiler import calibration, interpret
 from llmc.compiler.frontends.inputs import KEEP
+from llmc.compiler.given import given
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops.int16 import longest_block
 from llmc.compiler.pipeline import Pass, Pipeline, near
@@ -33,6 +34,7 @@ from llmc.passes.quantise import (
     SPARE,
     STATIC,
     Quantize,
+    Smooth,
 )
 from llmc.preprocessing import image_samples
 from llmc.runtime.encoder import was_cut
@@ -41,6 +43,7 @@ from llmc.tokens import encoder_of, longest_of
 
 CompileGraph = Callable[..., Any]  # as llmc.driver.compile_graph
 ATTENTIONS = ("int8", "float")
+DEFAULT_METHOD = "percentile"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Quantisation:
 
     mode: str = "none"
     calib: str | Path | None = None
-    method: str = "percentile"
+    method: str = DEFAULT_METHOD
     attention: str = "int8"
     wanted: bool = False
     group: int | None = None
@@ -73,6 +76,13 @@ class Quantisation:
         if self.method not in METHODS:
             hint = near(self.method, METHODS)
             raise LlmcError(f"unknown calibration method {self.method!r}", at="--calib-method", hint=hint)
+        if self.method != DEFAULT_METHOD and not self.static:
+            raise LlmcError(
+                f"ranges are chosen for {STATIC} only",
+                at=f"--calib-method {self.method}",
+                found=f"--quant {self.mode}",
+                hint="leave it out",
+            )
         if self.calib is None and (self.static or self.wanted):
             who = STATIC if self.static else "a pass of the pipeline"
             hint = "--calib FILE with samples like those to come, or --calib auto for general text"
@@ -136,12 +146,26 @@ class Quantisation:
         tables = change.table_block if self.group is None else 0
         if self.calib is None:
             return replace(change, block=block, table_block=tables)
-        return Gptq(bits=change.bits, block=block, table_block=tables, head_bits=change.head_bits)
+        return Gptq(
+            bits=change.bits,
+            block=block,
+            table_block=tables,
+            head_bits=change.head_bits,
+            frequent=change.frequent,
+        )
+
+    def smoothing(self, graph: Graph) -> Pipeline:
+        """What of int8-static comes before calibration: norms without columns that are far larger than others."""
+        change = Smooth()
+        if not self.static or graph.states or not change.norms(graph):
+            return Pipeline(())
+        factors = change.found(graph, given())
+        return Pipeline.of(replace(change, factors=factors)) if any(factors) else Pipeline(())
 
     def scales(
         self, graph: Graph, tokenizer: Any, compile_graph: CompileGraph, preprocess: Mapping[str, Any] = {}
     ) -> tuple[float, ...]:
-        """The scales of int8-static for `graph`, by calibration.
+        """The scales of int8-static for `graph`, by calibration; 0 where one scale for all rows loses too much.
 
         Args:
             tokenizer: the model's `frontends.folder.Tokenizer`, or None.
@@ -168,7 +192,12 @@ class Quantisation:
         for sample in first:  # mistakes show before native code is made
             calibration.want_finite(named, list(interpret.run(watched, sample).values()), 1)
         with observer(watched, compile_graph) if first else nullcontext(_nothing) as run:
-            return calibration.scales(named, chain(first, samples), run, self.method)
+            found = calibration.scales(named, chain(first, samples), run, self.method)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", TextsCut)  # which have been counted
+                again = self.samples(graph, tokenizer, preprocess)
+                coarse = calibration.dynamic(again, run, found, _by_column(graph, change))
+        return tuple(0.0 if i in coarse else scale for i, scale in enumerate(found))
 
     def samples(
         self, graph: Graph, tokenizer: Any, preprocess: Mapping[str, Any] = {}
@@ -211,6 +240,21 @@ def _sources(graph: Graph, change: Quantize) -> list[str]:
     for product in change.products(graph):
         readers.setdefault(product.inputs[0], []).append(str(product.source))
     return [f"input of {', '.join(names)}" for names in readers.values()]
+
+
+def _by_column(graph: Graph, change: Quantize) -> list[Any]:
+    """For each site, by column, the sum of the squares of the weights that multiply it; None if a convolution reads it.
+
+    A scale for each image takes a walk over the image, so convolutions keep one for all.
+    """
+    found: dict[Node, Any] = {}
+    for node in change.products(graph):
+        site, w = node.inputs[:2]
+        if node.op != "linear" or found.get(site, 0) is None:
+            found[site] = None
+            continue
+        found[site] = found.get(site, 0) + np.square(w.attributes["value"].array).sum(0)
+    return list(found.values())
 
 
 def _want_own_states(graph: Graph) -> None:

@@ -32,25 +32,35 @@ MODES = ("int8", "w4")
 
 @dataclass(frozen=True)
 class Grid:
-    """How a weight is rounded: `block` columns of `bits` share a scale, of the weight or its transpose."""
+    """How a weight is rounded: `block` columns of `bits` share a scale, of the weight or its transpose.
+
+    What the first `finer` rows lack is rounded, too.
+    """
 
     bits: int
     block: int
     turned: bool
+    finer: int = 0
 
     def rounded(self, weight: Any) -> Any:
         """The weight as it is read from an artifact."""
+        near = self._nearest(weight.T if self.turned else weight)
+        if self.finer:
+            lacking = weight[: self.finer] - near[: self.finer]
+            near = near.clone()
+            near[: self.finer] += self._nearest(lacking)
+        return near.T if self.turned else near
+
+    def _nearest(self, rows: Any) -> Any:
         from torch.nn.functional import pad
 
-        rows = weight.T if self.turned else weight
         n, k = rows.shape
         blocks = pad(rows, (0, -k % self.block)).reshape(n, -1, self.block)
         low, high = levels_range(self.bits)
         far = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))
         steps = far.abs() / high if self.bits == 8 else _halves(far / low)
         steps = steps.where(steps != 0, 1.0)
-        near = ((blocks / steps).round().clamp(low, high) * steps).reshape(n, -1)[:, :k]
-        return near.T if self.turned else near
+        return ((blocks / steps).round().clamp(low, high) * steps).reshape(n, -1)[:, :k]
 
 
 def _halves(scales: Any) -> Any:
@@ -209,10 +219,10 @@ def _grids(mode: str, model: Any, graph: Graph) -> Mapping[str, Grid]:
     found = list(_of_blocks(graph) if mode == "w4" else _of_rows(graph))
     if not found:
         raise LlmcError(f"--quant {mode} changes nothing in this model")
-    parts = located([(array, at) for array, at, _, _ in found], model)
+    parts = located([(array, at) for array, at, *_ in found], model)
     return {
-        part.name: Grid(bits, block, part.turned)
-        for each, (_, _, bits, block) in zip(parts, found, strict=True)
+        part.name: Grid(bits, block, part.turned, finer)
+        for each, (_, _, bits, block, finer) in zip(parts, found, strict=True)
         for part in each
     }
 
@@ -228,14 +238,15 @@ def _books(change: Share, model: Any, graph: Graph) -> Mapping[str, Book]:
     return books
 
 
-Found = tuple[Array, str, int, int]  # values, where they are, bits, block
+Found = tuple[Array, str, int, int, int]  # values, where they are, bits, block, rows that are finer
 
 
 def _of_blocks(graph: Graph) -> Iterator[Found]:
     change = Pipeline.parse(QUANTISATIONS["w4"], PASSES).steps[0].change
     assert isinstance(change, Blockwise)
     for weight, matrix in change.matrices(graph).items():
-        yield matrix.array, str(weight.source), matrix.bits, matrix.block
+        finer = change.finer_rows(graph, weight, matrix.bits)
+        yield matrix.array, str(weight.source), matrix.bits, matrix.block, finer
 
 
 def _of_rows(graph: Graph) -> Iterator[Found]:
@@ -247,4 +258,4 @@ def _of_rows(graph: Graph) -> Iterator[Found]:
             continue
         seen.add(weight)
         if array.nbytes > SMALL_TABLE or any(weight is own for own, _ in chosen):
-            yield array, at, 8, array.shape[1]
+            yield array, at, 8, array.shape[1], 0

@@ -130,6 +130,19 @@ def _blockwise(levels: TensorType, scales: TensorType, columns: Any, bits: Any, 
     return TensorType("f32", (*levels.shape[:-1], columns))
 
 
+def _bfloat16_reference(halves: Array, columns: int) -> Array:
+    wide = np.ascontiguousarray(halves).view("<u2").astype("<u4") << 16
+    return np.asarray(wide.view("<f4").astype(np.float32, copy=False))
+
+
+@op("bfloat16", _bfloat16_reference, traits={"stored": True}, columns=REQUIRED)
+def _bfloat16(halves: TensorType, columns: Any) -> TensorType:
+    """halves u8 `[..., 2 columns]`, little-endian -> f32 `[..., columns]`, of which they are the upper 16 bits"""
+    want_dtype(halves, {"u8"}, "the halves")
+    _want_columns(halves, "the halves", 2 * want_int(columns, "columns", 1))
+    return TensorType("f32", (*halves.shape[:-1], columns))
+
+
 def _want_columns(x: TensorType, what: str, count: int) -> None:
     if not x.rank or x.shape[-1] != count:
         raise LlmcError(f"{what} has {x} where a row takes {count} bytes")

@@ -8,6 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from llmc.compiler.dims import dim
+from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import constant, make
 from llmc.compiler.ops.storage import unpack_indices
@@ -57,6 +58,19 @@ class Blocks:
 @exports("blockwise")
 def _blockwise(e: Emitter, node: Node) -> str | Node:
     return Blocks.of(node).written(e) if all(i.op == "constant" for i in node.inputs) else _decoded(node)
+
+
+@exports("bfloat16")
+def _bfloat16(e: Emitter, node: Node) -> Node:
+    """Written out; rows are looked up in what is."""
+    (halves,) = node.inputs
+    if halves.op == "constant":
+        return computed(e, node)
+    if halves.op != "embedding":
+        raise UnsupportedError(f"bfloat16 of what {halves.op} makes")
+    table, index = halves.inputs
+    whole = make("bfloat16", (table,), node.source, **node.attributes)
+    return make("embedding", (whole, index), node.source)
 
 
 @exports("codebook")

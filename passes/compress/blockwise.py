@@ -17,7 +17,7 @@ import numpy as np
 from llmc.compiler.dims import Dim
 from llmc.compiler.effects import tell_weights
 from llmc.compiler.graph import Graph, Node
-from llmc.compiler.ops import make
+from llmc.compiler.ops import OPS, make
 from llmc.compiler.ops.storage import pack_indices
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError
@@ -27,6 +27,7 @@ from llmc.passes.compress.weights import Product, left, products, rebuild, store
 
 Array = np.ndarray[Any, Any]
 TABLE_BLOCK = 64  # columns that share a scale in tables and heads of `--quant w8` and int8
+_FEW_ROWS = 1024  # of a table, at most: other tables are of words
 _SMALL = 4096  # bytes; a smaller matrix stays as it is
 SCALES = ("largest", "search")
 
@@ -40,11 +41,11 @@ class Matrix:
     bits: int
     block: int
 
-    def stored(self, levels: Array, scales: Array) -> Node:
+    def stored(self, levels: Array, scales: Array, suffix: str = "") -> Node:
         """What stands for it: levels u8 `[n, k]` and scales, as `rounding.nearest` has them."""
         parts = (
-            stored(pack_indices(levels, self.bits), self.weight, ".levels"),
-            stored(scales, self.weight, ".scales"),
+            stored(pack_indices(levels, self.bits), self.weight, f"{suffix}.levels"),
+            stored(scales, self.weight, f"{suffix}.scales"),
         )
         attributes = {"columns": self.array.shape[1], "bits": self.bits, "block": self.block}
         return make("blockwise", parts, self.weight.source, **attributes)
@@ -64,6 +65,9 @@ class Blockwise(Pass):
         skip: patterns of module paths to leave alone.
         min_columns: products with fewer output columns stay float.
         tables: whether embedding tables are stored so too.
+        frequent: of 4-bit tables that look-ups alone read, this share of their rows, the first, have another 4 bits
+            for what the first leave: vocabularies begin with what is frequent. Tables of few rows, as those of
+            positions, have 8 bits.
         scales: "largest", so that a block's largest value is a level, or "search": those of least square error.
     """
 
@@ -76,6 +80,7 @@ class Blockwise(Pass):
     skip: tuple[str, ...] = ()
     min_columns: int = 16
     tables: bool = True
+    frequent: float = 0.0
     scales: str = "largest"
 
     def __post_init__(self) -> None:
@@ -87,6 +92,8 @@ class Blockwise(Pass):
                 raise LlmcError(
                     f"{self.name}: block is an even number, or 0 for a whole row", found=str(block)
                 )
+        if not 0 <= self.frequent <= 1:
+            raise LlmcError(f"{self.name}: frequent is a share from 0 to 1", found=f"{self.frequent:g}")
         if self.scales not in SCALES:
             raise LlmcError(f"{self.name}: no scales {self.scales!r}", hint=f"use {' or '.join(SCALES)}")
 
@@ -102,7 +109,8 @@ class Blockwise(Pass):
         for table in found if self.tables else ():
             array = values(table)
             if table not in chosen and table.op == "constant" and array is not None and self._fits(array):
-                chosen[table] = self._matrix(table, array, self.bits, self.table_block or self.block)
+                bits = 8 if self.frequent and len(array) <= _FEW_ROWS else self.bits
+                chosen[table] = self._matrix(table, array, bits, self.table_block or self.block)
         return chosen
 
     def matrices_of(self, found: Iterable[Product], words: Collection[Dim] = ()) -> dict[Node, Matrix]:
@@ -122,15 +130,32 @@ class Blockwise(Pass):
         bits = self.head_bits or self.bits
         return bits, self.table_block or (self.block if bits == self.bits else TABLE_BLOCK)
 
-    def rounded(self, matrix: Matrix) -> Node:
+    def rounded(self, matrix: Matrix, suffix: str = "") -> Node:
         """To the nearest level."""
         rounding = nearest if self.scales == "largest" else of_least_error
-        return matrix.stored(*rounding(matrix.array, matrix.bits, matrix.block))
+        return matrix.stored(*rounding(matrix.array, matrix.bits, matrix.block), suffix)
 
     def with_stored(self, graph: Graph, made: Mapping[Node, Node]) -> Graph:
         """`graph` with what stands for weights from now on; tells of all."""
         tell_weights(graph, made, lambda weight: self._left(graph, weight))
-        return rebuild(graph, changes(graph, made))
+        finer = {made[table]: book for table in made if (book := self._finer(graph, table, made[table]))}
+        return rebuild(graph, changes(graph, made, finer))
+
+    def finer_rows(self, graph: Graph, table: Node, bits: int) -> int:
+        """How many rows of a table have another 4 bits for what the first leave."""
+        looked_up = all(user.op in ("embedding", "embed_norm") for user in graph.users[table])
+        return int(self.frequent * int(table.shape[0])) if looked_up and bits == 4 else 0
+
+    def _finer(self, graph: Graph, table: Node, book: Node) -> Node | None:
+        """What the first rows of a table lack, rounded, and a row of zeros; None if they have enough."""
+        rows = self.finer_rows(graph, table, book.attributes["bits"])
+        if not rows:
+            return None
+        array = table.attributes["value"].array[:rows]
+        levels, scales = (part.attributes["value"].array[:rows] for part in book.inputs)
+        lacking = array - OPS["blockwise"].reference(levels, scales, **book.attributes)
+        matrix = Matrix(table, np.pad(lacking, ((0, 1), (0, 0))), 4, book.attributes["block"])
+        return self.rounded(matrix, ".finer")
 
     def _fits(self, array: Array) -> bool:
         """Whether an array is a matrix that is worth it."""

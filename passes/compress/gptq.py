@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from llmc.passes.compress.tables import tables
 
 Array = np.ndarray[Any, Any]
 _OWN = 0.1  # of a table: of SmolLM2-135M 0 and 1 lose more
+_UNSURE = 0.1  # of sqrt(k / n), by which moments of k columns of n independent rows differ from the true ones
 _LEAST = 64  # columns for each row that is seen, at most
 
 
@@ -29,8 +31,8 @@ class Gptq(Blockwise):
     least square error, columns weighed by what they read. Tables that only look-ups read are rounded by themselves.
 
     Args:
-        damp: this share of their mean is added to the diagonal of the second moments; more where fewer rows than
-            columns were seen.
+        damp: at least this share of their mean is added to the diagonal of the second moments: of k columns seen in n
+            rows, a tenth of sqrt(k / n) if that is more, as by so much of their size they may be off.
     """
 
     name = "gptq"
@@ -55,7 +57,7 @@ class Gptq(Blockwise):
         for weight, moments in seen(graph, matrices):
             matrix = matrices[weight]
             products = _for_rows_too(moments.products) if weight in looked_up else moments.products
-            damp = self.damp * max(1.0, len(products) / moments.rows)  # what few rows show is less sure
+            damp = max(self.damp, _UNSURE * math.sqrt(len(products) / moments.rows))
             rounded = compensated(matrix.array, products, matrix.bits, matrix.block, damp)
             made[weight] = matrix.stored(*rounded)
         made |= {w: self.rounded(m) for w, m in matrices.items() if w not in made}

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from llmc.passes.quantise.qfuse import Qfuse
 from llmc.passes.quantise.quantize import STATIC, Quantize
+from llmc.passes.quantise.smooth import Smooth
 
 __all__ = [
     "ATTENTION",
@@ -17,6 +18,7 @@ __all__ = [
     "STATIC",
     "Qfuse",
     "Quantize",
+    "Smooth",
 ]
 
 # What `--quant` appends to a pipeline, and for a CPU to one on int8.
@@ -24,11 +26,12 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
     {
         "none": "",
         "int8": "quantize,qfuse,cse",
-        STATIC: 'quantize{mode="int8-static"},qfuse,cse',  # and the scales that calibration finds
+        STATIC: 'quantize{mode="int8-static"},qfuse,cse',  # after `smooth`, with the scales that calibration finds
         "fp16": 'quantize{mode="fp16"},qfuse,cse',
+        "bf16": "bfloat16,cse",
         "w8": "blockwise{table_block=64},int16,cse",
-        "w4": "blockwise{bits=4,block=32,head_bits=8},int16,cse",
-        "w4a8": "blockwise{bits=4,block=32,head_bits=8},int8-blocks,int16,cse",
+        "w4": "blockwise{bits=4,block=32,head_bits=8,frequent=0.2},int16,cse",
+        "w4a8": "blockwise{bits=4,block=32,head_bits=8,frequent=0.2},int8-blocks,int16,cse",
     }
 )
 ATTENTION = "qattention"

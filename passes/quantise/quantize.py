@@ -19,7 +19,7 @@ from llmc.compiler.ops.quantise import LONGEST
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError
 from llmc.passes.match import is_of_adapter, weight
-from llmc.passes.quantise.told import tell_quantised
+from llmc.passes.quantise.told import tell_quantised, tell_ranges
 
 STATIC = "int8-static"
 MODES = ("int8", STATIC, "fp16")
@@ -36,14 +36,16 @@ class Quantize(Pass):
     """Write products with constant weights, convolutions and embedding tables as quantised and dequantised again.
 
     int8: weights by output channel, activations by token, or image, as they come. int8-static: the activations of each
-    product share one scale found by calibration. fp16: weights rounded to half precision, not those of convolutions.
-    Norms, activation functions and residuals stay float; a gelu that is rounded to int8 next becomes `gelu_poly`.
+    product share one scale found by calibration, but where that loses too much (`calibration.dynamic`). fp16: weights
+    rounded to half precision, not those of convolutions. Norms, activation functions and residuals stay float; a gelu
+    that is rounded to int8 next becomes `gelu_poly`.
 
     Args:
         mode: "int8", "int8-static" or "fp16".
         skip: patterns of module paths to leave alone, such as "encoder.layer.0.*".
         min_columns: products with fewer output columns stay float.
-        scales: for int8-static, the scale of the input of each product, in the order of the graph.
+        scales: for int8-static, the scale of the input of each product, in the order of the graph; 0: by token, as it
+            comes.
     """
 
     name = "quantize"
@@ -60,8 +62,8 @@ class Quantize(Pass):
             raise LlmcError("quantize: min_columns must be positive", found=str(self.min_columns))
         if self.scales and self.mode != STATIC:
             raise LlmcError("quantize: scales are for mode int8-static", found=self.mode)
-        if any(not 0 < s < float("inf") for s in self.scales):
-            raise LlmcError("quantize: a scale is not a positive number")
+        if any(not 0 <= s < float("inf") for s in self.scales):
+            raise LlmcError("quantize: a scale is not a positive number, nor 0")
 
     def products(self, graph: Graph) -> tuple[Node, ...]:
         """The `linear` and `conv2d` nodes of `graph` that this pass quantises."""
@@ -130,7 +132,7 @@ class Quantize(Pass):
             if before in coarse:
                 node = _with_poly(node)
             if before in wanted:
-                return self._product(node, scales.get(before.inputs[0]), made)
+                return self._product(node, scales.get(before.inputs[0]) or None, made)
             if node.op in ("embedding", "embed_norm") and not self._skipped(node):
                 inputs = [made.table(i) if _is_table(node, at) else i for at, i in enumerate(node.inputs)]
                 same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
@@ -139,6 +141,8 @@ class Quantize(Pass):
 
         after = graph.rebuild(change)
         tell_quantised(graph, {w for w, new in made.known.items() if new is not w}, self._left)
+        if self.mode == STATIC:
+            tell_ranges(scales)
         return after
 
     def _product(self, node: Node, scale: float | None, made: _Made) -> Node:
@@ -159,7 +163,11 @@ class Quantize(Pass):
                 f"quantize: {len(self.scales)} scales are given for {len(sites)} inputs of products",
                 hint="llmc compile --quant int8-static --calib FILE finds them",
             )
-        return dict(zip(sites, self.scales, strict=True))
+        scales = dict(zip(sites, self.scales, strict=True))
+        for node in self.products(graph):
+            if node.op == "conv2d" and not scales[node.inputs[0]]:
+                raise LlmcError("quantize: a scale of 0 is for products alone", at=str(node.source))
+        return scales
 
 
 def _is_table(node: Node, position: int) -> bool:

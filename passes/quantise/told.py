@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
-from llmc.compiler.effects import tell_weights
+from llmc.compiler.effects import Verdict, tell, tell_weights
 from llmc.compiler.graph import Graph, Node
 
 TABLES = ("embedding", "embed_norm")
@@ -22,6 +22,14 @@ def tell_quantised(graph: Graph, changed: Collection[Node], left: Callable[[Node
         return next((left(node, weight) for node in readers), "")
 
     tell_weights(graph, changed, why)
+
+
+def tell_ranges(scales: Mapping[Node, float]) -> None:
+    """Tell of what products read which has one scale for all tokens: of static quantisation."""
+    tell(
+        "inputs of products with one range",
+        (Verdict(x, 1, "" if s else "by token, as one would lose too much") for x, s in scales.items()),
+    )
 
 
 def _reads(node: Node, weight: Node) -> bool:

@@ -26,7 +26,7 @@ class CpuBackend(Backend):
 
     name = "cpu"
     forms = ("shared", "static", "executable")
-    quantisations = frozenset({"int8", "int8-static", "fp16", "w8", "w4", "w4a8"})
+    quantisations = frozenset({"int8", "int8-static", "fp16", "bf16", "w8", "w4", "w4a8"})
     integer_attention = True
     zero_points = True
     ragged = True

@@ -24,7 +24,7 @@ from llmc.targets.cpu.products import (
     split_rows,
 )
 from llmc.targets.cpu.rows import norm, order, quantised, ragged, reduction, scan, softmax
-from llmc.targets.cpu.storage import bitmask, blockwise, codebook
+from llmc.targets.cpu.storage import bfloat16, bitmask, blockwise, codebook
 from llmc.targets.lowering import Lowerings, layered
 
 LOWERINGS: Lowerings = layered(
@@ -42,6 +42,7 @@ LOWERINGS: Lowerings = layered(
     decoded.LOWERINGS,  # declines plain weights
     linear.LOWERINGS,
     bitmask.LOWERINGS,
+    bfloat16.LOWERINGS,
     blockwise.LOWERINGS,
     codebook.LOWERINGS,
     cell.LOWERINGS,

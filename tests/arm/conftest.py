@@ -18,6 +18,7 @@ from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.ops.storage import pack_indices
 from llmc.driver import compile_graph
+from llmc.passes.compress.bfloat16 import upper_halves
 
 Array = np.ndarray[Any, Any]
 QEMU = "qemu-aarch64"
@@ -50,6 +51,12 @@ def perceptron() -> Graph:
     return Graph((x,), {"y": y}, DIMS)
 
 
+def _halves(array: np.ndarray[Any, Any]) -> Node:
+    """A weight in bfloat16."""
+    halves = upper_halves(array.astype(np.float32)).view(np.uint8)
+    return make("bfloat16", (constant(halves),), columns=array.shape[1])
+
+
 def decoder() -> Graph:
     """What a next token asks for: weights of 8 and 4 bits, and the last query of causal attention, within a window."""
     rng = np.random.default_rng(4)
@@ -67,6 +74,7 @@ def decoder() -> Graph:
     outputs = {
         "eight": product(8, WIDTH),
         "four": product(4, 32),
+        "bfloat16": make("linear", (x, _halves(rng.normal(size=(45, WIDTH))))),
         "last": make("mha", (last, x, x), **heads),
         "window": make("mha", (x, x, x), window=5, **heads),
     }

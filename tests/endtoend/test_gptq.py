@@ -49,7 +49,7 @@ def test_from_a_folder_to_an_artifact(folder: Path, tmp_path: Path) -> None:
     )
     assert {effect["pass"].partition("{")[0] for effect in report.effects} == {"gptq", "int16"}
     manifest = json.loads((tmp_path / "m.llmc" / "manifest.json").read_text())
-    assert "gptq{block=48,head_bits=8}" in manifest["pipeline"]
+    assert "gptq{block=48,head_bits=8,frequent=0.2}" in manifest["pipeline"]
     model = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
     ids = np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
     with torch.no_grad():

@@ -119,7 +119,7 @@ def test_what_is_left() -> None:
 
 
 def test_mistakes() -> None:
-    for bad in ({"bits": 3}, {"head_bits": 5}, {"block": 7}, {"block": -2}):
+    for bad in ({"bits": 3}, {"head_bits": 5}, {"block": 7}, {"block": -2}, {"frequent": 1.5}):
         with pytest.raises(LlmcError, match="blockwise: "):
             Blockwise(**bad)
     x = input_("x", "f32", (symbol("batch"), 64))
@@ -179,3 +179,34 @@ def test_tables_and_heads_have_blocks_of_their_own() -> None:
     assert blocks == {(100, 32), (64, 72), (72, 64)}
     with pytest.raises(LlmcError, match="even number"):
         Blockwise(table_block=3)
+
+
+def lookups(rows: int) -> Graph:
+    """A table of words and one of positions, which nothing else reads."""
+    ids = input_("ids", "i64", (symbol("batch"), 4), low=0, high=rows - 1)
+    at = make("iota", (), length=4, dtype="i64")
+    x = make("embedding", (weights(rows, 64), ids))
+    return Graph((ids,), {"x": make("add", (x, make("embedding", (weights(40, 64), at))))}, {"batch": (1, 8)})
+
+
+@pytest.mark.parametrize("scales", ["largest", "search"])
+def test_frequent_rows_are_finer(scales: str) -> None:
+    graph = lookups(1030)
+    given = {"ids": np.array([[0, 100, 205, 206], [500, 1029, 207, 205]])}
+    expected = run(graph, given)["x"]
+    plain, finer = (
+        Blockwise(bits=4, block=32, scales=scales, frequent=f).run(graph) for f in (0, 0.2)
+    )  # 206 rows
+    verify(finer)
+    off = [np.abs(run(after, given)["x"] - expected).max(-1) for after in (plain, finer)]
+    first = given["ids"] < 206
+    assert (off[1][first] < 0.15 * off[0][first]).all()
+    assert (off[1] < off[0]).all()  # those of positions have 8 bits
+    arrays = [n.attributes["value"].array for n in finer.nodes if n.op == "constant"]
+    assert sum(a.nbytes for a in arrays) < 0.2 * 4 * 64 * (1030 + 40)
+
+
+def test_a_table_that_a_product_reads_has_no_finer_rows() -> None:
+    graph = network()
+    plain, finer = (Blockwise(bits=4, block=8, frequent=f).run(graph) for f in (0, 0.5))
+    assert str(plain) == str(finer)

@@ -186,6 +186,13 @@ def test_folding_does_not_undo_it() -> None:
     assert after is graph
 
 
+def test_a_scale_of_0_is_found_as_it_comes() -> None:
+    graph = network()
+    fused = quantised(graph, 'quantize{mode="int8-static",scales=[0.02,0]},qfuse,cse')
+    rows = [n for n in fused.nodes if n.op == "quantize_rows"]
+    assert sorted(n.attributes["has_scale"] for n in rows) == [False, True]
+
+
 def test_static_scales_in_order() -> None:
     graph = network()
     assert len(Quantize(mode="int8-static").sites(graph)) == 2

@@ -13,6 +13,7 @@ from llmc.compiler.graph import Graph, Source
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pipeline
+from llmc.errors import LlmcError
 from llmc.passes import PASSES
 from llmc.passes.quantise import QUANTISATIONS, Quantize
 
@@ -91,6 +92,11 @@ def test_images_of_dynamic_size_need_a_scale_that_is_known() -> None:
     assert after(graph)[0] is graph
     assert len(Quantize(mode="int8-static").sites(graph)) == 1
     assert after(graph, 'quantize{mode="int8-static",scales=[0.03]},qfuse')[1]["qconv2d"] == 1
+
+
+def test_a_convolution_has_one_scale_for_all() -> None:
+    with pytest.raises(LlmcError, match="a scale of 0 is for products alone"):
+        after(network(), 'quantize{mode="int8-static",scales=[0]}')
 
 
 def narrowing(also: bool = False) -> Graph:

@@ -39,9 +39,20 @@ def blockwise(n: int, k: int, bits: int, block: int, dtype: str) -> Node:
     return make("blockwise", parts, columns=k, bits=bits, block=min(block, k))
 
 
+def bfloat16(n: int, k: int) -> Node:
+    return make("bfloat16", (constant(RNG.integers(0, 256, (n, 2 * k)).astype(np.uint8), "h"),), columns=k)
+
+
 def decoded(weight: Node) -> Node:
     arrays = [i.attributes["value"].array for i in weight.inputs]
     return constant(OPS[weight.op].reference(*arrays, **weight.attributes))
+
+
+def finite(weight: Node) -> Node:
+    """Without exponents of all ones."""
+    (halves,) = (i.attributes["value"].array.copy() for i in weight.inputs)
+    halves[:, 1::2] &= 0xBF
+    return make("bfloat16", (constant(halves, "h"),), **weight.attributes)
 
 
 SHAPES = ((5, 7), (48, 33), (100, 64), (130, 31))
@@ -53,6 +64,7 @@ WEIGHTS = {
     "blockwise8": lambda n, k: blockwise(n, k, 8, 999, "float32"),
     "blockwise4 of 32": lambda n, k: blockwise(n, k, 4, 32, "float16"),
     "blockwise4 of 6": lambda n, k: blockwise(n, k, 4, 6, "float32"),
+    "bfloat16": lambda n, k: finite(bfloat16(n, k)),
     "bitmask of zeros": lambda n, k: bitmask(n, k, 1.0),
 }
 

@@ -29,7 +29,15 @@ PACKED = {
     "pack_places",
 }
 WITHIN = PACKED | {"split_linear", "int16_linear", "int16_blockwise", "int8_blockwise", "ragged_mha"}
-STORED = {"qlinear", "dequantize_rows", "codebook", "blockwise", "bitmask", "embed_norm"}  # of constants
+STORED = {
+    "qlinear",
+    "dequantize_rows",
+    "codebook",
+    "bfloat16",
+    "blockwise",
+    "bitmask",
+    "embed_norm",
+}  # of constants
 LEAVES = {"input", "state"}
 
 

@@ -41,7 +41,7 @@ def lower_linear(node: Node) -> Call | None:
     """`linear` with a compressed weight that has a reader."""
     x, w, *extras = node.inputs
     reader = readers().get(w.op)
-    if reader is None:
+    if reader is None or w.op == linear.BFLOAT16:
         return None
     if any(i.op != "constant" for i in w.inputs):
         raise LlmcError("linear: the weight is computed at run time")

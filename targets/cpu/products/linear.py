@@ -24,13 +24,15 @@ from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import DTYPES, Node, Weight
 from llmc.errors import LlmcError
 from llmc.targets.cpu.products.blocking import Blocking, ProductShape, Schedule
-from llmc.targets.cpu.storage.packing import pack_panels, pad_columns
+from llmc.targets.cpu.storage.packing import pack_halves, pack_panels, pad_columns
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, fma, i64, mod, splat
 from llmc.targets.tir.epilogue import Coming, finish
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles, zeros
+
+BFLOAT16 = "bfloat16"  # the storage format whose weights are read as plain ones are
 
 
 def tile_shape(cpu: Cpu, width: int, height: int = 0) -> tuple[int, int]:
@@ -48,7 +50,8 @@ def rows_that_fit(cpu: Cpu, vectors: int) -> int:
 def lower_linear(node: Node, schedule: Schedule | None = None) -> Call:
     """One call for `linear`: items are (panel, block of rows), the rows of a panel next to each other."""
     x, w, *extras = node.inputs
-    if w.op != "constant":
+    held = w.inputs[0] if w.op == BFLOAT16 else w
+    if held.op != "constant":
         hint = "use matmul for two computed operands"
         raise LlmcError("linear: the weight is computed at run time", hint=hint)
     if w.dtype not in ("f32", "f16") or {i.dtype for i in (x, *extras)} != {"f32"}:
@@ -57,9 +60,9 @@ def lower_linear(node: Node, schedule: Schedule | None = None) -> Call:
     n, k, epilogue = shape.n, shape.k, shape.epilogue
     schedule = schedule or Schedule.default(n)
     width = schedule.width
-    weight: Weight = w.attributes["value"]
-    pack = partial(pack_panels, width=width)
-    packed = Packed(weight, f"panels{width}", pack, Panels(width, k))
+    weight: Weight = held.attributes["value"]
+    memory = "f16" if shape.dtype == "bf16" else w.dtype
+    packed = _panels(weight, width, k, shape.dtype)
     operands: list[Any] = [
         x,
         packed,
@@ -68,12 +71,12 @@ def lower_linear(node: Node, schedule: Schedule | None = None) -> Call:
     rows = product(x.shape[:-1])
     kernel = Kernel(
         "linear",
-        (n, k, width, epilogue, w.dtype, *((schedule,) if schedule != Schedule(width) else ())),
-        ("f32", w.dtype, *("f32",) * (len(operands) - 1)),
+        (n, k, width, epilogue, shape.dtype, *((schedule,) if schedule != Schedule(width) else ())),
+        ("f32", memory, *("f32",) * (len(operands) - 1)),
         1,
-        partial(emit_linear, n=n, k=k, schedule=schedule, epilogue=epilogue, dtype=w.dtype),
+        partial(emit_linear, n=n, k=k, schedule=schedule, epilogue=epilogue, dtype=shape.dtype),
         4 * schedule.scratch(k),
-        about=(shape, schedule),
+        about=None if held is not w else (shape, schedule),  # no schedules are searched for stored weights
     )
     return Call(
         kernel,
@@ -82,9 +85,15 @@ def lower_linear(node: Node, schedule: Schedule | None = None) -> Call:
         -(-n // width) * ceil_div(rows, schedule.rows),
         k * (width // LANES) * sympy.Min(rows, schedule.rows),
         2 * rows * n * k,
-        4 * rows * (k + n) + n * k * DTYPES[w.dtype].itemsize,
+        4 * rows * (k + n) + n * k * DTYPES[memory].itemsize,
         node.source,
     )
+
+
+def _panels(weight: Weight, width: int, k: int, dtype: str) -> Packed:
+    if dtype == "bf16":
+        return Packed(weight, f"bfloat16 {width}", partial(pack_halves, width=width))
+    return Packed(weight, f"panels{width}", partial(pack_panels, width=width), Panels(width, k))
 
 
 def extra_operands(node: Node, extras: Sequence[Node], layout: str, pad: Callable[..., Any]) -> list[Operand]:
@@ -105,7 +114,8 @@ def product_shape(node: Node) -> ProductShape:
     """What a `linear` computes, as schedules are found by."""
     w = node.inputs[1]
     n, k = (int(d) for d in w.shape)
-    return ProductShape(n, k, w.dtype, node.attributes["epilogue"])
+    dtype = "bf16" if w.op == BFLOAT16 else w.dtype
+    return ProductShape(n, k, dtype, node.attributes["epilogue"])
 
 
 def lower_scheduled(node: Node, schedules: Mapping[ProductShape, Schedule]) -> Call | None:
@@ -129,10 +139,11 @@ def emit_linear(
     An item is a panel and a block of rows. Items of one panel and group that follow each other run as one.
     """
     e = Emitter(symbol)
-    x, w = e.pointer("x", "f32"), e.pointer("w", dtype)
+    x, w = e.pointer("x", "f32"), e.pointer("w", "f16" if dtype == "bf16" else dtype)
     extras = [e.pointer(step, "f32") for step in _read(epilogue)]
     out = e.pointer("out", "f32")
     m = e.scalar("m")
+    w = e.alias(w, "uint16") if dtype == "bf16" else w
     sums = e.scratch() if schedule.scratch(k) else None  # the variants' parameters are the same
     schedule, width, each = schedule.on(cpu), schedule.width, schedule.rows
     cut, panels = schedule.cut(k), -(-n // width)
@@ -316,6 +327,10 @@ def multiply(
 
 
 def _widened(e: Emitter, values: Expr) -> Expr:
+    if dtype_of(values) == "uint16x16":  # the upper halves of float32
+        wide = e.let(tirx.Cast("uint32x16", values))
+        upper = e.let(tirx.shift_left(wide, splat(tirx.const(16, "uint32"))))
+        return e.let(tirx.reinterpret("float32x16", upper))
     return values if dtype_of(values) == "float32x16" else e.let(tirx.Cast("float32x16", values))
 
 

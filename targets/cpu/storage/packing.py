@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+Array = np.ndarray[Any, Any]
 
-def pack_panels(array: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
+
+def pack_panels(array: Array, width: int) -> Array:
     """f32 `[n, k]` -> `[ceil(n / width), k, width]`, missing columns zero."""
     n, k = array.shape
     panels = -(-n // width)
@@ -16,6 +18,11 @@ def pack_panels(array: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]
     return np.ascontiguousarray(padded.reshape(panels, width, k).transpose(0, 2, 1))
 
 
-def pad_columns(array: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
+def pad_columns(array: Array, width: int) -> Array:
     """`[n]` -> `[ceil(n / width) * width]`, missing elements zero."""
     return np.pad(array, (0, -len(array) % width))
+
+
+def pack_halves(halves: Array, width: int) -> Array:
+    """u8 `[n, 2 k]`, 16 bits each -> `[ceil(n / width), k, width]`, of f16, which has as many bits."""
+    return pack_panels(np.ascontiguousarray(halves).view(np.float16), width)
