@@ -43,3 +43,25 @@ def store_transposed(
     for r, value in enumerate(transpose(e, padded)):
         with e.when(i64(r) < rows):
             e.store(buffer, at[r], value, mask)
+
+
+def zipped(e: Emitter, lines: Sequence[Expr]) -> list[Expr]:
+    """Vectors of 16 columns of a power of 2 of rows -> the same by columns: all rows of the first column come first."""
+    if len(lines) == 1:
+        return list(lines)
+    half = len(lines) // 2
+    pairs = []
+    low = [lane // 2 + LANES * (lane % 2) for lane in range(LANES)]
+    for a, b in zip(lines[:half], lines[half:], strict=True):
+        pairs.append((shuffle(e, a, b, low), shuffle(e, a, b, [lane + LANES // 2 for lane in low])))
+    return [*zipped(e, [p[0] for p in pairs]), *zipped(e, [p[1] for p in pairs])]
+
+
+def unzipped(e: Emitter, lines: Sequence[Expr]) -> list[Expr]:
+    """The inverse."""
+    if len(lines) == 1:
+        return list(lines)
+    half = len(lines) // 2
+    evens = [2 * lane for lane in range(LANES)]
+    pairs = list(zip(unzipped(e, lines[:half]), unzipped(e, lines[half:]), strict=True))
+    return [shuffle(e, a, b, [lane + odd for lane in evens]) for odd in (0, 1) for a, b in pairs]

@@ -27,6 +27,7 @@ from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import OPS
 from llmc.targets.cpu.products.linear import extra_operands, rows_that_fit
+from llmc.targets.cpu.storage.block_lists import HEAD, LISTS, blocks, heads, places
 from llmc.targets.cpu.storage.packing import pad_columns
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
@@ -35,13 +36,11 @@ from llmc.targets.tir.epilogue import finish
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import ACTIVATIONS
 from llmc.targets.tir.tiling import tiles, zeros
-from llmc.targets.tir.transpose import shuffle, transpose
+from llmc.targets.tir.transpose import transpose, unzipped, zipped
 
-LISTS = 4  # of a panel
 ROWS = 64  # of an item
 HEIGHTS = (4, 16)
 _L2 = 512 << 10  # bytes that transposed rows may take, of a cache of 1 MB
-_HEAD = 1 + 2 * LISTS  # of a panel: its first step, the length of each list, the block row that each is
 _MOST = 1 << 16  # inputs that an index of 16 bits can name
 
 Array = np.ndarray[Any, Any]
@@ -93,57 +92,6 @@ def _strip(k: int) -> int:
     return max(LANES, min(ROWS, _L2 // (4 * k) // LANES * LANES))
 
 
-# --- the layout
-
-
-def _sorted(array: Array, height: int) -> tuple[Array, Array, Array]:
-    """Of a matrix f32 [n, k]: the block rows by panels `[p, LISTS]`, longest first, -1 where there is none; how long
-    they are; and whether a block is there, bool [rows, k]."""
-    there = (array.reshape(-1, height, array.shape[1]) != 0).any(1)
-    counts = there.sum(1)
-    order = np.argsort(-counts, kind="stable")
-    padded = np.pad(order, (0, -len(order) % LISTS), constant_values=-1).reshape(-1, LISTS)
-    return padded, np.where(padded < 0, 0, counts[padded]), there
-
-
-def heads(array: Array, *, height: int) -> Array:
-    """i32 [p + 1, _HEAD]; a missing list has the length 0 and the block row -1."""
-    rows, counts, _ = _sorted(array, height)
-    starts = np.concatenate([[0], np.cumsum(counts[:, 0])])[:, None]
-    numbers = np.concatenate([counts, rows], 1)
-    return np.concatenate([starts, np.pad(numbers, ((0, 1), (0, 0)))], 1).astype(np.int32)
-
-
-def _steps(array: Array, height: int) -> Iterator[tuple[Array, Array]]:
-    """Of each panel the inputs of its blocks [steps, LISTS] and their weights [steps, LISTS, height]."""
-    rows, counts, there = _sorted(array, height)
-    by_row = array.reshape(-1, height, array.shape[1])
-    for row, count in zip(rows, counts, strict=True):
-        inputs = np.zeros((count[0], LISTS), "<u2")
-        weights = np.zeros((count[0], LISTS, height), np.float32)
-        for i in range(LISTS):
-            if not count[i]:
-                continue
-            found = np.flatnonzero(there[row[i]])
-            inputs[:, i] = np.pad(found, (0, count[0] - count[i]), mode="edge")
-            weights[: count[i], i] = by_row[row[i]][:, found].T
-        yield inputs, weights
-
-
-def places(array: Array, *, height: int) -> Array:
-    """The input that each block reads, 16 bits as bytes."""
-    found = [inputs.reshape(-1) for inputs, _ in _steps(array, height)]
-    return np.concatenate([*found, np.zeros(LISTS, "<u2")]).view(np.uint8)
-
-
-def blocks(array: Array, *, height: int) -> Array:
-    """Their weights."""
-    return np.concatenate([*(w.reshape(-1) for _, w in _steps(array, height)), np.zeros(LANES, np.float32)])
-
-
-# --- the kernel
-
-
 def emit_linear(symbol: str, cpu: Cpu, *, n: int, k: int, height: int, epilogue: tuple[str, ...]) -> Any:
     """out[m, n] = epilogue(x[m, k] . w[n, k]^T), w in blocks of `height` outputs"""
     e = Emitter(symbol)
@@ -186,7 +134,7 @@ class _Panels:
 
     def head(self, panel: Expr, number: int | Expr) -> Expr:
         """A number of a panel's head."""
-        return self.e.let(tirx.Cast("int64", self.e.load(self.heads, panel * _HEAD + number)))
+        return self.e.let(tirx.Cast("int64", self.e.load(self.heads, panel * HEAD + number)))
 
     def row(self, panel: Expr, one: int | Expr) -> Expr:
         """The block row that a list is; below 0: none."""
@@ -443,28 +391,6 @@ class _ByRows:
             with e.loop(0, e.let(tirx.min(i64(each), rows - v * LANES)), "row") as i:
                 value = e.load(self.memory, e.let(i * LANES + self.result), LANES)
                 self.store(value, e.let(row + v * LANES + i), panel)
-
-
-def zipped(e: Emitter, lines: Sequence[Expr]) -> list[Expr]:
-    """Vectors of 16 columns of a power of 2 of rows -> the same by columns: all rows of the first column come first."""
-    if len(lines) == 1:
-        return list(lines)
-    half = len(lines) // 2
-    pairs = []
-    low = [lane // 2 + LANES * (lane % 2) for lane in range(LANES)]
-    for a, b in zip(lines[:half], lines[half:], strict=True):
-        pairs.append((shuffle(e, a, b, low), shuffle(e, a, b, [lane + LANES // 2 for lane in low])))
-    return [*zipped(e, [p[0] for p in pairs]), *zipped(e, [p[1] for p in pairs])]
-
-
-def unzipped(e: Emitter, lines: Sequence[Expr]) -> list[Expr]:
-    """The inverse."""
-    if len(lines) == 1:
-        return list(lines)
-    half = len(lines) // 2
-    evens = [2 * lane for lane in range(LANES)]
-    pairs = list(zip(unzipped(e, lines[:half]), unzipped(e, lines[half:]), strict=True))
-    return [shuffle(e, a, b, [lane + odd for lane in evens]) for odd in (0, 1) for a, b in pairs]
 
 
 LOWERINGS: Lowerings = {"linear": lower_linear}
