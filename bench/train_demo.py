@@ -51,8 +51,8 @@ ROOT = Path(__file__).resolve().parent.parent
 class Size:
     """The student's shape; `pieces` word pieces, all else as in BertConfig."""
 
-    pieces: int = 4400
-    width: int = 256
+    pieces: int = 5501
+    width: int = 192
     layers: int = 2
     intermediate: int = 512
     positions: int = 256
