@@ -2,11 +2,12 @@
 
     python bench/compression.py                        trains the model the first time (train_classifier.py)
     python bench/compression.py --model FOLDER --data test.tsv --only dense "prune 30 %"
+    python bench/compression.py --peers                int8 of ONNX Runtime and of OpenVINO by NNCF too (extra `bench`)
 
 Accuracy and agreement are over the 2,000 test reviews. Dense is paired with PyTorch fp32 on the same texts, the
 others with dense; "drop" is in points, with the 95 % half width of the paired difference. Size is the whole
 artifact. Latency is one text of 128 tokens on one thread: the ratio to dense of interleaved runs, with its 95 %
-interval. Nothing is retrained.
+interval. Nothing is retrained. "By samples" is with 300 of the training reviews, which peers are calibrated by too.
 """
 
 from __future__ import annotations
@@ -27,11 +28,26 @@ import llmc
 from llmc.evaluate import evaluate
 from llmc.runtime import compare
 
+SAMPLES = 300
+CALIB = "samples.txt"  # stands for the file of training reviews
 VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "dense": {},
+        "fp16": {"quant": "fp16"},
+        "bf16": {"quant": "bf16"},
+        "int8": {"quant": "int8"},
+        "int8-static": {"quant": "int8-static", "calib": CALIB},
+        "w8": {"quant": "w8"},
+        "w4": {"quant": "w4"},
+        "w4 by samples": {"quant": "w4", "calib": CALIB},
+        "w4a8 by samples": {"quant": "w4a8", "calib": CALIB},
         "prune 30 %": {"prune": "0.3"},
+        "prune 50 %": {"prune": "0.5"},
+        "prune 50 % by samples": {"prune": "0.5", "calib": CALIB},
         "prune 2:4": {"prune": "2:4"},
+        "prune 2:4 by samples": {"prune": "2:4", "calib": CALIB},
+        "prune 60 % of 4x1 by samples": {"prune": "4x1:0.6", "calib": CALIB},
+        "prune 80 % of 4x1 by samples": {"prune": "4x1:0.8", "calib": CALIB},
         "share 256": {"share": "256"},
         "share 16": {"share": "16"},
         "a quarter of heads": {"prune": "heads:0.25"},
@@ -54,6 +70,16 @@ def reviews_file(folder: Path) -> Path:
         writer = csv.writer(file, delimiter="\t")
         writer.writerow(["text", "label"])
         writer.writerows((" ".join(text.split()), label) for text, label in test)
+    return path
+
+
+def samples_file(folder: Path) -> Path:
+    """Training reviews, a line each."""
+    import train_classifier
+
+    training, _ = train_classifier.reviews()
+    path = folder / CALIB
+    path.write_text("\n".join(" ".join(text.split()) for text, _ in training[:SAMPLES]), encoding="utf-8")
     return path
 
 
@@ -95,6 +121,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, help="rows to stop after")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each comparison of latency")
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--peers", action="store_true", help="peers' int8 too, on the default model and data")
     parser.add_argument("--json", type=Path, help="write the rows there too")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -114,10 +141,19 @@ def main() -> int:
             if name != "dense":
                 # a name of its own: a process keeps the code it has loaded from a path
                 artifact = folder / f"{len(rows) + 1}.llmc"
-                llmc.compile(options.model, artifact, **VARIANTS[name])
+                variant = dict(VARIANTS[name])
+                if "calib" in variant:
+                    variant["calib"] = samples_file(folder)
+                llmc.compile(options.model, artifact, **variant)
             row = measure(name, artifact, dense, options.model, data, options.rows, options.seconds)
             rows.append(row)
             print(line(row), flush=True)
+        if options.peers:
+            from compression_peers import peers
+
+            for row in peers(options.model, dense, samples_file(folder), options.rows):
+                rows.append(row)
+                print(line(row), flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
     return 0
