@@ -27,10 +27,14 @@ class Only(Pass):
     """
 
     keeps: ClassVar[Keeps] = LOSSY
-    layers: tuple[str, ...]
-    passes: str
+    layers: tuple[str, ...] = ()
+    passes: str = ""
 
     def __post_init__(self) -> None:
+        if self.layers or self.passes:
+            self._want_both()
+
+    def _want_both(self) -> None:
         if not self.layers or not self.pipeline.steps:
             hint = 'only{layers=["encoder.layer.0.*"],passes="prune{sparsity=0.5}"}'
             raise LlmcError("only: names no layers, or no passes", hint=hint)
@@ -53,6 +57,7 @@ class Only(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """Hide the other weights behind views that change nothing, run, and take the views away again."""
+        self._want_both()
         wanted = layers_named(graph, self.layers)
         views = {w: make("reshape", (w,), w.source, shape=w.shape) for w in weights(graph) if w not in wanted}
         shown = after = replaced(graph, views)
