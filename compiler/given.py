@@ -24,6 +24,7 @@ class Given:
 
     Args:
         read: graph -> samples for its inputs, read from `--calib` anew each time; None: there are none.
+        place: where these are from, for errors.
         tokenizer: the model's `frontends.folder.Tokenizer`; None: it has none.
         native: graph -> a context that gives the outputs of a sample, by native code; None: the interpreter does.
     """
@@ -31,6 +32,7 @@ class Given:
     read: Callable[[Graph], Iterator[Sample]] | None = None
     tokenizer: Any = None
     native: Callable[[Graph], AbstractContextManager[Run]] | None = None
+    place: str | None = None
 
     def samples(self, graph: Graph) -> Iterator[Sample]:
         """Samples of the inputs of `graph`, of batch 1, without padding.

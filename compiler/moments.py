@@ -111,7 +111,8 @@ def _walk(graph: Graph, found: Mapping[Node, Moments | Columns], known: Given) -
     samples = known.samples(graph)
     first = list(islice(samples, 1))  # data that does not fit the model is refused before native code is made
     if not first:
-        raise LlmcError("calibration: there are no samples", hint="give some, or use --calib auto")
+        hint = "give some, or use --calib auto"
+        raise LlmcError("calibration: there are no samples", at=known.place, hint=hint)
     watched = replace(graph, outputs={f"site{i}": node for i, node in enumerate(found)})
     names = [_readers(graph, node) for node in found]
     with known.running(watched) as run:

@@ -167,6 +167,17 @@ def test_data_of_another_model(model: Path, tmp_path: Path) -> None:
     assert "z" in str(refused(model, tmp_path / "other.npz", tmp_path, Budget(max_drop=0.01)))
 
 
+@pytest.mark.parametrize("row", range(0, 60, 23))
+def test_rows_that_are_no_numbers(model: Path, tmp_path: Path, row: int) -> None:
+    """In whatever part of the data: nothing can be said of what such a row loses."""
+    values = np.load(samples(tmp_path / "rows.npz"))["x"].copy()
+    values[row, 5] = np.nan
+    np.savez(tmp_path / "rows.npz", x=values)
+    error = refused(model, tmp_path / "rows.npz", tmp_path, Budget(max_drop=0.01, minimise="size"))
+    assert "the float model's answer is not finite" in str(error)
+    assert (error.at, error.found) == (f"row {row + 1} of the data", "NaN in 'y'")
+
+
 def test_what_the_budget_is_to_choose(model: Path, data: Path, tmp_path: Path) -> None:
     error = refused(model, data, tmp_path, Budget(max_drop=0.01), quant="int8", prune=("0.3",))
     assert "--quant, --prune" in str(error.at)

@@ -162,7 +162,9 @@ def test_samples_that_are_missing_or_of_no_use(asking: str, tmp_path: Path) -> N
     with pytest.raises(LlmcError, match="a pass of the pipeline needs calibration data") as caught:
         text(add_passes=asking)
     assert "--calib FILE" in str(caught.value.hint)
-    with pytest.raises(LlmcError, match="calibration data is of use to int8-static, w8, w4 and --prune only"):
+    with pytest.raises(
+        LlmcError, match="calibration data is of use to int8-static, w8, w4, w4a8 and --prune only"
+    ):
         text(calib=tmp_path / "data.jsonl")
     (tmp_path / "data.jsonl").write_text('{"mask": [1]}\n')
     with pytest.raises(LlmcError, match="Count: calibration") as caught:

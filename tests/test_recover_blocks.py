@@ -41,3 +41,14 @@ def test_samples_end_with_the_tokens_asked_for():
     rows = [Example([1] * 5, [0] * 5, 0.0)] * 9
     found = list(Examples(rows, ("input_ids", "attention_mask"), 0, "softmax").samples(12))
     assert [sample["input_ids"].shape for sample in found] == [(1, 5)] * 3
+
+
+def test_a_language_model_begins_with_it_as_well(tmp_path):
+    """Its graph has no mask, and asks which logits are wanted."""
+    folder = recovering.llama(tmp_path / "llama")
+    masks = Masks(prune_of("4x1:0.8"), built(folder), graph_of(folder, "text-generation"))
+    rng = np.random.default_rng(0)
+    rows = [Example(rng.integers(5, 4000, 16).tolist(), [0] * 16) for _ in range(12)]
+    before = {name: p.detach().clone() for name, p in masks.weights.items()}
+    masks.reconstruct(Examples(rows, ("input_ids", "attention_mask"), 0, "tokens").samples(150))
+    assert all(not torch.equal(p, before[name]) for name, p in masks.weights.items())

@@ -201,3 +201,13 @@ def test_a_loss_far_above_the_first_ends_it(classifier, data, tmp_path, monkeypa
     done = recover(classifier, data, tmp_path / "out", settings, say=told.append)
     assert 40 < done.steps < 60
     assert any("the training diverged in step" in line for line in told)
+
+
+def test_a_tokenizer_of_another_model(tmp_path):
+    """Was an IndexError of PyTorch."""
+    folder = recovering.bert(tmp_path / "bert", vocab_size=100)
+    data = recovering.labelled(tmp_path / "rows.jsonl")
+    with pytest.raises(LlmcError, match="the tokenizer has tokens that the model does not know") as caught:
+        recover(folder, data, tmp_path / "out", SETTINGS)
+    assert "100 rows in the table" in str(caught.value.found)
+    assert not (tmp_path / "out").exists()

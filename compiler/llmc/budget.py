@@ -111,8 +111,7 @@ class _Search:
         self.scratch, self.begun = folder / "scratch", clock()
         self.progress: Progress = options.pop("progress", None) or (lambda stage, done: None)
         self.say: Callable[[str], None] = options.get("say", lambda line: None)
-        self.data, self.columns = data, columns
-        self.made = self.scratch
+        self.data, self.columns, self.made = data, columns, self.scratch
         self.tried: dict[int, Loss] = {}
         self.skipped = 0
         self.middle: Evaluator | None = None  # on the rows that are chosen by
@@ -200,6 +199,9 @@ class _Search:
             "held back": rows.part(order[first + half :]),
         }
 
+    def _evaluator(self, part: str, keep: bool = False) -> Evaluator:
+        return Evaluator(self.graph, self.parts[part], keep).of_numbers(self.measure)
+
     # --- sensitivity and cost
 
     def _spent(self) -> float:
@@ -219,7 +221,7 @@ class _Search:
                 if self._spent() > _SHARE * self.budget.time:
                     self.skipped += 1
                     continue
-                evaluator = evaluator or Evaluator(self.graph, self.parts["measured"], keep=True)
+                evaluator = evaluator or self._evaluator("measured", keep=True)
                 known = self._option(layer, candidate, evaluator, base)
                 kept.put(layer, candidate, known)
             if known:
@@ -287,9 +289,7 @@ class _Search:
             if middle not in self.tried:
                 if self._spent() > 0.85 * self.budget.time:
                     break  # the best that is known to hold
-                self.middle = evaluator = self.middle or Evaluator(
-                    self.graph, self.parts["chosen by"], keep=False
-                )
+                self.middle = evaluator = self.middle or self._evaluator("chosen by")
                 steps = pipeline_of(front[middle].choice, self.layers, after=False)
                 self.tried[middle] = evaluator.loss(steps.run(self.graph)[0], self.measure)
                 self.progress(f"try point {middle + 1} of {len(front)}", 0.65)
@@ -327,7 +327,7 @@ class _Search:
             "--max-latency": (point.seconds, self.budget.max_latency, f"{point.seconds * 1e3:.3g} ms"),
             "--max-drop": (held.mean, self.budget.max_drop, f"{held.mean:.2%}"),
         }
-        unmet = [f"{n}: {told}" for n, (v, m, told) in limits.items() if m is not None and v > m + 1e-12]
+        unmet = [f"{n}: {told}" for n, (v, m, told) in limits.items() if m is not None and not v <= m + 1e-12]
         return BudgetReport(
             compiled,
             self.measure.says,
@@ -378,7 +378,7 @@ class _Search:
 
     def _held(self, point: Point, compiled: CompileReport) -> tuple[Loss, bool]:
         """The loss on rows held back, by native code where this machine runs it."""
-        self.last = evaluator = self.last or Evaluator(self.graph, self.parts["held back"], keep=False)
+        self.last = evaluator = self.last or self._evaluator("held back")
         if not compiled.runs_here:
             graph, _ = pipeline_of(point.choice, self.layers, self.sampled, after=False).run(self.graph)
             return evaluator.loss(graph, self.measure), False

@@ -127,6 +127,14 @@ def examples_of(
         raise LlmcError(
             f"the data has {len(rows)} {what}, recovery needs {LEAST_ROWS} at least", at=str(data)
         )
+    known, highest = model.get_input_embeddings().num_embeddings, max(max(row.ids) for row in rows)
+    if highest >= known:
+        raise LlmcError(
+            "the tokenizer has tokens that the model does not know",
+            at=str(summary.root),
+            found=f"token {highest} in the data, {known} rows in the table",
+            hint="is it this model's tokenizer?",
+        )
     takes = signatures.signature(model.forward).parameters
     inputs = [name for name in ("input_ids", "attention_mask") if name in takes]
     if "token_type_ids" in takes and "token_type_ids" in tokenizer.inputs:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmc import kept_imports
+from llmc.compiler.frontends.inputs import KEEP
 from llmc.compiler.given import Given, giving
 from llmc.compiler.graph import Graph
 from llmc.compiler.pipeline import Pipeline
@@ -95,7 +96,7 @@ class Masks:
         import torch
 
         asked = {name: getattr(self._change, name) for name in ("sparsity", "pattern", "skip", "least")}
-        change, kept = Reconstruct(**asked), list(samples)
+        change, kept = Reconstruct(**asked), [self._own(sample) for sample in samples]
         places = {p.weight: (p, parts) for p, parts in self._products_now()}
         with giving(Given(lambda graph: iter(kept))):
             for weight, moments in seen(self._graph, list(places)):
@@ -104,6 +105,12 @@ class Masks:
                 for part in parts:
                     own = np.ascontiguousarray(part.of(array[part.rows]))
                     self.weights[part.name].data.copy_(torch.from_numpy(own))
+
+    def _own(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A sample as the graph takes it: one of a language model has no mask, and says which logits it wants."""
+        takes = {node.attributes["name"] for node in self._graph.inputs}
+        own = {name: value for name, value in sample.items() if name in takes}
+        return own | ({KEEP: np.arange(own["input_ids"].shape[1])} if KEEP in takes else {})
 
     @property
     def count(self) -> int:

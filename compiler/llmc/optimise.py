@@ -204,7 +204,8 @@ def _function(
     verified = partial(run_verified, say=order.say)
     added: Mapping[str, Pipeline] = {}
     native = partial(observer, compile_graph=compile_graph)
-    with giving(Given(read, imported.tokenizer, native)):
+    place = None if order.quant.calib is None else str(order.quant.calib)
+    with giving(Given(read, imported.tokenizer, native, place)):
         road = _Road(graph, verified if order.verify_each else Pipeline.run)
         road.add(append_steps(imported.module) if order.level and not order.only else Pipeline(()))
         first, own = own_steps(graph, _on_integers(order)) if not order.only else (Pipeline(()), Pipeline(()))

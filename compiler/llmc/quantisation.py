@@ -89,7 +89,7 @@ class Quantisation:
             raise LlmcError(f"{who} needs calibration data", at="--calib", hint=hint)
         if self.calib is not None and not (self.static or self.stored or self.wanted):
             found = f"--quant {self.mode}, and no pass that wants samples"
-            who = f"{STATIC}, w8, w4 and --prune"
+            who = f"{STATIC}, w8, w4, w4a8 and --prune"
             raise LlmcError(f"calibration data is of use to {who} only", at="--calib", found=found)
         if self.group is not None and not self.stored:
             raise LlmcError(
@@ -186,6 +186,9 @@ class Quantisation:
         sites, named = change.sites(graph), _sources(graph, change)
         samples = self.samples(graph, tokenizer, preprocess)
         first = list(islice(samples, 1))  # data that does not fit the model is refused whatever it is for
+        if not first:
+            hint = "give some, or use --calib auto"
+            raise LlmcError("calibration: there are no samples", at=str(self.calib), hint=hint)
         if not sites:
             return ()
         watched = Graph(graph.inputs, {f"site{i}": site for i, site in enumerate(sites)}, graph.dims)

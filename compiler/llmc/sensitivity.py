@@ -40,15 +40,18 @@ class Columns:
 
 @dataclass(frozen=True)
 class Rows:
-    """Data as inputs of batch 1, and the classes that the labels name, if there are labels."""
+    """Data as inputs of batch 1, the classes that the labels name, if there are labels, and which rows of the data
+    these are, if not the first ones."""
 
     samples: Sequence[Sample]
     labels: Sequence[int] | None = None
+    numbers: Sequence[int] = ()
 
     def part(self, at: Sequence[int]) -> Rows:
         """Some of them."""
         labels = None if self.labels is None else [self.labels[i] for i in at]
-        return Rows([self.samples[i] for i in at], labels)
+        numbers = [self.numbers[i] if self.numbers else i for i in at]
+        return Rows([self.samples[i] for i in at], labels, numbers)
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,7 @@ class Evaluator:
     """
 
     def __init__(self, graph: Graph, rows: Rows, keep: bool) -> None:
-        self.graph, self._keep = graph, keep
+        self.graph, self.asked, self._keep = graph, rows, keep
         self.batches: list[_Batch] = []
         self.before: list[Mapping[str, Array]] = []
         fixed, held = self._fixed(graph), 0
@@ -252,6 +255,28 @@ class Evaluator:
             batch.known = values if keep else {}
         used = [i for batch in self.batches for i in batch.rows]
         self.rows = rows.part(used)
+
+    def of_numbers(self, measure: Measure) -> Evaluator:
+        """Itself; rows of which the float model's answers are no numbers are refused: what they lose is none.
+
+        Raises:
+            LlmcError: there is one.
+        """
+        for batch, answers in zip(self.batches, self.before, strict=True):
+            for name, value in answers.items():
+                if value.dtype.kind != "f" or (measure.output or name) != name:
+                    continue
+                for at, row in zip(batch.rows, value if len(batch.rows) > 1 else [value], strict=True):
+                    if not np.isfinite(row).all():
+                        number = self.asked.numbers[at] if self.asked.numbers else at
+                        kind = "NaN" if np.isnan(row).any() else "an infinite value"
+                        raise LlmcError(
+                            "the float model's answer is not finite",
+                            at=f"row {number + 1} of the data",
+                            found=f"{kind} in {name!r}",
+                            hint="leave the row out",
+                        )
+        return self
 
     def answers(self, graph: Graph) -> list[Mapping[str, Array]]:
         """The outputs of another graph, a mapping for each batch."""

@@ -101,6 +101,6 @@ def _enough(weight: Node, moments: Moments) -> tuple[Node, Moments]:
             "there are too few samples",
             at=str(weight.source),
             found=f"{moments.rows} rows for {columns} columns",
-            hint=f"give samples of at least {-(-columns // _LEAST)} tokens, better {columns} and more",
+            hint=f"give more samples: {-(-columns // _LEAST)} rows are the least, better {columns} and more",
         )
     return weight, moments

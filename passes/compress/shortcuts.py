@@ -53,14 +53,19 @@ def joined(*texts: str) -> str:
 
 
 def _prune(text: str) -> str:
-    if re.fullmatch(r"\d+:\d+", text.strip()):
-        return f'prune{{pattern="{text.strip()}"}}'
-    if found := re.fullmatch(rf"(\d+x\d+)(?::({_NUMBER}))?", text.strip()):
+    parts = re.fullmatch(r"([^,]*?)\s*(,\s*[\w-]+\s*=.*)?", text.strip(), re.DOTALL)
+    form, more = (parts[1], parts[2] or "") if parts else (text, "")
+    if re.fullmatch(r"\d+:\d+", form):
+        return f'prune{{pattern="{form}"{more}}}'
+    if found := re.fullmatch(rf"(\d+x\d+)(?::({_NUMBER}))?", form):
         share = f",sparsity={found[2]}" if found[2] else ""
         # of each layer so many: products gain by the blocks that are gone, and small weights keep some
-        return f'prune{{pattern="{found[1]}"{share},scope="layer"}}'
-    if found := re.fullmatch(rf"(heads|neurons):({_NUMBER})", text.strip()):
-        return f"prune-{found[1]}{{fraction={found[2]}}}"
+        scope = "" if re.search(r"\bscope\s*=", more) else ',scope="layer"'
+        return f'prune{{pattern="{found[1]}"{share}{scope}{more}}}'
+    if found := re.fullmatch(rf"(heads|neurons):({_NUMBER})", form):
+        return f"prune-{found[1]}{{fraction={found[2]}{more}}}"
+    if re.fullmatch(_NUMBER, form):
+        return f"prune{{sparsity={form}{more}}}"
     return _plain("prune", "sparsity", _NUMBER, text)
 
 

@@ -37,6 +37,15 @@ def test_tables_and_a_page(cli, model, data, tmp_path):
     assert (tmp_path / "out.llmc" / "manifest.json").exists()
 
 
+def test_what_stays_float_is_no_pipeline(cli, model, data, tmp_path):
+    """An empty text is none that `--add-pass` takes."""
+    asked = ["--max-drop", "0%", "--data", data, "--target", "x86-avx2"]
+    done = cli("compile", model, *asked, "-o", tmp_path / "out.llmc")
+    assert done.code == 0, done.err
+    assert "the same again:  without a bound" in done.out
+    assert "@quantise" not in done.out
+
+
 @pytest.mark.slow
 def test_labels_and_json(cli, tmp_path):
     """What is bounded is accuracy, where there are labels."""

@@ -302,13 +302,15 @@ def test_mistakes() -> None:
         Gptq(scales="best")
     with pytest.raises(LlmcError, match="works on samples"):
         Gptq().run(network())
-    with giving(Given(lambda graph: iter(()))), pytest.raises(LlmcError, match="no samples"):
+    empty = Given(lambda graph: iter(()), place="texts.txt")
+    with giving(empty), pytest.raises(LlmcError, match="no samples") as caught:
         Gptq().run(network())
+    assert caught.value.at == "texts.txt"
     few = Given(lambda graph: iter([{"ids": np.zeros((1, 1), np.int64)}]))
     with giving(few), pytest.raises(LlmcError, match="too few samples") as caught:
         Gptq().run(network(1))
     assert (caught.value.found, caught.value.at) != (None, None)
-    assert "72 and more" in str(caught.value.hint)
+    assert "2 rows are the least, better 72 and more" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -20,6 +20,11 @@ from llmc.passes.compress.shortcuts import compression
         ({"prune": ["4x1:0.8"]}, 'prune{pattern="4x1",sparsity=0.8,scope="layer"}'),
         ({"prune": ["16x1"]}, 'prune{pattern="16x1",scope="layer"}'),
         ({"prune": ["scope=layer,sparsity=0.2"]}, "prune{scope=layer,sparsity=0.2}"),
+        ({"prune": ['2:4,skip=["a","b"]']}, 'prune{pattern="2:4",skip=["a","b"]}'),
+        ({"prune": ['0.3,scope="layer"']}, 'prune{sparsity=0.3,scope="layer"}'),
+        ({"prune": ["4x1:0.8,scope=global"]}, 'prune{pattern="4x1",sparsity=0.8,scope=global}'),
+        ({"prune": ['16x1:0.8,skip=["a"]']}, 'prune{pattern="16x1",sparsity=0.8,scope="layer",skip=["a"]}'),
+        ({"prune": ["heads:0.25,scope=global"]}, "prune-heads{fraction=0.25,scope=global}"),
         ({"share": "16"}, "share{clusters=16}"),
         ({"factorize": "energy=0.9"}, "factorize{energy=0.9}"),
         (
@@ -34,7 +39,10 @@ def test_shortcuts(options, text):
     assert str(Pipeline.parse(str(parsed), PASSES)) == str(parsed)
 
 
-@pytest.mark.parametrize("options", [{"prune": ["a lot"]}, {"share": "many"}, {"factorize": "-1"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"prune": [text]} for text in ("a lot", "2:4,", "2:4,0.3")] + [{"share": "many"}, {"factorize": "-1"}],
+)
 def test_shortcuts_refused(options):
     with pytest.raises(LlmcError, match="is not understood"):
         compression(**options)

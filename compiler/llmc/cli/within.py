@@ -171,7 +171,8 @@ def print_within(report: Any) -> None:
         click.echo(f"{report.skipped} measurements were left out: --time-budget was over")
     for bound in report.unmet:
         click.echo(f"not met: {bound}")
-    click.echo(f"the same again:  --add-pass '{report.text}@quantise'\n")
+    again = f"--add-pass '{report.text}@quantise'" if report.text else "without a bound, as all stayed float"
+    click.echo(f"the same again:  {again}\n")
 
 
 def _point_row(number: int, point: Any) -> tuple[object, ...]:
