@@ -148,3 +148,17 @@ def sizes_of(graph: Graph, budget: Budget) -> dict[str, int]:
     asked = {"batch": budget.batch, "seq": budget.seq}
     bounds = {name: graph.dims[name] for name in given_dims(graph)}
     return {name: min(max(asked.get(name, b.low), b.low), b.high) for name, b in bounds.items()}
+
+
+def broken(budget: Budget, size: int, seconds: float, drop: float) -> list[str]:
+    """The bounds that do not hold: what was asked for, and what there is."""
+    figures = (
+        ("--max-size", budget.max_size, size, "{:.2f} MB", 1e-6),
+        ("--max-latency", budget.max_latency, seconds, "{:.3g} ms", 1e3),
+        ("--max-drop", budget.max_drop, drop, "{:.2%}", 1.0),
+    )
+    return [
+        f"{name} {form.format(most * unit)}: {form.format(value * unit)}"
+        for name, most, value, form, unit in figures
+        if most is not None and not value <= most + 1e-12
+    ]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from llmc import driver, kept_imports
-from llmc.bounds import Budget, BudgetReport, FrontPoint, LayerChoice, loss_text, nearer, sizes_of
+from llmc.bounds import Budget, BudgetReport, FrontPoint, LayerChoice, broken, loss_text, nearer, sizes_of
 from llmc.candidates import FLOAT, Candidate, Layer, candidates, layers, pipeline_of
 from llmc.choosing import Kept, Limits, Option, Point, Table, counts_of, kept_figures, why_float
 from llmc.compiler import artifact
@@ -322,12 +322,7 @@ class _Search:
         size = sum(compiled.sizes.values())
         self.progress("check on rows held back", 0.9)
         held, native = self._held(point, compiled)
-        limits = {
-            "--max-size": (size, self.budget.max_size, f"{size / 1e6:.2f} MB"),
-            "--max-latency": (point.seconds, self.budget.max_latency, f"{point.seconds * 1e3:.3g} ms"),
-            "--max-drop": (held.mean, self.budget.max_drop, f"{held.mean:.2%}"),
-        }
-        unmet = [f"{n}: {told}" for n, (v, m, told) in limits.items() if m is not None and not v <= m + 1e-12]
+        unmet = broken(self.budget, size, point.seconds, held.mean)
         return BudgetReport(
             compiled,
             self.measure.says,
