@@ -130,7 +130,7 @@ def mistakes(tmp_path: Path) -> list[tuple[dict[str, Any], str]]:
         ({"quant": "int9"}, "unknown quantisation 'int9'"),
         ({"quant": "int8", "attention": "int4"}, "no attention on 'int4'"),
         (static, "needs calibration data"),
-        ({"quant": "int8", "calib": "auto"}, "of use to int8-static, w8, w4 and --prune only"),
+        ({"quant": "int8", "calib": "auto"}, "of use to int8-static, w8, w4, w4a8 and --prune only"),
         ({"quant": "w4", "add_passes": "quantize"}, "qfuse` makes kernels of them"),
         ({"quant": "w4", "group": 40}, "no products with such groups"),
         ({"quant": "int8", "group": 64}, "groups are of weights in 8 and 4 bits"),
