@@ -23,11 +23,12 @@ from llmc.candidates import FLOAT, Candidate, Layer, candidates, layers, pipelin
 from llmc.choosing import Kept, Limits, Option, Point, Table, counts_of, kept_figures, why_float
 from llmc.compiler import artifact
 from llmc.costs import Cost, Costs, Figures, measured, variant_of
+from llmc.distillation import Columns
 from llmc.errors import LlmcError, extras_named
 from llmc.optimise import before_quantising
 from llmc.options import Order
 from llmc.report import CompileReport
-from llmc.sensitivity import Columns, Evaluator, Loss, Rows, measure_of, read_data
+from llmc.sensitivity import Evaluator, Loss, Rows, measure_of, read_data
 
 MEASURED = 48  # rows that sensitivities are measured on, at most; a quarter of the data
 _SHARE = 0.6  # of the time budget, for measuring

@@ -173,13 +173,7 @@ def recover(
     _want_understood(settings)
     progress("import the model", 0.0)
     with loaded(Path(model)) as (source, summary, whole):
-        if settings.lora is not None and summary.task.name != GENERATION:
-            raise LlmcError(
-                "an adapter stands beside a causal language model alone",
-                at=str(model),
-                found=f"the task {summary.task.name}",
-                hint="leave --lora out: the model itself is trained then",
-            )
+        _want_adapter_of_use(settings, summary.task.name, Path(model))
         progress("read the data", 0.02)
         named, length = columns or Columns(), (settings.max_seq, settings.seed)
         examples, held = examples_of(summary, whole, data, named, *length)
@@ -201,14 +195,29 @@ def recover(
         if recovered.worse_than(compressed):
             say("recover: nothing was won back; train longer, with another --lr, or compress less")
         progress("write the folder", 0.98)
-        if student.adapter is None:
-            write_folder(student.model, source, summary.config, output)
-        else:
-            with appearing(output) as part:
-                student.adapter.write(part, Path(model))
+        _write(student, source, summary.config, Path(model), output)
     training.remove()
     counts = len(examples.rows), len(held.rows), training.step, training.seconds
     return Recovery(output, summary.task.name, *counts, *student.counted(), before, compressed, recovered)
+
+
+def _write(student: Student, source: Path, config: Mapping[str, Any], model: Path, output: Path) -> None:
+    """The student's folder, or its adapter alone."""
+    if student.adapter is None:
+        write_folder(student.model, source, config, output)
+        return
+    with appearing(output) as part:
+        student.adapter.write(part, model)
+
+
+def _want_adapter_of_use(settings: Settings, task: str, model: Path) -> None:
+    if settings.lora is not None and task != GENERATION:
+        raise LlmcError(
+            "an adapter stands beside a causal language model alone",
+            at=str(model),
+            found=f"the task {task}",
+            hint="leave --lora out: the model itself is trained then",
+        )
 
 
 def _want_understood(settings: Settings) -> None:

@@ -19,6 +19,7 @@ from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS
 from llmc.compiler.ops.linear import ACTIVATIONS, EXTRAS
 from llmc.dataset import Row, label_index, read_files, read_rows
+from llmc.distillation import Columns
 from llmc.errors import LlmcError
 from llmc.predictors import EMBEDDING, MEDIA, OUTPUTS
 from llmc.quantisation import Quantisation, encoder
@@ -27,15 +28,6 @@ Array = np.ndarray[Any, Any]
 Sample = Mapping[str, Array]
 BATCH = 16  # samples that are run together
 _KEPT = 1 << 30  # bytes of values that are kept of the samples of the float model
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the data's columns; None: guessed."""
-
-    text: str | None = None
-    pair: str | None = None
-    label: str | None = None
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def run_within(model: Path, output: Path, own: Mapping[str, Any], options: Mappi
         progress("loading the compiler", 0.0)
         from llmc.bounds import ROWS, Budget
         from llmc.budget import compile_within
-        from llmc.sensitivity import Columns
+        from llmc.distillation import Columns
 
         budget = Budget(
             own["max_drop"],
