@@ -1,6 +1,7 @@
-"""Layers with blocks of zeros beside dense ones, and what such zeros cost and give in the fine-tuned sentiment model.
+"""Layers with zeros that products skip beside dense ones, and what such zeros cost and give in the fine-tuned sentiment model.
 
     python bench/sparse.py                              layers of MiniLM, one thread
+    python bench/sparse.py --patterns 2:4 1:4           N of M beside dense
     python bench/sparse.py --shares 0.5 0.6 0.7         where skipping begins to pay
     python bench/sparse.py --model --seconds 180        accuracy alone and recovered, latency
 
@@ -31,6 +32,7 @@ from llmc.runtime import compare
 SHAPES = ((384, 384), (1536, 384), (384, 1536))  # outputs, inputs
 ROWS = (1, 16, 128)
 PATTERNS = ("4x1", "16x1")  # and int8: dense, beside them
+N_OF_M = ("2:4", "1:4", "4:8", "3:8", "2:8", "1:8")  # whatever the share of zeros
 LAYERS = 4  # of a program that runs at most SHORT rows
 SHORT = 16
 
@@ -54,8 +56,9 @@ def count(rows: int) -> int:
 def race(shape: tuple[int, int], share: float, options: Any, folder: Path) -> None:
     """Lines of the table for one shape."""
     made: dict[str, dict[str, Any]] = {"dense": {}, "int8": {"quant": "int8"}}
-    for pattern in PATTERNS:
-        made[pattern] = {"prune": f'pattern="{pattern}",sparsity={share},small=true'}
+    for pattern in (*PATTERNS, *N_OF_M):
+        sparsity = "" if ":" in pattern else f",sparsity={share}"
+        made[pattern] = {"prune": f'pattern="{pattern}"{sparsity},small=true'}
     loaded: dict[tuple[str, int], llmc.Model] = {}
     for rows in options.rows:
         cells = [f"{shape[0]} x {shape[1]}", f"{share:.0%}", str(rows)]
@@ -105,7 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.8])
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--patterns", nargs="+", choices=(*PATTERNS, "int8"), default=PATTERNS)
+    parser.add_argument("--patterns", nargs="+", choices=(*PATTERNS, *N_OF_M, "int8"), default=PATTERNS)
     parser.add_argument("--target", default="x86", help="also x86-avx2")
     parser.add_argument("--duration", type=float, default=1.0, help="seconds of each comparison")
     parser.add_argument("--model", action="store_true", help="the sentiment model instead")

@@ -84,6 +84,18 @@ def _bitmask(mask: TensorType, values: TensorType, columns: Any, height: Any) ->
     return TensorType("f32", (want_int(height, "height", 1) * mask.shape[0], columns))
 
 
+# N of M weights in a row that are written by places among the M: with more than half of them left, to find a value
+# by its place and to multiply by it cost what two products do
+N_OF_M = ((1, 8), (1, 4), (2, 8), (3, 8), (2, 4), (4, 8))
+
+
+def n_of_m(array: Array) -> tuple[int, int] | None:
+    """The first of `N_OF_M` that says what a matrix f32 [n, k] has at most; None if there is none."""
+    there, k = array != 0, array.shape[1]
+    most = {m: there.reshape(-1, m).sum(1).max(initial=1) for m in (4, 8) if k % m == 0}
+    return next(((n, m) for n, m in N_OF_M if m in most and most[m] <= n), None)
+
+
 _HALVES = (
     (np.stack([np.arange(256) & 15, np.arange(256) >> 4], -1) - 8).astype(np.float32).view(np.uint64)[:, 0]
 )

@@ -13,7 +13,7 @@ import numpy as np
 from llmc.compiler.effects import Verdict, tell, tell_weights
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import make
-from llmc.compiler.ops.storage import packed_bytes
+from llmc.compiler.ops.storage import n_of_m, packed_bytes
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError, LlmcWarning
 from llmc.passes.compress.weights import Array, Product, left, products, replaced, share_of, stored
@@ -163,18 +163,26 @@ class Prune(Pass):
         Args:
             found: products, with the values that stay, and which these are: bool [n, k].
         """
-        height = Pattern.parse(self.pattern).height
+        pattern = Pattern.parse(self.pattern)
+        height = pattern.height
         found = [(p, k if height == 1 else _whole_blocks(k, height)) for p, k in found]
         made = {p.weight: self._stored(p, k, height) for p, k in found}
         tell_weights(graph, made, lambda weight: self._left(graph, weight))
-        if height > 1:
-            tell(SKIPPING, [Verdict(p.weight, p.array.size, self._slower(k, height)) for p, k in found])
+        if height > 1 or pattern.group:
+            told = [(p, self._not_skipped(k, pattern)) for p, k in found]
+            tell(SKIPPING, [Verdict(p.weight, p.array.size, reason) for p, reason in told])
         return replaced(graph, made)
 
     def _stored(self, product: Product, keep: Array, height: int) -> Node:
         if self._slower(keep, height):
             return zeroed(product, keep)
         return stored_sparse(product, keep, height)
+
+    def _not_skipped(self, keep: Array, pattern: Pattern) -> str:
+        """Why the zeros of a weight that keeps these are not skipped; empty if they are."""
+        if not pattern.group:
+            return self._slower(keep, pattern.height)
+        return "" if n_of_m(keep) else f"of which {pattern.text} stay: up to 4 of 8 are skipped"
 
     def _slower(self, keep: Array, height: int) -> str:
         """Why the zeros of a weight are not skipped; empty if they are, or if bytes are what counts."""

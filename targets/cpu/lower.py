@@ -20,6 +20,7 @@ from llmc.targets.cpu.products import (
     int16_blocks,
     linear,
     matmul,
+    n_of_m,
     qlinear,
     sparse,
     split_rows,
@@ -41,6 +42,7 @@ LOWERINGS: Lowerings = layered(
     scan.LOWERINGS,
     order.LOWERINGS,
     sparse.LOWERINGS,  # declines weights without blocks
+    n_of_m.LOWERINGS,  # declines weights without N of M
     decoded.LOWERINGS,  # declines plain weights
     linear.LOWERINGS,
     bitmask.LOWERINGS,

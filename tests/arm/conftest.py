@@ -75,6 +75,13 @@ def decoder() -> Graph:
         parts = (constant(np.packbits(keep, -1, bitorder="little")), constant(values))
         return make("linear", (x, make("bitmask", parts, columns=WIDTH, height=height)))
 
+    def n_of_m(kept: int, group: int) -> Node:
+        keep = rng.random((40, 64 // group, group)).argsort(-1) < kept
+        values = rng.normal(size=int(keep.sum())).astype(np.float32)
+        parts = (np.packbits(keep.reshape(40, 64), -1, bitorder="little"), values)
+        some = make("slice", (x,), axis=2, start=0, stop=64)
+        return make("linear", (some, make("bitmask", tuple(map(constant, parts)), columns=64, height=1)))
+
     last = make("slice", (x,), axis=1, start=symbol("seq") - 1, stop=symbol("seq"))
     heads = {"heads": 2, "kv_heads": 1, "head_dim": 20, "scale": 0.3, "offsets": (0, 40, 50), "causal": True}
     outputs = {
@@ -82,6 +89,8 @@ def decoder() -> Graph:
         "four": product(4, 32),
         "blocks of 4": skipping(4),
         "blocks of 16": skipping(16),
+        "2 of 4": n_of_m(2, 4),
+        "3 of 8": n_of_m(3, 8),
         "bfloat16": make("linear", (x, _halves(rng.normal(size=(45, WIDTH))))),
         "last": make("mha", (last, x, x), **heads),
         "window": make("mha", (x, x, x), window=5, **heads),

@@ -84,6 +84,14 @@ def test_what_is_not_skipped_is_told():
     assert skipping.left == {"whose 40% of blocks left take up to 1.33 of a dense product's time": 1}
 
 
+def test_whether_n_of_m_are_skipped_is_told():
+    for pattern, left in (("2:4", ""), ("3:16", ""), ("3:4", "3:4"), ("4:6", "4:6")):
+        with listening() as heard:
+            Prune(pattern=pattern).run(product(64, 96))
+        assert (heard[1].what, heard[1].changed) == (SKIPPING, int(not left))
+        assert heard[1].left == ({f"of which {left} stay: up to 4 of 8 are skipped": 1} if left else {})
+
+
 def test_a_zero_within_a_block_that_stays():
     graph = product(8, 8)
     keep = np.zeros((8, 8), bool)
