@@ -1,7 +1,8 @@
-"""Layers with zeros that products skip beside dense ones, and what such zeros cost and give in the fine-tuned sentiment model.
+"""Layers with zeros that products skip beside dense ones, and what zeros do to the fine-tuned sentiment model.
 
     python bench/sparse.py                              layers of MiniLM, one thread
     python bench/sparse.py --patterns 2:4 1:4           N of M beside dense
+    python bench/sparse.py --patterns "int8 16x4" --base int8    blocks of 16x4 beside dense int8
     python bench/sparse.py --shares 0.5 0.6 0.7         where skipping begins to pay
     python bench/sparse.py --model --seconds 180        accuracy alone and recovered, latency
 
@@ -32,6 +33,7 @@ from llmc.runtime import compare
 SHAPES = ((384, 384), (1536, 384), (384, 1536))  # outputs, inputs
 ROWS = (1, 16, 128)
 PATTERNS = ("4x1", "16x1")  # and int8: dense, beside them
+INT8 = "int8 16x4"
 N_OF_M = ("2:4", "1:4", "4:8", "3:8", "2:8", "1:8")  # whatever the share of zeros
 LAYERS = 4  # of a program that runs at most SHORT rows
 SHORT = 16
@@ -59,18 +61,19 @@ def race(shape: tuple[int, int], share: float, options: Any, folder: Path) -> No
     for pattern in (*PATTERNS, *N_OF_M):
         sparsity = "" if ":" in pattern else f",sparsity={share}"
         made[pattern] = {"prune": f'pattern="{pattern}"{sparsity},small=true'}
+    made[INT8] = {"prune": f'pattern="16x4",sparsity={share},scope="layer",whole=true', "quant": "int8"}
     loaded: dict[tuple[str, int], llmc.Model] = {}
     for rows in options.rows:
         cells = [f"{shape[0]} x {shape[1]}", f"{share:.0%}", str(rows)]
-        for name in ("dense", *options.patterns):
+        for name in (options.base, *options.patterns):
             if (key := (name, count(rows))) not in loaded:
                 path = folder / f"{name} {shape[0]} {shape[1]} {share} {key[1]}"
                 graph = layers(*shape, max(r for r in options.rows if count(r) == key[1]))
                 compile_graph(graph, path, target=options.target, **made[name])
                 loaded[key] = llmc.load(path, threads=1)
-            if name == "dense":
+            if name == options.base:
                 continue
-            found = compare(loaded["dense", key[1]], loaded[key], batch=rows, duration=options.duration)
+            found = compare(loaded[options.base, key[1]], loaded[key], batch=rows, duration=options.duration)
             if len(cells) == 3:
                 flops = 2 * rows * shape[0] * shape[1] * key[1]
                 cells += [f"{1e6 * found.a.p50 / key[1]:.1f}", f"{flops / found.a.p50 / 1e9:.0f}"]
@@ -108,7 +111,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.8])
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--patterns", nargs="+", choices=(*PATTERNS, *N_OF_M, "int8"), default=PATTERNS)
+    parser.add_argument("--patterns", nargs="+", choices=(*PATTERNS, *N_OF_M, "int8", INT8), default=PATTERNS)
+    parser.add_argument(
+        "--base", choices=("dense", "int8"), default="dense", help="what the others are set beside"
+    )
     parser.add_argument("--target", default="x86", help="also x86-avx2")
     parser.add_argument("--duration", type=float, default=1.0, help="seconds of each comparison")
     parser.add_argument("--model", action="store_true", help="the sentiment model instead")
@@ -118,7 +124,7 @@ def main() -> int:
     if options.model:
         model(options)
         return 0
-    columns = ["layer", "zeros", "rows", "dense us", "GFLOP/s"]
+    columns = ["layer", "zeros", "rows", f"{options.base} us", "GFLOP/s"]
     for pattern in options.patterns:
         columns += [f"{pattern} us", "times as fast"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")

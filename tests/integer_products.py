@@ -16,11 +16,23 @@ Array = np.ndarray[Any, Any]
 M = symbol("rows")
 
 
-def product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = (), zero: str = "") -> tuple[Graph, Node]:
-    """qlinear of packed rows `[rows, ...]` with extreme weights among random ones; `zero` is a zero point's dtype."""
+def product(
+    n: int,
+    k: int,
+    seed: int,
+    epilogue: tuple[str, ...] = (),
+    zero: str = "",
+    mask: Array | None = None,
+) -> tuple[Graph, Node]:
+    """qlinear of packed rows `[rows, ...]` with extreme weights among random ones; `zero` is a zero point's dtype.
+
+    Args:
+        mask: bool [n, k], False where a weight is 0.
+    """
     rng = np.random.default_rng([n, k, seed])
     w = rng.integers(-127, 128, (n, k), np.int8)
     w[:, : min(k, 5)] = rng.choice(np.array([-127, 127], np.int8), (n, min(k, 5)))
+    w = w if mask is None else np.where(mask, w, np.int8(0))
     rows = input_("rows", "u8", (M, line_stride(k)))
     zeros = [input_("zero", zero, ())] if zero else []
     extras = []

@@ -219,7 +219,10 @@ def _compression(options: Options) -> str:
     prune = options.get("prune", ())
     given = (prune,) if isinstance(prune, str) else prune
     samples = options.get("calib") is not None
-    return shortcuts.compression(given, options.get("share"), options.get("factorize"), samples=samples)
+    int8 = options.get("quant") in ("int8", "int8-static")
+    return shortcuts.compression(
+        given, options.get("share"), options.get("factorize"), samples=samples, int8=int8
+    )
 
 
 def _options_by_step(placed: Placed, options: Options) -> dict[int, str]:

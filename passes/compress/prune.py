@@ -22,11 +22,13 @@ DEFAULT, DEFAULT_BLOCKS = 0.3, 0.8
 # Height of blocks that products skip -> the largest share of blocks left with which no number of rows takes longer than
 # the dense product (bench/sparse.py, AVX-512; five rows are the worst).
 PAYS = {4: 0.3, 16: 0.5}
+PAYS_INT8 = 0.5  # likewise of blocks of 16x4 beside dense int8
+_BLOCKS = {"4x1": (4, 1), "16x1": (16, 1), "16x4": (16, 4)}
 _NOTHING = 0.01  # of a product's weights
 _MOST = 64  # of the weights that N of M are chosen from
 _SCOPES = ("global", "layer")
 SKIPPING = "products that skip zeros"
-_KNOWN = 'use unstructured, 4x1, 16x1, or N of M side by side such as "2:4"'
+_KNOWN = 'use unstructured, 4x1, 16x1, 16x4, or N of M side by side such as "2:4"'
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Pattern:
     """Which weights of a matrix [n, k] become zero together.
 
     Args:
-        text: "unstructured"; "4x1" or "16x1", blocks of so many rows (outputs) in one column; or "N:M", of each M
-            side by side in a row N stay.
-        height: rows of a block.
+        text: "unstructured"; "4x1" or "16x1", blocks of so many rows (outputs) in one column, or "16x4", in four; or
+            "N:M", of each M side by side in a row N stay.
+        height, width: rows and columns of a block.
         kept, group: N and M; 0 of other patterns.
     """
 
@@ -44,6 +46,7 @@ class Pattern:
     height: int = 1
     kept: int = 0
     group: int = 0
+    width: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
@@ -54,8 +57,9 @@ class Pattern:
         """
         if text == "unstructured":
             return cls(text)
-        if (found := re.fullmatch(r"(\d+)x1", text)) and int(found[1]) in PAYS:
-            return cls(text, int(found[1]))
+        if text in _BLOCKS:
+            height, width = _BLOCKS[text]
+            return cls(text, height, width=width)
         if (found := re.fullmatch(r"(\d+):(\d+)", text)) and 1 <= int(found[1]) < int(found[2]) <= _MOST:
             return cls(text, 1, int(found[1]), int(found[2]))
         raise LlmcError("prune: no such pattern", found=text, hint=_KNOWN)
@@ -83,7 +87,8 @@ class Pattern:
         """
         n, k = shape
         what = f"a number of outputs that {self.height} divides" if n % self.height else ""
-        what = f"rows of a multiple of {self.group} weights" if self.group and k % self.group else what
+        each = self.group or self.width
+        what = f"rows of a multiple of {each} weights" if k % each else what
         if what:
             hint = f'leave it out: skip=["{path or place}"]'
             found = f"a weight of [{n}, {k}]"
@@ -104,7 +109,7 @@ def kept(importance: Sequence[Array], pattern: Pattern, share: float, scope: str
     """
     if pattern.group:
         return [_n_of_m(i, pattern) for i in importance]
-    blocks = [_of_blocks(i, pattern.height) for i in importance]
+    blocks = [_of_blocks(i, pattern) for i in importance]
     if scope == "layer":
         found = [_keep_largest(b.reshape(-1), share) for b in blocks]
     elif blocks:
@@ -113,7 +118,7 @@ def kept(importance: Sequence[Array], pattern: Pattern, share: float, scope: str
     else:
         found = []
     each = (k.reshape(b.shape) for k, b in zip(found, blocks, strict=True))
-    return [k if pattern.height == 1 else np.repeat(k, pattern.height, 0) for k in each]
+    return [k if pattern.height == 1 else _spread(k, pattern) for k in each]
 
 
 @dataclass(frozen=True)
@@ -125,12 +130,14 @@ class Prune(Pass):
 
     Args:
         sparsity: share of zeros, 0 to below 1; default 0.3, of blocks 0.8, and N:M means 1 - N / M.
-        pattern: "unstructured"; "4x1" or "16x1": blocks of so many outputs of one input; or N:M such as "2:4": of
-            each 4 weights in a row the 2 largest stay.
+        pattern: "unstructured"; "4x1" or "16x1": blocks of so many outputs of one input, "16x4" of four; or N:M such
+            as "2:4": of each 4 weights in a row the 2 largest stay.
         scope: "global" ranks the weights of all products together, "layer" each product's by themselves.
         skip: patterns of modules to leave out, such as `classifier*`.
         least: products with fewer weights are left out.
         small: whether weights in blocks are stored by a bitmask also where the product gets slower.
+        whole: whether zeros stay where they are in plain weights, which can be rounded to int8: such products skip
+            blocks of 16x4.
     """
 
     keeps: ClassVar[Keeps] = LOSSY
@@ -140,6 +147,7 @@ class Prune(Pass):
     skip: tuple[str, ...] = ()
     least: int = 4096
     small: bool = False
+    whole: bool = False
 
     def __post_init__(self) -> None:
         Pattern.parse(self.pattern).share(self.sparsity)
@@ -165,7 +173,7 @@ class Prune(Pass):
         """
         pattern = Pattern.parse(self.pattern)
         height = pattern.height
-        found = [(p, k if height == 1 else _whole_blocks(k, height)) for p, k in found]
+        found = [(p, k if height == 1 else _whole_blocks(k, pattern)) for p, k in found]
         made = {p.weight: self._stored(p, k, height) for p, k in found}
         tell_weights(graph, made, lambda weight: self._left(graph, weight))
         if height > 1 or pattern.group:
@@ -174,23 +182,29 @@ class Prune(Pass):
         return replaced(graph, made)
 
     def _stored(self, product: Product, keep: Array, height: int) -> Node:
-        if self._slower(keep, height):
+        if self.whole or self._slower(keep, height):
             return zeroed(product, keep)
         return stored_sparse(product, keep, height)
 
     def _not_skipped(self, keep: Array, pattern: Pattern) -> str:
         """Why the zeros of a weight that keeps these are not skipped; empty if they are."""
+        if self.whole:
+            return self._slower_int8(keep, pattern)
         if not pattern.group:
             return self._slower(keep, pattern.height)
         return "" if n_of_m(keep) else f"of which {pattern.text} stay: up to 4 of 8 are skipped"
+
+    def _slower_int8(self, keep: Array, pattern: Pattern) -> str:
+        """Why an int8 product does not skip the zeros of a weight that keeps these; empty if it does."""
+        if pattern.width == 1:
+            return f"in {pattern.text}: of int8 only 16x4 is skipped"
+        return "" if keep.mean() <= PAYS_INT8 else _told(keep, PAYS_INT8)
 
     def _slower(self, keep: Array, height: int) -> str:
         """Why the zeros of a weight are not skipped; empty if they are, or if bytes are what counts."""
         if height == 1 or self.small or keep.mean() <= PAYS[height]:
             return ""
-        # a product's time goes by the blocks that are left, and at PAYS it is the dense one's
-        times = keep.mean() / PAYS[height]
-        return f"whose {keep.mean():.0%} of blocks left take up to {times:.2f} of a dense product's time"
+        return _told(keep, PAYS[height])
 
     def chosen(self, graph: Graph) -> list[Product]:
         """The products that lose weights."""
@@ -246,19 +260,33 @@ def _keep_largest(magnitudes: Array, share: float) -> Array:
     return keep
 
 
-def _of_blocks(importance: Array, height: int) -> Array:
-    """Of [n, k] the root of the mean square of `height` rows each: [n / height, k]."""
-    if height == 1:
+def _told(keep: Array, pays: float) -> str:
+    """A product's time goes by the blocks that are left, and at `pays` it is the dense one's."""
+    times = keep.mean() / pays
+    return f"whose {keep.mean():.0%} of blocks left take up to {times:.2f} of a dense product's time"
+
+
+def _in_blocks(array: Array, pattern: Pattern) -> Array:
+    """[n, k] -> [n / height, height, k / width, width]."""
+    (n, k), height, width = array.shape, pattern.height, pattern.width
+    return array.reshape(n // height, height, k // width, width)
+
+
+def _of_blocks(importance: Array, pattern: Pattern) -> Array:
+    """Of [n, k] the root of the mean square of each block: [n / height, k / width]."""
+    if pattern.height == 1:
         return importance
-    n, k = importance.shape
-    squares = np.square(importance, dtype=np.float64).reshape(n // height, height, k)
-    return np.asarray(np.sqrt(squares.mean(1)))
+    return np.asarray(np.sqrt(np.square(_in_blocks(importance, pattern), dtype=np.float64).mean((1, 3))))
 
 
-def _whole_blocks(keep: Array, height: int) -> Array:
-    """Of [n, k] all rows of a block where one stays: values that stay may be zero by chance."""
-    n, k = keep.shape
-    return np.repeat(keep.reshape(n // height, height, k).any(1), height, 0)
+def _spread(blocks: Array, pattern: Pattern) -> Array:
+    """What is said of blocks, of each of their weights."""
+    return np.repeat(np.repeat(blocks, pattern.height, 0), pattern.width, 1)
+
+
+def _whole_blocks(keep: Array, pattern: Pattern) -> Array:
+    """Of [n, k] all weights of a block where one stays: values that stay may be zero by chance."""
+    return _spread(np.asarray(_in_blocks(keep, pattern).any((1, 3))), pattern)
 
 
 def _n_of_m(importance: Array, pattern: Pattern) -> Array:

@@ -9,7 +9,7 @@ from llmc.errors import LlmcError
 
 _NUMBER = r"\d*\.?\d+"
 _FORMS = {
-    "prune": '0.3, 4x1:0.8, 2:4, heads:0.25, neurons:0.25, or options such as sparsity=0.3,scope="layer"',
+    "prune": '0.3, 4x1:0.8, 16x4:0.8, 2:4, heads:0.25, neurons:0.25, or options such as sparsity=0.3,scope="layer"',
     "share": "16, 256, or options such as clusters=16,tables=false",
     "factorize": "a rank such as 64, energy=0.9, or other options of the pass",
 }
@@ -21,16 +21,19 @@ def compression(
     factorize: str | None = None,
     *,
     samples: bool = False,
+    int8: bool = False,
 ) -> str:
     """The passes that the shortcuts name, in the order that suits: matrices shrink, then lose values.
 
     Args:
         samples: whether there are some, so that `reconstruct` chooses zeros instead of `prune`.
+        int8: whether products are rounded to int8: then N:M, which is larger and slower in float32, and blocks of 16x4,
+            which int8 skips, stay in plain weights.
 
     Raises:
         LlmcError: a shortcut is not of one of the known forms.
     """
-    parts = [_prune(text) for text in prune]
+    parts = [_prune(text, int8) for text in prune]
     if samples:
         parts = [re.sub(r"^prune{", "reconstruct{", part) for part in parts]
     structured = [p for p in parts if p.startswith("prune-")]
@@ -52,9 +55,11 @@ def joined(*texts: str) -> str:
     return ",".join(t for t in texts if t.strip())
 
 
-def _prune(text: str) -> str:
+def _prune(text: str, int8: bool) -> str:
     parts = re.fullmatch(r"([^,]*?)\s*(,\s*[\w-]+\s*=.*)?", text.strip(), re.DOTALL)
     form, more = (parts[1], parts[2] or "") if parts else (text, "")
+    if int8 and re.fullmatch(r"\d+:\d+|16x4(:.*)?", form) and not re.search(r"\bwhole\s*=", more):
+        more = f",whole=true{more}"
     if re.fullmatch(r"\d+:\d+", form):
         return f'prune{{pattern="{form}"{more}}}'
     if found := re.fullmatch(rf"(\d+x\d+)(?::({_NUMBER}))?", form):

@@ -23,6 +23,7 @@ from llmc.targets.cpu.products import (
     n_of_m,
     qlinear,
     sparse,
+    sparse_int8,
     split_rows,
 )
 from llmc.targets.cpu.rows import norm, order, quantised, ragged, reduction, scan, softmax
@@ -56,6 +57,7 @@ LOWERINGS: Lowerings = layered(
     norm.LOWERINGS,
     conv.LOWERINGS,
     quantised.LOWERINGS,
+    sparse_int8.LOWERINGS,  # declines weights of few lines of zeros
     qlinear.LOWERINGS,
     int16_blocks.LOWERINGS,
     split_rows.LOWERINGS,

@@ -11,7 +11,8 @@ from llmc.targets.target import LINUX_ARM, LINUX_X86, Cpu, Target
 # Families of kernels that multiply integers.
 ATTENTION = frozenset({"int8_attention", "ragged_int8_attention"})
 BLOCKS = frozenset({"int16_blockwise", "int8_blockwise"})
-INTEGER = ATTENTION | BLOCKS | {"qlinear", "qconv2d", "split_linear", "int16_linear"}
+SKIPPING = frozenset({"sparse_qlinear"})  # lines of bytes, which no tile can take
+INTEGER = ATTENTION | BLOCKS | SKIPPING | {"qlinear", "qconv2d", "split_linear", "int16_linear"}
 
 
 # Linux's names of the features behind each LLMC_CPU_* bit of runtime/c/module.h.
@@ -50,7 +51,7 @@ AVX512AMX = replace(
     features=0b1111,
     needs="AVX-512 with VNNI and AMX",
     tiles=True,
-    own=INTEGER - ATTENTION - BLOCKS,
+    own=INTEGER - ATTENTION - BLOCKS - SKIPPING,
     base=AVX512VNNI,
 )
 AVX2 = Cpu("avx2", "x86-64-v3", (), 0b001, "AVX2 and FMA", 16, 8)
@@ -78,7 +79,7 @@ DOTPROD = Cpu(
     4,
     "aarch64",
     dots=True,
-    own=BLOCKS | {"qlinear", "qconv2d", "int16_linear"},
+    own=BLOCKS | SKIPPING | {"qlinear", "qconv2d", "int16_linear"},
     base=NEON,
 )
 A72 = Cpu("a72", "cortex-a72", (), 0x100, "NEON", 32, 4, "aarch64")

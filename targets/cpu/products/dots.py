@@ -76,7 +76,7 @@ def _tile(p: Product, item: Item, tile: Tile, row: Expr, part: int) -> None:
             raise LlmcError("products in parts have no kernel for ARM")
         lowest = p.zero is not None or p.pieces > 1
         acc = neon.sums(e, p.cpu, p.row_words, bases, p.w_words, panel, p.groups, p.strip, lowest)
-        _add_starts(p, tile, acc, column)
+        add_starts(p, tile, acc, column)
         store(p, tile, acc, row, column)
         return
     if p.groups <= _SHORT:
@@ -102,7 +102,7 @@ def _announce(p: Product, tile: Tile, row: Expr, column: Expr) -> None:
             p.e.prefetch(p.out, p.e.let(at + j), locality=2)
 
 
-def _add_starts(p: Product, tile: Tile, acc: Buffer, column: Expr) -> None:
+def add_starts(p: Product, tile: Tile, acc: Buffer, column: Expr) -> None:
     """What a zero point adds to sums that started at 0."""
     if p.zero is None:
         return

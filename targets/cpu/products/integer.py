@@ -133,11 +133,14 @@ class Product:
     def _operands(self, zero: str) -> None:
         """The pointers behind the rows; `zero` is the dtype of a zero point."""
         e = self.e
-        self.w = e.pointer("w", "i8")
+        self._weights()
         self.starts, self.w_scale = e.pointer("starts", "i32"), e.pointer("w_scale", "f32")
         self.zero_at = e.pointer("zero", zero) if zero else None
         self.extras = [e.pointer(step, "f32") for step in self.epilogue if step not in ACTIVATIONS]
         self.out = e.pointer("out", "f32")
+
+    def _weights(self) -> None:
+        self.w = self.e.pointer("w", "i8")
 
     def _aliases(self) -> None:
         self.row_words = self.e.alias(self.rows, "int32")

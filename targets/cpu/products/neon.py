@@ -53,7 +53,7 @@ def _in_blocks(e: Emitter, groups: int, size: int, body: Block) -> None:
         body(tirx.IntImm("int64", groups - groups % size), groups % size)
 
 
-def _flip(e: Emitter, value: Expr, lanes: int) -> Expr:
+def flip(e: Emitter, value: Expr, lanes: int) -> Expr:
     """Unsigned bytes around 128 as signed ones."""
     return e.let(tirx.bitwise_xor(value, splat(tirx.const(_TOP, "int32"), lanes)))
 
@@ -66,7 +66,7 @@ def _dots(
 
     def block(first: Expr, count: int) -> None:
         # a row is padded to 16 bytes, so a last block reads no further than the row
-        held = [_flip(e, e.load(rows, base + first, 4), 4) for base in bases]
+        held = [flip(e, e.load(rows, base + first, 4), 4) for base in bases]
         for group in range(count):
             line = e.let(start + (first + group) * width)
             for quad in range(QUADS):
@@ -110,7 +110,7 @@ def _widened(
     def block(first: Expr, count: int) -> None:
         held = []
         for base in bases:
-            four = [_flip(e, splat(e.load(rows, base + first + g), 2), 2) for g in range(count)]
+            four = [flip(e, splat(e.load(rows, base + first + g), 2), 2) for g in range(count)]
             held.append([e.let(tirx.reinterpret("int8x8", value)) for value in four])
         for pair in range(2 * QUADS):
             lines = [e.let(start + (first + g) * width + pair * 2) for g in range(count)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.calls import Call, Kernel, Packed
+from llmc.compiler.calls import Call, Kernel, Operand, Packed
 from llmc.compiler.dims import product
 from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import int16
@@ -69,27 +69,21 @@ def lower_int16_linear(node: Node) -> Call:
 
 def _lower(node: Node, parts: int, pieces: int = 1) -> Call:
     rows_node, w, w_scale, *others = node.inputs
-    zero, extras = _zero_and_extras(node, others)
+    zero, extras = zero_and_extras(node, others)
     if w.op != "constant" or w_scale.op != "constant":
         raise LlmcError(f"{node.op}: the weight is computed at run time")
     n, k = int(w.shape[0]), part_size(int(w.shape[1])) if pieces > 1 else int(w.shape[1])
     width = panel_width(n, WIDTHS)
     weight: Weight = w.attributes["value"]
     epilogue: tuple[str, ...] = node.attributes["epilogue"]
-    pad = partial(pad_columns, width=width)
     operands: list[Any] = [
         rows_node,
         Packed(
             weight, f"dots{width} {k}" if pieces > 1 else f"dots{width}", partial(pack_dots, width=width, k=k)
         ),
         Packed(weight, f"starts{width}x{parts}", partial(pack_starts, width=width, parts=parts)),
-        Packed(w_scale.attributes["value"], f"pad{width}", pad),
-        *zero,
+        *operands_after(node, w_scale, zero, extras, width),
     ]
-    for step, extra in zip([s for s in epilogue if s not in ACTIVATIONS], extras, strict=True):
-        if step == "bias" and extra.op != "constant":
-            raise LlmcError(f"{node.op}: the bias is computed at run time")
-        operands.append(Packed(extra.attributes["value"], f"pad{width}", pad) if step == "bias" else extra)
     rows = product(node.shape[:-1])
     kinds = tuple(z.dtype for z in zero)
     pointers = ("u8", "i8", "i32", "f32", *kinds, *("f32",) * (len(extras) + 1))
@@ -117,7 +111,22 @@ def _lower(node: Node, parts: int, pieces: int = 1) -> Call:
     )
 
 
-def _zero_and_extras(node: Node, others: Sequence[Node]) -> tuple[Sequence[Node], Sequence[Node]]:
+def operands_after(
+    node: Node, w_scale: Node, zero: Sequence[Node], extras: Sequence[Node], width: int
+) -> list[Operand]:
+    """The scales of columns, the zero point and what the epilogue reads, padded to panels of `width`."""
+    pad = partial(pad_columns, width=width)
+    found: list[Operand] = [Packed(w_scale.attributes["value"], f"pad{width}", pad), *zero]
+    loaded = [s for s in node.attributes["epilogue"] if s not in ACTIVATIONS]
+    for step, extra in zip(loaded, extras, strict=True):
+        if step == "bias" and extra.op != "constant":
+            raise LlmcError(f"{node.op}: the bias is computed at run time")
+        found.append(Packed(extra.attributes["value"], f"pad{width}", pad) if step == "bias" else extra)
+    return found
+
+
+def zero_and_extras(node: Node, others: Sequence[Node]) -> tuple[Sequence[Node], Sequence[Node]]:
+    """The inputs behind the scales of columns."""
     count = int(node.attributes.get("has_zero", False))
     return others[:count], others[count:]
 

@@ -129,14 +129,14 @@ class _Rows:
         with e.loop(0, groups, "k") as at:
             here = e.let(weights + at * p.strip)
             offsets = [p.offset(j * tile.lanes) for j in range(tile.vectors)]
-            pairs = [_pairs(e, e.load(p.w_words, here + offset, tile.lanes)) for offset in offsets]
+            lines = [pairs(e, e.load(p.w_words, here + offset, tile.lanes)) for offset in offsets]
             prefetch.ask(LANES)
             self.coming.ask(at)
             # Both halves of a row one after the other: LLVM joins their sums, and would hold those of all rows.
             for i in range(tile.rows):
-                lines = [e.let(at + (first + (2 * i + half) * words_of(p.k))) for half in range(2)]
-                halves = [self._broadcast(line) for line in lines]
-                for j, pair in enumerate(pairs):
+                places = [e.let(at + (first + (2 * i + half) * words_of(p.k))) for half in range(2)]
+                halves = [self._broadcast(place) for place in places]
+                for j, pair in enumerate(lines):
                     n = i * tile.vectors + j
                     for a, w in zip(halves, pair, strict=True):
                         e.set(acc, n, e.get(acc, n) + multiply(e, a, w, tile.lanes))
@@ -177,7 +177,7 @@ class _Levels(_Rows):
         store(p, Tile(2 * tile.rows, tile.vectors, tile.lanes), pieces, self.row, column)
 
 
-def _pairs(e: Emitter, w: Expr) -> tuple[Expr, Expr]:
+def pairs(e: Emitter, w: Expr) -> tuple[Expr, Expr]:
     """Bytes 0 and 2, and bytes 1 and 3, of each 4 bytes as signed 16-bit values."""
     lanes = int(str(w.ty.dtype).rpartition("x")[2])
     eight = splat(tirx.const(8, "int16"), 2 * lanes)
