@@ -70,7 +70,7 @@ def race(shape: tuple[int, int], share: float, options: Any, folder: Path) -> No
                 path = folder / f"{name} {shape[0]} {shape[1]} {share} {key[1]}"
                 graph = layers(*shape, max(r for r in options.rows if count(r) == key[1]))
                 compile_graph(graph, path, target=options.target, **made[name])
-                loaded[key] = llmc.load(path, threads=1)
+                loaded[key] = llmc.load(path, threads=1, variant=options.variant)
             if name == options.base:
                 continue
             found = compare(loaded[options.base, key[1]], loaded[key], batch=rows, duration=options.duration)
@@ -116,6 +116,7 @@ def main() -> int:
         "--base", choices=("dense", "int8"), default="dense", help="what the others are set beside"
     )
     parser.add_argument("--target", default="x86", help="also x86-avx2")
+    parser.add_argument("--variant", help="an instruction set of the target, such as avx2")
     parser.add_argument("--duration", type=float, default=1.0, help="seconds of each comparison")
     parser.add_argument("--model", action="store_true", help="the sentiment model instead")
     parser.add_argument("--seconds", type=float, default=180, help="of recovery")

@@ -124,7 +124,8 @@ def _walk(graph: Graph, found: Mapping[Node, Moments | Columns], known: Given) -
 
 
 def _readers(graph: Graph, node: Node) -> str:
-    names = dict.fromkeys(str(user.source) for user in graph.users[node] if OPS[user.op].product)
+    users = graph.users.get(node, ())  # a value that was turned for this has none
+    names = dict.fromkeys(str(user.source) for user in users if OPS[user.op].product) or [str(node.source)]
     return f"input of {', '.join(names)}"
 
 

@@ -14,6 +14,7 @@ from llmc.passes.compress.differ import Differ
 from llmc.passes.compress.factorize import Factorize
 from llmc.passes.compress.gptq import Gptq
 from llmc.passes.compress.prune import Prune
+from llmc.passes.compress.prune_channels import PruneChannels
 from llmc.passes.compress.prune_heads import PruneHeads
 from llmc.passes.compress.prune_neurons import PruneNeurons
 from llmc.passes.compress.reconstruct import Reconstruct, Wanda
@@ -57,6 +58,7 @@ _EXACT_OR_CLOSE: tuple[type[Pass], ...] = (
 _COMPRESSION: tuple[type[Pass], ...] = (
     PruneHeads,
     PruneNeurons,
+    PruneChannels,
     Factorize,
     Differ,
     Prune,

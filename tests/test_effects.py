@@ -103,6 +103,19 @@ def test_with_leave_it_is_not_claimed(options: dict[str, Any], images: Path) -> 
     assert list(found.module.functions.values()) == [graph]
 
 
+def test_zeros_that_int8_skips() -> None:
+    """Blocks of 16x4 stay zero when they are rounded, and both passes tell of the same weights."""
+    found = run(dense(64, 64, 64), prune="16x4:0.75", quant="int8")
+    levels = [
+        n.inputs[1].attributes["value"].array
+        for n in next(iter(found.module.functions.values())).nodes
+        if n.op == "qlinear"
+    ]
+    assert [np.count_nonzero(w.reshape(4, 16, 16, 4).any((1, 3))) for w in levels] == [16, 16]
+    told = {effect["of"]: (effect["changed"], dict(effect["left"])) for effect in found.effects}
+    assert told["products that skip zeros"] == (2, {})
+
+
 def test_states_in_fewer_bits_are_told() -> None:
     """As a lossy pass: what it does to the answers is measured, and the self-test answers for what is left."""
     found = run(windowed(9), level=3, state_dtype="int8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
@@ -12,11 +11,11 @@ import numpy as np
 from llmc.compiler.effects import Verdict, tell
 from llmc.compiler.given import given
 from llmc.compiler.graph import Graph, Node
-from llmc.compiler.moments import squares
+from llmc.compiler.moments import of_columns
 from llmc.compiler.ops import OPS, make
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError
-from llmc.passes.compress.weights import Array, Make, place, rebuild, share_of, skipped, taken
+from llmc.passes.compress.weights import Array, Make, rebuild, share_of, skipped, taken
 
 _POOLS = ("max_pool2d", "avg_pool2d")
 _REDUCTIONS = ("mean", "sum", "max", "min")
@@ -38,14 +37,14 @@ class Channels:
         conv: what makes them.
         carried: value -> where they lie in it.
         cuts: node -> (number of an input, its axis, elements of each channel) of weights that lose what goes.
-        readers: (product, axis of its weight, elements of each channel), whose sums lose terms.
+        readers: the products whose sums lose terms.
         left: why they stay; empty if they can go.
     """
 
     conv: Node
     carried: dict[Node, At] = field(default_factory=dict)
     cuts: dict[Node, list[tuple[int, int, int]]] = field(default_factory=dict)
-    readers: list[tuple[Node, int]] = field(default_factory=list)
+    readers: list[Node] = field(default_factory=list)
     left: str = ""
 
     @property
@@ -97,7 +96,7 @@ class PruneChannels(Pass):
     def run(self, graph: Graph) -> Graph:
         """Choose, then shrink all at once: a convolution may lose inputs and outputs."""
         every = [channels_of(graph, node) for node in graph.nodes if node.op == "conv2d"]
-        named = skipped(graph, [c.conv for c in every], self.skip, "convolution")
+        named = skipped(graph, [c.conv for c in every], self.skip)
         for channels in every:
             if channels.conv in named:
                 channels.left = "named by skip"
@@ -119,8 +118,9 @@ class PruneChannels(Pass):
             return []
         if self.by == "magnitude":
             return [(c, _filters(c) * _read(c)) for c in wanted]
-        found = squares(graph, {c.readers[0][0].inputs[0]: c.carried[c.readers[0][0].inputs[0]].axis for c in wanted}, given())
-        return [(c, np.sqrt(_each(found[c.readers[0][0].inputs[0]], c.count)) * _read(c)) for c in wanted]
+        sites = {c.conv: _site(c) for c in wanted}
+        found = of_columns(graph, list(sites.values()), given())
+        return [(c, np.sqrt(_each(found[sites[c.conv]].squares, c.count)) * _read(c)) for c in wanted]
 
 
 def channels_of(graph: Graph, conv: Node) -> Channels:
@@ -178,7 +178,7 @@ def _of_product(channels: Channels, node: Node, read: list[int], at: At) -> str:
     groups = node.attributes.get("groups", 1)
     if groups == 1:
         channels.cuts.setdefault(node, []).append((1, 1, at.each))
-        channels.readers.append((node, at.each))
+        channels.readers.append(node)
         return ""
     if not groups == channels.count == int(w.shape[0]):
         return "read in groups"
@@ -231,7 +231,9 @@ def _reshaped(node: Node, at: At) -> At | None:
     if after[at.axis] == before[at.axis]:
         return at
     behind = before[at.axis + 1 :]
-    if all(isinstance(d, int) for d in behind) and after[at.axis] == int(before[at.axis]) * prod(map(int, behind)):
+    if all(isinstance(d, int) for d in behind) and after[at.axis] == int(before[at.axis]) * prod(
+        map(int, behind)
+    ):
         return At(at.axis, at.each * prod(map(int, behind)))
     return None
 
@@ -283,7 +285,7 @@ def _filters(channels: Channels) -> Array:
 
 def _read(channels: Channels) -> Array:
     """The norm of the weights that read each channel."""
-    squared = [_norms(node.inputs[1], 1, channels.count) ** 2 for node, _ in channels.readers]
+    squared = [_norms(node.inputs[1], 1, channels.count) ** 2 for node in channels.readers]
     return np.asarray(np.sqrt(sum(squared[1:], start=squared[0])))
 
 
@@ -291,6 +293,16 @@ def _norms(weight: Node, axis: int, count: int) -> Array:
     """Of a weight, cut along an axis into `count` parts of one size."""
     array = np.moveaxis(weight.attributes["value"].array.astype(np.float64), axis, 0)
     return np.asarray(np.sqrt(np.square(array).reshape(count, -1).sum(1)))
+
+
+def _site(channels: Channels) -> Node:
+    """What the first reads that reads them, the channels along the last axis."""
+    value = channels.readers[0].inputs[0]
+    axis, last = channels.carried[value].axis, value.type.rank - 1
+    if axis == last:
+        return value
+    perm = (*(i for i in range(last + 1) if i != axis), axis)
+    return make("transpose", (value,), channels.readers[0].source, perm=perm)
 
 
 def _each(squares: Array, count: int) -> Array:

@@ -9,7 +9,7 @@ from llmc.errors import LlmcError
 
 _NUMBER = r"\d*\.?\d+"
 _FORMS = {
-    "prune": '0.3, 4x1:0.8, 16x4:0.8, 2:4, heads:0.25, neurons:0.25, or options such as sparsity=0.3,scope="layer"',
+    "prune": '0.3, 4x1:0.8, 16x4:0.8, 2:4, heads:0.25, neurons:0.25, channels:0.3, or options: sparsity=0.3,skip=["a"]',
     "share": "16, 256, or options such as clusters=16,tables=false",
     "factorize": "a rank such as 64, energy=0.9, or other options of the pass",
 }
@@ -35,6 +35,8 @@ def compression(
     """
     parts = [_prune(text, int8) for text in prune]
     if samples:
+        own = re.compile(r"^prune-channels{(?!.*\bby\s*=)")
+        parts = [own.sub('prune-channels{by="activations",', part) for part in parts]
         parts = [re.sub(r"^prune{", "reconstruct{", part) for part in parts]
     structured = [p for p in parts if p.startswith("prune-")]
     if factorize is not None:
@@ -67,7 +69,7 @@ def _prune(text: str, int8: bool) -> str:
         # of each layer so many: products gain by the blocks that are gone, and small weights keep some
         scope = "" if re.search(r"\bscope\s*=", more) else ',scope="layer"'
         return f'prune{{pattern="{found[1]}"{share}{scope}{more}}}'
-    if found := re.fullmatch(rf"(heads|neurons):({_NUMBER})", form):
+    if found := re.fullmatch(rf"(heads|neurons|channels):({_NUMBER})", form):
         return f"prune-{found[1]}{{fraction={found[2]}{more}}}"
     if re.fullmatch(_NUMBER, form):
         return f"prune{{sparsity={form}{more}}}"

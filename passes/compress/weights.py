@@ -87,6 +87,16 @@ def linears(graph: Graph, skip: Sequence[str] = (), *, decode: bool = False) -> 
     return found
 
 
+def skipped(graph: Graph, nodes: Sequence[Node], skip: Sequence[str]) -> set[Node]:
+    """Those of some convolutions whose module or weight a pattern names.
+
+    Raises:
+        LlmcError: a pattern fits none.
+    """
+    _all_used(graph, {p for p in skip if not any(_fits(node, p) for node in nodes)}, "conv2d")
+    return {node for node in nodes if any(_fits(node, p) for p in skip)}
+
+
 def _fits(node: Node, pattern: str) -> bool:
     # not of its bias: equal ones of several modules, such as zeros, are one constant with one name
     names = [w.attributes["value"].name for w in node.inputs[1:2] if w.op == "constant"]
@@ -112,11 +122,12 @@ def values_of(weight: Node) -> int:
     return int(weight.attributes["value"].array.size)
 
 
-def _all_used(graph: Graph, unused: set[str]) -> None:
+def _all_used(graph: Graph, unused: set[str], op: str = "linear") -> None:
     if unused:
-        places = sorted({n.source.path for n in graph.nodes if n.op == "linear"})
+        places = sorted({n.source.path for n in graph.nodes if n.op == op})
+        what = "product" if op == "linear" else "convolution"
         raise LlmcError(
-            f"skip: no product fits {sorted(unused)[0]!r}",
+            f"skip: no {what} fits {sorted(unused)[0]!r}",
             found=", ".join(places[:6]) + (" ..." if len(places) > 6 else ""),
             hint="a pattern is matched against the whole module path; * stands for anything",
         )

@@ -127,6 +127,9 @@ def sixteen() -> Graph:
     levels, scale = rng.integers(-128, 128, (45, WIDTH)).astype(np.int8), rng.random(45).astype(np.float32)
     levels[:9] = -128
     outputs = {"y": make("int16_linear", (make("int16_rows", (x,)), constant(levels), constant(scale)))}
+    kept = np.repeat(np.repeat(rng.random((3, 18)) < 0.3, 16, 0), 4, 1)[:45, :WIDTH]
+    lines = np.where(kept, np.maximum(levels, -127), np.int8(0))
+    outputs["lines"] = make("qlinear", (make("quantize_rows", (x,)), constant(lines), constant(scale)))
     for bits in (4, 8):
         stored = pack_indices(rng.integers(0, 1 << bits, (45, WIDTH)).astype(np.uint8), bits)
         scales = rng.normal(size=(45, 3)).astype(np.float16)

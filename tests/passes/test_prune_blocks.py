@@ -13,6 +13,7 @@ from llmc.compiler.effects import listening
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pipeline
+from llmc.errors import LlmcError
 from llmc.passes import PASSES
 from llmc.passes.compress.prune import SKIPPING, Pattern, Prune, kept
 from llmc.passes.compress.weights import products, values
@@ -90,6 +91,32 @@ def test_whether_n_of_m_are_skipped_is_told():
             Prune(pattern=pattern).run(product(64, 96))
         assert (heard[1].what, heard[1].changed) == (SKIPPING, int(not left))
         assert heard[1].left == ({f"of which {left} stay: up to 4 of 8 are skipped": 1} if left else {})
+
+
+def test_blocks_for_int8():
+    assert stored_as('prune{pattern="16x4"}') == ("bitmask", {"columns": 96, "height": 16})
+    text = 'prune{pattern="16x4",sparsity=0.75,whole=true}'
+    assert stored_as(text)[0] == "constant"
+    array = weight(run(text, product(64, 96)))
+    blocks = (array != 0).reshape(4, 16, 24, 4)
+    assert np.array_equal(blocks.any((1, 3)), blocks.all((1, 3)))
+    assert blocks.any((1, 3)).sum() == 24
+    with pytest.raises(LlmcError, match="multiple of 4 weights"):
+        run('prune{pattern="16x4",least=1}', product(16, 10))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sparsity", "left"),
+    [
+        ("16x4", 0.8, ""),
+        ("16x4", 0.25, "whose 75% of blocks left take up to 1.50 of a dense product's time"),
+        ("2:4", None, "in 2:4: of int8 only 16x4 is skipped"),
+    ],
+)
+def test_what_int8_skips_is_told(pattern, sparsity, left):
+    with listening() as heard:
+        Prune(sparsity, pattern, whole=True).run(product(64, 96))
+    assert heard[1].left == ({left: 1} if left else {})
 
 
 def test_a_zero_within_a_block_that_stays():

@@ -25,6 +25,18 @@ from llmc.passes.compress.shortcuts import compression
         ({"prune": ["4x1:0.8,scope=global"]}, 'prune{pattern="4x1",sparsity=0.8,scope=global}'),
         ({"prune": ['16x1:0.8,skip=["a"]']}, 'prune{pattern="16x1",sparsity=0.8,scope="layer",skip=["a"]}'),
         ({"prune": ["heads:0.25,scope=global"]}, "prune-heads{fraction=0.25,scope=global}"),
+        ({"prune": ["16x4:0.8"]}, 'prune{pattern="16x4",sparsity=0.8,scope="layer"}'),
+        (
+            {"prune": ["16x4:0.8", "2:4", "0.3"], "int8": True},
+            'prune{pattern="16x4",sparsity=0.8,scope="layer",whole=true},prune{pattern="2:4",whole=true},prune{sparsity=0.3}',
+        ),
+        ({"prune": ["2:4,whole=false"], "int8": True}, 'prune{pattern="2:4",whole=false}'),
+        ({"prune": ["0.3", "channels:0.25"]}, "prune-channels{fraction=0.25},prune{sparsity=0.3}"),
+        ({"prune": ["channels:0.25"], "samples": True}, 'prune-channels{by="activations",fraction=0.25}'),
+        (
+            {"prune": ['channels:0.3,by="magnitude"'], "samples": True},
+            'prune-channels{fraction=0.3,by="magnitude"}',
+        ),
         ({"share": "16"}, "share{clusters=16}"),
         ({"factorize": "energy=0.9"}, "factorize{energy=0.9}"),
         (

@@ -93,7 +93,7 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
     "--prune",
     metavar="SPEC",
     multiple=True,
-    help="Zeros or smaller matrices: 0.3, 4x1:0.8, 2:4, heads:0.25, neurons:0.25 or options; repeatable.",
+    help="Zeros, or less: 0.3, 2:4, 4x1:0.8, 16x4:0.8, heads:0.25, neurons:0.25, channels:0.3, options; repeatable.",
 )
 @click.option("--share", metavar="SPEC", help="Cluster weights to 16 or 256 values, or options of the pass.")
 @click.option("--factorize", metavar="SPEC", help="Two thin products for one: a rank, or energy=0.9.")

@@ -23,7 +23,7 @@ from llmc.compiler.dims import ceil_div, product
 from llmc.compiler.graph import Node, Weight
 from llmc.compiler.ops import OPS
 from llmc.compiler.ops.storage import n_of_m
-from llmc.targets.cpu.products.blocking import panel_width
+from llmc.targets.cpu.products.blocking import BLOCK_BYTES, panel_width
 from llmc.targets.cpu.products.linear import extra_operands
 from llmc.targets.cpu.storage.packing import pack_panels, pad_columns
 from llmc.targets.lowering import Lowerings
@@ -34,6 +34,7 @@ from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles
 
 ROWS = 64  # of an item
+_FEW = 2  # rows whose sums of one vector are too few registers to be busy
 _WRITTEN = 48  # products of a loop's body at most, where it is not for two groups
 
 Array = np.ndarray[Any, Any]
@@ -67,18 +68,23 @@ def _ordered(array: Array, form: Form) -> tuple[Array, Array]:
 
 
 def places(array: Array, *, form: Form, width: int) -> Array:
-    """i32 `[panels, chunks, width]`: the places of a chunk of groups, the first in the lowest bits."""
+    """i32 `[panels * width / 16, chunks, 16]`: the places of a chunk of groups, the first in the lowest bits."""
     found = _ordered(array, form)[0].astype(np.uint64)
     n, groups, _ = found.shape
     found = np.pad(found, ((0, 0), (0, -groups % form.chunk), (0, 0))).reshape(n, -1, form.chunk * form.kept)
     shifts = form.bits * np.arange(found.shape[-1], dtype=np.uint64)
     words = np.bitwise_or.reduce(found << shifts, -1).astype(np.uint32).view(np.int32)
-    return pack_panels(words, width)
+    return _strips(words, width)
 
 
 def values(array: Array, *, form: Form, width: int) -> Array:
-    """f32 `[panels, k / group, kept, width]`."""
-    return pack_panels(_ordered(array, form)[1].reshape(len(array), -1), width)
+    """f32 `[panels * width / 16, k / group, kept, 16]`."""
+    return _strips(_ordered(array, form)[1].reshape(len(array), -1), width)
+
+
+def _strips(array: Array, width: int) -> Array:
+    """Each vector of outputs is one stretch of memory: a tile of one vector reads it alone."""
+    return pack_panels(np.pad(array, ((0, -len(array) % width), (0, 0))), LANES)
 
 
 def lower_linear(node: Node) -> Call | None:
@@ -107,6 +113,7 @@ def lower_linear(node: Node) -> Call | None:
         ("f32", "i32", "f32", *("f32",) * (len(operands) - 2)),
         1,
         partial(emit_linear, n=n, k=k, width=width, form=form, epilogue=epilogue),
+        4 * ROWS * width,
     )
     return Call(
         kernel,
@@ -150,6 +157,7 @@ class _Panels:
         self.codes, self.weights = codes, weights
         self.groups = k // form.group
         self.lanes, self.each = cpu.lanes, LANES // cpu.lanes
+        self.waiting = e.scratch()
 
     def rows(self, panel: Expr, first: Expr, count: Expr, store: Callable[..., None]) -> None:
         """Rows first..first+count of a panel."""
@@ -157,44 +165,82 @@ class _Panels:
         if self.cpu.wide or vectors == 1:
             self._tiles(panel, first, count, vectors, self._rows_that_fit(vectors), store)
             return
-        # the sums of one row would wait for each other, were they those of one vector
+        # the sums of few rows would wait for each other, were they those of one vector
+        some = _FEW if self.each == 2 else 1
         with e.when(count == 1):
             self._tiles(panel, first, count, vectors, 1, store)
-        with e.when(count > 1):
-            self._tiles(panel, first, count, 1, self._rows_that_fit(1), store)
+        if some > 1:
+            with e.when(tirx.all(count > 1, count <= some)):
+                self._tiles(panel, first, count, 2, some, store)
+        with e.when(count > some):
+            self._tiles(panel, first, count, 1, self._rows_that_fit(1), store, some)
 
     def _tiles(
-        self, panel: Expr, first: Expr, count: Expr, vectors: int, height: int, store: Callable[..., None]
+        self,
+        panel: Expr,
+        first: Expr,
+        count: Expr,
+        vectors: int,
+        height: int,
+        store: Callable[..., None],
+        least: int = 1,
     ) -> None:
+        """By blocks of k, whose weights stay in L1 for all tiles; sums wait in scratch memory, as in `linear.py`."""
         for part in range(0, self.width // LANES, vectors):
+            here = min(vectors, self.width // LANES - part)
+            with self.e.loop(0, self._blocks(here), "block") as block:
 
-            def tile(row: Expr, rows: int, part: int = part) -> None:
-                column = self.e.let(panel * self.width + part * LANES)
-                store(self.sums(panel, part, row, rows, vectors), row, column, rows, vectors)
+                def tile(
+                    row: Expr, rows: int, part: int = part, here: int = here, block: Expr = block
+                ) -> None:
+                    acc = self._sums(block, panel, part, (row, row - first), rows, here)
+                    with self.e.when(block >= self._blocks(here) - 1):
+                        column = self.e.let(panel * self.width + part * LANES)
+                        store(self._whole(acc, rows, here), row, column, rows, here)
 
-            tiles(self.e, first, count, height, tile)
+                tiles(self.e, first, count, height, tile, least)
+
+    def _depth(self, vectors: int) -> int:
+        """Chunks of a block."""
+        return max(1, BLOCK_BYTES // (4 * LANES * vectors * self.form.chunk * self.form.kept))
+
+    def _blocks(self, vectors: int) -> int:
+        return max(1, -(-(self.groups // self.form.chunk) // self._depth(vectors)))
 
     def _rows_that_fit(self, vectors: int) -> int:
         """Their sums, two registers of weights and places for each vector, and three more."""
         registers = vectors * self.each
         return max(1, min(12, (self.cpu.vectors - 3 - 2 * registers) // registers))
 
-    def sums(self, panel: Expr, part: int, row: Expr, rows: int, vectors: int) -> Buffer:
-        """A tile's sums, of 16 lanes each, `[row][vector]`."""
-        e, form, count = self.e, self.form, vectors * self.each
+    def _sums(
+        self, block: Expr, panel: Expr, part: int, row: tuple[Expr, Expr], rows: int, vectors: int
+    ) -> Buffer:
+        """A tile's sums up to the end of a block, `[row][vector][register]`; `row` of all, and of the item's."""
+        e, form, count, blocks = self.e, self.form, vectors * self.each, self._blocks(vectors)
         acc = e.registers(rows * count, vector("float32", self.lanes))
+        places = [e.let(row[1] * (vectors * LANES) + i * self.lanes) for i in range(rows * count)]
         for i in range(rows * count):
             e.set(acc, i, splat(0.0, self.lanes))
+        with e.when(block > 0):
+            for i, at in enumerate(places):
+                e.set(acc, i, e.load(self.waiting, at, self.lanes))
         chunks, rest = divmod(self.groups, form.chunk)
-        base = e.let(row * self.k)
-        code = e.let(panel * (-(-self.groups // form.chunk) * self.width) + part * LANES)
-        weight = e.let(panel * (self.groups * form.kept * self.width) + part * LANES)
-        chunk = partial(self._chunk, acc, base, code, weight, rows, count)
-        with e.loop(0, chunks, "chunk") as number:
+        strip = e.let(panel * (self.width // LANES) + part)
+        code = e.let(strip * (-(-self.groups // form.chunk) * LANES))
+        weight = e.let(strip * (self.groups * form.kept * LANES))
+        chunk = partial(self._chunk, acc, e.let(row[0] * self.k), code, weight, rows, count)
+        depth = self._depth(vectors)
+        with e.loop(
+            e.let(block * depth), e.let(tirx.min((block + 1) * depth, i64(chunks))), "chunk"
+        ) as number:
             chunk(number, form.chunk)
+        with e.when(block < blocks - 1):
+            for i, at in enumerate(places):
+                e.store(self.waiting, at, e.get(acc, i))
         if rest:
-            chunk(i64(chunks), rest)
-        return self._whole(acc, rows, vectors)
+            with e.when(block >= blocks - 1):
+                chunk(i64(chunks), rest)
+        return acc
 
     def _whole(self, acc: Buffer, rows: int, vectors: int) -> Buffer:
         """The registers of a vector side by side."""
@@ -221,15 +267,20 @@ class _Panels:
         """The groups of a word of places: a few written out, the word being shifted for the next."""
         e, form = self.e, self.form
         held = e.registers(count, vector("int32", self.lanes))
-        at = e.let(code + number * self.width)
+        at = e.let(code + number * LANES)
         for j in range(count):
-            e.set(held, j, e.load(self.codes, at + j * self.lanes, self.lanes))
+            e.set(held, j, e.load(self.codes, at + self._place(j, -(-self.groups // form.chunk)), self.lanes))
         first = e.let(number * form.chunk)
         whole = groups % 2 or rows * count * form.kept * groups <= _WRITTEN
         written = groups if whole else 2
         with e.loop(0, groups // written, "few") as few:
             for g in range(written):
                 self._group(acc, base, weight, rows, count, e.let(first + few * written + g), held)
+
+    def _place(self, register: int, lines: int) -> int:
+        """Where the elements of a register are behind those of the first, of strips of so many lines."""
+        vector, part = divmod(register, self.each)
+        return vector * lines * LANES + part * self.lanes
 
     def _group(
         self, acc: Buffer, base: Expr, weight: Expr, rows: int, count: int, group: Expr, held: Buffer
@@ -238,9 +289,9 @@ class _Panels:
         e, form = self.e, self.form
         given = [self._inputs(e.let(base + group * form.group + i * self.k)) for i in range(rows)]
         for kept in range(form.kept):
-            line = e.let((group * form.kept + kept) * self.width + weight)
+            line = e.let((group * form.kept + kept) * LANES + weight)
             for j in range(count):
-                w = e.load(self.weights, line + j * self.lanes, self.lanes)
+                w = e.load(self.weights, line + self._place(j, self.groups * form.kept), self.lanes)
                 control = self._control(e.let(e.get(held, j)))
                 for i in range(rows):
                     a = self._permuted(given[i], control)
