@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from llmc.compiler.ops import OPS, make
 from llmc.compiler.pipeline import LOSSY, Keeps, Pass
 from llmc.errors import LlmcError
 from llmc.passes.compress.weights import Array, Make, rebuild, share_of, skipped, taken
+from llmc.passes.match import is_of_adapter
 
 _POOLS = ("max_pool2d", "avg_pool2d")
 _REDUCTIONS = ("mean", "sum", "max", "min")
@@ -23,10 +24,21 @@ _REDUCTIONS = ("mean", "sum", "max", "min")
 
 @dataclass(frozen=True)
 class At:
-    """Where the channels of a convolution lie in a value: of `axis` each has `each` elements, side by side."""
+    """Where the channels of a convolution lie in a value: `axis` is `outer` times all of them, `each` elements each."""
 
     axis: int
     each: int = 1
+    outer: int = 1
+
+    def spread(self, keep: Array, count: int) -> Array:
+        """What stays of the axis, of `count` channels of which these stay."""
+        every = np.arange(self.outer * count * self.each).reshape(self.outer, count, self.each)
+        return np.asarray(every[:, keep].reshape(-1))
+
+    def by_channel(self, array: Array, count: int) -> Array:
+        """An array whose first axis is this one, [channels, what each has]."""
+        parts = array.reshape(self.outer, count, self.each, -1)
+        return np.asarray(parts.swapaxes(0, 1).reshape(count, -1))
 
 
 @dataclass
@@ -34,17 +46,17 @@ class Channels:
     """The channels of one convolution: all that makes, carries or reads them.
 
     Args:
-        conv: what makes them.
+        conv: what makes them: a `conv2d`, or the `linear` that one of 1x1 has become.
         carried: value -> where they lie in it.
-        cuts: node -> (number of an input, its axis, elements of each channel) of weights that lose what goes.
-        readers: the products whose sums lose terms.
+        cuts: node -> (number of an input, where they lie in it) of weights that lose what goes.
+        readers: the products whose sums lose terms, and where the channels lie in the inputs of their weights.
         left: why they stay; empty if they can go.
     """
 
     conv: Node
     carried: dict[Node, At] = field(default_factory=dict)
-    cuts: dict[Node, list[tuple[int, int, int]]] = field(default_factory=dict)
-    readers: list[Node] = field(default_factory=list)
+    cuts: dict[Node, list[tuple[int, At]]] = field(default_factory=dict)
+    readers: list[tuple[Node, At]] = field(default_factory=list)
     left: str = ""
 
     @property
@@ -95,7 +107,7 @@ class PruneChannels(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """Choose, then shrink all at once: a convolution may lose inputs and outputs."""
-        every = [channels_of(graph, node) for node in graph.nodes if node.op == "conv2d"]
+        every = [channels_of(graph, node) for node in graph.nodes if _is_convolution(node)]
         named = skipped(graph, [c.conv for c in every], self.skip)
         for channels in every:
             if channels.conv in named:
@@ -120,22 +132,22 @@ class PruneChannels(Pass):
             return [(c, _filters(c) * _read(c)) for c in wanted]
         sites = {c.conv: _site(c) for c in wanted}
         found = of_columns(graph, list(sites.values()), given())
-        return [(c, np.sqrt(_each(found[sites[c.conv]].squares, c.count)) * _read(c)) for c in wanted]
+        return [(c, _loudness(c, found[sites[c.conv]].squares) * _read(c)) for c in wanted]
 
 
 def channels_of(graph: Graph, conv: Node) -> Channels:
-    """Follows the channels of a `conv2d` to all that reads them."""
+    """Follows the channels of a convolution to all that reads them."""
     channels = Channels(conv)
     if conv.inputs[1].op != "constant":
         channels.left = f"whose weight is stored as {conv.inputs[1].op}"
-    elif conv.attributes["groups"] > 1:
+    elif conv.attributes.get("groups", 1) > 1:
         channels.left = "in groups, which follow what they read"
     elif "residual" in conv.attributes["epilogue"]:
         channels.left = "added to others"
     if channels.left:
         return channels
     channels.carried[conv] = At(_axis(conv))
-    channels.cuts[conv] = [(i, 0, 1) for i in range(1, len(conv.inputs))]
+    channels.cuts[conv] = [(i, At(0)) for i in range(1, len(conv.inputs))]
     for node in graph.nodes:
         read = [i for i, value in enumerate(node.inputs) if value in channels.carried]
         if read and node is not conv:
@@ -150,7 +162,11 @@ def channels_of(graph: Graph, conv: Node) -> Channels:
 
 
 def _axis(conv: Node) -> int:
-    return conv.type.rank - 1 if conv.attributes["channels_last"] else 1
+    return conv.type.rank - 1 if conv.op == "linear" or conv.attributes["channels_last"] else 1
+
+
+def _is_convolution(node: Node) -> bool:
+    return node.op == "conv2d" or (node.op == "linear" and node.type.rank == 4 and not is_of_adapter(node))
 
 
 def _follow(channels: Channels, node: Node, read: list[int]) -> str:
@@ -177,14 +193,15 @@ def _of_product(channels: Channels, node: Node, read: list[int], at: At) -> str:
         return "read by a linear along another axis"
     groups = node.attributes.get("groups", 1)
     if groups == 1:
-        channels.cuts.setdefault(node, []).append((1, 1, at.each))
-        channels.readers.append(node)
+        read_at = replace(at, axis=1)
+        channels.cuts.setdefault(node, []).append((1, read_at))
+        channels.readers.append((node, read_at))
         return ""
     if not groups == channels.count == int(w.shape[0]):
         return "read in groups"
     if "residual" in node.attributes["epilogue"]:
         return "added to others"
-    channels.cuts[node] = [(i, 0, 1) for i in range(1, len(node.inputs))]
+    channels.cuts[node] = [(i, At(0)) for i in range(1, len(node.inputs))]
     channels.carried[node] = At(_axis(node))
     return ""
 
@@ -196,15 +213,15 @@ def _of_elementwise(channels: Channels, node: Node, at: At) -> str:
     for number, other in enumerate(node.inputs):
         mine = channels.carried.get(other)
         if mine is not None:
-            if (other.type.rank - mine.axis, mine.each) != (behind, at.each):
+            if (other.type.rank - mine.axis, mine.each, mine.outer) != (behind, at.each, at.outer):
                 return "read by others along another axis"
         elif other.type.rank >= behind and other.shape[-behind] != 1:
             if other.op != "constant":
                 return f"joined with others by {node.op}"
-            cuts.append((number, other.type.rank - behind, at.each))
+            cuts.append((number, replace(at, axis=other.type.rank - behind)))
     if cuts:
         channels.cuts[node] = cuts
-    channels.carried[node] = At(node.type.rank - behind, at.each)
+    channels.carried[node] = replace(at, axis=node.type.rank - behind)
     return ""
 
 
@@ -217,25 +234,25 @@ def _moved(node: Node, at: At) -> At | None:
         axes = [axis % x.type.rank for axis in a["axes"]]
         if at.axis in axes:
             return None
-        return at if a["keepdims"] else At(at.axis - sum(axis < at.axis for axis in axes), at.each)
+        gone = 0 if a["keepdims"] else sum(axis < at.axis for axis in axes)
+        return replace(at, axis=at.axis - gone)
     if node.op == "transpose":
-        return At(a["perm"].index(at.axis), at.each)
+        return replace(at, axis=a["perm"].index(at.axis))
     return _reshaped(node, at) if node.op == "reshape" else None
 
 
 def _reshaped(node: Node, at: At) -> At | None:
-    """The axis of the channels stays one, or takes those behind it, of fixed size, into itself."""
+    """The axis of the channels stays one, or the last axis takes in all that is behind another, of fixed size."""
     before, after = node.inputs[0].shape, node.shape
-    if len(after) <= at.axis or before[: at.axis] != after[: at.axis] or not isinstance(after[at.axis], int):
-        return None
-    if after[at.axis] == before[at.axis]:
+    if before[: at.axis + 1] == after[: at.axis + 1]:
         return at
-    behind = before[at.axis + 1 :]
-    if all(isinstance(d, int) for d in behind) and after[at.axis] == int(before[at.axis]) * prod(
-        map(int, behind)
-    ):
-        return At(at.axis, at.each * prod(map(int, behind)))
-    return None
+    first = len(after) - 1
+    joined = before[first:]
+    if first > at.axis or before[:first] != after[:first] or not all(isinstance(d, int) for d in joined):
+        return None
+    sizes = [int(d) for d in joined]
+    number = at.axis - first
+    return At(first, at.each * prod(sizes[number + 1 :]), prod(sizes[:number]) * at.outer)
 
 
 def shrunk(graph: Graph, chosen: list[tuple[Channels, Array]]) -> Graph:
@@ -244,7 +261,9 @@ def shrunk(graph: Graph, chosen: list[tuple[Channels, Array]]) -> Graph:
     sizes: dict[Node, list[tuple[At, int, bool]]] = {}
     for channels, keep in chosen:
         for node, taken_off in channels.cuts.items():
-            cuts.setdefault(node, []).extend((i, axis, spread(keep, each)) for i, axis, each in taken_off)
+            cuts.setdefault(node, []).extend(
+                (i, a.axis, a.spread(keep, channels.count)) for i, a in taken_off
+            )
         for node, at in channels.carried.items():
             if node.op == "reshape" or node.attributes.get("groups", 1) > 1:
                 sizes.setdefault(node, []).append((at, len(keep), node.op == "reshape"))
@@ -260,7 +279,7 @@ def _made(node: Node, cuts: list[tuple[int, int, Array]], sizes: list[tuple[At, 
         for at, count, is_reshape in sizes:
             if is_reshape:
                 shape = list(attributes["shape"])
-                shape[at.axis] = count * at.each
+                shape[at.axis] = at.outer * count * at.each
                 attributes["shape"] = tuple(shape)
             else:
                 attributes["groups"] = count
@@ -269,42 +288,38 @@ def _made(node: Node, cuts: list[tuple[int, int, Array]], sizes: list[tuple[At, 
     return anew
 
 
-def spread(keep: Array, each: int) -> Array:
-    """Of channels that stay, what stays of an axis on which each has `each` elements."""
-    return np.asarray((keep[:, None] * each + np.arange(each)).reshape(-1))
-
-
 def _filters(channels: Channels) -> Array:
     """The norm of each filter, times that of the depthwise filter that carries it on."""
     found = np.ones(channels.count)
-    for node, at in channels.carried.items():
-        if node.op == "conv2d" and at.each == 1:
-            found = found * _norms(node.inputs[1], 0, channels.count)
+    for node in channels.carried:
+        if _is_convolution(node):
+            found = found * _norms(node.inputs[1], At(0), channels.count)
     return found
 
 
 def _read(channels: Channels) -> Array:
     """The norm of the weights that read each channel."""
-    squared = [_norms(node.inputs[1], 1, channels.count) ** 2 for node in channels.readers]
+    squared = [_norms(node.inputs[1], at, channels.count) ** 2 for node, at in channels.readers]
     return np.asarray(np.sqrt(sum(squared[1:], start=squared[0])))
 
 
-def _norms(weight: Node, axis: int, count: int) -> Array:
-    """Of a weight, cut along an axis into `count` parts of one size."""
-    array = np.moveaxis(weight.attributes["value"].array.astype(np.float64), axis, 0)
-    return np.asarray(np.sqrt(np.square(array).reshape(count, -1).sum(1)))
+def _norms(weight: Node, at: At, count: int) -> Array:
+    """Of what each channel has of a weight."""
+    array = np.moveaxis(weight.attributes["value"].array.astype(np.float64), at.axis, 0)
+    return np.asarray(np.linalg.norm(at.by_channel(array, count), axis=1))
+
+
+def _loudness(channels: Channels, squares: Array) -> Array:
+    """The root of the mean square of each channel, but for what is one factor for all."""
+    value = channels.readers[0][0].inputs[0]
+    return np.asarray(np.sqrt(channels.carried[value].by_channel(squares, channels.count).mean(1)))
 
 
 def _site(channels: Channels) -> Node:
     """What the first reads that reads them, the channels along the last axis."""
-    value = channels.readers[0].inputs[0]
+    value = channels.readers[0][0].inputs[0]
     axis, last = channels.carried[value].axis, value.type.rank - 1
     if axis == last:
         return value
     perm = (*(i for i in range(last + 1) if i != axis), axis)
-    return make("transpose", (value,), channels.readers[0].source, perm=perm)
-
-
-def _each(squares: Array, count: int) -> Array:
-    """The mean of what each channel has."""
-    return np.asarray(squares.reshape(count, -1).mean(1))
+    return make("transpose", (value,), channels.readers[0][0].source, perm=perm)

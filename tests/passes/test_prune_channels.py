@@ -59,8 +59,9 @@ def chain(last: bool = False) -> Graph:
     y = make("max_pool2d", (y,), kernel=(2, 2), stride=(2, 2), channels_last=last)
     y = make("mul", (y, net.weight(*((16,) if last else (16, 1, 1)))))
     y = net.conv(y, "b", 24, epilogue=("bias", "relu6"))
-    if last:
-        y = make("transpose", (y,), perm=(0, 3, 1, 2))
+    if last:  # as 1x1 convolutions are after channels-last, and pixels before channels in what is flat
+        more = (net.weight(24, 24, name="c.weight"), net.weight(24, name="c.bias"))
+        y = make("linear", (y, *more), Source("c"), epilogue=("bias", "relu"))
     y = make("reshape", (y,), shape=(symbol("batch"), 24 * 16))
     return net.graph(y=net.head(y))
 
@@ -76,19 +77,19 @@ def pooled() -> Graph:
 
 def zeroed(graph: Graph, after: Graph) -> Graph:
     """`graph` with zero weights for the channels that `after` has no more, told by their biases."""
-    new = {n.source.path: n for n in after.nodes if n.op == "conv2d"}
+    new = {n.source.path: n for n in after.nodes if n.op in ("conv2d", "linear") and n.type.rank == 4}
     table: dict[Node, Node] = {}
     for node in graph.nodes:
-        if node.op != "conv2d":
+        if str(node.source) not in new or node.op not in ("conv2d", "linear"):
             continue
         channels = channels_of(graph, node)
         kept = new[node.source.path].inputs[2].attributes["value"].array  # biases tell which
         bias = node.inputs[2].attributes["value"].array
         gone = ~np.isin(bias, kept)
-        for reader in channels.readers if gone.any() else ():
+        for reader, at in channels.readers if gone.any() else ():
             w = table.get(reader.inputs[1], reader.inputs[1])
             array = w.attributes["value"].array.copy()
-            array.reshape(len(array), len(gone), -1)[:, gone] = 0
+            array.reshape(len(array), at.outer, len(gone), -1)[:, :, gone] = 0
             table[reader.inputs[1]] = constant(array, w.attributes["value"].name)
     return replaced(graph, table)
 

@@ -36,6 +36,7 @@ def decoded(node: Node) -> Array:
 CASES = [
     ((100, 68, 2, 4), Form(2, 4)),
     ((5, 64, 2, 4, 0), Form(2, 4)),
+    ((16, 1636, 2, 4), Form(2, 4)),  # three blocks of k and a rest
     ((64, 76, 1, 4), Form(1, 4)),
     ((33, 40, 4, 8, 2), Form(4, 8)),
     ((48, 56, 3, 8), Form(3, 8)),
