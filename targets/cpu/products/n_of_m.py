@@ -208,6 +208,21 @@ class _Panels:
         return max(1, -(-(self.groups // self.form.chunk) // self._depth(vectors)))
 
     def _rows_that_fit(self, vectors: int) -> int:
+        """Their sums, two registers of weights and places for each vector, and three more; of few registers those of
+        what each row reads are counted too."""
+        registers = vectors * self.each
+        if self.cpu.vectors < 32:
+            return max(1, (self.cpu.vectors - 1 - 2 * registers) // (registers + 1))
+        return max(1, min(12, (self.cpu.vectors - 3 - 2 * registers) // registers))
+
+    def _depth(self, vectors: int) -> int:
+        """Chunks of a block."""
+        return max(1, BLOCK_BYTES // (4 * LANES * vectors * self.form.chunk * self.form.kept))
+
+    def _blocks(self, vectors: int) -> int:
+        return max(1, -(-(self.groups // self.form.chunk) // self._depth(vectors)))
+
+    def _rows_that_fit(self, vectors: int) -> int:
         """Their sums, two registers of weights and places for each vector, and three more."""
         registers = vectors * self.each
         return max(1, min(12, (self.cpu.vectors - 3 - 2 * registers) // registers))
@@ -218,25 +233,27 @@ class _Panels:
         """A tile's sums up to the end of a block, `[row][vector][register]`; `row` of all, and of the item's."""
         e, form, count, blocks = self.e, self.form, vectors * self.each, self._blocks(vectors)
         acc = e.registers(rows * count, vector("float32", self.lanes))
-        places = [e.let(row[1] * (vectors * LANES) + i * self.lanes) for i in range(rows * count)]
+        first = e.let(row[1] * (vectors * LANES))
+        places = [first + i * self.lanes for i in range(rows * count)]
         for i in range(rows * count):
             e.set(acc, i, splat(0.0, self.lanes))
-        with e.when(block > 0):
-            for i, at in enumerate(places):
-                e.set(acc, i, e.load(self.waiting, at, self.lanes))
+        if blocks > 1:
+            with e.when(block > 0):
+                for i, at in enumerate(places):
+                    e.set(acc, i, e.load(self.waiting, at, self.lanes))
         chunks, rest = divmod(self.groups, form.chunk)
         strip = e.let(panel * (self.width // LANES) + part)
         code = e.let(strip * (-(-self.groups // form.chunk) * LANES))
         weight = e.let(strip * (self.groups * form.kept * LANES))
         chunk = partial(self._chunk, acc, e.let(row[0] * self.k), code, weight, rows, count)
         depth = self._depth(vectors)
-        with e.loop(
-            e.let(block * depth), e.let(tirx.min((block + 1) * depth, i64(chunks))), "chunk"
-        ) as number:
+        end = e.let(tirx.min((block + 1) * depth, i64(chunks))) if blocks > 1 else i64(chunks)
+        with e.loop(e.let(block * depth) if blocks > 1 else 0, end, "chunk") as number:
             chunk(number, form.chunk)
-        with e.when(block < blocks - 1):
-            for i, at in enumerate(places):
-                e.store(self.waiting, at, e.get(acc, i))
+        if blocks > 1:
+            with e.when(block < blocks - 1):
+                for i, at in enumerate(places):
+                    e.store(self.waiting, at, e.get(acc, i))
         if rest:
             with e.when(block >= blocks - 1):
                 chunk(i64(chunks), rest)
@@ -271,7 +288,8 @@ class _Panels:
         for j in range(count):
             e.set(held, j, e.load(self.codes, at + self._place(j, -(-self.groups // form.chunk)), self.lanes))
         first = e.let(number * form.chunk)
-        whole = groups % 2 or rows * count * form.kept * groups <= _WRITTEN
+        most = _WRITTEN if self.cpu.vectors >= 32 else 2 * _WRITTEN
+        whole = groups % 2 or rows * count * form.kept * groups <= most
         written = groups if whole else 2
         with e.loop(0, groups // written, "few") as few:
             for g in range(written):
