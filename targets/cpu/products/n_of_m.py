@@ -34,6 +34,7 @@ from llmc.targets.tir.later import tirx
 from llmc.targets.tir.tiling import tiles
 
 ROWS = 64  # of an item
+_AHEAD = 64  # values of a row that are asked for early, where sums have few registers
 _FEW = 2  # rows whose sums of one vector are too few registers to be busy
 _WRITTEN = 48  # products of a loop's body at most, where it is not for two groups
 
@@ -293,6 +294,11 @@ class _Panels:
         written = groups if whole else 2
         with e.loop(0, groups // written, "few") as few:
             for g in range(written):
+                # by every second product: with more or fewer, LLVM's code for AVX2 takes up to half as long again
+                if self.cpu.vectors < 32 and rows > 1 and g % max(1, 2 // form.kept) == 0:
+                    at = e.let((first + few * written + g) * form.group + base)
+                    for i in range(rows):
+                        e.prefetch(self.x, at + (i * self.k + _AHEAD))
                 self._group(acc, base, weight, rows, count, e.let(first + few * written + g), held)
 
     def _place(self, register: int, lines: int) -> int:
