@@ -216,18 +216,6 @@ class _Panels:
             return max(1, (self.cpu.vectors - 1 - 2 * registers) // (registers + 1))
         return max(1, min(12, (self.cpu.vectors - 3 - 2 * registers) // registers))
 
-    def _depth(self, vectors: int) -> int:
-        """Chunks of a block."""
-        return max(1, BLOCK_BYTES // (4 * LANES * vectors * self.form.chunk * self.form.kept))
-
-    def _blocks(self, vectors: int) -> int:
-        return max(1, -(-(self.groups // self.form.chunk) // self._depth(vectors)))
-
-    def _rows_that_fit(self, vectors: int) -> int:
-        """Their sums, two registers of weights and places for each vector, and three more."""
-        registers = vectors * self.each
-        return max(1, min(12, (self.cpu.vectors - 3 - 2 * registers) // registers))
-
     def _sums(
         self, block: Expr, panel: Expr, part: int, row: tuple[Expr, Expr], rows: int, vectors: int
     ) -> Buffer:
