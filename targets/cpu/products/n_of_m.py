@@ -282,7 +282,7 @@ class _Panels:
         written = groups if whole else 2
         with e.loop(0, groups // written, "few") as few:
             for g in range(written):
-                # by every second product: with more or fewer, LLVM's code for AVX2 takes up to half as long again
+                # by every second product: other spacings were slower (bench/sparse.py --target x86-avx2)
                 if self.cpu.vectors < 32 and rows > 1 and g % max(1, 2 // form.kept) == 0:
                     at = e.let((first + few * written + g) * form.group + base)
                     for i in range(rows):
