@@ -80,8 +80,8 @@ class Masks:
 
     @property
     def by_samples(self) -> bool:
-        """Whether training is to begin with what `reconstruct` makes of the weights: many zeros are no small step."""
-        return self._height > 1 and self._change.scope == "layer"
+        """Whether training can begin with what `reconstruct` makes of the weights; it does not rank all blocks."""
+        return self._height == 1 or self._change.scope == "layer"
 
     @property
     def _height(self) -> int:
