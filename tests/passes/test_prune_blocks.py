@@ -126,12 +126,10 @@ def test_all_that_a_pattern_does_not_divide_is_named():
         make("linear", (x, constant(np.ones(shape, np.float32), f"w{i}")), Source(f"layer.{i}"), epilogue=())
         for i, shape in enumerate(shapes)
     ]
+    graph = Graph((x,), {f"y{i}": y for i, y in enumerate(made)})
     with pytest.raises(LlmcError) as caught:
-        run('prune{pattern="4x1",least=1}', Graph((x,), {f"y{i}": y for i, y in enumerate(made)}))
+        run('prune{pattern="4x1",least=1}', graph)
     assert caught.value.at == "layer.0"
     assert caught.value.found == "a weight of [10, 8], and 2 more products that it does not divide"
     assert caught.value.hint == 'leave them out: skip=["layer.0","layer.2","layer.3"]'
-    run(
-        f'prune{{pattern="4x1",least=1,{caught.value.hint.split(": ")[1]}}}',
-        Graph((x,), {"y": made[0], "z": made[1]}),
-    )
+    run(f'prune{{pattern="4x1",least=1,{caught.value.hint.split(": ")[1]}}}', graph)
