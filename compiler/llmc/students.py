@@ -63,6 +63,8 @@ class Student:
         if settings.specs:
             masks = _masks(settings, model, graph(), examples, batch)
             student = Student(teacher, model, masks.weights, masks=masks)
+            if isinstance(masks, Masks) and (settings.lora is not None or not student.by_samples(settings)):
+                masks.warn()
         else:
             rounding = Rounding(settings.rounding, model, graph())
             student = Student(teacher, model, rounding.weights, rounding=rounding)
