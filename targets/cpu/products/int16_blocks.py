@@ -24,7 +24,7 @@ from llmc.compiler.ops import int8_blocks, int16
 from llmc.compiler.ops.split import part_size
 from llmc.compiler.ops.storage import unpack_indices
 from llmc.errors import LlmcError
-from llmc.targets.cpu.products import neon, widened
+from llmc.targets.cpu.products import amx, neon, widened
 from llmc.targets.cpu.products.blocking import panel_width
 from llmc.targets.cpu.products.dots import vnni
 from llmc.targets.cpu.products.integer import (
@@ -38,6 +38,7 @@ from llmc.targets.cpu.products.integer import (
 from llmc.targets.cpu.products.linear import extra_operands
 from llmc.targets.cpu.products.qlinear import pack_dots
 from llmc.targets.cpu.storage.packing import pack_panels, pad_columns
+from llmc.targets.cpu.variants import TILED_BLOCKS
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, fma, i64, splat, vector
 from llmc.targets.tir.later import tirx
@@ -78,8 +79,9 @@ def _lower(node: Node, pieces: int) -> Call:
     rows = product(node.shape[:-1])
     shape = (n, columns, bits, block, width, epilogue, scales.dtype, pieces)
     pointers = ("u8", "i8", scales.dtype, *("f32",) * (len(operands) - 2))
-    scratch = widened.scratch(part_size(columns))
-    kernel = Kernel(node.op, shape, pointers, 1, partial(emit_blocks, shape=shape), scratch)
+    scratch = max(widened.scratch(part_size(columns)), amx.blocks_scratch())
+    family = TILED_BLOCKS if pieces == 2 and bits == 8 else node.op
+    kernel = Kernel(family, shape, pointers, 1, partial(emit_blocks, shape=shape), scratch)
     return Call(
         kernel,
         (*operands, node),
@@ -97,6 +99,9 @@ def emit_blocks(symbol: str, cpu: Cpu, *, shape: tuple[Any, ...]) -> Any:
     e = Emitter(symbol)
     p = _Blocks(e, cpu, shape)
     scratch = e.scratch("int32")
+    if cpu.tiles and p.tiled:
+        amx.emit_blocks(p, scratch)
+        return e.function()
     with p.items() as item:
 
         def rows(row: Expr, height: int) -> None:
@@ -156,6 +161,12 @@ class _Blocks(Product):
         return 0 if self.cpu.machine == "aarch64" and self.bits == 8 else 1 << (self.bits - 1)
 
     @property
+    def tiled(self) -> bool:
+        """Whether blocks are made of whole tiles of bytes."""
+        of_bytes = self.pieces == 2 and self.bits == 8
+        return of_bytes and not (self.block % amx.DEPTH or self.columns_of_row % amx.DEPTH)
+
+    @property
     def stride(self) -> int:
         bytes_of = int8_blocks.row_bytes if self.pieces == 1 else int16.row_bytes
         return bytes_of(self.columns_of_row, self.block)
@@ -179,6 +190,16 @@ class _Blocks(Product):
             return None
         scale = self.e.load(self.row_floats, self.tail(row, number) + self.blocks_of_row)
         return self.e.let(splat(scale, self.lanes))
+
+    def joined(self, pieces: list[Expr], zero: Expr | None) -> Expr:
+        """The sum of a block as floats, of those of its pieces."""
+        e, total = self.e, pieces[0]
+        if len(pieces) == 2:
+            eight = splat(tirx.const(8, "int32"), self.lanes)
+            total = e.let(e.let(tirx.shift_left(pieces[0], eight)) + pieces[1])
+        if zero is not None:
+            total = e.let(total - splat(zero, self.lanes))
+        return e.let(tirx.Cast(vector("float32", self.lanes), total))
 
     def scale_of_block(self, column: Expr, number: Expr, locality: int) -> Expr:
         """The scales of `lanes` columns in a block; those of the next panel come nearer."""
@@ -260,13 +281,7 @@ class _Tile:
         """The sum of a block of row i and vector j as floats."""
         e, p = self.e, self.p
         parts = [e.let(e.get(sums, (i * self.pieces + b) * self.vectors + j)) for b in range(self.pieces)]
-        total = parts[0]
-        if self.pieces == 2:
-            eight = splat(tirx.const(8, "int32"), p.lanes)
-            total = e.let(e.let(tirx.shift_left(parts[0], eight)) + parts[1])
-        if zero is not None:
-            total = e.let(total - splat(zero, p.lanes))
-        return e.let(tirx.Cast(vector("float32", p.lanes), total))
+        return p.joined(parts, zero)
 
     def _store(self, totals: Buffer, column: Expr) -> None:
         """The row's scale and the epilogue."""
