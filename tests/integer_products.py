@@ -80,8 +80,11 @@ def blocks_product(
     block: int,
     epilogue: tuple[str, ...] = (),
     dtype: Any = np.float32,
+    zeros: bool = False,
 ) -> Graph:
-    """int16_blockwise or int8_blockwise of rows `[rows, k]` of float32, with extreme levels among random ones."""
+    """int16_blockwise or int8_blockwise of rows `[rows, k]` of float32, with extreme levels among random ones, and
+    zero points, if there are to be any.
+    """
     rng = np.random.default_rng([n, k, bits, block])
     x, extras = input_("x", "f32", (M, k)), []
     for step in epilogue:
@@ -92,8 +95,11 @@ def blocks_product(
     levels = rng.integers(0, 1 << bits, (n, k)).astype(np.uint8)
     levels[: n // 3] = rng.choice(np.array([0, (1 << bits) - 1], np.uint8), (n // 3, 1))
     scales = rng.normal(scale=1e-2, size=(n, -(-k // block))).astype(dtype)
-    inputs = (make(f"{rows}_rows", (x,), block=block), constant(pack_indices(levels, bits)), constant(scales))
-    attributes = {"columns": k, "bits": bits, "block": block, "epilogue": epilogue}
+    around = rng.integers(0, 1 << bits, scales.shape).astype(np.uint8)
+    around[: n // 6] = (1 << bits) - 1 - levels[: n // 6, :1]  # of levels at one end, the other one
+    stored = (pack_indices(levels, bits), scales, *([pack_indices(around, bits)] if zeros else []))
+    inputs = (make(f"{rows}_rows", (x,), block=block), *map(constant, stored))
+    attributes = {"columns": k, "bits": bits, "block": block, "has_zeros": zeros, "epilogue": epilogue}
     node = make(f"{rows}_blockwise", (*inputs, *extras), **attributes)
     return Graph((x, *(e for e in extras if e.op == "input")), {"y": node}, {"rows": (0, 1000)})
 

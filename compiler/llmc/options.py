@@ -49,6 +49,7 @@ class Options(TypedDict, total=False):
         quant: "none", "int8", "int8-static", "fp16", "bf16", "w8", "w4" or "w4a8": see docs/quantisation.md.
         attention: "int8" or "float": what int8 and int8-static do with attention on CPUs.
         group: of w8, w4 and w4a8, columns that share a scale, a multiple of 16, or 0 for a whole row.
+        zero_points: of w8, w4 and w4a8, whether each group has a level of its own for 0.
         calib: samples for int8-static, for w8 and w4, which round by them, and for passes that want some, a .txt,
             .jsonl, .csv or .npz file, a folder of images, or "auto".
         calib_method: "minmax", "percentile" or "entropy".
@@ -81,6 +82,7 @@ class Options(TypedDict, total=False):
     quant: str
     attention: str
     group: int | None
+    zero_points: bool
     calib: str | Path | None
     calib_method: str
     state_dtype: str
@@ -125,6 +127,7 @@ class Order:
             options.get("attention", "int8"),
             wanted=any(step.change.wants_samples for step in self.placed.pipeline.steps),
             group=options.get("group"),
+            zero_points=options.get("zero_points", False),
         )
         self.tune, self.tune_time = options.get("tune", False), options.get("tune_time", TUNE_SECONDS)
         self.matmul = options.get("matmul", "fma")

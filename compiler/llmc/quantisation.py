@@ -56,6 +56,7 @@ class Quantisation:
         method: how its ranges are chosen, a key of METHODS.
         attention: "int8" or "float", where products are on int8.
         group: of w8, w4 and w4a8, columns that share a scale, 0 for a whole row; None: the mode's own.
+        zero_points: of these, whether each group has a level of its own for 0.
         wanted: whether a pass wants samples, so that calibration data is of use without int8-static.
     """
 
@@ -65,6 +66,7 @@ class Quantisation:
     attention: str = "int8"
     wanted: bool = False
     group: int | None = None
+    zero_points: bool = False
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:
@@ -91,15 +93,26 @@ class Quantisation:
             found = f"--quant {self.mode}, and no pass that wants samples"
             who = f"{STATIC}, w8, w4, w4a8 and --prune"
             raise LlmcError(f"calibration data is of use to {who} only", at="--calib", found=found)
+        self._check_groups()
+        if self.calib not in (None, "auto") and not Path(str(self.calib)).exists():
+            raise LlmcError("there is no such calibration file", at=str(self.calib))
+
+    def _check_groups(self) -> None:
         if self.group is not None and not self.stored:
             raise LlmcError(
                 "groups are of weights in 8 and 4 bits", at="--group", found=f"--quant {self.mode}"
             )
+        if self.zero_points and not self.stored:
+            found = f"--quant {self.mode}"
+            raise LlmcError("zero points are of weights in 8 and 4 bits", at="--zero-points", found=found)
+        if self.zero_points and self.mode == "w8" and self.group == 0:
+            hint = "give another --group, or leave one of the two out"
+            raise LlmcError(
+                "whole rows of 8 bits have no zero points", at="--zero-points --group 0", hint=hint
+            )
         if self.group is not None and (self.group < 0 or self.group % 16 or self.group > longest_block(8)):
             hint = f"a multiple of 16 up to {longest_block(8)}, such as 32, 64 or 128, or 0 for a whole row"
             raise LlmcError("there are no products with such groups", at=f"--group {self.group}", hint=hint)
-        if self.calib not in (None, "auto") and not Path(str(self.calib)).exists():
-            raise LlmcError("there is no such calibration file", at=str(self.calib))
 
     @property
     def option(self) -> str:
@@ -145,10 +158,11 @@ class Quantisation:
         block = change.block if self.group is None else self.group
         tables = change.table_block if self.group is None else 0
         if self.calib is None:
-            return replace(change, block=block, table_block=tables)
+            return replace(change, block=block, table_block=tables, zeros=self.zero_points)
         return Gptq(
             bits=change.bits,
             block=block,
+            zeros=self.zero_points,
             table_block=tables,
             head_bits=change.head_bits,
             frequent=change.frequent,

@@ -19,11 +19,11 @@ from llmc.passes.match import weight
 def product_by_row(node: Node) -> Node | Decline | None:
     """linear(x, blockwise(l, s)) -> int16_linear(int16_rows(x), l, s), of 8 bits and one scale for each row"""
     match node:
-        case Node("linear", (x, Node("blockwise", (levels, scales), b), *extras)) if b["bits"] == 8:
+        case Node("linear", (x, Node("blockwise", (levels, scales, *zeros), b), *extras)) if b["bits"] == 8:
             pass
         case _:
             return None
-    if b["block"] < b["columns"]:
+    if b["block"] < b["columns"] or zeros:
         return None
     s = weight(scales)
     if levels.op != "constant" or s is None:
@@ -50,20 +50,21 @@ def product_by_block_of_bytes(node: Node) -> Node | Decline | None:
 
 def _by_block(node: Node, levels_of_rows: str) -> Node | Decline | None:
     match node:
-        case Node("linear", (x, Node("blockwise", (levels, scales), b), *extras)):
+        case Node("linear", (x, Node("blockwise", (levels, *by_block), b), *extras)):
             pass
         case _:
             return None
-    if b["bits"] == 8 and b["block"] >= b["columns"]:
+    zeros = len(by_block) > 1
+    if b["bits"] == 8 and b["block"] >= b["columns"] and not zeros:
         return None
-    if levels.op != "constant" or scales.op != "constant":
+    if any(part.op != "constant" for part in (levels, *by_block)):
         return Decline("the weight is computed")
     if not fits(b["columns"], b["bits"], b["block"]):
         most = longest_block(b["bits"])
         return Decline(f"blocks of {b['block']} are no multiple of 16 up to {most}, nor rows of at most that")
     rows = make(f"{levels_of_rows}_rows", (x,), x.source, block=b["block"])
-    inputs = (rows, levels, scales, *extras)
-    return make(f"{levels_of_rows}_blockwise", inputs, node.source, **b, **node.attributes)
+    inputs = (rows, levels, *by_block, *extras)
+    return make(f"{levels_of_rows}_blockwise", inputs, node.source, **b, has_zeros=zeros, **node.attributes)
 
 
 @dataclass(frozen=True)

@@ -98,12 +98,13 @@ def test_odd_sizes(lab: AmxLab, family: str, n: int, k: int) -> None:
             check(lab, graph, inputs(m), cuts)
 
 
+@pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize(
     ("n", "k", "block"), [(130, 320, 128), (33, 64, 64), (1, 448, 192), (48, 256, 256), (17, 576, 64)]
 )
-def test_blocks_of_whole_tiles(lab: AmxLab, n: int, k: int, block: int) -> None:
+def test_blocks_of_whole_tiles(lab: AmxLab, n: int, k: int, block: int, zeros: bool) -> None:
     """Of one to four tiles, and last blocks that are shorter."""
-    graph = blocks_product("int16", n, k, 8, block, EPILOGUE, np.float16)
+    graph = blocks_product("int16", n, k, 8, block, EPILOGUE, np.float16, zeros)
     for m in (1, 16, 21, 40, 65, 257):
         for cuts in (WHOLE, *CUTS):
             check(lab, graph, extremes(graph, m, 20), cuts)

@@ -36,6 +36,16 @@ def test_products_have_the_bits_of_the_reference(
 
 @BOTH
 @pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("k", "block", "dtype"), [(100, 32, np.float16), (33, 33, np.float32), (208, 16, np.float16)]
+)
+def test_zero_points(kernels: Lab, rows: str, bits: int, k: int, block: int, dtype: Any) -> None:
+    """An odd number of blocks and an even one, each around a level of its own."""
+    want_bits(kernels, product(rows, 50, k, bits, block, ("bias",), dtype, zeros=True), (1, 2, 5, 47), 7)
+
+
+@BOTH
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("n", [1, 16, 17, 32, 33, 64, 96, 130])
 def test_every_width(kernels: Lab, rows: str, bits: int, n: int) -> None:
     want_bits(kernels, product(rows, n, 96, bits, 32, dtype=np.float16), (1, 6), n)
@@ -44,8 +54,13 @@ def test_every_width(kernels: Lab, rows: str, bits: int, n: int) -> None:
 @BOTH
 def test_the_longest_blocks(kernels: Lab, rows: str) -> None:
     """Sums as large as they can be: all levels at an end, all activations too."""
-    for k, bits, block in ((512, 8, 256), (4096, 4, 4096)):
-        graph = product(rows, 9, k, bits, block)
+    for k, bits, block, zeros in (
+        (512, 8, 256, False),
+        (4096, 4, 4096, False),
+        (512, 8, 256, True),
+        (4096, 4, 4096, True),
+    ):
+        graph = product(rows, 9, k, bits, block, zeros=zeros)
         x = np.full((4, k), 3.0, np.float32)
         x[1], x[2, ::2] = -3.0, -3.0
         assert same_bits(run_all(kernels, graph, {"x": x})["y"], run(graph, {"x": x})["y"])

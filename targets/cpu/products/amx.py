@@ -301,7 +301,10 @@ class _Blocks(_Kernel):
         """The float steps of the block whose sums are held; of a row's last block, all that is left."""
         e, p = self.e, self.p
         column, count, number = (e.let(e.get(self.held, i)) for i in (_COLUMN, _COUNT, _BLOCK))
-        scales = [p.scale_of_block(column + j * LANES, number, 2) for j in range(self.tiles)]
+        scales = [
+            (p.scale_of_block(at, number, 2), p.zeros_of_block(at, number))
+            for at in (e.let(column + j * LANES) for j in range(self.tiles))
+        ]
         ends = e.let(number == p.blocks_of_row - 1)
         with e.when(tirx.Not(ends)), e.loop(0, count, "row") as at:
             for to, total in self._totals(at, number, scales):
@@ -315,17 +318,19 @@ class _Blocks(_Kernel):
                 for to, _ in totals:
                     e.store(self.totals, to, splat(0.0))
 
-    def _totals(self, at: Expr, number: Expr, scales: list[Expr]) -> list[tuple[Expr, Expr]]:
+    def _totals(self, at: Expr, number: Expr, scales: list[tuple[Expr, Expr]]) -> list[tuple[Expr, Expr]]:
         """Where the totals of row `at` lie, and what they are with the block's sums."""
         e, p = self.e, self.p
         row, place = (e.let(e.get(self.held, i)) for i in (_FIRST, _PLACE))
         here = e.let(place + at * self.columns)
         apart = e.let(self.height * self.columns)
-        zero = p.block_sum(e.let(row + at), number)
+        block_sum = p.block_sum(e.let(row + at), number)
         made = []
-        for j, scale in enumerate(scales):
+        for j, (scale, zero) in enumerate(scales):
             first = e.let(here + j * LANES)
             parts = [e.load(self.scratch, first + i * apart, LANES) for i in range(p.pieces)]
             to = e.let(at * self.columns + (self.of_totals + j * LANES))
-            made.append((to, e.let(fma(p.joined(parts, zero), scale, e.load(self.totals, to, LANES)))))
+            made.append(
+                (to, e.let(fma(p.joined(parts, zero, block_sum), scale, e.load(self.totals, to, LANES))))
+            )
         return made
