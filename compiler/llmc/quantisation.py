@@ -57,6 +57,7 @@ class Quantisation:
         attention: "int8" or "float", where products are on int8.
         group: of w8, w4 and w4a8, columns that share a scale, 0 for a whole row; None: the mode's own.
         zero_points: of these, whether each group has a level of its own for 0.
+        slower: patterns of the products that int8 would slow down, which stay float (`llmc.gains`).
         wanted: whether a pass wants samples, so that calibration data is of use without int8-static.
     """
 
@@ -67,6 +68,7 @@ class Quantisation:
     wanted: bool = False
     group: int | None = None
     zero_points: bool = False
+    slower: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:
@@ -147,10 +149,8 @@ class Quantisation:
         if self.stored:
             first, *rest = steps
             return Pipeline.of(self._blocks(first.change), *(step.change for step in rest))
-        if not self.static:
-            return Pipeline(steps)
-        first, *rest = steps
-        return Pipeline.of(replace(_quantize(first.change), scales=scales), *(step.change for step in rest))
+        found = (_with(step.change, self.slower, scales) for step in steps)
+        return Pipeline.of(*found)
 
     def _blocks(self, change: Pass) -> Blockwise:
         """Blocks of the size that is asked for; with samples, rounded for what products read."""
@@ -167,6 +167,15 @@ class Quantisation:
             head_bits=change.head_bits,
             frequent=change.frequent,
         )
+
+    def change(self) -> Quantize:
+        """The pass of int8 and int8-static that quantises."""
+        (found,) = [
+            step.change
+            for step in Pipeline.parse(QUANTISATIONS[self.mode], PASSES).steps
+            if isinstance(step.change, Quantize)
+        ]
+        return found
 
     def smoothing(self, graph: Graph) -> Pipeline:
         """What of int8-static comes before calibration: norms without columns that are far larger than others."""
@@ -196,7 +205,7 @@ class Quantisation:
                 found=", ".join(node.attributes["name"] for node in graph.states[:3]),
                 hint="use --quant int8",
             )
-        change = _quantize(Pipeline.parse(QUANTISATIONS[STATIC], PASSES).steps[0].change)
+        change = replace(self.change(), slower=self.slower)
         sites, named = change.sites(graph), _sources(graph, change)
         samples = self.samples(graph, tokenizer, preprocess)
         first = list(islice(samples, 1))  # data that does not fit the model is refused whatever it is for
@@ -246,9 +255,10 @@ def own_steps(graph: Graph, integers: bool) -> tuple[Pipeline, Pipeline]:
     return Pipeline.parse(first, PASSES), Pipeline.parse(later, PASSES)
 
 
-def _quantize(change: Pass) -> Quantize:
-    assert isinstance(change, Quantize)
-    return change
+def _with(change: Pass, slower: tuple[str, ...], scales: tuple[float, ...]) -> Pass:
+    if not isinstance(change, Quantize):
+        return change
+    return replace(change, slower=slower, scales=scales)
 
 
 def _sources(graph: Graph, change: Quantize) -> list[str]:
