@@ -40,7 +40,6 @@ from llmc.targets.cpu.products.linear import extra_operands
 from llmc.targets.cpu.products.qlinear import pack_dots
 from llmc.targets.cpu.storage.blockwise import zeros_of
 from llmc.targets.cpu.storage.packing import pack_panels, pad_columns
-from llmc.targets.cpu.variants import TILED_BLOCKS
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, fma, i64, splat, vector
 from llmc.targets.tir.later import tirx
@@ -85,7 +84,7 @@ def _lower(node: Node, pieces: int) -> Call:
     shape = (n, columns, bits, block, width, epilogue, dtypes, pieces)
     pointers = ("u8", "i8", *dtypes, *("f32",) * (len(extras) + 1))
     scratch = max(widened.scratch(part_size(columns)), amx.blocks_scratch())
-    family = TILED_BLOCKS if pieces == 2 and bits == 8 else node.op
+    family = f"{node.op}8" if pieces == 2 and bits == 8 else node.op  # of which AMX has tiles
     kernel = Kernel(family, shape, pointers, 1, partial(emit_blocks, shape=shape), scratch)
     return Call(
         kernel,
