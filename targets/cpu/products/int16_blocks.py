@@ -285,16 +285,14 @@ class _Tile:
             ahead.ask(self.vectors * p.lanes)
             self.coming.ask(word)
             self.multiply(sums, [e.load(p.w_words, here + at, p.lanes) for at in self.offsets], word)
-        scales = [p.scale_of_block(column + j * p.lanes, number, ahead.locality) for j in range(self.vectors)]
-        zeros = [p.zeros_of_block(column + j * p.lanes, number) for j in range(self.vectors)]
-        for i in range(self.height):
-            block_sum = p.block_sum(self.row + i, number)
-            own = p.scale_of_row(self.row + i, number)
-            for j, scale in enumerate(scales):
-                at = i * self.vectors + j
+        for j in range(self.vectors):
+            here = e.let(column + j * p.lanes)
+            scale, zero = p.scale_of_block(here, number, ahead.locality), p.zeros_of_block(here, number)
+            for i in range(self.height):
+                block_sum, own = p.block_sum(self.row + i, number), p.scale_of_row(self.row + i, number)
                 parts = [e.get(sums, (i * self.pieces + b) * self.vectors + j) for b in range(self.pieces)]
-                total = p.joined([e.let(part) for part in parts], zeros[j], block_sum)
-                both = scale if own is None else e.let(own * scale)
+                total = p.joined([e.let(part) for part in parts], zero, block_sum)
+                at, both = i * self.vectors + j, scale if own is None else e.let(own * scale)
                 e.set(totals, at, fma(total, both, e.get(totals, at)))
 
     def _store(self, totals: Buffer, column: Expr) -> None:
