@@ -43,7 +43,8 @@ class Blocks:
         columns, bits, block = (node.attributes[name] for name in ("columns", "bits", "block"))
 
         def signed(packed: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
-            return (unpack_indices(packed, count, bits).astype(np.int16) - (1 << (bits - 1))).astype(np.int8)
+            wide = unpack_indices(packed, count, bits).astype(np.int16) - (1 << (bits - 1))
+            return np.asarray(wide.astype(np.int8))
 
         wide = scales.array.astype(np.float32)
         block = 0 if block >= columns and levels.array.ndim == 2 else min(block, columns)
@@ -105,7 +106,8 @@ def _decoded(node: Node) -> Node:
     def each(by_block: Node) -> Node:
         return by_block if block >= columns else _each(by_block, block, columns)
 
-    zero = each(numbers(*zeros, -(-columns // block))) if zeros else constant(np.int32(1 << (bits - 1)))
+    middle = constant(np.int32(1 << (bits - 1)))
+    zero = each(numbers(zeros[0], -(-columns // block))) if zeros else middle
     value = make("cast", (make("sub", (numbers(levels, columns), zero)),), dtype="f32")
     return make("mul", (value, each(make("cast", (scales,), dtype="f32"))), node.source)
 

@@ -326,7 +326,7 @@ def _as_stored(levels: Array, bits: int, block: int = 0, zeros: Array | None = N
     middle: Any = 1 << (bits - 1)
     if zeros is not None:
         middle = np.repeat(zeros.astype(np.int16), block, axis=1)[:, : levels.shape[1]]
-    return (levels.astype(np.int16) + middle).astype(np.uint8)
+    return np.asarray((levels.astype(np.int16) + middle).astype(np.uint8))
 
 
 def _short(scales: Array, bits: int) -> bool:
