@@ -103,7 +103,7 @@ class Options(TypedDict, total=False):
 # What makes a model smaller, or faster and less exact: the options it is compared without.
 LESS = (
     *("prune", "share", "factorize", "quant", "calib", "calib_method", "attention", "group", "state_dtype"),
-    *("measure", "keep"),
+    *("measure", "keep", "zero_points"),
 )
 
 
