@@ -30,7 +30,7 @@ import train_classifier
 import llmc
 
 ROUNDED = "w4-calib"  # w4 rounded by samples
-ZEROS = "w4-zeros"  # w4 with zero points
+ZEROS = "-zeros"  # with zero points
 STATIC = "int8-static"
 METHODS = ("minmax", "percentile", "entropy")  # of its ranges: a row each
 PARTS = "int8x3"  # no quantisation: fp32 by --matmul int8x3, for processors with AMX
@@ -44,7 +44,8 @@ GATES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "w8": (0.3, 99.0),
         "w4": (1.5, 95.0),
         ROUNDED: (0.4, 97.0),
-        ZEROS: (1.5, 95.0),
+        f"w4{ZEROS}": (1.5, 95.0),
+        f"{ROUNDED}{ZEROS}": (0.4, 97.0),
         PARTS: (0.0, 100.0),
     }
 )
@@ -95,8 +96,8 @@ def options_of(quant: str, calib: str) -> dict[str, Any]:
     """What a row of the table is compiled with."""
     if quant == PARTS:
         return {"matmul": PARTS}
-    if quant == ZEROS:
-        return {"quant": "w4", "zero_points": True}
+    if quant.endswith(ZEROS):
+        return {**options_of(quant.removesuffix(ZEROS), calib), "zero_points": True}
     if quant == ROUNDED:
         return {"quant": "w4", "calib": calib}
     if quant.startswith(STATIC):
