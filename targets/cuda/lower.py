@@ -18,6 +18,7 @@ from llmc.targets.cuda import (
     rotary,
     rows,
     selection,
+    stored,
 )
 from llmc.targets.lowering import Lowering, Lowerings, layered
 
@@ -40,6 +41,7 @@ _ALL: Lowerings = layered(
     rows.LOWERINGS,
     rotary.LOWERINGS,
     norm.LOWERINGS,
+    stored.LOWERINGS,  # declines plain weights
     product.LOWERINGS,
     grouped.LOWERINGS,
     attention.LOWERINGS,
@@ -48,7 +50,7 @@ _ALL: Lowerings = layered(
 )
 LOWERINGS: Lowerings = {op: _without_doubles(lowering) for op, lowering in _ALL.items()}
 
-# Compressed weights are gone after the pass `unpack`, cells of recurrent networks after `expand-cells`; `ragged` and
+# Other compressed weights are gone after the pass `unpack`, cells of recurrent networks after `expand-cells`; `ragged` and
 # `split` are for CPUs.
 _RAGGED = frozenset({"pack_index", "pack_offsets", "pack_places", "unpack_rows", "ragged_mha"})
 _PARTS = frozenset({"split_rows", "split_linear", "int16_rows", "int16_linear", "int16_blockwise"})

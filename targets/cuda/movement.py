@@ -14,7 +14,7 @@ from llmc.targets.cuda.launch import flat
 from llmc.targets.tir.emit import STORAGE, Expr, i64
 from llmc.targets.tir.grid import offset
 from llmc.targets.tir.later import tirx
-from llmc.targets.tir.places import row_place
+from llmc.targets.tir.places import element_place
 from llmc.targets.tir.scalar_ops import constant
 from llmc.targets.tir.strides import STRIDES, clamped, merge_strides, pad_axes
 
@@ -98,8 +98,7 @@ def embedding(node: Node, layouts: Layouts = (None, None)) -> Call:
         with k.each(size) as item:
             place, column = k.decode(item, [i64(1), length])
             row = clamped(k, k.load(indices, place), count)
-            start, step = row_place(k, row, length, panels)
-            k.store(target, item, k.load(rows, start + column * step))
+            k.store(target, item, k.load(rows, element_place(k, row, column, length, panels)))
 
     key, scalars = ("embedding", panels), (table.shape[0], width, product(node.shape))
     call = flat(node, "move", key, emit, scalars, product(node.shape))
