@@ -121,9 +121,7 @@ def test_static_ranges_of_the_others_alone(monkeypatch: pytest.MonkeyPatch, tmp_
     slow_bytes(monkeypatch)
     rng = np.random.default_rng(1)
     np.savez(tmp_path / "samples.npz", x=rng.normal(size=(4, 64)).astype(np.float32))
-    made, found = gained(
-        network(64, 64, 96, 96), quant="int8-static", calib=str(tmp_path / "samples.npz")
-    )
+    made, found = gained(network(64, 64, 96, 96), quant="int8-static", calib=str(tmp_path / "samples.npz"))
     assert found is not None
     assert [gain.place for gain in found.left] == ["layer.0"]
     assert made.pipeline.count("slower=") == 1

@@ -50,8 +50,8 @@ _ALL: Lowerings = layered(
 )
 LOWERINGS: Lowerings = {op: _without_doubles(lowering) for op, lowering in _ALL.items()}
 
-# Other compressed weights are gone after the pass `unpack`, cells of recurrent networks after `expand-cells`; `ragged` and
-# `split` are for CPUs.
+# Other compressed weights are gone after the pass `unpack`, cells of recurrent networks after `expand-cells`; `ragged`,
+# `split` and `int16` are for CPUs.
 _RAGGED = frozenset({"pack_index", "pack_offsets", "pack_places", "unpack_rows", "ragged_mha"})
 _PARTS = frozenset({"split_rows", "split_linear", "int16_rows", "int16_linear", "int16_blockwise"})
 _PARTS |= {"int8_rows", "int8_blockwise"}

@@ -87,7 +87,7 @@ class Stored:
         return UNIT * self.bits // 8 // CHUNK
 
     def chunk_at(self, chunk: Expr, row: Expr) -> Expr:
-        """Where a chunk of a row of the weight is, in chunks: times words only in a load, or TVM sees no vector in it."""
+        """Where a chunk of a row is, in chunks: it is to be multiplied in a load only, or TVM sees no vector there."""
         return chunk * self.wide + row
 
     def scale_at(self, span: Expr, row: Expr) -> Expr:

@@ -1,4 +1,4 @@
-"""Products of stored weights on GPUs, emulated: at the edges of tiles and segments, against the interpreter and bit by bit."""
+"""Products of stored weights on GPUs, emulated: at edges of tiles and segments, by the interpreter and bit by bit."""
 
 from __future__ import annotations
 
