@@ -61,15 +61,28 @@ def values(w: Node) -> Array:
     return np.asarray(OPS[w.op].reference(*(i.attributes["value"].array for i in w.inputs), **w.attributes))
 
 
-def graph_of(name: str) -> Graph:
+def product(name: str, x: Node) -> Node:
+    """That of a case."""
     n, k, *_ = CASES[name]
-    x, epilogue = input_("x", "f32", (B, k)), EPILOGUES.get(name, ())
+    epilogue = EPILOGUES.get(name, ())
     extras = {
         "bias": constant(np.random.default_rng(3).normal(size=n).astype(np.float32)),
         "residual": make("linear", (x, constant(np.full((n, k), 0.01, np.float32)))),
     }
     inputs = (x, weight(*CASES[name]), *(extras[step] for step in epilogue if step in extras))
-    return Graph((x,), {"y": make("linear", inputs, epilogue=epilogue)}, {"batch": (0, 100)})
+    return make("linear", inputs, epilogue=epilogue)
+
+
+def graph_of(name: str) -> Graph:
+    x = input_("x", "f32", (B, CASES[name][1]))
+    return Graph((x,), {"y": product(name, x)}, {"batch": (0, 100)})
+
+
+def together() -> Graph:
+    """All cases, for bench/gpu.py."""
+    inputs = {name: input_(name.replace(" ", "_"), "f32", (B, case[1])) for name, case in CASES.items()}
+    outputs = {x.attributes["name"]: product(name, x) for name, x in inputs.items()}
+    return Graph(tuple(inputs.values()), outputs, {"batch": (1, 100)})
 
 
 def tied() -> Graph:
