@@ -35,7 +35,7 @@ class Subject:
     heads: int = 0
     inner: int = 0
     checks: tuple[tuple[int, int], ...] = ((1, 1), (1, 16), (3, 33), (4, 128))
-    precisions: tuple[str, ...] = ("fp32", "fp16", "int8", "w8", "w4", "bf16")
+    precisions: tuple[str, ...] = ("fp32", "fp16", "int8", "w8", "w4", "w4a8", "bf16")
 
     @property
     def words(self) -> int:
@@ -64,7 +64,7 @@ SUBJECTS: Mapping[str, Subject] = MappingProxyType(
     }
 )
 PRECISIONS: Mapping[str, str] = MappingProxyType(
-    {"fp32": "none", **{quant: quant for quant in ("fp16", "int8", "w8", "w4", "bf16")}}
+    {"fp32": "none", **{quant: quant for quant in ("fp16", "int8", "w8", "w4", "w4a8", "bf16")}}
 )
 RACES = ((1, 16), (1, 128), (8, 128), (32, 128), (1, 8))  # the last: as few rows as next tokens have
 

@@ -91,9 +91,8 @@ def recurrent_cases() -> Iterator[tuple[Graph, Arrays]]:
         yield graph, {"x": x, "lengths": np.array(lengths)}
 
 
-def stored_cases() -> Iterator[tuple[Graph, Arrays]]:
+def stored_cases(tests: ModuleType) -> Iterator[tuple[Graph, Arrays]]:
     """Products of stored weights, of few rows and of many."""
-    tests = from_tests("test_stored")
     graph = tests.together()
     for rows in (1, 5, 8, 9, 65):
         yield graph, {x.attributes["name"]: tests.given(int(x.shape[1]), rows) for x in graph.inputs}
@@ -111,7 +110,8 @@ def kernel_graphs() -> dict[str, list[tuple[Graph, Arrays]]]:
     found["loops"] = list(recurrent_cases())
     integers = tests.integer_graph()
     found["integers"] = [(integers, {"x": value}) for value in map(tests.integer_rows, (1, 7, 64, 65))]
-    found["stored"] = list(stored_cases())
+    for name, module in (("stored", "test_stored"), ("blocks", "test_int8_blocks")):
+        found[name] = list(stored_cases(from_tests(module)))
     return found
 
 

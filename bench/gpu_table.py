@@ -8,7 +8,7 @@ from typing import Any
 Result = Mapping[str, Any]
 FIRST = ("torch-fp32", "torch-tf32", "graph-fp32", "compile-fp32", "llmc-fp32")
 SECOND = ("torch-fp16", "graph-fp16", "compile-fp16", "llmc-fp16", "llmc-int8")
-THIRD = ("llmc-w8", "llmc-w4", "llmc-bf16")
+THIRD = ("llmc-w8", "llmc-w4", "llmc-w4a8", "llmc-bf16")
 
 
 def micro(seconds: float | None) -> str:

@@ -23,7 +23,8 @@ class CudaBackend(Backend):
     """Artifacts hold machine code of each architecture, and PTX for later ones."""
 
     name = "cuda"
-    quantisations = frozenset({"int8", "int8-static", "fp16", "bf16", "w8", "w4"})
+    quantisations = frozenset({"int8", "int8-static", "fp16", "bf16", "w8", "w4", "w4a8"})
+    integer_rows = frozenset({"int8-blocks"})
     halves = True
     device = "llmc_cuda"
     emitter = "cuda"

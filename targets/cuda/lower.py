@@ -11,6 +11,7 @@ from llmc.targets.cuda import (
     conv,
     elementwise,
     grouped,
+    int8_blocks,
     movement,
     norm,
     product,
@@ -47,6 +48,7 @@ _ALL: Lowerings = layered(
     attention.LOWERINGS,
     conv.LOWERINGS,
     quantised.LOWERINGS,
+    int8_blocks.LOWERINGS,
 )
 LOWERINGS: Lowerings = {op: _without_doubles(lowering) for op, lowering in _ALL.items()}
 
@@ -54,6 +56,5 @@ LOWERINGS: Lowerings = {op: _without_doubles(lowering) for op, lowering in _ALL.
 # `split` and `int16` are for CPUs.
 _RAGGED = frozenset({"pack_index", "pack_offsets", "pack_places", "unpack_rows", "ragged_mha"})
 _PARTS = frozenset({"split_rows", "split_linear", "int16_rows", "int16_linear", "int16_blockwise"})
-_PARTS |= {"int8_rows", "int8_blockwise"}
 _IMAGES = frozenset({"qconv2d", "channel_rows"})  # of images with channels last, as CPUs like them
 MISSING = _RAGGED | _PARTS | _IMAGES | CELLS

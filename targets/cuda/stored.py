@@ -361,7 +361,7 @@ def _emit(k: GridEmitter, w: Stored, epilogue: tuple[str, ...]) -> None:
 
 
 def _whole(node: Node) -> Call:
-    """The product of the plain weight: blocks as short as these are read from nowhere else than files of others."""
+    """The product of the plain weight: blocks that end within a span come from nowhere but files of others."""
     x, w, *extras = node.inputs
     parts = (i.attributes["value"].array for i in w.inputs)
     array = OPS[w.op].reference(*parts, **w.attributes)

@@ -59,11 +59,13 @@ class Tile:
             return tirx.call_pure_extern("int32", "__dp4a", a, b, total)
         return fma(a, b, total)
 
-    def multiply(self, depth: Expr, join: Callable[[Buffer, Expr], None] | None = None) -> Buffer:
+    def multiply(
+        self, depth: Expr, join: Callable[[Buffer, Expr], None] | None = None, every: int = DEPTH
+    ) -> Buffer:
         """The sum over `depth` steps of k: 16 registers, [own row][own column].
 
         Args:
-            join: called with the sums behind each sixteen steps, and their number.
+            join: called with the sums behind each `every` steps, a part of sixteen, and how often it was before.
         """
         k = self.k
         acc = k.registers(OWN * OWN, self.dtype)
@@ -81,9 +83,10 @@ class Tile:
             half = k.let(mod(step, 2))
             with k.when(more):
                 self._fetch(k.let((step + 1) * DEPTH))
-            self._accumulate(acc, half)
-            if join is not None:
-                join(acc, step)
+            for part in range(DEPTH // every if join else 1):
+                self._accumulate(acc, half, part * every, every if join else DEPTH)
+                if join is not None:
+                    join(acc, k.let(step * (DEPTH // every) + part))
             with k.when(more):
                 self._put(k.let(i64(1) - half))
             k.sync()
@@ -118,10 +121,10 @@ class Tile:
         at = line * COLUMNS + mod(k.thread, 16) * 4
         k.store(self.b, at, k.load(self.next, _PER_THREAD, _PER_THREAD))
 
-    def _accumulate(self, acc: Buffer, half: Expr) -> None:
+    def _accumulate(self, acc: Buffer, half: Expr, first: int, count: int) -> None:
         k = self.k
-        with k.loop(0, DEPTH, "at", unroll=True) as inner:
-            line = k.let(half * DEPTH + inner)
+        with k.loop(0, count, "at", unroll=True) as inner:
+            line = k.let(half * DEPTH + (inner + first))
             pair = k.registers(2 * OWN, self.dtype)
             k.store(pair, 0, k.load(self.a, line * (ROWS + PAD) + div(k.thread, 16) * OWN, OWN))
             k.store(pair, OWN, k.load(self.b, line * self.wide + mod(k.thread, 16) * OWN, OWN))

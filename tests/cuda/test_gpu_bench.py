@@ -151,7 +151,13 @@ def test_prepared_graphs(bench: SimpleNamespace) -> None:
     assert {"linear", "matmul", "mha", "attention", "qlinear", "layer_norm", "softmax"} <= ops & set(
         LOWERINGS
     )
-    assert [len(graphs[name]) for name in ("products", "attentions", "integers", "stored")] == [3, 3, 4, 5]
+    assert [len(graphs[name]) for name in ("products", "attentions", "integers", "stored", "blocks")] == [
+        3,
+        3,
+        4,
+        5,
+        5,
+    ]
     graph, inputs = graphs["integers"][2]
     assert interpret.run(graph, inputs)["rows"].shape[0] == 64
 
