@@ -27,7 +27,7 @@ from llmc.compiler.ops import OPS, constant, make
 from llmc.errors import LlmcError
 from llmc.targets.cuda import product as plain
 from llmc.targets.cuda.emit import GridEmitter
-from llmc.targets.cuda.launch import flat, launch
+from llmc.targets.cuda.launch import launch
 from llmc.targets.cuda.operands import apply_epilogue, epilogue_inputs, row_quad, tile_place
 from llmc.targets.cuda.tile import COLUMNS, OWN, ROWS, THREADS, Tile
 from llmc.targets.tir.emit import Buffer, Expr, div, f32, fma, i64, mod
@@ -137,7 +137,7 @@ def pack_scales(array: Array, blocks: int) -> Array:
 # --- decoding
 
 
-def _level(k: GridEmitter, word: Expr, shift: Expr, bits: int) -> Expr:
+def level_of(k: GridEmitter, word: Expr, shift: Expr, bits: int) -> Expr:
     """The level in some bits of a word as a float; a conversion would take four times as long."""
     mask, magic = (tirx.const(x, "int32") for x in ((1 << bits) - 1, _MAGIC))
     sum_ = k.let(tirx.bitwise_or(tirx.bitwise_and(tirx.shift_right(word, shift), mask), magic))
@@ -161,7 +161,7 @@ def quad_of(k: GridEmitter, words: Callable[[Expr], Expr], quad: Expr, bits: int
     each = 32 // bits // 4  # quads of a word
     word = words(k.let(div(quad, each)))
     first = k.let(tirx.Cast("int32", mod(quad, each) * (4 * bits)))
-    return [_level(k, word, k.let(first + tirx.const(i * bits, "int32")), bits) for i in range(4)]
+    return [level_of(k, word, k.let(first + tirx.const(i * bits, "int32")), bits) for i in range(4)]
 
 
 def _scale(k: GridEmitter, w: Stored, scales: Buffer, span: Expr, row: Expr) -> Expr:
@@ -370,46 +370,4 @@ def _whole(node: Node) -> Call:
     return replace(call, operands=(*call.operands[:-1], node))
 
 
-# --- rows by themselves
-
-
-def rows_decoded(node: Node) -> Call:
-    """out[row, c], one thread an element, of rows that may be computed: those looked up in a table."""
-    columns, bits = int(node.attributes["columns"]), node.attributes.get("bits", 16)
-    block = min(node.attributes.get("block", columns), columns)
-    dtypes = tuple(i.dtype for i in node.inputs)
-
-    def emit(k: GridEmitter) -> None:
-        source, *scales = (k.pointer(f"part{i}", dtype) for i, dtype in enumerate(dtypes))
-        out, size = k.pointer("out", "f32"), k.scalar("size")
-        with k.each(size) as item:
-            row, column = k.let(div(item, columns)), k.let(mod(item, columns))
-            start = k.let(row * -(-columns * bits // 8))
-            if not scales:
-                k.store(out, item, _half_at(k, source, k.let(start + column * 2)))
-                return
-            byte = k.let(tirx.Cast("int32", k.load(source, start + div(column, 8 // bits))))
-            shift = k.let(tirx.Cast("int32", mod(column, 8 // bits) * bits))
-            scale = k.load(scales[0], k.let(row * -(-columns // block) + div(column, block)))
-            k.store(out, item, k.let(_level(k, byte, shift, bits) * tirx.Cast("float32", scale)))
-
-    size = product(node.shape)
-    return flat(node, "rows_stored", (columns, bits, block), emit, (size,), size, size)
-
-
-def _half_at(k: GridEmitter, source: Buffer, at: Expr) -> Expr:
-    """The float whose upper half is there."""
-    low, high = (k.let(tirx.Cast("int32", k.load(source, at + i))) for i in (0, 1))
-    sixteen, eight = (tirx.const(bits, "int32") for bits in (16, 24))
-    return k.let(
-        tirx.reinterpret(
-            "float32", k.let(tirx.bitwise_or(tirx.shift_left(low, sixteen), tirx.shift_left(high, eight)))
-        )
-    )
-
-
-LOWERINGS: Mapping[str, Callable[[Node], Call | None]] = {
-    "linear": linear,
-    "blockwise": rows_decoded,
-    "bfloat16": rows_decoded,
-}
+LOWERINGS: Mapping[str, Callable[[Node], Call | None]] = {"linear": linear}
