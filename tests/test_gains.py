@@ -141,6 +141,27 @@ def test_modes_for_bytes_keep_what_is_slower(monkeypatch: pytest.MonkeyPatch) ->
     assert found.layers[0].bytes[1] < found.layers[0].bytes[0]
 
 
+def test_slower_on_others(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An artifact for several instruction sets is chosen for by the best; what the others make of it is told."""
+    known = dict(costs.figures())
+    known["avx2"] = {**known["avx2"], "qlinear": [0.0, 0.0, 0.0, 1.0]}
+    monkeypatch.setattr("llmc.gains.figures", lambda: known)
+    _, found = gained(network(256, 256), quant="int8")
+    assert found is not None
+    assert list(found.slower_on) == ["avx2"]
+    print_gains(found.to_dict(), TARGET)
+    assert "slower on avx2: n=1 " in capsys.readouterr().out
+
+
+def test_a_weight_that_two_read_counts_once() -> None:
+    x = input_("x", "f32", (symbol("n"), 64))
+    w = constant(np.ones((64, 64), np.float32), "w")
+    y = make("linear", (make("linear", (x, w), Source("a")), w), Source("b"))
+    _, found = gained(Graph((x,), {"y": y}, {"n": (1, 512)}), quant="bf16")
+    assert found is not None
+    assert found.whole.bytes == (4 * 64 * 64, 2 * 64 * 64)
+
+
 def test_targets_without_figures() -> None:
     """Bytes are told all the same, and nothing is left for its time."""
     wanted = order(quant="int8", target="rpi5")
