@@ -168,6 +168,10 @@ def _scale(k: GridEmitter, w: Stored, scales: Buffer, span: Expr, row: Expr) -> 
     return k.let(tirx.Cast("float32", k.load(scales, k.let(w.scale_at(span, row)))))
 
 
+def _word(k: GridEmitter, held: Buffer, first: Expr, number: Expr) -> Expr:
+    return k.let(k.get(held, first + number))
+
+
 # --- few rows
 
 
@@ -230,8 +234,8 @@ class _Dots:
             with k.loop(0, ahead, "unit", unroll=True) as i:
                 unit = k.let(base + i)
                 with k.when(unit < stop):
-                    words = k.let(i * (w.chunks * WORDS))
-                    self._unit(sums, lambda n, words=words: k.let(k.get(held, words + n)), unit, column, rows)
+                    read = partial(_word, k, held, k.let(i * (w.chunks * WORDS)))
+                    self._unit(sums, read, unit, column, rows)
 
     def _unit(
         self, sums: Buffer, words: Callable[[Expr], Expr], unit: Expr, column: Expr, rows: list[Expr]
