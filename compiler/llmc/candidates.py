@@ -7,7 +7,7 @@ line more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
 
@@ -18,6 +18,7 @@ from llmc.errors import LlmcError
 from llmc.passes import PASSES
 from llmc.passes.only import Only, names_of
 from llmc.passes.quantise.int8_attention import Qattention
+from llmc.passes.quantise.int16 import with_kernels
 from llmc.targets.backend import Backend
 
 FLOAT = "fp32"
@@ -100,7 +101,15 @@ def candidates(backend: Backend) -> list[Candidate]:
     """Those that a backend has kernels for."""
     known = {*backend.quantisations, *backend.decodes, ""}
     attention = {ATTENTION} if backend.integer_attention else set()
-    return [c for c in CANDIDATES if c.needs in known and c.kind in {WEIGHT, *attention}]
+    found = (c for c in CANDIDATES if c.needs in known and c.kind in {WEIGHT, *attention})
+    return [_with_kernels(c, backend) for c in found]
+
+
+def _with_kernels(candidate: Candidate, backend: Backend) -> Candidate:
+    """`candidate` with what `backend` has kernels for behind it."""
+    after = Pipeline.parse(candidate.after, PASSES)
+    kept = with_kernels(after, backend.integer_rows)
+    return candidate if kept is after else replace(candidate, after=str(kept))
 
 
 def layers(graph: Graph) -> list[Layer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -36,6 +36,7 @@ from llmc.passes.quantise import (
     Quantize,
     Smooth,
 )
+from llmc.passes.quantise.int16 import Int16, with_kernels
 from llmc.preprocessing import image_samples
 from llmc.runtime.encoder import was_cut
 from llmc.targets import TARGETS, host
@@ -132,20 +133,26 @@ class Quantisation:
         return self.mode == STATIC
 
     def pipeline(
-        self, integer_attention: bool, scales: tuple[float, ...] = (), spares: bool = False
+        self,
+        integer_attention: bool,
+        integer_rows: Collection[str],
+        scales: tuple[float, ...] = (),
+        stateful: bool = False,
     ) -> Pipeline:
         """The passes that quantise.
 
         Args:
             integer_attention: whether there are kernels for attention on int8.
+            integer_rows: as `Backend.integer_rows`.
             scales: of int8-static, as `self.scales` has them.
-            spares: whether sensitive products of int8 have activations of 16 bits: a function with states, and kernels
-                for w8.
+            stateful: whether a function has states: then sensitive products of int8 have activations of 16 bits, where
+                there are kernels for these.
         """
         on_int8 = integer_attention and self.mode in ("int8", STATIC) and self.attention == "int8"
         text = QUANTISATIONS[self.mode] + (f",{ATTENTION}" if on_int8 else "")
+        spares = stateful and Int16.name in integer_rows
         text = f"{SPARE},{text}" if spares and self.mode == "int8" else text
-        steps = Pipeline.parse(text, PASSES).steps
+        steps = with_kernels(Pipeline.parse(text, PASSES), integer_rows).steps
         if self.stored:
             first, *rest = steps
             return Pipeline.of(self._blocks(first.change), *(step.change for step in rest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from llmc.compiler.effects import Verdict, tell
 from llmc.compiler.graph import Graph, Node, Weight
 from llmc.compiler.ops import constant, make
 from llmc.compiler.ops.int16 import LONGEST, fits, longest_block
-from llmc.compiler.pipeline import LOSSY, Keeps
+from llmc.compiler.pipeline import LOSSY, Keeps, Pipeline
 from llmc.compiler.rewrite import Decline, RewritePass, Rule
 from llmc.passes.match import weight
 
@@ -99,3 +100,13 @@ class Int8Blocks(Int16):
 
     name = "int8-blocks"
     rules = (product_by_block_of_bytes,)
+
+
+def with_kernels(pipeline: Pipeline, integer_rows: Collection[str]) -> Pipeline:
+    """`pipeline` but for the passes that round rows to integers for which there are no kernels: rows stay float.
+
+    Args:
+        integer_rows: those there are kernels for, as `Backend.integer_rows` has them.
+    """
+    kept = [s for s in pipeline.steps if not isinstance(s.change, Int16) or s.change.name in integer_rows]
+    return pipeline if len(kept) == len(pipeline.steps) else Pipeline(tuple(kept))

@@ -18,7 +18,8 @@ from llmc.compiler.verify import verify
 from llmc.passes import PASSES
 from llmc.passes.compress.blockwise import Blockwise
 from llmc.passes.quantise import QUANTISATIONS
-from llmc.passes.quantise.int16 import Int8Blocks, Int16
+from llmc.passes.quantise.int16 import Int8Blocks, Int16, with_kernels
+from llmc.quantisation import Quantisation
 
 RNG = np.random.default_rng(8)
 ROWS = symbol("rows")
@@ -149,3 +150,24 @@ def test_levels_that_are_all_equal_stay_a_constant(options: dict[str, Any]) -> N
     again = Pipeline.parse("simplify", PASSES).steps[0].change.run(made)
     (product,) = (n for n in again.nodes if n.op in ("int16_linear", "int16_blockwise"))
     assert product.inputs[1].op == "constant"
+
+
+def test_rows_stay_float_where_there_are_no_kernels_of_integers() -> None:
+    pipeline = Pipeline.parse(QUANTISATIONS["w4a8"], PASSES)
+    assert with_kernels(pipeline, {"int16", "int8-blocks"}) is pipeline
+    for known, left in (((), ["blockwise", "cse"]), (("int8-blocks",), ["blockwise", "int8-blocks", "cse"])):
+        assert [step.change.name for step in with_kernels(pipeline, known).steps] == left
+
+
+@pytest.mark.parametrize(
+    ("mode", "known", "passes"),
+    [
+        ("int8", {"int16"}, "spare,int16,quantize,qfuse,cse"),
+        ("int8", set(), "quantize,qfuse,cse"),
+        ("w8", set(), "blockwise{table_block=64},cse"),
+        ("w8", {"int16"}, "blockwise{table_block=64},int16,cse"),
+    ],
+)
+def test_what_quant_means_where(mode: str, known: set[str], passes: str) -> None:
+    """Of a function with states: nothing is spared for kernels that there are not."""
+    assert str(Quantisation(mode).pipeline(False, known, stateful=True)) == passes
