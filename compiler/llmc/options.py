@@ -211,6 +211,13 @@ class Order:
                 f"artifacts for {target} have no other form than {' or '.join(map(_file, backend.forms))}",
                 at=f"--emit {self.form.name}",
             )
+        if self.quant.zero_points and not backend.group_zeros:
+            raise LlmcError(
+                f"the backend {backend.name} has no kernels for groups with zero points",
+                at=f"--target {target}",
+                found="--zero-points",
+                hint="leave it out",
+            )
         if self.quant.mode != "none" and self.quant.mode not in backend.quantisations:
             raise LlmcError(
                 f"the backend {backend.name} has no kernels for {self.quant.mode}",

@@ -30,6 +30,7 @@ class CpuBackend(Backend):
     integer_attention = True
     integer_rows = frozenset({"int16", "int8-blocks"})
     zero_points = True
+    group_zeros = True
     ragged = True
     channels_last = True
     winograd = True

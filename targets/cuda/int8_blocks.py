@@ -287,6 +287,10 @@ def int8_blockwise(node: Node) -> Call:
     if levels.op != "constant" or scales.op != "constant":
         raise LlmcError(f"{node.op}: the weight is computed at run time")
     a = node.attributes
+    if a["has_zeros"]:
+        raise LlmcError(
+            f"{node.op}: there is no kernel for groups with zero points", hint="leave out --zero-points"
+        )
     w = Blocks(int(levels.shape[0]), int(a["columns"]), int(a["bits"]), int(a["block"]))
     epilogue: tuple[str, ...] = a["epilogue"]
     rows = product(node.shape[:-1])

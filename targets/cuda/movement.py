@@ -170,21 +170,30 @@ def rows_decoded(node: Node) -> Call:
     dtypes = tuple(i.dtype for i in node.inputs)
 
     def emit(k: GridEmitter) -> None:
-        source, *scales = (k.pointer(f"part{i}", dtype) for i, dtype in enumerate(dtypes))
+        source, *more = (k.pointer(f"part{i}", dtype) for i, dtype in enumerate(dtypes))
         out, size = k.pointer("out", "f32"), k.scalar("size")
         with k.each(size) as item:
             row, column = k.let(div(item, columns)), k.let(mod(item, columns))
             start = k.let(row * -(-columns * bits // 8))
-            if not scales:
+            if not more:
                 k.store(out, item, _half_at(k, source, k.let(start + column * 2)))
                 return
-            byte = k.let(tirx.Cast("int32", k.load(source, start + div(column, 8 // bits))))
-            shift = k.let(tirx.Cast("int32", mod(column, 8 // bits) * bits))
-            scale = k.load(scales[0], k.let(row * -(-columns // block) + div(column, block)))
-            k.store(out, item, k.let(level_of(k, byte, shift, bits) * tirx.Cast("float32", scale)))
+            level = _packed_at(k, source, start, column, bits)
+            scales, *zeros = more
+            own, blocks = k.let(div(column, block)), -(-columns // block)
+            for zero in zeros:
+                level = k.let(level - _packed_at(k, zero, k.let(row * -(-blocks * bits // 8)), own, bits))
+            scale = k.load(scales, k.let(row * blocks + own))
+            k.store(out, item, k.let(level * tirx.Cast("float32", scale)))
 
     size = product(node.shape)
-    return flat(node, "rows_stored", (columns, bits, block), emit, (size,), size, size)
+    return flat(node, "rows_stored", (columns, bits, block, len(dtypes)), emit, (size,), size, size)
+
+
+def _packed_at(k: GridEmitter, source: Buffer, start: Expr, index: Expr, bits: int) -> Expr:
+    """One of the levels that are packed from a byte on, as a float."""
+    byte = k.let(tirx.Cast("int32", k.load(source, start + div(index, 8 // bits))))
+    return level_of(k, byte, k.let(tirx.Cast("int32", mod(index, 8 // bits) * bits)), bits)
 
 
 def _half_at(k: GridEmitter, source: Buffer, at: Expr) -> Expr:

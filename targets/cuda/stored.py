@@ -97,7 +97,7 @@ class Stored:
 
 
 def stored_weight(w: Node) -> Stored | None:
-    """How a product reads it; None: its blocks are too short.
+    """How a product reads it; None: its blocks are too short, or have zero points.
 
     Raises:
         LlmcError: it is computed at run time.
@@ -106,7 +106,7 @@ def stored_weight(w: Node) -> Stored | None:
         raise LlmcError("linear: the weight is computed at run time")
     n, depth = (int(d) for d in w.shape)
     bits, block = w.attributes.get("bits", 16), w.attributes.get("block", 0)
-    if block % SPAN and block < depth:
+    if (block % SPAN and block < depth) or len(w.inputs) > 2:
         return None
     levels, *scales = (i.attributes["value"] for i in w.inputs)
     wide, beyond = n + -n % COLUMNS, -(-depth // UNIT) * UNIT
@@ -365,7 +365,7 @@ def _emit(k: GridEmitter, w: Stored, epilogue: tuple[str, ...]) -> None:
 
 
 def _whole(node: Node) -> Call:
-    """The product of the plain weight: blocks that end within a span come from nowhere but files of others."""
+    """The product of the plain weight: blocks within a span, and zero points, come from files of others."""
     x, w, *extras = node.inputs
     parts = (i.attributes["value"].array for i in w.inputs)
     array = OPS[w.op].reference(*parts, **w.attributes)

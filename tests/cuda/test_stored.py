@@ -17,6 +17,7 @@ from llmc.compiler.ops.float_steps import fma32
 from llmc.compiler.ops.storage import pack_indices, packed_bytes
 from llmc.compiler.stored_once import store_once
 from llmc.errors import LlmcError
+from llmc.options import Order
 from llmc.targets.cuda.lower import LOWERINGS
 from llmc.targets.cuda.stored import SEGMENTS, SPAN, UNIT
 from llmc.targets.lowering import lower
@@ -110,9 +111,26 @@ def short() -> Graph:
     return Graph((x,), {"y": make("linear", (x, weight(20, 40, 4, 6, "f32")))}, {"batch": (1, 100)})
 
 
+def around(bits: int) -> Graph:
+    """Groups with zero points: of a product, and of rows that are looked up."""
+    rng = np.random.default_rng(bits)
+    n, k, block = 20, 75, 32
+    levels, zeros = (
+        constant(pack_indices(rng.integers(0, 1 << bits, (n, size)).astype(np.uint8), bits))
+        for size in (k, -(-k // block))
+    )
+    scales = constant(rng.uniform(0.01, 0.3, (n, -(-k // block))).astype(np.float16))
+    x, at = input_("x", "f32", (B, k)), input_("at", "i64", (B,))
+    w = make("blockwise", (levels, scales, zeros), columns=k, bits=bits, block=block)
+    parts = tuple(make("embedding", (part, at)) for part in (levels, scales, zeros))
+    rows = make("blockwise", parts, columns=k, bits=bits, block=block)
+    return Graph((x, at), {"y": make("linear", (x, w)), "rows": rows}, {"batch": (1, 100)})
+
+
 @pytest.fixture(scope="module")
 def lab(gpu_lab: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
     made = {name: graph_of(name) for name in CASES} | {"tied": tied(), "short": short()}
+    made |= {f"zeros {bits}": around(bits) for bits in (4, 8)}
     return made, gpu_lab.GpuLab(tmp_path_factory.mktemp("stored"), list(made.values()))
 
 
@@ -225,3 +243,26 @@ def test_a_computed_weight_is_refused() -> None:
     with pytest.raises(LlmcError, match="have no kernel") as caught:
         lower(graph, LOWERINGS)
     assert "computed at run time" in str(caught.value)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_groups_with_zero_points(lab: Any, bits: int) -> None:
+    """Products have plain weights, rows are decoded: never without the zero points."""
+    made, kernels = lab
+    graph = made[f"zeros {bits}"]
+    values = {"x": given(75, 9), "at": np.random.default_rng(1).integers(0, 20, 9)}
+    wanted, found = interpret.run(graph, values), kernels.run(graph, values, {"batch": 9})
+    assert np.array_equal(found["rows"], wanted["rows"])
+    assert np.abs(found["y"] - wanted["y"]).max() <= 1e-5 * np.abs(wanted["y"]).max()
+
+
+def test_zero_points_are_refused_where_kernels_have_none() -> None:
+    with pytest.raises(LlmcError, match="the backend cuda has no kernels for groups with zero points"):
+        Order("x", None, {"target": "cuda-sm_90", "quant": "w4", "zero_points": True})
+    x = input_("x", "f32", (B, 32))
+    row = make("int8_rows", (x,), block=32)
+    levels, zeros = (constant(np.zeros((8, size), np.uint8)) for size in (16, 1))
+    scales = constant(np.ones((8, 1), np.float16))
+    y = make("int8_blockwise", (row, levels, scales, zeros), columns=32, bits=4, block=32, has_zeros=True)
+    with pytest.raises(LlmcError, match="no kernel for groups with zero points"):
+        lower(Graph((x,), {"y": y}, {"batch": (1, 100)}), LOWERINGS)
