@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import models
 import numpy as np
@@ -29,6 +30,7 @@ import train_classifier
 import llmc
 
 ROUNDED = "w4-calib"  # w4 rounded by samples
+ZEROS = "-zeros"  # with zero points
 STATIC = "int8-static"
 METHODS = ("minmax", "percentile", "entropy")  # of its ranges: a row each
 PARTS = "int8x3"  # no quantisation: fp32 by --matmul int8x3, for processors with AMX
@@ -42,6 +44,8 @@ GATES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "w8": (0.3, 99.0),
         "w4": (1.5, 95.0),
         ROUNDED: (0.4, 97.0),
+        f"w4{ZEROS}": (1.5, 95.0),
+        f"{ROUNDED}{ZEROS}": (0.4, 97.0),
         PARTS: (0.0, 100.0),
     }
 )
@@ -88,10 +92,12 @@ def bytes_of(artifact: Path) -> int:
     return sum(file.stat().st_size for file in artifact.iterdir())
 
 
-def options_of(quant: str, calib: str) -> dict[str, str]:
+def options_of(quant: str, calib: str) -> dict[str, Any]:
     """What a row of the table is compiled with."""
     if quant == PARTS:
         return {"matmul": PARTS}
+    if quant.endswith(ZEROS):
+        return {**options_of(quant.removesuffix(ZEROS), calib), "zero_points": True}
     if quant == ROUNDED:
         return {"quant": "w4", "calib": calib}
     if quant.startswith(STATIC):

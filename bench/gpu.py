@@ -31,8 +31,8 @@ import gpu_cpu
 PARTS = ("checks", "cpu", "sanitizer", "profiles", "races", "ncu", "compile")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 HERE = Path(__file__).resolve().parent
-PROFILED = (("minilm-size", 1, 128), ("minilm-size", 8, 128), ("base-size", 8, 128))
-PRECISIONS = ("fp32", "fp16", "int8")
+PROFILED = (("minilm-size", 1, 128), ("minilm-size", 8, 128), ("base-size", 8, 128), ("minilm-size", 1, 8))
+PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4", "w4a8", "bf16")
 _OF_PEAK = "throughput.avg.pct_of_peak_sustained_elapsed"
 NCU = f"gpu__time_duration.sum,sm__{_OF_PEAK},dram__{_OF_PEAK}"
 

@@ -35,7 +35,7 @@ class Subject:
     heads: int = 0
     inner: int = 0
     checks: tuple[tuple[int, int], ...] = ((1, 1), (1, 16), (3, 33), (4, 128))
-    precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
+    precisions: tuple[str, ...] = ("fp32", "fp16", "int8", "w8", "w4", "w4a8", "bf16")
 
     @property
     def words(self) -> int:
@@ -63,8 +63,10 @@ SUBJECTS: Mapping[str, Subject] = MappingProxyType(
         "base-size": Subject(6, 768, 12, 3072, ((1, 16), (2, 65)), ("fp32", "fp16")),
     }
 )
-PRECISIONS: Mapping[str, str] = MappingProxyType({"fp32": "none", "fp16": "fp16", "int8": "int8"})
-RACES = ((1, 16), (1, 128), (8, 128), (32, 128))
+PRECISIONS: Mapping[str, str] = MappingProxyType(
+    {"fp32": "none", **{quant: quant for quant in ("fp16", "int8", "w8", "w4", "w4a8", "bf16")}}
+)
+RACES = ((1, 16), (1, 128), (8, 128), (32, 128), (1, 8))  # the last: as few rows as next tokens have
 
 
 def torch_model(name: str, demo: Path) -> Any:

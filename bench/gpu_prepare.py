@@ -37,6 +37,8 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.driver import compile_graph
 from llmc.passes import LEVELS, PASSES
 from llmc.passes.quantise import QUANTISATIONS
+from llmc.passes.quantise.int16 import with_kernels
+from llmc.targets.cuda.backend import BACKEND
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent / "tests"
@@ -89,6 +91,13 @@ def recurrent_cases() -> Iterator[tuple[Graph, Arrays]]:
         yield graph, {"x": x, "lengths": np.array(lengths)}
 
 
+def stored_cases(tests: ModuleType) -> Iterator[tuple[Graph, Arrays]]:
+    """Products of stored weights, of few rows and of many."""
+    graph = tests.together()
+    for rows in (1, 5, 8, 9, 65):
+        yield graph, {x.attributes["name"]: tests.given(int(x.shape[1]), rows) for x in graph.inputs}
+
+
 def kernel_graphs() -> dict[str, list[tuple[Graph, Arrays]]]:
     """Name -> cases of one graph."""
     tests = from_tests("test_kernels")
@@ -101,6 +110,8 @@ def kernel_graphs() -> dict[str, list[tuple[Graph, Arrays]]]:
     found["loops"] = list(recurrent_cases())
     integers = tests.integer_graph()
     found["integers"] = [(integers, {"x": value}) for value in map(tests.integer_rows, (1, 7, 64, 65))]
+    for name, module in (("stored", "test_stored"), ("blocks", "test_int8_blocks")):
+        found[name] = list(stored_cases(from_tests(module)))
     return found
 
 
@@ -139,7 +150,8 @@ def model_folder(name: str, folder: Path) -> Path:
 def model_cases(graph: Graph, subject: Subject, precision: str) -> Cases:
     """The graph that the artifact computes at the subject's shapes."""
     passes = (LEVELS[3], QUANTISATIONS[PRECISIONS[precision]])
-    answering = Pipeline.parse(",".join(p for p in passes if p), PASSES).run(graph)[0]
+    steps = Pipeline.parse(",".join(p for p in passes if p), PASSES)
+    answering = with_kernels(steps, BACKEND.integer_rows).run(graph)[0]
     return [(answering, tokens(subject, *shape, padded=True)) for shape in subject.checks]
 
 

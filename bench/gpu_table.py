@@ -8,6 +8,7 @@ from typing import Any
 Result = Mapping[str, Any]
 FIRST = ("torch-fp32", "torch-tf32", "graph-fp32", "compile-fp32", "llmc-fp32")
 SECOND = ("torch-fp16", "graph-fp16", "compile-fp16", "llmc-fp16", "llmc-int8")
+THIRD = ("llmc-w8", "llmc-w4", "llmc-w4a8", "llmc-bf16")
 
 
 def micro(seconds: float | None) -> str:
@@ -38,7 +39,7 @@ def sanitizer_lines(found: Mapping[str, str]) -> Iterator[str]:
 
 def race_lines(races: Mapping[str, Result]) -> Iterator[str]:
     """Medians in microseconds."""
-    for title, names in (("fp32", FIRST), ("fp16, int8", SECOND)):
+    for title, names in (("fp32", FIRST), ("fp16, int8", SECOND), ("stored", THIRD)):
         yield f"{title}, us{'':22}" + "".join(f"{n:>13}" for n in names)
         for model, race in races.items():
             for row in race.get("rows", ()):

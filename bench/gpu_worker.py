@@ -23,7 +23,13 @@ from llmc.runtime import Model
 
 Array = np.ndarray[Any, Any]
 # Largest difference from the interpreter, of the largest number of an output (of 1, if that is less).
-LIMITS = {"fp32": 1e-4, "fp16": 5e-3, "int8": 2e-2, "integers": 0.0}
+LIMITS = {
+    **dict.fromkeys(("fp32", "w8", "w4", "bf16"), 1e-4),
+    "fp16": 5e-3,
+    **dict.fromkeys(("int8", "w4a8"), 2e-2),
+    "integers": 0.0,
+    "blocks": 0.0,
+}
 
 
 def limit(artifact: Path) -> float:

@@ -51,15 +51,17 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Panels:
-    """A layout of a matrix, `[panels][depth][width]`: each row is a column of a panel.
+    """A layout of a matrix, `[panels][depth / unit][width][unit]`: each row is a column of a panel.
 
     Args:
         width: rows of the matrix that lie in one panel, side by side.
         depth: columns of the matrix, and what they are padded to.
+        unit: columns of a row that stay together.
     """
 
     width: int
     depth: int
+    unit: int = 1
 
 
 @dataclass(frozen=True)

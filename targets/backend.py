@@ -50,7 +50,10 @@ class Backend(ABC):
     - `forms`: those of `--emit` it serves.
     - `quantisations`: the modes of `--quant` whose ops it has kernels for; `integer_attention`: whether attention
       may be one of these ops.
+    - `integer_rows`: the passes that round the rows of products with stored weights to integers (`int16`,
+      `int8-blocks`) for which it has kernels; without them these products have float rows.
     - `zero_points`: whether it has integer kernels for levels around a zero point, as quantised files have them.
+    - `group_zeros`: whether its products read zero points of groups as they are stored.
     - `halves`: whether products with half-precision weights round their other operand to half too.
     - `ragged`: whether it has kernels for rows of tokens without padding (passes/rows/ragged.py).
     - `channels_last`: whether it likes images with the channels of a pixel side by side (passes/layout).
@@ -68,7 +71,9 @@ class Backend(ABC):
     forms: ClassVar[Sequence[str]] = ("shared",)
     quantisations: ClassVar[frozenset[str]] = frozenset()
     integer_attention: ClassVar[bool] = False
+    integer_rows: ClassVar[frozenset[str]] = frozenset()
     zero_points: ClassVar[bool] = False
+    group_zeros: ClassVar[bool] = False
     halves: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
     channels_last: ClassVar[bool] = False

@@ -37,7 +37,7 @@ typedef struct unit {
     tile tiles[TILES];
     region regions[REGIONS];
     int allowed;
-    int64_t products; /* instructions tdpbusd */
+    int64_t products; /* of tiles */
     char fault[256];
 } unit;
 
@@ -168,24 +168,24 @@ void amx_tilestored64(int32_t number, uint8_t *memory, int64_t stride)
             memcpy(memory, from->data[row], (size_t)from->bytes);
 }
 
-static int fit(const tile *sums, const tile *a, const tile *b)
+static int fit(const char *name, const tile *sums, const tile *a, const tile *b)
 {
     if (sums == a || sums == b || a == b)
-        return refuse("tdpbusd: one tile twice");
+        return refuse("%s: one tile twice", name);
     if (sums->rows != a->rows || sums->bytes != b->bytes || a->bytes != 4 * b->rows)
-        return refuse("tdpbusd: %d rows of %d bytes, by %d of %d and %d of %d", sums->rows, sums->bytes, a->rows,
+        return refuse("%s: %d rows of %d bytes, by %d of %d and %d of %d", name, sums->rows, sums->bytes, a->rows,
                       a->bytes, b->rows, b->bytes);
     return 1;
 }
 
-/* sums[m][n] += the sum over i < 4 and k of u8 a[m][4 k + i] * s8 b[k][4 n + i], modulo 2^32 */
-void amx_tdpbusd(int32_t sums_number, int32_t a_number, int32_t b_number)
+/* sums[m][n] += the sum over i < 4 and k of a[m][4 k + i] * b[k][4 n + i], one of them signed, modulo 2^32 */
+static void multiply(const char *name, int32_t sums_number, int32_t a_number, int32_t b_number, int a_is_signed)
 {
-    if (!usable("tdpbusd", sums_number) || !usable("tdpbusd", a_number) || !usable("tdpbusd", b_number))
+    if (!usable(name, sums_number) || !usable(name, a_number) || !usable(name, b_number))
         return;
     tile *sums = &amx.tiles[sums_number];
     const tile *a = &amx.tiles[a_number], *b = &amx.tiles[b_number];
-    if (!fit(sums, a, b))
+    if (!fit(name, sums, a, b))
         return;
     amx.products++;
     for (int m = 0; m < sums->rows; m++) {
@@ -193,8 +193,20 @@ void amx_tdpbusd(int32_t sums_number, int32_t a_number, int32_t b_number)
         memcpy(row, sums->data[m], sizeof row);
         for (int k = 0; k < b->rows; k++)
             for (int n = 0; n < sums->bytes / 4; n++)
-                for (int i = 0; i < 4; i++)
-                    row[n] += (uint32_t)(a->data[m][4 * k + i] * (int8_t)b->data[k][4 * n + i]);
+                for (int i = 0; i < 4; i++) {
+                    uint8_t left = a->data[m][4 * k + i], right = b->data[k][4 * n + i];
+                    row[n] += (uint32_t)(a_is_signed ? (int8_t)left * right : left * (int8_t)right);
+                }
         memcpy(sums->data[m], row, sizeof row);
     }
+}
+
+void amx_tdpbusd(int32_t sums, int32_t a, int32_t b)
+{
+    multiply("tdpbusd", sums, a, b, 0);
+}
+
+void amx_tdpbsud(int32_t sums, int32_t a, int32_t b)
+{
+    multiply("tdpbsud", sums, a, b, 1);
 }

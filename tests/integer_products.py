@@ -11,6 +11,7 @@ from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.ops.rows import line_stride, pack_rows
 from llmc.compiler.ops.split import split_weights
+from llmc.compiler.ops.storage import pack_indices
 
 Array = np.ndarray[Any, Any]
 M = symbol("rows")
@@ -81,6 +82,38 @@ def _of_floats(
     node = make(op, (make(rows, (x,)), *map(constant, weights), *extras), epilogue=epilogue)
     inputs = (x, *(e for e in extras if e.op == "input"))
     return Graph(inputs, {"y": node}, {"rows": (0, 1000)}), node
+
+
+def blocks_product(
+    rows: str,
+    n: int,
+    k: int,
+    bits: int,
+    block: int,
+    epilogue: tuple[str, ...] = (),
+    dtype: Any = np.float32,
+    zeros: bool = False,
+) -> Graph:
+    """int16_blockwise or int8_blockwise of rows `[rows, k]` of float32, with extreme levels among random ones, and
+    zero points, if there are to be any.
+    """
+    rng = np.random.default_rng([n, k, bits, block])
+    x, extras = input_("x", "f32", (M, k)), []
+    for step in epilogue:
+        if step == "bias":
+            extras.append(constant(rng.normal(size=n).astype(np.float32)))
+        elif step == "residual":
+            extras.append(input_("residual", "f32", (M, n)))
+    levels = rng.integers(0, 1 << bits, (n, k)).astype(np.uint8)
+    levels[: n // 3] = rng.choice(np.array([0, (1 << bits) - 1], np.uint8), (n // 3, 1))
+    scales = rng.normal(scale=1e-2, size=(n, -(-k // block))).astype(dtype)
+    around = rng.integers(0, 1 << bits, scales.shape).astype(np.uint8)
+    around[: n // 6] = (1 << bits) - 1 - levels[: n // 6, :1]  # of levels at one end, the other one
+    stored = (pack_indices(levels, bits), scales, *([pack_indices(around, bits)] if zeros else []))
+    inputs = (make(f"{rows}_rows", (x,), block=block), *map(constant, stored))
+    attributes = {"columns": k, "bits": bits, "block": block, "has_zeros": zeros, "epilogue": epilogue}
+    node = make(f"{rows}_blockwise", (*inputs, *extras), **attributes)
+    return Graph((x, *(e for e in extras if e.op == "input")), {"y": node}, {"rows": (0, 1000)})
 
 
 def given(graph: Graph, k: int, m: int, seed: int) -> dict[str, Array]:

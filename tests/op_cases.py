@@ -175,6 +175,18 @@ PRODUCTS: list[Case] = [
         {"columns": 40, "bits": 8, "block": 16},
         partial(int16_blockwise, bits=8),
     ),
+    (
+        "int16_blockwise",
+        (
+            BLOCK_ROWS,
+            BLOCK_LEVELS,
+            BLOCK_SCALES,
+            integers(6, 2, low=0, high=256, dtype="u8"),
+            floats(2, 3, 6),
+        ),
+        {"columns": 40, "bits": 4, "block": 16, "has_zeros": True, "epilogue": ("residual",)},
+        partial(int16_blockwise, has_zeros=True),
+    ),
     ("int8_rows", (floats(2, 3, 40),), {"block": 16}, in_bytes_by_block),
     (
         "int8_blockwise",
@@ -187,6 +199,17 @@ PRODUCTS: list[Case] = [
         (BYTE_ROWS, integers(6, 40, low=0, high=256, dtype="u8"), BLOCK_SCALES),
         {"columns": 40, "bits": 8, "block": 16},
         partial(int8_blockwise, bits=8),
+    ),
+    (
+        "int8_blockwise",
+        (
+            BYTE_ROWS,
+            integers(6, 40, low=0, high=256, dtype="u8"),
+            BLOCK_SCALES,
+            integers(6, 3, low=0, high=256, dtype="u8"),
+        ),
+        {"columns": 40, "bits": 8, "block": 16, "has_zeros": True},
+        partial(int8_blockwise, bits=8, has_zeros=True),
     ),
     (
         "int16_linear",
@@ -289,6 +312,15 @@ PRODUCTS: list[Case] = [
         (BYTES, floats(2, 3, 2)),
         {"columns": 9, "block": 6, "bits": 4},
         lambda i, s: (halves(i)[..., :9].float() - 8) * s.repeat_interleave(6, -1)[..., :9],
+    ),
+    (
+        "blockwise",
+        (BYTES, floats(2, 3, 2), integers(2, 3, 1, low=0, high=256, dtype="u8")),
+        {"columns": 9, "block": 6, "bits": 4},
+        lambda i, s, z: (
+            (halves(i)[..., :9].float() - halves(z).repeat_interleave(6, -1)[..., :9])
+            * s.repeat_interleave(6, -1)[..., :9]
+        ),
     ),
     (
         "conv2d",

@@ -191,11 +191,13 @@ def in_blocks(x: Any) -> Any:
     return F.pad(torch.cat([*(p.view(torch.uint8) for p in parts), *tail], -1), (0, 52))
 
 
-def int16_blockwise(rows: Any, levels: Any, scales: Any, *extras: Any, bits: int = 4) -> Any:
+def int16_blockwise(
+    rows: Any, levels: Any, scales: Any, *extras: Any, bits: int = 4, has_zeros: bool = False
+) -> Any:
     """In float64, by the levels that the rows hold: 6 columns of 40 values in blocks of 16."""
     high, low = (rows[..., at : at + 40].view(torch.int8).double() for at in (0, 64))
     x = (256 * high + low) * rows[..., 128:132].contiguous().view(torch.float32).double()
-    w = _decoded(levels, scales, bits)
+    w, extras = _decoded(levels, scales, bits, *extras[:has_zeros]), extras[has_zeros:]
     return (F.linear(x, w) + sum(extras, torch.zeros(6, dtype=torch.float64))).float()
 
 
@@ -212,18 +214,25 @@ def in_bytes_by_block(x: Any) -> Any:
     return F.pad(torch.cat([torch.cat(levels, -1).view(torch.uint8), one, *tail], -1), (0, 40))
 
 
-def int8_blockwise(rows: Any, levels: Any, scales: Any, *extras: Any, bits: int = 4) -> Any:
+def int8_blockwise(
+    rows: Any, levels: Any, scales: Any, *extras: Any, bits: int = 4, has_zeros: bool = False
+) -> Any:
     """In float64, likewise."""
     by_block = rows[..., 140:152].contiguous().view(torch.float32).double()
     x = rows[..., :40].view(torch.int8).double() * by_block.repeat_interleave(16, -1)[..., :40]
-    w = _decoded(levels, scales, bits)
+    w, extras = _decoded(levels, scales, bits, *extras[:has_zeros]), extras[has_zeros:]
     return (F.linear(x, w) + sum(extras, torch.zeros(6, dtype=torch.float64))).float()
 
 
-def _decoded(levels: Any, scales: Any, bits: int) -> Any:
+def _decoded(levels: Any, scales: Any, bits: int, *zeros: Any) -> Any:
     """f64 [6, 40] of levels in blocks of 16."""
-    wide = levels if bits == 8 else torch.stack([levels & 15, levels >> 4], -1).flatten(-2)
-    return (wide.double() - 2 ** (bits - 1)) * scales.double().repeat_interleave(16, 1)[:, :40]
+
+    def wide(packed: Any) -> Any:
+        return (packed if bits == 8 else torch.stack([packed & 15, packed >> 4], -1).flatten(-2)).double()
+
+    around = [wide(z)[:, :3].repeat_interleave(16, 1)[:, :40] for z in zeros]
+    less = around[0] if around else 2 ** (bits - 1)
+    return (wide(levels) - less) * scales.double().repeat_interleave(16, 1)[:, :40]
 
 
 def split_linear(rows: Any, w: Any, ws: Any, *extras: Any) -> Any:

@@ -155,6 +155,12 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         {"columns": 9, "bits": 4, "block": 9},
         "f32[batch, 9]",
     ),
+    (
+        "blockwise",
+        (t(B, 5, dtype="u8"), t(B, 3), t(B, 2, dtype="u8")),
+        {"columns": 9, "bits": 4, "block": 4},
+        "f32[batch, 9]",
+    ),
     ("bitmask", (t(5, 2, dtype="u8"), t(40)), {"columns": 9}, "f32[5, 9]"),
     ("bitmask", (t(5, 2, dtype="u8"), t(40)), {"columns": 9, "height": 4}, "f32[20, 9]"),
     (
@@ -215,6 +221,12 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         "int16_blockwise",
         (t(B, S, 256, dtype="u8"), t(3, 33, dtype="u8"), t(3, 1)),
         {"columns": 33, "bits": 8, "block": 33},
+        "f32[batch, seq, 3]",
+    ),
+    (
+        "int16_blockwise",
+        (t(B, S, 256, dtype="u8"), t(3, 33, dtype="u8"), t(3, 3), t(3, 3, dtype="u8"), t(B, S, 3)),
+        {"columns": 33, "bits": 8, "block": 16, "has_zeros": True, "epilogue": ("residual",)},
         "f32[batch, seq, 3]",
     ),
     ("int8_rows", (t(B, S, 65),), {"block": 16}, "u8[batch, seq, 256]"),

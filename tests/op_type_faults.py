@@ -205,6 +205,24 @@ REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         {"columns": 33, "bits": 4, "block": 33},
         "the levels has shape",
     ),
+    (
+        "int16_blockwise",
+        (t(2, 256, dtype="u8"), t(3, 33, dtype="u8"), t(3, 1)),
+        {"columns": 33, "bits": 8, "block": 33, "has_zeros": True},
+        "no zero points are given",
+    ),
+    (
+        "int16_blockwise",
+        (t(2, 256, dtype="u8"), t(3, 33, dtype="u8"), t(3, 1), t(3, 1)),
+        {"columns": 33, "bits": 8, "block": 33, "has_zeros": True},
+        "the zero points has dtype f32",
+    ),
+    (
+        "int8_blockwise",
+        (t(2, 192, dtype="u8"), t(3, 33, dtype="u8"), t(3, 1)),
+        {"columns": 33, "bits": 8, "block": 33, "has_zeros": 1},
+        "has_zeros",
+    ),
     ("int8_rows", (t(2, 8),), {"block": 0}, "block is 0"),
     ("int8_rows", (t(2, S),), {"block": 16}, "fixed size"),
     (
@@ -249,6 +267,18 @@ REFUSED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         "block is 3, not an even number",
     ),
     ("blockwise", (t(2, 9, dtype="u8"), t(2, 1)), {"columns": 9, "block": 9, "bits": 5}, "bits is 5"),
+    (
+        "blockwise",
+        (t(2, 5, dtype="u8"), t(2, 3), t(2, 3, dtype="u8")),
+        {"columns": 9, "block": 4, "bits": 4},
+        "the zero points has shape",
+    ),
+    (
+        "blockwise",
+        (t(2, 5, dtype="u8"), t(2, 3), t(2, 2, dtype="u8"), t(2, 2, dtype="u8")),
+        {"columns": 9, "block": 4, "bits": 4},
+        "2 arrays of zero points",
+    ),
     ("bitmask", (t(2, 3, dtype="u8"), t(9)), {"columns": 30}, "where a row takes 4 bytes"),
     (
         "bitmask",

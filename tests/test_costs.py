@@ -67,6 +67,17 @@ def test_fewer_bytes_and_another_time() -> None:
     assert longer.seconds > 3 * base.seconds
 
 
+def test_what_follows_has_kernels() -> None:
+    """GPUs have none of `int16`: there products with stored weights have float rows."""
+    found = {c.name: c for c in candidates(backend_of(find_target("cuda"))) if c.kind == WEIGHT}
+    assert {name: found[name].after for name in ("w8", "w4", "w4a8")} == dict.fromkeys(
+        ("w8", "w4", "w4a8"), "cse"
+    )
+    made = after(found["w4"], network(128, 128, 96))
+    assert [n.op for n in made.nodes].count("linear") == 2
+    assert all(c in CANDIDATES for c in candidates(backend_of(TARGET)))
+
+
 def test_the_same_wherever_it_is_asked() -> None:
     assert variant_of(find_target("x86")) == "avx512vnni"
     assert variant_of(TARGET) == "avx2vnni"

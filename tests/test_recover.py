@@ -150,6 +150,9 @@ def test_weights_are_rounded_as_the_passes_do(shape, scale):
     assert np.array_equal(Grid(4, 32, True).rounded(weight.T).numpy(), by_block.T)
     whole, scales = quantised_rows(array)
     assert np.array_equal(Grid(8, shape[1], False).rounded(weight).numpy(), whole * scales)
+    levels, scales = nearest(array, 8, 32)  # in half precision where there are several to a row
+    by_block = (levels.astype(np.float32) - 128) * np.repeat(scales.astype(np.float32), 32, 1)[:, : shape[1]]
+    assert np.array_equal(Grid(8, 32, False).rounded(weight).numpy(), by_block)
 
 
 def test_a_model_within_answers_as_the_pass_leaves_it(classifier):

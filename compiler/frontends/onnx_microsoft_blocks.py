@@ -1,7 +1,7 @@
 """Weights of `com.microsoft` in 4 or 8 bits with a scale for each block of a row: they stay as they are stored.
 
-A level of half the range stands for 0. Where a file says another zero point z, its values are those and
-(half - z) scale, which one number for each block of a row adds.
+A level of half the range stands for 0, or the zero point of its block. One that is no level, as a fraction is, makes
+values of (half - z) scale more, which one number for each block of a row adds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _product(call: Call) -> Node:
     call.without_meaning("accuracy_level", "weight_prepacked")  # the activations are not rounded
     _in_order(call, columns)
     weight = _Blocks(call, (rows, columns), levels=1, scales=2, zeros=3)
-    y = call.op("linear", x, weight.decoded((weight.levels, weight.scales)))
+    y = call.op("linear", x, weight.decoded(weight.stored))
     if weight.offsets is not None:
         y = call.op("add", y, call.op("linear", _sums(call, x, weight.block, weight.blocks), weight.offsets))
     return call.op("add", y, call.node(5)) if call.has(5) else y
@@ -48,7 +48,7 @@ def _rows(call: Call) -> Node:
     columns = int(levels.shape[1]) * (1 if call.kinds[0] in _SINGLE else 8 // bits)
     weight = _Blocks(call, (int(levels.shape[0]), columns), levels=0, scales=2, zeros=3)
     index = wrapped(call, call.node(1), weight.rows)
-    parts = [call.op("embedding", part, index) for part in (weight.levels, weight.scales)]
+    parts = [call.op("embedding", part, index) for part in weight.stored]
     y = weight.decoded(parts)
     if weight.offsets is None:
         return y
@@ -64,7 +64,7 @@ _SINGLE = {
 
 
 class _Blocks:
-    """A weight `[rows, columns]`: its levels and scales, and what each block adds where zero is not in the middle."""
+    """A weight `[rows, columns]`: its levels, scales and zero points, and what each block adds where 0 is no level."""
 
     def __init__(self, call: Call, shape: tuple[int, int], levels: int, scales: int, zeros: int) -> None:
         self.call, (self.rows, self.columns) = call, shape
@@ -77,8 +77,9 @@ class _Blocks:
         steps, name = _array(call, scales), call.node(levels).attributes["value"].name
         rows = pack_indices(self._numbers(levels, self.columns), self.bits)
         steps = _halves(steps.reshape(self.rows, self.blocks))
-        self.levels, self.scales = _kept(call, rows, f"{name}.levels"), _kept(call, steps, f"{name}.scales")
-        self.offsets = self._offsets(zeros, steps, name)
+        points, self.offsets = self._around(zeros, steps, name)
+        parts = (_kept(call, rows, f"{name}.levels"), _kept(call, steps, f"{name}.scales"), points)
+        self.stored = [part for part in parts if part is not None]
 
     def decoded(self, parts: Sequence[Node]) -> Node:
         """The values of levels and scales."""
@@ -107,13 +108,16 @@ class _Blocks:
             return _array(call, position).reshape(self.rows, self.blocks)
         return self._numbers(position, self.blocks)
 
-    def _offsets(self, position: int, steps: Array, name: str) -> Node | None:
-        """f32 `[rows, blocks]`: (half - zero point) scale; None if all are 0."""
+    def _around(self, position: int, steps: Array, name: str) -> tuple[Node | None, Node | None]:
+        """Zero points, packed as levels are, if all are levels; or f32 `[rows, blocks]`: (half - zero point) scale."""
         zeros = self._zeros(position)
-        if zeros is None:
-            return None
+        if zeros is None or (zeros == self.half).all():
+            return None, None
+        levels = zeros.clip(0, 2 * self.half - 1).astype(np.uint8)
+        if np.array_equal(levels, zeros):
+            return _kept(self.call, pack_indices(levels, self.bits), f"{name}.zeros"), None
         found = (self.half - zeros.astype(np.float32)) * steps.astype(np.float32)
-        return _kept(self.call, found, f"{name}.offsets") if found.any() else None
+        return None, _kept(self.call, found, f"{name}.offsets")
 
 
 def _array(call: Call, position: int) -> Array:

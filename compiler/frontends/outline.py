@@ -189,7 +189,7 @@ def weight_bytes(found: Outline) -> Mapping[str, int]:
         "fp16": 2 * found.products + rest,
         "int8": found.products + math.ceil(found.products / 256) + rest,
         "int8-static": found.products + math.ceil(found.products / 256) + rest,
-        "w8": found.products + math.ceil(found.products / 256) + rest,
+        "w8": found.products + found.products // 32 + rest,  # a scale for 128
         "w4": four,
         "w4a8": four,
     }

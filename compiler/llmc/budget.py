@@ -36,7 +36,10 @@ _SHARE = 0.6  # of the time budget, for measuring
 _TRIES = 4  # compiles, until the bounds hold
 _CODE = 500_000  # bytes of an artifact that are not weights, until one is compiled
 _IMPORT = ("task", "max_batch", "max_seq", "base", "adapter", "dims", "fixed")
-_ALONE = ("quant", "prune", "share", "factorize", "only_passes", "matmul", "state_dtype", "group", "tune")
+_ALONE = (
+    *("quant", "prune", "share", "factorize", "only_passes", "matmul", "state_dtype", "group", "zero_points"),
+    "tune",
+)
 
 Progress = Callable[[str, float], None]
 __all__ = ["Budget", "BudgetReport", "compile_within"]

@@ -7,7 +7,7 @@ line more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
 
@@ -18,6 +18,7 @@ from llmc.errors import LlmcError
 from llmc.passes import PASSES
 from llmc.passes.only import Only, names_of
 from llmc.passes.quantise.int8_attention import Qattention
+from llmc.passes.quantise.int16 import with_kernels
 from llmc.targets.backend import Backend
 
 FLOAT = "fp32"
@@ -72,7 +73,13 @@ CANDIDATES: Sequence[Candidate] = (
         sampled="gptq{bits=4,block=32},int8-blocks",
     ),
     Candidate("fp16", 'quantize{mode="fp16"}', "qfuse,cse", needs="fp16", floats=True),
-    Candidate("w8", "blockwise{table_block=64}", "int16,cse", needs="w8", sampled="gptq{bits=8,block=0}"),
+    Candidate(
+        "w8",
+        "blockwise{block=128,table_block=64}",
+        "int16,cse",
+        needs="w8",
+        sampled="gptq{bits=8,block=128,table_block=64}",
+    ),
     Candidate("share 16", "share{clusters=16}", needs="codebook"),
     Candidate("prune 0.5", 'prune{sparsity=0.5,scope="layer"}', needs="bitmask"),
     Candidate("rank 0.9", "factorize{energy=0.9}"),
@@ -94,7 +101,15 @@ def candidates(backend: Backend) -> list[Candidate]:
     """Those that a backend has kernels for."""
     known = {*backend.quantisations, *backend.decodes, ""}
     attention = {ATTENTION} if backend.integer_attention else set()
-    return [c for c in CANDIDATES if c.needs in known and c.kind in {WEIGHT, *attention}]
+    found = (c for c in CANDIDATES if c.needs in known and c.kind in {WEIGHT, *attention})
+    return [_with_kernels(c, backend) for c in found]
+
+
+def _with_kernels(candidate: Candidate, backend: Backend) -> Candidate:
+    """`candidate` with what `backend` has kernels for behind it."""
+    after = Pipeline.parse(candidate.after, PASSES)
+    kept = with_kernels(after, backend.integer_rows)
+    return candidate if kept is after else replace(candidate, after=str(kept))
 
 
 def layers(graph: Graph) -> list[Layer]:

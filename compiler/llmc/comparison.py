@@ -42,7 +42,7 @@ def through_passes(imported: Imported, options: Options) -> tuple[Functions, Fun
 
 _ASKED = (
     *("prune", "share", "factorize", "quant", "attention", "group", "calib", "matmul", "state_dtype"),
-    "add_passes",
+    *("zero_points", "add_passes"),
 )
 
 

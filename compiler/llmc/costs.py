@@ -114,7 +114,7 @@ def kind_of(call: Call) -> str:
         return f"{family} {weight.op} {form or ''}".strip()
     if node.op == "linear" and weight.dtype != "f32":
         return f"{family} {weight.dtype}"
-    return f"{family} {node.attributes['bits']}" if "bits" in node.attributes else family
+    return f"{node.op} {node.attributes['bits']}" if "bits" in node.attributes else family
 
 
 def features(call: Call, sizes: Sizes) -> tuple[float, float, float, float]:

@@ -281,8 +281,10 @@ def _quantise(
         road.add(before)
         graph = road.graph
         scales = quant.scales(graph, imported.tokenizer, compile_graph, imported.preprocess)
-    spares = bool(road.graph.states) and "w8" in order.backend.quantisations
-    quantising = quant.pipeline(order.backend.integer_attention, scales, spares)
+    backend = order.backend
+    quantising = quant.pipeline(
+        backend.integer_attention, backend.integer_rows, scales, stateful=bool(road.graph.states)
+    )
     road.add(quantising)
     quantising = Pipeline((*before.steps, *quantising.steps))
     road.add(MATMUL[order.matmul])

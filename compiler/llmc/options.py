@@ -49,6 +49,7 @@ class Options(TypedDict, total=False):
         quant: "none", "int8", "int8-static", "fp16", "bf16", "w8", "w4" or "w4a8": see docs/quantisation.md.
         attention: "int8" or "float": what int8 and int8-static do with attention on CPUs.
         group: of w8, w4 and w4a8, columns that share a scale, a multiple of 16, or 0 for a whole row.
+        zero_points: of w8, w4 and w4a8, whether each group has a level of its own for 0.
         calib: samples for int8-static, for w8 and w4, which round by them, and for passes that want some, a .txt,
             .jsonl, .csv or .npz file, a folder of images, or "auto".
         calib_method: "minmax", "percentile" or "entropy".
@@ -82,6 +83,7 @@ class Options(TypedDict, total=False):
     quant: str
     attention: str
     group: int | None
+    zero_points: bool
     calib: str | Path | None
     calib_method: str
     measure: bool
@@ -101,7 +103,7 @@ class Options(TypedDict, total=False):
 # What makes a model smaller, or faster and less exact: the options it is compared without.
 LESS = (
     *("prune", "share", "factorize", "quant", "calib", "calib_method", "attention", "group", "state_dtype"),
-    *("measure", "keep"),
+    *("measure", "keep", "zero_points"),
 )
 
 
@@ -134,6 +136,7 @@ class Order:
             options.get("attention", "int8"),
             wanted=any(step.change.wants_samples for step in self.placed.pipeline.steps),
             group=options.get("group"),
+            zero_points=options.get("zero_points", False),
         )
         self.measure = options.get("measure", False)
         self.tune, self.tune_time = options.get("tune", False), options.get("tune_time", TUNE_SECONDS)
@@ -207,6 +210,13 @@ class Order:
             raise LlmcError(
                 f"artifacts for {target} have no other form than {' or '.join(map(_file, backend.forms))}",
                 at=f"--emit {self.form.name}",
+            )
+        if self.quant.zero_points and not backend.group_zeros:
+            raise LlmcError(
+                f"the backend {backend.name} has no kernels for groups with zero points",
+                at=f"--target {target}",
+                found="--zero-points",
+                hint="leave it out",
             )
         if self.quant.mode != "none" and self.quant.mode not in backend.quantisations:
             raise LlmcError(

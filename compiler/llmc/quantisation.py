@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -36,6 +36,7 @@ from llmc.passes.quantise import (
     Quantize,
     Smooth,
 )
+from llmc.passes.quantise.int16 import Int16, with_kernels
 from llmc.preprocessing import image_samples
 from llmc.runtime.encoder import was_cut
 from llmc.targets import TARGETS, host
@@ -56,6 +57,7 @@ class Quantisation:
         method: how its ranges are chosen, a key of METHODS.
         attention: "int8" or "float", where products are on int8.
         group: of w8, w4 and w4a8, columns that share a scale, 0 for a whole row; None: the mode's own.
+        zero_points: of these, whether each group has a level of its own for 0.
         slower: patterns of the products that int8 would slow down, which stay float (`llmc.gains`).
         wanted: whether a pass wants samples, so that calibration data is of use without int8-static.
     """
@@ -66,6 +68,7 @@ class Quantisation:
     attention: str = "int8"
     wanted: bool = False
     group: int | None = None
+    zero_points: bool = False
     slower: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -93,15 +96,26 @@ class Quantisation:
             found = f"--quant {self.mode}, and no pass that wants samples"
             who = f"{STATIC}, w8, w4, w4a8 and --prune"
             raise LlmcError(f"calibration data is of use to {who} only", at="--calib", found=found)
+        self._check_groups()
+        if self.calib not in (None, "auto") and not Path(str(self.calib)).exists():
+            raise LlmcError("there is no such calibration file", at=str(self.calib))
+
+    def _check_groups(self) -> None:
         if self.group is not None and not self.stored:
             raise LlmcError(
                 "groups are of weights in 8 and 4 bits", at="--group", found=f"--quant {self.mode}"
             )
+        if self.zero_points and not self.stored:
+            found = f"--quant {self.mode}"
+            raise LlmcError("zero points are of weights in 8 and 4 bits", at="--zero-points", found=found)
+        if self.zero_points and self.mode == "w8" and self.group == 0:
+            hint = "give another --group, or leave one of the two out"
+            raise LlmcError(
+                "whole rows of 8 bits have no zero points", at="--zero-points --group 0", hint=hint
+            )
         if self.group is not None and (self.group < 0 or self.group % 16 or self.group > longest_block(8)):
             hint = f"a multiple of 16 up to {longest_block(8)}, such as 32, 64 or 128, or 0 for a whole row"
             raise LlmcError("there are no products with such groups", at=f"--group {self.group}", hint=hint)
-        if self.calib not in (None, "auto") and not Path(str(self.calib)).exists():
-            raise LlmcError("there is no such calibration file", at=str(self.calib))
 
     @property
     def option(self) -> str:
@@ -119,20 +133,26 @@ class Quantisation:
         return self.mode == STATIC
 
     def pipeline(
-        self, integer_attention: bool, scales: tuple[float, ...] = (), spares: bool = False
+        self,
+        integer_attention: bool,
+        integer_rows: Collection[str],
+        scales: tuple[float, ...] = (),
+        stateful: bool = False,
     ) -> Pipeline:
         """The passes that quantise.
 
         Args:
             integer_attention: whether there are kernels for attention on int8.
+            integer_rows: as `Backend.integer_rows`.
             scales: of int8-static, as `self.scales` has them.
-            spares: whether sensitive products of int8 have activations of 16 bits: a function with states, and kernels
-                for w8.
+            stateful: whether a function has states: then sensitive products of int8 have activations of 16 bits, where
+                there are kernels for these.
         """
         on_int8 = integer_attention and self.mode in ("int8", STATIC) and self.attention == "int8"
         text = QUANTISATIONS[self.mode] + (f",{ATTENTION}" if on_int8 else "")
+        spares = stateful and Int16.name in integer_rows
         text = f"{SPARE},{text}" if spares and self.mode == "int8" else text
-        steps = Pipeline.parse(text, PASSES).steps
+        steps = with_kernels(Pipeline.parse(text, PASSES), integer_rows).steps
         if self.stored:
             first, *rest = steps
             return Pipeline.of(self._blocks(first.change), *(step.change for step in rest))
@@ -145,10 +165,11 @@ class Quantisation:
         block = change.block if self.group is None else self.group
         tables = change.table_block if self.group is None else 0
         if self.calib is None:
-            return replace(change, block=block, table_block=tables)
+            return replace(change, block=block, table_block=tables, zeros=self.zero_points)
         return Gptq(
             bits=change.bits,
             block=block,
+            zeros=self.zero_points,
             table_block=tables,
             head_bits=change.head_bits,
             frequent=change.frequent,

@@ -58,7 +58,8 @@ class Grid:
         blocks = pad(rows, (0, -k % self.block)).reshape(n, -1, self.block)
         low, high = levels_range(self.bits)
         far = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))
-        steps = far.abs() / high if self.bits == 8 else _halves(far / low)
+        steps = far.abs() / high if self.bits == 8 else far / low
+        steps = _halves(steps) if self.bits == 4 or steps.shape[1] > 1 else steps
         steps = steps.where(steps != 0, 1.0)
         return ((blocks / steps).round().clamp(low, high) * steps).reshape(n, -1)[:, :k]
 

@@ -5,9 +5,9 @@ two rows of bytes, which the instructions that multiply bytes take one after the
 they are in two steps: 256 * float(total >> 8) + float(total & 255), rounded at most twice.
 
 A row lies packed (`rows.py`) as `2 * part_size(k)` values, the h of all, then the m, as split rows do (`split.py`).
-Where weights have a scale for each block of a row (`blockwise`), it is weights that are unsigned, around a zero z, and
-so h and m lie as signed bytes; the sum of each block's levels follows the scale, on the next cache line, as i32, since
-sum q (l - z) = sum q l - z sum q.
+Where weights have a scale for each block of a row (`blockwise`), it is weights that are unsigned, around a zero z, half
+of all levels or what the block says, and so h and m lie as signed bytes; the sum of each block's levels follows the
+scale, on the next cache line, as i32, since sum q (l - z) = sum q l - z sum q.
 
 Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", have
 the scheme with 8 bits; TensorFlow Lite calls this one 16x8.
@@ -26,9 +26,18 @@ from llmc.compiler.ops.linear import check_epilogue, product_rows
 from llmc.compiler.ops.quantise import row_scales, scaled
 from llmc.compiler.ops.reduction import F32
 from llmc.compiler.ops.rows import ZERO, line_stride, pack_rows, unpack_rows
-from llmc.compiler.ops.rules import Array, same_dim, shape_text, want_dtype, want_int, want_rank, want_shape
+from llmc.compiler.ops.rules import (
+    Array,
+    same_dim,
+    shape_text,
+    want_dtype,
+    want_flags,
+    want_int,
+    want_rank,
+    want_shape,
+)
 from llmc.compiler.ops.split import part_size, side_by_side
-from llmc.compiler.ops.storage import packed_bytes, unpack_indices
+from llmc.compiler.ops.storage import packed_bytes, unpack_indices, want_zeros
 from llmc.compiler.ops.traits import Rows
 from llmc.errors import LlmcError
 
@@ -145,6 +154,17 @@ def _want_rows(rows: TensorType, k: int, size: int, bits: int) -> None:
         )
 
 
+def whole_weights(
+    levels: Array, others: tuple[Array, ...], columns: int, bits: int, block: int, has_zeros: bool
+) -> tuple[Array, tuple[Array, ...]]:
+    """Levels i64 `[n, columns]` less what each block has for 0, and what the epilogue adds."""
+    whole = unpack_indices(levels, columns, bits).astype(np.int64)
+    if not has_zeros:
+        return whole - (1 << (bits - 1)), others
+    zeros = unpack_indices(others[0], -(-columns // block), bits).astype(np.int64)
+    return whole - np.repeat(zeros, block, axis=1)[:, :columns], others[1:]
+
+
 def _int16_blockwise_reference(
     rows: Array,
     levels: Array,
@@ -153,10 +173,11 @@ def _int16_blockwise_reference(
     columns: int,
     bits: int,
     block: int,
+    has_zeros: bool,
     epilogue: tuple[str, ...],
 ) -> Array:
     level, x_scale = levels_of(rows, columns, signed=True)
-    w = unpack_indices(levels, columns, bits).astype(np.int64) - (1 << (bits - 1))
+    w, extras = whole_weights(levels, extras, columns, bits, block, has_zeros)
     total = np.zeros((*level.shape[:-1], len(w)), np.float32)
     for i, at in enumerate(range(0, columns, block)):
         part = _total32(level[..., at : at + block], w[:, at : at + block])
@@ -171,6 +192,7 @@ def _int16_blockwise_reference(
     columns=REQUIRED,
     bits=REQUIRED,
     block=REQUIRED,
+    has_zeros=False,
     epilogue=(),
 )
 def _int16_blockwise(
@@ -181,22 +203,32 @@ def _int16_blockwise(
     columns: Any,
     bits: Any,
     block: Any,
+    has_zeros: Any,
     epilogue: Any,
 ) -> TensorType:
-    """With weights as `blockwise` has them: blocks one after the other, each an exact sum times its scale."""
+    """With weights as `blockwise` has them: blocks one after the other, each an exact sum times its scale. With
+    `has_zeros` their zero points come before the extras.
+    """
     want_int(columns, "columns", 1)
     want_int(block, "block", 1)
+    want_flags(has_zeros=has_zeros)
     given = (rows, levels, scales, *extras)
-    return want_blocks(given, (16, row_bytes(columns, block)), columns, bits, block, epilogue)
+    return want_blocks(given, (16, row_bytes(columns, block)), columns, bits, block, has_zeros, epilogue)
 
 
 def want_blocks(
-    given: tuple[TensorType, ...], of_row: tuple[int, int], columns: int, bits: Any, block: int, epilogue: Any
+    given: tuple[TensorType, ...],
+    of_row: tuple[int, int],
+    columns: int,
+    bits: Any,
+    block: int,
+    has_zeros: bool,
+    epilogue: Any,
 ) -> TensorType:
     """The type of a product with weights in blocks.
 
     Args:
-        given: rows, levels, scales, and what the epilogue adds.
+        given: rows, levels, scales, zero points if it `has_zeros`, and what the epilogue adds.
         of_row: bits of its values, and its bytes.
 
     Raises:
@@ -215,6 +247,10 @@ def want_blocks(
     want_shape(levels, (levels.shape[0], packed_bytes(columns, bits)), "the levels")
     want_dtype(scales, {"f32", "f16"}, "the scales")
     want_shape(scales, (levels.shape[0], -(-columns // block)), "the scales")
+    if has_zeros:
+        if not extras:
+            raise LlmcError("has_zeros is true, but no zero points are given")
+        want_zeros(extras.pop(0), scales, bits)
     _want_rows(rows, columns, of_row[1], of_row[0])
     result = TensorType("f32", (*rows.shape[:-1], levels.shape[0]))
     check_epilogue(result, tuple(extras), epilogue)

@@ -18,15 +18,14 @@ import numpy as np
 from llmc.compiler.graph import TensorType
 from llmc.compiler.ops.declare import REQUIRED, op
 from llmc.compiler.ops.float_steps import fma32
-from llmc.compiler.ops.int16 import LINE, want_blocks
+from llmc.compiler.ops.int16 import LINE, want_blocks, whole_weights
 from llmc.compiler.ops.linear import product_rows
 from llmc.compiler.ops.quantise import LEVELS, row_scales
 from llmc.compiler.ops.quantise import scaled as with_epilogue
 from llmc.compiler.ops.reduction import F32
 from llmc.compiler.ops.rows import ZERO, line_stride, pack_rows
-from llmc.compiler.ops.rules import Array, want_dtype, want_int
+from llmc.compiler.ops.rules import Array, want_dtype, want_flags, want_int
 from llmc.compiler.ops.split import part_size
-from llmc.compiler.ops.storage import unpack_indices
 from llmc.compiler.ops.traits import Rows
 from llmc.errors import LlmcError
 
@@ -91,10 +90,12 @@ def _int8_blockwise_reference(
     columns: int,
     bits: int,
     block: int,
+    has_zeros: bool,
     epilogue: tuple[str, ...],
 ) -> Array:
     level, x_scales = levels_of(rows, columns, block)
-    w = unpack_indices(levels, columns, bits).astype(np.float64) - (1 << (bits - 1))
+    whole, extras = whole_weights(levels, extras, columns, bits, block, has_zeros)
+    w = whole.astype(np.float64)
     total = np.zeros((*level.shape[:-1], len(w)), np.float32)
     for i, (part, column) in enumerate(zip(_blocks(level, block), _blocks(w, block), strict=True)):
         with np.errstate(all="ignore"):
@@ -110,6 +111,7 @@ def _int8_blockwise_reference(
     columns=REQUIRED,
     bits=REQUIRED,
     block=REQUIRED,
+    has_zeros=False,
     epilogue=(),
 )
 def _int8_blockwise(
@@ -120,10 +122,12 @@ def _int8_blockwise(
     columns: Any,
     bits: Any,
     block: Any,
+    has_zeros: Any,
     epilogue: Any,
 ) -> TensorType:
     """Blocks one after the other, each an exact sum times both scales."""
     want_int(columns, "columns", 1)
     want_int(block, "block", 1)
+    want_flags(has_zeros=has_zeros)
     given = (rows, levels, scales, *extras)
-    return want_blocks(given, (8, row_bytes(columns, block)), columns, bits, block, epilogue)
+    return want_blocks(given, (8, row_bytes(columns, block)), columns, bits, block, has_zeros, epilogue)

@@ -114,24 +114,35 @@ def _levels(levels: Array, columns: int, bits: int) -> Array:
     return whole if whole.shape[-1] == columns else whole[..., :columns].copy()
 
 
-def _blockwise_reference(levels: Array, scales: Array, columns: int, bits: int, block: int) -> Array:
+def _blockwise_reference(
+    levels: Array, scales: Array, *zeros: Array, columns: int, bits: int, block: int
+) -> Array:
     whole, scales = _levels(levels, columns, bits), scales.astype(np.float32)
     blocks = columns // block * block
+    around = [unpack_indices(z, scales.shape[-1], bits) - np.float32(1 << (bits - 1)) for z in zeros]
     if block >= columns:  # one scale for each row
+        for zero in around:
+            whole -= zero
         whole *= scales
     elif blocks == columns:
         each = whole.reshape(*whole.shape[:-1], columns // block, block)  # of one memory with it
+        for zero in around:
+            each -= zero[..., None]
         each *= scales[..., None]
     else:
+        for zero in around:
+            whole -= np.repeat(zero, block, axis=-1)[..., :columns]
         whole *= np.repeat(scales, block, axis=-1)[..., :columns]
     return whole
 
 
 @op("blockwise", _blockwise_reference, traits={"stored": True}, columns=REQUIRED, bits=8, block=REQUIRED)
-def _blockwise(levels: TensorType, scales: TensorType, columns: Any, bits: Any, block: Any) -> TensorType:
-    """levels u8 `[..., packed_bytes(columns, bits)]`, half of all for 0, scales f32 or f16
-    `[..., ceil(columns / block)]` -> f32 `[..., columns]`: level times scale, one for
-    `block` columns side by side
+def _blockwise(
+    levels: TensorType, scales: TensorType, *zeros: TensorType, columns: Any, bits: Any, block: Any
+) -> TensorType:
+    """levels u8 `[..., packed_bytes(columns, bits)]`, half of all for 0 or that of `zeros`, scales f32 or f16
+    `[..., ceil(columns / block)]` -> f32 `[..., columns]`: (level - zero) times scale, one for
+    `block` columns side by side. Zeros are u8, packed as levels are
     """
     want_dtype(levels, {"u8"}, "the levels")
     want_dtype(scales, {"f32", "f16"}, "the scales")
@@ -142,7 +153,17 @@ def _blockwise(levels: TensorType, scales: TensorType, columns: Any, bits: Any, 
         raise LlmcError(f"block is {block}, not an even number or all {columns} columns")
     _want_columns(levels, "the levels", packed_bytes(columns, bits))
     want_shape(scales, (*levels.shape[:-1], -(-columns // block)), "the scales")
+    if len(zeros) > 1:
+        raise LlmcError(f"{len(zeros)} arrays of zero points", hint="one has those of all blocks")
+    for zero in zeros:
+        want_zeros(zero, scales, bits)
     return TensorType("f32", (*levels.shape[:-1], columns))
+
+
+def want_zeros(zeros: TensorType, scales: TensorType, bits: int) -> None:
+    """Zero points of blocks, of which each has a scale."""
+    want_dtype(zeros, {"u8"}, "the zero points")
+    want_shape(zeros, (*scales.shape[:-1], packed_bytes(int(scales.shape[-1]), bits)), "the zero points")
 
 
 def _bfloat16_reference(halves: Array, columns: int) -> Array:

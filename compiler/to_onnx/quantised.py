@@ -195,9 +195,10 @@ def _int16_linear(e: Emitter, node: Node) -> Node:
 @exports("int8_blockwise")
 def _blockwise_product(e: Emitter, node: Node) -> Node:
     """linear(x, blockwise(levels, scales)) likewise."""
-    rows, levels_, scales, *extras = node.inputs
+    count = 3 + node.attributes["has_zeros"]
+    (rows, *stored), extras = node.inputs[:count], node.inputs[count:]
     storage = {name: node.attributes[name] for name in ("columns", "bits", "block")}
-    weight = make("blockwise", (levels_, scales), node.source, **storage)
+    weight = make("blockwise", stored, node.source, **storage)
     return make(
         "linear", (split_values(rows), weight, *extras), node.source, epilogue=node.attributes["epilogue"]
     )

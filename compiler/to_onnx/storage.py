@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -26,33 +27,42 @@ class Blocks:
         q: i8, of 8 or 4 bits.
         scales: f32 [..., n, blocks].
         block: columns; 0 where each row has one scale.
+        zeros: which number stands for 0 in each block, if not 0 itself.
     """
 
     q: Weight
     scales: Weight
     bits: int
     block: int
+    zeros: Weight | None = None
 
     @staticmethod
     def of(node: Node) -> Blocks:
         """What a `blockwise` node of constants stands for."""
-        levels, scales = (i.attributes["value"] for i in node.inputs)
+        levels, scales, *zeros = (i.attributes["value"] for i in node.inputs)
         columns, bits, block = (node.attributes[name] for name in ("columns", "bits", "block"))
-        whole = unpack_indices(levels.array, columns, bits).astype(np.int16) - (1 << (bits - 1))
+
+        def signed(packed: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
+            wide = unpack_indices(packed, count, bits).astype(np.int16) - (1 << (bits - 1))
+            return np.asarray(wide.astype(np.int8))
+
         wide = scales.array.astype(np.float32)
         block = 0 if block >= columns and levels.array.ndim == 2 else min(block, columns)
         name = levels.name or node.source.path
-        return Blocks(Weight(whole.astype(np.int8), name), Weight(wide, f"{name}.scale"), bits, block)
+        q = Weight(signed(levels.array, columns), name)
+        around = [Weight(signed(z.array, wide.shape[-1]), f"{name}.zero") for z in zeros]
+        return Blocks(q, Weight(wide, f"{name}.scale"), bits, block, *around)
 
     def written(self, e: Emitter) -> str:
         """f32 [..., n, k]"""
         q = e.tensors.add(self.q, int(_KINDS[self.bits]))
-        if not self.block and self.bits == 8:
+        if not self.block and self.bits == 8 and self.zeros is None:
             flat = Weight(self.scales.array.reshape(-1), self.scales.name)
             return e.op("DequantizeLinear", q, e.tensors.add(flat), axis=0)
         e.opset = OPSET_BLOCKS
         block = self.block or self.q.array.shape[-1]
-        return e.op("DequantizeLinear", q, e.tensors.add(self.scales), axis=-1, block_size=block)
+        zeros = [] if self.zeros is None else [e.tensors.add(self.zeros, int(_KINDS[self.bits]))]
+        return e.op("DequantizeLinear", q, e.tensors.add(self.scales), *zeros, axis=-1, block_size=block)
 
 
 @exports("blockwise")
@@ -86,13 +96,20 @@ def _codebook(e: Emitter, node: Node) -> Node:
 
 def _decoded(node: Node) -> Node:
     """The arithmetic, for rows that were picked from a table."""
-    levels, scales = node.inputs
+    levels, scales, *zeros = node.inputs
     columns, bits, block = (node.attributes[name] for name in ("columns", "bits", "block"))
-    whole = make("cast", (levels,), dtype="i32")
-    whole = whole if bits == 8 else _halves(whole, columns)
-    value = make("cast", (make("sub", (whole, constant(np.int32(1 << (bits - 1))))),), dtype="f32")
-    scales = make("cast", (scales,), dtype="f32")
-    return make("mul", (value, scales if block >= columns else _each(scales, block, columns)), node.source)
+
+    def numbers(packed: Node, count: int) -> Node:
+        whole = make("cast", (packed,), dtype="i32")
+        return whole if bits == 8 else _halves(whole, count)
+
+    def each(by_block: Node) -> Node:
+        return by_block if block >= columns else _each(by_block, block, columns)
+
+    middle = constant(np.int32(1 << (bits - 1)))
+    zero = each(numbers(zeros[0], -(-columns // block))) if zeros else middle
+    value = make("cast", (make("sub", (numbers(levels, columns), zero)),), dtype="f32")
+    return make("mul", (value, each(make("cast", (scales,), dtype="f32"))), node.source)
 
 
 def _halves(packed: Node, columns: int) -> Node:

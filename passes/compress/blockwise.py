@@ -34,18 +34,21 @@ SCALES = ("largest", "search")
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight f32 `[n, k]` that is to be stored, in how many bits, and how many columns share a scale."""
+    """A weight f32 `[n, k]` that is to be stored, in how many bits, how many columns share a scale, and whether each
+    block of them has a zero point."""
 
     weight: Node
     array: Array
     bits: int
     block: int
+    zeros: bool = False
 
-    def stored(self, levels: Array, scales: Array, suffix: str = "") -> Node:
-        """What stands for it: levels u8 `[n, k]` and scales, as `rounding.nearest` has them."""
+    def stored(self, levels: Array, scales: Array, *zeros: Array, suffix: str = "") -> Node:
+        """What stands for it: levels u8 `[n, k]`, scales and zero points, as `rounding.nearest` has them."""
         parts = (
             stored(pack_indices(levels, self.bits), self.weight, f"{suffix}.levels"),
             stored(scales, self.weight, f"{suffix}.scales"),
+            *(stored(pack_indices(zero, self.bits), self.weight, f"{suffix}.zeros") for zero in zeros),
         )
         attributes = {"columns": self.array.shape[1], "bits": self.bits, "block": self.block}
         return make("blockwise", parts, self.weight.source, **attributes)
@@ -69,6 +72,7 @@ class Blockwise(Pass):
             for what the first leave: vocabularies begin with what is frequent. Tables of few rows, as those of
             positions, have 8 bits.
         scales: "largest", so that a block's largest value is a level, or "search": those of least square error.
+        zeros: whether each block has a zero point: which level stands for 0. Not of tables and heads.
     """
 
     name = "blockwise"
@@ -82,6 +86,7 @@ class Blockwise(Pass):
     tables: bool = True
     frequent: float = 0.0
     scales: str = "largest"
+    zeros: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8) or self.head_bits not in (0, 4, 8):
@@ -125,8 +130,9 @@ class Blockwise(Pass):
         """
         made = {}
         for weight, array in ((p.weight, p.array) for p in found if self._fits(p.array)):
-            bits, block = self._of_heads() if len(array) in words else (self.bits, self.block)
-            made[weight] = self._matrix(weight, array, bits, block)
+            head = len(array) in words
+            bits, block = self._of_heads() if head else (self.bits, self.block)
+            made[weight] = self._matrix(weight, array, bits, block, self.zeros and not head)
         return made
 
     def _of_heads(self) -> tuple[int, int]:
@@ -137,7 +143,8 @@ class Blockwise(Pass):
     def rounded(self, matrix: Matrix, suffix: str = "") -> Node:
         """To the nearest level."""
         rounding = nearest if self.scales == "largest" else of_least_error
-        return matrix.stored(*rounding(matrix.array, matrix.bits, matrix.block), suffix)
+        found = rounding(matrix.array, matrix.bits, matrix.block, zeros=matrix.zeros)
+        return matrix.stored(*found, suffix=suffix)
 
     def with_stored(self, graph: Graph, made: Mapping[Node, Node]) -> Graph:
         """`graph` with what stands for weights from now on; tells of all."""
@@ -170,8 +177,8 @@ class Blockwise(Pass):
         few = f"with fewer than {self.min_columns} output columns, or of at most {_SMALL} bytes"
         return left(graph, weight, self.skip) or few
 
-    def _matrix(self, weight: Node, array: Array, bits: int, block: int) -> Matrix:
+    def _matrix(self, weight: Node, array: Array, bits: int, block: int, zeros: bool = False) -> Matrix:
         if not np.isfinite(array).all():
             raise LlmcError("a weight holds values that are not finite", at=str(weight.source))
         columns = array.shape[1]
-        return Matrix(weight, array, bits, min(block, columns) or columns)
+        return Matrix(weight, array, bits, min(block, columns) or columns, zeros)

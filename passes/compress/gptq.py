@@ -58,7 +58,7 @@ class Gptq(Blockwise):
             matrix = matrices[weight]
             products = _for_rows_too(moments.products) if weight in looked_up else moments.products
             damp = max(self.damp, _UNSURE * math.sqrt(len(products) / moments.rows))
-            rounded = compensated(matrix.array, products, matrix.bits, matrix.block, damp)
+            rounded = compensated(matrix.array, products, matrix.bits, matrix.block, damp, matrix.zeros)
             made[weight] = matrix.stored(*rounded)
         made |= {w: self.rounded(m) for w, m in matrices.items() if w not in made}
         return self.with_stored(graph, made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from llmc.compiler.effects import Verdict, tell
 from llmc.compiler.graph import Graph, Node, Weight
 from llmc.compiler.ops import constant, make
 from llmc.compiler.ops.int16 import LONGEST, fits, longest_block
-from llmc.compiler.pipeline import LOSSY, Keeps
+from llmc.compiler.pipeline import LOSSY, Keeps, Pipeline
 from llmc.compiler.rewrite import Decline, RewritePass, Rule
 from llmc.passes.match import weight
 
@@ -19,11 +20,11 @@ from llmc.passes.match import weight
 def product_by_row(node: Node) -> Node | Decline | None:
     """linear(x, blockwise(l, s)) -> int16_linear(int16_rows(x), l, s), of 8 bits and one scale for each row"""
     match node:
-        case Node("linear", (x, Node("blockwise", (levels, scales), b), *extras)) if b["bits"] == 8:
+        case Node("linear", (x, Node("blockwise", (levels, scales, *zeros), b), *extras)) if b["bits"] == 8:
             pass
         case _:
             return None
-    if b["block"] < b["columns"]:
+    if b["block"] < b["columns"] or zeros:
         return None
     s = weight(scales)
     if levels.op != "constant" or s is None:
@@ -50,20 +51,21 @@ def product_by_block_of_bytes(node: Node) -> Node | Decline | None:
 
 def _by_block(node: Node, levels_of_rows: str) -> Node | Decline | None:
     match node:
-        case Node("linear", (x, Node("blockwise", (levels, scales), b), *extras)):
+        case Node("linear", (x, Node("blockwise", (levels, *by_block), b), *extras)):
             pass
         case _:
             return None
-    if b["bits"] == 8 and b["block"] >= b["columns"]:
+    zeros = len(by_block) > 1
+    if b["bits"] == 8 and b["block"] >= b["columns"] and not zeros:
         return None
-    if levels.op != "constant" or scales.op != "constant":
+    if any(part.op != "constant" for part in (levels, *by_block)):
         return Decline("the weight is computed")
     if not fits(b["columns"], b["bits"], b["block"]):
         most = longest_block(b["bits"])
         return Decline(f"blocks of {b['block']} are no multiple of 16 up to {most}, nor rows of at most that")
     rows = make(f"{levels_of_rows}_rows", (x,), x.source, block=b["block"])
-    inputs = (rows, levels, scales, *extras)
-    return make(f"{levels_of_rows}_blockwise", inputs, node.source, **b, **node.attributes)
+    inputs = (rows, levels, *by_block, *extras)
+    return make(f"{levels_of_rows}_blockwise", inputs, node.source, **b, has_zeros=zeros, **node.attributes)
 
 
 @dataclass(frozen=True)
@@ -98,3 +100,13 @@ class Int8Blocks(Int16):
 
     name = "int8-blocks"
     rules = (product_by_block_of_bytes,)
+
+
+def with_kernels(pipeline: Pipeline, integer_rows: Collection[str]) -> Pipeline:
+    """`pipeline` but for the passes that round rows to integers for which there are no kernels: rows stay float.
+
+    Args:
+        integer_rows: those there are kernels for, as `Backend.integer_rows` has them.
+    """
+    kept = [s for s in pipeline.steps if not isinstance(s.change, Int16) or s.change.name in integer_rows]
+    return pipeline if len(kept) == len(pipeline.steps) else Pipeline(tuple(kept))

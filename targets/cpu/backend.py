@@ -28,7 +28,9 @@ class CpuBackend(Backend):
     forms = ("shared", "static", "executable")
     quantisations = frozenset({"int8", "int8-static", "fp16", "bf16", "w8", "w4", "w4a8"})
     integer_attention = True
+    integer_rows = frozenset({"int16", "int8-blocks"})
     zero_points = True
+    group_zeros = True
     ragged = True
     channels_last = True
     winograd = True

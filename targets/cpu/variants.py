@@ -10,7 +10,8 @@ from llmc.targets.target import LINUX_ARM, LINUX_X86, Cpu, Target
 
 # Families of kernels that multiply integers.
 ATTENTION = frozenset({"int8_attention", "ragged_int8_attention"})
-BLOCKS = frozenset({"int16_blockwise", "int8_blockwise"})
+TILED_BLOCKS = "int16_blockwise8"  # `int16_blockwise` of 8 bits
+BLOCKS = frozenset({"int16_blockwise", "int8_blockwise", TILED_BLOCKS})
 SKIPPING = frozenset({"sparse_qlinear"})  # lines of bytes, which no tile can take
 INTEGER = ATTENTION | BLOCKS | SKIPPING | {"qlinear", "qconv2d", "split_linear", "int16_linear"}
 
@@ -51,7 +52,7 @@ AVX512AMX = replace(
     features=0b1111,
     needs="AVX-512 with VNNI and AMX",
     tiles=True,
-    own=INTEGER - ATTENTION - BLOCKS - SKIPPING,
+    own=INTEGER - ATTENTION - BLOCKS - SKIPPING | {TILED_BLOCKS},
     base=AVX512VNNI,
 )
 AVX2 = Cpu("avx2", "x86-64-v3", (), 0b001, "AVX2 and FMA", 16, 8)

@@ -23,12 +23,17 @@ class CudaBackend(Backend):
     """Artifacts hold machine code of each architecture, and PTX for later ones."""
 
     name = "cuda"
-    quantisations = frozenset({"int8", "int8-static", "fp16"})
+    quantisations = frozenset({"int8", "int8-static", "fp16", "bf16", "w8", "w4", "w4a8"})
+    integer_rows = frozenset({"int8-blocks"})
     halves = True
     device = "llmc_cuda"
     emitter = "cuda"
     runtime_sources = ("cuda.c", "cuda_run.c")
     libraries = ("-ldl",)
+
+    @property
+    def decodes(self) -> frozenset[str]:
+        return frozenset({"bfloat16", "blockwise"})
 
     def variants(self, target: Target) -> Sequence[Variant]:
         return [Variant("cuda", 0, 0, needs=f"an NVIDIA GPU: {', '.join(target.architectures)} or later")]

@@ -11,6 +11,7 @@ from llmc.targets.cuda import (
     conv,
     elementwise,
     grouped,
+    int8_blocks,
     movement,
     norm,
     product,
@@ -18,6 +19,7 @@ from llmc.targets.cuda import (
     rotary,
     rows,
     selection,
+    stored,
 )
 from llmc.targets.lowering import Lowering, Lowerings, layered
 
@@ -40,18 +42,19 @@ _ALL: Lowerings = layered(
     rows.LOWERINGS,
     rotary.LOWERINGS,
     norm.LOWERINGS,
+    stored.LOWERINGS,  # declines plain weights
     product.LOWERINGS,
     grouped.LOWERINGS,
     attention.LOWERINGS,
     conv.LOWERINGS,
     quantised.LOWERINGS,
+    int8_blocks.LOWERINGS,
 )
 LOWERINGS: Lowerings = {op: _without_doubles(lowering) for op, lowering in _ALL.items()}
 
-# Compressed weights are gone after the pass `unpack`, cells of recurrent networks after `expand-cells`; `ragged` and
-# `split` are for CPUs.
+# Other compressed weights are gone after the pass `unpack`, cells of recurrent networks after `expand-cells`; `ragged`,
+# `split` and `int16` are for CPUs.
 _RAGGED = frozenset({"pack_index", "pack_offsets", "pack_places", "unpack_rows", "ragged_mha"})
 _PARTS = frozenset({"split_rows", "split_linear", "int16_rows", "int16_linear", "int16_blockwise"})
-_PARTS |= {"int8_rows", "int8_blockwise"}
 _IMAGES = frozenset({"qconv2d", "channel_rows"})  # of images with channels last, as CPUs like them
 MISSING = _RAGGED | _PARTS | _IMAGES | CELLS

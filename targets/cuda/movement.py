@@ -11,10 +11,11 @@ from llmc.compiler.dims import dim, product
 from llmc.compiler.graph import Node
 from llmc.targets.cuda.emit import GridEmitter
 from llmc.targets.cuda.launch import flat
-from llmc.targets.tir.emit import STORAGE, Expr, i64
+from llmc.targets.cuda.stored import level_of
+from llmc.targets.tir.emit import STORAGE, Buffer, Expr, div, i64, mod
 from llmc.targets.tir.grid import offset
 from llmc.targets.tir.later import tirx
-from llmc.targets.tir.places import row_place
+from llmc.targets.tir.places import element_place
 from llmc.targets.tir.scalar_ops import constant
 from llmc.targets.tir.strides import STRIDES, clamped, merge_strides, pad_axes
 
@@ -98,8 +99,7 @@ def embedding(node: Node, layouts: Layouts = (None, None)) -> Call:
         with k.each(size) as item:
             place, column = k.decode(item, [i64(1), length])
             row = clamped(k, k.load(indices, place), count)
-            start, step = row_place(k, row, length, panels)
-            k.store(target, item, k.load(rows, start + column * step))
+            k.store(target, item, k.load(rows, element_place(k, row, column, length, panels)))
 
     key, scalars = ("embedding", panels), (table.shape[0], width, product(node.shape))
     call = flat(node, "move", key, emit, scalars, product(node.shape))
@@ -163,6 +163,50 @@ def dim_(node: Node) -> Call:
     return flat(node, "move", ("dim",), emit, (dim(node.attributes["value"]),), 1)
 
 
+def rows_decoded(node: Node) -> Call:
+    """out[row, c], one thread an element, of rows that may be computed: those looked up in a table."""
+    columns, bits = int(node.attributes["columns"]), node.attributes.get("bits", 16)
+    block = min(node.attributes.get("block", columns), columns)
+    dtypes = tuple(i.dtype for i in node.inputs)
+
+    def emit(k: GridEmitter) -> None:
+        source, *more = (k.pointer(f"part{i}", dtype) for i, dtype in enumerate(dtypes))
+        out, size = k.pointer("out", "f32"), k.scalar("size")
+        with k.each(size) as item:
+            row, column = k.let(div(item, columns)), k.let(mod(item, columns))
+            start = k.let(row * -(-columns * bits // 8))
+            if not more:
+                k.store(out, item, _half_at(k, source, k.let(start + column * 2)))
+                return
+            level = _packed_at(k, source, start, column, bits)
+            scales, *zeros = more
+            own, blocks = k.let(div(column, block)), -(-columns // block)
+            for zero in zeros:
+                level = k.let(level - _packed_at(k, zero, k.let(row * -(-blocks * bits // 8)), own, bits))
+            scale = k.load(scales, k.let(row * blocks + own))
+            k.store(out, item, k.let(level * tirx.Cast("float32", scale)))
+
+    size = product(node.shape)
+    return flat(node, "rows_stored", (columns, bits, block, len(dtypes)), emit, (size,), size, size)
+
+
+def _packed_at(k: GridEmitter, source: Buffer, start: Expr, index: Expr, bits: int) -> Expr:
+    """One of the levels that are packed from a byte on, as a float."""
+    byte = k.let(tirx.Cast("int32", k.load(source, start + div(index, 8 // bits))))
+    return level_of(k, byte, k.let(tirx.Cast("int32", mod(index, 8 // bits) * bits)), bits)
+
+
+def _half_at(k: GridEmitter, source: Buffer, at: Expr) -> Expr:
+    """The float whose upper half is there."""
+    low, high = (k.let(tirx.Cast("int32", k.load(source, at + i))) for i in (0, 1))
+    sixteen, eight = (tirx.const(bits, "int32") for bits in (16, 24))
+    return k.let(
+        tirx.reinterpret(
+            "float32", k.let(tirx.bitwise_or(tirx.shift_left(low, sixteen), tirx.shift_left(high, eight)))
+        )
+    )
+
+
 LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
     **dict.fromkeys(STRIDES, strided),
     "concat": concat,
@@ -172,4 +216,5 @@ LOWERINGS: Mapping[str, Callable[[Node], Call]] = {
     "iota": iota,
     "full": full,
     "dim": dim_,
+    **dict.fromkeys(("blockwise", "bfloat16"), rows_decoded),
 }

@@ -23,7 +23,7 @@ from llmc.targets.tir.epilogue import scaled
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import to_level
 
-_FLIP = -0x7F7F7F80  # 0x80808080: q + 128 as a byte becomes q
+FLIP = -0x7F7F7F80  # 0x80808080: q + 128 as a byte becomes q
 
 
 def _length(x: Node) -> int:
@@ -32,7 +32,7 @@ def _length(x: Node) -> int:
     return x.shape[-1]
 
 
-def _scale_of(row: Row, x: Buffer, start: Expr, n: int) -> Expr:
+def scale_of(row: Row, x: Buffer, start: Expr, n: Expr | int) -> Expr:
     """max |x| / 127 of a row, 1 for a row of zeros, NaN if there is one: as in the CPU's kernel."""
     k = row.k
     top = k.registers(1, "int32")
@@ -61,7 +61,7 @@ def row_scale(node: Node) -> Call:
     def emit(k: GridEmitter) -> None:
         x, out = k.pointer("x", "f32"), k.pointer("out", "f32")
         row = Row(k, k.scalar("rows"))
-        scale = _scale_of(row, x, k.let(row.at * n), n)
+        scale = scale_of(row, x, k.let(row.at * n), n)
         with k.when(tirx.And(row.live, tirx.EQ(row.lane, i64(0)))):
             k.store(out, row.at, scale)
 
@@ -81,7 +81,7 @@ def quantize_rows(node: Node) -> Call:
         words = k.alias(out, "float32")
         row = Row(k, k.scalar("rows"))
         start, target = k.let(row.at * n), k.let(row.at * stride)
-        scale = _scale_of(row, source, start, n) if given is None else k.load(given, i64(0))
+        scale = scale_of(row, source, start, n) if given is None else k.load(given, i64(0))
         inverse = k.let(f32(1.0) / scale)
 
         def convert(column: Expr) -> Expr:
@@ -144,7 +144,7 @@ def qlinear(node: Node) -> Call:
             # a row ends at a multiple of four words; what lies past it meets weights of zero
             last = i64(line_stride(depth) // 16 - 1)
             start = k.let(tirx.min(at, m - i64(1)) * (line_stride(depth) // 16) + tirx.min(quad, last))
-            flip = tirx.Broadcast(tirx.const(_FLIP, "int32"), 4)
+            flip = tirx.Broadcast(tirx.const(FLIP, "int32"), 4)
             return k.let(tirx.bitwise_xor(k.load(words, start * 4, 4), flip))
 
         def load_right(step: Expr, quad: Expr) -> Expr:

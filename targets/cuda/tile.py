@@ -33,6 +33,7 @@ class Tile:
         left: (row, q) -> elements 4 q to 4 q + 3 of a row of the left operand; zeros beyond its end. Four values,
             or one vector of four.
         right: (k, q) -> elements of columns 4 q to 4 q + 3 in step k; zeros beyond the end of k.
+        turned: `right` is as `left`: (column, q) -> steps 4 q to 4 q + 3 of k.
     """
 
     k: GridEmitter
@@ -41,10 +42,16 @@ class Tile:
     left: Load
     right: Load
     words: bool = False  # of four int8 values instead of floats; "k" counts words then
+    turned: bool = False
 
     @property
     def dtype(self) -> str:
         return "int32" if self.words else "float32"
+
+    @property
+    def wide(self) -> int:
+        """Elements from a row of the right tile to the next."""
+        return COLUMNS + PAD if self.turned else COLUMNS
 
     def add_product(self, a: Expr, b: Expr, total: Expr) -> Expr:
         """total + a b"""
@@ -52,13 +59,19 @@ class Tile:
             return tirx.call_pure_extern("int32", "__dp4a", a, b, total)
         return fma(a, b, total)
 
-    def multiply(self, depth: Expr) -> Buffer:
-        """The sum over `depth` steps of k: 16 registers, [own row][own column]."""
+    def multiply(
+        self, depth: Expr, join: Callable[[Buffer, Expr], None] | None = None, every: int = DEPTH
+    ) -> Buffer:
+        """The sum over `depth` steps of k: 16 registers, [own row][own column].
+
+        Args:
+            join: called with the sums behind each `every` steps, a part of sixteen, and how often it was before.
+        """
         k = self.k
         acc = k.registers(OWN * OWN, self.dtype)
         self.next = k.registers(2 * _PER_THREAD, self.dtype)
         self.a = k.shared(2 * DEPTH * (ROWS + PAD), self.dtype)
-        self.b = k.shared(2 * DEPTH * COLUMNS, self.dtype)
+        self.b = k.shared(2 * DEPTH * self.wide, self.dtype)
         with k.loop(0, OWN * OWN, unroll=True) as i:
             k.set(acc, i, tirx.const(0, self.dtype))
         steps = k.let(div(depth + i64(DEPTH - 1), DEPTH))
@@ -70,7 +83,10 @@ class Tile:
             half = k.let(mod(step, 2))
             with k.when(more):
                 self._fetch(k.let((step + 1) * DEPTH))
-            self._accumulate(acc, half)
+            for part in range(DEPTH // every if join else 1):
+                self._accumulate(acc, half, part * every, every if join else DEPTH)
+                if join is not None:
+                    join(acc, k.let(step * (DEPTH // every) + part))
             with k.when(more):
                 self._put(k.let(i64(1) - half))
             k.sync()
@@ -81,6 +97,9 @@ class Tile:
         k = self.k
         row, quad = k.let(self.row + div(k.thread, 4)), k.let(div(at, 4) + mod(k.thread, 4))
         self._hold(0, self.left(row, quad))
+        if self.turned:
+            self._hold(_PER_THREAD, self.right(k.let(self.column + div(k.thread, 4)), quad))
+            return
         step, quad = k.let(at + div(k.thread, 16)), k.let(div(self.column, 4) + mod(k.thread, 16))
         self._hold(_PER_THREAD, self.right(step, quad))
 
@@ -94,17 +113,21 @@ class Tile:
         for i in range(_PER_THREAD):
             line = k.let(half * DEPTH + mod(k.thread, 4) * 4 + i)
             k.store(self.a, line * (ROWS + PAD) + div(k.thread, 4), k.get(self.next, i))
+            if self.turned:
+                k.store(self.b, line * self.wide + div(k.thread, 4), k.get(self.next, _PER_THREAD + i))
+        if self.turned:
+            return
         line = k.let(half * DEPTH + div(k.thread, 16))
         at = line * COLUMNS + mod(k.thread, 16) * 4
         k.store(self.b, at, k.load(self.next, _PER_THREAD, _PER_THREAD))
 
-    def _accumulate(self, acc: Buffer, half: Expr) -> None:
+    def _accumulate(self, acc: Buffer, half: Expr, first: int, count: int) -> None:
         k = self.k
-        with k.loop(0, DEPTH, "at", unroll=True) as inner:
-            line = k.let(half * DEPTH + inner)
+        with k.loop(0, count, "at", unroll=True) as inner:
+            line = k.let(half * DEPTH + (inner + first))
             pair = k.registers(2 * OWN, self.dtype)
             k.store(pair, 0, k.load(self.a, line * (ROWS + PAD) + div(k.thread, 16) * OWN, OWN))
-            k.store(pair, OWN, k.load(self.b, line * COLUMNS + mod(k.thread, 16) * OWN, OWN))
+            k.store(pair, OWN, k.load(self.b, line * self.wide + mod(k.thread, 16) * OWN, OWN))
             for i in range(OWN):
                 for j in range(OWN):
                     at = i * OWN + j

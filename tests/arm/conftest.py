@@ -137,6 +137,9 @@ def sixteen() -> Graph:
             inputs = (make(f"{of}_rows", (x,), block=32), constant(stored), constant(scales))
             made = make(f"{of}_blockwise", inputs, columns=WIDTH, bits=bits, block=32)
             outputs[f"{of}-blocks{bits}"] = made
+            zeros = constant(pack_indices(rng.integers(0, 1 << bits, (45, 3)).astype(np.uint8), bits))
+            made = make(f"{of}_blockwise", (*inputs, zeros), **made.attributes | {"has_zeros": True})
+            outputs[f"{of}-zeros{bits}"] = made
     return Graph((x,), outputs, DIMS)
 
 

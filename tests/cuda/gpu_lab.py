@@ -22,7 +22,7 @@ from llmc.compiler.stored_once import store_once
 from llmc.targets import TARGETS
 from llmc.targets.cuda.build import PREAMBLE, cuda_source
 from llmc.targets.cuda.lower import LOWERINGS
-from llmc.targets.lowering import free_ops
+from llmc.targets.lowering import lower
 from llmc.targets.toolchain import build
 
 Array = np.ndarray[Any, Any]
@@ -110,7 +110,7 @@ def run_artifact(
 
 def calls_of(graph: Graph) -> dict[Any, Call]:
     """As a compile has them."""
-    calls = [LOWERINGS[n.op](n) for n in graph.nodes if n.op not in free_ops()]
+    calls = lower(graph, LOWERINGS)
     return {call.operands[-1]: call for call in every_call(store_once({"": calls})[""])}
 
 
@@ -126,8 +126,12 @@ class GpuLab:
         self._library.emu_launch.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 
     def run(self, graph: Graph, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-        """Outputs of one of the graphs."""
-        return by_nodes(graph, inputs, sizes, lambda node, values: self._run(self.calls[node], values, sizes))
+        """Outputs of one of the graphs; weights that products decode have no call."""
+
+        def compute(node: Node, values: dict[Node, Array]) -> Array | None:
+            return self._run(self.calls[node], values, sizes) if node in self.calls else None
+
+        return by_nodes(graph, inputs, sizes, compute)
 
     def _run(self, call: Call, values: dict[Node, Array], sizes: Mapping[str, int]) -> Array:
         written = call.operands[-1]

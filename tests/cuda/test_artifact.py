@@ -25,10 +25,12 @@ from llmc.compiler.pipeline import Pipeline
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
 from llmc.passes.quantise import QUANTISATIONS
+from llmc.passes.quantise.int16 import with_kernels
 from llmc.runtime.selftest import read_selftest
 from llmc.runtime.sources import FOLDER
 from llmc.selfcheck import answers, record
 from llmc.targets.cuda import build, nvcc
+from llmc.targets.cuda.backend import BACKEND
 from llmc.targets.cuda.variants import GPUS
 from llmc.targets.store import Store, folder
 
@@ -38,10 +40,22 @@ KERNEL = 'extern "C" __global__'
 
 def reference(graph: Graph, quant: str) -> Graph:
     """The graph an artifact was compiled from, after its lossy passes."""
-    return Pipeline.parse(",".join(p for p in (LEVELS[3], QUANTISATIONS[quant]) if p), PASSES).run(graph)[0]
+    passes = Pipeline.parse(",".join(p for p in (LEVELS[3], QUANTISATIONS[quant]) if p), PASSES)
+    return with_kernels(passes, BACKEND.integer_rows).run(graph)[0]
 
 
-@pytest.mark.parametrize(("quant", "limit"), [("none", 1e-4), ("fp16", 5e-3), ("int8", 1e-4)])
+@pytest.mark.parametrize(
+    ("quant", "limit"),
+    [
+        ("none", 1e-4),
+        ("fp16", 5e-3),
+        ("int8", 1e-4),
+        ("w8", 1e-4),
+        ("w4", 1e-4),
+        ("w4a8", 1e-4),
+        ("bf16", 1e-4),
+    ],
+)
 def test_answers(
     compiled: Callable[..., Any],
     imported: Callable[[Path], Graph],
@@ -79,7 +93,16 @@ def test_compressed_weights_are_stored_whole(
     option: dict[str, str], small_distilbert: Path, tmp_path: Path, needs_nvcc: None
 ) -> None:
     report = llmc.compile(small_distilbert, tmp_path / "m.llmc", target="cuda-sm_80", max_seq=64, **option)
-    assert report.pipeline.endswith(",unpack")
+    assert report.pipeline.endswith(',unpack{keep=["bfloat16","blockwise"]}')
+
+
+def test_stored_weights_stay_small(compiled: Callable[..., Any], small_bert: Path) -> None:
+    """Levels of 4 and 8 bits, halves: of each one copy, nothing plain beside it. Rows of 48 are padded to 64."""
+    whole, *sizes = (
+        (compiled(small_bert, quant).artifact / "weights.bin").stat().st_size
+        for quant in ("none", "bf16", "w8", "w4")
+    )
+    assert [round(size / whole, 1) for size in sizes] == [0.7, 0.4, 0.3]
 
 
 def test_distilbert(
@@ -164,10 +187,17 @@ def test_strict_c(tmp_path: Path, source: Path) -> None:
 def test_every_architecture_is_assembled(compiled: Callable[..., Any], small_bert: Path) -> None:
     """The kernels of all precisions in one source, each once."""
     kernels: dict[str, str] = {}
-    for quant in ("none", "fp16", "int8"):
+    for quant in ("none", "fp16", "int8", "w8", "w4", "w4a8", "bf16"):
         definitions = compiled(small_bert, quant).source.split(KERNEL)[1:]
         kernels |= {text[: text.index("{")]: text for text in definitions if "{" in text}  # others declare
-    for family in ("linear_half_", "qlinear_", "attention_"):
+    for family in (
+        "linear_half_",
+        "qlinear_",
+        "attention_",
+        "linear_stored_",
+        "rows_stored_",
+        "int8_blockwise_",
+    ):
         assert any(f" {family}" in head for head in kernels)
     source = build.PREAMBLE + "".join(KERNEL + text for text in kernels.values())
     assert len(nvcc.fatbin(source, tuple(GPUS), Store(None))) > 10_000
@@ -183,12 +213,20 @@ def installed(name: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("quant", "kernel", "instruction"), [("fp16", "linear_half", "HMMA"), ("int8", "qlinear", "IDP.4A.S8.S8")]
+    ("quant", "kernel", "instruction"),
+    [
+        ("fp16", "linear_half", "HMMA"),
+        ("int8", "qlinear", "IDP.4A.S8.S8"),
+        ("w4", "linear_stored", "LDG.E.128.CONSTANT"),
+    ],
 )
 def test_products_use_the_right_instructions(
     compiled: Callable[..., Any], small_bert: Path, tmp_path: Path, quant: str, kernel: str, instruction: str
 ) -> None:
-    """Tensor cores for halves, four products of bytes at once for int8: in the machine code of every product."""
+    """Tensor cores for halves, four products of bytes at once for int8, reads of 16 bytes of stored weights.
+
+    In the machine code of every product.
+    """
     dump, disassembler = installed("cuobjdump"), installed("nvdisasm")
     code = nvcc.fatbin(compiled(small_bert, quant).source, ("sm_80",), Store(folder()))  # the artifact's
     (tmp_path / "k.fatbin").write_bytes(code)

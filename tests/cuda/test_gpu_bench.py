@@ -151,7 +151,13 @@ def test_prepared_graphs(bench: SimpleNamespace) -> None:
     assert {"linear", "matmul", "mha", "attention", "qlinear", "layer_norm", "softmax"} <= ops & set(
         LOWERINGS
     )
-    assert [len(graphs[name]) for name in ("products", "attentions", "integers")] == [3, 3, 4]
+    assert [len(graphs[name]) for name in ("products", "attentions", "integers", "stored", "blocks")] == [
+        3,
+        3,
+        4,
+        5,
+        5,
+    ]
     graph, inputs = graphs["integers"][2]
     assert interpret.run(graph, inputs)["rows"].shape[0] == 64
 
@@ -170,8 +176,14 @@ def test_difference(bench: SimpleNamespace, found: list[float], expected: list[f
 
 
 def test_limits(bench: SimpleNamespace) -> None:
-    names = ("kernels/products", "kernels/encoder-0-int8", "models/demo-fp16", "kernels/integers-all")
-    assert [bench.gpu_worker.limit(Path(name)) for name in names] == [2e-5, 2e-2, 5e-3, 0.0]
+    names = (
+        "kernels/products",
+        "kernels/encoder-0-int8",
+        "models/demo-fp16",
+        "kernels/integers-all",
+        "models/demo-w4",
+    )
+    assert [bench.gpu_worker.limit(Path(name)) for name in names] == [2e-5, 2e-2, 5e-3, 0.0, 1e-4]
 
 
 def test_tables(bench: SimpleNamespace) -> None:

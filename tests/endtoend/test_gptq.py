@@ -44,12 +44,11 @@ def test_from_a_folder_to_an_artifact(folder: Path, tmp_path: Path) -> None:
     chosen = np.random.default_rng(1)
     lines = [" ".join(chosen.choice(list(LETTERS), 20)) for _ in range(12)]
     (tmp_path / "lines.txt").write_text("\n".join(lines))
-    report = llmc.compile(
-        folder, tmp_path / "m.llmc", quant="w4", group=48, calib=tmp_path / "lines.txt", target="native"
-    )
+    asked = {"quant": "w4", "group": 48, "zero_points": True, "calib": tmp_path / "lines.txt"}
+    report = llmc.compile(folder, tmp_path / "m.llmc", **asked, target="native")
     assert {effect["pass"].partition("{")[0] for effect in report.effects} == {"gptq", "int16"}
     manifest = json.loads((tmp_path / "m.llmc" / "manifest.json").read_text())
-    assert "gptq{block=48,head_bits=8,frequent=0.2}" in manifest["pipeline"]
+    assert "gptq{block=48,head_bits=8,frequent=0.2,zeros=true}" in manifest["pipeline"]
     model = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
     ids = np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
     with torch.no_grad():

@@ -134,6 +134,8 @@ def mistakes(tmp_path: Path) -> list[tuple[dict[str, Any], str]]:
         ({"quant": "w4", "add_passes": "quantize"}, "qfuse` makes kernels of them"),
         ({"quant": "w4", "group": 40}, "no products with such groups"),
         ({"quant": "int8", "group": 64}, "groups are of weights in 8 and 4 bits"),
+        ({"quant": "int8", "zero_points": True}, "zero points are of weights in 8 and 4 bits"),
+        ({"quant": "w8", "zero_points": True, "group": 0}, "whole rows of 8 bits have no zero points"),
         ({"quant": "w4", "calib": empty}, "no samples"),
         ({**static, "calib": "auto", "calib_method": "best"}, "unknown calibration method"),
         ({"quant": "w4", "calib": "auto", "calib_method": "minmax"}, "chosen for int8-static only"),

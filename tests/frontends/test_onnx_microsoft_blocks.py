@@ -79,6 +79,8 @@ def test_products(shape: tuple[int, int, int, int], zeros: str, tmp_path: Path) 
     wanted = x @ weight.T + bias
     found = run(graph, {"x": x})["y"]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=3e-6 * np.abs(wanted).max())
+    products = [n for n in graph.nodes if n.op == "linear"]
+    assert len(products) == (2 if zeros == "floats" else 1)  # zero points that are levels are stored as such
 
 
 def test_a_large_weight_stays_as_it_is_stored(tmp_path: Path) -> None:

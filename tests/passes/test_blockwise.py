@@ -12,12 +12,13 @@ from llmc.compiler.effects import listening
 from llmc.compiler.graph import Graph, Weight
 from llmc.compiler.interpret import run
 from llmc.compiler.ops import OPS, constant, input_, make
+from llmc.compiler.ops.storage import pack_indices
 from llmc.compiler.pipeline import Pipeline
 from llmc.compiler.verify import verify
 from llmc.errors import LlmcError
 from llmc.passes import PASSES
 from llmc.passes.compress.blockwise import Blockwise
-from llmc.passes.compress.rounding import nearest
+from llmc.passes.compress.rounding import nearest, of_least_error
 from llmc.passes.compress.unpack import Unpack
 from llmc.passes.quantise import QUANTISATIONS
 
@@ -58,6 +59,39 @@ def test_scales_that_half_precision_does_not_hold_stay_single() -> None:
     array = np.full((16, 8), 1e-6, np.float32)
     assert nearest(array, 4, 8)[1].dtype == np.float32
     assert nearest(array * 1e6, 4, 8)[1].dtype == np.float16
+    assert [nearest(array * x, 8, 4)[1].dtype for x in (1, 1e6)] == [np.float32, np.float16]
+    assert nearest(array * 1e6, 8, 8)[1].dtype == np.float32  # one for each row: they are few
+
+
+@pytest.mark.parametrize("rounding", [nearest, of_least_error])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("block", [6, 32, 70])
+def test_zero_points_lose_no_more(rounding: Any, bits: int, block: int) -> None:
+    rng = np.random.default_rng([bits, block])
+    array = rng.normal(rng.normal(size=(9, 1)), 1, (9, 70)).astype(np.float32)
+    array[3], array[4] = 0, abs(array[4])
+    losses = []
+    for zeros in (False, True):
+        levels, scales, *around = rounding(array, bits, block, zeros=zeros)
+        assert [(z.dtype, z.shape) for z in around] == [(np.uint8, scales.shape)] * zeros
+        packed = [pack_indices(part, bits) for part in (levels, *around)]
+        given = {"columns": 70, "bits": bits, "block": block}
+        back = OPS["blockwise"].reference(packed[0], scales, *packed[1:], **given)
+        assert not back[3].any()
+        losses.append(np.square(back - array).sum(1))
+    assert (losses[1] <= losses[0] * 1.0001).all()
+    assert losses[1].sum() < 0.95 * losses[0].sum()
+
+
+def test_tables_and_heads_have_no_zero_points() -> None:
+    graph = network()
+    after = Blockwise(bits=4, block=32, zeros=True).run(graph)
+    verify(after)
+    found = {(n.shape[0], len(n.inputs)) for n in after.nodes if n.op == "blockwise" and n.type.rank == 2}
+    assert found == {(100, 2), (64, 3), (72, 3)}
+    given = {"ids": RNG.integers(0, 100, (2, 4))}
+    before, now = run(graph, given)["logits"], run(after, given)["logits"]
+    assert np.abs(now - before).max() < 0.25 * np.abs(before).max()
 
 
 @pytest.mark.parametrize(("mode", "off"), [("w8", 0.02), ("w4", 0.25)])

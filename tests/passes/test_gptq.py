@@ -164,6 +164,24 @@ def test_products_keep_their_sums(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
+def test_zero_points_keep_more(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    w, x = matrix(40, 96) + rng.normal(scale=0.5, size=(40, 1)).astype(np.float32), correlated(400, 96)
+    losses = []
+    for found in (
+        nearest(w, bits, 32, zeros=True),
+        compensated(w, x.T @ x, bits, 32, 0.01, zeros=True),
+        compensated(w, x.T @ x, bits, 32, 0.01),
+    ):
+        levels, scales, *around = found
+        zeros = np.repeat(around[0], 32, 1) if around else np.full(w.shape, 1 << (bits - 1))
+        values = (levels.astype(np.float32) - zeros) * np.repeat(scales.astype(np.float32), 32, 1)
+        losses.append(np.square(x @ (values - w).T).sum())
+    assert losses[1] < 0.5 * losses[0]
+    assert losses[1] < losses[2]
+
+
+@pytest.mark.parametrize("bits", BITS)
 def test_no_row_loses_more_than_to_the_nearest(bits: int) -> None:
     for case in range(30):
         w, x = matrix(12, 40), correlated(3 + case, 40)

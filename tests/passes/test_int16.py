@@ -18,7 +18,8 @@ from llmc.compiler.verify import verify
 from llmc.passes import PASSES
 from llmc.passes.compress.blockwise import Blockwise
 from llmc.passes.quantise import QUANTISATIONS
-from llmc.passes.quantise.int16 import Int8Blocks, Int16
+from llmc.passes.quantise.int16 import Int8Blocks, Int16, with_kernels
+from llmc.quantisation import Quantisation
 
 RNG = np.random.default_rng(8)
 ROWS = symbol("rows")
@@ -56,6 +57,8 @@ def ops(graph: Graph, *names: str) -> list[int]:
         ({"block": 32}, "int16_blockwise"),
         ({"bits": 4, "block": 32}, "int16_blockwise"),
         ({"bits": 4}, "int16_blockwise"),
+        ({"bits": 4, "block": 32, "zeros": True}, "int16_blockwise"),
+        ({"zeros": True}, "int16_blockwise"),
     ],
 )
 def test_products_with_stored_weights(options: dict[str, Any], op: str) -> None:
@@ -65,6 +68,7 @@ def test_products_with_stored_weights(options: dict[str, Any], op: str) -> None:
     assert str(told[1]) == "3 of 3 products with stored weights"
     assert ops(made, "linear", "blockwise", op) == [0, 0, 3]
     products = [n for n in made.nodes if n.op == op]
+    assert all(n.attributes.get("has_zeros", False) is options.get("zeros", False) for n in products)
     assert sorted(n.attributes["epilogue"] for n in products) == [(), (), ("bias", "gelu", "residual")]
     shared = next(step.change for step in Pipeline.parse("cse", PASSES).steps).run(made)
     assert ops(shared, "int16_rows") == [2]  # two products read one row
@@ -84,6 +88,7 @@ def test_products_with_stored_weights(options: dict[str, Any], op: str) -> None:
         ({"block": 512}, 1024, "blocks of 512"),
         ({"bits": 4}, 4100, "blocks of 4100"),
         ({}, LONGEST, "may not fit 32 bits"),
+        ({"zeros": True}, 272, "blocks of 272"),
     ],
 )
 def test_others_are_left_with_the_reason(options: dict[str, Any], k: int, reason: str) -> None:
@@ -95,7 +100,10 @@ def test_others_are_left_with_the_reason(options: dict[str, Any], k: int, reason
     assert str(told[0]).startswith("0 of 1 products with stored weights")
 
 
-@pytest.mark.parametrize("options", [{"block": 32}, {"bits": 4, "block": 32}, {"bits": 4}])
+@pytest.mark.parametrize(
+    "options",
+    [{"block": 32}, {"bits": 4, "block": 32}, {"bits": 4}, {"bits": 4, "block": 32, "zeros": True}],
+)
 def test_activations_of_8_bits(options: dict[str, Any]) -> None:
     graph = network()
     stored = Blockwise(**options).run(graph)
@@ -124,11 +132,11 @@ def test_other_weights_are_left() -> None:
 
 @pytest.mark.parametrize("mode", ["w8", "w4", "w4a8"])
 def test_what_quant_appends(mode: str) -> None:
-    graph = network()
+    graph = network(160)
     for step in Pipeline.parse(QUANTISATIONS[mode], PASSES).steps:
         graph = step.change.run(graph)
     verify(graph)
-    expected = {"w8": [3, 0, 0], "w4": [0, 3, 0], "w4a8": [0, 0, 3]}
+    expected = {"w8": [1, 2, 0], "w4": [0, 3, 0], "w4a8": [0, 0, 3]}
     assert ops(graph, "int16_linear", "int16_blockwise", "int8_blockwise") == expected[mode]
     assert ops(graph, "linear") == [0]
 
@@ -142,3 +150,24 @@ def test_levels_that_are_all_equal_stay_a_constant(options: dict[str, Any]) -> N
     again = Pipeline.parse("simplify", PASSES).steps[0].change.run(made)
     (product,) = (n for n in again.nodes if n.op in ("int16_linear", "int16_blockwise"))
     assert product.inputs[1].op == "constant"
+
+
+def test_rows_stay_float_where_there_are_no_kernels_of_integers() -> None:
+    pipeline = Pipeline.parse(QUANTISATIONS["w4a8"], PASSES)
+    assert with_kernels(pipeline, {"int16", "int8-blocks"}) is pipeline
+    for known, left in (((), ["blockwise", "cse"]), (("int8-blocks",), ["blockwise", "int8-blocks", "cse"])):
+        assert [step.change.name for step in with_kernels(pipeline, known).steps] == left
+
+
+@pytest.mark.parametrize(
+    ("mode", "known", "passes"),
+    [
+        ("int8", {"int16"}, "spare,int16,quantize,qfuse,cse"),
+        ("int8", set(), "quantize,qfuse,cse"),
+        ("w8", set(), "blockwise{table_block=64},cse"),
+        ("w8", {"int16"}, "blockwise{table_block=64},int16,cse"),
+    ],
+)
+def test_what_quant_means_where(mode: str, known: set[str], passes: str) -> None:
+    """Of a function with states: nothing is spared for kernels that there are not."""
+    assert str(Quantisation(mode).pipeline(False, known, stateful=True)) == passes

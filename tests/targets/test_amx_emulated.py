@@ -14,7 +14,7 @@ import amx_lab
 import numpy as np
 import pytest
 from amx_lab import AmxLab
-from integer_products import extremes, given, int16_product, product, split_product
+from integer_products import blocks_product, extremes, given, int16_product, product, split_product
 from kernel_lab import CUTS, Array, argument, same_bits
 from level_convolutions import CASES, convolution, images, sized_at_run_time
 
@@ -22,7 +22,7 @@ from llmc.compiler.graph import DTYPES, Graph
 from llmc.compiler.interpret import run
 from llmc.targets.cpu.lower import LOWERINGS
 from llmc.targets.cpu.products import amx
-from llmc.targets.cpu.variants import AVX512AMX
+from llmc.targets.cpu.variants import AVX512AMX, TILED_BLOCKS
 from llmc.targets.tir.emit import Emitter
 
 pytestmark = pytest.mark.skipif(bool(amx_lab.why_not()), reason=amx_lab.why_not())
@@ -46,6 +46,8 @@ def made(family: str, n: int, k: int, epilogue: tuple[str, ...] = EPILOGUE) -> M
         graph, _ = split_product(n, k, 20, epilogue)
     elif family == "int16_linear":
         graph, _ = int16_product(n, k, 20, epilogue)
+    elif family == TILED_BLOCKS:
+        graph = blocks_product("int16", n, k, 8, 128, epilogue)
     else:
         return made_of_rows(n, k, epilogue, family.removeprefix("qlinear").strip())
     return graph, lambda m: extremes(graph, m, 20)
@@ -61,7 +63,8 @@ def made_of_rows(n: int, k: int, epilogue: tuple[str, ...], zero: str) -> Made:
     return graph, lambda m: {**given(plain, k, m, 20), "zero": point}
 
 
-FAMILIES = ["qlinear", "qlinear u8", "qlinear i8", "split_linear", "int16_linear"]
+ROUND = ["qlinear", "qlinear u8", "qlinear i8", "split_linear", "int16_linear"]  # depths of any size
+FAMILIES = [*ROUND, TILED_BLOCKS]
 
 
 def check(lab: AmxLab, graph: Graph, inputs: dict[str, Any], cuts: tuple[int, ...] = WHOLE) -> None:
@@ -85,7 +88,7 @@ def test_every_number_of_rows(lab: AmxLab, family: str) -> None:
             check(lab, graph, inputs(m), cuts)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ROUND)
 @pytest.mark.parametrize(("n", "k"), [(130, 321), (33, 65), (1, 127), (48, 64), (17, 513)])
 def test_odd_sizes(lab: AmxLab, family: str, n: int, k: int) -> None:
     """Columns around panels of each width, depths around whole tiles; panels that take turns, or blocks of rows."""
@@ -93,6 +96,26 @@ def test_odd_sizes(lab: AmxLab, family: str, n: int, k: int) -> None:
     for m in (1, 16, 21, 40, 65, 257):
         for cuts in (WHOLE, *CUTS):
             check(lab, graph, inputs(m), cuts)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(
+    ("n", "k", "block"), [(130, 320, 128), (33, 64, 64), (1, 448, 192), (48, 256, 256), (17, 576, 64)]
+)
+def test_blocks_of_whole_tiles(lab: AmxLab, n: int, k: int, block: int, zeros: bool) -> None:
+    """Of one to four tiles, and last blocks that are shorter."""
+    graph = blocks_product("int16", n, k, 8, block, EPILOGUE, np.float16, zeros)
+    for m in (1, 16, 21, 40, 65, 257):
+        for cuts in (WHOLE, *CUTS):
+            check(lab, graph, extremes(graph, m, 20), cuts)
+
+
+@pytest.mark.parametrize(("k", "block", "bits"), [(96, 32, 8), (129, 64, 8), (96, 96, 8), (128, 64, 4)])
+def test_other_blocks_are_for_vectors(lab: AmxLab, k: int, block: int, bits: int) -> None:
+    graph, before = blocks_product("int16", 50, k, bits, block, EPILOGUE), lab.products
+    inputs = extremes(graph, 21, 20)
+    assert same_bits(lab.run(graph, inputs, cpu=AVX512AMX)["y"], run(graph, inputs)["y"])
+    assert lab.products == before
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -142,9 +165,28 @@ BROKEN: list[tuple[str, int, Change, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "at", "change", "said"), BROKEN)
+# likewise of weights in blocks
+BROKEN_BLOCKS: list[tuple[str, int, Change, str]] = [
+    ("tdpbsud", 3, lambda i: None, WRONG),
+    ("tdpbsud", 0, lambda i: ("tdpbusd", *i[1:]), WRONG),
+    ("tilezero", 0, lambda i: None, WRONG),
+    ("tileloadd64", 2, _further, "tileloadd: 64 bytes outside"),
+    ("tilestored64", 1, _beside, WRONG),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "at", "change", "said"),
+    [*(("qlinear", *broken) for broken in BROKEN), *((TILED_BLOCKS, *broken) for broken in BROKEN_BLOCKS)],
+)
 def test_a_broken_kernel_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, at: int, change: Change, said: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    name: str,
+    at: int,
+    change: Change,
+    said: str,
 ) -> None:
     """Of 40 rows two steps have two tiles and one has one."""
     plain, met = amx._tile, itertools.count()
@@ -155,7 +197,7 @@ def test_a_broken_kernel_is_seen(
             plain(e, *changed)
 
     monkeypatch.setattr(amx, "_tile", tile)
-    graph, inputs = made("qlinear", 96, 192)
+    graph, inputs = made(family, 96, 192)
     with pytest.raises(AssertionError, match=said):
         check(AmxLab(tmp_path, LOWERINGS), graph, inputs(40))
     assert next(met) > at

@@ -32,10 +32,13 @@ def bitmask(n: int, k: int, share: float) -> Node:
     return make("bitmask", (constant(mask, "m"), constant(values, "v")), columns=k)
 
 
-def blockwise(n: int, k: int, bits: int, block: int, dtype: str) -> Node:
+def blockwise(n: int, k: int, bits: int, block: int, dtype: str, zeros: bool = False) -> Node:
     levels = RNG.integers(0, 1 << bits, (n, k)).astype(np.uint8)
     scales = RNG.normal(size=(n, -(-k // min(block, k)))).astype(dtype)
     parts = (constant(pack_indices(levels, bits), "l"), constant(scales, "s"))
+    if zeros:
+        around = RNG.integers(0, 1 << bits, scales.shape).astype(np.uint8)
+        parts = (*parts, constant(pack_indices(around, bits), "z"))
     return make("blockwise", parts, columns=k, bits=bits, block=min(block, k))
 
 
@@ -64,12 +67,15 @@ WEIGHTS = {
     "blockwise8": lambda n, k: blockwise(n, k, 8, 999, "float32"),
     "blockwise4 of 32": lambda n, k: blockwise(n, k, 4, 32, "float16"),
     "blockwise4 of 6": lambda n, k: blockwise(n, k, 4, 6, "float32"),
+    "blockwise8 with zeros": lambda n, k: blockwise(n, k, 8, 16, "float16", True),
+    "blockwise4 with zeros": lambda n, k: blockwise(n, k, 4, 6, "float32", True),
     "bfloat16": lambda n, k: finite(bfloat16(n, k)),
     "bitmask of zeros": lambda n, k: bitmask(n, k, 1.0),
 }
 
 
-CASES = [(k, *shape) for k in WEIGHTS for shape in SHAPES if k != "blockwise4 of 6" or shape == (130, 31)]
+ONCE = ("blockwise4 of 6", "blockwise8 with zeros", "blockwise4 with zeros")
+CASES = [(k, *shape) for k in WEIGHTS for shape in SHAPES if k not in ONCE or shape == (130, 31)]
 
 
 @pytest.mark.parametrize(("kind", "n", "k"), CASES)

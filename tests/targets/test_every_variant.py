@@ -11,7 +11,7 @@ from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Node
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.ops.split import split_weights
-from llmc.targets.cpu.variants import AVX512AMX, BLOCKS, INTEGER, SKIPPING
+from llmc.targets.cpu.variants import AVX512AMX, BLOCKS, INTEGER, SKIPPING, TILED_BLOCKS
 
 B, S, T, M = (symbol(name) for name in ("batch", "seq", "tokens", "rows"))
 EPILOGUE = ("bias", "gelu", "residual")
@@ -30,6 +30,11 @@ def product(family: str) -> Node:
         )
     if family == "qlinear":
         inputs = (make("quantize_rows", (x,)), constant(np.ones((50, 70), np.int8)), constant(ones))
+    elif family == TILED_BLOCKS:
+        wide, levels = input_("x", "f32", (M, 192)), constant(np.ones((50, 192), np.uint8))
+        inputs = (make("int16_rows", (wide,), block=128), levels, constant(np.ones((50, 2), np.float32)))
+        attributes = {"columns": 192, "bits": 8, "block": 128}
+        return make("int16_blockwise", (*inputs, *extras), **attributes, epilogue=EPILOGUE)
     elif family in BLOCKS:
         levels = np.ones((50, 35), np.uint8)
         inputs = (
@@ -79,7 +84,8 @@ def test_integer_kernels(family: str, kernels: Lab) -> None:
     assert kernel.family == family
     own = [cpu for cpu in X86.values() if cpu.code_for(family) is cpu]
     assert len(own) == (5 if family in AVX512AMX.own else 4)
-    assert (AVX512AMX in own) is not (family.endswith("attention") or family in BLOCKS | SKIPPING)
+    without_tiles = SKIPPING | BLOCKS - {TILED_BLOCKS}
+    assert (AVX512AMX in own) is not (family.endswith("attention") or family in without_tiles)
     for cpu in own:
         function = kernel.emit(kernel.symbol, cpu)
         check_no_contraction(function)

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 from integer_products import M
+from integer_products import blocks_product as product
 from integer_products import extremes as given
 from kernel_lab import CUTS, Lab, differing, run_all, same_bits
 from product_checks import special_rows, want_bits, want_nan, want_near
 
 from llmc.compiler.graph import Graph
 from llmc.compiler.interpret import run
-from llmc.compiler.ops import constant, input_, int8_blocks, make
+from llmc.compiler.ops import input_, int8_blocks, make
 from llmc.compiler.ops.int16 import row_bytes, sums_offset
-from llmc.compiler.ops.storage import pack_indices
 
 Array = np.ndarray[Any, Any]
 # columns, block: whole and broken last blocks, whole rows of odd sizes
@@ -23,32 +23,6 @@ BLOCKS = [(64, 32), (96, 64), (100, 32), (130, 64), (33, 33), (5, 5), (256, 256)
 
 
 BOTH = pytest.mark.parametrize("rows", ["int16", "int8"])
-
-
-def product(
-    rows: str,
-    n: int,
-    k: int,
-    bits: int,
-    block: int,
-    epilogue: tuple[str, ...] = (),
-    dtype: Any = np.float32,
-) -> Graph:
-    """int16_blockwise or int8_blockwise of rows `[rows, k]` of float32, with extreme levels among random ones."""
-    rng = np.random.default_rng([n, k, bits, block])
-    x, extras = input_("x", "f32", (M, k)), []
-    for step in epilogue:
-        if step == "bias":
-            extras.append(constant(rng.normal(size=n).astype(np.float32)))
-        elif step == "residual":
-            extras.append(input_("residual", "f32", (M, n)))
-    levels = rng.integers(0, 1 << bits, (n, k)).astype(np.uint8)
-    levels[: n // 3] = rng.choice(np.array([0, (1 << bits) - 1], np.uint8), (n // 3, 1))
-    scales = rng.normal(scale=1e-2, size=(n, -(-k // block))).astype(dtype)
-    inputs = (make(f"{rows}_rows", (x,), block=block), constant(pack_indices(levels, bits)), constant(scales))
-    attributes = {"columns": k, "bits": bits, "block": block, "epilogue": epilogue}
-    node = make(f"{rows}_blockwise", (*inputs, *extras), **attributes)
-    return Graph((x, *(e for e in extras if e.op == "input")), {"y": node}, {"rows": (0, 1000)})
 
 
 @BOTH
@@ -62,6 +36,16 @@ def test_products_have_the_bits_of_the_reference(
 
 @BOTH
 @pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("k", "block", "dtype"), [(100, 32, np.float16), (33, 33, np.float32), (208, 16, np.float16)]
+)
+def test_zero_points(kernels: Lab, rows: str, bits: int, k: int, block: int, dtype: Any) -> None:
+    """An odd number of blocks and an even one, each around a level of its own."""
+    want_bits(kernels, product(rows, 50, k, bits, block, ("bias",), dtype, zeros=True), (1, 2, 5, 47), 7)
+
+
+@BOTH
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("n", [1, 16, 17, 32, 33, 64, 96, 130])
 def test_every_width(kernels: Lab, rows: str, bits: int, n: int) -> None:
     want_bits(kernels, product(rows, n, 96, bits, 32, dtype=np.float16), (1, 6), n)
@@ -70,8 +54,13 @@ def test_every_width(kernels: Lab, rows: str, bits: int, n: int) -> None:
 @BOTH
 def test_the_longest_blocks(kernels: Lab, rows: str) -> None:
     """Sums as large as they can be: all levels at an end, all activations too."""
-    for k, bits, block in ((512, 8, 256), (4096, 4, 4096)):
-        graph = product(rows, 9, k, bits, block)
+    for k, bits, block, zeros in (
+        (512, 8, 256, False),
+        (4096, 4, 4096, False),
+        (512, 8, 256, True),
+        (4096, 4, 4096, True),
+    ):
+        graph = product(rows, 9, k, bits, block, zeros=zeros)
         x = np.full((4, k), 3.0, np.float32)
         x[1], x[2, ::2] = -3.0, -3.0
         assert same_bits(run_all(kernels, graph, {"x": x})["y"], run(graph, {"x": x})["y"])

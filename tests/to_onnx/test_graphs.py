@@ -67,6 +67,8 @@ def test_rows_of_tokens_become_all_rows(seed: int, tmp_path: Path) -> None:
         "blockwise{bits=4,block=4},cse",
         "blockwise{table_block=16},int16,cse",
         "blockwise{bits=4,block=16},int16,cse",
+        "blockwise{bits=4,block=16,zeros=true},int16,cse",
+        "blockwise{block=16,zeros=true},cse",
     ],
 )
 def test_quantised(passes: str, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def command(ctx: click.Context, /, as_json: bool, html: Path | None, **options: 
 
 _OF_PASSES = (
     *("level", "passes", "add_passes", "only_passes", "prune", "share", "factorize", "quant", "attention"),
-    *("group", "calib", "matmul", "state_dtype", "target"),
+    *("group", "zero_points", "calib", "matmul", "state_dtype", "target"),
 )
 
 
@@ -154,7 +154,7 @@ def _compare(
 def _want_two(b: Path | None, given: list[str], bound: float) -> None:
     if not math.isfinite(bound):
         raise click.UsageError("--bound is a number of dB.")
-    asked = [name for name in given if name not in ("target", "calib", "group", "attention")]
+    asked = [name for name in given if name not in ("target", "calib", "group", "zero_points", "attention")]
     if b is None and not asked:
         raise click.UsageError("Give B, or options that make another model of A, such as --quant int8.")
     if b is not None and given:

@@ -116,8 +116,9 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
     "--group",
     type=click.IntRange(min=0),
     metavar="COLUMNS",
-    help="Of w8, w4 and w4a8: how many share a scale; 0: a row.  [default: w8 0, w4 32]",
+    help="Of w8, w4 and w4a8: how many share a scale; 0: a row.  [default: w8 128, w4 32]",
 )
+@click.option("--zero-points", is_flag=True, help="Of w8, w4 and w4a8: which level is 0, for each group.")
 @click.option(
     "--calib",
     metavar="FILE|FOLDER|auto",

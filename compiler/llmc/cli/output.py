@@ -104,6 +104,7 @@ _PASS_OPTIONS = (
     quant_option("See docs/quantisation.md."),
     click.option("--attention", type=click.Choice(["int8", "float"]), default="int8", show_default=True),
     click.option("--group", type=click.IntRange(min=0), metavar="COLUMNS", help="Of w8, w4 and w4a8."),
+    click.option("--zero-points", is_flag=True, help="Of w8, w4 and w4a8."),
     click.option("--calib", metavar="FILE|auto", help="Samples."),
     click.option("--matmul", type=click.Choice(["fma", "int8x3"]), default="fma", show_default=True),
     click.option(

@@ -13,14 +13,17 @@ every other block of columns the rows, from the end. What the last step loaded l
 in L1. Sums of integers are the same in any order.
 
 Where a result has several brackets (`integer.py`), a step sums one after the other; together they wait in scratch
-memory.
+memory. Where weights have scales for blocks of a row (`int16_blocks.py`), the sums of each block wait there while those
+of the next are made, and are then scaled into the step's totals, block by block, as the order of float sums wants.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmc.targets.cpu.products.dots import vnni
 from llmc.targets.cpu.products.integer import STRIP, Columns, Item, Product
-from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, i64, splat
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, fma, i64, splat
 from llmc.targets.tir.later import tirx
 
 ROWS = 16  # of a tile at most
@@ -36,20 +39,32 @@ def scratch(parts: int = 1) -> int:
     return CONFIG + 2 * 4 * SUMS * parts
 
 
+def blocks_scratch() -> int:
+    """Likewise for the sums of two blocks, and the totals of a step."""
+    return scratch() + 4 * ROWS * STRIP
+
+
 def emit(p: Product, scratch: Buffer) -> None:
     """The work items of a product kernel."""
+    _emit(_Kernel, p, scratch)
+
+
+def emit_blocks(p: Any, scratch: Buffer) -> None:
+    """Likewise where weights have scales for blocks of whole tiles: `p` is a product of `int16_blocks.py`."""
+    _emit(_Blocks, p, scratch)
+
+
+def _emit(of: type[_Kernel], p: Any, scratch: Buffer) -> None:
     e = p.e
     with e.when(e.begin < e.end):
         largest = e.let(div(p.m + (p.blocks - 1), p.blocks))
         tiles = e.let(div(largest + (ROWS - 1), ROWS))
         height = e.let(div(largest + (tiles - 1), tiles))
-        kernel = _Kernel(p, scratch, height)
+        kernel = of(p, scratch, height)
         kernel.configure()
         with p.items() as item:
             kernel.item(item)
-        columns = kernel.shared()
-        with e.loop(0, e.let(e.get(kernel.held, _COUNT)), "row") as row:
-            kernel.finish(row, columns)
+        kernel.last()
         _tile(e, "tilerelease")
 
 
@@ -68,7 +83,9 @@ _ROWS, _DEPTH = range(2)  # what goes to and fro
 class _Kernel:
     """Writes the steps of one kernel."""
 
-    def __init__(self, p: Product, scratch: Buffer, height: Expr) -> None:
+    multiply = "tdpbusd"  # unsigned rows by signed weights
+
+    def __init__(self, p: Any, scratch: Buffer, height: Expr) -> None:
         e = p.e
         self.p, self.e, self.scratch, self.height = p, e, scratch, height
         self.columns = p.strip if p.strip == STRIP else LANES  # of a step
@@ -146,10 +163,7 @@ class _Kernel:
                 with e.loop(first, last, "row") as row:
                     self.finish(row, columns)
                     self._announce(rows[0] + row, column)
-                soon = e.let(e.get(self.ahead))
-                with e.loop(0, per, "line") as line:
-                    e.prefetch(p.w, soon + line * 64, locality=2)
-                e.set(self.ahead, 0, soon + per * 64)
+                self._ask(per)
             for i, j in sums:
                 to = e.let(place + bracket * SUMS + i * self.height * self.columns + j * LANES)
                 _tile(e, "tilestored64", 2 * i + j, self._at(self.scratch, to), i64(4 * self.columns))
@@ -157,6 +171,13 @@ class _Kernel:
         jump = rows[-1] - rows[0] - self.height if len(rows) == 2 else i64(0)
         for i, value in enumerate((rows[0], column, self.height * len(rows), jump, place)):
             e.set(held, i, value)
+
+    def _ask(self, per: Expr) -> None:
+        """Ask for so many lines of the next panel."""
+        soon = self.e.let(self.e.get(self.ahead))
+        with self.e.loop(0, per, "line") as line:
+            self.e.prefetch(self.p.w, soon + line * 64, locality=2)
+        self.e.set(self.ahead, 0, soon + per * 64)
 
     def _announce(self, row: Expr, column: Expr) -> None:
         """Ask, a step before, for what the float steps of a row will read, or for what they write if they read none."""
@@ -185,7 +206,13 @@ class _Kernel:
             here = e.let(start + at * DEPTH)
             _tile(e, "tileloadd64", _A + i, self._at(p.rows, here), i64(p.stride))
         for i, j in sums:
-            _tile(e, "tdpbusd", 2 * i + j, _A + i, _B + j)
+            _tile(e, self.multiply, 2 * i + j, _A + i, _B + j)
+
+    def last(self) -> None:
+        """The float steps of the last step."""
+        columns = self.shared()
+        with self.e.loop(0, self.e.let(self.e.get(self.held, _COUNT)), "row") as row:
+            self.finish(row, columns)
 
     def shared(self) -> list[tuple[Columns, list[Expr]]]:
         """Of the step whose sums are held: what its rows share, and what the sums of each bracket start from."""
@@ -224,3 +251,86 @@ class _Kernel:
             b = [e.load(p.w_words, start + group * p.strip + j * LANES, LANES) for j in range(self.tiles)]
             sums = [e.let(total) for total in vnni(e, LANES, b)(a, sums)]
         return sums
+
+
+_BLOCK = _JUMP  # of the block whose sums wait: its number, as there is one tile of rows
+
+
+class _Blocks(_Kernel):
+    """Writes the steps of weights in blocks: the pieces of a row are signed, and levels are not."""
+
+    multiply = "tdpbsud"
+
+    def __init__(self, p: Any, scratch: Buffer, height: Expr) -> None:
+        super().__init__(p, scratch, height)
+        self.totals, self.of_totals = p.e.alias(scratch, "float32"), CONFIG // 4 + 2 * SUMS
+        for at in range(0, ROWS * self.columns, LANES):
+            p.e.store(self.totals, i64(self.of_totals + at), splat(0.0))
+
+    def step(self, rows: list[Expr], column: Expr, weights: Expr, per: Expr) -> None:
+        """The sums of a tile of rows by a step's columns, block by block."""
+        e, p, (row,) = self.e, self.p, rows
+        deep, whole = p.block // DEPTH, p.columns_of_row // p.block
+        with e.loop(0, self.height, "row") as at:
+            self._announce(row + at, column)
+        with e.loop(0, whole, "block") as number:
+            self._block(row, column, weights, number, deep, per)
+        if self.depth > whole * deep:
+            self._block(row, column, weights, i64(whole), self.depth - whole * deep, per)
+
+    def _block(self, row: Expr, column: Expr, weights: Expr, number: Expr, depth: int, per: Expr) -> None:
+        """The sums of a block, and meanwhile the float steps of the one before it."""
+        e, p, held = self.e, self.p, self.held
+        starts = p.row_starts(row)
+        sums = [(i, j) for i in range(p.pieces) for j in range(self.tiles)]
+        for i, j in sums:
+            _tile(e, "tilezero", 2 * i + j)
+        first = e.let(number * (p.block // DEPTH))
+        for at in range(depth):
+            self._multiply(starts, weights, e.let(first + at), sums)
+            self._ask(per)
+        self.last()
+        place = e.let(2 * (CONFIG // 4) + SUMS - e.get(held, _PLACE))  # the other one of two
+        for i, j in sums:
+            to = e.let(place + i * self.height * self.columns + j * LANES)
+            _tile(e, "tilestored64", 2 * i + j, self._at(self.scratch, to), i64(4 * self.columns))
+        for i, value in enumerate((row, column, self.height, number, place)):
+            e.set(held, i, value)
+
+    def last(self) -> None:
+        """The float steps of the block whose sums are held; of a row's last block, all that is left."""
+        e, p = self.e, self.p
+        column, count, number = (e.let(e.get(self.held, i)) for i in (_COLUMN, _COUNT, _BLOCK))
+        scales = [
+            (p.scale_of_block(at, number, 2), p.zeros_of_block(at, number))
+            for at in (e.let(column + j * LANES) for j in range(self.tiles))
+        ]
+        ends = e.let(number == p.blocks_of_row - 1)
+        with e.when(tirx.Not(ends)), e.loop(0, count, "row") as at:
+            for to, total in self._totals(at, number, scales):
+                e.store(self.totals, to, total)
+        with e.when(ends):
+            columns = p.columns(column, self.tiles)
+            with e.loop(0, count, "row") as at:
+                totals = self._totals(at, number, scales)
+                row = e.let(e.get(self.held, _FIRST) + at)
+                p.store(row, columns, [total for _, total in totals])
+                for to, _ in totals:
+                    e.store(self.totals, to, splat(0.0))
+
+    def _totals(self, at: Expr, number: Expr, scales: list[tuple[Expr, Expr]]) -> list[tuple[Expr, Expr]]:
+        """Where the totals of row `at` lie, and what they are with the block's sums."""
+        e, p = self.e, self.p
+        row, place = (e.let(e.get(self.held, i)) for i in (_FIRST, _PLACE))
+        here = e.let(place + at * self.columns)
+        apart = e.let(self.height * self.columns)
+        block_sum = p.block_sum(e.let(row + at), number)
+        made = []
+        for j, (scale, zero) in enumerate(scales):
+            first = e.let(here + j * LANES)
+            parts = [e.load(self.scratch, first + i * apart, LANES) for i in range(p.pieces)]
+            to = e.let(at * self.columns + (self.of_totals + j * LANES))
+            made.append(
+                (to, e.let(fma(p.joined(parts, zero, block_sum), scale, e.load(self.totals, to, LANES))))
+            )
+        return made

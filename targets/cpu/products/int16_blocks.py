@@ -2,8 +2,9 @@
 
 Weights lie as those of `qlinear` do, 4 bytes of each column together; of 4 bits, two groups of 4 levels share these:
 the first is in the low halves. Levels are taken unsigned, around a zero z: the row says what its blocks sum to
-(`compiler/ops/int16.py`), and z times that comes off. ARM's instructions have signed bytes alone, and 8 bits have z
-taken off before.
+(`compiler/ops/int16.py`), and z times that comes off. ARM's instructions have signed bytes alone, and 8 bits have 128
+taken off before. Where blocks have zeros of their own these lie as the scales do, of 4 bits those of two blocks in a
+byte.
 
 A block ends in floats: its sum times its scale, added to those of the blocks before it by one fused multiply-add.
 Activations of 8 bits have a scale for each block too, by which that of the weights is multiplied before.
@@ -24,7 +25,7 @@ from llmc.compiler.ops import int8_blocks, int16
 from llmc.compiler.ops.split import part_size
 from llmc.compiler.ops.storage import unpack_indices
 from llmc.errors import LlmcError
-from llmc.targets.cpu.products import neon, widened
+from llmc.targets.cpu.products import amx, neon, widened
 from llmc.targets.cpu.products.blocking import panel_width
 from llmc.targets.cpu.products.dots import vnni
 from llmc.targets.cpu.products.integer import (
@@ -37,6 +38,7 @@ from llmc.targets.cpu.products.integer import (
 )
 from llmc.targets.cpu.products.linear import extra_operands
 from llmc.targets.cpu.products.qlinear import pack_dots
+from llmc.targets.cpu.storage.blockwise import zeros_of
 from llmc.targets.cpu.storage.packing import pack_panels, pad_columns
 from llmc.targets.target import Cpu
 from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, fma, i64, splat, vector
@@ -62,24 +64,28 @@ def pack_levels(levels: Array, *, columns: int, bits: int, width: int) -> Array:
 
 def _lower(node: Node, pieces: int) -> Call:
     """One call: items as those of `qlinear`. A level of a row has `pieces` bytes."""
-    rows_node, levels, scales, *extras = node.inputs
-    if levels.op != "constant" or scales.op != "constant":
+    count = 3 + node.attributes["has_zeros"]
+    (rows_node, levels, *by_block), extras = node.inputs[:count], node.inputs[count:]
+    if any(part.op != "constant" for part in (levels, *by_block)):
         raise LlmcError(f"{node.op}: the weight is computed at run time")
     columns, bits, block = (int(node.attributes[name]) for name in ("columns", "bits", "block"))
     n, epilogue = int(levels.shape[0]), node.attributes["epilogue"]
     width = panel_width(n, WIDTHS)
     pack = partial(pack_levels, columns=columns, bits=bits, width=width)
+    panels = partial(pack_panels, width=width)
     operands: list[Any] = [
         rows_node,
         Packed(levels.attributes["value"], f"dots{bits} {width}", pack),
-        Packed(scales.attributes["value"], f"panels{width}", partial(pack_panels, width=width)),
+        *(Packed(part.attributes["value"], f"panels{width}", panels) for part in by_block),
         *extra_operands(node, extras, f"pad{width}", partial(pad_columns, width=width)),
     ]
     rows = product(node.shape[:-1])
-    shape = (n, columns, bits, block, width, epilogue, scales.dtype, pieces)
-    pointers = ("u8", "i8", scales.dtype, *("f32",) * (len(operands) - 2))
-    scratch = widened.scratch(part_size(columns))
-    kernel = Kernel(node.op, shape, pointers, 1, partial(emit_blocks, shape=shape), scratch)
+    dtypes = tuple(part.dtype for part in by_block)
+    shape = (n, columns, bits, block, width, epilogue, dtypes, pieces)
+    pointers = ("u8", "i8", *dtypes, *("f32",) * (len(extras) + 1))
+    scratch = max(widened.scratch(part_size(columns)), amx.blocks_scratch())
+    family = f"{node.op}8" if pieces == 2 and bits == 8 else node.op  # of which AMX has tiles
+    kernel = Kernel(family, shape, pointers, 1, partial(emit_blocks, shape=shape), scratch)
     return Call(
         kernel,
         (*operands, node),
@@ -87,7 +93,7 @@ def _lower(node: Node, pieces: int) -> Call:
         -(-n // width) * row_blocks(rows),
         -(-pieces * columns // 4) * (width // LANES) * rows_of_block(rows),
         2 * rows * n * columns,
-        rows * (int(rows_node.shape[-1]) + 4 * n) + sum(p.weight.array.nbytes for p in operands[1:3]),
+        rows * (int(rows_node.shape[-1]) + 4 * n) + sum(p.weight.array.nbytes for p in operands[1:count]),
         node.source,
     )
 
@@ -97,6 +103,9 @@ def emit_blocks(symbol: str, cpu: Cpu, *, shape: tuple[Any, ...]) -> Any:
     e = Emitter(symbol)
     p = _Blocks(e, cpu, shape)
     scratch = e.scratch("int32")
+    if cpu.tiles and p.tiled:
+        amx.emit_blocks(p, scratch)
+        return e.function()
     with p.items() as item:
 
         def rows(row: Expr, height: int) -> None:
@@ -118,14 +127,15 @@ class _Blocks(Product):
     """The operands, and what they are cut into."""
 
     def __init__(self, e: Emitter, cpu: Cpu, shape: tuple[Any, ...]) -> None:
-        n, self.columns_of_row, self.bits, self.block, width, epilogue, scales, self.pieces = shape
+        n, self.columns_of_row, self.bits, self.block, width, epilogue, dtypes, self.pieces = shape
         self._shape(e, cpu, n, part_size(self.columns_of_row), width, epilogue)
         self.step = 8 // self.bits  # groups of 4 levels in 4 bytes
         self.groups = -(-self.columns_of_row // (4 * self.step))
         self.panel_bytes = self.groups * 4 * width
         self.blocks_of_row = -(-self.columns_of_row // self.block)
         self.rows, self.w = e.pointer("rows", "u8"), e.pointer("levels", "i8")
-        self.scales = e.pointer("scales", scales)
+        self.scales, *zeros = (e.pointer(*part) for part in zip(("scales", "zeros"), dtypes, strict=False))
+        self.zeros: Buffer | None = zeros[0] if zeros else None
         self.extras = [e.pointer(step, "f32") for step in epilogue if step not in ACTIVATIONS]
         self.out, self.m, self.zero = e.pointer("out", "f32"), e.scalar("m"), None
         self._aliases()
@@ -156,6 +166,12 @@ class _Blocks(Product):
         return 0 if self.cpu.machine == "aarch64" and self.bits == 8 else 1 << (self.bits - 1)
 
     @property
+    def tiled(self) -> bool:
+        """Whether blocks are made of whole tiles of bytes."""
+        of_bytes = self.pieces == 2 and self.bits == 8
+        return of_bytes and not (self.block % amx.DEPTH or self.columns_of_row % amx.DEPTH)
+
+    @property
     def stride(self) -> int:
         bytes_of = int8_blocks.row_bytes if self.pieces == 1 else int16.row_bytes
         return bytes_of(self.columns_of_row, self.block)
@@ -168,10 +184,21 @@ class _Blocks(Product):
     def scale_columns(self, column: Expr, lanes: int) -> Expr | None:
         return None
 
-    def block_sum(self, row: Expr, number: Expr) -> Expr:
-        """`zero_level` times the sum of a block of a row."""
-        level = tirx.const(self.zero_level, "int32")
-        return self.e.let(self.e.load(self.row_words, self.tail(row, number)) * level)
+    def block_sum(self, row: Expr, number: Expr) -> Expr | None:
+        """The sum of a block of a row, if the sums of products are around another zero."""
+        if self.zeros is None and not self.zero_level:
+            return None
+        return self.e.load(self.row_words, self.tail(row, number))
+
+    def zeros_of_block(self, column: Expr, number: Expr) -> Expr:
+        """What the kernel takes for a level of zero in a block, of `lanes` columns or of all."""
+        if self.zeros is None:
+            return tirx.const(self.zero_level, "int32")
+        first = self.e.let(div(column, self.width) * self.width)
+        given = (self.zeros, first, column - first, number, self.blocks_of_row, self.width, self.bits)
+        zeros = zeros_of(self.e, *given, self.lanes)
+        taken_off = (1 << (self.bits - 1)) - self.zero_level
+        return self.e.let(zeros - splat(tirx.const(taken_off, "int32"), self.lanes)) if taken_off else zeros
 
     def scale_of_row(self, row: Expr, number: Expr) -> Expr | None:
         """The scale of a block of a row, in all lanes, if it has its own."""
@@ -179,6 +206,18 @@ class _Blocks(Product):
             return None
         scale = self.e.load(self.row_floats, self.tail(row, number) + self.blocks_of_row)
         return self.e.let(splat(scale, self.lanes))
+
+    def joined(self, pieces: list[Expr], zero: Expr, block_sum: Expr | None) -> Expr:
+        """The sum of a block as floats, of those of its pieces; `zero` times that of its row comes off."""
+        e, total = self.e, pieces[0]
+        if len(pieces) == 2:
+            eight = splat(tirx.const(8, "int32"), self.lanes)
+            total = e.let(e.let(tirx.shift_left(pieces[0], eight)) + pieces[1])
+        if block_sum is not None:
+            one, lanes = self.zeros is None, self.lanes  # for all columns
+            off = splat(e.let(block_sum * zero), lanes) if one else e.let(splat(block_sum, lanes) * zero)
+            total = e.let(total - off)
+        return e.let(tirx.Cast(vector("float32", self.lanes), total))
 
     def scale_of_block(self, column: Expr, number: Expr, locality: int) -> Expr:
         """The scales of `lanes` columns in a block; those of the next panel come nearer."""
@@ -246,27 +285,15 @@ class _Tile:
             ahead.ask(self.vectors * p.lanes)
             self.coming.ask(word)
             self.multiply(sums, [e.load(p.w_words, here + at, p.lanes) for at in self.offsets], word)
-        scales = [p.scale_of_block(column + j * p.lanes, number, ahead.locality) for j in range(self.vectors)]
-        for i in range(self.height):
-            zero = p.block_sum(self.row + i, number) if p.zero_level else None
-            own = p.scale_of_row(self.row + i, number)
-            for j, scale in enumerate(scales):
-                at = i * self.vectors + j
-                total = self._total(sums, i, j, zero)
-                both = scale if own is None else e.let(own * scale)
+        for j in range(self.vectors):
+            here = e.let(column + j * p.lanes)
+            scale, zero = p.scale_of_block(here, number, ahead.locality), p.zeros_of_block(here, number)
+            for i in range(self.height):
+                block_sum, own = p.block_sum(self.row + i, number), p.scale_of_row(self.row + i, number)
+                parts = [e.get(sums, (i * self.pieces + b) * self.vectors + j) for b in range(self.pieces)]
+                total = p.joined([e.let(part) for part in parts], zero, block_sum)
+                at, both = i * self.vectors + j, scale if own is None else e.let(own * scale)
                 e.set(totals, at, fma(total, both, e.get(totals, at)))
-
-    def _total(self, sums: Buffer, i: int, j: int, zero: Expr | None) -> Expr:
-        """The sum of a block of row i and vector j as floats."""
-        e, p = self.e, self.p
-        parts = [e.let(e.get(sums, (i * self.pieces + b) * self.vectors + j)) for b in range(self.pieces)]
-        total = parts[0]
-        if self.pieces == 2:
-            eight = splat(tirx.const(8, "int32"), p.lanes)
-            total = e.let(e.let(tirx.shift_left(parts[0], eight)) + parts[1])
-        if zero is not None:
-            total = e.let(total - splat(zero, p.lanes))
-        return e.let(tirx.Cast(vector("float32", p.lanes), total))
 
     def _store(self, totals: Buffer, column: Expr) -> None:
         """The row's scale and the epilogue."""

@@ -19,7 +19,20 @@ from llmc.targets.cpu.storage.packing import pack_panels
 from llmc.targets.cpu.storage.panels import Lines, Stored, decode_lines, rows_call
 from llmc.targets.lowering import Lowerings
 from llmc.targets.target import Cpu
-from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, dtype_of, f32, fma, i64, splat
+from llmc.targets.tir.emit import (
+    LANES,
+    Buffer,
+    Emitter,
+    Expr,
+    div,
+    dtype_of,
+    f32,
+    fma,
+    i64,
+    mod,
+    splat,
+    vector,
+)
 from llmc.targets.tir.later import tirx
 
 AHEAD = 4096  # bytes of a panel that are asked for before they are needed
@@ -33,26 +46,28 @@ Array = np.ndarray[Any, Any]
 def panels(weight: Node, width: int) -> Stored:
     """Levels and scales by panels."""
     columns, bits, block = (weight.attributes[name] for name in ("columns", "bits", "block"))
-    levels, scales = (i.attributes["value"] for i in weight.inputs)
+    levels, *by_block = (i.attributes["value"] for i in weight.inputs)
     pack = _signed if bits == 8 else _pairs
     operands = (
         Packed(levels, f"levels{bits} {width}", partial(pack, columns=columns, width=width)),
-        Packed(scales, f"panels{width}", partial(pack_panels, width=width)),
+        *(Packed(part, f"panels{width}", partial(pack_panels, width=width)) for part in by_block),
     )
     step = 1 if bits == 8 else 2
-    blocks = -(-columns // block)
+    blocks, zeros = -(-columns // block), len(by_block) > 1
     values = partial(_values, lines=-(-columns // step), width=width)
+    of_halves = _of_halves_around if zeros else _of_halves
+    of_bytes = _of_bytes_around if zeros else _of_bytes
     lines = Lines(
         columns,
         width,
         block,
         step,
         partial(_scales, blocks=blocks, width=width, bits=bits),
-        partial(values, decode=_of_bytes if bits == 8 else _of_halves),
-        partial(values, decode=_looked_up) if bits == 4 else None,
+        partial(values, decode=of_bytes if bits == 8 else of_halves),
+        partial(values, decode=_looked_up) if bits == 4 and not zeros else None,
     )
-    dtypes = ("i8" if bits == 8 else "u8", weight.inputs[1].dtype)
-    kind = f"blockwise{bits} {block} {dtypes[1]}"
+    dtypes = ("i8" if bits == 8 else "u8", *(i.dtype for i in weight.inputs[1:]))
+    kind = f"blockwise{bits} {block} {' '.join(dtypes[1:])}"
     return Stored(kind, operands, dtypes, partial(decode_lines, lines=lines), lines)
 
 
@@ -70,13 +85,51 @@ def _pairs(levels: Array, *, columns: int, width: int) -> Array:
 def _scales(
     e: Emitter, parts: list[Buffer], panel: Expr, block: Expr, *, blocks: int, width: int, bits: int
 ) -> list[Expr]:
-    """The scale of each column of a panel in a block; behind them what a level of 0 stands for, where it is exact."""
+    """The scale of each column of a panel in a block; behind them what a level of 0 stands for, where it is exact, or
+    which stands for 0, where the block says that.
+    """
     line = e.let((panel * blocks + block) * width)
     found = [e.load(parts[1], line + at, LANES) for at in range(0, width, LANES)]
-    if not dtype_of(found[0]).startswith("float16"):
+    halves = dtype_of(found[0]).startswith("float16")
+    if halves:
+        found = [e.let(tirx.Cast(f"float32x{LANES}", scale)) for scale in found]
+    if len(parts) > 2:
+        return found + _zeros(e, parts[2], panel, block, blocks, width, bits)
+    if not halves:
         return found
-    found = [e.let(tirx.Cast(f"float32x{LANES}", scale)) for scale in found]
     return found + [e.let(scale * splat(f32(-8.0))) for scale in found] if bits == 4 else found
+
+
+def _zeros(
+    e: Emitter, zeros: Buffer, panel: Expr, block: Expr, blocks: int, width: int, bits: int
+) -> list[Expr]:
+    """The zero points of each column of a panel in a block, as float32; of 8 bits less 128, as the levels are."""
+    first = e.let(panel * width)
+    found = [zeros_of(e, zeros, first, i64(at), block, blocks, width, bits) for at in range(0, width, LANES)]
+    if bits == 8:
+        found = [e.let(zero - splat(tirx.const(128, "int32"))) for zero in found]
+    return [e.let(tirx.Cast(f"float32x{LANES}", zero)) for zero in found]
+
+
+def zeros_of(
+    e: Emitter,
+    zeros: Buffer,
+    first: Expr,
+    column: Expr,
+    block: Expr,
+    blocks: int,
+    width: int,
+    bits: int,
+    lanes: int = LANES,
+) -> Expr:
+    """The zero points of `lanes` columns in a block as int32, from the `column`th of the panel that `first` begins."""
+    each = 8 // bits
+    at = e.let(first * -(-blocks // each) + div(block, each) * width + column)
+    wide = e.let(tirx.Cast(vector("int32", lanes), e.load(zeros, at, lanes)))
+    if bits == 8:
+        return wide
+    shift = splat(e.let(tirx.Cast("int32", mod(block, 2) * 4)), lanes)
+    return e.let(tirx.bitwise_and(tirx.shift_right(wide, shift), splat(tirx.const(15, "int32"), lanes)))
 
 
 Decode = Callable[[Emitter, Expr, list[Expr], int, int], list[Expr]]
@@ -105,6 +158,20 @@ def _values(
 def _of_bytes(e: Emitter, packed: Expr, scales: list[Expr], vector: int, vectors: int) -> list[Expr]:
     """Of levels of 8 bits, one step."""
     return [e.let(_float(packed) * scales[vector])]
+
+
+def _of_bytes_around(e: Emitter, packed: Expr, scales: list[Expr], vector: int, vectors: int) -> list[Expr]:
+    """The same, less their zero points."""
+    return [e.let(e.let(_float(packed) - scales[vectors + vector]) * scales[vector])]
+
+
+def _of_halves_around(e: Emitter, packed: Expr, scales: list[Expr], vector: int, vectors: int) -> list[Expr]:
+    """`_of_halves`, less their zero points."""
+    wide = e.let(tirx.Cast(f"int32x{LANES}", packed))
+    low = e.let(tirx.bitwise_and(wide, splat(tirx.const(15, "int32"))))
+    high = e.let(tirx.shift_right(wide, splat(tirx.const(4, "int32"))))
+    floats = [tirx.Cast(f"float32x{LANES}", half) for half in (low, high)]
+    return [e.let(e.let(value - scales[vectors + vector]) * scales[vector]) for value in floats]
 
 
 def _of_halves(e: Emitter, packed: Expr, scales: list[Expr], vector: int, vectors: int) -> list[Expr]:
@@ -144,25 +211,40 @@ def lower_blockwise(node: Node) -> Call:
     """One item is one row, which may be computed: rows looked up in a table."""
     columns, bits, block = (node.attributes[name] for name in ("columns", "bits", "block"))
     dtypes = tuple(i.dtype for i in node.inputs)
-    emit = partial(emit_blockwise, columns=columns, bits=bits, block=block, dtype=dtypes[1])
-    kernel = Kernel("blockwise", (columns, bits, block, dtypes[1]), (*dtypes, "f32"), 0, emit)
+    emit = partial(emit_blockwise, columns=columns, bits=bits, block=block, dtypes=dtypes)
+    kernel = Kernel("blockwise", (columns, bits, block, *dtypes[1:]), (*dtypes, "f32"), 0, emit)
     return rows_call(node, kernel, (*node.inputs, node), columns * (4 + bits / 8))
 
 
-def emit_blockwise(symbol: str, cpu: Cpu, *, columns: int, bits: int, block: int, dtype: str) -> Any:
+def emit_blockwise(
+    symbol: str, cpu: Cpu, *, columns: int, bits: int, block: int, dtypes: tuple[str, ...]
+) -> Any:
     """out[row, c] = (levels[row, c] - zero) * scales[row, c // block]"""
     e = Emitter(symbol)
-    levels, scales, out = e.pointer("levels", "u8"), e.pointer("scales", dtype), e.pointer("out", "f32")
+    levels, scales, *zeros = (
+        e.pointer(name, dtype) for name, dtype in zip(("levels", "scales", "zeros"), dtypes, strict=False)
+    )
+    out = e.pointer("out", "f32")
     stride, blocks, each = packed_bytes(columns, bits), -(-columns // block), 8 // bits
-    zero = f32(float(1 << (bits - 1)))
+
+    def number(byte: Expr, half: Expr | int) -> Expr:
+        shift = i64(half * bits) if isinstance(half, int) else half * bits
+        return tirx.bitwise_and(tirx.shift_right(byte, shift), i64((1 << bits) - 1))
+
     with e.loop(e.begin, e.end, "row") as row, e.loop(0, stride, "at") as at:
         byte = e.let(tirx.Cast("int64", e.load(levels, row * stride + at)))
         for half in range(each):
             column = e.let(at * each + half)
             with e.when(column < i64(columns)):
-                level = tirx.bitwise_and(tirx.shift_right(byte, i64(half * bits)), i64((1 << bits) - 1))
-                scale = tirx.Cast("float32", e.load(scales, row * blocks + div(column, block)))
-                e.store(out, row * columns + column, e.let(e.let(tirx.Cast("float32", level) - zero) * scale))
+                of_block = e.let(div(column, block))
+                scale = tirx.Cast("float32", e.load(scales, row * blocks + of_block))
+                zero = f32(float(1 << (bits - 1)))
+                if zeros:
+                    line = e.let(row * packed_bytes(blocks, bits) + div(of_block, each))
+                    held = e.let(tirx.Cast("int64", e.load(zeros[0], line)))
+                    zero = e.let(tirx.Cast("float32", number(held, mod(of_block, each))))
+                level = tirx.Cast("float32", number(byte, half))
+                e.store(out, row * columns + column, e.let(e.let(level - zero) * scale))
     return e.function()
 
 
