@@ -17,6 +17,7 @@ from llmc.passes.compress.prune import Prune
 from llmc.passes.compress.prune_heads import PruneHeads
 from llmc.passes.compress.prune_neurons import PruneNeurons
 from llmc.passes.compress.reconstruct import Reconstruct, Wanda
+from llmc.passes.compress.rotate import Rotate
 from llmc.passes.compress.spare import Spare
 from llmc.passes.compress.unpack import Unpack
 from llmc.passes.fuse import Fuse
@@ -66,6 +67,7 @@ _COMPRESSION: tuple[type[Pass], ...] = (
     Bfloat16,
     Blockwise,
     Gptq,
+    Rotate,
     Spare,
     Only,
 )
