@@ -7,10 +7,12 @@ from types import MappingProxyType
 
 from llmc.compiler.pipeline import Pass
 from llmc.passes.append import Append
+from llmc.passes.compress.awq import Awq
 from llmc.passes.compress.bfloat16 import Bfloat16
 from llmc.passes.compress.blockwise import Blockwise
 from llmc.passes.compress.cluster import Share
 from llmc.passes.compress.differ import Differ
+from llmc.passes.compress.equalise import CorrectBias, Equalise
 from llmc.passes.compress.factorize import Factorize
 from llmc.passes.compress.gptq import Gptq
 from llmc.passes.compress.prune import Prune
@@ -68,6 +70,9 @@ _COMPRESSION: tuple[type[Pass], ...] = (
     Blockwise,
     Gptq,
     Rotate,
+    Awq,
+    Equalise,
+    CorrectBias,
     Spare,
     Only,
 )
