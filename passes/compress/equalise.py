@@ -83,7 +83,7 @@ def _evened(sites: Sequence[Site]) -> Mapping[Site, Array]:
 def _size(product: Node) -> Array:
     """Magnitudes f64 `[n, k]`, of a convolution the largest of its taps."""
     array = np.abs(product.inputs[1].attributes["value"].array, dtype=np.float64)
-    return array.reshape(*array.shape[:2], -1).max(2)
+    return np.asarray(array.reshape(*array.shape[:2], -1).max(2))
 
 
 @dataclass(frozen=True)
