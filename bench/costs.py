@@ -5,8 +5,9 @@
     python bench/costs.py --check FOLDER   a whole model by each recipe: what the model of costs says, and what it takes
 
 One thread. Encoders of three widths with random weights, every candidate of `llmc compile --max-drop` on all layers,
-each kernel's time the least of several profiles, at 1, 16, 64 and 128 tokens and 4 x 128. Every second sample gives the
-figures, by least squares of the relative error with no figure below 0; the errors that are told are of the others.
+at 1, 16, 64 and 128 tokens and 4 x 128; networks for images in fp32 and int8 at batch 1 and 4. Each kernel's time is
+the least of several profiles. Every second sample gives the figures, by least squares of the relative error with no
+figure below 0; the errors that are told are of the others.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 
 import llmc
-from llmc.candidates import CANDIDATES, FLOAT, candidates, layers, pipeline_of
+from llmc.candidates import CANDIDATES, FLOAT, Candidate, candidates, layers, pipeline_of
 from llmc.compiler.module import Module
 from llmc.costs import FILE, OTHERS, features, fitted, kind_of
 from llmc.kernels import Kernels
@@ -33,7 +34,16 @@ from llmc.options import Order
 from llmc.targets.host import find_target
 
 SHAPES = ((1, 1), (1, 16), (1, 64), (1, 128), (4, 128))
+BATCHES = ((1, 1), (4, 1))  # of images
 WIDTHS = (128, 384, 768)
+IMAGES = ("fashion", "mobilenetv2", "resnet50")  # bench/convolutions.py
+SEEN = (FLOAT, "int8")  # what convolutions come in
+MORE = (  # what a budget does not choose, and costs are told of
+    Candidate("bf16", "bfloat16"),
+    Candidate("prune 4x1", 'prune{pattern="4x1"}'),
+    Candidate("prune 16x1", 'prune{pattern="16x1"}'),
+    Candidate("factorize", "factorize{energy=0.5}"),
+)
 PROFILES = 6
 
 
@@ -57,29 +67,44 @@ def folder_of(width: int, place: Path) -> Path:
 Sample = tuple[str, tuple[float, ...], float, tuple[int, int]]
 
 
+def network_of(name: str) -> Any:
+    """A network for images with random weights, imported."""
+    from convolutions import MODELS
+
+    from llmc.compiler.frontends.imported import Imported
+    from llmc.compiler.frontends.module import graph
+
+    torch.manual_seed(0)
+    model, shape = MODELS[name]()
+    made = graph(model.eval(), {"pixel_values": torch.zeros(1, *shape)}, ("logits",), 64)
+    return Imported(made, name, "module", "", "", (), None, None)
+
+
 def measured(
-    folder: Path, place: Path, variants: list[str], tries: int, only: list[str] | None
+    imported: Any,
+    place: Path,
+    shapes: tuple[tuple[int, int], ...],
+    variants: list[str],
+    tries: int,
+    names: tuple[str, ...],
 ) -> Iterator[tuple[str, Sample]]:
     """Instruction set, and of each kernel call its kind, features and least time."""
-    from llmc import kept_imports
     from llmc.driver import compile_graph
     from llmc.optimise import before_quantising
 
-    imported = kept_imports.load(folder)
     order = Order("x", None, {"target": "x86", "padding": "zero"})
     graphs, finished = before_quantising(imported, order, compile_graph)
     graph = next(iter(graphs.values()))
     every = layers(graph)
-    names = only or (FLOAT, *dict.fromkeys(c.name for c in CANDIDATES))
     for number, name in enumerate(names):
         own = {
             layer: c
-            for c in candidates(order.backend)
+            for c in (*candidates(order.backend), *MORE)
             for layer in every
             if c.name == name and c.kind == layer.kind
         }
         changed = finished(pipeline_of(own, every).run(graph)[0])
-        artifact = place / f"{folder.name}-{number}.llmc"
+        artifact = place / f"{imported.name}-{number}.llmc"
         llmc.compile_graph(changed, artifact, target="x86", only_passes="")
         calls = Kernels.of(Module.of(changed), order.target).every
         for variant in variants:
@@ -88,16 +113,16 @@ def measured(
             if variant not in known:
                 continue
             with llmc.load(artifact, threads=1, variant=variant) as model:
-                for batch, seq in SHAPES:
+                for batch, seq in shapes:
+                    sizes = {"batch": batch, "seq": seq}
+                    given = {name: size for name, size in sizes.items() if name in model.dims}
                     profiles = [
-                        model.benchmark(batch=batch, seq=seq, duration=0.1, profile=True).steps
-                        for _ in range(tries)
+                        model.benchmark(**given, duration=0.1, profile=True).steps for _ in range(tries)
                     ]
                     for at, call in enumerate(calls):
                         least = min(steps[at].seconds for steps in profiles)
-                        sizes = {"batch": batch, "seq": seq}
                         yield variant, (kind_of(call), features(call, sizes), least, (batch, seq))
-        print(f"{folder.name} {name}: {len(calls)} calls", flush=True)
+        print(f"{imported.name} {name}: {len(calls)} calls", flush=True)
 
 
 def figures_of(samples: list[Sample]) -> list[float]:
@@ -115,10 +140,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--variants", nargs="+", default=["avx2", "avx512", "avx512vnni"])
-    parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS))
-    names = list(dict.fromkeys(c.name for c in CANDIDATES))
+    parser.add_argument("--widths", nargs="*", type=int, default=list(WIDTHS))
+    parser.add_argument("--images", nargs="*", choices=IMAGES, default=list(IMAGES))
+    names = list(dict.fromkeys(c.name for c in (*CANDIDATES, *MORE)))
     told = "measure these alone; figures of kinds that are known stay"
-    parser.add_argument("--candidates", nargs="+", choices=names, help=told)
+    parser.add_argument("--candidates", nargs="+", choices=[FLOAT, *names], help=told)
     parser.add_argument("--check", type=Path, metavar="FOLDER")
     parser.add_argument("--tries", type=int, default=PROFILES)
     options = parser.parse_args()
@@ -128,10 +154,9 @@ def main() -> int:
         return 0
     found: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory(prefix="llmc-costs-") as scratch:
-        for width in options.widths:
-            place = Path(scratch)
+        for imported, shapes, tried in subjects(options, Path(scratch)):
             for variant, sample in measured(
-                folder_of(width, place), place, options.variants, options.tries, options.candidates
+                imported, Path(scratch), shapes, options.variants, options.tries, tried
             ):
                 found[variant][sample[0]].append(sample)
     kept: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"seconds": {}}
@@ -146,6 +171,17 @@ def main() -> int:
     if options.write:
         FILE.write_text(text_of(kept["seconds"]))
     return 0
+
+
+def subjects(options: Any, place: Path) -> Iterator[tuple[Any, Any, tuple[str, ...]]]:
+    """Models, the shapes they are run at, and the candidates."""
+    from llmc import kept_imports
+
+    names = tuple(options.candidates or (FLOAT, *dict.fromkeys(c.name for c in (*CANDIDATES, *MORE))))
+    for width in options.widths:
+        yield kept_imports.load(folder_of(width, place)), SHAPES, names
+    for name in options.images:
+        yield network_of(name), BATCHES, tuple(n for n in SEEN if n in names)
 
 
 RECIPES: Mapping[str, Any] = {

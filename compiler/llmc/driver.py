@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from llmc import embed, kept_imports, preprocessing, tokens
+from llmc import embed, gains, kept_imports, preprocessing, tokens
 from llmc.compiler import artifact, extensions
 from llmc.compiler.countable import want_countable
 from llmc.compiler.frontends import chat_template
@@ -208,6 +208,7 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         module, pipeline = optimised.module, optimised.pipeline
         stages.enter("make kernels", 0.5)
         kernels = Kernels.of(module, target)
+        gained = gains.of_compile(imported, order, kernels, optimised.left, compile_graph)
         if order.tune:
             stages.enter("tune", 0.5)
             kernels = kernels.tune(order.tune_time, stages.within(0.5, 0.62))
@@ -238,11 +239,16 @@ def _compile(load: Callable[[], Imported], order: Order) -> CompileReport:
         (folder / MANIFEST).write_text(json.dumps(seal(fields), indent=1))
         check(folder, target, optimised)
         stages.leave()
-    return _report(order, stages, optimised, kernels, plans)
+    return _report(order, stages, optimised, kernels, plans, gained)
 
 
 def _report(
-    order: Order, stages: Stages, optimised: Optimised, kernels: Kernels, plans: Mapping[str, Plan]
+    order: Order,
+    stages: Stages,
+    optimised: Optimised,
+    kernels: Kernels,
+    plans: Mapping[str, Plan],
+    gained: gains.Gains | None,
 ) -> CompileReport:
     return CompileReport(
         path=order.output,
@@ -258,4 +264,5 @@ def _report(
         products=kernels.products(),
         losses=[loss.to_dict() for loss in optimised.losses],
         effects=optimised.effects,
+        gains=None if gained is None else gained.to_dict(),
     )

@@ -18,6 +18,7 @@ from llmc.compiler.text import node_names
 from llmc.compiler.watch import watching
 from llmc.driver import compile_graph
 from llmc.errors import LlmcError
+from llmc.gains import Gain, Gains, of_compile
 from llmc.kernels import Kernels
 from llmc.optimise import optimise
 from llmc.options import Order
@@ -52,13 +53,14 @@ def explain(imported: Imported, order: Order, measured: Measured | None = None) 
         optimised = optimise(imported, order, Stages(None), unwatched)
     after = next(iter(optimised.module.functions.values()))
     history.imported = history.imported or imported.graph
-    calls, unlowered = list[Call](), ""
+    calls, unlowered, gained = list[Call](), "", None
     try:
-        calls = Kernels.of(optimised.module, order.target).every
+        kernels = Kernels.of(optimised.module, order.target)
+        calls, gained = kernels.every, of_compile(imported, order, kernels, optimised.left, compile_graph)
     except LlmcError as error:
         unlowered = error.problem
     steps = _steps(calls, measured or {})
-    return Explanation(history, after, optimised.pipeline, order.target.name, steps, unlowered)
+    return Explanation(history, after, optimised.pipeline, order.target.name, steps, unlowered, gained)
 
 
 def _steps(calls: Sequence[Call], measured: Measured) -> dict[Node, list[Step]]:
@@ -94,6 +96,7 @@ class Explanation:
     Args:
         after: the graph that is lowered.
         steps: of the nodes that have kernels; `unlowered` says why none has.
+        gains: what layers gain by what was asked for, as `CompileReport` has it.
     """
 
     history: History
@@ -102,6 +105,7 @@ class Explanation:
     target: str
     steps: Mapping[Node, Sequence[Step]]
     unlowered: str
+    gains: Gains | None = None
 
     @property
     def imported(self) -> Graph:
@@ -228,9 +232,17 @@ class Explanation:
             made_of=tuple(self._label(n) for n in self._origins(last) if n is not node and alive),
             rewritten=tuple(dict.fromkeys(map(_rewriting, changes))),
             steps=tuple(self.steps.get(last, ())),
+            gain=self._gain(last),
             misses=tuple(map(self._missed, shown)),
             farther=len(named) - len(shown),
         )
+
+    def _gain(self, node: Node) -> Gain | None:
+        """Of the layer whose kernel writes a node."""
+        if self.gains is None or node not in self.steps:
+            return None
+        known = {gain.place: gain for gain in (*self.gains.layers, *self.gains.left)}
+        return known.get(node.source.path)
 
     @cached_property
     def _alive(self) -> frozenset[Node]:

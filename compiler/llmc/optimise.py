@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from glob import escape
 from typing import Any
 
-from llmc import done
+from llmc import done, gains
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.given import Given, giving
 from llmc.compiler.graph import Graph
@@ -47,6 +48,7 @@ class Optimised:
         losses: what lossy passes did.
         effects: what each option did, as the manifest has it.
         quantisation: the mode of `--quant`, if it changed anything.
+        left: products that int8 would slow down, which stay float.
     """
 
     module: Module
@@ -58,6 +60,7 @@ class Optimised:
     losses: Sequence[Loss]
     effects: Sequence[Mapping[str, Any]]
     quantisation: str
+    left: tuple[gains.Gain, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class _Function:
     packing: Pipeline
     trail: Trail
     asked: tuple[Asked, ...]
+    left: tuple[gains.Gain, ...] = ()
 
 
 class _Road:
@@ -133,7 +137,8 @@ def optimise(
     source = blanked_answers(noted, imported.module, {name: part.packing for name, part in parts.items()})
     cases = replayed(module, source, _last(trails) if alone else ()) if lossy else source
     mode = order.quant.mode if done.changed(asked, order.quant.option) else "none"
-    return Optimised(module, text, noted, source, cases, trails, losses, done.told(asked), mode)
+    left = tuple({gain.place: gain for part in parts.values() for gain in part.left}.values())
+    return Optimised(module, text, noted, source, cases, trails, losses, done.told(asked), mode, left)
 
 
 def passed(imported: Imported, order: Order, compile_graph: Callable[..., Any]) -> Mapping[str, Graph]:
@@ -163,13 +168,14 @@ def before_quantising(
     probe = Step("look", _Look(caught.append))
     order.placed = order.placed.joined(Placed({"quantise": (probe,)}))
     functions = passed(imported, order, compile_graph)
+    return dict(zip(functions, caught, strict=True)), partial(_finished, order=order)
+
+
+def _finished(graph: Graph, order: Order) -> Graph:
+    """After the places that come after `quantise`."""
     later = [step for place in ("layout", "target", "final") for step in order.placed.at(place).steps]
-
-    def finished(graph: Graph) -> Graph:
-        own = winograd_steps(graph) if _by_tiles(order) else Pipeline(())
-        return Pipeline((*own.steps, *later)).run(graph)[0]
-
-    return dict(zip(functions, caught, strict=True)), finished
+    own = winograd_steps(graph) if _by_tiles(order) else Pipeline(())
+    return Pipeline((*own.steps, *later)).run(graph)[0]
 
 
 class _Look(Pass):
@@ -203,6 +209,7 @@ def _function(
     )
     verified = partial(run_verified, say=order.say)
     added: Mapping[str, Pipeline] = {}
+    left: tuple[gains.Gain, ...] = ()
     native = partial(observer, compile_graph=compile_graph)
     place = None if order.quant.calib is None else str(order.quant.calib)
     with giving(Given(read, imported.tokenizer, native, place)):
@@ -220,7 +227,8 @@ def _function(
                 road.pack(_packing(road, order))
             if place == "quantise":
                 road.add(own)
-                added = {**_quantise(road, imported, order, stages, compile_graph), OWN: own}
+                left = gains.slower(road.graph, order, _finished, compile_graph)
+                added = {**_quantise(road, imported, order, stages, compile_graph, left), OWN: own}
             if place == "layout" and _by_tiles(order):
                 road.add(winograd_steps(road.graph))
         after = road.graph
@@ -228,7 +236,7 @@ def _function(
     asked = tuple(Asked(options[id(step)], step, run) for step, run in road.runs if id(step) in options)
     idle = {id(step) for step in done.idle(asked)}
     ran = Pipeline(tuple(step for step in road.pipeline.steps if id(step) not in idle))
-    return _Function(after, ran, road.packing, road.trail, asked)
+    return _Function(after, ran, road.packing, road.trail, asked, left)
 
 
 def _on_integers(order: Order) -> bool:
@@ -250,19 +258,25 @@ def _packing(road: _Road, order: Order) -> Pipeline:
 
 
 def _quantise(
-    road: _Road, imported: Imported, order: Order, stages: Stages, compile_graph: Callable[..., Any]
+    road: _Road,
+    imported: Imported,
+    order: Order,
+    stages: Stages,
+    compile_graph: Callable[..., Any],
+    left: tuple[gains.Gain, ...],
 ) -> Mapping[str, Pipeline]:
-    """What `--quant` and `--matmul` ask for, by option."""
+    """What `--quant` and `--matmul` ask for, by option; products that are `left` stay float."""
+    quant = replace(order.quant, slower=tuple(escape(gain.place) for gain in left))
     scales: tuple[float, ...] = ()
     before = Pipeline(())
-    if order.quant.static:
+    if quant.static:
         stages.enter("calibrate", 0.42)
-        before = order.quant.smoothing(road.graph)
+        before = quant.smoothing(road.graph)
         road.add(before)
         graph = road.graph
-        scales = order.quant.scales(graph, imported.tokenizer, compile_graph, imported.preprocess)
+        scales = quant.scales(graph, imported.tokenizer, compile_graph, imported.preprocess)
     spares = bool(road.graph.states) and "w8" in order.backend.quantisations
-    quantising = order.quant.pipeline(order.backend.integer_attention, scales, spares)
+    quantising = quant.pipeline(order.backend.integer_attention, scales, spares)
     road.add(quantising)
     quantising = Pipeline((*before.steps, *quantising.steps))
     road.add(MATMUL[order.matmul])

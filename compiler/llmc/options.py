@@ -52,6 +52,7 @@ class Options(TypedDict, total=False):
         calib: samples for int8-static, for w8 and w4, which round by them, and for passes that want some, a .txt,
             .jsonl, .csv or .npz file, a folder of images, or "auto".
         calib_method: "minmax", "percentile" or "entropy".
+        measure: time kernels on this machine where the cost model says what layers gain (docs/compression.md).
         state_dtype: how sessions keep keys and values: "fp32", "fp16" or "int8" (docs/generation.md).
         padding: what outputs that have a row for each token hold where attention_mask is 0: "zero", which lets
             encoders skip padding, or "computed", the values that the source model has there. The default of
@@ -83,6 +84,7 @@ class Options(TypedDict, total=False):
     group: int | None
     calib: str | Path | None
     calib_method: str
+    measure: bool
     state_dtype: str
     padding: str
     matmul: str
@@ -96,6 +98,13 @@ class Options(TypedDict, total=False):
     say: Callable[[str], None]
 
 
+# What makes a model smaller, or faster and less exact: the options it is compared without.
+LESS = (
+    *("prune", "share", "factorize", "quant", "calib", "calib_method", "attention", "group", "state_dtype"),
+    *("measure", "keep"),
+)
+
+
 class Order:
     """What `Options` mean, checked before any work begins."""
 
@@ -103,7 +112,7 @@ class Order:
         unknown = options.keys() - Options.__annotations__.keys()
         if unknown:
             raise TypeError(f"compile got unknown options: {', '.join(sorted(unknown))}")
-        options = _given(options)
+        options = self._options = _given(options)
         extensions.load_installed()
         self.output, self.name = Path(output), name
         self.verify_each, self.padding = options.get("verify_each", False), options.get("padding", "computed")
@@ -126,10 +135,23 @@ class Order:
             wanted=any(step.change.wants_samples for step in self.placed.pipeline.steps),
             group=options.get("group"),
         )
+        self.measure = options.get("measure", False)
         self.tune, self.tune_time = options.get("tune", False), options.get("tune_time", TUNE_SECONDS)
         self.matmul = options.get("matmul", "fma")
         self.state_dtype = options.get("state_dtype", "fp32")
         self._check()
+
+    def plain(self) -> Order | None:
+        """The same without what makes a model smaller or less exact; None where nothing does."""
+        asked = (self.quant.mode, self.state_dtype, bool(self._compressed)) != ("none", "fp32", False)
+        if not asked:
+            return None
+        kept = {name: value for name, value in self._options.items() if name not in LESS}
+        return Order(self.output, self.name, cast(Options, {**kept, "allow_noop": True}))
+
+    @property
+    def _compressed(self) -> str:
+        return _compression(self._options)
 
     def _check(self) -> None:
         if self.padding not in PADDING:
@@ -141,6 +163,12 @@ class Order:
             raise LlmcError(f"no states of {self.state_dtype!r}", at="--state-dtype", hint=hint)
         self._check_matmul()
         self._check_backend()
+        if self.measure and not self.backend.runs_here(self.target):
+            hint = "leave it out: the cost model's figures are the same everywhere"
+            raise LlmcError(f"kernels for {self.target.name} do not run here", at="--measure", hint=hint)
+        if self.measure and self.plain() is None:
+            hint = "give --quant, --prune, --share, --factorize or --state-dtype, or a bound"
+            raise LlmcError("there is nothing to measure the gain of", at="--measure", hint=hint)
         if self.tune:
             self.backend.check_tuning(self.target)
         if self.only and (self.quant.mode, self.matmul, self.state_dtype) != ("none", "fma", "fp32"):

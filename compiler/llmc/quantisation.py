@@ -56,6 +56,7 @@ class Quantisation:
         method: how its ranges are chosen, a key of METHODS.
         attention: "int8" or "float", where products are on int8.
         group: of w8, w4 and w4a8, columns that share a scale, 0 for a whole row; None: the mode's own.
+        slower: patterns of the products that int8 would slow down, which stay float (`llmc.gains`).
         wanted: whether a pass wants samples, so that calibration data is of use without int8-static.
     """
 
@@ -65,6 +66,7 @@ class Quantisation:
     attention: str = "int8"
     wanted: bool = False
     group: int | None = None
+    slower: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:
@@ -134,10 +136,8 @@ class Quantisation:
         if self.stored:
             first, *rest = steps
             return Pipeline.of(self._blocks(first.change), *(step.change for step in rest))
-        if not self.static:
-            return Pipeline(steps)
-        first, *rest = steps
-        return Pipeline.of(replace(_quantize(first.change), scales=scales), *(step.change for step in rest))
+        found = (_with(step.change, self.slower, scales) for step in steps)
+        return Pipeline.of(*found)
 
     def _blocks(self, change: Pass) -> Blockwise:
         """Blocks of the size that is asked for; with samples, rounded for what products read."""
@@ -153,6 +153,15 @@ class Quantisation:
             head_bits=change.head_bits,
             frequent=change.frequent,
         )
+
+    def change(self) -> Quantize:
+        """The pass of int8 and int8-static that quantises."""
+        (found,) = [
+            step.change
+            for step in Pipeline.parse(QUANTISATIONS[self.mode], PASSES).steps
+            if isinstance(step.change, Quantize)
+        ]
+        return found
 
     def smoothing(self, graph: Graph) -> Pipeline:
         """What of int8-static comes before calibration: norms without columns that are far larger than others."""
@@ -182,7 +191,7 @@ class Quantisation:
                 found=", ".join(node.attributes["name"] for node in graph.states[:3]),
                 hint="use --quant int8",
             )
-        change = _quantize(Pipeline.parse(QUANTISATIONS[STATIC], PASSES).steps[0].change)
+        change = replace(self.change(), slower=self.slower)
         sites, named = change.sites(graph), _sources(graph, change)
         samples = self.samples(graph, tokenizer, preprocess)
         first = list(islice(samples, 1))  # data that does not fit the model is refused whatever it is for
@@ -232,9 +241,10 @@ def own_steps(graph: Graph, integers: bool) -> tuple[Pipeline, Pipeline]:
     return Pipeline.parse(first, PASSES), Pipeline.parse(later, PASSES)
 
 
-def _quantize(change: Pass) -> Quantize:
-    assert isinstance(change, Quantize)
-    return change
+def _with(change: Pass, slower: tuple[str, ...], scales: tuple[float, ...]) -> Pass:
+    if not isinstance(change, Quantize):
+        return change
+    return replace(change, slower=slower, scales=scales)
 
 
 def _sources(graph: Graph, change: Quantize) -> list[str]:

@@ -24,6 +24,7 @@ class CompileReport:
         cached: how many of the files of machine code an earlier compile had made.
         runs_here: whether this machine can run it.
         products, losses, effects: as the manifest has them (runtime/format.md).
+        gains: what layers gain by what was asked for, as `llmc.gains.Gains`; None where nothing was.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class CompileReport:
     products: Sequence[Mapping[str, Any]] = ()
     losses: Sequence[Mapping[str, Any]] = ()
     effects: Sequence[Mapping[str, Any]] = ()
+    gains: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -56,6 +58,7 @@ class CompileReport:
             "products": list(self.products),
             "losses": list(self.losses),
             "effects": list(self.effects),
+            "gains": self.gains,
         }
 
     def _repr_html_(self) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmc.gains import Gain
+
 
 @dataclass(frozen=True)
 class Step:
@@ -39,7 +41,11 @@ class Missed:
 
 @dataclass(frozen=True)
 class Story:
-    """One node: what it was made of, by which rules, how it runs, and which rules stopped at it."""
+    """One node: what it was made of, by which rules, how it runs, and which rules stopped at it.
+
+    Args:
+        gain: what its layer gains by what was asked for, where it is one.
+    """
 
     name: str
     op: str
@@ -51,3 +57,4 @@ class Story:
     steps: tuple[Step, ...]
     misses: tuple[Missed, ...]
     farther: int
+    gain: Gain | None = None

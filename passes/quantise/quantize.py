@@ -43,6 +43,7 @@ class Quantize(Pass):
     Args:
         mode: "int8", "int8-static" or "fp16".
         skip: patterns of module paths to leave alone, such as "encoder.layer.0.*".
+        slower: patterns likewise, of products that would take longer than in float.
         min_columns: products with fewer output columns stay float.
         scales: for int8-static, the scale of the input of each product, in the order of the graph; 0: by token, as it
             comes.
@@ -52,6 +53,7 @@ class Quantize(Pass):
     keeps: ClassVar[Keeps] = LOSSY
     mode: str = "int8"
     skip: tuple[str, ...] = ()
+    slower: tuple[str, ...] = ()
     min_columns: int = 16
     scales: tuple[float, ...] = ()
 
@@ -91,6 +93,8 @@ class Quantize(Pass):
             return f"with fewer than {self.min_columns} output columns"
         if not 0 < k < LONGEST:
             return f"with rows of no value, or of {LONGEST} and more"
+        if any(fnmatchcase(node.source.path, pattern) for pattern in self.slower):
+            return f"slower on {self.mode} than in float"
         return "named by skip" if self._skipped(node) else ""
 
     def _left_convolution(self, node: Node) -> str:

@@ -10,6 +10,7 @@ import click
 
 from llmc.cli import values
 from llmc.cli.fixed_dims import dim_option
+from llmc.cli.gained import print_gains
 from llmc.cli.output import (
     Progress,
     Seconds,
@@ -235,6 +236,7 @@ def command(
     if options["tune"]:
         print_tuning(report.products, report.target)
     print_effects(report.effects)
+    print_gains(report.gains, report.target)
     print_report(report)
 
 

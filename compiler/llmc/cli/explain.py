@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import click
 
+from llmc.cli.gained import line_of, print_gains, print_layers
 from llmc.cli.output import (
     adapter_options,
     extension_option,
@@ -146,6 +147,7 @@ def _show_all(explanation: Any, rule: str | None, as_json: bool) -> None:
             "nodes_after": len(explanation.after.nodes),
             "applied": [dict(zip(names, fusion, strict=True)) for fusion in fusions],
             "misses": list(map(_miss_as_dict, misses)),
+            "gains": explanation.gains,
         }
         print_json(facts)
         return
@@ -157,6 +159,10 @@ def _show_all(explanation: Any, rule: str | None, as_json: bool) -> None:
     rows = [(m.change, m.rule, m.count, m.reason, m.stopped) for m in misses]
     title = "stopped" if rule else "near misses: the pattern was there in part"
     print_table(title, ["pass", "rule", ">times", "why not", "first at"], rows)
+    if explanation.gains is not None and rule is None:
+        gains = explanation.gains.to_dict()
+        print_gains(gains, explanation.target)
+        print_layers("layers, before -> after", gains["runs"], gains["layers"])
     if explanation.unlowered:
         click.echo(f"no kernels: {explanation.unlowered}")
 
@@ -173,7 +179,7 @@ def _show_nodes(explanation: Any, node: str, rule: str | None, far: bool, as_jso
         click.echo("name one of them, or a longer path, for all that is known of it")
         return
     for story in stories:
-        _show_story(story, rule)
+        _show_story(story, rule, explanation.gains)
     if explanation.unlowered:
         click.echo(f"no kernels: {explanation.unlowered}")
 
@@ -194,12 +200,13 @@ def _kernels(story: Any) -> str:
     return story.became or ", ".join(step.kernel for step in story.steps)
 
 
-def _show_story(story: Any, rule: str | None) -> None:
+def _show_story(story: Any, rule: str | None, gains: Any) -> None:
     click.echo(f"{story.name} {story.op} : {story.type}  # {story.source}")
     _show_lines("became", [story.became] if story.became else [])
     _show_lines("with" if story.became else "made of", story.made_of)
     _show_lines("rewritten", [_rewriting(*change) for change in story.rewritten])
     _show_lines("runs as", [_step_text(step) for step in story.steps])
+    _show_lines("its layer", [] if story.gain is None else [line_of(asdict(story.gain), gains.runs)])
     _show_lines(
         "stopped" if rule else "near misses", [line for miss in story.misses for line in _miss_lines(miss)]
     )

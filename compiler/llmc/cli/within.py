@@ -82,7 +82,11 @@ def budget_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Batch and tokens of a run.",
         ),
-        click.option("--measure", is_flag=True, help="Time kernels on this machine, not by the cost model."),
+        click.option(
+            "--measure",
+            is_flag=True,
+            help="Time kernels on this machine, not by the cost model; without a bound, too.",
+        ),
         click.option(
             "--best-effort", is_flag=True, help="Write the best found where no choice meets the bounds."
         ),
@@ -106,7 +110,8 @@ def taken(options: dict[str, Any]) -> dict[str, Any] | None:
     """The bounds and what belongs to them, out of the options; None if there is no bound."""
     own = {name: options.pop(name) for name in OPTIONS}
     if all(own[name] is None for name in _BOUNDS):
-        defaults = {"time_budget": 300.0, "latency_at": (1, 128), "best_effort": False, "measure": False}
+        options["measure"] = own.pop("measure")  # of plain options too
+        defaults = {"time_budget": 300.0, "latency_at": (1, 128), "best_effort": False}
         if used := [n for n, v in own.items() if v is not None and v != defaults.get(n)]:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in used)
             raise click.UsageError(f"{names}: for --max-drop, --max-size or --max-latency.")
