@@ -64,7 +64,7 @@ class Moments:
 
 
 class Columns:
-    """Of rows `[r, k]` seen so far: how many, and of each column sums of it and its square and the largest magnitude."""
+    """Of rows `[r, k]` seen so far: how many, of each column the sums of it and its square, the largest magnitude."""
 
     def __init__(self, columns: int) -> None:
         self.rows = 0
