@@ -5,9 +5,9 @@
     python bench/budget.py --only recipes      single recipes, and a budget of each one's own size and latency
 
 Of the 2,000 test reviews 1,200 are the budget's data, 800 judge: no search sees them. Drop and same answers are beside
-fp32, paired, with the 95 % half width. Seconds of runs are the cost model's, one text of 128 tokens on one thread;
-The time budget and "CPU s" are processor time of the whole search, so that others on
-the machine do not count.
+fp32, paired, with the 95 % half width; so is the divergence of the answers (Kullback and Leibler). Seconds of runs are
+the cost model's, one text of 128 tokens on one thread. The time budget and "CPU s" are processor time of the whole
+search, so that others on the machine do not count.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 
 import llmc
@@ -78,8 +79,29 @@ def made_fragile(model: Path, folder: Path) -> Path:
     return folder
 
 
+def answers(artifact: Path, rows: Path) -> np.ndarray:
+    """Logarithms of probabilities, f64 [rows, classes]."""
+    from llmc.predictors import of_artifact
+
+    with rows.open(newline="", encoding="utf-8") as file:
+        texts = [row["text"] for row in csv.DictReader(file, delimiter="\t")]
+    with llmc.load(artifact, threads=1) as model:
+        predict = of_artifact(model)
+        logits = np.concatenate([predict(texts[at : at + 16]) for at in range(0, len(texts), 16)])
+    exact = logits.astype(np.float64)
+    top = exact.max(1, keepdims=True)
+    return exact - top - np.log(np.exp(exact - top).sum(1, keepdims=True))
+
+
+def divergence(artifact: Path, dense: Path, rows: Path) -> dict[str, float]:
+    """Mean Kullback-Leibler divergence of the answers from fp32's, and the half width of its 95 % interval."""
+    before, after = answers(dense, rows), answers(artifact, rows)
+    each = (np.exp(before) * (before - after)).sum(1)
+    return {"divergence": float(each.mean()), "spread": float(1.96 * each.std() / len(each) ** 0.5)}
+
+
 def judged(artifact: Path, dense: Path, rows: Path) -> dict[str, Any]:
-    """Drop, half width and same answers, in percent, and megabytes."""
+    """Drop, half width and same answers, in percent, divergence, and megabytes."""
     found = evaluate(artifact, rows, dense, threads=1)
     assert found.difference is not None
     assert found.interval is not None
@@ -87,13 +109,15 @@ def judged(artifact: Path, dense: Path, rows: Path) -> dict[str, Any]:
     low, high = found.interval
     size = sum(file.stat().st_size for file in artifact.iterdir()) / 1e6
     drop = {"drop": -100 * found.difference + 0.0, "half": 50 * (high - low)}
+    drop |= divergence(artifact, dense, rows)
     return {**drop, "same": 100 * found.agreement, "megabytes": size}
 
 
 def line(name: str, row: Mapping[str, Any]) -> str:
     """A row in Markdown."""
     cells = [name, f"{row['megabytes']:.2f}", f"{row['milliseconds']:.2f}"]
-    cells += [f"{row['drop']:+.2f} +- {row['half']:.2f}", f"{row['same']:.2f} %", row["layers"]]
+    cells += [f"{row['drop']:+.2f} +- {row['half']:.2f}", f"{row['same']:.2f} %"]
+    cells += [f"{1e3 * row['divergence']:.2f} +- {1e3 * row['spread']:.2f}", row["layers"]]
     return f"| {' | '.join(cells)} |"
 
 
@@ -163,7 +187,10 @@ def recipes(model: Path, folder: Path, options: argparse.Namespace) -> list[dict
     rows, judge = data(folder)
     dense = folder / "dense.llmc"
     llmc.compile(model, dense)
-    print("| recipe | MB | ms | drop | same | layers |\n|---|---|---|---|---|---|", flush=True)
+    print(
+        "| recipe | MB | ms | drop | same | 1000 x divergence | layers |\n|---|---|---|---|---|---|---|",
+        flush=True,
+    )
     output = folder / "drop.llmc"
     report = within(model, output, rows, options, max_drop=0.005)
     own = row_of(report, output, dense, judge)

@@ -3,6 +3,8 @@
     python bench/costs.py                  measures, prints the errors, writes nothing
     python bench/costs.py --write          and writes costs.json; figures of other instruction sets stay
     python bench/costs.py --check FOLDER   a whole model by each recipe: what the model of costs says, and what it takes
+    python bench/costs.py --slower fashion [--cpu avx2]   for one instruction set alone: int8 without the products that
+                                           it would slow down, and with them, beside fp32
 
 One thread. Encoders of three widths with random weights, every candidate of `llmc compile --max-drop` on all layers,
 at 1, 16, 64 and 128 tokens and 4 x 128; networks for images in fp32 and int8 at batch 1 and 4. Each kernel's time is
@@ -139,18 +141,23 @@ def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--variants", nargs="+", default=["avx2", "avx512", "avx512vnni"])
+    parser.add_argument("--variants", nargs="+", default=["avx2", "avx2vnni", "avx512", "avx512vnni"])
     parser.add_argument("--widths", nargs="*", type=int, default=list(WIDTHS))
     parser.add_argument("--images", nargs="*", choices=IMAGES, default=list(IMAGES))
     names = list(dict.fromkeys(c.name for c in (*CANDIDATES, *MORE)))
     told = "measure these alone; figures of kinds that are known stay"
     parser.add_argument("--candidates", nargs="+", choices=[FLOAT, *names], help=told)
     parser.add_argument("--check", type=Path, metavar="FOLDER")
+    parser.add_argument("--slower", choices=IMAGES)
+    parser.add_argument("--cpu", default="avx2")
     parser.add_argument("--tries", type=int, default=PROFILES)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.check is not None:
         check(options.check)
+        return 0
+    if options.slower is not None:
+        slower(options.slower, options.cpu)
         return 0
     found: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory(prefix="llmc-costs-") as scratch:
@@ -220,6 +227,33 @@ def check(folder: Path) -> None:
                     model.run({"input_ids": ids})
                     times.append(1e3 * (time.process_time() - begun))
             print(f"| {name} | {foretold:.2f} | {min(times):.2f} | {foretold / min(times):.2f} |", flush=True)
+
+
+def slower(name: str, cpu: str, rounds: int = 15) -> None:
+    """Medians of interleaved runs, batch 1 on one thread."""
+    import re
+    from dataclasses import replace
+
+    x86 = find_target("x86")
+    only = replace(x86, name="alone", cpus=tuple(c for c in x86.cpus if c.name == cpu))
+    llmc.load_extension(llmc.Extension("alone", targets=(only,)))
+    imported, target = network_of(name), "alone"
+    with tempfile.TemporaryDirectory(prefix="llmc-costs-") as scratch:
+        paths = [Path(scratch) / f"{way}.llmc" for way in ("fp32", "int8", "all")]
+        llmc.compile_graph(imported.graph, paths[0], target=target)
+        report = llmc.compile_graph(imported.graph, paths[1], target=target, quant="int8")
+        everything = re.sub(r"quantize\{slower=\[[^]]*\]\}", "quantize", report.pipeline)
+        llmc.compile_graph(imported.graph, paths[2], target=target, only_passes=everything)
+        left = [gain["place"] for gain in (report.gains or {})["left"]]
+        print(f"{name}, {cpu}: {len(left)} left float: {', '.join(left)}")
+        models = [llmc.load(path, threads=1) for path in paths]
+        times = [[m.benchmark(batch=1, duration=0.2).latency.p50 for m in models] for _ in range(rounds)]
+    ratios = np.array(times) / np.array(times)[:, :1]
+    for at, way in enumerate(("fp32", "int8", "int8, all of it")):
+        low, middle, high = np.quantile(ratios[:, at], (0.1, 0.5, 0.9))
+        print(
+            f"{way}: {1e6 * np.median(np.array(times)[:, at]):.1f} us, {middle:.2f} ({low:.2f}-{high:.2f}) of fp32"
+        )
 
 
 def text_of(tables: Mapping[str, Mapping[str, list[float]]]) -> str:

@@ -121,9 +121,7 @@ def test_static_ranges_of_the_others_alone(monkeypatch: pytest.MonkeyPatch, tmp_
     slow_bytes(monkeypatch)
     rng = np.random.default_rng(1)
     np.savez(tmp_path / "samples.npz", x=rng.normal(size=(4, 64)).astype(np.float32))
-    made, found = gained(
-        network(64, 64, 96, 96), quant="int8-static", calib=str(tmp_path / "samples.npz")
-    )
+    made, found = gained(network(64, 64, 96, 96), quant="int8-static", calib=str(tmp_path / "samples.npz"))
     assert found is not None
     assert [gain.place for gain in found.left] == ["layer.0"]
     assert made.pipeline.count("slower=") == 1
@@ -141,6 +139,27 @@ def test_modes_for_bytes_keep_what_is_slower(monkeypatch: pytest.MonkeyPatch) ->
     assert found is not None
     assert [(gain.place, gain.slower) for gain in found.layers] == [("layer.0", True)]
     assert found.layers[0].bytes[1] < found.layers[0].bytes[0]
+
+
+def test_slower_on_others(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An artifact for several instruction sets is chosen for by the best; what the others make of it is told."""
+    known = dict(costs.figures())
+    known["avx2"] = {**known["avx2"], "qlinear": [0.0, 0.0, 0.0, 1.0]}
+    monkeypatch.setattr("llmc.gains.figures", lambda: known)
+    _, found = gained(network(256, 256), quant="int8")
+    assert found is not None
+    assert list(found.slower_on) == ["avx2"]
+    print_gains(found.to_dict(), TARGET)
+    assert "slower on avx2: n=1 " in capsys.readouterr().out
+
+
+def test_a_weight_that_two_read_counts_once() -> None:
+    x = input_("x", "f32", (symbol("n"), 64))
+    w = constant(np.ones((64, 64), np.float32), "w")
+    y = make("linear", (make("linear", (x, w), Source("a")), w), Source("b"))
+    _, found = gained(Graph((x,), {"y": y}, {"n": (1, 512)}), quant="bf16")
+    assert found is not None
+    assert found.whole.bytes == (4 * 64 * 64, 2 * 64 * 64)
 
 
 def test_targets_without_figures() -> None:

@@ -108,8 +108,10 @@ def kind_of(call: Call) -> str:
         return family
     weight = node.inputs[1]
     if node.op == "linear" and weight.op != "constant":
-        bits = weight.attributes.get("bits", "")
-        return f"{family} {weight.op} {bits}".strip()
+        form = weight.attributes.get("bits") or (
+            weight.attributes.get("height", 1) > 1 and weight.attributes["height"]
+        )
+        return f"{family} {weight.op} {form or ''}".strip()
     if node.op == "linear" and weight.dtype != "f32":
         return f"{family} {weight.dtype}"
     return f"{family} {node.attributes['bits']}" if "bits" in node.attributes else family

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from glob import escape
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llmc.compiler.frontends.imported import Imported
     from llmc.options import Order
 
+THIS = "this machine"
 _LONG = 128  # tokens, or whatever an axis counts
 _HELD = 512  # positions that states hold
 _LARGE = 1 << 20  # values of a weight: such products are never slower on int8, and rounding them takes time
@@ -70,6 +71,7 @@ class Gains:
         whole: of everything.
         layers: those that changed.
         left: those that stay as they were, as all runs would take longer, with what they would be.
+        slower_on: other instruction sets of the target on which everything takes longer than before -> seconds.
     """
 
     variant: str
@@ -77,6 +79,7 @@ class Gains:
     whole: Gain
     layers: tuple[Gain, ...]
     left: tuple[Gain, ...] = ()
+    slower_on: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -91,15 +94,12 @@ def gains(
     runs = runs_of(before.module) if table else {}
     old, new = _layers(before, runs, table), _layers(after, runs, table)
     gone = _Layer([0.0] * len(runs))
-    pairs = [(place, old.get(place, gone), new.get(place, gone)) for place in {**old, **new}]
-    every = [_gain(*pair) for pair in pairs]
-    sums = tuple(
-        tuple(map(sum, zip(*run, strict=True))) for run in zip(*(g.seconds for g in every), strict=True)
-    )
-    sizes = tuple(map(sum, zip(*(g.bytes for g in every), strict=True)))
-    whole = Gain("", ("", ""), sizes, sums)  # type: ignore[arg-type]
+    every = [_gain(place, old.get(place, gone), new.get(place, gone)) for place in {**old, **new}]
     layers = tuple(g for g in every if g.changed and max(g.bytes) >= _LEAST)
-    return Gains(variant, tuple(runs), whole, layers, left)
+    others = [cpu.name for cpu in target.cpus if variant not in (cpu.name, THIS) and cpu.name in figures()]
+    wholes = {name: _whole(*(_layers(k, runs, figures()[name]) for k in (before, after))) for name in others}
+    slower_on = {name: whole.seconds for name, whole in wholes.items() if whole.slower}
+    return Gains(variant, tuple(runs), _whole(old, new), layers, left, slower_on)
 
 
 def slower(
@@ -182,7 +182,7 @@ def _sizes(graph: Graph, size: int) -> dict[str, int]:
 
 def _figures(target: Target, own: Figures | None) -> tuple[Figures, str]:
     if own is not None:
-        return own, "this machine"
+        return own, THIS
     try:
         variant = variant_of(target)
     except LlmcError:
@@ -203,6 +203,19 @@ def _gain(place: str, old: _Layer, new: _Layer) -> Gain:
     kinds = ", ".join(old.kinds), ", ".join(new.kinds)
     sizes = sum(old.weights.values()), sum(new.weights.values())
     return Gain(place, kinds, sizes, tuple(zip(old.seconds, new.seconds, strict=True)))
+
+
+def _whole(old: Mapping[str, _Layer], new: Mapping[str, _Layer]) -> Gain:
+    """All layers together; a weight that several read counts once."""
+    joined = []
+    for layers in (old, new):
+        whole = _Layer(
+            [sum(times) for times in zip(*(layer.seconds for layer in layers.values()), strict=True)]
+        )
+        for layer in layers.values():
+            whole.weights |= layer.weights
+        joined.append(whole)
+    return _gain("", *joined)
 
 
 def _layers(kernels: Kernels, runs: Runs, table: Figures) -> dict[str, _Layer]:

@@ -17,7 +17,7 @@ def print_gains(gains: Mapping[str, Any] | None, target: str) -> None:
     if gains is None:
         return
     click.echo(_whole(gains, target))
-    slow = [g for g in gains["layers"] if _slower(g)]
+    slow = [g for g in gains["layers"] if _slower(g) and g["bytes"][0] != g["bytes"][1]]
     if slow:
         sums = [
             [sum(g["seconds"][run][at] for g in slow) for at in (0, 1)] for run in range(len(gains["runs"]))
@@ -26,6 +26,8 @@ def print_gains(gains: Mapping[str, Any] | None, target: str) -> None:
         runs = _runs(gains["runs"], sums)
         many = f"{len(slow)} layer{'s' * (len(slow) > 1)} slower for {_bytes(sizes)}"
         click.echo(f"{many}: {runs}, such as {slow[0]['place']}")
+    for variant, seconds in gains["slower_on"].items():
+        click.echo(f"slower on {variant}: {_runs(gains['runs'], seconds)}")
     if gains["left"]:
         print_layers("left float, as they would be slower", gains["runs"], gains["left"][:_SHOWN])
         if len(gains["left"]) > _SHOWN:
