@@ -174,7 +174,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--hidden", type=float, default=Settings("0.5").hidden)
-    parser.add_argument("--ramp", type=float, default=Settings("0.5").ramp)
+    parser.add_argument("--ramp", type=float, help="share of the training in which zeros become more")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds to take times for")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -13,6 +13,7 @@ import llmc
 from llmc import costs
 from llmc.bounds import Budget, BudgetReport
 from llmc.budget import compile_within
+from llmc.choosing import Limits, Point, Table
 from llmc.cli.within import page
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node, Source
@@ -136,6 +137,25 @@ def test_the_least_loss_within_a_size(model: Path, data: Path, tmp_path: Path, f
     report = compile_within(model, tmp_path / "m.llmc", data, Budget(max_size=bound), **TARGET)
     assert report.size <= bound
     assert choices(report)["w1"] in ("fp32", "fp16", "share 256")
+
+
+def test_one_candidate_throughout_is_tried_too(
+    model: Path, data: Path, tmp_path: Path, found: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What diverges less, all layers together, is taken; where the artifact is too large after all, not again."""
+    asked = []
+
+    def float_again(table: Table, limits: Limits, cost: Any) -> list[Point]:
+        asked.append(limits)
+        return [table.point({})]
+
+    monkeypatch.setattr("llmc.budget.alike", float_again)
+    bound = (found[1].size + found[1].float_size) // 2
+    report = compile_within(model, tmp_path / "m.llmc", data, Budget(max_size=bound), **TARGET)
+    assert report.size <= bound
+    assert len(asked) == report.tries >= 2
+    roomy = compile_within(model, tmp_path / "n.llmc", data, Budget(max_size=1e9), **TARGET)
+    assert (roomy.tries, roomy.text) == (1, "")
 
 
 # --- mistakes, told before anything is compiled

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmc.candidates import Candidate, Layer
-from llmc.choosing import Limits, Option, Point, Table, why_float
+from llmc.choosing import Limits, Option, Point, Table, alike, why_float
 from llmc.compiler.ops import input_
 from llmc.costs import Cost
 
@@ -72,6 +72,18 @@ def test_the_least_divergence_within_a_size() -> None:
     best = found.best(Limits(size=2500), {"divergence": 1.0})
     assert best is not None
     assert best.divergence == pytest.approx(min(p.divergence for p in every(found) if p.bytes <= 2500))
+
+
+def test_one_candidate_throughout() -> None:
+    """By what all together cost, where that is within the limits; a layer that it ruins has none."""
+    found = table()
+    ruined = next(iter(found.options))
+    found.options[ruined][W4] = Option(math.inf, -875, 0.0)  # type: ignore[index]
+    points = alike(found, Limits(), lambda choice: Cost(100 * len(choice), 1e-5))
+    assert [(p.bytes, p.seconds) for p in points] == [(500, 1e-5), (400, 1e-5), (500, 1e-5)]
+    assert [set(p.choice.values()) for p in points] == [{INT8}, {W4}, {FP16}]
+    assert ruined not in points[1].choice
+    assert len(alike(found, Limits(size=450), lambda choice: Cost(100 * len(choice), 1e-5))) == 1
 
 
 def test_a_front_gets_better_as_it_loses_more() -> None:

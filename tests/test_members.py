@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,38 @@ def test_boosting(classifier, data, tmp_path):
     assert sum(shares) == pytest.approx(1)
     assert all(weight > 0 for weight in found.weights)
     assert str(tmp_path / "out" / "weights.json") in found.together
+
+
+@pytest.mark.parametrize("way", ["bag", "boost"])
+def test_resumed_members_are_those_of_an_unbroken_run(classifier, data, tmp_path, way):
+    """Interrupted in the second member, with the first one whole."""
+    settings = replace(BAG, **{"bag": None, way: 2, "steps": 6, "rate": 1e-3, "freeze": 0})
+    whole = train(classifier, data, tmp_path / "whole", settings)
+
+    def interrupt(stage: str, done: float) -> None:
+        if stage.startswith("member 2: step 3,"):
+            signal.raise_signal(signal.SIGINT)
+
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(classifier, data, tmp_path / "out", settings, progress=interrupt, say=told.append)
+    assert "after step 3 is in " in told[-1]
+    kept = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("state.pt"))
+    assert [str(p) for p in kept] == [f"out.checkpoint/member-{number}/state.pt" for number in (1, 2)]
+    with pytest.raises(LlmcError, match="a checkpoint of an earlier training is there"):
+        train(classifier, data, tmp_path / "out", settings)
+    with pytest.raises(LlmcError, match="of another model, data or options"):
+        train(classifier, data, tmp_path / "out", replace(settings, rate=1e-4), resume=True)
+    stages: list[str] = []
+    found = train(
+        classifier, data, tmp_path / "out", settings, resume=True, progress=lambda s, _: stages.append(s)
+    )
+    assert not any(stage.startswith("member 1") for stage in stages), "which is not trained again"
+    assert (found.steps, found.accuracy, found.weights) == (whole.steps, whole.accuracy, whole.weights)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
+    for name in found.members:
+        one, other = weights(tmp_path / "whole" / name), weights(tmp_path / "out" / name)
+        assert all(torch.equal(one[each], other[each]) for each in one)
 
 
 def test_weights_of_members_are_those_of_samme():

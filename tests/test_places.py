@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from random_encoders import Encoder
+from stateful_graphs import causal
 
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.given import Given, given, giving
@@ -184,3 +185,19 @@ def test_given_is_what_was_given_last() -> None:
         assert given().tokenizer == "tokenizer"
     assert given().tokenizer is None
     assert Pipeline(()).run(graph)[0] is graph
+
+
+def test_a_text_that_has_append_is_not_given_it_twice() -> None:
+    """As the manifest's `pipeline` of a model whose states grow has it first."""
+    imported = Imported(causal(), "c", "graph", "", "", (), None, None)
+
+    def made(**options: Any) -> str:
+        order = Order("m.llmc", None, Options(target="x86-avx2", **options))
+        return str(
+            optimise(imported, order, Stages(None), lambda *a, **b: pytest.fail("no native code")).pipeline
+        )
+
+    whole = made()
+    assert whole.startswith("append,")
+    assert made(passes=whole) == whole
+    assert made(passes="simplify") == "append,simplify"

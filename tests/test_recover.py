@@ -94,7 +94,7 @@ def test_the_folder_is_one_of_transformers(classifier, data, tmp_path):
 @pytest.mark.slow
 def test_training_wins_back_what_pruning_took(tmp_path):
     data = recovering.texts(tmp_path / "texts.txt", 400)
-    settings = Settings("0.8", steps=60, rate=5e-4, batch=16)
+    settings = Settings("0.8", steps=60, rate=5e-4, batch=16, ramp=0.3)
     with pytest.warns(LlmcWarning, match=r"keeps less than 1% of the weights of bert\.pooler\.dense; "):
         done = recover(model_folder(), data, tmp_path / "out", settings)
     assert done.before.agreement == 1

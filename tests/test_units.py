@@ -180,5 +180,7 @@ def test_options_of_no_use(tmp_path, data):
     assert "give from 1 to 127" in fails(prune=None, neurons=128)
     assert "no such importance" in fails(importance="luck")
     lm, book = recovering.llama(tmp_path / "lm"), recovering.texts(tmp_path / "book.txt")
-    with pytest.raises(LlmcError, match="--prune changes nothing in this model"):
+    with pytest.raises(LlmcError, match="--prune changes nothing in this model") as caught:
         recover(lm, book, tmp_path / "out", replace(SETTINGS, prune="heads:0.5"))
+    kept = "0 of 2 attentions; left: 2 of keys and values that are kept from call to call"
+    assert (caught.value.at, caught.value.found) == ("prune-heads{fraction=0.5}", kept)

@@ -162,3 +162,12 @@ def broken(budget: Budget, size: int, seconds: float, drop: float) -> list[str]:
         for name, most, value, form, unit in figures
         if most is not None and not value <= most + 1e-12
     ]
+
+
+def refusal(report: BudgetReport) -> LlmcError:
+    """Why nothing is written, with the best that was found."""
+    found = f"{report.size / 1e6:.2f} MB, {report.seconds * 1e3:.3g} ms, {loss_text(report.held)}"
+    hint = "--best-effort writes it all the same; a wider bound, more data or a longer --time-budget may help"
+    return LlmcError(
+        "the budget cannot be met", at="; ".join(report.unmet), found=f"at best {found}", hint=hint
+    )

@@ -12,15 +12,16 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llmc import driver, kept_imports
-from llmc.bounds import Budget, BudgetReport, FrontPoint, LayerChoice, broken, loss_text, nearer, sizes_of
+from llmc.bounds import Budget, BudgetReport, FrontPoint, LayerChoice, broken, nearer, refusal, sizes_of
 from llmc.candidates import FLOAT, Candidate, Layer, candidates, layers, pipeline_of
-from llmc.choosing import Kept, Limits, Option, Point, Table, counts_of, kept_figures, why_float
+from llmc.choosing import Kept, Limits, Option, Point, Table, alike, counts_of, kept_figures, why_float
 from llmc.compiler import artifact
 from llmc.costs import Cost, Costs, Figures, measured, variant_of
 from llmc.distillation import Columns
@@ -71,7 +72,7 @@ def compile_within(
         search = _Search(Path(model), folder, Path(data), columns or Columns(), budget, clock, options)
         report = search.run()
         if report.unmet and not budget.best_effort:
-            raise _unmet(report)
+            raise refusal(report)
         shutil.copytree(search.made, folder, dirs_exist_ok=True)
         shutil.rmtree(search.scratch)
     compiled = report.compiled and replace(report.compiled, path=Path(output))
@@ -85,14 +86,6 @@ def _want_free(options: Mapping[str, Any]) -> None:
     if used:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in used)
         raise LlmcError("a budget chooses what is compressed", at=names, hint="leave it out, or the bounds")
-
-
-def _unmet(report: BudgetReport) -> LlmcError:
-    found = f"{report.size / 1e6:.2f} MB, {report.seconds * 1e3:.3g} ms, {loss_text(report.held)}"
-    hint = "--best-effort writes it all the same; a wider bound, more data or a longer --time-budget may help"
-    return LlmcError(
-        "the budget cannot be met", at="; ".join(report.unmet), found=f"at best {found}", hint=hint
-    )
 
 
 class _Search:
@@ -114,7 +107,7 @@ class _Search:
         self.say: Callable[[str], None] = options.get("say", lambda line: None)
         self.data, self.columns, self.made = data, columns, self.scratch
         self.tried: dict[int, Loss] = {}
-        self.skipped = 0
+        self.failed, self.skipped = list[Mapping[Layer, Candidate]](), 0
         self.middle: Evaluator | None = None  # on the rows that are chosen by
         self.last: Evaluator | None = None  # on those held back
 
@@ -246,8 +239,7 @@ class _Search:
 
     def _within(self, table: Table) -> BudgetReport:
         """Choose, compile and check, until the bounds hold or there is nothing milder."""
-        code, best, tries = _CODE, None, 0
-        ceiling: int | None = None
+        code, best, tries, ceiling = _CODE, None, 0, None
         for tries in range(1, _TRIES + 1):
             front, at = self._chosen(table, code, ceiling)
             if not front and best is None:  # perhaps with less code
@@ -258,6 +250,7 @@ class _Search:
             best = report if best is None or nearer(report, best) else best
             if not report.unmet:
                 return report
+            self.failed.append(front[at].choice)
             if report.size > (self.budget.max_size or math.inf):
                 code, ceiling = report.size - front[at].bytes + 4096, None
                 self.tried.clear()
@@ -272,15 +265,26 @@ class _Search:
         size = math.inf if self.budget.max_size is None else self.budget.max_size - code
         limits = Limits(size=size, seconds=self.budget.max_latency or math.inf)
         if self.budget.max_drop is None:
-            mildest = table.best(limits, {"divergence": 1.0})
-            front = table.front(Limits())
-            if mildest is None:
+            if (mildest := table.best(limits, {"divergence": 1.0})) is None:
                 return [], 0
-            front = sorted([*front, mildest], key=lambda p: p.divergence)
+            mildest = self._mildest(table, mildest, limits)
+            front = sorted([*table.front(Limits()), mildest], key=lambda p: p.divergence)
             return front, front.index(mildest)
         front = table.front(limits)
         last = len(front) - 1 if ceiling is None else min(ceiling, len(front) - 1)
         return front, self._last_within(front, last) if front else 0
+
+    def _mildest(self, table: Table, point: Point, limits: Limits) -> Point:
+        """Of a choice by sums and those of one candidate throughout: what diverges least on rows not measured by."""
+        made = partial(pipeline_of, every=self.layers)
+        roomy = replace(limits, size=limits.size + _CODE)  # fewer kinds of kernels are less code
+        found = alike(table, roomy, lambda c: self.costs.of(self.finished(made(c).run(self.graph)[0])))
+        points = [point, *(p for p in found if p.choice not in self.failed)]
+        if len(points) == 1 or self._spent() > 0.85 * self.budget.time:
+            return point
+        self.middle = evaluator = self.middle or self._evaluator("chosen by")
+        graphs = (made(p.choice, after=False).run(self.graph)[0] for p in points)
+        return points[int(np.argmin([evaluator.divergence(graph, self.measure) for graph in graphs]))]
 
     def _last_within(self, front: list[Point], last: int) -> int:
         """By halves: losses grow along the front."""

@@ -153,6 +153,27 @@ class Table:
         return found[::-1]
 
 
+def alike(table: Table, limits: Limits, cost: Callable[[Mapping[Layer, Candidate]], Cost]) -> list[Point]:
+    """Choices of one candidate for all layers that it is for, those within the limits.
+
+    Args:
+        cost: of a choice as a whole: what layers share, sums of each alone count twice.
+    """
+    found = []
+    for name in dict.fromkeys(c.name for own in table.options.values() for c in own):
+        choice = {
+            layer: c
+            for layer, own in table.options.items()
+            for c, option in own.items()
+            if c.name == name and option.divergence < RUIN
+        }
+        whole = cost(choice)
+        point = replace(table.point(choice), bytes=whole.bytes, seconds=whole.seconds)
+        if _within(point, limits):
+            found.append(point)
+    return found
+
+
 def counts_of(point: Point, every: Sequence[Layer]) -> Mapping[str, int]:
     """How many layers have what."""
     names = [c.name if (c := point.choice.get(layer)) else FLOAT for layer in every]

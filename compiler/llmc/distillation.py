@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import warnings
@@ -64,7 +65,7 @@ class Examples:
         """Tokens of each row."""
         return [len(row.ids) for row in self.rows]
 
-    def batch(self, rows: Sequence[int]) -> Mapping[str, Any]:
+    def batch(self, rows: Sequence[int], device: Any = None) -> Mapping[str, Any]:
         """i64 [rows, longest] of each input."""
         import torch
 
@@ -75,7 +76,7 @@ class Examples:
             "attention_mask": [[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in chosen],
             "token_type_ids": [[*row.types, *[0] * (longest - len(row.types))] for row in chosen],
         }
-        return {name: torch.tensor(made[name]) for name in self.inputs}
+        return {name: torch.tensor(made[name], device=device) for name in self.inputs}
 
     def samples(self, tokens: int) -> Iterator[Mapping[str, Any]]:
         """The first rows that hold so many tokens, each by itself, as graphs take them."""
@@ -94,7 +95,7 @@ class Examples:
             following[:, :-1] = torch.where(mask[:, 1:] > 0, ids[:, 1:], IGNORED)
             return following
         kind = torch.float32 if self.scores == "none" else torch.int64
-        return torch.tensor([self.rows[row].label for row in rows], dtype=kind)
+        return torch.tensor([self.rows[row].label for row in rows], dtype=kind, device=ids.device)
 
 
 def examples_of(
@@ -190,6 +191,18 @@ def _windows(encoder: Any, data: Path, column: str | None, longest: int) -> list
     return [Example(tuple(ids[start : start + longest]), (0,) * longest) for start in starts]
 
 
+def order(lengths: Sequence[int], batch: int, seed: int | None) -> list[list[int]]:
+    """Rows in batches of like length, so that little is padded; shuffled if there is a seed."""
+    rng = random.Random(seed)
+    rows = sorted(
+        range(len(lengths)), key=lambda row: lengths[row] // 4 + (0 if seed is None else rng.random())
+    )
+    groups = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+    if seed is not None:
+        rng.shuffle(groups)
+    return groups
+
+
 @dataclass(frozen=True)
 class Distillation:
     """A student's loss.
@@ -207,11 +220,16 @@ class Distillation:
     temperature: float
     hidden: float
 
+    @property
+    def models(self) -> Sequence[Any]:
+        """What is asked, the student first."""
+        return self.student, self.teacher
+
     def __call__(self, rows: Sequence[int]) -> Any:
         """The mean over a batch."""
         import torch
 
-        given = self.examples.batch(rows)
+        given = self.examples.batch(rows, self.student.device)
         wants = self.hidden > 0
         with torch.no_grad():
             told = self.teacher(**given, output_hidden_states=wants)
@@ -287,20 +305,20 @@ class Figures:
 class Measure:
     """Measures models on the same rows; the first one is the teacher of those that follow."""
 
-    def __init__(self, examples: Examples, batch: int) -> None:
-        self.examples, self.batch, self.first = examples, batch, dict[int, Any]()
+    def __init__(self, examples: Examples, batch: int, device: Any = None) -> None:
+        self.examples, self.batch, self.device, self.first = examples, batch, device, dict[int, Any]()
 
     def __call__(self, model: Any) -> Figures:
         """The figures of one model."""
         import torch
 
-        from llmc.training import order
-
+        if self.device is not None:
+            model = copy.deepcopy(model).to(self.device)
         sums = {"same": 0.0, "right": 0.0, "surprise": 0.0, "off": 0.0, "square": 0.0}
         count, labelled = 0, 0
         with torch.no_grad():
             for number, rows in enumerate(order(self.examples.lengths, self.batch, None)):
-                given = self.examples.batch(rows)
+                given = self.examples.batch(rows, self.device)
                 real = torch.ones_like(given["input_ids"])
                 real = given.get("attention_mask", real)
                 logits = model(**given).logits

@@ -14,7 +14,7 @@ EXTRAS = {
     "grammar": ("llguidance",),
     "metrics": ("sacrebleu", "rouge_score"),
     "adapters": ("peft",),
-    "gguf": ("gguf", "accelerate"),
+    "gguf": ("gguf",),
     "tokenizers": ("sentencepiece", "tiktoken"),
     "compile": (
         "torch",
@@ -28,7 +28,9 @@ EXTRAS = {
         "sympy",
         "networkx",
         "scipy",
+        "accelerate",
     ),
+    "ray": ("ray",),
 }
 
 

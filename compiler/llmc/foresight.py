@@ -35,6 +35,7 @@ class Foresight:
         certain: whether they do; a model may fail to be traced without its weights alone.
         targets: target -> what it has no kernel for; empty lists where it will compile.
         precisions: target -> modes of `--quant` it has.
+        idle: target -> those of them that find nothing to quantise, of models whose weights were read.
     """
 
     path: str
@@ -50,10 +51,12 @@ class Foresight:
     certain: bool = True
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     precisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    idle: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def serves(self, target: str, quant: str) -> bool:
         """Whether a compile for `target` with `--quant quant` is foreseen to succeed."""
-        return not self.problems and not self.targets[target] and quant in self.precisions[target]
+        wanted = quant in self.precisions[target] and quant not in self.idle.get(target, ())
+        return not self.problems and not self.targets[target] and wanted
 
 
 def foresee(
@@ -118,7 +121,34 @@ def _of_file(
         "weights": {"none": size},
         "needed": COPIES * size,
     }
-    return Foresight(str(path), **facts, **_of_graphs(graphs, targets))
+    names = list(targets)
+    told = _of_graphs(graphs, names)
+    return Foresight(str(path), **facts, **told, idle={name: _idle(graphs, name) for name in names})
+
+
+def _idle(graphs: Sequence[Graph], target: str) -> tuple[str, ...]:
+    """Modes of `--quant` that find no weight in the graphs as they are where a compile quantises."""
+    from llmc.compiler.pipeline import Pipeline
+    from llmc.passes import LEVEL_PARTS, PASSES
+    from llmc.passes.compress.blockwise import Blockwise
+    from llmc.passes.layout.channels_last import channels_last_steps
+    from llmc.passes.quantise import QUANTISATIONS as STEPS
+    from llmc.passes.quantise import Quantize
+    from llmc.targets.backends import backend_of
+    from llmc.targets.host import find_target
+
+    if any(len(list(graph.everywhere())) > len(graph.nodes) for graph in graphs):
+        return ()  # what is in bodies is not looked at
+    whole = []
+    for graph in graphs:
+        for place in ("simplify", "fuse"):
+            graph, _ = Pipeline.parse(LEVEL_PARTS[-1][place], PASSES).run(graph)
+        if backend_of(find_target(target)).channels_last:
+            graph, _ = channels_last_steps(graph).run(graph)
+        whole.append(graph)
+    first = {mode: Pipeline.parse(text, PASSES).steps[0].change for mode, text in STEPS.items() if text}
+    known = {mode: change for mode, change in first.items() if isinstance(change, Quantize | Blockwise)}
+    return tuple(mode for mode, change in known.items() if not any(map(change.finds, whole)))
 
 
 def _weights_of(graphs: Sequence[Graph]) -> tuple[int, int]:

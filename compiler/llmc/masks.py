@@ -73,15 +73,19 @@ class Masks:
         self._change, self._graph, self._products = change, graph, change.chosen(graph)
         if not self._products:
             raise LlmcError("--prune changes nothing in this model", at=str(change))
-        warn_of_emptied(self._products, change.masks(self._products))
+        self._change.masks(self._products)  # which refuses what the pattern does not divide
         self._parts = list(located([(p.array, p.place) for p in self._products], model))
         names = {part.name for parts in self._parts for part in parts}
         self.weights = {name: p for name, p in model.named_parameters() if name in names}
 
+    def warn(self) -> None:
+        """Of products that keep next to nothing, chosen by magnitude."""
+        warn_of_emptied(self._products, self._change.masks(self._products))
+
     @property
     def by_samples(self) -> bool:
-        """Whether training is to begin with what `reconstruct` makes of the weights: many zeros are no small step."""
-        return self._height > 1 and self._change.scope == "layer"
+        """Whether training can begin with what `reconstruct` makes of the weights; it does not rank all blocks."""
+        return self._height == 1 or self._change.scope == "layer"
 
     @property
     def _height(self) -> int:

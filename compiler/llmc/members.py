@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -18,11 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from llmc.distillation import Columns, Examples, examples_of
+from llmc.distillation import Columns, Examples, examples_of, order
 from llmc.errors import LlmcError
 from llmc.fewer_layers import freeze
 from llmc.recover import Settings, appearing, loaded, plan_of, want_room, write_folder
-from llmc.training import Training, order
+from llmc.replicas import DEVICES
+from llmc.students import key_of
+from llmc.training import FILE, Elsewhere, Plan, Training
+from llmc.workers import Cluster, Job, side_by_side, working
 
 STACK, WEIGHTS = "stack.json", "weights.json"
 LEAST = 100  # rows held back: half of them for the linear layer, half to judge by
@@ -67,6 +71,10 @@ def train(
     settings: Settings,
     *,
     columns: Columns | None = None,
+    resume: bool = False,
+    workers: int | None = None,
+    threads: int | None = None,
+    device: str = DEVICES[0],
     progress: Callable[[str, float], None] = lambda stage, done: None,
     say: Callable[[str], None] = lambda line: None,
     clock: Callable[[], float] = time.monotonic,
@@ -77,6 +85,8 @@ def train(
 
     Args:
         output: gets member-1, member-2, ... and `stack.json`, of boosting `weights.json`, as `--ensemble` reads them.
+        resume: go on from the members, whole ones and one begun, that an interrupt left.
+        workers, threads, device: as `llmc.recover.recover` has them; by bagging each worker trains members of its own.
         progress: gets a stage and the share that is done.
         clock: what `Settings.budget`, which is for all members together, is measured by.
 
@@ -84,7 +94,8 @@ def train(
         LlmcError: the model has no classes, the data no labels or too few rows, or no member is better than chance.
     """
     output, data = Path(output), Path(data)
-    want_room(output, output.parent / f"{output.name}.checkpoint", False)
+    folder = output.parent / f"{output.name}.checkpoint"
+    want_room(output, folder, resume)
     progress("import the model", 0.0)
     with loaded(Path(model)) as (source, summary, whole):
         named = columns or Columns()
@@ -95,20 +106,21 @@ def train(
         half = len(held.rows) // 2
         fit, judged = (replace(held, rows=rows) for rows in (held.rows[:half], held.rows[half:]))
         found = Members(output, [], len(examples.rows), len(judged.rows))
-        answers: list[tuple[Any, Any]] = []
         count = settings.bag or settings.boost or 0
         batch = plan_of(settings, examples, clock).batch
         found.first = _accuracy(_logits(whole, judged, batch), judged)
-        with appearing(output) as part:
-            for number, trained in enumerate(
-                _trained(settings, whole, examples, count, clock, progress, say, found)
-            ):
+        most = settings.bag or batch
+        with working(workers, threads, device, say, most) as elsewhere, appearing(output) as part:
+            course = Course(settings, whole, examples, folder, count, clock, elsewhere)
+            answers: list[tuple[Any, Any]] = []
+            for number, trained in enumerate(course.members(progress, say, found)):
                 name = f"member-{number + 1}"
                 answers.append((_logits(trained, fit, batch), _logits(trained, judged, batch)))
                 found.members.append(name)
                 found.accuracy.append(_accuracy(answers[-1][1], judged))
                 write_folder(trained, source, summary.config, part / name)
             _joined(found, answers, fit, judged, part)
+    shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
@@ -131,51 +143,89 @@ def _want_classes(examples: Examples, held: Examples, data: Path) -> None:
         )
 
 
-def _trained(
-    settings: Settings,
-    model: Any,
-    examples: Examples,
-    count: int,
-    clock: Callable[[], float],
-    progress: Callable[[str, float], None],
-    say: Callable[[str], None],
-    found: Members,
-) -> Iterator[Any]:
-    """One member after the other, each from the weights that the model came with, on rows of its own."""
-    start = copy.deepcopy(model.state_dict())
-    total = len(examples.rows)
-    shares = np.full(total, 1 / total)
-    for number in range(count):
-        model.load_state_dict(start)
-        drawn = np.random.default_rng((settings.seed, number)).choice(total, total, p=shares)
-        sample = replace(examples, rows=[examples.rows[row] for row in drawn])
-        budget = settings.budget / count if settings.budget else None
-        plan = replace(plan_of(settings, sample, clock), seed=settings.seed + number, budget=budget, ramp=0.0)
-        loss = _of_labels(model, sample)
-        training = Training(model, loss, sample.lengths, None, nullcontext, plan, None, "")
+class Course:
+    """Members, one after the other, each from the weights that a model came with, on rows of its own.
 
-        def tell(stage: str, done: float, number: int = number) -> None:
-            progress(f"member {number + 1}: {stage}", 0.05 + 0.9 * (number + done) / count)
+    Args:
+        folder: gets the checkpoint of each; those that are there are gone on from.
+        elsewhere: as `llmc.replicas.working` gives it; by bagging a cluster trains members side by side.
+    """
 
-        training.run(tell, say)
-        found.steps, found.seconds = found.steps + training.step, found.seconds + training.seconds
-        if settings.boost:
-            told = _logits(model, examples, plan.batch)
-            wrong = told.argmax(-1).numpy() != np.array([row.label for row in examples.rows])
-            weight = _samme(float(shares[wrong].sum()), told.shape[-1], total)
-            if weight <= 0:
-                if not found.weights:
-                    raise LlmcError(
-                        "the first member is no better than chance", hint="train longer: --epochs"
-                    )
-                say(
-                    f"recover: member {number + 1} is no better than chance on what the others get wrong; boosting ends"
-                )
+    def __init__(
+        self,
+        settings: Settings,
+        model: Any,
+        examples: Examples,
+        folder: Path,
+        count: int,
+        clock: Callable[[], float],
+        elsewhere: Elsewhere | None,
+    ) -> None:
+        self._settings, self._model, self._examples, self._count = settings, model, examples, count
+        self._clock, self._elsewhere = clock, elsewhere
+        self._start = copy.deepcopy(model.state_dict())
+        self._shares = np.full(len(examples.rows), 1 / len(examples.rows))
+        key = key_of(settings, model, examples)
+        self._kept = [(folder / f"member-{number + 1}", f"{key} {number}") for number in range(count)]
+
+    def members(
+        self, progress: Callable[[str, float], None], say: Callable[[str], None], found: Members
+    ) -> Iterator[Any]:
+        """The model as each of them."""
+
+        def tell(number: int, stage: str, done: float) -> None:
+            progress(f"member {number + 1}: {stage}", 0.05 + 0.9 * done)
+
+        together = 1
+        if isinstance(self._elsewhere, Cluster) and self._settings.bag:
+            together = len(self._elsewhere.seats)
+            given = [self._given(number, together) for number in range(self._count)]
+            jobs = [Job(each, *here) for each, here in zip(given, self._kept, strict=True)]
+            side_by_side(self._elsewhere, member, (self._model, self._examples), jobs, tell, say)
+        for number, (folder, key) in enumerate(self._kept):
+            self._model.load_state_dict(self._start)
+            training = member(self._model, self._examples, *self._given(number, together), key, folder)
+            if (folder / FILE).is_file():
+                training.resume()
+            training.elsewhere = self._elsewhere
+
+            def here(stage: str, done: float, number: int = number) -> None:
+                tell(number, stage, (number + done) / self._count)
+
+            training.run(here, say)
+            training.save()
+            found.steps, found.seconds = found.steps + training.step, found.seconds + training.seconds
+            if self._settings.boost and not self._boosted(found, number, say):
                 return
-            found.weights.append(weight)
-            shares = shares * np.exp(weight * wrong)
-            shares /= shares.sum()
-        yield model
+            yield self._model
+
+    def _given(self, number: int, together: int) -> tuple[Sequence[int], Plan]:
+        """The rows of a member, and how long it is trained."""
+        total, settings = len(self._examples.rows), self._settings
+        drawn = np.random.default_rng((settings.seed, number)).choice(total, total, p=self._shares)
+        budget = settings.budget / -(-self._count // together) if settings.budget else None
+        plan = plan_of(settings, self._examples, self._clock)
+        return drawn.tolist(), replace(plan, seed=settings.seed + number, budget=budget, ramp=0.0)
+
+    def _boosted(self, found: Members, number: int, say: Callable[[str], None]) -> bool:
+        """Weigh a member, and the rows by what it got wrong; False: it is no better than chance."""
+        rows = self._examples.rows
+        told = _logits(
+            self._model, self._examples, plan_of(self._settings, self._examples, self._clock).batch
+        )
+        wrong = told.argmax(-1).numpy() != np.array([row.label for row in rows])
+        weight = _samme(float(self._shares[wrong].sum()), told.shape[-1], len(rows))
+        if weight <= 0:
+            if not found.weights:
+                raise LlmcError("the first member is no better than chance", hint="train longer: --epochs")
+            say(
+                f"recover: member {number + 1} is no better than chance on what the others get wrong; boosting ends"
+            )
+            return False
+        found.weights.append(weight)
+        self._shares = self._shares * np.exp(weight * wrong)
+        self._shares /= self._shares.sum()
+        return True
 
 
 def _samme(error: float, classes: int, rows: int) -> float:
@@ -185,15 +235,33 @@ def _samme(error: float, classes: int, rows: int) -> float:
     return math.log((1 - error) / error) + math.log(classes - 1)
 
 
-def _of_labels(model: Any, examples: Examples) -> Callable[[Sequence[int]], Any]:
-    from torch.nn import functional
+def member(
+    model: Any, examples: Examples, drawn: Sequence[int], plan: Plan, key: str, folder: Path | None
+) -> Training:
+    """The training of one member, on rows that were drawn for it."""
+    sample = replace(examples, rows=[examples.rows[row] for row in drawn])
+    return Training(model, OfLabels(model, sample), sample.lengths, None, nullcontext, plan, folder, key)
 
-    def loss(rows: Sequence[int]) -> Any:
-        given = examples.batch(rows)
-        labels = examples.labels(rows, given["input_ids"], None)
-        return functional.cross_entropy(model(**given).logits, labels)
 
-    return loss
+@dataclass(frozen=True)
+class OfLabels:
+    """A loss of labels alone."""
+
+    model: Any
+    examples: Examples
+
+    @property
+    def models(self) -> Sequence[Any]:
+        """What is asked."""
+        return (self.model,)
+
+    def __call__(self, rows: Sequence[int]) -> Any:
+        """The mean over a batch."""
+        from torch.nn import functional
+
+        given = self.examples.batch(rows, self.model.device)
+        labels = self.examples.labels(rows, given["input_ids"], None)
+        return functional.cross_entropy(self.model(**given).logits, labels)
 
 
 def _logits(model: Any, examples: Examples, batch: int) -> Any:

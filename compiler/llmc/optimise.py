@@ -23,7 +23,7 @@ from llmc.done import OWN, Asked
 from llmc.kept_answers import plays
 from llmc.options import MATMUL, STATES, Order
 from llmc.passes import PASSES
-from llmc.passes.append import append_steps
+from llmc.passes.append import Append, append_steps
 from llmc.passes.layout.channels_last import channels_last_steps
 from llmc.passes.layout.winograd import Winograd, winograd_steps
 from llmc.passes.rows.ragged import ragged_steps
@@ -214,7 +214,7 @@ def _function(
     place = None if order.quant.calib is None else str(order.quant.calib)
     with giving(Given(read, imported.tokenizer, native, place)):
         road = _Road(graph, verified if order.verify_each else Pipeline.run)
-        road.add(append_steps(imported.module) if order.level and not order.only else Pipeline(()))
+        road.add(_appending(imported, order))
         first, own = own_steps(graph, _on_integers(order)) if not order.only else (Pipeline(()), Pipeline(()))
         road.add(first)
         needed = {} if order.only else order.backend.passes(order.target)
@@ -237,6 +237,12 @@ def _function(
     idle = {id(step) for step in done.idle(asked)}
     ran = Pipeline(tuple(step for step in road.pipeline.steps if id(step) not in idle))
     return _Function(after, ran, road.packing, road.trail, asked, left)
+
+
+def _appending(imported: Imported, order: Order) -> Pipeline:
+    """The passes that states which grow need first: not if the user's own say where, as a manifest's text does."""
+    named = any(isinstance(step.change, Append) for step in order.placed.pipeline.steps)
+    return append_steps(imported.module) if order.level and not order.only and not named else Pipeline(())
 
 
 def _on_integers(order: Order) -> bool:

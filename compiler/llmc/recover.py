@@ -20,12 +20,14 @@ from llmc.errors import LlmcError
 from llmc.masks import graph_of
 from llmc.passes.compress.cluster import Share
 from llmc.passes.compress.prune import Pattern, Prune
+from llmc.replicas import DEVICES
 from llmc.straight_through import MODES, share_of
 from llmc.students import Student
 from llmc.training import FILE, Plan
 from llmc.units import WAYS, changes_of
+from llmc.workers import working
 
-EPOCHS, RATE, BLOCKS_RATE, LORA_RATE = 3, 1e-4, 3e-4, 1e-3
+EPOCHS, RATE, BLOCKS_RATE, LORA_RATE, RAMP = 3, 1e-4, 3e-4, 1e-3, 0.3
 _FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _LEFT_OUT = ("config.json", "adapter_config.json", "trainer_state.json")
 
@@ -47,7 +49,8 @@ class Settings:
         steps, epochs, budget: the training ends with the first of them; `budget` is in seconds.
         alpha: share of the teacher's answers in the loss, the rest is the labels'; None: 1 without labels, else 0.5.
         max_seq: tokens of a row; longer ones are cut.
-        ramp: share of the training in which zeros become more, up to what was asked for.
+        ramp: share of the training in which zeros become more; None: heads and neurons 0.3, single weights and blocks
+            are chosen by samples before.
     """
 
     prune: str | Sequence[str] | None = None
@@ -68,7 +71,7 @@ class Settings:
     temperature: float = 2.0
     alpha: float | None = None
     hidden: float = 1.0
-    ramp: float = 0.3
+    ramp: float | None = None
     max_seq: int | None = None
     importance: str = WAYS[0]
 
@@ -148,6 +151,9 @@ def recover(
     *,
     columns: Columns | None = None,
     resume: bool = False,
+    workers: int | None = None,
+    threads: int | None = None,
+    device: str = DEVICES[0],
     progress: Callable[[str, float], None] = lambda stage, done: None,
     say: Callable[[str], None] = lambda line: None,
     clock: Callable[[], float] = time.monotonic,
@@ -161,6 +167,8 @@ def recover(
         data: texts with or without labels; of a language model text alone.
         output: the folder to write; checkpoints are beside it until it is written.
         resume: go on from the checkpoint.
+        workers, threads: how many workers of a Ray cluster share each step, and threads of each; None: none.
+        device: "cpu", or "auto": a GPU where there is one.
         progress: gets a stage and the share that is done.
         clock: what `Settings.budget` is measured by.
 
@@ -182,13 +190,17 @@ def recover(
         student = Student.of(
             settings, whole, lambda: graph_of(source, summary.task.name), examples, plan.batch
         )
-        measure = Measure(held, plan.batch)
-        progress("measure", 0.04)
-        before, compressed = measure(student.teacher), student.measured(measure)
-        training = student.training(settings, examples, alpha, plan, folder, resume)
-        if resume:
-            training.resume()
-        training.run(lambda stage, done: progress(stage, 0.1 + 0.85 * done), say)
+        with working(workers, threads, device, say, plan.batch) as elsewhere:
+            measure = Measure(held, plan.batch, getattr(elsewhere, "device", None))
+            progress("measure", 0.04)
+            before, compressed = measure(student.teacher), student.measured(measure)
+            if student.by_samples(settings) and not resume:
+                progress("change the weights by samples", 0.08)
+            training = student.training(settings, examples, alpha, plan, folder, resume)
+            training.elsewhere = elsewhere
+            if resume:
+                training.resume()
+            training.run(lambda stage, done: progress(stage, 0.1 + 0.85 * done), say)
         student.finish()
         progress("measure", 0.95)
         recovered = student.measured(measure)
@@ -235,11 +247,12 @@ def _want_understood(settings: Settings) -> None:
 
 
 def want_room(output: Path, folder: Path, resume: bool) -> None:
+    """Refuse an output that exists, and checkpoints that are there or not as they should."""
     if os.path.lexists(output):
         raise LlmcError("the output exists", at=str(output), hint="give another name, or remove it")
     if not output.absolute().parent.is_dir():
         raise LlmcError("the folder to write into does not exist", at=str(output.parent))
-    if resume and not (folder / FILE).is_file():
+    if resume and not any(folder.rglob(FILE)):
         raise LlmcError(
             "there is no checkpoint to go on from", at=str(folder / FILE), hint="leave --resume out"
         )
@@ -283,7 +296,8 @@ def plan_of(settings: Settings, examples: Examples, clock: Callable[[], float]) 
     steps = settings.steps or by_epochs
     if settings.epochs is not None:
         steps = min(steps, by_epochs)
-    return Plan(steps, batch, _rate(settings), settings.seed, settings.ramp, settings.budget, clock)
+    ramp = RAMP if settings.ramp is None else settings.ramp
+    return Plan(steps, batch, _rate(settings), settings.seed, ramp, settings.budget, clock)
 
 
 def _rate(settings: Settings) -> float:

@@ -168,13 +168,21 @@ class Rounding:
                 self._move()
             for name, weight in self.weights.items():
                 weight.data = self._rounded(name, weight)
+        try:
+            with self.acting():
+                yield
+        finally:
+            for name, weight in self.weights.items():
+                weight.data = kept[name]
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Within, what products read is rounded, and weights are as they are: somebody has rounded them."""
         self._is_on = True
         try:
             yield
         finally:
             self._is_on = False
-            for name, weight in self.weights.items():
-                weight.data = kept[name]
 
     def finish(self) -> None:
         """Leave shared values in the weights, where the pass finds them; it rounds others itself."""

@@ -63,6 +63,8 @@ class Student:
         if settings.specs:
             masks = _masks(settings, model, graph(), examples, batch)
             student = Student(teacher, model, masks.weights, masks=masks)
+            if isinstance(masks, Masks) and (settings.lora is not None or not student.by_samples(settings)):
+                masks.warn()
         else:
             rounding = Rounding(settings.rounding, model, graph())
             student = Student(teacher, model, rounding.weights, rounding=rounding)
@@ -83,6 +85,11 @@ class Student:
         with self.rounding.on() if self.rounding else nullcontext():
             return measure(self.model)
 
+    def by_samples(self, settings: Settings) -> bool:
+        """Whether training begins with what the pass `reconstruct` makes of the weights, with all zeros there."""
+        known = isinstance(self.masks, Masks) and self.masks.by_samples
+        return known and self.adapter is None and settings.ramp is None
+
     def training(
         self,
         settings: Settings,
@@ -96,16 +103,18 @@ class Student:
         masks = self.masks if self.adapter is None else None
         if masks:
             self.model.load_state_dict(self.teacher.state_dict())
-        if isinstance(masks, Masks) and masks.by_samples:
+        if isinstance(masks, Masks) and self.by_samples(settings):
             if not resume:
                 masks.reconstruct(examples.samples(TOKENS))
             plan = replace(plan, ramp=0.0)
         if self.adapter is None:
             let_train(self.model)
         loss = Distillation(self.model, self.teacher, examples, alpha, settings.temperature, settings.hidden)
-        books = self.rounding.books if self.rounding else {}
-        key = _key(settings, self.teacher, examples)
-        return Training(self.model, loss, examples.lengths, masks, self.around, plan, folder, key, books)
+        key = key_of(settings, self.teacher, examples)
+        training = Training(self.model, loss, examples.lengths, masks, self.around, plan, folder, key)
+        if self.rounding:
+            training.books, training.acting = self.rounding.books, self.rounding.acting
+        return training
 
     def finish(self) -> None:
         """Write into the weights what their folder is to hold."""
@@ -145,7 +154,7 @@ def _ranked(settings: Settings, units: Units, model: Any, examples: Examples, ba
         units.rank(importance(units, model, examples, batch))
 
 
-def _key(settings: Settings, teacher: Any, examples: Examples) -> str:
+def key_of(settings: Settings, teacher: Any, examples: Examples) -> str:
     """Of all that a training's result depends on, but the time it has."""
     made = hashlib.blake2b(json.dumps(asdict(replace(settings, budget=None))).encode())
     for name, value in teacher.state_dict().items():

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import shutil
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from llmc.distillation import order
 from llmc.errors import LlmcError, first_line
 from llmc.masks import hold
 
 FILE = "state.pt"
 RAISES = 8  # steps in which masks grow to what they are to be
-_WARM, _SAVE_SECONDS = 0.05, 60.0
+SAVE_SECONDS = 60.0
+_WARM = 0.05
 _RECENT = 16  # steps of a mean loss
 _TIMES, _MORE = 2.0, 0.5  # the first one, and nats: a loss beyond that is of a training that diverges
 
@@ -50,6 +51,11 @@ class Plan:
 
 Loss = Callable[[Sequence[int]], Any]  # rows -> the batch's mean loss, a tensor
 Tell = Callable[[str, float], None]
+Elsewhere = Callable[["Training", Sequence[int]], float]  # leaves the weights' gradients, gives the mean loss
+
+
+class Lost(LlmcError):
+    """What makes gradients is gone; the training itself is whole."""
 
 
 class Zeros(Protocol):
@@ -112,6 +118,9 @@ class Training:
         folder: where the checkpoint lies; None: there is none.
         key: what the training is of; a checkpoint of another is refused.
         books: tensors that change in a training beside the weights.
+        acting: within it a copy whose weights are rounded already answers as within `around`.
+        elsewhere: makes gradients, in place of `loss` here.
+        over: nothing is left to do.
     """
 
     model: Any
@@ -123,6 +132,9 @@ class Training:
     folder: Path | None
     key: str
     books: Mapping[str, Any] = field(default_factory=dict)
+    acting: Callable[[], AbstractContextManager[None]] = nullcontext
+    elsewhere: Elsewhere | None = None
+    over: bool = False
     step: int = 0
     raised: int = 0
     seconds: float = 0.0
@@ -145,29 +157,44 @@ class Training:
             LlmcError: it diverged before there were any.
             KeyboardInterrupt: it was interrupted; a checkpoint is left.
         """
-        clock = self.plan.clock
-        start, saved = clock() - self.seconds, time.monotonic()
+        saved, stopped = time.monotonic(), False
         with stoppable() as asked:
-            while (done := self._done()) < 1:
-                loss = self._step(done)
-                self.seconds = clock() - start
-                if self.course.diverged:
-                    self._return_to_best(loss, say)
-                    break
-                self._tell(tell, loss)
-                if asked():
-                    self._leave(say)
-                    break
-                if time.monotonic() - saved > _SAVE_SECONDS:
-                    self._save()
-                    saved = time.monotonic()
+            try:
+                for loss in self.going(say):
+                    self.tell(tell, loss)
+                    if stopped := bool(asked()):
+                        break
+                    if time.monotonic() - saved > SAVE_SECONDS:
+                        self.save()
+                        saved = time.monotonic()
+            except Lost:
+                self._leave(say)
+                raise
             number = asked()
-        if number and done < 1 and not self.course.diverged:
+        if stopped:
+            self._leave(say)
             signal.raise_signal(number)
             raise KeyboardInterrupt
+        if self.seconds > SAVE_SECONDS:
+            self.save()  # what is yet to come, such as a full disk, costs no training
+
+    def going(self, say: Callable[[str], None]) -> Iterator[float]:
+        """The loss of each step that is left, after it; may be left and begun again between any two.
+
+        Raises:
+            LlmcError: it diverged before there were weights to return to.
+        """
+        clock = self.plan.clock
+        start = clock() - self.seconds
+        while not self.over and (done := self._done()) < 1:
+            loss = self._step(done)
+            self.seconds = clock() - start
+            if self.course.diverged:
+                self._return_to_best(loss, say)
+                break
+            yield loss
         self._raise_masks(1.0)
-        if self.seconds > _SAVE_SECONDS:
-            self._save()  # what is yet to come, such as a full disk, costs no training
+        self.over = True
 
     def _done(self) -> float:
         """The share of the training that is over."""
@@ -183,12 +210,10 @@ class Training:
             group["lr"] = rate
         self.optimizer.zero_grad()
         with self.around():
-            loss = self.loss(self._rows())
-            value = float(loss.detach())
+            value = self._gradients(self._rows())
             self._watch(value)
             if self.course.diverged:
                 return value
-            loss.backward()
         for name, mask in self.keep.items():
             self.trained[name].grad.mul_(mask)
         clip_grad_norm_(list(self.trained.values()), 1.0)
@@ -196,6 +221,13 @@ class Training:
         hold(self.trained, self.keep)
         self.step += 1
         return value
+
+    def _gradients(self, rows: Sequence[int]) -> float:
+        if self.elsewhere is not None:
+            return self.elsewhere(self, rows)
+        loss = self.loss(rows)
+        loss.backward()
+        return float(loss.detach())
 
     def _watch(self, loss: float) -> None:
         """The loss of the weights as they are now, before this step changes them."""
@@ -243,7 +275,8 @@ class Training:
             self._order = order(self.lengths, self.plan.batch, self.plan.seed + epoch)
         return self._order[place]
 
-    def _tell(self, tell: Tell, loss: float) -> None:
+    def tell(self, tell: Tell, loss: float) -> None:
+        """Say how far it is, in other words twenty times."""
         done = self._done()
         tenth = int(done * 20) / 20
         left = self.seconds / done * (1 - done) if done else 0.0
@@ -254,33 +287,28 @@ class Training:
     # --- checkpoints
 
     def _leave(self, say: Callable[[str], None]) -> None:
-        self._save()
+        self.save()
         if self.folder is not None:
             say(f"recover: the checkpoint after step {self.step} is in {self.folder}; --resume goes on")
 
-    def _save(self) -> None:
-        import torch
+    def save(self) -> None:
+        """Leave a checkpoint."""
+        if self.folder is not None:
+            save(self.state(), self.folder)
 
-        if self.folder is None:
-            return
-        part = self.folder / f".{FILE}.part"
-        state = {
+    def state(self) -> Mapping[str, Any]:
+        """All that a checkpoint holds."""
+        return {
             "key": self.key,
             "step": self.step,
             "raised": self.raised,
             "seconds": self.seconds,
+            "over": self.over,
             "keep": dict(self.keep),
             "weights": {name: p.detach() for name, p in self.trained.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": None if self.over else self.optimizer.state_dict(),
             "books": dict(self.books),
         }
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            torch.save(state, part)
-            os.replace(part, self.folder / FILE)
-        except (OSError, RuntimeError) as error:  # RuntimeError: how torch says that a disk is full
-            problem = f"cannot write the checkpoint: {first_line(error)}"
-            raise LlmcError(problem, at=str(self.folder)) from None
 
     def resume(self) -> None:
         """Go on where the checkpoint was made.
@@ -288,26 +316,15 @@ class Training:
         Raises:
             LlmcError: it is damaged, or of another training.
         """
-        import torch
-
         assert self.folder is not None
-        file = self.folder / FILE
-        try:
-            state = torch.load(file, weights_only=True)
-            own = state["key"] == self.key
-        except Exception as error:  # whatever torch makes of a damaged file
-            raise LlmcError(
-                f"the checkpoint cannot be read: {type(error).__name__}", at=str(file), hint="remove it"
-            ) from None
-        if not own:
-            raise LlmcError(
-                "the checkpoint is of another model, data or options",
-                at=str(file),
-                hint="repeat them as they were, or remove it",
-            )
+        self.restore(read(self.folder / FILE, self.key))
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Be what a training with the same key was."""
         self.step, self.raised, self.seconds = state["step"], state["raised"], state["seconds"]
-        self.keep = state["keep"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.keep, self.over = state["keep"], state["over"]
+        if not self.over:
+            self.optimizer.load_state_dict(state["optimizer"])
         for name, weight in state["weights"].items():
             self.trained[name].data.copy_(weight)
         for name, values in state["books"].items():
@@ -319,16 +336,41 @@ class Training:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def order(lengths: Sequence[int], batch: int, seed: int | None) -> list[list[int]]:
-    """Rows in batches of like length, so that little is padded; shuffled if there is a seed."""
-    rng = random.Random(seed)
-    rows = sorted(
-        range(len(lengths)), key=lambda row: lengths[row] // 4 + (0 if seed is None else rng.random())
-    )
-    groups = [rows[i : i + batch] for i in range(0, len(rows), batch)]
-    if seed is not None:
-        rng.shuffle(groups)
-    return groups
+def save(state: Mapping[str, Any], folder: Path) -> None:
+    """A checkpoint that is whole or not there."""
+    import torch
+
+    part = folder / f".{FILE}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(state, part)
+        os.replace(part, folder / FILE)
+    except (OSError, RuntimeError) as error:  # RuntimeError: how torch says that a disk is full
+        raise LlmcError(f"cannot write the checkpoint: {first_line(error)}", at=str(folder)) from None
+
+
+def read(file: Path, key: str) -> Mapping[str, Any]:
+    """What a checkpoint holds.
+
+    Raises:
+        LlmcError: it is damaged, or of another training.
+    """
+    import torch
+
+    try:
+        state: Mapping[str, Any] = torch.load(file, weights_only=True)
+        own = state["key"] == key
+    except Exception as error:  # whatever torch makes of a damaged file
+        raise LlmcError(
+            f"the checkpoint cannot be read: {type(error).__name__}", at=str(file), hint="remove it"
+        ) from None
+    if not own:
+        raise LlmcError(
+            "the checkpoint is of another model, data or options",
+            at=str(file),
+            hint="repeat them as they were, or remove it",
+        )
+    return state
 
 
 @contextmanager

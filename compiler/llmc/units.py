@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from llmc.compiler.effects import listening
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.pipeline import Pipeline
 from llmc.distillation import Examples
@@ -100,7 +101,8 @@ class Units:
         self._order: list[Sequence[Array]] = []
         for change, groups in zip(changes, self.groups, strict=True):
             if not groups:
-                raise LlmcError("--prune changes nothing in this model", at=str(change))
+                raise _useless(change, graph)
+        self._graph = graph
         self.rank({})
         made = {rows.name for group in self._all() for rows in group.made}
         read = {part.name for group in self._all() for part in group.read}  # whose biases stay
@@ -119,7 +121,7 @@ class Units:
             kept = change.kept(scores) if isinstance(change, PruneHeads) else map(change.kept, scores)
             gone = [np.setdiff1d(np.arange(len(s)), k) for s, k in zip(scores, kept, strict=True)]
             if not any(map(len, gone)):
-                raise LlmcError("--prune changes nothing in this model", at=str(change))
+                raise _useless(change, self._graph)
             self._order.append(
                 [g[np.argsort(s[g], kind="stable")] for s, g in zip(scores, gone, strict=True)]
             )
@@ -155,6 +157,14 @@ class Units:
 
     def _all(self) -> Iterator[Group]:
         return (group for groups in self.groups for group in groups)
+
+
+def _useless(change: Change, graph: Graph) -> LlmcError:
+    """What a pass that changes nothing says of what it left."""
+    with listening() as heard:
+        change.run(graph)
+    found = "; ".join(str(effect) for effect in heard if effect.verdicts)
+    return LlmcError("--prune changes nothing in this model", at=str(change), found=found or None)
 
 
 Products = tuple[Sequence[Node], Node, Sequence[tuple[Node, int]], int, int, Array]

@@ -101,6 +101,10 @@ class Blockwise(Pass):
         """Every weight once, however many read it."""
         return self.with_stored(graph, {w: self.rounded(m) for w, m in self.matrices(graph).items()})
 
+    def finds(self, graph: Graph) -> bool:
+        """Whether there is a weight to store."""
+        return bool(self.matrices(graph))
+
     def matrices(self, graph: Graph) -> dict[Node, Matrix]:
         """The weights that are to be stored."""
         found = list(tables(graph))

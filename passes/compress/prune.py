@@ -77,17 +77,32 @@ class Pattern:
             return exact
         return (DEFAULT if self.height == 1 else DEFAULT_BLOCKS) if asked is None else asked
 
-    def check(self, shape: Sequence[int], place: str, path: str = "") -> None:
-        """Raises:
-        LlmcError: the pattern does not divide a matrix of this shape.
-        """
+    def lacks(self, shape: Sequence[int]) -> str:
+        """What a matrix of this shape would need for the pattern to divide it; empty if it does."""
         n, k = shape
-        what = f"a number of outputs that {self.height} divides" if n % self.height else ""
-        what = f"rows of a multiple of {self.group} weights" if self.group and k % self.group else what
-        if what:
-            hint = f'leave it out: skip=["{path or place}"]'
-            found = f"a weight of [{n}, {k}]"
-            raise LlmcError(f"prune: the pattern {self.text} needs {what}", at=place, found=found, hint=hint)
+        if self.group and k % self.group:
+            return f"rows of a multiple of {self.group} weights"
+        return f"a number of outputs that {self.height} divides" if n % self.height else ""
+
+    def check(self, products: Sequence[Product]) -> None:
+        """Refuse what the pattern does not divide.
+
+        Raises:
+            LlmcError: it names all such products.
+        """
+        bad = [(p, what) for p in products if (what := self.lacks(p.array.shape))]
+        if not bad:
+            return
+        first, what = bad[0]
+        n, k = first.array.shape
+        more = f", and {len(bad) - 1} more products that it does not divide" if len(bad) > 1 else ""
+        paths = ",".join(f'"{path}"' for path in dict.fromkeys(p.node.source.path or p.place for p, _ in bad))
+        raise LlmcError(
+            f"prune: the pattern {self.text} needs {what}",
+            at=first.place,
+            found=f"a weight of [{n}, {k}]{more}",
+            hint=f"leave {'it' if len(bad) == 1 else 'them'} out: skip=[{paths}]",
+        )
 
 
 def kept(importance: Sequence[Array], pattern: Pattern, share: float, scope: str = "layer") -> list[Array]:
@@ -198,8 +213,7 @@ class Prune(Pass):
             LlmcError: the pattern does not divide one.
         """
         pattern = Pattern.parse(self.pattern)
-        for p in chosen:
-            pattern.check(p.array.shape, p.place, p.node.source.path)
+        pattern.check(chosen)
         return kept(
             [np.abs(p.array) for p in chosen], pattern, part * pattern.share(self.sparsity), self.scope
         )

@@ -98,16 +98,33 @@ class PruneHeads(Pass):
 
 def _tell(graph: Graph, chosen: Collection[Node], changes: Mapping[Node, Make]) -> None:
     """What became of each attention, of which the chosen ones could have lost heads."""
-    reasons = {
-        False: "named by skip, or not between products with weights of its own",
-        True: "keeps all its heads",
-    }
+    states = set(graph.states)
+
+    def why(attention: Node) -> str:
+        if attention in chosen:
+            return "keeps all its heads"
+        if _reads(attention.inputs[1], states):
+            return "of keys and values that are kept from call to call"
+        return "named by skip, or not between products with weights of its own"
+
     attentions = [n for n in graph.nodes if n.op in ("mha", "attention")]
-    verdicts = (
-        Verdict(n, int(n.attributes.get("heads", 1)), "" if n in changes else reasons[n in chosen])
-        for n in attentions
-    )
+    heads = (int(n.attributes.get("heads", 1)) for n in attentions)
+    verdicts = (Verdict(n, h, "" if n in changes else why(n)) for n, h in zip(attentions, heads, strict=True))
     tell("attentions", verdicts)
+
+
+def _reads(keys: Node, states: Collection[Node]) -> bool:
+    """Whether keys are, at least in part, of a state: not through a product, which makes new ones."""
+    pending, known = [keys], {keys}
+    while pending:
+        node = pending.pop()
+        if node in states:
+            return True
+        if node.op != "linear":
+            new = [i for i in node.inputs if i not in known]
+            known.update(new)
+            pending += new
+    return False
 
 
 def layers(graph: Graph) -> Iterator[Layer]:

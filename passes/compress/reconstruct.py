@@ -11,7 +11,7 @@ from llmc.compiler.graph import Graph
 from llmc.compiler.moments import Moments
 from llmc.errors import LlmcError
 from llmc.passes.compress.gptq import seen
-from llmc.passes.compress.prune import Prune
+from llmc.passes.compress.prune import Pattern, Prune
 from llmc.passes.compress.rounding import inverse
 from llmc.passes.compress.weights import Product
 
@@ -41,6 +41,7 @@ class Wanda(Prune):
     def run(self, graph: Graph) -> Graph:
         """One weight after the other, as soon as all that its products read has been seen."""
         chosen = {p.weight: p for p in self.chosen(graph)}
+        Pattern.parse(self.pattern).check(list(chosen.values()))  # of all, before samples are run
         found = []
         for weight, moments in seen(graph, list(chosen)):
             array = self.thinned(chosen[weight], moments)

@@ -71,6 +71,12 @@ class Quantize(Pass):
         """The `linear` and `conv2d` nodes of `graph` that this pass quantises."""
         return tuple(node for node in graph.nodes if self._wanted(node))
 
+    def finds(self, graph: Graph) -> bool:
+        """Whether there is a product, or a table, to quantise."""
+        looked_up = (node for node in graph.nodes if node.op in ("embedding", "embed_norm"))
+        tables = (_is_table(n, at) and not self._skipped(n) for n in looked_up for at in range(len(n.inputs)))
+        return bool(self.products(graph)) or any(tables)
+
     def sites(self, graph: Graph) -> tuple[Node, ...]:
         """The different inputs of `products`: what int8-static needs a scale for, in order."""
         return tuple(dict.fromkeys(node.inputs[0] for node in self.products(graph)))

@@ -203,3 +203,23 @@ def test_the_collector_is_as_before(llama: Path, cli: Any) -> None:
     assert gc.isenabled()
     assert cli("check", llama, "--target", "arm").code == 0
     assert gc.isenabled()
+
+
+def test_a_precision_that_finds_nothing_is_no(cli: Any, tmp_path: Path) -> None:
+    """A product of 8 outputs is none for int8; 4 bits take it."""
+    weight = onnx.numpy_helper.from_array(np.ones((64, 8), np.float32), "w")
+    values = [
+        onnx.helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", k]) for n, k in (("x", 64), ("y", 8))
+    ]
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:], [weight])
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), tmp_path / "m.onnx"
+    )
+    done = cli("check", tmp_path / "m.onnx", "--target", "x86", "--quant", "int8")
+    assert (done.code, "no: it has nothing to quantise so" in done.out) == (1, True)
+    found = json.loads(cli("check", tmp_path / "m.onnx", "--target", "x86", "--json").out)
+    assert {mode for mode, yes in found["compiles"]["x86"].items() if not yes} == set(found["idle"]["x86"])
+    assert {"int8", "int8-static"} <= set(found["idle"]["x86"])
+    done = cli("compile", tmp_path / "m.onnx", "--quant", "int8", "-o", tmp_path / "m.llmc")
+    assert "changes nothing in this model" in done.err

@@ -10,9 +10,10 @@ import pytest
 
 from llmc.compiler.dims import symbol
 from llmc.compiler.effects import listening
-from llmc.compiler.graph import Graph
+from llmc.compiler.graph import Graph, Source
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pipeline
+from llmc.errors import LlmcError
 from llmc.passes import PASSES
 from llmc.passes.compress.prune import SKIPPING, Pattern, Prune, kept
 from llmc.passes.compress.weights import products, values
@@ -116,3 +117,19 @@ def test_the_op_in_numpy(height):
         found[row * height : (row + 1) * height, column] = next(number)
     assert node.shape == found.shape
     assert np.array_equal(values(node), found)
+
+
+def test_all_that_a_pattern_does_not_divide_is_named():
+    shapes = ((10, 8), (8, 8), (6, 8), (9, 8))
+    x = input_("x", "f32", (2, 8))
+    made = [
+        make("linear", (x, constant(np.ones(shape, np.float32), f"w{i}")), Source(f"layer.{i}"), epilogue=())
+        for i, shape in enumerate(shapes)
+    ]
+    graph = Graph((x,), {f"y{i}": y for i, y in enumerate(made)})
+    with pytest.raises(LlmcError) as caught:
+        run('prune{pattern="4x1",least=1}', graph)
+    assert caught.value.at == "layer.0"
+    assert caught.value.found == "a weight of [10, 8], and 2 more products that it does not divide"
+    assert caught.value.hint == 'leave them out: skip=["layer.0","layer.2","layer.3"]'
+    run(f'prune{{pattern="4x1",least=1,{caught.value.hint.split(": ")[1]}}}', graph)

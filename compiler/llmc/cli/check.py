@@ -122,6 +122,8 @@ def _show(found: Foresight, wanted: list[tuple[str, str]]) -> None:
 def _verdict(found: Foresight, target: str, quant: str) -> str:
     if quant not in found.precisions[target]:
         return "no: the target has not this precision"
+    if quant in found.idle.get(target, ()):
+        return "no: it has nothing to quantise so"
     if not found.certain:
         return "unknown"
     return "yes" if found.serves(target, quant) else "no"

@@ -21,6 +21,7 @@ Examples:
   llmc recover ./my-model --prune heads:0.25 --prune neurons:0.4 --data train.tsv -o my-model-small
   llmc recover ./my-lm --quant w4 --lora 8 --data book.txt -o my-adapter       trained beside weights that stay
   llmc recover ./my-model --bag 3 --data train.tsv -o members                        an ensemble's
+  llmc recover ./my-model --prune 2:4 --data train.tsv --workers 2 -o my-model-24   by two workers of Ray's
   llmc recover ./my-model --layers 3 --data texts.txt -o my-model-3                  a smaller one, taught by MODEL
   llmc compile my-model-24 --prune 2:4 -o small.llmc                                the same zeros
 
@@ -115,26 +116,33 @@ any. A tenth of the rows is held back and measured. Ctrl-C leaves a checkpoint b
 @click.option(
     "--ramp",
     type=float,
-    default=0.3,
-    show_default=True,
-    help="Share of the training in which zeros become more.",
+    help="Share of the training in which zeros become more.  [default: heads and neurons 0.3; others at once]",
 )
 @click.option(
     "--max-seq", type=click.IntRange(min=2), help="Tokens of a row.  [default: the model's, at most 256]"
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: PyTorch's]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Workers of a Ray cluster that share each step, or train members side by side.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu"]),
+    default="auto",
+    show_default=True,
+    help="auto: on a GPU where there is one.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint that an interrupt left.")
 @json_option
-def command(
-    model: Path, data: Path, output: Path, as_json: bool, threads: int | None, resume: bool, **options: Any
-) -> None:
+def command(model: Path, data: Path, output: Path, as_json: bool, **options: Any) -> None:
     """Train MODEL for minutes with what compression does to it in place; writes a folder."""
     if sum(options[name] not in (None, ()) for name in (*_COMPRESSED, *_MEMBERS)) != 1:
         asked = ", ".join(f"--{name}" for name in (*_COMPRESSED, *_MEMBERS))
         raise click.UsageError(f"give one of {asked}: what to train for.")
     members = next((name for name in _MEMBERS if options[name]), None)
-    if members and resume:
-        raise click.UsageError(f"--resume goes on with one model; --{members} begins anew.")
     require_folder(model, "a model folder")
     with Progress("recover") as progress:
         progress("loading PyTorch", 0.0)
@@ -144,16 +152,17 @@ def command(
         from llmc.recover import Settings, recover
 
         columns = Columns(*(options.pop(name) for name in ("text", "pair", "label")))
-        if threads is not None:
-            torch.set_num_threads(threads)
+        also: Any = {name: options.pop(name) for name in ("resume", "workers", "threads", "device")}
+        if also["threads"] is not None:
+            torch.set_num_threads(also["threads"])
+        also |= {"columns": columns, "progress": progress, "say": progress.say}
         given: Any = (model, data, output, Settings(**options))
-        also: Any = {"columns": columns, "progress": progress, "say": progress.say}
         if members:
             from llmc.members import train
 
             found: Any = train(*given, **also)
         else:
-            found = recover(*given, **also, resume=resume)
+            found = recover(*given, **also)
     if as_json:
         print_json(found.to_dict())
     elif not is_quiet() and members:
