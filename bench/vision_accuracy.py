@@ -2,10 +2,12 @@
 
     apt-get install dataset-fashion-mnist
     python bench/vision_accuracy.py [--quant none fp16 int8 int8-static] [--epochs 2] [--only fashion efficientnet]
+        [--before equalise correct-bias]
 
 The CNN is that of `convolutions.py`, trained here, seeded, on one thread. int8-static is calibrated by 512 training
-images, EfficientNet's by the 20 themselves, for want of others: its figures are a smoke test. "Drop" is in points,
-beside PyTorch fp32 on the same images, with the 95 % half width of the paired difference.
+images, EfficientNet's by the 20 themselves, for want of others: its figures are a smoke test. `--before`: passes
+in front of what quantises. "Drop" is in points, beside PyTorch fp32 on the same images, with the 95 % half width of the
+paired difference.
 """
 
 from __future__ import annotations
@@ -72,7 +74,13 @@ def answers(artifact: Path, pixels: Array) -> Array:
 
 
 def judged(
-    name: str, model: Any, test: tuple[Array, Array], calibration: Array, quants: list[str], folder: Path
+    name: str,
+    model: Any,
+    test: tuple[Array, Array],
+    calibration: Array,
+    quants: list[str],
+    before: list[str],
+    folder: Path,
 ) -> Iterator[str]:
     """A line for each precision."""
     pixels, labels = test
@@ -85,7 +93,9 @@ def judged(
     yield f"{name}: PyTorch fp32 {int(right.sum())} of {len(labels)} ({100 * right.mean():.2f} %)"
     for quant in quants:
         artifact = folder / f"{name}-{quant}.llmc"
-        more = {"calib": folder / "calibration.npz"} if quant == "int8-static" else {}
+        more: dict[str, Any] = {"add_passes": [f"{change}@quantise" for change in before]}
+        if quant == "int8-static" or any(change.startswith("correct-bias") for change in before):
+            more["calib"] = folder / "calibration.npz"
         sample = {"pixel_values": torch.zeros(1, *pixels.shape[1:])}
         llmc.compile_module(model, sample, artifact, outputs=("logits",), quant=quant, **more)
         found = answers(artifact, pixels)
@@ -107,6 +117,7 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", choices=("fashion", "efficientnet"), default=["fashion", "efficientnet"]
     )
+    parser.add_argument("--before", nargs="+", default=[], help="passes in front of what quantises")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="llmc-") as place:
@@ -114,12 +125,16 @@ def main() -> int:
             if not FOLDER.is_dir():
                 parser.error("apt-get install dataset-fashion-mnist")
             model, calibration = trained(options.epochs), read("train")[0][:CALIBRATION]
-            for told in judged("fashion", model, read("t10k"), calibration, options.quant, Path(place)):
+            for told in judged(
+                "fashion", model, read("t10k"), calibration, options.quant, options.before, Path(place)
+            ):
                 print(told, flush=True)
         if "efficientnet" in options.only:
             model, _ = MODELS["efficientnet"]()
             test = images(fetch("foolbox"))
-            for told in judged("efficientnet", model.eval(), test, test[0], options.quant, Path(place)):
+            for told in judged(
+                "efficientnet", model.eval(), test, test[0], options.quant, options.before, Path(place)
+            ):
                 print(told, flush=True)
     return 0
 

@@ -64,23 +64,25 @@ class Moments:
 
 
 class Columns:
-    """Of rows `[r, k]` seen so far: how many, and of each column the sum of squares and the largest magnitude."""
+    """Of rows `[r, k]` seen so far: how many, of each column the sums of it and its square, the largest magnitude."""
 
     def __init__(self, columns: int) -> None:
         self.rows = 0
-        self.squares = np.zeros(columns)
+        self.sums, self.squares = np.zeros(columns), np.zeros(columns)
         self.top = np.zeros(columns, np.float32)
 
     def add(self, x: Array) -> None:
         """Take rows f32 `[..., k]` into account."""
         rows = x.reshape(-1, x.shape[-1])
         self.rows += len(rows)
+        self.sums += rows.sum(0, dtype=np.float64)
         self.squares += np.square(rows, dtype=np.float64).sum(0)
         np.maximum(self.top, np.abs(rows).max(0, initial=0), out=self.top)
 
     def merge(self, other: Columns) -> None:
         """Take in what `other` has seen."""
         self.rows += other.rows
+        self.sums += other.sums
         self.squares += other.squares
         np.maximum(self.top, other.top, out=self.top)
 

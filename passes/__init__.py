@@ -7,10 +7,12 @@ from types import MappingProxyType
 
 from llmc.compiler.pipeline import Pass
 from llmc.passes.append import Append
+from llmc.passes.compress.awq import Awq
 from llmc.passes.compress.bfloat16 import Bfloat16
 from llmc.passes.compress.blockwise import Blockwise
 from llmc.passes.compress.cluster import Share
 from llmc.passes.compress.differ import Differ
+from llmc.passes.compress.equalise import CorrectBias, Equalise
 from llmc.passes.compress.factorize import Factorize
 from llmc.passes.compress.gptq import Gptq
 from llmc.passes.compress.prune import Prune
@@ -18,6 +20,7 @@ from llmc.passes.compress.prune_channels import PruneChannels
 from llmc.passes.compress.prune_heads import PruneHeads
 from llmc.passes.compress.prune_neurons import PruneNeurons
 from llmc.passes.compress.reconstruct import Reconstruct, Wanda
+from llmc.passes.compress.rotate import Rotate
 from llmc.passes.compress.spare import Spare
 from llmc.passes.compress.unpack import Unpack
 from llmc.passes.fuse import Fuse
@@ -68,6 +71,10 @@ _COMPRESSION: tuple[type[Pass], ...] = (
     Bfloat16,
     Blockwise,
     Gptq,
+    Rotate,
+    Awq,
+    Equalise,
+    CorrectBias,
     Spare,
     Only,
 )

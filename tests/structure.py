@@ -29,7 +29,7 @@ FLOORS: tuple[Mapping[str, tuple[str, ...]], ...] = (
     {"llmc.compiler": ()},
     {
         "llmc.compiler.frontends": (),
-        "llmc.passes: patterns": ("llmc.passes.match",),
+        "llmc.passes: patterns": ("llmc.passes.match", "llmc.passes.columns"),
         "llmc.targets: what a backend is": tuple(
             f"llmc.targets.{name}" for name in ("target", "lowering", "store", "elf", "toolchain", "backend")
         ),

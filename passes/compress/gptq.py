@@ -57,11 +57,16 @@ class Gptq(Blockwise):
         for weight, moments in seen(graph, matrices):
             matrix = matrices[weight]
             products = _for_rows_too(moments.products) if weight in looked_up else moments.products
-            damp = max(self.damp, _UNSURE * math.sqrt(len(products) / moments.rows))
+            damp = damping(moments, self.damp)
             rounded = compensated(matrix.array, products, matrix.bits, matrix.block, damp, matrix.zeros)
             made[weight] = matrix.stored(*rounded)
         made |= {w: self.rounded(m) for w, m in matrices.items() if w not in made}
         return self.with_stored(graph, made)
+
+
+def damping(moments: Moments, least: float = 0.01) -> float:
+    """The share of their mean that is added to the diagonal of second moments."""
+    return max(least, _UNSURE * math.sqrt(len(moments.top) / moments.rows))
 
 
 def _for_rows_too(products: Array) -> Array:
@@ -87,14 +92,17 @@ def seen(graph: Graph, weights: Collection[Node]) -> Iterator[tuple[Node, Moment
             waiting[weight].remove(site)
             known = parts.get(weight)
             if known is None and not waiting[weight]:
-                yield _enough(weight, moments)
+                want_enough(weight, moments)
+                yield weight, moments
                 continue
             parts.setdefault(weight, Moments(len(moments.top))).merge(moments)
             if not waiting[weight]:
-                yield _enough(weight, parts.pop(weight))
+                want_enough(weight, parts[weight])
+                yield weight, parts.pop(weight)
 
 
-def _enough(weight: Node, moments: Moments) -> tuple[Node, Moments]:
+def want_enough(weight: Node, moments: Moments) -> None:
+    """Refuse moments of too few rows to say anything of what `weight` multiplies."""
     columns = len(moments.top)
     if _LEAST * moments.rows < columns:
         raise LlmcError(
@@ -103,4 +111,3 @@ def _enough(weight: Node, moments: Moments) -> tuple[Node, Moments]:
             found=f"{moments.rows} rows for {columns} columns",
             hint=f"give more samples: {-(-columns // _LEAST)} rows are the least, better {columns} and more",
         )
-    return weight, moments

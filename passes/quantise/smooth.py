@@ -18,19 +18,12 @@ import numpy as np
 
 from llmc.compiler.effects import Verdict, tell
 from llmc.compiler.given import Given, given
-from llmc.compiler.graph import Graph, Node, Weight
+from llmc.compiler.graph import Graph, Node
 from llmc.compiler.moments import Columns, of_columns
-from llmc.compiler.ops import constant, make
 from llmc.compiler.pipeline import Keeps, Pass, close
 from llmc.errors import LlmcError
-from llmc.passes.match import is_of_adapter, weight
+from llmc.passes.columns import NORMS, Site, divided, of_norm, weights_of
 
-NORMS = {
-    "layer_norm": 2,
-    "rms_norm": 1,
-    "add_norm": 2,
-    "embed_norm": 2,
-}  # how many of the last inputs are its own
 _LEVELS = 127.0
 _STEPS = 12  # limits that are tried, each a root of two below the one before
 _GAIN = 0.9  # of the noise, at most, where factors are worth it
@@ -78,7 +71,7 @@ class Smooth(Pass):
         """`factors` of the least noise on samples."""
         norms = self.norms(graph)
         seen = of_columns(graph, norms, known)
-        return tuple(_text(_least_noise(seen[norm], _weights(graph, norm))) for norm in norms)
+        return tuple(_text(_least_noise(seen[norm], weights_of(_site(graph, norm)))) for norm in norms)
 
     def run(self, graph: Graph) -> Graph:
         """One walk."""
@@ -93,7 +86,8 @@ class Smooth(Pass):
         for norm, factors in chosen.items():
             _want_columns(norm, factors)
         tell("norms", self._verdicts(graph, chosen))
-        return _folded(graph, chosen) if chosen else graph
+        sites = {_site(graph, norm): _factors(norm, factors) for norm, factors in chosen.items()}
+        return divided(graph, sites, ".smooth") if sites else graph
 
     def _verdicts(self, graph: Graph, chosen: Mapping[Node, Factors]) -> Iterator[Verdict]:
         for node in graph.nodes:
@@ -105,43 +99,15 @@ class Smooth(Pass):
         """Why a norm stays as it is; empty if it can be changed."""
         if any(fnmatchcase(norm.source.path, pattern) for pattern in self.skip):
             return "named by skip"
-        own = _own(norm)
-        if not own:
-            return "without a weight"
-        if any(weight(part) is None or part.dtype != "f32" for part in own):
-            return "whose weight is computed"
-        products = _products(graph, norm)
-        if not products:
-            return "that no product with a weight of floats reads"
-        alone = all(r in products for product in products for r in graph.users[product.inputs[1]])
-        return "" if alone else "whose products share weights with others"
+        found = of_norm(graph, norm)
+        return found if isinstance(found, str) else ""
 
 
-def _own(norm: Node) -> tuple[Node, ...]:
-    """Weight and bias, those that there are, if there is a weight."""
-    a = norm.attributes
-    if not a.get("has_weight", True):
-        return ()
-    biased = norm.op != "rms_norm" and a.get("has_bias", True)
-    return norm.inputs[-2 if biased else -1 :]
-
-
-def _products(graph: Graph, norm: Node) -> list[Node]:
-    return [
-        user
-        for user in graph.users[norm]
-        if user.op == "linear"
-        and user.inputs[0] is norm
-        and user.inputs[1].op == "constant"
-        and user.inputs[1].dtype == "f32"
-        and not is_of_adapter(user)
-    ]
-
-
-def _weights(graph: Graph, norm: Node) -> Array:
-    """f32 `[n, k]` of all products together."""
-    found = dict.fromkeys(product.inputs[1] for product in _products(graph, norm))
-    return np.concatenate([w.attributes["value"].array for w in found])
+def _site(graph: Graph, norm: Node) -> Site:
+    """Of a norm that can be changed."""
+    found = of_norm(graph, norm)
+    assert isinstance(found, Site)
+    return found
 
 
 def _least_noise(seen: Columns, weights: Array) -> Factors:
@@ -176,40 +142,11 @@ def _exponents(top: Array, limit: float) -> Array:
     return np.asarray(np.clip(exponents - max(0, np.median(exponents)), 0, _MOST))
 
 
-def _folded(graph: Graph, chosen: Mapping[Node, Factors]) -> Graph:
-    """norm(x, g, b) -> f * norm(x, g / f, b / f), and linear(f * norm(..), w) -> linear(norm(..), w * f)"""
-    products = {product: norm for norm in chosen for product in _products(graph, norm)}
-    made: dict[tuple[Node, Node], Node] = {}
-
-    def change(before: Node, node: Node) -> Node:
-        if before in chosen:
-            factors = _factors(before, chosen[before])
-            parts = tuple(_scaled(part, 1 / factors) for part in _own(node))
-            norm = node.with_inputs((*node.inputs[: -len(parts)], *parts))
-            return make("mul", (norm, constant(factors, source=node.source)), node.source)
-        if before not in products:
-            return node
-        norm, w = products[before], before.inputs[1]
-        if (norm, w) not in made:
-            made[norm, w] = _scaled(w, _factors(norm, chosen[norm]))
-        x, _, *extras = node.inputs
-        return make("linear", (x.inputs[0], made[norm, w], *extras), node.source, **node.attributes)
-
-    return graph.rebuild(change)
-
-
 def _factors(norm: Node, exponents: Factors) -> Array:
     """f32 `[k]`."""
     factors = np.ones(int(norm.shape[-1]), np.float32)
     factors[list(exponents)] = np.exp2(np.array(list(exponents.values()), np.float32))
     return factors
-
-
-def _scaled(node: Node, factors: Array) -> Node:
-    value = node.attributes["value"]
-    return constant(
-        Weight(value.array * factors.astype(np.float32), f"{value.name}.smooth"), source=node.source
-    )
 
 
 def _want_columns(norm: Node, factors: Factors) -> None:

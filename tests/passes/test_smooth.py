@@ -173,6 +173,7 @@ def test_columns_are_merged_from_parts() -> None:
     first.merge(second)
     assert first.rows == whole.rows == 6
     np.testing.assert_allclose(first.squares, whole.squares)
+    np.testing.assert_allclose(first.sums, whole.sums)
     np.testing.assert_array_equal(first.top, whole.top)
 
 
