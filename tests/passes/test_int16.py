@@ -164,8 +164,8 @@ def test_rows_stay_float_where_there_are_no_kernels_of_integers() -> None:
     [
         ("int8", {"int16"}, "spare,int16,quantize,qfuse,cse"),
         ("int8", set(), "quantize,qfuse,cse"),
-        ("w8", set(), "blockwise{table_block=64},cse"),
-        ("w8", {"int16"}, "blockwise{table_block=64},int16,cse"),
+        ("w8", set(), "blockwise{block=128,table_block=64},cse"),
+        ("w8", {"int16"}, "blockwise{block=128,table_block=64},int16,cse"),
     ],
 )
 def test_what_quant_means_where(mode: str, known: set[str], passes: str) -> None:
