@@ -44,6 +44,9 @@ MORE = (  # what a budget does not choose, and costs are told of
     Candidate("bf16", "bfloat16"),
     Candidate("prune 4x1", 'prune{pattern="4x1"}'),
     Candidate("prune 16x1", 'prune{pattern="16x1"}'),
+    Candidate("prune 2:4", 'prune{pattern="2:4"}'),
+    Candidate("prune 1:4", 'prune{pattern="1:4"}'),
+    Candidate("prune 16x4 int8", 'prune{pattern="16x4",whole=true},quantize', "qfuse,cse"),
     Candidate("factorize", "factorize{energy=0.5}"),
 )
 PROFILES = 6
