@@ -218,6 +218,16 @@ def test_measured_on_this_machine() -> None:
     assert all(seconds > 0 for run in found.layers[0].seconds for seconds in run)
 
 
+def test_samples_of_passes_beside(tmp_path: Path) -> None:
+    """A pass that wants samples runs without --quant too, on the same samples."""
+    graph = network(64, 96, 64)
+    samples = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=samples)
+    _, found = gained(graph, quant="w4", calib=tmp_path / "x.npz", add_passes="awq@quantise")
+    assert found is not None
+    assert found.whole.bytes[1] < found.whole.bytes[0]
+
+
 def test_measure_wants_something_to_measure() -> None:
     with pytest.raises(LlmcError, match="nothing to measure the gain of"):
         order(measure=True)

@@ -134,7 +134,7 @@ class Order:
             options.get("calib"),
             options.get("calib_method", "percentile"),
             options.get("attention", "int8"),
-            wanted=any(step.change.wants_samples for step in self.placed.pipeline.steps),
+            wanted=_want_samples(self.placed),
             group=options.get("group"),
             zero_points=options.get("zero_points", False),
         )
@@ -150,6 +150,8 @@ class Order:
         if not asked:
             return None
         kept = {name: value for name, value in self._options.items() if name not in LESS}
+        if _want_samples(placed_passes(cast(Options, kept))):
+            kept |= {name: self._options[name] for name in ("calib", "calib_method") if name in self._options}
         return Order(self.output, self.name, cast(Options, {**kept, "allow_noop": True}))
 
     @property
@@ -251,6 +253,10 @@ def placed_passes(options: Options) -> Placed:
         raise LlmcError(f"there is no optimisation level {level!r}", hint=f"use 0 to {_HIGHEST}")
     parts = LEVEL_PARTS[level] if passes is None else {"simplify": passes}
     return placed({**parts, "compress": _compression(options)}, PASSES).joined(_added(options))
+
+
+def _want_samples(passes: Placed) -> bool:
+    return any(step.change.wants_samples for step in passes.pipeline.steps)
 
 
 def _compression(options: Options) -> str:
