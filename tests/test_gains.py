@@ -218,6 +218,23 @@ def test_measured_on_this_machine() -> None:
     assert all(seconds > 0 for run in found.layers[0].seconds for seconds in run)
 
 
+def test_bytes_of_int8_that_skips_zeros() -> None:
+    """The lines that are left and where they are, not the levels with their zeros."""
+    _, dense = gained(network(64, 256), quant="int8")
+    _, found = gained(network(64, 256), quant="int8", prune="16x4:0.8")
+    assert dense is not None
+    assert found is not None
+    assert found.layers[0].kinds == ("linear", "sparse_qlinear")
+    assert 0.2 < found.whole.bytes[1] / dense.whole.bytes[1] < 0.5
+
+
+def test_kernels_of_what_has_become_small() -> None:
+    _, found = gained(network(64, 64), quant="w4")
+    assert found is not None
+    assert found.whole.bytes[1] < 4096
+    assert found.layers[0].kinds == ("linear", "int16_blockwise 4")
+
+
 def test_samples_of_passes_beside(tmp_path: Path) -> None:
     """A pass that wants samples runs without --quant too, on the same samples."""
     graph = network(64, 96, 64)

@@ -9,7 +9,7 @@ from glob import escape
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.calls import Call, every_call
+from llmc.compiler.calls import Call, Packed, every_call
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.module import Module
 from llmc.compiler.pipeline import Pipeline
@@ -31,6 +31,7 @@ _HELD = 512  # positions that states hold
 _LARGE = 1 << 20  # values of a weight: such products are never slower on int8, and rounding them takes time
 _LEAST = 4096  # bytes; weights below are biases and norms
 _UNTOLD = ("batch", "kept", "tokens")  # always 1, or what others come to
+_SKIPPING = "sparse_qlinear"  # its constants have their zeros in place
 _ROUNDING = ("quantize_rows", "int16_rows", "int8_rows", "quantize", "row_scale")
 Runs = Mapping[str, Mapping[str, Mapping[str, int]]]  # as a run is told -> function -> sizes
 
@@ -195,14 +196,20 @@ class _Layer:
 
     def __init__(self, seconds: list[float]) -> None:
         self.seconds = seconds
-        self.kinds: dict[str, None] = {}
+        self.kinds: dict[str, int] = {}  # -> bytes of the weights that they read
         self.weights: dict[int, int] = {}
 
 
 def _gain(place: str, old: _Layer, new: _Layer) -> Gain:
-    kinds = ", ".join(old.kinds), ", ".join(new.kinds)
+    kinds = _told(old.kinds), _told(new.kinds)
     sizes = sum(old.weights.values()), sum(new.weights.values())
     return Gain(place, kinds, sizes, tuple(zip(old.seconds, new.seconds, strict=True)))
+
+
+def _told(kinds: Mapping[str, int]) -> str:
+    """Kernels that read much, or the one that reads most."""
+    large = [kind for kind, size in kinds.items() if size >= _LEAST]
+    return ", ".join(large or sorted(kinds, key=lambda kind: -kinds[kind])[:1])
 
 
 def _whole(old: Mapping[str, _Layer], new: Mapping[str, _Layer]) -> Gain:
@@ -237,11 +244,11 @@ def _layers(kernels: Kernels, runs: Runs, table: Figures) -> dict[str, _Layer]:
             for place in places:
                 layer = found[place]
                 layer.seconds = [t + own / len(places) for t, own in zip(layer.seconds, times, strict=True)]
-            held = {id(n.attributes["value"]): _stored(n) for n in reads[id(call)] if n.op == "constant"}
+            held = {id(n.attributes["value"]): _stored(n, call) for n in reads[id(call)] if n.op == "constant"}
             layer = found[call.source.path]
             layer.weights |= held
-            if sum(held.values()) >= _LEAST:
-                layer.kinds[kind_of(call)] = None
+            if held:
+                layer.kinds[kind_of(call)] = sum(held.values())
     return found
 
 
@@ -261,5 +268,10 @@ def _reads(call: Call, written: Mapping[Any, Call]) -> Iterator[Node]:
             waiting += node.inputs
 
 
-def _stored(node: Node) -> int:
-    return int(node.attributes["value"].array.nbytes)
+def _stored(node: Node, call: Call) -> int:
+    """Bytes of a constant that a call reads, as it stores them where it leaves out zeros."""
+    weight = node.attributes["value"]
+    if call.kernel.family != _SKIPPING:
+        return int(weight.array.nbytes)
+    parts = [p.pack(weight.array) for p in call.operands if isinstance(p, Packed) and p.weight is weight]
+    return sum(int(part.nbytes) for part in parts) or int(weight.array.nbytes)
