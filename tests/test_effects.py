@@ -116,6 +116,13 @@ def test_zeros_that_int8_skips() -> None:
     assert told["products that skip zeros"] == (2, {})
 
 
+def test_zeros_that_a_target_multiplies() -> None:
+    """CUDA has no product that skips zeros."""
+    found = run(dense(64, 64, 64), prune="2:4", target="cuda")
+    told = {effect["of"]: (effect["changed"], dict(effect["left"])) for effect in found.effects}
+    assert told["products that skip zeros"] == (0, {"where products for cuda multiply zeros too": 2})
+
+
 def test_states_in_fewer_bits_are_told() -> None:
     """As a lossy pass: what it does to the answers is measured, and the self-test answers for what is left."""
     found = run(windowed(9), level=3, state_dtype="int8")

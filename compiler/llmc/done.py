@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmc.compiler.effects import Effect, Verdict, joined
 from llmc.compiler.pipeline import PassRun, Step
 from llmc.errors import LlmcError
+from llmc.passes.compress.prune import SKIPPING
 
 ADDED = "--add-pass"
 OWN = "the file's own"  # passes that nobody asked for: a model came quantised
@@ -47,6 +48,18 @@ class Asked:
         """The pass, without what calibration found."""
         text = str(self.step)
         return self.step.label if any(f"{found}=[" in text for found in ("scales", "factors")) else text
+
+
+def with_zeros_multiplied(asked: Asked, target: str) -> Asked:
+    """As a pass tells it whose zeros no product of the target skips."""
+    reason = f"where products for {target} multiply zeros too"
+    effects = (
+        Effect(e.what, tuple(replace(v, reason=v.reason or reason) for v in e.verdicts))
+        if e.what == SKIPPING
+        else e
+        for e in asked.run.effects
+    )
+    return replace(asked, run=replace(asked.run, effects=tuple(effects)))
 
 
 def told(asked: Iterable[Asked]) -> list[dict[str, Any]]:
