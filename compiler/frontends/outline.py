@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
 
 FEW = 2  # layers, and as many more as there are kinds of them
+_TABLE = 65536 // 4  # values of an embedding table; smaller ones stay as they are
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def _in_products(model: Any) -> int:
     import torch
 
     kinds = [m for m in model.modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D"]
-    return sum({id(m.weight): m.weight.numel() for m in kinds}.values())
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m.weight.numel() > _TABLE]
+    return sum({id(m.weight): m.weight.numel() for m in (*kinds, *tables)}.values())
 
 
 def few_layers(config: Any) -> Any:
@@ -180,7 +182,7 @@ def nowhere(tensor: Any) -> Any:
 
 
 def weight_bytes(found: Outline) -> Mapping[str, int]:
-    """What weights.bin takes about, by `--quant`: matrices of products in fewer bits, all else in f32."""
+    """What weights.bin takes about, by `--quant`: matrices of products and tables in fewer bits, all else in f32."""
     rest = 4 * (found.parameters - found.products)
     four = found.products // 2 + found.products // 16 + rest  # a half-precision scale for 32
     return {

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from llmc.targets.backend import Backend
     from llmc.targets.target import Target
 
-QUANTISATIONS = ("none", "fp16", "bf16", "int8", "int8-static", "w8", "w4", "w4a8")
+STATIC = "int8-static"
+QUANTISATIONS = ("none", "fp16", "bf16", "int8", STATIC, "w8", "w4", "w4a8")
 COPIES = 3  # of the f32 weights that a compile holds at a time: as read, as packed, as written
 
 
@@ -36,6 +37,7 @@ class Foresight:
         targets: target -> what it has no kernel for; empty lists where it will compile.
         precisions: target -> modes of `--quant` it has.
         idle: target -> those of them that find nothing to quantise, of models whose weights were read.
+        keeps_states: whether its functions do, which `int8-static` does not calibrate.
     """
 
     path: str
@@ -52,10 +54,12 @@ class Foresight:
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     precisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     idle: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    keeps_states: bool = False
 
     def serves(self, target: str, quant: str) -> bool:
         """Whether a compile for `target` with `--quant quant` is foreseen to succeed."""
         wanted = quant in self.precisions[target] and quant not in self.idle.get(target, ())
+        wanted = wanted and not (self.keeps_states and quant == STATIC)
         return not self.problems and not self.targets[target] and wanted
 
 
@@ -85,6 +89,7 @@ def foresee(
         return _of_file(path, task, max_seq, targets, **options)
     from llmc.compiler.frontends.outline import outline, weight_bytes
     from llmc.compiler.frontends.plain_folder import origin, plain
+    from llmc.compiler.frontends.tasks import GENERATION
 
     with plain(origin(path, base, adapter), weights=False) as made:
         found = outline(made.path, task, max_seq)
@@ -99,6 +104,7 @@ def foresee(
         "needed": COPIES * weights["none"],
         "problems": () if found.problem is None else _lines(found.problem),
         "certain": found.certain,
+        "keeps_states": found.summary.task.name == GENERATION,
     }
     return Foresight(str(path), **facts, **_of_graphs([] if found.graph is None else [found.graph], targets))
 
@@ -120,6 +126,7 @@ def _of_file(
         "layers": (0, 0),
         "weights": {"none": size},
         "needed": COPIES * size,
+        "keeps_states": any(graph.states for graph in graphs),
     }
     names = list(targets)
     told = _of_graphs(graphs, names)

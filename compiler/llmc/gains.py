@@ -244,7 +244,9 @@ def _layers(kernels: Kernels, runs: Runs, table: Figures) -> dict[str, _Layer]:
             for place in places:
                 layer = found[place]
                 layer.seconds = [t + own / len(places) for t, own in zip(layer.seconds, times, strict=True)]
-            held = {id(n.attributes["value"]): _stored(n, call) for n in reads[id(call)] if n.op == "constant"}
+            held = {
+                id(n.attributes["value"]): _stored(n, call) for n in reads[id(call)] if n.op == "constant"
+            }
             layer = found[call.source.path]
             layer.weights |= held
             if held:

@@ -88,7 +88,7 @@ def command(
         print_json({**asdict(found), "compiles": verdicts})
     else:
         _show(found, wanted)
-    asked = all if target or quant else any  # without a wish, one way to compile is good news
+    asked = all if quant else any  # without a wish, one way to compile is good news
     if not asked(found.serves(t, q) for t, q in wanted):
         ctx.exit(1 if found.certain else 2)
 
@@ -124,6 +124,8 @@ def _verdict(found: Foresight, target: str, quant: str) -> str:
         return "no: the target has not this precision"
     if quant in found.idle.get(target, ()):
         return "no: it has nothing to quantise so"
+    if found.keeps_states and quant == "int8-static":
+        return "no: it does not calibrate functions that have states"
     if not found.certain:
         return "unknown"
     return "yes" if found.serves(target, quant) else "no"
