@@ -40,6 +40,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "w8": {"quant": "w8"},
         "w4": {"quant": "w4"},
         "w4 by samples": {"quant": "w4", "calib": CALIB},
+        "w4 with zero points by samples": {"quant": "w4", "zero_points": True, "calib": CALIB},
         "w4a8 by samples": {"quant": "w4a8", "calib": CALIB},
         "prune 30 %": {"prune": "0.3"},
         "prune 50 %": {"prune": "0.5"},

@@ -15,6 +15,10 @@ from llmc.sensitivity import Loss
 
 ROWS = 4096  # of the data that are read, at most
 MINIMISE = ("size", "latency", "both")
+_ALONE = (
+    *("quant", "prune", "share", "factorize", "only_passes", "matmul", "state_dtype", "group", "zero_points"),
+    "tune",
+)
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,15 @@ def broken(budget: Budget, size: int, seconds: float, drop: float) -> list[str]:
         for name, most, value, form, unit in figures
         if most is not None and not value <= most + 1e-12
     ]
+
+
+def want_free(options: Mapping[str, Any]) -> None:
+    """Raises LlmcError: options choose what the budget is to choose."""
+    defaults = {"quant": "none", "matmul": "fma", "state_dtype": "fp32"}
+    used = [n for n in _ALONE if options.get(n) not in (None, (), [], False, defaults.get(n))]
+    if used:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in used)
+        raise LlmcError("a budget chooses what is compressed", at=names, hint="leave it out, or the bounds")
 
 
 def refusal(report: BudgetReport) -> LlmcError:

@@ -19,7 +19,17 @@ from typing import Any
 import numpy as np
 
 from llmc import driver, kept_imports
-from llmc.bounds import Budget, BudgetReport, FrontPoint, LayerChoice, broken, nearer, refusal, sizes_of
+from llmc.bounds import (
+    Budget,
+    BudgetReport,
+    FrontPoint,
+    LayerChoice,
+    broken,
+    nearer,
+    refusal,
+    sizes_of,
+    want_free,
+)
 from llmc.candidates import FLOAT, Candidate, Layer, candidates, layers, pipeline_of
 from llmc.choosing import Kept, Limits, Option, Point, Table, alike, counts_of, kept_figures, why_float
 from llmc.compiler import artifact
@@ -36,11 +46,6 @@ _SHARE = 0.6  # of the time budget, for measuring
 _TRIES = 4  # compiles, until the bounds hold
 _CODE = 500_000  # bytes of an artifact that are not weights, until one is compiled
 _IMPORT = ("task", "max_batch", "max_seq", "base", "adapter", "dims", "fixed")
-_ALONE = (
-    *("quant", "prune", "share", "factorize", "only_passes", "matmul", "state_dtype", "group", "zero_points"),
-    "tune",
-)
-
 Progress = Callable[[str, float], None]
 __all__ = ["Budget", "BudgetReport", "compile_within"]
 
@@ -70,7 +75,7 @@ def compile_within(
     """
     import scipy.optimize  # noqa: F401  # told of before any work
 
-    _want_free(options)
+    want_free(options)
     with artifact.new_folder(Path(output)) as folder:
         search = _Search(Path(model), folder, Path(data), columns or Columns(), budget, clock, options)
         report = search.run()
@@ -80,15 +85,6 @@ def compile_within(
         shutil.rmtree(search.scratch)
     compiled = report.compiled and replace(report.compiled, path=Path(output))
     return replace(report, compiled=compiled)
-
-
-def _want_free(options: Mapping[str, Any]) -> None:
-    """Refuse options that choose what the budget is to choose."""
-    defaults = {"quant": "none", "matmul": "fma", "state_dtype": "fp32"}
-    used = [n for n in _ALONE if options.get(n) not in (None, (), [], False, defaults.get(n))]
-    if used:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in used)
-        raise LlmcError("a budget chooses what is compressed", at=names, hint="leave it out, or the bounds")
 
 
 class _Search:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from llmc.passes.compress.prune import Pattern, Prune
 from llmc.replicas import DEVICES
 from llmc.straight_through import MODES, share_of
 from llmc.students import Student
-from llmc.training import FILE, Plan
+from llmc.training import FILE, Elsewhere, Plan, Tell, Training
 from llmc.units import WAYS, changes_of
 from llmc.workers import working
 
@@ -183,13 +184,12 @@ def recover(
     with loaded(Path(model)) as (source, summary, whole):
         _want_adapter_of_use(settings, summary.task.name, Path(model))
         progress("read the data", 0.02)
-        named, length = columns or Columns(), (settings.max_seq, settings.seed)
-        examples, held = examples_of(summary, whole, data, named, *length)
+        named = columns or Columns()
+        examples, held = examples_of(summary, whole, data, named, settings.max_seq, settings.seed)
         alpha = _alpha(settings.alpha, examples, data)
         plan = plan_of(settings, examples, clock)
-        student = Student.of(
-            settings, whole, lambda: graph_of(source, summary.task.name), examples, plan.batch
-        )
+        made = partial(graph_of, source, summary.task.name)
+        student = Student.of(settings, whole, made, examples, plan.batch)
         with working(workers, threads, device, say, plan.batch) as elsewhere:
             measure = Measure(held, plan.batch, getattr(elsewhere, "device", None))
             progress("measure", 0.04)
@@ -197,20 +197,35 @@ def recover(
             if student.by_samples(settings) and not resume:
                 progress("change the weights by samples", 0.08)
             training = student.training(settings, examples, alpha, plan, folder, resume)
-            training.elsewhere = elsewhere
-            if resume:
-                training.resume()
-            training.run(lambda stage, done: progress(stage, 0.1 + 0.85 * done), say)
-        student.finish()
-        progress("measure", 0.95)
-        recovered = student.measured(measure)
-        if recovered.worse_than(compressed):
-            say("recover: nothing was won back; train longer, with another --lr, or compress less")
+            _run(training, elsewhere, resume, progress, say)
+        recovered = _measured_again(student, measure, compressed, progress, say)
         progress("write the folder", 0.98)
         _write(student, source, summary.config, Path(model), output)
     training.remove()
     counts = len(examples.rows), len(held.rows), training.step, training.seconds
     return Recovery(output, summary.task.name, *counts, *student.counted(), before, compressed, recovered)
+
+
+def _run(
+    training: Training, elsewhere: Elsewhere | None, resume: bool, progress: Tell, say: Callable[[str], None]
+) -> None:
+    """From the start, or from the checkpoint on; `elsewhere` makes the gradients, if anything does."""
+    training.elsewhere = elsewhere
+    if resume:
+        training.resume()
+    training.run(lambda stage, done: progress(stage, 0.1 + 0.85 * done), say)
+
+
+def _measured_again(
+    student: Student, measure: Measure, before: Figures, progress: Tell, say: Callable[[str], None]
+) -> Figures:
+    """What the trained student is worth."""
+    student.finish()
+    progress("measure", 0.95)
+    recovered = student.measured(measure)
+    if recovered.worse_than(before):
+        say("recover: nothing was won back; train longer, with another --lr, or compress less")
+    return recovered
 
 
 def _write(student: Student, source: Path, config: Mapping[str, Any], model: Path, output: Path) -> None:
