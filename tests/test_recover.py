@@ -24,7 +24,7 @@ from llmc.passes.compress.rounding import nearest
 from llmc.passes.compress.weights import products
 from llmc.passes.quantise import QUANTISATIONS
 from llmc.passes.quantise.quantize import quantised_rows
-from llmc.recover import Settings, recover
+from llmc.recover import Settings, recover, want_room
 from llmc.straight_through import Grid, Rounding, by_token
 
 SPECS = ("0.5", "2:4", "4x1:0.8", 'sparsity=0.4,scope="layer"', 'sparsity=0.3,skip=["*.layer.0.*"]')
@@ -370,6 +370,8 @@ def test_an_output_that_exists_stays(classifier, data, tmp_path):
         recover(classifier, data, tmp_path / "none" / "out", SETTINGS)
     with pytest.raises(LlmcError, match="no checkpoint to go on from"):
         recover(classifier, data, tmp_path / "new", SETTINGS, resume=True)
+    with pytest.raises(LlmcError, match="cannot write the folder"):
+        want_room(Path("/proc/out"), tmp_path / "none", resume=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 

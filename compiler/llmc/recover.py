@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from llmc.compiler.frontends import overlay, plain_folder
@@ -277,6 +278,11 @@ def want_room(output: Path, folder: Path, resume: bool) -> None:
             at=str(folder),
             hint="--resume goes on from it; or remove it",
         )
+    try:
+        with TemporaryDirectory(prefix=f".{output.name}.", dir=output.absolute().parent):
+            pass  # before minutes of training are spent
+    except OSError as error:
+        raise LlmcError(f"cannot write the folder: {error.strerror or error}", at=str(output)) from None
 
 
 @contextmanager
