@@ -380,6 +380,10 @@ def test_a_damaged_checkpoint(classifier, data, tmp_path):
     (tmp_path / "out.checkpoint" / "state.pt").write_bytes(b"none")
     with pytest.raises(LlmcError, match="the checkpoint cannot be read"):
         recover(classifier, data, tmp_path / "out", SETTINGS, resume=True)
+    (tmp_path / "out.checkpoint" / "member-1").mkdir()
+    (tmp_path / "out.checkpoint" / "state.pt").rename(tmp_path / "out.checkpoint" / "member-1" / "state.pt")
+    with pytest.raises(LlmcError, match="of another model, data or options"):
+        recover(classifier, data, tmp_path / "out", SETTINGS, resume=True)
 
 
 def test_a_loss_that_is_no_number(classifier, data, tmp_path, monkeypatch):

@@ -358,7 +358,8 @@ def read(file: Path, key: str) -> Mapping[str, Any]:
     import torch
 
     try:
-        state: Mapping[str, Any] = torch.load(file, weights_only=True)
+        # where another kind of training left its own, as one of members does
+        state: Mapping[str, Any] = torch.load(file, weights_only=True) if file.exists() else {"key": None}
         own = state["key"] == key
     except Exception as error:  # whatever torch makes of a damaged file
         raise LlmcError(
