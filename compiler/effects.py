@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmc.compiler.dims import evaluate
-from llmc.compiler.graph import Graph, Node
+from llmc.compiler.graph import Graph, Node, Weight
 from llmc.compiler.ops import OPS
 
 WEIGHTS = "weights"
@@ -63,14 +63,20 @@ class Effect:
 
 def joined(effects: Iterable[Effect]) -> tuple[Effect, ...]:
     """One effect for each kind of thing; a thing that was changed anywhere was changed."""
-    kinds: dict[str, dict[int, Verdict]] = {}
+    kinds: dict[str, dict[Any, Verdict]] = {}
     for effect in effects:
         known = kinds.setdefault(effect.what, {})
         for verdict in effect.verdicts:
-            before = known.get(id(verdict.thing))
+            key = _key(verdict.thing)
+            before = known.get(key)
             if before is None or before.reason:
-                known[id(verdict.thing)] = verdict
+                known[key] = verdict
     return tuple(Effect(what, tuple(known.values())) for what, known in kinds.items())
+
+
+def _key(thing: Any) -> Any:
+    """Equal weights are one, also where each function has its own."""
+    return thing.digest if isinstance(thing, Weight) else id(thing)
 
 
 _told: ContextVar[list[Effect] | None] = ContextVar("told", default=None)

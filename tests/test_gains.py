@@ -235,6 +235,19 @@ def test_kernels_of_what_has_become_small() -> None:
     assert found.layers[0].kinds == ("linear", "int16_blockwise 4")
 
 
+def test_equal_weights_of_two_functions_count_once() -> None:
+    """As they are stored, and as a model is told that was imported before."""
+    graphs = {"a": network(64, 256), "b": network(64, 256)}
+    wanted = order(quant="int8")
+    both = Imported(graphs["a"], "net", "graph", "", "", (), None, None, functions=graphs)
+    made = optimise(both, wanted, Stages(None), compile_graph)
+    found = of_compile(both, wanted, Kernels.of(made.module, wanted.target), made.left, compile_graph)
+    assert found is not None
+    assert found.whole.bytes[0] == 4 * 64 * 256
+    (told,) = [effect for effect in made.effects if effect["of"] == "weights"]
+    assert told["changed"] == 1
+
+
 def test_samples_of_passes_beside(tmp_path: Path) -> None:
     """A pass that wants samples runs without --quant too, on the same samples."""
     graph = network(64, 96, 64)

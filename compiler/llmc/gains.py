@@ -197,7 +197,7 @@ class _Layer:
     def __init__(self, seconds: list[float]) -> None:
         self.seconds = seconds
         self.kinds: dict[str, int] = {}  # -> bytes of the weights that they read
-        self.weights: dict[int, int] = {}
+        self.weights: dict[str, int] = {}  # digest -> bytes, as equal ones are stored once
 
 
 def _gain(place: str, old: _Layer, new: _Layer) -> Gain:
@@ -245,7 +245,7 @@ def _layers(kernels: Kernels, runs: Runs, table: Figures) -> dict[str, _Layer]:
                 layer = found[place]
                 layer.seconds = [t + own / len(places) for t, own in zip(layer.seconds, times, strict=True)]
             held = {
-                id(n.attributes["value"]): _stored(n, call) for n in reads[id(call)] if n.op == "constant"
+                n.attributes["value"].digest: _stored(n, call) for n in reads[id(call)] if n.op == "constant"
             }
             layer = found[call.source.path]
             layer.weights |= held
