@@ -51,7 +51,7 @@ def test_lines_of_standard_input(artifact):
 
 
 def test_arrays_agree_with_pytorch(artifact, tmp_path):
-    arrays = sample(4000, 2, 9)
+    arrays = sample(3000, 2, 9)
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
     given = [f"--input={name}={tmp_path / name}.npy" for name in arrays]

@@ -48,7 +48,7 @@ def made(shared: Callable[..., Path]) -> Callable[[str], Path]:
 
 
 def inputs_of(batch: int, seq: int) -> dict[str, Any]:
-    inputs = demo.sample(4000, batch, seq)
+    inputs = demo.sample(3000, batch, seq)
     inputs["attention_mask"][1:, seq // 2 :] = 0
     return inputs
 
