@@ -123,6 +123,19 @@ def test_zeros_that_a_target_multiplies() -> None:
     assert told["products that skip zeros"] == (0, {"where products for cuda multiply zeros too": 2})
 
 
+def test_zeros_of_shared_values_are_not_skipped() -> None:
+    found = run(dense(64, 64, 64), prune="16x4:0.8", share="16", quant="int8", allow_noop=True)
+    told = {effect["of"]: (effect["changed"], dict(effect["left"])) for effect in found.effects}
+    assert told["products that skip zeros"] == (0, {"whose values are shared: all are multiplied": 2})
+
+
+def test_bias_correction_beside_gptq_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("a text\n")
+    asked: Any = {"quant": "w4", "calib": tmp_path / "t.txt", "add_passes": "correct-bias@quantise"}
+    with pytest.raises(LlmcError, match="rounds by GPTQ"):
+        Order("x", None, asked)
+
+
 def test_states_in_fewer_bits_are_told() -> None:
     """As a lossy pass: what it does to the answers is measured, and the self-test answers for what is left."""
     found = run(windowed(9), level=3, state_dtype="int8")

@@ -18,18 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from llmc import driver, kept_imports
-from llmc.bounds import (
-    Budget,
-    BudgetReport,
-    FrontPoint,
-    LayerChoice,
-    broken,
-    nearer,
-    refusal,
-    sizes_of,
-    want_free,
-)
+from llmc import bounds, driver, kept_imports
+from llmc.bounds import Budget, BudgetReport, FrontPoint, LayerChoice
 from llmc.candidates import FLOAT, Candidate, Layer, candidates, layers, pipeline_of
 from llmc.choosing import Kept, Limits, Option, Point, Table, alike, counts_of, kept_figures, why_float
 from llmc.compiler import artifact
@@ -44,6 +34,7 @@ from llmc.sensitivity import Evaluator, Loss, Rows, measure_of, read_data
 MEASURED = 48  # rows that sensitivities are measured on, at most; a quarter of the data
 _SHARE = 0.6  # of the time budget, for measuring
 _TRIES = 4  # compiles, until the bounds hold
+_BEYOND = 4  # points tried beyond the last that holds
 _CODE = 500_000  # bytes of an artifact that are not weights, until one is compiled
 _IMPORT = ("task", "max_batch", "max_seq", "base", "adapter", "dims", "fixed")
 Progress = Callable[[str, float], None]
@@ -75,12 +66,12 @@ def compile_within(
     """
     import scipy.optimize  # noqa: F401  # told of before any work
 
-    want_free(options)
+    bounds.want_free(options)
     with artifact.new_folder(Path(output)) as folder:
         search = _Search(Path(model), folder, Path(data), columns or Columns(), budget, clock, options)
         report = search.run()
         if report.unmet and not budget.best_effort:
-            raise refusal(report)
+            raise bounds.refusal(report)
         shutil.copytree(search.made, folder, dirs_exist_ok=True)
         shutil.rmtree(search.scratch)
     compiled = report.compiled and replace(report.compiled, path=Path(output))
@@ -144,7 +135,7 @@ class _Search:
         figures = self._timed() if timed and self.budget.measure else None
         here = next(iter(self.order.backend.runs_here(self.order.target)), "")
         self.variant = f"{here}, timed here" if figures else variant_of(self.order.target) if timed else ""
-        sizes = sizes_of(self.graph, self.budget)
+        sizes = bounds.sizes_of(self.graph, self.budget)
         self.costs = Costs(self.order.target, sizes, self.variant, figures)
 
     def _timed(self) -> Figures:
@@ -153,7 +144,7 @@ class _Search:
         Raises:
             LlmcError: it does not run the target's code.
         """
-        target, sizes = self.order.target, sizes_of(self.graph, self.budget)
+        target, sizes = self.order.target, bounds.sizes_of(self.graph, self.budget)
         if not self.order.backend.runs_here(target):
             raise LlmcError(
                 "this machine does not run what is to be measured", at=f"--measure, --target {target.name}"
@@ -246,7 +237,7 @@ class _Search:
             if not front:
                 break
             report = self._checked(front, at, tries)
-            best = report if best is None or nearer(report, best) else best
+            best = report if best is None or bounds.nearer(report, best) else best
             if not report.unmet:
                 return report
             self.failed.append(front[at].choice)
@@ -256,7 +247,7 @@ class _Search:
             elif (ceiling := at - 1) < 0:
                 break
         least = self._least(table, tries)
-        return best if best is not None and nearer(best, least) else least
+        return best if best is not None and bounds.nearer(best, least) else least
 
     def _chosen(self, table: Table, code: int, ceiling: int | None) -> tuple[list[Point], int]:
         """The front, and the point that is taken: the last that keeps the bound on rows that were not measured."""
@@ -286,24 +277,25 @@ class _Search:
         return points[int(np.argmin([evaluator.divergence(graph, self.measure) for graph in graphs]))]
 
     def _last_within(self, front: list[Point], last: int) -> int:
-        """By halves: losses grow along the front."""
+        """By halves: losses grow along the front; by chance not everywhere, so some points beyond are tried as well."""
         low, high = 0, last
         while low < high:
             middle = (low + high + 1) // 2
-            if middle not in self.tried:
-                if self._spent() > 0.85 * self.budget.time:
-                    break  # the best that is known to hold
-                self.middle = evaluator = self.middle or self._evaluator("chosen by")
-                steps = pipeline_of(front[middle].choice, self.layers, after=False)
-                self.tried[middle] = evaluator.loss(steps.run(self.graph)[0], self.measure)
-                self.progress(f"try point {middle + 1} of {len(front)}", 0.65)
-            loss = self.tried[middle]
-            # a standard error more, as the rows held back are others
-            if loss.mean + loss.error <= (self.budget.max_drop or 0.0):
-                low = middle
-            else:
-                high = middle - 1
-        return low
+            low, high = (middle, high) if self._holds(front, middle) else (low, middle - 1)
+        beyond = {low + (last - low) * part // _BEYOND for part in range(1, _BEYOND + 1)}
+        return next((at for at in sorted(beyond, reverse=True) if at > low and self._holds(front, at)), low)
+
+    def _holds(self, front: list[Point], at: int) -> bool:
+        """Whether a point keeps the bound on the rows that are chosen by; not where there is no time to see."""
+        if at not in self.tried:
+            if self._spent() > 0.85 * self.budget.time:
+                return False  # the best that is known to hold
+            self.middle = evaluator = self.middle or self._evaluator("chosen by")
+            graph, _ = pipeline_of(front[at].choice, self.layers, after=False).run(self.graph)
+            self.tried[at] = evaluator.loss(graph, self.measure)
+            self.progress(f"try point {at + 1} of {len(front)}", 0.65)
+        # a standard error more, as the rows held back are others
+        return self.tried[at].mean + self.tried[at].error <= (self.budget.max_drop or 0.0)
 
     def _least(self, table: Table, tries: int) -> BudgetReport:
         """Where bounds seem out of reach: the least weights, or of what loses no more than may be the nearest."""
@@ -326,7 +318,7 @@ class _Search:
         size = sum(compiled.sizes.values())
         self.progress("check on rows held back", 0.9)
         held, native = self._held(point, compiled)
-        unmet = broken(self.budget, size, point.seconds, held.mean)
+        unmet = bounds.broken(self.budget, size, point.seconds, held.mean)
         return BudgetReport(
             compiled,
             self.measure.says,

@@ -50,9 +50,8 @@ class Asked:
         return self.step.label if any(f"{found}=[" in text for found in ("scales", "factors")) else text
 
 
-def with_zeros_multiplied(asked: Asked, target: str) -> Asked:
-    """As a pass tells it whose zeros no product of the target skips."""
-    reason = f"where products for {target} multiply zeros too"
+def with_zeros_multiplied(asked: Asked, reason: str) -> Asked:
+    """As a pass tells it whose zeros no product skips, for a reason."""
     effects = (
         Effect(e.what, tuple(replace(v, reason=v.reason or reason) for v in e.verdicts))
         if e.what == SKIPPING

@@ -234,8 +234,16 @@ def _function(
         after = road.graph
     options = order.options_by_step | {id(step): o for o, p in added.items() for step in p.steps}
     asked = tuple(Asked(options[id(step)], step, run) for step, run in road.runs if id(step) in options)
+    shared = any(one.step.change.name == "share" and one.run.changed for one in asked)
     if "bitmask" not in order.backend.decodes:
-        asked = tuple(done.with_zeros_multiplied(one, order.target.name) for one in asked)
+        reason = f"where products for {order.target.name} multiply zeros too"
+        asked = tuple(done.with_zeros_multiplied(one, reason) for one in asked)
+    elif shared:  # zeros of plain weights; a bitmask is not shared
+        reason = "whose values are shared: all are multiplied"
+        asked = tuple(
+            done.with_zeros_multiplied(one, reason) if getattr(one.step.change, "whole", False) else one
+            for one in asked
+        )
     idle = {id(step) for step in done.idle(asked)}
     ran = Pipeline(tuple(step for step in road.pipeline.steps if id(step) not in idle))
     return _Function(after, ran, road.packing, road.trail, asked, left)

@@ -155,6 +155,10 @@ class Order:
         return Order(self.output, self.name, cast(Options, {**kept, "allow_noop": True}))
 
     @property
+    def _named(self) -> set[str]:
+        return {step.change.name for step in self.placed.pipeline.steps}
+
+    @property
     def _compressed(self) -> str:
         return _compression(self._options)
 
@@ -174,6 +178,13 @@ class Order:
         if self.measure and self.plain() is None:
             hint = "give --quant, --prune, --share, --factorize or --state-dtype, or a bound"
             raise LlmcError("there is nothing to measure the gain of", at="--measure", hint=hint)
+        if self.quant.stored and self.quant.calib is not None and "correct-bias" in self._named:
+            raise LlmcError(
+                f"--quant {self.quant.mode} with samples rounds by GPTQ, whose errors are not those that correct-bias "
+                "makes up for",
+                at="--add-pass correct-bias",
+                hint="leave it out, or write blockwise and correct-bias into --add-pass yourself",
+            )
         if self.tune:
             self.backend.check_tuning(self.target)
         if self.only and (self.quant.mode, self.matmul, self.state_dtype) != ("none", "fma", "fp32"):
