@@ -34,7 +34,7 @@ from llmc.sensitivity import Evaluator, Loss, Rows, measure_of, read_data
 MEASURED = 48  # rows that sensitivities are measured on, at most; a quarter of the data
 _SHARE = 0.6  # of the time budget, for measuring
 _TRIES = 4  # compiles, until the bounds hold
-_BEYOND = 4  # points tried beyond the last that holds
+_BEYOND = 6  # points tried beyond the first that does not hold
 _CODE = 500_000  # bytes of an artifact that are not weights, until one is compiled
 _IMPORT = ("task", "max_batch", "max_seq", "base", "adapter", "dims", "fixed")
 Progress = Callable[[str, float], None]
@@ -277,13 +277,13 @@ class _Search:
         return points[int(np.argmin([evaluator.divergence(graph, self.measure) for graph in graphs]))]
 
     def _last_within(self, front: list[Point], last: int) -> int:
-        """By halves: losses grow along the front; by chance not everywhere, so some points beyond are tried as well."""
+        """By halves: losses grow along the front; by chance not everywhere, so the next points are tried as well."""
         low, high = 0, last
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self._holds(front, middle) else (low, middle - 1)
-        beyond = {low + (last - low) * part // _BEYOND for part in range(1, _BEYOND + 1)}
-        return next((at for at in sorted(beyond, reverse=True) if at > low and self._holds(front, at)), low)
+        beyond = range(low + 2, min(low + 2 + _BEYOND, last + 1))
+        return next((at for at in reversed(beyond) if self._holds(front, at)), low)
 
     def _holds(self, front: list[Point], at: int) -> bool:
         """Whether a point keeps the bound on the rows that are chosen by; not where there is no time to see."""
