@@ -89,7 +89,8 @@ def test_the_same_wherever_it_is_asked() -> None:
 @pytest.mark.slow
 def test_kernels_are_timed_on_this_machine() -> None:
     graph = network(64, 48)
-    found = costs.measured([graph, after(CANDIDATES[0], graph)], TARGET, {"n": 32}, compile_graph)
+    graphs = [(g, [{"n": 1}, {"n": 32}]) for g in (graph, after(CANDIDATES[0], graph))]
+    found = costs.measured(graphs, TARGET, compile_graph)
     assert {"linear", "qlinear", "others"} <= found.keys()
     assert Costs(TARGET, {"n": 32}, "here", found).of(graph).seconds > 0
 

@@ -258,6 +258,34 @@ def test_samples_of_passes_beside(tmp_path: Path) -> None:
     assert found.whole.bytes[1] < found.whole.bytes[0]
 
 
+def test_figures_are_fitted_to_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to the last alone, which says nothing of a run of one row."""
+    graph = imported(network(64, 48))
+    wanted = order(quant="int8")
+    after = Kernels.of(Module(dict(passed(graph, wanted, compile_graph))), wanted.target)
+    seen: list[Any] = []
+    monkeypatch.setattr("llmc.gains.measured", lambda graphs, *rest: seen.extend(graphs) or {})
+    timed(after, after, compile_graph)
+    assert [sizes for _, sizes in seen] == 2 * [[{"n": 1}, {"n": 128}]]
+
+
+def test_large_convolutions_are_asked_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float ones go by tiles, which may be faster however large they are."""
+    known = {v: {**t, "qconv2d": [0.0, 0.0, 0.0, 1.0]} for v, t in costs.figures().items()}
+    monkeypatch.setattr("llmc.gains.figures", lambda: known)
+    monkeypatch.setattr("llmc.gains._LARGE", 4096)
+    rng = np.random.default_rng(0)
+    x = input_("x", "f32", (symbol("batch"), 16, 8, 8))
+    sizes = {"stride": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": 1}
+    w, v = (constant(rng.normal(size=s).astype(np.float32), str(s[0])) for s in ((32, 16, 3, 3), (32, 2048)))
+    y = make("conv2d", (x, w), Source("conv"), **sizes)
+    flat = make("reshape", (y,), shape=(symbol("batch"), 2048))
+    graph = Graph((x,), {"y": make("linear", (flat, v), Source("head"))}, {"batch": (1, 8)})
+    _, found = gained(graph, quant="int8")
+    assert found is not None
+    assert [gain.place for gain in found.left] == ["conv"]
+
+
 def test_measure_wants_something_to_measure() -> None:
     with pytest.raises(LlmcError, match="nothing to measure the gain of"):
         order(measure=True)

@@ -158,7 +158,7 @@ class _Search:
         changed = (pipeline_of(choice, self.layers).run(self.graph)[0] for choice in choices)
         return kept_figures(
             (str(self.graph), target.name, str(sizes), str(list(names))),
-            lambda: measured(map(self.finished, changed), target, sizes, driver.compile_graph),
+            lambda: measured(((self.finished(g), [sizes]) for g in changed), target, driver.compile_graph),
         )
 
     def _read(self) -> None:

@@ -170,31 +170,35 @@ def fitted(samples: Sequence[tuple[Sequence[float], float]]) -> list[float]:
 
 
 def measured(
-    graphs: Iterable[Graph], target: Target, sizes: Sizes, compile_graph: Callable[..., Any]
+    graphs: Iterable[tuple[Graph, Sequence[Sizes]]], target: Target, compile_graph: Callable[..., Any]
 ) -> Figures:
     """Figures of this machine, on one thread, of the kernels that compute graphs, at these sizes alone.
 
     Args:
+        graphs: each with the sizes that it is run at; one set of figures is to fit all runs.
         compile_graph: as `llmc.driver.compile_graph`.
     """
     import llmc
 
     found: dict[str, list[tuple[Sequence[float], float]]] = {}
     with tempfile.TemporaryDirectory(prefix="llmc-") as place:
-        for number, graph in enumerate(graphs):
+        for number, (graph, every_sizes) in enumerate(graphs):
             artifact = Path(place) / f"{number}.llmc"
             compile_graph(graph, artifact, target=target.name, only_passes="")
             calls = Kernels.of(Module.of(graph), target).every
             with llmc.load(artifact, threads=1) as model:
-                given = {name: size for name, size in sizes.items() if name in model.dims}
-                runs = [
-                    model.benchmark(**given, duration=0.2, profile=True).steps or () for _ in range(_PROFILES)
-                ]
-            for call, *steps in zip(calls, *runs, strict=True):
-                least = max(min(step.seconds for step in steps), 1e-9)
-                found.setdefault(kind_of(call), []).append((features(call, sizes), least))
+                for sizes in every_sizes:
+                    for call, least in zip(calls, _least_times(model, sizes), strict=True):
+                        found.setdefault(kind_of(call), []).append((features(call, sizes), least))
     every = [sample for samples in found.values() for sample in samples]
     return {OTHERS: fitted(every), **{kind: fitted(samples) for kind, samples in found.items()}}
+
+
+def _least_times(model: Any, sizes: Sizes) -> list[float]:
+    """Of each call of a run."""
+    given = {name: size for name, size in sizes.items() if name in model.dims}
+    runs = [model.benchmark(**given, duration=0.2, profile=True).steps or () for _ in range(_PROFILES)]
+    return [max(min(step.seconds for step in steps), 1e-9) for steps in zip(*runs, strict=True)]
 
 
 def variant_of(target: Target) -> str:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 THIS = "this machine"
 _LONG = 128  # tokens, or whatever an axis counts
 _HELD = 512  # positions that states hold
-_LARGE = 1 << 20  # values of a weight: such products are never slower on int8, and rounding them takes time
+_LARGE = (
+    1 << 20
+)  # values of a weight: `linear` of so many is never slower on int8, and rounding them takes time
 _LEAST = 4096  # bytes; weights below are biases and norms
 _UNTOLD = ("batch", "kept", "tokens")  # always 1, or what others come to
 _SKIPPING = "sparse_qlinear"  # its constants have their zeros in place
@@ -116,7 +118,8 @@ def slower(
     if order.quant.mode not in ("int8", STATIC):
         return ()
     change = order.quant.change()
-    large = () if order.measure else [n for n in change.products(graph) if prod(n.inputs[1].shape) > _LARGE]
+    products = [n for n in change.products(graph) if n.op == "linear" and not order.measure]
+    large = [n for n in products if prod(n.inputs[1].shape) > _LARGE]
     probe = replace(change, slower=tuple(escape(n.source.path) for n in large))
     probe = replace(probe, scales=(1.0,) * len(probe.sites(graph)) if order.quant.static else ())
     quantising = Pipeline.of(probe, *(step.change for step in Pipeline.parse("qfuse,cse", PASSES).steps))
@@ -154,14 +157,10 @@ def timed(before: Kernels, after: Kernels, compile_graph: Any) -> Figures:
     Args:
         compile_graph: as `llmc.driver.compile_graph`.
     """
-    pairs = [k.module.functions for k in (before, after)]
-    found: dict[str, list[Any]] = {}
-    for sizes in runs_of(before.module).values():
-        for name in sizes:
-            graphs = [functions[name] for functions in pairs]
-            for kind, values in measured(graphs, before.target, sizes[name], compile_graph).items():
-                found.setdefault(kind, []).append(values)
-    return {kind: values[-1] for kind, values in found.items()}
+    runs = runs_of(before.module).values()
+    functions = [item for kernels in (before, after) for item in kernels.module.functions.items()]
+    asked = ((graph, [sizes[name] for sizes in runs]) for name, graph in functions)
+    return measured(asked, before.target, compile_graph)
 
 
 def runs_of(module: Module) -> Runs:
