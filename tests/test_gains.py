@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.graph_file import write_graph
 from llmc.compiler.module import Module
-from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.ops import constant, input_, make, state_
 from llmc.driver import compile_graph
 from llmc.errors import LlmcError
 from llmc.explain import explain
@@ -267,6 +268,15 @@ def test_figures_are_fitted_to_all_runs(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("llmc.gains.measured", lambda graphs, *rest: seen.extend(graphs) or {})
     timed(after, after, compile_graph)
     assert [sizes for _, sizes in seen] == 2 * [[{"n": 1}, {"n": 128}]]
+
+
+def test_functions_that_cannot_be_timed_alone() -> None:
+    kept = state_("kept", "f32", (1, 8))
+    x = input_("x", "f32", (1, 8))
+    graph = Graph((x,), {"y": make("add", (x, kept))}, {}, states=(kept,), updates={})
+    kernels = SimpleNamespace(module=SimpleNamespace(functions={"step": graph}), target=None)
+    with pytest.raises(LlmcError, match="the function step begins with what another has made"):
+        timed(kernels, kernels, compile_graph)  # type: ignore[arg-type]
 
 
 def test_large_convolutions_are_asked_for_too(monkeypatch: pytest.MonkeyPatch) -> None:

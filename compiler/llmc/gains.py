@@ -156,8 +156,19 @@ def timed(before: Kernels, after: Kernels, compile_graph: Any) -> Figures:
 
     Args:
         compile_graph: as `llmc.driver.compile_graph`.
+
+    Raises:
+        LlmcError: a function reads states that it does not write.
     """
     runs = runs_of(before.module).values()
+    for name, graph in before.module.functions.items():
+        if others := [n for node in graph.states if (n := node.attributes["name"]) not in graph.updates]:
+            raise LlmcError(
+                f"the function {name} begins with what another has made: it cannot be timed alone",
+                at="--measure",
+                found=", ".join(others[:3]),
+                hint="leave it out: the cost model has figures",
+            )
     functions = [item for kernels in (before, after) for item in kernels.module.functions.items()]
     asked = ((graph, [sizes[name] for sizes in runs]) for name, graph in functions)
     return measured(asked, before.target, compile_graph)
