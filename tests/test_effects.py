@@ -18,7 +18,7 @@ from llmc.compiler.given import Given, giving
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pass, Pipeline
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, many
 from llmc.optimise import Optimised, optimise
 from llmc.options import Options, Order
 from llmc.passes import PASSES
@@ -113,20 +113,20 @@ def test_zeros_that_int8_skips() -> None:
     ]
     assert [np.count_nonzero(w.reshape(4, 16, 16, 4).any((1, 3))) for w in levels] == [16, 16]
     told = {effect["of"]: (effect["changed"], dict(effect["left"])) for effect in found.effects}
-    assert told["products that skip zeros"] == (2, {})
+    assert told["products skipping zeros"] == (2, {})
 
 
 def test_zeros_that_a_target_multiplies() -> None:
     """CUDA has no product that skips zeros."""
     found = run(dense(64, 64, 64), prune="2:4", target="cuda")
     told = {effect["of"]: (effect["changed"], dict(effect["left"])) for effect in found.effects}
-    assert told["products that skip zeros"] == (0, {"where products for cuda multiply zeros too": 2})
+    assert told["products skipping zeros"] == (0, {"where products for cuda multiply zeros too": 2})
 
 
 def test_zeros_of_shared_values_are_not_skipped() -> None:
     found = run(dense(64, 64, 64), prune="16x4:0.8", share="16", quant="int8", allow_noop=True)
     told = {effect["of"]: (effect["changed"], dict(effect["left"])) for effect in found.effects}
-    assert told["products that skip zeros"] == (0, {"whose values are shared: all are multiplied": 2})
+    assert told["products skipping zeros"] == (0, {"whose values are shared: all are multiplied": 2})
 
 
 def test_bias_correction_beside_gptq_is_refused(tmp_path: Path) -> None:
@@ -226,3 +226,13 @@ def test_the_report_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     print_effects(run(dense(64, 96, 8), quant="fp16").effects)
     shown = " ".join(capsys.readouterr().out.split())
     assert 'quantize{mode="fp16"} 1 2 weights 88.9% 1 with fewer than 16 output columns' in shown
+
+
+def test_one_thing_is_told_in_the_singular(capsys: pytest.CaptureFixture[str]) -> None:
+    print_effects(run(dense(64, 64), quant="fp16").effects)
+    assert "1 1 weight 100.0%" in " ".join(capsys.readouterr().out.split())
+    assert [many(n, "products of levels") for n in (0, 1, 2)] == [
+        "0 products of levels",
+        "1 product of levels",
+        "2 products of levels",
+    ]
