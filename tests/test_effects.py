@@ -136,6 +136,32 @@ def test_bias_correction_beside_gptq_is_refused(tmp_path: Path) -> None:
         Order("x", None, asked)
 
 
+@pytest.mark.parametrize(
+    ("passes", "quant", "found"),
+    [
+        ("correct-bias@quantise", "int8", ""),
+        ("correct-bias{bits=4}@quantise", "int8", "bits=8,block=0,rounding=largest"),
+        ("correct-bias@quantise", "fp16", "halves"),
+        ("correct-bias@quantise", "bf16", "halves"),
+        ("correct-bias,blockwise{bits=4,block=32}@quantise", "none", "bits=4,block=32,rounding=largest"),
+        ('correct-bias{block=32},blockwise{block=32,scales="search"}@quantise', "none", "rounding=search"),
+        ("correct-bias{bits=4,block=32},blockwise{bits=4,block=32}@quantise", "none", ""),
+        ("correct-bias@quantise", "none", ""),  # what rounds may come in another run
+    ],
+)
+def test_bias_correction_is_of_the_rounding_after_it(
+    passes: str, quant: str, found: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "s.npz", x=np.zeros((2, 64), np.float32))
+    options = Options(quant=quant, add_passes=passes, calib=tmp_path / "s.npz", target="x86-avx512")
+    if not found:
+        Order("m.llmc", None, options)
+        return
+    with pytest.raises(LlmcError, match="other errors than those that it makes up for") as caught:
+        Order("m.llmc", None, options)
+    assert found in caught.value.problem
+
+
 def test_states_in_fewer_bits_are_told() -> None:
     """As a lossy pass: what it does to the answers is measured, and the self-test answers for what is left."""
     found = run(windowed(9), level=3, state_dtype="int8")
