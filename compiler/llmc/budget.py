@@ -124,6 +124,11 @@ class _Search:
             raise LlmcError("a budget is for models of one function without states", found=found, hint=hint)
         own = {n: v for n, v in self.options.items() if n in driver.Options.__annotations__}
         own |= {"padding": own.get("padding") or "zero"}
+        if own.get("calib_stats") or own.get("calib_merge"):
+            hint = "leave it out, or compile with the passes that a budget has printed"
+            raise LlmcError(
+                "a budget calibrates many models: none is kept", at="--calib-stats, --calib-merge", hint=hint
+            )
         samples = own.pop("calib", None)
         self.sampled = samples is not None
         self.order = Order("budget", None, own)  # type: ignore[arg-type]  # as `compile` has them
