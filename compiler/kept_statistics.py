@@ -152,14 +152,14 @@ class Record:
         if there is not None and there.facts.after == self._kept.after:
             raise self._refused(there)
         number = self._told["walk"]
-        problem = f"calibration: a part has nothing of walk {number} yet"
-        if there is not None:
+        hint = "gather it from that part's data: llmc calibrate, with all other parts as --calib-merge"
+        if there is None:
+            problem = f"calibration: a part has nothing of walk {number} yet"
+        else:
             problem = (
-                f"calibration: a part gathered walk {number} by what walk {number - 1} found in other samples"
+                f"calibration: walk {number} of a part is by what walk {number - 1} found in other samples"
             )
-        hint = (
-            "gather it from that part's data, with the folders of all others as --calib-merge: llmc calibrate"
-        )
+            hint = f"are all parts given? else {hint}"
         return WaitsForParts(problem, at=str(folder), hint=hint)
 
     def _refused(self, kept: Kept) -> LlmcError:

@@ -74,10 +74,10 @@ def command(
     if as_json:
         print_json({"folder": str(calib_stats), "walks": found.walks, "waits": found.waits})
     elif not is_quiet():
-        _show(calib_stats, found)
+        _show(calib_stats, options["calib_merge"], found)
 
 
-def _show(folder: Path, found: Any) -> None:
+def _show(folder: Path, others: Sequence[Path], found: Any) -> None:
     columns = ["walk", "of", ">samples", ">were there", ">of other parts"]
     rows = [(w["walk"], w["kind"], w["there"] + w["added"], w["there"], w["merged"]) for w in found.walks]
     print_table("", columns, rows)
