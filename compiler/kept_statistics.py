@@ -23,7 +23,7 @@ from llmc.compiler.given import Sample
 from llmc.compiler.statistics_file import Facts, Kept, read, write
 from llmc.errors import LlmcError
 
-SECONDS = 30.0  # between two writings, at least
+SECONDS = 5.0  # between two writings, at least
 _SHARE = 20  # of the time, at most one part in so many is spent on writing
 _OURS = re.compile(r"walk\d+\.npz(\..*\.part)?")
 

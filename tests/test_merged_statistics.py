@@ -182,3 +182,13 @@ def test_walks_that_do_not_depend_on_each_other_do_not_wait(
     found = list(of_inputs(graph, sites, Given(kept=Statistics(others=[tmp_path / "a", tmp_path / "b"]))))
     for (_, ours), (_, theirs) in zip(found, of_inputs(graph, sites, known(samples())), strict=True):
         np.testing.assert_allclose(ours.products, theirs.products, rtol=1e-5, atol=0.05)
+
+
+def test_zeros_stay_together_in_narrower_bins() -> None:
+    fine, coarse = Magnitudes(), Magnitudes()
+    fine.add(np.array([1.05]))
+    coarse.add(np.append(np.zeros(1000), 0.51))
+    coarse.add(np.array([1.03]))  # twice doubled: 2.04 in as many bins
+    fine.merge(coarse)
+    assert (fine.counts[0], fine.counts[1], fine.counts.sum()) == (1000, 0, 1003)
+    assert METHODS["minmax"](fine) == 1.05
