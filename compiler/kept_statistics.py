@@ -36,7 +36,8 @@ class Statistics:
         own: the folder that is written to; None: nothing is kept.
         others: folders of parts that are merged in.
         parts: how many parts there are in all: a walk waits until they are there.
-        say: called with a line for each walk that goes on where another run was.
+        say: called with a line for each walk that goes on where another run was, and for each that is merged.
+        waits: what was raised first where parts are lacking: a pass's errors are told as the pipeline's.
     """
 
     own: Path | None = None
@@ -44,6 +45,7 @@ class Statistics:
     parts: int = 1
     say: Callable[[str], None] = lambda line: None
     after: str = ""
+    waits: WaitsForParts | None = None
     walks: list[dict[str, Any]] = field(default_factory=list)
 
     @contextmanager
@@ -261,7 +263,7 @@ class Record:
             WaitsForParts: there are not all yet.
         """
         if self.lacking is not None:
-            raise self.lacking
+            raise self._waits(self.lacking)
         parts: dict[str, Kept | None] = {self._data.hexdigest(): None} if self._known else {}
         for kept in self._others:
             if kept.facts.data in parts:
@@ -273,11 +275,16 @@ class Record:
         if len(parts) < self._kept.parts:
             found = f"{len(parts)} of {self._kept.parts}"
             hint = "give the folders of the others as --calib-merge"
-            raise WaitsForParts("calibration: there are not all parts yet", found=found, hint=hint)
+            lacking = WaitsForParts("calibration: there are not all parts yet", found=found, hint=hint)
+            raise self._waits(lacking)
         if self._others:
             self._join([parts[data] for data in sorted(parts)])
         said = " ".join([self._kept.after, *sorted(parts)])
         self._kept.after = hashlib.sha256(said.encode()).hexdigest()
+
+    def _waits(self, lacking: WaitsForParts) -> WaitsForParts:
+        self._kept.waits = self._kept.waits or lacking
+        return lacking
 
     def _join(self, parts: Sequence[Kept | None]) -> None:
         """One site after the other, so that one statistic more is in memory at a time; None: what was seen here."""
@@ -290,3 +297,5 @@ class Record:
                 total.merge(part)
             seen.take(total.parts())
         self._told["merged"] = sum(kept.facts.samples for kept in self._others)
+        number, count = self._told["walk"], self._told["merged"] + self._count
+        self._kept.say(f"calibration: walk {number}: {count} samples of {len(parts)} parts are merged")

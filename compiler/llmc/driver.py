@@ -117,6 +117,8 @@ def calibrate(
     stages.enter("import the model", 0.02)
     load = _loading(model, ensemble, adapters, {**importing, "ignore_unused": ignore_unused_weights})
     imported = load()
+    if imported.processor is not None:
+        preprocessing.want_same(imported.processor)
     want_countable(imported.module)
     stages.enter("calibrate", 0.4)
     return gathered(imported, order, compile_graph, parts)

@@ -11,7 +11,6 @@ from typing import Any
 
 from llmc import done, gains
 from llmc.compiler.frontends.imported import Imported
-from llmc.compiler.gathering import WaitsForParts
 from llmc.compiler.given import Given, giving
 from llmc.compiler.graph import Graph
 from llmc.compiler.kept_statistics import Statistics
@@ -188,8 +187,10 @@ def gathered(imported: Imported, order: Order, compile_graph: Callable[..., Any]
     kept = Statistics(order.quant.stats, order.quant.merged, parts, order.say)
     try:
         passed(imported, order, compile_graph, kept)
-    except WaitsForParts as waiting:
-        return Gathered(kept.walks, str(waiting))
+    except LlmcError:
+        if kept.waits is None:
+            raise
+        return Gathered(kept.walks, str(kept.waits))
     if not kept.walks:
         raise LlmcError("no pass wants to know anything of samples of this model", at=order.quant.option)
     return Gathered(kept.walks)

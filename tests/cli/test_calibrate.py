@@ -121,7 +121,8 @@ def test_parts_are_merged_without_data(cli: Any, model: Path, data: Path, tmp_pa
     for name, (a, b) in {"ab": ("part1", "part2"), "ba": ("part2", "part1")}.items():
         merged = ["--calib-merge", tmp_path / a, "--calib-merge", tmp_path / b]
         result = cli(*command, *merged, "-o", tmp_path / f"{name}.txt")
-        assert (result.code, result.err) == (0, "")
+        said = "calibration: walk 1: 20 samples of 2 parts are merged\n"
+        assert (result.code, result.err) == (0, said)
     assert written(tmp_path / "ab.txt") == written(tmp_path / "ba.txt")
     assert cli(*command, "--calib", data / "all.npz", "-o", tmp_path / "whole.txt").code == 0
     ours, theirs = (levels_of(tmp_path / f"{name}.npz") for name in ("ab", "whole"))
@@ -137,6 +138,31 @@ def calibrate(cli: Any, model: Path, part: Path, *more: Any, code: int = 0) -> A
     result = cli("calibrate", model, "--quant", "int8-static", *own, *more, "--json")
     assert result.code == code, result.err
     return json.loads(result.out)
+
+
+def test_gptq_waits_for_parts(cli: Any, model: Path, data: Path, tmp_path: Path) -> None:
+    """In a pass, whose errors are the pipeline's: awq changes what gptq looks at."""
+    asked = [
+        "calibrate",
+        model,
+        "--quant",
+        "w4",
+        "--add-pass",
+        "awq{bits=4}@quantise",
+        "--json",
+        "--parts",
+        2,
+    ]
+    for part in ("part1", "part2"):
+        result = cli(*asked, "--calib", data / f"{part}.npz", "--calib-stats", tmp_path / part)
+        assert result.code == 0, result.err
+        found = json.loads(result.out)
+        assert [walk["kind"] for walk in found["walks"]] == ["moments"]
+        assert found["waits"].startswith("calibration: there are not all parts yet\n  found: 1 of 2")
+    merged = ["--calib-merge", tmp_path / "part2"]
+    result = cli(*asked, "--calib", data / "part1.npz", "--calib-stats", tmp_path / "part1", *merged)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["waits"].startswith("calibration: a part has nothing of walk 2 yet")
 
 
 def scales(manifest: Path) -> tuple[str, list[float]]:
