@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from llmc.errors import LlmcError
 Array = np.ndarray[Any, Any]
 Sample = Mapping[str, Array]
 Encode = Callable[[str, str | None], Sample]  # a text, or a pair of them -> inputs of batch 1
-Run = Callable[[Sample], Sequence[Array]]  # inputs -> the values of the sites
 TEXT_FIELDS = ("text", "sentence")
 PAIR_FIELD = "text_pair"
 LEAST_RATIO = 1000  # of signal to noise, 30 dB: with less one scale for all rows is not kept
@@ -36,71 +35,63 @@ def general_text() -> str:
     return Path(__file__).with_name("calibration.txt").read_text("utf-8")
 
 
-def scales(names: Sequence[str], samples: Iterable[Sample], run: Run, method: str) -> tuple[float, ...]:
-    """The int8 scale of each site, to 6 digits; samples are taken one by one and none is kept.
+def scales(seen: Iterable[Magnitudes], method: str) -> tuple[float, ...]:
+    """The int8 scale of each site by what was seen there, to 6 digits.
 
     Args:
-        names: of the sites, for messages.
-        run: gives the sites' values for a sample.
         method: a key of METHODS.
-
-    Raises:
-        LlmcError: there is no sample, or an activation is not finite; `at` names its layer.
     """
-    seen = [Magnitudes() for _ in names]
-    count = 0
-    for count, sample in enumerate(samples, 1):
-        values = run(sample)
-        want_finite(names, values, count)
-        for magnitudes, value in zip(seen, values, strict=True):
-            magnitudes.add(value)
-    if not count:
-        raise LlmcError("calibration: there are no samples", hint="give some, or use --calib auto")
     limits = [METHODS[method](magnitudes) for magnitudes in seen]
     return tuple(float(f"{limit / 127:.6g}") if limit else 1.0 for limit in limits)
 
 
-def dynamic(
-    samples: Iterable[Sample], run: Run, scales: Sequence[float], weights: Sequence[Array | None]
-) -> tuple[int, ...]:
-    """The sites that should have a scale for each row instead of one for all: where the latter loses too much.
+class Noise:
+    """Of rows `[r, k]` seen so far the energy that products make of them, and of their errors with either scale.
 
     A value's error counts by what the products make of it, as if those of different columns were independent.
 
     Args:
-        scales: of the sites, one for all rows.
-        weights: for each site f32 `[k]`, by column the sum of the squares of all weights that multiply it; None: one
-            scale it is.
+        weights: f32 `[k]`, by column the sum of the squares of all weights that multiply it; None: one scale it is.
+        scale: the one for all rows.
     """
-    noises = [None if by_column is None else _Noise(by_column) for by_column in weights]
-    for sample in samples:
-        for noise, value, scale in zip(noises, run(sample), scales, strict=True):
-            if noise is not None:
-                noise.add(value, scale)
-    return tuple(i for i, noise in enumerate(noises) if noise is not None and noise.is_too_much())
 
+    kind: ClassVar[str] = "noise"
 
-class _Noise:
-    """Of rows `[r, k]` seen so far the energy that products make of them, and of their errors with either scale."""
+    def __init__(self, weights: Array | None, scale: float) -> None:
+        self.weights = None if weights is None else weights.astype(np.float64)
+        self.scale = scale
+        self.sums = np.zeros(3)  # of the rows, of their errors with one scale, and with one for each
 
-    def __init__(self, weights: Array) -> None:
-        self.weights = weights.astype(np.float64)
-        self.signal = self.static = self.by_row = 0.0
-
-    def add(self, values: Array, scale: float) -> None:
+    def add(self, values: Array) -> None:
         """Take rows f32 `[..., k]` into account."""
+        if self.weights is None:
+            return
         rows = values.reshape(-1, values.shape[-1])
         own = np.abs(rows).max(1, keepdims=True, initial=0) / np.float32(127)
-        self.signal += self._energy(rows)
-        self.static += self._energy(rows - _rounded(rows, np.float32(scale)))
-        self.by_row += self._energy(rows - _rounded(rows, np.where(own == 0, np.float32(1), own)))
-
-    def _energy(self, rows: Array) -> float:
-        return float(np.square(rows, dtype=np.float64).sum(0) @ self.weights)
+        by_row = np.where(own == 0, np.float32(1), own)
+        errors = (rows - _rounded(rows, scale) for scale in (np.float32(self.scale), by_row))
+        self.sums += [float(np.square(x, dtype=np.float64).sum(0) @ self.weights) for x in (rows, *errors)]
 
     def is_too_much(self) -> bool:
         """Whether one scale for all is too coarse, and one for each row so much better that it pays."""
-        return self.static * LEAST_RATIO > self.signal and self.static > self.by_row * LEAST_GAIN
+        signal, static, by_row = self.sums
+        return bool(static * LEAST_RATIO > signal and static > by_row * LEAST_GAIN)
+
+    def merge(self, other: Noise) -> None:
+        """Take in what `other` has seen."""
+        self.sums += other.sums
+
+    def empty(self) -> Noise:
+        """One of the same weights and scale that has seen nothing."""
+        return Noise(self.weights, self.scale)
+
+    def parts(self) -> dict[str, Array]:
+        """All there is, to be kept in a file."""
+        return {"sums": self.sums}
+
+    def take(self, parts: Mapping[str, Array]) -> None:
+        """Become what `parts` was called of."""
+        self.sums = np.array(parts["sums"])
 
 
 def _rounded(rows: Array, scale: Any) -> Array:

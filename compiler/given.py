@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +18,34 @@ Sample = Mapping[str, np.ndarray[Any, Any]]  # input -> array
 Run = Callable[[Sample], Sequence[np.ndarray[Any, Any]]]  # inputs -> outputs
 
 
+class Recorder(Protocol):
+    """Keeps one walk over the samples as it goes."""
+
+    def resume(self, samples: Iterator[Sample]) -> int:
+        """Take up what is there: how many samples, which are read and not run again."""
+
+    def __enter__(self) -> Any:
+        """In here samples are run; what stops that stops after a sample."""
+
+    def __exit__(self, *raised: Any) -> None: ...
+
+    def adding(self, sample: Sample) -> AbstractContextManager[None]:
+        """Around what adds a sample to the statistics."""
+
+    def end(self) -> None:
+        """There are no samples more."""
+
+    def merge(self) -> None:
+        """Merge in what other parts have seen."""
+
+
+class Keeper(Protocol):
+    """Keeps the walks of a compile."""
+
+    def record(self, walk: Any) -> Recorder:
+        """Of the next walk, a `gathering.Walk`."""
+
+
 @dataclass(frozen=True)
 class Given:
     """What a compile knows beside the graph.
@@ -27,12 +55,14 @@ class Given:
         place: where these are from, for errors.
         tokenizer: the model's `frontends.folder.Tokenizer`; None: it has none.
         native: graph -> a context that gives the outputs of a sample, by native code; None: the interpreter does.
+        kept: keeps what is gathered of samples, and merges parts that were gathered elsewhere; None: nothing does.
     """
 
     read: Callable[[Graph], Iterator[Sample]] | None = None
     tokenizer: Any = None
     native: Callable[[Graph], AbstractContextManager[Run]] | None = None
     place: str | None = None
+    kept: Keeper | None = None
 
     def samples(self, graph: Graph) -> Iterator[Sample]:
         """Samples of the inputs of `graph`, of batch 1, without padding.

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from llmc.compiler.calibration import want_finite
+from llmc.compiler.gathering import WaitsForParts, Walk, gather
 from llmc.compiler.given import Given
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import OPS
-from llmc.errors import LlmcError
 
 Array = np.ndarray[Any, Any]
 TOGETHER = 256  # rows that are multiplied at once
@@ -25,6 +23,8 @@ class Moments:
 
     Parts that were seen apart are joined by `merge`.
     """
+
+    kind: ClassVar[str] = "moments"
 
     def __init__(self, columns: int) -> None:
         self.rows = 0
@@ -62,9 +62,25 @@ class Moments:
         self._products += other.products
         np.maximum(self.top, other.top, out=self.top)
 
+    def empty(self) -> Moments:
+        """One of as many columns that has seen nothing."""
+        return Moments(len(self.top))
+
+    def parts(self) -> dict[str, Array]:
+        """All there is, to be kept in a file; rows that wait stay apart, as they are to be multiplied with others."""
+        waiting = np.concatenate([np.zeros((0, len(self.top)), np.float32), *self._waiting])
+        return {"rows": np.array(self.rows), "products": self._products, "top": self.top, "waiting": waiting}
+
+    def take(self, parts: Mapping[str, Array]) -> None:
+        """Become what `parts` was called of."""
+        self.rows, self._products = int(parts["rows"]), np.array(parts["products"])
+        self.top, self._waiting = np.array(parts["top"]), [np.array(parts["waiting"])]
+
 
 class Columns:
     """Of rows `[r, k]` seen so far: how many, of each column the sums of it and its square, the largest magnitude."""
+
+    kind: ClassVar[str] = "columns"
 
     def __init__(self, columns: int) -> None:
         self.rows = 0
@@ -86,6 +102,19 @@ class Columns:
         self.squares += other.squares
         np.maximum(self.top, other.top, out=self.top)
 
+    def empty(self) -> Columns:
+        """One of as many columns that has seen nothing."""
+        return Columns(len(self.top))
+
+    def parts(self) -> dict[str, Array]:
+        """All there is, to be kept in a file."""
+        return {"rows": np.array(self.rows), "sums": self.sums, "squares": self.squares, "top": self.top}
+
+    def take(self, parts: Mapping[str, Array]) -> None:
+        """Become what `parts` was called of."""
+        self.rows, self.top = int(parts["rows"]), np.array(parts["top"])
+        self.sums, self.squares = np.array(parts["sums"]), np.array(parts["squares"])
+
 
 def of_columns(graph: Graph, sites: Sequence[Node], known: Given) -> Mapping[Node, Columns]:
     """As `of_inputs`, all sites at once: what is kept of them is small."""
@@ -102,27 +131,25 @@ def of_inputs(graph: Graph, sites: Sequence[Node], known: Given) -> Iterator[tup
 
     Raises:
         LlmcError: there is no sample, or a value is not finite; `at` names what reads it.
+        WaitsForParts: a part lacks a group; those that do not wait for it were gathered all the same.
     """
+    waiting: WaitsForParts | None = None
     for group in _groups(sites):
         found = {node: Moments(int(node.shape[-1])) for node in group}
-        _walk(graph, {**found}, known)
-        yield from found.items()
+        try:
+            _walk(graph, {**found}, known)
+        except WaitsForParts as lacking:
+            waiting = waiting or lacking
+        if waiting is None:
+            yield from found.items()
+    if waiting is not None:
+        raise waiting
 
 
 def _walk(graph: Graph, found: Mapping[Node, Moments | Columns], known: Given) -> None:
-    samples = known.samples(graph)
-    first = list(islice(samples, 1))  # data that does not fit the model is refused before native code is made
-    if not first:
-        hint = "give some, or use --calib auto"
-        raise LlmcError("calibration: there are no samples", at=known.place, hint=hint)
     watched = replace(graph, outputs={f"site{i}": node for i, node in enumerate(found)})
     names = [_readers(graph, node) for node in found]
-    with known.running(watched) as run:
-        for number, sample in enumerate(chain(first, samples), 1):
-            values = run(sample)
-            want_finite(names, values, number)
-            for moments, value in zip(found.values(), values, strict=True):
-                moments.add(value)
+    gather(Walk(watched, names, list(found.values())), known)
 
 
 def _readers(graph: Graph, node: Node) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ Array = np.ndarray[Any, Any]
 
 class Magnitudes:
     """Of all values seen so far: the largest magnitude `top`, and `counts` of magnitudes in 0..`limit`."""
+
+    kind: ClassVar[str] = "magnitudes"
 
     def __init__(self) -> None:
         self.top = 0.0
@@ -47,6 +49,43 @@ class Magnitudes:
             pairs = self.counts.reshape(-1, 2).sum(1)
             self.counts = np.concatenate([pairs, np.zeros(BINS // 2, np.int64)])
             self.limit *= 2
+
+    def merge(self, other: Magnitudes) -> None:
+        """Take in what `other` has seen: `top` and how many there are exactly, where they lie to a bin of either."""
+        if not (self.top and other.top):  # zeros have no range yet
+            zeros, known = (other, self) if self.top else (self, other)
+            counts = known.counts + zeros.counts
+            self.top, self.limit, self.counts = known.top, known.limit, counts
+            return
+        self.top = max(self.top, other.top)
+        self._grow()
+        self.counts += _rebinned(other.counts, other.limit, self.limit)
+
+    def empty(self) -> Magnitudes:
+        """One that has seen nothing."""
+        return Magnitudes()
+
+    def parts(self) -> dict[str, Array]:
+        """All there is, to be kept in a file."""
+        return {"top": np.array(self.top), "limit": np.array(self.limit), "counts": self.counts}
+
+    def take(self, parts: Mapping[str, Array]) -> None:
+        """Become what `parts` was called of."""
+        self.top, self.limit = float(parts["top"]), float(parts["limit"])
+        self.counts = np.array(parts["counts"])
+
+
+def _rebinned(counts: Array, limit: float, wanted: float) -> Array:
+    """Counts i64 `[BINS]` of magnitudes in 0..`limit` as those in 0..`wanted`, which holds all of them.
+
+    The values of a bin count as evenly spread in it, but for bin 0, which has the zeros and stays bin 0.
+    """
+    edges = np.arange(BINS + 1)
+    below = np.concatenate([[0], np.cumsum(counts)])
+    found = np.rint(np.interp(edges * (wanted / limit), edges, below))
+    found[1:] = np.maximum(found[1:], counts[0])
+    found[-1] = below[-1]
+    return np.asarray(np.diff(found), np.int64)
 
 
 def widest(seen: Magnitudes) -> float:

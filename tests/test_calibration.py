@@ -6,7 +6,8 @@ import itertools
 import json
 import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from PIL import Image
 from llmc.compiler import calibration
 from llmc.compiler.dims import symbol
 from llmc.compiler.frontends.tokenizer import Tokenizer
+from llmc.compiler.gathering import Walk, gather
+from llmc.compiler.given import Given
 from llmc.compiler.graph import Graph
 from llmc.compiler.ops import input_, make
 from llmc.compiler.ranges import BINS, METHODS, Magnitudes
@@ -85,17 +88,31 @@ def test_memory_is_constant() -> None:
 # --- scales
 
 
+def two_sites() -> Walk:
+    """A value, and zeros made of it."""
+    x = input_("x", "f32", (B, 3))
+    zeros = make("sub", (x, x))
+    graph = Graph((x,), {"a": x, "b": zeros}, {"batch": (1, 8)})
+    return Walk(graph, ["a", "layer.1"], [Magnitudes(), Magnitudes()])
+
+
 def test_scales() -> None:
     samples = [{"x": np.full((1, 3), v, np.float32)} for v in (1.0, -127.0, 3.0)]
-    found = calibration.scales(["a", "b"], samples, lambda s: [s["x"], 0 * s["x"]], "minmax")
-    assert found == (1.0, 1.0)
+    walk = two_sites()
+    gather(walk, Given(lambda graph: iter(samples)))
+    assert calibration.scales(walk.seen, "minmax") == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (-np.inf, "infinity")])
 def test_activations_that_are_not_finite_are_named(value: float, kind: str) -> None:
     samples = [{"x": np.ones((1, 3), np.float32)}, {"x": np.array([[1, value, 2]], np.float32)}]
+
+    @contextmanager
+    def run(graph: Graph) -> Iterator[Any]:
+        yield lambda sample: [np.ones(3), sample["x"]]
+
     with pytest.raises(LlmcError) as caught:
-        calibration.scales(["a", "layer.1"], samples, lambda s: [np.ones(3), s["x"]], "minmax")
+        gather(two_sites(), Given(lambda graph: iter(samples), native=run))
     assert (caught.value.at, caught.value.found) == ("layer.1", f"{kind} in sample 2")
 
 
@@ -103,21 +120,26 @@ def test_rows_far_larger_than_others_ask_for_scales_of_their_own() -> None:
     rng = np.random.default_rng(5)
     even, odd = rng.normal(size=(2, 50, 8)).astype(np.float32)
     odd[::10] *= 200
-    run = lambda sample: [even, odd, odd]  # noqa: E731
     scales = [float(np.abs(x).max() / 127) for x in (even, odd, odd)]
     ones = np.ones(8, np.float32)
-    found = calibration.dynamic([{}], run, scales, [ones, ones, None])
-    assert found == ()  # a few large rows make the signal, too
+
+    def too_much(scales: list[float], weights: list[Array | None]) -> list[int]:
+        noises = [calibration.Noise(w, scale) for w, scale in zip(weights, scales, strict=True)]
+        for noise, rows in zip(noises, (even, odd, odd), strict=True):
+            noise.add(rows)
+        return [i for i, noise in enumerate(noises) if noise.is_too_much()]
+
+    assert too_much(scales, [ones, ones, None]) == []  # a few large rows make the signal, too
     clipped = [scales[0], scales[1] / 50, scales[2] / 50]
-    assert calibration.dynamic([{}], run, clipped, [ones, ones, None]) == (1,)
+    assert too_much(clipped, [ones, ones, None]) == [1]
     coarse = [scales[0] * 40, scales[1], scales[2]]
-    assert calibration.dynamic([{}], run, coarse, [ones, ones, ones]) == (0,)
-    assert calibration.dynamic([{}], run, clipped, [ones, 0 * ones, None]) == ()
+    assert too_much(coarse, [ones, ones, ones]) == [0]
+    assert too_much(clipped, [ones, 0 * ones, None]) == []
 
 
 def test_no_samples() -> None:
     with pytest.raises(LlmcError, match="no samples"):
-        calibration.scales(["a"], [], lambda s: [], "minmax")
+        gather(two_sites(), Given(lambda graph: iter(())))
 
 
 # --- files

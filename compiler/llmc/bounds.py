@@ -186,12 +186,17 @@ def _breaks(value: float, most: float) -> bool:
 
 
 def want_free(options: Mapping[str, Any]) -> None:
-    """Raises LlmcError: options choose what the budget is to choose."""
+    """Raises LlmcError: options choose what the budget is to choose, or keep statistics of one model."""
     defaults = {"quant": "none", "matmul": "fma", "state_dtype": "fp32"}
     used = [n for n in _ALONE if options.get(n) not in (None, (), [], False, defaults.get(n))]
     if used:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in used)
         raise LlmcError("a budget chooses what is compressed", at=names, hint="leave it out, or the bounds")
+    if options.get("calib_stats") or options.get("calib_merge"):
+        hint = "leave it out, or compile with the passes that a budget has printed"
+        raise LlmcError(
+            "a budget calibrates many models: none is kept", at="--calib-stats, --calib-merge", hint=hint
+        )
 
 
 def refusal(report: BudgetReport) -> LlmcError:

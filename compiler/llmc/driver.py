@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from llmc import embed, gains, kept_imports, preprocessing, tokens
 from llmc.compiler import artifact, extensions
@@ -21,7 +21,7 @@ from llmc.compiler.verify import verify_module
 from llmc.errors import LlmcError, extras_named
 from llmc.keep import keep
 from llmc.kernels import Kernels
-from llmc.optimise import Optimised, optimise
+from llmc.optimise import Gathered, Optimised, gathered, optimise
 from llmc.options import PADDING, TUNE_SECONDS, Options, Order
 from llmc.package import Build, manifest
 from llmc.report import CompileReport, Progress, Stages
@@ -34,6 +34,7 @@ __all__ = [
     "CompileReport",
     "Options",
     "Progress",
+    "calibrate",
     "compile",
     "compile_graph",
     "compile_module",
@@ -85,13 +86,56 @@ def compile(  # `llmc.compile`: the builtin of this name is not used here
     asked |= {"dims": dims, "fixed": fixed}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     given |= {"task": task, "ignore_unused": ignore_unused_weights}
+    return _compile(_loading(model, ensemble, adapters, given), Order(output, name, options))
+
+
+@extras_named()
+def calibrate(
+    model: str | Path | Sequence[str | Path],
+    stats: str | Path,
+    *,
+    parts: int = 1,
+    ensemble: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
+    ignore_unused_weights: bool = False,
+    **asked: Any,
+) -> Gathered:
+    """Gather what a compile wants to know of `calib`, for `calib_merge`; the other arguments are those of `compile`.
+
+    Args:
+        stats: folder that keeps it; what is there already is not gathered again.
+        parts: how many parts of the data there are in all: what depends on others waits until they are merged in.
+
+    Raises:
+        LlmcError: as `compile`; or `stats` has what is not of this model, these options and these samples.
+    """
+    names = ("task", "max_batch", "max_seq", "base", "adapter", "dims", "fixed")
+    importing = {n: v for n in names if (v := asked.pop(n, None)) is not None}
+    options = cast(Options, {"padding": PADDING[0], **asked, "calib_stats": stats})
+    order = Order("calibrated", None, options)
+    stages = Stages(order.progress)
+    stages.enter("import the model", 0.02)
+    load = _loading(model, ensemble, adapters, {**importing, "ignore_unused": ignore_unused_weights})
+    imported = load()
+    if imported.processor is not None:
+        preprocessing.want_same(imported.processor)
+    want_countable(imported.module)
+    stages.enter("calibrate", 0.4)
+    return gathered(imported, order, compile_graph, parts)
+
+
+def _loading(
+    model: str | Path | Sequence[str | Path],
+    ensemble: str | Path | None,
+    adapters: Mapping[str, str | Path] | None,
+    given: Mapping[str, Any],
+) -> Callable[[], Imported]:
+    """What imports the model, or the models."""
     if ensemble is not None or not isinstance(model, str | Path):
         members = [model] if isinstance(model, str | Path) else list(model)
-        return _compile(
-            _ensemble(members, str(ensemble or "mean"), adapters, given), Order(output, name, options)
-        )
+        return _ensemble(members, str(ensemble or "mean"), adapters, given)
     load = partial(kept_imports.load, model, **given)
-    return _compile(_beside(load, adapters) if adapters else load, Order(output, name, options))
+    return _beside(load, adapters) if adapters else load
 
 
 def _ensemble(

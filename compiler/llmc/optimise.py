@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from glob import escape
@@ -12,6 +13,7 @@ from llmc import done, gains
 from llmc.compiler.frontends.imported import Imported
 from llmc.compiler.given import Given, giving
 from llmc.compiler.graph import Graph
+from llmc.compiler.kept_statistics import Statistics
 from llmc.compiler.module import Module
 from llmc.compiler.pipeline import Observer, Pass, PassRun, Pipeline, Step
 from llmc.compiler.places import PLACES, Placed
@@ -20,6 +22,7 @@ from llmc.compiler.samples import Arrays
 from llmc.compiler.trail import Loss, Trail
 from llmc.compiler.verify import verify_module
 from llmc.done import OWN, Asked
+from llmc.errors import LlmcError
 from llmc.kept_answers import plays
 from llmc.options import MATMUL, STATES, Order
 from llmc.passes import PASSES
@@ -114,8 +117,7 @@ def optimise(
     """
     alone = played_alone(imported.module)
     noted = answers(imported.module, alone)
-    functions = imported.module.functions.items()
-    parts = {name: _function(graph, imported, order, stages, compile_graph) for name, graph in functions}
+    parts = _functions(imported, order, stages, compile_graph)
     module = Module({name: part.graph for name, part in parts.items()})
     verify_module(module)
     texts = {name: str(part.pipeline) for name, part in parts.items()}
@@ -141,19 +143,57 @@ def optimise(
     return Optimised(module, text, noted, source, cases, trails, losses, done.told(asked), mode, left)
 
 
-def passed(imported: Imported, order: Order, compile_graph: Callable[..., Any]) -> Mapping[str, Graph]:
+def passed(
+    imported: Imported, order: Order, compile_graph: Callable[..., Any], kept: Statistics | None = None
+) -> Mapping[str, Graph]:
     """Each function after the passes, which nothing holds to their promises.
 
     Args:
         compile_graph: as of `optimise`.
+        kept: keeps what is gathered of samples; None: as `order` says.
     """
-    functions = imported.module.functions.items()
-    parts = {n: _function(graph, imported, order, Stages(None), compile_graph) for n, graph in functions}
+    parts = _functions(imported, order, Stages(None), compile_graph, kept)
     if not order.allow_noop:
         done.want_all([one for part in parts.values() for one in part.asked])
     module = Module({name: part.graph for name, part in parts.items()})
     verify_module(module)
     return module.functions
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What calibration has seen.
+
+    Args:
+        walks: for each walk over the samples "walk", its number, "kind", and how many samples were "there", were
+            "added", and "merged" of other parts.
+        waits: what the rest waits for; empty if there is all.
+    """
+
+    walks: Sequence[Mapping[str, Any]]
+    waits: str = ""
+
+
+def gathered(imported: Imported, order: Order, compile_graph: Callable[..., Any], parts: int = 1) -> Gathered:
+    """Run the passes for what they want to know of samples, which is kept in the folder of `order`.
+
+    Args:
+        compile_graph: as of `optimise`.
+        parts: as `Statistics` has it.
+
+    Raises:
+        LlmcError: as `optimise`; or no pass walks over the samples.
+    """
+    kept = Statistics(order.quant.stats, order.quant.merged, parts, order.say)
+    try:
+        passed(imported, order, compile_graph, kept)
+    except LlmcError:
+        if kept.waits is None:
+            raise
+        return Gathered(kept.walks, str(kept.waits))
+    if not kept.walks:
+        raise LlmcError("no pass wants to know anything of samples of this model", at=order.quant.option)
+    return Gathered(kept.walks)
 
 
 def before_quantising(
@@ -198,8 +238,28 @@ def _last(trails: Mapping[str, Trail]) -> Sequence[Arrays]:
     return trail.answers
 
 
+def _functions(
+    imported: Imported,
+    order: Order,
+    stages: Stages,
+    compile_graph: Callable[..., Any],
+    kept: Statistics | None = None,
+) -> Mapping[str, _Function]:
+    quant = order.quant
+    if kept is None and (quant.stats is not None or quant.merged):
+        kept = Statistics(quant.stats, quant.merged, say=order.say)
+    with nullcontext() if kept is None else kept.opened():
+        functions = imported.module.functions.items()
+        return {n: _function(graph, imported, order, stages, compile_graph, kept) for n, graph in functions}
+
+
 def _function(
-    graph: Graph, imported: Imported, order: Order, stages: Stages, compile_graph: Callable[..., Any]
+    graph: Graph,
+    imported: Imported,
+    order: Order,
+    stages: Stages,
+    compile_graph: Callable[..., Any],
+    kept: Statistics | None,
 ) -> _Function:
     """The passes that are asked for, and those that states, a target, `--quant` and `--matmul` bring along."""
     read = (
@@ -212,7 +272,7 @@ def _function(
     left: tuple[gains.Gain, ...] = ()
     native = partial(observer, compile_graph=compile_graph)
     place = None if order.quant.calib is None else str(order.quant.calib)
-    with giving(Given(read, imported.tokenizer, native, place)):
+    with giving(Given(read, imported.tokenizer, native, place, kept)):
         road = _Road(graph, verified if order.verify_each else Pipeline.run)
         road.add(_appending(imported, order))
         first, own = own_steps(graph, _on_integers(order)) if not order.only else (Pipeline(()), Pipeline(()))

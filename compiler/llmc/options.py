@@ -54,6 +54,8 @@ class Options(TypedDict, total=False):
         calib: samples for int8-static, for w8 and w4, which round by them, and for passes that want some, a .txt,
             .jsonl, .csv or .npz file, a folder of images, or "auto".
         calib_method: "minmax", "percentile" or "entropy".
+        calib_stats: folder that keeps what is gathered of the samples: a compile that was stopped goes on.
+        calib_merge: folders of what was gathered of other parts of the data, which are merged in.
         measure: time kernels on this machine where the cost model says what layers gain (docs/compression.md).
         state_dtype: how sessions keep keys and values: "fp32", "fp16" or "int8" (docs/generation.md).
         padding: what outputs that have a row for each token hold where attention_mask is 0: "zero", which lets
@@ -87,6 +89,8 @@ class Options(TypedDict, total=False):
     zero_points: bool
     calib: str | Path | None
     calib_method: str
+    calib_stats: str | Path | None
+    calib_merge: str | Path | Sequence[str | Path]
     measure: bool
     state_dtype: str
     padding: str
@@ -104,7 +108,7 @@ class Options(TypedDict, total=False):
 # What makes a model smaller, or faster and less exact: the options it is compared without.
 LESS = (
     *("prune", "share", "factorize", "quant", "calib", "calib_method", "attention", "group", "state_dtype"),
-    *("measure", "keep", "zero_points"),
+    *("measure", "keep", "zero_points", "calib_stats", "calib_merge"),
 )
 
 
@@ -138,6 +142,8 @@ class Order:
             wanted=_want_samples(self.placed),
             group=options.get("group"),
             zero_points=options.get("zero_points", False),
+            stats=None if (stats := options.get("calib_stats")) is None else Path(stats),
+            merged=_merged(options),
         )
         self.measure = options.get("measure", False)
         self.tune, self.tune_time = options.get("tune", False), options.get("tune_time", TUNE_SECONDS)
@@ -146,12 +152,17 @@ class Order:
         self._check()
 
     def plain(self) -> Order | None:
-        """The same without what makes a model smaller or less exact; None where nothing does."""
+        """The same without what makes a model smaller or less exact; None where nothing does.
+
+        None too where passes that stay want samples, and there are only statistics, which are of this model.
+        """
         asked = (self.quant.mode, self.state_dtype, bool(self._compressed)) != ("none", "fp32", False)
         if not asked:
             return None
         kept = {name: value for name, value in self._options.items() if name not in LESS}
         if _want_samples(placed_passes(cast(Options, kept))):
+            if self.quant.calib is None:
+                return None
             kept |= {name: self._options[name] for name in ("calib", "calib_method") if name in self._options}
         return Order(self.output, self.name, cast(Options, {**kept, "allow_noop": True}))
 
@@ -282,10 +293,15 @@ def _want_samples(passes: Placed) -> bool:
     return any(step.change.wants_samples for step in passes.pipeline.steps)
 
 
+def _merged(options: Options) -> tuple[Path, ...]:
+    given = options.get("calib_merge") or ()
+    return tuple(map(Path, [given] if isinstance(given, str | Path) else given))
+
+
 def _compression(options: Options) -> str:
     prune = options.get("prune", ())
     given = (prune,) if isinstance(prune, str) else prune
-    samples = options.get("calib") is not None
+    samples = options.get("calib") is not None or bool(_merged(options))
     int8 = options.get("quant") in ("int8", "int8-static")
     return shortcuts.compression(
         given, options.get("share"), options.get("factorize"), samples=samples, int8=int8

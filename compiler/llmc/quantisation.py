@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import numpy as np
 import llmc
 from llmc.compiler import calibration, interpret
 from llmc.compiler.frontends.inputs import KEEP
-from llmc.compiler.given import given
+from llmc.compiler.gathering import Walk, gather
+from llmc.compiler.given import Given, Run, given
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops.int16 import longest_block
 from llmc.compiler.pipeline import Pass, Pipeline, near
-from llmc.compiler.ranges import METHODS
+from llmc.compiler.ranges import METHODS, Magnitudes
 from llmc.errors import LlmcError, TextsCut
 from llmc.passes import PASSES
 from llmc.passes.compress.bfloat16 import Bfloat16
@@ -60,6 +62,8 @@ class Quantisation:
         group: of w8, w4 and w4a8, columns that share a scale, 0 for a whole row; None: the mode's own.
         zero_points: of these, whether each group has a level of its own for 0.
         slower: patterns of the products that int8 would slow down, which stay float (`llmc.gains`).
+        stats: folder that keeps what calibration gathers, which goes on where it was stopped.
+        merged: folders of what was gathered of other parts of the data.
         wanted: whether a pass wants samples, so that calibration data is of use without int8-static.
     """
 
@@ -71,6 +75,8 @@ class Quantisation:
     group: int | None = None
     zero_points: bool = False
     slower: tuple[str, ...] = ()
+    stats: Path | None = None
+    merged: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:
@@ -89,15 +95,27 @@ class Quantisation:
                 found=f"--quant {self.mode}",
                 hint="leave it out",
             )
-        if self.calib is None and (self.static or self.wanted):
+        self._check_samples()
+        self._check_groups()
+        self._check_places()
+
+    def _check_samples(self) -> None:
+        if not self.sampled and (self.static or self.wanted):
             who = STATIC if self.static else "a pass of the pipeline"
             hint = "--calib FILE with samples like those to come, or --calib auto for general text"
             raise LlmcError(f"{who} needs calibration data", at="--calib", hint=hint)
-        if self.calib is not None and not (self.static or self.stored or self.wanted):
+        if self.sampled and not (self.static or self.stored or self.wanted):
             found = f"--quant {self.mode}, and no pass that wants samples"
-            who = f"{STATIC}, w8, w4, w4a8 and --prune"
-            raise LlmcError(f"calibration data is of use to {who} only", at="--calib", found=found)
-        self._check_groups()
+            who, at = f"{STATIC}, w8, w4, w4a8 and --prune", "--calib-merge" if self.merged else "--calib"
+            raise LlmcError(f"calibration data is of use to {who} only", at=at, found=found)
+
+    def _check_places(self) -> None:
+        if self.stats is not None and self.calib is None:
+            hint = "--calib FILE; what is there already is read by --calib-merge"
+            raise LlmcError("there are no samples to gather statistics of", at="--calib-stats", hint=hint)
+        for folder in self.merged:
+            if not folder.is_dir():
+                raise LlmcError("there is no such folder of statistics", at=f"--calib-merge {folder}")
         if self.calib not in (None, "auto") and not Path(str(self.calib)).exists():
             raise LlmcError("there is no such calibration file", at=str(self.calib))
 
@@ -117,6 +135,11 @@ class Quantisation:
         if self.group is not None and (self.group < 0 or self.group % 16 or self.group > longest_block(8)):
             hint = f"a multiple of 16 up to {longest_block(8)}, such as 32, 64 or 128, or 0 for a whole row"
             raise LlmcError("there are no products with such groups", at=f"--group {self.group}", hint=hint)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether something is known of the values of activations."""
+        return self.calib is not None or bool(self.merged)
 
     @property
     def option(self) -> str:
@@ -165,7 +188,7 @@ class Quantisation:
         assert isinstance(change, Blockwise)
         block = change.block if self.group is None else self.group
         tables = change.table_block if self.group is None else 0
-        if self.calib is None:
+        if not self.sampled:
             return replace(change, block=block, table_block=tables, zeros=self.zero_points)
         return Gptq(
             bits=change.bits,
@@ -215,9 +238,8 @@ class Quantisation:
             )
         change = replace(self.change(), slower=self.slower)
         sites, named = change.sites(graph), _sources(graph, change)
-        samples = self.samples(graph, tokenizer, preprocess)
-        first = list(islice(samples, 1))  # data that does not fit the model is refused whatever it is for
-        if not first:
+        first = list(islice(self.samples(graph, tokenizer, preprocess), 1))
+        if not (first or self.merged):  # data is refused whatever it is for
             hint = "give some, or use --calib auto"
             raise LlmcError("calibration: there are no samples", at=str(self.calib), hint=hint)
         if not sites:
@@ -225,13 +247,20 @@ class Quantisation:
         watched = Graph(graph.inputs, {f"site{i}": site for i, site in enumerate(sites)}, graph.dims)
         for sample in first:  # mistakes show before native code is made
             calibration.want_finite(named, list(interpret.run(watched, sample).values()), 1)
-        with observer(watched, compile_graph) if first else nullcontext(_nothing) as run:
-            found = calibration.scales(named, chain(first, samples), run, self.method)
+        read = (
+            None if self.calib is None else partial(self.samples, tokenizer=tokenizer, preprocess=preprocess)
+        )
+        seen, weights = [Magnitudes() for _ in sites], _by_column(graph, change)
+        with once(partial(observer, compile_graph=compile_graph)) as native:
+            known = Given(read, tokenizer, native, str(self.calib), given().kept)
+            gather(Walk(watched, named, seen), known)
+            found = calibration.scales(seen, self.method)
+            noises = [calibration.Noise(w, scale) for w, scale in zip(weights, found, strict=True)]
+            also = [np.array(found), *(np.zeros(0) if w is None else w for w in weights)]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", TextsCut)  # which have been counted
-                again = self.samples(graph, tokenizer, preprocess)
-                coarse = calibration.dynamic(again, run, found, _by_column(graph, change))
-        return tuple(0.0 if i in coarse else scale for i, scale in enumerate(found))
+                gather(Walk(watched, named, noises, also), known)
+        return tuple(0.0 if n.is_too_much() else scale for n, scale in zip(noises, found, strict=True))
 
     def samples(
         self, graph: Graph, tokenizer: Any, preprocess: Mapping[str, Any] = {}
@@ -334,12 +363,23 @@ def encoder(tokenizer: Any, graph: Graph, cut: list[bool]) -> calibration.Encode
     return encode
 
 
-def _nothing(sample: calibration.Sample) -> list[Any]:
-    return []
+@contextmanager
+def once(native: Callable[[Graph], AbstractContextManager[Run]]) -> Iterator[Any]:
+    """As `native`, for one graph that is run several times: its code is made at the first."""
+    runs: list[Run] = []
+    with ExitStack() as opened:
+
+        @contextmanager
+        def running(graph: Graph) -> Iterator[Run]:
+            if not runs:
+                runs.append(opened.enter_context(native(graph)))
+            yield runs[0]
+
+        yield running
 
 
 @contextmanager
-def observer(watched: Graph, compile_graph: CompileGraph) -> Iterator[calibration.Run]:
+def observer(watched: Graph, compile_graph: CompileGraph) -> Iterator[Run]:
     """Gives the outputs of `watched` for a sample: by native code where this machine can run it."""
     if not any(host.runs_here(cpu) for target in TARGETS.values() for cpu in target.cpus):
         yield lambda sample: list(interpret.run(watched, sample).values())

@@ -35,6 +35,7 @@ Exit codes: 0 done, 1 failed (a sentence on stderr says why), 2 wrong usage, 130
 _COMMANDS = (
     "check",
     "compile",
+    "calibrate",
     "run",
     "bench",
     "eval",

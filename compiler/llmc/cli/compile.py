@@ -22,6 +22,7 @@ from llmc.cli.output import (
     print_table,
     quant_option,
     size_text,
+    stats_options,
     time_text,
 )
 from llmc.cli.verbosity import is_quiet
@@ -39,6 +40,7 @@ Examples:
   llmc compile ./seed-1 --member ./seed-2 --member ./seed-3 --ensemble mean -o m.llmc  several as one
   llmc compile ./my-model --quant int8 -o small.llmc
   llmc compile ./my-model --quant w4 --calib texts.txt -o tiny.llmc    rounded by GPTQ
+  llmc compile ./my-model --quant w4 --calib texts.txt --calib-stats kept -o tiny.llmc  goes on if stopped
   llmc compile ./my-model -O1 -o exact.llmc            only the rewrites that keep every bit
   llmc compile ./my-model --passes "fold,cse" -o plain.llmc
   llmc compile ./my-model --add-pass "./my_pass.py:MyPass{width=4}@compress" -o m.llmc
@@ -131,6 +133,7 @@ Choices = Callable[[Mapping[str, Any]], Mapping[str, Any]]
     show_default=True,
     help="How int8-static chooses ranges.",
 )
+@stats_options
 @click.option(
     "--state-dtype",
     type=click.Choice(["fp32", "fp16", "int8"]),
@@ -213,7 +216,7 @@ def command(
     **options: Any,
 ) -> None:
     """Compile MODEL into an artifact: native code, weights, a C header, a benchmarker, no other library."""
-    options |= _adapters_of(adapters)
+    options |= adapters_of(adapters)
     if options["ensemble"] and not members:
         raise click.UsageError("--ensemble is of several models: give the others by --member MODEL.")
     several = "-ensemble" if members else ""
@@ -241,7 +244,7 @@ def command(
     print_report(report)
 
 
-def _adapters_of(given: Sequence[str]) -> dict[str, Any]:
+def adapters_of(given: Sequence[str]) -> dict[str, Any]:
     """The adapter to merge, and those that stay beside the model by name."""
     merged, beside = [], {}
     for text in given:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,9 @@ from llmc.cli.output import (
     json_option,
     print_json,
     require_folder,
+    stats_options,
 )
+from llmc.cli.verbosity import is_quiet
 from llmc.compiler.frontends.axes import Asked
 from llmc.compiler.frontends.dispatch import is_model_file
 from llmc.errors import LlmcError
@@ -49,6 +52,7 @@ stdout, everything else to stderr.
 @add_pass_option
 @click.option("--only-passes", metavar="PIPELINE", help="Passes to run, and nothing else.")
 @click.option("--calib", metavar="FILE|auto", help="Samples of inputs, for passes that want some.")
+@stats_options
 @click.option(
     "-O", "level", type=click.IntRange(0, 3), default=3, show_default=True, help="A level's pipeline."
 )
@@ -94,6 +98,8 @@ def command(
     add_passes: tuple[str, ...],
     only_passes: str | None,
     calib: str | None,
+    calib_stats: Path | None,
+    calib_merge: tuple[Path, ...],
     level: int,
     task: str,
     weights: Path | None,
@@ -117,7 +123,7 @@ def command(
     write = _writer(output, function, external_data)
     asked = {"level": level, "passes": passes, "add_passes": add_passes, "only_passes": only_passes}
     pipeline = _pipeline(asked)  # a slip shows before the import
-    given = _samples(pipeline, calib)
+    given = _samples(pipeline, calib, calib_stats, calib_merge)
     imported = read_model(model, task, weights, ignore_unused_weights, base, adapter, dims, fixed)
     if passes is None and only_passes is None and imported.pipeline is not None:  # of a reproducer
         pipeline = _pipeline({**asked, "passes": imported.pipeline})
@@ -159,16 +165,23 @@ def _pipeline(asked: dict[str, Any]) -> Any:
     return placed_passes(cast(Options, asked)).pipeline
 
 
-def _samples(pipeline: Any, calib: str | None) -> Any:
-    """Tokenizer -> a context in which passes may ask for the samples of `calib`."""
+def _samples(pipeline: Any, calib: str | None, stats: Path | None, merged: tuple[Path, ...]) -> Any:
+    """Tokenizer -> a context in which passes may ask for the samples of `calib`, and what is known of others."""
     from llmc.compiler.given import Given, giving
+    from llmc.compiler.kept_statistics import Statistics
     from llmc.quantisation import Quantisation
 
     wanted = any(step.change.wants_samples for step in pipeline.steps)
-    data = Quantisation(calib=calib, wanted=wanted)
-    return lambda tokenizer: giving(
-        Given(partial(data.samples, tokenizer=tokenizer) if calib else None, tokenizer)
-    )
+    data = Quantisation(calib=calib, wanted=wanted, stats=stats, merged=merged)
+
+    @contextmanager
+    def known(tokenizer: Any) -> Iterator[None]:
+        read = partial(data.samples, tokenizer=tokenizer) if calib else None
+        kept = Statistics(stats, merged, say=lambda line: None if is_quiet() else click.echo(line, err=True))
+        with kept.opened(), giving(Given(read, tokenizer, kept=kept if stats or merged else None)):
+            yield
+
+    return known
 
 
 def _run(pipeline: Any, module: Any, print_after: str | None, keep: Path | None, verify_each: bool) -> Any:

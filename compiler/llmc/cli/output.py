@@ -85,6 +85,24 @@ def quant_option(help: str) -> Callable[[Any], Any]:
     return click.option("--quant", type=kinds, default="none", show_default=True, help=help)
 
 
+def stats_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--calib-stats` and `--calib-merge`, of commands that calibrate."""
+    kept = click.option(
+        "--calib-stats",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="Keep there what is gathered of --calib, and go on where a run was stopped.",
+    )
+    merged = click.option(
+        "--calib-merge",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        help="What was gathered of another part of the data, to merge in; repeatable.",
+    )
+    return kept(merged(command))
+
+
 def pass_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `llmc compile` that choose passes, of commands that run them and compile nothing."""
     for option in reversed(_PASS_OPTIONS):
@@ -324,6 +342,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line of its own on stderr, above the bar if there is one."""
+        if self._quiet:
+            return
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
