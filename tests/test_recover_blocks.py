@@ -9,7 +9,9 @@ import torch
 from built_folders import built
 
 from llmc.distillation import Example, Examples
+from llmc.errors import LlmcError
 from llmc.masks import Masks, graph_of, prune_of
+from llmc.units import changes_of
 
 BLOCKS = [("4x1:0.8", 4, 1), ("16x4:0.8", 16, 4)]
 
@@ -57,3 +59,11 @@ def test_a_language_model_begins_with_it_as_well(tmp_path):
     before = {name: p.detach().clone() for name, p in masks.weights.items()}
     masks.reconstruct(Examples(rows, ("input_ids", "attention_mask"), 0, "tokens").samples(150))
     assert all(not torch.equal(p, before[name]) for name, p in masks.weights.items())
+
+
+@pytest.mark.parametrize("spec", ["channels:0.3", "channels:0.3,multiple=4"])
+def test_channels_are_of_compile(spec):
+    with pytest.raises(LlmcError, match="recover trains no convolutions") as refused:
+        changes_of((spec,))
+    assert "`llmc compile --prune channels:0.3" in str(refused.value)
+    assert "heads and neurons alone" not in str(refused.value)
