@@ -9,14 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from llmc.compiler.culprit import Breach, Trial, is_own
 from llmc.compiler.differences import Arrays, furthest, moved
-from llmc.compiler.graph import Graph
+from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops.float_steps import makes_levels_of
 from llmc.compiler.pipeline import PassRun, Pipeline, Step
 from llmc.compiler.promises import allowed
 from llmc.compiler.samples import Session, play, samples
+from llmc.errors import LlmcError
 
+Array = np.ndarray[Any, Any]
 Plays = Callable[[Graph, Sequence[Session]], list[Arrays]]
 
 # Sums in another order differ by so much, as a share of an output's scale, before what follows rounds them.
@@ -30,6 +34,9 @@ _ANEW = 2.0
 _COARSE = 1e-3
 # Nothing of an output is left in one that is further from it than two of its size can be.
 _LOST = 2.0
+# Squares of larger values, as norms take them, are infinite in float32, and so are sums of products on the way.
+_SQUARED = 1.8e19
+_PRODUCTS = ("linear", "conv2d", "matmul")  # where values grow; masks may be as large as they like
 
 
 @dataclass(frozen=True)
@@ -103,12 +110,43 @@ class Trail:
 
         Raises:
             Breach: a pass did not keep its promise, or a lossy one leaves nothing of an output.
+            LlmcError: that is so because the model's own values overflow.
         """
         chain = _Chain(self, noted, plays or _outputs)
-        for taken in self.taken:
-            chain.add(taken)
-        self.answers = chain.close(self.last)
+        try:
+            for taken in self.taken:
+                chain.add(taken)
+            self.answers = chain.close(self.last)
+        except Breach as breach:
+            raise self.overflow(breach.problem) or breach from None
         return tuple(self.losses)
+
+    def overflow(self, failure: str) -> LlmcError | None:
+        """The first product of the model as it came whose values are beyond what float32 can hold or square.
+
+        Args:
+            failure: what was found to differ, which is then nobody's fault.
+        """
+        found: list[tuple[Node, float]] = []
+
+        def watch(node: Node, value: Array) -> None:
+            largest = float(np.abs(value).max(initial=0)) if node.op in _PRODUCTS and not found else 0.0
+            if not largest <= _SQUARED:
+                found.append((node, largest))
+
+        for session in samples(self.first):
+            play(self.first, session, watch)
+            if found:
+                node, largest = found[0]
+                return LlmcError(
+                    "the model's own values are beyond what float32 holds, or holds the square of: its answers depend "
+                    "on the order of sums",
+                    at=f"{node.source or 'the graph'} ({node.op})",
+                    found=f"values up to {largest:.3g}; so {failure}",
+                    hint="are this layer's weights, and those before it, what was trained? Divide them, so that values "
+                    f"stay below {_SQUARED:g}",
+                )
+        return None
 
     def blame(self) -> Breach | None:
         """The pass that changes answers, by the interpreter; None if none does."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, many
 from llmc.runtime import images, patches
 from llmc.runtime.arrays import Array
 from llmc.runtime.source import hold
@@ -168,9 +168,9 @@ def expanded(entry: ImagesEntry, prompt: str, looked: Looked, at: str) -> str:
     if "begin" in texts and place not in prompt:
         prompt = place * count + prompt  # PaliGemma's: all images come first
     if (found := prompt.count(place)) != count:
-        given = "no image is given" if not count else f"{count} image{'s' * (count > 1)} given"
+        given = "no image is given" if not count else f"{many(count, 'images')} given"
         raise LlmcError(
-            f"the prompt has {found or 'no'} place{'s' * (found != 1)} for images, {given}",
+            f"the prompt has {many(found, 'places') if found else 'no places'} for images, {given}",
             found=f"{place!r} in the prompt, {found} times",
             hint=f"each {place} in the prompt stands for an image: give as many (images=[...], --image FILE)",
         )
@@ -219,7 +219,8 @@ def want_rows(entry: ImagesEntry, ids: Sequence[int], looked: Looked) -> None:
             else "give the images: images=[...]"
         )
         raise LlmcError(
-            f"the prompt has {count} tokens of images, the images given make {looked.rows}", hint=hint
+            f"the prompt has {many(count, 'tokens of images')}, the images given make {looked.rows}",
+            hint=hint,
         )
 
 

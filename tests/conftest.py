@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,8 +78,27 @@ def _mask(config: pytest.Config, names: list[str]) -> None:
         raise pytest.UsageError("--mask-features: nothing is left that llmc has code for")
 
 
+# The generators of test modules, and how each was when it was imported.
+_drawn: list[tuple[np.random.Generator, dict[str, Any]]] = []
+
+
+def pytest_collection_finish() -> None:
+    """Notes the state of each generator that a test module holds: what a test draws must not depend on the others."""
+    found = {
+        id(value): value
+        for module in list(sys.modules.values())
+        if TESTS in Path(getattr(module, "__file__", None) or "/").parents
+        for value in vars(module).values()
+        if isinstance(value, np.random.Generator)
+    }
+    _drawn[:] = [(value, value.bit_generator.state) for value in found.values()]
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """`variant("avx512amx")`: the test is skipped, by name, where the processor lacks that instruction set."""
+    """Generators begin anew. `variant("avx512amx")`: the test is skipped, by name, where the processor lacks that."""
+    for generator, state in _drawn:
+        generator.bit_generator.state = state
     for marker in item.iter_markers("variant"):
         (name,) = marker.args
         missing = instruction_sets.lacking(instruction_sets.X86[name])

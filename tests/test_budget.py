@@ -26,13 +26,13 @@ WIDTH, FRAGILE = 96, "layer.1"
 TARGET: dict[str, Any] = {"target": "x86-avx2"}
 
 
-def network() -> Graph:
+def network(width: int = WIDTH) -> Graph:
     """Three products, of which the second has a column that is 1,000 times as large as the others."""
     rng = np.random.default_rng(0)
-    x = input_("x", "f32", (symbol("batch"), WIDTH))
+    x = input_("x", "f32", (symbol("batch"), width))
     y: Node = x
     for number in range(3):
-        w = rng.normal(size=(WIDTH, WIDTH)).astype(np.float32) / np.sqrt(np.float32(WIDTH))
+        w = rng.normal(size=(width, width)).astype(np.float32) / np.sqrt(np.float32(width))
         if number == 0:
             w[7] /= 1000
         if number == 1:
@@ -48,8 +48,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def samples(path: Path, rows: int = 60) -> Path:
-    np.savez(path, x=np.random.default_rng(1).normal(size=(rows, WIDTH)).astype(np.float32))
+def samples(path: Path, rows: int = 60, width: int = WIDTH) -> Path:
+    np.savez(path, x=np.random.default_rng(1).normal(size=(rows, width)).astype(np.float32))
     return path
 
 
@@ -156,6 +156,31 @@ def test_one_candidate_throughout_is_tried_too(
     assert len(asked) == report.tries >= 2
     roomy = compile_within(model, tmp_path / "n.llmc", data, Budget(max_size=1e9), **TARGET)
     assert (roomy.tries, roomy.text) == (1, "")
+
+
+def written(output: Path) -> int:
+    return sum(file.stat().st_size for file in output.iterdir())
+
+
+def test_code_decides_where_there_is_little_else(tmp_path: Path) -> None:
+    """Others of as few bytes of weights have less code: they are compiled too, and what is told is what lies there."""
+    write_graph(tmp_path / "network.txt", network(48))
+    model, rows = tmp_path / "network.txt", samples(tmp_path / "rows.npz", width=48)
+    sizes = {}
+    for mode in ("none", "w4", "w4a8"):
+        llmc.compile(model, tmp_path / f"{mode}.llmc", quant=mode, **TARGET)
+        sizes[mode] = written(tmp_path / f"{mode}.llmc")
+    bound = sizes["w4a8"] + 1000  # passes of each layer are longer texts in the manifest
+    assert bound < sizes["w4"] < sizes["none"]
+
+    report = compile_within(model, tmp_path / "m.llmc", rows, Budget(max_size=bound), **TARGET)
+    assert report.size == written(tmp_path / "m.llmc") <= bound
+    assert not report.unmet
+
+    asked = Budget(max_size=sizes["w4a8"] - 9000, best_effort=True)
+    report = compile_within(model, tmp_path / "n.llmc", rows, asked, **TARGET)
+    assert report.unmet
+    assert report.size == written(tmp_path / "n.llmc") <= bound, "the nearest, and it is what was written"
 
 
 # --- mistakes, told before anything is compiled

@@ -18,7 +18,7 @@ from llmc.compiler.given import Given, giving
 from llmc.compiler.graph import Graph, Node, Source
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pass, Pipeline
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, many
 from llmc.optimise import Optimised, optimise
 from llmc.options import Options, Order
 from llmc.passes import PASSES
@@ -113,20 +113,20 @@ def test_zeros_that_int8_skips() -> None:
     ]
     assert [np.count_nonzero(w.reshape(4, 16, 16, 4).any((1, 3))) for w in levels] == [16, 16]
     told = {effect["of"]: (effect["changed"], dict(effect["left"])) for effect in found.effects}
-    assert told["products that skip zeros"] == (2, {})
+    assert told["products skipping zeros"] == (2, {})
 
 
 def test_zeros_that_a_target_multiplies() -> None:
     """CUDA has no product that skips zeros."""
     found = run(dense(64, 64, 64), prune="2:4", target="cuda")
     told = {effect["of"]: (effect["changed"], dict(effect["left"])) for effect in found.effects}
-    assert told["products that skip zeros"] == (0, {"where products for cuda multiply zeros too": 2})
+    assert told["products skipping zeros"] == (0, {"where products for cuda multiply zeros too": 2})
 
 
 def test_zeros_of_shared_values_are_not_skipped() -> None:
     found = run(dense(64, 64, 64), prune="16x4:0.8", share="16", quant="int8", allow_noop=True)
     told = {effect["of"]: (effect["changed"], dict(effect["left"])) for effect in found.effects}
-    assert told["products that skip zeros"] == (0, {"whose values are shared: all are multiplied": 2})
+    assert told["products skipping zeros"] == (0, {"whose values are shared: all are multiplied": 2})
 
 
 def test_bias_correction_beside_gptq_is_refused(tmp_path: Path) -> None:
@@ -134,6 +134,32 @@ def test_bias_correction_beside_gptq_is_refused(tmp_path: Path) -> None:
     asked: Any = {"quant": "w4", "calib": tmp_path / "t.txt", "add_passes": "correct-bias@quantise"}
     with pytest.raises(LlmcError, match="rounds by GPTQ"):
         Order("x", None, asked)
+
+
+@pytest.mark.parametrize(
+    ("passes", "quant", "found"),
+    [
+        ("correct-bias@quantise", "int8", ""),
+        ("correct-bias{bits=4}@quantise", "int8", "bits=8,block=0,rounding=largest"),
+        ("correct-bias@quantise", "fp16", "halves"),
+        ("correct-bias@quantise", "bf16", "halves"),
+        ("correct-bias,blockwise{bits=4,block=32}@quantise", "none", "bits=4,block=32,rounding=largest"),
+        ('correct-bias{block=32},blockwise{block=32,scales="search"}@quantise', "none", "rounding=search"),
+        ("correct-bias{bits=4,block=32},blockwise{bits=4,block=32}@quantise", "none", ""),
+        ("correct-bias@quantise", "none", ""),  # what rounds may come in another run
+    ],
+)
+def test_bias_correction_is_of_the_rounding_after_it(
+    passes: str, quant: str, found: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "s.npz", x=np.zeros((2, 64), np.float32))
+    options = Options(quant=quant, add_passes=passes, calib=tmp_path / "s.npz", target="x86-avx512")
+    if not found:
+        Order("m.llmc", None, options)
+        return
+    with pytest.raises(LlmcError, match="other errors than those that it makes up for") as caught:
+        Order("m.llmc", None, options)
+    assert found in caught.value.problem
 
 
 def test_states_in_fewer_bits_are_told() -> None:
@@ -226,3 +252,13 @@ def test_the_report_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     print_effects(run(dense(64, 96, 8), quant="fp16").effects)
     shown = " ".join(capsys.readouterr().out.split())
     assert 'quantize{mode="fp16"} 1 2 weights 88.9% 1 with fewer than 16 output columns' in shown
+
+
+def test_one_thing_is_told_in_the_singular(capsys: pytest.CaptureFixture[str]) -> None:
+    print_effects(run(dense(64, 64), quant="fp16").effects)
+    assert "1 1 weight 100.0%" in " ".join(capsys.readouterr().out.split())
+    assert [many(n, "products of levels") for n in (0, 1, 2)] == [
+        "0 products of levels",
+        "1 product of levels",
+        "2 products of levels",
+    ]

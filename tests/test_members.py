@@ -46,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bagging(classifier, data, tmp_path):
     told: list[str] = []
     found = train(classifier, data, tmp_path / "out", BAG, say=told.append)
-    assert told == ["recover: the embeddings and 1 layers stay as they are"]
+    assert told == ["recover: the embeddings and 1 layer stay as they are"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["member-1", "member-2", "stack.json"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     assert (found.trained_rows, found.judged_rows, found.steps) == (900, 50, 8)

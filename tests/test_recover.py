@@ -27,7 +27,14 @@ from llmc.passes.quantise.quantize import quantised_rows
 from llmc.recover import Settings, recover, want_room
 from llmc.straight_through import Grid, Rounding, by_token
 
-SPECS = ("0.5", "2:4", "4x1:0.8", 'sparsity=0.4,scope="layer"', 'sparsity=0.3,skip=["*.layer.0.*"]')
+SPECS = (
+    "0.5",
+    "2:4",
+    "4x1:0.8",
+    "16x4:0.5",
+    'sparsity=0.4,scope="layer"',
+    'sparsity=0.3,skip=["*.layer.0.*"]',
+)
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +345,11 @@ def test_text_that_is_too_short(tmp_path):
 
 def test_options_of_no_use(classifier, data, tmp_path):
     assert "is not understood" in fails(classifier, data, tmp_path, prune="half")
+    for spec in ("channels:0.3", "channels:0.3,multiple=4"):
+        told = fails(classifier, data, tmp_path, prune=spec)
+        assert "recover trains no convolutions" in told
+        assert "`llmc compile --prune channels:0.3" in told
+        assert "heads and neurons alone" not in told
     assert "no product fits 'x*'" in fails(classifier, data, tmp_path, prune='sparsity=0.5,skip=["x*"]')
     assert "changes nothing" in fails(classifier, data, tmp_path, prune="sparsity=0.5,least=100000000")
     with pytest.raises(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import recovering
 import torch
 from built_folders import built
@@ -10,20 +11,24 @@ from built_folders import built
 from llmc.distillation import Example, Examples
 from llmc.masks import Masks, graph_of, prune_of
 
+BLOCKS = [("4x1:0.8", 4, 1), ("16x4:0.8", 16, 4)]
 
-def test_whole_blocks_go_on_the_way(tmp_path):
+
+@pytest.mark.parametrize(("spec", "height", "width"), BLOCKS)
+def test_whole_blocks_go_on_the_way(tmp_path, spec, height, width):
     folder = recovering.bert(tmp_path / "bert")
-    masks = Masks(prune_of("4x1:0.8"), built(folder), graph_of(folder, "text-classification"))
+    masks = Masks(prune_of(spec), built(folder), graph_of(folder, "text-classification"))
     for keep in masks.at(0.4).values():
-        blocks = keep.reshape(-1, 4, keep.shape[1])
-        assert torch.equal(blocks.any(1), blocks.all(1))
+        blocks = keep.reshape(len(keep) // height, height, -1, width).transpose(1, 2).flatten(2)
+        assert torch.equal(blocks.any(2), blocks.all(2))
         assert abs(float((~keep).float().mean()) - 0.32) < 0.05
 
 
-def test_training_begins_with_what_reconstruct_leaves(tmp_path):
+@pytest.mark.parametrize("spec", [spec for spec, *_ in BLOCKS])
+def test_training_begins_with_what_reconstruct_leaves(tmp_path, spec):
     folder = recovering.bert(tmp_path / "bert")
     graph = graph_of(folder, "text-classification")
-    masks, rng = Masks(prune_of("4x1:0.8"), built(folder), graph), np.random.default_rng(0)
+    masks, rng = Masks(prune_of(spec), built(folder), graph), np.random.default_rng(0)
     before = {name: p.detach().clone() for name, p in masks.weights.items()}
     samples = [
         {name.attributes["name"]: rng.integers(0, 2, (1, 12)) for name in graph.inputs} for _ in range(30)

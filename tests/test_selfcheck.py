@@ -11,9 +11,10 @@ import stateful_graphs
 
 from llmc.compiler import interpret
 from llmc.compiler.dims import symbol
-from llmc.compiler.graph import Graph
+from llmc.compiler.graph import Graph, Source, Weight
 from llmc.compiler.module import Module
 from llmc.compiler.ops import constant, input_, make, state_
+from llmc.driver import compile_graph
 from llmc.errors import LlmcError
 from llmc.runtime.selftest import Case
 from llmc.selfcheck import TOLERANCE, answers, played_alone, record, replayed
@@ -117,3 +118,27 @@ def test_a_function_that_no_session_calls_is_told() -> None:
     never = Graph((y,), {"row": row}, {"count": (33, 63)}, (total,), {})
     with pytest.raises(LlmcError, match="takes a call of 'never', so that it cannot be checked"):
         answers(Module({"fine": fine, "never": never}))
+
+
+def stack(*factors: float) -> Graph:
+    """Products of 64 columns, one after the other, of weights times `factors`."""
+    rng = np.random.default_rng(7)
+    x = y = input_("x", "f32", (symbol("batch"), 64))
+    for number, factor in enumerate(factors):
+        w = (rng.standard_normal((64, 64)) * factor).astype(np.float32)
+        y = make("linear", (y, constant(Weight(w, f"w{number}"))), Source(f"layer.{number}"))
+    return Graph((x,), {"y": y}, {"batch": (1, 8)})
+
+
+@pytest.mark.parametrize("options", [{}, {"quant": "int8"}, {"quant": "w8", "calib": True}], ids=str)
+def test_values_that_overflow_are_the_models_own(options: dict[str, Any], tmp_path: Path) -> None:
+    """The layer is named, and no pass or kernel of llmc: whichever comes first to see that answers differ."""
+    scales = (0.1, 1e12, 1e13, 1e13) if not options else (1e30, 1e30, 1e30)
+    if options.get("calib"):
+        np.savez(tmp_path / "s.npz", x=np.random.default_rng(1).standard_normal((32, 64), np.float32))
+        options = {**options, "calib": tmp_path / "s.npz"}
+    with pytest.raises(LlmcError, match="the model's own values are beyond what float32 holds") as caught:
+        compile_graph(stack(*scales), tmp_path / "m.llmc", **options)
+    assert str(caught.value.at).startswith("layer.")
+    assert "values up to" in str(caught.value.found)
+    assert "fault of llmc" not in str(caught.value)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llmc.compiler.graph import Graph
 
 FEW = 2  # layers, and as many more as there are kinds of them
+_ROW = 1024  # columns, about
 _TABLE = 65536 // 4  # values of an embedding table; smaller ones stay as they are
 
 
@@ -181,17 +182,26 @@ def nowhere(tensor: Any) -> Any:
     return np.broadcast_to(np.zeros((), kind), tuple(tensor.shape))
 
 
-def weight_bytes(found: Outline) -> Mapping[str, int]:
-    """What weights.bin takes about, by `--quant`: matrices of products and tables in fewer bits, all else in f32."""
+def weight_bytes(found: Outline, group: int | None = None, zero_points: bool = False) -> Mapping[str, int]:
+    """What weights.bin takes about, by `--quant`: matrices of products and tables in fewer bits, all else in f32.
+
+    Args:
+        group, zero_points: of w8, w4 and w4a8, as `llmc.compile` has them.
+    """
     rest = 4 * (found.parameters - found.products)
-    four = found.products // 2 + found.products // 16 + rest  # a half-precision scale for 32
+    eight, four = (
+        found.products * bits // 8
+        + found.products * (16 + zero_points * bits) // 8 // (_ROW if group == 0 else group or own)
+        + rest
+        for bits, own in ((8, 128), (4, 32))  # columns that a half-precision scale is for
+    )
     return {
         "none": 4 * found.parameters,
         "bf16": 2 * found.products + rest,
         "fp16": 2 * found.products + rest,
         "int8": found.products + math.ceil(found.products / 256) + rest,
         "int8-static": found.products + math.ceil(found.products / 256) + rest,
-        "w8": found.products + found.products // 32 + rest,  # a scale for 128
+        "w8": eight,
         "w4": four,
         "w4a8": four,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -142,9 +142,15 @@ def loss_text(loss: Loss) -> str:
     return f"{100 * loss.mean:.2f} +- {100 * loss.half:.2f} % lost on {loss.rows} rows held back"
 
 
-def nearer(a: BudgetReport, b: BudgetReport) -> bool:
-    """Whether a keeps more of the bounds than b, or loses or weighs less."""
-    return (len(a.unmet), a.held.mean, a.size) < (len(b.unmet), b.held.mean, b.size)
+def nearest(budget: Budget, report: BudgetReport, best: BudgetReport | None) -> BudgetReport:
+    """Whichever keeps more of the bounds, or breaks them by a smaller share, or loses or weighs less."""
+
+    def order(one: BudgetReport) -> tuple[float, ...]:
+        figures = _figures(budget, one.size, one.seconds, one.held.mean)
+        beyond = sum(value / (most or 1e-12) - 1 for _, most, value, *_ in figures if _breaks(value, most))
+        return len(one.unmet), beyond, one.held.mean, one.size
+
+    return report if best is None else min(report, best, key=order)
 
 
 def sizes_of(graph: Graph, budget: Budget) -> dict[str, int]:
@@ -156,16 +162,27 @@ def sizes_of(graph: Graph, budget: Budget) -> dict[str, int]:
 
 def broken(budget: Budget, size: int, seconds: float, drop: float) -> list[str]:
     """The bounds that do not hold: what was asked for, and what there is."""
-    figures = (
-        ("--max-size", budget.max_size, size, "{:.2f} MB", 1e-6),
-        ("--max-latency", budget.max_latency, seconds, "{:.3g} ms", 1e3),
-        ("--max-drop", budget.max_drop, drop, "{:.2%}", 1.0),
-    )
     return [
         f"{name} {form.format(most * unit)}: {form.format(value * unit)}"
-        for name, most, value, form, unit in figures
-        if most is not None and not value <= most + 1e-12
+        for name, most, value, form, unit in _figures(budget, size, seconds, drop)
+        if _breaks(value, most)
     ]
+
+
+def _figures(
+    budget: Budget, size: int, seconds: float, drop: float
+) -> Iterator[tuple[str, float, float, str, float]]:
+    """Of each bound that was given: its option, the most, what there is, how it is told."""
+    if budget.max_size is not None:
+        yield "--max-size", budget.max_size, size, "{:.2f} MB", 1e-6
+    if budget.max_latency is not None:
+        yield "--max-latency", budget.max_latency, seconds, "{:.3g} ms", 1e3
+    if budget.max_drop is not None:
+        yield "--max-drop", budget.max_drop, drop, "{:.2%}", 1.0
+
+
+def _breaks(value: float, most: float) -> bool:
+    return not value <= most + 1e-12
 
 
 def want_free(options: Mapping[str, Any]) -> None:
@@ -175,6 +192,11 @@ def want_free(options: Mapping[str, Any]) -> None:
     if used:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in used)
         raise LlmcError("a budget chooses what is compressed", at=names, hint="leave it out, or the bounds")
+    if options.get("calib_stats") or options.get("calib_merge"):
+        hint = "leave it out, or compile with the passes that a budget has printed"
+        raise LlmcError(
+            "a budget calibrates many models: none is kept", at="--calib-stats, --calib-merge", hint=hint
+        )
 
 
 def refusal(report: BudgetReport) -> LlmcError:

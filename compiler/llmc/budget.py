@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from llmc import bounds, driver, kept_imports
-from llmc.bounds import Budget, BudgetReport, FrontPoint, LayerChoice
-from llmc.candidates import FLOAT, Candidate, Layer, candidates, layers, pipeline_of
-from llmc.choosing import Kept, Limits, Option, Point, Table, alike, counts_of, kept_figures, why_float
+from llmc.bounds import Budget, BudgetReport
+from llmc.candidates import Candidate, Layer, candidates, layers, pipeline_of
+from llmc.choosing import Kept, Limits, Option, Point, Table, alike, front_points, kept_figures, layer_choices
 from llmc.compiler import artifact
 from llmc.costs import Cost, Costs, Figures, measured, variant_of
 from llmc.distillation import Columns
@@ -72,7 +72,8 @@ def compile_within(
         report = search.run()
         if report.unmet and not budget.best_effort:
             raise bounds.refusal(report)
-        shutil.copytree(search.made, folder, dirs_exist_ok=True)
+        assert report.compiled is not None
+        shutil.copytree(report.compiled.path, folder, dirs_exist_ok=True)
         shutil.rmtree(search.scratch)
     compiled = report.compiled and replace(report.compiled, path=Path(output))
     return replace(report, compiled=compiled)
@@ -124,11 +125,6 @@ class _Search:
             raise LlmcError("a budget is for models of one function without states", found=found, hint=hint)
         own = {n: v for n, v in self.options.items() if n in driver.Options.__annotations__}
         own |= {"padding": own.get("padding") or "zero"}
-        if own.get("calib_stats") or own.get("calib_merge"):
-            hint = "leave it out, or compile with the passes that a budget has printed"
-            raise LlmcError(
-                "a budget calibrates many models: none is kept", at="--calib-stats, --calib-merge", hint=hint
-            )
         samples = own.pop("calib", None)
         self.sampled = samples is not None
         self.order = Order("budget", None, own)  # type: ignore[arg-type]  # as `compile` has them
@@ -242,17 +238,38 @@ class _Search:
             if not front:
                 break
             report = self._checked(front, at, tries)
-            best = report if best is None or bounds.nearer(report, best) else best
+            best = bounds.nearest(self.budget, report, best)
             if not report.unmet:
                 return report
-            self.failed.append(front[at].choice)
             if report.size > (self.budget.max_size or math.inf):
                 code, ceiling = report.size - front[at].bytes + 4096, None
                 self.tried.clear()
             elif (ceiling := at - 1) < 0:
                 break
-        least = self._least(table, tries)
-        return best if best is not None and bounds.nearer(best, least) else least
+        best = bounds.nearest(self.budget, self._least(table, tries), best)
+        for point in self._of_less_code(table, best):
+            if not best.unmet or self._spent() > self.budget.time:
+                break
+            tries += 1
+            best = bounds.nearest(self.budget, self._checked([point], 0, tries + 1), best)
+        return best
+
+    def _of_less_code(self, table: Table, found: BudgetReport) -> list[Point]:
+        """Where code decides what an artifact weighs: choices of fewer kinds of kernels whose weights leave some room.
+
+        Nothing tells how much code is but to compile it.
+        """
+        assert found.compiled is not None
+        own = {name: found.compiled.sizes[name] for name in ("weights.bin", "module.so")}
+        room = (self.budget.max_size or 0) - (found.size - sum(own.values()))
+        limits = Limits(size=room, seconds=self.budget.max_latency or math.inf)
+        every = (table.point({}), *self._alike(table, limits))
+        points = [p for p in every if p.bytes <= room and p.choice not in self.failed]
+        return sorted(points, key=lambda p: p.bytes)[:_TRIES]
+
+    def _alike(self, table: Table, limits: Limits) -> list[Point]:
+        made = partial(pipeline_of, every=self.layers)
+        return alike(table, limits, lambda c: self.costs.of(self.finished(made(c).run(self.graph)[0])))
 
     def _chosen(self, table: Table, code: int, ceiling: int | None) -> tuple[list[Point], int]:
         """The front, and the point that is taken: the last that keeps the bound on rows that were not measured."""
@@ -273,8 +290,7 @@ class _Search:
         """Of a choice by sums and those of one candidate throughout: what diverges least on rows not measured by."""
         made = partial(pipeline_of, every=self.layers)
         roomy = replace(limits, size=limits.size + _CODE)  # fewer kinds of kernels are less code
-        found = alike(table, roomy, lambda c: self.costs.of(self.finished(made(c).run(self.graph)[0])))
-        points = [point, *(p for p in found if p.choice not in self.failed)]
+        points = [point, *(p for p in self._alike(table, roomy) if p.choice not in self.failed)]
         if len(points) == 1 or self._spent() > 0.85 * self.budget.time:
             return point
         self.middle = evaluator = self.middle or self._evaluator("chosen by")
@@ -323,7 +339,8 @@ class _Search:
         size = sum(compiled.sizes.values())
         self.progress("check on rows held back", 0.9)
         held, native = self._held(point, compiled)
-        unmet = bounds.broken(self.budget, size, point.seconds, held.mean)
+        if unmet := bounds.broken(self.budget, size, point.seconds, held.mean):
+            self.failed.append(point.choice)
         return BudgetReport(
             compiled,
             self.measure.says,
@@ -335,30 +352,14 @@ class _Search:
             size - point.bytes + self.table.base.bytes,
             self.table.base.seconds,
             self.variant,
-            self._layer_choices(point),
-            [
-                FrontPoint(
-                    p.divergence, p.bytes, p.seconds, counts_of(p, self.layers), self.tried.get(i), i == at
-                )
-                for i, p in enumerate(front)
-            ],
+            layer_choices(point, self.layers, self.table.options),
+            front_points(front, at, self.layers, self.tried),
             tries,
             self.skipped,
             self._spent(),
             text,
             unmet,
         )
-
-    def _layer_choices(self, point: Point) -> list[LayerChoice]:
-        found, chosen = [], [c for c in point.choice.values() if not c.floats]
-        usual = max(chosen, key=chosen.count, default=None)
-        for layer in self.layers:
-            candidate, own = point.choice.get(layer), self.table.options[layer]
-            others = {c: o for c, o in own.items() if not c.floats}
-            why = "" if candidate and not candidate.floats else why_float(others, point.divergence, usual)
-            name, option = (candidate.name, own[candidate]) if candidate else (FLOAT, Option(0.0, 0, 0.0))
-            found.append(LayerChoice(layer.name, name, option.divergence, option.bytes, option.seconds, why))
-        return found
 
     def _compile(self, name: str, text: str) -> CompileReport:
         """Into the scratch folder."""

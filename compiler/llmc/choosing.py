@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from llmc import kept_imports
+from llmc.bounds import FrontPoint, LayerChoice
 from llmc.candidates import FLOAT, Candidate, Layer
 from llmc.compiler.graph import Graph
 from llmc.costs import Cost, Costs, Figures
 from llmc.options import Order
-from llmc.sensitivity import Measure, Rows
+from llmc.sensitivity import Loss, Measure, Rows
 from llmc.targets import store
 
 GRID = 36  # divergences of a front
@@ -230,6 +231,31 @@ def why_float(options: Mapping[Candidate, Option], bound: float, usual: Candidat
             alone = f"{candidate.name} alone diverges by {option.divergence:.2g}" if candidate else ""
             return f"fragile: {alone}, all that were chosen by {bound:.2g}"
     return f"others gain more for what they lose: {_told(*best)}, diverges by {best[1].divergence:.2g}"
+
+
+def front_points(
+    front: Sequence[Point], chosen: int, every: Sequence[Layer], tried: Mapping[int, Loss]
+) -> list[FrontPoint]:
+    """The points of a front as a report has them."""
+    return [
+        FrontPoint(p.divergence, p.bytes, p.seconds, counts_of(p, every), tried.get(i), i == chosen)
+        for i, p in enumerate(front)
+    ]
+
+
+def layer_choices(
+    point: Point, every: Sequence[Layer], options: Mapping[Layer, Mapping[Candidate, Option]]
+) -> list[LayerChoice]:
+    """What becomes of each layer, and why of those that stay float."""
+    found, chosen = [], [c for c in point.choice.values() if not c.floats]
+    usual = max(chosen, key=chosen.count, default=None)
+    for layer in every:
+        candidate, own = point.choice.get(layer), options[layer]
+        others = {c: o for c, o in own.items() if not c.floats}
+        why = "" if candidate and not candidate.floats else why_float(others, point.divergence, usual)
+        name, option = (candidate.name, own[candidate]) if candidate else (FLOAT, Option(0.0, 0, 0.0))
+        found.append(LayerChoice(layer.name, name, option.divergence, option.bytes, option.seconds, why))
+    return found
 
 
 def _least(options: Mapping[Candidate, Option]) -> tuple[Candidate, Option]:

@@ -101,12 +101,22 @@ def want_all(asked: Sequence[Asked]) -> None:
         return
     names = list(dict.fromkeys(one.option for one in unused))
     passes = _by_pass(unused)
+    came = _came_quantised(asked) if any(name.startswith("--quant") for name in names) else ()
+    already = "the model is quantised already, and " if came else ""
+    effects = [e for _, found in passes for e in found if e.verdicts or not came]
+    said = (*came, *dict.fromkeys(map(_said, effects)))
     raise LlmcError(
-        f"{' and '.join(names)} change{'s' if len(names) == 1 else ''} nothing in this model",
+        f"{already}{' and '.join(names)} change{'s' if len(names) == 1 else ''} nothing in this model",
         at=", ".join(text for (_, text), _ in passes),
-        found="; ".join(dict.fromkeys(_said(effect) for _, effects in passes for effect in effects)),
-        hint="leave it out, or compile all the same with --allow-noop",
+        found="; ".join(said),
+        hint=f"leave it out{', give the float model' if came else ''}, or compile all the same with --allow-noop",
     )
+
+
+def _came_quantised(asked: Iterable[Asked]) -> tuple[str, ...]:
+    """What is told of the levels that a model came with, if it has any."""
+    effects = joined(effect for one in asked if one.option == OWN for effect in one.effects)
+    return tuple(f"{effect} that the file has" for effect in effects if effect.verdicts)
 
 
 def changed(asked: Iterable[Asked], option: str) -> bool:

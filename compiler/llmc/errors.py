@@ -111,6 +111,12 @@ def extras_named() -> Iterator[None]:
         raise told from None
 
 
+def many(count: int, things: str) -> str:
+    """A count with its things, which are told in the plural: `1 layer`, `2 layers`, `1 product of levels`."""
+    first, *rest = things.split(" ")
+    return " ".join([str(count), first.removesuffix("s") if count == 1 else first, *rest])
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a library's message and what it announces, or its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

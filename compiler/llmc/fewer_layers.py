@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, many
 from llmc.units import Units, bias_of, let_train
 
 _WIDTHS = ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim", "encoder_ffn_dim", "d_ff")
@@ -28,7 +28,9 @@ def fewer(model: Any, count: int) -> Any:
         raise LlmcError(f"{type(model).__name__} is not one stack of layers", at=f"--layers {count}")
     if count >= whole:
         raise LlmcError(
-            f"the model has {whole} layers", at=f"--layers {count}", hint=f"give from 1 to {whole - 1}"
+            f"the model has {many(whole, 'layers')}",
+            at=f"--layers {count}",
+            hint=f"give from 1 to {whole - 1}",
         )
     kept = kept_of(whole, count)
     student = type(model)(_config(model.config, whole, kept))
@@ -48,7 +50,9 @@ def freeze(model: Any, count: int | None) -> int:
     kept = whole * 2 // 3 if count is None else count
     if kept >= whole:
         raise LlmcError(
-            f"the model has {whole} layers", at=f"--freeze {kept}", hint=f"give from 0 to {whole - 1}"
+            f"the model has {many(whole, 'layers')}",
+            at=f"--freeze {kept}",
+            hint=f"give from 0 to {whole - 1}",
         )
     let_train(model)
     named = list(model.named_parameters())

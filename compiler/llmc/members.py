@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from llmc.distillation import Columns, Examples, examples_of, order
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, many
 from llmc.fewer_layers import freeze
 from llmc.recover import Settings, appearing, loaded, plan_of, want_room, write_folder
 from llmc.replicas import DEVICES
@@ -102,7 +102,7 @@ def train(
         examples, held = examples_of(summary, whole, data, named, settings.max_seq, settings.seed)
         _want_classes(examples, held, data)
         kept = freeze(whole, settings.freeze)
-        say(f"recover: the embeddings and {kept} layers stay as they are")
+        say(f"recover: the embeddings and {many(kept, 'layers')} stay as they are")
         half = len(held.rows) // 2
         fit, judged = (replace(held, rows=rows) for rows in (held.rows[:half], held.rows[half:]))
         found = Members(output, [], len(examples.rows), len(judged.rows))

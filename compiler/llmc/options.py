@@ -14,8 +14,9 @@ from llmc.done import ADDED
 from llmc.errors import LlmcError
 from llmc.passes import LEVEL_PARTS, PASSES
 from llmc.passes.compress import shortcuts
+from llmc.passes.compress.equalise import CorrectBias
 from llmc.passes.quantise.states import DTYPES
-from llmc.quantisation import Quantisation
+from llmc.quantisation import Quantisation, rounding_of
 from llmc.report import Progress
 from llmc.targets import host, toolchain
 from llmc.targets.backends import backend_of
@@ -189,13 +190,7 @@ class Order:
         if self.measure and self.plain() is None:
             hint = "give --quant, --prune, --share, --factorize or --state-dtype, or a bound"
             raise LlmcError("there is nothing to measure the gain of", at="--measure", hint=hint)
-        if self.quant.stored and self.quant.sampled and "correct-bias" in self._named:
-            raise LlmcError(
-                f"--quant {self.quant.mode} with samples rounds by GPTQ, whose errors are not those that correct-bias "
-                "makes up for",
-                at="--add-pass correct-bias",
-                hint="leave it out, or write blockwise and correct-bias into --add-pass yourself",
-            )
+        self._check_corrections()
         if self.tune:
             self.backend.check_tuning(self.target)
         if self.only and (self.quant.mode, self.matmul, self.state_dtype) != ("none", "fma", "fp32"):
@@ -204,6 +199,23 @@ class Order:
                 at=f"--quant {self.quant.mode}, --matmul {self.matmul}, --state-dtype {self.state_dtype}",
                 hint="use --passes, or write what they append into the pipeline: `llmc inspect` shows it",
             )
+
+    def _check_corrections(self) -> None:
+        """Refuse `correct-bias` for another rounding than the one that comes after it."""
+        steps = [step.change for step in self.placed.pipeline.steps]
+        steps += [step.change for step in self.quant.pipeline(False, ()).steps]
+        for at, change in enumerate(steps):
+            if not isinstance(change, CorrectBias):
+                continue
+            after = next((found for later in steps[at:] if (found := rounding_of(later))), None)
+            mine = f"with bits={change.bits},block={change.block},rounding={change.rounding}"
+            if after not in (None, mine):
+                raise LlmcError(
+                    f"what comes after correct-bias rounds {after}, and leaves other errors than those that "
+                    "it makes up for",
+                    found=f"correct-bias {mine}",
+                    hint="give it the same options, or leave it out; GPTQ and halves have none that it knows",
+                )
 
     def _check_matmul(self) -> None:
         if self.matmul not in MATMUL:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmc.dataset import read_rows
-from llmc.errors import LlmcError, first_line
+from llmc.errors import LlmcError, first_line, many
 from llmc.runtime.prompts import encoder_of, generation_of
 from llmc.runtime.scoring import chosen, logprobs
 from llmc.torch_baseline import built
@@ -130,7 +130,9 @@ def _asked(model: Model, artifact: str | Path) -> tuple[GenerationEntry, Encoder
 def _sizes(longest: int, window: int | None, stride: int | None) -> tuple[int, int]:
     window = min(longest, WINDOW) if window is None else window
     if not 2 <= window <= longest:
-        raise LlmcError(f"the window is {window} tokens, must be within 2..{longest}, the model's bound")
+        raise LlmcError(
+            f"the window is {many(window, 'tokens')}, must be within 2..{longest}, the model's bound"
+        )
     stride = max(window // 2, 1) if stride is None else stride
     if not 1 <= stride < window:  # a window's first token has nothing before it
         raise LlmcError(f"the stride is {stride} tokens, must be within 1..{window - 1}, below the window")

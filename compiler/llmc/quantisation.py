@@ -25,6 +25,7 @@ from llmc.compiler.pipeline import Pass, Pipeline, near
 from llmc.compiler.ranges import METHODS, Magnitudes
 from llmc.errors import LlmcError, TextsCut
 from llmc.passes import PASSES
+from llmc.passes.compress.bfloat16 import Bfloat16
 from llmc.passes.compress.blockwise import Blockwise
 from llmc.passes.compress.gptq import Gptq
 from llmc.passes.match import is_levels
@@ -289,6 +290,18 @@ def own_steps(graph: Graph, integers: bool) -> tuple[Pipeline, Pipeline]:
         return Pipeline(()), Pipeline(())
     first, later = CAME_QUANTISED if integers else CAME_QUANTISED_ELSEWHERE
     return Pipeline.parse(first, PASSES), Pipeline.parse(later, PASSES)
+
+
+def rounding_of(change: Pass) -> str:
+    """How a pass rounds weights, with options of `correct-bias` where they say it; empty if it does not."""
+    match change:
+        case Gptq():
+            return "by GPTQ"
+        case Blockwise():
+            return f"with bits={change.bits},block={change.block},rounding={change.scales}"
+        case Quantize():
+            return "to halves" if change.mode == "fp16" else "with bits=8,block=0,rounding=largest"
+    return "to halves" if isinstance(change, Bfloat16) else ""
 
 
 def _with(change: Pass, slower: tuple[str, ...], scales: tuple[float, ...]) -> Pass:

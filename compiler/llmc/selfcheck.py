@@ -293,7 +293,10 @@ def _at(call: Call) -> str:
 
 
 def _fault(made: Optimised, variant: str, failure: str) -> LlmcError:
-    """The pass that changes answers, by the interpreter; if it is none, the code is wrong."""
+    """Values that overflow, or the pass that changes answers, by the interpreter; if it is none, the code is wrong."""
+    for trail in made.trails.values():
+        if (overflow := trail.overflow(failure)) is not None:
+            return overflow
     for trail in made.trails.values():
         if (breach := trail.blame()) is not None:
             return breach

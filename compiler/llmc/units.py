@@ -22,6 +22,7 @@ from llmc.masks import Part, located
 from llmc.passes import PASSES
 from llmc.passes.compress import prune_heads, prune_neurons, shortcuts
 from llmc.passes.compress.prune import Prune
+from llmc.passes.compress.prune_channels import PruneChannels
 from llmc.passes.compress.prune_heads import PruneHeads
 from llmc.passes.compress.prune_neurons import PruneNeurons
 from llmc.passes.compress.weights import Array, place
@@ -43,6 +44,12 @@ def changes_of(specs: Sequence[str]) -> Sequence[Change] | Prune:
         return units
     if len(changes) == 1 and isinstance(changes[0], Prune):
         return changes[0]
+    if any(isinstance(change, PruneChannels) for change in changes):
+        raise LlmcError(
+            "recover trains no convolutions, whose channels this removes: it holds heads, neurons or single weights",
+            at=" ".join(f"--prune {spec}" for spec in specs),
+            hint="`llmc compile --prune channels:0.3 --calib FOLDER` removes channels, by the samples' activations",
+        )
     raise LlmcError(
         "recover holds either heads and neurons at zero, once each, or single weights",
         at=" ".join(f"--prune {spec}" for spec in specs),

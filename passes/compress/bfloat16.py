@@ -37,12 +37,20 @@ class Bfloat16(Pass):
 
     def run(self, graph: Graph) -> Graph:
         """Every weight once, however many read it."""
+        made = self._made(graph)
+        tell_weights(graph, made, lambda weight: self._left(graph, weight))
+        return rebuild(graph, changes(graph, made))
+
+    def finds(self, graph: Graph) -> bool:
+        """Whether there is a weight to store."""
+        return bool(self._made(graph))
+
+    def _made(self, graph: Graph) -> dict[Node, Node]:
+        """Weight -> what stands for it."""
         arrays = {p.weight: p.array for p in products(graph, self.skip)}
         looked_up = {t: values(t) for t in tables(graph) if t.op == "constant" and t not in arrays}
         arrays |= {t: array for t, array in looked_up.items() if array is not None}
-        made = {w: half for w, array in arrays.items() if self._fits(array) and (half := _stored(w, array))}
-        tell_weights(graph, made, lambda weight: self._left(graph, weight))
-        return rebuild(graph, changes(graph, made))
+        return {w: half for w, array in arrays.items() if self._fits(array) and (half := _stored(w, array))}
 
     def _fits(self, array: Array) -> bool:
         enough = array.dtype == np.float32 and array.ndim == 2 and len(array) >= self.min_columns

@@ -102,7 +102,7 @@ def seen(graph: Graph, weights: Collection[Node]) -> Iterator[tuple[Node, Moment
 
 
 def want_enough(weight: Node, moments: Moments) -> None:
-    """Refuse moments of too few rows to say anything of what `weight` multiplies."""
+    """Refuse moments that say nothing of what `weight` multiplies: of too few rows, or whose squares overflow."""
     columns = len(moments.top)
     if _LEAST * moments.rows < columns:
         raise LlmcError(
@@ -110,4 +110,11 @@ def want_enough(weight: Node, moments: Moments) -> None:
             at=str(weight.source),
             found=f"{moments.rows} rows for {columns} columns",
             hint=f"give more samples: {-(-columns // _LEAST)} rows are the least, better {columns} and more",
+        )
+    if not np.isfinite(moments.products).all():
+        raise LlmcError(
+            "what the layer reads is too large to round by: squares of its values are beyond float32",
+            at=str(weight.source),
+            found=f"values up to {moments.top.max():.3g} in the samples",
+            hint="are the weights of the layers before it what was trained? Divide them, or leave --calib out",
         )

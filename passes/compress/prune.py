@@ -27,7 +27,7 @@ _BLOCKS = {"4x1": (4, 1), "16x1": (16, 1), "16x4": (16, 4)}
 _NOTHING = 0.01  # of a product's weights
 _MOST = 64  # of the weights that N of M are chosen from
 _SCOPES = ("global", "layer")
-SKIPPING = "products that skip zeros"
+SKIPPING = "products skipping zeros"
 _KNOWN = 'use unstructured, 4x1, 16x1, 16x4, or N of M side by side such as "2:4"'
 
 

@@ -129,12 +129,22 @@ def _bit(value: Expr, bit: int, lanes: int) -> Expr:
 
 
 def copysign(k: Emitter, size: Expr, sign: Expr) -> Expr:
-    """The float32 `size`, not negative, with the sign bit of `sign`."""
+    """The float32 `size`, not negative and computed, with the sign bit of `sign`."""
     lanes = lanes_of(size)
     ints = vector("int32", lanes)
-    top = tirx.bitwise_and(tirx.reinterpret(ints, sign), splat(tirx.const(-(2**31), "int32"), lanes))
-    joined = tirx.bitwise_or(tirx.reinterpret(ints, size), top)
+    joined = tirx.bitwise_or(tirx.reinterpret(ints, size), _sign_bit(sign))
     return k.let(tirx.reinterpret(vector("float32", lanes), joined))
+
+
+def signed_zero(k: Emitter, sign: Expr) -> Expr:
+    """0 or -0, by the sign bit of `sign`: `copysign` would want the address of a number that is written out in CUDA."""
+    return k.let(tirx.reinterpret(vector("float32", lanes_of(sign)), _sign_bit(sign)))
+
+
+def _sign_bit(value: Expr) -> Expr:
+    lanes = lanes_of(value)
+    ints = tirx.reinterpret(vector("int32", lanes), value)
+    return tirx.bitwise_and(ints, splat(tirx.const(-(2**31), "int32"), lanes))
 
 
 def difference(k: Emitter, a: Expr, b: Expr) -> Expr:

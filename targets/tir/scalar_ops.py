@@ -140,10 +140,10 @@ def _float_divmod(k: Emitter, a: Expr, b: Expr) -> tuple[Expr, Expr]:
     low = k.let(tirx.floor(quotient))
     low = k.let(tirx.Select(quotient - low > half, low + one, low))
     nothing = k.let(tirx.EQ(b, zero))
-    low = tirx.Select(tirx.EQ(quotient, zero), math64.copysign(k, zero, k.let(a / b)), low)
+    low = tirx.Select(tirx.EQ(quotient, zero), math64.signed_zero(k, k.let(a / b)), low)
     whole = k.let(tirx.Select(nothing, k.let(a / b), low))
     moved = tirx.Select(apart, math64.difference(k, rest, k.let(negative(b))), rest)
-    moved = tirx.Select(tirx.EQ(rest, zero), math64.copysign(k, zero, b), moved)
+    moved = tirx.Select(tirx.EQ(rest, zero), math64.signed_zero(k, b), moved)
     return whole, k.let(tirx.Select(nothing, splat(float("nan"), lanes), moved))
 
 

@@ -78,6 +78,40 @@ def test_a_target_and_a_precision(llama: Path, cli: Any) -> None:
     assert "fp16" not in done.out
 
 
+def test_groups_and_zero_points(llama: Path, cli: Any) -> None:
+    """What `compile` takes and refuses of them is foretold, and what they weigh."""
+    sizes = {}
+    for options in ("", "--group 16", "--group 128", "--group 0", "--group 16 --zero-points"):
+        done = cli("check", llama, "--target", "x86", "--json", *options.split())
+        sizes[options] = json.loads(done.out)["weights"]
+    assert sizes["--group 0"]["w4"] < sizes["--group 128"]["w4"] < sizes[""]["w4"] < sizes["--group 16"]["w4"]
+    assert (
+        sizes["--group 0"]["w8"] < sizes["--group 128"]["w8"] == sizes[""]["w8"] < sizes["--group 16"]["w8"]
+    )
+    for mode in ("w8", "w4", "w4a8"):
+        assert sizes["--group 16"][mode] < sizes["--group 16 --zero-points"][mode]
+    assert len({size["int8"] for size in sizes.values()}) == 1
+    done = cli("check", llama, "--zero-points", "--group", "0")
+    assert "yes" in done.out
+    assert "w8" not in done.out, "whole rows of 8 bits have none"
+    assert "cuda     w4          no: the target has no kernels for groups with zero points" in done.out
+    assert cli("check", llama, "--target", "cuda", "--zero-points").code == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--quant int8 --group 32", "groups are of weights in 8 and 4 bits"),
+        ("--quant int8-static --zero-points", "zero points are of weights in 8 and 4 bits"),
+        ("--quant w8 --group 0 --zero-points", "whole rows of 8 bits have no zero points"),
+        ("--group 40", "there are no products with such groups"),
+    ],
+)
+def test_groups_that_compile_refuses(llama: Path, cli: Any, options: str, words: str) -> None:
+    done = cli("check", llama, *options.split())
+    assert (done.code, words in done.err) == (2, True)
+
+
 def test_what_no_target_has_is_listed(llama: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmc.targets.backends import find_backend
 
@@ -246,3 +280,43 @@ def test_a_precision_that_finds_nothing_is_no(cli: Any, tmp_path: Path) -> None:
     assert {"int8", "int8-static"} <= set(found["idle"]["x86"])
     done = cli("compile", tmp_path / "m.onnx", "--quant", "int8", "-o", tmp_path / "m.llmc")
     assert "changes nothing in this model" in done.err
+
+
+def levels(op: str) -> onnx.ModelProto:
+    """A file as ONNX Runtime's dynamic quantisation writes them: 16 outputs, 432 levels each."""
+    whole = np.random.default_rng(5).integers(-127, 128, (16, 48, 3, 3)).astype(np.int8)
+    shape, w = (["b", 48, 5, 5], whole) if op == "ConvInteger" else (["b", 432], whole.reshape(16, -1).T)
+    node, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    nodes = [
+        node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        node(op, ["q", "w", "z", "zw"], ["i"]),
+        node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        node("Mul", ["s", "sw"], ["t"]),
+        node("Mul", ["f", "t"], ["y"]),
+    ]
+    weights = {"w": w, "zw": np.int8(0), "sw": np.float32(0.01)}
+    made = [onnx.numpy_helper.from_array(np.asarray(v), n) for n, v in weights.items()]
+    ends = [[info("x", TensorProto.FLOAT, shape)], [info("y", TensorProto.FLOAT, None)]]
+    graph = onnx.helper.make_graph(nodes, "g", *ends, made)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("op", ["MatMulInteger", "ConvInteger"])
+def test_a_file_that_came_quantised(cli: Any, tmp_path: Path, op: str) -> None:
+    """Its levels count, and no precision quantises them again: check says so, and compile."""
+    onnx.save(levels(op), tmp_path / "m.onnx")
+    found = json.loads(cli("check", tmp_path / "m.onnx", "--target", "x86", "--json").out)
+    assert 16 * 432 < found["parameters"] < 16 * 432 + 10  # scales, and the numbers of rounding
+    assert 16 * 432 < found["weights"]["none"] < 16 * 432 + 40
+    assert found["quantised"]
+    assert [mode for mode, yes in found["compiles"]["x86"].items() if yes] == ["none"]
+    for mode in ("int8", "bf16", "w8"):
+        done = cli("check", tmp_path / "m.onnx", "--target", "x86", "--quant", mode)
+        assert (done.code, "no: it is quantised already" in done.out) == (1, True)
+        done = cli("compile", tmp_path / "m.onnx", "--quant", mode, "-o", tmp_path / "m.llmc")
+        assert (done.code, f"is quantised already, and --quant {mode} changes nothing" in done.err) == (
+            1,
+            True,
+        )
+        assert "1 of 1 products of levels that the file has" in done.err
+        assert "that the pass knows" not in done.err

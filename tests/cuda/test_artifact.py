@@ -22,6 +22,7 @@ from llmc.compiler.graph import Graph
 from llmc.compiler.module import Module
 from llmc.compiler.ops import constant, input_, make
 from llmc.compiler.pipeline import Pipeline
+from llmc.driver import compile_graph
 from llmc.errors import LlmcError
 from llmc.passes import LEVELS, PASSES
 from llmc.passes.quantise import QUANTISATIONS
@@ -210,6 +211,14 @@ def installed(name: str) -> Path:
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"nvidia-cuda-{name} is not installed: it is made for x86-64 only")
     return next(Path(str(f.locate())) for f in files if f.name == name)
+
+
+def test_zeros_with_a_sign_are_assembled(needs_nvcc: None, tmp_path: Path) -> None:
+    """Remainders and quotients by floor, as quantised ONNX files have them: a literal has no address in CUDA."""
+    a, b = (input_(name, "f32", (symbol("n"),)) for name in "ab")
+    graph = Graph((a, b), {"rest": make("mod", (a, b)), "whole": make("floordiv", (a, b))}, {"n": (1, 8)})
+    compile_graph(graph, tmp_path / "m.llmc", target="cuda-sm_80")
+    assert (tmp_path / "m.llmc").is_dir()
 
 
 @pytest.mark.parametrize(

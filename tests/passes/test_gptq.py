@@ -13,7 +13,7 @@ from llmc.compiler import moments
 from llmc.compiler.dims import symbol
 from llmc.compiler.effects import listening
 from llmc.compiler.given import Given, giving
-from llmc.compiler.graph import Graph, Weight
+from llmc.compiler.graph import Graph, Source, Weight
 from llmc.compiler.interpret import run
 from llmc.compiler.moments import Moments, of_inputs
 from llmc.compiler.ops import constant, input_, make
@@ -22,7 +22,7 @@ from llmc.compiler.verify import verify
 from llmc.errors import LlmcError
 from llmc.passes.compress import rounding
 from llmc.passes.compress.blockwise import Blockwise
-from llmc.passes.compress.gptq import Gptq
+from llmc.passes.compress.gptq import Gptq, want_enough
 from llmc.passes.compress.rounding import compensated, levels_range, nearest, of_least_error
 
 SEED = 11
@@ -350,3 +350,16 @@ def test_sites_come_with_what_they_have_seen() -> None:
     sites = [n.inputs[0] for n in graph.nodes if n.op == "linear"]
     found = dict(of_inputs(graph, sites, samples(5)))
     assert {node: part.rows for node, part in found.items()} == dict.fromkeys(sites, 20)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_squares_that_overflow_are_refused() -> None:
+    """Second moments that are infinite would round by nothing."""
+    seen = Moments(4)
+    seen.add(np.full((8, 4), 1e18, np.float32))
+    w = constant(np.ones((4, 4), np.float32), source=Source("layer.2"))
+    want_enough(w, seen)
+    seen.add(np.full((8, 4), 1e20, np.float32))
+    with pytest.raises(LlmcError, match="squares of its values are beyond float32") as caught:
+        want_enough(w, seen)
+    assert (caught.value.at, "1e+20" in str(caught.value.found)) == ("layer.2", True)

@@ -116,7 +116,7 @@ def test_the_command(cli, words, tmp_path):
     ("arguments", "told"),
     [
         (["--window", 65], "the window is 65 tokens, must be within 2..64, the model's bound"),
-        (["--window", 1], "the window is 1 tokens"),
+        (["--window", 1], "the window is 1 token,"),
         (["--stride", 0], "the stride is 0 tokens, must be within 1..63, below the window"),
         (["--max-drop", "1%"], "--max-drop is not for models that generate text"),
         (["--limit", 1], "the data is too short"),

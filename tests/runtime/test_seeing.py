@@ -138,9 +138,9 @@ PART = {"role": "user", "content": [{"type": "image"}]}
         (lambda m: m.generate(ONE, images=[A, B]), "the prompt has 1 place for images, 2 images given"),
         (
             lambda m: m.generate([1, 32, 5], images=A),
-            "the prompt has 1 tokens of images, the images given make 2",
+            "the prompt has 1 token of images, the images given make 2",
         ),
-        (lambda m: m.generate([1, 32]), "the prompt has 1 tokens of images, the images given make 0"),
+        (lambda m: m.generate([1, 32]), "the prompt has 1 token of images, the images given make 0"),
         (
             lambda m: m.generate("<image>" * 9, images=[A] * 9),
             "the images make 9 images, the model takes at most 8",

@@ -47,6 +47,10 @@ are traced. So numbers are not compared: `llmc compile` does that. Exit codes: 0
     help="This precision.",
 )
 @click.option(
+    "--group", type=click.IntRange(min=0), metavar="COLUMNS", help="As in `llmc compile`, of w8, w4 and w4a8."
+)
+@click.option("--zero-points", is_flag=True, help="Likewise.")
+@click.option(
     "--task", default="auto", show_default=True, shell_complete=values.tasks, help="What to compute."
 )
 @click.option("--max-seq", type=click.IntRange(min=1), help="Upper bound of the sequence.")
@@ -61,6 +65,8 @@ def command(
     model: Path,
     target: str | None,
     quant: str | None,
+    group: int | None,
+    zero_points: bool,
     task: str,
     max_seq: int | None,
     dims: dict[str, Any] | None,
@@ -77,12 +83,13 @@ def command(
 
     targets = [target] if target else ["x86", "arm", "cuda"]
     try:
+        modes = _modes(quant, group, zero_points)
         with uncollected():
-            found = foresee(model, task, max_seq, targets, base, adapter, dims, fixed)
+            found = foresee(model, task, max_seq, targets, base, adapter, dims, fixed, group, zero_points)
     except LlmcError as error:
         show_error(error)
         ctx.exit(2)
-    wanted = [(t, q) for t in targets for q in ([quant] if quant else found.precisions[t])]
+    wanted = [(t, q) for t in targets for q in (modes or found.precisions[t])]
     verdicts = {t: {q: found.serves(t, q) for u, q in wanted if u == t} for t in targets}
     if as_json:
         print_json({**asdict(found), "compiles": verdicts})
@@ -91,6 +98,30 @@ def command(
     asked = all if quant else any  # without a wish, one way to compile is good news
     if not asked(found.serves(t, q) for t, q in wanted):
         ctx.exit(1 if found.certain else 2)
+
+
+def _modes(quant: str | None, group: int | None, zero_points: bool) -> list[str]:
+    """The precisions that are asked for; none: all that there are.
+
+    Raises:
+        LlmcError: there are no such groups in any of them.
+    """
+    if group is None and not zero_points:
+        return [quant] if quant else []
+    from llmc.errors import LlmcError
+    from llmc.foresight import STORED
+    from llmc.quantisation import Quantisation
+
+    taken, refusals = [], list[LlmcError]()
+    for mode in [quant] if quant else STORED:
+        calib = "auto" if mode == "int8-static" else None
+        try:
+            taken.append(Quantisation(mode, calib, group=group, zero_points=zero_points).mode)
+        except LlmcError as error:
+            refusals.append(error)
+    if not taken:
+        raise refusals[0]
+    return taken
 
 
 def _show(found: Foresight, wanted: list[tuple[str, str]]) -> None:
@@ -120,12 +151,16 @@ def _show(found: Foresight, wanted: list[tuple[str, str]]) -> None:
 
 
 def _verdict(found: Foresight, target: str, quant: str) -> str:
+    from llmc.foresight import STORED
+
     if quant not in found.precisions[target]:
         return "no: the target has not this precision"
     if quant in found.idle.get(target, ()):
-        return "no: it has nothing to quantise so"
+        return f"no: it {'is quantised already' if found.quantised else 'has nothing to quantise so'}"
     if found.keeps_states and quant == "int8-static":
         return "no: it does not calibrate functions that have states"
+    if target in found.without_zeros and quant in STORED:
+        return "no: the target has no kernels for groups with zero points"
     if not found.certain:
         return "unknown"
     return "yes" if found.serves(target, quant) else "no"

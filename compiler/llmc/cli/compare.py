@@ -21,7 +21,7 @@ from llmc.cli.output import (
     print_table,
     printable,
 )
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, many
 
 _EPILOG = """\b
 Examples:
@@ -273,7 +273,7 @@ def _odd(row: Mapping[str, Any]) -> str:
 
 
 def _count(samples: int) -> str:
-    return f"{samples} sample{'s' * (samples != 1)}"
+    return many(samples, "samples")
 
 
 def _first(facts: Mapping[str, Any], bound: float) -> str:

@@ -28,7 +28,7 @@ from llmc.cli.output import (
 from llmc.cli.verbosity import is_quiet
 from llmc.cli.within import budget_options, print_within, run_within, taken
 from llmc.compiler.frontends.hub import name_of
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, many
 
 _EPILOG = """\b
 Examples:
@@ -280,7 +280,7 @@ def print_effects(effects: Sequence[Mapping[str, Any]]) -> None:
 def _effect_row(effect: Mapping[str, Any]) -> tuple[object, ...]:
     left = effect["left"]
     kept = ", ".join(f"{count} {reason}" for reason, count in left.items())
-    things = f"{effect['changed'] + sum(left.values())} {effect['of']}"
+    things = many(effect["changed"] + sum(left.values()), effect["of"])
     return effect["option"], effect["pass"], effect["changed"], things, f"{effect['share']:.1%}", kept
 
 

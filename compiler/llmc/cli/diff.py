@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from llmc.cli.output import extension_option, is_artifact, json_option, print_json, print_table, printable
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, many
 
 _EPILOG = """\b
 Examples:
@@ -214,7 +214,7 @@ def _side_by_side(rows: Sequence[Any], titles: tuple[str, str], everything: bool
             table.add_row("", "", Text(f"  {printable(change)}", "bold"))
     print_rich(table)
     if not everything and len(shown) > _ROWS:
-        click.echo(f"... and {len(shown) - _ROWS} rows more; --all shows them")
+        click.echo(f"... and {many(len(shown) - _ROWS, 'rows')} more; --all shows them")
 
 
 def _shortened(rows: Sequence[Any], everything: bool) -> Iterator[Any]:
@@ -259,4 +259,6 @@ def _show_numbers(numbers: Mapping[str, Any]) -> None:
         if numbers["same"]
         else "no pair of nodes parts"
     )
-    click.echo(f"{printable(where)}; {numbers['samples']} samples, tolerance {numbers['tolerance']:g}")
+    click.echo(
+        f"{printable(where)}; {many(numbers['samples'], 'samples')}, tolerance {numbers['tolerance']:g}"
+    )

@@ -22,7 +22,7 @@ from llmc.cli.output import (
     require_folder,
     time_text,
 )
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, many
 
 _EPILOG = """\b
 Examples:
@@ -152,7 +152,7 @@ def _show_all(explanation: Any, rule: str | None, as_json: bool) -> None:
         print_json(facts)
         return
     before, after = len(explanation.imported.nodes), len(explanation.after.nodes)
-    click.echo(f"{before} -> {after} nodes by {explanation.pipeline}")
+    click.echo(f"{before} -> {many(after, 'nodes')} by {explanation.pipeline}")
     print_table(
         "applied", ["pass", "rule", ">times", "what it does"], [(p, r, n, s) for p, r, s, n in fusions]
     )
@@ -234,7 +234,7 @@ def _step_text(step: Any) -> str:
 
 
 def _miss_lines(miss: Any) -> list[str]:
-    far = f"stopped after {miss.matched} node{'s' * (miss.matched != 1)}"
+    far = f"stopped after {many(miss.matched, 'nodes')}"
     tried = f"{miss.rule}, tried at {miss.at}"
     return [f"{tried}, {'declined' if miss.declined else far}", f"  at {miss.stopped}: {miss.reason}"]
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from llmc.cli.output import print_table, size_text, time_text
+from llmc.errors import many
 
 _SHOWN = 8  # layers that stayed float
 
@@ -24,8 +25,8 @@ def print_gains(gains: Mapping[str, Any] | None, target: str) -> None:
         ]
         sizes = [sum(g["bytes"][at] for g in slow) for at in (0, 1)]
         runs = _runs(gains["runs"], sums)
-        many = f"{len(slow)} layer{'s' * (len(slow) > 1)} slower for {_bytes(sizes)}"
-        click.echo(f"{many}: {runs}, such as {slow[0]['place']}")
+        slower = f"{many(len(slow), 'layers')} slower for {_bytes(sizes)}"
+        click.echo(f"{slower}: {runs}, such as {slow[0]['place']}")
     for variant, seconds in gains["slower_on"].items():
         click.echo(f"slower on {variant}: {_runs(gains['runs'], seconds)}")
     if gains["left"]:

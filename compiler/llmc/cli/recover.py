@@ -11,6 +11,7 @@ import click
 
 from llmc.cli.output import Progress, Seconds, json_option, print_json, print_table, require_folder, time_text
 from llmc.cli.verbosity import is_quiet
+from llmc.errors import many
 
 _EPILOG = """\b
 Examples:
@@ -192,7 +193,7 @@ def _show(model: Path, found: Any, options: Mapping[str, Any]) -> None:
         )
     ]
     print_table(f"{found.held_rows} rows held back", columns, rows)
-    click.echo(f"{found.steps} steps in {time_text(found.seconds)} on {found.trained_rows} rows")
+    click.echo(f"{many(found.steps, 'steps')} in {time_text(found.seconds)} on {found.trained_rows} rows")
     if options["prune"]:
         share = found.zeros / found.weights
         click.echo(f"{found.zeros} of {found.weights} weights are zero ({share:.1%})")
@@ -210,7 +211,7 @@ def _show_members(found: Any) -> None:
         rows.append((name, _cell("accuracy", found.accuracy[place]), weight))
     rows += [(f"--ensemble {name}", _cell("accuracy", share), "") for name, share in found.together.items()]
     print_table(f"{found.judged_rows} rows held back", ["", ">accuracy", ">weight"], rows)
-    click.echo(f"{found.steps} steps in {time_text(found.seconds)} on {found.trained_rows} rows")
+    click.echo(f"{many(found.steps, 'steps')} in {time_text(found.seconds)} on {found.trained_rows} rows")
     first, *others = (found.path / name for name in found.members)
     members = "".join(f" --member {other}" for other in others)
     joined = f"{members} --ensemble {found.best}" if others else ""  # boosting may end with the first

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from llmc.cli.output import Progress, Seconds, print_table, size_text, time_text
-from llmc.errors import LlmcError
+from llmc.errors import LlmcError, many
 
 OPTIONS = (
     *("max_drop", "max_size", "max_latency", "data", "minimise", "time_budget", "best_effort", "front"),
@@ -163,7 +163,8 @@ def print_within(report: Any) -> None:
     low, high = report.held.mean - report.held.half, report.held.mean + report.held.half
     click.echo(
         f"{report.measure}: {report.held.mean:.2%} ({low:.2%} to {high:.2%}) on {report.held.rows} rows held back, "
-        f"{'run natively' if report.native else 'by the interpreter'}; {report.tries} choices were held to the bounds"
+        f"{'run natively' if report.native else 'by the interpreter'}; "
+        f"{many(report.tries, 'choices')} held to the bounds"
     )
     run = (
         f"; a run {time_text(report.seconds)}, float {time_text(report.float_seconds)}, by the cost model of "
@@ -173,7 +174,7 @@ def print_within(report: Any) -> None:
         f"size {size_text(report.size)}, float {size_text(report.float_size)}{run if report.variant else ''}"
     )
     if report.skipped:
-        click.echo(f"{report.skipped} measurements were left out: --time-budget was over")
+        click.echo(f"left out: {many(report.skipped, 'measurements')}, --time-budget was over")
     for bound in report.unmet:
         click.echo(f"not met: {bound}")
     again = f"--add-pass '{report.text}@quantise'" if report.text else "without a bound, as all stayed float"
