@@ -114,6 +114,8 @@ def _is_such(name: str, array: Array, like: Array) -> bool:
     first = 1 if name == "waiting" else 0
     if (array.dtype, array.ndim, array.shape[first:]) != (like.dtype, like.ndim, like.shape[first:]):
         return False
+    if name == "products":  # which may overflow: whoever rounds by them says so, and where
+        return True
     return bool(np.isfinite(array).all() and (array.dtype.kind == "f" or (array >= 0).all()))
 
 

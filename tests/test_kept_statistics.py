@@ -111,6 +111,16 @@ def test_a_value_that_is_not_finite_leaves_what_was_before(tmp_path: Path) -> No
     assert kept.walks[0]["there"] == 3
 
 
+def test_moments_that_overflow_are_those_of_the_values_not_damage(tmp_path: Path) -> None:
+    """`want_enough` refuses them, with the layer."""
+    large = [{"x": sample["x"] * np.float32(1e30)} for sample in samples(0, 3)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        first, again = (gathered(walk(), large, Statistics(tmp_path)) for _ in range(2))
+    for ours, theirs in zip(again.seen, first.seen, strict=True):
+        assert not np.isfinite(ours.parts()["products"]).all()
+        np.testing.assert_array_equal(ours.parts()["top"], theirs.parts()["top"])
+
+
 def test_memory_is_that_of_one_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_statistics, "SECONDS", 1e9)
 
