@@ -188,6 +188,7 @@ def weight_bytes(found: Outline) -> Mapping[str, int]:
     return {
         "none": 4 * found.parameters,
         "bf16": 2 * found.products + rest,
+        "bf16a16": 2 * found.products + rest,
         "fp16": 2 * found.products + rest,
         "int8": found.products + math.ceil(found.products / 256) + rest,
         "int8-static": found.products + math.ceil(found.products / 256) + rest,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmc.targets.target import Target
 
 STATIC = "int8-static"
-QUANTISATIONS = ("none", "fp16", "bf16", "int8", STATIC, "w8", "w4", "w4a8")
+QUANTISATIONS = ("none", "fp16", "bf16", "bf16a16", "int8", STATIC, "w8", "w4", "w4a8")
 COPIES = 3  # of the f32 weights that a compile holds at a time: as read, as packed, as written
 
 

@@ -1,12 +1,12 @@
-"""Products of bfloat16 with float32 sums, in the order of Intel's tile unit: `tdpbf16ps` and any CPU have the same bits.
+"""Products of bfloat16 with sums in float32, in the order of Intel's tile unit, so that any CPU can have its bits.
 
 A row of k values is k times 16 bits, the upper halves of float32, up to the end of a cache line, and one line of zeros
 more where the lines are even, so that rows lie apart in every cache. A product goes over k in blocks of 32: one chain
 of fused multiply-adds over the even ones of a block, one over the odd ones, both from 0; then total += even + odd.
 
 Rounding is to the nearest, half to even; what is below 2^-50 in magnitude becomes 0. So products are multiples of
-2^-114, sums of them too, and none is denormal: the tile unit takes denormals for 0. Intel's Software Developer's Manual,
-volume 2, TDPBF16PS, has these steps.
+2^-114, sums of them too, and none is denormal: the tile unit takes denormals for 0. These are the steps of
+TDPBF16PS in Intel's Software Developer's Manual, volume 2.
 """
 
 from __future__ import annotations

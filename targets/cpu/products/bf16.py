@@ -29,7 +29,7 @@ from llmc.targets.cpu.products.qlinear import pack_dots
 from llmc.targets.cpu.rows.quantised import magnitude, row_call, row_length
 from llmc.targets.cpu.storage.packing import pad_columns
 from llmc.targets.target import Cpu
-from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, i64, splat, vector
+from llmc.targets.tir.emit import LANES, Buffer, Emitter, Expr, div, f32, fma, splat, vector
 from llmc.targets.tir.grid import columns
 from llmc.targets.tir.later import tirx
 from llmc.targets.tir.math import ACTIVATIONS
@@ -154,7 +154,9 @@ class _Rows:
         with e.loop(0, self.tile.rows, "row") as i, e.loop(0, self.length // LANES, "vector") as at:
             base = e.let((self.row + i) * (p.stride // 2))
             halves = e.load(p.row_halves, base + at * LANES, LANES)
-            e.store(self.wide, i * self.length + at * LANES, _upper(e, tirx.Cast(f"int32x{LANES}", halves), LANES))
+            e.store(
+                self.wide, i * self.length + at * LANES, _upper(e, tirx.Cast(f"int32x{LANES}", halves), LANES)
+            )
 
     def _columns(self, column: Expr, part: int, ahead: Ahead) -> None:
         """The sums of a tile, block by block, and what follows them."""
