@@ -28,7 +28,8 @@ from llmc.errors import LlmcError
 BLOCK = 32  # values of k between two additions to the total
 LINE = 64  # bytes of a cache line: of a block
 LEAST = 2.0**-50  # the smallest magnitude that is kept
-_SUMS = 1 << 17  # of the reference at a time
+_SUMS = 1 << 14  # of the reference at a time
+_LARGE = 2.0**126  # products below are no infinity in float32
 
 
 def row_bytes(k: int) -> int:
@@ -88,18 +89,21 @@ def _bf16_linear_reference(
 def sums(x: Array, w: Array) -> Array:
     """f32 `[m, k]` times `[n, k]` transposed, both of bfloat16's values, as the module says.
 
-    A product has 16 digits. So where float64 rounds its sum with 24 others that is far from the middle of two float32,
-    and to round again to float32 is to round once.
+    A product has 16 digits and is exact in float32, unless it is too large. In float64 its sum with 24 others is far
+    from the middle of two float32 where it is rounded, so that to round again to float32 is to round once.
     """
+    most = np.abs(x).max(initial=0).astype(np.float64) * np.abs(w).max(initial=0)
+    exact = np.float32 if most < _LARGE else np.float64
     total = np.zeros((len(x), len(w)), np.float32)
     missing = -x.shape[1] % BLOCK
-    a, b = (np.pad(v.astype(np.float64), ((0, 0), (0, missing))).T for v in (x, w))
+    a, b = (np.ascontiguousarray(np.pad(v.astype(exact), ((0, 0), (0, missing))).T) for v in (x, w))
+    products, chains = np.empty((2, *total.shape), exact), np.empty((2, *total.shape), np.float32)
     for block in range(0, len(a), BLOCK):
-        chains = np.zeros((2, len(x), len(w)), np.float32)
+        chains[:] = 0
         for at in range(block, block + BLOCK, 2):
-            products = a[at : at + 2, :, None] * b[at : at + 2, None, :]
-            chains = (products + chains).astype(np.float32)
-        total = total + (chains[0] + chains[1])
+            np.multiply(a[at : at + 2, :, None], b[at : at + 2, None, :], out=products)
+            np.add(products, chains, out=chains, casting="same_kind")
+        total += chains[0] + chains[1]
     return total
 
 
