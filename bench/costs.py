@@ -42,6 +42,7 @@ IMAGES = ("fashion", "mobilenetv2", "resnet50")  # bench/convolutions.py
 SEEN = (FLOAT, "int8")  # what convolutions come in
 MORE = (  # what a budget does not choose, and costs are told of
     Candidate("bf16", "bfloat16"),
+    Candidate("bf16a16", "bfloat16,bf16-products"),
     Candidate("prune 4x1", 'prune{pattern="4x1"}'),
     Candidate("prune 16x1", 'prune{pattern="16x1"}'),
     Candidate("prune 2:4", 'prune{pattern="2:4"}'),

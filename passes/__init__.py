@@ -30,6 +30,7 @@ from llmc.passes.layout.channels_last import ChannelsLast
 from llmc.passes.layout.winograd import Winograd
 from llmc.passes.only import Only
 from llmc.passes.quantise import Qfuse, Quantize, Smooth
+from llmc.passes.quantise.bf16 import Bf16Products
 from llmc.passes.quantise.int8_attention import Qattention
 from llmc.passes.quantise.int16 import Int8Blocks, Int16
 from llmc.passes.quantise.integers import Integers
@@ -85,6 +86,7 @@ _QUANTISATION: tuple[type[Pass], ...] = (
     Qattention,
     Int16,
     Int8Blocks,
+    Bf16Products,
     Split,
     Integers,
     Dequantize,

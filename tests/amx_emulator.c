@@ -11,6 +11,7 @@
  * still configured at the end. The first fault is kept, and the instruction that has one does nothing. start_row, where
  * an interrupted load goes on, is refused: no kernel has a use for it.
  */
+#include <math.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -209,4 +210,41 @@ void amx_tdpbusd(int32_t sums, int32_t a, int32_t b)
 void amx_tdpbsud(int32_t sums, int32_t a, int32_t b)
 {
     multiply("tdpbsud", sums, a, b, 1);
+}
+
+/* The float32 of which 16 bits are the upper half; a denormal is 0, as is every result that would be one. */
+static float flushed(float value)
+{
+    return fpclassify(value) == FP_SUBNORMAL ? copysignf(0.0f, value) : value;
+}
+
+static float upper(const uint8_t *half)
+{
+    uint32_t bits = (uint32_t)(half[0] | half[1] << 8) << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return flushed(value);
+}
+
+/* sums[m][n] += even + odd: chains of fused multiply-adds of a[m][2 k] * b[k][2 n] and a[m][2 k + 1] * b[k][2 n + 1] */
+void amx_tdpbf16ps(int32_t sums_number, int32_t a_number, int32_t b_number)
+{
+    static const char name[] = "tdpbf16ps";
+    if (!usable(name, sums_number) || !usable(name, a_number) || !usable(name, b_number))
+        return;
+    tile *sums = &amx.tiles[sums_number];
+    const tile *a = &amx.tiles[a_number], *b = &amx.tiles[b_number];
+    if (!fit(name, sums, a, b))
+        return;
+    amx.products++;
+    for (int m = 0; m < sums->rows; m++)
+        for (int n = 0; n < sums->bytes / 4; n++) {
+            float chains[2] = {0, 0}, sum;
+            for (int k = 0; k < b->rows; k++)
+                for (int i = 0; i < 2; i++)
+                    chains[i] = flushed(fmaf(upper(&a->data[m][4 * k + 2 * i]), upper(&b->data[k][4 * n + 2 * i]), chains[i]));
+            memcpy(&sum, &sums->data[m][4 * n], sizeof sum);
+            sum = flushed(flushed(sum) + flushed(chains[0] + chains[1]));
+            memcpy(&sums->data[m][4 * n], &sum, sizeof sum);
+        }
 }

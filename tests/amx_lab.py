@@ -38,7 +38,16 @@ FLAGS = (
     "-shared",
     "-fPIC",
 )
-INSTRUCTIONS = ("ldtilecfg", "tilerelease", "tilezero", "tileloadd64", "tilestored64", "tdpbusd", "tdpbsud")
+INSTRUCTIONS = (
+    "ldtilecfg",
+    "tilerelease",
+    "tilezero",
+    "tileloadd64",
+    "tilestored64",
+    "tdpbusd",
+    "tdpbsud",
+    "tdpbf16ps",
+)
 TARGET = "x86_64-linux-gnu.2.17"
 
 

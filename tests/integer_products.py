@@ -1,4 +1,4 @@
-"""Graphs of one integer product, and inputs for them."""
+"""Graphs of one product of integers, or of bfloat16, and inputs for them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from llmc.compiler.dims import symbol
 from llmc.compiler.graph import Graph, Node
 from llmc.compiler.ops import constant, input_, make
+from llmc.compiler.ops.bf16 import rounded
 from llmc.compiler.ops.rows import line_stride, pack_rows
 from llmc.compiler.ops.split import split_weights
 from llmc.compiler.ops.storage import pack_indices
@@ -82,6 +83,23 @@ def _of_floats(
     node = make(op, (make(rows, (x,)), *map(constant, weights), *extras), epilogue=epilogue)
     inputs = (x, *(e for e in extras if e.op == "input"))
     return Graph(inputs, {"y": node}, {"rows": (0, 1000)}), node
+
+
+def bf16_product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = ()) -> Graph:
+    """bf16_linear of rows `[rows, k]` of float32; some weights are too small to be kept."""
+    rng = np.random.default_rng([n, k, seed])
+    weights = rng.normal(size=(n, k)) * 10.0 ** rng.integers(-6, 3, (n, 1))
+    weights[:, : k // 4 : 2] *= 1e-16
+    stored = constant(rounded(weights.astype(np.float32)).view(np.uint8))
+    x, extras = input_("x", "f32", (M, k)), []
+    for step in epilogue:
+        if step == "bias":
+            extras.append(constant(rng.normal(size=n).astype(np.float32)))
+        elif step == "residual":
+            extras.append(input_("residual", "f32", (M, n)))
+    inputs = (make("bf16_rows", (x,)), stored, *extras)
+    node = make("bf16_linear", inputs, columns=k, epilogue=epilogue)
+    return Graph((x, *(e for e in extras if e.op == "input")), {"y": node}, {"rows": (0, 1000)})
 
 
 def blocks_product(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from op_values import Random
 
 from llmc.compiler.ops import OPS
+from llmc.compiler.ops.bf16 import rounded
 from llmc.compiler.ops.split import split_weights
 
 RANDOM = Random(7)
@@ -224,6 +225,18 @@ def int8_blockwise(
     return (F.linear(x, w) + sum(extras, torch.zeros(6, dtype=torch.float64))).float()
 
 
+def in_halves(x: Any) -> Any:
+    """40 values of bfloat16 in an odd number of cache lines; small ones are 0."""
+    kept = torch.where(x.abs() < 2.0**-50, torch.zeros(()), x)
+    return F.pad(kept.to(torch.bfloat16).view(torch.uint8), (0, 112))
+
+
+def bf16_linear(rows: Any, halves: Any, *extras: Any) -> Any:
+    """In float64, by the values that rows and weights hold: 6 columns of 40."""
+    x, w = (v[..., :80].contiguous().view(torch.bfloat16).double() for v in (rows, halves))
+    return (F.linear(x, w) + sum(extras, torch.zeros(6, dtype=torch.float64))).float()
+
+
 def _decoded(levels: Any, scales: Any, bits: int, *zeros: Any) -> Any:
     """f64 [6, 40] of levels in blocks of 16."""
 
@@ -243,6 +256,8 @@ BLOCK_ROWS = OPS["int16_rows"].reference(floats(2, 3, 40), block=16)
 BYTE_ROWS = OPS["int8_rows"].reference(floats(2, 3, 40), block=16)
 BLOCK_LEVELS = integers(6, 20, low=0, high=256, dtype="u8")
 BLOCK_SCALES = floats(6, 3)
+HALF_ROWS = OPS["bf16_rows"].reference(floats(2, 3, 40))
+HALF_W = rounded(floats(6, 40)).view(np.uint8)
 INT16_ROWS = OPS["int16_rows"].reference(X, block=0)
 SPLIT_ROWS = OPS["split_rows"].reference(X)
 SPLIT_W = split_weights(W)

@@ -236,6 +236,14 @@ ACCEPTED: list[tuple[str, tuple[Node, ...], dict[str, Any], str]] = [
         {"columns": 33, "bits": 4, "block": 16, "epilogue": ("gelu", "residual")},
         "f32[batch, seq, 3]",
     ),
+    ("bf16_rows", (t(B, S, 65),), {}, "u8[batch, seq, 192]"),
+    ("bf16_rows", (t(B, S, 64),), {}, "u8[batch, seq, 192]"),
+    (
+        "bf16_linear",
+        (t(B, S, 192, dtype="u8"), t(3, 66, dtype="u8"), t(B, S, 3)),
+        {"columns": 33, "epilogue": ("gelu", "residual")},
+        "f32[batch, seq, 3]",
+    ),
     ("split_rows", (t(B, S, 65),), {}, "u8[batch, seq, 448]"),
     (
         "split_linear",

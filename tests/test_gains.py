@@ -32,7 +32,7 @@ from llmc.report import Stages
 TARGET = "x86"
 SHAPES = ((5, 7, 3), (16, 48), (33, 17, 65), (64, 64), (96, 40, 300), (130, 130))
 LOSSY: tuple[dict[str, Any], ...] = (
-    *({"quant": quant} for quant in ("int8", "fp16", "bf16", "w8", "w4", "w4a8")),
+    *({"quant": quant} for quant in ("int8", "fp16", "bf16", "bf16a16", "w8", "w4", "w4a8")),
     *({"prune": spec} for spec in ("0.05", "0.5", "2:4", "4x1:0.8", "16x1:0.3")),
     *({"share": spec} for spec in ("16", "256")),
     *({"factorize": spec} for spec in ("4", "energy=0.99")),

@@ -198,6 +198,7 @@ def weight_bytes(found: Outline, group: int | None = None, zero_points: bool = F
     return {
         "none": 4 * found.parameters,
         "bf16": 2 * found.products + rest,
+        "bf16a16": 2 * found.products + rest,
         "fp16": 2 * found.products + rest,
         "int8": found.products + math.ceil(found.products / 256) + rest,
         "int8-static": found.products + math.ceil(found.products / 256) + rest,

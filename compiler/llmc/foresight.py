@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STATIC = "int8-static"
 STORED = ("w8", "w4", "w4a8")  # what has groups
-QUANTISATIONS = ("none", "fp16", "bf16", "int8", STATIC, *STORED)
+QUANTISATIONS = ("none", "fp16", "bf16", "bf16a16", "int8", STATIC, *STORED)
 _WEIGHTS = ("f32", "f16", "i8", "u8")  # levels of quantised files among them
 COPIES = 3  # of the f32 weights that a compile holds at a time: as read, as packed, as written
 

@@ -34,7 +34,7 @@ _LARGE = (
 _LEAST = 4096  # bytes; weights below are biases and norms
 _UNTOLD = ("batch", "kept", "tokens")  # always 1, or what others come to
 _SKIPPING = "sparse_qlinear"  # its constants have their zeros in place
-_ROUNDING = ("quantize_rows", "int16_rows", "int8_rows", "quantize", "row_scale")
+_ROUNDING = ("quantize_rows", "int16_rows", "int8_rows", "bf16_rows", "quantize", "row_scale")
 Runs = Mapping[str, Mapping[str, Mapping[str, int]]]  # as a run is told -> function -> sizes
 
 

@@ -47,7 +47,7 @@ class Options(TypedDict, total=False):
         allow_noop: compile all the same where one of these options, `quant` or `matmul` changes nothing in the model,
             which is an error otherwise.
         verify_each: hold each pass to its promise by the interpreter, which takes long.
-        quant: "none", "int8", "int8-static", "fp16", "bf16", "w8", "w4" or "w4a8": see docs/quantisation.md.
+        quant: "none", "int8", "int8-static", "fp16", "bf16", "bf16a16", "w8", "w4" or "w4a8": see docs/quantisation.md.
         attention: "int8" or "float": what int8 and int8-static do with attention on CPUs.
         group: of w8, w4 and w4a8, columns that share a scale, a multiple of 16, or 0 for a whole row.
         zero_points: of w8, w4 and w4a8, whether each group has a level of its own for 0.

@@ -11,6 +11,7 @@ from typing import Any
 from llmc.compiler.graph import Node, Source, TensorType, Weight, dtype_name, make, results_of, unplaced
 from llmc.compiler.ops import (
     attention,
+    bf16,
     channel_rows,
     control,
     conv,
@@ -36,6 +37,7 @@ __all__ = [
     "OPS",
     "Op",
     "attention",
+    "bf16",
     "channel_rows",
     "constant",
     "control",

@@ -28,7 +28,7 @@ def makes_levels_of(node: Node) -> bool:
     return node.op in _TO_LEVELS or bool(node.attributes.get("int8"))
 
 
-_TO_LEVELS = frozenset({"quantize", "quantize_rows", "channel_rows", "int16_rows", "int8_rows"})
+_TO_LEVELS = frozenset({"quantize", "quantize_rows", "channel_rows", "int16_rows", "int8_rows", "bf16_rows"})
 
 
 @np.errstate(all="ignore")

@@ -25,6 +25,7 @@ _READERS = (
     "int16_linear",
     "int16_blockwise",
     "int8_blockwise",
+    "bf16_linear",
     "dequantize_rows",
 )  # of their first input
 
@@ -119,7 +120,7 @@ def dequantised(rows: Node, size: int) -> Node:
 
 def split_values(rows: Node) -> Node:
     """The floats that rows in several bytes are of."""
-    if rows.op in ("split_rows", "int16_rows"):
+    if rows.op in ("split_rows", "int16_rows", "bf16_rows"):
         return rows.inputs[0]
     if rows.op == "int8_rows":
         return _rounded_by_block(rows.inputs[0], int(rows.attributes["block"]))

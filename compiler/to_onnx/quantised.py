@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from onnx import TensorProto
 
 from llmc.compiler.frontends.report import UnsupportedError
 from llmc.compiler.graph import Node
@@ -202,6 +203,17 @@ def _blockwise_product(e: Emitter, node: Node) -> Node:
     return make(
         "linear", (split_values(rows), weight, *extras), node.source, epilogue=node.attributes["epilogue"]
     )
+
+
+@exports("bf16_linear")
+def _bf16_linear(e: Emitter, node: Node) -> Node:
+    """linear(x, bfloat16(halves)), x cast to bfloat16 and back; what the rows have as 0, below 2^-50, is not."""
+    rows, halves, *extras = node.inputs
+    x = split_values(rows)
+    there = e.op("Cast", e.value(x), to=int(TensorProto.BFLOAT16))
+    values = e.standing(make("abs", (x,)), e.op("Cast", there, to=kind_of("f32")))
+    weight = make("bfloat16", (halves,), node.source, columns=node.attributes["columns"])
+    return make("linear", (values, weight, *extras), node.source, epilogue=node.attributes["epilogue"])
 
 
 @exports("split_linear")

@@ -29,6 +29,7 @@ QUANTISATIONS: Mapping[str, str] = MappingProxyType(
         STATIC: 'quantize{mode="int8-static"},qfuse,cse',  # after `smooth`, with the scales that calibration finds
         "fp16": 'quantize{mode="fp16"},qfuse,cse',
         "bf16": "bfloat16,cse",
+        "bf16a16": "bfloat16,bf16-products,cse",
         "w8": "blockwise{block=128,table_block=64},int16,cse",
         "w4": "blockwise{bits=4,block=32,head_bits=8,frequent=0.2},int16,cse",
         "w4a8": "blockwise{bits=4,block=32,head_bits=8,frequent=0.2},int8-blocks,int16,cse",

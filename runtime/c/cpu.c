@@ -34,7 +34,7 @@ static int may_use_tiles(uint64_t saved) {
 }
 
 unsigned llmc_cpu_features(void) {
-    const unsigned tiles = 1u << 24 | 1u << 25;                                            /* leaf 7, edx */
+    const unsigned tiles = 1u << 22 | 1u << 24 | 1u << 25;                      /* leaf 7, edx: BF16, tiles, INT8 */
     const unsigned fma = 1u << 12, osxsave = 1u << 27, f16c = 1u << 29;                    /* leaf 1, ecx */
     const unsigned avx2 = 1u << 5;                                                        /* leaf 7, ebx */
     const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, vnni = 1u << 11;     /* F DQ BW VL; ecx */
@@ -120,7 +120,7 @@ void llmc_set_float_mode(uint64_t mode) {
 
 void llmc_cpu_feature_names(unsigned features, char *text, size_t size) {
     static const char *const names[32] = {[0] = "AVX2 with FMA and F16C", [1] = "AVX-512 F/BW/DQ/VL",
-                                          [2] = "AVX-512 VNNI", [3] = "AMX with INT8", [4] = "AVX-VNNI", [8] = "NEON",
+                                          [2] = "AVX-512 VNNI", [3] = "AMX with INT8 and BF16", [4] = "AVX-VNNI", [8] = "NEON",
                                           [9] = "dot product", [10] = "half-precision arithmetic", [11] = "I8MM"};
     size_t used = 0;
     unsigned i;

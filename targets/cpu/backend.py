@@ -26,7 +26,7 @@ class CpuBackend(Backend):
 
     name = "cpu"
     forms = ("shared", "static", "executable")
-    quantisations = frozenset({"int8", "int8-static", "fp16", "bf16", "w8", "w4", "w4a8"})
+    quantisations = frozenset({"int8", "int8-static", "fp16", "bf16", "bf16a16", "w8", "w4", "w4a8"})
     integer_attention = True
     integer_rows = frozenset({"int16", "int8-blocks"})
     zero_points = True

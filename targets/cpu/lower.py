@@ -14,6 +14,7 @@ from llmc.targets.cpu.elementwise import (
     selection,
 )
 from llmc.targets.cpu.products import (
+    bf16,
     cell,
     decoded,
     grouped,
@@ -57,6 +58,7 @@ LOWERINGS: Lowerings = layered(
     norm.LOWERINGS,
     conv.LOWERINGS,
     quantised.LOWERINGS,
+    bf16.LOWERINGS,
     sparse_int8.LOWERINGS,  # declines weights of few lines of zeros
     qlinear.LOWERINGS,
     int16_blocks.LOWERINGS,

@@ -13,6 +13,7 @@ ATTENTION = frozenset({"int8_attention", "ragged_int8_attention"})
 TILED_BLOCKS = "int16_blockwise8"  # `int16_blockwise` of 8 bits
 BLOCKS = frozenset({"int16_blockwise", "int8_blockwise", TILED_BLOCKS})
 SKIPPING = frozenset({"sparse_qlinear"})  # lines of bytes, which no tile can take
+FLOATS = "bf16_linear"  # of tiles too, else by float32
 INTEGER = ATTENTION | BLOCKS | SKIPPING | {"qlinear", "qconv2d", "split_linear", "int16_linear"}
 
 
@@ -22,7 +23,7 @@ FLAGS: Mapping[int, frozenset[str]] = MappingProxyType(
         0x001: frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"}),
         0x002: frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
         0x004: frozenset({"avx512_vnni"}),
-        0x008: frozenset({"amx_tile", "amx_int8"}),
+        0x008: frozenset({"amx_tile", "amx_int8", "amx_bf16"}),
         0x010: frozenset({"avx_vnni"}),
         0x100: frozenset({"asimd"}),
         0x200: frozenset({"asimddp"}),
@@ -48,11 +49,11 @@ AVX512VNNI = Cpu(
 AVX512AMX = replace(
     AVX512VNNI,
     name="avx512amx",
-    attributes=("+avx512vnni", "+amx-tile", "+amx-int8", "-prefer-256-bit"),
+    attributes=("+avx512vnni", "+amx-tile", "+amx-int8", "+amx-bf16", "-prefer-256-bit"),
     features=0b1111,
     needs="AVX-512 with VNNI and AMX",
     tiles=True,
-    own=INTEGER - ATTENTION - BLOCKS - SKIPPING | {TILED_BLOCKS},
+    own=INTEGER - ATTENTION - BLOCKS - SKIPPING | {TILED_BLOCKS, FLOATS},
     base=AVX512VNNI,
 )
 AVX2 = Cpu("avx2", "x86-64-v3", (), 0b001, "AVX2 and FMA", 16, 8)

@@ -53,8 +53,9 @@ _ALL: Lowerings = layered(
 LOWERINGS: Lowerings = {op: _without_doubles(lowering) for op, lowering in _ALL.items()}
 
 # Other compressed weights are gone after the pass `unpack`, cells of recurrent networks after `expand-cells`; `ragged`,
-# `split` and `int16` are for CPUs.
+# `split`, `int16` and `bf16-products` are for CPUs.
 _RAGGED = frozenset({"pack_index", "pack_offsets", "pack_places", "unpack_rows", "ragged_mha"})
 _PARTS = frozenset({"split_rows", "split_linear", "int16_rows", "int16_linear", "int16_blockwise"})
+_HALVES = frozenset({"bf16_rows", "bf16_linear"})
 _IMAGES = frozenset({"qconv2d", "channel_rows"})  # of images with channels last, as CPUs like them
-MISSING = _RAGGED | _PARTS | _IMAGES | CELLS
+MISSING = _RAGGED | _PARTS | _HALVES | _IMAGES | CELLS

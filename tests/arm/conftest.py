@@ -140,6 +140,8 @@ def sixteen() -> Graph:
             zeros = constant(pack_indices(rng.integers(0, 1 << bits, (45, 3)).astype(np.uint8), bits))
             made = make(f"{of}_blockwise", (*inputs, zeros), **made.attributes | {"has_zeros": True})
             outputs[f"{of}-zeros{bits}"] = made
+    halves = _halves(rng.normal(size=(45, WIDTH))).inputs[0]
+    outputs["bf16"] = make("bf16_linear", (make("bf16_rows", (x,)), halves), columns=WIDTH)
     return Graph((x,), outputs, DIMS)
 
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from integer_products import bf16_product, extremes
 from joined import join
 from kernel_lab import same_bits
 from random_graphs import random_inputs
 
 import llmc
+from llmc.compiler.graph import Graph
+from llmc.compiler.interpret import run
 
 pytestmark = pytest.mark.qemu
 
@@ -60,6 +63,16 @@ def test_int8_of_extreme_values(int8_pair, emulate):
     x[0, 4, 69] = np.nan
     with llmc.load(x86) as model:
         assert_same(model(**inputs), emulate(arm, inputs))
+
+
+def test_products_of_bfloat16(build, emulate):
+    """A few rows and many, held to the interpreter: by `-O0`, so that nothing else is made of them."""
+    made = bf16_product(45, 70, 5, ("bias", "residual"))
+    graph = Graph(made.inputs, made.outputs, {"rows": (1, 100)})
+    arm = build(graph, "arm", level=0)
+    for m in (1, 2, 5, 7, 40):
+        inputs = extremes(graph, m, 5)
+        assert_same(run(graph, inputs), emulate(arm, inputs))
 
 
 @pytest.mark.slow

@@ -266,3 +266,13 @@ def test_zero_points_are_refused_where_kernels_have_none() -> None:
     y = make("int8_blockwise", (row, levels, scales, zeros), columns=32, bits=4, block=32, has_zeros=True)
     with pytest.raises(LlmcError, match="no kernel for groups with zero points"):
         lower(Graph((x,), {"y": y}, {"batch": (1, 100)}), LOWERINGS)
+
+
+def test_activations_in_bfloat16_are_refused() -> None:
+    """Never decoded weights and float rows in their place."""
+    with pytest.raises(LlmcError, match="the backend cuda has no kernels for bf16a16"):
+        Order("x", None, {"target": "cuda-sm_90", "quant": "bf16a16"})
+    rows = make("bf16_rows", (input_("x", "f32", (B, 32)),))
+    y = make("bf16_linear", (rows, constant(np.zeros((16, 64), np.uint8))), columns=32)
+    with pytest.raises(LlmcError, match="bf16"):
+        lower(Graph(rows.inputs, {"y": y}, {"batch": (1, 100)}), LOWERINGS)

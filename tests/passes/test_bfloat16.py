@@ -19,6 +19,7 @@ from llmc.errors import LlmcError
 from llmc.passes import PASSES
 from llmc.passes.compress.bfloat16 import Bfloat16, upper_halves
 from llmc.passes.quantise import QUANTISATIONS
+from llmc.passes.quantise.bf16 import Bf16Products
 
 
 def matrix(*shape: int, seed: int = 0) -> Any:
@@ -118,3 +119,55 @@ def test_skip_and_what_quant_appends() -> None:
     after, _ = Pipeline.parse(QUANTISATIONS["bf16"], PASSES).run(graph)
     verify(after)
     assert "bfloat16" in {n.op for n in after.nodes}
+
+
+# --- bf16-products
+
+
+def test_products_of_halves() -> None:
+    """A head that is a table has the look-up's halves; products of one input share its rows; others stay."""
+    graph = network()
+    stored = Bfloat16().run(graph)
+    with listening() as told:
+        after = Bf16Products().run(stored)
+    verify(after)
+    assert str(told[0]) == "2 of 2 products with weights in bfloat16"
+    first, head = (n for n in after.nodes if n.op == "bf16_linear")
+    assert [n.op for n in after.nodes].count("linear") == 2  # of few columns, and small
+    (rows,) = (n for n in after.nodes if n.op == "bfloat16")  # that are looked up
+    assert rows.inputs[0].inputs[0] is head.inputs[1]
+    assert first.inputs[1] is not head.inputs[1]
+    ids = {"ids": np.array([[1, 5, 59]])}
+    plain, halved, found = (run(g, ids) for g in (graph, stored, after))
+    for name in ("logits", "few"):
+        assert 0 < np.abs(found[name] - halved[name]).max() < 2e-2 * np.abs(plain[name]).max()
+
+
+def test_the_epilogue_goes_along() -> None:
+    x, r = input_("x", "f32", (symbol("batch"), 40)), input_("r", "f32", (symbol("batch"), 40))
+    w, bias = constant(Weight(matrix(40, 40) * 0 + 0.5, "w")), constant(np.ones(40, np.float32))
+    a = make("linear", (x, w, bias, r), epilogue=("bias", "gelu", "residual"))
+    graph = Graph((x, r), {"y": a, "z": make("linear", (x, w))}, {"batch": (1, 8)})
+    after, _ = Pipeline.parse(QUANTISATIONS["bf16a16"], PASSES).run(graph)
+    verify(after)
+    ops = [n.op for n in after.nodes]
+    assert (ops.count("bf16_rows"), ops.count("bf16_linear"), ops.count("linear")) == (1, 2, 0)
+    made = after.outputs["y"]
+    assert made.attributes == {"columns": 40, "epilogue": ("bias", "gelu", "residual")}
+    assert made.inputs[2:] == (bias, r)
+
+
+def test_plain_weights_are_left() -> None:
+    graph = network()
+    with listening() as told:
+        assert Bf16Products().run(graph) is graph
+    assert not any(effect.changed for effect in told)
+
+
+def test_halves_that_are_computed() -> None:
+    x, halves = input_("x", "f32", (symbol("batch"), 8)), input_("halves", "u8", (20, 16))
+    y = make("linear", (x, make("bfloat16", (halves,), columns=8)))
+    graph = Graph((x, halves), {"y": y}, {"batch": (1, 8)})
+    with listening() as told:
+        assert Bf16Products().run(graph) is graph
+    assert "computed" in str(told[0])

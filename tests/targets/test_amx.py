@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from integer_products import given, product
+from integer_products import bf16_product, extremes, given, product
 from kernel_lab import Lab, same_bits
 
 from llmc.compiler.interpret import run
@@ -36,3 +36,13 @@ def test_columns_around_a_panel(kernels: Lab, n: int) -> None:
     graph, _ = product(n, 70, 12, ("bias", "relu", "residual"))
     inputs = given(graph, 70, 21, 12)
     assert same_bits(kernels.run(graph, inputs, cpu=AVX512AMX)["y"], run(graph, inputs)["y"])
+
+
+@pytest.mark.parametrize(("n", "k"), [(64, 64), (48, 70), (130, 33)])
+def test_every_number_of_rows_of_bfloat16(kernels: Lab, n: int, k: int) -> None:
+    graph = bf16_product(n, k, 13, ("bias",))
+    for m in [*range(1, 34), 47, 48, 49, 128, 129, 257]:
+        inputs = extremes(graph, m, 13)
+        expected = run(graph, inputs)["y"]
+        for cuts in ((1 << 40,), (1,)):
+            assert same_bits(kernels.run(graph, inputs, cpu=AVX512AMX, cuts=cuts)["y"], expected), (m, cuts)

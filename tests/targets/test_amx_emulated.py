@@ -14,7 +14,15 @@ import amx_lab
 import numpy as np
 import pytest
 from amx_lab import AmxLab
-from integer_products import blocks_product, extremes, given, int16_product, product, split_product
+from integer_products import (
+    bf16_product,
+    blocks_product,
+    extremes,
+    given,
+    int16_product,
+    product,
+    split_product,
+)
 from kernel_lab import CUTS, Array, argument, same_bits
 from level_convolutions import CASES, convolution, images, sized_at_run_time
 
@@ -22,7 +30,7 @@ from llmc.compiler.graph import DTYPES, Graph
 from llmc.compiler.interpret import run
 from llmc.targets.cpu.lower import LOWERINGS
 from llmc.targets.cpu.products import amx
-from llmc.targets.cpu.variants import AVX512AMX, TILED_BLOCKS
+from llmc.targets.cpu.variants import AVX512AMX, FLOATS, TILED_BLOCKS
 from llmc.targets.tir.emit import Emitter
 
 pytestmark = pytest.mark.skipif(bool(amx_lab.why_not()), reason=amx_lab.why_not())
@@ -46,6 +54,8 @@ def made(family: str, n: int, k: int, epilogue: tuple[str, ...] = EPILOGUE) -> M
         graph, _ = split_product(n, k, 20, epilogue)
     elif family == "int16_linear":
         graph, _ = int16_product(n, k, 20, epilogue)
+    elif family == FLOATS:
+        graph = bf16_product(n, k, 20, epilogue)
     elif family == TILED_BLOCKS:
         graph = blocks_product("int16", n, k, 8, 128, epilogue)
     else:
@@ -63,7 +73,7 @@ def made_of_rows(n: int, k: int, epilogue: tuple[str, ...], zero: str) -> Made:
     return graph, lambda m: {**given(plain, k, m, 20), "zero": point}
 
 
-ROUND = ["qlinear", "qlinear u8", "qlinear i8", "split_linear", "int16_linear"]  # depths of any size
+ROUND = ["qlinear", "qlinear u8", "qlinear i8", "split_linear", "int16_linear", FLOATS]  # depths of any size
 FAMILIES = [*ROUND, TILED_BLOCKS]
 
 
@@ -175,9 +185,23 @@ BROKEN_BLOCKS: list[tuple[str, int, Change, str]] = [
 ]
 
 
+# likewise of floats
+BROKEN_FLOATS: list[tuple[str, int, Change, str]] = [
+    ("tdpbf16ps", 3, lambda i: None, WRONG),
+    ("tdpbf16ps", 0, lambda i: (*i[:2], i[1], i[3]), "tdpbf16ps: one tile twice"),
+    ("tilezero", 0, lambda i: None, WRONG),
+    ("tileloadd64", 2, _further, WRONG),
+    ("tilestored64", 1, _beside, WRONG),
+]
+
+
 @pytest.mark.parametrize(
     ("family", "name", "at", "change", "said"),
-    [*(("qlinear", *broken) for broken in BROKEN), *((TILED_BLOCKS, *broken) for broken in BROKEN_BLOCKS)],
+    [
+        *(("qlinear", *broken) for broken in BROKEN),
+        *((TILED_BLOCKS, *broken) for broken in BROKEN_BLOCKS),
+        *((FLOATS, *broken) for broken in BROKEN_FLOATS),
+    ],
 )
 def test_a_broken_kernel_is_seen(
     tmp_path: Path,
@@ -283,3 +307,26 @@ def test_tiles_of_any_size(lab: AmxLab) -> None:
         sums[:, :3], (start + a[:, :20].astype(np.int64) @ words.astype(np.int64)).astype(np.int32)
     )
     assert (sums[:, 3:] == 7).all()
+
+
+def test_bfloat16_as_the_manual_has_it(lab: AmxLab) -> None:
+    """Two chains from 0, their sum to the sums; denormals are taken for 0, and made 0."""
+    one, least, least_half = 0x3F80, 0x0080, 0x0040  # 1, 2^-126, and a denormal
+    a, b = np.zeros((2, 8), np.uint16), np.zeros((4, 4), np.uint16)
+    a[0, :4], a[1, :2] = one, (least_half, least)
+    big, one_more = 0x4B80, 0x3F80  # 2^24: 1 more is lost in one chain
+    b[0, :2], b[1, :2], b[0, 2:] = (big, one_more), (one_more, one_more), (one, 0x3F00)
+    sums = np.array([[0.0, 1.0], [0.0, 1e-40]], np.float32)
+    config = configuration({0: (2, 8), 1: (2, 16), 2: (4, 8)})
+    lab.begin(config, a, b, sums)
+    do(lab, "ldtilecfg", config)
+    for tile, array in enumerate((sums, a, b)):
+        do(lab, "tileloadd64", tile, array, array.strides[0])
+    do(lab, "tdpbf16ps", 0, 1, 2)
+    do(lab, "tilestored64", 0, sums, sums.strides[0])
+    do(lab, "tilerelease")
+    assert lab.end() == ""
+    # even: 2^24 + 1 = 2^24; odd: 1 + 1; then 2^24 + 2. The second row: a denormal * 2^24 + 2^-126 * 1, and
+    # a denormal * 1 + 2^-126 / 2 to a denormal sum
+    wanted = np.array([[2.0**24 + 2, 2.5], [2.0**-126, 0.0]], np.float32)
+    assert np.array_equal(sums, wanted)

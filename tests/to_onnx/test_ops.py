@@ -24,11 +24,19 @@ PACKED = {
     "split_rows",
     "int16_rows",
     "int8_rows",
+    "bf16_rows",
     "pack_index",
     "pack_offsets",
     "pack_places",
 }
-WITHIN = PACKED | {"split_linear", "int16_linear", "int16_blockwise", "int8_blockwise", "ragged_mha"}
+WITHIN = PACKED | {
+    "split_linear",
+    "int16_linear",
+    "int16_blockwise",
+    "int8_blockwise",
+    "bf16_linear",
+    "ragged_mha",
+}
 STORED = {
     "qlinear",
     "dequantize_rows",

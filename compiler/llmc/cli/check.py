@@ -43,7 +43,7 @@ are traced. So numbers are not compared: `llmc compile` does that. Exit codes: 0
 )
 @click.option(
     "--quant",
-    type=click.Choice(["none", "fp16", "bf16", "int8", "int8-static", "w8", "w4", "w4a8"]),
+    type=click.Choice(["none", "fp16", "bf16", "bf16a16", "int8", "int8-static", "w8", "w4", "w4a8"]),
     help="This precision.",
 )
 @click.option(

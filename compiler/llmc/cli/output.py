@@ -81,7 +81,7 @@ add_pass_option = click.option(
 
 def quant_option(help: str) -> Callable[[Any], Any]:
     """`--quant`, with what a command says of it."""
-    kinds = click.Choice(["none", "int8", "int8-static", "fp16", "bf16", "w8", "w4", "w4a8"])
+    kinds = click.Choice(["none", "int8", "int8-static", "fp16", "bf16", "bf16a16", "w8", "w4", "w4a8"])
     return click.option("--quant", type=kinds, default="none", show_default=True, help=help)
 
 

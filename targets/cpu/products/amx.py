@@ -54,6 +54,11 @@ def emit_blocks(p: Any, scratch: Buffer) -> None:
     _emit(_Blocks, p, scratch)
 
 
+def emit_floats(p: Product, scratch: Buffer) -> None:
+    """Likewise of bfloat16 (`bf16.py`), whose sums are float32."""
+    _emit(_Floats, p, scratch)
+
+
 def _emit(of: type[_Kernel], p: Any, scratch: Buffer) -> None:
     e = p.e
     with e.when(e.begin < e.end):
@@ -224,9 +229,8 @@ class _Kernel:
     def finish(self, at: Expr, columns: list[tuple[Columns, list[Expr]]]) -> None:
         """The float steps of row `at` of the step whose sums are held."""
         e, p = self.e, self.p
-        first, column, _, jump, place = (e.let(e.get(self.held, i)) for i in range(5))
-        row = e.let(first + at + tirx.Select(at < self.height, i64(0), jump))
-        here = e.let(place + at * self.columns)
+        row, here = self._held_row(at)
+        column = e.let(e.get(self.held, _COLUMN))
         places = [(here + b * SUMS, b) for b in range(p.parts)]
         if p.pieces > 1:
             places = [(here + i * self.height * self.columns, 0) for i in range(p.pieces)]
@@ -242,6 +246,13 @@ class _Kernel:
         totals = [p.total(list(sums)) for sums in zip(*each, strict=True)]
         p.store(row, [c for c, _ in columns], totals)
 
+    def _held_row(self, at: Expr) -> tuple[Expr, Expr]:
+        """The number of row `at` of the step whose sums are held, and where these lie."""
+        e = self.e
+        first, jump, place = (e.let(e.get(self.held, i)) for i in (_FIRST, _JUMP, _PLACE))
+        row = e.let(first + at + tirx.Select(at < self.height, i64(0), jump))
+        return row, e.let(place + at * self.columns)
+
     def _tail(self, sums: list[Expr], row: Expr, column: Expr) -> list[Expr]:
         """Add the products of the last k % 64 bytes, by vectors."""
         e, p = self.e, self.p
@@ -251,6 +262,25 @@ class _Kernel:
             b = [e.load(p.w_words, start + group * p.strip + j * LANES, LANES) for j in range(self.tiles)]
             sums = [e.let(total) for total in vnni(e, LANES, b)(a, sums)]
         return sums
+
+
+class _Floats(_Kernel):
+    """Writes the steps of bfloat16: sums of floats have one order, and start from 0."""
+
+    multiply = "tdpbf16ps"
+
+    def _either(self, way: int, at: Expr, count: Expr) -> Expr:
+        return at if way == _DEPTH else super()._either(way, at, count)
+
+    def shared(self) -> list[tuple[Columns, list[Expr]]]:
+        column = self.e.let(self.e.get(self.held, _COLUMN))
+        return [(c, []) for c in self.p.columns(column, self.tiles)]
+
+    def finish(self, at: Expr, columns: list[tuple[Columns, list[Expr]]]) -> None:
+        e, sums = self.e, self.e.alias(self.scratch, "float32")
+        row, here = self._held_row(at)
+        totals = [e.load(sums, here + j * LANES, LANES) for j in range(self.tiles)]
+        self.p.store(row, [c for c, _ in columns], totals)
 
 
 _BLOCK = _JUMP  # of the block whose sums wait: its number, as there is one tile of rows
