@@ -52,7 +52,7 @@ def test_any_ascii_text_tokenises(tokenizer):
         assert "[UNK]" not in tokenizer.encode(text).tokens
     assert tokenizer.encode("a film").tokens == ["[CLS]", "a", "film", "[SEP]"]
     assert len(tokenizer.encode("word " * 1000).ids) == 256
-    assert tokenizer.get_vocab_size() == 3600
+    assert tokenizer.get_vocab_size() == 3000
 
 
 def test_it_tells_praise_from_blame(demo_folder, tokenizer):
