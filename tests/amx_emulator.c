@@ -241,8 +241,10 @@ void amx_tdpbf16ps(int32_t sums_number, int32_t a_number, int32_t b_number)
         for (int n = 0; n < sums->bytes / 4; n++) {
             float chains[2] = {0, 0}, sum;
             for (int k = 0; k < b->rows; k++)
-                for (int i = 0; i < 2; i++)
-                    chains[i] = flushed(fmaf(upper(&a->data[m][4 * k + 2 * i]), upper(&b->data[k][4 * n + 2 * i]), chains[i]));
+                for (int i = 0; i < 2; i++) {
+                    float left = upper(&a->data[m][4 * k + 2 * i]), right = upper(&b->data[k][4 * n + 2 * i]);
+                    chains[i] = flushed(fmaf(left, right, chains[i]));
+                }
             memcpy(&sum, &sums->data[m][4 * n], sizeof sum);
             sum = flushed(flushed(sum) + flushed(chains[0] + chains[1]));
             memcpy(&sums->data[m][4 * n], &sum, sizeof sum);

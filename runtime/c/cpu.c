@@ -120,7 +120,8 @@ void llmc_set_float_mode(uint64_t mode) {
 
 void llmc_cpu_feature_names(unsigned features, char *text, size_t size) {
     static const char *const names[32] = {[0] = "AVX2 with FMA and F16C", [1] = "AVX-512 F/BW/DQ/VL",
-                                          [2] = "AVX-512 VNNI", [3] = "AMX with INT8 and BF16", [4] = "AVX-VNNI", [8] = "NEON",
+                                          [2] = "AVX-512 VNNI", [3] = "AMX with INT8 and BF16",
+                                          [4] = "AVX-VNNI", [8] = "NEON",
                                           [9] = "dot product", [10] = "half-precision arithmetic", [11] = "I8MM"};
     size_t used = 0;
     unsigned i;

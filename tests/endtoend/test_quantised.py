@@ -28,6 +28,7 @@ SHAPES = [(1, 1), (3, 17), (2, 64)]
 ASKED: dict[str, tuple[dict[str, Any], float, float]] = {
     "int8": ({"quant": "int8"}, 0.5, 0.28),
     "fp16": ({"quant": "fp16"}, 0.0, 0.52),  # the demo's weights have half precision from the start
+    "bf16a16": ({"quant": "bf16a16"}, 0.1, 0.52),
     "int8-static": ({"quant": "int8-static", "calib": "auto", "calib_method": "minmax"}, 2.0, 0.28),
 }
 
@@ -58,7 +59,8 @@ def test_near_the_float_answers(quant: str, made: Any) -> None:
     _, limit, share = ASKED[quant]
     with llmc.load(made("none")) as plain, llmc.load(made(quant)) as model:
         assert model.manifest.quantisation == quant
-        assert f'mode="{quant}"' in model.manifest.pipeline or quant == "int8"
+        steps = {"int8": "quantize", "bf16a16": "bf16-products"}
+        assert steps.get(quant, f'mode="{quant}"') in model.manifest.pipeline
         assert model.selftest().passed
         for shape in SHAPES:
             given = inputs_of(*shape)
@@ -75,7 +77,8 @@ def test_same_bits_at_every_thread_count_and_variant(
 ) -> None:
     path = made(quant)
     names = variants(path)
-    assert ("avx512vnni" in {v.name for v in llmc.runtime.read_manifest(path).variants}) == (quant != "fp16")
+    has = {v.name for v in llmc.runtime.read_manifest(path).variants}
+    assert ("avx512vnni" in has, "avx512amx" in has) == ("int8" in quant, quant != "fp16")
     for shape in SHAPES:
         runs = []
         for name in names:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from integer_products import bf16_product, extremes
 from op_cases import Case
 from op_formulations import CELL_W, GATES, MEMORY, STATE
 from test_ops_reference import CASES
@@ -88,6 +89,16 @@ def test_bytes_wrap_and_are_selected(tmp_path: Path) -> None:
     graph = Graph(inputs, outputs)
     written(graph, tmp_path / "m.onnx")
     want_same(referenced(tmp_path / "m.onnx", arrays), interpret.run(graph, arrays))
+
+
+def test_products_of_bfloat16_round_what_they_read(tmp_path: Path) -> None:
+    """By a cast there and back; the weights are written out."""
+    made = bf16_product(45, 70, 5, ("bias", "residual"))
+    graph = Graph(made.inputs, made.outputs, {"rows": (1, 100)})
+    inputs = extremes(graph, 21, 5)
+    written(graph, tmp_path / "m.onnx")
+    found, wanted = referenced(tmp_path / "m.onnx", inputs)["y"], interpret.run(graph, inputs)["y"]
+    assert np.abs(found - wanted).max() < 1e-6 * np.abs(wanted).max()
 
 
 def test_every_op_is_written() -> None:
