@@ -1,6 +1,6 @@
 """Accuracy of compiled sentiment models on 2,000 test texts, paired with PyTorch fp32 on the same texts.
 
-    python bench/accuracy.py                        compiles MiniLM-sentiment to fp32, fp16, int8, int8-static, w8, w4
+    python bench/accuracy.py                        compiles MiniLM-sentiment to fp32 and by every --quant
     python bench/accuracy.py none int8 int8x3 --json r.json
     python bench/accuracy.py int8-static-minmax --on tweets     texts of another domain; no gate holds there
 
@@ -39,6 +39,8 @@ GATES: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
         "none": (0.0, 100.0),
         "fp16": (0.1, 99.9),
+        "bf16": (0.3, 99.5),
+        "bf16a16": (0.3, 99.5),
         "int8": (0.5, 98.0),
         **{f"{STATIC}-{method}": (0.7, 97.0) for method in METHODS},
         "w8": (0.3, 99.0),

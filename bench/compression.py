@@ -35,6 +35,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "dense": {},
         "fp16": {"quant": "fp16"},
         "bf16": {"quant": "bf16"},
+        "bf16a16": {"quant": "bf16a16"},
         "int8": {"quant": "int8"},
         "int8-static": {"quant": "int8-static", "calib": CALIB},
         "w8": {"quant": "w8"},
