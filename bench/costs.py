@@ -2,6 +2,8 @@
 
     python bench/costs.py                  measures, prints the errors, writes nothing
     python bench/costs.py --write          and writes costs.json; figures of other instruction sets stay
+    python bench/costs.py --write --variants avx512 avx512amx --candidates fp32 int8 bf16a16
+                                           on another machine: what is new, on the scale that fp32 products have there
     python bench/costs.py --check FOLDER   a whole model by each recipe: what the model of costs says, and what it takes
     python bench/costs.py --slower fashion [--cpu avx2]   for one instruction set alone: int8 without the products that
                                            it would slow down, and with them, beside fp32
@@ -173,8 +175,11 @@ def main() -> int:
     kept: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"seconds": {}}
     for variant, kinds in found.items():
         known = kept["seconds"].get(variant, {}) if options.candidates else {}
+        if FLOAT in (options.candidates or ()):
+            first = first_of(variant)  # which fp32 models run by
+            kinds = at_scale(variant, kinds, found[first]["linear"], kept["seconds"][first])
         kept["seconds"][variant] = {**table(variant, kinds), **known}
-    for cpu in find_target("x86").cpus:  # its base's code serves it where it has none of its own
+    for cpu in reversed(find_target("x86").cpus):  # its base's code serves it where it has none of its own
         base = kept["seconds"].get(cpu.base.name) if cpu.base else None
         if base and cpu.name in kept["seconds"]:
             own = kept["seconds"][cpu.name].items()
@@ -182,6 +187,24 @@ def main() -> int:
     if options.write:
         FILE.write_text(text_of(kept["seconds"]))
     return 0
+
+
+def first_of(variant: str) -> str:
+    """The instruction set that this one's code is built on."""
+    (cpu,) = (c for c in find_target("x86").cpus if c.name == variant)
+    return first_of(cpu.base.name) if cpu.base else cpu.name
+
+
+def at_scale(
+    variant: str, kinds: Mapping[str, list[Sample]], floats: list[Sample], known: Mapping[str, list[float]]
+) -> dict[str, list[Sample]]:
+    """The samples of a machine as if its fp32 products took what those take that the figures are of."""
+    factor = float(np.median([np.dot(known["linear"], f) / t for _, f, t, _ in floats]))
+    print(f"{variant}: fp32 products take {1 / factor:.2f} of what the figures say")
+    return {
+        kind: [(name, f, t * factor, shape) for name, f, t, shape in samples]
+        for kind, samples in kinds.items()
+    }
 
 
 def subjects(options: Any, place: Path) -> Iterator[tuple[Any, Any, tuple[str, ...]]]:

@@ -79,7 +79,7 @@ def test_what_follows_has_kernels() -> None:
 
 
 def test_the_same_wherever_it_is_asked() -> None:
-    assert variant_of(find_target("x86")) == "avx512vnni"
+    assert variant_of(find_target("x86")) == "avx512amx"
     assert variant_of(TARGET) == "avx2vnni"
     with pytest.raises(LlmcError, match="no figures of the time that kernels take") as caught:
         variant_of(find_target("rpi5"))

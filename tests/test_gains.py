@@ -74,7 +74,7 @@ def slow_bytes(monkeypatch: pytest.MonkeyPatch, seconds: float = 1e-4) -> None:
 def test_both_figures_of_each_layer() -> None:
     _, found = gained(network(256, 256, 32), quant="int8")
     assert found is not None
-    assert (found.variant, found.runs, found.left) == ("avx512vnni", ("n=1", "n=128"), ())
+    assert (found.variant, found.runs, found.left) == ("avx512amx", ("n=1", "n=128"), ())
     first, second = found.layers
     assert (first.place, first.kinds) == ("layer.0", ("linear", "qlinear"))
     assert first.bytes == (4 * 256 * 256, 256 * 256 + 4 * 256)
@@ -309,7 +309,7 @@ def test_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert found is not None
     print_gains(found.to_dict(), TARGET)
     told = capsys.readouterr().out
-    assert "by the cost model of avx512vnni, one thread: weights 77.8 kB -> 32.5 kB, n=1" in told
+    assert "by the cost model of avx512amx, one thread: weights 77.8 kB -> 32.5 kB, n=1" in told
     assert "left float, as they would be slower" in told
     assert "linear -> qlinear" in told
     _, found = gained(network(256, 256), prune="0.3")
