@@ -179,16 +179,24 @@ static int fit(const char *name, const tile *sums, const tile *a, const tile *b)
     return 1;
 }
 
+/* Whether three tiles can be used and fit together; then a product more is counted. */
+static int may_multiply(const char *name, int32_t sums, int32_t a, int32_t b)
+{
+    if (!usable(name, sums) || !usable(name, a) || !usable(name, b))
+        return 0;
+    if (!fit(name, &amx.tiles[sums], &amx.tiles[a], &amx.tiles[b]))
+        return 0;
+    amx.products++;
+    return 1;
+}
+
 /* sums[m][n] += the sum over i < 4 and k of a[m][4 k + i] * b[k][4 n + i], one of them signed, modulo 2^32 */
 static void multiply(const char *name, int32_t sums_number, int32_t a_number, int32_t b_number, int a_is_signed)
 {
-    if (!usable(name, sums_number) || !usable(name, a_number) || !usable(name, b_number))
+    if (!may_multiply(name, sums_number, a_number, b_number))
         return;
     tile *sums = &amx.tiles[sums_number];
     const tile *a = &amx.tiles[a_number], *b = &amx.tiles[b_number];
-    if (!fit(name, sums, a, b))
-        return;
-    amx.products++;
     for (int m = 0; m < sums->rows; m++) {
         uint32_t row[BYTES / 4];
         memcpy(row, sums->data[m], sizeof row);
@@ -230,13 +238,10 @@ static float upper(const uint8_t *half)
 void amx_tdpbf16ps(int32_t sums_number, int32_t a_number, int32_t b_number)
 {
     static const char name[] = "tdpbf16ps";
-    if (!usable(name, sums_number) || !usable(name, a_number) || !usable(name, b_number))
+    if (!may_multiply(name, sums_number, a_number, b_number))
         return;
     tile *sums = &amx.tiles[sums_number];
     const tile *a = &amx.tiles[a_number], *b = &amx.tiles[b_number];
-    if (!fit(name, sums, a, b))
-        return;
-    amx.products++;
     for (int m = 0; m < sums->rows; m++)
         for (int n = 0; n < sums->bytes / 4; n++) {
             float chains[2] = {0, 0}, sum;

@@ -85,18 +85,22 @@ def _of_floats(
     return Graph(inputs, {"y": node}, {"rows": (0, 1000)}), node
 
 
+def extras_of(epilogue: tuple[str, ...], n: int, rng: np.random.Generator) -> list[Any]:
+    """What the steps of an epilogue read."""
+    made = {
+        "bias": lambda: constant(rng.normal(size=n).astype(np.float32)),
+        "residual": lambda: input_("residual", "f32", (M, n)),
+    }
+    return [made[step]() for step in epilogue if step in made]
+
+
 def bf16_product(n: int, k: int, seed: int, epilogue: tuple[str, ...] = ()) -> Graph:
     """bf16_linear of rows `[rows, k]` of float32; some weights are too small to be kept."""
     rng = np.random.default_rng([n, k, seed])
     weights = rng.normal(size=(n, k)) * 10.0 ** rng.integers(-6, 3, (n, 1))
     weights[:, : k // 4 : 2] *= 1e-16
     stored = constant(rounded(weights.astype(np.float32)).view(np.uint8))
-    x, extras = input_("x", "f32", (M, k)), []
-    for step in epilogue:
-        if step == "bias":
-            extras.append(constant(rng.normal(size=n).astype(np.float32)))
-        elif step == "residual":
-            extras.append(input_("residual", "f32", (M, n)))
+    x, extras = input_("x", "f32", (M, k)), extras_of(epilogue, n, rng)
     inputs = (make("bf16_rows", (x,)), stored, *extras)
     node = make("bf16_linear", inputs, columns=k, epilogue=epilogue)
     return Graph((x, *(e for e in extras if e.op == "input")), {"y": node}, {"rows": (0, 1000)})
@@ -116,12 +120,7 @@ def blocks_product(
     zero points, if there are to be any.
     """
     rng = np.random.default_rng([n, k, bits, block])
-    x, extras = input_("x", "f32", (M, k)), []
-    for step in epilogue:
-        if step == "bias":
-            extras.append(constant(rng.normal(size=n).astype(np.float32)))
-        elif step == "residual":
-            extras.append(input_("residual", "f32", (M, n)))
+    x, extras = input_("x", "f32", (M, k)), extras_of(epilogue, n, rng)
     levels = rng.integers(0, 1 << bits, (n, k)).astype(np.uint8)
     levels[: n // 3] = rng.choice(np.array([0, (1 << bits) - 1], np.uint8), (n // 3, 1))
     scales = rng.normal(scale=1e-2, size=(n, -(-k // block))).astype(dtype)

@@ -244,6 +244,19 @@ def do(lab: AmxLab, name: str, *arguments: Array | int) -> None:
     lab.amx[f"amx_{name}"](*map(argument, arguments))
 
 
+def multiply(lab: AmxLab, name: str, config: np.ndarray, *arrays: np.ndarray) -> None:
+    """The first array += the second times the third, by an instruction, each from its own tile."""
+    sums, *_ = arrays
+    lab.begin(config, *arrays[1:], sums)
+    do(lab, "ldtilecfg", config)
+    for tile, array in enumerate(arrays):
+        do(lab, "tileloadd64", tile, array, array.strides[0])
+    do(lab, name, 0, 1, 2)
+    do(lab, "tilestored64", 0, sums, sums.strides[0])
+    do(lab, "tilerelease")
+    assert lab.end() == ""
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -294,14 +307,7 @@ def test_tiles_of_any_size(lab: AmxLab) -> None:
     sums = np.full((3, 7), 7, np.int32)
     sums[:, :3] = start
     config = configuration({0: (3, 12), 1: (3, 20), 2: (5, 12)})
-    lab.begin(config, a, b, sums)
-    do(lab, "ldtilecfg", config)
-    for tile, array in enumerate((sums, a, b)):
-        do(lab, "tileloadd64", tile, array, array.strides[0])
-    do(lab, "tdpbusd", 0, 1, 2)
-    do(lab, "tilestored64", 0, sums, sums.strides[0])
-    do(lab, "tilerelease")
-    assert lab.end() == ""
+    multiply(lab, "tdpbusd", config, sums, a, b)
     words = b[:, :12].reshape(5, 3, 4).transpose(0, 2, 1).reshape(20, 3)
     assert np.array_equal(
         sums[:, :3], (start + a[:, :20].astype(np.int64) @ words.astype(np.int64)).astype(np.int32)
@@ -318,14 +324,7 @@ def test_bfloat16_as_the_manual_has_it(lab: AmxLab) -> None:
     b[0, :2], b[1, :2], b[0, 2:] = (big, one_more), (one_more, one_more), (one, 0x3F00)
     sums = np.array([[0.0, 1.0], [0.0, 1e-40]], np.float32)
     config = configuration({0: (2, 8), 1: (2, 16), 2: (4, 8)})
-    lab.begin(config, a, b, sums)
-    do(lab, "ldtilecfg", config)
-    for tile, array in enumerate((sums, a, b)):
-        do(lab, "tileloadd64", tile, array, array.strides[0])
-    do(lab, "tdpbf16ps", 0, 1, 2)
-    do(lab, "tilestored64", 0, sums, sums.strides[0])
-    do(lab, "tilerelease")
-    assert lab.end() == ""
+    multiply(lab, "tdpbf16ps", config, sums, a, b)
     # even: 2^24 + 1 = 2^24; odd: 1 + 1; then 2^24 + 2. The second row: a denormal * 2^24 + 2^-126 * 1, and
     # a denormal * 1 + 2^-126 / 2 to a denormal sum
     wanted = np.array([[2.0**24 + 2, 2.5], [2.0**-126, 0.0]], np.float32)
